@@ -1,0 +1,1 @@
+"""The embedded world: small pictures with questions and answers, made on the spot from drawings shipped here."""
