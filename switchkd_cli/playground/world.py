@@ -1,8 +1,8 @@
 """Scenes of the embedded world: one to four things, at times a digit sign, in a 2x2 layout on a plain background.
 
-Splits: a scene's composition (background, concepts by place, digit; hands left out) is hashed into one of ten
-buckets and each split owns its own, so no two splits ever share a composition, whatever the seeds. Split `hard`
-also uses drawings that no other split shows: of each concept (and digit) one hand is held out, rotating.
+Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) picks one of ten
+buckets, and each split owns its own, so no two splits ever share a composition, whatever the seeds. Split
+`hard` also uses drawings that no other split shows: of each concept and digit one hand is held out, rotating.
 """
 
 import hashlib
@@ -117,7 +117,7 @@ def _hands(name: str, hard: bool) -> tuple[str, ...]:
 
 
 def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
-    """The first `count` scenes of a split's endless, seeded sequence (a longer one starts with a shorter one).
+    """The first `count` scenes of a split's endless sequence; a longer one starts with a shorter one.
 
     Raises ValueError for an unknown split.
     """
@@ -152,7 +152,7 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of SIZE x SIZE pixels; sizes and positions jitter, seeded by the scene's id."""
+    """The scene as an RGB picture of SIZE x SIZE pixels. Sizes and positions jitter, seeded by the scene's id."""
     jitter = random.Random(scene.id)
     picture = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background].rgb)
     for thing in scene.things:
