@@ -1,0 +1,1 @@
+"""Recipes: what a run is, as data. `load` reads a YAML file into frozen, checked runs."""

@@ -1,0 +1,215 @@
+"""What the schema cannot see: names that must exist elsewhere, and values that must fit one another.
+
+Every check reads plain data that may be broken elsewhere, so that all problems come out in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from switchkd_cli import registry
+from switchkd_cli.errors import did_you_mean
+from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.recipe.patch import item_name
+from switchkd_cli.recipe.source import Step
+
+Path = tuple[Step, ...]
+Problem = tuple[Path, str]
+
+AVERAGE = "average"  # beside the benchmarks' names in a row's printed numbers
+
+# Which parts the gradient of a term reaches, by the path it is a term of (Algorithm 1; the teacher is frozen).
+REACH: dict[str, frozenset[str]] = {
+    "student": frozenset({"vision", "projector", "language"}),
+    "switch": frozenset({"vision"}),
+    "teacher": frozenset(),
+}
+
+
+def check(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every problem of a recipe's plain data that needs more than one field to be seen."""
+    yield from _models(data)
+    yield from _data_sets(data)
+    yield from _stages(data)
+    yield from _evaluation(data)
+    yield from _rows(data)
+
+
+def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
+    for model in ("student", "teacher"):
+        spec = _mapping(data.get(model))
+        family = spec.get("family")
+        if isinstance(family, str) and family not in registry.FAMILIES:
+            yield (model, "family"), _unknown("family", family, registry.FAMILIES)
+        if isinstance(spec.get("language"), Mapping) and spec.get("tokenizer") is None:
+            yield (model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
+
+
+def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, spec in _mapping(data.get("data")).items():
+        source = _mapping(spec).get("source")
+        if not isinstance(source, str):
+            continue
+        if source not in registry.SOURCES:
+            yield ("data", name, "source"), _unknown("source", source, registry.SOURCES)
+        else:
+            given = _mapping(spec.get("parameters"))
+            yield from _parameters("source", source, given, ("data", name, "parameters"))
+
+
+def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
+    stages = _items(data.get("stages"))
+    yield from _repeated("stages", [(("stages", i, "name"), s.get("name")) for i, s in stages])
+    known_data = _mapping(data.get("data"))
+    for i, stage in stages:
+        path: Path = ("stages", i)
+        name = stage.get("data")
+        if isinstance(name, str) and name not in known_data:
+            yield (*path, "data"), _unknown("data set", name, known_data)
+        yield from _budget(stage, path)
+        yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
+
+
+def _budget(stage: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    steps, epochs = stage.get("steps"), stage.get("epochs")
+    if (steps is None) == (epochs is None):
+        got = "neither" if steps is None else "both"
+        yield (*path, "steps"), f"a stage takes either steps or epochs, got {got}"
+    batch, micro = stage.get("batch"), stage.get("micro_batch")
+    if _is_count(batch) and _is_count(micro) and batch % micro:
+        yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
+
+
+def _objective(stage: Mapping[str, Any], path: Path, *, has_teacher: bool) -> Iterator[Problem]:
+    terms = [((*path, "objective", i), term) for i, term in _items(stage.get("objective"))]
+    yield from _repeated("terms", [((*at, "name"), item_name(term)) for at, term in terms])
+    train = stage.get("train")
+    train = [part for part in train if isinstance(part, str)] if isinstance(train, list) else []
+    yield from _repeated("trained parts", [((*path, "train"), part) for part in train])
+    for part in _mapping(stage.get("lr_scale")):
+        if train and part in REACH["student"] and part not in train:
+            yield (
+                (*path, "lr_scale", part),
+                f"the stage does not train it, got {part!r} (trained: {', '.join(train)})",
+            )
+    reached: set[str] = set()
+    for at, term in terms:
+        yield from _loss(term, at)
+        yield from _routes(term, at, train, has_teacher=has_teacher)
+        reached |= REACH.get(str(term.get("of", "student")), REACH["student"])
+    for part in train:
+        if terms and part in REACH["student"] - reached:
+            yield (*path, "train"), f"no term of the objective trains it, got {part!r}"
+
+
+def _loss(term: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    loss = term.get("loss")
+    if not isinstance(loss, str):
+        return
+    if loss not in registry.LOSSES:
+        yield (*path, "loss"), _unknown("loss", loss, registry.LOSSES)
+        return
+    yield from _parameters("loss", loss, _mapping(term.get("parameters")), (*path, "parameters"))
+    wants_labels = registry.signature("loss", loss).positional[:1] == ("targets",)
+    to = term.get("to", "labels")
+    if wants_labels and to != "labels":
+        yield (*path, "to"), f"{loss} compares with the labels, got {to!r} (did you mean 'labels'?)"
+    if not wants_labels and to == "labels":
+        yield (*path, "to"), f"{loss} compares two models' logits, got 'labels' (did you mean 'teacher'?)"
+
+
+def _routes(term: Mapping[str, Any], path: Path, train: list[str], *, has_teacher: bool) -> Iterator[Problem]:
+    of, to = term.get("of", "student"), term.get("to", "labels")
+    for key, route in (("of", of), ("to", to)):
+        if route in ("teacher", "switch") and not has_teacher:
+            yield (*path, key), f"the recipe has no teacher, got {route!r}"
+    if of == to:
+        yield (*path, "to"), f"a term compares two different things, got {to!r} twice"
+    elif of == "teacher":
+        yield (*path, "of"), "the teacher is frozen, so this term trains nothing, got 'teacher'"
+    elif of == "switch" and train and "vision" not in train:
+        yield (
+            (*path, "of"),
+            f"the switch trains only vision, the stage only {', '.join(train)}, got 'switch'",
+        )
+
+
+def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
+    names = _mapping(data.get("evaluation")).get("benchmarks")
+    listed = (
+        [(("evaluation", "benchmarks", i), n) for i, n in enumerate(names)] if isinstance(names, list) else []
+    )
+    yield from _repeated("benchmarks", listed)
+    for path, name in listed:
+        if isinstance(name, str) and name not in BENCHMARKS:
+            yield path, _unknown("benchmark", name, BENCHMARKS)
+
+
+def _rows(data: Mapping[str, Any]) -> Iterator[Problem]:
+    rows = _mapping(data.get("rows"))
+    controls = data.get("controls")
+    for i, name in enumerate(controls if isinstance(controls, list) else ()):
+        if isinstance(name, str) and name not in rows:
+            yield ("controls", i), _unknown("row", name, rows)
+    for row, spec in rows.items():
+        for name in _mapping(_mapping(spec).get("paper")):
+            if name not in BENCHMARKS and name != AVERAGE:
+                yield ("rows", row, "paper", name), _unknown("benchmark", name, [*BENCHMARKS, AVERAGE])
+
+
+def _parameters(kind: registry.Kind, name: str, given: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """Compare what a recipe gives with the function's own keyword-only arguments."""
+    keywords = registry.signature(kind, name).keywords
+    for key, value in given.items():
+        if key not in keywords:
+            yield (*path, key), f"{name} takes no such parameter, got {key!r}{did_you_mean(key, keywords)}"
+        elif (wrong := _misfit(keywords[key].annotation, value)) is not None:
+            yield (*path, key), f"{wrong}, got {value!r}"
+    for key, parameter in keywords.items():
+        if parameter.required and key not in given:
+            yield (*path, key), f"missing: {name} needs it"
+
+
+def _misfit(annotation: Any, value: Any) -> str | None:
+    """Why `value` does not fit `annotation`, or None. Scalars are compared strictly: `true` is no number."""
+    strict = not isinstance(value, list | dict)
+    try:
+        TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=strict)
+    except PydanticUserError:  # an annotation that takes no configuration of ours
+        return None
+    except ValidationError as error:
+        return " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in error.errors()))
+    return None
+
+
+def _repeated(what: str, named: Iterable[tuple[Path, Any]]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for path, name in named:
+        if isinstance(name, str) and name in seen:
+            yield path, f"{what} need different names, got {name!r} twice"
+        elif isinstance(name, str):
+            seen.add(name)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    return f"unknown {what}, got {name!r}{did_you_mean(name, known)}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _items(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
+    """The mappings of a list, with their indices."""
+    return (
+        [(i, item) for i, item in enumerate(value) if isinstance(item, Mapping)]
+        if isinstance(value, list)
+        else []
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,33 @@
+"""A digest of what a model's name in a recipe points to on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.locate import locate
+
+_SAMPLE = 1 << 20
+
+
+def fingerprint(name: str) -> str | None:
+    """A digest of what a checkpoint or file holds now, so that a changed one is not taken for the old one.
+
+    Reads the first and last mebibyte of each file. None for a hub id or when nothing is there.
+    """
+    try:
+        path = Path(locate(name)) if not Path(name).is_file() else Path(name)
+    except UserError:
+        return None
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLE))
+            stream.seek(max(0, size - _SAMPLE))
+            digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()

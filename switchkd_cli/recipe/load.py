@@ -1,0 +1,269 @@
+"""A recipe file -> runs: read, patch with the row and the overrides, check everything, and freeze."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.recipe import invalid, patch, source
+from switchkd_cli.recipe.check import check
+from switchkd_cli.recipe.fingerprint import fingerprint
+from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
+
+FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
+BASE = "base"  # the only row of a recipe that names no rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a recipe with one seed: everything a training process needs to know."""
+
+    recipe: str
+    row: str
+    title: str
+    config: Recipe
+    paper: Mapping[str, float]
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @cached_property
+    def text(self) -> str:
+        """The resolved recipe: row and overrides applied, rows gone. It is a recipe itself."""
+        return source.write(self.config.model_dump(mode="json", exclude={"rows", "controls"}))
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of all that the run's results depend on (titles do not count, changed checkpoints do)."""
+        config = self.config.model_dump(mode="json", exclude={"title", "rows", "controls"})
+        data = [_data_fingerprints(self.config, name) for name in self.config.data]
+        return digest(
+            config, _model_fingerprints(self.config.student), _model_fingerprints(self.config.teacher), data
+        )
+
+    def stage_key(self, index: int) -> str:
+        """A digest of all that the output of stage `index` depends on; rows that differ later share it."""
+        config = self.config
+        stages = config.stages[: index + 1]
+        teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
+        used = sorted({stage.data for stage in stages})
+        return digest(
+            [_dump(config.student), _model_fingerprints(config.student)],
+            [_dump(teacher), _model_fingerprints(teacher)],
+            {name: [_dump(config.data[name]), _data_fingerprints(config, name)] for name in used},
+            [_dump(stage) for stage in stages],
+            [config.seed, config.precision],
+        )
+
+    @property
+    def teacher_key(self) -> str:
+        """A digest of all that the teacher's scores and the baselines depend on."""
+        config = self.config
+        return digest(_dump(config.teacher), _model_fingerprints(config.teacher), _dump(config.evaluation))
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of plain data."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load(
+    path: str | Path, row: str | None = None, overrides: Sequence[str] = (), seed: int | None = None
+) -> Run:
+    """Read one row of a recipe (the first when none is named).
+
+    Every row of the file is checked. Raises UserError with all problems at once.
+    """
+    opened = _Opened(path)
+    return opened.runs([row or opened.rows[0]], overrides, seed)[0]
+
+
+def load_with_controls(
+    path: str | Path, row: str | None = None, overrides: Sequence[str] = (), seed: int | None = None
+) -> tuple[Run, ...]:
+    """The row and, after it, the recipe's control rows. An override must fit one of them at least."""
+    opened = _Opened(path)
+    first = row or opened.rows[0]
+    controls = opened.data.get("controls")
+    named = [name for name in controls if name in opened.rows] if isinstance(controls, list) else []
+    return opened.runs([first, *(name for name in named if name != first)], overrides, seed)
+
+
+def load_rows(
+    path: str | Path,
+    rows: Iterable[str] | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+) -> tuple[Run, ...]:
+    """The named rows, or all of them, in the order of the file. An override must fit one of them at least."""
+    opened = _Opened(path)
+    wanted = list(opened.rows if rows is None else rows)
+    order = {name: i for i, name in enumerate(opened.rows)}
+    return opened.runs(sorted(dict.fromkeys(wanted), key=lambda name: order.get(name, -1)), overrides, seed)
+
+
+class _Opened:
+    """A recipe file as plain data, and the way from there to runs."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.file = str(path)
+        self.recipe = Path(path).stem
+        data = source.read(_text(Path(path)), self.file)
+        if not isinstance(data, dict):
+            raise UserError(
+                f"{self.file}: a recipe is a mapping, got {'nothing' if data is None else repr(data)}"
+            )
+        self.data = data
+        rows = data.get("rows")
+        self.rows: tuple[str, ...] = tuple(rows) if isinstance(rows, dict) and rows else (BASE,)
+
+    def runs(self, wanted: Sequence[str], overrides: Sequence[str], seed: int | None) -> tuple[Run, ...]:
+        problems: dict[str, None] = {}  # in order, each once
+        for name in wanted:
+            if name not in self.rows:
+                problems[f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, self.rows)}"] = None
+        parsed = _parse(overrides, problems)
+        misses: dict[str, list[str]] = {key: [] for key in parsed}
+        found: dict[str, Recipe | None] = {}
+        for name in self.rows:
+            data = self._patched(name, problems)
+            if name in wanted:
+                data = _overridden(data, parsed, misses, seed)
+            found[name] = self._validated(data, problems)
+        asked = [name for name in wanted if name in self.rows]
+        for key, missed in misses.items():
+            if asked and len(missed) == len(asked):
+                problems[f"override: {key}: {missed[0]}"] = None
+        if problems:
+            raise UserError(sorted(problems, key=_line))
+        return tuple(self._run(name, found[name]) for name in wanted)
+
+    def _patched(self, name: str, problems: dict[str, None]) -> Any:
+        """The data with a row's `drop` and `set` applied as far as they can be."""
+        data: Any = self.data
+        row = (data.get("rows") or {}).get(name) if name != BASE or BASE in self.rows else None
+        row = row if isinstance(row, dict) else {}
+        for term in row.get("drop") or () if isinstance(row.get("drop"), list) else ():
+            try:
+                data = patch.drop(data, [term])
+            except patch.PatchError as error:
+                self._note(problems, ("rows", name, "drop"), str(error))
+        for dotted, value in row["set"].items() if isinstance(row.get("set"), dict) else ():
+            path = ("rows", name, "set", dotted)
+            try:
+                data = patch.apply(data, {dotted: value}, place=source.where(self.data, path))
+            except patch.PatchError as error:
+                self._note(problems, path, str(error))
+        return data
+
+    def _validated(self, data: Any, problems: dict[str, None]) -> Recipe | None:
+        recipe = None
+        try:
+            recipe = Recipe.model_validate(data)
+        except ValidationError as error:
+            for path, message in invalid.problems(error):
+                self._note(problems, path, message, data)
+        for path, message in check(data):
+            self._note(problems, path, message, data)
+        return recipe
+
+    def _note(
+        self, problems: dict[str, None], path: Sequence[source.Step], message: str, data: Any = None
+    ) -> None:
+        data = self.data if data is None else data
+        problems[f"{source.where(data, path) or self.file}: {_dotted(data, path)}: {message}"] = None
+
+    def _run(self, name: str, recipe: Recipe | None) -> Run:
+        assert recipe is not None  # else there were problems
+        row = recipe.rows.get(name)
+        config = recipe.model_copy(update={"rows": {}, "controls": ()})
+        return Run(
+            self.recipe, name, row.title if row and row.title else name, config, row.paper if row else {}
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path("recipes")
+        near = did_you_mean(path.name, sorted(p.name for p in folder.glob("*.yaml")))
+        raise UserError(f"{path}: no such recipe{near}", hint="ls recipes") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable: {error}") from None
+
+
+def _parse(overrides: Sequence[str], problems: dict[str, None]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            problems[f"override: {text}: must be key=value, such as stages.distill.lr=1e-4"] = None
+        elif key.split(".")[0] in ("rows", "controls"):
+            problems[f"override: {key}: rows are chosen with --row, or changed in the file"] = None
+        else:
+            try:
+                parsed[key] = source.value(value)
+            except yaml.YAMLError:
+                problems[f"override: {key}: not readable as YAML, got {value!r}"] = None
+    return parsed
+
+
+def _overridden(data: Any, parsed: dict[str, Any], misses: dict[str, list[str]], seed: int | None) -> Any:
+    """Apply what fits; a term that this row drops may be meant for another row."""
+    for key, value in parsed.items():
+        try:
+            data = patch.apply(data, {key: value})
+        except patch.PatchError as error:
+            misses[key].append(str(error))
+    return data if seed is None else patch.apply(data, {"seed": seed}, place="--seed")
+
+
+def _dotted(data: Any, path: Sequence[source.Step]) -> str:
+    """The path as the patch language writes it: list items by name where they have one."""
+    words = []
+    for step in path:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            data = None
+        words.append((patch.item_name(data) if isinstance(step, int) else None) or str(step))
+    return ".".join(words) or "recipe"
+
+
+def _line(problem: str) -> int:
+    """The line a problem is on; what has none comes first."""
+    match = re.match(r".*?:(\d+): ", problem)
+    return int(match[1]) if match else 0
+
+
+def _dump(model: Any) -> Any:
+    return None if model is None else model.model_dump(mode="json")
+
+
+def _model_fingerprints(model: Model | None) -> list[str | None]:
+    if model is None:
+        return []
+    names = (
+        [model.checkpoint]
+        if isinstance(model, Checkpoint)
+        else [model.vision, model.language, model.tokenizer]
+    )
+    return [fingerprint(name) if isinstance(name, str) else None for name in names]
+
+
+def _data_fingerprints(config: Recipe, name: str) -> list[str | None]:
+    values = config.data[name].parameters.values()
+    return [fingerprint(value) for value in values if isinstance(value, str) and Path(value).is_file()]

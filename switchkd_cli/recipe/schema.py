@@ -1,0 +1,162 @@
+"""What a recipe may say. Every model is frozen and refuses unknown keys; check.py compares the fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"  # no dots: names are steps of dotted paths and names of folders
+
+Name = Annotated[str, Field(pattern=NAME)]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Part = Literal["vision", "projector", "language"]
+LogitsPath = Literal["student", "teacher", "switch"]
+
+TAG = "is "  # opens the tags of unions, so that they can be told from fields in pydantic's error locations
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Fresh(Closed):
+    """A part with random weights: `fresh` holds the keys of its transformers configuration."""
+
+    fresh: dict[str, Any]
+
+
+def _part_form(value: Any) -> str:
+    return TAG + ("fresh" if isinstance(value, dict | Fresh) else "named")
+
+
+PartSource = Annotated[
+    Annotated[Text, Tag(TAG + "named")] | Annotated[Fresh, Tag(TAG + "fresh")], Discriminator(_part_form)
+]
+
+
+class Parts(Closed):
+    """A model put together from a vision tower and a language model, with a fresh projector between them.
+
+    A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `feature_layer` and `feature_select`
+    are transformers' `vision_feature_layer` and `vision_feature_select_strategy`.
+    """
+
+    family: str
+    vision: PartSource
+    language: PartSource
+    projector: Text = "mlp2x_gelu"
+    tokenizer: Text | None = None
+    feature_layer: Annotated[int, Field(strict=True)] = -2
+    feature_select: Literal["full", "default"] = "full"
+
+
+class Checkpoint(Closed):
+    """A whole model: a folder, a hub id, or `playground:NAME`."""
+
+    family: str
+    checkpoint: Text
+
+
+def _model_form(value: Any) -> str:
+    whole = "checkpoint" in value if isinstance(value, dict) else isinstance(value, Checkpoint)
+    return TAG + ("checkpoint" if whole else "parts")
+
+
+Model = Annotated[
+    Annotated[Parts, Tag(TAG + "parts")] | Annotated[Checkpoint, Tag(TAG + "checkpoint")],
+    Discriminator(_model_form),
+]
+
+
+class DataSet(Closed):
+    """A registered source and the keyword arguments it is called with."""
+
+    source: str
+    parameters: dict[str, Any] = {}
+
+
+class Term(Closed):
+    """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
+
+    name: Name
+    loss: str
+    of: LogitsPath = "student"
+    to: Literal["labels", "teacher", "student", "switch"] = "labels"
+    on: Literal["answer", "text", "all"] = "answer"
+    weight: NotNegative = 1.0
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_loss(cls, value: Any) -> Any:
+        return {"name": value["loss"], **value} if isinstance(value, dict) and "loss" in value else value
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The logits paths that this term reads."""
+        return frozenset({self.of, self.to} - {"labels"})
+
+
+class Stage(Closed):
+    """One phase of training. `batch` counts rows (pictures) per optimiser step over all processes."""
+
+    name: Name
+    data: str
+    train: Annotated[tuple[Part, ...], Field(min_length=1)]
+    lr: Positive
+    lr_scale: dict[Part, NotNegative] = {}
+    batch: Count
+    micro_batch: Count | None = None
+    steps: Count | None = None
+    epochs: Positive | None = None
+    warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: NotNegative = 0.0
+    grad_clip: Positive | None = 1.0
+    objective: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The logits paths that a step of this stage computes."""
+        return frozenset().union(*(term.paths for term in self.objective))
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.paths & {"teacher", "switch"})
+
+
+class Evaluation(Closed):
+    """Which benchmarks a finished model is scored on. `items` is per benchmark; none means all there are."""
+
+    world: Literal["playground", "hub"] = "playground"
+    benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
+    split: Literal["train", "validation", "test", "hard"] = "test"
+    items: Count | None = None
+    batch: Count = 64
+
+
+class Row(Closed):
+    """A row of a table: a patch on the recipe, and the numbers the paper prints for it."""
+
+    title: str = ""
+    paper: dict[str, Annotated[float, Field(strict=True)]] = {}
+    drop: tuple[str, ...] = ()
+    set: dict[str, Any] = {}
+
+
+class Recipe(Closed):
+    title: str
+    seed: Seed = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    student: Model
+    teacher: Model | None = None
+    data: dict[Name, DataSet]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    evaluation: Evaluation | None = None
+    controls: tuple[str, ...] = ()
+    rows: dict[Name, Row] = {}

@@ -1,0 +1,140 @@
+"""Name -> "module:attribute". Nothing is imported until it is used; signatures are read as text."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from switchkd_cli.errors import UserError, did_you_mean
+
+LOSSES: dict[str, str] = {
+    "cross_entropy": "switchkd_cli.engine.losses.cross_entropy:cross_entropy",
+    "forward_kl": "switchkd_cli.engine.losses.forward_kl:forward_kl",
+    "reverse_kl": "switchkd_cli.engine.losses.reverse_kl:reverse_kl",
+    "jensen_shannon": "switchkd_cli.engine.losses.jensen_shannon:jensen_shannon",
+    "bild": "switchkd_cli.engine.losses.bild:bild",
+    "dbild": "switchkd_cli.engine.losses.dbild:dbild",
+}
+
+FAMILIES: dict[str, str] = {
+    "llava": "switchkd_cli.engine.models.llava:Llava",
+}
+
+SOURCES: dict[str, str] = {
+    "llava_json": "switchkd_cli.engine.data.llava_json:llava_json",
+    "playground": "switchkd_cli.engine.data.playground:playground",
+}
+
+Kind = Literal["loss", "family", "source"]
+REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}
+
+# The annotations a recipe parameter may carry. Anything else is not checked by type.
+_ANNOTATIONS = {
+    "Any": Any,
+    "Literal": Literal,
+    "Mapping": Mapping,
+    "Path": Path,
+    "Sequence": Sequence,
+    "bool": bool,
+    "dict": dict,
+    "float": float,
+    "int": int,
+    "list": list,
+    "str": str,
+    "tuple": tuple,
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A keyword-only argument. `default` is None when it has none or when it is not a literal."""
+
+    annotation: Any
+    required: bool
+    default: Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a recipe may say to a registered function: its positional names and its keyword-only arguments."""
+
+    positional: tuple[str, ...]
+    keywords: Mapping[str, Parameter]
+
+
+def resolve(kind: Kind, name: str) -> Any:
+    """Import what `name` stands for. Raises UserError for an unknown name."""
+    module, attribute = _target(kind, name)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def signature(kind: Kind, name: str) -> Signature:
+    """Read the signature of a registered function from its source file, without importing its module.
+
+    Raises UserError for an unknown name and LookupError when the registered file or function is missing.
+    """
+    return _signature(*_target(kind, name))
+
+
+def _target(kind: Kind, name: str) -> tuple[str, str]:
+    registry = REGISTRIES[kind]
+    if name not in registry:
+        raise UserError(f"{kind}: unknown {kind}, got {name!r}{did_you_mean(name, registry)}")
+    module, _, attribute = registry[name].partition(":")
+    return module, attribute
+
+
+@cache
+def _signature(module: str, attribute: str) -> Signature:
+    path = _source_file(module)
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return _read(node.args)
+    raise LookupError(f"{path} defines no function {attribute!r}")
+
+
+def _source_file(module: str) -> Path:
+    """The file of a module, found from its top package: find_spec on a submodule would import its parents."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise LookupError(f"no package {top!r}")
+    if not rest:
+        return Path(spec.origin)
+    base = Path(spec.origin).parent.joinpath(*rest)
+    return base / "__init__.py" if base.is_dir() else base.with_name(base.name + ".py")
+
+
+def _read(arguments: ast.arguments) -> Signature:
+    positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
+    keywords = {
+        a.arg: Parameter(_annotation(a.annotation), default is None, _literal(default))
+        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
+    return Signature(positional, keywords)
+
+
+def _annotation(node: ast.expr | None) -> Any:
+    if node is None:
+        return Any
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _annotation(ast.parse(node.value, mode="eval").body)
+    # The text is our own source or a plugin's that is imported a moment later anyway; no builtins are given.
+    try:
+        return eval(ast.unparse(node), {"__builtins__": {}}, dict(_ANNOTATIONS))  # noqa: S307
+    except (NameError, AttributeError, TypeError):
+        return Any
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
