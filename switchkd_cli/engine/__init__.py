@@ -1,0 +1,1 @@
+"""The engine: the only zone of switchkd that imports torch and transformers."""

@@ -1,0 +1,28 @@
+"""The embedded world as training data: drawn once by seed, then read as any LLaVA-1.5 JSON."""
+
+from pathlib import Path
+
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.llava_json import llava_json
+from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.playground.write import write_rows
+
+
+def playground(
+    model: Llava,
+    cache: Path,
+    *,
+    kind: str,
+    pictures: int,
+    split: str = "train",
+    turns: int = 8,
+    seed: int = 0,
+) -> Conversations:
+    """`pictures` scenes with `turns` questions or captions each (`kind`: questions, captions or text).
+
+    Each turn sees the picture and itself only, as the benchmarks ask.
+    """
+    folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
+    file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
+    images = None if kind == "text" else str(file.parent)
+    return llava_json(model, cache, file=str(file), images=images, turns="independent")

@@ -1,0 +1,1 @@
+"""Model families, one a file: see an image, project its features, decode text."""

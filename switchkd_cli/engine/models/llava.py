@@ -1,0 +1,86 @@
+"""The LLaVA family: transformers' own LlavaForConditionalGeneration, taken apart at its seams."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from switchkd_cli.engine.batch import Batch
+
+
+class Llava(nn.Module):
+    """A LLaVA model as vision tower V, projector P and language model L (head included).
+
+    `model` stays a plain transformers model, so what is saved loads without this package. `processor` prepares
+    pictures and text for it.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+
+    @property
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """The modules behind each name that a recipe's `train` may hold."""
+        core = self.model.model
+        return {
+            "vision": (core.vision_tower,),
+            "projector": (core.multi_modal_projector,),
+            "language": (core.language_model, self.model.lm_head),
+        }
+
+    def reached(self, part: str) -> dict[str, nn.Parameter]:
+        """The part's parameters that a forward pass uses, by name.
+
+        The tower's features are taken at `vision_feature_layer`; what lies behind it (later layers, the last
+        norm, a pooling head) never sees a gradient, so it is never trained.
+        """
+        named = {n: p for module in self.parts[part] for n, p in module.named_parameters()}
+        if part != "vision":
+            return named
+        config = self.model.config
+        used = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
+        layers = [f"encoder.layers.{i}." for i in range(used)]
+        return {n: p for n, p in named.items() if "embeddings." in n or any(key in n for key in layers)}
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one picture takes in the language model's sequence."""
+        vision = self.model.config.vision_config
+        dropped = self.model.config.vision_feature_select_strategy == "default"
+        extra = self.processor.num_additional_image_tokens
+        return (vision.image_size // vision.patch_size) ** 2 + extra - int(dropped)
+
+    def see(self, pictures: Tensor) -> Tensor:
+        """V: pictures [P, 3, H, W] -> features [P, image_tokens, vision width]."""
+        config = self.model.config
+        if not len(pictures):
+            return pictures.new_zeros(0, self.image_tokens, config.vision_config.hidden_size)
+        output = self.model.model.vision_tower(pictures, output_hidden_states=True)
+        features = output.hidden_states[config.vision_feature_layer]
+        return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
+
+    def project(self, features: Tensor) -> Tensor:
+        """P: features [P, image_tokens, vision width] -> tokens [P, image_tokens, language width]."""
+        return self.model.model.multi_modal_projector(features)
+
+    def decode(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
+        """L: the batch's text with visual tokens in place of its image tokens -> logits [N, V] where `keep`."""
+        embedded = self.model.get_input_embeddings()(batch.input_ids)
+        embedded = embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype))
+        hidden = self.model.model.language_model(
+            inputs_embeds=embedded,
+            attention_mask=_bias(batch.attention, embedded.dtype),
+            position_ids=batch.position,
+            use_cache=False,
+        ).last_hidden_state
+        return self.model.lm_head(hidden[keep])
+
+
+def _bias(attention: Tensor, dtype: torch.dtype) -> Tensor:
+    """A [B, 1, T, T] mask as the additive bias every attention implementation takes; [B, T] masks pass."""
+    if attention.ndim == 2:
+        return attention.long()
+    return torch.zeros_like(attention, dtype=dtype).masked_fill(~attention, torch.finfo(dtype).min)

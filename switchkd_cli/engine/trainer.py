@@ -1,0 +1,157 @@
+"""The loop: one stage of training, from its first optimiser step to its last."""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from switchkd_cli.engine.batch import Batch, collate
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.diagnostics import diagnose
+from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.objective import Objective
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.recipe.schema import Stage
+
+Log = Callable[[dict], None]
+DIAGNOSED = 20  # times a stage that the diagnostics are taken
+SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
+
+
+class Trainer:
+    """What one stage needs to take optimiser steps.
+
+    Accelerate holds the device, the precision and the accumulation. A step's loss is divided by the supervised
+    positions of *all* its rows, so no split into micro-batches changes the gradient.
+    """
+
+    def __init__(self, stage: Stage, paths: Paths, steps: int, precision: str, trackers: Path) -> None:
+        self.stage = stage
+        self.micro = stage.micro_batch or stage.batch
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            gradient_accumulation_steps=stage.batch // self.micro,
+            log_with="tensorboard",
+            project_dir=trackers,
+        )
+        self.accelerator.init_trackers(stage.name)
+        self.objective = Objective(stage.objective)
+        paths.student.requires_grad_(False)
+        groups = [
+            {"params": unfreeze(paths.student, part), "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
+            for part in stage.train
+        ]
+        self.trained = [p for group in groups for p in group["params"]]
+        optimizer = AdamW(groups, weight_decay=stage.weight_decay)
+        self.schedule = get_scheduler(SCHEDULES[stage.schedule], optimizer, round(stage.warmup * steps), steps)
+        self.paths, self.optimizer = self.accelerator.prepare(paths.train(), optimizer)
+
+    def step(self, group: Sequence[Batch], *, diagnosed: bool) -> dict[str, float]:
+        """One optimiser step over the group's micro-batches; returns its figures."""
+        group = [batch.to(self.accelerator.device) for batch in group]
+        tally = self.objective.tally(group)
+        figures = {"lr": self.schedule.get_last_lr()[0]}
+        for batch in group:
+            with self.accelerator.accumulate(self.paths):
+                keep = self.objective.keep(batch)
+                logits = self.paths(batch, self.objective.paths, keep)
+                parts = self.objective(logits, batch, keep, tally)
+                # backward() averages over the micro-batches; the tally has divided by all of them already
+                self.accelerator.backward(self.objective.total(parts) * len(group))
+                for name, value in parts.items():
+                    figures[f"loss/{name}"] = figures.get(f"loss/{name}", 0.0) + value.item()
+                if self.accelerator.sync_gradients:
+                    limit = self.stage.grad_clip or math.inf
+                    figures["grad_norm"] = float(self.accelerator.clip_grad_norm_(self.trained, limit))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.schedule.step()
+        figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
+        if diagnosed:
+            figures |= diagnose(logits, batch.targets[keep], self.stage.objective)
+        return figures
+
+
+def train(stage: Stage, paths: Paths, data: Conversations, *, seed: int, precision: str, log: Log, trackers: Path) -> None:
+    """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
+
+    Raises UserError (exit code 1) when the loss is no longer finite, naming the terms.
+    """
+    steps = steps_of(stage, len(data))
+    trainer = Trainer(stage, paths, steps, precision, trackers)
+    loader = iter(loader_of(stage, paths.student, data, order(len(data), steps * stage.batch, seed), trainer.micro))
+    began = time.monotonic()
+    for step in range(steps):
+        step_began = time.monotonic()
+        group = list(islice(loader, stage.batch // trainer.micro))
+        waited = time.monotonic() - step_began
+        diagnosed = step % math.ceil(steps / DIAGNOSED) == 0 or step == steps - 1
+        figures = trainer.step(group, diagnosed=diagnosed)
+        now = time.monotonic()
+        figures |= {
+            "tokens_per_second": sum(batch.tokens for batch in group) / (now - step_began),
+            "data_wait": waited / (now - step_began),
+            "memory_mib": memory_mib(),
+        }
+        trainer.accelerator.log(figures, step=step)
+        log({"stage": stage.name, "step": step + 1, "steps": steps, "seconds": now - began, **figures})
+        _check_finite(stage, step, figures)
+    trainer.accelerator.end_training()
+    paths.eval()
+
+
+def steps_of(stage: Stage, rows: int) -> int:
+    """Optimiser steps of a stage; a last, incomplete batch of the last epoch is filled from the next permutation."""
+    return stage.steps or math.ceil(stage.epochs * rows / stage.batch)
+
+
+def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:
+    """Lets the part be trained and returns the parameters that a forward pass of it reaches."""
+    parameters = list(student.reached(part).values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def order(rows: int, wanted: int, seed: int) -> list[int]:
+    """Which rows are visited, in order: every epoch a new permutation, from a generator of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = [torch.randperm(rows, generator=generator) for _ in range(math.ceil(wanted / rows))]
+    return torch.cat(epochs)[:wanted].tolist()
+
+
+def loader_of(stage: Stage, student: Llava, data: Conversations, visited: Sequence[int], micro: int) -> DataLoader:
+    """Micro-batches of the visited rows, in order."""
+    together = partial(
+        collate,
+        image_token=student.model.config.image_token_id,
+        pad_token=student.processor.tokenizer.pad_token_id,
+    )
+    return DataLoader(data, batch_size=micro, sampler=visited, collate_fn=together)
+
+
+def memory_mib() -> float:
+    """Peak memory of the accelerator, or of this process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _check_finite(stage: Stage, step: int, figures: dict[str, float]) -> None:
+    broken = [name for name, value in figures.items() if name.startswith("loss/") and not math.isfinite(value)]
+    if broken:
+        raise UserError(
+            [f"stage {stage.name}, step {step + 1}: {name} is {figures[name]}" for name in broken],
+            hint=f"lower the learning rate: stages.{stage.name}.lr={stage.lr / 3:.1e}",
+            code=CRASH,
+        )
