@@ -93,7 +93,9 @@ def _neighbour(scene: Scene, rng: random.Random) -> Fact | None:
     if not pairs:
         return None
     thing, side, other = rng.choice(pairs)
-    return Fact(side, other.concept, tuple(CONCEPTS), {"thing": thing.concept}, tuple(concepts(scene)))
+    pool = tuple(name for name in CONCEPTS if name != thing.concept)
+    near = tuple(name for name in concepts(scene) if name != thing.concept)
+    return Fact(side, other.concept, pool, {"thing": thing.concept}, near)
 
 
 def _compare(scene: Scene, rng: random.Random) -> Fact | None:

@@ -10,6 +10,8 @@ _ZH: dict[str, str] = (
     | {"thing": "东西"}
 )
 
+SYMBOLS = tuple(_ZH)
+
 # A fact's question by its kind. Slots: {thing} {things} {other} {place}; {things} is the plural.
 ASK: dict[str, dict[str, str]] = {
     "name": {"en": "What is at the {place}?", "zh": "{place}是什么？"},
