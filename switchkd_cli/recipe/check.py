@@ -21,7 +21,7 @@ Problem = tuple[Path, str]
 
 AVERAGE = "average"  # beside the benchmarks' names in a row's printed numbers
 
-# Which parts the gradient of a term reaches, by the path it is a term of (Algorithm 1; the teacher is frozen).
+# Which parts the gradient of a term reaches, by the path it is a term of (the teacher is frozen).
 REACH: dict[str, frozenset[str]] = {
     "student": frozenset({"vision", "projector", "language"}),
     "switch": frozenset({"vision"}),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +13,10 @@ from pydantic import ValidationError
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import invalid, patch, source
 from switchkd_cli.recipe.check import check
-from switchkd_cli.recipe.fingerprint import fingerprint
-from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Recipe
 
-FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
 BASE = "base"  # the only row of a recipe that names no rows
-
-
-@dataclass(frozen=True)
-class Run:
-    """One row of a recipe with one seed: everything a training process needs to know."""
-
-    recipe: str
-    row: str
-    title: str
-    config: Recipe
-    paper: Mapping[str, float]
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @cached_property
-    def text(self) -> str:
-        """The resolved recipe: row and overrides applied, rows gone. It is a recipe itself."""
-        return source.write(self.config.model_dump(mode="json", exclude={"rows", "controls"}))
-
-    @cached_property
-    def key(self) -> str:
-        """A digest of all that the run's results depend on (titles do not count, changed checkpoints do)."""
-        config = self.config.model_dump(mode="json", exclude={"title", "rows", "controls"})
-        data = [_data_fingerprints(self.config, name) for name in self.config.data]
-        return digest(
-            config, _model_fingerprints(self.config.student), _model_fingerprints(self.config.teacher), data
-        )
-
-    def stage_key(self, index: int) -> str:
-        """A digest of all that the output of stage `index` depends on; rows that differ later share it."""
-        config = self.config
-        stages = config.stages[: index + 1]
-        teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
-        used = sorted({stage.data for stage in stages})
-        return digest(
-            [_dump(config.student), _model_fingerprints(config.student)],
-            [_dump(teacher), _model_fingerprints(teacher)],
-            {name: [_dump(config.data[name]), _data_fingerprints(config, name)] for name in used},
-            [_dump(stage) for stage in stages],
-            [config.seed, config.precision],
-        )
-
-    @property
-    def teacher_key(self) -> str:
-        """A digest of all that the teacher's scores and the baselines depend on."""
-        config = self.config
-        return digest(_dump(config.teacher), _model_fingerprints(config.teacher), _dump(config.evaluation))
-
-
-def digest(*parts: Any) -> str:
-    """A short hash of plain data."""
-    text = json.dumps([FORMAT, *parts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load(
@@ -247,23 +187,3 @@ def _line(problem: str) -> int:
     """The line a problem is on; what has none comes first."""
     match = re.match(r".*?:(\d+): ", problem)
     return int(match[1]) if match else 0
-
-
-def _dump(model: Any) -> Any:
-    return None if model is None else model.model_dump(mode="json")
-
-
-def _model_fingerprints(model: Model | None) -> list[str | None]:
-    if model is None:
-        return []
-    names = (
-        [model.checkpoint]
-        if isinstance(model, Checkpoint)
-        else [model.vision, model.language, model.tokenizer]
-    )
-    return [fingerprint(name) if isinstance(name, str) else None for name in names]
-
-
-def _data_fingerprints(config: Recipe, name: str) -> list[str | None]:
-    values = config.data[name].parameters.values()
-    return [fingerprint(value) for value in values if isinstance(value, str) and Path(value).is_file()]

@@ -1,7 +1,7 @@
 """The one patch language of rows (`drop`, `set`) and of `key=value` overrides.
 
 A dotted path walks mappings by key and lists by their items' `name` (a term's name is its loss unless it says
-otherwise) or by number: `stages.distill.objective.vsd.weight`. Input is never changed; the result is a new tree.
+otherwise) or by number: `stages.distill.objective.vsd.weight`. Input is never changed.
 """
 
 from __future__ import annotations

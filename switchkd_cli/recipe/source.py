@@ -1,6 +1,6 @@
 """Recipe text <-> plain data that remembers where each value was written.
 
-The dialect is YAML 1.2's core: only `true` and `false` are booleans (the key `on` stays a word) and `1e-3` is a
+The dialect is YAML 1.2's core: only `true` and `false` are booleans (`on` stays a word) and `1e-3` is a
 number. Aliases and tags are refused: a recipe says what it means, and rows are the way to patch.
 """
 

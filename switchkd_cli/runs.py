@@ -1,0 +1,267 @@
+"""Run folders: the only file that knows their names.
+
+runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensorboard/ model/ results.json
+runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
+runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from switchkd_cli import provenance
+from switchkd_cli.errors import UserError
+from switchkd_cli.locks import InUse, hold
+from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.run import Run
+
+STAGES = "stages"
+EVALUATIONS = "evaluations"
+RESERVED = (STAGES, EVALUATIONS, "playground")
+
+State = Literal["new", "finished"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        return self.path.parents[2]
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        """Status, command, versions, seed, commit, times."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def model(self) -> Path:
+        """The trained student, a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def answers(self) -> Path:
+        """One JSON-lines file a benchmark."""
+        return self.path / "answers"
+
+    @property
+    def text_log(self) -> Path:
+        return self.path / "log.txt"
+
+    def stage(self, key: str) -> Path:
+        """The shared output of a stage, by `Run.stage_key`. Written by whoever `locks.hold`s it."""
+        return self.root / STAGES / key
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to the metrics. Numbers that JSON has no word for (NaN, infinity) become null."""
+        plain = {key: _plain(value) for key, value in entry.items()}
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+
+    def info(self) -> dict[str, Any]:
+        """What run.json says; empty when there is none that can be read."""
+        return read_json(self.record) or {}
+
+    def run(self) -> Run:
+        """The run that this folder was made for, read back from its own files."""
+        info, resolved = self.info(), load(self.recipe)
+        return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"])
+
+
+def folder(root: Path, run: Run) -> RunFolder:
+    """Where a run lives under `root`."""
+    if run.recipe in RESERVED:
+        raise UserError(
+            f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
+        )
+    return RunFolder(root.absolute() / run.recipe / run.row / f"seed{run.seed}")
+
+
+def evaluation(root: Path, key: str) -> Path:
+    """The folder of shared scores (`Run.teacher_key` for the teacher's)."""
+    return root.absolute() / EVALUATIONS / key
+
+
+@contextmanager
+def occupy(root: Path, run: Run, *, overwrite: bool = False) -> Iterator[tuple[RunFolder, State]]:
+    """Hold the run's folder for as long as the block lasts.
+
+    "finished": the same run is there and done. "new": an empty folder with the resolved recipe; how the
+    block ends decides what run.json says. A UserError before the first step leaves nothing behind.
+    Raises UserError when the folder holds another run, or another process holds the folder.
+    """
+    target = folder(root, run)
+    made = [parent for parent in target.path.parents if not parent.exists()]
+    try:
+        with hold(target.path, wait=False):
+            if state(target, run) == "finished" and not overwrite:
+                yield target, "finished"
+            else:
+                aside = _make_room(target, run, overwrite=overwrite)
+                _start(target, run)
+                yield from _recorded(target, aside)
+    except InUse:
+        hint = "wait for it, or add --out FOLDER to write elsewhere"
+        raise UserError(f"{_shown(target.path)}: in use by a running process", hint=hint) from None
+    finally:
+        for parent in made:  # those that are still empty
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def state(target: RunFolder, run: Run) -> Literal["new", "finished", "unfinished", "other"]:
+    """What the folder holds, as far as this run is concerned."""
+    if not target.path.exists() or not any(target.path.iterdir()):
+        return "new"
+    info = target.info()
+    if info.get("key") != run.key:
+        return "other"
+    return "finished" if info.get("status") == "finished" else "unfinished"
+
+
+def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
+    """All finished runs, or those of one recipe, the oldest first."""
+    found = [RunFolder(path.parent.absolute()) for path in root.glob(f"{recipe}/*/seed*/run.json")]
+    infos = [(folder.info(), folder) for folder in found]
+    done = [(info.get("ended", ""), str(folder.path), folder) for info, folder in infos if _is_done(info)]
+    return [folder for *_, folder in sorted(done)]
+
+
+def newest_finished(root: Path) -> RunFolder:
+    """The run that finished last. Raises UserError when there is none."""
+    runs = finished(root)
+    if not runs:
+        raise UserError(f"{root}: no finished run", hint="switchkd distill recipes/quickstart.yaml")
+    return runs[-1]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
+    """Move what is in the way aside, if it may be. Returns where it went."""
+    found = state(target, run)
+    if found == "new":
+        return None
+    if found == "other" and not overwrite:
+        raise UserError(
+            f"{_shown(target.path)}: holds another run (made by another recipe text or with another input)",
+            hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
+        )
+    word = "unfinished" if found == "unfinished" else "old"
+    number = 1
+    while (aside := target.path.with_name(f"{word}-{target.path.name}-{number}")).exists():
+        number += 1
+    target.path.rename(aside)
+    print(f"{_shown(target.path)}: {word} run moved to {aside.name}, starting afresh", file=sys.stderr)
+    return aside
+
+
+def _start(target: RunFolder, run: Run) -> None:
+    target.path.mkdir(parents=True, exist_ok=True)
+    target.recipe.write_text(run.text, encoding="utf-8")
+    record = {
+        "status": "running",
+        "recipe": run.recipe,
+        "row": run.row,
+        "title": run.title,
+        "paper": dict(run.paper),
+        "seed": run.seed,
+        "key": run.key,
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "started": _now(),
+    }
+    write_json(target.record, record)
+
+
+def _recorded(target: RunFolder, aside: Path | None) -> Iterator[tuple[RunFolder, State]]:
+    """Run the block and write down how it ended."""
+    began = time.monotonic()
+    try:
+        yield target, "new"
+    except BaseException as error:
+        if isinstance(error, UserError) and not _stepped(target):
+            shutil.rmtree(target.path)
+            if aside is not None:
+                aside.rename(target.path)
+        else:
+            _end(target, "failed", began, error=f"{type(error).__name__}: {error}"[:500])
+        raise
+    _end(target, "finished", began)
+
+
+def _end(target: RunFolder, status: str, began: float, **more: str) -> None:
+    seconds = round(time.monotonic() - began, 1)
+    write_json(
+        target.record, {**target.info(), "status": status, "ended": _now(), "seconds": seconds, **more}
+    )
+
+
+def _is_done(info: Mapping[str, Any]) -> bool:
+    return info.get("status") == "finished"
+
+
+def _stepped(target: RunFolder) -> bool:
+    """Whether a training step was logged."""
+    return target.metrics.exists() and '"step"' in target.metrics.read_text(encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | Mapping | list | tuple):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _shown(path: Path) -> str:
+    """The path as the user would write it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
