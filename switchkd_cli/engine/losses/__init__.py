@@ -1,0 +1,26 @@
+"""The losses of a recipe's terms: one file a loss, one number a row.
+
+``loss(teacher_logits [N, V], student_logits [N, V], *, ...) -> [N]`` compares two models at N positions,
+``cross_entropy(targets [N], student_logits [N, V], *, ...) -> [N]`` a model with the labels. The keyword-only
+arguments are the recipe's ``parameters``. Each computes in float32 at least, and no
+gradient reaches the teacher. Averaging over positions is the objective's work, never a loss's.
+"""
+
+from .bild import bild
+from .cross_entropy import cross_entropy
+from .dbild import dbild
+from .forward_kl import forward_kl
+from .jensen_shannon import jensen_shannon
+from .knee import effective_k, knee_rank
+from .reverse_kl import reverse_kl
+
+__all__ = [
+    "bild",
+    "cross_entropy",
+    "dbild",
+    "effective_k",
+    "forward_kl",
+    "jensen_shannon",
+    "knee_rank",
+    "reverse_kl",
+]

@@ -1,0 +1,19 @@
+"""Bi-directional logits difference: BiLD (2406.13555), which DBiLD makes dynamic."""
+
+from functools import partial
+
+from torch import Tensor
+
+from .differences import difference_kl, in_row_blocks, led_sides
+from .knee import top
+
+
+@in_row_blocks
+def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0, k: int = 8) -> Tensor:
+    """Return the teacher-led plus the student-led loss for each row of logits [N, V], in nats, [N].
+
+    As DBiLD, with one k for every row and both sides, and with the forward divergence KL(p_T || p_S): the
+    weight is the teacher's, whoever leads. The temperature divides the differences; no squared factor.
+    """
+    sides = led_sides(teacher_logits, student_logits, partial(top, k=k))
+    return sum(difference_kl(side.teacher, side.student, side.k, temperature) for side in sides)

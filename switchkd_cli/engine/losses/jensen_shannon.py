@@ -1,0 +1,24 @@
+"""Generalised Jensen-Shannon divergence over the vocabulary (GKD, 2306.13649)."""
+
+from math import log
+
+import torch
+from torch import Tensor
+
+from .columns import comparable
+
+
+def jensen_shannon(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, beta: float = 0.5
+) -> Tensor:
+    """Return beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = beta p_T + (1 - beta) p_S, in nats, [N].
+
+    ``teacher_logits`` and ``student_logits`` are [N, V]. At beta 0 and 1 any two models have divergence 0,
+    so beta must lie between (ValueError); the limits, scaled, are forward_kl and reverse_kl.
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie between 0 and 1, got {beta}")
+    teacher, student = comparable(teacher_logits, student_logits)
+    log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+    log_m = torch.logaddexp(log_t + log(beta), log_s + log(1 - beta))
+    return (beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)).sum(-1)

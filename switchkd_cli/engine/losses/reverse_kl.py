@@ -1,0 +1,15 @@
+"""Reverse Kullback-Leibler divergence over the vocabulary (MiniLLM, 2306.08543)."""
+
+from torch import Tensor
+
+from .columns import comparable
+
+
+def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return KL(p_S || p_T) for each row of logits [N, V], p = softmax(z / temperature), in nats, [N].
+
+    No temperature^2 factor: a term's weight says how much it counts.
+    """
+    teacher, student = comparable(teacher_logits, student_logits)
+    log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+    return (log_s.exp() * (log_s - log_t)).sum(-1)

@@ -1,0 +1,87 @@
+"""The losses written out naively in float64: explicit pairs, a row at a time. Uses nothing of the package."""
+
+import torch
+
+
+def language_logits(rows, columns, seed, dtype=torch.float64):
+    """Logits of two similar language models: a peaked head over a Gaussian bulk."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = [torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(3)]
+    teacher = 2.2 * normal[0] + normal[1].exp()
+    return teacher.to(dtype), (teacher + normal[2]).to(dtype)
+
+
+def value_and_gradient(loss, teacher, student, **parameters):
+    student = student.detach().clone().requires_grad_()
+    value = loss(teacher, student, **parameters)
+    return value.detach(), torch.autograd.grad(value.sum(), student)[0]
+
+
+def expected(name, teacher, student, **parameters):
+    """Value [N] and gradient [N, V] of the loss of that name here, whatever the dtype, in float64."""
+    rows = globals()[name]
+
+    def loss(teacher, student):
+        return torch.stack([rows(t, s, **parameters) for t, s in zip(teacher, student, strict=True)])
+
+    return value_and_gradient(loss, teacher.double(), student.double())
+
+
+def knee(sorted_row: list[float]) -> int:
+    """The rank with the largest gap between the anti-diagonal and the normalised curve."""
+    n, high, low = len(sorted_row), max(sorted_row), min(sorted_row)
+    if n < 2 or high == low:
+        return 0
+    gaps = [1 - rank / (n - 1) - (value - low) / (high - low) for rank, value in enumerate(sorted_row)]
+    return gaps.index(max(gaps))
+
+
+def knee_k(row, window=None, min_k=3, max_k=None) -> int:
+    """k of one row of logits without padding."""
+    ordered = sorted(row.tolist(), reverse=True)
+    k = max(1 + knee(ordered[:window]), min_k)
+    return min(k, len(ordered), max_k or len(ordered))
+
+
+def pair_log_probabilities(values):
+    """Log-softmax over v_i - v_j of all pairs i < j."""
+    i, j = torch.triu_indices(len(values), len(values), offset=1)
+    return (values[i] - values[j]).log_softmax(0)
+
+
+def kl(log_p, log_q):
+    return (log_p.exp() * (log_p - log_q)).sum()
+
+
+def led_side(leader, weight, other, k, temperature):
+    """KL(weight || other) over the differences of the leader's top k."""
+    ids = sorted(range(len(leader)), key=lambda column: -float(leader[column]))[:k]
+    return kl(
+        pair_log_probabilities(weight[ids] / temperature), pair_log_probabilities(other[ids] / temperature)
+    )
+
+
+def dbild(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):
+    """One row of each, float64."""
+    k_teacher, k_student = (knee_k(leader.detach(), window, min_k, max_k) for leader in (teacher, student))
+    led_by_teacher = led_side(teacher.detach(), student, teacher, k_teacher, temperature)
+    return led_by_teacher + led_side(student.detach(), student, teacher, k_student, temperature)
+
+
+def bild(teacher, student, *, temperature=3.0, k=8):
+    """One row of each, float64."""
+    return sum(led_side(leader.detach(), teacher, student, k, temperature) for leader in (teacher, student))
+
+
+def forward_kl(teacher, student, *, temperature=1.0):
+    return kl((teacher / temperature).log_softmax(0), (student / temperature).log_softmax(0))
+
+
+def reverse_kl(teacher, student, *, temperature=1.0):
+    return forward_kl(student, teacher, temperature=temperature)
+
+
+def jensen_shannon(teacher, student, *, temperature=1.0, beta=0.5):
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    m = beta * p + (1 - beta) * q
+    return beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum()
