@@ -80,15 +80,19 @@ def difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tens
 def _difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
     kept = torch.arange(of.shape[-1], device=of.device) < torch.where(k < 2, 0, k)[:, None]
     u, v = (torch.where(kept, values.double() / temperature, 0.0) for values in (of, to))
-    first, second = _log_marginals(u, kept)
+    log_first, log_second = _log_first(u, kept), _log_second(u, kept)
     gap = u - v
-    mean_gap = (first.softmax(-1) * gap[:, :-1]).sum(-1) - (second.softmax(-1) * gap[:, 1:]).sum(-1)
-    log_z_u, log_z_v = second.logsumexp(-1), _log_marginals(v, kept)[1].logsumexp(-1)
-    return mean_gap - log_z_u + log_z_v
+    mean_gap = (log_first.softmax(-1) * gap[:, :-1]).sum(-1) - (log_second.softmax(-1) * gap[:, 1:]).sum(-1)
+    return mean_gap - log_second.logsumexp(-1) + _log_second(v, kept).logsumexp(-1)
 
 
-def _log_marginals(u: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log(Z first_i) for i = 0 ... K - 2, and log(Z second_j) for j = 1 ... K - 1."""
-    before = u.logcumsumexp(-1)[:, :-1]
-    after = torch.where(kept, -u, FLOOR).flip(-1).logcumsumexp(-1).flip(-1)[:, 1:]
-    return u[:, :-1] + after, torch.where(kept[:, 1:], before - u[:, 1:], FLOOR)
+def _log_first(u: Tensor, kept: Tensor) -> Tensor:
+    """Return log(Z first_i) for i = 0 ... K - 2."""
+    after = torch.where(kept, -u, FLOOR).flip(-1).logcumsumexp(-1).flip(-1)
+    return u[:, :-1] + after[:, 1:]
+
+
+def _log_second(u: Tensor, kept: Tensor) -> Tensor:
+    """Return log(Z second_j) for j = 1 ... K - 1; their sum is Z."""
+    before = u.logcumsumexp(-1)
+    return torch.where(kept[:, 1:], before[:, :-1] - u[:, 1:], FLOOR)
