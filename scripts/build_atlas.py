@@ -22,7 +22,7 @@ COLUMNS = 16
 
 
 def drawing(icons: dict, name: str) -> Image.Image:
-    """One icon as a CELL x CELL RGBA picture, cropped to its ink and centred, so that all things are as large.
+    """One icon as a CELL x CELL RGBA picture, cropped to its ink and centred, so that things are equal.
 
     Raises KeyError where the set has no such icon.
     """

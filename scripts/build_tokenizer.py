@@ -3,8 +3,8 @@
     python scripts/build_tokenizer.py
 
 A byte-level BPE, so any text can be written. The world's names (in English with and without the space before
-them) and the benchmarks' stock sentences are added tokens: a name is one id wherever it stands, and a prompt is
-short. The price: a longer word that begins with a name is cut after it, as " cat" in " cats" and " category".
+them) and the benchmarks' stock sentences are added tokens: a name is one id wherever it stands, and prompts
+are short. The price: a longer word that begins with a name is cut after it, as " cat" in " category".
 """
 
 import json

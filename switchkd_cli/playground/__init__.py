@@ -1,1 +1,1 @@
-"""The embedded world: small pictures with questions and answers, made on the spot from drawings shipped here."""
+"""The embedded world: small pictures with questions and answers, made on the spot from shipped drawings."""

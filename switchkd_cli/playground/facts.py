@@ -15,8 +15,8 @@ PLACE_NAMES = tuple(place.name for place in PLACES.values())
 
 @dataclass(frozen=True)
 class Fact:
-    """`answer` is a symbol (see words.py), `pool` every symbol that could plausibly answer, the answer among them;
-    `near` those of the pool that the picture itself suggests."""
+    """`answer` is a symbol (see words.py), `pool` every symbol that could plausibly answer, the answer among
+    them; `near` those of the pool that the picture itself suggests."""
 
     kind: str
     answer: str
@@ -44,7 +44,7 @@ def single(scene: Scene) -> list[Thing]:
 
 
 def counted(scene: Scene, rng: random.Random) -> tuple[str, int]:
-    """A concept, a category or "thing", and how often it is shown; large counts, rarer in scenes, are preferred."""
+    """A concept, a category or "thing", and how often it is shown; large counts are rarer, so preferred."""
     times = concepts(scene) | categories(scene) | Counter({"thing": len(scene.things)})
     return rng.choices(list(times.items()), weights=[4**n for n in times.values()])[0]
 

@@ -1,4 +1,4 @@
-"""Turns without a picture: they teach a language model the world's words, and its questions from descriptions."""
+"""Turns without a picture: they teach a language model the world's words and questions about descriptions."""
 
 import random
 
@@ -12,7 +12,7 @@ _WORDS = (*CONCEPTS, *CATEGORIES, *COLOURS, *(place.name for place in PLACES.val
 
 
 def lesson(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """One turn. Those about the scene open with its caption, so that they can be answered without seeing it."""
+    """One turn. Those about the scene open with its caption, to be answered without seeing it."""
     form = rng.choices((_read_question, _read_telling, _kind, _is_a, _word), weights=(8, 2, 1, 1, 1))[0]
     return form(scene, rng)
 

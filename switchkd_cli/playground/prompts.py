@@ -84,5 +84,5 @@ STYLES = tuple(_PROMPTS)
 
 
 def prompt(question: Question) -> str:
-    """Exactly what the stock task's `doc_to_text` returns for this question, with its default keyword arguments."""
+    """Exactly what the stock task's `doc_to_text` returns for this question, by its default arguments."""
     return _PROMPTS[question.style](question)

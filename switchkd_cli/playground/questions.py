@@ -16,7 +16,7 @@ UNANSWERABLE = "unanswerable"
 
 
 def suits(scene: Scene, style: str) -> bool:
-    """Whether the style has a question for the scene: textvqa_val needs a sign, the others take every scene."""
+    """Whether the style has a question for the scene: textvqa_val needs a sign, others take any scene."""
     return style != "textvqa_val" or scene.digit is not None
 
 
@@ -46,7 +46,7 @@ def _mme(kind: str, text: str, answer: str) -> Question:
 
 
 def _first(rng: random.Random, kinds: tuple[str, ...], make: Callable) -> tuple[str, object]:
-    """The kinds in random order, and what `make` gives for the first whose parts the scene allows (none is None)."""
+    """The first kind, in random order, for which `make` gives no None; and what it gives."""
     for kind in rng.sample(kinds, len(kinds)):
         made = make(kind)
         if made is not None and not (isinstance(made, tuple) and None in made):
@@ -161,8 +161,8 @@ def _choice(
 
 
 def _options(fact: Fact, size: int, rng: random.Random) -> list[str]:
-    """The answer among others of its pool, shuffled. Other things of the picture come first: they are the errors
-    a careless look makes. The rest is drawn evenly, so that the options alone give nothing away."""
+    """The answer among others of its pool, shuffled. Other things of the picture come first: they are what a
+    careless look finds. The rest is drawn evenly, so that the options alone give nothing away."""
     near = [symbol for symbol in fact.near if symbol != fact.answer]
     far = [symbol for symbol in fact.pool if symbol != fact.answer and symbol not in near]
     others = rng.sample(near, len(near)) + rng.sample(far, len(far))

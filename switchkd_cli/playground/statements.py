@@ -1,4 +1,4 @@
-"""Yes/no questions about a scene: each is made to the wanted truth, false ones as close to the picture as can be."""
+"""Yes/no questions about a scene: each made true or false on demand, the false ones hard."""
 
 import random
 from collections.abc import Callable

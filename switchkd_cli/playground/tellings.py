@@ -15,7 +15,7 @@ DESCRIBE_PLACE = "Describe the {}."
 
 
 def telling(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """An instruction and its answer: the whole caption (English or Chinese), a list of names, or one place."""
+    """An instruction and its answer: the caption (English or Chinese), a list of names, or one place."""
     form = rng.choices((_whole, _whole_zh, _list, _list_zh, _place), weights=(4, 2, 2, 1, 3))[0]
     return form(scene, rng)
 

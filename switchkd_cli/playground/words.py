@@ -1,4 +1,4 @@
-"""The world's phrases in English and Chinese. English names are the symbols; `say` turns one into either language."""
+"""The world's phrases in English and Chinese. English names are the symbols that `say` turns into either."""
 
 from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACES
 

@@ -1,7 +1,7 @@
-"""Scenes of the embedded world: one to four things, at times a digit sign, in a 2x2 layout on a plain background.
+"""Scenes of the embedded world: one to four things, at times a digit sign, in a 2x2 layout on a plain ground.
 
-Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) picks one of ten
-buckets, and each split owns its own, so no two splits ever share a composition, whatever the seeds. Split
+Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) picks one of
+ten buckets, and each split owns its own, so no two splits ever share a composition, whatever the seeds. Split
 `hard` also uses drawings that no other split shows: of each concept and digit one hand is held out, rotating.
 """
 
@@ -152,7 +152,7 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of SIZE x SIZE pixels. Sizes and positions jitter, seeded by the scene's id."""
+    """The scene as an RGB picture of SIZE x SIZE pixels. Sizes and positions jitter, by the scene's id."""
     jitter = random.Random(scene.id)
     picture = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background].rgb)
     for thing in scene.things:

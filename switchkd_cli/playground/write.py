@@ -21,7 +21,7 @@ Turn = tuple[str, str]
 
 
 def _question(scene: Scene, rng: random.Random) -> Turn:
-    """A question of any style as its benchmark puts it. The styles with most to learn are asked more often."""
+    """A question of any style as its benchmark puts it; styles with more to learn are asked more often."""
     style = rng.choices(STYLES, weights=[_WEIGHTS.get(style, 1.0) for style in STYLES])[0]
     if not suits(scene, style):
         style = "gqa"
@@ -42,11 +42,19 @@ KINDS: dict[str, Callable[[Scene, random.Random], Turn]] = {
 def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int, seed: int) -> Path:
     """Write `pictures` rows of `turns` turns each and return the path of rows.json.
 
-    Images are relative to the folder; rows of kind "text" have none. A folder that already holds the same request
-    is left as it is, one that holds another request's rows is replaced; the new one appears complete or not at all.
+    Images are relative to the folder; rows of kind "text" have none. A folder that already holds the same
+    request is left as it is, one with another request's rows is replaced; the new one appears complete or not
+    at all.
     Raises UserError for an unknown kind or split, a number below 1, or a folder of files that are not ours.
     """
-    request = {"version": VERSION, "kind": kind, "split": split, "pictures": pictures, "turns": turns, "seed": seed}
+    request = {
+        "version": VERSION,
+        "kind": kind,
+        "split": split,
+        "pictures": pictures,
+        "turns": turns,
+        "seed": seed,
+    }
     _check(request)
     folder = Path(folder)
     if _holds(folder, request):
