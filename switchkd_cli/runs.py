@@ -79,10 +79,6 @@ class RunFolder:
     def text_log(self) -> Path:
         return self.path / "log.txt"
 
-    def stage(self, key: str) -> Path:
-        """The shared output of a stage, by `Run.stage_key`. Written by whoever `locks.hold`s it."""
-        return self.root / STAGES / key
-
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the metrics. Numbers that JSON has no word for (NaN, infinity) become null."""
         plain = {key: _plain(value) for key, value in entry.items()}
@@ -99,6 +95,36 @@ class RunFolder:
         return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"])
 
 
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder named by the key of all that it depends on, written once, whole or not at all."""
+
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        return self.path.is_dir()
+
+    @contextmanager
+    def build(self) -> Iterator[Path | None]:
+        """Give an empty folder to fill, which becomes `path` when the block ends well.
+
+        Waits while another process builds the same; gives None when nothing is left to do.
+        """
+        with hold(self.path):
+            if self.done:
+                yield None
+                return
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            partial.mkdir()
+            try:
+                yield partial
+                partial.rename(self.path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
 def folder(root: Path, run: Run) -> RunFolder:
     """Where a run lives under `root`."""
     if run.recipe in RESERVED:
@@ -108,9 +134,29 @@ def folder(root: Path, run: Run) -> RunFolder:
     return RunFolder(root.absolute() / run.recipe / run.row / f"seed{run.seed}")
 
 
-def evaluation(root: Path, key: str) -> Path:
-    """The folder of shared scores (`Run.teacher_key` for the teacher's)."""
-    return root.absolute() / EVALUATIONS / key
+def stage(root: Path, key: str) -> SharedFolder:
+    """The shared output of a stage, by `Run.stage_key`."""
+    return SharedFolder(root.absolute() / STAGES / key)
+
+
+def evaluation(root: Path, key: str) -> SharedFolder:
+    """Shared scores; the teacher's go by `Run.teacher_key`."""
+    return SharedFolder(root.absolute() / EVALUATIONS / key)
+
+
+def scores(shared: SharedFolder) -> Any:
+    """The results.json of shared scores, or None."""
+    return read_json(shared.path / "results.json")
+
+
+def check_free(root: Path, run: Run) -> None:
+    """Raise UserError when the run's folder holds another run."""
+    target = folder(root, run)
+    if state(target, run) == "other":
+        raise UserError(
+            f"{_shown(target.path)}: holds another run (made by another recipe text or with another input)",
+            hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
+        )
 
 
 @contextmanager
@@ -186,11 +232,8 @@ def _make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
     found = state(target, run)
     if found == "new":
         return None
-    if found == "other" and not overwrite:
-        raise UserError(
-            f"{_shown(target.path)}: holds another run (made by another recipe text or with another input)",
-            hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
-        )
+    if not overwrite:
+        check_free(target.root, run)
     word = "unfinished" if found == "unfinished" else "old"
     number = 1
     while (aside := target.path.with_name(f"{word}-{target.path.name}-{number}")).exists():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import source
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
@@ -39,11 +40,40 @@ class Run:
     @cached_property
     def key(self) -> str:
         """A digest of all that the run's results depend on (titles do not count, changed checkpoints do)."""
-        config = self.config.model_dump(mode="json", exclude={"title", "rows", "controls"})
-        data = [_data_fingerprints(self.config, name) for name in self.config.data]
-        return digest(
-            config, _model_fingerprints(self.config.student), _model_fingerprints(self.config.teacher), data
-        )
+        config = self.config
+        models = [_model_fingerprints(model) for model in (config.student, config.teacher)]
+        data = [_data_fingerprints(config, name) for name in config.data]
+        return digest(config.model_dump(mode="json", exclude={"title", "rows", "controls"}), models, data)
+
+    def leading(self) -> Run:
+        """The run of the leading stages that need no teacher; the run itself when that is all it does.
+
+        Raises UserError when the first stage needs the teacher already.
+        """
+        count = next((i for i, stage in enumerate(self.config.stages) if stage.needs_teacher), None)
+        if count == 0:
+            first = self.config.stages[0].name
+            raise UserError(
+                f"{self.recipe}: {self.row}: the first stage ({first}) needs the teacher",
+                hint="run the whole recipe with switchkd distill",
+            )
+        config = self.config.model_copy(update={"stages": self.config.stages[:count], "evaluation": None})
+        if config == self.config:
+            return self
+        title = f"{self.title}, pre-trained"
+        return replace(self, row=f"{self.row}.pretrain", title=title, config=config, paper={})
+
+    def dumps(self) -> str:
+        """The run as one line of text, for another process."""
+        fields = {name: getattr(self, name) for name in ("recipe", "row", "title", "paper", "text")}
+        return json.dumps(fields)
+
+    @classmethod
+    def loads(cls, line: str) -> Run:
+        """The run that `dumps` wrote."""
+        fields = json.loads(line)
+        config = Recipe.model_validate(source.read(fields.pop("text"), fields["recipe"]))
+        return cls(config=config, **fields)
 
     def stage_key(self, index: int) -> str:
         """A digest of all that the output of stage `index` depends on; rows that differ later share it."""
@@ -79,11 +109,8 @@ def _dump(model: Any) -> Any:
 def _model_fingerprints(model: Model | None) -> list[str | None]:
     if model is None:
         return []
-    names = (
-        [model.checkpoint]
-        if isinstance(model, Checkpoint)
-        else [model.vision, model.language, model.tokenizer]
-    )
+    whole = isinstance(model, Checkpoint)
+    names = [model.checkpoint] if whole else [model.vision, model.language, model.tokenizer]
     return [fingerprint(name) if isinstance(name, str) else None for name in names]
 
 

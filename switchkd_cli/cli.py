@@ -1,0 +1,173 @@
+"""The command line. Each command reads its arguments, calls one thing, and returns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from switchkd_cli import __version__
+from switchkd_cli.errors import CRASH, UserError
+
+app = typer.Typer(
+    name="switchkd",
+    help="Distil a large vision-language model into a small one with Switch-KD.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one in recipes/.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE ...", help="Changes to the recipe, such as stages.distill.lr=1e-4."),
+]
+Out = Annotated[Path, typer.Option(help="The folder that holds all runs.")]
+Row = Annotated[str | None, typer.Option(help="The row of the recipe to run. Default: its first.")]
+Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move earlier runs that are in the way aside.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+
+RUNS = Path("runs")
+
+
+@app.command(epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
+def pretrain(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    row: Row = None,
+    seed: Seed = None,
+    out: Out = RUNS,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the leading stages that need no teacher, and stop."""
+    from switchkd_cli import commands
+
+    commands.pretrain(recipe, overrides or [], row, seed, out, overwrite=overwrite, dry_run=dry_run)
+
+
+@app.command(epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
+def distill(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    row: Row = None,
+    seed: Seed = None,
+    out: Out = RUNS,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run one row and its controls, and score them.
+
+    Ends with a table: teacher, rows, gain, each benchmark.
+    """
+    from switchkd_cli import commands
+
+    commands.distill(recipe, overrides or [], row, seed, out, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+
+
+@app.command(epilog="Example: switchkd ablate recipes/quickstart.yaml --seeds 5 --rows switch-kd,sft")
+def ablate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[str | None, typer.Option(help="Rows, separated by commas. Default: all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted from the recipe's.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first seed, instead of the recipe's.")] = None,
+    out: Out = RUNS,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time. Default: 2 if there are cores.")
+    ] = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the rows of a recipe over several seeds.
+
+    What is finished is skipped; what fails is reported, and the rest goes on.
+    """
+    from switchkd_cli import commands
+
+    chosen = commands.words(rows)
+    commands.ablate(
+        recipe, overrides or [], chosen, seeds, seed, out, jobs=jobs, overwrite=overwrite, dry_run=dry_run
+    )
+
+
+@app.command("eval", epilog="Example: switchkd eval --benchmarks mme,pope,gqa")
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A run folder, a model folder or a hub id. Default: the newest finished run."),
+    ] = None,
+    benchmarks: Annotated[str | None, typer.Option(help="lmms-eval tasks, separated by commas.")] = None,
+    split: Annotated[str | None, typer.Option(help="validation, test or hard (playground).")] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="Questions of each benchmark.")] = None,
+    world: Annotated[
+        str | None, typer.Option(help="playground (made here) or hub (the real data sets).")
+    ] = None,
+    out: Out = RUNS,
+) -> None:
+    """Score a model on benchmarks, through lmms-eval."""
+    from switchkd_cli import commands
+
+    asked = {"benchmarks": commands.words(benchmarks), "split": split, "items": items, "world": world}
+    commands.evaluate(model, asked, out)
+
+
+@app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed0 runs/quickstart/sft/seed0")
+def compare(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN ... | RECIPE", help="Run folders, or a recipe. Default: all runs."),
+    ] = None,
+    out: Out = RUNS,
+) -> None:
+    """Show finished runs beside the paper's numbers."""
+    from switchkd_cli import commands
+
+    commands.compare(names or [], out)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"switchkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def switchkd(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Distil a large vision-language model into a small one with Switch-KD.
+
+    Start with: switchkd distill recipes/quickstart.yaml
+    """
+
+
+def main() -> None:
+    """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
+    try:
+        app()
+    except UserError as error:
+        from switchkd_cli import console
+
+        console.error(error)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(CRASH)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""What each command does, from its arguments to its last line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from switchkd_cli import console, launch, plan, runs
+from switchkd_cli.errors import CRASH, UserError, did_you_mean
+from switchkd_cli.locate import locate
+from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.recipe.find import find
+from switchkd_cli.recipe.fingerprint import fingerprint
+from switchkd_cli.recipe.load import load, load_rows, load_with_controls
+from switchkd_cli.recipe.run import Run, digest
+from switchkd_cli.recipe.schema import Evaluation
+
+
+ITEMS = 200  # questions of each benchmark that a model is asked when nobody says
+
+
+def pretrain(
+    recipe: str,
+    overrides: Sequence[str],
+    row: str | None,
+    seed: int | None,
+    root: Path,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    run = load(find(recipe), row, overrides, seed).leading()
+    if dry_run:
+        return _show([run], root)
+    plan.check([run])
+    folder = launch.run_one(run, root, overwrite=overwrite)
+    console.say(f"model: {folder.model}")
+
+
+def distill(
+    recipe: str,
+    overrides: Sequence[str],
+    row: str | None,
+    seed: int | None,
+    root: Path,
+    *,
+    jobs: int,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    planned = load_with_controls(find(recipe), row, overrides, seed)
+    if dry_run:
+        return _show(planned, root)
+    folders = launch.run_all(planned, root, jobs=jobs, overwrite=overwrite)
+    _table(root, folders, launch.teacher_results(planned[0], root))
+
+
+def ablate(
+    recipe: str,
+    overrides: Sequence[str],
+    rows: Sequence[str] | None,
+    seeds: int,
+    seed: int | None,
+    root: Path,
+    *,
+    jobs: int | None,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    path = find(recipe)
+    first = load_rows(path, rows, overrides, seed)
+    more = [load_rows(path, rows, overrides, first[0].seed + i) for i in range(1, seeds)]
+    planned = [run for same_row in zip(first, *more, strict=True) for run in same_row]
+    if dry_run:
+        _show(first, root)
+        return console.say(f"seeds: {', '.join(str(first[0].seed + i) for i in range(seeds))}")
+    plan.check(planned)
+    waiting = [run for run in planned if overwrite or not _is_finished(run, root)]
+    if len(waiting) < len(planned):
+        console.say(f"{len(planned) - len(waiting)} of {len(planned)} runs finished before, reused")
+    failures = launch.in_workers(waiting, root, jobs=jobs or min(2, launch.cores()), overwrite=overwrite)
+    done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
+    if done:
+        _table(root, done, launch.teacher_results(planned[0], root))
+    if failures:
+        launch.show_failures(failures)
+        raise SystemExit(CRASH)
+
+
+def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
+    problems = [
+        f"--benchmarks: unknown benchmark, got {name!r}{did_you_mean(name, BENCHMARKS)}"
+        for name in asked["benchmarks"] or ()
+        if name not in BENCHMARKS
+    ]
+    if problems:
+        raise UserError(problems)
+    folder = runs.newest_finished(root) if model is None else runs.RunFolder(Path(model).absolute())
+    is_run = folder.record.exists()
+    default = folder.run().config.evaluation if is_run else None
+    question = _question(default, asked)
+    name = str(folder.model) if is_run else locate(str(model))
+    key = digest(name, fingerprint(name), question)
+    results, where = launch.evaluate(name, root, key, question)
+    console.show_scores(str(model or folder.path), results)
+    console.say(f"files: {where}")
+
+
+def compare(names: Sequence[str], root: Path) -> None:
+    folders = [folder for name in names for folder in _named(name, root)] if names else runs.finished(root)
+    folders = [folder for folder in folders if folder.results.exists()]
+    if not folders:
+        raise UserError(
+            f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml"
+        )
+    teachers = {run.teacher_key: run for run in (folder.run() for folder in folders)}
+    # one column can only be one teacher's: with several, none is shown
+    teacher = (
+        launch.known_teacher_results(next(iter(teachers.values())), root) if len(teachers) == 1 else None
+    )
+    _table(root, folders, teacher)
+
+
+def words(text: str | None) -> list[str] | None:
+    """The comma-separated words of an option."""
+    return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
+
+
+def _question(default: Evaluation | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What to ask a model: the command line's wishes, then its own recipe's, then all ten benchmarks."""
+    from pydantic import ValidationError
+
+    base = default.model_dump() if default else {"benchmarks": tuple(BENCHMARKS)}
+    if default is None and asked["world"] != "hub":
+        base["items"] = ITEMS
+    base |= {key: value for key, value in asked.items() if value is not None}
+    try:
+        wanted = Evaluation.model_validate(base)
+    except ValidationError as error:
+        raise UserError(
+            [f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        ) from None
+    return {**wanted.model_dump(), "benchmarks": list(wanted.benchmarks), "seed": 0}
+
+
+def _named(name: str, root: Path) -> list[runs.RunFolder]:
+    """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
+    if runs.RunFolder(Path(name)).record.exists():
+        folder = runs.RunFolder(Path(name).absolute())
+        if folder.info().get("status") != "finished":
+            raise UserError(f"{name}: not finished ({folder.info().get('status', 'unknown')})")
+        return [folder]
+    path = find(name)
+    if not path.is_file():
+        raise UserError(f"{name}: neither a run folder nor a recipe", hint=f"ls -d {root}/*/*/seed*")
+    order = [run.row for run in load_rows(path)]
+    found = [f for f in runs.finished(root, path.stem) if f.info()["row"] in order]
+    return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info()["seed"]))
+
+
+def _is_finished(run: Run, root: Path) -> bool:
+    return runs.state(runs.folder(root, run), run) == "finished"
+
+
+def _show(planned: Iterable[Run], root: Path) -> None:
+    planned = list(planned)
+    plan.check(planned)
+    for run in planned:
+        console.show_plan(plan.plan(run, root))
+
+
+def _table(root: Path, folders: list[runs.RunFolder], teacher: dict[str, Any] | None) -> None:
+    from switchkd_cli.report.table import print_comparison
+
+    scored = [folder for folder in folders if folder.results.exists()]
+    if scored:
+        print_comparison(root, scored, teacher)
+    console.say("\n".join(f"files: {folder.path}" for folder in folders))

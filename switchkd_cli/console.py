@@ -1,0 +1,123 @@
+"""What is drawn on the screen: messages, errors, plans, scores. Live progress is in progress.py.
+
+Messages go to stderr and tables to stdout. Nothing is read as markup: `[student]` in a message is text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.plan import Plan
+from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def stdout() -> Console:
+    """A rich console that takes text as it is."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def error(problem: UserError) -> None:
+    """Every problem on its line, then the hint."""
+    for line in problem.problems:
+        say(line)
+    if problem.hint:
+        say(f"hint: {problem.hint}")
+
+
+def show_plan(plan: Plan) -> None:
+    """What `--dry-run` prints of one run."""
+    run, config = plan.run, plan.run.config
+    lines = {
+        "run": f"{run.recipe}, row {run.row}: {run.title}",
+        "folder": f"{plan.folder.path} ({_STATES[plan.state]})",
+        "seed": f"{run.seed}, {config.precision}",
+        "student": _model(config.student),
+        "teacher": _model(config.teacher) if config.teacher else "none",
+    }
+    console = stdout()
+    for name, text in lines.items():
+        console.print(f"{name:<9}{text}")
+    console.print(_stages(plan))
+    if config.evaluation is not None:
+        e = config.evaluation
+        items = f"{e.items} items each" if e.items else "all items"
+        console.print(f"{'scores':<9}{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}")
+    console.print()
+
+
+def show_scores(title: str, results: Mapping[str, Any]) -> None:
+    """One model's scores, a benchmark a line."""
+    columns = ("benchmark", "score", "metric", "items")
+    rows = [
+        (_column(task), f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
+        for task, score in results["scores"].items()
+    ]
+    console = stdout()
+    console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
+    console.print(_table(columns, rows, right=("score", "items")))
+
+
+_STATES = {
+    "new": "new",
+    "finished": "finished: would be reused",
+    "unfinished": "unfinished: would be moved aside",
+    "other": "in use by another run: needs --overwrite or --out",
+}
+
+
+def _stages(plan: Plan) -> Any:
+    columns = ("stage", "data", "trains", "lr", "batch", "length", "objective", "computes", "")
+    rows = []
+    for planned in plan.stages:
+        s = planned.stage
+        rates = [f"{s.lr:g}", *(f"{part} x{scale:g}" for part, scale in s.lr_scale.items())]
+        batch = f"{s.batch}" if s.micro_batch in (None, s.batch) else f"{s.batch} by {s.micro_batch}"
+        length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
+        terms = "\n".join(_term(term) for term in s.objective)
+        paths = ", ".join(sorted(s.paths))
+        state = "reused" if planned.reused else ""
+        rows.append(
+            (s.name, s.data, "\n".join(s.train), "\n".join(rates), batch, length, terms, paths, state)
+        )
+    return _table(columns, rows, right=("batch",))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _term(term: Term) -> str:
+    parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
+    return f"{term.weight:g} {term.loss}({term.of}, {term.to}{parameters}) on {term.on}"
+
+
+def _model(model: Model) -> str:
+    if isinstance(model, Checkpoint):
+        return f"{model.family}: {model.checkpoint}"
+    parts = (model.vision, model.projector, model.language)
+    return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
+
+
+def _column(task: str) -> str:
+    return BENCHMARKS[task].column if task in BENCHMARKS else task

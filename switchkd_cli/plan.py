@@ -1,0 +1,71 @@
+"""What a run would do on this machine, before anything heavy is imported or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from switchkd_cli import runs
+from switchkd_cli.errors import UserError
+from switchkd_cli.locate import locate
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Checkpoint, Model, Stage
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage and whether its output is already there."""
+
+    stage: Stage
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, where it goes, what is there, and its stages."""
+
+    run: Run
+    folder: runs.RunFolder
+    state: str
+    stages: tuple[StagePlan, ...]
+
+
+def plan(run: Run, root: Path) -> Plan:
+    """What the run would do; nothing is written."""
+    folder = runs.folder(root, run)
+    built = [runs.stage(root, run.stage_key(i)).done for i in range(len(run.config.stages))]
+    last = max((i for i, there in enumerate(built) if there), default=-1)
+    stages = tuple(StagePlan(stage, i <= last) for i, stage in enumerate(run.config.stages))
+    return Plan(run, folder, runs.state(folder, run), stages)
+
+
+def check(planned: Iterable[Run]) -> None:
+    """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub."""
+    problems: dict[str, None] = {}
+    hints: dict[str, None] = {}
+    for run in planned:
+        for field, name in _models(run):
+            try:
+                if locate(name) == name and name.count("/") > 1 and not Path(name).exists():
+                    raise UserError(f"{name}: no such folder", hint="name a checkpoint folder or a hub id")
+            except UserError as error:
+                problems.update({f"{run.recipe}: {field}: {problem}": None for problem in error.problems})
+                hints[error.hint] = None
+    if problems:
+        raise UserError(list(problems), hint="; ".join(filter(None, hints)))
+
+
+def _models(run: Run) -> Iterator[tuple[str, str]]:
+    """The model names of a run that are looked up, with the fields they stand in."""
+    yield from _names("student", run.config.student)
+    if run.config.teacher is not None:
+        yield from _names("teacher", run.config.teacher)
+
+
+def _names(who: str, model: Model) -> Iterator[tuple[str, str]]:
+    fields = ("checkpoint",) if isinstance(model, Checkpoint) else ("vision", "language", "tokenizer")
+    for field in fields:
+        name = getattr(model, field)
+        if isinstance(name, str):
+            yield f"{who}.{field}", name

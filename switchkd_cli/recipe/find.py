@@ -1,0 +1,18 @@
+"""A recipe's name on the command line -> its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDERS = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
+
+
+def find(name: str) -> Path:
+    """A path as it is; a bare name such as `training-scheme` stands for `recipes/training_scheme.yaml`."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    for folder in FOLDERS:
+        file = folder / f"{name.replace('-', '_')}.yaml"
+        if file.is_file():
+            return file
+    return FOLDERS[0] / f"{name.replace('-', '_')}.yaml"
