@@ -16,7 +16,6 @@ from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.recipe.schema import Evaluation
 
-
 ITEMS = 200  # questions of each benchmark that a model is asked when nobody says
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.plan import Plan
+from switchkd_cli.plan import Plan, StagePlan
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
 
@@ -47,15 +47,15 @@ def show_plan(plan: Plan) -> None:
         "student": _model(config.student),
         "teacher": _model(config.teacher) if config.teacher else "none",
     }
-    console = stdout()
     for name, text in lines.items():
-        console.print(f"{name:<9}{text}")
-    console.print(_stages(plan))
+        print(f"{name:<9}{text}")
+    for planned in plan.stages:
+        print("stage".ljust(9) + "\n         ".join(_stage(planned)))
     if config.evaluation is not None:
         e = config.evaluation
         items = f"{e.items} items each" if e.items else "all items"
-        console.print(f"{'scores':<9}{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}")
-    console.print()
+        print(f"{'scores':<9}{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}")
+    print()
 
 
 def show_scores(title: str, results: Mapping[str, Any]) -> None:
@@ -78,21 +78,17 @@ _STATES = {
 }
 
 
-def _stages(plan: Plan) -> Any:
-    columns = ("stage", "data", "trains", "lr", "batch", "length", "objective", "computes", "")
-    rows = []
-    for planned in plan.stages:
-        s = planned.stage
-        rates = [f"{s.lr:g}", *(f"{part} x{scale:g}" for part, scale in s.lr_scale.items())]
-        batch = f"{s.batch}" if s.micro_batch in (None, s.batch) else f"{s.batch} by {s.micro_batch}"
-        length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
-        terms = "\n".join(_term(term) for term in s.objective)
-        paths = ", ".join(sorted(s.paths))
-        state = "reused" if planned.reused else ""
-        rows.append(
-            (s.name, s.data, "\n".join(s.train), "\n".join(rates), batch, length, terms, paths, state)
-        )
-    return _table(columns, rows, right=("batch",))
+def _stage(planned: StagePlan) -> list[str]:
+    s = planned.stage
+    length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
+    parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
+    micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
+    return [
+        f"{s.name}, {length} of {s.batch} rows{micro} from {s.data}" + (", reused" if planned.reused else ""),
+        f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
+        f"  computes {', '.join(sorted(s.paths))}",
+        *(f"  {_term(term)}" for term in s.objective),
+    ]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Any:
@@ -109,7 +105,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
 
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    return f"{term.weight:g} {term.loss}({term.of}, {term.to}{parameters}) on {term.on}"
+    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {term.on}"
 
 
 def _model(model: Model) -> str:

@@ -18,6 +18,7 @@ from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.progress import Progress, progress
 from switchkd_cli.recipe.run import Run
 
+WORKER = (sys.executable, "-m", "switchkd_cli.launch")
 TAIL = 15  # lines of a failed worker's output that are shown
 
 
@@ -148,7 +149,7 @@ def cores() -> int:
 
 
 def _start(run: Run, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
-    command = [sys.executable, "-m", "switchkd_cli.launch", "--out", str(root), *["--overwrite"] * overwrite]
+    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite]
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     process = subprocess.Popen(

@@ -138,9 +138,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path("recipes")
-        near = did_you_mean(path.name, sorted(p.name for p in folder.glob("*.yaml")))
-        raise UserError(f"{path}: no such recipe{near}", hint="ls recipes") from None
+        known = sorted(str(p) for folder in {Path("recipes"), path.parent} for p in folder.rglob("*.yaml"))
+        raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint="ls recipes") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable: {error}") from None
 
