@@ -1,0 +1,60 @@
+"""Takes a model that a playground recipe has trained, whole or a part of it, into the package's assets.
+
+    python scripts/ship.py runs/teacher/base/seed0/model teacher
+    python scripts/ship.py runs/tower/base/seed0/model tower
+    python scripts/ship.py runs/language/base/seed0/model language
+
+Weights are stored in float16: half the size, and far finer than what training at this scale resolves.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
+
+from switchkd_cli.engine.build import load
+from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.locate import ASSETS
+
+
+def whole(model: Llava, folder: Path) -> None:
+    model.model.half().save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+
+
+def tower(model: Llava, folder: Path) -> None:
+    vision = SiglipVisionModel(model.model.config.vision_config)
+    vision.load_state_dict(model.model.model.vision_tower.state_dict())
+    vision.half().save_pretrained(folder)
+    model.processor.image_processor.save_pretrained(folder)
+
+
+def language(model: Llava, folder: Path) -> None:
+    reader = Qwen2ForCausalLM(model.model.config.text_config)
+    reader.model.load_state_dict(model.model.model.language_model.state_dict())
+    reader.lm_head.load_state_dict(model.model.lm_head.state_dict())
+    reader.tie_weights()
+    reader.half().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ASSETS / "tokenizer").save_pretrained(folder)
+
+
+SHIPPED = {"teacher": whole, "tower": tower, "language": language}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="the model/ folder of a finished run")
+    parser.add_argument("name", choices=SHIPPED)
+    asked = parser.parse_args()
+    folder = ASSETS / asked.name
+    shutil.rmtree(folder, ignore_errors=True)
+    with torch.no_grad():
+        SHIPPED[asked.name](load(str(asked.model)), folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder.relative_to(Path.cwd())}: {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()
