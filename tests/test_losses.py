@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_losses import expected, language_logits, value_and_gradient
+from tests.reference_losses import expected, language_logits, value_and_gradient
 from torch.autograd import gradcheck
 
 from switchkd_cli.engine import losses
