@@ -138,7 +138,14 @@ def _routes(term: Mapping[str, Any], path: Path, train: list[str], *, has_teache
 
 
 def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
-    names = _mapping(data.get("evaluation")).get("benchmarks")
+    evaluation = _mapping(data.get("evaluation"))
+    if (
+        evaluation.get("world", "playground") == "playground"
+        and evaluation
+        and evaluation.get("items") is None
+    ):
+        yield ("evaluation", "items"), "missing: the playground has no fixed number of questions"
+    names = evaluation.get("benchmarks")
     listed = (
         [(("evaluation", "benchmarks", i), n) for i, n in enumerate(names)] if isinstance(names, list) else []
     )

@@ -129,16 +129,15 @@ class _Opened:
         assert recipe is not None  # else there were problems
         row = recipe.rows.get(name)
         config = recipe.model_copy(update={"rows": {}, "controls": ()})
-        return Run(
-            self.recipe, name, row.title if row and row.title else name, config, row.paper if row else {}
-        )
+        title = (row.title or name) if row else recipe.title
+        return Run(self.recipe, name, title, config, row.paper if row else {})
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        known = sorted(str(p) for folder in {Path("recipes"), path.parent} for p in folder.rglob("*.yaml"))
+        known = [str(p) for p in (*Path("recipes").rglob("*.yaml"), *path.parent.glob("*.yaml"))]
         raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint="ls recipes") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable: {error}") from None

@@ -1,0 +1,73 @@
+"""Names are resolved late, and signatures are read without importing anything."""
+
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+
+from switchkd_cli import registry
+from switchkd_cli.errors import UserError
+
+SOURCE = """
+raise RuntimeError("this module must not be imported")
+
+def loss(teacher_logits, student_logits, *, temperature: float = 3.0, k: "int | None" = None,
+         mode: Literal["a", "b"] = "a", window: int, other: Tensor = None, sizes: tuple[int, ...] = (1, 2)) -> Tensor:
+    return None
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "plugged").mkdir()
+    (tmp_path / "plugged" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "plugged" / "losses.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.LOSSES, "plugged", "plugged.losses:loss")
+
+
+def test_a_signature_is_read_from_the_text(plugin):
+    read = registry.signature("loss", "plugged")
+    assert read.positional == ("teacher_logits", "student_logits")
+    assert read.keywords["temperature"] == registry.Parameter(float, False, 3.0)
+    assert read.keywords["k"].annotation == int | None
+    assert read.keywords["mode"].annotation == Literal["a", "b"]
+    assert read.keywords["window"].required and not read.keywords["k"].required
+    assert read.keywords["sizes"].default == (1, 2)
+    with pytest.raises(RuntimeError):
+        registry.resolve("loss", "plugged")
+
+
+def test_an_unknown_name_suggests_one():
+    with pytest.raises(UserError, match="unknown loss, got 'dbid' \\(did you mean 'dbild'"):
+        registry.resolve("loss", "dbid")
+    with pytest.raises(UserError, match="unknown source, got 'lava_json'"):
+        registry.signature("source", "lava_json")
+
+
+def test_a_registered_function_that_is_missing_is_our_bug(plugin, monkeypatch):
+    monkeypatch.setitem(registry.LOSSES, "gone", "plugged.losses:gone")
+    with pytest.raises(LookupError):
+        registry.signature("loss", "gone")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("loss", n) for n in registry.LOSSES] + [("source", n) for n in registry.SOURCES]
+)
+def test_everything_registered_has_a_readable_signature(kind, name):
+    read = registry.signature(kind, name)
+    assert all(parameter.annotation is not None for parameter in read.keywords.values())
+    if kind == "loss":
+        assert read.positional in (("teacher_logits", "student_logits"), ("targets", "student_logits"))
+        assert not any(parameter.required for parameter in read.keywords.values())
+
+
+def test_reading_signatures_imports_nothing_heavy():
+    code = (
+        "import sys; from switchkd_cli import registry\n"
+        "for n in registry.LOSSES: registry.signature('loss', n)\n"
+        "for n in registry.SOURCES: registry.signature('source', n)\n"
+        "assert not {'torch', 'transformers', 'switchkd_cli.engine'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
