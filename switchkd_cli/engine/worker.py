@@ -1,15 +1,19 @@
-"""A run from its recipe to its model: build, train stage after stage, save."""
+"""A run from its recipe to its scores: build, train stage after stage, save, evaluate."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli import runs
 from switchkd_cli.engine import checkpoint
+from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, build_paths, load
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import train
+from switchkd_cli.locate import locate
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.report.baselines import judged
 from switchkd_cli.runs import RunFolder
 
 
@@ -34,6 +38,40 @@ def work(run: Run, folder: RunFolder) -> None:
                 checkpoint.save(paths.student, partial)
     _train(run, len(stages) - 1, paths, folder)
     checkpoint.save(paths.student, folder.model)
+
+
+def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """Scores `folder.model` as the recipe says and writes `folder.results`."""
+    results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
+    runs.write_json(folder.results, results)
+    return results
+
+
+def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
+    """Scores of the run's teacher, of the same teacher without pictures, and of the best constant answers.
+
+    Computed once and shared by every run with this teacher and these questions. Their fields: `teacher` (absent
+    where the recipe has none), `blind`, `majority`; "not_beaten" names, by task, the baselines that the teacher
+    does not clearly beat.
+    """
+    shared = runs.evaluation(root, run.teacher_key)
+    with shared.build() as partial:
+        if partial is not None:
+            question = _question(run, root.absolute())
+            teacher = locate(run.config.teacher.checkpoint)
+            batch = question.pop("batch")
+            results = {
+                "teacher": evaluation.evaluate(teacher, folder=partial / "teacher", batch=batch, **question),
+                "blind": evaluation.evaluate(teacher, folder=partial / "blind", batch=batch, blind=True, **question),
+                "majority": evaluation.majority(folder=partial / "majority", **question),
+            }
+            runs.write_json(partial / "results.json", judged(partial, results))
+    return runs.scores(shared)
+
+
+def _question(run: Run, root: Path) -> dict[str, Any]:
+    """The recipe's evaluation as arguments; its data sets are kept under the runs' root."""
+    return {**run.config.evaluation.model_dump(), "sets": root / "playground" / "sets"}
 
 
 def _train(run: Run, index: int, paths: Paths, folder: RunFolder) -> None:

@@ -131,12 +131,17 @@ class Stage(Closed):
 
 
 class Evaluation(Closed):
-    """Which benchmarks a finished model is scored on. `items` is per benchmark; none means all there are."""
+    """Which benchmarks a finished model is scored on.
+
+    `items` is per benchmark; none means all there are. `seed` draws the playground's questions; it is the same
+    for every seed of a run, so that runs can be paired item by item.
+    """
 
     world: Literal["playground", "hub"] = "playground"
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
     split: Literal["train", "validation", "test", "hard"] = "test"
     items: Count | None = None
+    seed: Seed = 0
     batch: Count = 64
 
 
