@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference_losses import expected, language_logits, value_and_gradient
 from torch.autograd import gradcheck
 
 from switchkd_cli.engine import losses
+from tests.reference_losses import expected, language_logits, value_and_gradient
 
 PAIRWISE = ["dbild", "bild"]
 DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon", *PAIRWISE]

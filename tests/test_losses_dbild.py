@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from tests import reference_losses as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kneed import KneeLocator
-from tests.reference_losses import expected, language_logits, value_and_gradient
 
 from switchkd_cli.engine.losses import bild, dbild, differences, effective_k, knee_rank
+from tests import reference_losses as reference
+from tests.reference_losses import expected, language_logits, value_and_gradient
 
 QWEN = 151_936
 
