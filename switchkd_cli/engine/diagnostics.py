@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import IGNORE
-from switchkd_cli.engine.losses import cross_entropy, effective_k
+from switchkd_cli.engine.losses import cross_entropy, effective_k, forward_kl
 from switchkd_cli.recipe.schema import Term
 
 KNEE_PARAMETERS = ("window", "min_k", "max_k")
@@ -18,6 +18,7 @@ def diagnose(logits: Mapping[str, Tensor], targets: Tensor, terms: Sequence[Term
 
     - `teacher_ce`: the teacher's own cross-entropy on the student's tokens, in nats
     - `agreement/<path>`: share of positions where the path's first choice is the teacher's
+    - `switch_gap`: KL(teacher || switch) in nats; at step 0 it says how far V_S is from what L_T can read
     - `k/<path>/mean|p5|p95`: effective k of each side of a DBiLD term
     - `mass/<path>`: probability that the path's top k holds
     """
@@ -30,6 +31,8 @@ def diagnose(logits: Mapping[str, Tensor], targets: Tensor, terms: Sequence[Term
     for path in logits.keys() - {"teacher"}:
         agreed = logits[path].argmax(-1) == teacher.argmax(-1)
         figures[f"agreement/{path}"] = agreed.float().mean().item()
+    if "switch" in logits:
+        figures["switch_gap"] = forward_kl(teacher, logits["switch"]).mean().item()
     knee = {key: term.parameters.get(key) for term in terms if term.loss == "dbild" for key in KNEE_PARAMETERS}
     if any(term.loss == "dbild" for term in terms):
         knee = {key: value for key, value in knee.items() if value is not None}
