@@ -52,7 +52,11 @@ def distill(
     if dry_run:
         return _show(planned, root)
     folders = launch.run_all(planned, root, jobs=jobs, overwrite=overwrite)
-    _table(root, folders, launch.teacher_results(planned[0], root))
+    if planned[0].config.evaluation is None:
+        return console.say("\n".join(f"model: {folder.model}" for folder in folders))
+    from switchkd_cli.report.table import print_distillation
+
+    print_distillation(folders, launch.teacher_results(planned[0], root))
 
 
 def ablate(
@@ -80,8 +84,11 @@ def ablate(
         console.say(f"{len(planned) - len(waiting)} of {len(planned)} runs finished before, reused")
     failures = launch.in_workers(waiting, root, jobs=jobs or min(2, launch.cores()), overwrite=overwrite)
     done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
-    if done:
-        _table(root, done, launch.teacher_results(planned[0], root))
+    if done and planned[0].config.evaluation is not None:
+        from switchkd_cli.report.table import print_ablation
+
+        controls = [control.row for control in load_with_controls(path)[1:]]
+        print_ablation(done, launch.teacher_results(planned[0], root), planned=planned, controls=controls)
     if failures:
         launch.show_failures(failures)
         raise SystemExit(CRASH)
@@ -118,7 +125,9 @@ def compare(names: Sequence[str], root: Path) -> None:
     teacher = (
         launch.known_teacher_results(next(iter(teachers.values())), root) if len(teachers) == 1 else None
     )
-    _table(root, folders, teacher)
+    from switchkd_cli.report.table import print_comparison
+
+    print_comparison(folders, teacher)
 
 
 def words(text: str | None) -> list[str] | None:
@@ -167,12 +176,3 @@ def _show(planned: Iterable[Run], root: Path) -> None:
     plan.check(planned)
     for run in planned:
         console.show_plan(plan.plan(run, root))
-
-
-def _table(root: Path, folders: list[runs.RunFolder], teacher: dict[str, Any] | None) -> None:
-    from switchkd_cli.report.table import print_comparison
-
-    scored = [folder for folder in folders if folder.results.exists()]
-    if scored:
-        print_comparison(root, scored, teacher)
-    console.say("\n".join(f"files: {folder.path}" for folder in folders))

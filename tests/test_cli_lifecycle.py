@@ -1,0 +1,180 @@
+"""What the commands do with runs, with a stand-in for the engine."""
+
+import sys
+from pathlib import Path
+
+import fake_engine
+import pytest
+from recipes import write
+
+from switchkd_cli import cli, launch, runs
+from switchkd_cli.recipe.load import load
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(Path(fake_engine.__file__))))
+    return fake_engine.install(monkeypatch)
+
+
+def switchkd(monkeypatch, *arguments):
+    """The exit code of the program in this process."""
+    monkeypatch.setattr(sys, "argv", ["switchkd", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def names(calls):
+    return [name for name, *_ in calls]
+
+
+def test_distill_runs_the_row_and_its_controls_then_the_table(tmp_path, calls, monkeypatch, capsys):
+    assert switchkd(monkeypatch, "distill", write(tmp_path)) == 0
+    assert names(calls) == ["work", "evaluate", "work", "evaluate", "evaluate_teacher", "print_distillation"]
+    folders, teacher = calls[-1][1]
+    assert [folder.info()["row"] for folder in folders] == ["switch-kd", "sft"]
+    assert all(folder.info()["status"] == "finished" for folder in folders)
+    assert teacher == {"teacher": fake_engine.RESULTS}
+    assert "Switch-KD (seed 0): distill 10/10 (100%) · 0:00 left · 1,234 tokens/s" in capsys.readouterr().err
+
+
+def test_a_second_time_nothing_is_trained(tmp_path, calls, monkeypatch, capsys):
+    file = write(tmp_path)
+    switchkd(monkeypatch, "distill", file)
+    calls.clear()
+    assert switchkd(monkeypatch, "distill", file) == 0
+    assert names(calls) == ["evaluate_teacher", "print_distillation"]
+    assert "finished before, reused" in capsys.readouterr().err
+
+
+def test_overrides_reach_the_run_and_its_record(tmp_path, calls, monkeypatch):
+    switchkd(monkeypatch, "distill", write(tmp_path), "stages.distill.lr=1e-4", "--seed", 5, "--row", "sft")
+    (run, folder), _ = calls[0][1:]
+    assert run.config.stages[1].lr == 1e-4 and folder.path.name == "seed5"
+    assert "lr: 0.0001" in folder.recipe.read_text()
+    assert names(calls).count("work") == 1
+
+
+def test_pretrain_stops_before_the_teacher(tmp_path, calls, monkeypatch, capsys):
+    assert switchkd(monkeypatch, "pretrain", write(tmp_path)) == 0
+    assert names(calls) == ["work"]
+    assert [stage.name for stage in calls[0][1][0].config.stages] == ["pretrain"]
+    model = tmp_path / "runs" / "small" / "switch-kd.pretrain" / "seed0" / "model"
+    assert model.is_dir() and f"model: {model}" in capsys.readouterr().err
+
+
+def test_wrong_data_leaves_nothing_behind(tmp_path, calls, monkeypatch, capsys):
+    file = write(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert switchkd(monkeypatch, "distill", file, "stages.distill.batch=7") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "data.questions: no such folder: pictures",
+        "hint: mend it",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ablate_runs_rows_and_seeds_and_goes_on_after_a_failure(tmp_path, calls, monkeypatch, capsys):
+    file = write(tmp_path)
+    assert switchkd(monkeypatch, "ablate", file, "--seeds", 2, "--jobs", 2) == 1
+    done = {(f.info()["row"], f.info()["seed"]) for f in runs.finished(tmp_path / "runs")}
+    assert done == {("switch-kd", 0), ("switch-kd", 1), ("sft", 0), ("sft", 1)}
+    err = capsys.readouterr().err
+    assert "long (seed 1): failed" in err and "ZeroDivisionError: the crash of this row" in err
+    crashed = runs.folder(tmp_path / "runs", load(file, "long"))
+    assert crashed.info()["status"] == "failed"
+    assert "the crash of this row" in crashed.text_log.read_text()
+    assert names(calls) == ["evaluate_teacher", "print_ablation"]
+    (folders, _), more = calls[-1][1:]
+    assert [(f.info()["row"], f.info()["seed"]) for f in folders] == sorted(
+        done, key=lambda x: (x[0] == "sft", x[1])
+    )
+    assert [(run.row, run.seed) for run in more["planned"]][-1] == ("long", 1)
+    assert list(more["controls"]) == ["sft"]
+
+
+def test_ablate_skips_what_is_finished(tmp_path, calls, monkeypatch, capsys):
+    file = write(tmp_path)
+    arguments = ("ablate", file, "--rows", "sft,switch-kd", "--jobs", 1)
+    assert switchkd(monkeypatch, *arguments) == 0
+    before = {f.path: f.info()["ended"] for f in runs.finished(tmp_path / "runs")}
+    assert switchkd(monkeypatch, *arguments) == 0
+    assert {f.path: f.info()["ended"] for f in runs.finished(tmp_path / "runs")} == before
+    assert "2 of 2 runs finished before, reused" in capsys.readouterr().err
+
+
+def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
+    assert switchkd(monkeypatch, "distill", write(tmp_path), "--jobs", 2) == 0
+    assert names(calls) == ["evaluate_teacher", "print_distillation"]
+    assert switchkd(monkeypatch, "distill", tmp_path / "small.yaml", "--row", "long", "--jobs", 2) == 1
+
+
+def test_workers_share_the_cores(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(launch, "cores", lambda: 8)
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)"
+    )
+    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(program)))
+    failures = launch.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
+    assert [failure.text for failure in failures] == ["threads 4\n"]
+
+
+def test_eval_scores_the_newest_run_once(tmp_path, calls, monkeypatch, capsys):
+    switchkd(monkeypatch, "distill", write(tmp_path))
+    calls.clear()
+    arguments = ("eval", "--benchmarks", "mme,gqa", "--items", 6)
+    assert switchkd(monkeypatch, *arguments) == 0
+    (model,), asked = calls[0][1:]
+    assert model == str(tmp_path / "runs" / "small" / "sft" / "seed0" / "model")
+    assert asked["benchmarks"] == ["mme", "gqa"] and asked["items"] == 6
+    assert (asked["world"], asked["split"], asked["batch"]) == ("playground", "test", 64)
+    shown = capsys.readouterr()
+    assert "MME" in shown.out and "50.0" in shown.out
+    assert switchkd(monkeypatch, *arguments) == 0
+    assert names(calls) == ["evaluate_model"]
+    assert "evaluated before, reused" in capsys.readouterr().err
+
+
+def test_eval_asks_a_run_what_its_recipe_asks(tmp_path, calls, monkeypatch):
+    switchkd(monkeypatch, "distill", write(tmp_path))
+    switchkd(monkeypatch, "eval", "--model", "runs/small/switch-kd/seed0", "--split", "hard")
+    asked = calls[-1][2]
+    assert asked["benchmarks"] == ["mme", "pope"] and asked["items"] == 4 and asked["split"] == "hard"
+
+
+def test_eval_of_a_model_folder_asks_all_ten(tmp_path, calls, monkeypatch):
+    write(tmp_path)
+    assert switchkd(monkeypatch, "eval", "--model", tmp_path / "model") == 0
+    assert len(calls[0][2]["benchmarks"]) == 10 and calls[0][2]["items"] == 200
+    assert switchkd(monkeypatch, "eval", "--model", tmp_path / "model", "--world", "hub") == 0
+    assert calls[1][2]["items"] is None
+    assert switchkd(monkeypatch, "eval", "--model", tmp_path / "model", "--world", "mars") == 2
+
+
+def test_compare_takes_runs_a_recipe_or_all(tmp_path, calls, monkeypatch):
+    file = write(tmp_path)
+    switchkd(monkeypatch, "distill", file)
+    for arguments in ((), (file,), ("runs/small/switch-kd/seed0", "runs/small/sft/seed0")):
+        assert switchkd(monkeypatch, "compare", *arguments) == 0
+        assert [folder.info()["row"] for folder in calls[-1][1][0]] == ["switch-kd", "sft"]
+    assert switchkd(monkeypatch, "compare", tmp_path / "model") == 2
+    with pytest.raises(ZeroDivisionError), runs.occupy(tmp_path / "runs", load(file, "long")):
+        1 / 0  # noqa: B018
+    assert switchkd(monkeypatch, "compare", "runs/small/long/seed0") == 2
+
+
+def test_a_missing_library_is_the_machines_fault(tmp_path, calls, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "switchkd_cli.engine.worker")
+
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named 'torch' ({name})", name="torch")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    assert switchkd(monkeypatch, "distill", write(tmp_path)) == 3
+    assert capsys.readouterr().err.splitlines() == ["torch is not installed", "hint: make install"]
+    assert not (tmp_path / "runs").exists()
