@@ -44,7 +44,9 @@ SHIPPED = {"teacher": whole, "tower": tower, "language": language}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="the model/ folder of a finished run")
     parser.add_argument("name", choices=SHIPPED)
     asked = parser.parse_args()

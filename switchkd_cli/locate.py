@@ -23,5 +23,7 @@ def locate(name: str) -> str:
     looks_local = name.startswith((".", "/", "~")) or folder.is_dir()
     if looks_local and not any((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         what = "no config.json or tokenizer.json in this folder" if folder.is_dir() else "no such folder"
-        raise UserError(f"{name}: {what}", hint="name a checkpoint folder, a hub id, or a run's model/ folder")
+        raise UserError(
+            f"{name}: {what}", hint="name a checkpoint folder, a hub id, or a run's model/ folder"
+        )
     return str(folder) if looks_local else name

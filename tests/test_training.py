@@ -96,7 +96,14 @@ def test_a_step_logs_its_terms_and_diagnostics(tmp_path):
     _, lines, _ = trained(tmp_path)
     first = lines[0]
     assert first["loss"] == pytest.approx(first["loss/ce"] + first["loss/align"] + first["loss/vsd"])
-    expected = {"teacher_ce", "agreement/student", "agreement/switch", "switch_gap", "grad_norm", "memory_mib"}
+    expected = {
+        "teacher_ce",
+        "agreement/student",
+        "agreement/switch",
+        "switch_gap",
+        "grad_norm",
+        "memory_mib",
+    }
     assert expected < first.keys()
     for path in ("teacher", "student", "switch"):
         assert 3 <= first[f"k/{path}/p5"] <= first[f"k/{path}/mean"] <= first[f"k/{path}/p95"]

@@ -22,7 +22,9 @@ VISION = {
 }
 
 
-def model(width: int = 16, layers: int = 2, *, seed: int = 0, feature_layer: int = -2, vision: dict | None = None) -> Llava:
+def model(
+    width: int = 16, layers: int = 2, *, seed: int = 0, feature_layer: int = -2, vision: dict | None = None
+) -> Llava:
     """A LLaVA of a few thousand parameters with the playground's tokenizer and four image tokens."""
     language = {
         "hidden_size": width,
@@ -65,12 +67,20 @@ def rows(folder: Path) -> list[dict]:
     return [
         row("a", picture(folder, "a.png", 1), ("What is it?", "dog"), ("How many?", "three red apples")),
         row("b", None, ("Say hi.", "hi there")),
-        row("c", picture(folder, "c.png", 2), ("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat")),
+        row(
+            "c",
+            picture(folder, "c.png", 2),
+            ("Where?", "at the top left"),
+            ("Yes?", "no"),
+            ("What?", "a cat"),
+        ),
         row("d", picture(folder, "d.png", 3), ("What is it?", "a bus")),
     ]
 
 
-def conversations(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Conversations:
+def conversations(
+    of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None
+) -> Conversations:
     return Conversations(which or rows(folder), folder, of.processor, of.image_tokens, turns)
 
 

@@ -97,7 +97,9 @@ def _sight(turn: Tensor) -> Tensor:
     query, key = turn[:, :, None], turn[:, None, :]
     causal = torch.ones(turn.shape[1], turn.shape[1], dtype=torch.bool).tril()
     sight = causal & ((key == 0) | (key == query)) & (key >= 0)
-    return (sight | torch.eye(turn.shape[1], dtype=torch.bool))[:, None]  # padding sees itself: no empty softmax
+    return (sight | torch.eye(turn.shape[1], dtype=torch.bool))[
+        :, None
+    ]  # padding sees itself: no empty softmax
 
 
 def _position(turn: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ def build_model(spec: Model, seed: int, who: str) -> Llava:
 
 def build_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
     """The rows of one named data set, read for `model`."""
-    return registry.resolve("source", spec.source)(model, cache, **spec.parameters)
+    return registry.resolve("source", spec.source)(
+        model.processor, model.image_tokens, cache, **spec.parameters
+    )
 
 
 def build_paths(recipe: Recipe, *, with_teacher: bool) -> Paths:

@@ -29,12 +29,13 @@ def shared_vocabulary(student: Llava, teacher: Llava) -> int:
         problems.append(f"teacher: vocabulary: {len(theirs)} tokens, the student's has {len(ours)}")
     if problems:
         raise UserError(
-            problems, hint="the switch feeds the student's visual features to the teacher: choose models of one build"
+            problems,
+            hint="the switch feeds the student's visual features to the teacher: choose models of one build",
         )
     return len(ours)
 
 
-def _vision(model: Llava):  # noqa: ANN202 (transformers config)
+def _vision(model: Llava):
     return model.model.config.vision_config
 
 

@@ -40,7 +40,9 @@ class Objective:
         """Counts over all micro-batches of a step, so that no split changes the loss."""
         return Tally({on: torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on})
 
-    def __call__(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally) -> dict[str, Tensor]:
+    def __call__(
+        self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
+    ) -> dict[str, Tensor]:
         """Each term's share of the step's loss, unweighted: its sum over positions / the step's count."""
         parts = {}
         for term in self.terms:

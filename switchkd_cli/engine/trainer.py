@@ -53,7 +53,9 @@ class Trainer:
         ]
         self.trained = [p for group in groups for p in group["params"]]
         optimizer = AdamW(groups, weight_decay=stage.weight_decay)
-        self.schedule = get_scheduler(SCHEDULES[stage.schedule], optimizer, round(stage.warmup * steps), steps)
+        self.schedule = get_scheduler(
+            SCHEDULES[stage.schedule], optimizer, round(stage.warmup * steps), steps
+        )
         self.paths, self.optimizer = self.accelerator.prepare(paths.train(), optimizer)
 
     def step(self, group: Sequence[Batch], *, diagnosed: bool) -> dict[str, float]:
@@ -82,14 +84,18 @@ class Trainer:
         return figures
 
 
-def train(stage: Stage, paths: Paths, data: Conversations, *, seed: int, precision: str, log: Log, trackers: Path) -> None:
+def train(
+    stage: Stage, paths: Paths, data: Conversations, *, seed: int, precision: str, log: Log, trackers: Path
+) -> None:
     """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
 
     Raises UserError (exit code 1) when the loss is no longer finite, naming the terms.
     """
     steps = steps_of(stage, len(data))
     trainer = Trainer(stage, paths, steps, precision, trackers)
-    loader = iter(loader_of(stage, paths.student, data, order(len(data), steps * stage.batch, seed), trainer.micro))
+    loader = iter(
+        loader_of(stage, paths.student, data, order(len(data), steps * stage.batch, seed), trainer.micro)
+    )
     began = time.monotonic()
     for step in range(steps):
         step_began = time.monotonic()
@@ -130,7 +136,9 @@ def order(rows: int, wanted: int, seed: int) -> list[int]:
     return torch.cat(epochs)[:wanted].tolist()
 
 
-def loader_of(stage: Stage, student: Llava, data: Conversations, visited: Sequence[int], micro: int) -> DataLoader:
+def loader_of(
+    stage: Stage, student: Llava, data: Conversations, visited: Sequence[int], micro: int
+) -> DataLoader:
     """Micro-batches of the visited rows, in order."""
     together = partial(
         collate,
@@ -148,7 +156,9 @@ def memory_mib() -> float:
 
 
 def _check_finite(stage: Stage, step: int, figures: dict[str, float]) -> None:
-    broken = [name for name, value in figures.items() if name.startswith("loss/") and not math.isfinite(value)]
+    broken = [
+        name for name, value in figures.items() if name.startswith("loss/") and not math.isfinite(value)
+    ]
     if broken:
         raise UserError(
             [f"stage {stage.name}, step {step + 1}: {name} is {figures[name]}" for name in broken],

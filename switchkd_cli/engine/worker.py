@@ -62,7 +62,9 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
             batch = question.pop("batch")
             results = {
                 "teacher": evaluation.evaluate(teacher, folder=partial / "teacher", batch=batch, **question),
-                "blind": evaluation.evaluate(teacher, folder=partial / "blind", batch=batch, blind=True, **question),
+                "blind": evaluation.evaluate(
+                    teacher, folder=partial / "blind", batch=batch, blind=True, **question
+                ),
                 "majority": evaluation.majority(folder=partial / "majority", **question),
             }
             runs.write_json(partial / "results.json", judged(partial, results))

@@ -31,7 +31,12 @@ class Conversations(Dataset[Example]):
     """
 
     def __init__(
-        self, rows: Sequence[Mapping], images: Path | None, processor: LlavaProcessor, image_tokens: int, turns: str
+        self,
+        rows: Sequence[Mapping],
+        images: Path | None,
+        processor: LlavaProcessor,
+        image_tokens: int,
+        turns: str,
     ) -> None:
         self.rows = rows
         self.images = images
@@ -70,7 +75,7 @@ class Conversations(Dataset[Example]):
             return self._chained(exchanges, "image" in row)
         pieces = [("", "")]
         for question, answer in exchanges:
-            (prompt, reply), = self._chained([(question, answer)], "image" in row)
+            ((prompt, reply),) = self._chained([(question, answer)], "image" in row)
             shared, prompt = _split_after_image(prompt)
             pieces[0] = (shared, "")
             pieces.append((prompt, reply))
@@ -97,13 +102,17 @@ class Conversations(Dataset[Example]):
 
     def _picture(self, name: str) -> Tensor:
         with Image.open(self.images / name) as picture:
-            return self.processor.image_processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            return self.processor.image_processor(picture.convert("RGB"), return_tensors="pt")[
+                "pixel_values"
+            ][0]
 
 
 def exchanged(row: Mapping) -> list[tuple[str, str]]:
     """The (question, answer) pairs of a row, without the image placeholder."""
     values = [turn["value"] for turn in row["conversations"]]
-    questions = [value.replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "") for value in values[::2]]
+    questions = [
+        value.replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "") for value in values[::2]
+    ]
     return list(zip(questions, values[1::2], strict=True))
 
 
@@ -140,8 +149,13 @@ def _fault(row: object, images: Path | None) -> str | None:
         return name + "no `conversations` list"
     speakers = [t.get("from") for t in turns]
     if speakers != ["human", "gpt"] * (len(turns) // 2) or len(turns) % 2:
-        return name + f"turns must go human, gpt, human, gpt, ...; a conversation needs an answer, got {speakers}"
-    if not all(isinstance(t.get("value"), str) for t in turns) or not all(t["value"].strip() for t in turns[1::2]):
+        return (
+            name
+            + f"turns must go human, gpt, human, gpt, ...; a conversation needs an answer, got {speakers}"
+        )
+    if not all(isinstance(t.get("value"), str) for t in turns) or not all(
+        t["value"].strip() for t in turns[1::2]
+    ):
         return name + "an answer is empty or no text"
     return name + fault if (fault := _picture_fault(row.get("image"), images)) else None
 

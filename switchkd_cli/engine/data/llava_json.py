@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from transformers import LlavaProcessor
+
 from switchkd_cli.engine.data.conversation import Conversations, read_rows
-from switchkd_cli.engine.models.llava import Llava
 
 
 def llava_json(
-    model: Llava,
+    processor: LlavaProcessor,
+    image_tokens: int,
     cache: Path,
     *,
     file: str,
@@ -20,4 +22,4 @@ def llava_json(
     `cache` is not used: the data lies where the user put it.
     """
     folder = Path(images) if images is not None else None
-    return Conversations(read_rows(Path(file), folder, limit), folder, model.processor, model.image_tokens, turns)
+    return Conversations(read_rows(Path(file), folder, limit), folder, processor, image_tokens, turns)

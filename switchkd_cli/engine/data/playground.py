@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+from transformers import LlavaProcessor
+
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json
-from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.playground.write import write_rows
 
 
 def playground(
-    model: Llava,
+    processor: LlavaProcessor,
+    image_tokens: int,
     cache: Path,
     *,
     kind: str,
@@ -25,4 +27,4 @@ def playground(
     folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
     images = None if kind == "text" else str(file.parent)
-    return llava_json(model, cache, file=str(file), images=images, turns="independent")
+    return llava_json(processor, image_tokens, cache, file=str(file), images=images, turns="independent")

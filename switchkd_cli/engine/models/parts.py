@@ -57,7 +57,9 @@ def assemble(spec: Parts) -> Llava:
     model.generation_config.pad_token_id = words.pad_token_id
     model.generation_config.eos_token_id = words.eos_token_id
     if isinstance(spec.vision, str):
-        tower = TOWERS[seeing.model_type].from_pretrained(locate(spec.vision), config=seeing, use_safetensors=True)
+        tower = TOWERS[seeing.model_type].from_pretrained(
+            locate(spec.vision), config=seeing, use_safetensors=True
+        )
         model.model.vision_tower.load_state_dict(tower.state_dict())
     if isinstance(spec.language, str):
         reader = Qwen2ForCausalLM.from_pretrained(locate(spec.language), use_safetensors=True)
@@ -103,7 +105,7 @@ def _tokenizer(spec: Parts) -> PreTrainedTokenizerBase:
     return words
 
 
-def _image_processor(vision: str | Fresh, config: PreTrainedConfig):  # noqa: ANN202 (transformers' own base)
+def _image_processor(vision: str | Fresh, config: PreTrainedConfig):
     if isinstance(vision, str) and (Path(locate(vision)) / "preprocessor_config.json").is_file():
         return AutoImageProcessor.from_pretrained(locate(vision), backend="pil")
     size = {"height": config.image_size, "width": config.image_size}
