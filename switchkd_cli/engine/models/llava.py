@@ -37,7 +37,8 @@ class Llava(nn.Module):
         The tower's features are taken at `vision_feature_layer`; what lies behind it (later layers, the last
         norm, a pooling head) never sees a gradient, so it is never trained.
         """
-        named = dict(nn.ModuleList(self.parts[part]).named_parameters())  # a tied head counts once
+        unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
+        named = dict(unique.values())  # a tied head is counted once
         if part != "vision":
             return named
         config = self.model.config
