@@ -9,6 +9,7 @@ from switchkd_cli import runs
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, build_paths, load
+from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import train
 from switchkd_cli.locate import locate
@@ -27,6 +28,8 @@ def work(run: Run, folder: RunFolder) -> None:
     transformers_logging.set_verbosity_error()
     stages = run.config.stages
     paths = build_paths(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
+    # every stage's rows are read and checked before the first step is taken
+    data = [build_data(run.config.data[stage.data], paths.student, folder.root) for stage in stages]
     for i in range(len(stages) - 1):
         shared = runs.stage(folder.root, run.stage_key(i))
         with shared.build() as partial:
@@ -34,9 +37,9 @@ def work(run: Run, folder: RunFolder) -> None:
                 folder.log({"event": "reused", "stage": stages[i].name})
                 _take_weights(paths, shared.path)
             else:
-                _train(run, i, paths, folder)
+                _train(run, i, paths, data[i], folder)
                 checkpoint.save(paths.student, partial)
-    _train(run, len(stages) - 1, paths, folder)
+    _train(run, len(stages) - 1, paths, data[-1], folder)
     checkpoint.save(paths.student, folder.model)
 
 
@@ -76,9 +79,8 @@ def _question(run: Run, root: Path) -> dict[str, Any]:
     return {**run.config.evaluation.model_dump(), "sets": root / "playground" / "sets"}
 
 
-def _train(run: Run, index: int, paths: Paths, folder: RunFolder) -> None:
+def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder) -> None:
     stage = run.config.stages[index]
-    data = build_data(run.config.data[stage.data], paths.student, folder.root)
     folder.log({"event": "stage", "stage": stage.name, "rows": len(data)})
     train(
         stage,
