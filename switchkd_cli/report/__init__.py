@@ -1,0 +1,1 @@
+"""Results of finished runs as tables, beside the teacher, the baselines and the paper's printed numbers."""

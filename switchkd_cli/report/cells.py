@@ -1,0 +1,74 @@
+"""What a report is made of: numbers and words, whatever they are printed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["teacher", "run", "gain", "baseline", "paper"]
+"""What a line shows. Baselines and the paper's numbers stand under a heading of their own."""
+
+HEADINGS: dict[Kind, str] = {"baseline": "baselines", "paper": "paper (its own benchmarks)"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A score, or a difference of scores, in points."""
+
+    value: float
+    interval: float | None = None
+    """Half of the 95 % interval over seeds."""
+    seeds: int | None = None
+    """How many seeds it is the mean of; None for a single run's number and for one that needs no interval."""
+    difference: bool = False
+    counted: bool = True
+    """Whether its benchmark is in the average."""
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether the interval of a difference leaves out 0; None where there is none to tell."""
+        if not self.difference or self.seeds is None:
+            return None
+        return self.interval is not None and abs(self.value) > self.interval
+
+    def __str__(self) -> str:
+        text = f"{round(self.value, 1) + 0.0:{'+' if self.difference else ''}.1f}"  # + 0.0: no minus zero
+        if self.seeds is not None:
+            text += " ± ?" if self.interval is None else f" ± {self.interval:.1f}"
+        if self.clear is False:
+            text += " not clear"
+        return text if self.counted else f"({text})"
+
+
+Cell = Number | int | str | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A name and a cell for each column after the first."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    kind: Kind = "run"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines under column heads; the first head is that of the names."""
+
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tables of one question, and what must be known to read them."""
+
+    title: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def words(cell: Cell) -> str:
+    """A cell as it is printed."""
+    return "–" if cell is None else str(cell)

@@ -1,0 +1,81 @@
+"""What stands around a table so that nobody reads more into it than it says."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.report.baselines import BASELINES
+from switchkd_cli.report.columns import Columns
+from switchkd_cli.report.scored import Scored, items, one_or_each
+
+
+def title(runs: Sequence[Scored]) -> str:
+    """Recipes, world and split; the playground is never taken for the paper's benchmarks."""
+    results = runs[0].results
+    recipes = ", ".join(dict.fromkeys(run.recipe for run in runs))
+    if results["world"] != "playground":
+        return f"{recipes}: {results['world']}, {results['split']} split"
+    return f"{recipes}: playground, {results['split']} split (a small world, not the paper's benchmarks)"
+
+
+def of_scores(runs: Sequence[Scored], columns: Columns, teacher: Mapping[str, Any] | None) -> Iterator[str]:
+    """The notes that every table of scores needs."""
+    yield from left_out(columns)
+    if teacher is None:
+        yield "no teacher was scored: no benchmark was checked against baselines, all are in the average"
+    else:
+        yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey picture"
+    asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
+    yield f"items a benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
+    if any(run.paper for run in runs):
+        yield from of_paper(columns, runs[0].results["world"])
+
+
+def left_out(columns: Columns) -> Iterator[str]:
+    """Which benchmarks are in parentheses, and why."""
+    tasks: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for task in columns.tasks:
+        if task in columns.not_beaten:
+            tasks[columns.not_beaten[task]].append(BENCHMARKS[task].column)
+    for names, heads in tasks.items():
+        beaten = " or ".join(BASELINES[name] for name in names)
+        yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
+    if len(columns.not_beaten) == len(columns.tasks):
+        yield "no benchmark is left: there is no average"
+
+
+def of_paper(columns: Columns, world: str) -> Iterator[str]:
+    """What the paper's numbers may be compared with."""
+    if world == "playground":
+        yield "paper: printed for its own benchmarks and models; no number here is comparable with them"
+        return
+    yield "paper: printed numbers, its average over its ten columns"
+    for task in columns.tasks:
+        if BENCHMARKS[task].note:
+            yield f"{BENCHMARKS[task].column}: {BENCHMARKS[task].note}"
+
+
+def lengths(runs: Sequence[Scored]) -> Iterator[str]:
+    """How long each run was trained; one note when it is the same for all."""
+    found = dict.fromkeys(run.length for run in runs)
+    if len(found) == 1:
+        yield f"trained equally long: {runs[0].length}"
+        return
+    for length in found:
+        titles = dict.fromkeys(run.title for run in runs if run.length == length)
+        yield f"not trained equally long: {length}: {'; '.join(titles)}"
+
+
+def files(folders: Iterable[Path]) -> Iterator[str]:
+    for folder in folders:
+        yield f"files: {shown(folder)}"
+
+
+def shown(path: Path) -> str:
+    """The path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

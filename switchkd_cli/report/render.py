@@ -1,0 +1,111 @@
+"""A report on a terminal, in a pipe, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from switchkd_cli.report.cells import HEADINGS, Line, Number, Report, Table, words
+
+if TYPE_CHECKING:
+    import rich.table
+    from rich.console import Console
+
+WIDTH = 100  # columns, where no terminal says how many there are
+STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print the report. A table too wide for the screen is never cut: its lines run on."""
+    from rich.text import Text
+
+    from switchkd_cli.console import stdout
+
+    console = console or stdout()
+    drawn = [_drawn(table) for table in report.tables]
+    console.width = _width(console, drawn)
+    console.print()
+    for line in _wrapped(report.title, console.width):
+        console.print(Text(line, "bold"), soft_wrap=True)
+    for table in drawn:
+        console.print()
+        console.print(table)
+    console.print()
+    for note in report.notes:
+        for line in _wrapped(note, console.width):
+            console.print(Text(line, "dim"), soft_wrap=True)
+
+
+def to_markdown(report: Report) -> str:
+    """The same title, tables and notes as GitHub's Markdown."""
+    parts = [f"**{report.title}**"]
+    for table in report.tables:
+        rows = [table.columns, ("---", *["---:"] * (len(table.columns) - 1))]
+        rows += [(_full_name(line), *map(words, line.cells)) for line in table.lines]
+        parts.append("\n".join(map(_piped, rows)))
+    parts.append("\n".join(f"- {note}" for note in report.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(report: Report) -> str:
+    return json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report as JSON."""
+    path.write_text(to_json(report), encoding="utf-8")
+
+
+def _drawn(table: Table) -> rich.table.Table:
+    import rich.table
+    from rich import box
+    from rich.text import Text
+
+    drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    drawn.add_column(Text(table.columns[0]), overflow="fold")
+    for i, head in enumerate(table.columns[1:]):
+        widest = max((len(words(line.cells[i])) for line in table.lines), default=0)
+        drawn.add_column(Text(head), justify="right", min_width=widest)  # heads may wrap, numbers may not
+    for kind, lines in groupby(table.lines, key=lambda line: line.kind):
+        style = STYLES.get(kind, "")
+        if kind in HEADINGS:
+            drawn.add_row(Text(HEADINGS[kind], style))
+        for line in lines:
+            indent = "  " if kind in HEADINGS else ""
+            cells = [Text(words(cell), style if _counted(cell) else "dim") for cell in line.cells]
+            drawn.add_row(Text(indent + line.name, style), *cells)
+    return drawn
+
+
+def _width(console: Console, tables: list[rich.table.Table]) -> int:
+    """As wide as the terminal, or 100 columns in a pipe, or wider when numbers need it."""
+    from rich.measure import Measurement
+
+    ample = console.options.update(width=10_000)
+    needed = max((Measurement.get(console, ample, table).minimum for table in tables), default=0)
+    return max(console.width if console.is_terminal else WIDTH, needed)
+
+
+def _wrapped(text: str, width: int) -> Iterator[str]:
+    """Lines that break no word, so that a path stays whole."""
+    yield from textwrap.wrap(
+        text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _counted(cell: object) -> bool:
+    return not isinstance(cell, Number) or cell.counted
+
+
+def _piped(row: Sequence[str]) -> str:
+    escaped = (text.replace("|", r"\|") for text in row)
+    return f"| {' | '.join(escaped)} |"
+
+
+def _full_name(line: Line) -> str:
+    return f"{HEADINGS[line.kind]}: {line.name}" if line.kind in HEADINGS else line.name

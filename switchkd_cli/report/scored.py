@@ -1,0 +1,132 @@
+"""A finished run as the tables need it, read from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.runs import RunFolder, read_json
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One run: who it is, what it was asked, how it did."""
+
+    path: Path
+    recipe: str
+    row: str
+    title: str
+    seed: int
+    results: Mapping[str, Any]
+    """results.json, see engine/evaluate.py."""
+    paper: Mapping[str, float]
+    stages: tuple[Mapping[str, Any], ...]
+    """The stages of the resolved recipe."""
+    seconds: float | None
+    """How long the last stage was trained; earlier stages may be shared between runs."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.title} (seed {self.seed})"
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """0..100 by task."""
+        return scores(self.results)
+
+    @property
+    def length(self) -> str:
+        """`pretrain 60 steps of 32, distill 300 steps of 32`, in rows."""
+        return ", ".join(f"{s['name']} {_steps(s)} of {s['batch']}" for s in self.stages)
+
+
+def read(folder: RunFolder) -> Scored:
+    """The run in a folder. Raises UserError when it has no scores."""
+    info, results = folder.info(), read_json(folder.results)
+    if not info or not results:
+        raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
+    return Scored(
+        path=folder.path,
+        recipe=info["recipe"],
+        row=info["row"],
+        title=info["title"],
+        seed=info["seed"],
+        results=results,
+        paper=info.get("paper") or {},
+        stages=tuple(yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["stages"]),
+        seconds=_seconds(folder.metrics),
+    )
+
+
+def scores(results: Mapping[str, Any]) -> dict[str, float]:
+    """0..100 by task."""
+    return {task: float(entry["score"]) for task, entry in results["scores"].items()}
+
+
+def items(results: Mapping[str, Any]) -> dict[str, int]:
+    """How many questions each task asked."""
+    return {task: int(entry["items"]) for task, entry in results["scores"].items()}
+
+
+def require_same_questions(asked: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Check that named results answer the same questions as the first ones.
+
+    Raises UserError naming every field that differs: scores of different questions stand in no table.
+    """
+    (first, reference), *others = [(name, _questions(results)) for name, results in asked]
+    problems = [
+        f"{name}: {what} is {one_or_each(theirs[what])}, that of {first} is {one_or_each(reference[what])}"
+        for name, theirs in others
+        for what in _first_differences(reference, theirs)
+    ]
+    if problems:
+        raise UserError(problems, hint="compare runs that were asked the same questions: switchkd eval")
+
+
+def _questions(results: Mapping[str, Any]) -> dict[str, Any]:
+    asked = items(results)
+    return {
+        "world": results["world"],
+        "split": results["split"],
+        "benchmarks": sorted(asked),
+        "items": asked,
+        "sets_key": results["sets_key"],
+    }
+
+
+def _first_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The fields that differ, without those that differ only because another does."""
+    found = [what for what in one if one[what] != other[what]]
+    if "benchmarks" in found:
+        found.remove("items")
+    return found if found == ["sets_key"] else [what for what in found if what != "sets_key"]
+
+
+def one_or_each(value: Any) -> str:
+    """Plain text; a mapping whose values are all the same becomes that value."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, dict):
+        same = set(value.values())
+        return str(same.pop()) if len(same) == 1 else ", ".join(f"{k} {v}" for k, v in value.items())
+    return str(value)
+
+
+def _steps(stage: Mapping[str, Any]) -> str:
+    return f"{stage['steps']} steps" if stage.get("steps") else f"{stage['epochs']:g} epochs in steps"
+
+
+def _seconds(metrics: Path) -> float | None:
+    """The clock of the last stage at its last step."""
+    if not metrics.exists():
+        return None
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    clocks = [line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None]
+    return clocks[-1] if clocks else None
