@@ -91,6 +91,13 @@ def test_without_a_teacher_all_count_and_the_table_says_so(root):
     assert any("no teacher was scored" in note for note in report.notes)
 
 
+def test_baselines_stand_without_a_teacher(root):
+    alone = {name: value for name, value in TEACHER.items() if name != "teacher"} | {"not_beaten": {}}
+    report = distillation([read(run) for run in pair(root)], alone)
+    assert lines(report)["majority"][-1] == "42.3"
+    assert any("no teacher was scored" in note for note in report.notes)
+
+
 def test_the_reader_is_told_what_the_numbers_are(root):
     report = distilled(root)
     assert "playground" in report.title and "test split" in report.title
@@ -141,7 +148,7 @@ def test_the_protocols_deviations_stand_beside_real_benchmarks(root):
 def test_scores_of_other_questions_are_refused(root, asked, told):
     ours, sft = pair(root, **asked)
     with pytest.raises(UserError) as refused:
-        print_comparison(root, [ours, sft], None)
+        print_comparison([ours, sft], None)
     assert refused.value.code == INPUT
     assert refused.value.problems == (f"{sft.path}: {told.format(first=ours.path)}",)
     assert refused.value.hint
@@ -150,7 +157,7 @@ def test_scores_of_other_questions_are_refused(root, asked, told):
 def test_all_differences_are_named_at_once(root):
     ours, sft = pair(root, split="hard", items=30, sets_key="other")
     with pytest.raises(UserError) as refused:
-        print_comparison(root, [ours, sft], None)
+        print_comparison([ours, sft], None)
     assert [problem.split(": ", 1)[1].split(" is ")[0] for problem in refused.value.problems] == [
         "split",
         "items",
@@ -163,20 +170,20 @@ def test_other_benchmarks_are_refused(root):
         made.run(root, "sft", "SFT", {"gqa": 1.0, "pope": 2.0}),
     ]
     with pytest.raises(UserError, match="benchmarks is gqa, pope, that of .* is gqa"):
-        print_comparison(root, runs, None)
+        print_comparison(runs, None)
 
 
 def test_a_teacher_asked_other_questions_is_refused(root):
     teacher = made.teacher(OURS, OURS, OURS, sets_key="other")
     with pytest.raises(UserError, match="teacher: sets_key is other"):
-        print_distillation(root, pair(root), teacher)
+        print_distillation(pair(root), teacher)
 
 
 def test_a_run_without_scores_is_refused(root):
     ours, sft = pair(root)
     sft.results.unlink()
     with pytest.raises(UserError, match="no scores: results.json is missing"):
-        print_distillation(root, [ours, sft], TEACHER)
+        print_distillation([ours, sft], TEACHER)
 
 
 def test_compare_keeps_the_order_and_tells_namesakes_apart(root):
@@ -190,7 +197,7 @@ def test_compare_keeps_the_order_and_tells_namesakes_apart(root):
 
 def test_piped_output_is_whole_plain_and_narrow(root):
     runs = pair(root)
-    text = piped(lambda console: print_distillation(root, runs, TEACHER, console=console))
+    text = piped(lambda console: print_distillation(runs, TEACHER, console=console))
     assert "\x1b" not in text and "…" not in text
     cells = Counter(
         cell for cells in lines(distillation([read(run) for run in runs], TEACHER)).values() for cell in cells
@@ -210,7 +217,7 @@ def test_numbers_stay_whole_however_long_the_titles(root):
         for row in ("one", "two")
     ]
     teacher = made.teacher(everything, everything, everything, {task: ["blind"] for task in everything})
-    text = piped(lambda console: print_distillation(root, runs, teacher, console=console))
+    text = piped(lambda console: print_distillation(runs, teacher, console=console))
     for value in everything.values():
         assert len(re.findall(rf"(?<![\d.])\({value:.1f}\)", text)) == 5  # teacher, two runs, two baselines
     assert "[markup]" in text
@@ -221,7 +228,7 @@ def test_numbers_stay_whole_however_long_the_titles(root):
 def test_a_terminal_gets_the_same_numbers(root):
     output = io.StringIO()
     narrow = Console(file=output, force_terminal=True, width=40, markup=False)
-    print_distillation(root, pair(root), TEACHER, console=narrow)
+    print_distillation(pair(root), TEACHER, console=narrow)
     plain = re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())
     assert {"(+98.0)", "+5.4", "56.1"} <= set(plain.split())
 
@@ -238,8 +245,9 @@ def test_markdown_holds_the_same_cells(root):
 
 def test_the_json_beside_the_results_is_the_report(root):
     console = Console(file=io.StringIO())
-    report = print_distillation(root, pair(root), TEACHER, console=console)
-    written = json.loads((root / "quick" / "table.json").read_text())
+    runs = pair(root)
+    report = print_distillation(runs, TEACHER, console=console)
+    written = json.loads((runs[0].path / "table.json").read_text())
     assert written["title"] == report.title and written["notes"] == list(report.notes)
     gain = next(line for line in written["tables"][0]["lines"] if line["kind"] == "gain")
     assert gain["cells"][-1]["value"] == pytest.approx((5.4 - 4.1 + 1.0) / 3)

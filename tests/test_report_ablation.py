@@ -166,16 +166,14 @@ def test_the_studied_row_alone_has_no_differences(tmp_path):
 def test_printed_and_written(tmp_path):
     output = io.StringIO()
     runs = finished(tmp_path)
-    report = print_ablation(
-        tmp_path, runs, TEACHER, planned=PLANNED, controls=["sft"], console=Console(file=output)
-    )
+    report = print_ablation(runs, TEACHER, planned=PLANNED, controls=["sft"], console=Console(file=output))
     text = output.getvalue()
     assert "\x1b" not in text
     assert all(
         render.words(cell) in text for table in report.tables for row in table.lines for cell in row.cells
     )
     assert all(len(row) <= 100 for row in text.splitlines() if str(tmp_path) not in row)
-    written = json.loads((tmp_path / "quick" / "ablation.json").read_text())
+    written = json.loads((tmp_path / "quick" / "table.json").read_text())
     assert [table["columns"][0] for table in written["tables"]] == ["row", "mean over seeds"]
 
 

@@ -17,9 +17,9 @@ def judged(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
     A task's verdict names the baselines that the teacher does not clearly beat: its items do not lie clearly
     above theirs, or its score is no higher (F1 can favour a constant that is often wrong). The answers are
-    read from `folder`/<field>/answers/<task>.jsonl.
+    read from `folder`/<field>/answers/<task>.jsonl. Without a teacher there is no verdict.
     """
-    teacher = results["teacher"]["scores"]
+    teacher = results["teacher"]["scores"] if "teacher" in results else ()
     verdict = {
         task: [name for name in BASELINES if name in results and not _beats(folder, results, name, task)]
         for task in teacher

@@ -68,7 +68,7 @@ def comparison(runs: Sequence[Scored], teacher: Teacher | None) -> Report:
 
 
 def of_teacher(columns: Columns, teacher: Teacher | None) -> Iterator[Line]:
-    if teacher:
+    if teacher and "teacher" in teacher:
         yield Line("teacher", columns.cells(scores(teacher["teacher"])), "teacher")
 
 

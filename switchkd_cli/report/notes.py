@@ -26,7 +26,7 @@ def title(runs: Sequence[Scored]) -> str:
 def of_scores(runs: Sequence[Scored], columns: Columns, teacher: Mapping[str, Any] | None) -> Iterator[str]:
     """The notes that every table of scores needs."""
     yield from left_out(columns)
-    if teacher is None:
+    if not teacher or "teacher" not in teacher:
         yield "no teacher was scored: no benchmark was checked against baselines, all are in the average"
     else:
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey picture"

@@ -1,4 +1,4 @@
-"""The tables that end `distill`, `ablate` and `compare`: built, shown, and written under the runs' root."""
+"""The tables that end `distill`, `ablate` and `compare`: built, shown, written beside the results."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from switchkd_cli.runs import RunFolder
 if TYPE_CHECKING:
     from rich.console import Console
 
+NAME = "table.json"
+
 
 def print_distillation(
-    root: Path, runs: Sequence[RunFolder], teacher: Teacher | None, *, console: Console | None = None
+    runs: Sequence[RunFolder], teacher: Teacher | None, *, console: Console | None = None
 ) -> Report:
-    """The first run, its controls after it, and the gain. Writes `root`/<recipe>/table.json."""
-    scored = [read(run) for run in runs]
-    return _printed(distillation(scored, teacher), root / scored[0].recipe / "table.json", console)
+    """The first run, its controls after it, and the gain. Writes table.json into the first run's folder."""
+    return _printed(distillation([read(run) for run in runs], teacher), console, runs[0].path / NAME)
 
 
 def print_ablation(
-    root: Path,
     runs: Sequence[RunFolder],
     teacher: Teacher | None,
     *,
@@ -34,20 +34,20 @@ def print_ablation(
     controls: Sequence[str] = (),
     console: Console | None = None,
 ) -> Report:
-    """One recipe's rows over seeds, see `ablation`. Writes `root`/<recipe>/ablation.json."""
-    scored = [read(run) for run in runs]
-    report = ablation(scored, teacher, planned=planned, controls=controls)
-    return _printed(report, root / scored[0].recipe / "ablation.json", console)
+    """One recipe's rows over seeds, see `ablation`. Writes table.json into the recipe's folder."""
+    report = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
+    return _printed(report, console, runs[0].path.parents[1] / NAME)
 
 
 def print_comparison(
-    root: Path, runs: Sequence[RunFolder], teacher: Teacher | None, *, console: Console | None = None
+    runs: Sequence[RunFolder], teacher: Teacher | None, *, console: Console | None = None
 ) -> Report:
-    """Finished runs side by side, in the order given. Writes `root`/comparison.json."""
-    return _printed(comparison([read(run) for run in runs], teacher), root / "comparison.json", console)
+    """Finished runs side by side, in the order given. Nothing is written: they may come from anywhere."""
+    return _printed(comparison([read(run) for run in runs], teacher), console)
 
 
-def _printed(report: Report, path: Path, console: Console | None) -> Report:
+def _printed(report: Report, console: Console | None, path: Path | None = None) -> Report:
     show(report, console)
-    write(report, path)
+    if path is not None:
+        write(report, path)
     return report
