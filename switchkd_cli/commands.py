@@ -9,6 +9,7 @@ from typing import Any
 from switchkd_cli import console, launch, plan, runs
 from switchkd_cli.errors import CRASH, UserError, did_you_mean
 from switchkd_cli.locate import locate
+from switchkd_cli.occupy import content
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.fingerprint import fingerprint
@@ -149,7 +150,7 @@ def _question(default: Evaluation | None, asked: Mapping[str, Any]) -> dict[str,
         raise UserError(
             [f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
         ) from None
-    return {**wanted.model_dump(), "benchmarks": list(wanted.benchmarks), "seed": 0}
+    return wanted.model_dump(mode="json")
 
 
 def _named(name: str, root: Path) -> list[runs.RunFolder]:
@@ -168,7 +169,7 @@ def _named(name: str, root: Path) -> list[runs.RunFolder]:
 
 
 def _is_finished(run: Run, root: Path) -> bool:
-    return runs.state(runs.folder(root, run), run) == "finished"
+    return content(runs.folder(root, run), run) == "finished"
 
 
 def _show(planned: Iterable[Run], root: Path) -> None:

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from switchkd_cli import console, plan, runs
 from switchkd_cli.errors import CRASH, MACHINE, UserError
+from switchkd_cli.occupy import check_free, occupy
 from switchkd_cli.progress import Progress, progress
 from switchkd_cli.recipe.run import Run
 
@@ -24,7 +25,7 @@ TAIL = 15  # lines of a failed worker's output that are shown
 
 def run_one(run: Run, root: Path, *, overwrite: bool = False) -> runs.RunFolder:
     """Train and evaluate one run in this process; a finished one is reused."""
-    with runs.occupy(root, run, overwrite=overwrite) as (folder, state):
+    with occupy(root, run, overwrite=overwrite) as (folder, state):
         if state == "finished":
             console.say(f"{label(run)}: finished before, reused ({folder.path})")
             return folder
@@ -45,7 +46,7 @@ def run_all(
     """
     plan.check(planned)
     for run in planned if not overwrite else ():
-        runs.check_free(root, run)
+        check_free(root, run)
     if jobs == 1:
         return [run_one(run, root, overwrite=overwrite) for run in planned]
     failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, stop_at_failure=True)
@@ -134,7 +135,7 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
         if partial is None:
             console.say(f"evaluated before, reused ({shared.path})")
         else:
-            results = _engine("evaluate").evaluate(model, folder=partial, **question)
+            results = _engine("evaluate").evaluate(model, folder=partial, sets=runs.sets(root), **question)
             runs.write_json(partial / "results.json", results)
     return runs.scores(shared), shared.path
 

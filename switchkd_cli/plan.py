@@ -9,6 +9,7 @@ from pathlib import Path
 from switchkd_cli import runs
 from switchkd_cli.errors import UserError
 from switchkd_cli.locate import locate
+from switchkd_cli.occupy import content
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Model, Stage
 
@@ -37,7 +38,7 @@ def plan(run: Run, root: Path) -> Plan:
     built = [runs.stage(root, run.stage_key(i)).done for i in range(len(run.config.stages))]
     last = max((i for i, there in enumerate(built) if there), default=-1)
     stages = tuple(StagePlan(stage, i <= last) for i, stage in enumerate(run.config.stages))
-    return Plan(run, folder, runs.state(folder, run), stages)
+    return Plan(run, folder, content(folder, run), stages)
 
 
 def check(planned: Iterable[Run]) -> None:

@@ -158,12 +158,12 @@ def speed(step: Mapping[str, Any]) -> str:
 
 
 def event(entry: Mapping[str, Any]) -> str:
-    """An event as a line of text: its name, its text if it has one, and what else it says."""
-    words = [str(entry["event"]).replace("_", " ")]
-    if "text" in entry:
-        words.append(str(entry["text"]))
-    more = [f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "text")]
-    return ": ".join([*words, ", ".join(more)] if more else words)
+    """An event as a line of text: its name and stage, its text, and what else it says."""
+    name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
+    more = [
+        f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "stage", "text")
+    ]
+    return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(more)) if part)
 
 
 def _left(step: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensorboard/ model/ results.json
 runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
 runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
+runs/playground/              pictures and questions that were drawn here, kept for the next run
 """
 
 from __future__ import annotations
@@ -11,26 +12,20 @@ import json
 import math
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from switchkd_cli import provenance
 from switchkd_cli.errors import UserError
-from switchkd_cli.locks import InUse, hold
+from switchkd_cli.locks import hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
 
 STAGES = "stages"
 EVALUATIONS = "evaluations"
-RESERVED = (STAGES, EVALUATIONS, "playground")
-
-State = Literal["new", "finished"]
+PLAYGROUND = "playground"
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class SharedFolder:
 
 def folder(root: Path, run: Run) -> RunFolder:
     """Where a run lives under `root`."""
-    if run.recipe in RESERVED:
+    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND):
         raise UserError(
             f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
         )
@@ -144,56 +139,14 @@ def evaluation(root: Path, key: str) -> SharedFolder:
     return SharedFolder(root.absolute() / EVALUATIONS / key)
 
 
+def sets(root: Path) -> Path:
+    """Where the playground's benchmark sets are kept."""
+    return root.absolute() / PLAYGROUND / "sets"
+
+
 def scores(shared: SharedFolder) -> Any:
     """The results.json of shared scores, or None."""
     return read_json(shared.path / "results.json")
-
-
-def check_free(root: Path, run: Run) -> None:
-    """Raise UserError when the run's folder holds another run."""
-    target = folder(root, run)
-    if state(target, run) == "other":
-        raise UserError(
-            f"{_shown(target.path)}: holds another run (made by another recipe text or with another input)",
-            hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
-        )
-
-
-@contextmanager
-def occupy(root: Path, run: Run, *, overwrite: bool = False) -> Iterator[tuple[RunFolder, State]]:
-    """Hold the run's folder for as long as the block lasts.
-
-    "finished": the same run is there and done. "new": an empty folder with the resolved recipe; how the
-    block ends decides what run.json says. A UserError before the first step leaves nothing behind.
-    Raises UserError when the folder holds another run, or another process holds the folder.
-    """
-    target = folder(root, run)
-    made = [parent for parent in target.path.parents if not parent.exists()]
-    try:
-        with hold(target.path, wait=False):
-            if state(target, run) == "finished" and not overwrite:
-                yield target, "finished"
-            else:
-                aside = _make_room(target, run, overwrite=overwrite)
-                _start(target, run)
-                yield from _recorded(target, aside)
-    except InUse:
-        hint = "wait for it, or add --out FOLDER to write elsewhere"
-        raise UserError(f"{_shown(target.path)}: in use by a running process", hint=hint) from None
-    finally:
-        for parent in made:  # those that are still empty
-            with suppress(OSError):
-                parent.rmdir()
-
-
-def state(target: RunFolder, run: Run) -> Literal["new", "finished", "unfinished", "other"]:
-    """What the folder holds, as far as this run is concerned."""
-    if not target.path.exists() or not any(target.path.iterdir()):
-        return "new"
-    info = target.info()
-    if info.get("key") != run.key:
-        return "other"
-    return "finished" if info.get("status") == "finished" else "unfinished"
 
 
 def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
@@ -227,71 +180,8 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
-    """Move what is in the way aside, if it may be. Returns where it went."""
-    found = state(target, run)
-    if found == "new":
-        return None
-    if not overwrite:
-        check_free(target.root, run)
-    word = "unfinished" if found == "unfinished" else "old"
-    number = 1
-    while (aside := target.path.with_name(f"{word}-{target.path.name}-{number}")).exists():
-        number += 1
-    target.path.rename(aside)
-    print(f"{_shown(target.path)}: {word} run moved to {aside.name}, starting afresh", file=sys.stderr)
-    return aside
-
-
-def _start(target: RunFolder, run: Run) -> None:
-    target.path.mkdir(parents=True, exist_ok=True)
-    target.recipe.write_text(run.text, encoding="utf-8")
-    record = {
-        "status": "running",
-        "recipe": run.recipe,
-        "row": run.row,
-        "title": run.title,
-        "paper": dict(run.paper),
-        "seed": run.seed,
-        "key": run.key,
-        "command": provenance.command(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-        "started": _now(),
-    }
-    write_json(target.record, record)
-
-
-def _recorded(target: RunFolder, aside: Path | None) -> Iterator[tuple[RunFolder, State]]:
-    """Run the block and write down how it ended."""
-    began = time.monotonic()
-    try:
-        yield target, "new"
-    except BaseException as error:
-        if isinstance(error, UserError) and not _stepped(target):
-            shutil.rmtree(target.path)
-            if aside is not None:
-                aside.rename(target.path)
-        else:
-            _end(target, "failed", began, error=f"{type(error).__name__}: {error}"[:500])
-        raise
-    _end(target, "finished", began)
-
-
-def _end(target: RunFolder, status: str, began: float, **more: str) -> None:
-    seconds = round(time.monotonic() - began, 1)
-    write_json(
-        target.record, {**target.info(), "status": status, "ended": _now(), "seconds": seconds, **more}
-    )
-
-
 def _is_done(info: Mapping[str, Any]) -> bool:
     return info.get("status") == "finished"
-
-
-def _stepped(target: RunFolder) -> bool:
-    """Whether a training step was logged."""
-    return target.metrics.exists() and '"step"' in target.metrics.read_text(encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -299,12 +189,3 @@ def _plain(value: Any) -> Any:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _shown(path: Path) -> str:
-    """The path as the user would write it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

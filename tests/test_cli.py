@@ -5,20 +5,21 @@ import subprocess
 import sys
 
 import pytest
-from recipes import write
+from small_recipe import write
 
 from switchkd_cli import runs
+from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
 
 HEAVY = ("torch", "transformers", "deepspeed", "lmms_eval", "accelerate", "datasets")
-PROGRAM = """
+PROGRAM = f"""
 import sys
 from switchkd_cli.cli import main
 try:
     main()
 finally:
-    print("HEAVY", [name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
-""".format(heavy=HEAVY)
+    print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
 
 
 def switchkd(*arguments, cwd):
@@ -80,7 +81,7 @@ def test_a_dry_run_says_what_would_be_reused(tmp_path):
     run, root = load(file), tmp_path / "runs"
     with runs.stage(root, run.stage_key(0)).build():
         pass
-    with runs.occupy(root, run):
+    with occupy(root, run):
         pass
     _, out, _ = switchkd("distill", file, "--dry-run", cwd=tmp_path)
     assert "seed0 (finished: would be reused)" in out
@@ -193,7 +194,7 @@ def test_every_error_that_can_be_helped_has_a_hint(tmp_path):
 
 def test_a_taken_folder_is_refused_before_anything_starts(tmp_path):
     file = write(tmp_path)
-    with runs.occupy(tmp_path / "runs", load(file, "sft")) as (folder, _):
+    with occupy(tmp_path / "runs", load(file, "sft")) as (folder, _):
         pass
     before = sorted(tmp_path.rglob("*"))
     code, _, err = switchkd("distill", file, "stages.distill.steps=3", cwd=tmp_path)
@@ -242,8 +243,8 @@ def test_an_interrupt_is_exit_130(tmp_path):
 def test_a_record_keeps_the_command(tmp_path):
     run = load(write(tmp_path))
     program = (
-        "from pathlib import Path; from switchkd_cli import runs; from switchkd_cli.recipe.load import load\n"
-        "with runs.occupy(Path('runs'), load('small.yaml')): pass"
+        "from pathlib import Path; from switchkd_cli.occupy import occupy; from switchkd_cli.recipe.load import load\n"
+        "with occupy(Path('runs'), load('small.yaml')): pass"
     )
     subprocess.run([sys.executable, "-c", program, "a=1", "--seed", "0"], cwd=tmp_path, check=True)
     record = json.loads(runs.folder(tmp_path / "runs", run).record.read_text())

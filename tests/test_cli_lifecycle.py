@@ -5,9 +5,10 @@ from pathlib import Path
 
 import fake_engine
 import pytest
-from recipes import write
+from small_recipe import write
 
 from switchkd_cli import cli, launch, runs
+from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
 
 
@@ -163,7 +164,7 @@ def test_compare_takes_runs_a_recipe_or_all(tmp_path, calls, monkeypatch):
         assert switchkd(monkeypatch, "compare", *arguments) == 0
         assert [folder.info()["row"] for folder in calls[-1][1][0]] == ["switch-kd", "sft"]
     assert switchkd(monkeypatch, "compare", tmp_path / "model") == 2
-    with pytest.raises(ZeroDivisionError), runs.occupy(tmp_path / "runs", load(file, "long")):
+    with pytest.raises(ZeroDivisionError), occupy(tmp_path / "runs", load(file, "long")):
         1 / 0  # noqa: B018
     assert switchkd(monkeypatch, "compare", "runs/small/long/seed0") == 2
 

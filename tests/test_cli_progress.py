@@ -33,7 +33,7 @@ def test_a_bare_step_as_a_line():
 def test_events_as_lines():
     assert event({"event": "switch_gap", "value": 0.123456}) == "switch gap: value 0.1235"
     assert event({"event": "warning", "text": "3 rows left out"}) == "warning: 3 rows left out"
-    assert event({"event": "stage", "stage": "distill", "rows": 8}) == "stage: stage distill, rows 8"
+    assert event({"event": "stage", "stage": "distill", "rows": 8}) == "stage distill: rows 8"
 
 
 def test_a_follower_waits_for_whole_lines(tmp_path):

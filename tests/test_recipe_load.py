@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from pydantic import ValidationError
-from recipes import write
+from small_recipe import write
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls

@@ -1,7 +1,7 @@
 """Every mistake of a recipe is reported at once, with its line and what was near."""
 
 import pytest
-from recipes import write
+from small_recipe import write
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load, load_rows

@@ -159,7 +159,7 @@ class Recipe(Closed):
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     student: Model
-    teacher: Model | None = None
+    teacher: Checkpoint | None = None
     data: dict[Name, DataSet]
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     evaluation: Evaluation | None = None
