@@ -53,23 +53,24 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
 def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
     """Scores of the run's teacher, of the same teacher without pictures, and of the best constant answers.
 
-    Computed once and shared by every run with this teacher and these questions. Their fields: `teacher` (absent
-    where the recipe has none), `blind`, `majority`; "not_beaten" names, by task, the baselines that the teacher
-    does not clearly beat.
+    Computed once and shared by every run with this teacher and these questions. Their fields: `teacher`, `blind`
+    (absent where the recipe has no teacher), `majority`; "not_beaten" names, by task, the baselines that the
+    teacher does not clearly beat.
     """
     shared = runs.evaluation(root, run.teacher_key)
     with shared.build() as partial:
         if partial is not None:
             question = _question(run, root.absolute())
-            teacher = locate(run.config.teacher.checkpoint)
             batch = question.pop("batch")
-            results = {
-                "teacher": evaluation.evaluate(teacher, folder=partial / "teacher", batch=batch, **question),
-                "blind": evaluation.evaluate(
-                    teacher, folder=partial / "blind", batch=batch, blind=True, **question
-                ),
-                "majority": evaluation.majority(folder=partial / "majority", **question),
-            }
+            results = {"majority": evaluation.majority(folder=partial / "majority", **question)}
+            for name, blind in (("teacher", False), ("blind", True)) if run.config.teacher else ():
+                results[name] = evaluation.evaluate(
+                    locate(run.config.teacher.checkpoint),
+                    folder=partial / name,
+                    batch=batch,
+                    blind=blind,
+                    **question,
+                )
             runs.write_json(partial / "results.json", judged(partial, results))
     return runs.scores(shared)
 
