@@ -189,7 +189,7 @@ def _engine(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("switchkd_cli"):
             raise
-        raise UserError(f"{error.name} is not installed", hint="make install", code=MACHINE) from error
+        raise UserError(f"{error.name} is not installed", hint="make setup", code=MACHINE) from error
 
 
 def main() -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FOLDERS = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = (Path("recipes"), PACKAGE.parent / "recipes", PACKAGE / "recipes")  # here, a checkout's, a wheel's
 
 
 def find(name: str) -> Path:
