@@ -104,4 +104,7 @@ COLUMNS: dict[str, Columns] = {
 }
 """Columns of each task's questions. GQA keeps its pictures in a second table, `GQA_IMAGES`."""
 
+KIND: Columns = {"kind": (TEXT, lambda row: row.question.kind)}
+"""Of every table of questions: what is asked. No task reads it."""
+
 GQA_IMAGES: Columns = {"id": (TEXT, lambda row: row.scene)} | _IMAGE

@@ -22,7 +22,7 @@ import yaml
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.playground.prompts import Question
 from switchkd_cli.playground.questions import STYLES, ask, ask_pair, suits
-from switchkd_cli.playground.schemas import COLUMNS, GQA_IMAGES, PICTURE, Asked, Columns
+from switchkd_cli.playground.schemas import COLUMNS, GQA_IMAGES, KIND, PICTURE, Asked, Columns
 from switchkd_cli.playground.world import SPLITS, Scene, draw, scenes
 from switchkd_cli.protocol import BENCHMARKS
 
@@ -38,12 +38,15 @@ def write_sets(folder: Path, *, benchmarks: Sequence[str], split: str, items: in
     benchmark's questions don't depend on which others are asked for. MME asks in pairs: an odd `items` gives
     it one question fewer. The same request is written once; another one in the same folder replaces it.
 
-    Raises UserError: unknown benchmark or split, fewer than two items.
+    Raises UserError: unknown benchmark or split, fewer than two items, a folder of other files.
     """
     _check(benchmarks, split, items)
     request = {"benchmarks": list(benchmarks), "split": split, "items": items, "seed": seed, "world": world()}
-    if _written(folder) == request:
+    written = _written(folder)
+    if written == request:
         return folder
+    if written is None and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -52,6 +55,7 @@ def write_sets(folder: Path, *, benchmarks: Sequence[str], split: str, items: in
         for data in (fresh / OWNER).iterdir():
             _describe(data)
         (fresh / MANIFEST).write_text(json.dumps(request, indent=1), encoding="utf-8")
+        fresh.chmod(0o755)
         _replace(folder, fresh, request)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -94,7 +98,9 @@ def _png(scene: Scene) -> bytes:
 
 def _check(benchmarks: Sequence[str], split: str, items: int) -> None:
     problems = [
-        f"benchmark: unknown, got {name!r}{did_you_mean(name, STYLES)}" for name in benchmarks if name not in STYLES
+        f"benchmark: unknown, got {name!r}{did_you_mean(name, STYLES)}"
+        for name in benchmarks
+        if name not in STYLES
     ]
     if split not in SPLITS:
         problems.append(f"split: unknown, got {split!r}{did_you_mean(split, SPLITS)}")
@@ -139,10 +145,10 @@ def _write(owner: Path, task: str, rows: Sequence[Asked]) -> None:
     if task == "gqa":
         pictured = list({r.scene: r for r in rows}.values())
         questions, pictures = GQA_NAMES
-        _table(owner / data / questions / row.split, COLUMNS[task], rows)
+        _table(owner / data / questions / row.split, COLUMNS[task] | KIND, rows)
         _table(owner / data / pictures / row.split, GQA_IMAGES, pictured)
     else:
-        _table(owner / data / (configuration or "default") / row.split, COLUMNS[task], rows)
+        _table(owner / data / (configuration or "default") / row.split, COLUMNS[task] | KIND, rows)
 
 
 def _table(path: Path, columns: Columns, rows: Sequence[Asked]) -> None:

@@ -1,0 +1,101 @@
+"""A saved LLaVA checkpoint as an answerer: batched greedy generation, each picture encoded once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+from switchkd_cli.engine.benchmarks.answerer import Answerer, Item, digest
+
+GREY = (127, 127, 127)
+KEPT_BYTES = 2**28
+"""Visual tokens kept for pictures that come again."""
+
+
+class Reader(Answerer):
+    """Reads pictures and prompts with a checkpoint's own processor and chat template, answers greedily.
+
+    Left padding; answers end at the end-of-sequence token. `blind` puts a mid-grey picture in place of each
+    picture: what the model answers without seeing.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, blind: bool = False, device: str | None = None, **options
+    ) -> None:
+        super().__init__(**options)
+        self.where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor.tokenizer.padding_side = "left"
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(self.where).eval()
+        self.blind = blind
+        self._seen: dict[str, Tensor] = {}
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Prompt lengths in tokens."""
+        return [len(ids) for ids in self.processor.tokenizer([i.prompt for i in items])["input_ids"]]
+
+    @torch.inference_mode()
+    def answer(self, items: Sequence[Item]) -> list[str]:
+        shown = [self._shown(item) for item in items]
+        visual = self._see([picture for pictures in shown for picture in pictures])
+        texts = [self._text(item.prompt, len(p)) for item, p in zip(items, shown, strict=True)]
+        written = self._write(texts, visual, items[0].limit)
+        return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+
+    def _shown(self, item: Item) -> list[Image.Image]:
+        if self.blind:
+            return [Image.new("RGB", picture.size, GREY) for picture in item.pictures]
+        return item.pictures
+
+    def _text(self, prompt: str, pictures: int) -> str:
+        """The conversation up to the answer, with an image placeholder for each picture."""
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
+        messages = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _see(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
+        """Visual tokens [T, width] of each picture, in order."""
+        names = [digest(p) for p in pictures]
+        new = {n: p for n, p in zip(names, pictures, strict=True) if n not in self._seen}
+        if new and sum(v.nbytes for v in self._seen.values()) > KEPT_BYTES:
+            self._seen.clear()
+            new = dict(zip(names, pictures, strict=True))
+        if new:
+            pixels = self.processor.image_processor(list(new.values()), return_tensors="pt")["pixel_values"]
+            output = self.model.get_image_features(pixels.to(self.where, self.model.dtype), return_dict=True)
+            self._seen.update(zip(new, output.pooler_output, strict=True))
+        return [self._seen[n] for n in names]
+
+    def _write(self, texts: Sequence[str], visual: Sequence[Tensor], limit: int) -> Tensor:
+        """New tokens [B, <= limit] of each text, image placeholders filled with visual tokens."""
+        image = self.processor.image_token
+        if visual:
+            texts = [t.replace(image, image * len(visual[0])) for t in texts]
+        encoded = self.processor.tokenizer(
+            texts, padding=True, add_special_tokens=False, return_tensors="pt"
+        ).to(self.where)
+        embedded = self.model.get_input_embeddings()(encoded["input_ids"])
+        if visual:
+            places = (encoded["input_ids"] == self.model.config.image_token_id)[..., None]
+            embedded = embedded.masked_scatter(places, torch.cat(list(visual)).to(embedded.dtype))
+        return self.model.generate(
+            inputs_embeds=embedded,
+            attention_mask=encoded["attention_mask"],
+            generation_config=self._greedy(limit),
+        )
+
+    def _greedy(self, limit: int) -> GenerationConfig:
+        tokenizer = self.processor.tokenizer
+        end = self.model.generation_config.eos_token_id
+        end = tokenizer.eos_token_id if end is None else end
+        pad = tokenizer.pad_token_id
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=limit,
+            eos_token_id=end,
+            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        )

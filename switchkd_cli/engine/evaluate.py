@@ -1,0 +1,150 @@
+"""A checkpoint's scores on the ten benchmarks, by lmms-eval's stock tasks (see protocol.py)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from switchkd_cli.engine.benchmarks.exam import Exam, short_hash
+from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.protocol import LMMS_EVAL, Benchmark
+
+if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
+    from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
+
+VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model_folder: str | Path,
+    *,
+    world: str,
+    benchmarks: Sequence[str],
+    split: str,
+    items: int | None,
+    seed: int,
+    batch: int,
+    folder: Path,
+    blind: bool = False,
+    sets: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Scores a saved checkpoint and writes `folder`/answers/<task>.jsonl; returns what results.json holds.
+
+    See `Exam` for what is asked. `blind` shows a mid-grey picture in place of each picture. Data sets are
+    kept under `sets` and found there again (default: `folder`/sets). What lmms-eval prints goes to
+    `folder`/log.txt; `progress` is told (answered, all). The playground needs no network and uses none.
+
+    Raises UserError: no such exam, or lmms-eval is missing (code MACHINE). What goes wrong inside lmms-eval
+    or the model is raised as it is.
+    """
+    _require_lmms_eval()
+    exam = Exam(world, tuple(benchmarks), split, items, seed)
+    from switchkd_cli.engine.benchmarks.harness import quiet
+    from switchkd_cli.engine.benchmarks.reader import Reader
+
+    name = str(Path(model_folder).resolve()) if Path(model_folder).is_dir() else str(model_folder)
+    with quiet(folder / "log.txt"):
+        reader = Reader(name, blind=blind, batch=batch, longest=exam.longest, progress=progress)
+    return {"model": str(model_folder), "blind": blind, **examine(reader, exam, folder, sets)}
+
+
+def majority(
+    *,
+    world: str,
+    benchmarks: Sequence[str],
+    split: str,
+    items: int | None,
+    seed: int,
+    folder: Path,
+    sets: Path | None = None,
+) -> dict[str, Any]:
+    """The scores of the best constant answers (see `Majority`) by the same metrics; arguments as above."""
+    _require_lmms_eval()
+    from switchkd_cli.engine.benchmarks.majority import Majority
+
+    exam = Exam(world, tuple(benchmarks), split, items, seed)
+    return {"model": "majority", "blind": True, **examine(Majority(), exam, folder, sets)}
+
+
+def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = None) -> dict[str, Any]:
+    """Puts an exam to any answerer: writes its answers to `folder`/answers and returns the scores."""
+    _require_lmms_eval()
+    from switchkd_cli.engine.benchmarks import harness
+
+    clock = [time.perf_counter()]
+    home = exam.home(sets or folder / "sets")
+    clock.append(time.perf_counter())
+    outcome = harness.run(answerer, exam.rows, folder=folder, home=home, limit=exam.limit)
+    clock.append(time.perf_counter())
+    scores = {row.task: _score(row, outcome, answerer, folder / "answers") for row in exam.rows}
+    clock.append(time.perf_counter())
+    written, ran, scored = (after - before for before, after in pairwise(clock))
+    answering = sum(answerer.seconds.values())
+    seconds = {"sets": written, "answers": answering, "lmms_eval": ran - answering, "items": scored}
+    return {
+        "world": exam.world,
+        "split": exam.split if exam.local else "published",
+        "seed": exam.seed,
+        "scores": scores,
+        "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in answerer.items.values())),
+        "versions": {name: _version(name) for name in VERSIONS},
+        "seconds": {part: round(value, 3) for part, value in seconds.items()},
+    }
+
+
+def _score(row: Benchmark, outcome: dict, answerer: Answerer, folder: Path) -> dict[str, Any]:
+    """One benchmark's score; its items go to `folder`."""
+    from switchkd_cli.engine.benchmarks.scoring import categories, item_scores
+
+    samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
+    lines = [
+        _line(sample, answerer.items[row.task, sample["doc_id"]], score)
+        for sample, score in zip(samples, item_scores(row, samples), strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / f"{row.task}.jsonl").write_text(text, encoding="utf-8")
+    value = float(outcome["results"][row.task][f"{row.metric},none"])
+    return {
+        "score": row.score(value, categories(row, samples)),
+        "metric": row.metric,
+        "value": value,
+        "items": len(samples),
+        "seconds": round(answerer.seconds[row.task], 3),
+    }
+
+
+def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
+    return {
+        "doc_id": sample["doc_id"],
+        "key": item.key,
+        "kind": item.kind,
+        "prompt": item.prompt,
+        "answer": sample["filtered_resps"][0],
+        "target": item.target,
+        "score": score,
+    }
+
+
+def _require_lmms_eval() -> None:
+    if importlib.util.find_spec("lmms_eval") is None:
+        raise UserError(
+            "evaluation needs lmms-eval, which is not installed",
+            hint=f"pip install --no-deps lmms-eval=={LMMS_EVAL}",
+            code=MACHINE,
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,174 @@
+"""The protocol: how each of the paper's ten benchmarks is run and scored here, one row a benchmark.
+
+The rows name stock lmms-eval tasks (prompts and metrics untouched) and say where a number printed in the
+paper was measured otherwise, so that a table can show the difference beside the score.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+LMMS_EVAL = "0.7.3"
+"""The release of lmms-eval whose tasks these rows describe."""
+
+NO_JUDGE = "none: the stock rule"
+READABLE = (
+    "none: the stock rule reads an option's letter or text; an answer it can't read is wrong "
+    "(stock lmms-eval asks a judge model over the network, then draws a random option)"
+)
+GUESS = "none: the official rule; an answer without an option counts as a random option (fixed seed)"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One column of the paper's table and the stock task that measures it."""
+
+    task: str
+    """lmms-eval's task name, also the name in recipes and results."""
+    column: str
+    """Head of the paper's column (Table 1)."""
+    metric: str
+    """Key of the stock metric that is reported."""
+    task_folder: str
+    """Folder under lmms_eval/tasks that holds the task, so that only ten of its 190 folders are read."""
+    data: str
+    """Folder (and configuration) of the data set under lmms-lab-encoder/."""
+    split: str
+    """The data set's split that the task reads."""
+    paper_split: str
+    """The split behind the paper's printed number."""
+    full: float = 1.0
+    """The metric's value when every answer is right; the score is 100 x metric / full."""
+    per_category: bool = False
+    """Whether `full` is meant for each category of the set (MME adds up its categories)."""
+    target: str = "answer"
+    """The column that holds the right answer; a list of answers means the most frequent one."""
+    counted: str = ""
+    """The one answer that the metric counts, if it does (F1)."""
+    judge: str = NO_JUDGE
+    ocr: bool = False
+    """Whether OCR tokens are part of the prompt."""
+    note: str = ""
+    """How the paper's convention differs, if it does."""
+
+    def score(self, metric: float, categories: int = 1) -> float:
+        """The stock metric on the paper's scale, 0..100."""
+        return 100.0 * metric / (self.full * (categories if self.per_category else 1))
+
+
+SERVER = "the paper's numbers come from the MMBench server"
+VAL = "the paper's split has no public answers; this is val"
+
+ROWS = (
+    Benchmark(
+        task="mme",
+        column="MME",
+        metric="mme_perception_score",
+        task_folder="mme",
+        data="MME",
+        split="test",
+        paper_split="test",
+        full=200.0,
+        per_category=True,
+        note="perception points / points possible: the paper's points / 2000 with all ten categories",
+    ),
+    Benchmark(
+        task="mmbench_en_dev",
+        column="MMB",
+        metric="gpt_eval_score",
+        task_folder="mmbench",
+        data="MMBench/en",
+        split="dev",
+        paper_split="dev, English, legacy",
+        full=100.0,
+        judge=READABLE,
+        note=SERVER,
+    ),
+    Benchmark(
+        task="mmbench_cn_dev",
+        column="MMB-CN",
+        metric="gpt_eval_score",
+        task_folder="mmbench",
+        data="MMBench/cn",
+        split="dev",
+        paper_split="dev, Chinese, legacy",
+        full=100.0,
+        judge=READABLE,
+        note=SERVER,
+    ),
+    Benchmark(
+        task="vqav2_val",
+        column="VQAv2",
+        metric="exact_match",
+        task_folder="vqav2",
+        data="VQAv2",
+        split="validation",
+        paper_split="test-dev",
+        target="multiple_choice_answer",
+        note=VAL,
+    ),
+    Benchmark(
+        task="gqa",
+        column="GQA",
+        metric="exact_match",
+        task_folder="gqa",
+        data="GQA",
+        split="testdev",
+        paper_split="test-dev, balanced",
+    ),
+    Benchmark(
+        task="scienceqa_img",
+        column="SciQA",
+        metric="exact_match",
+        task_folder="scienceqa",
+        data="ScienceQA/ScienceQA-IMG",
+        split="test",
+        paper_split="test, with image",
+    ),
+    Benchmark(
+        task="mmmu_val",
+        column="MMMU",
+        metric="mmmu_acc",
+        task_folder="mmmu",
+        data="MMMU",
+        split="validation",
+        paper_split="val",
+        judge=GUESS,
+    ),
+    Benchmark(
+        task="textvqa_val",
+        column="TextVQA",
+        metric="exact_match",
+        task_folder="textvqa",
+        data="textvqa",
+        split="validation",
+        paper_split="val, v0.5.1",
+        target="answers",
+        note="the paper's prompts carry OCR tokens (LLaVA-1.5's file); the stock task's do not",
+    ),
+    Benchmark(
+        task="vizwiz_vqa_val",
+        column="VizWiz",
+        metric="exact_match",
+        task_folder="vizwiz_vqa",
+        data="VizWiz-VQA",
+        split="val",
+        paper_split="test",
+        target="answers",
+        note=VAL,
+    ),
+    Benchmark(
+        task="pope",
+        column="POPE",
+        metric="pope_f1_score",
+        task_folder="pope",
+        data="POPE",
+        split="test",
+        paper_split="random, popular, adversarial",
+        counted="yes",
+        note="F1 over the pooled questions; the paper's is most likely the mean of the three F1",
+    ),
+)
+
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({row.task: row for row in ROWS})
+"""The ten, by task name, in the order of the paper's columns."""

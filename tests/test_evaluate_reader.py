@@ -1,0 +1,107 @@
+"""A saved checkpoint that reads: in batches, blindly, and just as transformers does one by one."""
+
+import io
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lmms_eval")
+
+import torch
+from PIL import Image
+from tiny_llava import save_tiny_llava
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from switchkd_cli.engine.evaluate import evaluate
+from switchkd_cli.playground.questions import prompt
+from switchkd_cli.playground.sets import asked
+
+TASKS = ("pope", "textvqa_val", "mmbench_cn_dev")
+ASKED = {"world": "playground", "benchmarks": TASKS, "split": "test", "items": 8, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llava(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sets")
+
+
+def lines(folder: Path, task: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "answers" / f"{task}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def answered(checkpoint: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    return evaluate(checkpoint, batch=5, folder=folder, sets=sets, **ASKED), folder
+
+
+def test_every_item_is_answered_and_scored(answered: tuple[dict, Path]) -> None:
+    results, folder = answered
+    assert list(results["scores"]) == list(TASKS)
+    for task in TASKS:
+        assert results["scores"][task]["items"] == 8
+        assert [line["doc_id"] for line in lines(folder, task)] == list(range(8))
+        for line in lines(folder, task):
+            assert line.keys() >= {"key", "prompt", "answer", "target", "score"}
+    assert results["versions"]["lmms-eval"] == "0.7.3"
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_batched_answers_are_those_of_transformers_one_by_one(
+    answered: tuple[dict, Path], checkpoint: Path
+) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
+    given = {line["doc_id"]: line["answer"] for line in lines(answered[1], "textvqa_val")}
+    for row in asked("textvqa_val", split="test", items=8, seed=0):
+        content = [{"type": "image"}, {"type": "text", "text": prompt(row.question)}]
+        messages = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        inputs = processor(images=Image.open(io.BytesIO(row.picture)), text=text, return_tensors="pt")
+        with torch.inference_mode():
+            written = model.generate(**inputs, do_sample=False, max_new_tokens=16)
+        new = written[0, inputs["input_ids"].shape[1] :]
+        assert processor.decode(new, skip_special_tokens=True).strip() == given[row.number]
+
+
+def test_a_seeing_model_answers_pictures_and_a_blind_one_prompts(
+    answered: tuple[dict, Path], checkpoint: Path, sets: Path, tmp_path: Path
+) -> None:
+    results = evaluate(checkpoint, batch=5, folder=tmp_path, sets=sets, blind=True, **ASKED)
+    assert results["blind"]
+    assert results["sets_key"] == answered[0]["sets_key"]
+
+    def most_answers_to_one_prompt(folder: Path) -> int:
+        said = defaultdict(set)
+        for line in lines(folder, "textvqa_val"):
+            said[line["prompt"]].add(line["answer"])
+        return max(map(len, said.values()))
+
+    assert most_answers_to_one_prompt(answered[1]) > 1
+    assert most_answers_to_one_prompt(tmp_path) == 1
+
+
+def test_progress_is_told_after_each_batch(checkpoint: Path, sets: Path, tmp_path: Path) -> None:
+    told = []
+
+    def tell(done: int, of: int) -> None:
+        told.append((done, of))
+
+    evaluate(checkpoint, batch=5, folder=tmp_path, sets=sets, progress=tell, **ASKED)
+    assert told[-1] == (24, 24)
+    assert all(of == 24 for _, of in told)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+def test_printing_is_left_to_the_command_line(
+    checkpoint: Path, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(checkpoint, batch=24, folder=tmp_path, sets=sets, **ASKED)
+    assert capfd.readouterr() == ("", "")
