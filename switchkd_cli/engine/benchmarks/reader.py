@@ -29,7 +29,9 @@ class Reader(Answerer):
         self.where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = AutoProcessor.from_pretrained(folder)
         self.processor.tokenizer.padding_side = "left"
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(self.where).eval()
+        # half precision is stored to be small and read to be fast: a CPU has only the first use for it
+        dtype = "float32" if self.where.type == "cpu" else "auto"
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(self.where).eval()
         self.blind = blind
         self._seen: dict[str, Tensor] = {}
 

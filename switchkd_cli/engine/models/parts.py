@@ -30,6 +30,7 @@ from switchkd_cli.recipe.schema import Fresh, Parts
 IMAGE = "<image>"
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+DTYPE = "float32"
 FRESH = {"vision": SiglipVisionConfig, "language": Qwen2Config}
 
 
@@ -42,6 +43,7 @@ def assemble(spec: Parts) -> Llava:
     seeing, reading = _config("vision", spec.vision), _config("language", spec.language)
     if isinstance(spec.language, Fresh):
         reading.vocab_size = len(words)
+    seeing.dtype = reading.dtype = DTYPE  # a checkpoint may be stored in half precision; training is not
     reading.pad_token_id, reading.eos_token_id = words.pad_token_id, words.eos_token_id
     config = LlavaConfig(
         vision_config=seeing,
@@ -58,11 +60,11 @@ def assemble(spec: Parts) -> Llava:
     model.generation_config.eos_token_id = words.eos_token_id
     if isinstance(spec.vision, str):
         tower = TOWERS[seeing.model_type].from_pretrained(
-            locate(spec.vision), config=seeing, use_safetensors=True
+            locate(spec.vision), config=seeing, dtype=DTYPE, use_safetensors=True
         )
         model.model.vision_tower.load_state_dict(tower.state_dict())
     if isinstance(spec.language, str):
-        reader = Qwen2ForCausalLM.from_pretrained(locate(spec.language), use_safetensors=True)
+        reader = Qwen2ForCausalLM.from_pretrained(locate(spec.language), dtype=DTYPE, use_safetensors=True)
         model.model.language_model.load_state_dict(reader.model.state_dict())
         model.lm_head.load_state_dict(reader.lm_head.state_dict())
     model.tie_weights()
