@@ -1,5 +1,7 @@
 """A run from its recipe to its scores: build, train stage after stage, save, evaluate."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,21 @@ def work(run: Run, folder: RunFolder) -> None:
     paths = build_paths(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     # every stage's rows are read and checked before the first step is taken
     data = [build_data(run.config.data[stage.data], paths.student, folder.root) for stage in stages]
-    for i in range(len(stages) - 1):
+    for i, stage in enumerate(stages):
         shared = runs.stage(folder.root, run.stage_key(i))
         with shared.build() as partial:
             if partial is None:
-                folder.log({"event": "reused", "stage": stages[i].name})
+                folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
                 _take_weights(paths, shared.path)
             else:
                 _train(run, i, paths, data[i], folder)
                 checkpoint.save(paths.student, partial)
-    _train(run, len(stages) - 1, paths, data[-1], folder)
-    checkpoint.save(paths.student, folder.model)
+    shutil.copytree(shared.path, folder.model, copy_function=os.link)  # the same files, not a second copy
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Scores `folder.model` as the recipe says and writes `folder.results`."""
+    folder.log({"event": "evaluate", "benchmarks": len(run.config.evaluation.benchmarks)})
     results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
     runs.write_json(folder.results, results)
     return results
@@ -77,7 +79,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
 
 def _question(run: Run, root: Path) -> dict[str, Any]:
     """The recipe's evaluation as arguments; its data sets are kept under the runs' root."""
-    return {**run.config.evaluation.model_dump(), "sets": root / "playground" / "sets"}
+    return {**run.config.evaluation.model_dump(), "sets": runs.sets(root)}
 
 
 def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder) -> None:
