@@ -162,7 +162,7 @@ def main() -> None:
         sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
         import traceback
 
         traceback.print_exc()

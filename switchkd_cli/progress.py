@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 POLL = 0.25  # seconds between two looks at the files
 PLAIN_LINES = 10  # a stage, where nothing can be redrawn
@@ -104,7 +104,7 @@ class Progress:
         while not self._stop.wait(POLL):
             self._poll()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self.stream.isatty():
             from rich.console import Console
             from rich.live import Live

@@ -128,7 +128,7 @@ def _annotation(node: ast.expr | None) -> Any:
         return _annotation(ast.parse(node.value, mode="eval").body)
     # The text is our own source or a plugin's that is imported a moment later anyway; no builtins are given.
     try:
-        return eval(ast.unparse(node), {"__builtins__": {}}, dict(_ANNOTATIONS))  # noqa: S307
+        return eval(ast.unparse(node), {"__builtins__": {}}, dict(_ANNOTATIONS))
     except (NameError, AttributeError, TypeError):
         return Any
 

@@ -27,6 +27,7 @@ def switchkd(*arguments, cwd):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         cwd=cwd,
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,
@@ -225,7 +226,7 @@ def test_our_own_bugs_keep_their_traceback(tmp_path):
     file = write(tmp_path)
     program = "import switchkd_cli.commands as c; c.load_with_controls = None\nfrom switchkd_cli.cli import main; main()"
     command = [sys.executable, "-c", program, "distill", str(file)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "TypeError" in done.stderr
 
@@ -237,7 +238,7 @@ def test_an_interrupt_is_exit_130(tmp_path):
         "c.load_with_controls = stop\nfrom switchkd_cli.cli import main; main()"
     )
     command = [sys.executable, "-c", program, "distill", "x.yaml"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 130
+    assert subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode == 130
 
 
 def test_a_record_keeps_the_command(tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 SIZE = 72
 CELL = SIZE // 2
 HANDS = ("noto", "noto_v1", "fluent", "twemoji")
-SPLITS = {"train": range(3, 10), "validation": range(0, 1), "test": range(1, 2), "hard": range(2, 3)}
+SPLITS = {"train": range(3, 10), "validation": range(1), "test": range(1, 2), "hard": range(2, 3)}
 _BUCKETS = 10
 _ASSETS = files("switchkd_cli.playground") / "assets"
 

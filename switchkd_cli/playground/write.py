@@ -29,12 +29,19 @@ def _question(scene: Scene, rng: random.Random) -> Turn:
     return prompt(question), question.answer
 
 
+def _instruction(scene: Scene, rng: random.Random) -> Turn:
+    """A question, or now and then a telling: instruction mixes hold descriptions among their questions too."""
+    return telling(scene, rng) if rng.random() < _TOLD else _question(scene, rng)
+
+
+_TOLD = 0.35
 _WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}
 
 # What one turn of each kind of row is: (scene, rng) -> (the user's text, the answer).
 KINDS: dict[str, Callable[[Scene, random.Random], Turn]] = {
     "questions": _question,
     "captions": telling,
+    "instructions": _instruction,
     "text": lesson,
 }
 

@@ -20,7 +20,7 @@ def playground(
     turns: int = 8,
     seed: int = 0,
 ) -> Conversations:
-    """`pictures` scenes with `turns` questions or captions each (`kind`: questions, captions or text).
+    """`pictures` scenes with `turns` turns each (`kind`: questions, captions, instructions or text).
 
     Each turn sees the picture and itself only, as the benchmarks ask.
     """
