@@ -195,7 +195,7 @@ def test_every_error_that_can_be_helped_has_a_hint(tmp_path):
 
 def test_a_taken_folder_is_refused_before_anything_starts(tmp_path):
     file = write(tmp_path)
-    with occupy(tmp_path / "runs", load(file, "sft")) as (folder, _):
+    with occupy(tmp_path / "runs", load(file, "sft")):
         pass
     before = sorted(tmp_path.rglob("*"))
     code, _, err = switchkd("distill", file, "stages.distill.steps=3", cwd=tmp_path)
