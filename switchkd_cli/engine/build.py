@@ -2,45 +2,57 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, PreTrainedConfig, set_seed
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, set_seed
 
 from switchkd_cli import registry
-from switchkd_cli.engine.contract import shared_vocabulary
+from switchkd_cli.engine.contract import check_alone, shared_vocabulary
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.models.parts import assemble
+from switchkd_cli.engine.models.llava import Blueprint, Llava
+from switchkd_cli.engine.models.parts import TOWERS, assemble, check_parts, design
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.stored import check_weights, explained, fetch, load_weights
 from switchkd_cli.errors import UserError
-from switchkd_cli.locate import locate
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> Llava:
     """A whole LLaVA checkpoint in float32: safetensors only, no remote code.
 
-    Raises UserError for a folder that is empty or holds another family.
+    Raises UserError where `check_checkpoint` does, and for weights that are not the config's.
     """
-    folder = locate(checkpoint)
-    check_family(folder, who)
-    try:
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32", use_safetensors=True)
-    except OSError as error:
-        raise UserError(f"{who}: {checkpoint}: {str(error).splitlines()[0]}") from error
-    return Llava(model, AutoProcessor.from_pretrained(folder, backend="pil"))
+    processor = check_checkpoint(checkpoint, who).processor
+    return Llava(load_weights(LlavaForConditionalGeneration, checkpoint, who), processor)
 
 
-def check_family(folder: str, who: str) -> PreTrainedConfig:
-    """The checkpoint's config, if it is a LLaVA model; no weights are read."""
-    try:
+def check_checkpoint(checkpoint: str, who: str = "checkpoint") -> Blueprint:
+    """The checkpoint's config and processor; of its weights only the files' headers are read.
+
+    Raises UserError for a folder that is empty, broken or of another family.
+    """
+    folder = fetch(checkpoint, who)
+    with explained(f"{who}: {checkpoint}: no readable config"):
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{who}: {folder}: no readable config: {str(error).splitlines()[0]}") from error
-    if config.model_type != "llava":
+    if config.model_type != "llava" or config.vision_config.model_type not in TOWERS:
+        tower = f" with a {config.vision_config.model_type}" if config.model_type == "llava" else ""
         raise UserError(
-            f"{who}: {folder} is a {config.model_type} checkpoint, not llava",
+            f"{who}: {checkpoint} is a {config.model_type} checkpoint{tower}, not llava with {' or '.join(TOWERS)}",
             hint="name a LlavaForConditionalGeneration folder, for example a run's model/",
         )
-    return config
+    with explained(f"{who}: {checkpoint}: no readable processor"):
+        blueprint = Blueprint(config, AutoProcessor.from_pretrained(folder, backend="pil"))
+    check_alone(blueprint, who)
+    check_weights(checkpoint, who)
+    return blueprint
+
+
+def check_model(spec: Model, who: str) -> Blueprint:
+    """All of a recipe's model but its weights, which are known to be there."""
+    if isinstance(spec, Checkpoint):
+        return check_checkpoint(spec.checkpoint, who)
+    blueprint = design(spec)
+    check_alone(blueprint, who)
+    check_parts(spec)
+    return blueprint
 
 
 def build_model(spec: Model, seed: int, who: str) -> Llava:
@@ -57,9 +69,13 @@ def build_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
 
 
 def build_paths(recipe: Recipe, *, with_teacher: bool) -> Paths:
-    """Student and (if asked for) teacher, checked against each other."""
+    """Student and (if asked for) teacher, checked against each other before any weight is read."""
+    ours = check_model(recipe.student, "student")
+    vocabulary = len(ours.processor.tokenizer)
+    if recipe.teacher is not None and with_teacher:
+        vocabulary = shared_vocabulary(ours, check_model(recipe.teacher, "teacher"))
+    elif recipe.teacher is not None and recipe.evaluation is not None:
+        check_model(recipe.teacher, "teacher")  # it is scored when the training is over
     student = build_model(recipe.student, recipe.seed, "student")
     teacher = build_model(recipe.teacher, recipe.seed, "teacher") if with_teacher else None
-    tokenizer = student.processor.tokenizer
-    vocabulary = len(tokenizer) if teacher is None else shared_vocabulary(student, teacher)
     return Paths(student, teacher, vocabulary)

@@ -42,17 +42,21 @@ def evaluate(
     kept under `sets` and found there again (default: `folder`/sets). What lmms-eval prints goes to
     `folder`/log.txt; `progress` is told (answered, all). The playground needs no network and uses none.
 
-    Raises UserError: no such exam, or lmms-eval is missing (code MACHINE). What goes wrong inside lmms-eval
-    or the model is raised as it is.
+    Raises UserError: no such exam, no whole checkpoint of a family we read, or lmms-eval is missing (code
+    MACHINE). What goes wrong inside lmms-eval or the model is raised as it is.
     """
     _require_lmms_eval()
     exam = Exam(world, tuple(benchmarks), split, items, seed)
+    from switchkd_cli.engine.build import check_checkpoint
+    from switchkd_cli.engine.stored import fetch
+
+    check_checkpoint(str(model_folder), "model")
     from switchkd_cli.engine.benchmarks.harness import quiet
     from switchkd_cli.engine.benchmarks.reader import Reader
 
-    name = str(Path(model_folder).resolve()) if Path(model_folder).is_dir() else str(model_folder)
+    where = fetch(str(model_folder), "model").resolve()
     with quiet(folder / "log.txt"):
-        reader = Reader(name, blind=blind, batch=batch, longest=exam.longest, progress=progress)
+        reader = Reader(where, blind=blind, batch=batch, longest=exam.longest, progress=progress)
     return {"model": str(model_folder), "blind": blind, **examine(reader, exam, folder, sets)}
 
 

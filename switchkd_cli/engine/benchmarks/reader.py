@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from switchkd_cli.engine.benchmarks.answerer import Answerer, Item, digest
+from switchkd_cli.engine.stored import load_weights
 
 GREY = (127, 127, 127)
 KEPT_BYTES = 2**28
@@ -31,7 +32,8 @@ class Reader(Answerer):
         self.processor.tokenizer.padding_side = "left"
         # half precision is stored to be small and read to be fast: a CPU has only the first use for it
         dtype = "float32" if self.where.type == "cpu" else "auto"
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(self.where).eval()
+        model = load_weights(AutoModelForImageTextToText, str(folder), "model", dtype)
+        self.model = model.to(self.where).eval()
         self.blind = blind
         self._seen: dict[str, Tensor] = {}
 

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from switchkd_cli.engine.batch import Batch
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All of a model but its weights."""
+
+    config: LlavaConfig
+    processor: LlavaProcessor
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one picture takes in the language model's sequence."""
+        vision = self.config.vision_config
+        dropped = self.config.vision_feature_select_strategy == "default"
+        extra = self.processor.num_additional_image_tokens
+        return (vision.image_size // vision.patch_size) ** 2 + extra - int(dropped)
 
 
 class Llava(nn.Module):
@@ -49,10 +67,7 @@ class Llava(nn.Module):
     @property
     def image_tokens(self) -> int:
         """Tokens that one picture takes in the language model's sequence."""
-        vision = self.model.config.vision_config
-        dropped = self.model.config.vision_feature_select_strategy == "default"
-        extra = self.processor.num_additional_image_tokens
-        return (vision.image_size // vision.patch_size) ** 2 + extra - int(dropped)
+        return Blueprint(self.model.config, self.processor).image_tokens
 
     def see(self, pictures: Tensor) -> Tensor:
         """V: pictures [P, 3, H, W] -> features [P, image_tokens, vision width]."""
