@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +13,10 @@ from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
 from switchkd_cli.engine.batch import IGNORE, Example
-from switchkd_cli.errors import UserError
+from switchkd_cli.engine.data.rows import IMAGE, is_pictured
+from switchkd_cli.errors import UserError, did_you_mean
 
-IMAGE = "<image>"
 TURNS = ("chained", "independent")
-SHOWN = 5  # faulty rows named in an error; the rest are counted
 CACHED = 8192  # examples kept in memory
 
 
@@ -38,6 +36,8 @@ class Conversations(Dataset[Example]):
         image_tokens: int,
         turns: str,
     ) -> None:
+        if turns not in TURNS:
+            raise UserError(f"turns: unknown value, got {turns!r}{did_you_mean(turns, TURNS)}")
         self.rows = rows
         self.images = images
         self.processor = processor
@@ -65,17 +65,17 @@ class Conversations(Dataset[Example]):
             input_ids=torch.tensor(tokens),
             labels=torch.tensor(labels),
             turn=torch.tensor(turn),
-            picture=self._picture(row["image"]) if "image" in row else None,
+            picture=self._picture(row["image"]) if is_pictured(row) else None,
         )
 
     def _pieces(self, row: Mapping) -> list[tuple[str, str]]:
         """(prompt, answer) text of each turn; for independent turns the first piece is the shared part."""
         exchanges = exchanged(row)
         if self.turns == "chained":
-            return self._chained(exchanges, "image" in row)
+            return self._chained(exchanges, is_pictured(row))
         pieces = [("", "")]
         for question, answer in exchanges:
-            ((prompt, reply),) = self._chained([(question, answer)], "image" in row)
+            ((prompt, reply),) = self._chained([(question, answer)], is_pictured(row))
             shared, prompt = _split_after_image(prompt)
             pieces[0] = (shared, "")
             pieces.append((prompt, reply))
@@ -114,68 +114,6 @@ def exchanged(row: Mapping) -> list[tuple[str, str]]:
         value.replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "") for value in values[::2]
     ]
     return list(zip(questions, values[1::2], strict=True))
-
-
-def read_rows(file: Path, images: Path | None, limit: int | None = None) -> list[dict]:
-    """Reads and checks a LLaVA-1.5 JSON file; every faulty row is counted, the first few are named.
-
-    Raises UserError: no file, no image folder, not such JSON, a row without an answer, an image that is missing,
-    unreadable or outside its folder.
-    """
-    if not file.is_file():
-        raise UserError(f"{file}: no such data file", hint="check the recipe's `data`")
-    if images is not None and not images.is_dir():
-        raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))[:limit]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file}: not a JSON list of rows: {error}") from error
-    if not rows:
-        raise UserError(f"{file}: holds no rows")
-    faults = [f"{file}: row {i}: {fault}" for i, row in enumerate(rows) if (fault := _fault(row, images))]
-    if faults:
-        rest = [f"... and {len(faults) - SHOWN} more of {len(rows)} rows"] if len(faults) > SHOWN else []
-        raise UserError(faults[:SHOWN] + rest, hint="mend or remove these rows; nothing was trained")
-    return rows
-
-
-def _fault(row: object, images: Path | None) -> str | None:
-    """What is wrong with a row, or None."""
-    if not isinstance(row, dict) or "id" not in row:
-        return "not a mapping with an `id`"
-    name = f"{row['id']}: "
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
-        return name + "no `conversations` list"
-    speakers = [t.get("from") for t in turns]
-    if speakers != ["human", "gpt"] * (len(turns) // 2) or len(turns) % 2:
-        return (
-            name
-            + f"turns must go human, gpt, human, gpt, ...; a conversation needs an answer, got {speakers}"
-        )
-    if not all(isinstance(t.get("value"), str) for t in turns) or not all(
-        t["value"].strip() for t in turns[1::2]
-    ):
-        return name + "an answer is empty or no text"
-    return name + fault if (fault := _picture_fault(row.get("image"), images)) else None
-
-
-def _picture_fault(image: object, images: Path | None) -> str | None:
-    if image is None:
-        return None
-    if images is None:
-        return "has an image, but the data names no `images` folder"
-    path = images / str(image)
-    if not path.resolve().is_relative_to(images.resolve()):
-        return f"image path leaves its folder: {image}"
-    if not path.is_file():
-        return f"no such image: {path}"
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"unreadable image {path}: {error}"
-    return None
 
 
 def _split_after_image(prompt: str) -> tuple[str, str]:

@@ -1,10 +1,12 @@
 """LLaVA-1.5 JSON files: the format of the paper's two data sets."""
 
 from pathlib import Path
+from typing import Literal
 
 from transformers import LlavaProcessor
 
-from switchkd_cli.engine.data.conversation import Conversations, read_rows
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.rows import read_rows
 
 
 def llava_json(
@@ -15,7 +17,7 @@ def llava_json(
     file: str,
     images: str | None = None,
     limit: int | None = None,
-    turns: str = "chained",
+    turns: Literal["chained", "independent"] = "chained",
 ) -> Conversations:
     """Rows of a JSON list `{id, image?, conversations}`; image paths are relative to `images`.
 

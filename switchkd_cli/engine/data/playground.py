@@ -1,6 +1,7 @@
 """The embedded world as training data: drawn once by seed, then read as any LLaVA-1.5 JSON."""
 
 from pathlib import Path
+from typing import Literal
 
 from transformers import LlavaProcessor
 
@@ -14,9 +15,9 @@ def playground(
     image_tokens: int,
     cache: Path,
     *,
-    kind: str,
+    kind: Literal["captions", "questions", "instructions", "text"],
     pictures: int,
-    split: str = "train",
+    split: Literal["train", "validation", "test", "hard"] = "train",
     turns: int = 8,
     seed: int = 0,
 ) -> Conversations:
