@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli import console, launch, plan, runs
-from switchkd_cli.errors import CRASH, UserError, did_you_mean
+from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
 from switchkd_cli.protocol import BENCHMARKS
@@ -92,7 +92,7 @@ def ablate(
         print_ablation(done, launch.teacher_results(planned[0], root), planned=planned, controls=controls)
     if failures:
         launch.show_failures(failures)
-        raise SystemExit(CRASH)
+        raise SystemExit(launch.exit_code(failures))
 
 
 def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
@@ -103,14 +103,12 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
     ]
     if problems:
         raise UserError(problems)
-    folder = runs.newest_finished(root) if model is None else runs.RunFolder(Path(model).absolute())
-    is_run = folder.record.exists()
-    default = folder.run().config.evaluation if is_run else None
-    question = _question(default, asked)
-    name = str(folder.model) if is_run else locate(str(model))
+    folder = runs.newest_finished(root) if model is None else _run(model)
+    question = _question(folder.run().config.evaluation if folder else None, asked)
+    name = locate(str(folder.model) if folder else str(model))
     key = digest(name, fingerprint(name), question)
     results, where = launch.evaluate(name, root, key, question)
-    console.show_scores(str(model or folder.path), results)
+    console.show_scores(model or str(folder.path), results)
     console.say(f"files: {where}")
 
 
@@ -155,10 +153,7 @@ def _question(default: Evaluation | None, asked: Mapping[str, Any]) -> dict[str,
 
 def _named(name: str, root: Path) -> list[runs.RunFolder]:
     """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
-    if runs.RunFolder(Path(name)).record.exists():
-        folder = runs.RunFolder(Path(name).absolute())
-        if folder.info().get("status") != "finished":
-            raise UserError(f"{name}: not finished ({folder.info().get('status', 'unknown')})")
+    if (folder := _run(name)) is not None:
         return [folder]
     path = find(name)
     if not path.is_file():
@@ -166,6 +161,16 @@ def _named(name: str, root: Path) -> list[runs.RunFolder]:
     order = [run.row for run in load_rows(path)]
     found = [f for f in runs.finished(root, path.stem) if f.info()["row"] in order]
     return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info()["seed"]))
+
+
+def _run(name: str) -> runs.RunFolder | None:
+    """The finished run in a folder; None when it is not a run's. Raises UserError for a run that did not finish."""
+    folder = runs.RunFolder(Path(name).absolute())
+    if not folder.record.exists():
+        return None
+    if (status := folder.info().get("status", "unknown")) != "finished":
+        raise UserError(f"{name}: not finished ({status})", hint="give the same command again to run it")
+    return folder
 
 
 def _is_finished(run: Run, root: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from switchkd_cli import console, plan, runs
-from switchkd_cli.errors import CRASH, MACHINE, UserError
+from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
 from switchkd_cli.occupy import check_free, occupy
 from switchkd_cli.progress import Progress, progress
 from switchkd_cli.recipe.run import Run
@@ -52,16 +52,23 @@ def run_all(
     failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, stop_at_failure=True)
     if failures:
         show_failures(failures)
-        raise SystemExit(CRASH)
+        raise SystemExit(exit_code(failures))
     return [runs.folder(root, run) for run in planned]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run whose worker failed, and the end of what it printed."""
+    """A run whose worker failed, its exit code, and what it printed."""
 
     run: Run
+    code: int
     text: str
+
+
+def exit_code(failures: Sequence[Failure]) -> int:
+    """What the failures have in common: the user's to mend, the machine's, or a crash."""
+    codes = {failure.code for failure in failures}
+    return codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
 
 
 def show_failures(failures: Sequence[Failure]) -> None:
@@ -173,7 +180,7 @@ def _finish(worker: _Worker, root: Path, shown: Progress) -> list[Failure]:
             log.write(text)
     code = worker.process.returncode
     shown.say(f"{label(worker.run)}: {'failed' if code else 'done'} ({folder.path})")
-    return [Failure(worker.run, text or f"exit code {code}")] if code else []
+    return [Failure(worker.run, code, text or f"exit code {code}")] if code else []
 
 
 def _worker() -> Any:

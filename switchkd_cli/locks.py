@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from switchkd_cli.errors import UserError
 
 
 class InUse(Exception):
@@ -18,21 +20,39 @@ class InUse(Exception):
 def hold(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Be the only process inside such a block for `path`, whether it exists yet or not.
 
-    Waits for the other one to leave, or raises InUse with `wait=False`. Parent folders are made.
+    Waits for the other one to leave, or raises InUse with `wait=False`. Parent folders are made; those that are
+    empty when the block ends are removed again. Raises UserError where they can't be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in path.parents if not parent.exists()]
     file = path.with_name(f".{path.name}.lock")
-    stream = _locked(file, wait=wait)
     try:
-        yield
+        stream = _locked(file, wait=wait)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            stream.close()
     finally:
-        file.unlink(missing_ok=True)
-        stream.close()
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _opened(file: Path) -> IO[str]:
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return file.open("a")
+        except FileNotFoundError:
+            continue  # another process removed the empty folder meanwhile
+        except OSError as error:
+            hint = "add --out FOLDER to write elsewhere"
+            raise UserError(f"{error.filename}: {error.strerror}", hint=hint) from error
 
 
 def _locked(file: Path, *, wait: bool) -> IO[str]:
     while True:
-        stream = file.open("a")
+        stream = _opened(file)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.fstat(stream.fileno()).st_ino == file.stat().st_ino:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,6 @@ def occupy(root: Path, run: Run, *, overwrite: bool = False) -> Iterator[tuple[R
     Raises UserError when the folder holds another run, or another process holds the folder.
     """
     target = folder(root, run)
-    made = [parent for parent in target.path.parents if not parent.exists()]
     try:
         with hold(target.path, wait=False):
             if content(target, run) == "finished" and not overwrite:
@@ -41,10 +40,6 @@ def occupy(root: Path, run: Run, *, overwrite: bool = False) -> Iterator[tuple[R
     except InUse:
         hint = "wait for it, or add --out FOLDER to write elsewhere"
         raise UserError(f"{_shown(target.path)}: in use by a running process", hint=hint) from None
-    finally:
-        for parent in made:  # those that are still empty
-            with suppress(OSError):
-                parent.rmdir()
 
 
 def content(target: RunFolder, run: Run) -> Literal["new", "finished", "unfinished", "other"]:

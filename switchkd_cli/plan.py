@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from switchkd_cli import runs
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
+from switchkd_cli.protocol import LMMS_EVAL
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Model, Stage
 
@@ -42,19 +44,28 @@ def plan(run: Run, root: Path) -> Plan:
 
 
 def check(planned: Iterable[Run]) -> None:
-    """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub."""
+    """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub.
+
+    And, with code MACHINE, when the runs are to be scored and lmms-eval is not here: better now than after training.
+    """
+    planned = list(planned)
     problems: dict[str, None] = {}
     hints: dict[str, None] = {}
     for run in planned:
         for field, name in _models(run):
             try:
-                if locate(name) == name and name.count("/") > 1 and not Path(name).exists():
-                    raise UserError(f"{name}: no such folder", hint="name a checkpoint folder or a hub id")
+                locate(name)
             except UserError as error:
                 problems.update({f"{run.recipe}: {field}: {problem}": None for problem in error.problems})
                 hints[error.hint] = None
     if problems:
         raise UserError(list(problems), hint="; ".join(filter(None, hints)))
+    if any(run.config.evaluation for run in planned) and importlib.util.find_spec("lmms_eval") is None:
+        raise UserError(
+            "lmms-eval is not installed, and the recipe asks for scores",
+            hint=f"pip install --no-deps lmms-eval=={LMMS_EVAL}, or add evaluation=null to train only",
+            code=MACHINE,
+        )
 
 
 def _models(run: Run) -> Iterator[tuple[str, str]]:
