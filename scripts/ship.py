@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
+from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from switchkd_cli.engine.build import load
 from switchkd_cli.engine.models.llava import Llava
@@ -37,7 +37,6 @@ def language(model: Llava, folder: Path) -> None:
     reader.lm_head.load_state_dict(model.model.lm_head.state_dict())
     reader.tie_weights()
     reader.half().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(ASSETS / "tokenizer").save_pretrained(folder)
 
 
 SHIPPED = {"teacher": whole, "tower": tower, "language": language}
