@@ -30,6 +30,7 @@ from switchkd_cli.recipe.schema import Fresh, Parts
 IMAGE = "<image>"
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 DTYPE = "float32"
 FRESH = {"vision": SiglipVisionConfig, "language": Qwen2Config}
 PART_HINT = "a part is a folder or hub id of a SigLIP or CLIP tower (vision), of a Qwen2 model (language)"
@@ -138,8 +139,11 @@ def _tokenizer(spec: Parts) -> PreTrainedTokenizerBase:
         raise UserError("student.tokenizer: missing", hint="a fresh language model needs `tokenizer: ...`")
     name = spec.tokenizer or spec.language
     who = "student.tokenizer" if spec.tokenizer else "student.language"
+    folder = fetch(name, who)
+    if not any((folder / file).is_file() for file in VOCABULARIES):  # transformers would make an empty one up
+        raise UserError(f"{who}: {name}: no tokenizer there", hint="name one: student.tokenizer=...")
     with explained(f"{who}: {name}: no readable tokenizer"):
-        words = AutoTokenizer.from_pretrained(fetch(name, who))
+        words = AutoTokenizer.from_pretrained(folder)
     if words.convert_tokens_to_ids(IMAGE) in (None, words.unk_token_id):
         words.add_special_tokens({"additional_special_tokens": [IMAGE]})
     return words
