@@ -1,7 +1,6 @@
 """LLaVA-1.5 JSON rows: read, and checked before anything is trained on them."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def _picture_fault(image: object, images: Path | None) -> str | None:
         return f"an image is named by one path, got {image!r}"
     if images is None:
         return "has an image, but the data names no `images` folder"
-    if os.path.isabs(image) or os.path.normpath(image).split(os.sep)[0] == os.pardir:
+    if Path(image).is_absolute() or ".." in Path(image).parts:
         return f"image path leaves its folder: {image}"
     path = images / image
     if not path.is_file():

@@ -1,0 +1,172 @@
+"""What a teacher and a student must share, and what each must be by itself."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from switchkd_cli.engine.contract import check_alone, shared_vocabulary
+from switchkd_cli.engine.models.llava import Blueprint, Llava
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.errors import UserError
+from switchkd_cli.locate import ASSETS
+from tests import tiny
+
+WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
+
+
+def blueprint(of=None, **vision):
+    """A tiny model's, of its own: tests may change it."""
+    model = of or tiny.model(vision=vision)
+    return Blueprint(copy.deepcopy(model.model.config), copy.deepcopy(model.processor))
+
+
+def problems(call, *arguments):
+    with pytest.raises(UserError) as refused:
+        call(*arguments)
+    return list(refused.value.problems)
+
+
+def retold(folder, changes):
+    """The playground's tokenizer with some added tokens under other names."""
+    words = json.loads((ASSETS / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in words["added_tokens"]:
+        token["content"] = changes.get(token["content"], token["content"])
+    for old, new in changes.items():
+        words["model"]["vocab"][new] = words["model"]["vocab"].pop(old, None)
+    words["model"]["vocab"] = {token: i for token, i in words["model"]["vocab"].items() if i is not None}
+    AutoTokenizer.from_pretrained(ASSETS / "tokenizer").save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_equal_tokenizers_share_all_their_ids():
+    student, teacher = blueprint(), blueprint()
+    assert shared_vocabulary(student, teacher) == len(student.processor.tokenizer)
+
+
+def test_the_first_id_that_differs_is_named(tmp_path):
+    student, teacher = blueprint(), blueprint()
+    usual = student.processor.tokenizer
+    last = len(usual) - 1
+    names = {usual.convert_ids_to_tokens(i): f"other{i}" for i in (last, last - 3)}
+    teacher.processor.tokenizer = retold(tmp_path, names)
+    assert problems(shared_vocabulary, student, teacher) == [
+        (
+            f"teacher: vocabulary: id {last - 3} is 'other{last - 3}', "
+            f"the student's is {usual.convert_ids_to_tokens(last - 3)!r} (2 ids differ)"
+        )
+    ]
+
+
+def test_a_longer_vocabulary_is_refused():
+    student, teacher = blueprint(), blueprint()
+    size = len(student.processor.tokenizer)
+    teacher.processor.tokenizer.add_tokens(["quokka"])
+    expected = [f"teacher: vocabulary: {size + 1} tokens, the student's has {size}"]
+    assert problems(shared_vocabulary, student, teacher) == expected
+
+
+def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
+    student, narrow = tiny.model(seed=1), tiny.model(24, seed=2)
+    config = copy.deepcopy(narrow.model.config)
+    config.text_config.vocab_size += 33
+    wide = Llava(LlavaForConditionalGeneration(config).eval(), narrow.processor)
+    weights, size = narrow.model.state_dict(), len(narrow.processor.tokenizer)
+    with torch.no_grad():
+        for name, tensor in wide.model.state_dict().items():
+            if tensor.shape == weights[name].shape:
+                tensor.copy_(weights[name])
+            else:
+                tensor.fill_(1e4)[:size] = weights[name]
+    shared = shared_vocabulary(blueprint(student), blueprint(wide))
+    assert shared == size
+    batch = tiny.batch(student, tmp_path)
+    keep = batch.predicting("answer")
+    cut, plain = (
+        Paths(student, t, shared)(batch, {"student", "teacher", "switch"}, keep) for t in (wide, narrow)
+    )
+    for path, logits in cut.items():
+        assert logits.shape == (int(keep.sum()), size)
+        torch.testing.assert_close(logits, plain[path])
+
+
+def test_every_misfit_of_the_towers_is_told_at_once():
+    teacher = blueprint(hidden_size=32, image_size=36)
+    teacher.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
+    assert problems(shared_vocabulary, blueprint(), teacher) == [
+        "teacher: vision width is 32, the student's is 16",
+        "teacher: image token count is 9, the student's is 4",
+        "teacher: image size is 36, the student's is 24",
+        (
+            "teacher: picture normalisation (mean, std) is ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), "
+            "the student's is ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
+        ),
+    ]
+
+
+def test_equal_pictures_cut_into_other_patches_are_refused():
+    expected = ["teacher: image token count is 16, the student's is 4"]
+    assert problems(shared_vocabulary, blueprint(), blueprint(patch_size=6)) == expected
+
+
+def test_a_sound_model_passes():
+    check_alone(blueprint(), "student")
+
+
+def no_template(model):
+    model.processor.chat_template = None
+
+
+def no_padding(model):
+    model.processor.tokenizer.pad_token = None
+
+
+def few_words(model):
+    model.config.text_config.vocab_size = 100
+
+
+def another_image_token(model):
+    model.config.image_token_id = 7
+
+
+def too_deep(model):
+    model.config.vision_feature_layer = -4
+
+
+def from_the_front(model):
+    model.config.vision_feature_layer = 2
+
+
+def larger_pictures(model):
+    model.processor.image_processor.size = {"height": 48, "width": 48}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (no_template, "the tokenizer has no chat template, so a conversation can't be written down"),
+        (no_padding, "the tokenizer has no padding token"),
+        (few_words, f"the tokenizer has {WORDS} tokens, the language model only 100"),
+        (another_image_token, "<image> is token 4 of the tokenizer, the config says 7"),
+        (too_deep, "feature_layer is counted from the end, -1 to -3, got -4"),
+        (from_the_front, "feature_layer is counted from the end, -1 to -3, got 2"),
+        (
+            larger_pictures,
+            "the image processor makes pictures of (48, 48), the vision tower takes 24 x 24",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_itself_is_told(spoil, expected):
+    model = blueprint()
+    spoil(model)
+    assert problems(check_alone, model, "teacher") == [f"teacher: {expected}"]
+
+
+def test_all_that_is_wrong_with_a_model_is_told_at_once():
+    model = blueprint()
+    for spoil in (no_template, no_padding, too_deep):
+        spoil(model)
+    assert len(problems(check_alone, model, "student")) == 3
