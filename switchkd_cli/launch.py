@@ -9,12 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from switchkd_cli import console, plan, runs
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
+from switchkd_cli.locks import tidy
 from switchkd_cli.occupy import check_free, occupy
 from switchkd_cli.progress import Progress, progress
 from switchkd_cli.recipe.run import Run
@@ -96,7 +98,10 @@ def in_workers(
     """Run each in a process of its own, `jobs` at once. Returns those that failed; the rest go on."""
     waiting, active = list(planned), list[_Worker]()
     failures: list[Failure] = []
-    with Progress() as shown:
+    with ExitStack() as stack:
+        for run in planned:
+            stack.enter_context(tidy(runs.folder(root, run).path))
+        shown = stack.enter_context(Progress())
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:

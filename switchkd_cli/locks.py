@@ -23,17 +23,24 @@ def hold(path: Path, *, wait: bool = True) -> Iterator[None]:
     Waits for the other one to leave, or raises InUse with `wait=False`. Parent folders are made; those that are
     empty when the block ends are removed again. Raises UserError where they can't be made.
     """
-    made = [parent for parent in path.parents if not parent.exists()]
     file = path.with_name(f".{path.name}.lock")
-    try:
+    with tidy(path):
         stream = _locked(file, wait=wait)
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
             stream.close()
+
+
+@contextmanager
+def tidy(path: Path) -> Iterator[None]:
+    """Removes the parents of `path` that are made inside the block and hold nothing when it ends."""
+    new = [parent for parent in path.parents if not parent.exists()]
+    try:
+        yield
     finally:
-        for parent in made:
+        for parent in new:
             with suppress(OSError):
                 parent.rmdir()
 

@@ -131,7 +131,16 @@ def _fresh(part: str, source: Fresh) -> PreTrainedConfig:
     if problems:
         raise UserError(problems)
     with explained(f"student.{part}.fresh"):
-        return FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
+        config = FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
+    width, heads = config.hidden_size, config.num_attention_heads
+    unit = heads if part == "vision" else 2 * heads  # rotary positions turn pairs of a head's features
+    if width % unit:
+        raise UserError(f"student.{part}.fresh: hidden_size must be a multiple of {unit}, got {width}")
+    if heads % getattr(config, "num_key_value_heads", heads):
+        raise UserError(
+            f"student.{part}.fresh: {heads} heads can't share {config.num_key_value_heads} num_key_value_heads"
+        )
+    return config
 
 
 def _tokenizer(spec: Parts) -> PreTrainedTokenizerBase:
