@@ -177,5 +177,5 @@ def test_a_missing_library_is_the_machines_fault(tmp_path, calls, monkeypatch, c
 
     monkeypatch.setattr("importlib.import_module", missing)
     assert switchkd(monkeypatch, "distill", write(tmp_path)) == 3
-    assert capsys.readouterr().err.splitlines() == ["torch is not installed", "hint: make install"]
+    assert capsys.readouterr().err.splitlines() == ["torch is not installed", "hint: make setup"]
     assert not (tmp_path / "runs").exists()
