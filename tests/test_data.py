@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.data import rows as rows_module
@@ -334,6 +334,13 @@ def test_image_folders_may_be_links(tmp_path):
     (images / "coco").symlink_to(elsewhere, target_is_directory=True)
     tiny.picture(elsewhere, "a.png", 1)
     assert read_rows(saved(tmp_path, spoiled(image="coco/a.png")), images)
+
+
+def test_a_truncated_image_is_refused_after_an_evaluation_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # lmms-eval's import leaves it so
+    name = tiny.picture(tmp_path, "a.png", 1)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:700])
+    assert "unreadable image" in refused(saved(tmp_path, spoiled()), tmp_path)[0]
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """LLaVA-1.5 JSON rows: read, and checked before anything is trained on them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from switchkd_cli.errors import UserError
 
@@ -34,7 +35,8 @@ def read_rows(file: Path, images: Path | None, limit: int | None = None) -> list
     if not rows:
         raise UserError(f"{file}: holds no rows")
     rows = rows[:limit]
-    faults = [f"{file}: row {i}: {fault}" for i, row in enumerate(rows) if (fault := _fault(row, images))]
+    with _cut_pictures_fail():
+        faults = [f"{file}: row {i}: {fault}" for i, row in enumerate(rows) if (fault := _fault(row, images))]
     if faults:
         rest = [f"... and {len(faults) - SHOWN} more of {len(rows)} rows"] if len(faults) > SHOWN else []
         raise UserError(faults[:SHOWN] + rest, hint="mend or remove these rows; nothing was trained")
@@ -44,6 +46,16 @@ def read_rows(file: Path, images: Path | None, limit: int | None = None) -> list
 def is_pictured(row: Mapping) -> bool:
     """Whether the row has an image; `image: null` says that it has none."""
     return row.get("image") is not None
+
+
+@contextmanager
+def _cut_pictures_fail() -> Iterator[None]:
+    """Pillow can be told, for a whole process, to fill truncated pictures with grey: importing lmms-eval does so."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _fault(row: object, images: Path | None) -> str | None:
