@@ -479,6 +479,17 @@ def test_a_hub_that_can_not_be_reached_is_asked_once(refused, monkeypatch):
     assert first.startswith("model: ours/model: not on this machine, and could not be fetched from the hub (")
 
 
+def test_published_data_sets_that_can_not_be_fetched(refused, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # lmms-eval waits between its attempts
+    asked = ("--world", "hub", "--benchmarks", "mme", "--items", 2)
+    problem, hint = refused("eval", "--model", "./teacher", *asked, code=3)
+    assert problem.startswith("evaluation: a published data set could not be fetched (")
+    assert (
+        hint
+        == "hint: log in to the hub where there is a network (hf auth login), or ask for --world playground"
+    )
+
+
 # --- the machine and the run folders
 
 

@@ -22,10 +22,11 @@ from lmms_eval.api import task as task_module
 from lmms_eval.tasks import TaskManager
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from loguru import logger
-from tenacity import stop_after_attempt
+from tenacity import RetryError, stop_after_attempt
 from tqdm import tqdm
 
 from switchkd_cli.engine.benchmarks.answerer import Answerer
+from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.protocol import Benchmark
 
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
@@ -47,6 +48,7 @@ def run(
         stack.enter_context(no_judge())
         if home is not None:
             stack.enter_context(_local(home.resolve()))
+        stack.enter_context(_fetched(home is None))
         manager = index(rows)
         return evaluator.simple_evaluate(
             model=answerer,
@@ -60,6 +62,23 @@ def run(
             process_docs_parallel=1,  # MMMU's random options come in order
             cli_args=Namespace(output_path=str(folder), process_with_media=False),
         )
+
+
+@contextmanager
+def _fetched(published: bool) -> Iterator[None]:
+    """A published data set that does not come is the machine's lack, no crash."""
+    try:
+        yield
+    except RetryError as error:
+        if not published:
+            raise
+        cause = error.last_attempt.exception()
+        raise UserError(
+            f"evaluation: a published data set could not be fetched ({type(cause).__name__}:"
+            f" {' '.join(str(cause).split())[:200]})",
+            hint="log in to the hub where there is a network (hf auth login), or ask for --world playground",
+            code=MACHINE,
+        ) from error
 
 
 def index(rows: Sequence[Benchmark]) -> TaskManager:
