@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.captions.parameters.pictures=24",
-    "data.questions.parameters.pictures=24",
+    "data.instructions.parameters.pictures=24",
     "stages.pretrain.steps=2",
     "stages.distill.steps=3",
     "stages.distill.batch=4",
