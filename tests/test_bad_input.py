@@ -157,6 +157,10 @@ def program(*arguments, **environment):
             ["override: data.captions.parameters.turns: should be 'chained' or 'independent', got 'chain'"],
         ),
         (
+            ("distill", "small.yaml", "student.projector=linear"),
+            ["override: student.projector: must be one of mlp2x_gelu, got 'linear'"],
+        ),
+        (
             ("eval", "--benchmarks", "mme,popes"),
             ["--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)"],
         ),

@@ -49,7 +49,7 @@ class Parts(Closed):
     family: str
     vision: PartSource
     language: PartSource
-    projector: Text = "mlp2x_gelu"
+    projector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
     tokenizer: Text | None = None
     feature_layer: Annotated[int, Field(strict=True)] = -2
     feature_select: Literal["full", "default"] = "full"
