@@ -394,3 +394,20 @@ def test_the_chat_template_puts_images_first_and_ends_answers(tokenizer):
     assert text == "<image><|user|>Where?<|assistant|>here<|end|><|user|>Why?<|assistant|>"
     for token in ("<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"):
         assert len(tokenizer.encode(token, add_special_tokens=False)) == 1
+
+
+def test_a_slower_writer_leaves_the_faster_ones_rows_alone(tmp_path, monkeypatch):
+    from switchkd_cli.playground import write
+
+    request = {"kind": "captions", "split": "train", "pictures": 4, "turns": 2, "seed": 9}
+    folder, build = tmp_path / "rows", write._build
+
+    def overtaken(building, wanted):
+        build(building, wanted)
+        monkeypatch.setattr(write, "_build", build)
+        write.write_rows(folder, **request)  # another process, while ours was still drawing
+        overtaken.inode = (folder / "rows.json").stat().st_ino
+
+    monkeypatch.setattr(write, "_build", overtaken)
+    assert write.write_rows(folder, **request).stat().st_ino == overtaken.inode
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]

@@ -71,11 +71,11 @@ def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int
     try:
         _build(building, request)
         building.chmod(0o755)
-        if (folder / MANIFEST).exists():
-            shutil.rmtree(folder)
-        building.rename(folder)
+        if not _holds(folder, request):  # another process may have been faster, and may be reading it already
+            if (folder / MANIFEST).exists():
+                shutil.rmtree(folder)
+            building.rename(folder)
     except OSError:
-        # Another process may have been faster: its folder is as good as ours.
         if not _holds(folder, request):
             raise
     finally:
