@@ -9,6 +9,9 @@ from torch import Tensor
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
 
+IMAGE = "<image>"
+"""The token that stands for a picture, in rows of data and in the tokenizer."""
+
 POSITIONS = ("answer", "text", "all")
 """Which positions a term compares: answer tokens, every text token, or image tokens too."""
 
@@ -97,9 +100,8 @@ def _sight(turn: Tensor) -> Tensor:
     query, key = turn[:, :, None], turn[:, None, :]
     causal = torch.ones(turn.shape[1], turn.shape[1], dtype=torch.bool).tril()
     sight = causal & ((key == 0) | (key == query)) & (key >= 0)
-    return (sight | torch.eye(turn.shape[1], dtype=torch.bool))[
-        :, None
-    ]  # padding sees itself: no empty softmax
+    itself = torch.eye(turn.shape[1], dtype=torch.bool)  # padding sees at least this: no empty softmax
+    return (sight | itself)[:, None]
 
 
 def _position(turn: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models.llava import Blueprint
 from switchkd_cli.errors import UserError
-
-IMAGE = "<image>"
 
 
 def check_alone(model: Blueprint, who: str) -> None:

@@ -33,11 +33,8 @@ def diagnose(logits: Mapping[str, Tensor], targets: Tensor, terms: Sequence[Term
         figures[f"agreement/{path}"] = agreed.float().mean().item()
     if "switch" in logits:
         figures["switch_gap"] = forward_kl(teacher, logits["switch"]).mean().item()
-    knee = {
-        key: term.parameters.get(key) for term in terms if term.loss == "dbild" for key in KNEE_PARAMETERS
-    }
-    if any(term.loss == "dbild" for term in terms):
-        knee = {key: value for key, value in knee.items() if value is not None}
+    if led := [term.parameters for term in terms if term.loss == "dbild"]:
+        knee = {key: value for key in KNEE_PARAMETERS if (value := led[-1].get(key)) is not None}
         for path, values in logits.items():
             figures |= _top(path, values, effective_k(values, **knee))
     return figures

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from switchkd_cli.engine.batch import IGNORE, Example
-from switchkd_cli.engine.data.rows import IMAGE, is_pictured
+from switchkd_cli.engine.batch import IGNORE, IMAGE, Example
+from switchkd_cli.engine.data.rows import is_pictured
 from switchkd_cli.errors import UserError, did_you_mean
 
 TURNS = ("chained", "independent")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
+from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.errors import UserError
 
-IMAGE = "<image>"
 FORMAT = "a list of {id, image, conversations: [{from: human, value}, {from: gpt, value}, ...]}"
 SHOWN = 5  # faulty rows named in an error; the rest are counted
 

@@ -22,12 +22,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models.llava import Blueprint, Llava
 from switchkd_cli.engine.stored import check_weights, explained, fetch, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
 
-IMAGE = "<image>"
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
 VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
