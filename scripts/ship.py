@@ -1,7 +1,9 @@
 """Takes a model that a playground recipe has trained, whole or a part of it, into the package's assets.
 
     python scripts/ship.py runs/teacher/base/seed0/model teacher
-    python scripts/ship.py runs/tower/base/seed0/model tower
+    python scripts/ship.py runs/tower/late/seed0/model tower
+    python scripts/ship.py runs/tower/early/seed0/model tower-early
+    python scripts/ship.py runs/reader/base/seed0/model reader
     python scripts/ship.py runs/language/base/seed0/model language
 
 Weights are stored in float16: half the size, and far finer than what training at this scale resolves.
@@ -39,7 +41,13 @@ def language(model: Llava, folder: Path) -> None:
     reader.half().save_pretrained(folder)
 
 
-SHIPPED = {"teacher": whole, "tower": tower, "language": language}
+SHIPPED = {
+    "teacher": whole,
+    "tower": tower,
+    "tower-early": tower,
+    "reader": language,
+    "language": language,
+}
 
 
 def main() -> None:
