@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,15 @@ class Follower:
     path: Path
     label: str
     offset: int = 0
+    file: int = 0  # which one lies at the path: an unfinished run's is moved away when the run starts again
     step: dict[str, Any] = field(default_factory=dict)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The entries that were completed since the last look."""
+        """The entries that were completed since the last look; all of them when another file took the place."""
         try:
             with self.path.open("rb") as stream:
+                if (file := os.fstat(stream.fileno()).st_ino) != self.file:
+                    self.file, self.offset = file, 0
                 stream.seek(self.offset)
                 text = stream.read()
         except FileNotFoundError:

@@ -56,6 +56,16 @@ def shown(tmp_path, entries, stream):
     return stream.getvalue()
 
 
+def test_a_follower_starts_again_when_another_file_takes_the_place(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n')
+    follower = Follower(file, "x")
+    assert len(list(follower.read())) == 2
+    file.rename(tmp_path / "unfinished.jsonl")
+    file.write_text('{"event": "a longer first line than before, read from its start"}\n')
+    assert [list(entry) for entry in follower.read()] == [["event"]]
+
+
 def test_plain_output_has_ten_lines_a_stage(tmp_path):
     entries = [{**STEP, "stage": stage, "step": step} for stage in ("a", "b") for step in range(1, 301)]
     lines = shown(tmp_path, entries, io.StringIO()).splitlines()
