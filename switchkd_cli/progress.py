@@ -27,7 +27,10 @@ class Follower:
     step: dict[str, Any] = field(default_factory=dict)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The entries that were completed since the last look; all of them when another file took the place."""
+        """The entries that were completed since the last look; all of them when another file took the place.
+
+        A line that can't be read becomes an event that says so: the runs behind it go on.
+        """
         try:
             with self.path.open("rb") as stream:
                 if (file := os.fstat(stream.fileno()).st_ino) != self.file:
@@ -39,7 +42,10 @@ class Follower:
         whole = text[: text.rfind(b"\n") + 1]
         self.offset += len(whole)
         for line in whole.splitlines():
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError:
+                yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
 class Progress:

@@ -66,6 +66,17 @@ def test_a_follower_starts_again_when_another_file_takes_the_place(tmp_path):
     assert [list(entry) for entry in follower.read()] == [["event"]]
 
 
+def test_an_unreadable_line_is_told_and_the_display_goes_on(tmp_path):
+    stream, file = io.StringIO(), tmp_path / "metrics.jsonl"
+    with Progress(stream) as display:
+        display.follow(file, "run")
+        file.write_text("{torn\n" + json.dumps({**STEP, "step": 1}) + "\n")
+        display.forget(file)
+    told, step = stream.getvalue().splitlines()
+    assert "unreadable line" in told and str(file) in told
+    assert step.startswith("run: ")
+
+
 def test_plain_output_has_ten_lines_a_stage(tmp_path):
     entries = [{**STEP, "stage": stage, "step": step} for stage in ("a", "b") for step in range(1, 301)]
     lines = shown(tmp_path, entries, io.StringIO()).splitlines()
