@@ -119,7 +119,7 @@ def evaluate(
     commands.evaluate(model, asked, out)
 
 
-@app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed0 runs/quickstart/sft/seed0")
+@app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
 def compare(
     names: Annotated[
         list[str] | None,

@@ -58,7 +58,7 @@ def test_distill_ends_with_the_table(runs):
 
 def test_a_run_folder_holds_what_the_readme_says(runs):
     root, _ = runs
-    folder = root / "quickstart" / "switch-kd" / "seed0"
+    folder = root / "quickstart" / "switch-kd" / "seed1"
     names = {"recipe.yaml", "run.json", "metrics.jsonl", "tensorboard", "model", "results.json", "answers"}
     assert names <= {path.name for path in folder.iterdir()}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_the_model_loads_in_transformers_without_this_package(runs):
         "y = m.generate(**x, max_new_tokens=4, do_sample=False)\n"
         "assert y.shape[1] > x['input_ids'].shape[1] and 'switchkd_cli' not in sys.modules\n"
     )
-    folder = root / "quickstart" / "switch-kd" / "seed0" / "model"
+    folder = root / "quickstart" / "switch-kd" / "seed1" / "model"
     ended = subprocess.run(
         [sys.executable, "-c", code, str(folder)],
         check=False,
@@ -110,7 +110,7 @@ def test_eval_scores_the_newest_run_and_any_model_folder(runs):
     root, _ = runs
     printed = switchkd("eval", "--benchmarks", "mme,pope,gqa", "--items", "4", "--out", str(root))
     assert "playground" in printed
-    model = root / "quickstart" / "sft" / "seed0" / "model"
+    model = root / "quickstart" / "sft" / "seed1" / "model"
     switchkd("eval", "--model", str(model), "--benchmarks", "gqa", "--items", "4", "--out", str(root))
 
 
