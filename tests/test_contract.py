@@ -176,6 +176,16 @@ def no_template(model):
     model.processor.chat_template = None
 
 
+def text_template(model):
+    model.processor.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+
+
+def blind_template(model):
+    model.processor.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+
+
 def no_padding(model):
     model.processor.tokenizer.pad_token = None
 
@@ -208,6 +218,11 @@ def larger_pictures(model):
     ("spoil", "expected"),
     [
         (no_template, "the tokenizer has no chat template, so a conversation can't be written down"),
+        (text_template, "the chat template writes no <image> where a picture is shown: it is a text model's"),
+        (
+            blind_template,
+            "the chat template writes no <image> where a picture is shown: it is a text model's",
+        ),
         (no_padding, "the tokenizer has no padding token"),
         (few_words, f"the tokenizer has {WORDS} tokens, the language model only 100"),
         (another_image_token, "<image> is token 4 of the tokenizer, the config says 7"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from switchkd_cli.engine.batch import IMAGE
@@ -107,6 +108,8 @@ def _alone(model: Blueprint) -> Iterator[str]:
     tokenizer, vision, text = model.processor.tokenizer, _vision(model), model.config.text_config
     if not model.processor.chat_template:
         yield "the tokenizer has no chat template, so a conversation can't be written down"
+    elif not _shows_pictures(model):
+        yield f"the chat template writes no {IMAGE} where a picture is shown: it is a text model's"
     if tokenizer.pad_token_id is None:
         yield "the tokenizer has no padding token"
     if len(tokenizer) > text.vocab_size:
@@ -123,6 +126,16 @@ def _alone(model: Blueprint) -> Iterator[str]:
         yield f"the processor puts {tokens} image tokens into the text, the model makes {model.image_tokens}"
     if getattr(model.config, "projector_pooling", 1) > 1 and (fault := _ungridded(model)):
         yield fault
+
+
+def _shows_pictures(model: Blueprint) -> bool:
+    """Whether the chat template writes one image token for one picture, and the question."""
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    try:
+        told = model.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    except (TemplateError, TypeError):  # a text model's adds words to a list
+        return False
+    return told.count(IMAGE) == 1 and "What?" in told and "'type'" not in told
 
 
 def _ungridded(model: Blueprint) -> str | None:
