@@ -1,6 +1,7 @@
 """Hugging Face folders and models from parts: SigLIP or CLIP, Qwen2 or Llama, both projectors."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -23,7 +26,7 @@ from transformers import (
     SiglipModel,
 )
 
-from switchkd_cli.engine import checkpoint
+from switchkd_cli.engine import checkpoint, weights
 from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
 from switchkd_cli.engine.models.llava import features_of, image_tokens_of
@@ -205,6 +208,33 @@ def test_a_language_model_without_a_row_for_the_image_token_gets_one(parts, tmp_
     assert found.shape[-1] == rows + 1
     torch.testing.assert_close(found[..., :rows], before)
     assert (found[..., rows] <= before.max(-1).values).all()
+
+
+def test_everything_is_read_once(parts, tmp_path, monkeypatch):
+    teacher = Checkpoint(family="llava", checkpoint=str(tmp_path))
+    checkpoint.save(check_model(spec(parts, "siglip", "qwen2"), "teacher").build(), tmp_path)
+    read = Counter()
+
+    def counted(owner, name, label):
+        inner = getattr(owner, name)
+
+        def noted(*arguments, **more):
+            read[label] += 1
+            return inner(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    counted(AutoTokenizer, "from_pretrained", "tokenizer")
+    counted(AutoProcessor, "from_pretrained", "processor")
+    counted(AutoImageProcessor, "from_pretrained", "image processor")
+    counted(weights, "_damage", "header")
+    student = check_model(spec(parts, "siglip", "qwen2"), "student")
+    whole = check_model(teacher, "teacher")
+    # the processor of a whole folder reads its own tokenizer and image processor
+    expected = {"tokenizer": 2, "processor": 1, "image processor": 2, "header": 3}
+    assert dict(read) == expected
+    student.build(), whole.build()
+    assert dict(read) == expected
 
 
 # --- LDPNetV2

@@ -247,6 +247,33 @@ def test_pictures_are_padded_to_squares_where_the_model_was_trained_so(folder):
     torch.testing.assert_close(found, prepared(square), rtol=0, atol=1e-5)
 
 
+# --- the hub
+
+
+def cached(cache: Path, hub_id: str, files: Path) -> None:
+    """Puts a folder's files where a download would have."""
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    shutil.copytree(files, repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+
+
+def test_a_hub_id_is_read_from_the_cache_without_a_network(folder, tmp_path, monkeypatch):
+    named = "google/siglip-tiny"
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    edit(folder, vision_config=vision | {"model_name_or_path": named})
+    cached(tmp_path / "hub", "ours/tiny-llava", folder)
+    cached(tmp_path / "hub", named, theirs.write_tower(tmp_path / "tower"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = check_checkpoint("ours/tiny-llava", "teacher")
+    assert found.notes == ()
+    rows, shown = ROWS["mixed"][0], pictures(1, 0, 2)
+    wanted = torch.cat(theirs.logits(theirs.state(), rows, shown))
+    torch.testing.assert_close(
+        torch.cat(ours(found.build().eval(), rows, shown)), wanted, rtol=1e-4, atol=1e-4
+    )
+
+
 # --- weights
 
 

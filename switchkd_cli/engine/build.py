@@ -15,6 +15,9 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.stored import fetch
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
 
+FORMATS = {tinyllava.TYPE: tinyllava.read}
+"""What reads a checkpoint, by its config's model_type; any other is a Hugging Face folder, or told not to be one."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -46,8 +49,8 @@ def check_checkpoint(name: str, who: str = "checkpoint", *, allow_pickle: bool =
     Raises UserError for a folder that is empty, broken or of another family.
     """
     stored = fetch(name, who, allow_pickle=allow_pickle)
-    theirs = stored.has("config.json") and stored.json("config.json").get("model_type") == tinyllava.TYPE
-    blueprint = tinyllava.read(stored) if theirs else folder.read(stored)
+    kind = stored.json("config.json").get("model_type") if stored.has("config.json") else None
+    blueprint = FORMATS.get(kind, folder.read)(stored)
     check_alone(blueprint, who)
     return blueprint
 
