@@ -127,13 +127,17 @@ def evaluate(
     world: Annotated[
         str | None, typer.Option(help="playground (made here) or hub (the real data sets).")
     ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read tensors from pytorch_model.bin where nothing else is."),
+    ] = False,
     out: Out = RUNS,
 ) -> None:
     """Score a model on benchmarks, through lmms-eval."""
     from switchkd_cli import commands
 
     asked = {"benchmarks": commands.words(benchmarks), "split": split, "items": items, "world": world}
-    commands.evaluate(model, asked, out)
+    commands.evaluate(model, asked, out, allow_pickle=allow_pickle)
 
 
 @app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed0 runs/quickstart/sft/seed0")

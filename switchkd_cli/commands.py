@@ -98,7 +98,7 @@ def ablate(
         raise SystemExit(launch.exit_code(failures))
 
 
-def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
+def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_pickle: bool = False) -> None:
     problems = [
         f"--benchmarks: unknown benchmark, got {name!r}{did_you_mean(name, BENCHMARKS)}"
         for name in asked["benchmarks"] or ()
@@ -110,7 +110,7 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
     question = _question(folder.run().config.evaluation if folder else None, asked)
     name = locate(str(folder.model) if folder else str(model))
     key = digest(name, fingerprint(name), question)
-    results, where = launch.evaluate(name, root, key, question)
+    results, where = launch.evaluate(name, root, key, {**question, "allow_pickle": allow_pickle})
     console.show_scores(model or str(folder.path), results)
     console.say(f"files: {where}")
 
