@@ -81,7 +81,9 @@ def test_sft_of_the_same_parts_stands_beside_what_is_distilled(file):
     """The control that the paper lacks; the ablation of knees has Switch-KD's own rows for controls."""
     if file.stem == "knee":
         return
-    trained = {run.config.stages[1].train for run in load_rows(file) if not run.config.stages[1].needs_teacher}
+    trained = {
+        run.config.stages[1].train for run in load_rows(file) if not run.config.stages[1].needs_teacher
+    }
     assert ("vision", "projector", "language") in trained
 
 
