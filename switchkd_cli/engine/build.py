@@ -8,15 +8,12 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine.contract import Vocabulary, agree, check_alone
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.models import folder, tinyllava
 from switchkd_cli.engine.models.llava import Blueprint, Llava
 from switchkd_cli.engine.models.parts import design
+from switchkd_cli.engine.models.whole import read_whole
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.stored import fetch
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
-
-FORMATS = {tinyllava.TYPE: tinyllava.read}
-"""What reads a checkpoint, by its config's model_type; any other is a Hugging Face folder, or told not to be one."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,7 @@ def check_checkpoint(name: str, who: str = "checkpoint", *, allow_pickle: bool =
 
     Raises UserError for a folder that is empty, broken or of another family.
     """
-    stored = fetch(name, who, allow_pickle=allow_pickle)
-    kind = stored.json("config.json").get("model_type") if stored.has("config.json") else None
-    blueprint = FORMATS.get(kind, folder.read)(stored)
+    blueprint = read_whole(fetch(name, who, allow_pickle=allow_pickle))
     check_alone(blueprint, who)
     return blueprint
 

@@ -158,7 +158,14 @@ class Row(Closed):
 
 
 class Recipe(Closed):
+    """A recipe, or one row of it, resolved.
+
+    `world` and what stands in there for what (`stand_ins`) are written by `--world`; no result depends on them.
+    """
+
     title: str
+    world: Name | None = None
+    stand_ins: dict[str, str] = {}
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     student: Model

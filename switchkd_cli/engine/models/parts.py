@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,6 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -24,6 +27,7 @@ from switchkd_cli.engine.models import pictures
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
 from switchkd_cli.engine.models.vocabulary import read_tokenizer, widen
+from switchkd_cli.engine.models.whole import is_whole, read_whole
 from switchkd_cli.engine.stored import Stored, explained, fetch
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
@@ -50,8 +54,9 @@ def design(spec: Parts, who: str = "student") -> Blueprint:
     does for weights that are not the config's.
     """
     seen, read = (_stored(spec, part, who) for part in ("vision", "language"))
+    whole = read_whole(seen) if seen and is_whole(seen) else None  # its vision half counts as a tower
     words = read_tokenizer(_words_of(spec, read, who))
-    seeing = _config(seen) if seen else _fresh("vision", spec.vision, who)
+    seeing = _tower_config(seen, whole) if seen else _fresh("vision", spec.vision, who)
     reading = _config(read) if read else _fresh("language", spec.language, who)
     reading.vocab_size = max(reading.vocab_size, len(words)) if read else len(words)
     seeing.dtype = reading.dtype = DTYPE  # a checkpoint may be stored in half precision; training is not
@@ -67,9 +72,13 @@ def design(spec: Parts, who: str = "student") -> Blueprint:
         tie_word_embeddings=reading.tie_word_embeddings,
     )
     config.image_seq_length = image_tokens_of(config)
-    processor = _processor(config, pictures.read_pictures(seen) if _has_pictures(seen) else None, words)
-    check_weights(*filter(None, (seen, read)))
-    return Blueprint(config, processor, partial(_weights, model_class, config, words, seen, read, who))
+    processor = _processor(config, _pictures(seen, whole), words)
+    check_weights(*filter(None, (None if whole else seen, read)))
+    tower = partial(_tower, seen, whole, config) if seen else None
+    notes = whole.notes if whole else ()
+    return Blueprint(
+        config, processor, partial(_weights, model_class, config, words, tower, read, who), notes
+    )
 
 
 def _processor(config: LlavaConfig, prepare, words: PreTrainedTokenizerBase) -> LlavaProcessor:
@@ -91,7 +100,7 @@ def _weights(
     model_class: type[LlavaForConditionalGeneration],
     config: LlavaConfig,
     words: PreTrainedTokenizerBase,
-    seen: Stored | None,
+    tower: Callable[[], PreTrainedModel] | None,
     read: Stored | None,
     who: str,
     dtype: str,
@@ -101,9 +110,8 @@ def _weights(
         model = model_class(config)
     model.generation_config.pad_token_id = words.pad_token_id
     model.generation_config.eos_token_id = words.eos_token_id
-    if seen:
-        tower_class, seeing = TOWERS[config.vision_config.model_type], config.vision_config
-        model.model.vision_tower.load_state_dict(load_weights(tower_class, seen, config=seeing).state_dict())
+    if tower:
+        model.model.vision_tower.load_state_dict(tower().state_dict())
     if read:
         reader = load_weights(READERS[config.text_config.model_type], read)
         state = widen(reader.state_dict(), config.text_config.vocab_size)
@@ -132,12 +140,26 @@ def _words_of(spec: Parts, read: Stored | None, who: str) -> Stored:
     return read
 
 
-def _has_pictures(seen: Stored | None) -> bool:
-    return seen is not None and seen.has(pictures.FILE)
+def _pictures(seen: Stored | None, whole: Blueprint | None):
+    """The tower's own image processor, if it has one."""
+    if whole:
+        return whole.processor.image_processor
+    return pictures.read_pictures(seen) if seen and seen.has(pictures.FILE) else None
+
+
+def _tower_config(seen: Stored, whole: Blueprint | None) -> PreTrainedConfig:
+    return copy.deepcopy(whole.config.vision_config) if whole else _config(seen)
+
+
+def _tower(seen: Stored, whole: Blueprint | None, config: LlavaConfig) -> PreTrainedModel:
+    """The named tower with its weights."""
+    if whole:
+        return whole.weights(DTYPE).model.vision_tower
+    return load_weights(TOWERS[config.vision_config.model_type], seen, config=config.vision_config)
 
 
 def _config(part: Stored) -> PreTrainedConfig:
-    """The config of a named part; a vision-language checkpoint's vision half counts as a tower."""
+    """The config of a named part; of a model of pictures and text (SigLIP, CLIP), that of its vision half."""
     with explained(f"{part}: no readable config"):
         config = AutoConfig.from_pretrained(part.folder)
     seeing = part.who.endswith(".vision")
