@@ -26,8 +26,8 @@ def llava_row(value: object) -> Row:
     """A raw LLaVA-1.5 row. An answer before the first question is left out, as LLaVA does. Raises Fault."""
     if not isinstance(value, dict) or "id" not in value:
         raise Fault("not a mapping with an `id`")
-    image = picture_of(value.get("image"))
     try:
+        image = picture_of(value.get("image"))
         return Row(str(value["id"]), paired(_texts(value.get("conversations")), image is not None), image)
     except Fault as fault:
         raise Fault(str(fault), str(value["id"])) from None
