@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -66,7 +67,7 @@ def _check(file: Path, images: Path | None, limit: int | None) -> None:
 
 def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> tuple[Index, Survey]:
     """One pass over the file."""
-    begins, ends = [], []
+    begins, ends = array("q"), array("q")
 
     def spanned() -> Iterator[object]:
         for begin, end, row in islice(scan(file), limit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ class Rows:
 
 def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
     """Looks at every row's text once; pictures are not opened."""
-    sizes, pictured, faults = [], [], []
+    sizes, pictured, faults = array("i"), array("b"), []
     for number, value in enumerate(raw):
         try:
             row = checked(value, parse, images)
