@@ -37,8 +37,8 @@ def test_every_row_is_visited_once_an_epoch(count, batch):
     visited = grouped_order(sizes, pictured, batch, steps * batch, seed=1)
     assert len(visited) == steps * batch
     assert set(visited) == set(range(count))
-    visits = Counter(grouped_order(sizes, pictured, batch, -(-5 * count // batch) * batch, seed=1))
-    assert min(visits.values()) >= 5 and max(visits.values()) <= 5 + -(-batch // count)
+    counted = Counter(grouped_order(sizes, pictured, batch, -(-5 * count // batch) * batch, seed=1))
+    assert min(counted.values()) >= 5 and max(counted.values()) <= 5 + -(-batch // count)
 
 
 def test_a_step_holds_one_kind_of_rows_the_longest_first():

@@ -33,7 +33,9 @@ class Ledger:
     def add(self, met: Iterable[Unusable]) -> None:
         """Takes rows that were met in training. Raises UserError when they have become too many."""
         if self._take(met):
-            self._check(len(self.met) / self.rows, f"{len(self.met):,} of {self.rows:,} rows can't be used")
+            listed = f", listed in {self._file}" if self._file else ""
+            told = f"{len(self.met):,} of {self.rows:,} rows can't be used{listed}"
+            self._check(len(self.met) / self.rows, told)
 
     def list_in(self, file: Path) -> None:
         """From now on every row is also a line of this file, those met before included."""
