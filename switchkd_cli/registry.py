@@ -31,8 +31,12 @@ FAMILIES: dict[str, str] = {
 
 SOURCES: dict[str, str] = {
     "llava_json": "switchkd_cli.engine.data.llava_json:llava_json",
+    "messages": "switchkd_cli.engine.data.messages:messages",
     "playground": "switchkd_cli.engine.data.playground:playground",
 }
+
+# Conversation templates: Jinja files in engine/data/templates.
+TEMPLATES: tuple[str, ...] = ("chatml", "pretrain", "qwen2_base")
 
 Kind = Literal["loss", "family", "source"]
 REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}

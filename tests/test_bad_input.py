@@ -220,7 +220,10 @@ def test_every_fault_of_the_rows_is_told_before_anything_is_trained(place, refus
         "bad.json: row 7: bad3: image path leaves its folder: ../outside.png",
         f"bad.json: row 8: bad4: image path leaves its folder: {place}/outside.png",
         "... and 1 more of 10 rows",
-        "hint: mend or remove these rows; nothing was trained",
+        (
+            "hint: mend or remove these rows: 60.0% of the rows can't be used; nothing was trained"
+            " (max_faults: 1.0%)"
+        ),
     ]
 
 

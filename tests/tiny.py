@@ -8,6 +8,8 @@ from PIL import Image
 
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.llava_json import llava_row
+from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.models.parts import design
 from switchkd_cli.recipe.schema import Parts
@@ -80,7 +82,8 @@ def rows(folder: Path) -> list[dict]:
 def conversations(
     of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None
 ) -> Conversations:
-    return Conversations(which or rows(folder), folder, of.processor, of.image_tokens, turns)
+    read = Rows(which or rows(folder), llava_row, images=folder, turns=turns)
+    return Conversations(read, of.processor, of.image_tokens)
 
 
 def batch(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Batch:

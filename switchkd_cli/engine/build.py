@@ -76,7 +76,12 @@ def load(checkpoint: str, who: str = "checkpoint") -> Llava:
 
 
 def build_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
-    """The rows of one named data set, read for `model`."""
-    return registry.resolve("source", spec.source)(
-        model.processor, model.image_tokens, cache, **spec.parameters
-    )
+    """The rows of one named data set as examples for `model`, looked at before they are trained on.
+
+    Raises UserError for missing or broken files, and where more rows can't be used than the data set allows.
+    """
+    rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
+    limits = {"max_length": spec.max_length, "max_faults": spec.max_faults}
+    data = Conversations(rows, model.processor, model.image_tokens, template=spec.template, **limits)
+    data.inspect()
+    return data

@@ -31,10 +31,15 @@ def work(run: Run, folder: RunFolder) -> None:
     stages = run.config.stages
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
-    # every stage's rows are read and checked before the first step is taken
-    data = [build_data(run.config.data[stage.data], paths.student, folder.root) for stage in stages]
     for note in pair.notes:
         folder.log({"event": "models", "text": note})
+    # every stage's rows are looked at before the first step is taken
+    data = {
+        name: build_data(run.config.data[name], paths.student, folder.root)
+        for name in dict.fromkeys(stage.data for stage in stages)
+    }
+    for rows in data.values():
+        rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):
         shared = runs.stage(folder.root, run.stage_key(i))
         with shared.build() as partial:
@@ -42,9 +47,13 @@ def work(run: Run, folder: RunFolder) -> None:
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
                 _take_weights(paths, shared.path)
             else:
-                _train(run, i, paths, data[i], folder)
+                _train(run, i, paths, data[stage.data], folder)
                 checkpoint.save(paths.student, partial)
     shutil.copytree(shared.path, folder.model, copy_function=os.link)  # the same files, not a second copy
+    for name, rows in data.items():
+        if rows.ledger.met:
+            listed = {"of": len(rows), "listed": folder.skipped.name}
+            folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -98,6 +107,8 @@ def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunF
         log=folder.log,
         trackers=folder.tensorboard,
     )
+    # what is saved is asked as it was taught
+    paths.student.processor.chat_template = data.chat_template
 
 
 def _take_weights(paths: Paths, folder: Path) -> None:

@@ -77,10 +77,17 @@ Model = Annotated[
 
 
 class DataSet(Closed):
-    """A registered source and the keyword arguments it is called with."""
+    """A registered source and the keyword arguments it is called with.
+
+    `template` writes its conversations down (none: the model's own chat template), `max_length` cuts their tokens,
+    image tokens included. Past `max_faults`, a share of its rows, unusable rows stop the run.
+    """
 
     source: str
     parameters: dict[str, Any] = {}
+    template: str | None = None
+    max_length: Count | None = None
+    max_faults: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.01
 
 
 class Term(Closed):
@@ -106,7 +113,12 @@ class Term(Closed):
 
 
 class Stage(Closed):
-    """One phase of training. `batch` counts rows (pictures) per optimiser step over all processes."""
+    """One phase of training. `batch` counts rows (pictures) per optimiser step over all processes.
+
+    `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
+    length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
+    result depends on them.
+    """
 
     name: Name
     data: str
@@ -115,6 +127,8 @@ class Stage(Closed):
     lr_scale: dict[Part, NotNegative] = {}
     batch: Count
     micro_batch: Count | None = None
+    group_by: Literal["modality_length"] | None = None
+    workers: Annotated[int, Field(strict=True, ge=0)] | None = None
     steps: Count | None = None
     epochs: Positive | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
