@@ -9,7 +9,7 @@ from PIL import Image
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.models.parts import assemble
+from switchkd_cli.engine.models.parts import design
 from switchkd_cli.recipe.schema import Parts
 
 VISION = {
@@ -35,15 +35,14 @@ def model(
         "tie_word_embeddings": True,
     }
     torch.manual_seed(seed)
-    return assemble(
-        Parts(
-            family="llava",
-            vision={"fresh": VISION | (vision or {})},
-            language={"fresh": language},
-            tokenizer="playground:tokenizer",
-            feature_layer=feature_layer,
-        )
-    ).eval()
+    parts = Parts(
+        family="llava",
+        vision={"fresh": VISION | (vision or {})},
+        language={"fresh": language},
+        tokenizer="playground:tokenizer",
+        feature_layer=feature_layer,
+    )
+    return design(parts).build().eval()
 
 
 def picture(folder: Path, name: str, seed: int) -> str:

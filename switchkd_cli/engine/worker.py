@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from switchkd_cli import runs
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine import evaluate as evaluation
-from switchkd_cli.engine.build import build_data, build_paths, load
+from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import train
@@ -29,9 +29,12 @@ def work(run: Run, folder: RunFolder) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     stages = run.config.stages
-    paths = build_paths(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
+    pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
+    paths = pair.build(run.config.seed)
     # every stage's rows are read and checked before the first step is taken
     data = [build_data(run.config.data[stage.data], paths.student, folder.root) for stage in stages]
+    for note in pair.notes:
+        folder.log({"event": "models", "text": note})
     for i, stage in enumerate(stages):
         shared = runs.stage(folder.root, run.stage_key(i))
         with shared.build() as partial:
@@ -71,6 +74,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
                     folder=partial / name,
                     batch=batch,
                     blind=blind,
+                    allow_pickle=run.config.teacher.allow_pickle,
                     **question,
                 )
             runs.write_json(partial / "results.json", judged(partial, results))

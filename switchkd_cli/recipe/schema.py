@@ -43,23 +43,26 @@ class Parts(Closed):
     """A model put together from a vision tower and a language model, with a fresh projector between them.
 
     A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `feature_layer` and `feature_select`
-    are transformers' `vision_feature_layer` and `vision_feature_select_strategy`.
+    are transformers' `vision_feature_layer` and `vision_feature_select_strategy`. `allow_pickle` lets parts that
+    have no safetensors be read from pytorch_model.bin (tensors only).
     """
 
     family: str
     vision: PartSource
     language: PartSource
-    projector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
     tokenizer: Text | None = None
     feature_layer: Annotated[int, Field(strict=True)] = -2
     feature_select: Literal["full", "default"] = "full"
+    allow_pickle: bool = False
 
 
 class Checkpoint(Closed):
-    """A whole model: a folder, a hub id, or `playground:NAME`."""
+    """A whole model: a folder, a hub id, or `playground:NAME`; a Hugging Face LLaVA or a TinyLLaVA checkpoint."""
 
     family: str
     checkpoint: Text
+    allow_pickle: bool = False
 
 
 def _model_form(value: Any) -> str:
@@ -155,7 +158,14 @@ class Row(Closed):
 
 
 class Recipe(Closed):
+    """A recipe, or one row of it, resolved.
+
+    `world` and what stands in there for what (`stand_ins`) are written by `--world`; no result depends on them.
+    """
+
     title: str
+    world: Name | None = None
+    stand_ins: dict[str, str] = {}
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     student: Model
