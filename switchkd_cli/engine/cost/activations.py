@@ -64,9 +64,9 @@ def activations(
             student.projector, rows, precision, trained=terms.trains("projector"), passed=vision
         ) + reader(student.language, rows, precision, language, checkpointing)
     if teacher is not None and terms.switch:
-        kept["switch"] = projector(
-            teacher.projector, rows, precision, trained=False, passed=True
-        ) + reader(teacher.language, rows, precision, False, checkpointing)
+        kept["switch"] = projector(teacher.projector, rows, precision, trained=False, passed=True) + reader(
+            teacher.language, rows, precision, False, checkpointing
+        )
     return kept
 
 
