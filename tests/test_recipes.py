@@ -77,14 +77,20 @@ def test_the_paper_s_settings_are_those_of_every_row(file):
 
 
 @papers
-def test_sft_of_the_same_parts_stands_beside_what_is_distilled(file):
-    """The control that the paper lacks; the ablation of knees has Switch-KD's own rows for controls."""
-    if file.stem == "knee":
-        return
-    trained = {
-        run.config.stages[1].train for run in load_rows(file) if not run.config.stages[1].needs_teacher
-    }
-    assert ("vision", "projector", "language") in trained
+def test_the_controls_that_the_paper_lacks_are_rows(file):
+    """SFT that trains the encoder too, at the steps of what is distilled and at its compute."""
+    taught = [run.config.stages[1] for run in load_rows(file) if not run.config.stages[1].needs_teacher]
+    whole = {stage.epochs for stage in taught if stage.train == ("vision", "projector", "language")}
+    assert 1.0 in whole and max(whole) > 2
+
+
+@papers
+def test_rows_are_read_as_they_were_taught_to_be_written(file):
+    """Base and instruct models of the Qwen2.5 family know no pictures by themselves: the data bring a template."""
+    for run in load_rows(file):
+        templates = [run.config.data[stage.data].template for stage in run.config.stages]
+        assert templates == ["pretrain", "chatml" if file.stem == "align_kd" else "qwen2_base"]
+        assert {run.config.data[stage.data].max_length for stage in run.config.stages} == {2048}
 
 
 @files
@@ -103,6 +109,7 @@ def test_the_playground_changes_neither_terms_nor_stages(file):
         assert (ours.row, ours.title, ours.paper) == (theirs.row, theirs.title, theirs.paper)
         for before, after in zip(ours.config.stages, theirs.config.stages, strict=True):
             kept = {"name", "data", "train", "objective", "warmup", "schedule", "lr_scale", "weight_decay"}
+            kept |= {"grad_clip", "group_by"}
             assert before.model_dump(include=kept) == after.model_dump(include=kept)
 
 
