@@ -8,7 +8,7 @@ import pytest
 
 from switchkd_cli import launch, plan
 from switchkd_cli.recipe import source
-from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "worlds")
@@ -50,6 +50,30 @@ def test_opens_with_what_it_reproduces_needs_and_takes_and_its_command(file):
     found = [line for line in opening.splitlines() if line.startswith(HEADER)]
     assert [line.split(":")[0] + ":" for line in found] == [head.rstrip() for head in HEADER]
     assert f"{file.relative_to(RECIPES.parent)}" in opening
+
+
+def commands(file):
+    """The header's calls of switchkd, as words."""
+    opening = re.match(r"(?:#.*\n)+", file.read_text(encoding="utf-8"))[0]
+    return [line.split("   ")[0].split()[1:] for line in re.findall(r"switchkd .*", opening)]
+
+
+@files
+def test_the_commands_of_its_header_run_what_they_say(file):
+    """Rows and worlds that are there; the first command needs nothing that another would have to make."""
+    for number, (command, recipe, *options) in enumerate(commands(file)):
+        assert file == RECIPES.parent / recipe
+        said = dict(zip(options[::2], options[1::2], strict=True))
+        assert set(said) <= {"--row", "--rows", "--seeds", "--world"}
+        if command == "ablate":
+            rows = said["--rows"].split(",") if "--rows" in said else None
+            runs = load_rows(file, rows, world=said.get("--world"))
+        else:
+            reads = {"distill": load_with_controls, "pretrain": load}[command]
+            runs = reads(file, said.get("--row"), world=said.get("--world"))
+            runs = runs if command == "distill" else [runs.leading()]
+        if number == 0 or "--world" in said:
+            plan.check(runs)
 
 
 @papers
