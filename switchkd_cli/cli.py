@@ -31,6 +31,9 @@ Out = Annotated[Path, typer.Option(help="The folder that holds all runs.")]
 Row = Annotated[str | None, typer.Option(help="The row of the recipe to run. Default: its first.")]
 Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move earlier runs that are in the way aside.")]
+World = Annotated[
+    str | None, typer.Option(help="Run the rows with small stand-ins for models and data: playground.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
 
 RUNS = Path("runs")
@@ -42,6 +45,7 @@ def pretrain(
     overrides: Overrides = None,
     row: Row = None,
     seed: Seed = None,
+    world: World = None,
     out: Out = RUNS,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -49,7 +53,7 @@ def pretrain(
     """Run the leading stages that need no teacher, and stop."""
     from switchkd_cli import commands
 
-    commands.pretrain(recipe, overrides or [], row, seed, out, overwrite=overwrite, dry_run=dry_run)
+    commands.pretrain(recipe, overrides or [], row, seed, world, out, overwrite=overwrite, dry_run=dry_run)
 
 
 @app.command(epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
@@ -58,6 +62,7 @@ def distill(
     overrides: Overrides = None,
     row: Row = None,
     seed: Seed = None,
+    world: World = None,
     out: Out = RUNS,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     overwrite: Overwrite = False,
@@ -69,7 +74,9 @@ def distill(
     """
     from switchkd_cli import commands
 
-    commands.distill(recipe, overrides or [], row, seed, out, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+    commands.distill(
+        recipe, overrides or [], row, seed, world, out, jobs=jobs, overwrite=overwrite, dry_run=dry_run
+    )
 
 
 @app.command(epilog="Example: switchkd ablate recipes/quickstart.yaml --seeds 5 --rows switch-kd,sft")
@@ -79,6 +86,7 @@ def ablate(
     rows: Annotated[str | None, typer.Option(help="Rows, separated by commas. Default: all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted from the recipe's.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first seed, instead of the recipe's.")] = None,
+    world: World = None,
     out: Out = RUNS,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at the same time. Default: 2 if there are cores.")
@@ -94,7 +102,16 @@ def ablate(
 
     chosen = commands.words(rows)
     commands.ablate(
-        recipe, overrides or [], chosen, seeds, seed, out, jobs=jobs, overwrite=overwrite, dry_run=dry_run
+        recipe,
+        overrides or [],
+        chosen,
+        seeds,
+        seed,
+        world,
+        out,
+        jobs=jobs,
+        overwrite=overwrite,
+        dry_run=dry_run,
     )
 
 
@@ -110,13 +127,17 @@ def evaluate(
     world: Annotated[
         str | None, typer.Option(help="playground (made here) or hub (the real data sets).")
     ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read tensors from pytorch_model.bin where nothing else is."),
+    ] = False,
     out: Out = RUNS,
 ) -> None:
     """Score a model on benchmarks, through lmms-eval."""
     from switchkd_cli import commands
 
     asked = {"benchmarks": commands.words(benchmarks), "split": split, "items": items, "world": world}
-    commands.evaluate(model, asked, out)
+    commands.evaluate(model, asked, out, allow_pickle=allow_pickle)
 
 
 @app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
@@ -125,12 +146,13 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="RUN ... | RECIPE", help="Run folders, or a recipe. Default: all runs."),
     ] = None,
+    world: World = None,
     out: Out = RUNS,
 ) -> None:
     """Show finished runs beside the paper's numbers."""
     from switchkd_cli import commands
 
-    commands.compare(names or [], out)
+    commands.compare(names or [], world, out)
 
 
 def _version(wanted: bool) -> None:

@@ -25,12 +25,13 @@ def pretrain(
     overrides: Sequence[str],
     row: str | None,
     seed: int | None,
+    world: str | None,
     root: Path,
     *,
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    run = load(find(recipe), row, overrides, seed).leading()
+    run = load(find(recipe), row, overrides, seed, world).leading()
     if dry_run:
         return _show([run], root)
     plan.check([run])
@@ -43,13 +44,14 @@ def distill(
     overrides: Sequence[str],
     row: str | None,
     seed: int | None,
+    world: str | None,
     root: Path,
     *,
     jobs: int,
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    planned = load_with_controls(find(recipe), row, overrides, seed)
+    planned = load_with_controls(find(recipe), row, overrides, seed, world)
     if dry_run:
         return _show(planned, root)
     folders = launch.run_all(planned, root, jobs=jobs, overwrite=overwrite)
@@ -66,6 +68,7 @@ def ablate(
     rows: Sequence[str] | None,
     seeds: int,
     seed: int | None,
+    world: str | None,
     root: Path,
     *,
     jobs: int | None,
@@ -73,8 +76,8 @@ def ablate(
     dry_run: bool,
 ) -> None:
     path = find(recipe)
-    first = load_rows(path, rows, overrides, seed)
-    more = [load_rows(path, rows, overrides, first[0].seed + i) for i in range(1, seeds)]
+    first = load_rows(path, rows, overrides, seed, world)
+    more = [load_rows(path, rows, overrides, first[0].seed + i, world) for i in range(1, seeds)]
     planned = [run for same_row in zip(first, *more, strict=True) for run in same_row]
     if dry_run:
         _show(first, root)
@@ -89,13 +92,13 @@ def ablate(
         from switchkd_cli.report.table import print_ablation
 
         controls = [control.row for control in load_with_controls(path)[1:]]
-        print_ablation(done, launch.teacher_results(planned[0], root), planned=planned, controls=controls)
+        print_ablation(done, _one_teacher(planned, root), planned=planned, controls=controls)
     if failures:
         launch.show_failures(failures)
         raise SystemExit(launch.exit_code(failures))
 
 
-def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
+def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_pickle: bool = False) -> None:
     problems = [
         f"--benchmarks: unknown benchmark, got {name!r}{did_you_mean(name, BENCHMARKS)}"
         for name in asked["benchmarks"] or ()
@@ -107,13 +110,15 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path) -> None:
     question = _question(folder.run().config.evaluation if folder else None, asked)
     name = locate(str(folder.model) if folder else str(model))
     key = digest(name, fingerprint(name), question)
-    results, where = launch.evaluate(name, root, key, question)
+    results, where = launch.evaluate(name, root, key, {**question, "allow_pickle": allow_pickle})
     console.show_scores(model or str(folder.path), results)
     console.say(f"files: {where}")
 
 
-def compare(names: Sequence[str], root: Path) -> None:
-    folders = [folder for name in names for folder in _named(name, root)] if names else runs.finished(root)
+def compare(names: Sequence[str], world: str | None, root: Path) -> None:
+    folders = (
+        [folder for name in names for folder in _named(name, world, root)] if names else runs.finished(root)
+    )
     folders = [folder for folder in folders if folder.results.exists()]
     if not folders:
         raise UserError(
@@ -151,15 +156,22 @@ def _question(default: Evaluation | None, asked: Mapping[str, Any]) -> dict[str,
     return wanted.model_dump(mode="json")
 
 
-def _named(name: str, root: Path) -> list[runs.RunFolder]:
+def _one_teacher(planned: Sequence[Run], root: Path) -> dict[str, Any] | None:
+    """The scores of the rows' teacher and the baselines; None where rows have several, as a table has one line."""
+    taught = {run.teacher_key: run for run in planned if run.config.teacher is not None}
+    return launch.teacher_results([*taught.values(), *planned][0], root) if len(taught) < 2 else None
+
+
+def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
     """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
     if (folder := _run(name)) is not None:
         return [folder]
     path = find(name)
     if not path.is_file():
         raise UserError(f"{name}: neither a run folder nor a recipe", hint=f"ls -d {root}/*/*/seed*")
-    order = [run.row for run in load_rows(path)]
-    found = [f for f in runs.finished(root, path.stem) if f.info()["row"] in order]
+    rows = load_rows(path, world=world)
+    order = [run.row for run in rows]
+    found = [f for f in runs.finished(root, rows[0].recipe) if f.info()["row"] in order]
     return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info()["seed"]))
 
 

@@ -18,8 +18,11 @@ LOSSES: dict[str, str] = {
     "forward_kl": "switchkd_cli.engine.losses.forward_kl:forward_kl",
     "reverse_kl": "switchkd_cli.engine.losses.reverse_kl:reverse_kl",
     "jensen_shannon": "switchkd_cli.engine.losses.jensen_shannon:jensen_shannon",
+    "skewed_kl": "switchkd_cli.engine.losses.skewed_kl:skewed_kl",
     "bild": "switchkd_cli.engine.losses.bild:bild",
     "dbild": "switchkd_cli.engine.losses.dbild:dbild",
+    "dbild_forward": "switchkd_cli.engine.losses.dbild_forward:dbild_forward",
+    "knee_kl": "switchkd_cli.engine.losses.knee_kl:knee_kl",
 }
 
 FAMILIES: dict[str, str] = {
@@ -28,8 +31,12 @@ FAMILIES: dict[str, str] = {
 
 SOURCES: dict[str, str] = {
     "llava_json": "switchkd_cli.engine.data.llava_json:llava_json",
+    "messages": "switchkd_cli.engine.data.messages:messages",
     "playground": "switchkd_cli.engine.data.playground:playground",
 }
+
+# Conversation templates: Jinja files in engine/data/templates.
+TEMPLATES: tuple[str, ...] = ("chatml", "pretrain", "qwen2_base")
 
 Kind = Literal["loss", "family", "source"]
 REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}

@@ -4,6 +4,7 @@ runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensor
 runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
 runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
 runs/playground/              pictures and questions that were drawn here, kept for the next run
+runs/indexes/                 where the rows of large data files lie, kept for the next run
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from switchkd_cli.recipe.run import Run
 STAGES = "stages"
 EVALUATIONS = "evaluations"
 PLAYGROUND = "playground"
+INDEXES = "indexes"  # the engine's data sources write there
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class RunFolder:
     def answers(self) -> Path:
         """One JSON-lines file a benchmark."""
         return self.path / "answers"
+
+    @property
+    def skipped(self) -> Path:
+        """One line for each row of data that could not be used; absent when there was none."""
+        return self.path / "skipped.jsonl"
 
     @property
     def text_log(self) -> Path:
@@ -122,7 +129,7 @@ class SharedFolder:
 
 def folder(root: Path, run: Run) -> RunFolder:
     """Where a run lives under `root`."""
-    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND):
+    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, INDEXES):
         raise UserError(
             f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
         )

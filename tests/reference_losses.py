@@ -68,6 +68,23 @@ def dbild(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None
     return led_by_teacher + led_side(student.detach(), student, teacher, k_student, temperature)
 
 
+def dbild_forward(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):
+    """One row of each, float64."""
+    leaders = teacher.detach(), student.detach()
+    ks = [knee_k(leader, window, min_k, max_k) for leader in leaders]
+    return sum(led_side(z, teacher, student, k, temperature) for z, k in zip(leaders, ks, strict=True))
+
+
+def knee_kl(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):
+    """One row of each, float64."""
+    total = 0.0
+    for leader in (teacher.detach(), student.detach()):
+        ids = leader.argsort(descending=True, stable=True)[: knee_k(leader, window, min_k, max_k)]
+        p_student, p_teacher = ((z[ids] / temperature).softmax(0) for z in (student, teacher))
+        total = total + (p_student * (p_student / p_teacher).log()).sum()
+    return total
+
+
 def bild(teacher, student, *, temperature=3.0, k=8):
     """One row of each, float64."""
     return sum(led_side(leader.detach(), teacher, student, k, temperature) for leader in (teacher, student))
@@ -85,3 +102,8 @@ def jensen_shannon(teacher, student, *, temperature=1.0, beta=0.5):
     p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
     m = beta * p + (1 - beta) * q
     return beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum()
+
+
+def skewed_kl(teacher, student, *, temperature=1.0, alpha=0.1):
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    return (p * (p / (alpha * p + (1 - alpha) * q)).log()).sum()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
 from switchkd_cli import cli, launch
-from switchkd_cli.engine import checkpoint
+from switchkd_cli.engine import checkpoint, contract
 from switchkd_cli.locks import hold
 from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
@@ -158,7 +158,7 @@ def program(*arguments, **environment):
         ),
         (
             ("distill", "small.yaml", "student.projector=linear"),
-            ["override: student.projector: must be one of mlp2x_gelu, got 'linear'"],
+            ["override: student.projector: must be one of mlp2x_gelu, ldpnetv2, got 'linear'"],
         ),
         (
             ("eval", "--benchmarks", "mme,popes"),
@@ -220,7 +220,10 @@ def test_every_fault_of_the_rows_is_told_before_anything_is_trained(place, refus
         "bad.json: row 7: bad3: image path leaves its folder: ../outside.png",
         f"bad.json: row 8: bad4: image path leaves its folder: {place}/outside.png",
         "... and 1 more of 10 rows",
-        "hint: mend or remove these rows; nothing was trained",
+        (
+            "hint: mend or remove these rows: 60.0% of the rows can't be used; nothing was trained"
+            " (max_faults: 1.0%)"
+        ),
     ]
 
 
@@ -250,20 +253,17 @@ def test_workers_tell_the_same_with_the_same_exit_code(place, monkeypatch, capsy
 # --- the teacher and the student
 
 
-SWITCH_HINT = (
-    "hint: the switch feeds the student's visual features to the teacher: choose models of one build"
-)
-
-
 def test_a_teacher_with_another_tower_is_told_before_weights_are_read(place, refused, monkeypatch):
     other = tiny.model(vision={"hidden_size": 32, "image_size": 36})
     checkpoint.save(other, place / "other")
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", None)
     assert refused("distill", "small.yaml", "teacher.checkpoint=./other") == [
         "teacher: vision width is 32, the student's is 16",
-        "teacher: image token count is 9, the student's is 4",
         "teacher: image size is 36, the student's is 24",
-        SWITCH_HINT,
+        "teacher: patch grid is 3 x 3, the student's is 2 x 2",
+        "teacher: feature count is 9, the student's is 4",
+        "teacher: image token count is 9, the student's is 4",
+        f"hint: {contract.TOWERS_HINT}; {contract.SELECT_HINT}; {contract.PROJECTOR_HINT}",
     ]
 
 
@@ -277,7 +277,7 @@ def test_a_teacher_with_another_vocabulary(place, refused):
         words["model"]["vocab"][theirs] = words["model"]["vocab"].pop(ours)
     file.write_text(json.dumps(words))
     told = f"teacher: vocabulary: id {last['id']} is {theirs!r}, the student's is {ours!r} (1 ids differ)"
-    assert refused("distill", "small.yaml") == [told, SWITCH_HINT]
+    assert refused("distill", "small.yaml") == [told, f"hint: {contract.WORDS_HINT}"]
 
 
 def remove(*names):
@@ -336,12 +336,12 @@ def unknown_config(folder):
     (folder / "config.json").write_text("{}")
 
 
-FAMILY = "hint: name a LlavaForConditionalGeneration folder, for example a run's model/"
+FAMILY = "hint: name a LlavaForConditionalGeneration or TinyLLaVA folder, for example a run's model/"
 WHOLE = "not llava with siglip_vision_model or clip_vision_model"
 SPOILED = [
     (language_model, f"is a qwen2 checkpoint, {WHOLE}", FAMILY),
     (tower, f"is a siglip_vision_model checkpoint, {WHOLE}", FAMILY),
-    (broken_config, ": no readable config: It looks like the config file at", None),
+    (broken_config, ": no readable config.json: Expecting value: line 1 column 16", None),
     (unknown_config, ": no readable config: Unrecognized model in", None),
     (
         remove("model.safetensors"),
@@ -351,7 +351,11 @@ SPOILED = [
     (
         pickled,
         ": only pickled weights (pytorch_model.bin), which could run code when read",
-        "hint: save the model as model.safetensors: model.save_pretrained(folder) in transformers does",
+        (
+            "hint: save the model as model.safetensors: model.save_pretrained(folder) in transformers does; "
+            "or allow reading its tensors, and nothing else: allow_pickle: true beside the model's name, "
+            "--allow-pickle of switchkd eval"
+        ),
     ),
     (
         cut_short,
@@ -421,7 +425,10 @@ def test_an_empty_or_absent_checkpoint_folder(place, refused, name, problem):
             "student.vision=./language",
             "student.vision: ./language is a qwen2 model, not one of siglip_vision_model, clip_vision_model",
         ),
-        ("student.language=./tower", "student.language: ./tower is a siglip_vision_model model, not Qwen2"),
+        (
+            "student.language=./tower",
+            "student.language: ./tower is a siglip_vision_model model, not one of qwen2, llama",
+        ),
         (
             "student.vision=./cut",
             "student.vision: ./cut: model.safetensors is damaged or cut short (Error while deserializing header",

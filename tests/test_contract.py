@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from switchkd_cli.engine.contract import check_alone, shared_vocabulary
+from switchkd_cli.engine.contract import Vocabulary, agree, check_alone
 from switchkd_cli.engine.models.llava import Blueprint, Llava
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
@@ -20,7 +20,7 @@ WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
 def blueprint(of=None, **vision):
     """A tiny model's, of its own: tests may change it."""
     model = of or tiny.model(vision=vision)
-    return Blueprint(copy.deepcopy(model.model.config), copy.deepcopy(model.processor))
+    return Blueprint(copy.deepcopy(model.model.config), copy.deepcopy(model.processor), weights=None)
 
 
 def problems(call, *arguments):
@@ -44,7 +44,7 @@ def retold(folder, changes):
 
 def test_equal_tokenizers_share_all_their_ids():
     student, teacher = blueprint(), blueprint()
-    assert shared_vocabulary(student, teacher) == len(student.processor.tokenizer)
+    assert agree(student, teacher) == Vocabulary(WORDS, WORDS, WORDS)
 
 
 def test_the_first_id_that_differs_is_named(tmp_path):
@@ -53,7 +53,7 @@ def test_the_first_id_that_differs_is_named(tmp_path):
     last = len(usual) - 1
     names = {usual.convert_ids_to_tokens(i): f"other{i}" for i in (last, last - 3)}
     teacher.processor.tokenizer = retold(tmp_path, names)
-    assert problems(shared_vocabulary, student, teacher) == [
+    assert problems(agree, student, teacher) == [
         (
             f"teacher: vocabulary: id {last - 3} is 'other{last - 3}', "
             f"the student's is {usual.convert_ids_to_tokens(last - 3)!r} (2 ids differ)"
@@ -61,12 +61,38 @@ def test_the_first_id_that_differs_is_named(tmp_path):
     ]
 
 
-def test_a_longer_vocabulary_is_refused():
+def test_tokens_that_only_the_teacher_has_are_cut_off():
     student, teacher = blueprint(), blueprint()
-    size = len(student.processor.tokenizer)
     teacher.processor.tokenizer.add_tokens(["quokka"])
-    expected = [f"teacher: vocabulary: {size + 1} tokens, the student's has {size}"]
-    assert problems(shared_vocabulary, student, teacher) == expected
+    teacher.config.text_config.vocab_size += 1
+    assert agree(student, teacher) == Vocabulary(WORDS, WORDS, WORDS + 1)
+
+
+def test_tokens_that_the_teacher_lacks_are_refused_and_the_first_is_named():
+    student, teacher = blueprint(), blueprint()
+    student.processor.tokenizer.add_tokens(["quokka", "wombat"])
+    assert problems(agree, student, teacher) == [
+        (
+            f"teacher: vocabulary: {WORDS} tokens, the student's has {WORDS + 2}, "
+            "'quokka' the first that the teacher lacks"
+        )
+    ]
+
+
+def test_without_a_teacher_only_the_students_padding_is_cut():
+    student = blueprint()
+    student.config.text_config.vocab_size += 9
+    assert agree(student, None) == Vocabulary(WORDS, WORDS + 9)
+
+
+def test_heads_padded_to_the_widths_of_the_paper_are_no_difference_and_are_told():
+    student, teacher = blueprint(), blueprint()
+    student.config.text_config.vocab_size, teacher.config.text_config.vocab_size = 151936, 152064
+    agreed = agree(student, teacher)
+    assert agreed == Vocabulary(WORDS, 151936, 152064)
+    assert str(agreed) == (
+        f"vocabulary: the first {WORDS:,} of the student's 151,936 and the teacher's 152,064 logits are read"
+    )
 
 
 def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
@@ -81,7 +107,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
                 tensor.copy_(weights[name])
             else:
                 tensor.fill_(1e4)[:size] = weights[name]
-    shared = shared_vocabulary(blueprint(student), blueprint(wide))
+    shared = agree(blueprint(student), blueprint(wide)).shared
     assert shared == size
     batch = tiny.batch(student, tmp_path)
     keep = batch.predicting("answer")
@@ -96,10 +122,12 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
 def test_every_misfit_of_the_towers_is_told_at_once():
     teacher = blueprint(hidden_size=32, image_size=36)
     teacher.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
-    assert problems(shared_vocabulary, blueprint(), teacher) == [
+    assert problems(agree, blueprint(), teacher) == [
         "teacher: vision width is 32, the student's is 16",
-        "teacher: image token count is 9, the student's is 4",
         "teacher: image size is 36, the student's is 24",
+        "teacher: patch grid is 3 x 3, the student's is 2 x 2",
+        "teacher: feature count is 9, the student's is 4",
+        "teacher: image token count is 9, the student's is 4",
         (
             "teacher: picture normalisation (mean, std) is ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), "
             "the student's is ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
@@ -108,8 +136,36 @@ def test_every_misfit_of_the_towers_is_told_at_once():
 
 
 def test_equal_pictures_cut_into_other_patches_are_refused():
-    expected = ["teacher: image token count is 16, the student's is 4"]
-    assert problems(shared_vocabulary, blueprint(), blueprint(patch_size=6)) == expected
+    expected = [
+        "teacher: patch grid is 4 x 4, the student's is 2 x 2",
+        "teacher: feature count is 16, the student's is 4",
+        "teacher: image token count is 16, the student's is 4",
+    ]
+    assert problems(agree, blueprint(), blueprint(patch_size=6)) == expected
+
+
+def hint(call, *arguments):
+    with pytest.raises(UserError) as refused:
+        call(*arguments)
+    return refused.value.hint
+
+
+def test_a_teacher_that_drops_a_patch_asks_for_a_student_that_does():
+    teacher = blueprint()
+    teacher.config.vision_feature_select_strategy = "default"
+    assert problems(agree, blueprint(), teacher) == [
+        "teacher: feature count is 3, the student's is 4",
+        "teacher: image token count is 3, the student's is 4",
+    ]
+    assert "student.feature_select" in hint(agree, blueprint(), teacher)
+
+
+def test_what_to_do_is_told_for_each_pair_that_differs(tmp_path):
+    teacher = blueprint(hidden_size=32)
+    usual = teacher.processor.tokenizer
+    teacher.processor.tokenizer = retold(tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"})
+    told = hint(agree, blueprint(), teacher)
+    assert "student.vision" in told and "student.tokenizer" in told
 
 
 def test_a_sound_model_passes():
@@ -118,6 +174,16 @@ def test_a_sound_model_passes():
 
 def no_template(model):
     model.processor.chat_template = None
+
+
+def text_template(model):
+    model.processor.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+
+
+def blind_template(model):
+    model.processor.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
 
 
 def no_padding(model):
@@ -140,6 +206,10 @@ def from_the_front(model):
     model.config.vision_feature_layer = 2
 
 
+def another_count(model):
+    model.processor.vision_feature_select_strategy = "default"
+
+
 def larger_pictures(model):
     model.processor.image_processor.size = {"height": 48, "width": 48}
 
@@ -148,11 +218,17 @@ def larger_pictures(model):
     ("spoil", "expected"),
     [
         (no_template, "the tokenizer has no chat template, so a conversation can't be written down"),
+        (text_template, "the chat template writes no <image> where a picture is shown: it is a text model's"),
+        (
+            blind_template,
+            "the chat template writes no <image> where a picture is shown: it is a text model's",
+        ),
         (no_padding, "the tokenizer has no padding token"),
         (few_words, f"the tokenizer has {WORDS} tokens, the language model only 100"),
         (another_image_token, "<image> is token 4 of the tokenizer, the config says 7"),
         (too_deep, "feature_layer is counted from the end, -1 to -3, got -4"),
         (from_the_front, "feature_layer is counted from the end, -1 to -3, got 2"),
+        (another_count, "the processor puts 3 image tokens into the text, the model makes 4"),
         (
             larger_pictures,
             "the image processor makes pictures of (48, 48), the vision tower takes 24 x 24",

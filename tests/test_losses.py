@@ -12,8 +12,8 @@ from torch.autograd import gradcheck
 from switchkd_cli.engine import losses
 from tests.reference_losses import expected, language_logits, value_and_gradient
 
-PAIRWISE = ["dbild", "bild"]
-DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon", *PAIRWISE]
+PAIRWISE = ["dbild", "dbild_forward", "bild"]
+DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "knee_kl", *PAIRWISE]
 VARIANTS = [
     ("forward_kl", {}),
     ("forward_kl", {"temperature": 2.5}),
@@ -21,12 +21,19 @@ VARIANTS = [
     ("reverse_kl", {"temperature": 2.5}),
     ("jensen_shannon", {}),
     ("jensen_shannon", {"beta": 0.1, "temperature": 2.0}),
+    ("skewed_kl", {}),
+    ("skewed_kl", {"alpha": 0.6, "temperature": 2.0}),
     ("bild", {}),
     ("bild", {"k": 40, "temperature": 1.0}),
     ("dbild", {}),
     ("dbild", {"temperature": 1.0}),
     ("dbild", {"window": 20}),
     ("dbild", {"min_k": 12, "max_k": 15}),
+    ("dbild_forward", {}),
+    ("dbild_forward", {"window": 20, "temperature": 1.0}),
+    ("knee_kl", {}),
+    ("knee_kl", {"temperature": 1.0, "window": 20}),
+    ("knee_kl", {"min_k": 12, "max_k": 15}),
 ]
 
 
@@ -215,6 +222,27 @@ def test_jensen_shannon_approaches_the_scaled_divergences_at_its_ends():
     for beta in (0, 1, -0.5):
         with pytest.raises(ValueError, match="beta"):
             losses.jensen_shannon(teacher, student, beta=beta)
+
+
+def test_skewed_kl_approaches_forward_kl():
+    teacher, student = language_logits(4, 30, seed=11)
+    near = losses.skewed_kl(teacher, student, alpha=1e-9)
+    torch.testing.assert_close(near, losses.forward_kl(teacher, student), rtol=1e-6, atol=1e-8)
+    for alpha in (0, 1, -0.5):
+        with pytest.raises(ValueError, match="alpha"):
+            losses.skewed_kl(teacher, student, alpha=alpha)
+
+
+def test_dbild_forward_with_a_fixed_k_is_bild():
+    teacher, student = language_logits(4, 60, seed=12)
+    fixed = losses.dbild_forward(teacher, student, min_k=8, max_k=8)
+    torch.testing.assert_close(fixed, losses.bild(teacher, student, k=8), rtol=1e-12, atol=1e-14)
+
+
+def test_knee_kl_over_the_whole_vocabulary_is_reverse_kl_twice():
+    teacher, student = language_logits(4, 60, seed=13)
+    both_sides = losses.knee_kl(teacher, student, temperature=1.0, min_k=60)
+    torch.testing.assert_close(both_sides, 2 * losses.reverse_kl(teacher, student), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", *DIVERGENCES])

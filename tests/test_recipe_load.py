@@ -171,16 +171,3 @@ def test_the_leading_stages_need_no_teacher(tmp_path):
     )
     with pytest.raises(UserError, match="needs the teacher"):
         load(all_distilled).leading()
-
-
-def test_the_recipes_of_this_repository_load():
-    from pathlib import Path
-
-    files = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
-    assert files
-    for file in files:
-        assert load_rows(file)
-        assert file.read_text().startswith("# "), (
-            f"{file} opens with what it reproduces, needs, takes, and its command"
-        )
-        assert "# Command:" in file.read_text()

@@ -148,6 +148,26 @@ def problems(file, *arguments, **more):
             "5: data.captions.parameters.file: should be a valid string, got 3",
         ),
         (
+            "source: llava_json,",
+            "source: llava_json, template: qwen_base,",
+            "5: data.captions.template: unknown template, got 'qwen_base' (did you mean 'qwen2_base'?)",
+        ),
+        (
+            "source: llava_json,",
+            "source: llava_json, max_faults: 1.0,",
+            "5: data.captions.max_faults: must be below 1, got 1.0",
+        ),
+        (
+            "source: llava_json,",
+            "source: llava_json, max_length: 0,",
+            "5: data.captions.max_length: must be 1 or more, got 0",
+        ),
+        (
+            "data: questions\n",
+            "data: questions\n    group_by: length\n",
+            "11: stages.distill.group_by: must be one of modality_length, got 'length' (did you mean 'modality_length'?)",
+        ),
+        (
             "limit: 8",
             "limit: many",
             "6: data.questions.parameters.limit: should be a valid integer, got 'many'",

@@ -8,8 +8,10 @@ from PIL import Image
 
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.llava_json import llava_row
+from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.models.parts import assemble
+from switchkd_cli.engine.models.parts import design
 from switchkd_cli.recipe.schema import Parts
 
 VISION = {
@@ -35,15 +37,14 @@ def model(
         "tie_word_embeddings": True,
     }
     torch.manual_seed(seed)
-    return assemble(
-        Parts(
-            family="llava",
-            vision={"fresh": VISION | (vision or {})},
-            language={"fresh": language},
-            tokenizer="playground:tokenizer",
-            feature_layer=feature_layer,
-        )
-    ).eval()
+    parts = Parts(
+        family="llava",
+        vision={"fresh": VISION | (vision or {})},
+        language={"fresh": language},
+        tokenizer="playground:tokenizer",
+        feature_layer=feature_layer,
+    )
+    return design(parts).build().eval()
 
 
 def picture(folder: Path, name: str, seed: int) -> str:
@@ -81,7 +82,8 @@ def rows(folder: Path) -> list[dict]:
 def conversations(
     of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None
 ) -> Conversations:
-    return Conversations(which or rows(folder), folder, of.processor, of.image_tokens, turns)
+    read = Rows(which or rows(folder), llava_row, images=folder, turns=turns)
+    return Conversations(read, of.processor, of.image_tokens)
 
 
 def batch(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Batch:

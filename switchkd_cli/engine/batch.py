@@ -17,6 +17,19 @@ POSITIONS = ("answer", "text", "all")
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A row that was met and can't be used. `refused`: not even one such row is let through."""
+
+    row: int
+    id: str
+    fault: str
+    refused: bool = False
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (f"row {self.row}", self.id, self.fault)))
+
+
+@dataclass(frozen=True)
 class Example:
     """One row: a picture (or none) and the tokens of its conversation.
 
@@ -29,6 +42,12 @@ class Example:
     labels: Tensor  # [T] int64, unshifted, IGNORE where not supervised
     turn: Tensor  # [T] int64
     picture: Tensor | None = None  # [3, H, W]
+    instead_of: tuple[Unusable, ...] = ()  # rows met before this one, which stands in for them
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Batch:
     pictures: Tensor  # [P, 3, H, W]
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T]
+    unusable: tuple[Unusable, ...] = ()  # rows that others stand in for here
 
     @property
     def tokens(self) -> int:
@@ -92,6 +112,7 @@ def collate(examples: Sequence[Example], *, image_token: int, pad_token: int) ->
         pictures=torch.stack(pictures) if pictures else torch.empty(0, 3, 0, 0),
         attention=_sight(turn) if independent else turn >= 0,
         position=_position(turn),
+        unusable=tuple(row for e in examples for row in e.instead_of),
     )
 
 

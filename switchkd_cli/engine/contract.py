@@ -3,62 +3,130 @@
 All of it is seen in configs, tokenizers and image processors, so that it is known before any weight is read.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
 from PIL import Image
 
 from switchkd_cli.engine.batch import IMAGE
-from switchkd_cli.engine.models.llava import Blueprint
+from switchkd_cli.engine.models.llava import Blueprint, features_of
 from switchkd_cli.errors import UserError
 
 
-def check_alone(model: Blueprint, who: str) -> None:
-    """Raises UserError, naming every problem, where a model's config, tokenizer and pictures don't fit together."""
-    problems = [f"{who}: {problem}" for problem in _alone(model)]
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is compared of the two models' logits: the first `shared` of `student` and `teacher` columns.
+
+    Heads are often padded, to widths of their own (Qwen2.5: 151,936 and 152,064 for 151,665 tokens). A padding
+    column is no token: it must never enter a softmax, a top-k or a knee.
+    """
+
+    shared: int
+    student: int
+    teacher: int | None = None
+
+    def __str__(self) -> str:
+        widths = f"the student's {self.student:,}"
+        if self.teacher is not None:
+            widths += f" and the teacher's {self.teacher:,}"
+        return f"vocabulary: the first {self.shared:,} of {widths} logits are read"
+
+
+def check_alone(model: Blueprint, who: str, *, speaks: bool = True) -> None:
+    """Raises UserError, naming every problem, where a model's config, tokenizer and pictures don't fit together.
+
+    `speaks`: conversations are written down by its own chat template. Where all data sets bring theirs, a language
+    model's own is not looked at (Qwen2.5's knows no pictures).
+    """
+    problems = [f"{who}: {problem}" for problem in (*(_unspoken(model) if speaks else ()), *_alone(model))]
     if problems:
         raise UserError(problems)
 
 
-def shared_vocabulary(student: Blueprint, teacher: Blueprint) -> int:
-    """The number n of leading ids that both tokenizers map to the same tokens.
+def agree(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
+    """The vocabulary that both models share: every token of the student's tokenizer.
 
-    Logits of both models are cut to n columns: heads are often padded to different widths, and a padding
-    row must never enter a loss. Raises UserError, naming every pair that differs, where the student's visual
-    features cannot pass through the teacher's projector, the teacher sees pictures otherwise, or the tokenizers
-    disagree.
+    Raises UserError, naming every pair that differs and what to do about it, where the student's visual features
+    can't pass through the teacher's projector, the teacher sees pictures otherwise, or the teacher's tokenizer
+    does not map all the student's ids to the same tokens. Tokens that the teacher has beyond them are never met.
     """
-    problems = [
-        f"teacher: {what} is {theirs}, the student's is {ours}"
-        for what, ours, theirs in (
-            ("vision width", _vision(student).hidden_size, _vision(teacher).hidden_size),
-            ("image token count", student.image_tokens, teacher.image_tokens),
-            ("image size", _vision(student).image_size, _vision(teacher).image_size),
-            ("picture normalisation (mean, std)", _normalisation(student), _normalisation(teacher)),
-        )
-        if ours != theirs
-    ]
+    shared, width = len(student.processor.tokenizer), student.config.text_config.vocab_size
+    if teacher is None:
+        return Vocabulary(shared, width)
+    faults = [*_seen_otherwise(student, teacher), *_read_otherwise(student, teacher)]
+    if faults:
+        problems, hints = zip(*faults, strict=True)
+        raise UserError(problems, hint="; ".join(dict.fromkeys(hints)))
+    return Vocabulary(shared, width, teacher.config.text_config.vocab_size)
+
+
+QUESTION = "What?"
+TOWERS_HINT = (
+    "the switch feeds the student's visual features to the teacher's projector: give the student a tower of the "
+    "teacher's build (student.vision)"
+)
+SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
+PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
+PICTURES_HINT = (
+    "both models are shown the same pictures: take the student's tower with the teacher's image processor"
+)
+WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
+
+
+def _seen_otherwise(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[str, str]]:
+    """(problem, hint) of each property in which the models' sight differs.
+
+    Grids are read row by row in every tower known here, so that equal grids and selections are equal orders.
+    """
+    for what, read, hint in (
+        ("vision width", lambda m: _vision(m).hidden_size, TOWERS_HINT),
+        ("image size", lambda m: _vision(m).image_size, TOWERS_HINT),
+        ("patch grid", lambda m: f"{_grid(m)} x {_grid(m)}", TOWERS_HINT),
+        ("feature count", lambda m: features_of(m.config), SELECT_HINT),
+        ("image token count", lambda m: m.image_tokens, PROJECTOR_HINT),
+        ("picture normalisation (mean, std)", _normalisation, PICTURES_HINT),
+    ):
+        ours, theirs = read(student), read(teacher)
+        if ours != theirs:
+            yield f"teacher: {what} is {theirs}, the student's is {ours}", hint
+
+
+def _read_otherwise(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[str, str]]:
+    """(problem, hint) where the teacher does not know the student's tokens by the same ids."""
     ours, theirs = _tokens(student), _tokens(teacher)
     differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
     if differing:
         i = differing[0]
-        problems.append(
-            f"teacher: vocabulary: id {i} is {theirs[i]!r}, the student's is {ours[i]!r}"
-            f" ({len(differing)} ids differ)"
-        )
-    elif len(ours) != len(theirs):
-        problems.append(f"teacher: vocabulary: {len(theirs)} tokens, the student's has {len(ours)}")
-    if problems:
-        raise UserError(
-            problems,
-            hint="the switch feeds the student's visual features to the teacher: choose models of one build",
-        )
-    return len(ours)
+        told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({len(differing)} ids differ)"
+    elif len(theirs) < len(ours):
+        lacking = ours[len(theirs)]
+        told = f"{len(theirs)} tokens, the student's has {len(ours)}, {lacking!r} the first that the teacher lacks"
+    else:
+        return
+    yield f"teacher: vocabulary: {told}", WORDS_HINT
+
+
+def _unspoken(model: Blueprint) -> Iterator[str]:
+    """What keeps a model from being asked by its own chat template."""
+    if not model.processor.chat_template:
+        yield "the tokenizer has no chat template, so a conversation can't be written down"
+        return
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    try:
+        told = model.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    except (TemplateError, TypeError):  # a text model's adds words to a list
+        told = ""
+    if told.count(IMAGE) != 1 or "'type'" in told:
+        yield f"the chat template writes no {IMAGE} where a picture is shown: it is a text model's"
+    elif QUESTION not in told:
+        yield "the chat template leaves questions out: it only writes captions down, as after a first stage"
 
 
 def _alone(model: Blueprint) -> Iterator[str]:
     tokenizer, vision, text = model.processor.tokenizer, _vision(model), model.config.text_config
-    if not model.processor.chat_template:
-        yield "the tokenizer has no chat template, so a conversation can't be written down"
     if tokenizer.pad_token_id is None:
         yield "the tokenizer has no padding token"
     if len(tokenizer) > text.vocab_size:
@@ -68,18 +136,42 @@ def _alone(model: Blueprint) -> Iterator[str]:
     layer, layers = model.config.vision_feature_layer, vision.num_hidden_layers
     if not isinstance(layer, int) or not -layers <= layer <= -1:
         yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
-    if (size := _picture_size(model)) != (vision.image_size, vision.image_size):
+    size, tokens = _prepared(model)
+    if size != (vision.image_size, vision.image_size):
         yield f"the image processor makes pictures of {size}, the vision tower takes {vision.image_size} x {vision.image_size}"
+    elif tokens != model.image_tokens:
+        yield f"the processor puts {tokens} image tokens into the text, the model makes {model.image_tokens}"
+    if getattr(model.config, "projector_pooling", 1) > 1 and (fault := _ungridded(model)):
+        yield fault
+
+
+def _ungridded(model: Blueprint) -> str | None:
+    """Why a pooling projector can't lay out the features, or None."""
+    side, features = _grid(model), features_of(model.config)
+    pooling = model.config.projector_pooling
+    if features != side**2:
+        return (
+            f"ldpnetv2 needs the whole grid of {side} x {side} features, got {features}: feature_select should "
+            "drop CLIP's class token (default) and nothing of SigLIP (full)"
+        )
+    return f"ldpnetv2 needs a grid with a side divisible by {pooling}, got {side}" if side % pooling else None
 
 
 def _vision(model: Blueprint):
     return model.config.vision_config
 
 
-def _picture_size(model: Blueprint) -> tuple[int, int]:
-    """(height, width) of what the image processor makes of any picture."""
+def _grid(model: Blueprint) -> int:
+    """Patches on a side."""
+    return _vision(model).image_size // _vision(model).patch_size
+
+
+def _prepared(model: Blueprint) -> tuple[tuple[int, int], int]:
+    """(height, width) of what the image processor makes of any picture, and the image tokens counted for it."""
     blank = Image.new("RGB", (40, 30))
-    return tuple(model.processor.image_processor(blank, return_tensors="pt")["pixel_values"].shape[-2:])
+    pixels = model.processor.image_processor(blank, return_tensors="pt")["pixel_values"]
+    text = model.processor.replace_image_token({"pixel_values": pixels}, 0)
+    return tuple(pixels.shape[-2:]), text.count(model.processor.image_token)
 
 
 def _normalisation(model: Blueprint) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -33,12 +33,13 @@ def evaluate(
     batch: int,
     folder: Path,
     blind: bool = False,
+    allow_pickle: bool = False,
     sets: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Scores a saved checkpoint and writes `folder`/answers/<task>.jsonl; returns what results.json holds.
 
-    See `Exam` for what is asked. `blind` shows a mid-grey picture in place of each picture. Data sets are
+    See `Exam` for what is asked. `allow_pickle` reads a checkpoint that has no safetensors. `blind` shows a mid-grey picture in place of each picture. Data sets are
     kept under `sets` and found there again (default: `folder`/sets). What lmms-eval prints goes to
     `folder`/log.txt; `progress` is told (answered, all). The playground needs no network and uses none.
 
@@ -47,17 +48,22 @@ def evaluate(
     """
     _require_lmms_eval()
     exam = Exam(world, tuple(benchmarks), split, items, seed)
-    from switchkd_cli.engine.build import check_checkpoint
-    from switchkd_cli.engine.stored import fetch
+    import torch
 
-    check_checkpoint(str(model_folder), "model")
+    from switchkd_cli.engine.build import check_checkpoint
+
+    blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
     from switchkd_cli.engine.benchmarks.harness import quiet
     from switchkd_cli.engine.benchmarks.reader import Reader
 
-    where = fetch(str(model_folder), "model").resolve()
     with quiet(folder / "log.txt"):
-        reader = Reader(where, blind=blind, batch=batch, longest=exam.longest, progress=progress)
-    return {"model": str(model_folder), "blind": blind, **examine(reader, exam, folder, sets)}
+        # half precision is stored to be small and read to be fast: a CPU has only the first use for it
+        model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
+        reader = Reader(
+            model.model, model.processor, blind=blind, batch=batch, longest=exam.longest, progress=progress
+        )
+    told = {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind}
+    return {**told, **examine(reader, exam, folder, sets)}
 
 
 def majority(

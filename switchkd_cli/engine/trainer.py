@@ -1,9 +1,10 @@
 """The loop: one stage of training, from its first optimiser step to its last."""
 
 import math
+import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
+from switchkd_cli.engine.data.order import grouped_order, order
 from switchkd_cli.engine.diagnostics import diagnose
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.objective import Objective
@@ -25,6 +27,7 @@ from switchkd_cli.recipe.schema import Stage
 
 Log = Callable[[dict], None]
 DIAGNOSED = 20  # times a stage that the diagnostics are taken
+MOST_WORKERS = 8  # processes that prepare data, where nobody says how many
 SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
 
 
@@ -89,17 +92,18 @@ def train(
 ) -> None:
     """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
 
-    Raises UserError (exit code 1) when the loss is no longer finite, naming the terms.
+    Raises UserError when too many rows can't be used, or (exit code 1) when the loss is no longer finite, naming
+    the terms.
     """
     steps = steps_of(stage, len(data))
     trainer = Trainer(stage, paths, steps, precision, trackers)
-    loader = iter(
-        loader_of(stage, paths.student, data, order(len(data), steps * stage.batch, seed), trainer.micro)
-    )
+    visited = visits(stage, data, steps * stage.batch, seed)
+    loader = iter(loader_of(stage, paths.student, data, visited, trainer.micro))
     began = time.monotonic()
     for step in range(steps):
         step_began = time.monotonic()
-        group = list(islice(loader, stage.batch // trainer.micro))
+        group = _taken(loader, stage.batch // trainer.micro)
+        data.ledger.add(row for batch in group for row in batch.unusable)
         waited = time.monotonic() - step_began
         diagnosed = step % math.ceil(steps / DIAGNOSED) == 0 or step == steps - 1
         figures = trainer.step(group, diagnosed=diagnosed)
@@ -129,23 +133,48 @@ def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:
     return parameters
 
 
-def order(rows: int, wanted: int, seed: int) -> list[int]:
-    """Which rows are visited, in order: every epoch a new permutation, from a generator of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    epochs = [torch.randperm(rows, generator=generator) for _ in range(math.ceil(wanted / rows))]
-    return torch.cat(epochs)[:wanted].tolist()
+def visits(stage: Stage, data: Conversations, wanted: int, seed: int) -> list[int]:
+    """Which rows the stage visits, in order."""
+    if stage.group_by == "modality_length":
+        return grouped_order(data.sizes, data.pictured, stage.batch, wanted, seed)
+    return order(len(data), wanted, seed)
 
 
 def loader_of(
     stage: Stage, student: Llava, data: Conversations, visited: Sequence[int], micro: int
 ) -> DataLoader:
-    """Micro-batches of the visited rows, in order."""
+    """Micro-batches of the visited rows, in order, however many processes prepare them."""
     together = partial(
         collate,
         image_token=student.model.config.image_token_id,
         pad_token=student.processor.tokenizer.pad_token_id,
     )
-    return DataLoader(data, batch_size=micro, sampler=visited, collate_fn=together)
+    workers = workers_of(stage, data)
+    return DataLoader(data, batch_size=micro, sampler=visited, collate_fn=together, num_workers=workers)
+
+
+def workers_of(stage: Stage, data: Conversations) -> int:
+    """Processes that prepare data: what the stage says; else none for a set that stays in memory."""
+    if stage.workers is not None:
+        return stage.workers
+    if data.fits:
+        return 0
+    mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST_WORKERS, mine - 1))
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _taken(loader: Iterator[Batch], count: int) -> list[Batch]:
+    """The next micro-batches. Raises UserError when the data is gone."""
+    try:
+        return list(islice(loader, count))
+    except NoStandIn as error:  # from a worker it comes with its traceback in the text
+        told = str(error).strip().splitlines()[-1].removeprefix(f"{NoStandIn.__module__}.NoStandIn: ")
+        raise UserError(told, hint="check that the pictures are still there") from None
 
 
 def memory_mib() -> float:

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from switchkd_cli import runs
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine import evaluate as evaluation
-from switchkd_cli.engine.build import build_data, build_paths, load
+from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import train
@@ -29,9 +29,17 @@ def work(run: Run, folder: RunFolder) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     stages = run.config.stages
-    paths = build_paths(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
-    # every stage's rows are read and checked before the first step is taken
-    data = [build_data(run.config.data[stage.data], paths.student, folder.root) for stage in stages]
+    pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
+    paths = pair.build(run.config.seed)
+    # every stage's rows are looked at before the first step is taken
+    data = {
+        name: build_data(run.config.data[name], paths.student, folder.root)
+        for name in dict.fromkeys(stage.data for stage in stages)
+    }
+    for note in pair.notes:
+        folder.log({"event": "models", "text": note})
+    for rows in data.values():
+        rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):
         shared = runs.stage(folder.root, run.stage_key(i))
         with shared.build() as partial:
@@ -39,9 +47,13 @@ def work(run: Run, folder: RunFolder) -> None:
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
                 _take_weights(paths, shared.path)
             else:
-                _train(run, i, paths, data[i], folder)
+                _train(run, i, paths, data[stage.data], folder)
                 checkpoint.save(paths.student, partial)
     shutil.copytree(shared.path, folder.model, copy_function=os.link)  # the same files, not a second copy
+    for name, rows in data.items():
+        if rows.ledger.met:
+            listed = {"of": len(rows), "listed": folder.skipped.name}
+            folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -71,6 +83,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
                     folder=partial / name,
                     batch=batch,
                     blind=blind,
+                    allow_pickle=run.config.teacher.allow_pickle,
                     **question,
                 )
             runs.write_json(partial / "results.json", judged(partial, results))
@@ -94,6 +107,8 @@ def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunF
         log=folder.log,
         trackers=folder.tensorboard,
     )
+    # what is saved is asked as it was taught
+    paths.student.processor.chat_template = data.chat_template
 
 
 def _take_weights(paths: Paths, folder: Path) -> None:

@@ -50,7 +50,9 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
     for name, spec in _mapping(data.get("data")).items():
-        source = _mapping(spec).get("source")
+        source, template = _mapping(spec).get("source"), _mapping(spec).get("template")
+        if isinstance(template, str) and template not in registry.TEMPLATES:
+            yield ("data", name, "template"), _unknown("template", template, registry.TEMPLATES)
         if not isinstance(source, str):
             continue
         if source not in registry.SOURCES:

@@ -17,3 +17,8 @@ def find(name: str) -> Path:
         if file.is_file():
             return file
     return FOLDERS[0] / f"{name.replace('-', '_')}.yaml"
+
+
+def worlds() -> dict[str, Path]:
+    """The worlds that a recipe can be laid in, by name: `recipes/worlds/NAME.yaml`, the nearest folder's first."""
+    return {file.stem: file for folder in reversed(FOLDERS) for file in sorted(folder.glob("worlds/*.yaml"))}

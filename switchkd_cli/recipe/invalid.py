@@ -35,8 +35,10 @@ _BOUNDS = {
 }
 
 
-def problems(error: ValidationError) -> Iterator[tuple[tuple[Step, ...], str]]:
-    """The path and message of each of a recipe's schema problems."""
+def problems(
+    error: ValidationError, schema: type[BaseModel] = Recipe
+) -> Iterator[tuple[tuple[Step, ...], str]]:
+    """The path and message of each schema problem of a recipe, or of another of the package's files."""
     items = error.errors(include_url=False)
     for item in items:
         if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
@@ -44,15 +46,15 @@ def problems(error: ValidationError) -> Iterator[tuple[tuple[Step, ...], str]]:
         loc = tuple(step for step in item["loc"] if not str(step).startswith(TAG))
         on_key = loc[-1:] == ("[key]",)
         path = loc[:-1] if on_key else loc
-        yield path, _message(item, path)
+        yield path, _message(item, path, schema)
 
 
-def _message(item: Any, path: tuple[Step, ...]) -> str:
+def _message(item: Any, path: tuple[Step, ...], schema: type[BaseModel]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "missing":
         return "missing"
     if kind == "extra_forbidden":
-        return f"unknown key, got {path[-1]!r}{did_you_mean(path[-1], sorted(_keys(Recipe, path[:-1])))}"
+        return f"unknown key, got {path[-1]!r}{did_you_mean(path[-1], sorted(_keys(schema, path[:-1])))}"
     got = _shown(item["input"])
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])

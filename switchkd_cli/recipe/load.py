@@ -1,4 +1,4 @@
-"""A recipe file -> runs: read, patch with the row and the overrides, check everything, and freeze."""
+"""A recipe file -> runs: read, patch with the row, the world and the overrides, check everything, and freeze."""
 
 from __future__ import annotations
 
@@ -11,30 +11,39 @@ import yaml
 from pydantic import ValidationError
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import invalid, patch, source
+from switchkd_cli.recipe import extend, invalid, patch, source
 from switchkd_cli.recipe.check import check
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
+from switchkd_cli.recipe.world import World
 
 BASE = "base"  # the only row of a recipe that names no rows
 
 
 def load(
-    path: str | Path, row: str | None = None, overrides: Sequence[str] = (), seed: int | None = None
+    path: str | Path,
+    row: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    world: str | None = None,
 ) -> Run:
-    """Read one row of a recipe (the first when none is named).
+    """Read one row of a recipe (the first when none is named), laid in a world if one is named.
 
     Every row of the file is checked. Raises UserError with all problems at once.
     """
-    opened = _Opened(path)
+    opened = _Opened(path, world)
     return opened.runs([row or opened.rows[0]], overrides, seed)[0]
 
 
 def load_with_controls(
-    path: str | Path, row: str | None = None, overrides: Sequence[str] = (), seed: int | None = None
+    path: str | Path,
+    row: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    world: str | None = None,
 ) -> tuple[Run, ...]:
     """The row and, after it, the recipe's control rows. An override must fit one of them at least."""
-    opened = _Opened(path)
+    opened = _Opened(path, world)
     first = row or opened.rows[0]
     controls = opened.data.get("controls")
     named = [name for name in controls if name in opened.rows] if isinstance(controls, list) else []
@@ -46,9 +55,10 @@ def load_rows(
     rows: Iterable[str] | None = None,
     overrides: Sequence[str] = (),
     seed: int | None = None,
+    world: str | None = None,
 ) -> tuple[Run, ...]:
     """The named rows, or all of them, in the order of the file. An override must fit one of them at least."""
-    opened = _Opened(path)
+    opened = _Opened(path, world)
     wanted = list(opened.rows if rows is None else rows)
     order = {name: i for i, name in enumerate(opened.rows)}
     return opened.runs(sorted(dict.fromkeys(wanted), key=lambda name: order.get(name, -1)), overrides, seed)
@@ -57,20 +67,16 @@ def load_rows(
 class _Opened:
     """A recipe file as plain data, and the way from there to runs."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, world: str | None) -> None:
         self.file = str(path)
         self.recipe = Path(path).stem
-        data = source.read(_text(Path(path)), self.file)
-        if not isinstance(data, dict):
-            raise UserError(
-                f"{self.file}: a recipe is a mapping, got {'nothing' if data is None else repr(data)}"
-            )
-        self.data = data
+        self.world = World.read(world) if world is not None else None
+        self.data, self.faults = data, _ = extend.read(Path(path))
         rows = data.get("rows")
         self.rows: tuple[str, ...] = tuple(rows) if isinstance(rows, dict) and rows else (BASE,)
 
     def runs(self, wanted: Sequence[str], overrides: Sequence[str], seed: int | None) -> tuple[Run, ...]:
-        problems: dict[str, None] = {}  # in order, each once
+        problems = {_told(fault): None for fault in self.faults}  # in order, each once
         for name in wanted:
             if name not in self.rows:
                 problems[f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, self.rows)}"] = None
@@ -87,26 +93,27 @@ class _Opened:
             if asked and len(missed) == len(asked):
                 problems[f"override: {key}: {missed[0]}"] = None
         if problems:
-            raise UserError(sorted(problems, key=_line))
+            raise UserError(sorted(problems, key=_place))
         return tuple(self._run(name, found[name]) for name in wanted)
 
     def _patched(self, name: str, problems: dict[str, None]) -> Any:
-        """The data with a row's `drop` and `set` applied as far as they can be."""
+        """The data with a row's `drop` and `set` applied as far as they can be, in its world."""
         data: Any = self.data
         row = (data.get("rows") or {}).get(name) if name != BASE or BASE in self.rows else None
         row = row if isinstance(row, dict) else {}
-        for term in row.get("drop") or () if isinstance(row.get("drop"), list) else ():
-            try:
-                data = patch.drop(data, [term])
-            except patch.PatchError as error:
-                self._note(problems, ("rows", name, "drop"), str(error))
-        for dotted, value in row["set"].items() if isinstance(row.get("set"), dict) else ():
-            path = ("rows", name, "set", dotted)
-            try:
-                data = patch.apply(data, {dotted: value}, place=source.where(self.data, path))
-            except patch.PatchError as error:
-                self._note(problems, path, str(error))
-        return data
+        if row:
+            data, faults = extend.patched_by(self.data, data, ("rows", name))
+            problems.update({_told(fault): None for fault in faults})
+        return self._laid(data, problems)
+
+    def _laid(self, data: Any, problems: dict[str, None]) -> Any:
+        """The data in the world that was asked for."""
+        if self.world is None:
+            return data
+        laid_data, laid = self.world.lay(data)
+        for path, message in laid.problems:
+            self._note(problems, path, message, data)
+        return laid_data
 
     def _validated(self, data: Any, problems: dict[str, None]) -> Recipe | None:
         recipe = None
@@ -130,17 +137,13 @@ class _Opened:
         row = recipe.rows.get(name)
         config = recipe.model_copy(update={"rows": {}, "controls": ()})
         title = (row.title or name) if row else recipe.title
-        return Run(self.recipe, name, title, config, row.paper if row else {})
+        recipe_name = f"{self.recipe}@{config.world}" if config.world else self.recipe
+        return Run(recipe_name, name, title, config, row.paper if row else {})
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        known = [str(p) for p in (*Path("recipes").rglob("*.yaml"), *path.parent.glob("*.yaml"))]
-        raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint="ls recipes") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable: {error}") from None
+def _told(fault: extend.Problem) -> str:
+    place, path, message = fault
+    return f"{place}: {path}: {message}"
 
 
 def _parse(overrides: Sequence[str], problems: dict[str, None]) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def _dotted(data: Any, path: Sequence[source.Step]) -> str:
     return ".".join(words) or "recipe"
 
 
-def _line(problem: str) -> int:
-    """The line a problem is on; what has none comes first."""
-    match = re.match(r".*?:(\d+): ", problem)
-    return int(match[1]) if match else 0
+def _place(problem: str) -> tuple[str, int]:
+    """The file and line a problem is in; what has none comes first."""
+    match = re.match(r"(.*?):(\d+): ", problem)
+    return (match[1], int(match[2])) if match else ("", 0)

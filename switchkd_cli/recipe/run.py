@@ -15,6 +15,7 @@ from switchkd_cli.recipe import source
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
 
+UNKEYED = {"title", "rows", "controls", "world", "stand_ins"}  # what is said about a run, not what it does
 FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
 
 
@@ -43,7 +44,7 @@ class Run:
         config = self.config
         models = [_model_fingerprints(model) for model in (config.student, config.teacher)]
         data = [_data_fingerprints(config, name) for name in config.data]
-        return digest(config.model_dump(mode="json", exclude={"title", "rows", "controls"}), models, data)
+        return digest(config.model_dump(mode="json", exclude=UNKEYED), models, data)
 
     def leading(self) -> Run:
         """The run of the leading stages that need no teacher; the run itself when that is all it does.

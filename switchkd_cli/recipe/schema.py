@@ -43,23 +43,26 @@ class Parts(Closed):
     """A model put together from a vision tower and a language model, with a fresh projector between them.
 
     A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `feature_layer` and `feature_select`
-    are transformers' `vision_feature_layer` and `vision_feature_select_strategy`.
+    are transformers' `vision_feature_layer` and `vision_feature_select_strategy`. `allow_pickle` lets parts that
+    have no safetensors be read from pytorch_model.bin (tensors only).
     """
 
     family: str
     vision: PartSource
     language: PartSource
-    projector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
     tokenizer: Text | None = None
     feature_layer: Annotated[int, Field(strict=True)] = -2
     feature_select: Literal["full", "default"] = "full"
+    allow_pickle: bool = False
 
 
 class Checkpoint(Closed):
-    """A whole model: a folder, a hub id, or `playground:NAME`."""
+    """A whole model: a folder, a hub id, or `playground:NAME`; a Hugging Face LLaVA or a TinyLLaVA checkpoint."""
 
     family: str
     checkpoint: Text
+    allow_pickle: bool = False
 
 
 def _model_form(value: Any) -> str:
@@ -74,10 +77,17 @@ Model = Annotated[
 
 
 class DataSet(Closed):
-    """A registered source and the keyword arguments it is called with."""
+    """A registered source and the keyword arguments it is called with.
+
+    `template` writes its conversations down (none: the model's own chat template), `max_length` cuts their tokens,
+    image tokens included. Past `max_faults`, a share of its rows, unusable rows stop the run.
+    """
 
     source: str
     parameters: dict[str, Any] = {}
+    template: str | None = None
+    max_length: Count | None = None
+    max_faults: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.01
 
 
 class Term(Closed):
@@ -103,7 +113,12 @@ class Term(Closed):
 
 
 class Stage(Closed):
-    """One phase of training. `batch` counts rows (pictures) per optimiser step over all processes."""
+    """One phase of training. `batch` counts rows (pictures) per optimiser step over all processes.
+
+    `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
+    length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
+    result depends on them.
+    """
 
     name: Name
     data: str
@@ -112,6 +127,8 @@ class Stage(Closed):
     lr_scale: dict[Part, NotNegative] = {}
     batch: Count
     micro_batch: Count | None = None
+    group_by: Literal["modality_length"] | None = None
+    workers: Annotated[int, Field(strict=True, ge=0)] | None = None
     steps: Count | None = None
     epochs: Positive | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
@@ -155,7 +172,14 @@ class Row(Closed):
 
 
 class Recipe(Closed):
+    """A recipe, or one row of it, resolved.
+
+    `world` and what stands in there for what (`stand_ins`) are written by `--world`; no result depends on them.
+    """
+
     title: str
+    world: Name | None = None
+    stand_ins: dict[str, str] = {}
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     student: Model

@@ -32,6 +32,7 @@ def of_scores(runs: Sequence[Scored], columns: Columns, teacher: Mapping[str, An
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey picture"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items a benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
+    yield from stood_in(runs)
     if any(run.paper for run in runs):
         yield from of_paper(columns, runs[0].results["world"])
 
@@ -47,6 +48,17 @@ def left_out(columns: Columns) -> Iterator[str]:
         yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
     if len(columns.not_beaten) == len(columns.tasks):
         yield "no benchmark is left: there is no average"
+
+
+def stood_in(runs: Sequence[Scored]) -> Iterator[str]:
+    """What stood in for what: names that share a stand-in make rows that differ in nothing else one and the same."""
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        for name, stand_in in run.stand_ins.items():
+            names[stand_in][name] = None
+    for stand_in, replaced in names.items():
+        alike = " alike: they can't be told apart here" if len(replaced) > 1 else ""
+        yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
 
 
 def of_paper(columns: Columns, world: str) -> Iterator[str]:

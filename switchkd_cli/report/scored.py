@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Scored:
     """The stages of the resolved recipe."""
     seconds: float | None
     """How long the last stage was trained; earlier stages may be shared between runs."""
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    """What stood in for what, where the run was made in another world than its recipe's."""
 
     @property
     def name(self) -> str:
@@ -52,6 +54,7 @@ def read(folder: RunFolder) -> Scored:
     info, results = folder.info(), read_json(folder.results)
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
+    resolved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
     return Scored(
         path=folder.path,
         recipe=info["recipe"],
@@ -60,8 +63,9 @@ def read(folder: RunFolder) -> Scored:
         seed=info["seed"],
         results=results,
         paper=info.get("paper") or {},
-        stages=tuple(yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["stages"]),
+        stages=tuple(resolved["stages"]),
         seconds=_seconds(folder.metrics),
+        stand_ins=resolved.get("stand_ins") or {},
     )
 
 

@@ -1,15 +1,13 @@
-"""A saved LLaVA checkpoint as an answerer: batched greedy generation, each picture encoded once."""
+"""A LLaVA model as an answerer: batched greedy generation, each picture encoded once."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from switchkd_cli.engine.benchmarks.answerer import Answerer, Item, digest
-from switchkd_cli.engine.stored import load_weights
 
 GREY = (127, 127, 127)
 KEPT_BYTES = 2**28
@@ -24,15 +22,18 @@ class Reader(Answerer):
     """
 
     def __init__(
-        self, folder: str | Path, *, blind: bool = False, device: str | None = None, **options
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        *,
+        blind: bool = False,
+        device: str | None = None,
+        **options,
     ) -> None:
         super().__init__(**options)
         self.where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = processor
         self.processor.tokenizer.padding_side = "left"
-        # half precision is stored to be small and read to be fast: a CPU has only the first use for it
-        dtype = "float32" if self.where.type == "cpu" else "auto"
-        model = load_weights(AutoModelForImageTextToText, str(folder), "model", dtype)
         self.model = model.to(self.where).eval()
         self.blind = blind
         self._seen: dict[str, Tensor] = {}

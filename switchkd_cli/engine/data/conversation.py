@@ -1,119 +1,212 @@
-"""LLaVA-1.5 conversations as training examples: rendered by the model's own chat template, masked, cached."""
+"""Conversations as training examples: written down by a chat template, masked, cut, the picture prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from switchkd_cli.engine.batch import IGNORE, IMAGE, Example
-from switchkd_cli.engine.data.rows import is_pictured
-from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable
+from switchkd_cli.engine.data.ledger import Ledger
+from switchkd_cli.engine.data.picture import opened
+from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.data.template import template_text
 
-TURNS = ("chained", "independent")
-CACHED = 8192  # examples kept in memory
+LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
+KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory
+TRIES = 100  # rows that may fail one after another before a stand-in is given up
+
+Piece = tuple[str, str]
+"""(prompt, answer): text that is not supervised and the text after it that is."""
+
+
+class NoStandIn(Exception):
+    """Row after row can't be used: the pictures are gone, most likely."""
 
 
 class Conversations(Dataset[Example]):
-    """Rows of `{id, image?, conversations: [{from: human|gpt, value}]}` as examples.
+    """Rows as examples of a model: answers are supervised, the rest is not.
 
-    Answers are supervised, the rest is not. With `turns="chained"` a row is one conversation and each turn sees
-    the earlier ones; with `"independent"` each turn sees the picture and itself, exactly as if it were a row of
-    its own, but the picture is encoded once for all of them.
+    An answer's supervised part ends with its last special token, if it has one. Tokens past `max_length` are cut;
+    a picture never is: a row whose image tokens would not all fit is unusable. For an unusable row another one,
+    always the same, stands in and says so (`Example.instead_of`); `ledger` counts them.
     """
 
     def __init__(
         self,
-        rows: Sequence[Mapping],
-        images: Path | None,
+        rows: Rows,
         processor: LlavaProcessor,
         image_tokens: int,
-        turns: str,
+        *,
+        template: str | None = None,
+        max_length: int | None = None,
+        max_faults: float = 0.0,
     ) -> None:
-        if turns not in TURNS:
-            raise UserError(f"turns: unknown value, got {turns!r}{did_you_mean(turns, TURNS)}")
         self.rows = rows
-        self.images = images
         self.processor = processor
         self.image_tokens = image_tokens
-        self.turns = turns
-        self._example = lru_cache(CACHED)(self._build)
+        self.chat_template = template_text(template, processor)
+        self.max_length = max_length
+        self.ledger = Ledger(rows.name, len(rows), max_faults)
+        self._special = frozenset(processor.tokenizer.all_special_ids)
+        self._image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        self._kept: dict[int, Example] = {}
+        self._bytes = 0  # of the largest example so far
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return self._example(index)
+        met: list[Unusable] = []
+        for candidate in stand_ins(index, len(self)):
+            try:
+                example = self._example(candidate)
+                return replace(example, instead_of=tuple(met)) if met else example
+            except Fault as fault:
+                met.append(fault.at(candidate))
+        raise NoStandIn(
+            f"{self.rows.name}: {TRIES} rows one after another can't be used, the last: {met[-1]}"
+        )
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[N] characters of each row."""
+        return self.rows.survey.sizes
+
+    @property
+    def pictured(self) -> np.ndarray:
+        """[N] bool: rows with a picture."""
+        return self.rows.survey.pictured
+
+    @property
+    def fits(self) -> bool:
+        """Whether the whole data set may stay in memory once it is prepared, as far as was seen."""
+        return self._bytes * len(self) <= KEPT
+
+    def inspect(self) -> None:
+        """Looks at the data before it is trained on: small sets whole, of large ones a sample (the same every time).
+
+        Raises UserError when more rows can't be used than `max_faults` allows, or a path leaves the image folder.
+        """
+        rows = range(len(self))
+        if len(self) > LOOKED_AT:
+            rows = sorted(random.Random(0).sample(rows, LOOKED_AT))
+        seen = [row for index in rows for row in self._unusable(index)]
+        self.ledger.open(self.rows.survey.faults, seen, len(rows))
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": {}}
+
+    def _unusable(self, index: int) -> Iterator[Unusable]:
+        try:
+            self._example(index)
+        except Fault as fault:
+            yield fault.at(index)
+
+    def _example(self, index: int) -> Example:
+        if index in self._kept:
+            return self._kept[index]
+        example = self._build(index)
+        self._bytes = max(self._bytes, example.nbytes)
+        if self.fits:
+            self._kept[index] = example
+        return example
 
     def _build(self, index: int) -> Example:
         row = self.rows[index]
-        tokens, labels, turn = [], [], []
-        for number, (prompt, answer) in enumerate(self._pieces(row)):
-            for text, supervised in ((prompt, False), (answer, True)):
-                ids = self._encode(text)
-                tokens += ids
-                labels += ids if supervised else [IGNORE] * len(ids)
-                turn += [number if self.turns == "independent" else 0] * len(ids)
-        return Example(
-            id=str(row["id"]),
-            input_ids=torch.tensor(tokens),
-            labels=torch.tensor(labels),
-            turn=torch.tensor(turn),
-            picture=self._picture(row["image"]) if is_pictured(row) else None,
-        )
+        try:
+            tokens, labels, turn = self._cut(*self._tokens(row))
+            picture = None if row.image is None else self._prepared(row.image)
+        except Fault as fault:
+            raise Fault(str(fault), row.id) from None
+        return Example(row.id, torch.tensor(tokens), torch.tensor(labels), torch.tensor(turn), picture)
 
-    def _pieces(self, row: Mapping) -> list[tuple[str, str]]:
-        """(prompt, answer) text of each turn; for independent turns the first piece is the shared part."""
-        exchanges = exchanged(row)
-        if self.turns == "chained":
-            return self._chained(exchanges, is_pictured(row))
+    def _tokens(self, row: Row) -> tuple[list[int], list[int], list[int]]:
+        """Token ids, labels and turns."""
+        tokens, labels, turn = [], [], []
+        independent = self.rows.turns == "independent"
+        for number, (prompt, answer) in enumerate(self._pieces(row)):
+            asked, told = self._encode(prompt), self._encode(answer)
+            tokens += asked + told
+            labels += [IGNORE] * len(asked) + self._supervised(told)
+            turn += [number if independent else 0] * (len(asked) + len(told))
+        return tokens, labels, turn
+
+    def _supervised(self, answer: list[int]) -> list[int]:
+        """Labels of an answer: what the template writes after its end (a line break, mostly) is not learnt."""
+        end = max((i for i, token in enumerate(answer) if token in self._special), default=len(answer) - 1)
+        return answer[: end + 1] + [IGNORE] * (len(answer) - end - 1)
+
+    def _cut(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
+        """At most `max_length` of each. Raises Fault where this would cut the picture or leave no answer."""
+        length = len(tokens) if self.max_length is None else self.max_length
+        if self._image in tokens[length:]:
+            last = max(i for i, token in enumerate(tokens) if token == self._image)
+            raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
+        if all(label == IGNORE for label in labels[:length]):
+            raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
+        return tokens[:length], labels[:length], turn[:length]
+
+    def _pieces(self, row: Row) -> list[Piece]:
+        """The row's text; for independent turns the first piece is the shared part."""
+        pictured = row.image is not None
+        if self.rows.turns == "chained":
+            return self._chained(row.exchanges, pictured, row.system)
         pieces = [("", "")]
-        for question, answer in exchanges:
-            ((prompt, reply),) = self._chained([(question, answer)], is_pictured(row))
+        for exchange in row.exchanges:
+            ((prompt, answer),) = self._chained([exchange], pictured, row.system)
             shared, prompt = _split_after_image(prompt)
             pieces[0] = (shared, "")
-            pieces.append((prompt, reply))
+            pieces.append((prompt, answer))
         return pieces
 
-    def _chained(self, exchanges: Sequence[tuple[str, str]], pictured: bool) -> list[tuple[str, str]]:
-        messages, said, pieces = [], "", []
+    def _chained(
+        self, exchanges: Sequence[tuple[str, str]], pictured: bool, system: str | None
+    ) -> list[Piece]:
+        messages = [_message("system", system)] if system is not None else []
+        said, pieces = "", []
         for number, (question, answer) in enumerate(exchanges):
-            content = [{"type": "image"}] if pictured and number == 0 else []
-            messages.append({"role": "user", "content": [*content, {"type": "text", "text": question}]})
+            messages.append(_message("user", question, pictured=pictured and number == 0))
             asked = self._render(messages, generation=True)
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            messages.append(_message("assistant", answer))
             told = self._render(messages, generation=False)
-            pieces.append((asked.removeprefix(said), told.removeprefix(asked)))
+            if not (asked.startswith(said) and told.startswith(asked)):
+                raise Fault("the chat template rewrites earlier turns")
+            pieces.append((asked[len(said) :], told[len(asked) :]))
             said = told
         return pieces
 
     def _render(self, messages: Sequence[Mapping], *, generation: bool) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        return self.processor.apply_chat_template(
+            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generation
+        )
 
     def _encode(self, text: str) -> list[int]:
         expanded = text.replace(IMAGE, IMAGE * self.image_tokens)
         return self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
-    def _picture(self, name: str) -> Tensor:
-        with Image.open(self.images / name) as picture:
-            return self.processor.image_processor(picture.convert("RGB"), return_tensors="pt")[
-                "pixel_values"
-            ][0]
+    def _prepared(self, image: str | bytes) -> Tensor:
+        picture = opened(image, self.rows.images)
+        return self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
 
-def exchanged(row: Mapping) -> list[tuple[str, str]]:
-    """The (question, answer) pairs of a row, without the image placeholder."""
-    values = [turn["value"] for turn in row["conversations"]]
-    questions = [
-        value.replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "") for value in values[::2]
-    ]
-    return list(zip(questions, values[1::2], strict=True))
+def stand_ins(index: int, rows: int) -> Iterator[int]:
+    """The row itself, then the rows that are tried in its place: the same ones in every process."""
+    yield index
+    others = random.Random(index)
+    for _ in range(TRIES - 1):
+        yield others.randrange(rows)
+
+
+def _message(role: str, text: str, *, pictured: bool = False) -> dict:
+    content = [{"type": "image"}] if pictured else []
+    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
 
 
 def _split_after_image(prompt: str) -> tuple[str, str]:

@@ -3,16 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from transformers import LlavaProcessor
-
-from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json
+from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.playground.write import write_rows
 
 
 def playground(
-    processor: LlavaProcessor,
-    image_tokens: int,
     cache: Path,
     *,
     kind: Literal["captions", "questions", "instructions", "text"],
@@ -20,7 +16,7 @@ def playground(
     split: Literal["train", "validation", "test", "hard"] = "train",
     turns: int = 8,
     seed: int = 0,
-) -> Conversations:
+) -> Rows:
     """`pictures` scenes with `turns` turns each (`kind`: questions, captions, instructions or text).
 
     Each turn sees the picture and itself only, as the benchmarks ask.
@@ -28,4 +24,4 @@ def playground(
     folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
     images = None if kind == "text" else str(file.parent)
-    return llava_json(processor, image_tokens, cache, file=str(file), images=images, turns="independent")
+    return llava_json(cache, file=str(file), images=images, turns="independent")

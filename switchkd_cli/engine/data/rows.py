@@ -1,110 +1,138 @@
-"""LLaVA-1.5 JSON rows: read, and checked before anything is trained on them."""
+"""Rows of data, whatever file they come from: conversations that may have one picture, their texts checked."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, ImageFile
+import numpy as np
 
-from switchkd_cli.engine.batch import IMAGE
-from switchkd_cli.errors import UserError
+from switchkd_cli.engine.batch import IMAGE, Unusable
+from switchkd_cli.errors import UserError, did_you_mean
 
-FORMAT = "a list of {id, image, conversations: [{from: human, value}, {from: gpt, value}, ...]}"
-SHOWN = 5  # faulty rows named in an error; the rest are counted
+TURNS = ("chained", "independent")
 
 
-def read_rows(file: Path, images: Path | None, limit: int | None = None) -> list[dict]:
-    """Reads and checks a LLaVA-1.5 JSON file; every faulty row is counted, the first few are named.
+@dataclass(frozen=True)
+class Row:
+    """One conversation: questions and answers without placeholders; the picture comes before the first question.
 
-    Raises UserError: no file, no image folder, not such JSON, a row without an answer, a row whose `<image>`
-    placeholders are not its image's, an image that is missing, unreadable or outside its folder.
+    `image` is a path inside the data set's image folder, an encoded picture, or None.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit: must be 1 or more, got {limit}")
-    if not file.is_file():
-        raise UserError(f"{file}: no such data file", hint="check the recipe's `data`")
-    if images is not None and not images.is_dir():
-        raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not readable as JSON: {error}", hint=FORMAT) from error
-    if not isinstance(rows, list):
-        raise UserError(f"{file}: not a JSON list of rows, but a {type(rows).__name__}", hint=FORMAT)
-    if not rows:
-        raise UserError(f"{file}: holds no rows")
-    rows = rows[:limit]
-    with _cut_pictures_fail():
-        faults = [f"{file}: row {i}: {fault}" for i, row in enumerate(rows) if (fault := _fault(row, images))]
-    if faults:
-        rest = [f"... and {len(faults) - SHOWN} more of {len(rows)} rows"] if len(faults) > SHOWN else []
-        raise UserError(faults[:SHOWN] + rest, hint="mend or remove these rows; nothing was trained")
-    return rows
+
+    id: str
+    exchanges: tuple[tuple[str, str], ...]
+    image: str | bytes | None = None
+    system: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters of its text: what rows of like length are found by."""
+        return sum(len(question) + len(answer) for question, answer in self.exchanges)
 
 
-def is_pictured(row: Mapping) -> bool:
-    """Whether the row has an image; `image: null` says that it has none."""
-    return row.get("image") is not None
+class Fault(Exception):
+    """Why a row can't be used. `refused`: not even one such row is let through."""
+
+    def __init__(self, text: str, id: str = "", *, refused: bool = False) -> None:
+        self.id = id
+        self.refused = refused
+        super().__init__(text)
+
+    def at(self, row: int) -> Unusable:
+        return Unusable(row, self.id, str(self), self.refused)
 
 
-@contextmanager
-def _cut_pictures_fail() -> Iterator[None]:
-    """Pillow can be told, for a whole process, to fill truncated pictures with grey: importing lmms-eval does so."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+Parse = Callable[[object], Row]
+"""A raw row (what JSON or parquet holds) -> Row. Raises Fault."""
 
 
-def _fault(row: object, images: Path | None) -> str | None:
-    """What is wrong with a row, or None."""
-    if not isinstance(row, dict) or "id" not in row:
-        return "not a mapping with an `id`"
-    fault = _turns_fault(row) or _placeholder_fault(row) or _picture_fault(row.get("image"), images)
-    return f"{row['id']}: {fault}" if fault else None
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the texts of all N rows finds, small enough to stay in memory."""
+
+    sizes: np.ndarray  # [N] int32, characters
+    pictured: np.ndarray  # [N] bool
+    faults: tuple[Unusable, ...]
 
 
-def _turns_fault(row: Mapping) -> str | None:
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
-        return "no `conversations` list"
-    speakers = [t.get("from") for t in turns]
-    if speakers != ["human", "gpt"] * (len(turns) // 2):
-        told = ", ".join(map(str, speakers[:SHOWN])) + (", ..." if len(speakers) > SHOWN else "")
-        return f"turns must go human, gpt, human, gpt, ...; a conversation needs an answer, got {told}"
-    if not all(isinstance(t.get("value"), str) for t in turns):
-        return "a turn's value is not text"
-    return None if all(t["value"].strip() for t in turns[1::2]) else "an answer is empty"
+class Rows:
+    """The rows of one data set, read one at a time.
+
+    `images` is the folder that image paths are relative to. With `turns="chained"` a row is one conversation, with
+    `"independent"` its turns share the picture and nothing else. Raises UserError for another `turns`, and Fault
+    when a faulty row is asked for.
+    """
+
+    def __init__(
+        self,
+        raw: Sequence[object],
+        parse: Parse,
+        *,
+        images: Path | None = None,
+        turns: str = "chained",
+        name: str = "rows",
+        survey: Survey | None = None,
+    ) -> None:
+        if turns not in TURNS:
+            raise UserError(f"turns: unknown value, got {turns!r}{did_you_mean(turns, TURNS)}")
+        self.raw = raw
+        self.parse = parse
+        self.images = images
+        self.turns = turns
+        self.name = name
+        self.survey = survey or surveyed(raw, parse, images)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: int) -> Row:
+        row = checked(self.raw[index], self.parse, self.images)
+        return row if row.id else replace(row, id=str(index))
 
 
-def _placeholder_fault(row: Mapping) -> str | None:
-    """An image is seen once, before the first question: the only place that its placeholder may say."""
-    counts = [turn["value"].count(IMAGE) for turn in row["conversations"]]
-    wanted = int(is_pictured(row))
-    if counts == [wanted] + [0] * (len(counts) - 1):
-        return None
-    expected = "one, in the first question" if wanted else "none, as the row has no image"
-    places = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
-    return f"{IMAGE} placeholders: {expected}; got {places}"
+def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
+    """Looks at every row's text once; pictures are not opened."""
+    sizes, pictured, faults = array("i"), array("b"), []
+    for number, value in enumerate(raw):
+        try:
+            row = checked(value, parse, images)
+            sizes.append(row.size)
+            pictured.append(row.image is not None)
+        except Fault as fault:
+            faults.append(fault.at(number))
+            sizes.append(0)
+            pictured.append(False)
+    return Survey(np.array(sizes, np.int32), np.array(pictured, bool), tuple(faults))
 
 
-def _picture_fault(image: object, images: Path | None) -> str | None:
-    if image is None:
-        return None
-    if not isinstance(image, str):
-        return f"an image is named by one path, got {image!r}"
-    if images is None:
-        return "has an image, but the data names no `images` folder"
-    if Path(image).is_absolute() or ".." in Path(image).parts:
-        return f"image path leaves its folder: {image}"
-    path = images / image
-    if not path.is_file():
-        return f"no such image: {path}"
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
-        return f"unreadable image {path}: {error}"
-    return None
+def checked(value: object, parse: Parse, images: Path | None) -> Row:
+    """The row, its image path known to stay inside the image folder. Raises Fault."""
+    row = parse(value)
+    if isinstance(row.image, str):
+        if images is None:
+            raise Fault("has an image, but the data names no `images` folder", row.id)
+        if row.image.startswith("/") or ".." in row.image or "\\" in row.image:  # nearly never: look closer
+            path = Path(row.image.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts:
+                raise Fault(f"image path leaves its folder: {row.image}", row.id, refused=True)
+    return row
+
+
+def paired(texts: Sequence[str], pictured: bool) -> tuple[tuple[str, str], ...]:
+    """(question, answer) pairs of alternating texts, placeholders taken out. Raises Fault.
+
+    An image is seen once, before the first question: the only place that its placeholder may say.
+    """
+    if not all(map(str.strip, texts[1::2])):
+        raise Fault("an answer is empty")
+    counts = [text.count(IMAGE) for text in texts]
+    wanted = int(pictured)
+    if counts[0] != wanted or any(counts[1:]):
+        expected = "one, in the first question" if wanted else "none, as the row has no image"
+        places = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
+        raise Fault(f"{IMAGE} placeholders: {expected}; got {places}")
+    first = texts[0].replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "")
+    return tuple(zip((first, *texts[2::2]), texts[1::2], strict=True))

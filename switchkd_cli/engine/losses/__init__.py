@@ -9,18 +9,24 @@ gradient reaches the teacher. Averaging over positions is the objective's work, 
 from .bild import bild
 from .cross_entropy import cross_entropy
 from .dbild import dbild
+from .dbild_forward import dbild_forward
 from .forward_kl import forward_kl
 from .jensen_shannon import jensen_shannon
 from .knee import effective_k, knee_rank
+from .knee_kl import knee_kl
 from .reverse_kl import reverse_kl
+from .skewed_kl import skewed_kl
 
 __all__ = [
     "bild",
     "cross_entropy",
     "dbild",
+    "dbild_forward",
     "effective_k",
     "forward_kl",
     "jensen_shannon",
+    "knee_kl",
     "knee_rank",
     "reverse_kl",
+    "skewed_kl",
 ]

@@ -68,4 +68,4 @@ def _descending(logits: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
 def _first(ids: Tensor, k: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
     """Cut the sorted ids at the longest row."""
     k = k.minimum((~absent).sum(-1))
-    return ids[:, : max([2, *k.tolist()])], k
+    return ids[:, : max([2, *k.tolist()])].clone(), k  # a view would keep whole rows until the backward pass

@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipVisionModel,
+)
 
 from switchkd_cli.engine.batch import Batch
+
+TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
+CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+
+
+def features_of(config: LlavaConfig) -> int:
+    """Features of one picture as the vision tower hands them to the projector.
+
+    "default" drops the first: CLIP's class token, or a SigLIP tower's first patch.
+    """
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    dropped = config.vision_feature_select_strategy == "default"
+    return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
+
+
+def image_tokens_of(config: LlavaConfig) -> int:
+    """Tokens that one picture takes in the language model's sequence; a pooling projector makes them fewer."""
+    return features_of(config) // getattr(config, "projector_pooling", 1) ** 2
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All of a model but its weights."""
+    """All of a model but its weights, which `weights` reads or draws in a given dtype.
+
+    `notes` says what was decided while reading that the files themselves don't say.
+    """
 
     config: LlavaConfig
     processor: LlavaProcessor
+    weights: Callable[[str], LlavaForConditionalGeneration] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def image_tokens(self) -> int:
         """Tokens that one picture takes in the language model's sequence."""
-        vision = self.config.vision_config
-        dropped = self.config.vision_feature_select_strategy == "default"
-        extra = self.processor.num_additional_image_tokens
-        return (vision.image_size // vision.patch_size) ** 2 + extra - int(dropped)
+        return image_tokens_of(self.config)
+
+    def build(self, dtype: str = "float32") -> Llava:
+        """The model itself. Raises UserError for weights that are not the config's."""
+        return Llava(self.weights(dtype), self.processor)
 
 
 class Llava(nn.Module):
@@ -67,19 +99,19 @@ class Llava(nn.Module):
     @property
     def image_tokens(self) -> int:
         """Tokens that one picture takes in the language model's sequence."""
-        return Blueprint(self.model.config, self.processor).image_tokens
+        return image_tokens_of(self.model.config)
 
     def see(self, pictures: Tensor) -> Tensor:
-        """V: pictures [P, 3, H, W] -> features [P, image_tokens, vision width]."""
+        """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config."""
         config = self.model.config
         if not len(pictures):
-            return pictures.new_zeros(0, self.image_tokens, config.vision_config.hidden_size)
+            return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
         output = self.model.model.vision_tower(pictures, output_hidden_states=True)
         features = output.hidden_states[config.vision_feature_layer]
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
     def project(self, features: Tensor) -> Tensor:
-        """P: features [P, image_tokens, vision width] -> tokens [P, image_tokens, language width]."""
+        """P: features [P, F, vision width] -> tokens [P, image_tokens, language width]."""
         return self.model.model.multi_modal_projector(features)
 
     def decode(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""Bytes that a forward pass leaves for the backward pass.
+
+These follow from what transformers' modules save, counted with autograd's hooks on small models (tests/test_cost_memory.py
+does so again). Per position of a layer of width d and inner width f, with r bytes a number in the residual stream
+and c in a matrix product:
+
+    language  norms        2 (4 d + 4), and 2 r d where their weights are trained
+              matrices     their inputs where trained: (3 + 2) c d if each is cast by itself, else 2 r d
+              attention    query, key, value, output c each (keys repeated for every head under a mask), 4 a head
+              mask         c T
+              gated MLP    3 c f, and c f where trained
+    vision    norms        2 r d
+              matrices     their inputs: (3 + 1) c d if each is cast by itself, else 2 r d
+              attention    4 c d
+              MLP          2 c f; 3 c f with CLIP's quick GELU
+
+A frozen part through which no gradient goes leaves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
+from switchkd_cli.engine.cost.step import Rows, Terms
+
+SAVED_BY_MLP = {"quick_gelu": 3}  # tensors of inner width; other activations leave two
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of a number: stored weights, residual stream, matrix products. `cast`: weights are cast for each pass."""
+
+    weight: int
+    residual: int
+    compute: int
+
+    @property
+    def cast(self) -> bool:
+        return self.compute != self.residual
+
+
+FP32 = Precision(4, 4, 4)
+AUTOCAST = Precision(4, 4, 2)  # torch's mixed precision, as Accelerate sets it up
+BF16 = Precision(2, 2, 2)  # a bf16 model, as DeepSpeed trains it
+
+
+def activations(
+    student: Shape,
+    teacher: Shape | None,
+    rows: Rows,
+    terms: Terms,
+    precision: Precision,
+    *,
+    checkpointing: bool = False,
+) -> dict[str, float]:
+    """Bytes of one micro-batch by path. With `checkpointing` a layer leaves its input, and one layer all of it."""
+    kept: dict[str, float] = {}
+    vision, language = terms.trains("vision"), terms.trains("language")
+    if vision:
+        kept["vision"] = tower(student.vision, rows, precision, checkpointing)
+    if terms.student:
+        kept["student"] = projector(
+            student.projector, rows, precision, trained=terms.trains("projector"), passed=vision
+        ) + reader(student.language, rows, precision, language, checkpointing)
+    if teacher is not None and terms.switch:
+        kept["switch"] = projector(teacher.projector, rows, precision, trained=False, passed=True) + reader(
+            teacher.language, rows, precision, False, checkpointing
+        )
+    return kept
+
+
+def casts(student: Shape, teacher: Shape | None, terms: Terms, precision: Precision) -> float:
+    """Bytes of the cast matrices that the graph holds (autocast casts weights anew for every micro-batch)."""
+    if not precision.cast:
+        return 0.0
+    entries = 0
+    seen, vision = student.vision, terms.trains("vision")
+    if vision:
+        entries += seen.used * seen.weights + 3 * seen.patch**2 * seen.width
+    if terms.student:
+        entries += _matrices(student, vision or terms.trains("projector"))
+    if teacher is not None and terms.switch:
+        entries += _matrices(teacher, True)
+    return precision.compute * entries
+
+
+def tower(t: Tower, rows: Rows, p: Precision, checkpointing: bool) -> float:
+    """V up to its feature layer, all of it trained."""
+    inner = SAVED_BY_MLP.get(t.activation, 2)
+    inputs = 4 * p.compute if p.cast else 2 * p.residual
+    layer = t.width * (2 * p.residual + inputs + 4 * p.compute) + inner * p.compute * t.inner
+    positions = rows.pictures * t.positions
+    pictures = rows.pictures * 3 * t.image**2 * p.compute
+    return positions * _layers(t.used, layer, t.width * p.residual, checkpointing) + pictures
+
+
+def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: bool) -> float:
+    """P: the input of its GELU, and the inputs of its matrices where they are trained."""
+    if not (trained or passed):
+        return 0.0
+    features = rows.pictures * m.features
+    return features * p.compute * (m.width + trained * (m.seen + m.width))
+
+
+def reader(r: Reader, rows: Rows, p: Precision, trained: bool, checkpointing: bool) -> float:
+    """L, a gradient going through to its input; `trained` or frozen. The head's input is at kept positions only."""
+    norm = 4 * r.width + 4 + trained * p.residual * r.width
+    inputs = trained * r.width * (5 * p.compute if p.cast else 2 * p.residual)
+    keys = r.queries if rows.masked else r.keys
+    attention = p.compute * (2 * r.queries + 2 * keys) + 4 * r.heads + rows.masked * p.compute * rows.length
+    mlp = (3 + trained) * p.compute * r.inner
+    positions = rows.rows * rows.length
+    body = _layers(r.layers, 2 * norm + inputs + attention + mlp, r.width * p.residual, checkpointing)
+    return positions * (body + norm) + trained * rows.kept * r.width * p.compute
+
+
+def _layers(count: int, whole: float, entry: float, checkpointing: bool) -> float:
+    """Bytes per position of a stack of layers."""
+    return count * entry + whole if checkpointing else count * whole
+
+
+def _matrices(shape: Shape, projected: bool) -> int:
+    """Entries of the matrices of L with its head, and of P where a gradient goes through it."""
+    r, m = shape.language, shape.projector
+    return r.layers * r.weights + r.width * r.vocabulary + projected * m.width * (m.seen + m.width)

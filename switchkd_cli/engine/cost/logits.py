@@ -1,0 +1,57 @@
+"""Bytes of logits and losses at the kept positions.
+
+There are N kept positions and V columns. Each path's logits stay for the whole step, and a loss takes its own copy of
+those it compares, in float32. The figures of a loss are bytes for each of the N V logits, counted with autograd's hooks
+and the profiler (tests/test_cost_memory.py does so again): what it leaves for the backward pass, and what it holds for
+a moment, while its forward pass sorts and exponentiates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from switchkd_cli.engine.cost.activations import Precision
+from switchkd_cli.engine.cost.shape import Shape
+from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.losses.differences import BLOCK
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes a logit. A loss `in_blocks` holds its momentary bytes for one block of rows at a time."""
+
+    left: float
+    momentary: float
+    in_blocks: bool = False
+
+
+# A knee near a thirtieth of the vocabulary (docs/method.md) leaves 40 bytes for each id in front of it.
+FOOTPRINTS = {
+    "cross_entropy": Footprint(4, 10),
+    "forward_kl": Footprint(9, 28),
+    "reverse_kl": Footprint(13, 24),
+    "jensen_shannon": Footprint(29, 36),
+    "bild": Footprint(0.1, 32, in_blocks=True),
+    "dbild": Footprint(2, 38, in_blocks=True),
+}
+UNKNOWN = Footprint(16, 32)
+"""A loss that nobody has measured."""
+
+
+def logits(
+    student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision, vocabulary: int
+) -> float:
+    """Bytes at the moment when they are most: all logits, what the losses leave, and the largest loss at work."""
+    heads = [student.language.vocabulary] * terms.student
+    if teacher is not None:
+        heads += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
+    whole = rows.kept * precision.compute * sum(heads)
+    left, momentary = 0.0, 0.0
+    for name, share in terms.losses.items():
+        footprint = FOOTPRINTS.get(name, UNKNOWN)
+        compared = rows.kept * share * vocabulary
+        chosen = 2 * precision.compute * compared  # of both sides, or of one and its gradient
+        at_once = min(compared, BLOCK) if footprint.in_blocks else compared
+        left += footprint.left * compared
+        momentary = max(momentary, footprint.momentary * at_once + chosen)
+    return whole + left + momentary

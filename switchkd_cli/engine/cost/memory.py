@@ -1,0 +1,89 @@
+"""Bytes of one GPU in one stage, by component, and the largest micro-batch that fits.
+
+ZeRO 0 is torch's own mixed precision: float32 weights and gradients, two float32 moments of AdamW, and bf16 copies of the
+matrices for the time of a micro-batch; several GPUs add DDP's buckets. ZeRO 1 to 3 is a bf16 model as DeepSpeed trains
+it: bf16 weights and gradients, and float32 weights and moments, shared out among the GPUs. ZeRO 1 shares out what AdamW
+keeps, 2 the gradients too, 3 the student's weights too. The teacher is whole on every GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, Precision, activations, casts
+from switchkd_cli.engine.cost.logits import logits
+from switchkd_cli.engine.cost.shape import Shape
+from switchkd_cli.engine.cost.step import Rows, Terms
+
+MOMENTS = 8  # bytes of AdamW's two float32 moments of a parameter
+MASTER = 4  # bytes of a float32 copy of a bf16 parameter
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of the student, of those that the stage trains, and of a teacher that is there (0: none)."""
+
+    student: int
+    trained: int
+    teacher: int
+
+
+def precision_of(name: str, zero: int) -> Precision:
+    """How a recipe's precision is computed with."""
+    if name == "fp32":
+        return FP32
+    return BF16 if zero else AUTOCAST
+
+
+def states(sizes: Sizes, precision: Precision, gpus: int, zero: int) -> dict[str, float]:
+    """Bytes that stay from step to step: weights, gradients, optimiser."""
+    mine = {stage: gpus if zero >= stage else 1 for stage in (1, 2, 3)}
+    master = MASTER if precision is BF16 else 0
+    buckets = precision.weight if gpus > 1 and not zero else 0
+    return {
+        "student weights": precision.weight * sizes.student / mine[3],
+        "teacher weights": precision.weight * sizes.teacher,
+        "gradients": (precision.weight / mine[2] + buckets) * sizes.trained,
+        "optimiser": (MOMENTS + master) * sizes.trained / mine[1],
+    }
+
+
+def step_memory(
+    student: Shape,
+    teacher: Shape | None,
+    sizes: Sizes,
+    rows: Rows,
+    terms: Terms,
+    precision: Precision,
+    vocabulary: int,
+    *,
+    gpus: int = 1,
+    zero: int = 0,
+    checkpointing: bool = False,
+) -> dict[str, float]:
+    """Bytes of one GPU by component at a step's fullest moment.
+
+    That is the end of the forward pass; or the optimiser's step, which holds a float32 number for each parameter it
+    trains, when all else is small.
+    """
+    layers = activations(student, teacher, rows, terms, precision, checkpointing=checkpointing)
+    full = {
+        "bf16 copies": casts(student, teacher, terms, precision),
+        "activations": sum(layers.values()),
+        "logits": logits(student, teacher, rows, terms, precision, vocabulary),
+    }
+    update = MASTER * sizes.trained / (gpus if zero else 1)
+    beyond = max(0.0, update - sum(full.values()))
+    return {**states(sizes, precision, gpus, zero), **full, "optimiser's step": beyond}
+
+
+def largest(micros: list[int], bytes_of: Callable[[int], float], available: float) -> int | None:
+    """The largest of the micro-batches that fits; None where not even the smallest does."""
+    return max((micro for micro in micros if bytes_of(micro) <= available), default=None)
+
+
+def scaled(rows: Rows, micro: int, *, kept: float) -> Rows:
+    """Rows of another number and the same kind."""
+    share = micro / rows.rows
+    return replace(rows, rows=micro, pictures=rows.pictures * share, kept=kept)

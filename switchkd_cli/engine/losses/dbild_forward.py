@@ -1,0 +1,27 @@
+"""DBiLD with the forward divergence: what the paper's choice of the reverse one is measured against."""
+
+from functools import partial
+
+from torch import Tensor
+
+from .differences import difference_kl, in_row_blocks, led_sides
+from .knee import top_knee
+
+
+@in_row_blocks
+def dbild_forward(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    temperature: float = 3.0,
+    window: int | None = None,
+    min_k: int = 3,
+    max_k: int | None = None,
+) -> Tensor:
+    """Return L_t + L_s for each row of logits [N, V], in nats, [N]: as dbild, with KL(p_T || p_S) on both sides.
+
+    With bounds min_k = max_k it is bild.
+    """
+    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
+    sides = led_sides(teacher_logits, student_logits, knee)
+    return sum(difference_kl(side.teacher, side.student, side.k, temperature) for side in sides)

@@ -1,0 +1,45 @@
+"""A LLaVA model as a Hugging Face folder: SigLIP or CLIP, a projector, and a language model."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
+
+from switchkd_cli.engine.models import ldpnet
+from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint
+from switchkd_cli.engine.stored import Stored, explained
+from switchkd_cli.engine.weights import check_weights, load_weights
+from switchkd_cli.errors import UserError
+
+TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
+
+
+def read(stored: Stored) -> Blueprint:
+    """The folder's config and processor; of its weights only the files' headers are read.
+
+    Raises UserError for a folder that is empty, broken or of another family.
+    """
+    with explained(f"{stored}: no readable config"):
+        config = AutoConfig.from_pretrained(stored.folder)
+    if config.model_type not in TYPES or config.vision_config.model_type not in TOWERS:
+        tower = f" with a {config.vision_config.model_type}" if config.model_type in TYPES else ""
+        raise UserError(
+            f"{stored} is a {config.model_type} checkpoint{tower}, not llava with {' or '.join(TOWERS)}",
+            hint="name a LlavaForConditionalGeneration or TinyLLaVA folder, for example a run's model/",
+        )
+    with explained(f"{stored}: no readable processor"):
+        processor = AutoProcessor.from_pretrained(stored.folder, backend="pil")
+    check_weights(stored)
+    return Blueprint(
+        config, counting(processor, config), partial(load_weights, AutoModelForImageTextToText, stored)
+    )
+
+
+def counting(processor: LlavaProcessor, config: LlavaConfig) -> LlavaProcessor:
+    """The processor, told how to count image tokens where it was saved before it had to know."""
+    if processor.patch_size is None:
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = CLASS_TOKENS[config.vision_config.model_type]
+    return processor

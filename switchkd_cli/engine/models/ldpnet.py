@@ -1,0 +1,68 @@
+"""LDPNetV2, MobileVLM V2's projector, in a LLaVA model: 144 tokens from CLIP's 576 features.
+
+transformers' Llava has no other projector than its MLP. So this is a model type of its own, a subclass that
+differs in the projector alone; transformers' Auto classes know it once this module is imported.
+"""
+
+import math
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaModel
+
+
+class LlavaLdpConfig(LlavaConfig):
+    """A LlavaConfig whose projector pools `projector_pooling` x `projector_pooling` features into a token."""
+
+    model_type = "llava_ldpnetv2"
+    projector_pooling: int = 2
+
+
+class LDPNetV2(nn.Module):
+    """Linear, GELU, Linear on each feature; average pooling over the grid; a depth-wise 3x3 convolution added on.
+
+    Source: MobileVLM V2 (arXiv 2402.03766), section 3.2. The pooling there is adaptive to 12 x 12; from its
+    24 x 24 grid that is the mean of each 2 x 2 block, which is what is computed here for any even grid.
+    """
+
+    def __init__(self, config: LlavaLdpConfig) -> None:
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(width, width)
+        self.pool = nn.AvgPool2d(config.projector_pooling)
+        self.position = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [P, S * S, vision width], row by row -> tokens [P, (S / pooling)^2, language width]."""
+        side = math.isqrt(features.shape[1])
+        tokens = self.linear_2(self.act(self.linear_1(features)))
+        grid = self.pool(tokens.transpose(1, 2).unflatten(2, (side, side)))
+        return (grid + self.position(grid)).flatten(2).transpose(1, 2)
+
+
+class LlavaLdpModel(LlavaModel):
+    """transformers' LlavaModel with LDPNetV2 between its halves."""
+
+    config: LlavaLdpConfig
+
+    def __init__(self, config: LlavaLdpConfig) -> None:
+        super().__init__(config)
+        self.multi_modal_projector = LDPNetV2(config)
+        self.post_init()
+
+
+class LlavaLdpForConditionalGeneration(LlavaForConditionalGeneration):
+    """transformers' LlavaForConditionalGeneration over such a model."""
+
+    config: LlavaLdpConfig
+
+    def __init__(self, config: LlavaLdpConfig) -> None:
+        super().__init__(config)
+        self.model = LlavaLdpModel(config)
+        self.post_init()
+
+
+AutoConfig.register(LlavaLdpConfig.model_type, LlavaLdpConfig)
+AutoModelForImageTextToText.register(LlavaLdpConfig, LlavaLdpForConditionalGeneration)

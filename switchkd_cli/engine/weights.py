@@ -1,0 +1,154 @@
+"""Weights: known to be whole before anything is built, and read from safetensors unless pickles are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from switchkd_cli.engine.stored import Stored, explained, line
+from switchkd_cli.errors import UserError
+
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
+
+
+def check_weights(*stored: Stored) -> None:
+    """Raises UserError, naming all of them, unless the weights are whole files of a kind that may be read.
+
+    Of safetensors files the headers are read, of pickles nothing.
+    """
+    problems, hint = [], "copy or fetch the checkpoint again"
+    for one in stored:
+        try:
+            files = weight_files(one)
+        except UserError as error:
+            problems += error.problems
+            hint = error.hint
+        else:
+            damaged = next(filter(None, map(_damage, files)), None)
+            problems += [f"{one}: {damaged}"] if damaged else []
+    if problems:
+        raise UserError(problems, hint=hint)
+
+
+def weight_files(stored: Stored) -> list[Path]:
+    """The files of a checkpoint's weights; safetensors where there are any."""
+    for name in (SAFE, PICKLED) if stored.allow_pickle else (SAFE,):
+        if stored.has(name):
+            return [stored.folder / name]
+        if stored.has(f"{name}.index.json"):
+            shards = stored.json(f"{name}.index.json").get("weight_map", {}).values()
+            return [stored.folder / Path(shard).name for shard in sorted(set(shards))]  # never elsewhere
+    pickled = sorted(file.name for pattern in PICKLES for file in stored.folder.glob(pattern))
+    if pickled and not stored.allow_pickle:
+        raise UserError(
+            f"{stored}: only pickled weights ({pickled[0]}), which could run code when read",
+            hint=f"save the model as {SAFE}: model.save_pretrained(folder) in transformers does; or allow reading "
+            "its tensors, and nothing else: allow_pickle: true beside the model's name, --allow-pickle of switchkd eval",
+        )
+    raise UserError(
+        f"{stored}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to"
+    )
+
+
+def tensors(stored: Stored) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint by its stored name, mapped from the files rather than copied to memory.
+
+    Pickles are read by `torch.load(weights_only=True)`: one that holds anything but tensors is refused.
+    """
+    held: dict[str, Tensor] = {}
+    for file in weight_files(stored):
+        with explained(f"{stored}: {file.name}: no readable weights"):
+            held |= _safe(file) if file.suffix == ".safetensors" else _unpickled(file, stored)
+    return held
+
+
+def load_weights(
+    model_class: type[AnyModel], stored: Stored, dtype: str = "float32", **options: Any
+) -> AnyModel:
+    """The model with the weights that are stored for it, in transformers' own layout.
+
+    Raises UserError where tensors are absent or of another shape: they would stay random, silently.
+    """
+    safe = weight_files(stored)[0].suffix == ".safetensors"
+    return _loaded(model_class, stored, stored.folder, dtype, use_safetensors=safe, **options)
+
+
+def take_weights(
+    model_class: type[AnyModel],
+    stored: Stored,
+    state: Mapping[str, Tensor],
+    dtype: str = "float32",
+    **options,
+) -> AnyModel:
+    """The model with the tensors of `state`, which are named as the model's own. Raises as `load_weights` does."""
+    return _loaded(model_class, stored, None, dtype, state_dict=dict(state), **options)
+
+
+def _loaded(
+    model_class: type[AnyModel], stored: Stored, where: Path | None, dtype: str, **options
+) -> AnyModel:
+    with explained(f"{stored}: no readable weights"):
+        model, told = model_class.from_pretrained(
+            where,
+            dtype=dtype,
+            output_loading_info=True,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # not ignored: told below, in our words
+            **options,
+        )
+    _check_complete(stored, sorted(told["missing_keys"]), sorted(told["mismatched_keys"]))
+    return model
+
+
+def _check_complete(stored: Stored, absent: list[str], misshapen: Iterable[tuple]) -> None:
+    problems = []
+    if absent:
+        problems.append(f"{stored}: {len(absent)} tensors are not in the weights, such as {absent[0]}")
+    if misshapen := list(misshapen):
+        tensor, theirs, wanted = misshapen[0]
+        shapes = f"{list(theirs)}, config.json says {list(wanted)}"
+        problems.append(f"{stored}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
+    if problems:
+        raise UserError(problems, hint="the weights and config.json are not of one model")
+
+
+def _safe(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as held:
+        return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _unpickled(file: Path, stored: Stored) -> dict[str, Tensor]:
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    except UnpicklingError:
+        raise UserError(
+            f"{stored}: {file.name} holds more than tensors, and was not read: it could run code",
+            hint=f"ask whoever made it for {SAFE}",
+        ) from None
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise UserError(f"{stored}: {file.name} is not a mapping of names to tensors")
+    return held
+
+
+def _damage(file: Path) -> str | None:
+    """Why a file of weights can't be read, or None."""
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if file.suffix != ".safetensors":
+        return None if file.stat().st_size else f"{file.name} is empty"
+    try:
+        with safe_open(file, "pt"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return f"{file.name} is damaged or cut short ({line(error)})"

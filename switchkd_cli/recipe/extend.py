@@ -1,0 +1,98 @@
+"""A recipe file as plain data, with the recipe that it extends underneath.
+
+`extends: table1_0.5b.yaml` names a recipe in the same folder. Its keys are taken over, except its title, rows and
+controls; a key that this file writes takes the other's place; then `drop` and `set` patch what is there, in the
+language of rows. Every value keeps the place where it was written, so that errors point at the right file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.recipe import patch, source
+from switchkd_cli.recipe.source import PlacedDict
+
+EXTENDS = "extends"
+OWN = ("title", "rows", "controls")  # said by each recipe for itself
+
+Problem = tuple[str, str, str]  # place, dotted path, message
+
+
+def read(path: Path, above: Sequence[Path] = ()) -> tuple[Any, list[Problem]]:
+    """The file's data, whole, and what is wrong with its `drop` and `set`.
+
+    `above` are the files that extend this one. Raises UserError for a file that can't be read, is no mapping, or
+    extends what it can't.
+    """
+    data = source.read(_text(path), str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping, got {'nothing' if data is None else repr(data)}")
+    if EXTENDS not in data:
+        return data, []
+    base, problems = read(_extended(data, path, above), (*above, path))
+    whole = PlacedDict(data.place)
+    for layer, left_out in ((base, OWN), (data, (EXTENDS, "drop", "set"))):
+        for key, value in layer.items():
+            if key not in left_out:
+                whole[key] = value
+                whole.places[key] = layer.places[key]
+    patched, found = patched_by(data, whole)
+    return patched, problems + found
+
+
+def patched_by(layer: Any, data: Any, at: tuple[source.Step, ...] = ()) -> tuple[Any, list[Problem]]:
+    """`data` with the `drop` and `set` of `layer` applied as far as they can be; `at` is where they stand in it."""
+    problems: list[Problem] = []
+    inside = layer
+    for step in at:
+        inside = inside[step]
+    dropped = inside.get("drop")
+    for term in dropped if isinstance(dropped, list) else ():
+        try:
+            data = patch.drop(data, [term])
+        except patch.PatchError as error:
+            problems.append(
+                (source.where(layer, (*at, "drop")), ".".join(map(str, (*at, "drop"))), str(error))
+            )
+    changes = inside.get("set")
+    for dotted, value in changes.items() if isinstance(changes, dict) else ():
+        path = (*at, "set", dotted)
+        place = source.where(layer, path)
+        try:
+            data = patch.apply(data, {dotted: value}, place=place)
+        except patch.PatchError as error:
+            problems.append((place, ".".join(map(str, path)), str(error)))
+    return data, problems
+
+
+def _extended(data: PlacedDict, path: Path, above: Sequence[Path]) -> Path:
+    """The file that `data`, read from `path`, extends."""
+    name, place = data[EXTENDS], source.where(data, (EXTENDS,))
+    if not isinstance(name, str) or "/" in name:
+        raise UserError(f"{place}: {EXTENDS}: must name a recipe file in the same folder, got {name!r}")
+    file = path.with_name(name)
+    if not file.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.yaml") if p != path)
+        raise UserError(f"{place}: {EXTENDS}: no such recipe, got {name!r}{did_you_mean(name, beside)}")
+    if file in (*above, path):
+        circle = " -> ".join(p.name for p in (*above, path, file))
+        raise UserError(f"{place}: {EXTENDS}: goes round in a circle: {circle}")
+    for key in ("drop", "set"):
+        wanted = list if key == "drop" else dict
+        if not isinstance(data.get(key, wanted()), wanted):
+            kind = "list" if key == "drop" else "mapping"
+            raise UserError(f"{source.where(data, (key,))}: {key}: must be a {kind}, got {data[key]!r}")
+    return file
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = [str(p) for p in (*Path("recipes").rglob("*.yaml"), *path.parent.glob("*.yaml"))]
+        raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint="ls recipes") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable: {error}") from None
