@@ -24,7 +24,7 @@ def show_all(forecasts: Sequence[Forecast]) -> None:
     downloads = {d.name + d.where: d for forecast in forecasts for d in forecast.downloads}
     for machine in dict.fromkeys(forecast.machine for forecast in forecasts):
         print(f"machine  {machine}")
-    print(f"hours    {_sum([stage.hours for stage in stages.values()], _number)} for what is to be trained")
+    print(f"time     {_sum([stage.hours for stage in stages.values()], _time)} for what is to be trained")
     print(f"disk     {_sum([stage.checkpoint for stage in stages.values()], _gigabytes)} of saved students")
     for download in downloads.values():
         print(f"fetch    {_download(download)}")
@@ -90,7 +90,7 @@ _LINES: dict[str, Callable[[StageForecast], str]] = {
 }
 _ENDS: dict[str, Callable[[StageForecast], str]] = {
     "TFLOP a step": lambda stage: _number(stage.flops and stage.flops / 1e12),
-    "hours": lambda stage: "reused" if stage.reused else _number(stage.hours),
+    "time": lambda stage: "reused" if stage.reused else _time(stage.hours),
     "saved student": lambda stage: _gigabytes(stage.checkpoint),
 }
 
@@ -121,7 +121,21 @@ def _number(value: float | None) -> str:
 
 
 def _count(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value / 1e6:,.1f} M"
+    if value is None:
+        return UNKNOWN
+    return f"{value / 1e6:,.1f} M" if value >= 1e5 else f"{value / 1e3:,.1f} K"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return UNKNOWN
+    return (
+        f"{hours:,.1f} h"
+        if hours >= 1
+        else f"{60 * hours:.1f} min"
+        if hours >= 1 / 60
+        else f"{3600 * hours:.1f} s"
+    )
 
 
 def _memory(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from switchkd_cli import runs
 from switchkd_cli.engine.contract import Vocabulary, agree
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
+from switchkd_cli.engine.models.llava import image_tokens_of
 from switchkd_cli.engine.plan.downloads import downloads
 from switchkd_cli.engine.plan.look import CUT, Look, look
 from switchkd_cli.engine.plan.models import PUBLISHED, Known, Unknown, known
@@ -30,11 +31,11 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
     """
     config = run.config
     student = known(config.student, "student", made)
-    taught = config.teacher is not None and any(stage.needs_teacher for stage in config.stages)
-    teacher = known(config.teacher, "teacher", made) if taught else None
-    models = {"student": (config.student, student)} | (
-        {"teacher": (config.teacher, teacher)} if taught else {}
-    )
+    models = {"student": (config.student, student)}
+    if config.teacher is not None:
+        models["teacher"] = config.teacher, known(config.teacher, "teacher", made)
+    taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
+    teacher = models["teacher"][1] if taught else None
     vocabulary = _vocabulary(student, teacher)
     sizes = {who: parameters(m.config) for who, (_, m) in models.items() if isinstance(m, Known)}
     pairing = None
@@ -57,7 +58,10 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         str(vocabulary) if vocabulary else "vocabulary: unknown until both models are here",
         stages,
         tuple(downloads(config, sizes)),
-        tuple(_notes(run, [m for _, m in models.values()], looks, machine)),
+        (
+            *_notes(run, [model for _, model in models.values()], looks, machine),
+            *_micro_batches(run, stages),
+        ),
     )
 
 
@@ -78,7 +82,7 @@ def _model(who: str, spec: Model, model: Known | Unknown, size: Parameters | Non
         else (spec.checkpoint,)
     )
     name = " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
-    tokens = model.config.image_seq_length if isinstance(model, Known) else None
+    tokens = image_tokens_of(model.config) if isinstance(model, Known) else None
     return ModelForecast(who, name, size.total if size else {}, tokens, model.source)
 
 
@@ -141,3 +145,19 @@ def _notes(
             "this version trains in one process: several GPUs and ZeRO are planned for here, and not launched yet"
         )
     return notes
+
+
+def _micro_batches(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
+    """What the recipe should say of micro-batches and does not."""
+    for stage, figures in zip(run.config.stages, stages, strict=True):
+        field, each = f"stages.{stage.name}.micro_batch", figures.batch // figures.gpus
+        if figures.micro is None:
+            continue
+        if figures.largest is None:
+            yield f"{run.row}: {stage.name} does not fit: not even one row of the longest at a time"
+        elif stage.micro_batch is None and figures.micro < each:
+            yield f"{run.row}: set {field}={figures.micro}: without it all {each} rows of a GPU are held at once"
+        elif stage.micro_batch is not None and figures.largest < figures.micro:
+            yield f"{run.row}: {field}={figures.micro} does not fit, {figures.largest} does"
+        elif stage.micro_batch not in (None, figures.micro):
+            yield f"{run.row}: {field}={stage.micro_batch} does not divide {each} rows of a GPU: {figures.micro} taken"
