@@ -34,7 +34,15 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move earlier runs 
 World = Annotated[
     str | None, typer.Option(help="Run the rows with small stand-ins for models and data: playground.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it needs, and stop.")]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="Plan for such GPUs, as in gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2 (what a bf16 recipe is "
+        "planned for if nothing is said). Only with --dry-run.",
+    ),
+]
 
 RUNS = Path("runs")
 
@@ -49,11 +57,22 @@ def pretrain(
     out: Out = RUNS,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    machine: Machine = None,
 ) -> None:
     """Run the leading stages that need no teacher, and stop."""
     from switchkd_cli import commands
 
-    commands.pretrain(recipe, overrides or [], row, seed, world, out, overwrite=overwrite, dry_run=dry_run)
+    commands.pretrain(
+        recipe,
+        overrides or [],
+        row,
+        seed,
+        world,
+        out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        machine=machine,
+    )
 
 
 @app.command(epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
@@ -67,6 +86,7 @@ def distill(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    machine: Machine = None,
 ) -> None:
     """Run one row and its controls, and score them.
 
@@ -75,7 +95,16 @@ def distill(
     from switchkd_cli import commands
 
     commands.distill(
-        recipe, overrides or [], row, seed, world, out, jobs=jobs, overwrite=overwrite, dry_run=dry_run
+        recipe,
+        overrides or [],
+        row,
+        seed,
+        world,
+        out,
+        jobs=jobs,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        machine=machine,
     )
 
 
@@ -93,6 +122,7 @@ def ablate(
     ] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    machine: Machine = None,
 ) -> None:
     """Run the rows of a recipe over several seeds.
 
@@ -112,6 +142,7 @@ def ablate(
         jobs=jobs,
         overwrite=overwrite,
         dry_run=dry_run,
+        machine=machine,
     )
 
 

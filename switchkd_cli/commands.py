@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, launch, plan, runs
+from switchkd_cli import console, forecast, launch, plan, runs, sheet
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
@@ -30,10 +30,11 @@ def pretrain(
     *,
     overwrite: bool,
     dry_run: bool,
+    machine: str | None,
 ) -> None:
     run = load(find(recipe), row, overrides, seed, world).leading()
     if dry_run:
-        return _show([run], root)
+        return _show([run], root, machine, find(recipe), world)
     plan.check([run])
     folder = launch.run_one(run, root, overwrite=overwrite)
     console.say(f"model: {folder.model}")
@@ -50,10 +51,11 @@ def distill(
     jobs: int,
     overwrite: bool,
     dry_run: bool,
+    machine: str | None,
 ) -> None:
     planned = load_with_controls(find(recipe), row, overrides, seed, world)
     if dry_run:
-        return _show(planned, root)
+        return _show(planned, root, machine, find(recipe), world)
     folders = launch.run_all(planned, root, jobs=jobs, overwrite=overwrite)
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
@@ -74,13 +76,14 @@ def ablate(
     jobs: int | None,
     overwrite: bool,
     dry_run: bool,
+    machine: str | None,
 ) -> None:
     path = find(recipe)
     first = load_rows(path, rows, overrides, seed, world)
     more = [load_rows(path, rows, overrides, first[0].seed + i, world) for i in range(1, seeds)]
     planned = [run for same_row in zip(first, *more, strict=True) for run in same_row]
     if dry_run:
-        _show(first, root)
+        _show(first, root, machine, path, world)
         return console.say(f"seeds: {', '.join(str(first[0].seed + i) for i in range(seeds))}")
     plan.check(planned)
     waiting = [run for run in planned if overwrite or not _is_finished(run, root)]
@@ -189,8 +192,16 @@ def _is_finished(run: Run, root: Path) -> bool:
     return content(runs.folder(root, run), run) == "finished"
 
 
-def _show(planned: Iterable[Run], root: Path) -> None:
-    planned = list(planned)
-    plan.check(planned)
+def _show(
+    planned: Sequence[Run], root: Path, machine: str | None, recipe: str | Path, world: str | None
+) -> None:
+    """The plan of each run, then of all; each wrong thing is told before the engine is imported."""
+    machines = {run.config.precision: forecast.machine(machine, run.config.precision) for run in planned}
+    made = {runs.folder(root, run).model: run for run in load_rows(recipe, world=world)}
+    plan.check(planned, made)
+    shown = []
     for run in planned:
         console.show_plan(plan.plan(run, root))
+        shown.append(launch.forecast(run, machines[run.config.precision], root, made))
+        sheet.show_run(*shown[:-3:-1])
+    sheet.show_all(shown)

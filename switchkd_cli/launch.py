@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from switchkd_cli import console, plan, runs
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
+from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.locks import tidy
 from switchkd_cli.occupy import check_free, occupy
 from switchkd_cli.progress import Progress, progress
@@ -150,6 +151,11 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
             results = _engine("evaluate").evaluate(model, folder=partial, sets=runs.sets(root), **question)
             runs.write_json(partial / "results.json", results)
     return runs.scores(shared), shared.path
+
+
+def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -> Forecast:
+    """What the run needs on such a machine; nothing is loaded, fetched or trained."""
+    return _engine("plan").forecast(run, machine, root, made)
 
 
 def label(run: Run) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,10 @@ def plan(run: Run, root: Path) -> Plan:
     return Plan(run, folder, content(folder, run), stages)
 
 
-def check(planned: Iterable[Run]) -> None:
+def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
     """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub.
 
+    Folders that other runs will have `made` by then may be missing.
     And, with code MACHINE, when the runs are to be scored and lmms-eval is not here: better now than after training.
     """
     planned = list(planned)
@@ -53,6 +54,8 @@ def check(planned: Iterable[Run]) -> None:
     hints: dict[str, None] = {}
     for run in planned:
         for field, name in _models(run):
+            if Path(name).absolute() in made:
+                continue
             try:
                 locate(name)
             except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from switchkd_cli.locate import locate
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # no pickles and no code
 PICKLES = ("*.bin",)
+_CONFIGS_ONLY = ContextVar("configs_only", default=False)
 SAID = 200  # characters of a library's message that are passed on
 
 
@@ -65,6 +67,8 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
         return Stored(name, who, Path(where), allow_pickle)
     try:
         wanted = only or (*FILES, *PICKLES * allow_pickle)
+        if _CONFIGS_ONLY.get():
+            return Stored(name, who, Path(snapshot_download(where, local_files_only=True)), allow_pickle)
         return Stored(name, who, _snapshot(where, wanted), allow_pickle)
     except (RepositoryNotFoundError, HFValidationError):
         hint = "a gated model needs a login; a model of yours is named by its folder"
@@ -76,6 +80,20 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
             hint="name a checkpoint folder, or fetch it where there is a network and copy the cache",
             code=MACHINE,
         ) from error
+
+
+@contextmanager
+def configs_only() -> Iterator[None]:
+    """Inside, nothing is downloaded, and a checkpoint counts as whole without its weights: enough for a plan."""
+    token = _CONFIGS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _CONFIGS_ONLY.reset(token)
+
+
+def weights_needed() -> bool:
+    return not _CONFIGS_ONLY.get()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from switchkd_cli.engine.stored import Stored, explained, line
+from switchkd_cli.engine.stored import Stored, explained, line, weights_needed
 from switchkd_cli.errors import UserError
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -28,7 +28,7 @@ def check_weights(*stored: Stored) -> None:
     Of safetensors files the headers are read, of pickles nothing.
     """
     problems, hint = [], "copy or fetch the checkpoint again"
-    for one in stored:
+    for one in stored if weights_needed() else ():
         try:
             files = weight_files(one)
         except UserError as error:

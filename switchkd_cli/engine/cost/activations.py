@@ -7,7 +7,7 @@ and c in a matrix product:
     language  norms        2 (4 d + 4), and 2 r d where their weights are trained
               matrices     their inputs where trained: (3 + 2) c d if each is cast by itself, else 2 r d
               attention    query, key, value, output c each (keys repeated for every head under a mask), 4 a head
-              mask         c T
+              mask         c T, once for all layers where turns are apart and nothing is cast
               gated MLP    3 c f, and c f where trained
     vision    norms        2 r d
               matrices     their inputs: (3 + 1) c d if each is cast by itself, else 2 r d
@@ -51,21 +51,19 @@ def activations(
     rows: Rows,
     terms: Terms,
     precision: Precision,
-    *,
-    checkpointing: bool = False,
 ) -> dict[str, float]:
-    """Bytes of one micro-batch by path. With `checkpointing` a layer leaves its input, and one layer all of it."""
+    """Bytes of one micro-batch by path."""
     kept: dict[str, float] = {}
     vision, language = terms.trains("vision"), terms.trains("language")
     if vision:
-        kept["vision"] = tower(student.vision, rows, precision, checkpointing)
+        kept["vision"] = tower(student.vision, rows, precision)
     if terms.student:
         kept["student"] = projector(
             student.projector, rows, precision, trained=terms.trains("projector"), passed=vision
-        ) + reader(student.language, rows, precision, language, checkpointing)
+        ) + reader(student.language, rows, precision, language)
     if teacher is not None and terms.switch:
         kept["switch"] = projector(teacher.projector, rows, precision, trained=False, passed=True) + reader(
-            teacher.language, rows, precision, False, checkpointing
+            teacher.language, rows, precision, False
         )
     return kept
 
@@ -85,14 +83,14 @@ def casts(student: Shape, teacher: Shape | None, terms: Terms, precision: Precis
     return precision.compute * entries
 
 
-def tower(t: Tower, rows: Rows, p: Precision, checkpointing: bool) -> float:
+def tower(t: Tower, rows: Rows, p: Precision) -> float:
     """V up to its feature layer, all of it trained."""
     inner = SAVED_BY_MLP.get(t.activation, 2)
     inputs = 4 * p.compute if p.cast else 2 * p.residual
     layer = t.width * (2 * p.residual + inputs + 4 * p.compute) + inner * p.compute * t.inner
     positions = rows.pictures * t.positions
     pictures = rows.pictures * 3 * t.image**2 * p.compute
-    return positions * _layers(t.used, layer, t.width * p.residual, checkpointing) + pictures
+    return positions * t.used * layer + pictures
 
 
 def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: bool) -> float:
@@ -103,21 +101,17 @@ def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: 
     return features * p.compute * (m.width + trained * (m.seen + m.width))
 
 
-def reader(r: Reader, rows: Rows, p: Precision, trained: bool, checkpointing: bool) -> float:
+def reader(r: Reader, rows: Rows, p: Precision, trained: bool) -> float:
     """L, a gradient going through to its input; `trained` or frozen. The head's input is at kept positions only."""
     norm = 4 * r.width + 4 + trained * p.residual * r.width
     inputs = trained * r.width * (5 * p.compute if p.cast else 2 * p.residual)
     keys = r.queries if rows.masked else r.keys
-    attention = p.compute * (2 * r.queries + 2 * keys) + 4 * r.heads + rows.masked * p.compute * rows.length
+    attention = p.compute * (2 * r.queries + 2 * keys) + 4 * r.heads
+    masks = rows.masked * (1 if rows.apart and not p.cast else r.layers)
     mlp = (3 + trained) * p.compute * r.inner
     positions = rows.rows * rows.length
-    body = _layers(r.layers, 2 * norm + inputs + attention + mlp, r.width * p.residual, checkpointing)
+    body = r.layers * (2 * norm + inputs + attention + mlp) + masks * p.compute * rows.length
     return positions * (body + norm) + trained * rows.kept * r.width * p.compute
-
-
-def _layers(count: int, whole: float, entry: float, checkpointing: bool) -> float:
-    """Bytes per position of a stack of layers."""
-    return count * entry + whole if checkpointing else count * whole
 
 
 def _matrices(shape: Shape, projected: bool) -> int:

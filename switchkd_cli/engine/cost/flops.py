@@ -19,13 +19,8 @@ from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
 from switchkd_cli.engine.cost.step import Rows, Terms
 
 
-def step(
-    student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, *, checkpointing: bool = False
-) -> dict[str, float]:
-    """Operations of one micro-batch by what they are for, e.g. "switch: backward".
-
-    `checkpointing`: layers that a gradient passes are computed forward a second time in the backward pass.
-    """
+def step(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms) -> dict[str, float]:
+    """Operations of one micro-batch by what they are for, e.g. "switch: backward"."""
     flops: dict[str, float] = {}
     seen, ours, read = student.vision, student.projector, student.language
     vision = terms.trains("vision")
@@ -47,12 +42,6 @@ def step(
         ) + decode_backward(teacher.language, rows, weights=False)
     if vision:
         flops["vision: backward"] = see_backward(seen, rows)
-    if checkpointing:
-        flops["again: forward"] = (
-            vision * see_layers(seen, rows, seen.used)
-            + terms.student * decode_layers(read, rows)
-            + (decode_layers(teacher.language, rows) if teacher is not None and terms.switch else 0)
-        )
     return flops
 
 

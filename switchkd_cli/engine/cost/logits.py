@@ -31,8 +31,11 @@ FOOTPRINTS = {
     "forward_kl": Footprint(9, 28),
     "reverse_kl": Footprint(13, 24),
     "jensen_shannon": Footprint(29, 36),
+    "skewed_kl": Footprint(17, 36),
     "bild": Footprint(0.1, 32, in_blocks=True),
     "dbild": Footprint(2, 38, in_blocks=True),
+    "dbild_forward": Footprint(2, 38, in_blocks=True),
+    "knee_kl": Footprint(5, 38, in_blocks=True),
 }
 UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""
@@ -47,7 +50,7 @@ def logits(
         heads += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
     whole = rows.kept * precision.compute * sum(heads)
     left, momentary = 0.0, 0.0
-    for name, share in terms.losses.items():
+    for name, share in terms.losses:
         footprint = FOOTPRINTS.get(name, UNKNOWN)
         compared = rows.kept * share * vocabulary
         chosen = 2 * precision.compute * compared  # of both sides, or of one and its gradient

@@ -8,8 +8,7 @@ keeps, 2 the gradients too, 3 the student's weights too. The teacher is whole on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, Precision, activations, casts
 from switchkd_cli.engine.cost.logits import logits
@@ -60,14 +59,13 @@ def step_memory(
     *,
     gpus: int = 1,
     zero: int = 0,
-    checkpointing: bool = False,
 ) -> dict[str, float]:
     """Bytes of one GPU by component at a step's fullest moment.
 
     That is the end of the forward pass; or the optimiser's step, which holds a float32 number for each parameter it
     trains, when all else is small.
     """
-    layers = activations(student, teacher, rows, terms, precision, checkpointing=checkpointing)
+    layers = activations(student, teacher, rows, terms, precision)
     full = {
         "bf16 copies": casts(student, teacher, terms, precision),
         "activations": sum(layers.values()),
@@ -76,14 +74,3 @@ def step_memory(
     update = MASTER * sizes.trained / (gpus if zero else 1)
     beyond = max(0.0, update - sum(full.values()))
     return {**states(sizes, precision, gpus, zero), **full, "optimiser's step": beyond}
-
-
-def largest(micros: list[int], bytes_of: Callable[[int], float], available: float) -> int | None:
-    """The largest of the micro-batches that fits; None where not even the smallest does."""
-    return max((micro for micro in micros if bytes_of(micro) <= available), default=None)
-
-
-def scaled(rows: Rows, micro: int, *, kept: float) -> Rows:
-    """Rows of another number and the same kind."""
-    share = micro / rows.rows
-    return replace(rows, rows=micro, pictures=rows.pictures * share, kept=kept)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import LlavaConfig
 
-CLASS_TOKENS = {"clip_vision_model": 1}
+from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_tokens_of
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class Shape:
 def shape(config: LlavaConfig) -> Shape:
     """The shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
     vision, text = config.vision_config, config.text_config
-    positions = (vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS.get(vision.model_type, 0)
-    features = positions - int(config.vision_feature_select_strategy == "default")
+    positions = (vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type]
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         Tower(
@@ -89,8 +88,8 @@ def shape(config: LlavaConfig) -> Shape:
         Projector(
             seen=vision.hidden_size,
             width=text.hidden_size,
-            features=features,
-            tokens=features // getattr(config, "projector_pooling", 1) ** 2,
+            features=features_of(config),
+            tokens=image_tokens_of(config),
         ),
         Reader(
             width=text.hidden_size,

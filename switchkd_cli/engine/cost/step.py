@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 class Rows:
     """A micro-batch: B `rows` padded to T `length`, P `pictures`, N `kept` positions that a head is asked at.
 
-    Means over many micro-batches need not be whole. `masked`: some row is padded or its turns don't see each other.
+    Means over many micro-batches need not be whole. `masked`: some row is padded, or turns are `apart` (don't see one
+    another).
     """
 
     rows: float
@@ -18,18 +18,19 @@ class Rows:
     length: float
     kept: float
     masked: bool = True
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class Terms:
     """Which logits paths a stage computes, which of the student's parts it trains, and its losses.
 
-    `losses`: name -> share of the kept positions that it looks at.
+    `losses`: of each term, its loss and the share of the kept positions that it looks at.
     """
 
     paths: frozenset[str]
     train: frozenset[str]
-    losses: Mapping[str, float]
+    losses: tuple[tuple[str, float], ...]
 
     @property
     def student(self) -> bool:

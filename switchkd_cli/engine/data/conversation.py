@@ -121,11 +121,18 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            tokens, labels, turn = self._cut(*self._tokens(row))
-            picture = None if row.image is None else self._prepared(row.image)
+            written = self._written(row)
+            return written if row.image is None else replace(written, picture=self._prepared(row.image))
         except Fault as fault:
             raise Fault(str(fault), row.id) from None
-        return Example(row.id, torch.tensor(tokens), torch.tensor(labels), torch.tensor(turn), picture)
+
+    def written(self, index: int) -> Example:
+        """The row's text with its image tokens, the picture itself not opened. Raises Fault."""
+        return self._written(self.rows[index])
+
+    def _written(self, row: Row) -> Example:
+        tokens, labels, turn = self._cut(*self._tokens(row))
+        return Example(row.id, torch.tensor(tokens), torch.tensor(labels), torch.tensor(turn))
 
     def _tokens(self, row: Row) -> tuple[list[int], list[int], list[int]]:
         """Token ids, labels and turns."""

@@ -56,8 +56,8 @@ def design(spec: Parts, who: str = "student") -> Blueprint:
     seen, read = (_stored(spec, part, who) for part in ("vision", "language"))
     whole = read_whole(seen) if seen and is_whole(seen) else None  # its vision half counts as a tower
     words = read_tokenizer(_words_of(spec, read, who))
-    seeing = _tower_config(seen, whole) if seen else _fresh("vision", spec.vision, who)
-    reading = _config(read) if read else _fresh("language", spec.language, who)
+    seeing = _tower_config(seen, whole) if seen else fresh_config("vision", spec.vision, who)
+    reading = part_config(read) if read else fresh_config("language", spec.language, who)
     reading.vocab_size = max(reading.vocab_size, len(words)) if read else len(words)
     seeing.dtype = reading.dtype = DTYPE  # a checkpoint may be stored in half precision; training is not
     reading.pad_token_id, reading.eos_token_id = words.pad_token_id, words.eos_token_id
@@ -148,7 +148,7 @@ def _pictures(seen: Stored | None, whole: Blueprint | None):
 
 
 def _tower_config(seen: Stored, whole: Blueprint | None) -> PreTrainedConfig:
-    return copy.deepcopy(whole.config.vision_config) if whole else _config(seen)
+    return copy.deepcopy(whole.config.vision_config) if whole else part_config(seen)
 
 
 def _tower(seen: Stored, whole: Blueprint | None, config: LlavaConfig) -> PreTrainedModel:
@@ -158,7 +158,7 @@ def _tower(seen: Stored, whole: Blueprint | None, config: LlavaConfig) -> PreTra
     return load_weights(TOWERS[config.vision_config.model_type], seen, config=config.vision_config)
 
 
-def _config(part: Stored) -> PreTrainedConfig:
+def part_config(part: Stored) -> PreTrainedConfig:
     """The config of a named part; of a model of pictures and text (SigLIP, CLIP), that of its vision half."""
     with explained(f"{part}: no readable config"):
         config = AutoConfig.from_pretrained(part.folder)
@@ -175,7 +175,7 @@ def _config(part: Stored) -> PreTrainedConfig:
     return config
 
 
-def _fresh(part: str, source: Fresh, who: str) -> PreTrainedConfig:
+def fresh_config(part: str, source: Fresh, who: str) -> PreTrainedConfig:
     """The config of a part with random weights. transformers takes any key: those it does not know are refused."""
     known = inspect.signature(FRESH[part]).parameters
     problems = [

@@ -1,0 +1,161 @@
+"""A look at a data set for a plan: how long its rows are, from a sample of them or from published figures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from switchkd_cli import registry
+from switchkd_cli.engine.batch import POSITIONS, Example, collate
+from switchkd_cli.engine.cost.step import Rows
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.rows import Fault
+from switchkd_cli.engine.data.rows import Rows as Read
+from switchkd_cli.engine.models.llava import Blueprint, image_tokens_of
+from switchkd_cli.engine.plan.models import Known, published
+from switchkd_cli.recipe.schema import DataSet
+
+SAMPLED = 200  # rows that are looked at
+CHARACTERS = 4  # of English text for one token, where no tokenizer is here
+CUT = 2048  # tokens at which rows are taken to be cut where only published figures are at hand (TinyLLaVA's limit)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Tokens of one row, those of its picture, and how many positions predict an answer, text, or anything."""
+
+    length: int
+    image: int
+    answer: int
+    text: int
+    all: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """A data set of `rows` rows, `seen` of them looked at in random order. `apart`: turns don't see one another."""
+
+    rows: int
+    seen: tuple[Seen, ...]
+    apart: bool
+    source: str
+
+    def mean(self, what: str) -> float:
+        return sum(getattr(row, what) for row in self.seen) / len(self.seen)
+
+    def micro_batches(self, size: int, on: str, *, grouped: bool) -> Iterator[Rows]:
+        """The sample as padded micro-batches; `on` is the widest kind of position that a term looks at."""
+        rows = list(self.seen)
+        if grouped:
+            rows.sort(key=lambda row: (row.image > 0, -row.length))
+        rows *= -(-size // len(rows))
+        for start in range(0, len(rows) - size + 1, size):
+            together = rows[start : start + size]
+            length = max(row.length for row in together)
+            yield Rows(
+                rows=size,
+                pictures=sum(row.image > 0 for row in together),
+                length=length,
+                kept=max(1, sum(getattr(row, on) for row in together)),
+                masked=self.apart or any(row.length < length for row in together),
+                apart=self.apart,
+            )
+
+
+def look(spec: DataSet, model: Known, root: Path, scratch: Path) -> Look | None:
+    """The data set's rows as `model` would read them; None where neither it nor figures of it are at hand.
+
+    An index of a large file is kept under `root`, if that exists; else, and for rows that are drawn here, all that is
+    written goes to `scratch`. Raises UserError for a file that is no data.
+    """
+    parameters = dict(spec.parameters)
+    if spec.source == "playground":
+        drawn = parameters | {"pictures": min(parameters["pictures"], SAMPLED // 4)}
+        return _sampled(spec, drawn, model, scratch, parameters["pictures"])
+    file = Path(parameters.get("file", ""))
+    if "file" in parameters and not file.is_file():
+        return _published(spec, model, file.name)
+    if parameters.get("images") and not Path(parameters["images"]).is_dir():
+        parameters["images"] = str(scratch)  # texts are enough
+    return _sampled(spec, parameters, model, root if root.is_dir() else scratch)
+
+
+def _sampled(
+    spec: DataSet, parameters: Mapping[str, Any], model: Known, cache: Path, rows: int | None = None
+) -> Look | None:
+    read = registry.resolve("source", spec.source)(cache, **parameters)
+    chosen = list(range(len(read)))
+    random.Random(0).shuffle(chosen)
+    seen = list(_read(read, spec, model, chosen[:SAMPLED]))
+    told = f"a look at {len(seen)} rows"
+    if model.blueprint is None:
+        told += f", a token taken as {CHARACTERS} characters"
+    return Look(rows or len(read), tuple(seen), read.turns == "independent", told) if seen else None
+
+
+def _read(read: Read, spec: DataSet, model: Known, chosen: list[int]) -> Iterator[Seen]:
+    if model.blueprint is None:
+        for index in chosen:
+            try:
+                yield _guessed(read, index, image_tokens_of(model.config), spec.max_length or CUT)
+            except Fault:
+                continue
+        return
+    blueprint = model.blueprint
+    data = Conversations(
+        read,
+        blueprint.processor,
+        blueprint.image_tokens,
+        template=spec.template,
+        max_length=spec.max_length,
+    )
+    for index in chosen:
+        try:
+            yield _counted(data.written(index), blueprint)
+        except Fault:
+            continue
+
+
+def _counted(example: Example, blueprint: Blueprint) -> Seen:
+    padding = blueprint.processor.tokenizer.pad_token_id
+    batch = collate([example], image_token=blueprint.config.image_token_id, pad_token=padding)
+    positions = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
+    return Seen(len(example.input_ids), int(batch.image.sum()), **positions)
+
+
+def _guessed(read: Read, index: int, image_tokens: int, longest: int) -> Seen:
+    row = read[index]
+    answer = sum(len(told) for _, told in row.exchanges) // CHARACTERS
+    return _cut(
+        image_tokens if row.image is not None else 0, row.size // CHARACTERS - answer, answer, longest
+    )
+
+
+def _cut(image: int, prompt: int, answer: int, longest: int) -> Seen:
+    """A row of so many tokens, its end cut off."""
+    length = min(image + prompt + answer, longest)
+    answer = max(0, min(answer, length - image - prompt))
+    return Seen(length, image, answer, max(0, length - image - 1), length - 1)
+
+
+def _published(spec: DataSet, model: Known, name: str) -> Look | None:
+    facts = published()["files"].get(name)
+    if facts is None:
+        return None
+    longest, tokens = spec.max_length or CUT, image_tokens_of(model.config)
+    seen = [
+        _cut(tokens * kind["pictured"], kind["prompt"], kind["answer"], longest)
+        for kind in facts["kinds"]
+        for _ in range(round(kind["share"] * SAMPLED))
+    ]
+    random.Random(0).shuffle(seen)
+    rows = min(spec.parameters.get("limit") or facts["rows"], facts["rows"])
+    return Look(
+        rows,
+        tuple(seen),
+        spec.parameters.get("turns") == "independent",
+        "an assumption, as the file is not here",
+    )

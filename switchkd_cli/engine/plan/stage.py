@@ -1,0 +1,93 @@
+"""One stage's micro-batch, memory and operations, from what is known of the models and the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from switchkd_cli.engine.batch import POSITIONS
+from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.memory import Sizes, precision_of, step_memory
+from switchkd_cli.engine.cost.parameters import Parameters
+from switchkd_cli.engine.cost.shape import Shape
+from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.plan.look import Look
+from switchkd_cli.forecast import GIB, Machine
+from switchkd_cli.recipe.schema import Stage
+
+USABLE = 0.9  # of a GPU's memory; the driver, kernels' workspaces and fragments take the rest
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A student and perhaps a teacher as shapes and parameters, and the `vocabulary` columns that they share."""
+
+    student: Shape
+    size: Parameters
+    vocabulary: int
+    teacher: Shape | None = None
+    teacher_size: int = 0
+
+
+@dataclass(frozen=True)
+class StepForecast:
+    """Rows of one GPU's micro-batch, the most that would fit (None: not even one), bytes of one GPU, operations."""
+
+    micro: int
+    largest: int | None
+    memory: Mapping[str, float]
+    flops: float
+
+
+def step_forecast(
+    stage: Stage, pairing: Pairing, look: Look, machine: Machine, precision: str
+) -> StepForecast:
+    """One optimiser step. The micro-batch is the recipe's; the largest that fits where it names none.
+
+    Memory is that of the sample's largest micro-batch, operations are those of its mean one.
+    """
+    gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
+    each = stage.batch // gpus
+    micros = [n for n in range(1, each + 1) if each % n == 0]
+    memory = {n: _memory(stage, pairing, look, machine, precision, gpus, n) for n in micros}
+    fitting = [n for n in micros if sum(memory[n].values()) <= USABLE * machine.memory * GIB]
+    largest = max(fitting, default=None)
+    wanted = stage.micro_batch or largest or 1
+    micro = max(n for n in micros if n <= wanted)
+    terms, on = _terms(stage, look)
+    taken = [
+        sum(flops.step(pairing.student, pairing.teacher, rows, terms).values())
+        for rows in look.micro_batches(micro, on, grouped=stage.group_by is not None)
+    ]
+    return StepForecast(micro, largest, memory[micro], stage.batch / micro * sum(taken) / len(taken))
+
+
+def _memory(
+    stage: Stage, pairing: Pairing, look: Look, machine: Machine, precision: str, gpus: int, micro: int
+) -> dict[str, float]:
+    terms, on = _terms(stage, look)
+    sizes = Sizes(pairing.size.all, pairing.size.trained(terms.train), pairing.teacher_size)
+
+    def of(rows: Rows) -> dict[str, float]:
+        return step_memory(
+            pairing.student,
+            pairing.teacher,
+            sizes,
+            rows,
+            terms,
+            precision_of(precision, machine.zero),
+            pairing.vocabulary,
+            gpus=gpus,
+            zero=machine.zero,
+        )
+
+    batches = look.micro_batches(micro, on, grouped=stage.group_by is not None)
+    return max((of(rows) for rows in batches), key=lambda memory: sum(memory.values()))
+
+
+def _terms(stage: Stage, look: Look) -> tuple[Terms, str]:
+    """What the stage computes, and the widest kind of position that it looks at."""
+    on = max((term.on for term in stage.objective), key=POSITIONS.index)
+    most = look.mean(on) or 1
+    losses = tuple((term.loss, look.mean(term.on) / most) for term in stage.objective)
+    return Terms(stage.paths, frozenset(stage.train), losses), on
