@@ -48,7 +48,8 @@ def work(run: Run, folder: RunFolder) -> None:
                 _take_weights(paths, shared.path)
             else:
                 _train(run, i, paths, data[stage.data], folder)
-                checkpoint.save(paths.student, partial)
+                taught = data[stage.data]  # what is saved is asked as it was taught
+                checkpoint.save(paths.student, partial, template=taught.chat_template, end=taught.end)
     shutil.copytree(shared.path, folder.model, copy_function=os.link)  # the same files, not a second copy
     for name, rows in data.items():
         if rows.ledger.met:
@@ -107,8 +108,6 @@ def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunF
         log=folder.log,
         trackers=folder.tensorboard,
     )
-    # what is saved is asked as it was taught
-    paths.student.processor.chat_template = data.chat_template
 
 
 def _take_weights(paths: Paths, folder: Path) -> None:
