@@ -75,6 +75,8 @@ def _published(name: str) -> str:
 def _plain_config(told: dict[str, Any], config: PreTrainedConfig, processor: LlavaProcessor) -> dict[str, Any]:
     """config.json with what vLLM needs of the language model, and rotary positions as older releases name them."""
     text = told["text_config"]
+    for part in (told, text, told["vision_config"]):
+        part.pop("_name_or_path", None)  # where it lay on this machine
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.text_config.model_type]]
     text["eos_token_id"] = processor.tokenizer.eos_token_id
     rope = dict(text.get("rope_parameters") or {})
@@ -91,8 +93,8 @@ def _plain_tokenizer(told: dict[str, Any]) -> dict[str, Any]:
         told["tokenizer_class"] = ANY_FAST
     if isinstance(told.get("extra_special_tokens"), list):
         told["additional_special_tokens"] = told.pop("extra_special_tokens")
-    for where_from in ("is_local", "local_files_only", "name_or_path"):
-        told.pop(where_from, None)
+    for how_read in ("backend", "is_local", "local_files_only", "name_or_path"):
+        told.pop(how_read, None)
     return told
 
 
