@@ -115,7 +115,9 @@ def our_greedy(model, ids: list[int], pixels: torch.Tensor, count: int) -> list[
     """Greedy tokens by V, P and L one after another, nothing cached."""
     tokens = list(ids)
     for _ in range(count):
-        example = Example("r", torch.tensor(tokens), torch.tensor(tokens), torch.zeros(len(tokens)).long(), pixels)
+        example = Example(
+            "r", torch.tensor(tokens), torch.tensor(tokens), torch.zeros(len(tokens)).long(), pixels
+        )
         batch = collate([example], image_token=model.model.config.image_token_id, pad_token=0)
         visual = model.project(model.see(batch.pictures))
         keep = torch.zeros_like(batch.input_ids, dtype=torch.bool)
@@ -175,7 +177,9 @@ def test_saving_twice_changes_nothing(parts, tmp_path):
     checkpoint.save(check_checkpoint(str(first)).build(), tmp_path / "again")
     for file in first.iterdir():
         again = (tmp_path / "again" / file.name).read_bytes()
-        if file.name == "tokenizer_config.json":  # read through AutoProcessor, the class may have a general name
+        if (
+            file.name == "tokenizer_config.json"
+        ):  # read through AutoProcessor, the class may have a general name
             again = re.sub(rb'(?<="tokenizer_class": ")\w+', b"Qwen2Tokenizer", again)
         assert again == file.read_bytes(), file.name
 
@@ -380,8 +384,12 @@ def test_ldpnetv2_is_refused_by_transformers_alone_and_read_with_the_import(part
     folder = written(tmp_path, student(parts, "clip", "default", "qwen2", "ldpnetv2"))
     read = "from transformers import AutoModelForImageTextToText as M; print(type(M.from_pretrained({!r})).__name__)"
     read = read.format(str(folder))
-    alone = subprocess.run([sys.executable, "-c", read], check=False, capture_output=True, text=True, timeout=300)
+    alone = subprocess.run(
+        [sys.executable, "-c", read], check=False, capture_output=True, text=True, timeout=300
+    )
     assert alone.returncode and "llava_ldpnetv2" in alone.stderr
     code = f"import switchkd_cli.engine.models.ldpnet; {read}"
-    known = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
+    known = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300
+    )
     assert known.stdout.split() == ["LlavaLdpForConditionalGeneration"], known.stderr[-2000:]

@@ -70,7 +70,9 @@ def _bases(run: Run) -> Iterator[tuple[str, str]]:
     if isinstance(student, Checkpoint):
         yield "student", student.checkpoint
     else:
-        yield from ((part, getattr(student, part)) for part in ("vision", "language") if _named(student, part))
+        yield from (
+            (part, getattr(student, part)) for part in ("vision", "language") if _named(student, part)
+        )
         if student.tokenizer:
             yield "tokenizer", student.tokenizer
     if teacher and any(stage.needs_teacher for stage in run.config.stages):
@@ -124,7 +126,9 @@ def _front_matter(told: Mapping[str, Any]) -> str:
 def _eval_result(told: Mapping[str, Any], score: Mapping[str, Any]) -> EvalResult:
     """A score for the hub's table; the playground's is of a data set of that name, whatever format it borrows."""
     local, results = told["local"], told["results"]
-    told_name = f"switchkd's playground, questions in {score['column']}'s format" if local else score["column"]
+    told_name = (
+        f"switchkd's playground, questions in {score['column']}'s format" if local else score["column"]
+    )
     return EvalResult(
         task_type="image-text-to-text",
         dataset_type=PLAYGROUND if local else score["task"],

@@ -72,7 +72,9 @@ def _published(name: str) -> str:
     return NAMES[begins] + name.removeprefix(begins)
 
 
-def _plain_config(told: dict[str, Any], config: PreTrainedConfig, processor: LlavaProcessor) -> dict[str, Any]:
+def _plain_config(
+    told: dict[str, Any], config: PreTrainedConfig, processor: LlavaProcessor
+) -> dict[str, Any]:
     """config.json with what vLLM needs of the language model, and rotary positions as older releases name them."""
     text = told["text_config"]
     for part in (told, text, told["vision_config"]):
