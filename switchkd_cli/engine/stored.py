@@ -17,7 +17,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locate import locate
 
-FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # no pickles and no code
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
 PICKLES = ("*.bin",)
 _CONFIGS_ONLY = ContextVar("configs_only", default=False)
 SAID = 200  # characters of a library's message that are passed on

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli import runs
-from switchkd_cli.engine import checkpoint
+from switchkd_cli.engine import card, checkpoint
 from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
@@ -21,7 +21,7 @@ from switchkd_cli.runs import RunFolder
 
 
 def work(run: Run, folder: RunFolder) -> None:
-    """Trains the run's stages and saves the student to `folder.model`.
+    """Trains the run's stages and saves the student, with its card, to `folder.model`.
 
     A stage's output is shared under its key by all runs whose recipes agree up to it: whoever comes first trains
     it, the others load it.
@@ -48,8 +48,10 @@ def work(run: Run, folder: RunFolder) -> None:
                 _take_weights(paths, shared.path)
             else:
                 _train(run, i, paths, data[stage.data], folder)
-                checkpoint.save(paths.student, partial)
+                taught = data[stage.data]  # what is saved is asked as it was taught
+                checkpoint.save(paths.student, partial, template=taught.chat_template, end=taught.end)
     shutil.copytree(shared.path, folder.model, copy_function=os.link)  # the same files, not a second copy
+    card.write(run, folder)
     for name, rows in data.items():
         if rows.ledger.met:
             listed = {"of": len(rows), "listed": folder.skipped.name}
@@ -57,10 +59,11 @@ def work(run: Run, folder: RunFolder) -> None:
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Scores `folder.model` as the recipe says and writes `folder.results`."""
+    """Scores `folder.model` as the recipe says, writes `folder.results` and adds the scores to the card."""
     folder.log({"event": "evaluate", "benchmarks": len(run.config.evaluation.benchmarks)})
     results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
     runs.write_json(folder.results, results)
+    card.write(run, folder)
     return results
 
 
@@ -107,8 +110,6 @@ def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunF
         log=folder.log,
         trackers=folder.tensorboard,
     )
-    # what is saved is asked as it was taught
-    paths.student.processor.chat_template = data.chat_template
 
 
 def _take_weights(paths: Paths, folder: Path) -> None:

@@ -14,7 +14,7 @@ _SAMPLE = 1 << 20
 def fingerprint(name: str) -> str | None:
     """A digest of what a checkpoint or file holds now, so that a changed one is not taken for the old one.
 
-    Reads the first and last mebibyte of each file. None for a hub id or when nothing is there.
+    Reads the first and last mebibyte of each file; a model's card is no part of what it is. None for a hub id or when nothing is there.
     """
     try:
         path = Path(locate(name)) if not Path(name).is_file() else Path(name)
@@ -23,7 +23,7 @@ def fingerprint(name: str) -> str | None:
     if not path.exists():
         return None
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if _counts(p)):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
         with file.open("rb") as stream:
@@ -31,3 +31,7 @@ def fingerprint(name: str) -> str | None:
             stream.seek(max(0, size - _SAMPLE))
             digest.update(stream.read(_SAMPLE))
     return digest.hexdigest()
+
+
+def _counts(file: Path) -> bool:
+    return file.is_file() and file.name != "README.md"

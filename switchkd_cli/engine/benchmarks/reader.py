@@ -79,9 +79,11 @@ class Reader(Answerer):
         image = self.processor.image_token
         if visual:
             texts = [t.replace(image, image * len(visual[0])) for t in texts]
-        encoded = self.processor.tokenizer(
-            texts, padding=True, add_special_tokens=False, return_tensors="pt"
-        ).to(self.where)
+        words = self.processor.tokenizer
+        opened = bool(words.bos_token) and texts[0].startswith(words.bos_token)
+        encoded = words(texts, padding=True, add_special_tokens=not opened, return_tensors="pt").to(
+            self.where
+        )
         embedded = self.model.get_input_embeddings()(encoded["input_ids"])
         if visual:
             places = (encoded["input_ids"] == self.model.config.image_token_id)[..., None]

@@ -17,6 +17,7 @@ from switchkd_cli.engine.data.ledger import Ledger
 from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.data.template import template_text
+from switchkd_cli.engine.models.vocabulary import opening
 
 LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
 KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory
@@ -56,6 +57,7 @@ class Conversations(Dataset[Example]):
         self.ledger = Ledger(rows.name, len(rows), max_faults)
         self._special = frozenset(processor.tokenizer.all_special_ids)
         self._image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        self._opening = opening(processor.tokenizer)
         self._kept: dict[int, Example] = {}
         self._bytes = 0  # of the largest example so far
 
@@ -73,6 +75,13 @@ class Conversations(Dataset[Example]):
         raise NoStandIn(
             f"{self.rows.name}: {TRIES} rows one after another can't be used, the last: {met[-1]}"
         )
+
+    @property
+    def end(self) -> str | None:
+        """The special token that the template ends an answer with; None where it has none."""
+        ((_, answer),) = self._chained([("question", "answer")], False, None)
+        special = [token for token in self._encode(answer) if token in self._special]
+        return self.processor.tokenizer.convert_ids_to_tokens(special[-1]) if special else None
 
     @property
     def sizes(self) -> np.ndarray:
@@ -140,6 +149,8 @@ class Conversations(Dataset[Example]):
         independent = self.rows.turns == "independent"
         for number, (prompt, answer) in enumerate(self._pieces(row)):
             asked, told = self._encode(prompt), self._encode(answer)
+            if number == 0 and asked[: len(self._opening)] != self._opening:
+                asked = self._opening + asked
             tokens += asked + told
             labels += [IGNORE] * len(asked) + self._supervised(told)
             turn += [number if independent else 0] * (len(asked) + len(told))
