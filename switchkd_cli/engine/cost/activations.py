@@ -94,11 +94,12 @@ def tower(t: Tower, rows: Rows, p: Precision) -> float:
 
 
 def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: bool) -> float:
-    """P: the input of its GELU, and the inputs of its matrices where they are trained."""
+    """P: the input of its GELU, the inputs of its matrices where they are trained, those of pooling and convolution."""
     if not (trained or passed):
         return 0.0
     features = rows.pictures * m.features
-    return features * p.compute * (m.width + trained * (m.seen + m.width))
+    pooled = m.pooled * rows.pictures * (m.features + m.tokens) * m.width
+    return p.compute * (features * (m.width + trained * (m.seen + m.width)) + pooled)
 
 
 def reader(r: Reader, rows: Rows, p: Precision, trained: bool) -> float:

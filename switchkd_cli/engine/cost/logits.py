@@ -27,15 +27,15 @@ class Footprint:
 
 # A knee near a thirtieth of the vocabulary (docs/method.md) leaves 40 bytes for each id in front of it.
 FOOTPRINTS = {
-    "cross_entropy": Footprint(4, 10),
-    "forward_kl": Footprint(9, 28),
-    "reverse_kl": Footprint(13, 24),
-    "jensen_shannon": Footprint(29, 36),
-    "skewed_kl": Footprint(17, 36),
-    "bild": Footprint(0.1, 32, in_blocks=True),
-    "dbild": Footprint(2, 38, in_blocks=True),
-    "dbild_forward": Footprint(2, 38, in_blocks=True),
-    "knee_kl": Footprint(5, 38, in_blocks=True),
+    "cross_entropy": Footprint(4, 4),
+    "forward_kl": Footprint(9, 20),
+    "reverse_kl": Footprint(13, 16),
+    "jensen_shannon": Footprint(29, 28),
+    "skewed_kl": Footprint(17, 24),
+    "bild": Footprint(0.1, 22, in_blocks=True),
+    "dbild": Footprint(2, 29, in_blocks=True),
+    "dbild_forward": Footprint(2, 29, in_blocks=True),
+    "knee_kl": Footprint(5, 27, in_blocks=True),
 }
 UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""

@@ -38,17 +38,18 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
 
 
 def _of_model(spec: Model, who: str, size: Parameters | None) -> Iterator[Download]:
+    towers = published()["towers"]
     if isinstance(spec, Checkpoint):
-        wanted = {spec.checkpoint: PUBLISHED_BYTES * size.all if size else None}
+        wanted = {"checkpoint": PUBLISHED_BYTES * size.all if size else None}
     else:
-        tower = published()["towers"].get(spec.vision) if isinstance(spec.vision, str) else None
         read = PUBLISHED_BYTES * size.total["language"] if size else None
-        wanted = {spec.vision: tower["gigabytes"] * 1e9 if tower else None, spec.language: read}
-        wanted |= {spec.tokenizer: None} if spec.tokenizer else {}
-    for name, needed in wanted.items():
+        wanted = {"vision": None, "language": read, "tokenizer": None}
+    for field, needed in wanted.items():
+        name = getattr(spec, field)
         if isinstance(name, str) and _may_be_fetched(name) and not _here(name, who):
-            note = published()["towers"].get(name, {}).get("note", "")
-            yield Download(name, needed, constants.HF_HUB_CACHE, note)
+            tower = towers.get(name, {})
+            needed = tower["gigabytes"] * 1e9 if tower else needed
+            yield Download(name, needed, constants.HF_HUB_CACHE, tower.get("note", ""))
 
 
 def _of_data(spec: DataSet) -> Iterator[Download]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,11 +56,12 @@ def step_forecast(
     wanted = stage.micro_batch or largest or 1
     micro = max(n for n in micros if n <= wanted)
     terms, on = _terms(stage, look)
-    taken = [
-        sum(flops.step(pairing.student, pairing.teacher, rows, terms).values())
-        for rows in look.micro_batches(micro, on, grouped=stage.group_by is not None)
-    ]
-    return StepForecast(micro, largest, memory[micro], stage.batch / micro * sum(taken) / len(taken))
+    batches = Counter(look.micro_batches(micro, on, grouped=stage.group_by is not None))
+    taken = sum(
+        count * sum(flops.step(pairing.student, pairing.teacher, rows, terms).values())
+        for rows, count in batches.items()
+    )
+    return StepForecast(micro, largest, memory[micro], stage.batch / micro * taken / batches.total())
 
 
 def _memory(
@@ -82,7 +84,7 @@ def _memory(
         )
 
     batches = look.micro_batches(micro, on, grouped=stage.group_by is not None)
-    return max((of(rows) for rows in batches), key=lambda memory: sum(memory.values()))
+    return max((of(rows) for rows in set(batches)), key=lambda memory: sum(memory.values()))
 
 
 def _terms(stage: Stage, look: Look) -> tuple[Terms, str]:
