@@ -72,7 +72,12 @@ def test_a_run_folder_holds_what_the_readme_says(runs):
         "k/student/mean",
     } <= last.keys()
     assert list((folder / "tensorboard").rglob("events*"))
-    assert len(json.loads((folder / "results.json").read_text())["scores"]) == 10
+    scores = json.loads((folder / "results.json").read_text())["scores"]
+    assert len(scores) == 10
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Measured in switchkd's playground, not on the benchmarks." in card
+    for task, score in scores.items():  # every number in the card is the run's own
+        assert f"| {score['score']:.1f} | {task}, {score['metric']} | 8 |" in card
 
 
 def test_the_model_loads_in_transformers_without_this_package(runs):

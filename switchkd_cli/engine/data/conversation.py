@@ -16,8 +16,7 @@ from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable
 from switchkd_cli.engine.data.ledger import Ledger
 from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.data.template import template_text
-from switchkd_cli.engine.models.vocabulary import opening
+from switchkd_cli.engine.data.template import opening, template_text
 
 LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
 KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory

@@ -1,9 +1,9 @@
-"""A conversation template by name, checked against the tokenizer that is to read its markers."""
+"""A conversation template by name, checked against the tokenizer that is to read its markers, and what opens a text."""
 
 import re
 from pathlib import Path
 
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES
@@ -32,3 +32,11 @@ def template_text(name: str | None, processor: LlavaProcessor) -> str:
             hint=f"choose another `template` ({', '.join(TEMPLATES)}), or none for the model's own",
         )
     return text
+
+
+def opening(words: PreTrainedTokenizerBase) -> list[int]:
+    """The token that the tokenizer opens every text with: Llama's has one, Qwen2's none.
+
+    A text that a template begins with that token already does not get another, as in transformers' processors.
+    """
+    return [token for token in words("")["input_ids"] if token == words.bos_token_id]

@@ -33,14 +33,6 @@ def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
     return words
 
 
-def opening(words: PreTrainedTokenizerBase) -> list[int]:
-    """The token that the tokenizer opens every text with: Llama's has one, Qwen2's none.
-
-    A text that a template begins with that token already does not get another, as in transformers' processors.
-    """
-    return [token for token in words("")["input_ids"] if token == words.bos_token_id]
-
-
 def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
     """The state with at least `rows` rows in the embeddings and the head.
 
