@@ -143,6 +143,12 @@ def test_a_second_run_takes_over_the_stage_that_was_taught_with_bare_captions(pl
     assert "reused pretrain" in capsys.readouterr().err
 
 
+def test_a_student_whose_words_the_data_s_templates_write_is_planned(place, monkeypatch, capsys):
+    assert switchkd(monkeypatch, "distill", "paper.yaml", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "parameters" in out and "unknown" not in out
+
+
 def test_a_model_that_only_writes_captions_is_not_asked(place, monkeypatch, capsys):
     assert not switchkd(monkeypatch, "distill", "paper.yaml", "stages.distill.data=captions")
     (model,) = (place / "runs" / "paper").glob("*/seed0/model")

@@ -30,7 +30,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
     Raises UserError where student and teacher are both here and don't fit each other, or a data file is no data.
     """
     config = run.config
-    student = known(config.student, "student", made)
+    student = known(config.student, "student", made, speaks=config.needs_template)
     models = {"student": (config.student, student)}
     if config.teacher is not None:
         models["teacher"] = config.teacher, known(config.teacher, "teacher", made)

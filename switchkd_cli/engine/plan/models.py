@@ -50,15 +50,18 @@ def published() -> Mapping[str, Any]:
     return yaml.safe_load(files(__package__).joinpath("published.yaml").read_text(encoding="utf-8"))
 
 
-def known(spec: Model, who: str, made: Mapping[Path, Run]) -> Known | Unknown:
-    """What is known of a model. `made` holds, by their model folders, runs whose students a checkpoint may be."""
+def known(spec: Model, who: str, made: Mapping[Path, Run], *, speaks: bool = True) -> Known | Unknown:
+    """What is known of a model. `made` holds, by their model folders, runs whose students a checkpoint may be.
+
+    `speaks`: see `contract.check_alone`.
+    """
     if isinstance(spec, Checkpoint) and (run := _maker(spec.checkpoint, made)):
         source = f"not there yet: row {run.row} of this recipe makes it"
-        maker = known(run.config.student, who, {})
+        maker = known(run.config.student, who, {}, speaks=run.config.needs_template)
         return Known(maker.config, maker.tokens, source) if isinstance(maker, Known) else maker
     try:
         with configs_only():
-            blueprint = check_model(spec, who)
+            blueprint = check_model(spec, who, speaks=speaks)
         return Known(blueprint.config, len(blueprint.processor.tokenizer), HERE, blueprint)
     except UserError as error:
         absent = error.code == MACHINE
