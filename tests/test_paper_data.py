@@ -135,6 +135,25 @@ def test_both_files_train_a_model_and_the_lost_picture_is_told(place, monkeypatc
     assert asked.endswith("USER: <image>\nWhat is it? ASSISTANT:")
 
 
+def test_a_second_run_takes_over_the_stage_that_was_taught_with_bare_captions(place, monkeypatch, capsys):
+    assert not switchkd(monkeypatch, "distill", "paper.yaml")
+    assert not switchkd(monkeypatch, "distill", "paper.yaml", "stages.distill.lr=2e-3", "--overwrite")
+    assert "reused pretrain" in capsys.readouterr().err
+
+
+def test_a_model_that_only_writes_captions_is_not_asked(place, monkeypatch, capsys):
+    assert not switchkd(monkeypatch, "distill", "paper.yaml", "stages.distill.data=captions")
+    (model,) = (place / "runs" / "paper").glob("*/seed0/model")
+    capsys.readouterr()
+    assert switchkd(monkeypatch, "eval", "--model", str(model), "--benchmarks", "mme", "--items", "4") == 2
+    assert capsys.readouterr().err.startswith("model: the chat template leaves questions out")
+
+
+def test_without_a_template_of_the_data_the_model_s_own_must_show_pictures(place, monkeypatch, capsys):
+    assert switchkd(monkeypatch, "distill", "paper.yaml", "data.instructions.template=null") == 2
+    assert capsys.readouterr().err.startswith("student: the chat template writes no <image>")
+
+
 def test_a_folder_that_was_not_fetched_ends_the_run_before_training(place, monkeypatch, capsys):
     (place / "finetune" / "textvqa" / "train_images").rename(place / "elsewhere")
     assert switchkd(monkeypatch, "distill", "paper.yaml") == 2

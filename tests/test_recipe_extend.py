@@ -4,6 +4,7 @@ import pytest
 from small_recipe import write
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe import source
 from switchkd_cli.recipe.load import load, load_rows
 
 EXTENDS = "title: child\nextends: small.yaml\n"
@@ -64,7 +65,7 @@ def test_the_resolved_text_extends_nothing(tmp_path):
     alone = tmp_path / "elsewhere.yaml"
     alone.write_text(run.text)
     (tmp_path / "small.yaml").unlink()
-    assert "extends" not in run.text
+    assert "extends" not in source.read(run.text, "elsewhere.yaml")
     assert load(alone).config == run.config
 
 

@@ -40,28 +40,30 @@ class Pair:
         ]
 
 
-def check_checkpoint(name: str, who: str = "checkpoint", *, allow_pickle: bool = False) -> Blueprint:
+def check_checkpoint(
+    name: str, who: str = "checkpoint", *, allow_pickle: bool = False, speaks: bool = True
+) -> Blueprint:
     """A whole checkpoint, all but its weights, of which the files' headers are read. No remote code is run.
 
-    Raises UserError for a folder that is empty, broken or of another family.
+    `speaks`: see `check_alone`. Raises UserError for a folder that is empty, broken or of another family.
     """
     blueprint = read_whole(fetch(name, who, allow_pickle=allow_pickle))
-    check_alone(blueprint, who)
+    check_alone(blueprint, who, speaks=speaks)
     return blueprint
 
 
-def check_model(spec: Model, who: str) -> Blueprint:
+def check_model(spec: Model, who: str, *, speaks: bool = True) -> Blueprint:
     """All of a recipe's model but its weights, which are known to be there."""
     if isinstance(spec, Checkpoint):
-        return check_checkpoint(spec.checkpoint, who, allow_pickle=spec.allow_pickle)
+        return check_checkpoint(spec.checkpoint, who, allow_pickle=spec.allow_pickle, speaks=speaks)
     blueprint = design(spec, who)
-    check_alone(blueprint, who)
+    check_alone(blueprint, who, speaks=speaks)
     return blueprint
 
 
 def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     """Student and (if asked for) teacher, checked by themselves and against each other; no weight is read."""
-    student = check_model(recipe.student, "student")
+    student = check_model(recipe.student, "student", speaks=recipe.needs_template)
     teacher = None
     if recipe.teacher is not None and (with_teacher or recipe.evaluation is not None):
         teacher = check_model(recipe.teacher, "teacher")  # it may only be scored, when the training is over
@@ -71,8 +73,11 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> Llava:
-    """A whole checkpoint in float32. Raises UserError where `check_checkpoint` and its blueprint's `build` do."""
-    return check_checkpoint(checkpoint, who).build()
+    """A whole checkpoint in float32, to train or to save: whether it can be asked is not looked at.
+
+    Raises UserError where `check_checkpoint` and its blueprint's `build` do.
+    """
+    return check_checkpoint(checkpoint, who, speaks=False).build()
 
 
 def build_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:

@@ -35,9 +35,13 @@ class Vocabulary:
         return f"vocabulary: the first {self.shared:,} of {widths} logits are read"
 
 
-def check_alone(model: Blueprint, who: str) -> None:
-    """Raises UserError, naming every problem, where a model's config, tokenizer and pictures don't fit together."""
-    problems = [f"{who}: {problem}" for problem in _alone(model)]
+def check_alone(model: Blueprint, who: str, *, speaks: bool = True) -> None:
+    """Raises UserError, naming every problem, where a model's config, tokenizer and pictures don't fit together.
+
+    `speaks`: conversations are written down by its own chat template. Where all data sets bring theirs, a language
+    model's own is not looked at (Qwen2.5's knows no pictures).
+    """
+    problems = [f"{who}: {problem}" for problem in (*(_unspoken(model) if speaks else ()), *_alone(model))]
     if problems:
         raise UserError(problems)
 
@@ -59,6 +63,7 @@ def agree(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
     return Vocabulary(shared, width, teacher.config.text_config.vocab_size)
 
 
+QUESTION = "What?"
 TOWERS_HINT = (
     "the switch feeds the student's visual features to the teacher's projector: give the student a tower of the "
     "teacher's build (student.vision)"
@@ -104,12 +109,24 @@ def _read_otherwise(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[st
     yield f"teacher: vocabulary: {told}", WORDS_HINT
 
 
-def _alone(model: Blueprint) -> Iterator[str]:
-    tokenizer, vision, text = model.processor.tokenizer, _vision(model), model.config.text_config
+def _unspoken(model: Blueprint) -> Iterator[str]:
+    """What keeps a model from being asked by its own chat template."""
     if not model.processor.chat_template:
         yield "the tokenizer has no chat template, so a conversation can't be written down"
-    elif not _shows_pictures(model):
+        return
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    try:
+        told = model.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    except (TemplateError, TypeError):  # a text model's adds words to a list
+        told = ""
+    if told.count(IMAGE) != 1 or "'type'" in told:
         yield f"the chat template writes no {IMAGE} where a picture is shown: it is a text model's"
+    elif QUESTION not in told:
+        yield "the chat template leaves questions out: it only writes captions down, as after a first stage"
+
+
+def _alone(model: Blueprint) -> Iterator[str]:
+    tokenizer, vision, text = model.processor.tokenizer, _vision(model), model.config.text_config
     if tokenizer.pad_token_id is None:
         yield "the tokenizer has no padding token"
     if len(tokenizer) > text.vocab_size:
@@ -126,16 +143,6 @@ def _alone(model: Blueprint) -> Iterator[str]:
         yield f"the processor puts {tokens} image tokens into the text, the model makes {model.image_tokens}"
     if getattr(model.config, "projector_pooling", 1) > 1 and (fault := _ungridded(model)):
         yield fault
-
-
-def _shows_pictures(model: Blueprint) -> bool:
-    """Whether the chat template writes one image token for one picture, and the question."""
-    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    try:
-        told = model.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    except (TemplateError, TypeError):  # a text model's adds words to a list
-        return False
-    return told.count(IMAGE) == 1 and "What?" in told and "'type'" not in told
 
 
 def _ungridded(model: Blueprint) -> str | None:

@@ -31,13 +31,13 @@ def work(run: Run, folder: RunFolder) -> None:
     stages = run.config.stages
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
-    for note in pair.notes:
-        folder.log({"event": "models", "text": note})
     # every stage's rows are looked at before the first step is taken
     data = {
         name: build_data(run.config.data[name], paths.student, folder.root)
         for name in dict.fromkeys(stage.data for stage in stages)
     }
+    for note in pair.notes:
+        folder.log({"event": "models", "text": note})
     for rows in data.values():
         rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):
