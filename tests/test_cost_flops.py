@@ -22,6 +22,7 @@ def both(kind, folder):
     return paths, tiny.batch(paths.student, folder, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chained", "independent", "clip"])
 def test_a_step_takes_the_operations_that_are_planned(kind, tmp_path):
     paths, batch = both(kind, tmp_path)

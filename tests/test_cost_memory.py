@@ -34,6 +34,7 @@ def test_parameters_are_those_of_the_built_models():
                 assert size.reached[part] == sum(p.numel() for p in model.reached(part).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [FP32, AUTOCAST, BF16], ids=["fp32", "autocast", "bf16"])
 @pytest.mark.parametrize("kind", ["chained", "independent", "long", "clip"])
 def test_a_forward_pass_leaves_the_bytes_that_are_planned(kind, precision, tmp_path):

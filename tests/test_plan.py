@@ -57,6 +57,7 @@ def test_published_shapes_have_the_published_parameters(size):
     assert parameters(model.config).total["language"] == LANGUAGE[size]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(RECIPES)))
 def test_every_row_of_every_recipe_has_a_whole_plan(file, away):
     rows = load_rows(file)
