@@ -37,6 +37,7 @@ SOURCES: dict[str, str] = {
 
 # Conversation templates: Jinja files in engine/data/templates.
 TEMPLATES: tuple[str, ...] = ("chatml", "pretrain", "qwen2_base")
+QUESTIONLESS = ("pretrain",)  # those that write captions only: a model taught last with one can't be asked
 
 Kind = Literal["loss", "family", "source"]
 REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}

@@ -153,6 +153,14 @@ def problems(file, *arguments, **more):
             "5: data.captions.template: unknown template, got 'qwen_base' (did you mean 'qwen2_base'?)",
         ),
         (
+            "questions: {source: llava_json,",
+            "questions: {source: llava_json, template: pretrain,",
+            (
+                "6: data.questions.template: leaves questions out, and the last stage teaches with it: "
+                "the model could not be scored, got 'pretrain'"
+            ),
+        ),
+        (
             "source: llava_json,",
             "source: llava_json, max_faults: 1.0,",
             "5: data.captions.max_faults: must be below 1, got 1.0",

@@ -8,7 +8,7 @@ import pytest
 
 from switchkd_cli import launch, plan
 from switchkd_cli.recipe import source
-from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "worlds")
@@ -52,6 +52,30 @@ def test_opens_with_what_it_reproduces_needs_and_takes_and_its_command(file):
     assert f"{file.relative_to(RECIPES.parent)}" in opening
 
 
+def commands(file):
+    """The header's calls of switchkd, as words."""
+    opening = re.match(r"(?:#.*\n)+", file.read_text(encoding="utf-8"))[0]
+    return [line.split("   ")[0].split()[1:] for line in re.findall(r"switchkd .*", opening)]
+
+
+@files
+def test_the_commands_of_its_header_run_what_they_say(file):
+    """Rows and worlds that are there; the first command needs nothing that another would have to make."""
+    for number, (command, recipe, *options) in enumerate(commands(file)):
+        assert file == RECIPES.parent / recipe
+        said = dict(zip(options[::2], options[1::2], strict=True))
+        assert set(said) <= {"--row", "--rows", "--seeds", "--world"}
+        if command == "ablate":
+            rows = said["--rows"].split(",") if "--rows" in said else None
+            runs = load_rows(file, rows, world=said.get("--world"))
+        else:
+            reads = {"distill": load_with_controls, "pretrain": load}[command]
+            runs = reads(file, said.get("--row"), world=said.get("--world"))
+            runs = runs if command == "distill" else [runs.leading()]
+        if number == 0 or "--world" in said:
+            plan.check(runs)
+
+
 @papers
 def test_printed_averages_are_those_of_the_printed_columns(file):
     """Each number of a row was copied right, or its average would differ."""
@@ -77,14 +101,20 @@ def test_the_paper_s_settings_are_those_of_every_row(file):
 
 
 @papers
-def test_sft_of_the_same_parts_stands_beside_what_is_distilled(file):
-    """The control that the paper lacks; the ablation of knees has Switch-KD's own rows for controls."""
-    if file.stem == "knee":
-        return
-    trained = {
-        run.config.stages[1].train for run in load_rows(file) if not run.config.stages[1].needs_teacher
-    }
-    assert ("vision", "projector", "language") in trained
+def test_the_controls_that_the_paper_lacks_are_rows(file):
+    """SFT that trains the encoder too, at the steps of what is distilled and at its compute."""
+    taught = [run.config.stages[1] for run in load_rows(file) if not run.config.stages[1].needs_teacher]
+    whole = {stage.epochs for stage in taught if stage.train == ("vision", "projector", "language")}
+    assert 1.0 in whole and max(whole) > 2
+
+
+@papers
+def test_rows_are_read_as_they_were_taught_to_be_written(file):
+    """Base and instruct models of the Qwen2.5 family know no pictures by themselves: the data bring a template."""
+    for run in load_rows(file):
+        templates = [run.config.data[stage.data].template for stage in run.config.stages]
+        assert templates == ["pretrain", "chatml" if file.stem == "align_kd" else "qwen2_base"]
+        assert {run.config.data[stage.data].max_length for stage in run.config.stages} == {2048}
 
 
 @files
@@ -103,6 +133,7 @@ def test_the_playground_changes_neither_terms_nor_stages(file):
         assert (ours.row, ours.title, ours.paper) == (theirs.row, theirs.title, theirs.paper)
         for before, after in zip(ours.config.stages, theirs.config.stages, strict=True):
             kept = {"name", "data", "train", "objective", "warmup", "schedule", "lr_scale", "weight_decay"}
+            kept |= {"grad_clip", "group_by"}
             assert before.model_dump(include=kept) == after.model_dump(include=kept)
 
 

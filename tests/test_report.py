@@ -77,6 +77,24 @@ def test_a_benchmark_the_teacher_does_not_clear_is_in_nobodys_average(root):
     assert any(text.startswith(note) and "left out of the average" in text for text in report.notes)
 
 
+def test_what_stood_in_for_what_is_told_and_what_can_t_be_told_apart(root):
+    small, large = "org/small", "org/large"
+    runs = [
+        made.run(
+            root, "a", "A", OURS, stages=made.STAGES + f"stand_ins: {{{small}: toy:reader, org/v: toy:v}}"
+        ),
+        made.run(
+            root, "b", "B", SFT, stages=made.STAGES + f"stand_ins: {{{large}: toy:reader, org/v: toy:v}}"
+        ),
+    ]
+    notes = comparison([read(run) for run in runs], TEACHER).notes
+    assert [note for note in notes if "stands in for" in note] == [
+        "toy:reader stands in for org/small and org/large alike: they can't be told apart here",
+        "toy:v stands in for org/v",
+    ]
+    assert not any("stands in for" in note for note in distilled(root).notes)
+
+
 def test_every_benchmark_left_out_leaves_no_average(root):
     teacher = {**TEACHER, "not_beaten": {task: ["blind"] for task in OURS}}
     report = distillation([read(run) for run in pair(root)], teacher)

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine.build import check_checkpoint, check_model, check_pair
-from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.trainer import train
 from switchkd_cli.recipe.schema import Parts, Recipe
 from tests import tiny
@@ -87,9 +86,7 @@ def test_a_student_around_it_distils(smollm2, tmp_path):
     assert (pair.vocabulary.shared, pair.vocabulary.student) == (49153, 49153)  # 49,152 and <image>
     paths, lines = pair.build(0), []
     before = {n: p.clone() for n, p in paths.student.reached("vision").items()}
-    data = Conversations(
-        tiny.rows(tmp_path), tmp_path, paths.student.processor, paths.student.image_tokens, "chained"
-    )
+    data = tiny.conversations(paths.student, tmp_path)
     train(recipe.stages[0], paths, data, seed=0, precision="fp32", log=lines.append, trackers=tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss/ce"] < lines[0]["loss/ce"]

@@ -8,6 +8,7 @@ from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.messages import message_row
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.template import template_text
+from switchkd_cli.engine.models import tinyllava
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES
 from tests import tiny, tiny_qwen
@@ -175,3 +176,20 @@ def test_a_finished_model_is_asked_by_the_template_that_taught_it(processor, tmp
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
     asked = again.apply_chat_template([question], add_generation_prompt=True)
     assert asked.endswith("questions. USER: <image>\nWhat is it? ASSISTANT:")
+
+
+@pytest.mark.parametrize("pictured", [False, True])
+def test_a_tinyllava_checkpoint_is_asked_as_its_base_model_is_taught(processor, pictured):
+    """Two texts say it, as the checkpoint's end token may be another: teacher and student must read the same."""
+    question = [{"type": "text", "text": "How many dogs?"}]
+    asked = [{"role": "user", "content": [{"type": "image"}, *question] if pictured else question}]
+    told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": "two"}]}]
+    more = [*told, {"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
+    for messages, generation in ((asked, True), (told, False), (more, True)):
+        taught, read = (
+            processor.apply_chat_template(
+                messages, chat_template=text, tokenize=False, add_generation_prompt=generation
+            )
+            for text in (template_text("qwen2_base", processor), tinyllava.TEMPLATE)
+        )
+        assert taught == read

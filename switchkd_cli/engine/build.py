@@ -63,8 +63,7 @@ def check_model(spec: Model, who: str, *, speaks: bool = True) -> Blueprint:
 
 def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     """Student and (if asked for) teacher, checked by themselves and against each other; no weight is read."""
-    speaks = any(recipe.data[stage.data].template is None for stage in recipe.stages)
-    student = check_model(recipe.student, "student", speaks=speaks)
+    student = check_model(recipe.student, "student", speaks=recipe.needs_template)
     teacher = None
     if recipe.teacher is not None and (with_teacher or recipe.evaluation is not None):
         teacher = check_model(recipe.teacher, "teacher")  # it may only be scored, when the training is over

@@ -35,6 +35,7 @@ def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _data_sets(data)
     yield from _stages(data)
     yield from _evaluation(data)
+    yield from _taught_last(data)
     yield from _rows(data)
 
 
@@ -155,6 +156,18 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
     for path, name in listed:
         if isinstance(name, str) and name not in BENCHMARKS:
             yield path, _unknown("benchmark", name, BENCHMARKS)
+
+
+def _taught_last(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """A model that is to be scored is asked as its last stage taught it."""
+    stages = _items(data.get("stages"))
+    name = stages[-1][1].get("data") if stages else None
+    spec = _mapping(_mapping(data.get("data")).get(name)) if isinstance(name, str) else {}
+    if data.get("evaluation") is not None and spec.get("template") in registry.QUESTIONLESS:
+        yield (
+            ("data", name, "template"),
+            f"leaves questions out, and the last stage teaches with it: the model could not be scored, got {spec['template']!r}",
+        )
 
 
 def _rows(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -189,3 +189,8 @@ class Recipe(Closed):
     evaluation: Evaluation | None = None
     controls: tuple[str, ...] = ()
     rows: dict[Name, Row] = {}
+
+    @property
+    def needs_template(self) -> bool:
+        """Whether a data set that is trained on brings no template: the student's own chat template writes it down."""
+        return any(self.data[stage.data].template is None for stage in self.stages)
