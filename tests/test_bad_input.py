@@ -373,7 +373,7 @@ SPOILED = [
         "hint: the weights and config.json are not of one model",
     ),
     (remove("tokenizer.json", "tokenizer_config.json"), ": no readable processor: ", None),
-    (remove("processor_config.json"), ": no readable processor: ", None),
+    (remove("processor_config.json", "preprocessor_config.json"), ": no readable processor: ", None),
 ]
 
 
