@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import made_up_runs as made
@@ -93,6 +94,13 @@ def test_what_stood_in_for_what_is_told_and_what_can_t_be_told_apart(root):
         "toy:v stands in for org/v",
     ]
     assert not any("stands in for" in note for note in distilled(root).notes)
+
+
+def test_more_seeds_are_run_in_the_same_world(root):
+    ours, control = (replace(read(run), recipe="quick@toy") for run in pair(root))
+    told = "\n".join(distillation([ours, control], TEACHER).notes)
+    assert "switchkd ablate quick --world toy --seeds 5" in told
+    assert "switchkd ablate quick --seeds 5" in "\n".join(distilled(root).notes)
 
 
 def test_every_benchmark_left_out_leaves_no_average(root):

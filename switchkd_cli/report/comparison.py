@@ -34,7 +34,7 @@ def distillation(runs: Sequence[Scored], teacher: Teacher | None) -> Report:
         (Table(("points", *columns.heads), tuple(lines)),),
         (
             *notes.of_scores(runs, columns, teacher),
-            f"one seed ({ours.seed}), so chance is not ruled out: switchkd ablate {ours.recipe} --seeds 5",
+            f"one seed ({ours.seed}), so chance is not ruled out: {ours.ablation} --seeds 5",
             *notes.lengths((*controls, ours)),
             *notes.files(run.path for run in runs),
         ),

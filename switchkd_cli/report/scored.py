@@ -38,6 +38,12 @@ class Scored:
     def name(self) -> str:
         return f"{self.title} (seed {self.seed})"
 
+    @property
+    def ablation(self) -> str:
+        """The command that runs all rows of its recipe, in the world in which it was run."""
+        recipe, _, world = self.recipe.partition("@")
+        return f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
+
     @cached_property
     def scores(self) -> dict[str, float]:
         """0..100 by task."""
