@@ -11,7 +11,7 @@ from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
 from switchkd_cli.protocol import BENCHMARKS
-from switchkd_cli.recipe.find import find
+from switchkd_cli.recipe.find import find, named
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import Run, digest
@@ -169,8 +169,8 @@ def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
     """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
     if (folder := _run(name)) is not None:
         return [folder]
-    path = find(name)
-    if not path.is_file():
+    path = named(name)
+    if path is None or not path.is_file():
         raise UserError(f"{name}: neither a run folder nor a recipe", hint=f"ls -d {root}/*/*/seed*")
     rows = load_rows(path, world=world)
     order = [run.row for run in rows]
