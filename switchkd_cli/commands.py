@@ -86,10 +86,13 @@ def ablate(
         _show(first, root, machine, path, world)
         return console.say(f"seeds: {', '.join(str(first[0].seed + i) for i in range(seeds))}")
     plan.check(planned)
-    waiting = [run for run in planned if overwrite or not _is_finished(run, root)]
-    if len(waiting) < len(planned):
-        console.say(f"{len(planned) - len(waiting)} of {len(planned)} runs finished before, reused")
-    failures = launch.in_workers(waiting, root, jobs=jobs or min(2, launch.cores()), overwrite=overwrite)
+    before = [run for run in planned if not overwrite and _is_finished(run, root)]
+    waiting = [run for run in planned if run not in before]
+    if before:
+        console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
+    jobs = jobs or min(2, launch.cores())
+    failures = launch.in_workers(waiting, root, jobs=jobs, overwrite=overwrite, finished=before)
+    launch.show_failures(failures)
     done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
     if done and planned[0].config.evaluation is not None:
         from switchkd_cli.report.table import print_ablation
@@ -97,7 +100,7 @@ def ablate(
         controls = [control.row for control in load_with_controls(path)[1:]]
         print_ablation(done, _one_teacher(planned, root), planned=planned, controls=controls)
     if failures:
-        launch.show_failures(failures)
+        console.say(f"{len(failures)} of {len(planned)} runs failed; the same command runs them again")
         raise SystemExit(launch.exit_code(failures))
 
 
