@@ -78,6 +78,8 @@ def ablate(
     dry_run: bool,
     machine: str | None,
 ) -> None:
+    if rows is not None and not rows:
+        raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
     path = find(recipe)
     first = load_rows(path, rows, overrides, seed, world)
     more = [load_rows(path, rows, overrides, first[0].seed + i, world) for i in range(1, seeds)]

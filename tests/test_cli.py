@@ -165,6 +165,7 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
             ("ablate", "small.yaml", "--rows", "sft,lung"),
             "small.yaml: row: unknown row, got 'lung' (did you mean 'long'?)",
         ),
+        (("ablate", "small.yaml", "--rows", ","), "--rows: names no row"),
         (("distill", "smal.yaml"), "smal.yaml: no such recipe (did you mean 'small.yaml'?)"),
         (("distill", "."), ".: no recipe has this name"),
         (
