@@ -101,8 +101,13 @@ class Progress:
                 Text(matrix_line(self.matrix, datetime.now())),
             )
             lines.append(whole)
-        for follower in [f for f in self.followed if f.step]:
-            s = follower.step
+        for follower in self.followed:
+            if not (s := follower.step):
+                if (
+                    self.matrix is not None
+                ):  # it loads its models, or waits for a stage that another one trains
+                    lines.append(Text(f"{follower.label}  no step yet", style="dim"))
+                continue
             bar = Table.grid(padding=(0, 1))
             bar.add_row(
                 Text(follower.label, style="bold"),

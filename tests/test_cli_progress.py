@@ -137,10 +137,12 @@ def test_the_live_drawing_opens_with_the_matrix(tmp_path):
 
     display = Progress(io.StringIO(), matrix_in_progress(tmp_path))
     display.follow(tmp_path / "m", "Switch-KD")
+    display.follow(tmp_path / "n", "SFT")
     display.followed[0].step = STEP
     out = io.StringIO()
     Console(file=out, width=160, markup=False).print(display.draw())
-    first, second = out.getvalue().splitlines()[:2]
+    first, second, _, fourth = out.getvalue().splitlines()
+    assert fourth.strip() == "SFT  no step yet"
     assert "1 of 4 runs done, 1 running, 2 to come · 4:30 left · ends about " in first
     assert "Switch-KD" in second and "30/300" in second
 
