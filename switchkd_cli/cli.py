@@ -108,7 +108,10 @@ def distill(
     )
 
 
-@app.command(epilog="Example: switchkd ablate recipes/quickstart.yaml --seeds 5 --rows switch-kd,sft")
+@app.command(
+    epilog="Example: switchkd ablate components --world playground --seeds 5. The paper's ablations: "
+    "training-scheme, components, loss, knee, visual-encoder, teacher-size, weights."
+)
 def ablate(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -124,9 +127,9 @@ def ablate(
     dry_run: DryRun = False,
     machine: Machine = None,
 ) -> None:
-    """Run the rows of a recipe over several seeds.
+    """Run the rows of a recipe over several seeds: an ablation of the paper by its name, or any recipe file.
 
-    What is finished is skipped; what fails is reported, and the rest goes on.
+    What is finished is skipped, stages that rows share are trained once; what fails is reported, and the rest goes on.
     """
     from switchkd_cli import commands
 

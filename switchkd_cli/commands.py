@@ -11,7 +11,7 @@ from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
 from switchkd_cli.protocol import BENCHMARKS
-from switchkd_cli.recipe.find import find
+from switchkd_cli.recipe.find import find, named
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import Run, digest
@@ -78,6 +78,8 @@ def ablate(
     dry_run: bool,
     machine: str | None,
 ) -> None:
+    if rows is not None and not rows:
+        raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
     path = find(recipe)
     first = load_rows(path, rows, overrides, seed, world)
     more = [load_rows(path, rows, overrides, first[0].seed + i, world) for i in range(1, seeds)]
@@ -86,10 +88,13 @@ def ablate(
         _show(first, root, machine, path, world)
         return console.say(f"seeds: {', '.join(str(first[0].seed + i) for i in range(seeds))}")
     plan.check(planned)
-    waiting = [run for run in planned if overwrite or not _is_finished(run, root)]
-    if len(waiting) < len(planned):
-        console.say(f"{len(planned) - len(waiting)} of {len(planned)} runs finished before, reused")
-    failures = launch.in_workers(waiting, root, jobs=jobs or min(2, launch.cores()), overwrite=overwrite)
+    before = [run for run in planned if not overwrite and _is_finished(run, root)]
+    waiting = [run for run in planned if run not in before]
+    if before:
+        console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
+    jobs = jobs or min(2, launch.cores())
+    failures = launch.in_workers(waiting, root, jobs=jobs, overwrite=overwrite, finished=before)
+    launch.show_failures(failures)
     done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
     if done and planned[0].config.evaluation is not None:
         from switchkd_cli.report.table import print_ablation
@@ -97,7 +102,7 @@ def ablate(
         controls = [control.row for control in load_with_controls(path)[1:]]
         print_ablation(done, _one_teacher(planned, root), planned=planned, controls=controls)
     if failures:
-        launch.show_failures(failures)
+        console.say(f"{len(failures)} of {len(planned)} runs failed; the same command runs them again")
         raise SystemExit(launch.exit_code(failures))
 
 
@@ -169,8 +174,8 @@ def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
     """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
     if (folder := _run(name)) is not None:
         return [folder]
-    path = find(name)
-    if not path.is_file():
+    path = named(name)
+    if path is None or not path.is_file():
         raise UserError(f"{name}: neither a run folder nor a recipe", hint=f"ls -d {root}/*/*/seed*")
     rows = load_rows(path, world=world)
     order = [run.row for run in rows]

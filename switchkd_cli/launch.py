@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from switchkd_cli import console, plan, runs
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.locks import tidy
+from switchkd_cli.matrix import Matrix
 from switchkd_cli.occupy import check_free, occupy
 from switchkd_cli.progress import Progress, progress
 from switchkd_cli.recipe.run import Run
@@ -94,27 +96,40 @@ class _Worker:
 
 
 def in_workers(
-    planned: Sequence[Run], root: Path, *, jobs: int, overwrite: bool = False, stop_at_failure: bool = False
+    planned: Sequence[Run],
+    root: Path,
+    *,
+    jobs: int,
+    overwrite: bool = False,
+    stop_at_failure: bool = False,
+    finished: Sequence[Run] = (),
 ) -> list[Failure]:
-    """Run each in a process of its own, `jobs` at once. Returns those that failed; the rest go on."""
+    """Run each in a process of its own, `jobs` at once. Returns those that failed; the rest go on.
+
+    Runs that are `finished` are counted as done, and their times help to foretell the end.
+    """
     waiting, active = list(planned), list[_Worker]()
     failures: list[Failure] = []
+    matrix = Matrix([_row(run) for run in planned], jobs=jobs, took=_took(finished, root))
     with ExitStack() as stack:
         for run in planned:
             stack.enter_context(tidy(runs.folder(root, run).path))
-        shown = stack.enter_context(Progress())
+        shown = stack.enter_context(Progress(matrix=matrix))
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
                     active.append(_start(run, root, jobs=jobs, overwrite=overwrite))
-                    shown.follow(runs.folder(root, run).metrics, label(run))
+                    metrics = runs.folder(root, run).metrics
+                    matrix.start(metrics, run.config.stages[-1].name)
+                    shown.follow(metrics, label(run))
                 time.sleep(0.1)
                 for worker in [w for w in active if w.process.poll() is not None]:
                     active.remove(worker)
-                    failures += _finish(worker, root, shown)
+                    failures += _finish(worker, root, shown, matrix)
                     if failures and stop_at_failure:
                         waiting.clear()
+                        matrix.waiting.clear()
         finally:
             for worker in active:
                 worker.process.terminate()
@@ -180,7 +195,20 @@ def _start(run: Run, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
     return _Worker(run, process, output)
 
 
-def _finish(worker: _Worker, root: Path, shown: Progress) -> list[Failure]:
+def _row(run: Run) -> str:
+    """What runs of one cost have in common."""
+    return f"{run.recipe}/{run.row}"
+
+
+def _took(finished: Sequence[Run], root: Path) -> dict[str, list[float]]:
+    """The seconds of finished runs by row."""
+    took: dict[str, list[float]] = {}
+    for run in finished:
+        took.setdefault(_row(run), []).append(runs.folder(root, run).info().get("seconds", 0.0))
+    return took
+
+
+def _finish(worker: _Worker, root: Path, shown: Progress, matrix: Matrix) -> list[Failure]:
     """Keep what a worker printed in its run's log, and say how it ended."""
     folder = runs.folder(root, worker.run)
     shown.forget(folder.metrics)
@@ -191,7 +219,17 @@ def _finish(worker: _Worker, root: Path, shown: Progress) -> list[Failure]:
             log.write(text)
     code = worker.process.returncode
     shown.say(f"{label(worker.run)}: {'failed' if code else 'done'} ({folder.path})")
-    return [Failure(worker.run, code, text or f"exit code {code}")] if code else []
+    matrix.end(folder.metrics, failed=bool(code))
+    shown.tell_matrix()
+    return [Failure(worker.run, code, _told(text, code))] if code else []
+
+
+def _told(text: str, code: int) -> str:
+    """What a failed worker printed; one that the system ended printed nothing about it."""
+    if code > 0:
+        return text or f"exit code {code}"
+    why = ", most likely for want of memory: fewer --jobs need less" if -code == signal.SIGKILL else ""
+    return f"{text.rstrip()}\nended by signal {-code} ({signal.strsignal(-code)}){why}".lstrip()
 
 
 def _worker() -> Any:

@@ -9,8 +9,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
+
+from switchkd_cli.lines import event, figures, left, line, matrix_line, speed
+from switchkd_cli.matrix import Matrix
 
 POLL = 0.25  # seconds between two looks at the files
 PLAIN_LINES = 10  # a stage, where nothing can be redrawn
@@ -41,18 +45,20 @@ class Follower:
             return
         whole = text[: text.rfind(b"\n") + 1]
         self.offset += len(whole)
-        for line in whole.splitlines():
+        for entry in whole.splitlines():
             try:
-                yield json.loads(line)
+                yield json.loads(entry)
             except ValueError:
                 yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
 class Progress:
-    """Follows any number of metrics files from a thread of its own."""
+    """Follows any number of metrics files, and the matrix they are of, from a thread of its own."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, matrix: Matrix | None = None) -> None:
         self.stream = stream or sys.stderr
+        self.matrix = matrix
+        self._foretold = False  # whether the matrix's end could be told once
         self.followed: list[Follower] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -68,6 +74,11 @@ class Progress:
         with self._lock:
             self.followed = [f for f in self.followed if f.path != path]
 
+    def tell_matrix(self) -> None:
+        """A line on the whole matrix: each time where nothing is drawn, and when all is over."""
+        if self.matrix is not None and (self._live is None or self.matrix.over):
+            self.say(matrix_line(self.matrix, datetime.now()))
+
     def say(self, text: str) -> None:
         if self._live is not None:
             self._live.console.print(text)
@@ -75,22 +86,35 @@ class Progress:
             print(text, file=self.stream, flush=True)
 
     def draw(self) -> Any:
-        """The live display: two lines a run."""
+        """The live display: a line on the matrix, and two a run."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         lines: list[Any] = []
-        for follower in [f for f in self.followed if f.step]:
-            s = follower.step
+        if self.matrix is not None:
+            over = self.matrix.done + self.matrix.failed
+            whole = Table.grid(padding=(0, 1))
+            whole.add_row(
+                ProgressBar(total=self.matrix.total, completed=over, width=24),
+                Text(matrix_line(self.matrix, datetime.now())),
+            )
+            lines.append(whole)
+        for follower in self.followed:
+            if not (s := follower.step):
+                if (
+                    self.matrix is not None
+                ):  # it loads its models, or waits for a stage that another one trains
+                    lines.append(Text(f"{follower.label}  no step yet", style="dim"))
+                continue
             bar = Table.grid(padding=(0, 1))
             bar.add_row(
                 Text(follower.label, style="bold"),
                 Text(str(s.get("stage", ""))),
                 ProgressBar(total=s["steps"], completed=s["step"], width=24),
                 Text(f"{s['step']}/{s['steps']}"),
-                Text(_left(s)),
+                Text(left(s)),
                 Text(speed(s)),
             )
             lines += [bar, Text("  " + figures(s), style="dim")]
@@ -109,6 +133,11 @@ class Progress:
             before, follower.step = follower.step, entry
             if self._live is None and _crosses(before, entry):
                 self.say(f"{follower.label}: {line(entry)}")
+            if self.matrix is not None:
+                self.matrix.step(follower.path, entry)
+                if not self._foretold and self.matrix.left is not None:
+                    self._foretold = True
+                    self.tell_matrix()
 
     def _watch(self) -> None:
         while not self._stop.wait(POLL):
@@ -142,58 +171,8 @@ def progress(path: Path, label: str) -> Iterator[Progress]:
         yield shown
 
 
-def line(step: Mapping[str, Any]) -> str:
-    """One step as a line of text."""
-    share = 100 * step["step"] // step["steps"]
-    head = f"{step.get('stage', '')} {step['step']}/{step['steps']} ({share}%)"
-    return " · ".join(part for part in (head, _left(step), speed(step), figures(step)) if part)
-
-
-def figures(step: Mapping[str, Any]) -> str:
-    """The losses, learning rate and memory of a step."""
-    terms = [
-        f"{key.removeprefix('loss/')} {_number(value)}" for key, value in step.items() if key[:5] == "loss/"
-    ]
-    parts = [f"loss {_number(step.get('loss'))}" + (f" ({', '.join(terms)})" if terms else "")]
-    if step.get("lr") is not None:
-        parts.append(f"lr {step['lr']:.1e}")
-    if step.get("memory_mib") is not None:
-        parts.append(f"{step['memory_mib']:,.0f} MiB")
-    return " · ".join(parts)
-
-
-def speed(step: Mapping[str, Any]) -> str:
-    rate = step.get("tokens_per_second")
-    return f"{rate:,.0f} tokens/s" if rate else ""
-
-
-def event(entry: Mapping[str, Any]) -> str:
-    """An event as a line of text: its name and stage, its text, and what else it says."""
-    name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
-    more = [
-        f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "stage", "text")
-    ]
-    return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(more)) if part)
-
-
-def _left(step: Mapping[str, Any]) -> str:
-    """The time the stage still needs at its speed so far."""
-    if not step.get("seconds"):
-        return ""
-    seconds = round(step["seconds"] / step["step"] * (step["steps"] - step["step"]))
-    hours, rest = divmod(seconds, 3600)
-    clock = f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
-    return f"{clock} left"
-
-
 def _crosses(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a tenth of the stage was completed since the entry before."""
     if before.get("stage") != now.get("stage") or before.get("step", 0) > now["step"]:
         return True
     return before["step"] * PLAIN_LINES // now["steps"] < now["step"] * PLAIN_LINES // now["steps"]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "not finite" if value is None else str(value)

@@ -19,9 +19,12 @@ LOSSES: dict[str, str] = {
     "reverse_kl": "switchkd_cli.engine.losses.reverse_kl:reverse_kl",
     "jensen_shannon": "switchkd_cli.engine.losses.jensen_shannon:jensen_shannon",
     "skewed_kl": "switchkd_cli.engine.losses.skewed_kl:skewed_kl",
+    "skewed_reverse_kl": "switchkd_cli.engine.losses.skewed_reverse_kl:skewed_reverse_kl",
     "bild": "switchkd_cli.engine.losses.bild:bild",
     "dbild": "switchkd_cli.engine.losses.dbild:dbild",
     "dbild_forward": "switchkd_cli.engine.losses.dbild_forward:dbild_forward",
+    "dbild_teacher_led": "switchkd_cli.engine.losses.dbild_teacher_led:dbild_teacher_led",
+    "dbild_student_led": "switchkd_cli.engine.losses.dbild_student_led:dbild_student_led",
     "knee_kl": "switchkd_cli.engine.losses.knee_kl:knee_kl",
 }
 

@@ -68,6 +68,18 @@ def dbild(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None
     return led_by_teacher + led_side(student.detach(), student, teacher, k_student, temperature)
 
 
+def dbild_teacher_led(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):
+    """One row of each, float64."""
+    k = knee_k(teacher.detach(), window, min_k, max_k)
+    return led_side(teacher.detach(), student, teacher, k, temperature)
+
+
+def dbild_student_led(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):
+    """One row of each, float64."""
+    k = knee_k(student.detach(), window, min_k, max_k)
+    return led_side(student.detach(), student, teacher, k, temperature)
+
+
 def dbild_forward(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):
     """One row of each, float64."""
     leaders = teacher.detach(), student.detach()
@@ -107,3 +119,8 @@ def jensen_shannon(teacher, student, *, temperature=1.0, beta=0.5):
 def skewed_kl(teacher, student, *, temperature=1.0, alpha=0.1):
     p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
     return (p * (p / (alpha * p + (1 - alpha) * q)).log()).sum()
+
+
+def skewed_reverse_kl(teacher, student, *, temperature=1.0, alpha=0.1):
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    return (q * (q / (alpha * q + (1 - alpha) * p)).log()).sum()

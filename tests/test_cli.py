@@ -165,8 +165,14 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
             ("ablate", "small.yaml", "--rows", "sft,lung"),
             "small.yaml: row: unknown row, got 'lung' (did you mean 'long'?)",
         ),
+        (("ablate", "small.yaml", "--rows", ","), "--rows: names no row"),
         (("distill", "smal.yaml"), "smal.yaml: no such recipe (did you mean 'small.yaml'?)"),
-        (("distill", "."), "recipes/..yaml: no such recipe"),
+        (("distill", "."), ".: no recipe has this name"),
+        (
+            ("ablate", "trainning-scheme"),
+            "trainning-scheme: no recipe has this name (did you mean 'training-scheme'?)",
+        ),
+        (("pretrain", "wieghts"), "wieghts: no recipe has this name (did you mean 'weights'?)"),
         (("eval",), "runs: no finished run"),
         (
             ("eval", "--benchmarks", "mme,popes"),
@@ -184,6 +190,24 @@ def test_what_does_not_exist_is_named(tmp_path, arguments, expected):
     assert code == 2 and out == ""
     assert err[0] == expected, err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_name_is_answered_with_all_names(tmp_path):
+    code, out, err = switchkd("ablate", "losses", "--seeds", 2, cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err[0] == "losses: no recipe has this name (did you mean 'loss'?)"
+    listed = err[1].removeprefix("hint: a recipe's file, or one of ").split(", ")
+    paper = {"training-scheme", "components", "loss", "knee", "visual-encoder", "teacher-size", "weights"}
+    assert paper | {"quickstart", "table1-0.5b"} <= set(listed)
+
+
+def test_the_names_of_the_folder_one_stands_in_are_known_too(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    write(tmp_path).rename(tmp_path / "recipes" / "my_own.yaml")
+    _, _, err = switchkd("distill", "my-one", cwd=tmp_path)
+    assert err[0] == "my-one: no recipe has this name (did you mean 'my-own'?)"
+    code, out, _ = switchkd("distill", "my_own", "--dry-run", cwd=tmp_path, heavy=True)
+    assert code == 0 and "my_own, row switch-kd" in out
 
 
 def test_every_error_that_can_be_helped_has_a_hint(tmp_path):

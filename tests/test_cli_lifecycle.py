@@ -8,6 +8,7 @@ import pytest
 from small_recipe import write
 
 from switchkd_cli import cli, launch, runs
+from switchkd_cli.errors import UserError
 from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
 
@@ -86,6 +87,9 @@ def test_ablate_runs_rows_and_seeds_and_goes_on_after_a_failure(tmp_path, calls,
     assert done == {("switch-kd", 0), ("switch-kd", 1), ("sft", 0), ("sft", 1)}
     err = capsys.readouterr().err
     assert "long (seed 1): failed" in err and "ZeroDivisionError: the crash of this row" in err
+    told = [line for line in err.splitlines() if " runs done" in line]
+    assert len(told) >= 6 and told[-1] == "4 of 6 runs done, 2 failed"
+    assert err.splitlines()[-1] == "2 of 6 runs failed; the same command runs them again"
     crashed = runs.folder(tmp_path / "runs", load(file, "long"))
     assert crashed.info()["status"] == "failed"
     assert "the crash of this row" in crashed.text_log.read_text()
@@ -106,6 +110,48 @@ def test_ablate_skips_what_is_finished(tmp_path, calls, monkeypatch, capsys):
     assert switchkd(monkeypatch, *arguments) == 0
     assert {f.path: f.info()["ended"] for f in runs.finished(tmp_path / "runs")} == before
     assert "2 of 2 runs finished before, reused" in capsys.readouterr().err
+
+
+def test_ablate_runs_again_only_what_failed_and_counts_the_rest(tmp_path, calls, monkeypatch, capsys):
+    file = write(tmp_path)
+    assert switchkd(monkeypatch, "ablate", file, "--jobs", 1) == 1
+    before = {f.path: f.info()["ended"] for f in runs.finished(tmp_path / "runs")}
+    capsys.readouterr()
+    assert switchkd(monkeypatch, "ablate", file, "--jobs", 1) == 1
+    err = capsys.readouterr().err
+    assert "2 of 3 runs finished before, reused" in err
+    assert "2 of 3 runs done, 1 failed" in err
+    assert {f.path: f.info()["ended"] for f in runs.finished(tmp_path / "runs")} == before
+
+
+def test_ablate_tells_a_user_s_error_of_one_row_and_finishes_the_others(tmp_path, calls, monkeypatch, capsys):
+    change = ("stages.distill.objective.align.weight: 2.0", "stages.distill.batch: 7")
+    assert switchkd(monkeypatch, "ablate", write(tmp_path, change), "--jobs", 2) == 2
+    err = capsys.readouterr().err
+    assert "long (seed 0): failed" in err and "  data.questions: no such folder: pictures" in err
+    assert {f.info()["row"] for f in runs.finished(tmp_path / "runs")} == {"switch-kd", "sft"}
+    assert names(calls) == ["evaluate_teacher", "print_ablation"]
+
+
+def test_a_failure_is_told_even_where_the_table_can_t_be_made(tmp_path, calls, monkeypatch, capsys):
+    def unscored(*arguments):
+        raise UserError("no teacher to be had")
+
+    monkeypatch.setattr(sys.modules["switchkd_cli.engine.worker"], "evaluate_teacher", unscored)
+    assert switchkd(monkeypatch, "ablate", write(tmp_path)) == 2
+    assert "ZeroDivisionError: the crash of this row" in capsys.readouterr().err
+
+
+def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkeypatch):
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)"
+    )
+    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(program)))
+    failures = launch.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
+    told = "ended by signal 9 (Killed), most likely for want of memory: fewer --jobs need less"
+    assert failures[0].text.splitlines() == ["so far", told]
+    assert launch.exit_code(failures) == 1
 
 
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):

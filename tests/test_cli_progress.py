@@ -3,7 +3,9 @@
 import io
 import json
 
-from switchkd_cli.progress import Follower, Progress, event, figures, line, progress
+from switchkd_cli.lines import event, figures, line
+from switchkd_cli.matrix import Matrix
+from switchkd_cli.progress import Follower, Progress, progress
 
 STEP = {
     "stage": "distill",
@@ -121,6 +123,61 @@ def test_the_live_drawing(tmp_path):
         "812 MiB",
     ):
         assert part in text
+
+
+def matrix_in_progress(tmp_path):
+    """Three runs of a row that took 90 seconds, the first of them at its STEP."""
+    matrix = Matrix(["a", "a", "b"], jobs=1, took={"a": [90.0]}, now=lambda: 0.0)
+    matrix.start(tmp_path / "m", "distill")
+    return matrix
+
+
+def test_the_live_drawing_opens_with_the_matrix(tmp_path):
+    from rich.console import Console
+
+    display = Progress(io.StringIO(), matrix_in_progress(tmp_path))
+    display.follow(tmp_path / "m", "Switch-KD")
+    display.follow(tmp_path / "n", "SFT")
+    display.followed[0].step = STEP
+    out = io.StringIO()
+    Console(file=out, width=160, markup=False).print(display.draw())
+    first, second, _, fourth = out.getvalue().splitlines()
+    assert fourth.strip() == "SFT  no step yet"
+    assert "1 of 4 runs done, 1 running, 2 to come · 4:30 left · ends about " in first
+    assert "Switch-KD" in second and "30/300" in second
+
+
+def test_plain_output_tells_the_matrix_s_end_as_soon_as_it_can_be_foretold(tmp_path):
+    stream, file = io.StringIO(), tmp_path / "m"
+    matrix = Matrix(["a", "a"], jobs=1, now=lambda: 0.0)
+    matrix.start(file, "distill")
+    with Progress(stream, matrix) as display:
+        display.follow(file, "run")
+        file.write_text("".join(json.dumps({**STEP, "step": n}) + "\n" for n in range(1, 31)))
+        display.forget(file)
+        matrix.end(file, failed=False)
+        display.tell_matrix()
+    told = [line for line in stream.getvalue().splitlines() if "runs done" in line]
+    assert len(told) == 2
+    assert told[0].startswith("0 of 2 runs done, 1 running, 1 to come · ") and "ends about" in told[0]
+    assert told[1].startswith("1 of 2 runs done, 1 to come")
+
+
+def test_a_terminal_keeps_only_the_matrix_s_last_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    matrix = matrix_in_progress(tmp_path)
+    said = []
+    with Progress(Terminal(), matrix) as display:
+        monkeypatch.setattr(display, "say", said.append)
+        display.tell_matrix()
+        assert said == []
+        matrix.end(tmp_path / "m", failed=True)
+        for name in ("n", "o"):
+            matrix.start(tmp_path / name, "distill")
+            matrix.end(tmp_path / name, failed=False)
+        display.tell_matrix()
+    assert said == ["3 of 4 runs done, 1 failed"]
 
 
 def test_the_display_ends_with_the_block(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from switchkd_cli.engine import losses
 from tests.reference_losses import expected, language_logits, value_and_gradient
 
 PAIRWISE = ["dbild", "dbild_forward", "bild"]
-DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "knee_kl", *PAIRWISE]
+ONE_SIDED = ["dbild_teacher_led", "dbild_student_led"]  # blind beyond their leader's top k
+OVER_ALL = ["forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "skewed_reverse_kl"]
+DIVERGENCES = [*OVER_ALL, "knee_kl", *PAIRWISE, *ONE_SIDED]
 VARIANTS = [
     ("forward_kl", {}),
     ("forward_kl", {"temperature": 2.5}),
@@ -23,6 +26,8 @@ VARIANTS = [
     ("jensen_shannon", {"beta": 0.1, "temperature": 2.0}),
     ("skewed_kl", {}),
     ("skewed_kl", {"alpha": 0.6, "temperature": 2.0}),
+    ("skewed_reverse_kl", {}),
+    ("skewed_reverse_kl", {"alpha": 0.6, "temperature": 2.0}),
     ("bild", {}),
     ("bild", {"k": 40, "temperature": 1.0}),
     ("dbild", {}),
@@ -31,6 +36,12 @@ VARIANTS = [
     ("dbild", {"min_k": 12, "max_k": 15}),
     ("dbild_forward", {}),
     ("dbild_forward", {"window": 20, "temperature": 1.0}),
+    ("dbild_teacher_led", {}),
+    ("dbild_teacher_led", {"window": 20, "temperature": 1.0}),
+    ("dbild_teacher_led", {"min_k": 12, "max_k": 15}),
+    ("dbild_student_led", {}),
+    ("dbild_student_led", {"window": 20, "temperature": 1.0}),
+    ("dbild_student_led", {"min_k": 12, "max_k": 15}),
     ("knee_kl", {}),
     ("knee_kl", {"temperature": 1.0, "window": 20}),
     ("knee_kl", {"min_k": 12, "max_k": 15}),
@@ -88,7 +99,7 @@ def test_equal_logits_cost_nothing(name, pair):
     assert gradient.abs().max() < 1e-12
 
 
-@divergences
+@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name not in ONE_SIDED])
 @given(pair=logits)
 @few
 def test_other_logits_cost_something(name, pair):
@@ -231,6 +242,29 @@ def test_skewed_kl_approaches_forward_kl():
     for alpha in (0, 1, -0.5):
         with pytest.raises(ValueError, match="alpha"):
             losses.skewed_kl(teacher, student, alpha=alpha)
+
+
+def test_skewed_reverse_kl_is_skewed_kl_with_the_models_exchanged():
+    teacher, student = language_logits(4, 30, seed=11)
+    exchanged = losses.skewed_kl(student, teacher, alpha=0.3)
+    torch.testing.assert_close(losses.skewed_reverse_kl(teacher, student, alpha=0.3), exchanged)
+
+
+@given(pair=logits, alpha=st.floats(0.01, 0.99))
+@few
+def test_skewed_reverse_kl_is_bounded_however_wrong_the_student(pair, alpha):
+    teacher, student = pair
+    value = losses.skewed_reverse_kl(100 * teacher, -100 * student, alpha=alpha)
+    assert (value <= -math.log(alpha) + 1e-9).all()
+
+
+def test_skewed_reverse_kl_approaches_reverse_kl():
+    teacher, student = language_logits(4, 30, seed=11)
+    near = losses.skewed_reverse_kl(teacher, student, alpha=1e-9)
+    torch.testing.assert_close(near, losses.reverse_kl(teacher, student), rtol=1e-6, atol=1e-8)
+    for alpha in (0, 1, -0.5):
+        with pytest.raises(ValueError, match="alpha"):
+            losses.skewed_reverse_kl(teacher, student, alpha=alpha)
 
 
 def test_dbild_forward_with_a_fixed_k_is_bild():

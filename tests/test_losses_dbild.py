@@ -7,11 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kneed import KneeLocator
 
-from switchkd_cli.engine.losses import bild, dbild, differences, effective_k, knee_rank
+from switchkd_cli.engine.losses import (
+    bild,
+    dbild,
+    dbild_student_led,
+    dbild_teacher_led,
+    differences,
+    effective_k,
+    knee_rank,
+)
 from tests import reference_losses as reference
 from tests.reference_losses import expected, language_logits, value_and_gradient
 
 QWEN = 151_936
+ONE_SIDED = (dbild_teacher_led, dbild_student_led)
 
 
 def convex_rows(seed, columns=400):
@@ -95,6 +104,45 @@ def test_both_models_lead_with_a_k_of_their_own():
     by_teacher = reference.led_side(steep, gentle, steep, k_steep, 3.0)
     by_student = reference.led_side(gentle, gentle, steep, k_gentle, 3.0)
     torch.testing.assert_close(dbild(steep[None], gentle[None])[0], by_teacher + by_student)
+
+
+@given(seed=st.integers(0, 10**6), columns=st.integers(4, 80), k=st.none() | st.integers(3, 20))
+@settings(max_examples=40, deadline=None)
+def test_the_two_sides_add_up_to_the_whole(seed, columns, k):
+    teacher, student = language_logits(3, columns, seed)
+    bounds = {"temperature": 2.0} | ({} if k is None else {"min_k": k, "max_k": k})
+    whole, gradient = value_and_gradient(dbild, teacher, student, **bounds)
+    sides = [value_and_gradient(loss, teacher, student, **bounds) for loss in ONE_SIDED]
+    torch.testing.assert_close(sides[0][0] + sides[1][0], whole, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(sides[0][1] + sides[1][1], gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("leads", [0, 1], ids=["teacher", "student"])
+def test_one_side_sees_only_its_leader_s_ids(leads):
+    pair = language_logits(1, 200, seed=5)
+    _, gradient = value_and_gradient(ONE_SIDED[leads], *pair, min_k=6, max_k=6)
+    assert set(gradient[0].nonzero().flatten().tolist()) == set(pair[leads][0].topk(6).indices.tolist())
+
+
+def test_one_side_misses_what_only_the_other_shows():
+    """The student is sure of an id that the teacher ranks last: only its own top ids tell."""
+    teacher = language_logits(1, 200, seed=5)[0]
+    student = teacher.clone()
+    student[0, teacher.argmin()] = 50.0
+    assert dbild_teacher_led(teacher, student, max_k=8).item() == 0
+    assert dbild_student_led(teacher, student, max_k=8).item() > 0.1
+    assert dbild_teacher_led(student, teacher, max_k=8).item() > 0.1
+    assert dbild_student_led(student, teacher, max_k=8).item() == 0
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("loss", ONE_SIDED)
+def test_one_side_does_not_hide_a_broken_logit_of_either_model(loss, broken):
+    for model in (0, 1):
+        pair = language_logits(2, 200, seed=5)
+        pair[model][1, pair[1 - model][1].argmin()] = broken
+        value = loss(*pair, max_k=8)
+        assert value[0].isfinite() and value[1].isnan()
 
 
 def test_two_ids_teach_nothing():

@@ -8,6 +8,7 @@ import pytest
 
 from switchkd_cli import launch, plan
 from switchkd_cli.recipe import source
+from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -41,7 +42,47 @@ def small(file):
 
 def test_the_issue_s_recipes_are_there():
     named = {"table1_0.5b", "table1_1.5b", "align_kd", "training_scheme", "visual_encoder", "teacher_size"}
-    assert named | {"loss", "components", "knee"} <= {file.stem for file in PAPER}
+    assert named | {"loss", "components", "knee", "weights"} <= {file.stem for file in PAPER}
+
+
+ABLATIONS = {
+    "training-scheme": "pt-sft dpt-sft pt-dft dpt-dft",
+    "components": "sft align vsd switch-kd",
+    "loss": "forward-kl reverse-kl jensen-shannon skewed-kl skewed-reverse-kl bild dbild-fixed dbild-teacher-led "
+    "dbild-student-led dbild-forward dbild",
+    "knee": "whole window-256 fixed-8 tau-1",
+    "visual-encoder": "sft sft-of-teacher switch-kd",
+    "teacher-size": "t3-small t7-small t3-large t7-large",
+    "weights": "switch-kd vsd align-half align-double align vsd-half vsd-double",
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_each_ablation_has_its_rows_by_name_and_no_two_of_them_are_one_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # from anywhere
+    runs = load_rows(find(name), ABLATIONS[name].split())
+    assert len({run.key for run in runs}) == len(runs) == len(ABLATIONS[name].split())
+
+
+def test_the_weights_are_those_that_the_rows_are_named_for():
+    """lambda 1, lambda 2 of each row; a term that is left out has 0."""
+    weights = {}
+    for run in load_rows(find("weights")):
+        terms = {term.name: term.weight for term in run.config.stages[-1].objective}
+        weights[run.row] = (terms["ce"], terms.get("align", 0), terms.get("vsd", 0))
+    assert weights == {
+        "switch-kd": (1, 1, 1),
+        "vsd": (1, 0, 1),
+        "align-half": (1, 0.5, 1),
+        "align-double": (1, 2, 1),
+        "align": (1, 1, 0),
+        "vsd-half": (1, 1, 0.5),
+        "vsd-double": (1, 1, 2),
+        "both-half": (1, 0.5, 0.5),
+        "both-double": (1, 2, 2),
+        "sft": (1, 0, 0),
+        "sft-compute": (1, 0, 0),
+    }
 
 
 @files

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from switchkd_cli.errors import UserError, did_you_mean
+
 PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (Path("recipes"), PACKAGE.parent / "recipes", PACKAGE / "recipes")  # here, a checkout's, a wheel's
 
 
 def find(name: str) -> Path:
-    """A path as it is; a bare name such as `training-scheme` stands for `recipes/training_scheme.yaml`."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
-    for folder in FOLDERS:
-        file = folder / f"{name.replace('-', '_')}.yaml"
-        if file.is_file():
-            return file
-    return FOLDERS[0] / f"{name.replace('-', '_')}.yaml"
+    """A path as it is; a bare name such as `training-scheme` stands for `recipes/training_scheme.yaml`.
+
+    Raises UserError, with every name there is, for a bare name that no recipe has.
+    """
+    if (file := named(name)) is not None:
+        return file
+    known = recipes()
+    near = did_you_mean(name, known)
+    problem = f"{name}: no recipe has this name" + (near if "did you mean" in near else "")
+    raise UserError(problem, hint=f"a recipe's file, or one of {', '.join(known)}")
+
+
+def named(name: str) -> Path | None:
+    """The same, or None for a bare name that no recipe has."""
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    return Path(name) if is_path else recipes().get(_plain(name))
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that go by a bare name, the nearest folder's first."""
+    files = {_plain(file.stem): file for folder in reversed(FOLDERS) for file in folder.glob("*.yaml")}
+    return dict(sorted(files.items()))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def worlds() -> dict[str, Path]:

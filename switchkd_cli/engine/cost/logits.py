@@ -32,9 +32,12 @@ FOOTPRINTS = {
     "reverse_kl": Footprint(13, 16),
     "jensen_shannon": Footprint(29, 28),
     "skewed_kl": Footprint(17, 24),
+    "skewed_reverse_kl": Footprint(21, 24),
     "bild": Footprint(0.1, 22, in_blocks=True),
     "dbild": Footprint(2, 29, in_blocks=True),
     "dbild_forward": Footprint(2, 29, in_blocks=True),
+    "dbild_teacher_led": Footprint(1, 29, in_blocks=True),
+    "dbild_student_led": Footprint(1, 29, in_blocks=True),
     "knee_kl": Footprint(5, 27, in_blocks=True),
 }
 UNKNOWN = Footprint(16, 32)

@@ -23,6 +23,11 @@ def absent_columns(*rows: Tensor) -> Tensor:
     return torch.stack([in_float(logits) <= FLOOR for logits in rows]).any(0)
 
 
+def broken_rows(logits: Tensor) -> Tensor:
+    """Return NaN [N] where a row of logits [N, V] holds NaN or +inf, else 0: for a loss that looks at few columns."""
+    return 0 * in_float(logits.detach().amax(-1)).clamp(min=FLOOR)
+
+
 def comparable(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return both logits [N, V] in float, the teacher's detached, with absent columns at the floor."""
     absent = absent_columns(teacher_logits, student_logits)

@@ -49,21 +49,22 @@ def in_row_blocks(loss: Loss) -> Loss:
     return blockwise
 
 
-def led_sides(teacher_logits: Tensor, student_logits: Tensor, select: Select) -> tuple[Led, Led]:
-    """Return the teacher-led and the student-led side of two logits [N, V].
+def led_side(leader: Tensor, teacher_logits: Tensor, student_logits: Tensor, select: Select) -> Led:
+    """Return the side of two logits [N, V] that the leader, one of them, leads.
 
     ``select(logits, absent)`` returns the leader's ids [N, K] and k [N], which carry no gradient. The
     student's logits on these ids do, and autograd keeps none of the other columns.
     """
-    absent = absent_columns(teacher_logits, student_logits)
-    row = torch.arange(len(absent), device=absent.device)[:, None]
+    return _led(
+        leader, teacher_logits, student_logits, absent_columns(teacher_logits, student_logits), select
+    )
 
-    def led_by(leader: Tensor) -> Led:
-        ids, k = select(leader, absent)
-        # indexed, as gather would keep the whole [N, V] for its backward pass
-        return Led(in_float(teacher_logits.detach()[row, ids]), in_float(student_logits[row, ids]), k)
 
-    return led_by(teacher_logits), led_by(student_logits)
+def led_sides(teacher_logits: Tensor, student_logits: Tensor, select: Select) -> tuple[Led, Led]:
+    """Return the teacher-led and the student-led side of two logits [N, V], each as ``led_side`` does."""
+    pair = teacher_logits, student_logits
+    absent = absent_columns(*pair)
+    return _led(teacher_logits, *pair, absent, select), _led(student_logits, *pair, absent, select)
 
 
 def difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
@@ -75,6 +76,13 @@ def difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tens
     """
     loss = checkpoint(_difference_kl, of, to, k, temperature, use_reentrant=False, preserve_rng_state=False)
     return loss.to(of.dtype)
+
+
+def _led(leader: Tensor, teacher: Tensor, student: Tensor, absent: Tensor, select: Select) -> Led:
+    ids, k = select(leader, absent)
+    row = torch.arange(len(ids), device=ids.device)[:, None]
+    # indexed, as gather would keep the whole [N, V] for its backward pass
+    return Led(in_float(teacher.detach()[row, ids]), in_float(student[row, ids]), k)
 
 
 def _difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,29 @@
+"""DBiLD's teacher-led side alone (2604.14629, Algorithm 2): what both directions are measured against."""
+
+from functools import partial
+
+from torch import Tensor
+
+from .columns import broken_rows
+from .differences import difference_kl, in_row_blocks, led_side
+from .knee import top_knee
+
+
+@in_row_blocks
+def dbild_teacher_led(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    temperature: float = 3.0,
+    window: int | None = None,
+    min_k: int = 3,
+    max_k: int | None = None,
+) -> Tensor:
+    """Return L_t (Eq. 14) for each row of logits [N, V], in nats, [N].
+
+    The teacher's top ids, k at the teacher's knee, are the only ones looked at: where the student puts mass outside
+    them is not seen. Otherwise as dbild, whose value is this side and the student-led one, summed.
+    """
+    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
+    side = led_side(teacher_logits, teacher_logits, student_logits, knee)
+    return difference_kl(side.student, side.teacher, side.k, temperature) + broken_rows(student_logits)
