@@ -40,7 +40,9 @@ class Paired:
     @property
     def difference(self) -> float:
         """Points."""
-        return float(np.mean([one.score - other.score for one, other in zip(self.ours, self.theirs, strict=True)]))
+        return float(
+            np.mean([one.score - other.score for one, other in zip(self.ours, self.theirs, strict=True)])
+        )
 
     def binary(self) -> bool:
         """Whether there is one run a side and each unit is one question, right or wrong."""
@@ -53,11 +55,16 @@ class Paired:
         Place p below `size` is unit p with the rows as they are, `size` + p the same unit with the rows swapped.
         """
         if all((u.possible == 1).all() for u in (*self.ours, *self.theirs)):
-            gains = np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
+            gains = np.mean(
+                [a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0
+            )
             signed = np.concatenate((gains, -gains))
             return lambda at: signed[at].mean(axis=-1)
         sides = [
-            [(np.concatenate((a.gained, b.gained)), np.concatenate((a.possible, b.possible))) for a, b in pairs]
+            [
+                (np.concatenate((a.gained, b.gained)), np.concatenate((a.possible, b.possible)))
+                for a, b in pairs
+            ]
             for pairs in (
                 list(zip(self.ours, self.theirs, strict=True)),
                 list(zip(self.theirs, self.ours, strict=True)),
