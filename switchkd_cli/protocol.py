@@ -12,10 +12,10 @@ LMMS_EVAL = "0.7.3"
 """The release of lmms-eval whose tasks these rows describe."""
 
 # How an answer becomes a score. Nothing is ever sent to a judge model.
-RULE = "the stock rule"
+RULE = "stock rule"
 # Stock lmms-eval asks a judge model over the network about an answer it can't read, then draws a random option.
-READABLE = "the stock rule, no judge; an answer it can't read is wrong"
-GUESS = "the official rule; an answer without an option counts as a random one (fixed seed)"
+READABLE = "stock rule, no judge; an answer it can't read is wrong"
+GUESS = "official rule; an answer without an option counts as a random one (fixed seed)"
 PERCENT = "% right"
 CONSENSUS = "% VQA accuracy"
 

@@ -69,7 +69,7 @@ def comparison(
     return Report(
         notes.title(runs),
         (
-            Table(("points", *columns.heads), tuple(lines)),
+            Table(("points", *columns.heads), tuple(lines), "scores"),
             *_over_seeds(rows, columns),
             *differences.tables(compared),
             conditions(columns.tasks, results["world"], results["split"]),
@@ -81,9 +81,18 @@ def comparison(
             *_one_seed(rows),
             *notes.lengths(everyone),
             *notes.versions(everyone),
-            *notes.files(run.path for run in everyone),
+            *_files(rows),
         ),
     )
+
+
+def _files(rows: Sequence[groups.Group]) -> Iterator[str]:
+    for row in rows:
+        if len(row.runs) == 1:
+            yield from notes.files([row.runs[0].path])
+        else:  # as a shell expands it
+            seeds = ",".join(str(run.seed) for run in row.runs)
+            yield f"files: {notes.shown(row.runs[0].path.parent)}/seed{{{seeds}}}"
 
 
 def _over_seeds(rows: Sequence[groups.Group], columns: Columns) -> Iterator[Table]:

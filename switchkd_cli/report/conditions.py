@@ -23,8 +23,8 @@ def _cells(row: Benchmark, world: str, split: str) -> tuple[str, ...]:
     ocr = "on" if row.ocr else "off"
     return (
         here if here == row.paper_split else f"{here} (paper: {row.paper_split})",
-        f"{row.task}: {row.metric}",
+        row.metric,
         row.scale,
         ocr if row.ocr == row.paper_ocr else f"{ocr} (paper: {'on' if row.paper_ocr else 'off'})",
-        f"{row.judge} (paper: {row.paper_judge})" if row.paper_judge else row.judge,
+        f"{row.task}: {row.judge}" + (f" (paper: {row.paper_judge})" if row.paper_judge else ""),
     )

@@ -9,7 +9,7 @@ from statistics import fmean
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.report.cells import Cell, Interval, Line, Number, Probability, Table
 from switchkd_cli.report.columns import AVERAGE, Columns
-from switchkd_cli.report.groups import Group, pairs
+from switchkd_cli.report.groups import Group, counted, pairs
 from switchkd_cli.report.pairing import Answered
 from switchkd_cli.report.scored import Scored
 from switchkd_cli.report.significance import RESAMPLES, SEED, Paired, holm, interval, p_value
@@ -68,13 +68,9 @@ def notes(compared: Sequence[Against]) -> Iterator[str]:
         if not row.found:
             yield f"{name}: no seed in common, so not compared: name runs of the same seeds"
             continue
-        beyond = [
-            f"{d.name} {Number(d.ours - d.theirs, difference=True)}"
-            for d, p in [(d, _next(corrected, d)) for d in row.found]
-            if p is not None and p < ALPHA and d.counted
-        ]
         if any(d.p is not None for d in row.found):
-            yield f"{name}, beyond chance over items after Holm's correction: {', '.join(beyond) or 'nothing'}"
+            tests = [(d, _next(corrected, d)) for d in row.found]
+            yield from _verdict(name, [d for d, p in tests if p is not None and p < ALPHA and d.counted])
         if not row.seeds:
             yield f"{name}: two runs of different seeds, so the seed is part of the difference"
     if tested:
@@ -91,6 +87,19 @@ def notes(compared: Sequence[Against]) -> Iterator[str]:
         yield "95 % seeds: t interval of the mean over paired seeds, the items taken as they are; sd: over them"
     if any(d.paper is not None for row in compared for d in row.found):
         yield "paper: the difference of its printed numbers, single runs without intervals"
+
+
+def _verdict(name: str, beyond: Sequence[Difference]) -> Iterator[str]:
+    """Answers over the items, and which of them another training could undo."""
+    told = {d.name: f"{d.name} {Number(d.ours - d.theirs, difference=True)}" for d in beyond}
+    yield f"{name}, beyond chance over items after Holm's correction: {', '.join(told.values()) or 'nothing'}"
+    unsure = [told[d.name] for d in beyond if d.seeds and not _clear(d.seeds)]
+    if unsure:
+        yield f"{name}, of these not beyond chance over seeds (the interval holds 0): {', '.join(unsure)}"
+
+
+def _clear(estimate: Estimate) -> bool:
+    return estimate.interval is not None and abs(estimate.mean) > estimate.interval
 
 
 def _differences(
@@ -134,6 +143,8 @@ def _difference(
 
 
 def _printed(ours: Scored, theirs: Scored, name: str) -> float | None:
+    if (ours.recipe, ours.row) == (theirs.recipe, theirs.row):
+        return None
     if name not in ours.paper or name not in theirs.paper:
         return None
     return ours.paper[name] - theirs.paper[name]
@@ -166,7 +177,7 @@ def _table(row: Against, corrected: Sequence[float | None]) -> Table:
             cells += [Number(d.seeds.deviation), _over_seeds(d.seeds)]
         cells += [None if d.paper is None else Number(d.paper, difference=True)] if paper else []
         lines.append(Line(d.name, tuple(cells)))
-    over = f", seed{'s' if seeds else ''} {', '.join(map(str, row.seeds))}" if row.seeds else ""
+    over = f", {counted(row.seeds)}" if row.seeds else ""
     return Table(tuple(heads), tuple(lines), f"{row.ours.title} minus {row.theirs.title}{over}")
 
 

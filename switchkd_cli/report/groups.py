@@ -69,10 +69,19 @@ def pairs(ours: Group, theirs: Group) -> list[tuple[Scored, Scored]]:
     return [(run, other[run.seed]) for run in ours.runs if run.seed in other]
 
 
+def counted(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1-5`, `seeds 1, 3`; the seeds rising."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
+
+
 def _name(group: Sequence[Scored]) -> str:
     if len(group) == 1:
         return group[0].name
-    return f"{group[0].title} (seeds {', '.join(str(run.seed) for run in group)})"
+    return f"{group[0].title} ({counted([run.seed for run in group])})"
 
 
 def _told_apart(groups: Sequence[Sequence[Scored]], names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A report on a terminal, in a pipe, as Markdown, as JSON."""
+"""A report on a terminal, in a pipe or a text file, as Markdown, as JSON."""
 
 from __future__ import annotations
 
@@ -44,6 +44,17 @@ def show(report: Report, console: Console | None = None) -> None:
             console.print(Text(line, "dim"), soft_wrap=True)
 
 
+def to_text(report: Report) -> str:
+    """What a pipe gets."""
+    import io
+
+    from rich.console import Console
+
+    output = io.StringIO()
+    show(report, Console(file=output, markup=False, emoji=False, highlight=False, force_terminal=False))
+    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().strip("\n").splitlines())
+
+
 def to_markdown(report: Report) -> str:
     """The same title, tables and notes as GitHub's Markdown."""
     parts = [f"**{report.title}**"]
@@ -72,12 +83,17 @@ def _drawn(table: Table) -> rich.table.Table:
 
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
-    for i, head in enumerate(table.columns[1:]):
-        widest = max((len(words(line.cells[i])) for line in table.lines), default=0)
-        if widest > WORDS:
-            drawn.add_column(Text(head), overflow="fold", min_width=WORDS // 2)
+    widest = [
+        max((len(words(line.cells[i])) for line in table.lines), default=0)
+        for i in range(len(table.columns) - 1)
+    ]
+    for head, needed in zip(table.columns[1:], widest, strict=True):
+        if needed > WORDS:
+            drawn.add_column(Text(head), overflow="fold")
+        elif max(widest) > WORDS:  # beside words, which give way
+            drawn.add_column(Text(head), justify="right", width=max(needed, len(head)))
         else:
-            drawn.add_column(Text(head), justify="right", min_width=widest)  # heads may wrap, numbers may not
+            drawn.add_column(Text(head), justify="right", min_width=needed)  # heads may wrap, numbers may not
     for kind, lines in groupby(table.lines, key=lambda line: line.kind):
         style = STYLES.get(kind, "")
         if kind in HEADINGS:
