@@ -10,7 +10,6 @@ from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
 from switchkd_cli.engine.benchmarks.harness import no_judge
 from switchkd_cli.protocol import Benchmark
 
-
 CIRCLE = 1_000_000  # MMBench: indices that differ by a multiple of it are one question
 
 
