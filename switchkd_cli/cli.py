@@ -180,13 +180,27 @@ def compare(
         list[str] | None,
         typer.Argument(metavar="RUN ... | RECIPE", help="Run folders, or a recipe. Default: all runs."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW", help="The row to measure by. Default: the first control, or the first row."
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, markdown, latex, csv or json. Default: as --out-file ends."),
+    ] = None,
+    out_file: Annotated[Path | None, typer.Option(help="Write there instead of to the screen.")] = None,
     world: World = None,
     out: Out = RUNS,
 ) -> None:
-    """Show finished runs beside the paper's numbers."""
+    """Show finished runs beside each other and the paper's numbers.
+
+    Differences over the same items and over seeds, with 95 % intervals and corrected p-values.
+    """
     from switchkd_cli import commands
 
-    commands.compare(names or [], world, out)
+    commands.compare(names or [], world, out, against=against, form=form, file=out_file)
 
 
 def _version(wanted: bool) -> None:

@@ -123,11 +123,25 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_p
     console.say(f"files: {where}")
 
 
-def compare(names: Sequence[str], world: str | None, root: Path) -> None:
+def compare(
+    names: Sequence[str],
+    world: str | None,
+    root: Path,
+    *,
+    against: str | None = None,
+    form: str | None = None,
+    file: Path | None = None,
+) -> None:
+    from switchkd_cli.report import formats
+
+    form = formats.chosen(form, file)
     folders = (
         [folder for name in names for folder in _named(name, world, root)] if names else runs.finished(root)
     )
-    folders = [folder for folder in folders if folder.results.exists()]
+    unscored = [folder for folder in folders if not folder.results.exists()]
+    for folder in unscored:
+        console.say(f"{folder.path}: left out, it has no scores")
+    folders = [folder for folder in folders if folder not in unscored]
     if not folders:
         raise UserError(
             f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml"
@@ -139,7 +153,18 @@ def compare(names: Sequence[str], world: str | None, root: Path) -> None:
     )
     from switchkd_cli.report.table import print_comparison
 
-    print_comparison(folders, teacher)
+    print_comparison(
+        folders, teacher, controls=_controls(names, world), against=against, form=form, file=file
+    )
+    if file is not None:
+        console.say(f"file: {file}")
+
+
+def _controls(names: Sequence[str], world: str | None) -> list[str]:
+    """The control rows of the recipe that was named, if one was alone."""
+    if len(names) != 1 or _run(names[0]) is not None:
+        return []
+    return [control.row for control in load_with_controls(find(names[0]), world=world)[1:]]
 
 
 def words(text: str | None) -> list[str] | None:

@@ -11,12 +11,13 @@ from types import MappingProxyType
 LMMS_EVAL = "0.7.3"
 """The release of lmms-eval whose tasks these rows describe."""
 
-NO_JUDGE = "none: the stock rule"
-READABLE = (
-    "none: the stock rule reads an option's letter or text; an answer it can't read is wrong "
-    "(stock lmms-eval asks a judge model over the network, then draws a random option)"
-)
-GUESS = "none: the official rule; an answer without an option counts as a random option (fixed seed)"
+# How an answer becomes a score. Nothing is ever sent to a judge model.
+RULE = "stock rule"
+# Stock lmms-eval asks a judge model over the network about an answer it can't read, then draws a random option.
+READABLE = "stock rule, no judge; an answer it can't read is wrong"
+GUESS = "official rule; an answer without an option counts as a random one (fixed seed)"
+PERCENT = "% right"
+CONSENSUS = "% VQA accuracy"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,15 @@ class Benchmark:
     """The column that holds the right answer; a list of answers means the most frequent one."""
     counted: str = ""
     """The one answer that the metric counts, if it does (F1)."""
-    judge: str = NO_JUDGE
+    scale: str = PERCENT
+    """What 100 means, and how the paper's numbers come on this scale where they are printed on another."""
+    judge: str = RULE
+    """Who reads the answers."""
+    paper_judge: str = ""
+    """Who read the paper's, if known to be another."""
     ocr: bool = False
     """Whether OCR tokens are part of the prompt."""
+    paper_ocr: bool = False
     note: str = ""
     """How the paper's convention differs, if it does."""
 
@@ -70,6 +77,7 @@ ROWS = (
         paper_split="test",
         full=200.0,
         per_category=True,
+        scale="% of the points possible (paper: points / 2000)",
         note="perception points / points possible: the paper's points / 2000 with all ten categories",
     ),
     Benchmark(
@@ -82,6 +90,7 @@ ROWS = (
         paper_split="dev, English, legacy",
         full=100.0,
         judge=READABLE,
+        paper_judge="the MMBench server",
         note=SERVER,
     ),
     Benchmark(
@@ -94,6 +103,7 @@ ROWS = (
         paper_split="dev, Chinese, legacy",
         full=100.0,
         judge=READABLE,
+        paper_judge="the MMBench server",
         note=SERVER,
     ),
     Benchmark(
@@ -105,6 +115,7 @@ ROWS = (
         split="validation",
         paper_split="test-dev",
         target="multiple_choice_answer",
+        scale=CONSENSUS,
         note=VAL,
     ),
     Benchmark(
@@ -144,6 +155,8 @@ ROWS = (
         split="validation",
         paper_split="val, v0.5.1",
         target="answers",
+        scale=CONSENSUS,
+        paper_ocr=True,
         note="the paper's prompts carry OCR tokens (LLaVA-1.5's file); the stock task's do not",
     ),
     Benchmark(
@@ -155,6 +168,7 @@ ROWS = (
         split="val",
         paper_split="test",
         target="answers",
+        scale=CONSENSUS,
         note=VAL,
     ),
     Benchmark(
@@ -166,6 +180,7 @@ ROWS = (
         split="test",
         paper_split="random, popular, adversarial",
         counted="yes",
+        scale="100 x F1 of yes, pooled (paper: most likely the mean of three F1)",
         note="F1 over the pooled questions; the paper's is most likely the mean of the three F1",
     ),
 )

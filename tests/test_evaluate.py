@@ -20,6 +20,7 @@ from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.questions import STYLES, prompt
 from switchkd_cli.playground.sets import asked
 from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.report.units import read_answers, units
 
 ITEMS = 8
 
@@ -44,6 +45,17 @@ class Always(Answerer):
 
     def answer(self, items: list[Item]) -> list[str]:
         return [self.said] * len(items)
+
+
+class Fickle(Answerer):
+    """Right, wrong, right and unreadable in turn."""
+
+    def answer(self, items: list[Item]) -> list[str]:
+        said = ({}, {"yes": "no", "no": "yes", "A": "B"}, {}, None)
+        return [
+            "well" if (of := said[i % 4]) is None else of.get(item.target, item.target)
+            for i, item in enumerate(items)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +123,17 @@ def test_mme_is_scored_in_pairs_over_the_categories_that_are_present(tmp_path: P
     results = examine(Always("Yes"), exam("mme", items=40), tmp_path, sets)
     # One right of each pair: accuracy 50, both right never, so 50 of 200 points in every category.
     assert results["scores"]["mme"]["score"] == pytest.approx(25.0)
+
+
+def test_the_stored_answers_give_the_scores_again(tmp_path: Path, sets: Path) -> None:
+    """All that `compare` resamples is in the answers files; a run half right, half wrong would show what is lost."""
+    results = examine(Fickle(), exam(items=40), tmp_path, sets)
+    for task, entry in results["scores"].items():
+        made = units(task, read_answers(tmp_path / "answers", task))
+        assert made.score == pytest.approx(entry["score"], abs=1e-3)
+    assert any(0 < entry["score"] < 100 for entry in results["scores"].values())
+    assert {"unit", "category"} <= read_answers(tmp_path / "answers", "mme")[0].keys()
+    assert "unit" in read_answers(tmp_path / "answers", "mmbench_cn_dev")[0]
 
 
 def test_the_majority_is_counted_by_kind_and_for_pope_it_says_yes(tmp_path: Path, sets: Path) -> None:

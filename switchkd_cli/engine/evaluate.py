@@ -112,11 +112,11 @@ def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = No
 
 def _score(row: Benchmark, outcome: dict, answerer: Answerer, folder: Path) -> dict[str, Any]:
     """One benchmark's score; its items go to `folder`."""
-    from switchkd_cli.engine.benchmarks.scoring import categories, item_scores
+    from switchkd_cli.engine.benchmarks.scoring import categories, item_scores, unit
 
     samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
     lines = [
-        _line(sample, answerer.items[row.task, sample["doc_id"]], score)
+        _line(sample, answerer.items[row.task, sample["doc_id"]], score) | unit(row, sample)
         for sample, score in zip(samples, item_scores(row, samples), strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)

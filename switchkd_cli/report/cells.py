@@ -32,7 +32,7 @@ class Number:
         return self.interval is not None and abs(self.value) > self.interval
 
     def __str__(self) -> str:
-        text = f"{round(self.value, 1) + 0.0:{'+' if self.difference else ''}.1f}"  # + 0.0: no minus zero
+        text = _points(self.value, signed=self.difference)
         if self.seeds is not None:
             text += " ± ?" if self.interval is None else f" ± {self.interval:.1f}"
         if self.clear is False:
@@ -40,7 +40,28 @@ class Number:
         return text if self.counted else f"({text})"
 
 
-Cell = Number | int | str | None
+@dataclass(frozen=True)
+class Interval:
+    """The two ends of a 95 % interval of a difference, in points."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"[{_points(self.low, signed=True)}, {_points(self.high, signed=True)}]"
+
+
+@dataclass(frozen=True)
+class Probability:
+    """A p-value."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return "<0.001" if self.value < 0.001 else f"{self.value:.3f}"
+
+
+Cell = Number | Interval | Probability | int | str | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,8 @@ class Table:
 
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
+    title: str = ""
+    """What tells it from the report's other tables."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +95,12 @@ class Report:
 def words(cell: Cell) -> str:
     """A cell as it is printed."""
     return "–" if cell is None else str(cell)
+
+
+def full_name(line: Line) -> str:
+    """The name with its heading, for forms in which a heading is no line of its own."""
+    return f"{HEADINGS[line.kind]}: {line.name}" if line.kind in HEADINGS else line.name
+
+
+def _points(value: float, *, signed: bool) -> str:
+    return f"{round(value, 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: no minus zero

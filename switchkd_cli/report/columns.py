@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -46,6 +46,10 @@ class Columns:
             for task in self.tasks
         ]
         return (*each, None if average is None else Number(average, difference=difference))
+
+    def means(self, scores: Sequence[Mapping[str, float]]) -> tuple[Cell, ...]:
+        """A line of mean scores."""
+        return self.cells({task: fmean(each[task] for each in scores) for task in self.tasks})
 
     def printed(self, paper: Mapping[str, float]) -> tuple[Cell, ...]:
         """A line of the paper's numbers, its average as printed."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from switchkd_cli.report import notes
+from switchkd_cli.report import differences, groups, notes, pairing
 from switchkd_cli.report.baselines import BASELINES
-from switchkd_cli.report.cells import Line, Report, Table
+from switchkd_cli.report.cells import Line, Number, Report, Table
 from switchkd_cli.report.columns import Columns, minus
+from switchkd_cli.report.conditions import conditions
 from switchkd_cli.report.scored import Scored, require_same_questions, scores
 
 Teacher = Mapping[str, Any]
@@ -41,30 +41,77 @@ def distillation(runs: Sequence[Scored], teacher: Teacher | None) -> Report:
     )
 
 
-def comparison(runs: Sequence[Scored], teacher: Teacher | None) -> Report:
-    """Any finished runs, in the order given, beside the paper's numbers.
+def comparison(
+    runs: Sequence[Scored],
+    teacher: Teacher | None,
+    *,
+    controls: Sequence[str] = (),
+    against: str | None = None,
+) -> Report:
+    """Any finished runs, in the order given, beside the paper's numbers and each other.
 
-    Raises UserError when they were not asked the same questions.
+    Runs of one row are taken together over their seeds. Each row is measured against one of them, see
+    `groups.reference`. Raises UserError when they were not asked the same questions or not scored alike.
     """
     columns = _columns(runs, teacher)
-    count = Counter(run.name for run in runs)
-    names = [f"{run.recipe}: {run.name}" if count[run.name] > 1 else run.name for run in runs]
+    rows = groups.grouped(runs)
+    base = groups.reference(rows, controls, against)
+    everyone = [run for row in rows for run in row.runs]
+    answers = pairing.answered(everyone, columns.tasks if len(rows) > 1 else ())
+    compared = [differences.against(row, base, columns, answers) for row in rows if row is not base]
     lines = [
         *of_teacher(columns, teacher),
-        *(Line(name, columns.cells(run.scores)) for name, run in zip(names, runs, strict=True)),
+        *(Line(row.name, columns.means([run.scores for run in row.runs])) for row in rows),
         *of_baselines(columns, teacher),
-        *of_paper(columns, runs),
+        *of_paper(columns, everyone),
     ]
+    results = runs[0].results
     return Report(
         notes.title(runs),
-        (Table(("points", *columns.heads), tuple(lines)),),
         (
+            Table(("points", *columns.heads), tuple(lines), "scores"),
+            *_over_seeds(rows, columns),
+            *differences.tables(compared),
+            conditions(columns.tasks, results["world"], results["split"]),
+        ),
+        (
+            *differences.notes(compared),
+            *answers.notes,
             *notes.of_scores(runs, columns, teacher),
-            "each line is one run: intervals over seeds come from switchkd ablate RECIPE --seeds 5",
-            *notes.lengths(runs),
-            *notes.files(run.path for run in runs),
+            *_one_seed(rows),
+            *notes.lengths(everyone),
+            *notes.versions(everyone),
+            *_files(rows),
         ),
     )
+
+
+def _files(rows: Sequence[groups.Group]) -> Iterator[str]:
+    for row in rows:
+        if len(row.runs) == 1:
+            yield from notes.files([row.runs[0].path])
+        else:  # as a shell expands it
+            seeds = ",".join(str(run.seed) for run in row.runs)
+            yield f"files: {notes.shown(row.runs[0].path.parent)}/seed{{{seeds}}}"
+
+
+def _over_seeds(rows: Sequence[groups.Group], columns: Columns) -> Iterator[Table]:
+    """Each row's average over its own seeds, where some row has several."""
+    if all(len(row.runs) == 1 for row in rows):
+        return
+    lines = []
+    for name, estimate in differences.averages(rows, columns).items():
+        if estimate is not None:
+            deviation = None if estimate.deviation is None else Number(estimate.deviation)
+            mean = Number(estimate.mean, estimate.interval, estimate.seeds)
+            lines.append(Line(name, (estimate.seeds, mean, deviation)))
+    yield Table(("average", "seeds", "mean, 95 % t", "sd"), tuple(lines), "the average over seeds")
+
+
+def _one_seed(rows: Sequence[groups.Group]) -> Iterator[str]:
+    alone = [row.title for row in rows if len(row.runs) == 1]
+    if alone:
+        yield f"one seed, so training's chance is not ruled out (switchkd ablate RECIPE --seeds 5): {'; '.join(alone)}"
 
 
 def of_teacher(columns: Columns, teacher: Teacher | None) -> Iterator[Line]:

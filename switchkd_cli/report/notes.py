@@ -83,6 +83,17 @@ def lengths(runs: Sequence[Scored]) -> Iterator[str]:
         yield f"not trained equally long: {length}: {'; '.join(titles)}"
 
 
+def versions(runs: Sequence[Scored]) -> Iterator[str]:
+    """What was not the same when the runs were trained; runs that were scored unlike are in no table."""
+    for name in dict.fromkeys(name for run in runs for name in run.versions):
+        found: dict[str, dict[str, None]] = defaultdict(dict)
+        for run in runs:
+            found[run.versions.get(name, "unknown")][run.title] = None
+        if len(found) > 1:
+            each = "; ".join(f"{version}: {', '.join(titles)}" for version, titles in found.items())
+            yield f"not trained with the same {name}: {each}"
+
+
 def files(folders: Iterable[Path]) -> Iterator[str]:
     for folder in folders:
         yield f"files: {shown(folder)}"

@@ -1,4 +1,4 @@
-"""A report on a terminal, in a pipe, as Markdown, as JSON."""
+"""A report on a terminal, in a pipe or a text file, as Markdown, as JSON."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from switchkd_cli.report.cells import HEADINGS, Line, Number, Report, Table, words
+from switchkd_cli.report.cells import HEADINGS, Number, Report, Table, full_name, words
 
 if TYPE_CHECKING:
     import rich.table
     from rich.console import Console
 
 WIDTH = 100  # columns, where no terminal says how many there are
+WORDS = 22  # characters; a column with a longer cell holds words, which may wrap
 STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
 
 
@@ -32,13 +33,26 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print()
     for line in _wrapped(report.title, console.width):
         console.print(Text(line, "bold"), soft_wrap=True)
-    for table in drawn:
+    for table, drawing in zip(report.tables, drawn, strict=True):
         console.print()
-        console.print(table)
+        for line in _wrapped(table.title, console.width):
+            console.print(Text(line), soft_wrap=True)
+        console.print(drawing)
     console.print()
     for note in report.notes:
         for line in _wrapped(note, console.width):
             console.print(Text(line, "dim"), soft_wrap=True)
+
+
+def to_text(report: Report) -> str:
+    """What a pipe gets."""
+    import io
+
+    from rich.console import Console
+
+    output = io.StringIO()
+    show(report, Console(file=output, markup=False, emoji=False, highlight=False, force_terminal=False))
+    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().strip("\n").splitlines())
 
 
 def to_markdown(report: Report) -> str:
@@ -46,7 +60,8 @@ def to_markdown(report: Report) -> str:
     parts = [f"**{report.title}**"]
     for table in report.tables:
         rows = [table.columns, ("---", *["---:"] * (len(table.columns) - 1))]
-        rows += [(_full_name(line), *map(words, line.cells)) for line in table.lines]
+        rows += [(full_name(line), *map(words, line.cells)) for line in table.lines]
+        parts += [table.title] if table.title else []
         parts.append("\n".join(map(_piped, rows)))
     parts.append("\n".join(f"- {note}" for note in report.notes))
     return "\n\n".join(parts) + "\n"
@@ -68,9 +83,17 @@ def _drawn(table: Table) -> rich.table.Table:
 
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
-    for i, head in enumerate(table.columns[1:]):
-        widest = max((len(words(line.cells[i])) for line in table.lines), default=0)
-        drawn.add_column(Text(head), justify="right", min_width=widest)  # heads may wrap, numbers may not
+    widest = [
+        max((len(words(line.cells[i])) for line in table.lines), default=0)
+        for i in range(len(table.columns) - 1)
+    ]
+    for head, needed in zip(table.columns[1:], widest, strict=True):
+        if needed > WORDS:
+            drawn.add_column(Text(head), overflow="fold")
+        elif max(widest) > WORDS:  # beside words, which give way
+            drawn.add_column(Text(head), justify="right", width=max(needed, len(head)))
+        else:
+            drawn.add_column(Text(head), justify="right", min_width=needed)  # heads may wrap, numbers may not
     for kind, lines in groupby(table.lines, key=lambda line: line.kind):
         style = STYLES.get(kind, "")
         if kind in HEADINGS:
@@ -105,7 +128,3 @@ def _counted(cell: object) -> bool:
 def _piped(row: Sequence[str]) -> str:
     escaped = (text.replace("|", r"\|") for text in row)
     return f"| {' | '.join(escaped)} |"
-
-
-def _full_name(line: Line) -> str:
-    return f"{HEADINGS[line.kind]}: {line.name}" if line.kind in HEADINGS else line.name

@@ -33,6 +33,8 @@ class Scored:
     """How long the last stage was trained; earlier stages may be shared between runs."""
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     """What stood in for what, where the run was made in another world than its recipe's."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of what the run was trained with; those of its scoring are in its results."""
 
     @property
     def name(self) -> str:
@@ -48,6 +50,11 @@ class Scored:
     def scores(self) -> dict[str, float]:
         """0..100 by task."""
         return scores(self.results)
+
+    @property
+    def answers(self) -> Path:
+        """The folder of its answers, one file a benchmark."""
+        return RunFolder(self.path).answers
 
     @property
     def length(self) -> str:
@@ -72,6 +79,7 @@ def read(folder: RunFolder) -> Scored:
         stages=tuple(resolved["stages"]),
         seconds=_seconds(folder.metrics),
         stand_ins=resolved.get("stand_ins") or {},
+        versions=info.get("versions") or {},
     )
 
 

@@ -16,13 +16,16 @@ class Estimate:
     mean: float
     interval: float | None
     seeds: int
+    deviation: float | None = None
+    """Standard deviation over the seeds."""
 
 
 def over_seeds(values: Sequence[float]) -> Estimate | None:
     """The mean of one value a seed and its 95 % t interval; None without a value."""
     if not values:
         return None
-    return Estimate(fmean(values), _half(values), len(values))
+    deviation = stdev(values) if len(values) > 1 else None
+    return Estimate(fmean(values), _half(values), len(values), deviation)
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from switchkd_cli.report.ablation import Planned, ablation
 from switchkd_cli.report.cells import Report
 from switchkd_cli.report.comparison import Teacher, comparison, distillation
+from switchkd_cli.report.formats import FORMATS
 from switchkd_cli.report.render import show, write
 from switchkd_cli.report.scored import read
-from switchkd_cli.runs import RunFolder
+from switchkd_cli.runs import RunFolder, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,10 +41,28 @@ def print_ablation(
 
 
 def print_comparison(
-    runs: Sequence[RunFolder], teacher: Teacher | None, *, console: Console | None = None
+    runs: Sequence[RunFolder],
+    teacher: Teacher | None,
+    *,
+    controls: Sequence[str] = (),
+    against: str | None = None,
+    form: str | None = None,
+    file: Path | None = None,
+    console: Console | None = None,
 ) -> Report:
-    """Finished runs side by side, in the order given. Nothing is written: they may come from anywhere."""
-    return _printed(comparison([read(run) for run in runs], teacher), console)
+    """Finished runs beside each other and the paper, see `comparison`, on the screen or in a form of `formats`.
+
+    Written to `file` if one is given; nothing is written beside the runs: they may come from anywhere.
+    """
+    report = comparison([read(run) for run in runs], teacher, controls=controls, against=against)
+    if form is None:
+        return _printed(report, console)
+    text = FORMATS[form](report)
+    if file is None:
+        print(text, end="")
+    else:
+        write_text(file, text)
+    return report
 
 
 def _printed(report: Report, console: Console | None, path: Path | None = None) -> Report:

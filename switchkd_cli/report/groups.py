@@ -1,0 +1,95 @@
+"""Runs of one row over seeds, taken together, and which of two rows' runs are paired."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.report.notes import shown
+from switchkd_cli.report.scored import Scored
+
+SFT = "sft"  # the row that others are measured against when nobody names one
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row's finished runs, the seeds rising."""
+
+    name: str
+    """Title and seeds."""
+    title: str
+    """Without the seeds, where that is enough to tell it from the others."""
+    runs: tuple[Scored, ...]
+
+    @property
+    def row(self) -> str:
+        return self.runs[0].row
+
+
+def grouped(runs: Sequence[Scored]) -> tuple[Group, ...]:
+    """The runs by row folder, in the order given; runs of one row only stand each for itself."""
+    runs = list({run.path: run for run in runs}.values())
+    rows: dict[object, list[Scored]] = {}
+    for run in runs:
+        rows.setdefault(run.path.parent, []).append(run)
+    if len(rows) == 1:
+        rows = {run.path: [run] for run in runs}
+    groups = [sorted(row, key=lambda run: run.seed) for row in rows.values()]
+    names = _told_apart(groups, [_name(group) for group in groups])
+    titles = [group[0].title for group in groups]
+    count = Counter(titles)
+    return tuple(
+        Group(name, title if count[title] == 1 else name, tuple(group))
+        for name, title, group in zip(names, titles, groups, strict=True)
+    )
+
+
+def reference(groups: Sequence[Group], controls: Sequence[str], against: str | None) -> Group:
+    """What the others are measured against: the row `against`, else the first control, else the first.
+
+    Raises UserError when no row is called `against`.
+    """
+    rows = {group.row: group for group in reversed(groups)}
+    if against is not None:
+        if against not in rows:
+            raise UserError(
+                f"--against: no run of this row here, got {against!r}{did_you_mean(against, rows)}"
+            )
+        return rows[against]
+    return next((rows[name] for name in (*controls, SFT) if name in rows), groups[0])
+
+
+def pairs(ours: Group, theirs: Group) -> list[tuple[Scored, Scored]]:
+    """The runs of seeds that both have; two single runs are a pair whatever their seeds."""
+    if len(ours.runs) == len(theirs.runs) == 1:
+        return [(ours.runs[0], theirs.runs[0])]
+    other = {run.seed: run for run in theirs.runs}
+    return [(run, other[run.seed]) for run in ours.runs if run.seed in other]
+
+
+def counted(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1-5`, `seeds 1, 3`; the seeds rising."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
+
+
+def _name(group: Sequence[Scored]) -> str:
+    if len(group) == 1:
+        return group[0].name
+    return f"{group[0].title} ({counted([run.seed for run in group])})"
+
+
+def _told_apart(groups: Sequence[Sequence[Scored]], names: list[str]) -> list[str]:
+    """Namesakes get their recipe, and their folder if that is not enough."""
+    for prefix in (lambda group: group[0].recipe, lambda group: shown(group[0].path.parent)):
+        count = Counter(names)
+        names = [
+            f"{prefix(group)}: {_name(group)}" if count[name] > 1 else name
+            for group, name in zip(groups, names, strict=True)
+        ]
+    return names
