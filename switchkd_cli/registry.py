@@ -23,7 +23,17 @@ LOSSES: dict[str, str] = {
     "dbild": "switchkd_cli.engine.losses.dbild:dbild",
     "dbild_forward": "switchkd_cli.engine.losses.dbild_forward:dbild_forward",
     "knee_kl": "switchkd_cli.engine.losses.knee_kl:knee_kl",
+    "decoupled_kd": "switchkd_cli.engine.losses.decoupled_kd:decoupled_kd",
+    "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
+    "taid": "switchkd_cli.engine.losses.taid:taid",
 }
+
+# A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens`: a term's
+# `of`; `teacher_tokens`: its `to`), or something that stands beside them.
+SIDES = ("teacher", "student")
+OF_POSITIONS = ("logits",)
+OF_PICTURES = ("features", "tokens", "attention")
+BESIDE = ("targets", "rows", "progress")
 
 FAMILIES: dict[str, str] = {
     "llava": "switchkd_cli.engine.models.llava:Llava",
@@ -74,6 +84,17 @@ class Signature:
 
     positional: tuple[str, ...]
     keywords: Mapping[str, Parameter]
+
+    @property
+    def reads(self) -> tuple[tuple[str, str], ...]:
+        """(side, kind) of each positional argument that is a model's: ("student", "logits")."""
+        pairs = (name.partition("_") for name in self.positional if name not in BESIDE)
+        return tuple((side, kind) for side, _, kind in pairs)
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether the loss gives a number for each picture; else one for each position that its term looks at."""
+        return any(kind in OF_PICTURES for _, kind in self.reads)
 
 
 def resolve(kind: Kind, name: str) -> Any:

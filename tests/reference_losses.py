@@ -107,3 +107,31 @@ def jensen_shannon(teacher, student, *, temperature=1.0, beta=0.5):
 def skewed_kl(teacher, student, *, temperature=1.0, alpha=0.1):
     p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
     return (p * (p / (alpha * p + (1 - alpha) * q)).log()).sum()
+
+
+def decoupled_kd(teacher, student, target, *, temperature=1.0, alpha=1.0, beta=1.0):
+    """One row of each and its target, float64: both halves by their definitions."""
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    b, c = p[target], q[target]
+    others = [column for column in range(len(p)) if column != target]
+    rest_p, rest_q = p[others] / (1 - b), q[others] / (1 - c)
+    of_target = b * (b / c).log() + (1 - b) * ((1 - b) / (1 - c)).log()
+    return alpha * of_target + beta * (rest_p * (rest_p / rest_q).log()).sum()
+
+
+def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
+    """One row of each, float64."""
+    t = start * (1 - progress) + end * progress
+    between = teacher * t + student.detach() * (1 - t)
+    return forward_kl(between, student, temperature=temperature)
+
+
+def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20):
+    """All positions [L, V] of one row of data, float64: costs in a double loop, the kernel scaled itself."""
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    cost = torch.stack([torch.stack([(a - b).abs().sum() for b in q]) for a in p])
+    plan = (-cost / smoothing).exp()
+    for _ in range(iterations):
+        plan = plan / plan.sum(1, keepdim=True)
+        plan = plan / plan.sum(0, keepdim=True)
+    return (plan * cost).sum(1)

@@ -93,7 +93,7 @@ def test_a_step_peaks_where_it_is_planned_to(names, cast, tmp_path):
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            logits = paths(batch, asked.paths, keep)
+            logits = paths(batch, asked.readings, keep)
         asked.total(asked(logits, batch, keep, tally)).backward()
 
     step()  # afterwards the gradients are there
@@ -102,7 +102,7 @@ def test_a_step_peaks_where_it_is_planned_to(names, cast, tmp_path):
         *shapes(paths),
         Sizes(size.all, size.trained(train), parameters(paths.teacher.model.config).all),
         rows_of(batch),
-        Terms(asked.paths, train, tuple((term.loss, 1.0) for term in asked.terms)),
+        Terms(asked.readings, train, tuple((term.loss, 1.0) for term in asked.terms)),
         precision_of("bf16" if cast else "fp32", 0),
         paths.vocabulary,
     )
