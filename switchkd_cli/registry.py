@@ -26,6 +26,11 @@ LOSSES: dict[str, str] = {
     "decoupled_kd": "switchkd_cli.engine.losses.decoupled_kd:decoupled_kd",
     "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
     "taid": "switchkd_cli.engine.losses.taid:taid",
+    "self_correlation": "switchkd_cli.engine.losses.self_correlation:self_correlation",
+    "feature_mse": "switchkd_cli.engine.losses.feature_mse:feature_mse",
+    "token_mse": "switchkd_cli.engine.losses.token_mse:token_mse",
+    "attended_token_mse": "switchkd_cli.engine.losses.attended_token_mse:attended_token_mse",
+    "attention_mse": "switchkd_cli.engine.losses.attention_mse:attention_mse",
 }
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens`: a term's

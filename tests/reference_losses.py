@@ -135,3 +135,31 @@ def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20)
         plan = plan / plan.sum(1, keepdim=True)
         plan = plan / plan.sum(0, keepdim=True)
     return (plan * cost).sum(1)
+
+
+def self_correlation(teacher, student):
+    """All positions [L, V] of one row of data, float64: entry by entry."""
+    pairs = [(i, j) for i in range(len(teacher)) for j in range(len(teacher))]
+    r, s = (torch.stack([(z[i] * z[j]).sum() for i, j in pairs]) for z in (teacher, student))
+    return (1 - (r * s).sum() / ((r**2).sum() * (s**2).sum()) ** 0.5).expand(len(teacher))
+
+
+def mean_squares(teacher, student):
+    """One picture, float64: features [F, W] or tokens [M, D]."""
+    entries = list(zip(teacher.reshape(-1), student.reshape(-1), strict=True))
+    return sum((s - t) ** 2 for t, s in entries) / len(entries)
+
+
+def attended_token_mse(teacher, student, attention, *, k=16):
+    """One picture, float64: tokens [M, D] and the teacher's attention [T, M, H]."""
+    given = [float(attention[:, token].sum()) for token in range(len(teacher))]
+    best = sorted(range(len(teacher)), key=lambda token: -given[token])[:k]
+    return mean_squares(teacher[best], student[best])
+
+
+def attention_mse(teacher, student):
+    """One picture, float64: attention [T, M, H]; queries without any don't count."""
+    asking = [t for t in range(len(teacher)) if teacher[t].sum() > 0]
+    if not asking:
+        return 0.0 * student.sum()
+    return sum(mean_squares(teacher[t], student[t]) for t in asking) / len(asking)

@@ -19,33 +19,43 @@ teacher's, a trained linear map has been applied to the student's. The keyword-o
 pictures is the objective's work, never a loss's.
 """
 
+from .attended_token_mse import attended_token_mse
+from .attention_mse import attention_mse
 from .bild import bild
 from .cross_entropy import cross_entropy
 from .dbild import dbild
 from .dbild_forward import dbild_forward
 from .decoupled_kd import decoupled_kd
+from .feature_mse import feature_mse
 from .forward_kl import forward_kl
 from .jensen_shannon import jensen_shannon
 from .knee import effective_k, knee_rank
 from .knee_kl import knee_kl
 from .reverse_kl import reverse_kl
+from .self_correlation import self_correlation
 from .sinkhorn import sinkhorn
 from .skewed_kl import skewed_kl
 from .taid import taid
+from .token_mse import token_mse
 
 __all__ = [
+    "attended_token_mse",
+    "attention_mse",
     "bild",
     "cross_entropy",
     "dbild",
     "dbild_forward",
     "decoupled_kd",
     "effective_k",
+    "feature_mse",
     "forward_kl",
     "jensen_shannon",
     "knee_kl",
     "knee_rank",
     "reverse_kl",
+    "self_correlation",
     "sinkhorn",
     "skewed_kl",
     "taid",
+    "token_mse",
 ]
