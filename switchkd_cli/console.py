@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.plan import Plan, StagePlan
 from switchkd_cli.protocol import BENCHMARKS
@@ -105,7 +106,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
 
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {term.on}"
+    on = "pictures" if registry.signature("loss", term.loss).of_pictures else term.on
+    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
 
 
 def _model(model: Model) -> str:

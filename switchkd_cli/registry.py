@@ -26,7 +26,22 @@ LOSSES: dict[str, str] = {
     "dbild_teacher_led": "switchkd_cli.engine.losses.dbild_teacher_led:dbild_teacher_led",
     "dbild_student_led": "switchkd_cli.engine.losses.dbild_student_led:dbild_student_led",
     "knee_kl": "switchkd_cli.engine.losses.knee_kl:knee_kl",
+    "decoupled_kd": "switchkd_cli.engine.losses.decoupled_kd:decoupled_kd",
+    "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
+    "taid": "switchkd_cli.engine.losses.taid:taid",
+    "self_correlation": "switchkd_cli.engine.losses.self_correlation:self_correlation",
+    "feature_mse": "switchkd_cli.engine.losses.feature_mse:feature_mse",
+    "token_mse": "switchkd_cli.engine.losses.token_mse:token_mse",
+    "attended_token_mse": "switchkd_cli.engine.losses.attended_token_mse:attended_token_mse",
+    "attention_mse": "switchkd_cli.engine.losses.attention_mse:attention_mse",
 }
+
+# A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens`: a term's
+# `of`; `teacher_tokens`: its `to`), or something that stands beside them.
+SIDES = ("teacher", "student")
+OF_POSITIONS = ("logits",)
+OF_PICTURES = ("features", "tokens", "attention")
+BESIDE = ("targets", "rows", "progress")
 
 FAMILIES: dict[str, str] = {
     "llava": "switchkd_cli.engine.models.llava:Llava",
@@ -77,6 +92,17 @@ class Signature:
 
     positional: tuple[str, ...]
     keywords: Mapping[str, Parameter]
+
+    @property
+    def reads(self) -> tuple[tuple[str, str], ...]:
+        """(side, kind) of each positional argument that is a model's: ("student", "logits")."""
+        pairs = (name.partition("_") for name in self.positional if name not in BESIDE)
+        return tuple((side, kind) for side, _, kind in pairs)
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether the loss gives a number for each picture; else one for each position that its term looks at."""
+        return any(kind in OF_PICTURES for _, kind in self.reads)
 
 
 def resolve(kind: Kind, name: str) -> Any:

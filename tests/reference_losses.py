@@ -124,3 +124,59 @@ def skewed_kl(teacher, student, *, temperature=1.0, alpha=0.1):
 def skewed_reverse_kl(teacher, student, *, temperature=1.0, alpha=0.1):
     p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
     return (q * (q / (alpha * q + (1 - alpha) * p)).log()).sum()
+
+
+def decoupled_kd(teacher, student, target, *, temperature=1.0, alpha=1.0, beta=1.0):
+    """One row of each and its target, float64: both halves by their definitions."""
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    b, c = p[target], q[target]
+    others = [column for column in range(len(p)) if column != target]
+    rest_p, rest_q = p[others] / (1 - b), q[others] / (1 - c)
+    of_target = b * (b / c).log() + (1 - b) * ((1 - b) / (1 - c)).log()
+    return alpha * of_target + beta * (rest_p * (rest_p / rest_q).log()).sum()
+
+
+def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
+    """One row of each, float64."""
+    t = start * (1 - progress) + end * progress
+    between = teacher * t + student.detach() * (1 - t)
+    return forward_kl(between, student, temperature=temperature)
+
+
+def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20):
+    """All positions [L, V] of one row of data, float64: costs in a double loop, the kernel scaled itself."""
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    cost = torch.stack([torch.stack([(a - b).abs().sum() for b in q]) for a in p])
+    plan = (-cost / smoothing).exp()
+    for _ in range(iterations):
+        plan = plan / plan.sum(1, keepdim=True)
+        plan = plan / plan.sum(0, keepdim=True)
+    return (plan * cost).sum(1)
+
+
+def self_correlation(teacher, student):
+    """All positions [L, V] of one row of data, float64: entry by entry."""
+    pairs = [(i, j) for i in range(len(teacher)) for j in range(len(teacher))]
+    r, s = (torch.stack([(z[i] * z[j]).sum() for i, j in pairs]) for z in (teacher, student))
+    return (1 - (r * s).sum() / ((r**2).sum() * (s**2).sum()) ** 0.5).expand(len(teacher))
+
+
+def mean_squares(teacher, student):
+    """One picture, float64: features [F, W] or tokens [M, D]."""
+    entries = list(zip(teacher.reshape(-1), student.reshape(-1), strict=True))
+    return sum((s - t) ** 2 for t, s in entries) / len(entries)
+
+
+def attended_token_mse(teacher, student, attention, *, k=16):
+    """One picture, float64: tokens [M, D] and the teacher's attention [T, M, H]."""
+    given = [float(attention[:, token].sum()) for token in range(len(teacher))]
+    best = sorted(range(len(teacher)), key=lambda token: -given[token])[:k]
+    return mean_squares(teacher[best], student[best])
+
+
+def attention_mse(teacher, student):
+    """One picture, float64: attention [T, M, H]; queries without any don't count."""
+    asking = [t for t in range(len(teacher)) if teacher[t].sum() > 0]
+    if not asking:
+        return 0.0 * student.sum()
+    return sum(mean_squares(teacher[t], student[t]) for t in asking) / len(asking)

@@ -93,7 +93,7 @@ def test_a_step_peaks_where_it_is_planned_to(names, cast, tmp_path):
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            logits = paths(batch, asked.paths, keep)
+            logits = paths(batch, asked.readings, keep)
         asked.total(asked(logits, batch, keep, tally)).backward()
 
     step()  # afterwards the gradients are there
@@ -102,7 +102,7 @@ def test_a_step_peaks_where_it_is_planned_to(names, cast, tmp_path):
         *shapes(paths),
         Sizes(size.all, size.trained(train), parameters(paths.teacher.model.config).all),
         rows_of(batch),
-        Terms(asked.paths, train, tuple((term.loss, 1.0) for term in asked.terms)),
+        Terms(asked.readings, train, tuple((term.loss, 1.0) for term in asked.terms)),
         precision_of("bf16" if cast else "fp32", 0),
         paths.vocabulary,
     )
@@ -139,19 +139,23 @@ def test_each_zero_stage_shares_out_one_thing_more():
     assert shared[3] == shared[2] | {"student weights": 200 / 8}
 
 
-@pytest.mark.parametrize("loss", registry.LOSSES)
+@pytest.mark.parametrize(
+    "loss", [n for n in registry.LOSSES if not registry.signature("loss", n).of_pictures]
+)
 def test_a_loss_s_footprint_is_measured(loss):
     """Bytes a logit, of bfloat16 logits over a vocabulary that is large beside the knee."""
     rows, vocabulary = 16, 40_000
     torch.manual_seed(0)
     student, teacher = (3 * torch.randn(rows, vocabulary).bfloat16() for _ in range(2))
     student.requires_grad_(True)
-    reference = torch.randint(0, vocabulary, (rows,)) if loss == "cross_entropy" else teacher
-    compare = registry.resolve("loss", loss)
+    targets, of = torch.randint(0, vocabulary, (rows,)), torch.arange(rows) // 8
+    compare, reads = registry.resolve("loss", loss), registry.signature("loss", loss).positional
     chosen = torch.ones(rows, dtype=torch.bool)
 
     def work():
-        return compare(reference[chosen], student[chosen]).sum()
+        sides = {"teacher_logits": teacher[chosen]} if "teacher_logits" in reads else {}
+        given = sides | {"student_logits": student[chosen], "targets": targets, "rows": of, "progress": 0.5}
+        return compare(*(given[name] for name in reads)).sum()
 
     footprint, logits = FOOTPRINTS[loss], rows * vocabulary
     own = torch.nn.ParameterList([student.detach(), teacher])

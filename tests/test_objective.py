@@ -29,7 +29,7 @@ def gradients(paths, batches, terms=TERMS):
     paths.zero_grad()
     for batch in batches:
         keep = objective.keep(batch)
-        parts = objective(paths(batch, objective.paths, keep), batch, keep, tally)
+        parts = objective(paths(batch, objective.readings, keep), batch, keep, tally)
         objective.total(parts).backward()
     return {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}
 
@@ -53,7 +53,7 @@ def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective(TERMS[:1])
     keep = objective.keep(batch)
-    parts = objective(paths(batch, objective.paths, keep), batch, keep, objective.tally([batch]))
+    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
     theirs = paths.student.model(
         input_ids=batch.input_ids,
         pixel_values=batch.pictures,
@@ -63,17 +63,17 @@ def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
     torch.testing.assert_close(parts["cross_entropy"], theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_paths_are_derived_from_the_terms():
-    assert Objective(TERMS[:1]).paths == {"student"}
-    assert Objective(TERMS[1:2]).paths == {"student", "teacher"}
-    assert Objective(TERMS[2:]).paths == {"switch", "teacher"}
+def test_readings_are_derived_from_the_terms():
+    assert Objective(TERMS[:1]).readings == {"student"}
+    assert Objective(TERMS[1:2]).readings == {"student", "teacher"}
+    assert Objective(TERMS[2:]).readings == {"switch", "teacher"}
 
 
 def test_total_is_the_weighted_sum(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective(TERMS)
     keep = objective.keep(batch)
-    parts = objective(paths(batch, objective.paths, keep), batch, keep, objective.tally([batch]))
+    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
     expected = parts["cross_entropy"] + 0.5 * parts["align"] + 2 * parts["vsd"]
     torch.testing.assert_close(objective.total(parts), expected)
 
@@ -83,5 +83,5 @@ def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
     empty = type(batch)(**{**vars(batch), "labels": torch.full_like(batch.labels, -100)})
     objective = Objective(TERMS[:2])
     keep = objective.keep(empty)
-    parts = objective(paths(empty, objective.paths, keep), empty, keep, objective.tally([empty]))
+    parts = objective(paths(empty, objective.readings, keep), empty, keep, objective.tally([empty]))
     assert {k: v.item() for k, v in parts.items()} == {"cross_entropy": 0.0, "align": 0.0}

@@ -36,6 +36,7 @@ CASES = [
     ("teacher_size", "sft-small-compute", "t3-small"),
     ("teacher_size", "sft-large-compute", "t7-large"),
     ("training_scheme", "pt-sft-compute", "pt-dft"),
+    ("methods", "sft-compute", "kd"),
 ]
 
 

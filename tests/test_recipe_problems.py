@@ -111,6 +111,11 @@ def problems(file, *arguments, **more):
             "18: stages.distill.objective.align.to: dbild compares two models' logits, got 'labels' (did you mean 'teacher'?)",
         ),
         (
+            "loss: dbild, to: teacher, on: answer",
+            "loss: feature_mse, on: answer",
+            "18: stages.distill.objective.align.to: feature_mse compares two models' features, got 'labels' (did you mean 'teacher'?)",
+        ),
+        (
             "name: ce, loss: cross_entropy",
             "name: ce, loss: cross_entropy, to: teacher",
             "17: stages.distill.objective.ce.to: cross_entropy compares with the labels, got 'teacher' (did you mean 'labels'?)",
@@ -134,7 +139,7 @@ def problems(file, *arguments, **more):
         (
             "on: answer",
             "on: answers",
-            "18: stages.distill.objective.align.on: must be one of answer, text, all, got 'answers' (did you mean 'answer'?)",
+            "18: stages.distill.objective.align.on: must be one of answer, text, image, all, got 'answers' (did you mean 'answer'?)",
         ),
         (
             "source: llava_json",

@@ -30,10 +30,11 @@ def root(tmp_path_factory):
 
 def small(file):
     """Overrides that cut any recipe to two steps a stage, and to no scores."""
-    first = load_rows(file)[0].config
+    rows = load_rows(file)
+    first, named = rows[0].config, {stage.name: None for run in rows for stage in run.config.stages}
     stages = [
-        f"stages.{stage.name}.{field}"
-        for stage in first.stages
+        f"stages.{stage}.{field}"
+        for stage in named
         for field in ("epochs=null", "steps=2", "batch=4", "micro_batch=2")
     ]
     data = [f"data.{name}.parameters.{field}" for name in first.data for field in ("pictures=6", "turns=2")]
@@ -132,10 +133,10 @@ def test_printed_averages_are_those_of_the_printed_columns(file):
 def test_the_paper_s_settings_are_those_of_every_row(file):
     """What the supplement's Table 2 states, row by row; only rows named for their compute train longer."""
     for run in load_rows(file):
-        pretrain, distill = run.config.stages
+        pretrain, *finetuned = run.config.stages  # LLaVA-KD has a stage more
         assert (pretrain.lr, pretrain.batch, pretrain.epochs) == (1e-3, 256, 1.0)
-        assert (distill.lr, distill.batch) == (2e-5, 128)
-        assert (distill.epochs == 1.0) != run.row.endswith("compute")
+        assert {(stage.lr, stage.batch) for stage in finetuned} == {(2e-5, 128)}
+        assert all((stage.epochs == 1.0) != run.row.endswith("compute") for stage in finetuned)
         assert {(s.warmup, s.schedule) for s in run.config.stages} == {(0.03, "cosine")}
         assert pretrain.train == ("projector",)
         assert run.config.world is None and not run.config.stand_ins
@@ -144,7 +145,7 @@ def test_the_paper_s_settings_are_those_of_every_row(file):
 @papers
 def test_the_controls_that_the_paper_lacks_are_rows(file):
     """SFT that trains the encoder too, at the steps of what is distilled and at its compute."""
-    taught = [run.config.stages[1] for run in load_rows(file) if not run.config.stages[1].needs_teacher]
+    taught = [run.config.stages[-1] for run in load_rows(file) if not run.config.stages[-1].needs_teacher]
     whole = {stage.epochs for stage in taught if stage.train == ("vision", "projector", "language")}
     assert 1.0 in whole and max(whole) > 2
 
@@ -154,7 +155,8 @@ def test_rows_are_read_as_they_were_taught_to_be_written(file):
     """Base and instruct models of the Qwen2.5 family know no pictures by themselves: the data bring a template."""
     for run in load_rows(file):
         templates = [run.config.data[stage.data].template for stage in run.config.stages]
-        assert templates == ["pretrain", "chatml" if file.stem == "align_kd" else "qwen2_base"]
+        assert templates[0] == "pretrain"
+        assert set(templates[1:]) == {"chatml" if file.stem == "align_kd" else "qwen2_base"}
         assert {run.config.data[stage.data].max_length for stage in run.config.stages} == {2048}
 
 

@@ -12,8 +12,8 @@ IGNORE = -100
 IMAGE = "<image>"
 """The token that stands for a picture, in rows of data and in the tokenizer."""
 
-POSITIONS = ("answer", "text", "all")
-"""Which positions a term compares: answer tokens, every text token, or image tokens too."""
+POSITIONS = ("answer", "text", "image", "all")
+"""Which positions a term compares: answer tokens, every text token, image tokens, or all of them."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,11 @@ class Batch:
     def predicting(self, on: str) -> Tensor:
         """[B, T] bool: the positions t whose *next* token belongs to `on` (the label shift happens here only).
 
-        A turn's first token follows the shared part, not the turn written before it: that step never counts.
+        A turn's first token follows the shared part, not the turn written before it: that step never counts. An image
+        token is no word to be predicted: `image` are the positions that hold one.
         """
+        if on == "image":
+            return self.image
         if on == "answer":
             wanted = self.labels != IGNORE
         elif on == "text":

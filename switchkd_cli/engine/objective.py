@@ -1,4 +1,4 @@
-"""The objective: a recipe's terms over the paths' logits (paper Eq. 1 is three of them)."""
+"""The objective: a recipe's terms over what the paths give (paper Eq. 1 is three of them)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,50 +8,75 @@ from torch import Tensor
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.paths import reading
 from switchkd_cli.recipe.schema import Term
 
-LABELS = "labels"
+PICTURE = "picture"
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many positions of each kind (answer, text, all) one optimiser step holds: the terms' normaliser."""
+    """Of one optimiser step: positions of each kind (answer, ...) and pictures, the terms' normalisers, and when.
+
+    `progress` is the share of the stage's steps that were taken before it, in [0, 1).
+    """
 
     counts: Mapping[str, Tensor]
+    progress: float = 0.0
 
-    def __getitem__(self, on: str) -> Tensor:
-        return self.counts[on].clamp(min=1)
+    def __getitem__(self, counted: str) -> Tensor:
+        return self.counts[counted].clamp(min=1)
 
 
 class Objective:
-    """Terms as data: each compares one path (`of`) with labels or another path (`to`) at some positions (`on`)."""
+    """Terms as data: each compares one path (`of`) with labels or another path (`to`), at some positions (`on`).
+
+    What a term's loss reads is told by the names of its positional arguments (`registry.Signature.reads`); the
+    readings that the paths have to give are derived from them.
+    """
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
-        self.paths = frozenset().union(*(t.paths for t in terms))
-        self.on = tuple(dict.fromkeys(t.on for t in terms))
+        self._reads = {t.name: registry.signature("loss", t.loss) for t in terms}
+        sides = [(t, side, kind) for t in terms for side, kind in self._reads[t.name].reads]
+        self.readings = frozenset(_reading(term, side, kind) for term, side, kind in sides)
+        self.on = tuple(dict.fromkeys(t.on for t in terms if not self._reads[t.name].of_pictures))
 
     def keep(self, batch: Batch) -> Tensor:
-        """[B, T] bool: every position that some term looks at."""
-        return torch.stack([batch.predicting(on) for on in self.on]).any(0)
+        """[B, T] bool: every position whose logits some term looks at."""
+        return torch.stack([torch.zeros_like(batch.image), *(batch.predicting(on) for on in self.on)]).any(0)
 
-    def tally(self, batches: Sequence[Batch]) -> Tally:
+    def tally(self, batches: Sequence[Batch], progress: float = 0.0) -> Tally:
         """Counts over all micro-batches of a step, so that no split changes the loss."""
-        return Tally({on: torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on})
+        counts = {on: torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on}
+        pictures = torch.stack([b.image.any(1).sum() for b in batches]).sum()
+        return Tally({**counts, PICTURE: pictures}, progress)
 
     def __call__(
-        self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
+        self, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
     ) -> dict[str, Tensor]:
-        """Each term's share of the step's loss, unweighted: its sum over positions / the step's count."""
+        """Each term's share of the step's loss, unweighted: its sum over positions or pictures / the step's count."""
         parts = {}
         for term in self.terms:
-            chosen = batch.predicting(term.on)[keep]  # [N]
-            reference = batch.targets[keep] if term.to == LABELS else logits[term.to]
-            values = self._losses[term.name](reference[chosen], logits[term.of][chosen], **term.parameters)
-            parts[term.name] = values.sum() / tally[term.on]
+            reads, chosen = self._reads[term.name], batch.predicting(term.on)[keep]
+            beside = {
+                "targets": batch.targets[keep][chosen],
+                "rows": keep.nonzero()[:, 0][chosen],
+                "progress": tally.progress,
+            }
+            for side, kind in reads.reads:
+                given = readings[_reading(term, side, kind)]
+                beside[f"{side}_{kind}"] = given[chosen] if kind in registry.OF_POSITIONS else given
+            values = self._losses[term.name](*(beside[name] for name in reads.positional), **term.parameters)
+            parts[term.name] = values.sum() / tally[PICTURE if reads.of_pictures else term.on]
         return parts
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
         return torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
+
+
+def _reading(term: Term, side: str, kind: str) -> str:
+    """A loss's student is the term's `of`, its teacher the term's `to`."""
+    return reading(term.of if side == "student" else term.to, kind)

@@ -1,4 +1,4 @@
-"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1)."""
+"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), and what lies on the way."""
 
 from collections.abc import Collection
 
@@ -11,8 +11,13 @@ from switchkd_cli.engine.models.llava import Llava
 PATHS = ("student", "teacher", "switch")
 
 
+def reading(path: str, kind: str = "logits") -> str:
+    """The name of what a path gives: `teacher` for its logits, `teacher.tokens` for what lies in front of them."""
+    return path if kind == "logits" else f"{path}.{kind}"
+
+
 class Paths(nn.Module):
-    """Student, teacher and switch logits of one batch.
+    """Student, teacher and switch logits of one batch, and on request what they are made of.
 
     | path    | formula              | gradient reaches            |
     |---------|----------------------|-----------------------------|
@@ -20,8 +25,15 @@ class Paths(nn.Module):
     | teacher | L_T(P_T(V_T(x)))     | nothing                     |
     | switch  | L_T(P_T(V_S(x)))     | V_S, through frozen P_T, L_T |
 
-    Only the paths asked for are computed. Logits are cut to `vocabulary` columns, the ids that both tokenizers
-    share, so that padding rows of a wider head never enter a loss.
+    | kind      | what                                          | shape              |
+    |-----------|-----------------------------------------------|--------------------|
+    | logits    | L's, at the kept positions                    | [N, vocabulary]    |
+    | features  | V's, in front of the projector                | [P, F, width of V] |
+    | tokens    | P's, in front of the language model           | [P, M, width of L] |
+    | attention | L's first layer, from text to image tokens    | [P, T, M, heads]   |
+
+    Only what is asked for is computed: features alone take no language model. Logits are cut to `vocabulary`
+    columns, the ids that both tokenizers share, so that padding rows of a wider head never enter a loss.
     """
 
     def __init__(self, student: Llava, teacher: Llava | None, vocabulary: int) -> None:
@@ -29,6 +41,7 @@ class Paths(nn.Module):
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.vocabulary = vocabulary
+        self.adapters = nn.ModuleDict()
 
     def train(self, mode: bool = True) -> "Paths":
         """Sets the student's mode; the teacher always stays in eval mode."""
@@ -37,23 +50,63 @@ class Paths(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, batch: Batch, wanted: Collection[str], keep: Tensor) -> dict[str, Tensor]:
-        """Logits of the wanted paths at the kept positions.
+    def adapt(self, wanted: Collection[str], seed: int = 0) -> list[nn.Parameter]:
+        """Draws new adapters for the wanted readings and returns their weights, to be trained.
 
-        `keep` is [B, T] bool with N true entries; each result is [N, vocabulary], in the order of `keep`'s rows.
+        Where the student's features, tokens or heads are not as wide as the teacher's, a linear map to the teacher's
+        width stands behind the student's (FitNets, 1412.6550). It belongs to the training, not to the student.
+        """
+        self.adapters = nn.ModuleDict()
+        generator = torch.Generator().manual_seed(seed)
+        for kind, ours in sorted(self.student.widths.items()):
+            theirs = self.teacher.widths[kind] if self.teacher is not None else ours
+            compared = {reading("teacher", kind), reading("switch", kind)} & set(wanted)
+            if reading("student", kind) in wanted and compared and ours != theirs:
+                adapter = nn.Linear(ours, theirs, bias=False)
+                nn.init.xavier_uniform_(adapter.weight, generator=generator)
+                self.adapters[kind] = adapter
+        return list(self.adapters.parameters())
+
+    def forward(self, batch: Batch, wanted: Collection[str], keep: Tensor) -> dict[str, Tensor]:
+        """The wanted readings, by the names that `reading` gives them.
+
+        `keep` is [B, T] bool with N true entries; logits are [N, vocabulary], in the order of `keep`'s rows.
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
-        seen = self.student.see(batch.pictures) if {"student", "switch"} & set(wanted) else None
-        logits = {}
-        if "student" in wanted:
-            logits["student"] = self._read(self.student, seen, batch, keep)
-        if "teacher" in wanted:
+        asked = {path: _kinds(wanted, path) for path in PATHS}
+        seen = self.student.see(batch.pictures) if asked["student"] or asked["switch"] else None
+        readings = {}
+        if asked["student"]:
+            given = self._read(self.student, seen, batch, asked["student"], keep)
+            given |= {kind: adapter(given[kind]) for kind, adapter in self.adapters.items() if kind in given}
+            readings |= _named("student", given)
+        if asked["teacher"]:
             with torch.no_grad():
-                logits["teacher"] = self._read(self.teacher, self.teacher.see(batch.pictures), batch, keep)
-        if "switch" in wanted:
-            logits["switch"] = self._read(self.teacher, seen, batch, keep)
-        return logits
+                theirs = self.teacher.see(batch.pictures)
+                readings |= _named("teacher", self._read(self.teacher, theirs, batch, asked["teacher"], keep))
+        if asked["switch"]:
+            readings |= _named("switch", self._read(self.teacher, seen, batch, asked["switch"], keep))
+        return readings
 
-    def _read(self, reader: Llava, seen: Tensor, batch: Batch, keep: Tensor) -> Tensor:
-        """L(P(features)) of one model at the kept positions."""
-        return reader.decode(batch, reader.project(seen), keep)[:, : self.vocabulary]
+    def _read(
+        self, reader: Llava, seen: Tensor, batch: Batch, kinds: Collection[str], keep: Tensor
+    ) -> dict[str, Tensor]:
+        """What one model makes of the features, no further than the asked kinds need."""
+        given = {"features": seen}
+        if set(kinds) - {"features"}:
+            given["tokens"] = reader.project(seen)
+        if "attention" in kinds:
+            given["attention"] = reader.attend(batch, given["tokens"])
+        if "logits" in kinds:
+            given["logits"] = reader.decode(batch, given["tokens"], keep)[:, : self.vocabulary]
+        return {kind: given[kind] for kind in kinds}
+
+
+def _kinds(wanted: Collection[str], path: str) -> list[str]:
+    """What is wanted of one path."""
+    parted = (name.partition(".") for name in sorted(wanted))
+    return [kind or "logits" for of, _, kind in parted if of == path]
+
+
+def _named(path: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {reading(path, kind): value for kind, value in given.items()}

@@ -21,7 +21,7 @@ from switchkd_cli.engine.data.order import grouped_order, order
 from switchkd_cli.engine.diagnostics import diagnose
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.objective import Objective
-from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.paths import PATHS, Paths
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.recipe.schema import Stage
 
@@ -38,8 +38,10 @@ class Trainer:
     positions of *all* its rows, so no split into micro-batches changes the gradient.
     """
 
-    def __init__(self, stage: Stage, paths: Paths, steps: int, precision: str, trackers: Path) -> None:
-        self.stage = stage
+    def __init__(
+        self, stage: Stage, paths: Paths, steps: int, precision: str, trackers: Path, seed: int = 0
+    ) -> None:
+        self.stage, self.steps = stage, steps
         self.micro = stage.micro_batch or stage.batch
         self.accelerator = Accelerator(
             mixed_precision="bf16" if precision == "bf16" else "no",
@@ -54,6 +56,8 @@ class Trainer:
             {"params": unfreeze(paths.student, part), "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
             for part in stage.train
         ]
+        if adapters := paths.adapt(self.objective.readings, seed):
+            groups.append({"params": adapters, "lr": stage.lr})
         self.trained = [p for group in groups for p in group["params"]]
         optimizer = AdamW(groups, weight_decay=stage.weight_decay)
         self.schedule = get_scheduler(
@@ -64,13 +68,13 @@ class Trainer:
     def step(self, group: Sequence[Batch], *, diagnosed: bool) -> dict[str, float]:
         """One optimiser step over the group's micro-batches; returns its figures."""
         group = [batch.to(self.accelerator.device) for batch in group]
-        tally = self.objective.tally(group)
+        tally = self.objective.tally(group, progress=self.schedule.last_epoch / self.steps)
         figures = {"lr": self.schedule.get_last_lr()[0]}
         for batch in group:
             with self.accelerator.accumulate(self.paths):
                 keep = self.objective.keep(batch)
-                logits = self.paths(batch, self.objective.paths, keep)
-                parts = self.objective(logits, batch, keep, tally)
+                readings = self.paths(batch, self.objective.readings, keep)
+                parts = self.objective(readings, batch, keep, tally)
                 # backward() averages over the micro-batches; the tally has divided by all of them already
                 self.accelerator.backward(self.objective.total(parts) * len(group))
                 for name, value in parts.items():
@@ -83,6 +87,7 @@ class Trainer:
         self.schedule.step()
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
         if diagnosed:
+            logits = {path: readings[path] for path in PATHS if path in readings}
             figures |= diagnose(logits, batch.targets[keep], self.stage.objective)
         return figures
 
@@ -96,7 +101,7 @@ def train(
     the terms.
     """
     steps = steps_of(stage, len(data))
-    trainer = Trainer(stage, paths, steps, precision, trackers)
+    trainer = Trainer(stage, paths, steps, precision, trackers, seed)
     visited = visits(stage, data, steps * stage.batch, seed)
     loader = iter(loader_of(stage, paths.student, data, visited, trainer.micro))
     began = time.monotonic()

@@ -21,11 +21,16 @@ Problem = tuple[Path, str]
 
 AVERAGE = "average"  # beside the benchmarks' names in a row's printed numbers
 
-# Which parts the gradient of a term reaches, by the path it is a term of (the teacher is frozen).
+# Which parts the gradient of a term reaches, by the path it is a term of (the teacher is frozen), and by what its loss
+# reads of that path: what lies behind has no part in it.
 REACH: dict[str, frozenset[str]] = {
     "student": frozenset({"vision", "projector", "language"}),
     "switch": frozenset({"vision"}),
     "teacher": frozenset(),
+}
+IN_FRONT_OF: dict[str, frozenset[str]] = {
+    "features": frozenset({"vision"}),
+    "tokens": frozenset({"vision", "projector"}),
 }
 
 
@@ -102,10 +107,19 @@ def _objective(stage: Mapping[str, Any], path: Path, *, has_teacher: bool) -> It
     for at, term in terms:
         yield from _loss(term, at)
         yield from _routes(term, at, train, has_teacher=has_teacher)
-        reached |= REACH.get(str(term.get("of", "student")), REACH["student"])
+        reached |= _reach(term)
     for part in train:
         if terms and part in REACH["student"] - reached:
             yield (*path, "train"), f"no term of the objective trains it, got {part!r}"
+
+
+def _reach(term: Mapping[str, Any]) -> frozenset[str]:
+    """The parts that the term's gradient reaches; all that its path has where its loss is not known."""
+    reach = REACH.get(str(term.get("of", "student")), REACH["student"])
+    if term.get("loss") not in registry.LOSSES:
+        return reach
+    kinds = [kind for side, kind in registry.signature("loss", term["loss"]).reads if side == "student"]
+    return reach & frozenset().union(*(IN_FRONT_OF.get(kind, reach) for kind in kinds))
 
 
 def _loss(term: Mapping[str, Any], path: Path) -> Iterator[Problem]:
@@ -116,12 +130,16 @@ def _loss(term: Mapping[str, Any], path: Path) -> Iterator[Problem]:
         yield (*path, "loss"), _unknown("loss", loss, registry.LOSSES)
         return
     yield from _parameters("loss", loss, _mapping(term.get("parameters")), (*path, "parameters"))
-    wants_labels = registry.signature("loss", loss).positional[:1] == ("targets",)
+    reads = registry.signature("loss", loss)
+    wants_labels = not any(side == "teacher" for side, _ in reads.reads)
     to = term.get("to", "labels")
     if wants_labels and to != "labels":
         yield (*path, "to"), f"{loss} compares with the labels, got {to!r} (did you mean 'labels'?)"
     if not wants_labels and to == "labels":
-        yield (*path, "to"), f"{loss} compares two models' logits, got 'labels' (did you mean 'teacher'?)"
+        what = " and ".join(dict.fromkeys(kind for _, kind in reads.reads))
+        yield (*path, "to"), f"{loss} compares two models' {what}, got 'labels' (did you mean 'teacher'?)"
+    if reads.of_pictures and term.get("on", "answer") != "answer":
+        yield (*path, "on"), f"{loss} compares whole pictures, no positions: leave it out, got {term['on']!r}"
 
 
 def _routes(term: Mapping[str, Any], path: Path, train: list[str], *, has_teacher: bool) -> Iterator[Problem]:
@@ -138,6 +156,9 @@ def _routes(term: Mapping[str, Any], path: Path, train: list[str], *, has_teache
             (*path, "of"),
             f"the switch trains only vision, the stage only {', '.join(train)}, got 'switch'",
         )
+    elif train and not _reach(term) & set(train):
+        reach = " and ".join(sorted(_reach(term)))
+        yield (*path, "loss"), f"trains only {reach}, the stage only {', '.join(train)}, got {term['loss']!r}"
 
 
 def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:

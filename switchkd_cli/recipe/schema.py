@@ -97,7 +97,7 @@ class Term(Closed):
     loss: str
     of: LogitsPath = "student"
     to: Literal["labels", "teacher", "student", "switch"] = "labels"
-    on: Literal["answer", "text", "all"] = "answer"
+    on: Literal["answer", "text", "image", "all"] = "answer"
     weight: NotNegative = 1.0
     parameters: dict[str, Any] = {}
 

@@ -39,6 +39,12 @@ FOOTPRINTS = {
     "dbild_teacher_led": Footprint(1, 29, in_blocks=True),
     "dbild_student_led": Footprint(1, 29, in_blocks=True),
     "knee_kl": Footprint(5, 27, in_blocks=True),
+    "decoupled_kd": Footprint(15, 20),
+    "taid": Footprint(9, 24),
+    "self_correlation": Footprint(
+        5, 12
+    ),  # of rows of equal length, which pictures are; and L^2 numbers for L positions
+    "sinkhorn": Footprint(13, 12),  # the same
 }
 UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""

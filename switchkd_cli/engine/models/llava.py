@@ -14,6 +14,7 @@ from transformers import (
     LlavaProcessor,
     SiglipVisionModel,
 )
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from switchkd_cli.engine.batch import Batch
 
@@ -101,6 +102,16 @@ class Llava(nn.Module):
         """Tokens that one picture takes in the language model's sequence."""
         return image_tokens_of(self.model.config)
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The last axis of what `see`, `project` and `attend` return, by the name of what they return."""
+        config = self.model.config
+        return {
+            "features": config.vision_config.hidden_size,
+            "tokens": config.text_config.hidden_size,
+            "attention": config.text_config.num_attention_heads,
+        }
+
     def see(self, pictures: Tensor) -> Tensor:
         """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config."""
         config = self.model.config
@@ -116,8 +127,7 @@ class Llava(nn.Module):
 
     def decode(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
         """L: the batch's text with visual tokens in place of its image tokens -> logits [N, V] where `keep`."""
-        embedded = self.model.get_input_embeddings()(batch.input_ids)
-        embedded = embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype))
+        embedded = self._embed(batch, visual)
         hidden = self.model.model.language_model(
             inputs_embeds=embedded,
             attention_mask=_bias(batch.attention, embedded.dtype),
@@ -125,6 +135,41 @@ class Llava(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return self.model.lm_head(hidden[keep])
+
+    def attend(self, batch: Batch, visual: Tensor) -> Tensor:
+        """L's first layer: how much each token's query attends to each image token, [P, T, image tokens, heads].
+
+        Of the rows with a picture, in their order. Queries that are no text, or see no picture, are 0. No layer but
+        the norm and the query and key of the first is computed (Qwen2's and Llama's are built alike).
+        """
+        pictured, reader = batch.image.any(1), self.model.model.language_model
+        layer = reader.layers[0]
+        hidden = layer.input_layernorm(self._embed(batch, visual)[pictured])
+        query, key = (
+            project(hidden).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
+            for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *reader.rotary_emb(hidden, batch.position[pictured]))
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        scores = (query @ key.transpose(2, 3)).float() * layer.self_attn.scaling  # [P, heads, T, T]
+        scores = scores.masked_fill(~_sight(batch.attention)[pictured], torch.finfo(torch.float32).min)
+        image, text = batch.image[pictured], (batch.turn[pictured] >= 0) & ~batch.image[pictured]
+        weights = scores.softmax(-1).permute(0, 3, 2, 1)[image]  # [P * image tokens, T, heads]
+        weights = weights.unflatten(0, (len(image), self.image_tokens)).transpose(1, 2)
+        return weights * text[:, :, None, None]
+
+    def _embed(self, batch: Batch, visual: Tensor) -> Tensor:
+        """[B, T, width]: the batch's tokens, visual ones in place of its image tokens."""
+        embedded = self.model.get_input_embeddings()(batch.input_ids)
+        return embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype))
+
+
+def _sight(attention: Tensor) -> Tensor:
+    """[B, 1, T, T] bool, query by key, of either form of a batch's mask."""
+    if attention.ndim == 4:
+        return attention
+    length = attention.shape[1]
+    return attention[:, None, None] & attention.new_ones(length, length).tril()
 
 
 def _bias(attention: Tensor, dtype: torch.dtype) -> Tensor:

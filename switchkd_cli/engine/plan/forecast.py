@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from switchkd_cli import runs
+from switchkd_cli import registry, runs
 from switchkd_cli.engine.contract import Vocabulary, agree
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
@@ -139,6 +139,12 @@ def _notes(
         notes.append(
             f"rows of {', '.join(guessed)} are taken to be cut at {CUT:,} tokens, but max_length is not set: the longest "
             "row decides the memory"
+        )
+    terms = [term for stage in run.config.stages for term in stage.objective]
+    if pictured := {term.loss for term in terms if registry.signature("loss", term.loss).of_pictures}:
+        notes.append(
+            f"{run.row}: what {', '.join(sorted(pictured))} compare, and adapters, are not in memory and operations; a teacher "
+            "that they read is counted with all its layers, more than runs"
         )
     if machine.gpus > 1 or machine.zero:
         notes.append(

@@ -123,7 +123,7 @@ def _counted(example: Example, blueprint: Blueprint) -> Seen:
     padding = blueprint.processor.tokenizer.pad_token_id
     batch = collate([example], image_token=blueprint.config.image_token_id, pad_token=padding)
     positions = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
-    return Seen(len(example.input_ids), int(batch.image.sum()), **positions)
+    return Seen(len(example.input_ids), **positions)
 
 
 def _guessed(read: Read, index: int, image_tokens: int, longest: int) -> Seen:

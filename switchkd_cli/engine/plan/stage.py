@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.memory import Sizes, precision_of, step_memory
@@ -89,7 +90,11 @@ def _memory(
 
 def _terms(stage: Stage, look: Look) -> tuple[Terms, str]:
     """What the stage computes, and the widest kind of position that it looks at."""
-    on = max((term.on for term in stage.objective), key=POSITIONS.index)
+    terms = [term for term in stage.objective if not registry.signature("loss", term.loss).of_pictures]
+    looked = {term.on for term in terms} or {POSITIONS[0]}
+    on = max(looked, key=POSITIONS.index)
+    if on == "image" and len(looked) > 1:
+        on = "all"  # image tokens and some of the text: no more than everything
     most = look.mean(on) or 1
-    losses = tuple((term.loss, look.mean(term.on) / most) for term in stage.objective)
+    losses = tuple((term.loss, look.mean(term.on) / most) for term in terms)
     return Terms(stage.paths, frozenset(stage.train), losses), on

@@ -1,0 +1,22 @@
+"""How the visual tokens of a picture resemble one another: LLaVA-KD's relation distillation (2410.16236)."""
+
+from torch import Tensor, nn
+
+from .by_row import by_row
+from .columns import absent_columns, in_float
+
+
+def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:
+    """Return 1 - cos(R_T, R_S) of the row of data that each row of logits [N, V] belongs to, [N].
+
+    R = Z Z^T [L, L] holds the inner products of a row's L positions, Z their logits; ``rows`` [N] int64 says whose each
+    is. With ``on: image`` these are the visual tokens. That Z are logits, not hidden states, is an assumption; so no map
+    between widths is needed. Padding columns count as 0; a row of zeros costs 1.
+    """
+    absent = absent_columns(teacher_logits, student_logits)
+    teacher, student = (
+        by_row(in_float(z).masked_fill(absent, 0.0), rows) for z in (teacher_logits.detach(), student_logits)
+    )
+    correlations = [(z @ z.transpose(1, 2)).flatten(1) for z, _ in (teacher, student)]
+    distance = 1 - nn.functional.cosine_similarity(*correlations, dim=-1)
+    return distance[:, None].expand_as(student[1])[student[1]]
