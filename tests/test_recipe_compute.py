@@ -32,6 +32,7 @@ CASES = [
     ("components", "sft-compute", "switch-kd"),
     ("loss", "sft-compute", "dbild"),
     ("knee", "sft-compute", "whole"),
+    ("weights", "sft-compute", "switch-kd"),
     ("visual_encoder", "sft-compute", "switch-kd"),
     ("teacher_size", "sft-small-compute", "t3-small"),
     ("teacher_size", "sft-large-compute", "t7-large"),
