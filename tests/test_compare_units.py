@@ -55,7 +55,7 @@ def test_mmbench_counts_a_question_that_is_right_in_every_order():
 @pytest.mark.parametrize("yes", [0.0, 0.2, 0.7])
 def test_pope_is_lmms_evals_f1(yes):
     random = np.random.default_rng(2)
-    said = np.where(random.random(50) < yes, "Yes ", "no")
+    said = np.where(random.random(50) < yes, "Yes ", np.where(random.random(50) < 0.8, "no", "a cat"))
     true = np.where(random.random(50) < 0.5, "yes", "no")
     stock = pope_aggregate_f1_score(
         [{"prediction": a.lower().strip(), "ground_truth": t} for a, t in zip(said, true, strict=True)]

@@ -96,10 +96,15 @@ def _circles(lines: Sequence[Line]) -> Units:
 
 
 def _f1(lines: Sequence[Line]) -> Units:
-    """POPE: F1 of `yes`, 2 x true positives / (said yes + is yes), over all questions."""
-    said = np.array([line["answer"].lower().strip() == "yes" for line in lines], dtype=float)
+    """POPE: F1 of `yes`, 2 x true positives / (said yes + is yes), over all questions.
+
+    As in lmms-eval, a `yes` that was answered neither yes nor no is no miss.
+    """
+    answers = [line["answer"].lower().strip() for line in lines]
+    said = np.array([answer == "yes" for answer in answers], dtype=float)
+    read = np.array([answer in ("yes", "no") for answer in answers], dtype=float)
     true = np.array([line["target"].lower().strip() == "yes" for line in lines], dtype=float)
-    return Units(2 * said * true, said + true, (np.arange(len(said)),), single=False)
+    return Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False)
 
 
 RULES: dict[str, Callable[[Sequence[Line]], Units]] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
