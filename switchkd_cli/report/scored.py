@@ -33,6 +33,8 @@ class Scored:
     """How long the last stage was trained; earlier stages may be shared between runs."""
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     """What stood in for what, where the run was made in another world than its recipe's."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """What its diagnostics gave away: what each is about, and its words."""
 
     @property
     def name(self) -> str:
@@ -42,6 +44,11 @@ class Scored:
     def scores(self) -> dict[str, float]:
         """0..100 by task."""
         return scores(self.results)
+
+    @property
+    def fidelity(self) -> Mapping[str, Any] | None:
+        """`agreement` (0..1), `kl` (nats), `positions`, `data`, against the teacher; None where not measured."""
+        return self.results.get("fidelity")
 
     @property
     def length(self) -> str:
@@ -55,6 +62,7 @@ def read(folder: RunFolder) -> Scored:
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
     resolved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    lines = logged(folder.metrics)
     return Scored(
         path=folder.path,
         recipe=info["recipe"],
@@ -64,8 +72,9 @@ def read(folder: RunFolder) -> Scored:
         results=results,
         paper=info.get("paper") or {},
         stages=tuple(resolved["stages"]),
-        seconds=_seconds(folder.metrics),
+        seconds=_seconds(lines),
         stand_ins=resolved.get("stand_ins") or {},
+        warnings={line["about"]: line["text"] for line in lines if line.get("event") == "warning"},
     )
 
 
@@ -127,10 +136,14 @@ def _steps(stage: Mapping[str, Any]) -> str:
     return f"{stage['steps']} steps" if stage.get("steps") else f"{stage['epochs']:g} epochs in steps"
 
 
-def _seconds(metrics: Path) -> float | None:
-    """The clock of the last stage at its last step."""
+def logged(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl: steps and events; none where there is no such file."""
     if not metrics.exists():
-        return None
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        return []
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """The clock of the last stage at its last step."""
     clocks = [line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None]
     return clocks[-1] if clocks else None
