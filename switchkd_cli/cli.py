@@ -179,11 +179,15 @@ def compare(
     ] = None,
     world: World = None,
     out: Out = RUNS,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Draw radar, curves, cost, knees, attention there (PNG, SVG)."),
+    ] = None,
 ) -> None:
     """Show finished runs beside the paper's numbers."""
     from switchkd_cli import commands
 
-    commands.compare(names or [], world, out)
+    commands.compare(names or [], world, out, pictures=pictures)
 
 
 def _version(wanted: bool) -> None:

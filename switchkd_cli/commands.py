@@ -118,7 +118,7 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_p
     console.say(f"files: {where}")
 
 
-def compare(names: Sequence[str], world: str | None, root: Path) -> None:
+def compare(names: Sequence[str], world: str | None, root: Path, *, pictures: Path | None = None) -> None:
     folders = (
         [folder for name in names for folder in _named(name, world, root)] if names else runs.finished(root)
     )
@@ -135,6 +135,12 @@ def compare(names: Sequence[str], world: str | None, root: Path) -> None:
     from switchkd_cli.report.table import print_comparison
 
     print_comparison(folders, teacher)
+    if pictures is not None:
+        from switchkd_cli.report.pictures.draw import draw
+        from switchkd_cli.report.scored import read
+
+        for line in draw([read(folder) for folder in folders], teacher, launch.models(), pictures):
+            console.say(line)
 
 
 def words(text: str | None) -> list[str] | None:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = {"torch", "transformers", "accelerate", "lmms_eval", "deepspeed", "scipy"}
+HEAVY = {"torch", "transformers", "accelerate", "lmms_eval", "deepspeed", "scipy", "matplotlib"}
 
 
 def test_the_report_imports_nothing_heavy():
