@@ -193,6 +193,10 @@ def compare(
     out_file: Annotated[Path | None, typer.Option(help="Write there instead of to the screen.")] = None,
     world: World = None,
     out: Out = RUNS,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Draw radar, curves, cost, knees, attention there (PNG, SVG)."),
+    ] = None,
 ) -> None:
     """Show finished runs beside each other and the paper's numbers.
 
@@ -200,7 +204,7 @@ def compare(
     """
     from switchkd_cli import commands
 
-    commands.compare(names or [], world, out, against=against, form=form, file=out_file)
+    commands.compare(names or [], world, out, against=against, form=form, file=out_file, pictures=pictures)
 
 
 def _version(wanted: bool) -> None:

@@ -131,6 +131,7 @@ def compare(
     against: str | None = None,
     form: str | None = None,
     file: Path | None = None,
+    pictures: Path | None = None,
 ) -> None:
     from switchkd_cli.report import formats
 
@@ -158,6 +159,12 @@ def compare(
     )
     if file is not None:
         console.say(f"file: {file}")
+    if pictures is not None:
+        from switchkd_cli.report.pictures.draw import draw
+        from switchkd_cli.report.scored import read
+
+        for line in draw([read(folder) for folder in folders], teacher, launch.models(), pictures):
+            console.say(line)
 
 
 def _controls(names: Sequence[str], world: str | None) -> list[str]:

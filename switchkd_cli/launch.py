@@ -173,6 +173,11 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
     return _engine("plan").forecast(run, machine, root, made)
 
 
+def models() -> Any:
+    """What asks the saved models of finished runs for a picture."""
+    return _engine("illustrate")
+
+
 def label(run: Run) -> str:
     return f"{run.title} (seed {run.seed})"
 

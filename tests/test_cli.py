@@ -11,7 +11,7 @@ from switchkd_cli import runs
 from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
 
-HEAVY = ("torch", "transformers", "deepspeed", "lmms_eval", "accelerate", "datasets")
+HEAVY = ("torch", "transformers", "deepspeed", "lmms_eval", "accelerate", "datasets", "matplotlib")
 PROGRAM = f"""
 import sys
 from switchkd_cli.cli import main

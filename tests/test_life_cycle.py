@@ -125,6 +125,27 @@ def test_compare_shows_runs_beside_the_paper(runs):
     assert "Switch-KD" in printed and "paper" in printed
 
 
+def test_compare_draws_its_pictures(runs, tmp_path):
+    root, _ = runs
+    switchkd("compare", "recipes/quickstart.yaml", "--out", str(root), "--pictures", str(tmp_path))
+    names = ("radar", "curves", "cost", "knees", "attention")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{n}.{kind}" for n in names for kind in ("png", "svg")
+    }
+
+
+def test_every_row_is_measured_against_the_teacher_on_the_same_positions(runs):
+    root, printed = runs
+    found = [
+        json.loads((root / "quickstart" / row / "seed1" / "results.json").read_text())["fidelity"]
+        for row in ("switch-kd", "sft")
+    ]
+    assert found[0]["positions"] == found[1]["positions"] > 100
+    assert found[0]["data"] == found[1]["data"] == "instructions"
+    assert all(0 < each["agreement"] <= 1 and each["kl"] > 0 for each in found)
+    assert f"{100 * found[1]['agreement']:.1f} %" in printed
+
+
 def test_ablate_gives_intervals_and_paired_differences(tmp_path):
     printed = switchkd(
         *("ablate", "recipes/quickstart.yaml", *SMALL, "--seeds", "2", "--rows", "switch-kd,sft"),

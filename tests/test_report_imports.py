@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-HEAVY = {"torch", "transformers", "accelerate", "lmms_eval", "deepspeed", "scipy", "statsmodels"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "lmms_eval",
+    "deepspeed",
+    "scipy",
+    "statsmodels",
+    "matplotlib",
+}
 
 
 def test_the_report_imports_nothing_heavy():

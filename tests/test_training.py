@@ -33,14 +33,14 @@ def stage(**changes):
 
 
 def trained(folder, turns="chained", teacher=True, **changes):
-    """The paths after training, the log, and a copy of the paths as they were."""
+    """The paths after training, the logged steps, and a copy of the paths as they were."""
     student = tiny.model(seed=1)
     paths = Paths(student, tiny.model(24, seed=2) if teacher else None, len(student.processor.tokenizer))
     before = copy.deepcopy(paths)
     lines = []
     data = tiny.conversations(student, folder, turns)
     train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder)
-    return paths, lines, before
+    return paths, [line for line in lines if "step" in line], before
 
 
 def changed(now, before):
@@ -98,8 +98,10 @@ def test_a_step_logs_its_terms_and_diagnostics(tmp_path):
     assert first["loss"] == pytest.approx(first["loss/ce"] + first["loss/align"] + first["loss/vsd"])
     expected = {
         "teacher_ce",
+        "student_ce",
         "agreement/student",
         "agreement/switch",
+        "kl/student",
         "switch_gap",
         "grad_norm",
         "memory_mib",
@@ -108,6 +110,7 @@ def test_a_step_logs_its_terms_and_diagnostics(tmp_path):
     for path in ("teacher", "student", "switch"):
         assert 3 <= first[f"k/{path}/p5"] <= first[f"k/{path}/mean"] <= first[f"k/{path}/p95"]
         assert 0 < first[f"mass/{path}"] <= 1
+    assert first["student_ce"] == pytest.approx(first["loss/ce"])  # one micro-batch: the same tokens
     json.dumps(lines)
 
 

@@ -18,10 +18,11 @@ from transformers import get_scheduler
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
 from switchkd_cli.engine.data.order import grouped_order, order
-from switchkd_cli.engine.diagnostics import diagnose
+from switchkd_cli.engine.diagnostics import diagnose, pulls
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.objective import Objective
 from switchkd_cli.engine.paths import PATHS, Paths
+from switchkd_cli.engine.watch import Watch
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.recipe.schema import Stage
 
@@ -52,9 +53,10 @@ class Trainer:
         self.accelerator.init_trackers(stage.name)
         self.objective = Objective(stage.objective)
         paths.student.requires_grad_(False)
+        self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
         groups = [
-            {"params": unfreeze(paths.student, part), "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
-            for part in stage.train
+            {"params": given, "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
+            for part, given in self.parts.items()
         ]
         if adapters := paths.adapt(self.objective.readings, seed):
             groups.append({"params": adapters, "lr": stage.lr})
@@ -75,6 +77,8 @@ class Trainer:
                 keep = self.objective.keep(batch)
                 readings = self.paths(batch, self.objective.readings, keep)
                 parts = self.objective(readings, batch, keep, tally)
+                if diagnosed and batch is group[-1]:
+                    figures |= pulls(parts, self.stage.objective, self.parts)
                 # backward() averages over the micro-batches; the tally has divided by all of them already
                 self.accelerator.backward(self.objective.total(parts) * len(group))
                 for name, value in parts.items():
@@ -97,6 +101,8 @@ def train(
 ) -> None:
     """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
 
+    What the diagnosed steps give away (see `Watch`) is logged as an event "warning".
+
     Raises UserError when too many rows can't be used, or (exit code 1) when the loss is no longer finite, naming
     the terms.
     """
@@ -104,6 +110,7 @@ def train(
     trainer = Trainer(stage, paths, steps, precision, trackers, seed)
     visited = visits(stage, data, steps * stage.batch, seed)
     loader = iter(loader_of(stage, paths.student, data, visited, trainer.micro))
+    watch = Watch(stage)
     began = time.monotonic()
     for step in range(steps):
         step_began = time.monotonic()
@@ -121,6 +128,9 @@ def train(
         trainer.accelerator.log(figures, step=step)
         log({"stage": stage.name, "step": step + 1, "steps": steps, "seconds": now - began, **figures})
         _check_finite(stage, step, figures)
+        if diagnosed:
+            for warning in watch.look(step, figures, last=step == steps - 1):
+                log({"event": "warning", "stage": stage.name, **warning})
     trainer.accelerator.end_training()
     paths.eval()
 

@@ -12,6 +12,7 @@ from switchkd_cli.engine import card, checkpoint
 from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.fidelity import fidelity
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import train
 from switchkd_cli.locate import locate
@@ -59,9 +60,15 @@ def work(run: Run, folder: RunFolder) -> None:
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Scores `folder.model` as the recipe says, writes `folder.results` and adds the scores to the card."""
+    """Scores `folder.model` as the recipe says, writes `folder.results` and adds the scores to the card.
+
+    Where the recipe has a teacher, "fidelity" says how close the student came to it, whatever it was trained by.
+    """
     folder.log({"event": "evaluate", "benchmarks": len(run.config.evaluation.benchmarks)})
     results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
+    if run.config.teacher is not None:
+        results["fidelity"] = _fidelity(run, folder)
+        folder.log({"event": "fidelity", **results["fidelity"]})
     runs.write_json(folder.results, results)
     card.write(run, folder)
     return results
@@ -91,6 +98,15 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
                 )
             runs.write_json(partial / "results.json", judged(partial, results))
     return runs.scores(shared)
+
+
+def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """The finished student beside its teacher, on rows of the data that its last stage was trained on."""
+    pair = check_pair(run.config, with_teacher=True)
+    paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared)
+    name = run.config.stages[-1].data
+    rows = build_data(run.config.data[name], paths.student, folder.root)
+    return {"data": name, **fidelity(paths, rows, precision=run.config.precision)}
 
 
 def _question(run: Run, root: Path) -> dict[str, Any]:

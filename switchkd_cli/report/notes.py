@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from switchkd_cli.protocol import BENCHMARKS
@@ -33,6 +35,8 @@ def of_scores(runs: Sequence[Scored], columns: Columns, teacher: Mapping[str, An
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items a benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
     yield from stood_in(runs)
+    yield from fidelity(runs)
+    yield from warnings(runs)
     if any(run.paper for run in runs):
         yield from of_paper(columns, runs[0].results["world"])
 
@@ -59,6 +63,33 @@ def stood_in(runs: Sequence[Scored]) -> Iterator[str]:
     for stand_in, replaced in names.items():
         alike = " alike: they can't be told apart here" if len(replaced) > 1 else ""
         yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
+
+
+def fidelity(runs: Sequence[Scored]) -> Iterator[str]:
+    """How close each row came to the teacher, the mean over its runs: gains don't make a student faithful."""
+    rows: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        if measured := run.fidelity:
+            rows[measured["data"], measured["positions"], run.title].append(measured)
+    for (data, positions), group in groupby(rows.items(), key=lambda row: row[0][:2]):
+        each = [
+            f"{title} {100 * fmean(m['agreement'] for m in seen):.1f} % and {fmean(m['kl'] for m in seen):.2f} nats"
+            for (_, _, title), seen in group
+        ]
+        asked = f"the same {positions:,} answer tokens of {data}"
+        yield f"fidelity, agreement with the teacher and KL to it on {asked}: {'; '.join(each)}"
+
+
+def warnings(runs: Sequence[Scored]) -> Iterator[str]:
+    """What the diagnostics gave away; one line for what several seeds of a row have in common."""
+    found: dict[tuple[str, str], list[Scored]] = defaultdict(list)
+    for run in runs:
+        for about in run.warnings:
+            found[run.title, about].append(run)
+    for (title, about), warned in found.items():
+        seeds = ", ".join(str(run.seed) for run in warned)
+        named = f"seed{'s' if len(warned) > 1 else ''} {seeds}"
+        yield f"warning, {title} ({named}): {warned[0].warnings[about]}"
 
 
 def of_paper(columns: Columns, world: str) -> Iterator[str]:

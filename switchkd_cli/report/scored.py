@@ -35,6 +35,8 @@ class Scored:
     """What stood in for what, where the run was made in another world than its recipe's."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of what the run was trained with; those of its scoring are in its results."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """What its diagnostics gave away: what each is about, and its words."""
 
     @property
     def name(self) -> str:
@@ -57,6 +59,11 @@ class Scored:
         return RunFolder(self.path).answers
 
     @property
+    def fidelity(self) -> Mapping[str, Any] | None:
+        """`agreement` (0..1), `kl` (nats), `positions`, `data`, against the teacher; None where not measured."""
+        return self.results.get("fidelity")
+
+    @property
     def length(self) -> str:
         """`pretrain 60 steps of 32, distill 300 steps of 32`, in rows."""
         return ", ".join(f"{s['name']} {_steps(s)} of {s['batch']}" for s in self.stages)
@@ -68,6 +75,7 @@ def read(folder: RunFolder) -> Scored:
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
     resolved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    lines = logged(folder.metrics)
     return Scored(
         path=folder.path,
         recipe=info["recipe"],
@@ -77,9 +85,10 @@ def read(folder: RunFolder) -> Scored:
         results=results,
         paper=info.get("paper") or {},
         stages=tuple(resolved["stages"]),
-        seconds=_seconds(folder.metrics),
+        seconds=_seconds(lines),
         stand_ins=resolved.get("stand_ins") or {},
         versions=info.get("versions") or {},
+        warnings={line["about"]: line["text"] for line in lines if line.get("event") == "warning"},
     )
 
 
@@ -141,10 +150,14 @@ def _steps(stage: Mapping[str, Any]) -> str:
     return f"{stage['steps']} steps" if stage.get("steps") else f"{stage['epochs']:g} epochs in steps"
 
 
-def _seconds(metrics: Path) -> float | None:
-    """The clock of the last stage at its last step."""
+def logged(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl: steps and events; none where there is no such file."""
     if not metrics.exists():
-        return None
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        return []
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """The clock of the last stage at its last step."""
     clocks = [line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None]
     return clocks[-1] if clocks else None

@@ -1,0 +1,190 @@
+"""What only the models can say for a picture: their logits at a position, and where they look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from switchkd_cli.engine.batch import Batch, collate
+from switchkd_cli.engine.build import build_data, check_pair, load
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.picture import opened
+from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.losses import effective_k
+from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Term
+from switchkd_cli.report.pictures.attention import Map, Question
+from switchkd_cli.report.pictures.knee import NAMED, Position, Sorted
+from switchkd_cli.runs import RunFolder
+
+QUESTIONS = 3  # pictures of which attention is shown
+LOOKED_THROUGH = 300  # rows among which they are sought, far from one another
+ORDER = ("teacher", "student", "switch")  # of the panels
+LONGEST = 45  # characters of a question's first line: what stands readably over a picture
+
+
+@torch.inference_mode()
+def position(folder: RunFolder) -> Position | None:
+    """The finished student, its teacher and its switch where the answer to a question begins.
+
+    None where the last stage seeks no knee, or its data has no question that can be shown.
+    """
+    transformers_logging.disable_progress_bar()
+    run = folder.run()
+    terms = [term for term in run.config.stages[-1].objective if term.loss == "dbild"]
+    if not terms:
+        return None
+    pair = check_pair(run.config, with_teacher=True)
+    paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared).to(_device()).eval()
+    shown = _shown(run, folder, paths.student)[:1]
+    if not shown:
+        return None
+    batch = _batch(paths.student, _asked(run, shown, paths.student), 0).to(_device())
+    keep = batch.predicting("answer")
+    keep &= keep.cumsum(-1) == 1
+    wanted = {path for term in terms for path in term.paths}
+    logits = paths(batch, wanted, keep)
+    words = paths.student.processor.tokenizer
+    return Position(
+        who=f"{run.title} (seed {run.seed})",
+        question=_first_line(shown[0]),
+        answer=words.decode(batch.targets[keep]).strip(),
+        window=terms[-1].parameters.get("window"),
+        paths=tuple(
+            _sorted(path, logits[path][0].float(), terms[-1], words) for path in ORDER if path in wanted
+        ),
+    )
+
+
+@torch.inference_mode()
+def questions(folders: Sequence[RunFolder]) -> list[Question]:
+    """The same questions of the last stage's data put to the first run's teacher (if any) and each run's student.
+
+    Looked from is the last word of the question, the first that can know all that is asked.
+    """
+    transformers_logging.disable_progress_bar()
+    run = folders[0].run()
+    students = [load(str(folder.model)) for folder in folders]
+    shown = _shown(run, folders[0], students[0])
+    teachers = [check_pair(run.config, with_teacher=True).teacher.build()] if run.config.teacher else []
+    models = [model.to(_device()).eval() for model in (*teachers, *students)]
+    data = [_asked(run, shown, model) for model in models]
+    return [_question(index, row, models, data) for index, row in enumerate(shown)]
+
+
+def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
+    """Rows of the last stage's data with a picture, each cut to its shortest question.
+
+    Only Latin letters: the pictures' font has no others.
+    """
+    data = build_data(run.config.data[run.config.stages[-1].data], model, folder.root)
+    found: list[Row] = []
+    looked_through = min(LOOKED_THROUGH, len(data))
+    for index in range(looked_through):
+        if index < len(found) * looked_through // QUESTIONS:
+            continue
+        try:
+            row = data.rows[index]
+        except Fault:
+            continue
+        asked = [e for e in row.exchanges if "".join(e).isascii() and "?" in e[0]]
+        shortest = min(asked, key=lambda e: len(e[0]), default=None)
+        if row.image is not None and shortest and len(shortest[0].splitlines()[0]) <= LONGEST:
+            found.append(replace(row, exchanges=(shortest,), image=_pixels(row.image, data)))
+        if len(found) == QUESTIONS:
+            break
+    return found
+
+
+def _pixels(image: str | bytes, data: Conversations) -> bytes:
+    """The picture's file: its row is put into other data than it came from."""
+    return (data.rows.images / image).read_bytes() if isinstance(image, str) else image
+
+
+def _asked(run: Run, shown: Sequence[Row], model: Llava) -> Conversations:
+    """The rows as this model is asked them."""
+    spec = run.config.data[run.config.stages[-1].data]
+    rows = Rows(list(shown), lambda row: row)
+    return Conversations(rows, model.processor, model.image_tokens, template=spec.template)
+
+
+def _batch(model: Llava, data: Conversations, index: int) -> Batch:
+    tokens = model.processor.tokenizer
+    return collate(
+        [data[index]], image_token=model.model.config.image_token_id, pad_token=tokens.pad_token_id
+    )
+
+
+def _sorted(path: str, logits: Tensor, term: Term, words: PreTrainedTokenizerBase) -> Sorted:
+    """One path's logits [V], sorted, with the knee and what the term makes of it."""
+    bounds = {key: value for key, value in term.parameters.items() if key in ("min_k", "max_k")}
+    window = term.parameters.get("window")
+    values, ids = logits.sort(descending=True)
+    return Sorted(
+        path=path,
+        logits=values.cpu().numpy(),
+        knee=int(effective_k(logits[None], window=window, min_k=1)),
+        k=int(effective_k(logits[None], window=window, **bounds)),
+        first=tuple(words.decode([i]).strip() for i in ids[:NAMED].tolist()),
+    )
+
+
+def _question(index: int, row: Row, models: Sequence[Llava], data: Sequence[Conversations]) -> Question:
+    maps, token = [], ""
+    for model, rows in zip(models, data, strict=True):
+        batch = _batch(model, rows, index).to(_device())
+        weights, said = _attention(model, batch)
+        place = _last_word(batch, model)
+        token = token or model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip()
+        maps.append(Map(_grid(weights[place]), said))
+    return Question(opened(row.image, None), _first_line(row), token, row.exchanges[0][1], tuple(maps))
+
+
+def _last_word(batch: Batch, model: Llava) -> int:
+    """The place of the last token with a letter before the first question mark after the picture."""
+    words = model.processor.tokenizer
+    first = int(batch.image[0].nonzero().max()) + 1
+    texts = [words.decode([i]) for i in batch.input_ids[0, first:].tolist()]
+    end = next(i for i, text in enumerate(texts) if "?" in text)
+    return first + max(i for i in range(end + 1) if any(letter.isalpha() for letter in texts[i]))
+
+
+def _attention(model: Llava, batch: Batch) -> tuple[Tensor, str]:
+    """Mean attention [T, image tokens] of every token to the picture, and the model's choice at each answer token."""
+    model.model.set_attn_implementation("eager")  # the only one that keeps its weights
+    embedded = model.model.get_input_embeddings()(batch.input_ids)
+    visual = model.project(model.see(batch.pictures))
+    output = model.model.model.language_model(
+        inputs_embeds=embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype)),
+        attention_mask=batch.attention.long(),  # one conversation, nothing independent in it
+        position_ids=batch.position,
+        use_cache=False,
+        output_attentions=True,
+    )
+    weights = torch.stack(output.attentions).mean((0, 2))[0]  # layers, heads -> [T, T]
+    said = model.model.lm_head(output.last_hidden_state[batch.predicting("answer")]).argmax(-1)
+    words = model.processor.tokenizer.decode(said, skip_special_tokens=True)
+    return weights[:, batch.image[0]], words.strip()
+
+
+def _grid(weights: Tensor) -> np.ndarray:
+    """[image tokens] as a square; a tower that drops its first patches leaves holes at the top left."""
+    side = int(np.ceil(len(weights) ** 0.5))
+    holes = weights.new_full((side**2 - len(weights),), torch.nan)
+    return torch.cat([holes, weights]).float().reshape(side, side).cpu().numpy()
+
+
+def _first_line(row: Row) -> str:
+    return row.exchanges[0][0].splitlines()[0]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

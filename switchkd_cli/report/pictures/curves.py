@@ -1,0 +1,140 @@
+"""How the last stage went: losses and diagnostics of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from switchkd_cli.report.pictures.style import GREY, TEACHER, Row, figure
+from switchkd_cli.report.scored import logged
+from switchkd_cli.runs import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GRID = np.linspace(0, 100, 101)  # per cent of the stage: rows of unlike lengths are drawn over one another
+SMOOTHED = 0.04  # share of a stage that figures of every step are averaged over
+PANELS = {
+    "grad_norm": "gradient norm",
+    "agreement/student": "student agrees with the teacher",
+    "agreement/switch": "switch agrees with the teacher",
+    "kl/student": "KL(teacher, student), nats",
+    "switch_gap": "switch gap KL(teacher, switch), nats",
+    "k/student/mean": "effective k of the student",
+    "k/switch/mean": "effective k of the switch",
+}
+BESIDE = {"k/student/mean": "k/teacher/mean", "k/switch/mean": "k/teacher/mean"}
+"""Panels where the teacher's own figure is drawn too; of a cross-entropy term it is `teacher_ce`."""
+DECADE = 10  # a positive figure that spans more is drawn on a logarithmic axis
+COLUMNS = 3
+
+
+def curves(rows: Sequence[Row]) -> Figure | None:
+    """Each figure of the last stage in a panel of its own, the mean over a row's runs and their range; None without any."""
+    read = {row: [_last_stage(logged(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
+    names = list(_names([steps for own in read.values() for steps in own]))
+    if not names:
+        return None
+    height = ceil(len(names) / COLUMNS)
+    drawn = figure(11, 0.9 + 2.3 * height)
+    panels = drawn.subplots(height, COLUMNS, squeeze=False, sharex=True).flat
+    supervised = {f"loss/{t['name']}": "teacher_ce" for t in _terms(rows) if t["loss"] == "cross_entropy"}
+    for name, axes in zip(names, panels, strict=False):
+        spans = [_line(axes, _each(own, name), row.colour) for row, own in read.items()]
+        if teacher := (BESIDE | supervised).get(name):
+            every = [steps for own in read.values() for steps in own]
+            spans.append(_line(axes, _each(every, teacher), TEACHER, (0, (4, 2))))
+        _scale(axes, [span for span in spans if span])
+        axes.set_title(PANELS.get(name) or _title(name))
+    _finish(drawn, rows, len(names), height)
+    return drawn
+
+
+def _finish(drawn: Figure, rows: Sequence[Row], panels: int, height: int) -> None:
+    from matplotlib.lines import Line2D
+
+    for i, axes in enumerate(drawn.axes):
+        if i >= panels:
+            axes.set_visible(False)
+        elif i >= panels - COLUMNS or i // COLUMNS == height - 1:
+            axes.set_xlabel("per cent of the stage")
+            axes.tick_params(labelbottom=True)
+    marks = [Line2D([], [], color=row.colour, lw=2) for row in rows]
+    marks.append(Line2D([], [], color=TEACHER, lw=2, ls=(0, (4, 2))))
+    names = [*(row.title for row in rows), "teacher, on the same tokens"]
+    drawn.legend(marks, names, loc="outside lower center", ncols=min(4, len(names)))
+    told = f"stage {rows[0].runs[0].stages[-1]['name']} · line: mean over runs · band: lowest to highest run"
+    drawn.suptitle(
+        f"{told} · figures of every step: running mean over {SMOOTHED:.0%} of the stage",
+        fontsize=9,
+        color=GREY,
+    )
+
+
+def _last_stage(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    steps = [line for line in lines if "step" in line]
+    return [line for line in steps if line["stage"] == steps[-1]["stage"]] if steps else []
+
+
+def _names(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Terms in the objective's order, then the diagnostics that some run has."""
+    seen = dict.fromkeys(name for steps in runs for line in steps for name in line)
+    yield from (name for name in seen if name.startswith("loss/"))
+    yield from (name for name in PANELS if name in seen)
+    yield from (name for name in seen if name.startswith("grad/"))
+
+
+def _title(name: str) -> str:
+    kind, *rest = name.split("/")
+    return f"loss of {rest[0]}, nats" if kind == "loss" else f"gradient of {rest[0]} on {rest[1]}"
+
+
+def _series(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the stage (per cent) and the figure there; smoothed where every step has it."""
+    found = [(100 * line["step"] / line["steps"], line[name]) for line in steps if line.get(name) is not None]
+    x, y = np.array(found, dtype=float).reshape(-1, 2).T
+    width = max(1, round(SMOOTHED * len(steps)))
+    if len(found) == len(steps) and width > 1:
+        weights = np.ones(width)
+        y = np.convolve(y, weights, "same") / np.convolve(np.ones_like(y), weights, "same")
+    return x, y
+
+
+def _each(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[np.ndarray]:
+    """The figure of each run that has it, on one grid."""
+    found = [_series(steps, name) for steps in runs]
+    return [np.interp(GRID, x, y) for x, y in found if len(x)]
+
+
+def _line(
+    axes: Axes, runs: Sequence[np.ndarray], colour: str, style: Any = "-"
+) -> tuple[float, float] | None:
+    """Draws the runs' mean and range; the lowest and highest of the mean."""
+    if not runs:
+        return None
+    each = np.stack(runs)
+    mean = each.mean(0)
+    axes.plot(GRID, mean, color=colour, lw=1.5, ls=style)
+    if len(runs) > 1:
+        axes.fill_between(GRID, each.min(0), each.max(0), color=colour, alpha=0.12, lw=0)
+    return float(mean.min()), float(mean.max())
+
+
+def _scale(axes: Axes, spans: Sequence[tuple[float, float]]) -> None:
+    """A logarithmic axis for what spans decades; plain numbers on both kinds."""
+    lowest, highest = min(low for low, _ in spans), max(high for _, high in spans)
+    if 0 < lowest * DECADE < highest:
+        from matplotlib.ticker import LogLocator
+
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+
+def _terms(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
+    return [term for row in rows for term in row.runs[0].stages[-1].get("objective", ())]

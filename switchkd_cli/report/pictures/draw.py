@@ -1,0 +1,83 @@
+"""All pictures of some finished runs, into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from switchkd_cli.report.notes import shown
+from switchkd_cli.report.pictures import style
+from switchkd_cli.report.pictures.attention import Question, attention
+from switchkd_cli.report.pictures.cost import cost
+from switchkd_cli.report.pictures.curves import curves
+from switchkd_cli.report.pictures.knee import Position, knees
+from switchkd_cli.report.pictures.radar import radar
+from switchkd_cli.report.scored import Scored
+from switchkd_cli.runs import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_MAPS = 8  # models beside one another in the picture of attention
+
+
+class Models(Protocol):
+    """What asks the saved models themselves (engine/illustrate.py)."""
+
+    def position(self, folder: RunFolder) -> Position | None: ...
+    def questions(self, folders: Sequence[RunFolder]) -> list[Question]: ...
+
+
+def draw(
+    runs: Sequence[Scored], teacher: Mapping[str, Any] | None, models: Models, folder: Path
+) -> Iterator[str]:
+    """Draws radar, curves, cost, knees and attention, each as PNG and SVG; says what was written, and what can't be.
+
+    `teacher` is what `baselines.judged` returns. Of a row with several seeds, the first seed's model is asked.
+    """
+    import matplotlib
+
+    rows = style.rows_of(runs)
+    wanted: dict[str, tuple[Callable[[], Figure | None], str]] = {
+        "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
+        "curves": (partial(curves, rows), "no step was logged"),
+        "cost": (partial(cost, rows, teacher), "needs the row sft and one beside it, with an average"),
+        "knees": (partial(_knees, rows, models), "needs the saved model of a run that is trained with dbild"),
+        "attention": (
+            partial(_attention, rows, models),
+            "needs saved models and pictured questions in Latin letters",
+        ),
+    }
+    with matplotlib.rc_context(style.SETTINGS):
+        for name, (make, reason) in wanted.items():
+            made = make()
+            if made is None:
+                yield f"no picture of {name}: {reason}"
+            else:
+                yield from (f"picture: {shown(path)}" for path in style.write(made, folder, name))
+
+
+def _knees(rows: Sequence[style.Row], models: Models) -> Figure | None:
+    for row in rows:
+        if (folder := _saved(row)) and _seeks_a_knee(row) and (found := models.position(folder)):
+            return knees(found)
+    return None
+
+
+def _attention(rows: Sequence[style.Row], models: Models) -> Figure | None:
+    saved = {row: folder for row in rows if (folder := _saved(row))}
+    seen = list(saved)[:MOST_MAPS]
+    found = models.questions([saved[row] for row in seen]) if seen else []
+    return attention(found, [row.title for row in seen], [row.colour for row in seen]) if found else None
+
+
+def _saved(row: style.Row) -> RunFolder | None:
+    """The first run of the row whose model is still there."""
+    folders = (RunFolder(run.path) for run in row.runs)
+    return next((folder for folder in folders if folder.model.is_dir()), None)
+
+
+def _seeks_a_knee(row: style.Row) -> bool:
+    return any(term["loss"] == "dbild" for term in row.runs[0].stages[-1].get("objective", ()))

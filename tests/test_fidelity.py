@@ -1,0 +1,62 @@
+"""How close a student came to its teacher: the figures by an explicit formula, and in the notes of a table."""
+
+import made_up_runs as made
+import pytest
+import torch
+
+from switchkd_cli.engine.fidelity import fidelity
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.report import notes
+from switchkd_cli.report.scored import read
+from switchkd_cli.runs import read_json, write_json
+from tests import tiny
+
+
+def test_figures_are_those_of_all_answer_tokens_of_all_rows(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
+    paths = Paths(student, teacher, len(student.processor.tokenizer)).eval()
+    rows = tiny.rows(tmp_path) * 2  # more than one forward pass
+    data = tiny.conversations(student, tmp_path, which=rows)
+    agreed, divergence = [], []
+    for index in range(len(data)):
+        batch = tiny.together(student, [data[index]])
+        with torch.no_grad():
+            logits = paths(batch, ("student", "teacher"), batch.predicting("answer"))
+        p, q = (logits[path].double().softmax(-1) for path in ("teacher", "student"))
+        agreed += (p.argmax(-1) == q.argmax(-1)).tolist()
+        divergence += (p * (p.log() - q.log())).sum(-1).tolist()
+    measured = fidelity(paths, data, precision="fp32")
+    assert measured["positions"] == len(agreed) > 8
+    assert measured["agreement"] == pytest.approx(sum(agreed) / len(agreed))
+    assert measured["kl"] == pytest.approx(sum(divergence) / len(divergence), rel=1e-4)
+
+
+def test_a_teacher_is_faithful_to_itself(tmp_path):
+    model = tiny.model(seed=1)
+    paths = Paths(model, model, len(model.processor.tokenizer))
+    measured = fidelity(paths, tiny.conversations(model, tmp_path), precision="fp32")
+    assert (measured["agreement"], measured["kl"]) == (1.0, pytest.approx(0.0, abs=1e-6))
+
+
+def scored(root, row, title, seed, agreement, warnings=()):
+    folder = made.run(root, row, title, {"gqa": 40.0}, seed=seed)
+    close = {"data": "instructions", "agreement": agreement, "kl": 0.25, "positions": 3210}
+    write_json(folder.results, read_json(folder.results) | {"fidelity": close})
+    for about, text in warnings:
+        folder.log({"event": "warning", "stage": "distill", "about": about, "text": text})
+    return read(folder)
+
+
+def test_tables_note_fidelity_as_a_mean_over_seeds(tmp_path):
+    runs = [scored(tmp_path, "a", "A", seed, 0.9 + seed / 100) for seed in (0, 2)]
+    (note,) = notes.fidelity([*runs, scored(tmp_path, "b", "B", 0, 0.5)])
+    assert "3,210 answer tokens of instructions: A 91.0 % and 0.25 nats; B 50.0 % and 0.25 nats" in note
+
+
+def test_tables_note_each_warning_once_a_row_with_its_seeds(tmp_path):
+    runs = [scored(tmp_path, "a", "A", seed, 1.0, [("teacher", f"worse by {seed}")]) for seed in (1, 2)]
+    other = scored(tmp_path, "b", "B", 1, 1.0, [("k cut", "k sits at max_k")])
+    assert list(notes.warnings([*runs, other])) == [
+        "warning, A (seeds 1, 2): worse by 1",
+        "warning, B (seed 1): k sits at max_k",
+    ]
