@@ -9,6 +9,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import Term
 from tests import tiny
 from tests.test_objective import gradients
+from tests.test_training import changed, trained
 
 PICTURES = (
     Term(loss="cross_entropy"),
@@ -178,3 +179,21 @@ def test_progress_is_what_an_interpolated_teacher_follows(paths, tmp_path):
     )
     assert early["taid"] < late["taid"]
     torch.testing.assert_close(late["taid"], late["kd"])
+
+
+def test_a_stage_trains_its_adapters_and_the_teacher_stays(tmp_path):
+    terms = [{"loss": "cross_entropy"}, {"loss": "token_mse", "to": "teacher"}]
+    paths, lines, before = trained(tmp_path, objective=terms, steps=2)
+    (weight,) = paths.adapters.parameters()
+    drawn = weight.detach().clone()
+    assert not torch.equal(drawn, before.adapt(Objective(PICTURES).readings, seed=0)[0])
+    assert not any(name.startswith("teacher.") for name in changed(paths, before))
+    assert all(line["loss/token_mse"] > 0 for line in lines)
+
+
+def test_an_interpolated_teacher_moves_with_the_steps(tmp_path):
+    """At a learning rate of nearly nothing only the progress changes: the same rows cost more, later."""
+    terms = [{"loss": "taid", "to": "teacher", "parameters": {"start": 0.0}}]
+    _, lines, _ = trained(tmp_path, objective=terms, steps=4, lr=1e-12)
+    values = [line["loss/taid"] for line in lines]
+    assert values[0] == pytest.approx(0, abs=1e-6) and values == sorted(values) and values[3] > values[1]

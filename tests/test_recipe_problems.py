@@ -279,6 +279,35 @@ def test_a_trained_part_needs_a_term_that_trains_it(tmp_path):
     assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in found
 
 
+def test_a_term_on_pictures_has_no_positions_and_must_reach_what_is_trained(tmp_path):
+    file = write(
+        tmp_path,
+        ("train: [vision, projector, language]", "train: [projector, language]"),
+        ("    lr_scale: {vision: 0.3}\n", ""),
+        (
+            "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}",
+            "loss: feature_mse, to: teacher, on: text",
+        ),
+        ("loss: dbild, of: switch, to", "loss: token_mse, to"),
+    )
+    assert problems(file) == [
+        "17: stages.distill.objective.align.on: feature_mse compares whole pictures, no positions: leave it out, got 'text'",
+        "17: stages.distill.objective.align.loss: trains only vision, the stage only projector, language, got 'feature_mse'",
+    ]
+
+
+def test_what_lies_behind_a_term_is_not_trained_by_it(tmp_path):
+    file = write(
+        tmp_path,
+        ("      - {name: ce, loss: cross_entropy}\n", ""),
+        (
+            "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}",
+            "loss: token_mse, to: teacher",
+        ),
+    )
+    assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in problems(file)
+
+
 def test_a_fresh_language_model_needs_a_tokenizer(tmp_path):
     file = write(tmp_path)
     assert problems(file, None, ["student.language={fresh: {hidden_size: 8}}"]) == [
