@@ -127,7 +127,7 @@ def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():
     gap = 1 - np.arange(200) / 199 - (logits - logits[-1]) / (logits[0] - logits[-1])
     knee = int(gap.argmax()) + 1
     path = Sorted("teacher", logits, knee, 16, ("dog", "cat", "bus"))
-    (axes,) = knees(Position("Switch-KD", "What is it?", "dog", None, (path,))).axes
+    (axes,) = knees(Position("Switch-KD", "What is it?", "dog", None, (path,)), "#0072B2").axes
     segment = next(c for c in axes.collections if "knee" in str(c.get_label())).get_segments()[0]
     assert segment[0][0] == segment[1][0] == knee
     assert abs(segment[1][1] - segment[0][1]) == pytest.approx(gap.max())

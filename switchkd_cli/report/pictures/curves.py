@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +31,75 @@ PANELS = {
 }
 BESIDE = {"k/student/mean": "k/teacher/mean", "k/switch/mean": "k/teacher/mean"}
 """Panels where the teacher's own figure is drawn too; of a cross-entropy term it is `teacher_ce`."""
+DASHED = (0, (4, 2))
+STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 DECADE = 10  # a positive figure that spans more is drawn on a logarithmic axis
 COLUMNS = 3
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: figures by name with the line style that each has, and the teacher's own beside them."""
+
+    title: str
+    figures: Mapping[str, Any]
+    teacher: str | None = None
+
+
 def curves(rows: Sequence[Row]) -> Figure | None:
-    """Each figure of the last stage in a panel of its own, the mean over a row's runs and their range; None without any."""
+    """The figures of the last stage, the mean over a row's runs and their range; None where no step was logged.
+
+    A panel a term and a diagnostic; the terms' gradients share a panel for each part that they train.
+    """
     read = {row: [_last_stage(logged(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
-    names = list(_names([steps for own in read.values() for steps in own]))
-    if not names:
+    every = [steps for own in read.values() for steps in own]
+    panels = list(_panels(every, _terms(rows)))
+    if not panels:
         return None
-    height = ceil(len(names) / COLUMNS)
+    height = ceil(len(panels) / COLUMNS)
     drawn = figure(11, 0.9 + 2.3 * height)
-    panels = drawn.subplots(height, COLUMNS, squeeze=False, sharex=True).flat
-    supervised = {f"loss/{t['name']}": "teacher_ce" for t in _terms(rows) if t["loss"] == "cross_entropy"}
-    for name, axes in zip(names, panels, strict=False):
-        spans = [_line(axes, _each(own, name), row.colour) for row, own in read.items()]
-        if teacher := (BESIDE | supervised).get(name):
-            every = [steps for own in read.values() for steps in own]
-            spans.append(_line(axes, _each(every, teacher), TEACHER, (0, (4, 2))))
-        _scale(axes, [span for span in spans if span])
-        axes.set_title(PANELS.get(name) or _title(name))
-    _finish(drawn, rows, len(names), height)
+    for panel, axes in zip(
+        panels, drawn.subplots(height, COLUMNS, squeeze=False, sharex=True).flat, strict=False
+    ):
+        lines = [
+            (_each(own, name), row.colour, style)
+            for row, own in read.items()
+            for name, style in panel.figures.items()
+        ]
+        lines += [(_each(every, panel.teacher), TEACHER, DASHED)] if panel.teacher else []
+        _scale(axes, [span for line in lines if (span := _line(axes, *line))])
+        axes.set_title(panel.title)
+        if len(panel.figures) > 1:
+            _styles(axes, panel)
+    _finish(drawn, rows, len(panels), height)
     return drawn
+
+
+def _panels(
+    runs: Sequence[Sequence[Mapping[str, Any]]], terms: Sequence[Mapping[str, Any]]
+) -> Iterator[Panel]:
+    """Terms in the objective's order, the diagnostics that some run has, the gradients of each part."""
+    seen = dict.fromkeys(name for steps in runs for line in steps for name in line)
+    supervised = {f"loss/{term['name']}" for term in terms if term["loss"] == "cross_entropy"}
+    for name in seen:
+        if name.startswith("loss/"):
+            own = "teacher_ce" if name in supervised else None
+            yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, own)
+    for name, title in PANELS.items():
+        if name in seen:
+            yield Panel(title, {name: "-"}, BESIDE.get(name))
+    gradients = [name for name in seen if name.startswith("grad/")]
+    for part in dict.fromkeys(name.split("/")[2] for name in gradients):
+        own = [name for name in gradients if name.endswith(f"/{part}")]
+        yield Panel(f"gradients on {part}", dict(zip(own, cycle(STYLES), strict=False)))
+
+
+def _styles(axes: Axes, panel: Panel) -> None:
+    """Which line style is which term's."""
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=GREY, ls=style) for style in panel.figures.values()]
+    axes.legend(marks, [name.split("/")[1] for name in panel.figures], fontsize=7, loc="best")
 
 
 def _finish(drawn: Figure, rows: Sequence[Row], panels: int, height: int) -> None:
@@ -64,7 +112,7 @@ def _finish(drawn: Figure, rows: Sequence[Row], panels: int, height: int) -> Non
             axes.set_xlabel("per cent of the stage")
             axes.tick_params(labelbottom=True)
     marks = [Line2D([], [], color=row.colour, lw=2) for row in rows]
-    marks.append(Line2D([], [], color=TEACHER, lw=2, ls=(0, (4, 2))))
+    marks.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
     names = [*(row.title for row in rows), "teacher, on the same tokens"]
     drawn.legend(marks, names, loc="outside lower center", ncols=min(4, len(names)))
     told = f"stage {rows[0].runs[0].stages[-1]['name']} · line: mean over runs · band: lowest to highest run"
@@ -78,19 +126,6 @@ def _finish(drawn: Figure, rows: Sequence[Row], panels: int, height: int) -> Non
 def _last_stage(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     steps = [line for line in lines if "step" in line]
     return [line for line in steps if line["stage"] == steps[-1]["stage"]] if steps else []
-
-
-def _names(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """Terms in the objective's order, then the diagnostics that some run has."""
-    seen = dict.fromkeys(name for steps in runs for line in steps for name in line)
-    yield from (name for name in seen if name.startswith("loss/"))
-    yield from (name for name in PANELS if name in seen)
-    yield from (name for name in seen if name.startswith("grad/"))
-
-
-def _title(name: str) -> str:
-    kind, *rest = name.split("/")
-    return f"loss of {rest[0]}, nats" if kind == "loss" else f"gradient of {rest[0]} on {rest[1]}"
 
 
 def _series(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -107,16 +142,14 @@ def _series(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, 
 def _each(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[np.ndarray]:
     """The figure of each run that has it, on one grid."""
     found = [_series(steps, name) for steps in runs]
-    return [np.interp(GRID, x, y) for x, y in found if len(x)]
+    return [np.interp(GRID, x, y, left=np.nan, right=np.nan) for x, y in found if len(x)]
 
 
-def _line(
-    axes: Axes, runs: Sequence[np.ndarray], colour: str, style: Any = "-"
-) -> tuple[float, float] | None:
+def _line(axes: Axes, runs: Sequence[np.ndarray], colour: str, style: Any) -> tuple[float, float] | None:
     """Draws the runs' mean and range; the lowest and highest of the mean."""
     if not runs:
         return None
-    each = np.stack(runs)
+    each = np.ma.masked_invalid(np.stack(runs))
     mean = each.mean(0)
     axes.plot(GRID, mean, color=colour, lw=1.5, ls=style)
     if len(runs) > 1:

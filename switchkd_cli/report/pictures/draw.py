@@ -62,7 +62,7 @@ def draw(
 def _knees(rows: Sequence[style.Row], models: Models) -> Figure | None:
     for row in rows:
         if (folder := _saved(row)) and _seeks_a_knee(row) and (found := models.position(folder)):
-            return knees(found)
+            return knees(found, row.colour)
     return None
 
 
