@@ -142,8 +142,10 @@ def test_over_several_seeds_the_mean_is_tested():
     assert p_value([both]) == pytest.approx(np.mean(np.array(sums) >= 2.0 - 1e-12))
 
 
-def test_one_unit_has_no_interval():
-    assert interval([one(mean_of(1), mean_of(0))]) is None
+def test_one_unit_has_no_interval_and_proves_nothing():
+    for single in (True, False):
+        alone = one(mean_of(1, single=single), mean_of(0, single=single))
+        assert interval([alone]) is None and p_value([alone]) == 1
 
 
 def test_the_same_answers_give_the_same_figures():
