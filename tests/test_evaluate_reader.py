@@ -51,6 +51,7 @@ def test_every_item_is_answered_and_scored(answered: tuple[dict, Path]) -> None:
         for line in lines(folder, task):
             assert line.keys() >= {"key", "prompt", "answer", "target", "score"}
     assert results["versions"]["lmms-eval"] == "0.7.3"
+    assert all(results["versions"].values()), results["versions"]
     assert json.loads(json.dumps(results)) == results
 
 

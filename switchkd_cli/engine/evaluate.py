@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import time
@@ -11,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switchkd_cli import provenance
 from switchkd_cli.engine.benchmarks.exam import Exam, short_hash
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.protocol import LMMS_EVAL, Benchmark
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is e
     from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
+"""What a score depends on: runs that were scored with others are not compared."""
 Progress = Callable[[int, int], None]
 
 
@@ -99,13 +100,14 @@ def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = No
     written, ran, scored = (after - before for before, after in pairwise(clock))
     answering = sum(answerer.seconds.values())
     seconds = {"sets": written, "answers": answering, "lmms_eval": ran - answering, "items": scored}
+    versions = provenance.versions()
     return {
         "world": exam.world,
         "split": exam.split if exam.local else "published",
         "seed": exam.seed,
         "scores": scores,
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in answerer.items.values())),
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": {name: versions.get(name) for name in VERSIONS},
         "seconds": {part: round(value, 3) for part, value in seconds.items()},
     }
 
@@ -151,10 +153,3 @@ def _require_lmms_eval() -> None:
             hint=f"pip install --no-deps lmms-eval=={LMMS_EVAL}",
             code=MACHINE,
         )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
