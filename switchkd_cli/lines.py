@@ -37,9 +37,8 @@ def speed(step: Mapping[str, Any]) -> str:
 def event(entry: Mapping[str, Any]) -> str:
     """An event as a line of text: its name and stage, its text, and what else it says."""
     name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
-    more = [
-        f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "stage", "text")
-    ]
+    unsaid = ("event", "stage", "text", "about")
+    more = [f"{key} {_number(value)}" for key, value in entry.items() if key not in unsaid]
     return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(more)) if part)
 
 
