@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -72,12 +73,33 @@ def questions(folders: Sequence[RunFolder]) -> list[Question]:
     """
     transformers_logging.disable_progress_bar()
     run = folders[0].run()
-    students = [load(str(folder.model)) for folder in folders]
-    shown = _shown(run, folders[0], students[0])
-    teachers = [check_pair(run.config, with_teacher=True).teacher.build()] if run.config.teacher else []
-    models = [model.to(_device()).eval() for model in (*teachers, *students)]
-    data = [_asked(run, shown, model) for model in models]
-    return [_question(index, row, models, data) for index, row in enumerate(shown)]
+    shown = _shown(run, folders[0], load(str(folders[0].model)))
+    seen = [
+        [_look(model, rows, i) for i in range(len(shown))] for model, rows in _readers(run, folders, shown)
+    ]
+    return [
+        Question(
+            opened(row.image, None),
+            _first_line(row),
+            looks[0][0],
+            row.exchanges[0][1],
+            tuple(m for _, m in looks),
+        )
+        for row, looks in zip(shown, zip(*seen, strict=True), strict=True)
+    ]
+
+
+def _readers(
+    run: Run, folders: Sequence[RunFolder], shown: Sequence[Row]
+) -> Iterator[tuple[Llava, Conversations]]:
+    """Teacher and students, one in memory at a time, each with the rows as it is asked them."""
+    if run.config.teacher is not None:
+        teacher = check_pair(run.config, with_teacher=True).teacher.build().to(_device()).eval()
+        yield teacher, _asked(run, shown, teacher)
+        del teacher
+    for folder in folders:
+        student = load(str(folder.model)).to(_device()).eval()
+        yield student, _asked(run, shown, student)
 
 
 def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
@@ -91,17 +113,21 @@ def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
     for index in range(looked_through):
         if index < len(found) * looked_through // QUESTIONS:
             continue
-        try:
+        with suppress(Fault, OSError):  # the ledger told of faulty rows before they were trained on
             row = data.rows[index]
-        except Fault:
-            continue
-        asked = [e for e in row.exchanges if "".join(e).isascii() and "?" in e[0]]
-        shortest = min(asked, key=lambda e: len(e[0]), default=None)
-        if row.image is not None and shortest and len(shortest[0].splitlines()[0]) <= LONGEST:
-            found.append(replace(row, exchanges=(shortest,), image=_pixels(row.image, data)))
+            short = [e for e in row.exchanges if "".join(e).isascii() and _fits(e[0])]
+            if row.image is not None and short:
+                shortest = min(short, key=lambda e: len(e[0]))
+                found.append(replace(row, exchanges=(shortest,), image=_pixels(row.image, data)))
         if len(found) == QUESTIONS:
             break
     return found
+
+
+def _fits(question: str) -> bool:
+    """Whether the question itself is its first line, and short."""
+    first = question.split("\n")[0]
+    return "?" in first and len(first) <= LONGEST
 
 
 def _pixels(image: str | bytes, data: Conversations) -> bytes:
@@ -137,15 +163,14 @@ def _sorted(path: str, logits: Tensor, term: Term, words: PreTrainedTokenizerBas
     )
 
 
-def _question(index: int, row: Row, models: Sequence[Llava], data: Sequence[Conversations]) -> Question:
-    maps, token = [], ""
-    for model, rows in zip(models, data, strict=True):
-        batch = _batch(model, rows, index).to(_device())
-        weights, said = _attention(model, batch)
-        place = _last_word(batch, model)
-        token = token or model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip()
-        maps.append(Map(_grid(weights[place]), said))
-    return Question(opened(row.image, None), _first_line(row), token, row.exchanges[0][1], tuple(maps))
+def _look(model: Llava, data: Conversations, index: int) -> tuple[str, Map]:
+    """The word that one model is looked at from, and its map."""
+    batch = _batch(model, data, index).to(_device())
+    weights, said = _attention(model, batch)
+    place = _last_word(batch, model)
+    return model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip(), Map(
+        _grid(weights[place]), said
+    )
 
 
 def _last_word(batch: Batch, model: Llava) -> int:
