@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,15 +46,12 @@ class JsonFile:
     def __getitem__(self, index: int) -> object:
         if self._open is None:
             self._open = os.open(self.file, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._open)
         begin, end = int(self.begins[index]), int(self.ends[index])
         return json.loads(os.pread(self._open, end - begin, begin))
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": None}
-
-    def __del__(self) -> None:
-        if self._open is not None:
-            os.close(self._open)
 
 
 def _lines(file: Path) -> Iterator[Span]:
