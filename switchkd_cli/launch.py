@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from switchkd_cli import console, plan, runs
+from switchkd_cli.cores import cores
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.locks import tidy
@@ -180,11 +181,6 @@ def models() -> Any:
 
 def label(run: Run) -> str:
     return f"{run.title} (seed {run.seed})"
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(run: Run, root: Path, *, jobs: int, overwrite: bool) -> _Worker:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.losses import cross_entropy, effective_k, forward_kl
+from switchkd_cli.engine.losses.columns import absent_columns
 from switchkd_cli.recipe.schema import Term
 
 MIN_K = 3  # dbild's own bound where a recipe gives none
@@ -85,7 +86,7 @@ def _top(
 ) -> dict[str, float]:
     """Effective k and the mass of the top k of one path."""
     free = effective_k(logits, window=window, min_k=1)  # where the knee is, whatever the bounds
-    k = effective_k(logits, window=window, min_k=min_k, max_k=max_k)
+    k = free.clamp(min_k, max_k).minimum((~absent_columns(logits)).sum(-1))  # as dbild bounds it
     ranked = logits.float().softmax(-1).sort(-1, descending=True).values.cumsum(-1)
     mass = ranked.gather(-1, k[:, None] - 1)
     low, high = torch.quantile(k.float(), torch.tensor([0.05, 0.95], device=k.device)).tolist()

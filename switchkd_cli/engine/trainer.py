@@ -15,6 +15,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
+from switchkd_cli.cores import cores
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
 from switchkd_cli.engine.data.order import grouped_order, order
@@ -176,11 +177,6 @@ def workers_of(stage: Stage, data: Conversations) -> int:
         return 0
     mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MOST_WORKERS, mine - 1))
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _taken(loader: Iterator[Batch], count: int) -> list[Batch]:

@@ -12,10 +12,9 @@ from switchkd_cli.report import notes
 from switchkd_cli.report.cells import Cell, Line, Number, Report, Table
 from switchkd_cli.report.columns import Columns
 from switchkd_cli.report.comparison import Teacher, of_baselines, of_paper, of_teacher, same_questions
+from switchkd_cli.report.groups import SFT
 from switchkd_cli.report.scored import Scored
 from switchkd_cli.report.statistics import Estimate, over_seeds, paired
-
-SFT = "sft"  # the row that others are measured against when a recipe names no control
 
 
 class Planned(Protocol):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from switchkd_cli.report.statistics import LEVEL
 from switchkd_cli.report.units import Array, Units, ratio
 
-LEVEL = 0.95
 RESAMPLES = 9_999
 SEED = 0
 BATCH = 4_000_000  # units drawn at a time: bounds the memory

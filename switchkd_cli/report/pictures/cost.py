@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli.report.columns import Columns
+from switchkd_cli.report.groups import SFT
 from switchkd_cli.report.pictures.style import GREY, Row, figure
 from switchkd_cli.report.scored import logged
 from switchkd_cli.report.statistics import paired
@@ -15,8 +16,6 @@ from switchkd_cli.runs import RunFolder
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SFT = "sft"  # what the others are measured against
 
 
 def cost(rows: Sequence[Row], teacher: Mapping[str, Any] | None) -> Figure | None:
