@@ -12,20 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import invalid, patch, source
 from switchkd_cli.recipe.find import worlds
-from switchkd_cli.recipe.schema import Closed, Count, DataSet, Positive, Text
+from switchkd_cli.recipe.schema import Closed, Count, DataSet, Part, Positive, Text
 
 NAMED = ("checkpoint", "vision", "language")  # the fields of a model that say which one
 
 
 class Pace(Closed):
-    """How a stage goes on a stand-in data set: factors of its learning rate and batch, and steps for an epoch."""
+    """How a stage goes on a stand-in data set: factors of its learning rate and batch, and steps for an epoch.
+
+    `lr_scale` holds further factors for parts, where a stage trains them.
+    """
 
     lr: Positive
+    lr_scale: dict[Part, Positive] = Field(default_factory=dict)
     batch: Positive
     epoch: Count
 
@@ -140,8 +144,18 @@ def _paced(stage: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
         "batch": ("batch", lambda rows: max(1, round(rows * pace.batch))),
         "epochs": ("steps", lambda epochs: max(1, round(epochs * pace.epoch))),
     }
-    numbers = {key: stage[key] for key in scaled if type(stage.get(key)) in (int, float)}
-    return {scaled[key][0]: scaled[key][1](value) for key, value in numbers.items()}
+    paced: dict[str, Any] = {
+        scaled[key][0]: scaled[key][1](stage[key]) for key in scaled if _is_number(stage.get(key))
+    }
+    own, train = stage.get("lr_scale", {}), stage.get("train")
+    if isinstance(own, Mapping) and isinstance(train, list) and all(map(_is_number, own.values())):
+        parts = {part: own.get(part, 1.0) * by for part, by in pace.lr_scale.items() if part in train}
+        paced |= {"lr_scale": {**own, **parts}} if parts else {}
+    return paced
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
