@@ -230,6 +230,17 @@ def test_autograd_keeps_float32_logits_of_the_top_k_only():
     assert {z.dtype for z in kept} == {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize("loss", [dbild, bild])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_the_way_of_wide_rows_agrees_with_the_usual_one(loss, scale, monkeypatch):
+    teacher, student = (scale * z for z in language_logits(6, 400, seed=15))
+    value, gradient = value_and_gradient(loss, teacher, student)
+    monkeypatch.setattr(differences, "WIDEST", -1.0)
+    by_logs, gradient_by_logs = value_and_gradient(loss, teacher, student)
+    torch.testing.assert_close(value, by_logs, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(gradient, gradient_by_logs, rtol=1e-9, atol=1e-13)
+
+
 def test_global_knee_of_a_large_vocabulary_is_exact():
     """V = 151,936 with the knee of the whole row: thousands of ids, millions of pairs."""
     teacher, student = peaked_logits(seed=13)

@@ -13,17 +13,19 @@ cumulative sums:
 This is exact. The knee of a whole vocabulary of 151,936 lies near k = 5,000: ten million pairs a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from .columns import FLOOR, absent_columns, in_float
 
 BLOCK = 2**24  # logits sorted at a time: bounds the memory of a sort to a few hundred MiB
+WIDEST = 300.0  # nats between the highest and the lowest of a row; exp(-2 * WIDEST) is still a normal float64
 
 Loss = Callable[..., Tensor]
 Select = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -71,11 +73,83 @@ def difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tens
     """Return KL(p || q) in nats, [N], over the pairs of ``of`` [N, K] (p) and of ``to`` [N, K] (q).
 
     Row n takes its first k[n] values; fewer than two make no pair, and the loss is 0. The inside is
-    float64, as the divergence of two close models is a small difference of large numbers, and is computed
-    again in the backward pass, so that only its inputs stay in memory.
+    float64, as the divergence of two close models is a small difference of large numbers.
     """
-    loss = checkpoint(_difference_kl, of, to, k, temperature, use_reentrant=False, preserve_rng_state=False)
-    return loss.to(of.dtype)
+    return _DifferenceKL.apply(of, to, k, temperature)
+
+
+class _DifferenceKL(torch.autograd.Function):
+    """The divergence and its gradient at once: they share their sums, and only the gradient has to be kept."""
+
+    @staticmethod
+    def forward(ctx, of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
+        kept = torch.arange(of.shape[-1], device=of.device) < torch.where(k < 2, 0, k)[:, None]
+        pair = [torch.where(kept, values.double() / temperature, 0.0) for values in (of, to)]
+        narrow = all(_spread(values, kept) <= WIDEST for values in pair)
+        value, *slopes = (_by_sums if narrow else _by_logs)(*pair, kept, ctx.needs_input_grad)
+        slopes = [None if slope is None else (slope / temperature).to(of.dtype) for slope in slopes]
+        ctx.save_for_backward(*slopes)
+        return value.to(of.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if slope is None else grad[:, None] * slope for slope in ctx.saved_tensors), None, None
+
+
+def _by_sums(u: Tensor, v: Tensor, kept: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """KL of u's pairs from v's, [N], and its slopes along u and v, [N, K], where they are needed."""
+    p, q = _Pairs(u, kept), _Pairs(v, kept)
+    gap = torch.where(kept, (u - u[:, :1]) - (v - v[:, :1]), 0.0)
+    marginal = p.marginal()
+    mean = (marginal * gap).sum(-1, keepdim=True)
+    # along u_k: sum of p_kj (gap_k - gap_j - mean) over the pairs it leads, less that of p_ik (...) over those it ends
+    along_u = p.sums() * gap - p.sums(gap) - mean * marginal if needs[0] else None
+    along_v = q.marginal() - marginal if needs[1] else None
+    return mean.squeeze(-1) - p.log_total + q.log_total, along_u, along_v
+
+
+class _Pairs:
+    """The pairs' probabilities p_ij = a_i b_j / Z of kept values [N, K], as the sums over i and over j.
+
+    a_i = exp(u_i - max u) and b_j = exp(min u - u_j): each at most 1, and no product of theirs underflows where u
+    spreads over WIDEST at most. No sum has a difference in it, so each is exact to the last digits.
+    """
+
+    def __init__(self, values: Tensor, kept: Tensor) -> None:
+        values = torch.where(kept, values - values[:, :1], 0.0)
+        high, low = values.amax(-1, keepdim=True), values.amin(-1, keepdim=True)
+        self.a, self.b = (values - high).exp() * kept, (low - values).exp() * kept
+        self.second = self.b * _before(self.a)
+        total = self.second.sum(-1, keepdim=True)
+        self.total = torch.where(total > 0, total, 1.0)  # a row without pairs
+        self.log_total = (self.total.log() + high - low).squeeze(-1)
+
+    def marginal(self) -> Tensor:
+        """first - second, [N, K]."""
+        return (self.a * _after(self.b) - self.second) / self.total
+
+    def sums(self, gap: Tensor | None = None) -> Tensor:
+        """Sum of p over the pairs that hold k, [N, K]: each weighted by the gap of its other end, where one is given."""
+        if gap is None:
+            return (self.a * _after(self.b) + self.second) / self.total
+        return (self.a * _after(self.b * gap) + self.b * _before(self.a * gap)) / self.total
+
+
+def _before(values: Tensor) -> Tensor:
+    """Sum of those that stand before each."""
+    return pad(values.cumsum(-1)[:, :-1], (1, 0))
+
+
+def _after(values: Tensor) -> Tensor:
+    """Sum of those that stand after each."""
+    return _before(values.flip(-1)).flip(-1)
+
+
+def _spread(values: Tensor, kept: Tensor) -> float:
+    """The widest row, from its lowest to its highest kept value; NaN where one is."""
+    values = torch.where(kept, values - values[:, :1], 0.0)
+    return (values.amax(-1) - values.amin(-1)).amax().item() if len(values) else 0.0
 
 
 def _led(leader: Tensor, teacher: Tensor, student: Tensor, absent: Tensor, select: Select) -> Led:
@@ -85,13 +159,18 @@ def _led(leader: Tensor, teacher: Tensor, student: Tensor, absent: Tensor, selec
     return Led(in_float(teacher.detach()[row, ids]), in_float(student[row, ids]), k)
 
 
-def _difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
-    kept = torch.arange(of.shape[-1], device=of.device) < torch.where(k < 2, 0, k)[:, None]
-    u, v = (torch.where(kept, values.double() / temperature, 0.0) for values in (of, to))
-    log_first, log_second = _log_first(u, kept), _log_second(u, kept)
-    gap = u - v
-    mean_gap = (log_first.softmax(-1) * gap[:, :-1]).sum(-1) - (log_second.softmax(-1) * gap[:, 1:]).sum(-1)
-    return mean_gap - log_second.logsumexp(-1) + _log_second(v, kept).logsumexp(-1)
+def _by_logs(u: Tensor, v: Tensor, kept: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The same for values of any spread, at several times the cost."""
+    with torch.enable_grad():
+        u, v = (values.detach().requires_grad_(need) for values, need in zip((u, v), needs, strict=False))
+        log_first, log_second = _log_first(u, kept), _log_second(u, kept)
+        gap = u - v
+        first, second = log_first.softmax(-1), log_second.softmax(-1)
+        mean_gap = (first * gap[:, :-1]).sum(-1) - (second * gap[:, 1:]).sum(-1)
+        value = mean_gap - log_second.logsumexp(-1) + _log_second(v, kept).logsumexp(-1)
+        needed = [values for values in (u, v) if values.requires_grad]
+        found = iter(torch.autograd.grad(value.sum(), needed) if needed else ())
+    return value.detach(), *(next(found) if values.requires_grad else None for values in (u, v))
 
 
 def _log_first(u: Tensor, kept: Tensor) -> Tensor:
