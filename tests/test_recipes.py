@@ -81,6 +81,7 @@ def test_the_weights_are_those_that_the_rows_are_named_for():
         "vsd-double": (1, 1, 2),
         "both-half": (1, 0.5, 0.5),
         "both-double": (1, 2, 2),
+        "sft-frozen": (1, 0, 0),
         "sft": (1, 0, 0),
         "sft-compute": (1, 0, 0),
     }
@@ -144,10 +145,11 @@ def test_the_paper_s_settings_are_those_of_every_row(file):
 
 @papers
 def test_the_controls_that_the_paper_lacks_are_rows(file):
-    """SFT that trains the encoder too, at the steps of what is distilled and at its compute."""
+    """SFT with the encoder frozen, and trained too: at the steps of what is distilled and at its compute."""
     taught = [run.config.stages[-1] for run in load_rows(file) if not run.config.stages[-1].needs_teacher]
     whole = {stage.epochs for stage in taught if stage.train == ("vision", "projector", "language")}
     assert 1.0 in whole and max(whole) > 2
+    assert 1.0 in {stage.epochs for stage in taught if stage.train == ("projector", "language")}
 
 
 @papers
