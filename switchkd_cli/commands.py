@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, forecast, launch, plan, runs, sheet
+from switchkd_cli import console, forecast, launch, plan, runs, sheet, workers
+from switchkd_cli.cores import cores
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
@@ -56,7 +57,7 @@ def distill(
     planned = load_with_controls(find(recipe), row, overrides, seed, world)
     if dry_run:
         return _show(planned, root, machine, find(recipe), world)
-    folders = launch.run_all(planned, root, jobs=jobs, overwrite=overwrite)
+    folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite)
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
     from switchkd_cli.report.table import print_distillation
@@ -92,9 +93,9 @@ def ablate(
     waiting = [run for run in planned if run not in before]
     if before:
         console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
-    jobs = jobs or min(2, launch.cores())
-    failures = launch.in_workers(waiting, root, jobs=jobs, overwrite=overwrite, finished=before)
-    launch.show_failures(failures)
+    jobs = jobs or min(2, cores())
+    failures = workers.in_workers(waiting, root, jobs=jobs, overwrite=overwrite, finished=before)
+    workers.show_failures(failures)
     done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
     if done and planned[0].config.evaluation is not None:
         from switchkd_cli.report.table import print_ablation
@@ -103,7 +104,7 @@ def ablate(
         print_ablation(done, _one_teacher(planned, root), planned=planned, controls=controls)
     if failures:
         console.say(f"{len(failures)} of {len(planned)} runs failed; the same command runs them again")
-        raise SystemExit(launch.exit_code(failures))
+        raise SystemExit(workers.exit_code(failures))
 
 
 def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_pickle: bool = False) -> None:

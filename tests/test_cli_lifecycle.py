@@ -7,7 +7,7 @@ import fake_engine
 import pytest
 from small_recipe import write
 
-from switchkd_cli import cli, launch, runs
+from switchkd_cli import cli, runs, workers
 from switchkd_cli.errors import UserError
 from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
@@ -16,7 +16,7 @@ from switchkd_cli.recipe.load import load
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(Path(fake_engine.__file__))))
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, str(Path(fake_engine.__file__))))
     return fake_engine.install(monkeypatch)
 
 
@@ -147,11 +147,11 @@ def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkey
     program.write_text(
         "import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)"
     )
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(program)))
-    failures = launch.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, str(program)))
+    failures = workers.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
     told = "ended by signal 9 (Killed), most likely for want of memory: fewer --jobs need less"
     assert failures[0].text.splitlines() == ["so far", told]
-    assert launch.exit_code(failures) == 1
+    assert workers.exit_code(failures) == 1
 
 
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
@@ -161,13 +161,13 @@ def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
 
 
 def test_workers_share_the_cores(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr(launch, "cores", lambda: 8)
+    monkeypatch.setattr(workers, "cores", lambda: 8)
     program = tmp_path / "worker.py"
     program.write_text(
         "import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)"
     )
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(program)))
-    failures = launch.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, str(program)))
+    failures = workers.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
     assert [failure.text for failure in failures] == ["threads 4\n"]
 
 
