@@ -8,26 +8,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, runs
+from switchkd_cli import console, runs, share
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
-from switchkd_cli.occupy import occupy
+from switchkd_cli.occupy import is_finished, occupy
 from switchkd_cli.progress import progress
 from switchkd_cli.recipe.run import Run
 
 
 def run_one(run: Run, root: Path, *, overwrite: bool = False) -> runs.RunFolder:
-    """Train and evaluate one run in this process; a finished one is reused."""
+    """Train and evaluate one run in this process. A finished one is reused, whatever row's name it goes by."""
+    if not overwrite and not is_finished(root, run) and (source := runs.by_key(root).get(run.key)):
+        folder = take_over(run, source, root)
+        console.say(f"{run.name}: the same run as {source.place}, reused ({folder.path})")
+        return folder
     with occupy(root, run, overwrite=overwrite) as (folder, state):
         if state == "finished":
-            console.say(f"{label(run)}: finished before, reused ({folder.path})")
+            console.say(f"{run.name}: finished before, reused ({folder.path})")
             return folder
         worker = _worker()
-        with progress(folder.metrics, label(run)):
+        with progress(folder.metrics, run.name):
             worker.work(run, folder)
             if run.config.evaluation is not None:
                 worker.evaluate(run, folder)
     return folder
+
+
+def take_over(run: Run, source: runs.RunFolder, root: Path, *, overwrite: bool = False) -> runs.RunFolder:
+    """The run from `source`, a finished one with the same key: nothing is trained or scored."""
+    target = runs.folder(root, run)
+    with share.taken_over(run, source, target, overwrite=overwrite) as folder:
+        if folder is not None:
+            _engine("card").write(run, folder)
+    return target
+
+
+def score_teacher(run: Run, root: Path) -> None:
+    """Score the run's teacher, the blind and the majority baselines, unless some run had it done before."""
+    _worker().evaluate_teacher(run, root)
 
 
 def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
@@ -70,10 +88,6 @@ def models() -> Any:
     return _engine("illustrate")
 
 
-def label(run: Run) -> str:
-    return f"{run.title} (seed {run.seed})"
-
-
 def _worker() -> Any:
     return _engine("worker")
 
@@ -91,13 +105,18 @@ def _engine(module: str) -> Any:
 
 
 def main() -> int:
-    """A worker process: one run, read from standard input."""
+    """A worker process: one run, read from standard input, or with --teacher the scoring of its teacher."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--teacher", action="store_true")
     asked = parser.parse_args()
     try:
-        run_one(Run.loads(sys.stdin.read()), asked.out, overwrite=asked.overwrite)
+        run = Run.loads(sys.stdin.read())
+        if asked.teacher:
+            score_teacher(run, asked.out)
+        else:
+            run_one(run, asked.out, overwrite=asked.overwrite)
     except UserError as error:
         console.error(error)
         return error.code

@@ -1,4 +1,4 @@
-"""Runs in worker processes, side by side: started, followed as one matrix, and their failures told."""
+"""Worker processes side by side, followed as one matrix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +16,17 @@ from typing import IO
 
 from switchkd_cli import console, plan, runs
 from switchkd_cli.cores import cores
-from switchkd_cli.errors import CRASH, INPUT, MACHINE
-from switchkd_cli.launch import label, run_one
+from switchkd_cli.entries import Entry, different, scorings
+from switchkd_cli.errors import UserError
+from switchkd_cli.failures import Failure, exit_code, show_failures
+from switchkd_cli.launch import known_teacher_results, run_one, take_over
 from switchkd_cli.locks import tidy
 from switchkd_cli.matrix import Matrix
-from switchkd_cli.occupy import check_free
+from switchkd_cli.occupy import check_free, is_finished
 from switchkd_cli.progress import Progress
 from switchkd_cli.recipe.run import Run
 
 WORKER = (sys.executable, "-m", "switchkd_cli.launch")
-TAIL = 15  # lines of a failed worker's output that are shown
 
 
 def run_all(
@@ -47,40 +48,6 @@ def run_all(
     return [runs.folder(root, run) for run in planned]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A run whose worker failed, its exit code, and what it printed."""
-
-    run: Run
-    code: int
-    text: str
-
-
-def exit_code(failures: Sequence[Failure]) -> int:
-    """What the failures have in common: the user's to mend, the machine's, or a crash."""
-    codes = {failure.code for failure in failures}
-    return codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
-
-
-def show_failures(failures: Sequence[Failure]) -> None:
-    for failure in failures:
-        console.say(f"{label(failure.run)}: failed")
-        console.say("".join(f"  {line}\n" for line in failure.text.splitlines()[-TAIL:]).rstrip())
-
-
-@dataclass
-class _Worker:
-    """A worker process and the file that takes what it prints."""
-
-    run: Run
-    process: subprocess.Popen[str]
-    output: IO[str] = field(repr=False)
-
-    def text(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
-
-
 def in_workers(
     planned: Sequence[Run],
     root: Path,
@@ -88,34 +55,35 @@ def in_workers(
     jobs: int,
     overwrite: bool = False,
     stop_at_failure: bool = False,
-    finished: Sequence[Run] = (),
+    taught: Sequence[Run] = (),
 ) -> list[Failure]:
-    """Run each in a process of its own, `jobs` at once. Returns those that failed; the rest go on.
+    """Run what is not finished, each in a process of its own, `jobs` at once. Returns what failed; the rest go on.
 
-    Runs that are `finished` are counted as done, and their times help to foretell the end.
+    What is one run under several names is trained and scored once; so are, before the runs, the teachers of
+    `taught` and the baselines. What is finished counts as done, and its times help to foretell the end.
     """
-    waiting, active = list(planned), list[_Worker]()
-    failures: list[Failure] = []
-    matrix = Matrix([_row(run) for run in planned], jobs=jobs, took=_took(finished, root))
+    failures, waiting, took = _sorted_out(planned, taught, root, overwrite=overwrite)
+    active: list[_Worker] = []
+    matrix = Matrix([entry.cost for entry in waiting], jobs=jobs, took=took)
     with ExitStack() as stack:
         for run in planned:
             stack.enter_context(tidy(runs.folder(root, run).path))
         shown = stack.enter_context(Progress(matrix=matrix))
         try:
             while waiting or active:
+                if failures and stop_at_failure:
+                    waiting.clear()
+                    matrix.waiting.clear()
                 while waiting and len(active) < jobs:
-                    run = waiting.pop(0)
-                    active.append(_start(run, root, jobs=jobs, overwrite=overwrite))
-                    metrics = runs.folder(root, run).metrics
-                    matrix.start(metrics, run.config.stages[-1].name)
-                    shown.follow(metrics, label(run))
+                    worker = _start(waiting.pop(0), root, jobs=jobs, overwrite=overwrite)
+                    active.append(worker)
+                    matrix.start(worker.metrics, worker.entry.run.config.stages[-1].name)
+                    idle = {"idle": "being scored"} if worker.entry.scoring else {}
+                    shown.follow(worker.metrics, worker.entry.name, **idle)
                 time.sleep(0.1)
                 for worker in [w for w in active if w.process.poll() is not None]:
                     active.remove(worker)
-                    failures += _finish(worker, root, shown, matrix)
-                    if failures and stop_at_failure:
-                        waiting.clear()
-                        matrix.waiting.clear()
+                    failures += _finish(worker, root, shown, matrix, overwrite=overwrite)
         finally:
             for worker in active:
                 worker.process.terminate()
@@ -124,8 +92,60 @@ def in_workers(
     return failures
 
 
-def _start(run: Run, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
-    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite]
+def _sorted_out(
+    planned: Sequence[Run], taught: Sequence[Run], root: Path, *, overwrite: bool
+) -> tuple[list[Failure], list[Entry], dict[str, list[float]]]:
+    """What can't be reused, what is to be done, and the seconds of what is done already."""
+    before = 0 if overwrite else sum(is_finished(root, run) for run in planned)
+    if before:
+        console.say(f"{before} of {len(planned)} runs finished before, reused")
+    made = {} if overwrite else runs.by_key(root)
+    failures: list[Failure] = []
+    waiting = [entry for entry in scorings(taught) if known_teacher_results(entry.run, root) is None]
+    took: dict[str, list[float]] = {}
+    for entry in different(planned):
+        if (source := made.get(entry.run.key)) is None:
+            waiting.append(entry)
+        else:
+            took.setdefault(entry.cost, []).append(source.info().get("seconds", 0.0))
+            failures += _named(entry, source, root, console.say)
+    return failures, waiting, took
+
+
+def _named(
+    entry: Entry, source: runs.RunFolder, root: Path, say: Callable[[str], None], *, overwrite: bool = False
+) -> list[Failure]:
+    """The finished run in `source` under each of its names that is not finished. Returns those that can't be."""
+    failures = []
+    for run in entry.runs:
+        place = runs.folder(root, run).place
+        if place == source.place or (is_finished(root, run) and not overwrite):
+            continue
+        try:
+            take_over(run, source, root, overwrite=overwrite)
+            say(f"{place}: the same run as {source.place}, reused")
+        except UserError as error:
+            failures.append(Failure.of(Entry(place, (run,)), error))
+    return failures
+
+
+@dataclass
+class _Worker:
+    """A worker process, the file that takes what it prints, and where its steps are logged."""
+
+    entry: Entry
+    process: subprocess.Popen[str]
+    output: IO[str] = field(repr=False)
+    metrics: Path
+
+    def text(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
+
+
+def _start(entry: Entry, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
+    run = entry.run
+    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--teacher"] * entry.scoring]
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     process = subprocess.Popen(
@@ -134,36 +154,31 @@ def _start(run: Run, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
     assert process.stdin is not None
     process.stdin.write(run.dumps())
     process.stdin.close()
-    return _Worker(run, process, output)
+    scores = runs.evaluation(root, run.teacher_key).path
+    metrics = scores.with_suffix(".jsonl") if entry.scoring else runs.folder(root, run).metrics
+    return _Worker(entry, process, output, metrics)
 
 
-def _row(run: Run) -> str:
-    """What runs of one cost have in common."""
-    return f"{run.recipe}/{run.row}"
-
-
-def _took(finished: Sequence[Run], root: Path) -> dict[str, list[float]]:
-    """The seconds of finished runs by row."""
-    took: dict[str, list[float]] = {}
-    for run in finished:
-        took.setdefault(_row(run), []).append(runs.folder(root, run).info().get("seconds", 0.0))
-    return took
-
-
-def _finish(worker: _Worker, root: Path, shown: Progress, matrix: Matrix) -> list[Failure]:
-    """Keep what a worker printed in its run's log, and say how it ended."""
-    folder = runs.folder(root, worker.run)
-    shown.forget(folder.metrics)
-    text = worker.text()
+def _finish(
+    worker: _Worker, root: Path, shown: Progress, matrix: Matrix, *, overwrite: bool
+) -> list[Failure]:
+    """Keep what a worker printed in its run's log, say how it ended, and give what it made its other names."""
+    entry, code, text = worker.entry, worker.process.returncode, worker.text()
+    shown.forget(worker.metrics)
     worker.output.close()
-    if folder.path.exists():
+    folder = runs.folder(root, entry.run)
+    if folder.path.exists() and not entry.scoring:
         with folder.text_log.open("a", encoding="utf-8") as log:
             log.write(text)
-    code = worker.process.returncode
-    shown.say(f"{label(worker.run)}: {'failed' if code else 'done'} ({folder.path})")
-    matrix.end(folder.metrics, failed=bool(code))
+    where = "" if entry.scoring else f" ({folder.path})"
+    shown.say(f"{entry.name}: {'failed' if code else 'done'}{where}")
+    if code:
+        failures = [Failure(entry, code, _told(text, code))]
+    else:
+        failures = _named(entry, folder, root, shown.say, overwrite=overwrite)
+    matrix.end(worker.metrics, failed=bool(code))
     shown.tell_matrix()
-    return [Failure(worker.run, code, _told(text, code))] if code else []
+    return failures
 
 
 def _told(text: str, code: int) -> str:

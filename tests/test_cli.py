@@ -98,7 +98,10 @@ def test_ablate_plans_its_rows_and_seeds(tmp_path):
     arguments = ("--rows", "sft,long", "--seeds", 3, "--dry-run")
     _, out, err = switchkd("ablate", write(tmp_path), *arguments, cwd=tmp_path, heavy=True)
     assert "row sft" in out and "row long" in out and "row switch-kd" not in out
-    assert err == ["seeds: 0, 1, 2"]
+    assert err == [
+        "seeds: 0, 1, 2 (the figures are of the first)",
+        "runs: 6, of them 6 different; 0 finished",
+    ]
 
 
 def test_a_name_stands_for_a_recipe_of_the_folder(tmp_path):
