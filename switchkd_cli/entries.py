@@ -35,15 +35,20 @@ def different(planned: Sequence[Run]) -> list[Entry]:
     for run in planned:
         found.setdefault(run.key, []).append(run)
     several = len({run.recipe for run in planned}) > 1
-    return [
-        Entry(f"{same[0].recipe}: {same[0].name}" if several else same[0].name, tuple(same))
-        for same in found.values()
-    ]
+    return [Entry(_prefix(same[0]) * several + same[0].name, tuple(same)) for same in found.values()]
 
 
 def scorings(taught: Iterable[Run]) -> list[Entry]:
     """The scoring of each different teacher; a recipe that scores nothing has none."""
-    teachers = {run.teacher_key: run for run in taught if run.config.evaluation is not None}
+    teachers: dict[str, Run] = {}
+    for run in taught:
+        if run.config.evaluation is not None:
+            teachers.setdefault(run.teacher_key, run)
     title = "the teacher and the baselines"
-    titles = [title] if len(teachers) == 1 else [f"{run.recipe}: {title}" for run in teachers.values()]
+    titles = [_prefix(run) * (len(teachers) > 1) + title for run in teachers.values()]
     return [Entry(title, (run,), scoring=True) for title, run in zip(titles, teachers.values(), strict=True)]
+
+
+def _prefix(run: Run) -> str:
+    """The recipe, where there may be several; in what world they run, they have in common."""
+    return f"{run.recipe.partition('@')[0]}: "
