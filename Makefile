@@ -41,7 +41,7 @@ ifdef QUICK
 $(error QUICK=1 is for the embedded world: name TABLES and ROWS)
 endif
 TABLES ?= table1-0.5b table1-1.5b align-kd components loss training-scheme knee visual-encoder teacher-size weights methods
-OUT ?= runs
+RUNS ?= runs
 else
 ifndef TABLES
 TABLES := components loss training-scheme table1-0.5b $(if $(QUICK),,knee visual-encoder weights methods)
@@ -56,12 +56,12 @@ endif
 endif
 # seed 0 was for choosing this world: it is not reported
 IN_WORLD := --world $(WORLD)
-OUT ?= runs/reproduce
+RUNS ?= runs/reproduce
 SEED ?= 1
 endif
 SEEDS ?= $(if $(QUICK),1,5)
 REPORT ?= reports/$(WORLD)
-HOW = $(CHANGES) $(IN_WORLD) --out $(OUT) --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(ROWS),--rows $(ROWS)) \
+HOW = $(CHANGES) $(IN_WORLD) --out $(RUNS) --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(ROWS),--rows $(ROWS)) \
 	$(if $(JOBS),--jobs $(JOBS))
 
 # A row that fails takes neither the others nor the report with it: the exit code tells of it at the end.
@@ -71,11 +71,11 @@ reproduce: $(INSTALLED)
 	@$(if $(LEFT_OUT),echo "left out: $(LEFT_OUT)")
 	@$(if $(LEFT_OUT_BY_QUICK),echo "left out by QUICK=1: $(LEFT_OUT_BY_QUICK)")
 	@tables="$(strip $(TABLES))"; code=0; \
-	$(if $(IN_WORLD),,$(if $(filter align-kd,$(TABLES)),$(BIN)/switchkd ablate align-kd --rows teacher --out $(OUT) || \
+	$(if $(IN_WORLD),,$(if $(filter align-kd,$(TABLES)),$(BIN)/switchkd ablate align-kd --rows teacher --out $(RUNS) || \
 		{ code=$$?; [ $$code -ne 130 ] || exit 130; tables="$(filter-out align-kd,$(TABLES))"; };)) \
 	$(BIN)/switchkd ablate $$tables $(strip $(HOW)) || code=$$?; \
 	[ $$code -ne 130 ] || exit 130; \
-	$(BIN)/switchkd compare $$tables $(IN_WORLD) --out $(OUT) --report $(REPORT) || { was=$$?; [ $$code -ne 0 ] || code=$$was; }; \
+	$(BIN)/switchkd compare $$tables $(IN_WORLD) --out $(RUNS) --report $(REPORT) || { was=$$?; [ $$code -ne 0 ] || code=$$was; }; \
 	[ $$code -eq 0 ] || echo "not everything was done, see above: the same command goes on from here" >&2; \
 	exit $$code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from switchkd_cli import console, plan, runs
+from switchkd_cli import console, plan, provenance, runs
 from switchkd_cli.cores import cores
 from switchkd_cli.entries import Entry, different, scorings
 from switchkd_cli.errors import UserError
@@ -147,9 +148,12 @@ def _start(entry: Entry, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
     run = entry.run
     command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--teacher"] * entry.scoring]
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+    told = {
+        "OMP_NUM_THREADS": str(max(1, cores() // jobs)),
+        provenance.COMMAND: json.dumps(provenance.command()),
+    }
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **threads}
+        command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **told}
     )
     assert process.stdin is not None
     process.stdin.write(run.dumps())
