@@ -1,4 +1,9 @@
 # make quickstart    a first distillation, from nothing to a table (installs on the first call)
+# make reproduce     the paper's tables in the embedded world, five seeds, then the report in reports/playground:
+#                    about seven hours on two cores (estimated); once stopped, the same command goes on
+#   QUICK=1          one seed and the key rows of four tables, at most 20 minutes; it says what it leaves out
+#   WORLD=paper      the paper's own models and data, on GPUs: docs/recipes.md has what is needed, and the hours
+#   TABLES="loss knee" ROWS=dbild,bild SEEDS=3 JOBS=4     some tables or rows, other seeds, more at the same time
 # make setup         install into .venv, with the tested versions
 # make test          all tests;  make test-fast  leaves out the slow ones
 # make lint          style and import rules
@@ -12,6 +17,10 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 TORCH_INDEX ?=
+WORLD ?= playground
+QUICK ?=
+JOBS ?=
+CHANGES ?=
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -19,13 +28,56 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup test test-fast lint clean
+.PHONY: help quickstart reproduce setup test test-fast lint clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 quickstart: $(INSTALLED)
 	$(BIN)/switchkd distill recipes/quickstart.yaml
+
+ifeq ($(WORLD),paper)
+ifdef QUICK
+$(error QUICK=1 is for the embedded world: name TABLES and ROWS)
+endif
+TABLES ?= table1-0.5b table1-1.5b align-kd components loss training-scheme knee visual-encoder teacher-size weights methods
+RUNS ?= runs
+else
+ifndef TABLES
+TABLES := components loss training-scheme table1-0.5b $(if $(QUICK),,knee visual-encoder weights methods)
+LEFT_OUT := table1-1.5b, teacher-size, align-kd: all their models have one stand-in here, they would say nothing new
+endif
+ifdef QUICK
+ifndef ROWS
+ROWS := switch-kd,align,vsd,sft-frozen,sft,sft-compute,dbild,forward-kl,pt-dft,dpt-dft,pt-sft,pt-sft-frozen
+LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; knee, visual-encoder, weights, methods; \
+	of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-sft and pt-sft-compute
+endif
+endif
+# seed 0 was for choosing this world: it is not reported
+IN_WORLD := --world $(WORLD)
+RUNS ?= runs/reproduce
+SEED ?= 1
+endif
+SEEDS ?= $(if $(QUICK),1,5)
+REPORT ?= reports/$(WORLD)
+HOW = $(CHANGES) $(IN_WORLD) --out $(RUNS) --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(ROWS),--rows $(ROWS)) \
+	$(if $(JOBS),--jobs $(JOBS))
+
+# A row that fails takes neither the others nor the report with it: the exit code tells of it at the end.
+# In the paper's world align-kd needs a teacher that a row of its own trains first, where its recipe looks for it.
+reproduce: $(INSTALLED)
+	@echo "tables: $(strip $(TABLES)); seeds: $(SEEDS)"
+	@$(if $(LEFT_OUT),echo "left out: $(LEFT_OUT)")
+	@$(if $(LEFT_OUT_BY_QUICK),echo "left out by QUICK=1: $(LEFT_OUT_BY_QUICK)")
+	@tables="$(strip $(TABLES))"; code=0; \
+	$(if $(IN_WORLD),,$(if $(filter align-kd,$(TABLES)),$(BIN)/switchkd ablate align-kd --rows teacher --out $(RUNS) || \
+		{ code=$$?; [ $$code -ne 130 ] || exit 130; tables="$(filter-out align-kd,$(TABLES))"; };)) \
+	$(BIN)/switchkd ablate $$tables $(strip $(HOW)) || code=$$?; \
+	[ $$code -ne 130 ] || exit 130; \
+	$(BIN)/switchkd compare $$tables $(IN_WORLD) --out $(RUNS) --report $(REPORT) || { was=$$?; [ $$code -ne 0 ] || code=$$was; }; \
+	[ $$code -eq 0 ] || echo "not everything was done, see above: the same command goes on from here" >&2; \
+	exit $$code
 
 setup: $(INSTALLED)
 

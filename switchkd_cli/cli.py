@@ -109,13 +109,21 @@ def distill(
 
 
 @app.command(
-    epilog="Example: switchkd ablate components --world playground --seeds 5. The paper's ablations: "
+    epilog="Example: switchkd ablate components loss --world playground --seeds 5. The paper's ablations: "
     "training-scheme, components, loss, knee, visual-encoder, teacher-size, weights."
 )
 def ablate(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    rows: Annotated[str | None, typer.Option(help="Rows, separated by commas. Default: all.")] = None,
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE ... [KEY=VALUE ...]",
+            help="Recipe files, or names of recipes/, and changes to each of them.",
+        ),
+    ],
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Rows, separated by commas; of several recipes those that each has. Default: all."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted from the recipe's.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first seed, instead of the recipe's.")] = None,
     world: World = None,
@@ -127,17 +135,16 @@ def ablate(
     dry_run: DryRun = False,
     machine: Machine = None,
 ) -> None:
-    """Run the rows of a recipe over several seeds: an ablation of the paper by its name, or any recipe file.
+    """Run the rows of recipes over several seeds: ablations of the paper by their names, or any recipe files.
 
-    What is finished is skipped, stages that rows share are trained once; what fails is reported, and the rest goes on.
+    What is finished is skipped, runs and stages in common are trained once; what fails is reported, the rest goes on.
     """
-    from switchkd_cli import commands
+    from switchkd_cli.ablate import ablate
+    from switchkd_cli.commands import words
 
-    chosen = commands.words(rows)
-    commands.ablate(
-        recipe,
-        overrides or [],
-        chosen,
+    ablate(
+        recipes,
+        words(rows),
         seeds,
         seed,
         world,

@@ -1,4 +1,4 @@
-"""What each command does, from its arguments to its last line."""
+"""What each command but `ablate` does, from its arguments to its last line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, forecast, launch, plan, runs, sheet
+from switchkd_cli import console, launch, plan, runs, workers
+from switchkd_cli.dry_run import show_plans
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
-from switchkd_cli.occupy import content
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.find import find, named
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
-from switchkd_cli.recipe.run import Run, digest
+from switchkd_cli.recipe.run import digest
 from switchkd_cli.recipe.schema import Evaluation
 
 ITEMS = 200  # questions of each benchmark that a model is asked when nobody says
@@ -34,7 +34,7 @@ def pretrain(
 ) -> None:
     run = load(find(recipe), row, overrides, seed, world).leading()
     if dry_run:
-        return _show([run], root, machine, find(recipe), world)
+        return show_plans([run], root, machine, [find(recipe)], world)
     plan.check([run])
     folder = launch.run_one(run, root, overwrite=overwrite)
     console.say(f"model: {folder.model}")
@@ -55,55 +55,13 @@ def distill(
 ) -> None:
     planned = load_with_controls(find(recipe), row, overrides, seed, world)
     if dry_run:
-        return _show(planned, root, machine, find(recipe), world)
-    folders = launch.run_all(planned, root, jobs=jobs, overwrite=overwrite)
+        return show_plans(planned, root, machine, [find(recipe)], world)
+    folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite)
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
     from switchkd_cli.report.table import print_distillation
 
     print_distillation(folders, launch.teacher_results(planned[0], root))
-
-
-def ablate(
-    recipe: str,
-    overrides: Sequence[str],
-    rows: Sequence[str] | None,
-    seeds: int,
-    seed: int | None,
-    world: str | None,
-    root: Path,
-    *,
-    jobs: int | None,
-    overwrite: bool,
-    dry_run: bool,
-    machine: str | None,
-) -> None:
-    if rows is not None and not rows:
-        raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
-    path = find(recipe)
-    first = load_rows(path, rows, overrides, seed, world)
-    more = [load_rows(path, rows, overrides, first[0].seed + i, world) for i in range(1, seeds)]
-    planned = [run for same_row in zip(first, *more, strict=True) for run in same_row]
-    if dry_run:
-        _show(first, root, machine, path, world)
-        return console.say(f"seeds: {', '.join(str(first[0].seed + i) for i in range(seeds))}")
-    plan.check(planned)
-    before = [run for run in planned if not overwrite and _is_finished(run, root)]
-    waiting = [run for run in planned if run not in before]
-    if before:
-        console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
-    jobs = jobs or min(2, launch.cores())
-    failures = launch.in_workers(waiting, root, jobs=jobs, overwrite=overwrite, finished=before)
-    launch.show_failures(failures)
-    done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
-    if done and planned[0].config.evaluation is not None:
-        from switchkd_cli.report.table import print_ablation
-
-        controls = [control.row for control in load_with_controls(path)[1:]]
-        print_ablation(done, _one_teacher(planned, root), planned=planned, controls=controls)
-    if failures:
-        console.say(f"{len(failures)} of {len(planned)} runs failed; the same command runs them again")
-        raise SystemExit(launch.exit_code(failures))
 
 
 def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_pickle: bool = False) -> None:
@@ -196,12 +154,6 @@ def _question(default: Evaluation | None, asked: Mapping[str, Any]) -> dict[str,
     return wanted.model_dump(mode="json")
 
 
-def _one_teacher(planned: Sequence[Run], root: Path) -> dict[str, Any] | None:
-    """The scores of the rows' teacher and the baselines; None where rows have several, as a table has one line."""
-    taught = {run.teacher_key: run for run in planned if run.config.teacher is not None}
-    return launch.teacher_results([*taught.values(), *planned][0], root) if len(taught) < 2 else None
-
-
 def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
     """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
     if (folder := _run(name)) is not None:
@@ -223,22 +175,3 @@ def _run(name: str) -> runs.RunFolder | None:
     if (status := folder.info().get("status", "unknown")) != "finished":
         raise UserError(f"{name}: not finished ({status})", hint="give the same command again to run it")
     return folder
-
-
-def _is_finished(run: Run, root: Path) -> bool:
-    return content(runs.folder(root, run), run) == "finished"
-
-
-def _show(
-    planned: Sequence[Run], root: Path, machine: str | None, recipe: str | Path, world: str | None
-) -> None:
-    """The plan of each run, then of all; each wrong thing is told before the engine is imported."""
-    machines = {run.config.precision: forecast.machine(machine, run.config.precision) for run in planned}
-    made = {runs.folder(root, run).model: run for run in load_rows(recipe, world=world)}
-    plan.check(planned, made)
-    shown = []
-    for run in planned:
-        console.show_plan(plan.plan(run, root))
-        shown.append(launch.forecast(run, machines[run.config.precision], root, made))
-        sheet.show_run(*shown[:-3:-1])
-    sheet.show_all(shown)

@@ -13,6 +13,7 @@ from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.plan import Plan, StagePlan
 from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ def show_plan(plan: Plan) -> None:
         items = f"{e.items} items each" if e.items else "all items"
         print(f"{'scores':<9}{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}")
     print()
+
+
+def show_same(run: Run, same: Run) -> None:
+    """What `--dry-run` prints of a run that is another one under a further name."""
+    print(f"{'run':<9}{run.recipe}, row {run.row}: {run.title}")
+    print(f"{'':<9}the same run as {same.recipe}, row {same.row}\n")
 
 
 def show_scores(title: str, results: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def clock(seconds: float) -> str:
 def matrix_line(matrix: Matrix, now: datetime) -> str:
     """How many runs are done, run and wait, and when the last of them will end; `now` is the reader's own time."""
     counts = {"failed": matrix.failed, "running": len(matrix.running), "to come": len(matrix.waiting)}
-    head = f"{matrix.done} of {matrix.total} runs done"
+    head = f"{matrix.done} of {matrix.total} done"
     parts = [", ".join([head, *(f"{count} {word}" for word, count in counts.items() if count)])]
     if seconds := matrix.left:
         end = now + timedelta(seconds=seconds)

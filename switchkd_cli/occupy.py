@@ -29,14 +29,21 @@ def occupy(root: Path, run: Run, *, overwrite: bool = False) -> Iterator[tuple[R
     Raises UserError when the folder holds another run, or another process holds the folder.
     """
     target = folder(root, run)
+    with alone(target):
+        if content(target, run) == "finished" and not overwrite:
+            yield target, "finished"
+        else:
+            aside = make_room(target, run, overwrite=overwrite)
+            _start(target, run)
+            yield from _recorded(target, aside)
+
+
+@contextmanager
+def alone(target: RunFolder) -> Iterator[None]:
+    """Be the only process inside such a block for a run's folder. Raises UserError when another one is."""
     try:
         with hold(target.path, wait=False):
-            if content(target, run) == "finished" and not overwrite:
-                yield target, "finished"
-            else:
-                aside = _make_room(target, run, overwrite=overwrite)
-                _start(target, run)
-                yield from _recorded(target, aside)
+            yield
     except InUse:
         hint = "wait for it, or add --out FOLDER to write elsewhere"
         raise UserError(f"{_shown(target.path)}: in use by a running process", hint=hint) from None
@@ -52,6 +59,11 @@ def content(target: RunFolder, run: Run) -> Literal["new", "finished", "unfinish
     return "finished" if info.get("status") == "finished" else "unfinished"
 
 
+def is_finished(root: Path, run: Run) -> bool:
+    """Whether the run is done, under its own name."""
+    return content(folder(root, run), run) == "finished"
+
+
 def check_free(root: Path, run: Run) -> None:
     """Raise UserError when the run's folder holds another run."""
     target = folder(root, run)
@@ -62,7 +74,7 @@ def check_free(root: Path, run: Run) -> None:
         )
 
 
-def _make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
+def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
     """Move what is in the way aside, if it may be. Returns where it went."""
     found = content(target, run)
     if found == "new":
@@ -92,7 +104,7 @@ def _start(target: RunFolder, run: Run) -> None:
         "command": provenance.command(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
-        "started": _now(),
+        "started": now(),
     }
     write_json(target.record, record)
 
@@ -115,9 +127,7 @@ def _recorded(target: RunFolder, aside: Path | None) -> Iterator[tuple[RunFolder
 
 def _end(target: RunFolder, status: str, began: float, **more: str) -> None:
     seconds = round(time.monotonic() - began, 1)
-    write_json(
-        target.record, {**target.info(), "status": status, "ended": _now(), "seconds": seconds, **more}
-    )
+    write_json(target.record, {**target.info(), "status": status, "ended": now(), "seconds": seconds, **more})
 
 
 def _stepped(target: RunFolder) -> bool:
@@ -125,7 +135,7 @@ def _stepped(target: RunFolder) -> bool:
     return target.metrics.exists() and '"step"' in target.metrics.read_text(encoding="utf-8")
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

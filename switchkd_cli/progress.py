@@ -26,6 +26,7 @@ class Follower:
 
     path: Path
     label: str
+    idle: str = "no step yet"  # it loads its models, or waits for a stage that another one trains
     offset: int = 0
     file: int = 0  # which one lies at the path: an unfinished run's is moved away when the run starts again
     step: dict[str, Any] = field(default_factory=dict)
@@ -64,9 +65,10 @@ class Progress:
         self._stop = threading.Event()
         self._live: Any = None
 
-    def follow(self, path: Path, label: str) -> None:
+    def follow(self, path: Path, label: str, idle: str = Follower.idle) -> None:
+        """Show what is logged to a file; `idle` says what goes on before the first step."""
         with self._lock:
-            self.followed.append(Follower(path, label))
+            self.followed.append(Follower(path, label, idle))
 
     def forget(self, path: Path) -> None:
         """Read the file to its end and stop drawing it."""
@@ -103,10 +105,8 @@ class Progress:
             lines.append(whole)
         for follower in self.followed:
             if not (s := follower.step):
-                if (
-                    self.matrix is not None
-                ):  # it loads its models, or waits for a stage that another one trains
-                    lines.append(Text(f"{follower.label}  no step yet", style="dim"))
+                if self.matrix is not None:
+                    lines.append(Text(f"{follower.label}  {follower.idle}", style="dim"))
                 continue
             bar = Table.grid(padding=(0, 1))
             bar.add_row(

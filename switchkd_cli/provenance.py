@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import platform
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from switchkd_cli import __version__
 
+COMMAND = "SWITCHKD_COMMAND"  # the only variable that is read: it hands the command on to workers
 LIBRARIES = (
     "torch",
     "transformers",
@@ -46,7 +49,9 @@ def commit() -> str | None:
 
 
 def command() -> list[str]:
-    """The command line, the program by its name only."""
+    """The command line that the user gave, the program by its name only; in a worker, that of who started it."""
+    if COMMAND in os.environ:
+        return json.loads(os.environ[COMMAND])
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 

@@ -41,6 +41,11 @@ class RunFolder:
         return self.path.parents[2]
 
     @property
+    def place(self) -> str:
+        """`components/switch-kd/seed1`: where it is under the root."""
+        return self.path.relative_to(self.root).as_posix()
+
+    @property
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
@@ -162,6 +167,11 @@ def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
     infos = [(folder.info(), folder) for folder in found]
     done = [(info.get("ended", ""), str(folder.path), folder) for info, folder in infos if _is_done(info)]
     return [folder for *_, folder in sorted(done)]
+
+
+def by_key(root: Path) -> dict[str, RunFolder]:
+    """Where each different run is finished, whatever row of whatever recipe it was made for."""
+    return {info["key"]: folder for folder in reversed(finished(root)) if (info := folder.info()).get("key")}
 
 
 def newest_finished(root: Path) -> RunFolder:

@@ -1,6 +1,7 @@
 """A stand-in for the engine: writes what a run writes, at once. Also a worker process, when run as a program."""
 
 import sys
+import time
 import types
 
 from switchkd_cli import runs
@@ -11,8 +12,15 @@ RESULTS = {"world": "playground", "split": "test", "scores": SCORES}
 
 
 def work(run, folder):
-    """Ten steps; a row called `long` crashes, a `batch` of 7 is a user's error."""
+    """Ten steps; a row called `long` crashes, a `batch` of 7 is a user's error, a file `hold` makes it wait.
+
+    Each call leaves a line in `trained` beside the runs.
+    """
     stage = run.config.stages[-1]
+    with (folder.root / "trained").open("a") as stream:
+        stream.write(f"{run.recipe}/{run.row}/{run.seed}\n")
+    while (folder.root / "hold").exists():
+        time.sleep(0.02)
     if stage.batch == 7:
         raise UserError("data.questions: no such folder: pictures", hint="mend it")
     folder.log({"event": "stage", "stage": stage.name, "rows": 8})
@@ -25,11 +33,30 @@ def work(run, folder):
         raise ZeroDivisionError("the crash of this row")
     folder.model.mkdir()
     (folder.model / "config.json").write_text("{}")
+    card(run, folder)
 
 
 def score(run, folder):
     runs.write_json(folder.results, RESULTS)
     return RESULTS
+
+
+def evaluate_teacher(run, root):
+    """The teacher's scores, kept for the next run; 5 `items` are a user's error."""
+    if run.config.evaluation.items == 5:
+        raise UserError("no teacher to be had")
+    shared = runs.evaluation(root, run.teacher_key)
+    with shared.build() as partial:
+        if partial is not None:
+            runs.write_json(partial / "results.json", {"teacher": RESULTS})
+            with (root / "scored").open("a") as stream:
+                stream.write(f"{run.recipe}\n")
+    return runs.scores(shared)
+
+
+def card(run, folder):
+    (folder.model / "README.md").unlink(missing_ok=True)
+    (folder.model / "README.md").write_text(f"{run.recipe} {run.row}")
 
 
 def install(monkeypatch=None):
@@ -46,13 +73,20 @@ def install(monkeypatch=None):
     worker = types.ModuleType("worker")
     worker.work = note("work", work)
     worker.evaluate = note("evaluate", score)
-    worker.evaluate_teacher = note("evaluate_teacher", lambda run, root: {"teacher": RESULTS})
+    worker.evaluate_teacher = note("evaluate_teacher", evaluate_teacher)
     evaluate = types.ModuleType("evaluate")
     evaluate.evaluate = note("evaluate_model", lambda model, *, folder, **more: {**RESULTS, "model": model})
+    cards = types.ModuleType("card")
+    cards.write = note("card", card)
     table = types.ModuleType("table")
     for name in ("print_distillation", "print_ablation", "print_comparison"):
         setattr(table, name, note(name, lambda *arguments, **more: None))
-    modules = {"engine.worker": worker, "engine.evaluate": evaluate, "report.table": table}
+    modules = {
+        "engine.worker": worker,
+        "engine.evaluate": evaluate,
+        "engine.card": cards,
+        "report.table": table,
+    }
     for name, module in modules.items():
         if monkeypatch is None:
             sys.modules[f"switchkd_cli.{name}"] = module

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
-from switchkd_cli import cli, launch
+from switchkd_cli import cli, workers
 from switchkd_cli.engine import checkpoint, contract
 from switchkd_cli.locks import hold
 from switchkd_cli.occupy import occupy
@@ -238,7 +238,7 @@ def test_a_conversation_without_an_answer(place, refused):
 
 
 def test_workers_tell_the_same_with_the_same_exit_code(place, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, fake_engine.__file__))
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, fake_engine.__file__))
     before = tree(place)
     for command, *more in (("distill", "--row", "sft", "--jobs", "2"), ("ablate",)):
         arguments = [command, "small.yaml", *more, "stages.distill.batch=7"]

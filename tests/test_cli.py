@@ -98,7 +98,23 @@ def test_ablate_plans_its_rows_and_seeds(tmp_path):
     arguments = ("--rows", "sft,long", "--seeds", 3, "--dry-run")
     _, out, err = switchkd("ablate", write(tmp_path), *arguments, cwd=tmp_path, heavy=True)
     assert "row sft" in out and "row long" in out and "row switch-kd" not in out
-    assert err == ["seeds: 0, 1, 2"]
+    assert err == [
+        "seeds: 0, 1, 2 (the figures are of the first)",
+        "runs: 6, of them 6 different; 0 finished",
+    ]
+
+
+def test_ablate_plans_what_recipes_share_once(tmp_path):
+    file = write(tmp_path)
+    other = tmp_path / "other.yaml"
+    other.write_text(file.read_text().replace("  sft:", "  plain:").replace("[sft]", "[plain]"))
+    with occupy(tmp_path / "runs", load(other, "plain", seed=1)):
+        pass
+    arguments = ("--rows", "sft,plain", "--seeds", 2, "--dry-run")
+    code, out, err = switchkd("ablate", file, other, *arguments, cwd=tmp_path, heavy=True)
+    assert code == 0 and out.count("computes student") == 2  # two stages of one run
+    assert "other, row plain: SFT\n         the same run as small, row sft\n" in out
+    assert err == ["seeds: 0, 1 (the figures are of the first)", "runs: 4, of them 2 different; 1 finished"]
 
 
 def test_a_name_stands_for_a_recipe_of_the_folder(tmp_path):

@@ -7,7 +7,7 @@ import fake_engine
 import pytest
 from small_recipe import write
 
-from switchkd_cli import cli, launch, runs
+from switchkd_cli import cli, runs, workers
 from switchkd_cli.errors import UserError
 from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
@@ -16,7 +16,7 @@ from switchkd_cli.recipe.load import load
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(Path(fake_engine.__file__))))
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, str(Path(fake_engine.__file__))))
     return fake_engine.install(monkeypatch)
 
 
@@ -49,7 +49,7 @@ def test_a_second_time_nothing_is_trained(tmp_path, calls, monkeypatch, capsys):
     switchkd(monkeypatch, "distill", file)
     calls.clear()
     assert switchkd(monkeypatch, "distill", file) == 0
-    assert names(calls) == ["evaluate_teacher", "print_distillation"]
+    assert names(calls) == ["print_distillation"]
     assert "finished before, reused" in capsys.readouterr().err
 
 
@@ -87,13 +87,13 @@ def test_ablate_runs_rows_and_seeds_and_goes_on_after_a_failure(tmp_path, calls,
     assert done == {("switch-kd", 0), ("switch-kd", 1), ("sft", 0), ("sft", 1)}
     err = capsys.readouterr().err
     assert "long (seed 1): failed" in err and "ZeroDivisionError: the crash of this row" in err
-    told = [line for line in err.splitlines() if " runs done" in line]
-    assert len(told) >= 6 and told[-1] == "4 of 6 runs done, 2 failed"
-    assert err.splitlines()[-1] == "2 of 6 runs failed; the same command runs them again"
+    told = [line for line in err.splitlines() if " done" in line and " of " in line]
+    assert len(told) >= 6 and told[-1] == "5 of 7 done, 2 failed"
+    assert err.splitlines()[-1] == "2 of 6 runs failed; the same command tries again"
     crashed = runs.folder(tmp_path / "runs", load(file, "long"))
     assert crashed.info()["status"] == "failed"
     assert "the crash of this row" in crashed.text_log.read_text()
-    assert names(calls) == ["evaluate_teacher", "print_ablation"]
+    assert names(calls) == ["print_ablation"]
     (folders, _), more = calls[-1][1:]
     assert [(f.info()["row"], f.info()["seed"]) for f in folders] == sorted(
         done, key=lambda x: (x[0] == "sft", x[1])
@@ -120,7 +120,7 @@ def test_ablate_runs_again_only_what_failed_and_counts_the_rest(tmp_path, calls,
     assert switchkd(monkeypatch, "ablate", file, "--jobs", 1) == 1
     err = capsys.readouterr().err
     assert "2 of 3 runs finished before, reused" in err
-    assert "2 of 3 runs done, 1 failed" in err
+    assert "2 of 3 done, 1 failed" in err
     assert {f.path: f.info()["ended"] for f in runs.finished(tmp_path / "runs")} == before
 
 
@@ -130,16 +130,32 @@ def test_ablate_tells_a_user_s_error_of_one_row_and_finishes_the_others(tmp_path
     err = capsys.readouterr().err
     assert "long (seed 0): failed" in err and "  data.questions: no such folder: pictures" in err
     assert {f.info()["row"] for f in runs.finished(tmp_path / "runs")} == {"switch-kd", "sft"}
-    assert names(calls) == ["evaluate_teacher", "print_ablation"]
+    assert names(calls) == ["print_ablation"]
 
 
-def test_a_failure_is_told_even_where_the_table_can_t_be_made(tmp_path, calls, monkeypatch, capsys):
-    def unscored(*arguments):
-        raise UserError("no teacher to be had")
+def test_a_teacher_that_can_t_be_scored_is_told_and_the_rows_have_their_table(
+    tmp_path, calls, monkeypatch, capsys
+):
+    file = write(tmp_path, ("items: 4", "items: 5"))
+    assert switchkd(monkeypatch, "ablate", file, "--rows", "sft") == 2
+    told = capsys.readouterr().err.splitlines()
+    at = told.index("the teacher and the baselines: failed", -8)
+    assert told[at + 1] == "  no teacher to be had"
+    assert told[-1] == "not everything could be done; the same command tries again"
+    (folders, teacher), _ = calls[-1][1:]
+    assert [folder.info()["row"] for folder in folders] == ["sft"] and teacher is None
 
-    monkeypatch.setattr(sys.modules["switchkd_cli.engine.worker"], "evaluate_teacher", unscored)
-    assert switchkd(monkeypatch, "ablate", write(tmp_path)) == 2
-    assert "ZeroDivisionError: the crash of this row" in capsys.readouterr().err
+
+def test_a_table_that_can_t_be_made_is_a_failure_too(tmp_path, calls, monkeypatch, capsys):
+    def refused(*arguments, **more):
+        raise UserError("sft: items is 4, that of switch-kd is 8")
+
+    monkeypatch.setattr(sys.modules["switchkd_cli.report.table"], "print_ablation", refused)
+    assert switchkd(monkeypatch, "ablate", write(tmp_path), "--rows", "sft") == 2
+    assert (
+        "small.yaml: its table: failed\n  sft: items is 4, that of switch-kd is 8\n"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkeypatch):
@@ -147,11 +163,11 @@ def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkey
     program.write_text(
         "import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)"
     )
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(program)))
-    failures = launch.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, str(program)))
+    failures = workers.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
     told = "ended by signal 9 (Killed), most likely for want of memory: fewer --jobs need less"
     assert failures[0].text.splitlines() == ["so far", told]
-    assert launch.exit_code(failures) == 1
+    assert workers.exit_code(failures) == 1
 
 
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
@@ -161,13 +177,13 @@ def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
 
 
 def test_workers_share_the_cores(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr(launch, "cores", lambda: 8)
+    monkeypatch.setattr(workers, "cores", lambda: 8)
     program = tmp_path / "worker.py"
     program.write_text(
         "import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)"
     )
-    monkeypatch.setattr(launch, "WORKER", (sys.executable, str(program)))
-    failures = launch.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
+    monkeypatch.setattr(workers, "WORKER", (sys.executable, str(program)))
+    failures = workers.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
     assert [failure.text for failure in failures] == ["threads 4\n"]
 
 

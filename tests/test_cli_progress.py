@@ -143,7 +143,7 @@ def test_the_live_drawing_opens_with_the_matrix(tmp_path):
     Console(file=out, width=160, markup=False).print(display.draw())
     first, second, _, fourth = out.getvalue().splitlines()
     assert fourth.strip() == "SFT  no step yet"
-    assert "1 of 4 runs done, 1 running, 2 to come · 4:30 left · ends about " in first
+    assert "1 of 4 done, 1 running, 2 to come · 4:30 left · ends about " in first
     assert "Switch-KD" in second and "30/300" in second
 
 
@@ -157,10 +157,10 @@ def test_plain_output_tells_the_matrix_s_end_as_soon_as_it_can_be_foretold(tmp_p
         display.forget(file)
         matrix.end(file, failed=False)
         display.tell_matrix()
-    told = [line for line in stream.getvalue().splitlines() if "runs done" in line]
+    told = [line for line in stream.getvalue().splitlines() if " done" in line]
     assert len(told) == 2
-    assert told[0].startswith("0 of 2 runs done, 1 running, 1 to come · ") and "ends about" in told[0]
-    assert told[1].startswith("1 of 2 runs done, 1 to come")
+    assert told[0].startswith("0 of 2 done, 1 running, 1 to come · ") and "ends about" in told[0]
+    assert told[1].startswith("1 of 2 done, 1 to come")
 
 
 def test_a_terminal_keeps_only_the_matrix_s_last_line(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_terminal_keeps_only_the_matrix_s_last_line(tmp_path, monkeypatch):
             matrix.start(tmp_path / name, "distill")
             matrix.end(tmp_path / name, failed=False)
         display.tell_matrix()
-    assert said == ["3 of 4 runs done, 1 failed"]
+    assert said == ["3 of 4 done, 1 failed"]
 
 
 def test_the_display_ends_with_the_block(tmp_path):

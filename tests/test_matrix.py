@@ -126,16 +126,16 @@ def test_what_is_foretold_is_what_comes_when_runs_take_what_their_rows_took(cost
 
 def test_runs_that_finished_before_are_counted():
     matrix, _ = matrix_of("a", "b", took={"a": [10.0, 30.0]})
-    assert matrix_line(matrix, NOON) == "2 of 4 runs done, 2 to come · 0:40 left · ends about 12:00"
+    assert matrix_line(matrix, NOON) == "2 of 4 done, 2 to come · 0:40 left · ends about 12:00"
 
 
 def test_the_line_counts_what_there_is():
     matrix, now = matrix_of("a", "a", "a", "a")
-    assert matrix_line(matrix, NOON) == "0 of 4 runs done, 4 to come"
+    assert matrix_line(matrix, NOON) == "0 of 4 done, 4 to come"
     run(matrix, now, "0", 5, failed=True)
     run(matrix, now, "1", 4000)
     matrix.start(Path("2"), LAST)
-    expected = "1 of 4 runs done, 1 failed, 1 running, 1 to come · 2:13:20 left · ends about 14:13"
+    expected = "1 of 4 done, 1 failed, 1 running, 1 to come · 2:13:20 left · ends about 14:13"
     assert matrix_line(matrix, NOON) == expected
 
 
@@ -147,7 +147,7 @@ def test_an_end_on_another_day_says_which():
 def test_the_last_line_tells_no_time():
     matrix, now = matrix_of("a")
     run(matrix, now, "0", 10)
-    assert matrix.over and matrix_line(matrix, NOON) == "1 of 1 runs done"
+    assert matrix.over and matrix_line(matrix, NOON) == "1 of 1 done"
 
 
 @pytest.mark.parametrize(

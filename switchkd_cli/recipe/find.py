@@ -25,8 +25,12 @@ def find(name: str) -> Path:
 
 def named(name: str) -> Path | None:
     """The same, or None for a bare name that no recipe has."""
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    return Path(name) if is_path else recipes().get(_plain(name))
+    return Path(name) if is_path(name) else recipes().get(_plain(name))
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a file's rather than a bare one."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
 
 
 def recipes() -> dict[str, Path]:

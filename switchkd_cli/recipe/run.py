@@ -33,6 +33,11 @@ class Run:
     def seed(self) -> int:
         return self.config.seed
 
+    @property
+    def name(self) -> str:
+        """What it is called on the screen."""
+        return f"{self.title} (seed {self.seed})"
+
     @cached_property
     def text(self) -> str:
         """The resolved recipe: row and overrides applied, rows gone. It is a recipe itself."""

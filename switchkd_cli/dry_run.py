@@ -1,0 +1,39 @@
+"""What `--dry-run` prints of the runs of a command, and what they come down to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from switchkd_cli import console, forecast, launch, plan, runs, sheet
+from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.run import Run
+
+
+def show_plans(
+    planned: Sequence[Run], root: Path, machine: str | None, files: Sequence[Path], world: str | None
+) -> None:
+    """The plan of each different run, then of all; each wrong thing is told before the engine is imported."""
+    machines = {run.config.precision: forecast.machine(machine, run.config.precision) for run in planned}
+    made = {runs.folder(root, run).model: run for file in files for run in load_rows(file, world=world)}
+    plan.check(planned, made)
+    shown = []
+    first: dict[str, Run] = {}
+    for run in planned:
+        if (same := first.setdefault(run.key, run)) is not run:
+            console.show_same(run, same)
+            continue
+        console.show_plan(plan.plan(run, root))
+        shown.append(launch.forecast(run, machines[run.config.precision], root, made))
+        sheet.show_run(*shown[:-3:-1])
+    sheet.show_all(shown)
+
+
+def show_counts(planned: Sequence[Run], root: Path) -> None:
+    """What all seeds of all recipes come down to."""
+    seeds = dict.fromkeys(run.seed for run in planned)
+    keys, made = {run.key for run in planned}, runs.by_key(root)
+    console.say(
+        f"seeds: {', '.join(map(str, seeds))}{' (the figures are of the first)' if len(seeds) > 1 else ''}"
+    )
+    console.say(f"runs: {len(planned)}, of them {len(keys)} different; {len(keys & made.keys())} finished")

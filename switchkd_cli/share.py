@@ -1,0 +1,60 @@
+"""A finished run under the name of another row: recipes have rows in common, and none is trained or scored twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from switchkd_cli import provenance
+from switchkd_cli.occupy import alone, content, make_room, now
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.runs import RunFolder, write_json, write_text
+
+
+@contextmanager
+def taken_over(
+    run: Run, source: RunFolder, target: RunFolder, *, overwrite: bool = False
+) -> Iterator[RunFolder | None]:
+    """Make the run's folder `target` of `source`, a finished run with the same key: the same files, its own names.
+
+    Gives the folder as long as it is not in its place yet, for what else bears the run's name; None when the run
+    is finished. What was measured stays as it was: run.json keeps the times, versions and command of the run that
+    was trained and scored, and says in "reused" which one that was. Raises UserError as `occupy` does.
+    """
+    with alone(target):
+        if content(target, run) == "finished" and not overwrite:
+            yield None
+            return
+        partial = RunFolder(target.path.with_name(f".{target.path.name}.partial"))
+        shutil.rmtree(partial.path, ignore_errors=True)  # left by a process that was killed
+        try:
+            _link(source, partial)
+            write_text(partial.recipe, run.text)
+            write_json(partial.record, _record(run, source))
+            yield partial
+            make_room(target, run, overwrite=overwrite)
+            partial.path.rename(target.path)
+        finally:
+            shutil.rmtree(partial.path, ignore_errors=True)
+
+
+def _link(source: RunFolder, partial: RunFolder) -> None:
+    """The same files, not a second copy; a run's recipe, record and printed text are its own."""
+    own = {source.recipe.name, source.record.name, source.text_log.name}
+    shutil.copytree(
+        source.path,
+        partial.path,
+        copy_function=os.link,
+        ignore=lambda folder, names: own if folder == str(source.path) else set(),
+    )
+
+
+def _record(run: Run, source: RunFolder) -> dict[str, Any]:
+    info = source.info()
+    own = {"recipe": run.recipe, "row": run.row, "title": run.title, "paper": dict(run.paper)}
+    made_as = info.get("reused", {}).get("from", source.place)
+    reused = {"from": made_as, "at": now(), "command": provenance.command()}
+    return {**info, **own, "reused": reused}
