@@ -173,7 +173,9 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _clocks(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Each trained stage's clock at its last step, in their order."""
-    return {line["stage"]: line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None}
+    return {
+        line["stage"]: line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None
+    }
 
 
 def _gib(lines: Sequence[Mapping[str, Any]]) -> float | None:
