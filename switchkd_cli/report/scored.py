@@ -14,6 +14,8 @@ import yaml
 from switchkd_cli.errors import UserError
 from switchkd_cli.runs import RunFolder, read_json
 
+SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -43,6 +45,8 @@ class Scored:
     """The highest peak that it logged: the accelerator's memory, or the process's where there is none."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """run.json: its key, command, commit, machine, times."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """Its recipe.yaml: the recipe with row, world, overrides and seed applied."""
 
     @property
     def name(self) -> str:
@@ -80,7 +84,7 @@ def read(folder: RunFolder) -> Scored:
     info, results = folder.info(), read_json(folder.results)
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
-    resolved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    resolved = yaml.load(folder.recipe.read_text(encoding="utf-8"), Loader=SAFE)
     lines = logged(folder.metrics)
     return Scored(
         path=folder.path,
@@ -98,6 +102,7 @@ def read(folder: RunFolder) -> Scored:
         trained=sum(_clocks(lines).values()),
         gib=_gib(lines),
         info=info,
+        resolved=resolved,
     )
 
 
