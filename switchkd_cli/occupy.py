@@ -91,6 +91,7 @@ def _start(target: RunFolder, run: Run) -> None:
         "key": run.key,
         "command": provenance.command(),
         "versions": provenance.versions(),
+        "machine": provenance.machine(),
         "commit": provenance.commit(),
         "started": _now(),
     }

@@ -91,7 +91,8 @@ def _gains(
             continue
         average, each = measured.gains(found, columns, kind)
         tests = sum(d.p is not None for row in found for d in row.found)
-        yield kind, [Sheet(average, _tested(recipe, kind, tests)), Sheet(each, _marked())]
+        whole = Sheet(average, _tested(recipe, kind, tests), drawn="difference")
+        yield kind, [Text(" ".join(measured.verdict(found))), whole, Sheet(each, _marked())]
 
 
 def _tested(recipe: Gathered, kind: Kind, tests: int) -> str:
@@ -121,15 +122,15 @@ def _kinds(recipe: Gathered, columns: Columns) -> Iterator[Block]:
 
 
 def _costs(recipe: Gathered, columns: Columns) -> Iterator[Block]:
-    told = "Agreement with the teacher's first choice and KL to it, at the same answer tokens of the training data: "
-    if all(run.fidelity is None for run in recipe.runs):
-        told += "not measured in these runs. "
+    if any(run.fidelity for run in recipe.runs):
+        told = (
+            "Agreement with the teacher's first choice and KL to it are taken at the same answer tokens of the "
+            "training data: a student can gain without becoming faithful."
+        )
     else:
-        told += "a student can gain without becoming faithful. "
-    yield Sheet(
-        measured.costs(recipe, columns),
-        told + "Seconds and memory depend on the machine and on what else ran on it; means over seeds.",
-    )
+        told = "Agreement with the teacher and KL to it were not measured in these runs."
+    cost = "Seconds and memory depend on the machine and on what else ran on it. Means over seeds."
+    yield Sheet(measured.costs(recipe, columns), f"{told} {cost}")
 
 
 def _remarks(recipe: Gathered, columns: Columns, answers: pairing.Answered) -> Iterator[str]:
@@ -141,8 +142,8 @@ def _remarks(recipe: Gathered, columns: Columns, answers: pairing.Answered) -> I
     yield from notes.stood_in(recipe.runs)
     yield from notes.lengths(recipe.runs)
     yield from notes.versions(recipe.runs)
-    if changed := recipe.changed():
-        yield f"made with overrides, or by another text of the recipe than today's: {len(changed)} runs"
+    if recipe.changed:
+        yield f"made with overrides, or by another text of the recipe than today's: {'; '.join(recipe.changed)}"
     yield from notes.files([recipe.runs[0].path.parents[1]])
 
 

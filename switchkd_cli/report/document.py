@@ -55,8 +55,8 @@ class Sheet:
     table: Table
     caption: str = ""
     source: Source = "runs"
-    folded: bool = False
-    """Whether it is closed until it is asked for; on paper it is open."""
+    drawn: str = ""
+    """Head of a column of differences that a page can draw beside the table."""
 
 
 @dataclass(frozen=True)

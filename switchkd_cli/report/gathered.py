@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import ValidationError
 
 from switchkd_cli import runs
 from switchkd_cli.recipe.load import load_rows
@@ -41,6 +39,8 @@ class Gathered:
     """By row and seed."""
     runs: tuple[Scored, ...]
     """Those that finished with scores, by row, the seeds rising."""
+    changed: tuple[str, ...]
+    """Titles of rows whose runs had overrides, or another text of the recipe than today's."""
     teacher: Teacher | None
     """None without scores of a teacher, or where the rows have several."""
 
@@ -80,11 +80,6 @@ class Gathered:
                 if seeds := [seed for seed in self.seeds if self.states[run.row, seed] == state]:
                     yield state, run.title, seeds
 
-    def changed(self) -> list[Scored]:
-        """Runs that were made with overrides, or by another text of the recipe than today's."""
-        configs = {run.row: run.config for run in self.planned}
-        return [run for run in self.runs if _config(run) != _own(configs[run.row], run.seed)]
-
 
 def gather(file: Path, world: str | None, root: Path) -> Gathered:
     """Reads every run of the recipe's rows under `root`."""
@@ -94,7 +89,10 @@ def gather(file: Path, world: str | None, root: Path) -> Gathered:
     seeds = sorted({seed for _, seed in folders})
     states = {(run.row, s): _state(folders.get((run.row, s))) for run in planned for s in seeds}
     scored = [read(folders[place]) for place, state in states.items() if state == "finished"]
-    return Gathered(file, planned, plain, states, tuple(scored), _teacher(scored, root))
+    first = {run.row: runs.RunFolder(run.path).run() for run in reversed(scored)}
+    changed = [run.title for run in planned if run.row in first and _said(first[run.row]) != _said(run)]
+    teacher = _teacher(first.values(), root)
+    return Gathered(file, planned, plain, states, tuple(scored), tuple(changed), teacher)
 
 
 def _folders(root: Path, run: Run) -> list[tuple[int, runs.RunFolder]]:
@@ -112,19 +110,12 @@ def _state(folder: runs.RunFolder | None) -> State:
     return "failed" if status == "failed" else "unfinished"
 
 
-def _teacher(scored: Sequence[Scored], root: Path) -> dict[str, Any] | None:
+def _teacher(first: Iterable[Run], root: Path) -> dict[str, Any] | None:
     """The stored scores of the rows' one teacher and of the baselines."""
-    first = {run.row: run for run in reversed(scored) if run.resolved.get("teacher")}
-    keys = {runs.RunFolder(run.path).run().teacher_key for run in first.values()}
+    keys = {run.teacher_key for run in first if run.config.teacher is not None}
     return runs.scores(runs.evaluation(root, keys.pop())) if len(keys) == 1 else None
 
 
-def _config(run: Scored) -> Recipe | None:
-    try:
-        return _own(Recipe.model_validate(dict(run.resolved)), run.seed)
-    except ValidationError:  # written before the schema was today's
-        return None
-
-
-def _own(config: Recipe, seed: int) -> Recipe:
-    return config.model_copy(update={"seed": seed, "rows": {}, "controls": ()})
+def _said(run: Run) -> Recipe:
+    """What a run does, whatever its seed."""
+    return run.config.model_copy(update={"seed": 0, "rows": {}, "controls": ()})

@@ -11,9 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from switchkd_cli.report.cells import HEADINGS, Cell, Interval, Number, Probability, Verdict, words
-from switchkd_cli.report.document import Block, Document, Picture, Sheet
+from switchkd_cli.report.document import Document, Picture, Sheet
+from switchkd_cli.report.whiskers import whiskers
 
 TEMPLATES = Path(__file__).with_name("templates")
+HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell with more is words, which may wrap and stand left
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
@@ -31,6 +33,9 @@ def page(document: Document, folder: Path) -> str:
         undefined=jinja2.StrictUndefined,
     )
     places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "words": words}
+    places.globals["whiskers"] = lambda sheet: {
+        name: _marked_up(svg) for name, svg in whiskers(sheet).items()
+    }
     places.globals["drawn"] = lambda picture: _drawn(picture, folder)
     places.filters["kind"] = lambda of: type(of).__name__.lower()
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -45,7 +50,7 @@ def cell(of: Any) -> str:
 
 @cell.register
 def _(of: Number) -> str:
-    spread = _escaped(of.spread).replace("± ", "±&#8202;")
+    spread = of.spread.replace(" ", HAIR)
     star = "<sup>*</sup>" if of.beyond else ""
     value = of.points.replace("-", "−")
     text = f"{value}{star}" + (f" <small>{spread}</small>" if spread else "")
@@ -105,8 +110,3 @@ def _marked_up(text: str) -> str:
     from markupsafe import Markup
 
     return Markup(text)
-
-
-def blocks(of: tuple[Block, ...]) -> list[str]:
-    """The kinds of blocks, in order."""
-    return [type(block).__name__.lower() for block in of]

@@ -35,9 +35,11 @@ def judge(recipes: Sequence[Gathered], findings: Sequence[Finding] = FINDINGS) -
     return [_judged(finding, recipes) for finding in findings]
 
 
-def table(judged: Sequence[Judged]) -> Table:
-    heads = ("the paper's finding", "said by", "tested in", "paper", "here", "verdict")
-    return Table(heads, tuple(Line(each.finding.claim, _cells(each)) for each in judged))
+def table(judged: Sequence[Judged]) -> Table | None:
+    """Those whose recipe is in the report."""
+    heads = ("the paper's finding", "paper", "here", "verdict", "tested in", "said by")
+    lines = tuple(Line(each.finding.claim, _cells(each)) for each in judged if each.recipe)
+    return Table(heads, lines) if lines else None
 
 
 def summary(judged: Sequence[Judged]) -> Iterator[str]:
@@ -49,21 +51,21 @@ def summary(judged: Sequence[Judged]) -> Iterator[str]:
         "unclear": "can't be told from these seeds",
         "untested": "were not tested",
     }
-    yield (
-        f"Of {len(judged)} findings: "
-        + ", ".join(f"{counts[tone]} {words}" for tone, words in told.items())
-        + "."
-    )
+    yield f"Of {len(judged)} findings, {', '.join(f'{counts[tone]} {words}' for tone, words in told.items())}."
+    absent = dict.fromkeys(each.finding.recipes[0] for each in judged if each.recipe is None)
+    if absent:
+        count = sum(each.recipe is None for each in judged)
+        yield f"For {count} of them the recipe is not in this report: {', '.join(absent)}."
 
 
 def _cells(each: Judged) -> tuple:
     found, printed = each.difference, each.finding.printed
     return (
-        f"{each.finding.source} [{each.finding.tag}]",
-        each.recipe,
         None if printed is None else Number(printed, difference=True),
         found and Number(found.mean, found.interval, found.seeds, difference=True),
         each.verdict,
+        each.recipe,
+        f"[{each.finding.tag}] {each.finding.source}",
     )
 
 

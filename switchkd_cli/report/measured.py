@@ -20,6 +20,7 @@ from switchkd_cli.report.significance import holm
 from switchkd_cli.report.statistics import Estimate, over_seeds, paired
 
 AVG = "Avg"  # its name among the differences and the columns' heads
+FIDELITY = ("agreement, %", "KL, nats")
 Score = Callable[[Scored], float | None]
 """One figure of a run."""
 
@@ -48,7 +49,7 @@ def scores(recipe: Gathered, columns: Columns) -> Table:
 
 def printed(recipe: Gathered, columns: Columns) -> Table | None:
     """The paper's numbers of the rows that have some, its averages as printed."""
-    lines = [Line(run.title, columns.printed(run.paper), "paper") for run in recipe.planned if run.paper]
+    lines = [Line(run.title, columns.printed(run.paper)) for run in recipe.planned if run.paper]
     return Table(("as printed", *columns.heads), tuple(lines)) if lines else None
 
 
@@ -93,6 +94,19 @@ def gains(found: Sequence[Against], columns: Columns, kind: Kind) -> tuple[Table
         *["paper"] * beside,
     )
     return Table(heads, tuple(whole)), Table((name, *minus, *columns.heads), tuple(each))
+
+
+def verdict(found: Sequence[Against]) -> Iterator[str]:
+    """In words what the seeds say of the averages."""
+    said: dict[str, list[str]] = {"Clearly above on average": [], "Clearly below": [], "Not clear": []}
+    above, below, unclear = said.values()
+    for row in found:
+        for d in row.found:
+            if d.name == AVG:
+                gain = _gain(d, None)
+                (unclear if not gain.clear else above if gain.value > 0 else below).append(row.ours.title)
+    for words, titles in said.items():
+        yield f"{words}: {'; '.join(titles) or 'none'}."
 
 
 def _probability(p: float | None) -> Probability | None:
@@ -160,8 +174,15 @@ def costs(recipe: Gathered, columns: Columns) -> Table:
                 ),
             )
         )
-    heads = ("average", "minus SFT", "agreement, %", "KL, nats", "last stage, s", "peak memory, GiB")
-    return Table(("row", *heads), tuple(lines))
+    heads = ("row", "average", f"minus {KINDS['steps']}", *FIDELITY, "last stage, s", "peak memory, GiB")
+    table = Table(heads, tuple(lines))
+    return table if any(run.fidelity for run in recipe.runs) else _without(table, FIDELITY)
+
+
+def _without(table: Table, heads: Sequence[str]) -> Table:
+    kept = [place for place, head in enumerate(table.columns[1:]) if head not in heads]
+    lines = [replace(line, cells=tuple(line.cells[place] for place in kept)) for line in table.lines]
+    return Table((table.columns[0], *(table.columns[1 + place] for place in kept)), tuple(lines), table.title)
 
 
 def _columns(columns: Columns) -> Iterator[Score]:

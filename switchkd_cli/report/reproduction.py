@@ -130,8 +130,11 @@ def _problems(recipes: Sequence[Gathered]) -> Iterator[Block]:
 
 def _findings(verdicts: Sequence[judged.Judged]) -> Iterator[Block]:
     yield Text(" ".join(judged.summary(verdicts)))
+    table = judged.table(verdicts)
+    if table is None:
+        return
     yield Sheet(
-        judged.table(verdicts),
+        table,
         "Here: the first row minus the second, paired by seed, ± half of the 95 % t interval. A finding agrees or is "
         "opposite when that interval leaves 0 out; rows that the paper calls alike agree when it lies within "
         f"{judged.ALIKE:g} point of 0. Not corrected for the number of findings. [S] stated by the authors, [C] "
@@ -141,7 +144,8 @@ def _findings(verdicts: Sequence[judged.Judged]) -> Iterator[Block]:
 
 def _facts(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[tuple[str, str]]:
     asked = sum(len(recipe.states) for recipe in recipes)
-    yield "Runs", f"{len(every)} finished and scored of {asked} asked for, in {len(recipes)} recipes"
+    many = f"{len(recipes)} recipes" if len(recipes) > 1 else "one recipe"
+    yield "Runs", f"{len(every)} finished and scored of {asked} asked for, in {many}"
     yield "Seeds", "; ".join(_each(recipes, lambda r: notes.counted(r.seeds) if r.seeds else "no runs"))
     own = {str(run.path.resolve()): run for run in every}.values()
     yield (
@@ -165,6 +169,7 @@ def _made(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[Bloc
         yield Text("As they were typed:")
         yield Commands(tuple(typed))
     yield Facts(tuple(_versions(every)))
+    yield Text("How to read it:")
     yield Points(tuple(_reading()))
 
 
@@ -179,17 +184,14 @@ def _command(recipe: Gathered) -> str:
 
 
 def _versions(every: Sequence[Scored]) -> Iterator[tuple[str, str]]:
-    """Of what trained and of what scored, each once; several where runs differ."""
-    seen: dict[str, dict[str, None]] = defaultdict(dict)
-    for run in every:
-        for versions in (run.versions, run.results.get("versions") or {}):
-            for name, version in versions.items():
-                if version is not None:
-                    seen[name][str(version)] = None
-        if run.info.get("commit"):
-            seen["commit"][str(run.info["commit"])] = None
-    for name, found in seen.items():
-        yield name, ", ".join(found)
+    """Of what trained, of what scored, and of this code; a library once more where runs differ in it."""
+    trained = [run.versions for run in every]
+    scored = [run.results.get("versions") or {} for run in every]
+    for name, versions in (("Trained with", trained), ("Scored with", scored)):
+        pairs = dict.fromkeys((library, str(v)) for each in versions for library, v in each.items() if v)
+        yield name, ", ".join(f"{library} {version}" for library, version in sorted(pairs)) or "not recorded"
+    commits = dict.fromkeys(str(run.info["commit"]) for run in every if run.info.get("commit"))
+    yield "Commits", ", ".join(commits) or "not recorded"
 
 
 def _reading() -> Iterator[str]:

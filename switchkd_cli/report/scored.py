@@ -45,8 +45,6 @@ class Scored:
     """The highest peak that it logged: the accelerator's memory, or the process's where there is none."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """run.json: its key, command, commit, machine, times."""
-    resolved: Mapping[str, Any] = field(default_factory=dict)
-    """Its recipe.yaml: the recipe with row, world, overrides and seed applied."""
 
     @property
     def name(self) -> str:
@@ -102,7 +100,6 @@ def read(folder: RunFolder) -> Scored:
         trained=sum(_clocks(lines).values()),
         gib=_gib(lines),
         info=info,
-        resolved=resolved,
     )
 
 
