@@ -72,6 +72,11 @@ def _scores(recipe: Gathered, columns: Columns) -> Iterator[Block]:
     yield Sheet(
         measured.scores(recipe, columns),
         "0 to 100, the mean over seeds ± half of its 95 % t interval."
+        + (
+            " Majority: the most frequent right answer of each kind; blind: the teacher shown a grey picture."
+            if recipe.teacher
+            else ""
+        )
         + (" In grey and parentheses: left out of the average." if columns.not_beaten else ""),
     )
     if printed := measured.printed(recipe, columns):

@@ -52,19 +52,19 @@ FINDINGS = (
         *("switch-kd", "sft-frozen", 1.3),
     ),
     Finding(
-        "It gains most on VizWiz",
+        "On VizWiz Switch-KD is above SFT with a frozen encoder",
         *("C", TABLE_5),
         SWITCH_KD,
         *("switch-kd", "sft-frozen", 16.0, "vizwiz_vqa_val"),
     ),
     Finding(
-        "It loses on MMMU: SFT is above",
+        "On MMMU SFT with a frozen encoder is above Switch-KD",
         *("C", TABLE_5),
         SWITCH_KD,
         *("sft-frozen", "switch-kd", 3.8, "mmmu_val"),
     ),
     Finding(
-        "It loses on ScienceQA: SFT is above",
+        "On ScienceQA SFT with a frozen encoder is above Switch-KD",
         *("C", TABLE_5),
         SWITCH_KD,
         *("sft-frozen", "switch-kd", 1.2, "scienceqa_img"),

@@ -10,13 +10,13 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from switchkd_cli.report.cells import HEADINGS, Cell, Interval, Number, Probability, Verdict, words
+from switchkd_cli.report.cells import HEADINGS, Cell, Interval, Number, Table, Verdict, words
 from switchkd_cli.report.document import Document, Picture, Sheet
 from switchkd_cli.report.whiskers import whiskers
 
 TEMPLATES = Path(__file__).with_name("templates")
 HAIR = "\u200a"  # a space narrower than a thin one
-LONG = 24  # characters; a cell with more is words, which may wrap and stand left
+LONG = 24  # characters; a cell of more words gets room
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 
@@ -32,7 +32,7 @@ def page(document: Document, folder: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "words": words}
+    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "heads": _heads}
     places.globals["whiskers"] = lambda sheet: {
         name: _marked_up(svg) for name, svg in whiskers(sheet).items()
     }
@@ -69,9 +69,16 @@ def _looks(of: Cell) -> str:
         return " ".join(filter(None, ("n", clear, "" if of.counted else "out")))
     if isinstance(of, Verdict):
         return f"verdict {of.tone}"
-    if isinstance(of, str) and len(of) > LONG:
-        return "words"
-    return "n" if isinstance(of, int | Interval | Probability) or of is None else "n text"
+    if isinstance(of, str) and not of[:1].isdecimal():
+        return "words long" if len(of) > LONG else "words"
+    return "n"
+
+
+def _heads(table: Table, place: int) -> str:
+    """The classes of a column's head: it stands over its cells."""
+    cells = [line.cells[place - 1] for line in table.lines] if place else []
+    figures = any(_looks(of).startswith("n") for of in cells if of is not None)
+    return " ".join(["right"] * figures + ["total"] * (table.columns[place] == "Avg"))
 
 
 def _lines(sheet: Sheet) -> Iterator[tuple[str, list]]:

@@ -30,6 +30,9 @@ from switchkd_cli.report.scored import Scored
 from switchkd_cli.runs import write_text
 
 PICTURES = "pictures"
+FORMS = {
+    name: ("png",) if name == "attention" else ("svg",) for name in CAPTIONS
+}  # maps of patches are no drawing
 PLAYGROUND = (
     "Every score of this report is from the playground, the world of small drawings that ships with switchkd. It is "
     "none of the paper's benchmarks, whatever the columns are called: they name the format of the questions and the "
@@ -101,15 +104,12 @@ def _drawn(
     place = folder / PICTURES / recipe.stem
     for old in (place / f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")):
         old.unlink(missing_ok=True)
-    for drawn in draw(recipe.runs, recipe.teacher, models, place):
+    for drawn in draw(recipe.runs, recipe.teacher, models, place, forms=FORMS):
         if drawn.reason:
             yield f"{recipe.name}: {drawn}"
             continue
-        form = "png" if drawn.name == "attention" else "svg"
-        path = next(path for path in drawn.paths if path.suffix == f".{form}")
-        shown = Picture(
-            PurePosixPath(path.relative_to(folder)), f"{recipe.title}: {drawn.name}", CAPTIONS[drawn.name]
-        )
+        path = PurePosixPath(drawn.paths[0].relative_to(folder))
+        shown = Picture(path, f"{recipe.title}: {drawn.name}", CAPTIONS[drawn.name])
         pictures.setdefault(recipe.name, []).append(shown)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from switchkd_cli.report.cells import Number
 from switchkd_cli.report.document import Sheet
 
 WIDTH, HEIGHT, EDGE = 240, 22, 8  # pixels
+OVER = 12  # pixels by which the line of zero reaches into the lines above and below
 
 
 def whiskers(sheet: Sheet) -> dict[str, str]:
@@ -28,12 +31,12 @@ def _ends(of: Number) -> tuple[float, float]:
     return of.value - half, of.value + half
 
 
-def _drawn(of: Number, at) -> str:
+def _drawn(of: Number, at: Callable[[float], float]) -> str:
     low, high = (f"{at(end):.1f}" for end in _ends(of))
     middle, looks = HEIGHT / 2, "unclear" if not of.clear else "up" if of.value > 0 else "down"
     return (
         f'<svg class="whisker {looks}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" aria-hidden="true">'
-        f'<line class="zero" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="0" y2="{HEIGHT}"/>'
+        f'<line class="zero" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="{-OVER}" y2="{HEIGHT + OVER}"/>'
         f'<line x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>'
         f'<circle cx="{at(of.value):.1f}" cy="{middle}" r="4.5"/></svg>'
     )

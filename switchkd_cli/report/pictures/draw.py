@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from switchkd_cli.report.notes import shown
@@ -36,7 +37,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture as PNG and SVG, or why there is none."""
+    """A picture's files, or why there is none."""
 
     name: str
     paths: tuple[Path, ...] = ()
@@ -56,9 +57,16 @@ class Models(Protocol):
 
 
 def draw(
-    runs: Sequence[Scored], teacher: Mapping[str, Any] | None, models: Models, folder: Path
+    runs: Sequence[Scored],
+    teacher: Mapping[str, Any] | None,
+    models: Models,
+    folder: Path,
+    *,
+    forms: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[Drawn]:
     """Draws radar, cost, curves, knees and attention, each as PNG and SVG; gives what was drawn, and what can't be.
+
+    `forms` by a picture's name, where it is wanted otherwise.
 
     `teacher` is what `baselines.judged` returns. Of a row with several seeds, the first seed's model is asked.
     """
@@ -81,7 +89,7 @@ def draw(
             if made is None:
                 yield Drawn(name, reason=reason)
             else:
-                yield Drawn(name, tuple(style.write(made, folder, name)))
+                yield Drawn(name, tuple(style.write(made, folder, name, forms.get(name, style.FORMS))))
 
 
 def _knees(rows: Sequence[style.Row], models: Models) -> Figure | None:

@@ -35,6 +35,7 @@ KNOWN = {
     "sft-frozen": (PINK, "P"),
 }
 """Rows that many recipes share keep their look from picture to picture and from recipe to recipe."""
+FORMS = ("png", "svg")
 MARKS = "oXs^vDP*<>hp"
 
 SETTINGS = {
@@ -105,10 +106,10 @@ def figure(width: float, height: float, **layout: Any) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", **layout)
 
 
-def write(drawn: Figure, folder: Path, name: str) -> list[Path]:
-    """`name`.png and `name`.svg in the folder, which is made."""
+def write(drawn: Figure, folder: Path, name: str, forms: Sequence[str] = FORMS) -> list[Path]:
+    """`name`.png and `name`.svg, or one of them, in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    paths = [folder / f"{name}.{form}" for form in forms]
     for path in paths:
         dated = {"Date": None} if path.suffix == ".svg" else {}
         drawn.savefig(path, dpi=160, facecolor="white", metadata=dated)
