@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.build import build_data, check_pair, load
+from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
@@ -107,7 +107,7 @@ def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
 
     Only Latin letters: the pictures' font has no others.
     """
-    data = build_data(run.config.data[run.config.stages[-1].data], model, folder.root)
+    data = open_data(run.config.data[run.config.stages[-1].data], model, folder.root)
     found: list[Row] = []
     looked_through = min(LOOKED_THROUGH, len(data))
     for index in range(looked_through):
