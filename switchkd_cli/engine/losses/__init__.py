@@ -15,7 +15,7 @@ positional arguments say what is read**, and nothing else is computed for a term
 
 ``side`` is teacher or student: what the term's `to` and `of` name. Where the student's W, D or H differs from the
 teacher's, a trained linear map has been applied to the student's. The keyword-only arguments are the recipe's
-``parameters``. Each computes in float32 at least, and no gradient reaches the teacher. Averaging over positions or
+``parameters``. A loss that takes as many logits as lie before a knee declares whose with ``at_knees_of``. Each computes in float32 at least, and no gradient reaches the teacher. Averaging over positions or
 pictures is the objective's work, never a loss's.
 """
 
