@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,30 @@ if TYPE_CHECKING:
 MOST_MAPS = 8  # models beside one another in the picture of attention
 
 
+CAPTIONS = {
+    "radar": "Scores, the mean over seeds: groups of benchmarks as in the paper's Figure 1, and every benchmark.",
+    "cost": "What each row adds to SFT on average, paired by seed, for the seconds and the memory of its last stage.",
+    "curves": "Terms and diagnostics of the last stage: the mean over seeds, and the range from lowest to highest.",
+    "knees": "The sorted logits of each path where one real answer begins, their knees and the k taken (paper, Figure 2b).",
+    "attention": "Where each model looks for the last word of a question, and what it answers (paper, Figure 3).",
+}
+"""What each picture shows, in the order in which they are drawn."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture as PNG and SVG, or why there is none."""
+
+    name: str
+    paths: tuple[Path, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"no picture of {self.name}: {self.reason}"
+        return "\n".join(f"picture: {shown(path)}" for path in self.paths)
+
+
 class Models(Protocol):
     """What asks the saved models themselves (engine/illustrate.py)."""
 
@@ -33,8 +58,8 @@ class Models(Protocol):
 
 def draw(
     runs: Sequence[Scored], teacher: Mapping[str, Any] | None, models: Models, folder: Path
-) -> Iterator[str]:
-    """Draws radar, curves, cost, knees and attention, each as PNG and SVG; says what was written, and what can't be.
+) -> Iterator[Drawn]:
+    """Draws radar, cost, curves, knees and attention, each as PNG and SVG; gives what was drawn, and what can't be.
 
     `teacher` is what `baselines.judged` returns. Of a row with several seeds, the first seed's model is asked.
     """
@@ -43,8 +68,8 @@ def draw(
     rows = style.rows_of(runs)
     wanted: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
-        "curves": (partial(curves, rows), "no step was logged"),
         "cost": (partial(cost, rows, teacher), "needs the row sft and one beside it, with an average"),
+        "curves": (partial(curves, rows), "no step was logged"),
         "knees": (
             partial(_knees, rows, models),
             "needs the saved model of a run with a term that seeks knees",
@@ -58,9 +83,9 @@ def draw(
         for name, (make, reason) in wanted.items():
             made = make()
             if made is None:
-                yield f"no picture of {name}: {reason}"
+                yield Drawn(name, reason=reason)
             else:
-                yield from (f"picture: {shown(path)}" for path in style.write(made, folder, name))
+                yield Drawn(name, tuple(style.write(made, folder, name)))
 
 
 def _knees(rows: Sequence[style.Row], models: Models) -> Figure | None:

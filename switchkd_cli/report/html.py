@@ -1,0 +1,112 @@
+"""A document as one HTML page that needs nothing beside itself: its style and its pictures are in it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from functools import singledispatch
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from switchkd_cli.report.cells import HEADINGS, Cell, Interval, Number, Probability, Verdict, words
+from switchkd_cli.report.document import Block, Document, Picture, Sheet
+
+TEMPLATES = Path(__file__).with_name("templates")
+LONG = 24  # characters; a cell with more is words, which may wrap and stand left
+IDS = re.compile(r'(\bid="|url\(#|href="#)')
+
+
+def page(document: Document, folder: Path) -> str:
+    """The whole report; pictures are read from the folder."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    places = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "words": words}
+    places.globals["drawn"] = lambda picture: _drawn(picture, folder)
+    places.filters["kind"] = lambda of: type(of).__name__.lower()
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return places.get_template("report.html.jinja").render(document=document, style=_marked_up(style))
+
+
+@singledispatch
+def cell(of: Any) -> str:
+    """A cell's content, escaped."""
+    return _escaped(words(of))
+
+
+@cell.register
+def _(of: Number) -> str:
+    spread = _escaped(of.spread).replace("± ", "±&#8202;")
+    star = "<sup>*</sup>" if of.beyond else ""
+    value = of.points.replace("-", "−")
+    text = f"{value}{star}" + (f" <small>{spread}</small>" if spread else "")
+    return _marked_up(text if of.counted else f"({text})")
+
+
+@cell.register
+def _(of: Interval) -> str:
+    return _escaped(str(of).replace("-", "−"))
+
+
+def _looks(of: Cell) -> str:
+    """The classes of a cell."""
+    if isinstance(of, Number):
+        clear = ("up" if of.value > 0 else "down") if of.clear else "unclear" if of.clear is False else ""
+        return " ".join(filter(None, ("n", clear, "" if of.counted else "out")))
+    if isinstance(of, Verdict):
+        return f"verdict {of.tone}"
+    if isinstance(of, str) and len(of) > LONG:
+        return "words"
+    return "n" if isinstance(of, int | Interval | Probability) or of is None else "n text"
+
+
+def _lines(sheet: Sheet) -> Iterator[tuple[str, list]]:
+    """Groups of lines under their headings; the paper's table says in its caption what it is."""
+    for kind, lines in groupby(sheet.table.lines, key=lambda line: line.kind):
+        yield ("" if sheet.source == "paper" else HEADINGS.get(kind, "")), list(lines)
+
+
+def _drawn(picture: Picture, folder: Path) -> str:
+    """An SVG as it is, its names made its own; any other picture as data."""
+    path = folder / picture.path
+    if path.suffix == ".svg":
+        return _marked_up(_inline(path.read_text(encoding="utf-8"), picture.path, picture.title))
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    source = f"data:image/{path.suffix[1:]};base64,{data}"
+    return _marked_up(f'<img src="{source}" alt="{_escaped(picture.title)}">')
+
+
+def _inline(svg: str, path: PurePosixPath, title: str) -> str:
+    """The picture's element alone: as wide as there is room, and no name in it that another picture has too."""
+    own = "-".join((*path.parent.parts[1:], path.stem))
+    svg = IDS.sub(lambda found: f"{found[0]}{own}-", svg[svg.index("<svg") :])
+    head, body = svg.split(">", 1)
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{_escaped(title)}">{body}'
+
+
+def _escaped(text: str) -> str:
+    from markupsafe import escape
+
+    return escape(text)
+
+
+def _marked_up(text: str) -> str:
+    """Text that is HTML already."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def blocks(of: tuple[Block, ...]) -> list[str]:
+    """The kinds of blocks, in order."""
+    return [type(block).__name__.lower() for block in of]
