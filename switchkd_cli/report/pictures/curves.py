@@ -47,6 +47,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
 
     A panel a term and a diagnostic; the terms' gradients share a panel for each part that they train.
     """
+    rows = [row for row in rows if row.runs[0].stages]  # not of a model that was only scored
     read = {row: [_last_stage(logged(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
     every = [steps for own in read.values() for steps in own]
     panels = list(_panels(every, _terms(rows)))
