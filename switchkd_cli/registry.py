@@ -30,17 +30,19 @@ LOSSES: dict[str, str] = {
     "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
     "taid": "switchkd_cli.engine.losses.taid:taid",
     "self_correlation": "switchkd_cli.engine.losses.self_correlation:self_correlation",
+    "hidden_correlation": "switchkd_cli.engine.losses.hidden_correlation:hidden_correlation",
     "feature_mse": "switchkd_cli.engine.losses.feature_mse:feature_mse",
     "token_mse": "switchkd_cli.engine.losses.token_mse:token_mse",
     "attended_token_mse": "switchkd_cli.engine.losses.attended_token_mse:attended_token_mse",
     "attention_mse": "switchkd_cli.engine.losses.attention_mse:attention_mse",
+    "attention_kl": "switchkd_cli.engine.losses.attention_kl:attention_kl",
 }
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens`: a term's
 # `of`; `teacher_tokens`: its `to`), or something that stands beside them.
 SIDES = ("teacher", "student")
-OF_POSITIONS = ("logits",)
-OF_PICTURES = ("features", "tokens", "attention")
+OF_POSITIONS = ("logits", "hidden")
+OF_PICTURES = ("features", "tokens", "attention", "focus")
 BESIDE = ("targets", "rows", "progress")
 # One that takes as many logits as lie before a knee says whose by a decorator, and takes these parameters.
 KNEES = "at_knees_of"
