@@ -185,7 +185,10 @@ def evaluate(
 def compare(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN ... | RECIPE ...", help="Run folders, or recipes. Default: all runs."),
+        typer.Argument(
+            metavar="RUN ... | RECIPE ...",
+            help="Run folders, folders of switchkd eval, or recipes. Default: all runs.",
+        ),
     ] = None,
     against: Annotated[
         str | None,

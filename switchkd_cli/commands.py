@@ -105,7 +105,8 @@ def compare(
         raise UserError(
             f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml"
         )
-    teachers = {run.teacher_key: run for run in (folder.run() for folder in folders)}
+    trained = [folder.run() for folder in folders if folder.record.exists()]
+    teachers = {run.teacher_key: run for run in trained}
     # one column can only be one teacher's: with several, none is shown
     teacher = (
         launch.known_teacher_results(next(iter(teachers.values())), root) if len(teachers) == 1 else None
@@ -145,7 +146,7 @@ def report(
 
 def _controls(names: Sequence[str], world: str | None) -> list[str]:
     """The control rows of the recipe that was named, if one was alone."""
-    if len(names) != 1 or _run(names[0]) is not None:
+    if len(names) != 1 or _run(names[0]) or _evaluation(names[0]):
         return []
     return [control.row for control in load_with_controls(find(names[0]), world=world)[1:]]
 
@@ -173,12 +174,15 @@ def _question(default: Evaluation | None, asked: Mapping[str, Any]) -> dict[str,
 
 
 def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
-    """The finished runs behind one word of `compare`: a run folder, or a recipe's runs in its rows' order."""
-    if (folder := _run(name)) is not None:
+    """The scores behind one word of `compare`: a run's, an evaluation's, or a recipe's runs in its rows' order."""
+    if (folder := _run(name) or _evaluation(name)) is not None:
         return [folder]
     path = named(name)
     if path is None or not path.is_file():
-        raise UserError(f"{name}: neither a run folder nor a recipe", hint=f"ls -d {root}/*/*/seed*")
+        raise UserError(
+            f"{name}: neither a run folder, nor the folder that switchkd eval named, nor a recipe",
+            hint=f"ls -d {root}/*/*/seed* {runs.evaluation(root, '*').path}",
+        )
     rows = load_rows(path, world=world)
     order = [run.row for run in rows]
     found = [f for f in runs.finished(root, rows[0].recipe) if f.info()["row"] in order]
@@ -193,3 +197,10 @@ def _run(name: str) -> runs.RunFolder | None:
     if (status := folder.info().get("status", "unknown")) != "finished":
         raise UserError(f"{name}: not finished ({status})", hint="give the same command again to run it")
     return folder
+
+
+def _evaluation(name: str) -> runs.RunFolder | None:
+    """The folder in which `switchkd eval` left a model's scores; None when it is not one."""
+    folder = runs.RunFolder(Path(name).absolute())
+    found = runs.read_json(folder.results)
+    return folder if isinstance(found, dict) and {"model", "scores"} <= found.keys() else None

@@ -30,18 +30,23 @@ LOSSES: dict[str, str] = {
     "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
     "taid": "switchkd_cli.engine.losses.taid:taid",
     "self_correlation": "switchkd_cli.engine.losses.self_correlation:self_correlation",
+    "hidden_correlation": "switchkd_cli.engine.losses.hidden_correlation:hidden_correlation",
     "feature_mse": "switchkd_cli.engine.losses.feature_mse:feature_mse",
     "token_mse": "switchkd_cli.engine.losses.token_mse:token_mse",
     "attended_token_mse": "switchkd_cli.engine.losses.attended_token_mse:attended_token_mse",
     "attention_mse": "switchkd_cli.engine.losses.attention_mse:attention_mse",
+    "attention_kl": "switchkd_cli.engine.losses.attention_kl:attention_kl",
 }
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens`: a term's
 # `of`; `teacher_tokens`: its `to`), or something that stands beside them.
 SIDES = ("teacher", "student")
-OF_POSITIONS = ("logits",)
-OF_PICTURES = ("features", "tokens", "attention")
+OF_POSITIONS = ("logits", "hidden")
+OF_PICTURES = ("features", "tokens", "attention", "focus")
 BESIDE = ("targets", "rows", "progress")
+# One that takes as many logits as lie before a knee says whose by a decorator, and takes these parameters.
+KNEES = "at_knees_of"
+BOUNDS = ("window", "min_k", "max_k")
 
 FAMILIES: dict[str, str] = {
     "llava": "switchkd_cli.engine.models.llava:Llava",
@@ -92,6 +97,8 @@ class Signature:
 
     positional: tuple[str, ...]
     keywords: Mapping[str, Parameter]
+    knees: tuple[str, ...] = ()
+    """The sides in whose sorted logits a loss seeks a knee."""
 
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
@@ -133,7 +140,7 @@ def _signature(module: str, attribute: str) -> Signature:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return _read(node.args)
+            return _read(node)
     raise LookupError(f"{path} defines no function {attribute!r}")
 
 
@@ -149,13 +156,22 @@ def _source_file(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_name(base.name + ".py")
 
 
-def _read(arguments: ast.arguments) -> Signature:
+def _read(function: ast.FunctionDef) -> Signature:
+    arguments = function.args
     positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
     keywords = {
         a.arg: Parameter(_annotation(a.annotation), default is None, _literal(default))
         for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
-    return Signature(positional, keywords)
+    return Signature(positional, keywords, _knees(function))
+
+
+def _knees(function: ast.FunctionDef) -> tuple[str, ...]:
+    """The sides that a decorator `at_knees_of("teacher", ...)` names."""
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).split(".")[-1] == KNEES:
+            return tuple(ast.literal_eval(side) for side in decorator.args)
+    return ()
 
 
 def _annotation(node: ast.expr | None) -> Any:

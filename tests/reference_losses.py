@@ -174,6 +174,16 @@ def attended_token_mse(teacher, student, attention, *, k=16):
     return mean_squares(teacher[best], student[best])
 
 
+def attention_kl(teacher, student, *, renormalise=True):
+    """One picture, float64: shares [T, M], the mean over heads; queries without any don't count."""
+    found = []
+    for t, s in zip(teacher, student, strict=True):
+        if t.sum() > 0:
+            p, q = (t / t.sum(), s / s.sum()) if renormalise else (t, s)
+            found.append(sum(p[m] * torch.log(p[m] / q[m]) for m in range(len(p))))
+    return sum(found) / len(found) if found else 0.0 * student.sum()
+
+
 def attention_mse(teacher, student):
     """One picture, float64: attention [T, M, H]; queries without any don't count."""
     asking = [t for t in range(len(teacher)) if teacher[t].sum() > 0]

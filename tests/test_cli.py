@@ -196,7 +196,10 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
         ),
         (("eval", "--model", "./none"), "./none: no such folder"),
         (("compare",), "runs: no finished run with scores"),
-        (("compare", "small"), "small: neither a run folder nor a recipe"),
+        (
+            ("compare", "small"),
+            "small: neither a run folder, nor the folder that switchkd eval named, nor a recipe",
+        ),
     ],
 )
 def test_what_does_not_exist_is_named(tmp_path, arguments, expected):

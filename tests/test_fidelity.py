@@ -1,11 +1,17 @@
 """How close a student came to its teacher: the figures by an explicit formula, and in the notes of a table."""
 
+import json
+from types import SimpleNamespace
+
 import made_up_runs as made
 import pytest
 import torch
 
-from switchkd_cli.engine.fidelity import fidelity
+from switchkd_cli.engine import worker
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.fidelity import ROWS, fidelity
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.recipe.schema import DataSet
 from switchkd_cli.report import notes
 from switchkd_cli.report.scored import read
 from switchkd_cli.runs import read_json, write_json
@@ -36,6 +42,24 @@ def test_a_teacher_is_faithful_to_itself(tmp_path):
     paths = Paths(model, model, len(model.processor.tokenizer))
     measured = fidelity(paths, tiny.conversations(model, tmp_path), precision="fp32")
     assert (measured["agreement"], measured["kl"]) == (1.0, pytest.approx(0.0, abs=1e-6))
+
+
+def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypatch):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
+    rows = [tiny.row(str(i), None, ("What?", f"the {i}th")) for i in range(ROWS + 30)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    built, build = [], Conversations._build
+    monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
+    monkeypatch.setattr(worker, "load", lambda _: student)
+    shared = SimpleNamespace(shared=len(student.processor.tokenizer))
+    pair = SimpleNamespace(teacher=SimpleNamespace(build=lambda: teacher), vocabulary=shared)
+    monkeypatch.setattr(worker, "check_pair", lambda *_, **__: pair)
+    data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
+    config = SimpleNamespace(stages=[SimpleNamespace(data="mine")], data={"mine": data}, precision="fp32")
+    folder = SimpleNamespace(model=tmp_path, root=tmp_path)
+    measured = worker._fidelity(SimpleNamespace(config=config), folder)
+    assert measured["data"] == "mine" and measured["positions"] > ROWS
+    assert len(built) == len(set(built)) == ROWS
 
 
 def scored(root, row, title, seed, agreement, warnings=()):

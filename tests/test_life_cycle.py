@@ -69,7 +69,7 @@ def test_a_run_folder_holds_what_the_readme_says(runs):
         "loss/vsd",
         "teacher_ce",
         "agreement/student",
-        "k/student/mean",
+        "k/align/student/mean",
     } <= last.keys()
     assert list((folder / "tensorboard").rglob("events*"))
     scores = json.loads((folder / "results.json").read_text())["scores"]

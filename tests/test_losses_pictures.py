@@ -28,6 +28,7 @@ CASES = {
     "token_mse": (TOKENS, {}, "mean_squares"),
     "attended_token_mse": ((*TOKENS, attention(3)), {"k": 2}, "attended_token_mse"),
     "attention_mse": ((attention(4), attention(5)), {}, "attention_mse"),
+    "attention_kl": ((attention(6).mean(-1), attention(7).mean(-1)), {}, "attention_kl"),
 }
 cases = pytest.mark.parametrize("name", CASES)
 
@@ -81,14 +82,29 @@ def test_attended_tokens_are_all_of_them_where_there_are_no_more_than_k():
         losses.attended_token_mse(*TOKENS, attention(3), k=0)
 
 
-def test_self_correlation_equals_the_explicit_formula():
+def test_attention_without_renormalising_is_the_public_code_s_sum():
+    pair = attention(6).mean(-1), attention(7).mean(-1)
+    (value, gradient), (expected, gradient_expected) = both("attention_kl", *pair, renormalise=False)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-10, atol=1e-14)
+
+
+def test_what_a_query_gives_to_text_matters_only_where_shares_are_not_renormalised():
+    teacher, half = attention(6).mean(-1), attention(6).mean(-1) / 2
+    whole = losses.attention_kl(teacher, half)
+    torch.testing.assert_close(whole, torch.zeros_like(whole), rtol=0, atol=1e-6)
+    assert (losses.attention_kl(half, teacher, renormalise=False)[:2] < -0.1).all()
+
+
+@pytest.mark.parametrize("name", ["self_correlation", "hidden_correlation"])
+def test_relations_equal_the_explicit_formula(name):
     teacher, student = language_logits(6, 40, seed=1)
 
     def theirs(t, s):
         return torch.cat([reference.self_correlation(t[row == ROWS], s[row == ROWS]) for row in (1, 4)])
 
     def ours(t, s):
-        return losses.self_correlation(t, s, ROWS)
+        return getattr(losses, name)(t, s, ROWS)
 
     value, gradient = value_and_gradient(ours, teacher, student)
     value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
@@ -101,6 +117,13 @@ def test_self_correlation_asks_for_the_teacher_s_relations_not_for_its_logits():
     teacher, _ = language_logits(6, 40, seed=2)
     turned = torch.linalg.qr(drawn(40, 40, seed=3)).Q
     assert losses.self_correlation(teacher, 3 * teacher @ turned, ROWS).abs().max() < 1e-12
+
+
+def test_relations_of_hidden_states_need_no_equal_widths():
+    hidden = drawn(6, 5, seed=6)
+    wider = torch.cat([2 * hidden, torch.zeros(6, 3)], 1)
+    assert losses.hidden_correlation(wider, hidden, ROWS).abs().max() < 1e-12
+    assert losses.hidden_correlation(drawn(6, 8, seed=7), hidden, ROWS).min() > 0.01
 
 
 def test_self_correlation_leaves_padding_out():

@@ -122,12 +122,28 @@ def test_curves_show_each_term_and_the_teacher_beside_the_cross_entropy(runs):
     assert ends == [0.1, 0.2, 0.2]  # the teacher's; both rows'
 
 
+def test_curves_show_the_k_of_each_term_beside_the_teachers(tmp_path):
+    """One term led by both sides, one by the teacher alone, and what an older run has, which names no term."""
+    folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=STAGES)
+    for step in (1, 2):
+        k = {"align/teacher": 9, "align/student": 5, "vsd/teacher": 7, "switch": 3, "teacher": 4}
+        figures = {f"k/{led}/mean": value for led, value in k.items()}
+        folder.log({"stage": "distill", "step": step, "steps": 2, **figures})
+    shown = [axes for axes in curves(style.rows_of([read(folder)])).axes if axes.get_visible()]
+    ends = {a.get_title(): [float(x.get_ydata()[-1]) for x in a.get_lines()] for a in shown}
+    assert {title: found for title, found in ends.items() if "effective k" in title} == {
+        "align: effective k of the student": [5.0, 9.0],
+        "vsd: effective k of the teacher": [7.0],
+        "effective k of the switch": [3.0, 4.0],
+    }
+
+
 def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():
     logits = np.exp(-np.arange(200) / 20.0)
     gap = 1 - np.arange(200) / 199 - (logits - logits[-1]) / (logits[0] - logits[-1])
     knee = int(gap.argmax()) + 1
-    path = Sorted("teacher", logits, knee, 16, ("dog", "cat", "bus"))
-    (axes,) = knees(Position("Switch-KD", "What is it?", "dog", None, (path,)), "#0072B2").axes
+    path = Sorted("teacher", logits, None, knee, 16, ("dog", "cat", "bus"))
+    (axes,) = knees(Position("Switch-KD", "What is it?", "dog", (path,)), "#0072B2").axes
     segment = next(c for c in axes.collections if "knee" in str(c.get_label())).get_segments()[0]
     assert segment[0][0] == segment[1][0] == knee
     assert abs(segment[1][1] - segment[0][1]) == pytest.approx(gap.max())

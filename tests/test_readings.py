@@ -17,7 +17,9 @@ PICTURES = (
     Term(loss="token_mse", to="teacher"),
     Term(loss="attended_token_mse", to="teacher", parameters={"k": 2}),
     Term(loss="attention_mse", to="teacher", weight=100.0),
+    Term(loss="attention_kl", to="teacher"),
     Term(loss="self_correlation", to="teacher", on="image"),
+    Term(loss="hidden_correlation", to="teacher", on="image"),
     Term(name="visual", loss="forward_kl", to="teacher", on="image"),
     Term(loss="sinkhorn", to="teacher"),
     Term(loss="decoupled_kd", to="teacher"),
@@ -42,6 +44,8 @@ def test_a_term_s_loss_says_what_its_paths_give():
     assert read["feature_mse"] == {"student.features", "teacher.features"}
     assert read["attended_token_mse"] == {"student.tokens", "teacher.tokens", "teacher.attention"}
     assert read["self_correlation"] == {"student", "teacher"}
+    assert read["hidden_correlation"] == {"student.hidden", "teacher.hidden"}
+    assert read["attention_kl"] == {"student.focus", "teacher.focus"}
     switched = Term(loss="token_mse", of="switch", to="teacher")
     assert Objective([switched]).readings == {"switch.tokens", "teacher.tokens"}
 
@@ -83,6 +87,9 @@ def test_features_and_tokens_are_what_the_path_s_logits_are_made_of(paths, batch
     torch.testing.assert_close(paths.teacher.project(given["teacher.features"]), given["teacher.tokens"])
     logits = paths.teacher.decode(batch, given["teacher.tokens"], keep)
     torch.testing.assert_close(logits[:, : paths.vocabulary], given["teacher"])
+    more = paths(batch, {"teacher", "teacher.hidden", "teacher.attention", "teacher.focus"}, keep)
+    torch.testing.assert_close(paths.teacher.speak(more["teacher.hidden"])[:, : paths.vocabulary], logits)
+    torch.testing.assert_close(more["teacher.attention"].mean(-1), more["teacher.focus"])
     assert not given["teacher.tokens"].requires_grad and given["switch.tokens"].requires_grad
 
 
@@ -92,6 +99,8 @@ def test_features_and_tokens_are_what_the_path_s_logits_are_made_of(paths, batch
         ("feature_mse", {"vision"}),
         ("token_mse", {"vision", "projector"}),
         ("attention_mse", {"vision", "projector", "first layer"}),
+        ("attention_kl", {"vision", "projector", "first layer"}),
+        ("hidden_correlation", {"vision", "projector", "first layer", "language"}),
         ("forward_kl", {"vision", "projector", "first layer", "language", "head"}),
     ],
 )
@@ -135,7 +144,8 @@ def test_a_batch_without_pictures_costs_nothing_in_front_of_the_logits(paths, tm
     paths.adapt(objective.readings)
     keep = objective.keep(batch)
     parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
-    silent = {"feature_mse", "token_mse", "attended_token_mse", "attention_mse", "self_correlation", "visual"}
+    silent = {"feature_mse", "token_mse", "attended_token_mse", "attention_mse", "attention_kl"}
+    silent |= {"self_correlation", "hidden_correlation", "visual"}
     assert {name for name, value in parts.items() if value == 0} == silent
     objective.total(parts).backward()
 

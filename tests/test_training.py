@@ -107,9 +107,9 @@ def test_a_step_logs_its_terms_and_diagnostics(tmp_path):
         "memory_mib",
     }
     assert expected < first.keys()
-    for path in ("teacher", "student", "switch"):
-        assert 3 <= first[f"k/{path}/p5"] <= first[f"k/{path}/mean"] <= first[f"k/{path}/p95"]
-        assert 0 < first[f"mass/{path}"] <= 1
+    for led in ("align/teacher", "align/student", "vsd/teacher", "vsd/switch"):
+        assert 3 <= first[f"k/{led}/p5"] <= first[f"k/{led}/mean"] <= first[f"k/{led}/p95"]
+        assert 0 < first[f"mass/{led}"] <= 1
     assert first["student_ce"] == pytest.approx(first["loss/ce"])  # one micro-batch: the same tokens
     json.dumps(lines)
 

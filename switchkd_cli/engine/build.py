@@ -83,10 +83,18 @@ def load(checkpoint: str, who: str = "checkpoint") -> Llava:
 def build_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
     """The rows of one named data set as examples for `model`, looked at before they are trained on.
 
-    Raises UserError for missing or broken files, and where more rows can't be used than the data set allows.
+    Raises UserError as `open_data` does, and where more rows can't be used than the data set allows.
+    """
+    data = open_data(spec, model, cache)
+    data.inspect()
+    return data
+
+
+def open_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
+    """The same rows, none of them prepared yet: for who takes a few of what was trained on.
+
+    Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
     limits = {"max_length": spec.max_length, "max_faults": spec.max_faults}
-    data = Conversations(rows, model.processor, model.image_tokens, template=spec.template, **limits)
-    data.inspect()
-    return data
+    return Conversations(rows, model.processor, model.image_tokens, template=spec.template, **limits)

@@ -1,4 +1,4 @@
-"""What a distillation step is asked unasked: is the teacher better, does the student agree, where is the knee,
+"""What a distillation step is asked unasked: is the teacher better, does the student agree, where are the knees,
 does every term pull."""
 
 from collections.abc import Mapping, Sequence
@@ -6,46 +6,37 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import IGNORE
-from switchkd_cli.engine.losses import cross_entropy, effective_k, forward_kl
-from switchkd_cli.engine.losses.columns import absent_columns
+from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.knees import Knees, Sought, knees, sought
+from switchkd_cli.engine.losses import cross_entropy, forward_kl
 from switchkd_cli.recipe.schema import Term
-
-MIN_K = 3  # dbild's own bound where a recipe gives none
 
 
 @torch.no_grad()
-def diagnose(logits: Mapping[str, Tensor], targets: Tensor, terms: Sequence[Term]) -> dict[str, float]:
-    """Figures of one micro-batch from the logits [N, V] it already has.
+def diagnose(
+    logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, terms: Sequence[Term]
+) -> dict[str, float]:
+    """Figures of one micro-batch from the logits [N, V] it already has, at the N positions of `keep` [B, T].
 
-    - `teacher_ce`, `student_ce`: cross-entropy of either on the supervised tokens, in nats
+    On the supervised tokens, whatever else a term looks at, if there is a teacher:
+
+    - `teacher_ce`, `student_ce`: cross-entropy of either, in nats
     - `agreement/<path>`: share of positions where the path's first choice is the teacher's
-    - `kl/student`: KL(teacher || student) in nats on the same positions
+    - `kl/student`: KL(teacher || student) in nats
     - `switch_gap`: KL(teacher || switch) in nats; at step 0 it says how far V_S is from what L_T can read
-    - `k/<path>/mean|p5|p95`: effective k of each side of a DBiLD term
-    - `k/<path>/raised|cut`: share of positions whose knee lies below `min_k`, beyond `max_k`
-    - `mass/<path>`: probability that the path's top k holds
+
+    Of each path that leads a term at its knees, on the term's positions:
+
+    - `k/<term>/<path>/mean|p5|p95`: effective k
+    - `k/<term>/<path>/raised|cut`: share of positions whose knee lies below `min_k`, beyond `max_k`
+    - `mass/<term>/<path>`: probability that the path's top k holds
     """
-    if "teacher" not in logits:
-        return {}
+    answers = batch.predicting("answer")[keep]
     figures = {}
-    teacher, answered = logits["teacher"], targets != IGNORE
-    if answered.any():
-        for path in ("teacher", "student"):
-            if path in logits:
-                own = cross_entropy(targets[answered], logits[path][answered])
-                figures[f"{path}_ce"] = own.mean().item()
-    for path in logits.keys() - {"teacher"}:
-        agreed = logits[path].argmax(-1) == teacher.argmax(-1)
-        figures[f"agreement/{path}"] = agreed.float().mean().item()
-    if "student" in logits:
-        figures["kl/student"] = forward_kl(teacher, logits["student"]).mean().item()
-    if "switch" in logits:
-        figures["switch_gap"] = forward_kl(teacher, logits["switch"]).mean().item()
-    if led := [term.parameters for term in terms if term.loss == "dbild"]:
-        for path, values in logits.items():
-            figures |= _top(path, values, **_bounds(led[-1]))
-    return figures
+    if "teacher" in logits and answers.any():
+        answered = {path: _at(answers, values) for path, values in logits.items()}
+        figures |= _beside_teacher(answered, batch.targets[keep][answers])
+    return figures | _at_knees(logits, batch, keep, terms)
 
 
 def pulls(
@@ -75,26 +66,49 @@ def pulls(
     return {name: value**0.5 for name, value in squares.items()}
 
 
-def _bounds(parameters: Mapping[str, int | None]) -> dict[str, int | None]:
-    """What a DBiLD term says of its k."""
-    given = {key: value for key in ("window", "max_k") if (value := parameters.get(key)) is not None}
-    return {"min_k": parameters.get("min_k", MIN_K), **given}
+def _beside_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, float]:
+    """The figures on supervised tokens."""
+    teacher, figures = logits["teacher"], {}
+    for path in ("teacher", "student"):
+        if path in logits:
+            figures[f"{path}_ce"] = cross_entropy(targets, logits[path]).mean().item()
+    for path in logits.keys() - {"teacher"}:
+        agreed = logits[path].argmax(-1) == teacher.argmax(-1)
+        figures[f"agreement/{path}"] = agreed.float().mean().item()
+    for path, name in (("student", "kl/student"), ("switch", "switch_gap")):
+        if path in logits:
+            figures[name] = forward_kl(teacher, logits[path]).mean().item()
+    return figures
 
 
-def _top(
-    path: str, logits: Tensor, *, min_k: int, max_k: int | None = None, window: int | None = None
+def _at_knees(
+    logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, terms: Sequence[Term]
 ) -> dict[str, float]:
-    """Effective k and the mass of the top k of one path."""
-    free = effective_k(logits, window=window, min_k=1)  # where the knee is, whatever the bounds
-    k = free.clamp(min_k, max_k).minimum((~absent_columns(logits)).sum(-1))  # as dbild bounds it
-    ranked = logits.float().softmax(-1).sort(-1, descending=True).values.cumsum(-1)
-    mass = ranked.gather(-1, k[:, None] - 1)
-    low, high = torch.quantile(k.float(), torch.tensor([0.05, 0.95], device=k.device)).tolist()
+    """The figures of each term's knees; what several terms seek alike is sorted once."""
+    found: dict[Sought, Knees] = {}
+    figures = {}
+    for term, at in sought(terms):
+        chosen = batch.predicting(at.on)[keep]
+        if chosen.any():
+            if at not in found:
+                found[at] = knees(_at(chosen, logits[at.path]), at)
+            figures |= _figures(f"{term}/{at.path}", found[at])
+    return figures
+
+
+def _figures(name: str, found: Knees) -> dict[str, float]:
+    k = found.k.float()
+    low, high = torch.quantile(k, torch.tensor([0.05, 0.95], device=k.device)).tolist()
     return {
-        f"k/{path}/mean": k.float().mean().item(),
-        f"k/{path}/p5": low,
-        f"k/{path}/p95": high,
-        f"k/{path}/raised": (free < k).float().mean().item(),
-        f"k/{path}/cut": (free > k).float().mean().item(),
-        f"mass/{path}": mass.mean().item(),
+        f"k/{name}/mean": k.mean().item(),
+        f"k/{name}/p5": low,
+        f"k/{name}/p95": high,
+        f"k/{name}/raised": (found.knee < found.k).float().mean().item(),
+        f"k/{name}/cut": (found.knee > found.k).float().mean().item(),
+        f"mass/{name}": found.mass.mean().item(),
     }
+
+
+def _at(chosen: Tensor, logits: Tensor) -> Tensor:
+    """The chosen rows, not copied where they are all."""
+    return logits if chosen.all() else logits[chosen]

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.build import build_data, check_pair, load
+from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.losses import effective_k
+from switchkd_cli.engine.knees import Sought, knees, sought
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.run import Run
@@ -36,12 +36,12 @@ LONGEST = 45  # characters of a question's first line: what stands readably over
 def position(folder: RunFolder) -> Position | None:
     """The finished student, its teacher and its switch where the answer to a question begins.
 
-    None where the last stage seeks no knee, or its data has no question that can be shown.
+    Those that lead a term at their knees; None where none does, or its data has no question that can be shown.
     """
     transformers_logging.disable_progress_bar()
     run = folder.run()
-    terms = [term for term in run.config.stages[-1].objective if term.loss == "dbild"]
-    if not terms:
+    leading = _leading(run.config.stages[-1].objective)
+    if not leading:
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared).to(_device()).eval()
@@ -51,17 +51,13 @@ def position(folder: RunFolder) -> Position | None:
     batch = _batch(paths.student, _asked(run, shown, paths.student), 0).to(_device())
     keep = batch.predicting("answer")
     keep &= keep.cumsum(-1) == 1
-    wanted = {path for term in terms for path in term.paths}
-    logits = paths(batch, wanted, keep)
+    logits = paths(batch, tuple(leading), keep)
     words = paths.student.processor.tokenizer
     return Position(
         who=f"{run.title} (seed {run.seed})",
         question=_first_line(shown[0]),
         answer=words.decode(batch.targets[keep]).strip(),
-        window=terms[-1].parameters.get("window"),
-        paths=tuple(
-            _sorted(path, logits[path][0].float(), terms[-1], words) for path in ORDER if path in wanted
-        ),
+        paths=tuple(_sorted(logits[path].float(), leading[path], words) for path in ORDER if path in leading),
     )
 
 
@@ -107,7 +103,7 @@ def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
 
     Only Latin letters: the pictures' font has no others.
     """
-    data = build_data(run.config.data[run.config.stages[-1].data], model, folder.root)
+    data = open_data(run.config.data[run.config.stages[-1].data], model, folder.root)
     found: list[Row] = []
     looked_through = min(LOOKED_THROUGH, len(data))
     for index in range(looked_through):
@@ -149,16 +145,24 @@ def _batch(model: Llava, data: Conversations, index: int) -> Batch:
     )
 
 
-def _sorted(path: str, logits: Tensor, term: Term, words: PreTrainedTokenizerBase) -> Sorted:
-    """One path's logits [V], sorted, with the knee and what the term makes of it."""
-    bounds = {key: value for key, value in term.parameters.items() if key in ("min_k", "max_k")}
-    window = term.parameters.get("window")
-    values, ids = logits.sort(descending=True)
+def _leading(terms: Sequence[Term]) -> dict[str, Sought]:
+    """Each path that leads a term on text at its knees, and what the first such term seeks there."""
+    found: dict[str, Sought] = {}
+    for _, at in sought([term for term in terms if term.on != "image"]):
+        found.setdefault(at.path, at)
+    return found
+
+
+def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> Sorted:
+    """One path's logits [1, V], sorted, with the knee and what the term makes of it."""
+    found = knees(logits, at)
+    values, ids = logits[0].sort(descending=True)
     return Sorted(
-        path=path,
+        path=at.path,
         logits=values.cpu().numpy(),
-        knee=int(effective_k(logits[None], window=window, min_k=1)),
-        k=int(effective_k(logits[None], window=window, **bounds)),
+        window=at.window,
+        knee=int(found.knee),
+        k=int(found.k),
         first=tuple(words.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )
 

@@ -28,9 +28,11 @@ class Paths(nn.Module):
     | kind      | what                                          | shape              |
     |-----------|-----------------------------------------------|--------------------|
     | logits    | L's, at the kept positions                    | [N, vocabulary]    |
+    | hidden    | L's last states there, in front of the head   | [N, width of L]    |
     | features  | V's, in front of the projector                | [P, F, width of V] |
     | tokens    | P's, in front of the language model           | [P, M, width of L] |
     | attention | L's first layer, from text to image tokens    | [P, T, M, heads]   |
+    | focus     | the same, the mean over heads                 | [P, T, M]          |
 
     Only what is asked for is computed: features alone take no language model. Logits are cut to `vocabulary`
     columns, the ids that both tokenizers share, so that padding rows of a wider head never enter a loss.
@@ -95,10 +97,13 @@ class Paths(nn.Module):
         given = {"features": seen}
         if set(kinds) - {"features"}:
             given["tokens"] = reader.project(seen)
-        if "attention" in kinds:
+        if {"attention", "focus"} & set(kinds):
             given["attention"] = reader.attend(batch, given["tokens"])
+            given["focus"] = given["attention"].mean(-1)
+        if {"logits", "hidden"} & set(kinds):
+            given["hidden"] = reader.understand(batch, given["tokens"], keep)
         if "logits" in kinds:
-            given["logits"] = reader.decode(batch, given["tokens"], keep)[:, : self.vocabulary]
+            given["logits"] = reader.speak(given["hidden"])[:, : self.vocabulary]
         return {kind: given[kind] for kind in kinds}
 
 

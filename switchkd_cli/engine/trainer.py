@@ -93,7 +93,7 @@ class Trainer:
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
         if diagnosed:
             logits = {path: readings[path] for path in PATHS if path in readings}
-            figures |= diagnose(logits, batch.targets[keep], self.stage.objective)
+            figures |= diagnose(logits, batch, keep, self.stage.objective)
         return figures
 
 

@@ -59,8 +59,10 @@ class Watch:
 
     def _clamped(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         for way, bound in (("raised", "min_k"), ("cut", "max_k")):
-            shares = {name.split("/")[1]: means[name] for name in means if name.endswith(f"/{way}")}
-            told = ", ".join(f"{path} {share:.0%}" for path, share in shares.items() if share > CLAMPED)
+            shares = {
+                " ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")
+            }
+            told = ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED)
             if told:
                 sits = f"effective k sits at {bound}, not at the knee"
                 yield f"k {way}", f"{sits}: {told} of the positions at step {step + 1}"

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 from switchkd_cli import runs
 from switchkd_cli.engine import card, checkpoint
 from switchkd_cli.engine import evaluate as evaluation
-from switchkd_cli.engine.build import build_data, check_pair, load
+from switchkd_cli.engine.build import build_data, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import fidelity
 from switchkd_cli.engine.paths import Paths
@@ -105,7 +105,7 @@ def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
     pair = check_pair(run.config, with_teacher=True)
     paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared)
     name = run.config.stages[-1].data
-    rows = build_data(run.config.data[name], paths.student, folder.root)
+    rows = open_data(run.config.data[name], paths.student, folder.root)
     return {"data": name, **fidelity(paths, rows, precision=run.config.precision)}
 
 

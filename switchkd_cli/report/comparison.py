@@ -79,6 +79,7 @@ def comparison(
             *answers.notes,
             *notes.of_scores(runs, columns, teacher),
             *_one_seed(rows),
+            *notes.only_scored(everyone),
             *notes.lengths(everyone),
             *notes.versions(everyone),
             *_files(rows),
@@ -99,9 +100,14 @@ def _over_seeds(rows: Sequence[groups.Group], columns: Columns) -> Iterator[Tabl
     """Each row's average over its own seeds, where some row has several."""
     if all(len(row.runs) == 1 for row in rows):
         return
+    unseeded = {row.name: not row.runs[0].is_run for row in rows}
     lines = []
     for name, estimate in differences.averages(rows, columns).items():
-        if estimate is not None:
+        if estimate is None:
+            continue
+        if unseeded[name]:
+            lines.append(Line(name, (None, Number(estimate.mean), None)))
+        else:
             deviation = None if estimate.deviation is None else Number(estimate.deviation)
             mean = Number(estimate.mean, estimate.interval, estimate.seeds)
             lines.append(Line(name, (estimate.seeds, mean, deviation)))
@@ -109,7 +115,7 @@ def _over_seeds(rows: Sequence[groups.Group], columns: Columns) -> Iterator[Tabl
 
 
 def _one_seed(rows: Sequence[groups.Group]) -> Iterator[str]:
-    alone = [row.title for row in rows if len(row.runs) == 1]
+    alone = [row.title for row in rows if len(row.runs) == 1 and row.runs[0].is_run]
     if alone:
         yield f"one seed, so training's chance is not ruled out (switchkd ablate RECIPE --seeds 5): {'; '.join(alone)}"
 

@@ -50,8 +50,14 @@ class Against:
 def against(ours: Group, theirs: Group, columns: Columns, answers: Answered) -> Against:
     """The differences over the runs of both that pair; none of them when no seed is in common."""
     runs = pairs(ours, theirs)
-    same = tuple(one.seed for one, other in runs if one.seed == other.seed)
+    same = tuple(seed for pair in runs if (seed := _seed(*pair)) is not None)
     return Against(ours, theirs, same, tuple(_differences(runs, columns, answers)) if runs else ())
+
+
+def _seed(ours: Scored, theirs: Scored) -> int | None:
+    """What a pair is named by: the seed that both have, or that of the one that has any."""
+    seeds = {ours.seed, theirs.seed} - {None}
+    return seeds.pop() if len(seeds) == 1 else None
 
 
 def tables(compared: Sequence[Against]) -> tuple[Table, ...]:
@@ -72,7 +78,7 @@ def notes(compared: Sequence[Against]) -> Iterator[str]:
         if any(d.p is not None for d in row.found):
             tests = [(d, _next(corrected, d)) for d in row.found]
             yield from _verdict(name, [d for d, p in tests if p is not None and p < ALPHA and d.counted])
-        if not row.seeds:
+        if not row.seeds and all(group.runs[0].is_run for group in (row.ours, row.theirs)):
             yield f"{name}: two runs of different seeds, so the seed is part of the difference"
     if tested:
         yield (

@@ -10,21 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.report.cells import Cell, Interval, Number, Probability, Report, Table, full_name, words
+from switchkd_cli.report.cells import Cell, Interval, Number, Probability, Report, Table, words
+from switchkd_cli.report.latex import to_latex
 from switchkd_cli.report.render import to_json, to_markdown, to_text
 
 CELLS = ("value", "interval", "low", "high", "seeds", "counted")
 """What a CSV line says of a cell beside its text: a score or p-value, half of its own interval over so many
 seeds, an interval's ends, whether it is in the average."""
-
-
-def to_latex(report: Report) -> str:
-    """A table environment for each table (booktabs, graphicx, utf8), the notes below as a list."""
-    parts = [f"% {report.title}", "% \\usepackage{booktabs,graphicx}"]
-    parts += [_latex_table(table, table.title or report.title) for table in report.tables]
-    notes = "\n".join(f"  \\item {_escaped(note)}" for note in report.notes)
-    parts.append(f"\\begin{{itemize}}\\footnotesize\n{notes}\n\\end{{itemize}}")
-    return "\n\n".join(parts) + "\n"
 
 
 def to_csv(report: Report) -> str:
@@ -82,51 +74,3 @@ def _numbers(cell: Cell) -> dict[str, object]:
         known = asdict(cell)
         return {name: known[name] for name in CELLS if known.get(name) is not None}
     return {"value": cell} if isinstance(cell, int) else {}
-
-
-def _latex_table(table: Table, title: str) -> str:
-    rows = [(full_name(line), *map(words, line.cells)) for line in table.lines]
-    long = [max((len(row[i]) for row in rows), default=0) for i in range(len(table.columns))]
-    layout = "l" + "".join("r" if width <= 22 else "p{9em}" for width in long[1:])
-    body = [r"\toprule", _latex_row(table.columns), r"\midrule", *map(_latex_row, rows), r"\bottomrule"]
-    return "\n".join(
-        (
-            r"\begin{table}\centering",
-            f"\\caption{{{_escaped(title)}}}",
-            f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n\\begin{{tabular}}{{{layout}}}",
-            *body,
-            "\\end{tabular}}",
-            r"\end{table}",
-        )
-    )
-
-
-def _latex_row(row: tuple[str, ...]) -> str:
-    return (
-        " & ".join(f"{{{_escaped(text)}}}" if text.startswith("[") else _escaped(text) for text in row)
-        + r" \\"
-    )
-
-
-LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "±": r"\textpm{}",
-        "–": "--",
-        "·": r"\textperiodcentered{}",
-    }
-    | {
-        "×": r"\texttimes{}",
-        "−": r"\textminus{}",
-        "λ": r"\(\lambda\)",
-        "τ": r"\(\tau\)",
-        "²": r"\texttwosuperior{}",
-    }
-)
-
-
-def _escaped(text: str) -> str:
-    return text.translate(LATEX)

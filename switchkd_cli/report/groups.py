@@ -33,7 +33,7 @@ def grouped(runs: Sequence[Scored]) -> tuple[Group, ...]:
     runs = list({run.path: run for run in runs}.values())
     rows: dict[object, list[Scored]] = {}
     for run in runs:
-        rows.setdefault(run.path.parent, []).append(run)
+        rows.setdefault(run.home, []).append(run)
     if len(rows) == 1:
         rows = {run.path: [run] for run in runs}
     groups = [sorted(row, key=lambda run: run.seed) for row in rows.values()]
@@ -62,9 +62,13 @@ def reference(groups: Sequence[Group], controls: Sequence[str], against: str | N
 
 
 def pairs(ours: Group, theirs: Group) -> list[tuple[Scored, Scored]]:
-    """The runs of seeds that both have; two single runs are a pair whatever their seeds."""
-    if len(ours.runs) == len(theirs.runs) == 1:
-        return [(ours.runs[0], theirs.runs[0])]
+    """The runs of seeds that both have; two single runs are a pair whatever their seeds.
+
+    A model without a seed, which is taken as it is, stands against every run.
+    """
+    runs = all(group.runs[0].is_run for group in (ours, theirs))
+    if not runs or len(ours.runs) == len(theirs.runs) == 1:
+        return [(one, other) for one in ours.runs for other in theirs.runs]
     other = {run.seed: run for run in theirs.runs}
     return [(run, other[run.seed]) for run in ours.runs if run.seed in other]
 
@@ -77,7 +81,7 @@ def _name(group: Sequence[Scored]) -> str:
 
 def _told_apart(groups: Sequence[Sequence[Scored]], names: list[str]) -> list[str]:
     """Namesakes get their recipe, and their folder if that is not enough."""
-    for prefix in (lambda group: group[0].recipe, lambda group: shown(group[0].path.parent)):
+    for prefix in (lambda group: group[0].recipe, lambda group: shown(group[0].home)):
         count = Counter(names)
         names = [
             f"{prefix(group)}: {_name(group)}" if count[name] > 1 else name

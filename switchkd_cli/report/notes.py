@@ -19,7 +19,7 @@ from switchkd_cli.report.scored import Scored, items, one_or_each
 def title(runs: Sequence[Scored]) -> str:
     """Recipes, world and split; the playground is never taken for the paper's benchmarks."""
     results = runs[0].results
-    recipes = ", ".join(dict.fromkeys(run.recipe for run in runs))
+    recipes = ", ".join(dict.fromkeys(run.recipe for run in runs if run.is_run)) or "evaluations"
     if results["world"] != "playground":
         return f"{recipes}: {results['world']}, {results['split']} split"
     return f"{recipes}: playground, {results['split']} split (a small world, not the paper's benchmarks)"
@@ -104,6 +104,9 @@ def of_paper(columns: Columns, world: str) -> Iterator[str]:
 
 def lengths(runs: Sequence[Scored]) -> Iterator[str]:
     """How long each run was trained; one note when it is the same for all."""
+    runs = [run for run in runs if run.is_run]
+    if not runs:
+        return
     found = dict.fromkeys(run.length for run in runs)
     if len(found) == 1:
         yield f"trained equally long: {runs[0].length}"
@@ -113,8 +116,15 @@ def lengths(runs: Sequence[Scored]) -> Iterator[str]:
         yield f"not trained equally long: {length}: {'; '.join(titles)}"
 
 
+def only_scored(runs: Sequence[Scored]) -> Iterator[str]:
+    """Whose scores are all that is known of them."""
+    if models := dict.fromkeys(run.title for run in runs if not run.is_run):
+        yield f"scored by switchkd eval, its seed, training and recipe not known here (–): {'; '.join(models)}"
+
+
 def versions(runs: Sequence[Scored]) -> Iterator[str]:
     """What was not the same when the runs were trained; runs that were scored unlike are in no table."""
+    runs = [run for run in runs if run.is_run]
     for name in dict.fromkeys(name for run in runs for name in run.versions):
         found: dict[str, dict[str, None]] = defaultdict(dict)
         for run in runs:

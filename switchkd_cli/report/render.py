@@ -93,8 +93,8 @@ def _drawn(table: Table) -> rich.table.Table:
             drawn.add_column(Text(head), overflow="fold")
         elif max(widest) > WORDS:  # beside words, which give way
             drawn.add_column(Text(head), justify="right", width=max(needed, len(head)))
-        else:
-            drawn.add_column(Text(head), justify="right", min_width=needed)  # heads may wrap, numbers may not
+        else:  # heads may wrap, numbers may not
+            drawn.add_column(Text(head), justify="right", min_width=needed, overflow="fold")
     for kind, lines in groupby(table.lines, key=lambda line: line.kind):
         style = STYLES.get(kind, "")
         if kind in HEADINGS:

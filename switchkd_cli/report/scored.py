@@ -12,20 +12,23 @@ from typing import Any
 import yaml
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.locate import ASSETS, SHIPPED
 from switchkd_cli.runs import RunFolder, read_json
 
+UNKNOWN = "–"  # the recipe of a model that was only scored
 SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One run: who it is, what it was asked, how it did."""
+    """One run, or one model that `switchkd eval` scored: who it is, what it was asked, how it did."""
 
     path: Path
     recipe: str
     row: str
     title: str
-    seed: int
+    seed: int | None
+    """None of a model of which only the scores are known: no seed, no training, no recipe."""
     results: Mapping[str, Any]
     """results.json, see engine/evaluate.py."""
     paper: Mapping[str, float]
@@ -47,8 +50,18 @@ class Scored:
     """run.json: its key, command, commit, machine, times."""
 
     @property
+    def is_run(self) -> bool:
+        """Whether it was trained here; else nothing but its scores is known."""
+        return self.seed is not None
+
+    @property
     def name(self) -> str:
-        return f"{self.title} (seed {self.seed})"
+        return f"{self.title} (seed {self.seed})" if self.is_run else self.title
+
+    @property
+    def home(self) -> Path:
+        """What the runs of its row share: the row's folder; a model stands alone."""
+        return self.path.parent if self.is_run else self.path
 
     @property
     def ablation(self) -> str:
@@ -78,8 +91,10 @@ class Scored:
 
 
 def read(folder: RunFolder) -> Scored:
-    """The run in a folder. Raises UserError when it has no scores."""
+    """The run, or the evaluated model, in a folder. Raises UserError when it has no scores."""
     info, results = folder.info(), read_json(folder.results)
+    if results and not folder.record.exists():
+        return _evaluated(folder, results)
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
     resolved = yaml.load(folder.recipe.read_text(encoding="utf-8"), Loader=SAFE)
@@ -100,6 +115,26 @@ def read(folder: RunFolder) -> Scored:
         trained=sum(_clocks(lines).values()),
         gib=_gib(lines),
         info=info,
+    )
+
+
+def _evaluated(folder: RunFolder, results: Mapping[str, Any]) -> Scored:
+    """A model called by its name: a hub id, a shipped one, or where its folder is."""
+    name = str(results["model"])
+    for home, prefix in ((ASSETS, SHIPPED), (Path.cwd(), "")):
+        if Path(name).is_relative_to(home):
+            name = prefix + str(Path(name).relative_to(home))
+            break
+    return Scored(
+        path=folder.path,
+        recipe=UNKNOWN,
+        row=name,
+        title=name,
+        seed=None,
+        results=results,
+        paper={},
+        stages=(),
+        seconds=None,
     )
 
 

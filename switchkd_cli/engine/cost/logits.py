@@ -45,6 +45,7 @@ FOOTPRINTS = {
         5, 12
     ),  # of rows of equal length, which pictures are; and L^2 numbers for L positions
     "sinkhorn": Footprint(13, 12),  # the same
+    "hidden_correlation": Footprint(0, 0),  # it reads no logits
 }
 UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""

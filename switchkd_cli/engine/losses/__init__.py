@@ -7,19 +7,22 @@ positional arguments say what is read**, and nothing else is computed for a term
 | argument                     | what                                                         | the loss returns |
 |------------------------------|--------------------------------------------------------------|------------------|
 | ``{side}_logits``            | [N, V] at the term's positions                               | [N]              |
+| ``{side}_hidden``            | [N, D] at the term's positions, in front of the head         | [N]              |
 | ``{side}_features``          | [P, F, W] of the vision tower                                | [P]              |
 | ``{side}_tokens``            | [P, M, D] behind the projector                               | [P]              |
 | ``{side}_attention``         | [P, T, M, H] of the first layer, from text to image tokens   | [P]              |
+| ``{side}_focus``             | [P, T, M], its mean over heads                               | [P]              |
 | ``targets``, ``rows``        | [N]: the tokens to be predicted; whose row of data each is   |                  |
 | ``progress``                 | the share of the stage's steps that were taken, 0 to 1       |                  |
 
 ``side`` is teacher or student: what the term's `to` and `of` name. Where the student's W, D or H differs from the
 teacher's, a trained linear map has been applied to the student's. The keyword-only arguments are the recipe's
-``parameters``. Each computes in float32 at least, and no gradient reaches the teacher. Averaging over positions or
+``parameters``. A loss that takes as many logits as lie before a knee declares whose with ``at_knees_of``. Each computes in float32 at least, and no gradient reaches the teacher. Averaging over positions or
 pictures is the objective's work, never a loss's.
 """
 
 from .attended_token_mse import attended_token_mse
+from .attention_kl import attention_kl
 from .attention_mse import attention_mse
 from .bild import bild
 from .cross_entropy import cross_entropy
@@ -30,6 +33,7 @@ from .dbild_teacher_led import dbild_teacher_led
 from .decoupled_kd import decoupled_kd
 from .feature_mse import feature_mse
 from .forward_kl import forward_kl
+from .hidden_correlation import hidden_correlation
 from .jensen_shannon import jensen_shannon
 from .knee import effective_k, knee_rank
 from .knee_kl import knee_kl
@@ -43,6 +47,7 @@ from .token_mse import token_mse
 
 __all__ = [
     "attended_token_mse",
+    "attention_kl",
     "attention_mse",
     "bild",
     "cross_entropy",
@@ -54,6 +59,7 @@ __all__ = [
     "effective_k",
     "feature_mse",
     "forward_kl",
+    "hidden_correlation",
     "jensen_shannon",
     "knee_kl",
     "knee_rank",

@@ -4,11 +4,11 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import difference_kl, in_row_blocks, led_sides
+from .differences import at_knees_of, difference_kl, led_sides
 from .knee import top_knee
 
 
-@in_row_blocks
+@at_knees_of("teacher", "student")
 def dbild_forward(
     teacher_logits: Tensor,
     student_logits: Tensor,

@@ -5,11 +5,11 @@ from functools import partial
 from torch import Tensor
 
 from .columns import broken_rows
-from .differences import difference_kl, in_row_blocks, led_side
+from .differences import at_knees_of, difference_kl, led_side
 from .knee import top_knee
 
 
-@in_row_blocks
+@at_knees_of("teacher")
 def dbild_teacher_led(
     teacher_logits: Tensor,
     student_logits: Tensor,

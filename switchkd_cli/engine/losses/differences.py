@@ -51,6 +51,15 @@ def in_row_blocks(loss: Loss) -> Loss:
     return blockwise
 
 
+def at_knees_of(*sides: str) -> Callable[[Loss], Loss]:
+    """Declare which sides ("teacher", "student") lead a loss, each at the knee of its sorted logits.
+
+    The loss takes ``window``, ``min_k`` and ``max_k``, and is computed a block of rows at a time. The declaration is
+    read from the text (registry.py): what is diagnosed and drawn of a term's knees follows from it.
+    """
+    return in_row_blocks
+
+
 def led_side(leader: Tensor, teacher_logits: Tensor, student_logits: Tensor, select: Select) -> Led:
     """Return the side of two logits [N, V] that the leader, one of them, leads.
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .columns import FLOOR
-from .differences import in_row_blocks, led_sides
+from .differences import at_knees_of, led_sides
 from .knee import top_knee
 
 
-@in_row_blocks
+@at_knees_of("teacher", "student")
 def knee_kl(
     teacher_logits: Tensor,
     student_logits: Tensor,

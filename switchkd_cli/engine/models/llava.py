@@ -125,8 +125,8 @@ class Llava(nn.Module):
         """P: features [P, F, vision width] -> tokens [P, image_tokens, language width]."""
         return self.model.model.multi_modal_projector(features)
 
-    def decode(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
-        """L: the batch's text with visual tokens in place of its image tokens -> logits [N, V] where `keep`."""
+    def understand(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
+        """L but for its head: the batch's text with visual tokens in place of its image tokens -> [N, D] where `keep`."""
         embedded = self._embed(batch, visual)
         hidden = self.model.model.language_model(
             inputs_embeds=embedded,
@@ -134,7 +134,15 @@ class Llava(nn.Module):
             position_ids=batch.position,
             use_cache=False,
         ).last_hidden_state
-        return self.model.lm_head(hidden[keep])
+        return hidden[keep]
+
+    def speak(self, hidden: Tensor) -> Tensor:
+        """L's head: last states [N, D] -> logits [N, V]."""
+        return self.model.lm_head(hidden)
+
+    def decode(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
+        """L: logits [N, V] where `keep`."""
+        return self.speak(self.understand(batch, visual, keep))
 
     def attend(self, batch: Batch, visual: Tensor) -> Tensor:
         """L's first layer: how much each token's query attends to each image token, [P, T, image tokens, heads].

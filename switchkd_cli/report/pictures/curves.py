@@ -26,11 +26,7 @@ PANELS = {
     "agreement/switch": "switch agrees with the teacher",
     "kl/student": "KL(teacher, student), nats",
     "switch_gap": "switch gap KL(teacher, switch), nats",
-    "k/student/mean": "effective k of the student",
-    "k/switch/mean": "effective k of the switch",
 }
-BESIDE = {"k/student/mean": "k/teacher/mean", "k/switch/mean": "k/teacher/mean"}
-"""Panels where the teacher's own figure is drawn too; of a cross-entropy term it is `teacher_ce`."""
 DASHED = (0, (4, 2))
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 DECADE = 10  # a positive figure that spans more is drawn on a logarithmic axis
@@ -51,6 +47,7 @@ def curves(rows: Sequence[Row]) -> Figure | None:
 
     A panel a term and a diagnostic; the terms' gradients share a panel for each part that they train.
     """
+    rows = [row for row in rows if row.runs[0].stages]  # not of a model that was only scored
     read = {row: [_last_stage(logged(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
     every = [steps for own in read.values() for steps in own]
     panels = list(_panels(every, _terms(rows)))
@@ -87,11 +84,25 @@ def _panels(
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, own)
     for name, title in PANELS.items():
         if name in seen:
-            yield Panel(title, {name: "-"}, BESIDE.get(name))
+            yield Panel(title, {name: "-"})
+    yield from _knees([name for name in seen if name.startswith("k/") and name.endswith("/mean")])
     gradients = [name for name in seen if name.startswith("grad/")]
     for part in dict.fromkeys(name.split("/")[2] for name in gradients):
         own = [name for name in gradients if name.endswith(f"/{part}")]
         yield Panel(f"gradients on {part}", dict(zip(own, cycle(STYLES), strict=False)))
+
+
+def _knees(names: Sequence[str]) -> Iterator[Panel]:
+    """`k/<term>/<path>/mean`: what leads beside the teacher, with the teacher's own; the teacher where it leads alone."""
+    terms: dict[str, dict[str, str]] = {}
+    for name in names:
+        _, *term, path, _ = name.split("/")  # older runs name no term
+        terms.setdefault("".join(term), {})[path] = name
+    for term, paths in terms.items():
+        teacher = paths.pop("teacher", None)
+        of = f"{term}: " if term else ""
+        for path, name in (paths or {"teacher": teacher}).items():
+            yield Panel(f"{of}effective k of the {path}", {name: "-"}, teacher if paths else None)
 
 
 def _styles(axes: Axes, panel: Panel) -> None:

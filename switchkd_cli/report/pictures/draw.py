@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.notes import shown
 from switchkd_cli.report.pictures import style
 from switchkd_cli.report.pictures.attention import Question, attention
@@ -77,7 +78,10 @@ def draw(
         "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
         "cost": (partial(cost, rows, teacher), "needs the row sft and one beside it, with an average"),
         "curves": (partial(curves, rows), "no step was logged"),
-        "knees": (partial(_knees, rows, models), "needs the saved model of a run that is trained with dbild"),
+        "knees": (
+            partial(_knees, rows, models),
+            "needs the saved model of a run with a term that seeks knees",
+        ),
         "attention": (
             partial(_attention, rows, models),
             "needs saved models and pictured questions in Latin letters",
@@ -113,4 +117,5 @@ def _saved(row: style.Row) -> RunFolder | None:
 
 
 def _seeks_a_knee(row: style.Row) -> bool:
-    return any(term["loss"] == "dbild" for term in row.runs[0].stages[-1].get("objective", ()))
+    losses = {term["loss"] for term in row.runs[0].stages[-1].get("objective", ())}
+    return any(signature("loss", name).knees for name in losses & LOSSES.keys())

@@ -24,6 +24,8 @@ class Sorted:
     path: str
     logits: np.ndarray
     """[V] descending."""
+    window: int | None
+    """The knee is sought among so many of them; None: among all."""
     knee: int
     """1 + the rank of the knee: how many logits lie at or before it."""
     k: int
@@ -40,7 +42,6 @@ class Position:
     question: str
     answer: str
     """The token that the answer begins with."""
-    window: int | None
     paths: tuple[Sorted, ...]
 
 
@@ -52,7 +53,7 @@ def knees(position: Position, colour: str) -> Figure:
     drawn = figure(3.7 * len(position.paths), 4.5)
     panels = drawn.subplots(1, len(position.paths), squeeze=False, sharey=True).flat
     for axes, path in zip(panels, position.paths, strict=True):
-        _panel(axes, path, position.window, TEACHER if path.path == "teacher" else colour)
+        _panel(axes, path, TEACHER if path.path == "teacher" else colour)
     drawn.axes[0].set_ylabel("logit, lowest 0 and highest 1")
     asked = f"“{position.question}” · the answer begins with “{position.answer}”"
     drawn.suptitle(f"{position.who}: sorted logits and their knees, paper Figure 2b\n{asked}", fontsize=9)
@@ -64,8 +65,8 @@ def normalised(logits: np.ndarray) -> np.ndarray:
     return (logits - logits[-1]) / max(logits[0] - logits[-1], np.finfo(float).tiny)
 
 
-def _panel(axes: Axes, path: Sorted, window: int | None, colour: str) -> None:
-    y = normalised(path.logits[:window])
+def _panel(axes: Axes, path: Sorted, colour: str) -> None:
+    y = normalised(path.logits[: path.window])
     ranks = np.arange(1, len(y) + 1)
     rank = path.knee - 1
     x = (ranks - 1) / max(1, len(y) - 1)

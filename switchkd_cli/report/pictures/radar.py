@@ -105,7 +105,7 @@ def _label(spoke: str, columns: Columns) -> str:
 
 def _told(rows: Sequence[Row]) -> str:
     results = rows[0].runs[0].results
-    counts = sorted({len(row.runs) for row in rows})
+    counts = sorted({len(row.runs) for row in rows if row.runs[0].is_run} or {1})
     runs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = "one seed" if counts == [1] else f"means over {runs} seeds"
     return f"{results['world']}, {results['split']} split · score 0..100 · {seeds}"

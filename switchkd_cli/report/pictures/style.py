@@ -71,11 +71,11 @@ def rows_of(runs: Sequence[Scored]) -> list[Row]:
     groups: dict[tuple[str, str], list[Scored]] = {}
     for run in runs:
         groups.setdefault((run.recipe, run.row), []).append(run)
-    several = len({recipe for recipe, _ in groups}) > 1
+    several = len({run.recipe for run in runs if run.is_run}) > 1
     looks = _looks([row for _, row in groups])
     return [
         Row(
-            f"{recipe}: {own[0].title}" if several else own[0].title,
+            f"{recipe}: {own[0].title}" if several and own[0].is_run else own[0].title,
             tuple(own),
             *looks[i],
         )

@@ -1,0 +1,69 @@
+"""Where an objective's terms seek knees: in whose sorted logits, at which positions, between which bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from switchkd_cli import registry
+from switchkd_cli.engine.losses import knee_rank
+from switchkd_cli.engine.losses.columns import FLOOR, absent_columns, in_float
+from switchkd_cli.engine.losses.differences import BLOCK
+from switchkd_cli.recipe.schema import Term
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a loss does with the rows of logits that lead it."""
+
+    path: str
+    """Whose logits lead."""
+    on: str
+    """At which positions."""
+    window: int | None
+    min_k: int
+    max_k: int | None
+
+
+@dataclass(frozen=True)
+class Knees:
+    """Of N rows of logits."""
+
+    knee: Tensor
+    """[N] 1 + the knee's rank: how many logits lie at or before it."""
+    k: Tensor
+    """[N] what the loss takes: the knee within its bounds."""
+    mass: Tensor
+    """[N] probability of the top k."""
+
+
+def sought(terms: Sequence[Term]) -> list[tuple[str, Sought]]:
+    """The terms' names with each of their knees, as their losses declare (`registry.Signature.knees`)."""
+    found = []
+    for term in terms:
+        declared = registry.signature("loss", term.loss)
+        for side in declared.knees:
+            given = {
+                name: term.parameters.get(name, declared.keywords[name].default) for name in registry.BOUNDS
+            }
+            found.append((term.name, Sought(term.of if side == "student" else term.to, term.on, **given)))
+    return found
+
+
+@torch.no_grad()
+def knees(logits: Tensor, at: Sought) -> Knees:
+    """The knees of rows of logits [N, V], sorted once, a block of rows at a time."""
+    blocks = [_knees(block, at) for block in logits.split(max(1, BLOCK // logits.shape[-1]))]
+    return Knees(*(torch.cat(of) for of in zip(*blocks, strict=True)))
+
+
+def _knees(logits: Tensor, at: Sought) -> tuple[Tensor, Tensor, Tensor]:
+    absent = absent_columns(logits)
+    ranked = in_float(logits).masked_fill(absent, FLOOR).sort(-1, descending=True).values
+    knee = 1 + knee_rank(ranked, at.window)
+    k = knee.clamp(at.min_k, at.max_k).minimum((~absent).sum(-1))
+    mass = ranked.softmax(-1).cumsum(-1).gather(-1, k[:, None] - 1)[:, 0]
+    return knee, k, mass
