@@ -1,6 +1,7 @@
 """Model names in recipes -> where the weights are."""
 
 import re
+from os.path import exists, isdir  # unlike Path's, they raise for no name, however long
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
@@ -19,15 +20,18 @@ def locate(name: str) -> str:
     """
     if name.startswith(SHIPPED):
         folder = ASSETS / name.removeprefix(SHIPPED)
-        if not folder.is_dir():
+        if folder.parent != ASSETS or folder.name == ".." or not isdir(folder):
             shipped = ", ".join(sorted(SHIPPED + p.parent.name for p in ASSETS.glob("*/config.json")))
             raise UserError(f"{name}: no such model in this package", hint=f"shipped: {shipped}")
         return str(folder)
-    folder = Path(name).expanduser()
     if not _only_a_folder(name):
         return name
-    if not folder.is_dir():
-        raise UserError(f"{name}: {'not a folder' if folder.exists() else 'no such folder'}", hint=HINT)
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # ~ of a user that there is not
+        raise UserError(f"{name}: no such folder", hint=HINT) from None
+    if not isdir(folder):
+        raise UserError(f"{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)
     if not any((folder / file).is_file() for file in ("config.json", "tokenizer.json")):
         raise UserError(f"{name}: no config.json or tokenizer.json in this folder", hint=HINT)
     return str(folder)
@@ -37,6 +41,6 @@ def _only_a_folder(name: str) -> bool:
     return (
         name.startswith((".", "/", "~"))
         or HUB_ID.fullmatch(name) is None
-        or Path(name).exists()
-        or ("/" in name and Path(name.partition("/")[0]).is_dir())
+        or exists(name)
+        or ("/" in name and isdir(name.partition("/")[0]))
     )

@@ -16,10 +16,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UNPRINTABLE, UserError
 from switchkd_cli.locks import hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
@@ -138,6 +139,11 @@ def folder(root: Path, run: Run) -> RunFolder:
         raise UserError(
             f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
         )
+    if run.recipe.startswith(".") or UNPRINTABLE.search(run.recipe):
+        raise UserError(
+            f"{run.recipe}.yaml: a recipe can't have this name: its runs go to a folder of that name",
+            hint="rename the file: no dot in front, no line breaks, no control characters",
+        )
     return RunFolder(root.absolute() / run.recipe / run.row / f"seed{run.seed}")
 
 
@@ -163,7 +169,8 @@ def scores(shared: SharedFolder) -> Any:
 
 def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
     """All finished runs, or those of one recipe, the oldest first."""
-    found = [RunFolder(path.parent.absolute()) for path in root.glob(f"{recipe}/*/seed*/run.json")]
+    name = recipe if recipe == "*" else escape(recipe)
+    found = [RunFolder(path.parent.absolute()) for path in root.glob(f"{name}/*/seed*/run.json")]
     infos = [(folder.info(), folder) for folder in found]
     done = [(info.get("ended", ""), str(folder.path), folder) for info, folder in infos if _is_done(info)]
     return [folder for *_, folder in sorted(done)]

@@ -116,7 +116,7 @@ def _objective(stage: Mapping[str, Any], path: Path, *, has_teacher: bool) -> It
 def _reach(term: Mapping[str, Any]) -> frozenset[str]:
     """The parts that the term's gradient reaches; all that its path has where its loss is not known."""
     reach = REACH.get(str(term.get("of", "student")), REACH["student"])
-    if term.get("loss") not in registry.LOSSES:
+    if not isinstance(term.get("loss"), str) or term["loss"] not in registry.LOSSES:
         return reach
     kinds = [kind for side, kind in registry.signature("loss", term["loss"]).reads if side == "student"]
     return reach & frozenset().union(*(IN_FRONT_OF.get(kind, reach) for kind in kinds))

@@ -8,6 +8,7 @@ language of rows. Every value keeps the place where it was written, so that erro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,10 @@ def patched_by(layer: Any, data: Any, at: tuple[source.Step, ...] = ()) -> tuple
 def _extended(data: PlacedDict, path: Path, above: Sequence[Path]) -> Path:
     """The file that `data`, read from `path`, extends."""
     name, place = data[EXTENDS], source.where(data, (EXTENDS,))
-    if not isinstance(name, str) or "/" in name:
+    if not isinstance(name, str) or "/" in name or name.strip(".") == "":
         raise UserError(f"{place}: {EXTENDS}: must name a recipe file in the same folder, got {name!r}")
     file = path.with_name(name)
-    if not file.is_file():
+    if not isfile(file):
         beside = sorted(p.name for p in path.parent.glob("*.yaml") if p != path)
         raise UserError(f"{place}: {EXTENDS}: no such recipe, got {name!r}{did_you_mean(name, beside)}")
     if file in (*above, path):
@@ -90,9 +91,12 @@ def _extended(data: PlacedDict, path: Path, above: Sequence[Path]) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():  # a pipe or a device may have no end
+            raise OSError("not a file")
+        with path.open(encoding="utf-8") as stream:
+            return stream.read(source.LONGEST + 1)
     except FileNotFoundError:
         known = [str(p) for p in (*Path("recipes").rglob("*.yaml"), *path.parent.glob("*.yaml"))]
         raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint="ls recipes") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable: {error}") from None

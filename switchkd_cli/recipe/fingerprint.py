@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from os.path import exists, isfile
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
@@ -17,10 +18,10 @@ def fingerprint(name: str) -> str | None:
     Reads the first and last mebibyte of each file; a model's card is no part of what it is. None for a hub id or when nothing is there.
     """
     try:
-        path = Path(locate(name)) if not Path(name).is_file() else Path(name)
+        path = Path(locate(name)) if not isfile(name) else Path(name)
     except UserError:
         return None
-    if not path.exists():
+    if not exists(path):
         return None
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if _counts(p)):

@@ -32,6 +32,7 @@ _BOUNDS = {
     "greater_than": "above {gt:g}",
     "greater_than_equal": "{ge:g} or more",
     "less_than": "below {lt:g}",
+    "less_than_equal": "{le:g} or less",
 }
 
 

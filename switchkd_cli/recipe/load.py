@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from switchkd_cli.errors import UserError, did_you_mean
@@ -104,9 +103,9 @@ class _Opened:
     def _patched(self, name: str, problems: dict[str, None]) -> Any:
         """The data with a row's `drop` and `set` applied as far as they can be, in its world."""
         data: Any = self.data
-        row = (data.get("rows") or {}).get(name) if name != BASE or BASE in self.rows else None
-        row = row if isinstance(row, dict) else {}
-        if row:
+        rows = data.get("rows")
+        row = rows.get(name) if isinstance(rows, dict) else None
+        if isinstance(row, dict):
             data, faults = extend.patched_by(self.data, data, ("rows", name))
             problems.update({_told(fault): None for fault in faults})
         return self._laid(data, problems)
@@ -162,7 +161,7 @@ def _parse(overrides: Sequence[str], problems: dict[str, None]) -> dict[str, Any
         else:
             try:
                 parsed[key] = source.value(value)
-            except yaml.YAMLError:
+            except UserError:
                 problems[f"override: {key}: not readable as YAML, got {value!r}"] = None
     return parsed
 

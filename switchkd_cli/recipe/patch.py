@@ -50,7 +50,7 @@ def drop(data: Any, names: Iterable[str]) -> Any:
     objectives = list(_objectives(data))
     known = {name for terms in objectives for name in map(item_name, terms) if name}
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise PatchError(f"no such term, got {name!r}{did_you_mean(name, sorted(known))}")
     for terms in objectives:
         for index in reversed(range(len(terms))):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from os.path import isfile
 from typing import Any
 
 from switchkd_cli.errors import UserError
@@ -122,4 +122,4 @@ def _model_fingerprints(model: Model | None) -> list[str | None]:
 
 def _data_fingerprints(config: Recipe, name: str) -> list[str | None]:
     values = config.data[name].parameters.values()
-    return [fingerprint(value) for value in values if isinstance(value, str) and Path(value).is_file()]
+    return [fingerprint(value) for value in values if isinstance(value, str) and isfile(value)]

@@ -10,7 +10,7 @@ NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"  # no dots: names are steps of dotted paths a
 
 Name = Annotated[str, Field(pattern=NAME)]
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
@@ -128,9 +128,9 @@ class Stage(Closed):
     batch: Count
     micro_batch: Count | None = None
     group_by: Literal["modality_length"] | None = None
-    workers: Annotated[int, Field(strict=True, ge=0)] | None = None
+    workers: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
     steps: Count | None = None
-    epochs: Positive | None = None
+    epochs: Annotated[float, Field(strict=True, gt=0, le=10**6)] | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 0.0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable
 from switchkd_cli.engine.data.ledger import Ledger
@@ -55,6 +57,7 @@ class Conversations(Dataset[Example]):
         self.max_length = max_length
         self.ledger = Ledger(rows.name, len(rows), max_faults)
         self._special = frozenset(processor.tokenizer.all_special_ids)
+        self._marks = _marks(processor.tokenizer)
         self._image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
         self._opening = opening(processor.tokenizer)
         self._kept: dict[int, Example] = {}
@@ -139,6 +142,9 @@ class Conversations(Dataset[Example]):
         return self._written(self.rows[index])
 
     def _written(self, row: Row) -> Example:
+        for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
+            if mark := self._marks.search(text):
+                raise Fault(f"its text holds {mark[0]}, a special token of the tokenizer")
         tokens, labels, turn = self._cut(*self._tokens(row))
         return Example(row.id, torch.tensor(tokens), torch.tensor(labels), torch.tensor(turn))
 
@@ -200,16 +206,19 @@ class Conversations(Dataset[Example]):
         return pieces
 
     def _render(self, messages: Sequence[Mapping], *, generation: bool) -> str:
-        return self.processor.apply_chat_template(
-            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generation
-        )
+        try:
+            return self.processor.apply_chat_template(
+                messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generation
+            )
+        except TemplateError as error:
+            raise Fault(f"the chat template refuses it: {error}") from error
 
     def _encode(self, text: str) -> list[int]:
         expanded = text.replace(IMAGE, IMAGE * self.image_tokens)
         return self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
     def _prepared(self, image: str | bytes) -> Tensor:
-        picture = opened(image, self.rows.images)
+        picture = opened(image, self.rows.images, follow_links=self.rows.follow_links)
         return self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
 
@@ -219,6 +228,14 @@ def stand_ins(index: int, rows: int) -> Iterator[int]:
     others = random.Random(index)
     for _ in range(TRIES - 1):
         yield others.randrange(rows)
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds special tokens in texts of data: there they would end a turn, or begin another speaker's."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    words = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
+    return re.compile("|".join(words) or r"(?!)")
 
 
 def _message(role: str, text: str, *, pictured: bool = False) -> dict:

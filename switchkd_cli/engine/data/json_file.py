@@ -135,7 +135,10 @@ class _Window:
                 cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
                 if not (cut and self._more()):
                     raise self.broken(error.msg) from error
-            except RecursionError as error:
+            except (
+                RecursionError,
+                ValueError,
+            ) as error:  # too deep; a number of more digits than Python reads
                 raise self.broken(_told(error)) from error
         read = self.text[self.at : end]
         begin, self.at = self.begin, end

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from switchkd_cli.engine.data.opening import open_rows
-from switchkd_cli.engine.data.rows import Fault, Row, Rows, paired
+from switchkd_cli.engine.data.rows import Fault, Row, Rows, paired, told
 
 FORMAT = "a list of {id, image, conversations: [{from: human, value}, {from: gpt, value}, ...]}"
 SHOWN = 5  # speakers shown of a conversation that is out of order
@@ -17,9 +17,14 @@ def llava_json(
     images: str | None = None,
     limit: int | None = None,
     turns: Literal["chained", "independent"] = "chained",
+    follow_links: bool = False,
 ) -> Rows:
-    """Rows of a .json, .jsonl or .parquet file; image paths are relative to `images`."""
-    return open_rows(Path(file), llava_row, FORMAT, cache=cache, images=images, limit=limit, turns=turns)
+    """Rows of a .json, .jsonl or .parquet file; image paths are relative to `images`.
+
+    `follow_links` lets symbolic links in there lead elsewhere.
+    """
+    asked = {"images": images, "follow_links": follow_links, "limit": limit, "turns": turns}
+    return open_rows(Path(file), llava_row, FORMAT, cache=cache, **asked)
 
 
 def llava_row(value: object) -> Row:
@@ -28,9 +33,10 @@ def llava_row(value: object) -> Row:
         raise Fault("not a mapping with an `id`")
     try:
         image = picture_of(value.get("image"))
-        return Row(str(value["id"]), paired(_texts(value.get("conversations")), image is not None), image)
+        said = paired(_texts(value.get("conversations")), image is not None)
+        return Row(told(value["id"]), said, image)
     except Fault as fault:
-        raise Fault(str(fault), str(value["id"])) from None
+        raise Fault(str(fault), told(value["id"])) from None
 
 
 def picture_of(image: object) -> str | bytes | None:
@@ -39,18 +45,18 @@ def picture_of(image: object) -> str | bytes | None:
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
     if image is None or isinstance(image, str | bytes):
         return image
-    raise Fault(f"an image is named by one path, got {image!r}")
+    raise Fault(f"an image is named by one path, got {told(image)}")
 
 
 def _texts(turns: object) -> list[str]:
     """What human and gpt say in turn."""
     if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
         raise Fault("no `conversations` list")
-    told = [turn.get("from") for turn in turns]
-    opened = int(told[0] == "gpt")
-    speakers = told[opened:]
+    heard = [turn.get("from") for turn in turns]
+    opened = int(heard[0] == "gpt")
+    speakers = heard[opened:]
     if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):
-        shown = ", ".join(map(str, told[:SHOWN])) + (", ..." if len(told) > SHOWN else "")
+        shown = ", ".join(map(told, heard[:SHOWN])) + (", ..." if len(heard) > SHOWN else "")
         raise Fault(f"turns must go human, gpt, human, gpt, ...; a conversation needs an answer, got {shown}")
     texts = [turn.get("value") for turn in turns[opened:]]
     if not all(isinstance(text, str) for text in texts):

@@ -6,7 +6,7 @@ from typing import Literal
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.data.llava_json import SHOWN, picture_of
 from switchkd_cli.engine.data.opening import open_rows
-from switchkd_cli.engine.data.rows import Fault, Row, Rows, paired
+from switchkd_cli.engine.data.rows import Fault, Row, Rows, paired, told
 
 FORMAT = "a list of {messages: [{role: user, content}, {role: assistant, content}, ...], images: [path]}"
 
@@ -18,22 +18,27 @@ def messages(
     images: str | None = None,
     limit: int | None = None,
     turns: Literal["chained", "independent"] = "chained",
+    follow_links: bool = False,
 ) -> Rows:
-    """Rows of a .json, .jsonl or .parquet file; image paths are relative to `images`."""
-    return open_rows(Path(file), message_row, FORMAT, cache=cache, images=images, limit=limit, turns=turns)
+    """Rows of a .json, .jsonl or .parquet file; image paths are relative to `images`.
+
+    `follow_links` lets symbolic links in there lead elsewhere.
+    """
+    asked = {"images": images, "follow_links": follow_links, "limit": limit, "turns": turns}
+    return open_rows(Path(file), message_row, FORMAT, cache=cache, **asked)
 
 
 def message_row(value: object) -> Row:
     """A raw row of messages: an optional system message, then user and assistant in turn. Raises Fault."""
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
         raise Fault("not a mapping with a `messages` list")
-    id = "" if value.get("id") is None else str(value["id"])
+    id = "" if value.get("id") is None else told(value["id"])
     try:
         said = [_said(message) for message in value["messages"]]
         system = said.pop(0)[1] if said and said[0][0] == "system" else None
         speakers = [role for role, _ in said]
         if not said or speakers != ["user", "assistant"] * (len(said) // 2):
-            shown = ", ".join(map(str, speakers[:SHOWN])) + (", ..." if len(speakers) > SHOWN else "")
+            shown = ", ".join(map(told, speakers[:SHOWN])) + (", ..." if len(speakers) > SHOWN else "")
             raise Fault(
                 "messages must go user, assistant, user, assistant, ...;"
                 f" a conversation needs an answer, got {shown or 'none'}"
@@ -62,6 +67,6 @@ def _image(value: dict) -> str | bytes | None:
     if images is None:
         return picture_of(value.get("image"))
     if not isinstance(images, list) or len(images) > 1:
-        count = len(images) if isinstance(images, list) else repr(images)
+        count = len(images) if isinstance(images, list) else told(images)
         raise Fault(f"`images` is a list of at most one image, got {count}")
     return picture_of(images[0]) if images else None

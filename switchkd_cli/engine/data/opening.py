@@ -8,7 +8,9 @@ import os
 from array import array
 from collections.abc import Iterator
 from itertools import islice
+from os.path import isdir, isfile
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow
@@ -21,14 +23,22 @@ from switchkd_cli.errors import UserError
 
 FORMATS = (".json", ".jsonl", ".parquet")
 KEPT = 20_000  # rows from which on a survey is kept: reading fewer again takes less than a second
-VERSION = 1  # of the kept survey; raise it when a check changes
+VERSION = 2  # of the kept survey; raise it when a check changes
 
 Index = tuple[np.ndarray, np.ndarray]
 """Where the N rows begin and end in a JSON file ([N] int64 each); empty for parquet."""
 
 
 def open_rows(
-    file: Path, parse: Parse, form: str, *, cache: Path, images: str | None, limit: int | None, turns: str
+    file: Path,
+    parse: Parse,
+    form: str,
+    *,
+    cache: Path,
+    images: str | None,
+    follow_links: bool,
+    limit: int | None,
+    turns: str,
 ) -> Rows:
     """The rows of a file. `form` says in a hint what they look like; what was found is kept under `cache`.
 
@@ -38,30 +48,32 @@ def open_rows(
     _check(file, folder, limit)
     kept = cache / "indexes" / f"{file.stem}-{_key(file, parse, folder, limit)}.npz"
     try:
-        index, survey = _load(kept) if kept.is_file() else _read(file, parse, folder, limit)
+        held = _load(kept)
+        index, survey = held or _read(file, parse, folder, limit)
     except (OSError, NotRows, pyarrow.ArrowException) as error:
         told = str(error) if isinstance(error, NotRows) else f"not readable as {file.suffix[1:]}: {error}"
         raise UserError(f"{file}: {told.splitlines()[0]}", hint=form) from error
     if not len(survey.sizes):
         raise UserError(f"{file}: holds no rows")
-    if len(survey.sizes) >= KEPT and not kept.is_file():
+    if len(survey.sizes) >= KEPT and held is None:
         _save(kept, index, survey)
     raw = (
         ParquetFile(file, cache / "indexes" / "arrow", len(survey.sizes))
         if file.suffix == ".parquet"
         else JsonFile(file, *index)
     )
-    return Rows(raw, parse, images=folder, turns=turns, name=str(file), survey=survey)
+    more = {"follow_links": follow_links, "turns": turns, "name": str(file), "survey": survey}
+    return Rows(raw, parse, images=folder, **more)
 
 
 def _check(file: Path, images: Path | None, limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise UserError(f"limit: must be 1 or more, got {limit}")
-    if not file.is_file():
+    if not isfile(file):
         raise UserError(f"{file}: no such data file", hint="check the recipe's `data`")
     if file.suffix not in FORMATS:
         raise UserError(f"{file}: a data file's name ends in {', '.join(FORMATS)}, got {file.suffix!r}")
-    if images is not None and not images.is_dir():
+    if images is not None and not isdir(images):
         raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
 
 
@@ -110,7 +122,11 @@ def _save(kept: Path, index: Index, survey: Survey) -> None:
     os.replace(temporary, kept)
 
 
-def _load(kept: Path) -> tuple[Index, Survey]:
-    with np.load(kept, allow_pickle=False) as found:
-        faults = tuple(Unusable(**fault) for fault in json.loads(found["faults"].tobytes()))
-        return (found["begins"], found["ends"]), Survey(found["sizes"], found["pictured"], faults)
+def _load(kept: Path) -> tuple[Index, Survey] | None:
+    """What was kept; None where nothing was, or it can't be read: the file itself can."""
+    try:
+        with np.load(kept, allow_pickle=False) as found:
+            faults = tuple(Unusable(**fault) for fault in json.loads(found["faults"].tobytes()))
+            return (found["begins"], found["ends"]), Survey(found["sizes"], found["pictured"], faults)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from switchkd_cli.engine.batch import IMAGE, Unusable
-from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.errors import UserError, did_you_mean, printable
 
 TURNS = ("chained", "independent")
+LONGEST = (
+    1 << 20
+)  # characters of a row; a longer one is no conversation, and its tokens would fill the memory
+NAMED = 100  # characters of a row's id and of what it holds that are told
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,15 @@ class Row:
 
 
 class Fault(Exception):
-    """Why a row can't be used. `refused`: not even one such row is let through."""
+    """Why a row can't be used. `refused`: not even one such row is let through.
+
+    What is quoted of the row is made `printable`: a row may hold anything.
+    """
 
     def __init__(self, text: str, id: str = "", *, refused: bool = False) -> None:
         self.id = id
         self.refused = refused
-        super().__init__(text)
+        super().__init__(printable(text, 5 * NAMED))
 
     def at(self, row: int) -> Unusable:
         return Unusable(row, self.id, str(self), self.refused)
@@ -61,7 +69,7 @@ class Survey:
 class Rows:
     """The rows of one data set, read one at a time.
 
-    `images` is the folder that image paths are relative to. With `turns="chained"` a row is one conversation, with
+    `images` is the folder that image paths are relative to; `follow_links` lets symbolic links lead out of it. With `turns="chained"` a row is one conversation, with
     `"independent"` its turns share the picture and nothing else. Raises UserError for another `turns`, and Fault
     when a faulty row is asked for.
     """
@@ -72,6 +80,7 @@ class Rows:
         parse: Parse,
         *,
         images: Path | None = None,
+        follow_links: bool = False,
         turns: str = "chained",
         name: str = "rows",
         survey: Survey | None = None,
@@ -81,6 +90,7 @@ class Rows:
         self.raw = raw
         self.parse = parse
         self.images = images
+        self.follow_links = follow_links
         self.turns = turns
         self.name = name
         self.survey = survey or surveyed(raw, parse, images)
@@ -89,7 +99,11 @@ class Rows:
         return len(self.raw)
 
     def __getitem__(self, index: int) -> Row:
-        row = checked(self.raw[index], self.parse, self.images)
+        try:
+            value = self.raw[index]
+        except (OSError, ValueError, RecursionError) as error:  # it could be read when the survey was made
+            raise Fault(f"not readable any more: {error}") from error
+        row = checked(value, self.parse, self.images)
         return row if row.id else replace(row, id=str(index))
 
 
@@ -109,8 +123,15 @@ def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey
 
 
 def checked(value: object, parse: Parse, images: Path | None) -> Row:
-    """The row, its image path known to stay inside the image folder. Raises Fault."""
+    """The row, its texts known to be text and its image path to stay inside the image folder. Raises Fault.
+
+    Where symbolic links lead is seen when the picture is opened.
+    """
     row = parse(value)
+    if (size := row.size + len(row.system or "")) > LONGEST:
+        raise Fault(f"{size:,} characters of text, {LONGEST:,} are the most", row.id)
+    if not all(map(_is_text, (*(text for pair in row.exchanges for text in pair), row.system or ""))):
+        raise Fault("its text holds half a character (a lone surrogate)", row.id)
     if isinstance(row.image, str):
         if images is None:
             raise Fault("has an image, but the data names no `images` folder", row.id)
@@ -119,6 +140,22 @@ def checked(value: object, parse: Parse, images: Path | None) -> Row:
             if path.is_absolute() or ".." in path.parts:
                 raise Fault(f"image path leaves its folder: {row.image}", row.id, refused=True)
     return row
+
+
+def told(value: object) -> str:
+    """A value of a row on a line of a message, cut where it is long or deep."""
+    return printable(value if isinstance(value, str) else reprlib.repr(value), NAMED)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written down: JSON may hold halves of characters."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def paired(texts: Sequence[str], pictured: bool) -> tuple[tuple[str, str], ...]:
