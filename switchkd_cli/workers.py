@@ -122,6 +122,7 @@ def in_workers(
                 worker.process.terminate()
             for worker in active:
                 worker.process.wait()
+                shown.say(f"{label(worker.run)}: {(worker.text().splitlines() or ['ended'])[-1]}")
     return failures
 
 
