@@ -1,6 +1,7 @@
 """The optimiser's side of a stage: what is trained, one step, and the state that the next one depends on."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,20 @@ class Trainer:
                 if not broken:
                     self.optimizer.step()
                 self.optimizer.zero_grad()
-        self.schedule.step()
+        self._next_rate()
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
         if diagnosed and not broken:
             logits = {path: readings[path] for path in PATHS if path in readings}
             figures |= diagnose(logits, batch.targets[keep], self.stage.objective)
         return figures, broken
+
+    def _next_rate(self) -> None:
+        """The schedule goes on, whether weights were changed or not."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected call of `lr_scheduler.step"
+            )  # a skipped first step
+            self.schedule.step()
 
     def _clipped(self) -> float:
         """The norm of all gradients, which are clipped to the stage's limit."""
