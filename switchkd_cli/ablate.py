@@ -28,6 +28,7 @@ def ablate(
     *,
     jobs: int | None,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     machine: str | None,
 ) -> None:
@@ -47,11 +48,8 @@ def ablate(
     plan.check(planned)
     jobs = jobs or min(2, cores())
     teachers = [run for table in tables if (run := _taught(table.runs)) is not None]
-    try:
-        failures = workers.in_workers(planned, root, jobs=jobs, overwrite=overwrite, taught=teachers)
-    except KeyboardInterrupt:
-        console.say("stopped: the same command goes on from here")
-        raise
+    how = {"jobs": jobs, "overwrite": overwrite, "resume": resume}
+    failures = workers.in_workers(planned, root, **how, taught=teachers)
     show_failures(failures)
     for table in tables:
         try:

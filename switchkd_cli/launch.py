@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, runs, share
+from switchkd_cli import console, runs, share, stop
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.occupy import is_finished, occupy
@@ -16,13 +16,16 @@ from switchkd_cli.progress import progress
 from switchkd_cli.recipe.run import Run
 
 
-def run_one(run: Run, root: Path, *, overwrite: bool = False) -> runs.RunFolder:
-    """Train and evaluate one run in this process. A finished one is reused, whatever row's name it goes by."""
+def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> runs.RunFolder:
+    """Train and evaluate one run in this process; an unfinished one is gone on with.
+
+    A finished one is reused, whatever row's name it goes by.
+    """
     if not overwrite and not is_finished(root, run) and (source := runs.by_key(root).get(run.key)):
         folder = take_over(run, source, root)
         console.say(f"{run.name}: the same run as {source.place}, reused ({folder.path})")
         return folder
-    with occupy(root, run, overwrite=overwrite) as (folder, state):
+    with occupy(root, run, overwrite=overwrite, resume=resume) as (folder, state):
         if state == "finished":
             console.say(f"{run.name}: finished before, reused ({folder.path})")
             return folder
@@ -109,17 +112,22 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--teacher", action="store_true")
     asked = parser.parse_args()
     try:
-        run = Run.loads(sys.stdin.read())
-        if asked.teacher:
-            score_teacher(run, asked.out)
-        else:
-            run_one(run, asked.out, overwrite=asked.overwrite)
+        with stop.heeded():
+            run = Run.loads(sys.stdin.read())
+            if asked.teacher:
+                score_teacher(run, asked.out)
+            else:
+                run_one(run, asked.out, overwrite=asked.overwrite, resume=asked.resume)
     except UserError as error:
         console.error(error)
         return error.code
+    except stop.Stopped as stopped:
+        console.say(f"stopped: {stopped}")
+        return stopped.code
     return 0
 
 

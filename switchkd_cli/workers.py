@@ -31,7 +31,7 @@ WORKER = (sys.executable, "-m", "switchkd_cli.launch")
 
 
 def run_all(
-    planned: Sequence[Run], root: Path, *, jobs: int = 1, overwrite: bool = False
+    planned: Sequence[Run], root: Path, *, jobs: int = 1, overwrite: bool = False, resume: bool = False
 ) -> list[runs.RunFolder]:
     """Run each, in this process or in `jobs` workers side by side. The first failure ends the rest.
 
@@ -41,8 +41,8 @@ def run_all(
     for run in planned if not overwrite else ():
         check_free(root, run)
     if jobs == 1:
-        return [run_one(run, root, overwrite=overwrite) for run in planned]
-    failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, stop_at_failure=True)
+        return [run_one(run, root, overwrite=overwrite, resume=resume) for run in planned]
+    failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
     if failures:
         show_failures(failures)
         raise SystemExit(exit_code(failures))
@@ -55,6 +55,7 @@ def in_workers(
     *,
     jobs: int,
     overwrite: bool = False,
+    resume: bool = False,
     stop_at_failure: bool = False,
     taught: Sequence[Run] = (),
 ) -> list[Failure]:
@@ -76,7 +77,7 @@ def in_workers(
                     waiting.clear()
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs:
-                    worker = _start(waiting.pop(0), root, jobs=jobs, overwrite=overwrite)
+                    worker = _start(waiting.pop(0), root, jobs=jobs, overwrite=overwrite, resume=resume)
                     active.append(worker)
                     matrix.start(worker.metrics, worker.entry.run.config.stages[-1].name)
                     idle = {"idle": "being scored"} if worker.entry.scoring else {}
@@ -90,6 +91,7 @@ def in_workers(
                 worker.process.terminate()
             for worker in active:
                 worker.process.wait()
+                shown.say(f"{worker.entry.name}: {(worker.text().splitlines() or ['ended'])[-1]}")
     return failures
 
 
@@ -144,9 +146,10 @@ class _Worker:
         return self.output.read()
 
 
-def _start(entry: Entry, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
+def _start(entry: Entry, root: Path, *, jobs: int, overwrite: bool, resume: bool) -> _Worker:
     run = entry.run
-    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--teacher"] * entry.scoring]
+    asked = {"--overwrite": overwrite, "--resume": resume, "--teacher": entry.scoring}
+    command = [*WORKER, "--out", str(root), *(option for option, given in asked.items() if given)]
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
     told = {
         "OMP_NUM_THREADS": str(max(1, cores() // jobs)),
