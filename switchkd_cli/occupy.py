@@ -151,9 +151,20 @@ def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
     return aside
 
 
+@contextmanager
+def built(target: RunFolder) -> Iterator[RunFolder]:
+    """Give an empty folder to fill, which becomes the run's when the block ends well: whole or not at all."""
+    partial = RunFolder(target.path.with_name(f".{target.path.name}.partial"))
+    shutil.rmtree(partial.path, ignore_errors=True)  # left by a process that was killed
+    try:
+        partial.path.mkdir(parents=True)
+        yield partial
+        partial.path.rename(target.path)
+    finally:
+        shutil.rmtree(partial.path, ignore_errors=True)
+
+
 def _start(target: RunFolder, run: Run) -> None:
-    target.path.mkdir(parents=True, exist_ok=True)
-    target.recipe.write_text(run.text, encoding="utf-8")
     record = {
         "status": "running",
         "recipe": run.recipe,
@@ -168,7 +179,9 @@ def _start(target: RunFolder, run: Run) -> None:
         "commit": provenance.commit(),
         "started": now(),
     }
-    write_json(target.record, record)
+    with built(target) as partial:
+        partial.recipe.write_text(run.text, encoding="utf-8")
+        write_json(partial.record, record)
 
 
 def _recorded(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from switchkd_cli import provenance
-from switchkd_cli.occupy import alone, content, make_room, now
+from switchkd_cli.occupy import alone, built, content, make_room, now
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import RunFolder, write_json, write_text
 
@@ -28,17 +28,12 @@ def taken_over(
         if content(target, run) == "finished" and not overwrite:
             yield None
             return
-        partial = RunFolder(target.path.with_name(f".{target.path.name}.partial"))
-        shutil.rmtree(partial.path, ignore_errors=True)  # left by a process that was killed
-        try:
+        with built(target) as partial:
             _link(source, partial)
             write_text(partial.recipe, run.text)
             write_json(partial.record, _record(run, source))
             yield partial
             make_room(target, run, overwrite=overwrite)
-            partial.path.rename(target.path)
-        finally:
-            shutil.rmtree(partial.path, ignore_errors=True)
 
 
 def _link(source: RunFolder, partial: RunFolder) -> None:
@@ -48,6 +43,7 @@ def _link(source: RunFolder, partial: RunFolder) -> None:
         source.path,
         partial.path,
         copy_function=os.link,
+        dirs_exist_ok=True,
         ignore=lambda folder, names: own if folder == str(source.path) else set(),
     )
 

@@ -61,8 +61,8 @@ def in_workers(
 ) -> list[Failure]:
     """Run what is not finished, each in a process of its own, `jobs` at once. Returns what failed; the rest go on.
 
-    What is one run under several names is trained and scored once; so are, before the runs, the teachers of
-    `taught` and the baselines. What is finished counts as done, and its times help to foretell the end.
+    What is one run under several names is trained and scored once. The teachers of `taught` and the baselines are
+    scored at the end, if any run came so far. What is finished counts as done, and its times help to foretell the end.
     """
     failures, waiting, took = _sorted_out(planned, taught, root, overwrite=overwrite)
     active: list[_Worker] = []
@@ -73,10 +73,11 @@ def in_workers(
         shown = stack.enter_context(Progress(matrix=matrix))
         try:
             while waiting or active:
-                if failures and stop_at_failure:
+                in_vain = not active and waiting[0].scoring and not matrix.done
+                if in_vain or (failures and stop_at_failure):
                     waiting.clear()
                     matrix.waiting.clear()
-                while waiting and len(active) < jobs:
+                while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
                     worker = _start(waiting.pop(0), root, jobs=jobs, overwrite=overwrite, resume=resume)
                     active.append(worker)
                     matrix.start(worker.metrics, worker.entry.run.config.stages[-1].name)
@@ -104,7 +105,7 @@ def _sorted_out(
         console.say(f"{before} of {len(planned)} runs finished before, reused")
     made = {} if overwrite else runs.by_key(root)
     failures: list[Failure] = []
-    waiting = [entry for entry in scorings(taught) if known_teacher_results(entry.run, root) is None]
+    waiting: list[Entry] = []
     took: dict[str, list[float]] = {}
     for entry in different(planned):
         if (source := made.get(entry.run.key)) is None:
@@ -112,6 +113,7 @@ def _sorted_out(
         else:
             took.setdefault(entry.cost, []).append(source.info().get("seconds", 0.0))
             failures += _named(entry, source, root, console.say)
+    waiting += [entry for entry in scorings(taught) if known_teacher_results(entry.run, root) is None]
     return failures, waiting, took
 
 

@@ -65,6 +65,21 @@ def test_a_finished_run_is_reused(root, run):
     assert folder.info()["status"] == "finished"
 
 
+def test_a_run_that_ends_while_its_folder_is_made_is_in_nobody_s_way(root, run, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("switchkd_cli.occupy.write_json", interrupted)
+        finish(root, run)
+    assert content(runs.folder(root, run), run) == "new"
+    left = runs.folder(root, run).path.with_name(".seed0.partial")  # as after a kill
+    left.mkdir(parents=True)
+    (left / "recipe.yaml").write_text("half")
+    assert finish(root, run).info()["status"] == "finished"
+    assert not left.exists()
+
+
 def test_overwrite_moves_the_finished_run_aside(root, run, capsys):
     first = finish(root, run)
     (first.path / "mark").write_text("old")
