@@ -10,8 +10,10 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from switchkd_cli.protocol import ANSWER_KINDS
 from switchkd_cli.report.cells import HEADINGS, Cell, Interval, Number, Table, Verdict, words
 from switchkd_cli.report.document import Document, Picture, Sheet
+from switchkd_cli.report.measured import AVG
 from switchkd_cli.report.whiskers import whiskers
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -32,7 +34,7 @@ def page(document: Document, folder: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "heads": _heads}
+    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "heads": _heads, "column": _column}
     places.globals["whiskers"] = lambda sheet: {
         name: _marked_up(svg) for name, svg in whiskers(sheet).items()
     }
@@ -75,10 +77,14 @@ def _looks(of: Cell) -> str:
 
 
 def _heads(table: Table, place: int) -> str:
-    """The classes of a column's head: it stands over its cells."""
+    """The class of a column's head: it stands over its cells."""
     cells = [line.cells[place - 1] for line in table.lines] if place else []
-    figures = any(_looks(of).startswith("n") for of in cells if of is not None)
-    return " ".join(["right"] * figures + ["total"] * (table.columns[place] == "Avg"))
+    return "right" if any(_looks(of).startswith("n") for of in cells if of is not None) else ""
+
+
+def _column(head: str) -> str:
+    """The class of a column that is set apart from those before it."""
+    return "total" if head == AVG else "opens" if head in ANSWER_KINDS.values() else ""
 
 
 def _lines(sheet: Sheet) -> Iterator[tuple[str, list]]:
