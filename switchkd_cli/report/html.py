@@ -34,7 +34,7 @@ def page(document: Document, folder: Path) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "heads": _heads, "column": _column}
+    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "heads": _heads}
     places.globals["whiskers"] = lambda sheet: {
         name: _marked_up(svg) for name, svg in whiskers(sheet).items()
     }
@@ -64,8 +64,19 @@ def _(of: Interval) -> str:
     return _escaped(str(of).replace("-", "−"))
 
 
-def _looks(of: Cell) -> str:
-    """The classes of a cell."""
+def _looks(of: Cell, head: str) -> str:
+    """The classes of a cell under a head."""
+    return " ".join(filter(None, (_kind(of), _column(head))))
+
+
+def _heads(table: Table, place: int) -> str | None:
+    """The classes of a column's head: it stands over its cells."""
+    cells = [line.cells[place - 1] for line in table.lines] if place else []
+    figures = any(_kind(of).startswith("n") for of in cells if of is not None)
+    return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
+
+
+def _kind(of: Cell) -> str:
     if isinstance(of, Number):
         clear = ("up" if of.value > 0 else "down") if of.clear else "unclear" if of.clear is False else ""
         return " ".join(filter(None, ("n", clear, "" if of.counted else "out")))
@@ -74,12 +85,6 @@ def _looks(of: Cell) -> str:
     if isinstance(of, str) and not of[:1].isdecimal():
         return "words long" if len(of) > LONG else "words"
     return "n"
-
-
-def _heads(table: Table, place: int) -> str:
-    """The class of a column's head: it stands over its cells."""
-    cells = [line.cells[place - 1] for line in table.lines] if place else []
-    return "right" if any(_looks(of).startswith("n") for of in cells if of is not None) else ""
 
 
 def _column(head: str) -> str:
