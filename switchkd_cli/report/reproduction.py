@@ -175,8 +175,12 @@ def _made_as(run: Scored) -> str:
 def _made(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[Block]:
     yield Text("The same runs again, from nothing; what is finished is skipped:")
     yield Commands(tuple(_command(recipe) for recipe in recipes))
-    commands = dict.fromkeys(tuple(run.info.get("command") or ()) for run in every)
-    typed = [shlex.join(words) for words in commands if words and not words[0].endswith(".py")]
+    commands = dict.fromkeys(
+        tuple(record.get("command") or ())
+        for run in every
+        for record in (run.info, run.info.get("reused") or {})
+    )
+    typed = [shlex.join(words) for words in commands if words[1:2] in (["ablate"], ["distill"])]
     if typed:
         yield Text("As they were typed:")
         yield Commands(tuple(typed))
