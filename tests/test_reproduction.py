@@ -18,7 +18,7 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.report import html, markdown, significance
 from switchkd_cli.report.columns import AVERAGE
 from switchkd_cli.report.controls import Controls
-from switchkd_cli.report.document import Callout, Sheet
+from switchkd_cli.report.document import Callout, Facts, Sheet
 from switchkd_cli.report.findings import FINDINGS, Finding
 from switchkd_cli.report.gathered import gather
 from switchkd_cli.report.judged import judge
@@ -75,6 +75,8 @@ def told(section):
 
 
 def half(values):
+    if np.ptp(values) == 0:
+        return 0.0
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     return (high - low) / 2
 
@@ -160,10 +162,25 @@ def test_what_did_not_finish_is_counted_and_named(root, file):
     )
 
 
-def test_a_row_without_runs_keeps_its_line(root, file):
-    shutil.rmtree(root / "components" / "align")
-    line = table(composed(root, file), "row")["Align"]
-    assert line["seeds"] == "0 of 3" and line["Avg"] is None
+def test_a_row_that_failed_with_every_seed_keeps_its_line_and_one_that_was_not_run_is_named(root, file):
+    shutil.rmtree(root / "components" / "sft-frozen")
+    for record in (root / "components" / "align").glob("seed*/run.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "failed"}))
+    document = composed(root, file)
+    found = table(document, "row")
+    assert found["Align"]["seeds"] == "0 of 3" and found["Align"]["Avg"] is None
+    assert "Frozen SFT" not in found
+    assert "Not run: Frozen SFT." in chapter(document).blocks[0].words
+
+
+def test_a_run_that_two_rows_share_is_counted_once(root, file):
+    for seed in (0, 1, 2):
+        record = root / "components" / "align" / f"seed{seed}" / "run.json"
+        made_as = {"reused": {"from": f"components/sft/seed{seed}"}}
+        record.write_text(json.dumps(json.loads(record.read_text()) | made_as))
+    facts = dict(next(block for block in composed(root, file).blocks if isinstance(block, Facts)).pairs)
+    assert facts["In common"].startswith("3 of them")
+    assert facts["Training"].startswith(f"{12 * 21} s")  # 21 seconds a run
 
 
 def test_without_any_run_there_is_no_report(file, tmp_path):

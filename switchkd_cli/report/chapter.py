@@ -55,9 +55,9 @@ def _part(recipe: Gathered, title: str, blocks: Sequence[Block]) -> Section:
 
 
 def _count(recipe: Gathered) -> str:
-    asked = len(recipe.planned) * len(recipe.seeds)
     seeds = f" ({notes.counted(recipe.seeds)})" if recipe.seeds else ""
-    return f"{len(recipe.planned)} rows, {len(recipe.runs)} of {asked} runs finished and scored{seeds}."
+    found = f"{len(recipe.asked)} rows, {len(recipe.runs)} of {len(recipe.states)} runs finished and scored{seeds}."
+    return found + (f" Not run: {'; '.join(recipe.unasked)}." if recipe.unasked else "")
 
 
 def _lacking(recipe: Gathered) -> Iterator[Block]:
@@ -65,7 +65,8 @@ def _lacking(recipe: Gathered) -> Iterator[Block]:
     lines = [f"{title}: {STATES[state]}, {notes.counted(seeds)}" for state, title, seeds in recipe.lacking()]
     if lines:
         count = sum(state != "finished" for state in recipe.states.values())
-        yield Callout(f"{count} runs are missing: {'; '.join(lines)}.", "problem")
+        told = "One run is" if count == 1 else f"{count} runs are"
+        yield Callout(f"{told} missing: {'; '.join(lines)}.", "problem")
 
 
 def _scores(recipe: Gathered, columns: Columns) -> Iterator[Block]:
@@ -118,10 +119,10 @@ def _marked() -> str:
 def _kinds(recipe: Gathered, columns: Columns) -> Iterator[Block]:
     if table := measured.kinds(recipe, columns):
         groups = [
-            f"{name}: {', '.join(BENCHMARKS[task].column for task in tasks)}"
+            f"{name[0].upper()}{name[1:]}: {', '.join(BENCHMARKS[task].column for task in tasks)}"
             for name, tasks in measured.by_kind(columns).items()
         ]
-        yield Sheet(table, f"Means of benchmarks over seeds. {'; '.join(groups)}.")
+        yield Sheet(table, f"Means over benchmarks and seeds. {'. '.join(groups)}.")
     else:
         yield Text("The benchmarks that count ask for one kind of answer only.")
 

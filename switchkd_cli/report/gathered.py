@@ -36,7 +36,7 @@ class Gathered:
     plain: tuple[Run, ...]
     """The same in the recipe's own world: with the models that it names."""
     states: Mapping[tuple[str, int], State]
-    """By row and seed."""
+    """By row and seed, of the rows that were started with some seed."""
     runs: tuple[Scored, ...]
     """Those that finished with scores, by row, the seeds rising."""
     changed: tuple[str, ...]
@@ -64,6 +64,16 @@ class Gathered:
         return sorted({seed for _, seed in self.states})
 
     @cached_property
+    def asked(self) -> tuple[Run, ...]:
+        """The planned rows of which some run was started."""
+        return tuple(run for run in self.planned if any(row == run.row for row, _ in self.states))
+
+    @property
+    def unasked(self) -> list[str]:
+        """Titles of the rows of which there is no run at all."""
+        return [run.title for run in self.planned if run not in self.asked]
+
+    @cached_property
     def rows(self) -> tuple[Group, ...]:
         """The rows that have finished runs."""
         found = {run.row: tuple(r for r in self.runs if r.row == run.row) for run in self.planned}
@@ -76,7 +86,7 @@ class Gathered:
     def lacking(self) -> Iterator[tuple[State, str, list[int]]]:
         """What did not finish with scores: state, title of the row, seeds."""
         for state in STATES:
-            for run in self.planned if state != "finished" else ():
+            for run in self.asked if state != "finished" else ():
                 if seeds := [seed for seed in self.seeds if self.states[run.row, seed] == state]:
                     yield state, run.title, seeds
 
@@ -87,7 +97,13 @@ def gather(file: Path, world: str | None, root: Path) -> Gathered:
     plain = load_rows(file) if world is not None else planned
     folders = {(run.row, seed): folder for run in planned for seed, folder in _folders(root, run)}
     seeds = sorted({seed for _, seed in folders})
-    states = {(run.row, s): _state(folders.get((run.row, s))) for run in planned for s in seeds}
+    started = {row for row, _ in folders}
+    states = {
+        (run.row, seed): _state(folders.get((run.row, seed)))
+        for run in planned
+        for seed in seeds
+        if run.row in started
+    }
     scored = [read(folders[place]) for place, state in states.items() if state == "finished"]
     first = {run.row: runs.RunFolder(run.path).run() for run in reversed(scored)}
     changed = [run.title for run in planned if run.row in first and _said(first[run.row]) != _said(run)]

@@ -10,8 +10,10 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from switchkd_cli.protocol import ANSWER_KINDS
 from switchkd_cli.report.cells import HEADINGS, Cell, Interval, Number, Table, Verdict, words
 from switchkd_cli.report.document import Document, Picture, Sheet
+from switchkd_cli.report.measured import AVG
 from switchkd_cli.report.whiskers import whiskers
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -62,8 +64,19 @@ def _(of: Interval) -> str:
     return _escaped(str(of).replace("-", "−"))
 
 
-def _looks(of: Cell) -> str:
-    """The classes of a cell."""
+def _looks(of: Cell, head: str) -> str:
+    """The classes of a cell under a head."""
+    return " ".join(filter(None, (_kind(of), _column(head))))
+
+
+def _heads(table: Table, place: int) -> str | None:
+    """The classes of a column's head: it stands over its cells."""
+    cells = [line.cells[place - 1] for line in table.lines] if place else []
+    figures = any(_kind(of).startswith("n") for of in cells if of is not None)
+    return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
+
+
+def _kind(of: Cell) -> str:
     if isinstance(of, Number):
         clear = ("up" if of.value > 0 else "down") if of.clear else "unclear" if of.clear is False else ""
         return " ".join(filter(None, ("n", clear, "" if of.counted else "out")))
@@ -74,11 +87,9 @@ def _looks(of: Cell) -> str:
     return "n"
 
 
-def _heads(table: Table, place: int) -> str:
-    """The classes of a column's head: it stands over its cells."""
-    cells = [line.cells[place - 1] for line in table.lines] if place else []
-    figures = any(_looks(of).startswith("n") for of in cells if of is not None)
-    return " ".join(["right"] * figures + ["total"] * (table.columns[place] == "Avg"))
+def _column(head: str) -> str:
+    """The class of a column that is set apart from those before it."""
+    return "total" if head == AVG else "opens" if head in ANSWER_KINDS.values() else ""
 
 
 def _lines(sheet: Sheet) -> Iterator[tuple[str, list]]:

@@ -30,7 +30,7 @@ def scores(recipe: Gathered, columns: Columns) -> Table:
     lines = []
     for line in of_teacher(columns, recipe.teacher):
         lines.append(replace(line, cells=(None, *line.cells)))
-    for run in recipe.planned:
+    for run in recipe.asked:
         group = recipe.group(run.row)
         count, asked = len(group.runs) if group else 0, len(recipe.seeds)
         each = (
@@ -49,7 +49,7 @@ def scores(recipe: Gathered, columns: Columns) -> Table:
 
 def printed(recipe: Gathered, columns: Columns) -> Table | None:
     """The paper's numbers of the rows that have some, its averages as printed."""
-    lines = [Line(run.title, columns.printed(run.paper)) for run in recipe.planned if run.paper]
+    lines = [Line(run.title, columns.printed(run.paper)) for run in recipe.asked if run.paper]
     return Table(("as printed", *columns.heads), tuple(lines)) if lines else None
 
 

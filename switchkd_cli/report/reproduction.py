@@ -123,6 +123,8 @@ def _problems(recipes: Sequence[Gathered]) -> Iterator[Block]:
         f"{counts[state]} {words}" for state, words in STATES.items() if state != "finished" and counts[state]
     ]
     empty = [recipe.title for recipe in recipes if not recipe.states]
+    rows = sum(len(recipe.unasked) for recipe in recipes if recipe.states)
+    lacking += [f"{rows} rows of which there is no run"] if rows else []
     lacking += [f"no run at all of {', '.join(empty)}"] if empty else []
     if lacking:
         yield Callout(f"Not everything is here: {', '.join(lacking)}. Each chapter names its own.", "problem")
@@ -147,7 +149,12 @@ def _facts(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[tup
     many = f"{len(recipes)} recipes" if len(recipes) > 1 else "one recipe"
     yield "Runs", f"{len(every)} finished and scored of {asked} asked for, in {many}"
     yield "Seeds", "; ".join(_each(recipes, lambda r: notes.counted(r.seeds) if r.seeds else "no runs"))
-    own = {str(run.path.resolve()): run for run in every}.values()
+    own = {_made_as(run): run for run in every}.values()
+    if len(own) < len(every):
+        yield (
+            "In common",
+            f"{len(every) - len(own)} of them are rows that another recipe has too, trained and scored once",
+        )
     yield (
         "Training",
         f"{_clock(sum(run.trained for run in own))} in all (the stages' own clocks, some side by side)",
@@ -160,11 +167,20 @@ def _facts(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[tup
         yield "Finished", f"{times[0]} to {times[-1]} UTC"
 
 
+def _made_as(run: Scored) -> str:
+    """Which run was trained: a row that another recipe has too is that recipe's run under a name of its own."""
+    return run.info.get("reused", {}).get("from") or "/".join(run.path.parts[-3:])
+
+
 def _made(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[Block]:
     yield Text("The same runs again, from nothing; what is finished is skipped:")
     yield Commands(tuple(_command(recipe) for recipe in recipes))
-    commands = dict.fromkeys(tuple(run.info.get("command") or ()) for run in every)
-    typed = [shlex.join(words) for words in commands if words and not words[0].endswith(".py")]
+    commands = dict.fromkeys(
+        tuple(record.get("command") or ())
+        for run in every
+        for record in (run.info, run.info.get("reused") or {})
+    )
+    typed = [shlex.join(words) for words in commands if words[1:2] in (["ablate"], ["distill"])]
     if typed:
         yield Text("As they were typed:")
         yield Commands(tuple(typed))
