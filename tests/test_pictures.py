@@ -169,7 +169,7 @@ def test_a_map_in_an_svg_lets_the_picture_through_and_brings_all_it_shows(tmp_pa
     links = re.findall(r'href="([^"]{0,22})([^"]*)"', path.read_text())
     assert all(start.startswith(("#", "data:image/png;base64,")) for start, _ in links)
     shown = [Image.open(io.BytesIO(b64decode(data))) for start, data in links if start.startswith("data")]
-    panel = shown[-1].convert("RGB")
-    looked_at, not_at_all = (panel.getpixel((panel.width // 4, panel.height * part // 4)) for part in (1, 3))
+    panel = shown[-1].convert("RGB")  # upside down: the file turns it round
+    looked_at, not_at_all = (panel.getpixel((panel.width // 4, panel.height * at // 4)) for at in (3, 1))
     assert not_at_all == (255, 255, 255)  # the picture below
     assert looked_at[0] - max(looked_at[1:]) > 50  # red

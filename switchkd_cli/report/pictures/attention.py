@@ -82,12 +82,8 @@ def _map(axes: Axes, seen: Map, picture: Image, colour: str) -> None:
     below = PALE + (1 - PALE) * np.asarray(picture.convert("L")) / 255
     axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=(0, across, down, 0), interpolation=SMOOTH)
     strength = np.nan_to_num(seen.weights / np.nanmax(seen.weights))
-    heat = {
-        "cmap": HEAT,
-        "vmin": 0,
-        "vmax": 1,
-        "interpolation": "nearest",
-    }  # "none" would lose the alpha in an SVG
+    # not "none", with which an SVG loses the alpha
+    heat = {"cmap": HEAT, "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     axes.imshow(strength, alpha=0.85 * strength, extent=(0, across, down, 0), **heat)
     _bare(axes)
     for side in axes.spines.values():  # the row's colour, as in the other pictures
