@@ -87,8 +87,16 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
 
 
 def models() -> Any:
-    """What asks the saved models of finished runs for a picture."""
-    return _engine("illustrate")
+    """What asks the saved models of finished runs for a picture; the engine is imported when it is first asked."""
+    return _Models()
+
+
+class _Models:
+    def position(self, folder: runs.RunFolder) -> Any:
+        return _engine("illustrate").position(folder)
+
+    def questions(self, folders: Sequence[runs.RunFolder]) -> Any:
+        return _engine("illustrate").questions(folders)
 
 
 def _worker() -> Any:

@@ -1,5 +1,8 @@
 """The pictures: what is in them, that they are written, and what is said where one can't be drawn."""
 
+import io
+import re
+from base64 import b64decode
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -156,3 +159,17 @@ def test_attention_names_every_model_with_the_share_it_spends_on_the_picture():
     drawn = attention([Question(picture, "What is it?", "it", "dog", maps)], ["SFT"], ["#E69F00"])
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.axes]
     assert titles == ["What is [it]?", "teacher (20%)", "SFT (80%)"]
+
+
+def test_a_map_in_an_svg_lets_the_picture_through_and_brings_all_it_shows(tmp_path):
+    picture = Image.new("RGB", (24, 24), "white")
+    maps = (Map(np.array([[0.4, 0.1], [0.0, 0.0]]), "dog"),)
+    drawn = attention([Question(picture, "What is it?", "it", "dog", maps)], [], [])
+    _, path = style.write(drawn, tmp_path, "attention")
+    links = re.findall(r'href="([^"]{0,22})([^"]*)"', path.read_text())
+    assert all(start.startswith(("#", "data:image/png;base64,")) for start, _ in links)
+    shown = [Image.open(io.BytesIO(b64decode(data))) for start, data in links if start.startswith("data")]
+    panel = shown[-1].convert("RGB")  # upside down: the file turns it round
+    looked_at, not_at_all = (panel.getpixel((panel.width // 4, panel.height * at // 4)) for at in (3, 1))
+    assert not_at_all == (255, 255, 255)  # the picture below
+    assert looked_at[0] - max(looked_at[1:]) > 50  # red

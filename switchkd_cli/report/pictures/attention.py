@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HEAT = "YlOrRd"  # darker the more: it also reads in grey
+SMOOTH = "bicubic"  # the picture itself; left to matplotlib, it would differ between PNG and SVG
 PALE = 0.55  # share of white in the picture below a map
 
 
@@ -68,7 +69,7 @@ def attention(questions: Sequence[Question], names: Sequence[str], colours: Sequ
 
 
 def _picture(axes: Axes, question: Question) -> None:
-    axes.imshow(question.picture)
+    axes.imshow(question.picture, interpolation=SMOOTH)
     _bare(axes)
     before, word, after = question.text.rpartition(question.token)
     marked = f"{before}[{word}]{after}"
@@ -79,8 +80,9 @@ def _picture(axes: Axes, question: Question) -> None:
 def _map(axes: Axes, seen: Map, picture: Image, colour: str) -> None:
     across, down = picture.size
     below = PALE + (1 - PALE) * np.asarray(picture.convert("L")) / 255
-    axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=(0, across, down, 0))
+    axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=(0, across, down, 0), interpolation=SMOOTH)
     strength = np.nan_to_num(seen.weights / np.nanmax(seen.weights))
+    # not "none", with which an SVG loses the alpha
     heat = {"cmap": HEAT, "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     axes.imshow(strength, alpha=0.85 * strength, extent=(0, across, down, 0), **heat)
     _bare(axes)
