@@ -212,8 +212,8 @@ def train(
     finite, naming them; Stopped when a signal asks for it.
     """
     loop = Loop(stage, paths, data, seed=seed, precision=precision, log=log, trackers=trackers, keeper=keeper)
-    if keeper is not None and (state := keeper.last()) is not None:
-        loop.load_state_dict(state)
+    if keeper is not None:
+        keeper.give(loop.load_state_dict)
     loop.run()
     loop.trainer.close()
     paths.eval()
