@@ -24,9 +24,9 @@ def processor():
 def opened(processor, tmp_path):
     """A file as training opens it: the rows, when they are sound."""
 
-    def run(file, images, limit=None):
+    def run(file, images, limit=None, **more):
         images = None if images is None else str(images)
-        rows = llava_json(tmp_path / "cache", file=str(file), images=images, limit=limit)
+        rows = llava_json(tmp_path / "cache", file=str(file), images=images, limit=limit, **more)
         Conversations(rows, processor, 2, max_faults=0.01).inspect()
         assert not (tmp_path / "cache").exists()  # small files leave nothing behind
         return rows
@@ -231,13 +231,15 @@ def test_no_image_can_be_said_as_null(opened, tmp_path):
     assert opened(saved(tmp_path, row), tmp_path)[0].image is None
 
 
-def test_image_folders_may_be_links(opened, tmp_path):
+def test_image_folders_may_be_links_when_the_recipe_says_so(opened, refused, tmp_path):
     elsewhere, images = tmp_path / "elsewhere", tmp_path / "images"
     elsewhere.mkdir()
     images.mkdir()
     (images / "coco").symlink_to(elsewhere, target_is_directory=True)
     tiny.picture(elsewhere, "a.png", 1)
-    assert len(opened(saved(tmp_path, spoiled(image="coco/a.png")), images)) == 1
+    file = saved(tmp_path, spoiled(image="coco/a.png"))
+    assert len(opened(file, images, follow_links=True)) == 1
+    assert "leaves its folder by a link" in refused(file, images)[0]
 
 
 def test_a_truncated_image_is_refused_after_an_evaluation_too(refused, tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ class Conversations(Dataset[Example]):
             written = self._written(row)
             return written if row.image is None else replace(written, picture=self._prepared(row.image))
         except Fault as fault:
-            raise Fault(str(fault), row.id) from None
+            raise Fault(str(fault), row.id, refused=fault.refused) from None
 
     def written(self, index: int) -> Example:
         """The row's text with its image tokens, the picture itself not opened. Raises Fault."""

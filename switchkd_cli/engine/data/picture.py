@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from switchkd_cli.engine.data.rows import Fault
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded. Pillow knows more; of those some start other programs (EPS runs Ghostscript)."""
 
 PIXELS = 1 << 26  # of a picture; 192 MiB once it is decoded
