@@ -109,7 +109,7 @@ def main() -> int:
     try:
         run = Run.loads(sys.stdin.read())
         if asked.teacher:
-            teacher_results(run, asked.out)
+            _worker().evaluate_teacher(run, asked.out)
         else:
             run_one(run, asked.out, overwrite=asked.overwrite)
     except UserError as error:
