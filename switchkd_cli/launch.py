@@ -46,11 +46,6 @@ def take_over(run: Run, source: runs.RunFolder, root: Path, *, overwrite: bool =
     return target
 
 
-def score_teacher(run: Run, root: Path) -> None:
-    """Score the run's teacher, the blind and the majority baselines, unless some run had it done before."""
-    _worker().evaluate_teacher(run, root)
-
-
 def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
     """Scores of the run's teacher and of the blind and majority baselines, computed once.
 
@@ -127,7 +122,7 @@ def main() -> int:
         with stop.heeded():
             run = Run.loads(sys.stdin.read())
             if asked.teacher:
-                score_teacher(run, asked.out)
+                _worker().evaluate_teacher(run, asked.out)
             else:
                 run_one(run, asked.out, overwrite=asked.overwrite, resume=asked.resume)
     except UserError as error:
