@@ -18,7 +18,7 @@ from switchkd_cli.report.gathered import STATES, Gathered
 PAPER = "Printed in the paper, for its own models, data and benchmarks: single runs, no intervals."
 
 
-def chapter(recipe: Gathered, pictures: Sequence[Picture]) -> Section:
+def chapter(recipe: Gathered, pictures: Sequence[Picture | Text]) -> Section:
     """All of a recipe's runs. Runs that may not stand in one table are refused here, and the reasons told."""
     head = (Text(_count(recipe)), *_lacking(recipe))
     if not recipe.runs:

@@ -12,6 +12,7 @@ from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.report import html, judged, markdown, notes
 from switchkd_cli.report.chapter import chapter
 from switchkd_cli.report.conditions import conditions
+from switchkd_cli.report.controls import Controls
 from switchkd_cli.report.document import (
     Block,
     Callout,
@@ -57,7 +58,7 @@ def write_report(
         names = ", ".join(recipe.name for recipe in recipes)
         raise UserError(f"{root}: no finished run with scores of {names}", hint=_command(recipes[0]))
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, list[Picture]] = {}
+    pictures: dict[str, list[Picture | Text]] = {}
     for recipe in recipes:
         yield from _drawn(recipe, models, folder, pictures)
     document = compose(recipes, pictures)
@@ -66,8 +67,8 @@ def write_report(
         yield f"report: {notes.shown((folder / name).absolute())}"
 
 
-def compose(recipes: Sequence[Gathered], pictures: Mapping[str, Sequence[Picture]]) -> Document:
-    """The whole report; `pictures` by the recipe's name."""
+def compose(recipes: Sequence[Gathered], pictures: Mapping[str, Sequence[Picture | Text]]) -> Document:
+    """The whole report; `pictures` by the recipe's name, and why one is lacking."""
     every = [run for recipe in recipes for run in recipe.runs]
     verdicts = judged.judge(recipes)
     tasks = [task for task in BENCHMARKS if any(task in run.scores for run in every)]
@@ -97,20 +98,22 @@ def compose(recipes: Sequence[Gathered], pictures: Mapping[str, Sequence[Picture
 
 
 def _drawn(
-    recipe: Gathered, models: Models, folder: Path, pictures: dict[str, list[Picture]]
+    recipe: Gathered, models: Models, folder: Path, pictures: dict[str, list[Picture | Text]]
 ) -> Iterator[str]:
     if not recipe.runs:
         return
     place = folder / PICTURES / recipe.stem
     for old in (place / f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")):
         old.unlink(missing_ok=True)
-    for drawn in draw(recipe.runs, recipe.teacher, models, place, forms=FORMS):
+    pictures[recipe.name] = blocks = []
+    control = Controls(recipe.plain).of(recipe.planned[0].row, "steps")
+    for drawn in draw(recipe.runs, recipe.teacher, models, place, reference=control, forms=FORMS):
         if drawn.reason:
             yield f"{recipe.name}: {drawn}"
-            continue
-        path = PurePosixPath(drawn.paths[0].relative_to(folder))
-        shown = Picture(path, f"{recipe.title}: {drawn.name}", CAPTIONS[drawn.name])
-        pictures.setdefault(recipe.name, []).append(shown)
+            blocks.append(Text(f"{str(drawn).capitalize()}."))
+        else:
+            path = PurePosixPath(drawn.paths[0].relative_to(folder))
+            blocks.append(Picture(path, f"{recipe.title}: {drawn.name}", CAPTIONS[drawn.name]))
 
 
 def _problems(recipes: Sequence[Gathered]) -> Iterator[Block]:
