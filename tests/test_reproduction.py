@@ -23,6 +23,7 @@ from switchkd_cli.report.document import Callout, Facts, Sheet
 from switchkd_cli.report.findings import FINDINGS, Finding
 from switchkd_cli.report.gathered import gather
 from switchkd_cli.report.judged import judge
+from switchkd_cli.report.origins import command
 from switchkd_cli.report.reproduction import compose, write_report
 from switchkd_cli.report.whiskers import whiskers
 
@@ -91,6 +92,28 @@ def test_scores_are_means_of_the_results_files_with_their_intervals(root, file):
             cell = found[title][BENCHMARKS[task].column]
             assert (cell.value, cell.interval) == pytest.approx((scores.mean(), half(scores)))
         assert found[title]["Avg"].value == pytest.approx(made.stored(root, row).mean())
+
+
+def test_the_page_prints_those_numbers_and_no_other(root, file, tmp_path):
+    """Every number of the Markdown's table of scores, and those of the results files worked out once more."""
+    _, text = texts(composed(root, file), tmp_path)
+    printed = text.split("### Scores")[1].split("0 to 100")[0].split("---: |\n", 1)[1]
+    expected = []
+    for row in made.RIGHT:
+        scores = made.stored(root, row)
+        for values in (*scores.T, scores.mean(axis=1)):
+            expected += [f"{values.mean():.1f}", f"{half(values):.1f}"]
+    assert sorted(re.findall(r"\d+\.\d+", printed)) == sorted(expected)
+
+
+def test_the_command_makes_the_same_runs(root, file):
+    shutil.rmtree(root / "components" / "align")
+    recipe = gather(file, None, root)
+    words = command(recipe).split()
+    assert words == [
+        *("switchkd", "ablate", str(file), "--rows", "switch-kd,sft,sft-frozen,sft-compute"),
+        *("--seeds", "3", "--out", str(root)),
+    ]
 
 
 def test_every_row_is_measured_by_sft_at_equal_steps_and_at_equal_compute(root, file):
@@ -188,7 +211,7 @@ def test_a_run_that_two_rows_share_is_counted_once(root, file):
 def test_without_any_run_there_is_no_report(file, tmp_path):
     with pytest.raises(UserError, match="no finished run with scores of components") as refused:
         list(write_report([file], None, tmp_path / "none", tmp_path / "out", NoModels()))
-    assert refused.value.hint == "switchkd ablate components --seeds 1"
+    assert refused.value.hint == f"switchkd ablate {file} --seeds 1"
     assert not (tmp_path / "out").exists()
 
 
