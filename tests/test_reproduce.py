@@ -57,7 +57,10 @@ def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
     assert recipes(ablate) == recipes(compare)
     for line in (ablate, compare):
         assert (option(line, "--world"), option(line, "--out")) == ("playground", "runs/reproduce")
-    assert (option(ablate, "--seeds"), option(ablate, "--seed")) == ("5", "1")
+    assert option(ablate, "--seeds") == "5"
+    assert (
+        load_tables(recipes(ablate)[:1], None, world="playground")[0].runs[0].seed == 1
+    )  # 0 was for choosing
     assert "--rows" not in ablate
     assert option(compare, "--report") == "reports/playground"
     assert "left out: table1-1.5b, teacher-size, align-kd" in said
@@ -103,7 +106,7 @@ def test_the_rows_and_tables_can_be_named(make):
     )
     _, (ablate, compare), said = make(*variables)
     assert ablate == (
-        "ablate loss knee a=1 b=2 --world playground --out o --seeds 2 --seed 1 --rows sft,bild --jobs 4"
+        "ablate loss knee a=1 b=2 --world playground --out o --seeds 2 --rows sft,bild --jobs 4"
     )
     assert compare == "compare loss knee --world playground --out o --report r"
     assert "left out" not in said

@@ -16,13 +16,16 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.protocol import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.report import html, markdown, significance
+from switchkd_cli.report.cells import Line, Number, Table
 from switchkd_cli.report.columns import AVERAGE
 from switchkd_cli.report.controls import Controls
 from switchkd_cli.report.document import Callout, Facts, Sheet
 from switchkd_cli.report.findings import FINDINGS, Finding
 from switchkd_cli.report.gathered import gather
 from switchkd_cli.report.judged import judge
+from switchkd_cli.report.origins import command
 from switchkd_cli.report.reproduction import compose, write_report
+from switchkd_cli.report.whiskers import whiskers
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -89,6 +92,28 @@ def test_scores_are_means_of_the_results_files_with_their_intervals(root, file):
             cell = found[title][BENCHMARKS[task].column]
             assert (cell.value, cell.interval) == pytest.approx((scores.mean(), half(scores)))
         assert found[title]["Avg"].value == pytest.approx(made.stored(root, row).mean())
+
+
+def test_the_page_prints_those_numbers_and_no_other(root, file, tmp_path):
+    """Every number of the Markdown's table of scores, and those of the results files worked out once more."""
+    _, text = texts(composed(root, file), tmp_path)
+    printed = text.split("### Scores")[1].split("0 to 100")[0].split("---: |\n", 1)[1]
+    expected = []
+    for row in made.RIGHT:
+        scores = made.stored(root, row)
+        for values in (*scores.T, scores.mean(axis=1)):
+            expected += [f"{values.mean():.1f}", f"{half(values):.1f}"]
+    assert sorted(re.findall(r"\d+\.\d+", printed)) == sorted(expected)
+
+
+def test_the_command_makes_the_same_runs(root, file):
+    shutil.rmtree(root / "components" / "align")
+    recipe = gather(file, None, root)
+    words = command(recipe).split()
+    assert words == [
+        *("switchkd", "ablate", str(file), "--rows", "switch-kd,sft,sft-frozen,sft-compute"),
+        *("--seeds", "3", "--out", str(root)),
+    ]
 
 
 def test_every_row_is_measured_by_sft_at_equal_steps_and_at_equal_compute(root, file):
@@ -186,7 +211,7 @@ def test_a_run_that_two_rows_share_is_counted_once(root, file):
 def test_without_any_run_there_is_no_report(file, tmp_path):
     with pytest.raises(UserError, match="no finished run with scores of components") as refused:
         list(write_report([file], None, tmp_path / "none", tmp_path / "out", NoModels()))
-    assert refused.value.hint == "switchkd ablate components --seeds 1"
+    assert refused.value.hint == f"switchkd ablate {file} --seeds 1"
     assert not (tmp_path / "out").exists()
 
 
@@ -221,6 +246,38 @@ def test_runs_of_another_recipe_text_are_told(root, tmp_path):
         ),
     )
     assert gather(changed, None, root).changed == ("Long SFT",)
+
+
+def test_warnings_are_told_once_and_counted_over_seeds(root, file, tmp_path):
+    for seed, text in ((0, "k sits at its clamp at 41 %"), (2, "k sits at its clamp at 43 %")):
+        line = {"event": "warning", "about": "k", "text": text}
+        with (root / "components" / "align" / f"seed{seed}" / "metrics.jsonl").open("a") as metrics:
+            metrics.write(json.dumps(line) + "\n")
+    for text in texts(composed(root, file), tmp_path):
+        assert "Align, 2 of 3 runs: k sits at its clamp at 41 %" in text and "43 %" not in text
+
+
+def test_one_seed_has_no_interval_and_calls_nothing_clear(file, tmp_path):
+    made.finished(tmp_path / "one", file, seeds=[0])
+    document = composed(tmp_path / "one", file)
+    assert table(document, "row")["Align"]["Avg"].spread == ""
+    assert str(table(document, "minus SFT")["Switch-KD"]["GQA"]).endswith("± ? not clear")
+    _, text = texts(document, tmp_path)
+    assert "Clearly above on average: none. Clearly below: none." in text and "| **+" not in text
+
+
+def test_differences_are_drawn_on_one_scale_with_zero():
+    lines = tuple(
+        Line(name, (Number(value, half, 3, difference=True),))
+        for name, value, half in (("a", 4.0, 1.0), ("b", -2.0, 3.0))
+    )
+    drawn = whiskers(Sheet(Table(("row", "difference"), lines), drawn="difference"))
+    at = {name: float(re.search(r'cx="([\d.]+)"', svg)[1]) for name, svg in drawn.items()}
+    zeros = {re.search(r'class="zero" x1="([\d.]+)"', svg)[1] for svg in drawn.values()}
+    assert len(zeros) == 1 and at["b"] < float(*zeros) < at["a"]
+    assert (at["a"] - at["b"]) / (at["a"] - float(*zeros)) == pytest.approx(6 / 4, rel=0.01)
+    assert "whisker up" in drawn["a"] and "whisker unclear" in drawn["b"]
+    assert whiskers(Sheet(Table(("row", "difference"), lines))) == {}
 
 
 class Parts(HTMLParser):

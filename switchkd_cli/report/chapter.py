@@ -18,7 +18,7 @@ from switchkd_cli.report.gathered import STATES, Gathered
 PAPER = "Printed in the paper, for its own models, data and benchmarks: single runs, no intervals."
 
 
-def chapter(recipe: Gathered, pictures: Sequence[Picture]) -> Section:
+def chapter(recipe: Gathered, pictures: Sequence[Picture | Text]) -> Section:
     """All of a recipe's runs. Runs that may not stand in one table are refused here, and the reasons told."""
     head = (Text(_count(recipe)), *_lacking(recipe))
     if not recipe.runs:
@@ -42,6 +42,7 @@ def chapter(recipe: Gathered, pictures: Sequence[Picture]) -> Section:
             _part(recipe, "By kind of answer", _kinds(recipe, columns)),
             _part(recipe, "Gain, fidelity and cost", _costs(recipe, columns)),
             _part(recipe, "Pictures", pictures),
+            _part(recipe, "Diagnostics", _diagnostics(recipe)),
             _part(recipe, "To know", [Points(tuple(_remarks(recipe, columns, answers)))]),
         ),
     )
@@ -140,7 +141,6 @@ def _costs(recipe: Gathered, columns: Columns) -> Iterator[Block]:
 
 
 def _remarks(recipe: Gathered, columns: Columns, answers: pairing.Answered) -> Iterator[str]:
-    yield from _warnings(recipe)
     yield from notes.left_out(columns)
     if not recipe.teacher or "teacher" not in recipe.teacher:
         yield "no scores of one teacher: no benchmark was checked against the baselines, all are in the average"
@@ -153,6 +153,11 @@ def _remarks(recipe: Gathered, columns: Columns, answers: pairing.Answered) -> I
     yield from notes.files([recipe.runs[0].path.parents[1]])
 
 
+def _diagnostics(recipe: Gathered) -> Iterator[Block]:
+    warned = tuple(_warnings(recipe))
+    yield Points(warned) if warned else Text("No run gave a warning.")
+
+
 def _warnings(recipe: Gathered) -> Iterator[str]:
     """What the diagnostics gave away, one line for what runs have in common, counted over seeds."""
     found = defaultdict(list)
@@ -161,4 +166,4 @@ def _warnings(recipe: Gathered) -> Iterator[str]:
             found[run.title, about].append(run)
     for (title, about), warned in found.items():
         of = sum(run.title == title for run in recipe.runs)
-        yield f"warning in {len(warned)} of {of} runs, {title}: {warned[0].warnings[about]}"
+        yield f"{title}, {len(warned)} of {of} runs: {warned[0].warnings[about]}"

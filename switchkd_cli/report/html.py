@@ -55,8 +55,8 @@ def _(of: Number) -> str:
     spread = of.spread.replace(" ", HAIR)
     star = "<sup>*</sup>" if of.beyond else ""
     value = of.points.replace("-", "−")
-    text = f"{value}{star}" + (f" <small>{spread}</small>" if spread else "")
-    return _marked_up(text if of.counted else f"({text})")
+    text = f"{value}{star}" if of.counted else f"({value}){star}"
+    return _marked_up(text + (f" <small>{spread}</small>" if spread else ""))
 
 
 @cell.register

@@ -43,15 +43,10 @@ def table(judged: Sequence[Judged]) -> Table | None:
 
 
 def summary(judged: Sequence[Judged]) -> Iterator[str]:
-    """In one line each: what agrees, what is opposite, what can't be told."""
+    """How many agree, how many don't, and what is not in the table."""
     counts = Counter(each.verdict.tone for each in judged)
-    told = {
-        "agrees": "go the paper's way",
-        "opposite": "go the opposite way",
-        "unclear": "can't be told from these seeds",
-        "untested": "were not tested",
-    }
-    yield f"Of {len(judged)} findings, {', '.join(f'{counts[tone]} {words}' for tone, words in told.items())}."
+    told = ", ".join(f"{words} {counts[tone]}" for tone, words in WORDS.items())
+    yield f"{len(judged)} findings: {told}, not tested {counts['untested']}."
     absent = dict.fromkeys(each.finding.recipes[0] for each in judged if each.recipe is None)
     if absent:
         count = sum(each.recipe is None for each in judged)

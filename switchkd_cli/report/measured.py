@@ -202,7 +202,9 @@ def _values(group: Group, score: Score) -> dict[int, float]:
 
 def _mean(group: Group, score: Score) -> Number | None:
     found = over_seeds(list(_values(group, score).values()))
-    return found and Number(found.mean, found.interval, found.seeds)
+    if found is None:
+        return None
+    return Number(found.mean, found.interval, found.seeds if found.interval is not None else None)
 
 
 def _minus(recipe: Gathered, group: Group, control: str | None, score: Score) -> Number | None:

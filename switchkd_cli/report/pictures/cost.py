@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def cost(rows: Sequence[Row], teacher: Mapping[str, Any] | None) -> Figure | None:
+def cost(
+    rows: Sequence[Row], teacher: Mapping[str, Any] | None, measured_by: str | None = SFT
+) -> Figure | None:
     """Each row's gain over SFT, paired by seed, against the last stage's seconds and memory; None without SFT."""
-    reference = next((row for row in rows if row.name == SFT), None)
+    reference = next((row for row in rows if row.name == measured_by), None)
     if reference is None or len(rows) < 2:
         return None
     columns = Columns.of(reference.runs[0].scores, teacher)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from switchkd_cli.registry import LOSSES, signature
+from switchkd_cli.report.groups import SFT
 from switchkd_cli.report.notes import shown
 from switchkd_cli.report.pictures import style
 from switchkd_cli.report.pictures.attention import Question, attention
@@ -63,11 +64,12 @@ def draw(
     models: Models,
     folder: Path,
     *,
+    reference: str | None = SFT,
     forms: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[Drawn]:
     """Draws radar, cost, curves, knees and attention, each as PNG and SVG; gives what was drawn, and what can't be.
 
-    `forms` by a picture's name, where it is wanted otherwise.
+    `forms` by a picture's name, where it is wanted otherwise; `reference` is the row that gains are measured by.
 
     `teacher` is what `baselines.judged` returns. Of a row with several seeds, the first seed's model is asked.
     """
@@ -76,7 +78,10 @@ def draw(
     rows = style.rows_of(runs)
     wanted: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
-        "cost": (partial(cost, rows, teacher), "needs the row sft and one beside it, with an average"),
+        "cost": (
+            partial(cost, rows, teacher, reference),
+            f"needs the row {reference or SFT} and one beside it, with an average",
+        ),
         "curves": (partial(curves, rows), "no step was logged"),
         "knees": (
             partial(_knees, rows, models),

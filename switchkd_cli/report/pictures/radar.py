@@ -43,7 +43,7 @@ def radar(rows: Sequence[Row], teacher: Mapping[str, Any] | None) -> Figure | No
         (title, colour, mark, {name: fmean(values[t] for t in tasks) for name, tasks in groups.items()})
         for title, colour, mark, values in lines
     ]
-    drawn = figure(10.5, 6.0)
+    drawn = figure(10.5, 5.8)
     sides = (
         (grouped, groups, "Groups of benchmarks (paper, Figure 1)"),
         (lines, columns.tasks, "Every benchmark"),
@@ -55,7 +55,7 @@ def radar(rows: Sequence[Row], teacher: Mapping[str, Any] | None) -> Figure | No
         axes.set_title(title, loc="center", pad=12)
     handles, labels = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), title=_told(rows))
-    drawn.get_layout_engine().set(h_pad=0.25)  # the lowest label hangs out of its axes
+    drawn.get_layout_engine().set(h_pad=0.12, w_pad=0.1)  # labels hang out of their axes
     return drawn
 
 

@@ -24,6 +24,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
 )
 GREY = "#7F7F7F"
 FAINT = "#D0D0D0"
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY)
 TEACHER = BLACK
 
 KNOWN = {
@@ -92,7 +93,7 @@ def _looks(names: Sequence[str]) -> list[tuple[str, str]]:
         taken |= {name} if look else set()
         fixed.append(look)
     used = {look[0] for look in fixed if look}
-    spare = [c for c in (BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY) if c not in used] or [GREY]
+    spare = [c for c in PALETTE if c not in used] or [GREY]
     free: Iterator[tuple[str, str]] = (
         (spare[i % len(spare)], MARKS[i % len(MARKS)]) for i in range(len(names))
     )
