@@ -20,6 +20,7 @@ from switchkd_cli.locate import locate
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
 PICKLES = ("*.bin",)
 _CONFIGS_ONLY = ContextVar("configs_only", default=False)
+NO_CODE = {"trust_remote_code": False}  # said each time: left out, transformers would ask on the terminal
 SAID = 200  # characters of a library's message that are passed on
 
 
@@ -101,9 +102,11 @@ def explained(problem: str) -> Iterator[None]:
     """Turns whatever the libraries raise over a user's files and values into a UserError of one line."""
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:  # they raise OSError, ValueError, their own, and plain Exception
+    except BaseException as error:  # OSError, ValueError, their own, plain Exception, and panics of Rust
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{problem}: it needs code that came with it, which is never run") from error
         raise UserError(f"{problem}: {line(error)}") from error
 
 

@@ -26,6 +26,7 @@ from transformers import (
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models import pictures, vocabulary
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
+from switchkd_cli.engine.models.sizes import check_config
 from switchkd_cli.engine.stored import Stored, explained, fetch
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
 from switchkd_cli.errors import UserError
@@ -166,6 +167,7 @@ def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerB
             projector_hidden_act="gelu",
             tie_word_embeddings=reading.tie_word_embeddings,
         )
+        check_config(config, stored)
         config.image_seq_length = image_tokens_of(config)
     return config
 
