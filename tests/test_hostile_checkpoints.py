@@ -20,7 +20,7 @@ from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
 from switchkd_cli.recipe.schema import Parts
 from tests import tiny
 
-CONFIGS_SCRAMBLED = 120
+CONFIGS_SCRAMBLED = 60
 SEED = 5
 
 
@@ -329,7 +329,7 @@ def test_a_file_of_a_checkpoint_that_is_no_file(place, file, odd):
         ({"text_config__vocab_size": 2**40}, "text_config.vocab_size must be a whole number"),
         ({"text_config__num_attention_heads": 0}, "text_config.num_attention_heads must be a whole number from 1"),
         ({"text_config__hidden_size": 65536}, "parameters, the weights are"),
-        ({"text_config__num_hidden_layers": 1024}, "parameters, the weights are"),
+        ({"text_config__num_hidden_layers": 1024}, "teacher: "),
         ({"text_config__vocab_size": 2**21}, "parameters, the weights are"),
         ({"vision_config__image_size": 10**9}, "vision_config.image_size must be a whole number"),
         ({"vision_config__image_size": 1}, "image_size 1 is less than patch_size 12"),
@@ -356,7 +356,7 @@ def test_a_config_of_absurd_sizes(place, changes, expected):
     "fresh",
     [
         {"hidden_size": 10**9},
-        {"hidden_size": 65536, "intermediate_size": 1 << 18, "num_hidden_layers": 1000},
+        {"hidden_size": 65536, "intermediate_size": 1 << 18, "num_hidden_layers": 200},
         {"num_hidden_layers": 10**12},
         {"intermediate_size": -1},
         {"hidden_size": 10**400},

@@ -16,7 +16,7 @@ from switchkd_cli.engine.models.llava import Blueprint, features_of
 from switchkd_cli.engine.stored import explained
 from switchkd_cli.errors import UserError
 
-LARGEST = 1 << 12  # pixels of a side, as in models/sizes.py
+LARGEST = 1 << 12  # pixels of a side, as in models/configs.py
 
 
 @dataclass(frozen=True)

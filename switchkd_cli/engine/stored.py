@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Stored:
 
     def has(self, *files: str) -> bool:
         """Whether any of the files is there."""
-        return any((self.folder / file).is_file() for file in files)
+        return any(isfile(self.folder / file) for file in files)
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file's mapping. Raises UserError where there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from os.path import isfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -187,7 +188,7 @@ def _unpickled(file: Path, stored: Stored) -> dict[str, Tensor]:
 
 def _damage(file: Path) -> str | None:
     """Why a file of weights can't be read, or None."""
-    if not file.is_file():
+    if not isfile(file):
         return f"{file.name} is missing"
     if file.suffix != ".safetensors":
         return None if file.stat().st_size else f"{file.name} is empty"

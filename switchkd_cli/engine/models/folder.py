@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
 
 from switchkd_cli.engine.models import ldpnet
+from switchkd_cli.engine.models.configs import check_config, read_config
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint
-from switchkd_cli.engine.models.sizes import check_config
 from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -21,8 +21,7 @@ def read(stored: Stored) -> Blueprint:
 
     Raises UserError for a folder that is empty, broken or of another family.
     """
-    with explained(f"{stored}: no readable config"):
-        config = AutoConfig.from_pretrained(stored.folder, **NO_CODE)
+    config = read_config(stored)
     if config.model_type not in TYPES or config.vision_config.model_type not in TOWERS:
         tower = f" with a {config.vision_config.model_type}" if config.model_type in TYPES else ""
         raise UserError(

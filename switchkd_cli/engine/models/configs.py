@@ -1,11 +1,13 @@
-"""A config's numbers, looked at before anything is built of them: a file may say anything."""
+"""A checkpoint's config, its numbers looked at before anything is built of them: a file may say anything."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.errors import UserError
 
 MOST = {
@@ -23,6 +25,30 @@ MOST = {
 }
 """Several times what the largest published models of these families have."""
 COLOURS = 3
+DAMAGED = "the checkpoint is damaged, or was never a model"
+
+
+def read_config(stored: Stored) -> PreTrainedConfig:
+    """The config of a folder. Raises UserError for one that can't be read, or that says what no model has."""
+    check_sizes(stored.json("config.json"), stored)
+    with explained(f"{stored}: no readable config"):
+        return AutoConfig.from_pretrained(stored.folder, **NO_CODE)
+
+
+def check_sizes(told: Mapping[str, Any], who: object) -> None:
+    """Raises UserError, naming every field, where a config as it is written is too large to be made at all.
+
+    transformers' own classes make lists as long as there are layers, so that it must be seen before.
+    """
+    halves = {name: half for name, half in told.items() if isinstance(half, Mapping)}
+    problems = [
+        f"{who}: config: {name}{field} must be a whole number from 1 to {MOST[field]}, got {value!r}"
+        for name, part in {"": told, **{f"{name}.": half for name, half in halves.items()}}.items()
+        for field, value in part.items()
+        if field in MOST and isinstance(value, int | float) and not value <= MOST[field]
+    ]
+    if problems:
+        raise UserError(problems, hint=DAMAGED)
 
 
 def check_config(config: PreTrainedConfig, who: object) -> None:
@@ -36,7 +62,7 @@ def check_config(config: PreTrainedConfig, who: object) -> None:
         f"{who}: config: {name}{told}" for name, part in parts.items() if part for told in _wrong(part)
     ]
     if problems:
-        raise UserError(problems, hint="the checkpoint is damaged, or was never a model")
+        raise UserError(problems, hint=DAMAGED)
 
 
 def _wrong(part: PreTrainedConfig) -> Iterator[str]:
