@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, printable
+from switchkd_cli.recipe import source
+from switchkd_cli.records import Resolved, Results, check
 from switchkd_cli.runs import RunFolder, read_json
 
 
@@ -74,7 +74,10 @@ def read(folder: RunFolder) -> Scored:
     info, results = folder.info(), read_json(folder.results)
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
-    resolved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    check(Results, results, folder.results)
+    if absent := [field for field in ("recipe", "row", "title", "seed") if field not in info]:
+        raise UserError(f"{folder.record}: says no {', '.join(absent)}")
+    resolved = check(Resolved, source.read(_text(folder.recipe), str(folder.recipe)), folder.recipe)
     lines = logged(folder.metrics)
     return Scored(
         path=folder.path,
@@ -88,7 +91,11 @@ def read(folder: RunFolder) -> Scored:
         seconds=_seconds(lines),
         stand_ins=resolved.get("stand_ins") or {},
         versions=info.get("versions") or {},
-        warnings={line["about"]: line["text"] for line in lines if line.get("event") == "warning"},
+        warnings={
+            printable(str(line.get("about"))): printable(str(line.get("text")))
+            for line in lines
+            if line.get("event") == "warning"
+        },
     )
 
 
@@ -151,13 +158,41 @@ def _steps(stage: Mapping[str, Any]) -> str:
 
 
 def logged(metrics: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl: steps and events; none where there is no such file."""
-    if not metrics.exists():
+    """The lines of metrics.jsonl: steps and events; none where there is no such file.
+
+    Lines that can't be read become one warning that counts them.
+    """
+    if not metrics.is_file():
         return []
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines, torn = [], 0
+    for text in metrics.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        else:
+            torn += 1
+    told = {
+        "event": "warning",
+        "about": metrics.name,
+        "text": f"{torn} lines of {metrics.name} can't be read",
+    }
+    return [*lines, told] if torn else lines
+
+
+def _text(file: Path) -> str:
+    try:
+        if not file.is_file():
+            raise OSError("no such file")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable: {error}") from None
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """The clock of the last stage at its last step."""
-    clocks = [line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None]
+    clocks = [line.get("seconds") for line in lines if "step" in line]
+    clocks = [seconds for seconds in clocks if type(seconds) in (int, float)]
     return clocks[-1] if clocks else None
