@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from os.path import isfile
+from os.path import exists, isfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Stored:
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file's mapping. Raises UserError where there is none."""
         with explained(f"{self}: no readable {file}"):
+            if exists(self.folder / file) and not self.has(file):  # a pipe would be waited for
+                raise OSError("not a file")
             held = json.loads((self.folder / file).read_text(encoding="utf-8"))
         if not isinstance(held, dict):
             raise UserError(f"{self}: {file} is not a mapping, but a {type(held).__name__}")
