@@ -195,8 +195,8 @@ def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
         )
     rows = load_rows(path, world=world)
     order = [run.row for run in rows]
-    found = [f for f in runs.finished(root, rows[0].recipe) if f.info()["row"] in order]
-    return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info()["seed"]))
+    found = [f for f in runs.finished(root, rows[0].recipe) if f.info().get("row") in order]
+    return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info().get("seed", 0)))
 
 
 def _given(recipe: str | None) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from switchkd_cli.errors import UNPRINTABLE, UserError
 from switchkd_cli.locks import hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.records import Info, Results, Teacher, check
 
 STAGES = "stages"
 EVALUATIONS = "evaluations"
@@ -149,13 +151,16 @@ class RunFolder:
         return any(wanted.items() <= entry.items() for entry in self.entries())
 
     def info(self) -> dict[str, Any]:
-        """What run.json says; empty when there is none that can be read."""
-        return read_json(self.record) or {}
+        """What run.json says; empty when there is none that can be read. Raises UserError for one that says nonsense."""
+        told = read_json(self.record)
+        return {} if told is None else check(Info, told, self.record)
 
     def run(self) -> Run:
         """The run that this folder was made for, read back from its own files."""
         info, resolved = self.info(), load(self.recipe)
-        return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"])
+        if absent := [field for field in ("recipe", "row", "title", "paper") if field not in info]:
+            raise UserError(f"{self.record}: says no {', '.join(absent)}")
+        return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"] or {})
 
 
 @dataclass(frozen=True)
@@ -218,12 +223,16 @@ def sets(root: Path) -> Path:
 
 
 def scores(shared: SharedFolder) -> Any:
-    """The results.json of shared scores, or None."""
-    return read_json(shared.path / "results.json")
+    """The results.json of shared scores, or None. Raises UserError for one that says nonsense."""
+    file = shared.path / "results.json"
+    if (told := read_json(file)) is None:
+        return None
+    kind = Results if isinstance(told, dict) and "scores" in told else Teacher
+    return check(kind, told, file, hint=f"remove {shared.path}: the scores are made again")
 
 
 def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
-    """All finished runs, or those of one recipe, the oldest first."""
+    """All finished runs, or those of one recipe, the oldest first. Raises UserError for a run.json of nonsense."""
     name = recipe if recipe == "*" else escape(recipe)
     found = [RunFolder(path.parent.absolute()) for path in root.glob(f"{name}/*/seed*/run.json")]
     infos = [(folder.info(), folder) for folder in found]
@@ -290,9 +299,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None when it is missing or broken."""
+    if not isfile(path):  # a pipe would be waited for
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

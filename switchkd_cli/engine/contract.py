@@ -13,7 +13,10 @@ from PIL import Image
 
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models.llava import Blueprint, features_of
+from switchkd_cli.engine.stored import explained
 from switchkd_cli.errors import UserError
+
+LARGEST = 1 << 12  # pixels of a side, as in models/configs.py
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,12 @@ def _alone(model: Blueprint) -> Iterator[str]:
     layer, layers = model.config.vision_feature_layer, vision.num_hidden_layers
     if not isinstance(layer, int) or not -layers <= layer <= -1:
         yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
-    size, tokens = _prepared(model)
+    try:
+        with explained("the image processor can't prepare a picture"):
+            size, tokens = _prepared(model)
+    except UserError as error:
+        yield from error.problems
+        return
     if size != (vision.image_size, vision.image_size):
         yield f"the image processor makes pictures of {size}, the vision tower takes {vision.image_size} x {vision.image_size}"
     elif tokens != model.image_tokens:
@@ -167,7 +175,13 @@ def _grid(model: Blueprint) -> int:
 
 
 def _prepared(model: Blueprint) -> tuple[tuple[int, int], int]:
-    """(height, width) of what the image processor makes of any picture, and the image tokens counted for it."""
+    """(height, width) of what the image processor makes of any picture, and the image tokens counted for it.
+
+    Raises UserError for a processor that can't, or that would make pictures of a size that no tower takes.
+    """
+    for size in (model.processor.image_processor.size, model.processor.image_processor.crop_size):
+        if size and not all(1 <= side <= LARGEST for side in dict(size).values() if side is not None):
+            raise UserError(f"the image processor makes pictures of {dict(size)}, {LARGEST} is the most")
     blank = Image.new("RGB", (40, 30))
     pixels = model.processor.image_processor(blank, return_tensors="pt")["pixel_values"]
     text = model.processor.replace_image_token({"pixel_values": pixels}, 0)

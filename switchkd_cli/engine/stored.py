@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
+from os.path import exists, isfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from switchkd_cli.locate import locate
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
 PICKLES = ("*.bin",)
 _CONFIGS_ONLY = ContextVar("configs_only", default=False)
+NO_CODE = {"trust_remote_code": False}  # said each time: left out, transformers would ask on the terminal
 SAID = 200  # characters of a library's message that are passed on
 
 
@@ -45,11 +47,13 @@ class Stored:
 
     def has(self, *files: str) -> bool:
         """Whether any of the files is there."""
-        return any((self.folder / file).is_file() for file in files)
+        return any(isfile(self.folder / file) for file in files)
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file's mapping. Raises UserError where there is none."""
         with explained(f"{self}: no readable {file}"):
+            if exists(self.folder / file) and not self.has(file):  # a pipe would be waited for
+                raise OSError("not a file")
             held = json.loads((self.folder / file).read_text(encoding="utf-8"))
         if not isinstance(held, dict):
             raise UserError(f"{self}: {file} is not a mapping, but a {type(held).__name__}")
@@ -101,9 +105,11 @@ def explained(problem: str) -> Iterator[None]:
     """Turns whatever the libraries raise over a user's files and values into a UserError of one line."""
     try:
         yield
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:  # they raise OSError, ValueError, their own, and plain Exception
+    except BaseException as error:  # OSError, ValueError, their own, plain Exception, and panics of Rust
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{problem}: it needs code that came with it, which is never run") from error
         raise UserError(f"{problem}: {line(error)}") from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from os.path import isfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -11,11 +13,12 @@ from zipfile import is_zipfile
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from switchkd_cli.engine.stored import Stored, explained, line, weights_needed
-from switchkd_cli.errors import UserError
+from switchkd_cli.engine.stored import NO_CODE, Stored, explained, line, weights_needed
+from switchkd_cli.errors import MACHINE, UserError
 
+ADAPTERS = "adapter_config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -30,6 +33,8 @@ def check_weights(*stored: Stored) -> None:
     problems, hint = [], "copy or fetch the checkpoint again"
     for one in stored if weights_needed() else ():
         try:
+            if one.has(ADAPTERS):
+                raise UserError(f"{one}: holds LoRA adapters, not a whole model: merge them first")
             files = weight_files(one)
         except UserError as error:
             problems += error.problems
@@ -47,8 +52,7 @@ def weight_files(stored: Stored) -> list[Path]:
         if stored.has(name):
             return [stored.folder / name]
         if stored.has(f"{name}.index.json"):
-            shards = stored.json(f"{name}.index.json").get("weight_map", {}).values()
-            return [stored.folder / Path(shard).name for shard in sorted(set(shards))]  # never elsewhere
+            return _shards(stored, f"{name}.index.json")
     pickled = sorted(file.name for pattern in PICKLES for file in stored.folder.glob(pattern))
     if pickled and not stored.allow_pickle:
         raise UserError(
@@ -59,6 +63,15 @@ def weight_files(stored: Stored) -> list[Path]:
     raise UserError(
         f"{stored}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to"
     )
+
+
+def _shards(stored: Stored, index: str) -> list[Path]:
+    """The files that an index names. Raises UserError where it names none, or one that lies elsewhere."""
+    named = stored.json(index).get("weight_map")
+    shards = list(named.values()) if isinstance(named, dict) else []
+    if not shards or not all(isinstance(shard, str) and shard == Path(shard).name for shard in shards):
+        raise UserError(f"{stored}: {index} names no files beside it")
+    return [stored.folder / shard for shard in sorted(set(shards))]
 
 
 def tensors(stored: Stored) -> dict[str, Tensor]:
@@ -80,7 +93,11 @@ def load_weights(
 
     Raises UserError where tensors are absent or of another shape: they would stay random, silently.
     """
-    safe = weight_files(stored)[0].suffix == ".safetensors"
+    files = weight_files(stored)
+    safe = files[0].suffix == ".safetensors"
+    with explained(f"{stored}: no readable config"):
+        config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
+        check_memory(model_class, config, str(stored), dtype, held=sum(file.stat().st_size for file in files))
     return _loaded(model_class, stored, stored.folder, dtype, use_safetensors=safe, **options)
 
 
@@ -92,7 +109,34 @@ def take_weights(
     **options,
 ) -> AnyModel:
     """The model with the tensors of `state`, which are named as the model's own. Raises as `load_weights` does."""
+    held = sum(tensor.nbytes for tensor in state.values())
+    with explained(f"{stored}: no readable config"):
+        check_memory(model_class, options["config"], str(stored), dtype, held=held)
     return _loaded(model_class, stored, None, dtype, state_dict=dict(state), **options)
+
+
+def check_memory(
+    model_class: type, config: PreTrainedConfig, who: str, dtype: str = "float32", *, held: int | None = None
+) -> None:
+    """Raises UserError where this machine could never hold the model, or its `held` bytes of weights never be all of it.
+
+    Counted on a model without memory; the random state stays as it was.
+    """
+    make = getattr(model_class, "from_config", model_class)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        count = sum(parameter.numel() for parameter in make(config).parameters())
+    if held is not None and count > held:  # a byte is the least that a parameter takes
+        raise UserError(
+            f"{who}: config.json describes {count:,} parameters, the weights are {held:,} bytes",
+            hint="the weights and config.json are not of one model",
+        )
+    needed = count * getattr(torch, dtype).itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"{who}: {count:,} parameters take {needed >> 30:,} GiB, this machine has {memory >> 30:,}",
+            code=MACHINE,
+        )
 
 
 def _loaded(
@@ -104,6 +148,7 @@ def _loaded(
             dtype=dtype,
             output_loading_info=True,
             weights_only=True,
+            **NO_CODE,
             ignore_mismatched_sizes=True,  # not ignored: told below, in our words
             **options,
         )
@@ -143,7 +188,7 @@ def _unpickled(file: Path, stored: Stored) -> dict[str, Tensor]:
 
 def _damage(file: Path) -> str | None:
     """Why a file of weights can't be read, or None."""
-    if not file.is_file():
+    if not isfile(file):
         return f"{file.name} is missing"
     if file.suffix != ".safetensors":
         return None if file.stat().st_size else f"{file.name} is empty"

@@ -80,10 +80,10 @@ def _other_items(task: str, kept: Sequence[tuple[Scored, Sequence[Line]]]) -> It
             yield f"{name}: {head}: {len(lines)} answers, {than} has {len(reference)}"
             continue
         for field, word in FIELDS.items():
-            places = [i for i, line in enumerate(lines) if line[field] != reference[i][field]]
+            places = [i for i, line in enumerate(lines) if line.get(field) != reference[i].get(field)]
             if places:
                 at = places[0]
-                ours, theirs = _apart(lines[at][field], reference[at][field])
+                ours, theirs = _apart(lines[at].get(field), reference[at].get(field))
                 yield (
                     f"{name}: {head}: {len(places)} of {len(lines)} {word} differ; "
                     f"item {lines[at]['doc_id']} has {ours}, that of {than} {theirs}"
@@ -102,7 +102,7 @@ def _apart(one: Any, other: Any) -> tuple[str, str]:
 def _units(task: str, lines: Sequence[Line]) -> Units | None:
     try:
         return units(task, lines) if lines else None
-    except ValueError:
+    except (ValueError, LookupError, TypeError, AttributeError):  # a field is absent, or of another type
         return None
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, printable
 from switchkd_cli.locate import ASSETS, SHIPPED
+from switchkd_cli.records import Resolved, Results, check
 from switchkd_cli.runs import RunFolder, read_json
 
 UNKNOWN = "–"  # the recipe of a model that was only scored
@@ -97,7 +98,10 @@ def read(folder: RunFolder) -> Scored:
         return _evaluated(folder, results)
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
-    resolved = yaml.load(folder.recipe.read_text(encoding="utf-8"), Loader=SAFE)
+    check(Results, results, folder.results)
+    if absent := [field for field in ("recipe", "row", "title", "seed") if field not in info]:
+        raise UserError(f"{folder.record}: says no {', '.join(absent)}")
+    resolved = check(Resolved, _yaml(folder.recipe), folder.recipe)
     lines = logged(folder.metrics)
     return Scored(
         path=folder.path,
@@ -111,16 +115,29 @@ def read(folder: RunFolder) -> Scored:
         seconds=_seconds(lines),
         stand_ins=resolved.get("stand_ins") or {},
         versions=info.get("versions") or {},
-        warnings={line["about"]: line["text"] for line in lines if line.get("event") == "warning"},
+        warnings={
+            printable(str(line.get("about"))): printable(str(line.get("text")))
+            for line in lines
+            if line.get("event") == "warning"
+        },
         trained=sum(_clocks(lines).values()),
         gib=_gib(lines),
         info=info,
     )
 
 
+def _yaml(file: Path) -> Any:
+    """Raises UserError where it is none."""
+    try:
+        return yaml.load(_text(file), Loader=SAFE)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not readable as YAML: {printable(str(error).splitlines()[0])}") from None
+
+
 def _evaluated(folder: RunFolder, results: Mapping[str, Any]) -> Scored:
     """A model called by its name: a hub id, a shipped one, or where its folder is."""
-    name = str(results["model"])
+    check(Results, results, folder.results)
+    name = printable(str(results["model"]))
     for home, prefix in ((ASSETS, SHIPPED), (Path.cwd(), "")):
         if Path(name).is_relative_to(home):
             name = prefix + str(Path(name).relative_to(home))
@@ -197,10 +214,37 @@ def _steps(stage: Mapping[str, Any]) -> str:
 
 
 def logged(metrics: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl: steps and events; none where there is no such file."""
-    if not metrics.exists():
+    """The lines of metrics.jsonl: steps and events; none where there is no such file.
+
+    Lines that can't be read become one warning that counts them.
+    """
+    if not metrics.is_file():
         return []
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines, torn = [], 0
+    for text in metrics.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        else:
+            torn += 1
+    told = {
+        "event": "warning",
+        "about": metrics.name,
+        "text": f"{torn} lines of {metrics.name} can't be read",
+    }
+    return [*lines, told] if torn else lines
+
+
+def _text(file: Path) -> str:
+    try:
+        if not file.is_file():
+            raise OSError("no such file")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable: {error}") from None
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
@@ -211,10 +255,12 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
 def _clocks(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Each trained stage's clock at its last step, in their order."""
     return {
-        line["stage"]: line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None
+        line["stage"]: line["seconds"]
+        for line in lines
+        if "step" in line and type(line.get("seconds")) in (int, float)
     }
 
 
 def _gib(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    peaks = [line["memory_mib"] for line in lines if line.get("memory_mib") is not None]
+    peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
     return max(peaks) / 1024 if peaks else None

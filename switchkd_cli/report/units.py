@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from switchkd_cli.errors import UserError
 from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.records import Answer, check
 
 Line = Mapping[str, Any]
 """A line of an answers file, see engine/evaluate.py."""
@@ -53,11 +55,18 @@ def ratio(gained: Array, possible: Array) -> Array:
 
 
 def read_answers(answers: Path, task: str) -> list[dict[str, Any]] | None:
-    """The lines of a run's answers to one benchmark; None where they were not kept."""
+    """The lines of a run's answers to one benchmark; None where they were not kept. Raises UserError for broken ones."""
     file = answers / f"{task}.jsonl"
     if not file.is_file():
         return None
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for number, text in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: not readable as JSON: {error}") from None
+        lines.append(check(Answer, line, f"{file}:{number}"))
+    return lines
 
 
 def units(task: str, lines: Sequence[Line]) -> Units:

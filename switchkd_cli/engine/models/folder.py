@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
 
 from switchkd_cli.engine.models import ldpnet
+from switchkd_cli.engine.models.configs import check_config, read_config
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint
-from switchkd_cli.engine.stored import Stored, explained
+from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 
@@ -20,16 +21,16 @@ def read(stored: Stored) -> Blueprint:
 
     Raises UserError for a folder that is empty, broken or of another family.
     """
-    with explained(f"{stored}: no readable config"):
-        config = AutoConfig.from_pretrained(stored.folder)
+    config = read_config(stored)
     if config.model_type not in TYPES or config.vision_config.model_type not in TOWERS:
         tower = f" with a {config.vision_config.model_type}" if config.model_type in TYPES else ""
         raise UserError(
             f"{stored} is a {config.model_type} checkpoint{tower}, not llava with {' or '.join(TOWERS)}",
             hint="name a LlavaForConditionalGeneration or TinyLLaVA folder, for example a run's model/",
         )
+    check_config(config, stored)
     with explained(f"{stored}: no readable processor"):
-        processor = AutoProcessor.from_pretrained(stored.folder, backend="pil")
+        processor = AutoProcessor.from_pretrained(stored.folder, backend="pil", **NO_CODE)
     check_weights(stored)
     return Blueprint(
         config, counting(processor, config), partial(load_weights, AutoModelForImageTextToText, stored)

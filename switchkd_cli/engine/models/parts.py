@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 from transformers import (
-    AutoConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -24,12 +23,13 @@ from transformers import (
 
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models import pictures
+from switchkd_cli.engine.models.configs import check_config, check_sizes, read_config
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
 from switchkd_cli.engine.models.vocabulary import read_tokenizer, widen
 from switchkd_cli.engine.models.whole import is_whole, read_whole
 from switchkd_cli.engine.stored import Stored, explained, fetch
-from switchkd_cli.engine.weights import check_weights, load_weights
+from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
 
@@ -107,6 +107,7 @@ def _weights(
 ) -> LlavaForConditionalGeneration:
     """The model with fresh weights, then those of the named parts."""
     with explained(f"{who}: no model can be built of these parts"):
+        check_memory(model_class, config, who)
         model = model_class(config)
     model.generation_config.pad_token_id = words.pad_token_id
     model.generation_config.eos_token_id = words.eos_token_id
@@ -160,8 +161,7 @@ def _tower(seen: Stored, whole: Blueprint | None, config: LlavaConfig) -> PreTra
 
 def part_config(part: Stored) -> PreTrainedConfig:
     """The config of a named part; of a model of pictures and text (SigLIP, CLIP), that of its vision half."""
-    with explained(f"{part}: no readable config"):
-        config = AutoConfig.from_pretrained(part.folder)
+    config = read_config(part)
     seeing = part.who.endswith(".vision")
     if seeing:
         config = getattr(config, "vision_config", config)
@@ -170,6 +170,7 @@ def part_config(part: Stored) -> PreTrainedConfig:
         raise UserError(
             f"{part} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT
         )
+    check_config(config, part)
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = False  # the pooling head would never see a gradient
     return config
@@ -185,8 +186,10 @@ def fresh_config(part: str, source: Fresh, who: str) -> PreTrainedConfig:
     ]
     if problems:
         raise UserError(problems)
+    check_sizes(source.fresh, f"{who}.{part}.fresh")
     with explained(f"{who}.{part}.fresh"):
         config = FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
+    check_config(config, f"{who}.{part}.fresh")
     width, heads = config.hidden_size, config.num_attention_heads
     unit = heads if part == "vision" else 2 * heads  # rotary positions turn pairs of a head's features
     if width % unit:

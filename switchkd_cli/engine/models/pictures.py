@@ -10,7 +10,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from switchkd_cli.engine.stored import Stored, explained
+from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 
 FILE = "preprocessor_config.json"
 
@@ -18,7 +18,7 @@ FILE = "preprocessor_config.json"
 def read_pictures(stored: Stored):
     """The image processor of a folder that has one."""
     with explained(f"{stored}: no readable {FILE}"):
-        return AutoImageProcessor.from_pretrained(stored.folder, backend="pil")
+        return AutoImageProcessor.from_pretrained(stored.folder, backend="pil", **NO_CODE)
 
 
 def usual_pictures(vision: PreTrainedConfig):

@@ -25,6 +25,7 @@ from transformers import (
 
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models import pictures, vocabulary
+from switchkd_cli.engine.models.configs import check_config, check_sizes
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
 from switchkd_cli.engine.stored import Stored, explained, fetch
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
@@ -152,6 +153,7 @@ def _words_of(stored: Stored, told: Mapping[str, Any]) -> Stored:
 
 
 def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerBase) -> LlavaConfig:
+    check_sizes(told, stored)
     with explained(f"{stored}: no readable config"):
         seeing, reading = _part_config(told["vision_config"]), _part_config(told["text_config"])
         if hasattr(seeing, "vision_use_head"):
@@ -166,6 +168,7 @@ def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerB
             projector_hidden_act="gelu",
             tie_word_embeddings=reading.tie_word_embeddings,
         )
+        check_config(config, stored)
         config.image_seq_length = image_tokens_of(config)
     return config
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from switchkd_cli.engine.batch import IMAGE
-from switchkd_cli.engine.stored import Stored, explained
+from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.errors import UserError
 
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -25,7 +25,7 @@ def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
             f"{stored}: no tokenizer there", hint=f"name one: {stored.who.split('.')[0]}.tokenizer=..."
         )
     with explained(f"{stored}: no readable tokenizer"):
-        words = AutoTokenizer.from_pretrained(stored.folder)
+        words = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
     if words.convert_tokens_to_ids(IMAGE) in (None, words.unk_token_id):
         words.add_special_tokens({"additional_special_tokens": [IMAGE]})
     if words.pad_token is None:
