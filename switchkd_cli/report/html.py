@@ -19,6 +19,7 @@ from switchkd_cli.report.whiskers import whiskers
 TEMPLATES = Path(__file__).with_name("templates")
 HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell of more words gets room
+FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that stands as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 
@@ -82,7 +83,7 @@ def _kind(of: Cell) -> str:
         return " ".join(filter(None, ("n", clear, "" if of.counted else "out")))
     if isinstance(of, Verdict):
         return f"verdict {of.tone}"
-    if isinstance(of, str) and not of[:1].isdecimal():
+    if isinstance(of, str) and not FIGURE.fullmatch(of):
         return "words long" if len(of) > LONG else "words"
     return "n"
 
