@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, printable
 from switchkd_cli.plan import Plan, StagePlan
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.run import Run
@@ -28,7 +28,8 @@ def stdout() -> Console:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Lines of text: what they quote may come from anywhere, so that nothing in them is obeyed by the terminal."""
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def error(problem: UserError) -> None:

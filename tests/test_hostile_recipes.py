@@ -3,13 +3,16 @@
 import copy
 import os
 import random
+import sys
 
 import pytest
 from small_recipe import write
 
-from switchkd_cli import runs
+from switchkd_cli import cli, runs
 from switchkd_cli.errors import INPUT, UserError
+from switchkd_cli.locate import locate
 from switchkd_cli.recipe import source
+from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows
 
 VALUES_CHANGED, TEXTS_SCRAMBLED = 600, 400
@@ -273,16 +276,36 @@ def test_a_row_whose_name_is_no_folder(tmp_path, row):
     "name", ["playground:..", "playground:../..", "playground:", "playground:/etc", "playground:."]
 )
 def test_what_this_package_ships_lies_in_this_package(name):
-    from switchkd_cli.locate import locate
-
     (problem,) = refused(locate, name)
     assert problem == f"{name}: no such model in this package"
 
 
 @pytest.mark.parametrize("name", ["~nobody-here/model", "/" + "x" * 5000, "a/" + "x" * 5000, "x" * 100_000])
 def test_a_model_of_a_strange_name(name):
-    from switchkd_cli.locate import locate
-    from switchkd_cli.recipe.fingerprint import fingerprint
-
     refused(locate, name)
     assert fingerprint(name) is None
+
+
+def test_a_file_of_a_strange_name_in_a_checkpoint(tmp_path):
+    """A name of bytes that are no text is a name all the same."""
+    (tmp_path / "config.json").write_text("{}")
+    plain = fingerprint(str(tmp_path))
+    (tmp_path / os.fsdecode(b"\xff\n")).write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    assert plain != fingerprint(str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain", "ablate", "compare"])
+@pytest.mark.parametrize(
+    "name", ["a tag that runs code", "an alias bomb", "lists in lists", "not text", "nothing"]
+)
+def test_a_nasty_recipe_on_the_command_line(tmp_path, monkeypatch, capsys, command, name):
+    monkeypatch.chdir(tmp_path)
+    text, expected = NASTY[name]
+    (tmp_path / "nasty.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setattr(sys, "argv", ["switchkd", command, "nasty.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (INPUT, "") and expected in err and "Traceback" not in err
+    assert tree(tmp_path) == [tmp_path / "nasty.yaml"]

@@ -12,6 +12,7 @@ from small_recipe import write
 from switchkd_cli import cli, runs
 from switchkd_cli.console import error
 from switchkd_cli.errors import INPUT, UserError
+from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
 from switchkd_cli.report.scored import read
 
@@ -264,3 +265,12 @@ def test_a_run_without_its_own_words(place):
     for of in (lambda: read(folder), folder.run):
         with pytest.raises(UserError):
             of()
+
+
+def test_no_secret_of_the_environment_is_written(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "hush-hush")
+    with occupy(tmp_path / "runs", load(write(tmp_path))) as (folder, _):
+        folder.log({"step": 1})
+    written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(written) == 3 and not any(b"hush-hush" in path.read_bytes() for path in written)
