@@ -185,7 +185,7 @@ def evaluate(
 def compare(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN ... | RECIPE", help="Run folders, or a recipe. Default: all runs."),
+        typer.Argument(metavar="RUN ... | RECIPE ...", help="Run folders, or recipes. Default: all runs."),
     ] = None,
     against: Annotated[
         str | None,
@@ -204,6 +204,10 @@ def compare(
         Path | None,
         typer.Option(metavar="FOLDER", help="Draw radar, curves, cost, knees, attention there (PNG, SVG)."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write a report of the recipes named there, HTML and Markdown."),
+    ] = None,
 ) -> None:
     """Show finished runs beside each other and the paper's numbers.
 
@@ -211,7 +215,13 @@ def compare(
     """
     from switchkd_cli import commands
 
-    commands.compare(names or [], world, out, against=against, form=form, file=out_file, pictures=pictures)
+    asked = {"--against": against, "--format": form, "--out-file": out_file, "--pictures": pictures}
+    if report is not None:
+        commands.report(names or [], world, out, report, asked)
+    else:
+        commands.compare(
+            names or [], world, out, against=against, form=form, file=out_file, pictures=pictures
+        )
 
 
 def _version(wanted: bool) -> None:

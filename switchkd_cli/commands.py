@@ -110,19 +110,37 @@ def compare(
     teacher = (
         launch.known_teacher_results(next(iter(teachers.values())), root) if len(teachers) == 1 else None
     )
+    from switchkd_cli.report.scored import read
     from switchkd_cli.report.table import print_comparison
 
-    print_comparison(
-        folders, teacher, controls=_controls(names, world), against=against, form=form, file=file
-    )
+    scored = [read(folder) for folder in folders]
+    print_comparison(scored, teacher, controls=_controls(names, world), against=against, form=form, file=file)
     if file is not None:
         console.say(f"file: {file}")
     if pictures is not None:
         from switchkd_cli.report.pictures.draw import draw
-        from switchkd_cli.report.scored import read
 
-        for line in draw([read(folder) for folder in folders], teacher, launch.models(), pictures):
-            console.say(line)
+        for drawn in draw(scored, teacher, launch.models(), pictures):
+            console.say(str(drawn))
+
+
+def report(
+    names: Sequence[str], world: str | None, root: Path, folder: Path, asked: Mapping[str, Any]
+) -> None:
+    problems = [
+        f"{name}: not with --report, which has its own" for name, value in asked.items() if value is not None
+    ]
+    problems += [] if names else ["--report: no recipe is named"]
+    problems += [f"{name}: a run folder; a report is of recipes" for name in names if _run(name) is not None]
+    problems += [f"--report: {folder} is a file"] if folder.is_file() else []
+    if problems:
+        raise UserError(
+            problems, hint=f"switchkd compare components loss --world playground --report {folder}"
+        )
+    from switchkd_cli.report.reproduction import write_report
+
+    for line in write_report([find(name) for name in names], world, root, folder, launch.models()):
+        console.say(line)
 
 
 def _controls(names: Sequence[str], world: str | None) -> list[str]:

@@ -114,6 +114,7 @@ def _start(target: RunFolder, run: Run) -> None:
         "key": run.key,
         "command": provenance.command(),
         "versions": provenance.versions(),
+        "machine": provenance.machine(),
         "commit": provenance.commit(),
         "started": now(),
     }

@@ -7,6 +7,7 @@ paper was measured otherwise, so that a table can show the difference beside the
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 LMMS_EVAL = "0.7.3"
 """The release of lmms-eval whose tasks these rows describe."""
@@ -18,6 +19,12 @@ READABLE = "stock rule, no judge; an answer it can't read is wrong"
 GUESS = "official rule; an answer without an option counts as a random one (fixed seed)"
 PERCENT = "% right"
 CONSENSUS = "% VQA accuracy"
+
+AnswerKind = Literal["open", "choice", "yes-no"]
+ANSWER_KINDS: Mapping[AnswerKind, str] = MappingProxyType(
+    {"open": "open questions", "choice": "multiple choice", "yes-no": "yes or no"}
+)
+"""What a benchmark asks for; a student may gain on one kind and lose on another."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Benchmark:
     """The data set's split that the task reads."""
     paper_split: str
     """The split behind the paper's printed number."""
+    asks: AnswerKind
+    """The kind of answer that its questions (MMMU: nearly all of them) ask for."""
     full: float = 1.0
     """The metric's value when every answer is right; the score is 100 x metric / full."""
     per_category: bool = False
@@ -75,6 +84,7 @@ ROWS = (
         data="MME",
         split="test",
         paper_split="test",
+        asks="yes-no",
         full=200.0,
         per_category=True,
         scale="% of the points possible (paper: points / 2000)",
@@ -88,6 +98,7 @@ ROWS = (
         data="MMBench/en",
         split="dev",
         paper_split="dev, English, legacy",
+        asks="choice",
         full=100.0,
         judge=READABLE,
         paper_judge="the MMBench server",
@@ -101,6 +112,7 @@ ROWS = (
         data="MMBench/cn",
         split="dev",
         paper_split="dev, Chinese, legacy",
+        asks="choice",
         full=100.0,
         judge=READABLE,
         paper_judge="the MMBench server",
@@ -114,6 +126,7 @@ ROWS = (
         data="VQAv2",
         split="validation",
         paper_split="test-dev",
+        asks="open",
         target="multiple_choice_answer",
         scale=CONSENSUS,
         note=VAL,
@@ -126,6 +139,7 @@ ROWS = (
         data="GQA",
         split="testdev",
         paper_split="test-dev, balanced",
+        asks="open",
     ),
     Benchmark(
         task="scienceqa_img",
@@ -135,6 +149,7 @@ ROWS = (
         data="ScienceQA/ScienceQA-IMG",
         split="test",
         paper_split="test, with image",
+        asks="choice",
     ),
     Benchmark(
         task="mmmu_val",
@@ -144,6 +159,7 @@ ROWS = (
         data="MMMU",
         split="validation",
         paper_split="val",
+        asks="choice",
         judge=GUESS,
     ),
     Benchmark(
@@ -154,6 +170,7 @@ ROWS = (
         data="textvqa",
         split="validation",
         paper_split="val, v0.5.1",
+        asks="open",
         target="answers",
         scale=CONSENSUS,
         paper_ocr=True,
@@ -167,6 +184,7 @@ ROWS = (
         data="VizWiz-VQA",
         split="val",
         paper_split="test",
+        asks="open",
         target="answers",
         scale=CONSENSUS,
         note=VAL,
@@ -179,6 +197,7 @@ ROWS = (
         data="POPE",
         split="test",
         paper_split="random, popular, adversarial",
+        asks="yes-no",
         counted="yes",
         scale="100 x F1 of yes, pooled (paper: most likely the mean of three F1)",
         note="F1 over the pooled questions; the paper's is most likely the mean of the three F1",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from switchkd_cli import __version__
+from switchkd_cli.cores import cores
 
 COMMAND = "SWITCHKD_COMMAND"  # the only variable that is read: it hands the command on to workers
 LIBRARIES = (
@@ -35,6 +36,11 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             known[name] = importlib.metadata.version(name)
     return known
+
+
+def machine() -> str:
+    """What seconds and memory depend on, as far as it can be told without loading a library."""
+    return f"{platform.system()} {platform.machine()}, {cores()} cores"
 
 
 def commit() -> str | None:

@@ -226,7 +226,7 @@ def test_compare_takes_runs_a_recipe_or_all(tmp_path, calls, monkeypatch):
     switchkd(monkeypatch, "distill", file)
     for arguments in ((), (file,), ("runs/small/switch-kd/seed0", "runs/small/sft/seed0")):
         assert switchkd(monkeypatch, "compare", *arguments) == 0
-        assert [folder.info()["row"] for folder in calls[-1][1][0]] == ["switch-kd", "sft"]
+        assert [run.row for run in calls[-1][1][0]] == ["switch-kd", "sft"]
     assert switchkd(monkeypatch, "compare", tmp_path / "model") == 2
     with pytest.raises(ZeroDivisionError), occupy(tmp_path / "runs", load(file, "long")):
         1 / 0  # noqa: B018

@@ -16,7 +16,7 @@ from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.report import formats
 from switchkd_cli.report.cells import Interval, Number, Probability
 from switchkd_cli.report.comparison import comparison
-from switchkd_cli.report.groups import counted
+from switchkd_cli.report.notes import counted
 from switchkd_cli.report.scored import read
 from switchkd_cli.runs import RunFolder
 

@@ -61,7 +61,7 @@ class NoModels:
 
 def test_each_picture_is_a_png_and_an_svg_with_its_text_and_what_can_t_be_drawn_is_said(runs, tmp_path):
     folder = tmp_path / "deep" / "pictures"
-    said = list(draw.draw(runs, teacher(), NoModels(), folder))
+    said = [str(drawn) for drawn in draw.draw(runs, teacher(), NoModels(), folder)]
     assert {p.name for p in folder.iterdir()} == {
         f"{name}.{kind}" for name in ("radar", "curves", "cost") for kind in ("png", "svg")
     }

@@ -177,7 +177,7 @@ def test_the_protocols_deviations_stand_beside_real_benchmarks(root):
 def test_scores_of_other_questions_are_refused(root, asked, told):
     ours, sft = pair(root, **asked)
     with pytest.raises(UserError) as refused:
-        print_comparison([ours, sft], None)
+        print_comparison([read(ours), read(sft)], None)
     assert refused.value.code == INPUT
     assert refused.value.problems == (f"{sft.path}: {told.format(first=ours.path)}",)
     assert refused.value.hint
@@ -186,7 +186,7 @@ def test_scores_of_other_questions_are_refused(root, asked, told):
 def test_all_differences_are_named_at_once(root):
     ours, sft = pair(root, split="hard", items=30, sets_key="other")
     with pytest.raises(UserError) as refused:
-        print_comparison([ours, sft], None)
+        print_comparison([read(ours), read(sft)], None)
     assert [problem.split(": ", 1)[1].split(" is ")[0] for problem in refused.value.problems] == [
         "split",
         "items",
@@ -199,7 +199,7 @@ def test_other_benchmarks_are_refused(root):
         made.run(root, "sft", "SFT", {"gqa": 1.0, "pope": 2.0}),
     ]
     with pytest.raises(UserError, match="benchmarks is gqa, pope, that of .* is gqa"):
-        print_comparison(runs, None)
+        print_comparison([read(run) for run in runs], None)
 
 
 def test_a_teacher_asked_other_questions_is_refused(root):

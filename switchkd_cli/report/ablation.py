@@ -65,7 +65,7 @@ def ablation(
         *of_paper(columns, runs),
     ]
     return Report(
-        f"{notes.title(runs)}, {_counted(_seeds(planned or runs), 'seed')}",
+        f"{notes.title(runs)}, {notes.counted(_seeds(planned or runs))}",
         (_differences(rows, ours, reference), Table(("mean over seeds", *columns.heads), tuple(scores))),
         (
             *_verdict(rows, ours),
@@ -149,11 +149,7 @@ def _word(difference: Number) -> str:
 def _missing(rows: Mapping[str, Row]) -> Iterator[str]:
     for row in rows.values():
         if row.missing:
-            yield f"{row.title}: no finished run for {_counted(row.missing, 'seed')}"
-
-
-def _counted(seeds: Sequence[int], word: str) -> str:
-    return f"{word}{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            yield f"{row.title}: no finished run for {notes.counted(row.missing)}"
 
 
 def _folder(runs: Sequence[Scored]) -> Path:

@@ -23,6 +23,8 @@ class Number:
     difference: bool = False
     counted: bool = True
     """Whether its benchmark is in the average."""
+    beyond: bool = False
+    """Whether a difference is beyond chance over the items, after Holm's correction."""
 
     @property
     def clear(self) -> bool | None:
@@ -31,12 +33,20 @@ class Number:
             return None
         return self.interval is not None and abs(self.value) > self.interval
 
+    @property
+    def points(self) -> str:
+        """The value alone."""
+        return _points(self.value, signed=self.difference)
+
+    @property
+    def spread(self) -> str:
+        """Half of its interval, or a question mark for the one that a single seed has not; empty if it needs none."""
+        if self.seeds is None:
+            return ""
+        return "± ?" if self.interval is None else f"± {self.interval:.1f}"
+
     def __str__(self) -> str:
-        text = _points(self.value, signed=self.difference)
-        if self.seeds is not None:
-            text += " ± ?" if self.interval is None else f" ± {self.interval:.1f}"
-        if self.clear is False:
-            text += " not clear"
+        text = " ".join(filter(None, (self.points, self.spread, "not clear" if self.clear is False else "")))
         return text if self.counted else f"({text})"
 
 
@@ -61,7 +71,21 @@ class Probability:
         return "<0.001" if self.value < 0.001 else f"{self.value:.3f}"
 
 
-Cell = Number | Interval | Probability | int | str | None
+Tone = Literal["agrees", "opposite", "unclear", "untested"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim, in words."""
+
+    text: str
+    tone: Tone
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = Number | Interval | Probability | Verdict | int | str | None
 
 
 @dataclass(frozen=True)

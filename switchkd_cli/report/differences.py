@@ -9,7 +9,8 @@ from statistics import fmean
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.report.cells import Cell, Interval, Line, Number, Probability, Table
 from switchkd_cli.report.columns import AVERAGE, Columns
-from switchkd_cli.report.groups import Group, counted, pairs
+from switchkd_cli.report.groups import Group, pairs
+from switchkd_cli.report.notes import counted
 from switchkd_cli.report.pairing import Answered
 from switchkd_cli.report.scored import Scored
 from switchkd_cli.report.significance import RESAMPLES, SEED, Paired, holm, interval, p_value

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.report.notes import shown
+from switchkd_cli.report.notes import counted, shown
 from switchkd_cli.report.scored import Scored
 
 SFT = "sft"  # the row that others are measured against when nobody names one
@@ -67,15 +67,6 @@ def pairs(ours: Group, theirs: Group) -> list[tuple[Scored, Scored]]:
         return [(ours.runs[0], theirs.runs[0])]
     other = {run.seed: run for run in theirs.runs}
     return [(run, other[run.seed]) for run in ours.runs if run.seed in other]
-
-
-def counted(seeds: Sequence[int]) -> str:
-    """`seed 1`, `seeds 1-5`, `seeds 1, 3`; the seeds rising."""
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"seeds {seeds[0]}-{seeds[-1]}"
-    return f"seeds {', '.join(map(str, seeds))}"
 
 
 def _name(group: Sequence[Scored]) -> str:

@@ -87,9 +87,8 @@ def warnings(runs: Sequence[Scored]) -> Iterator[str]:
         for about in run.warnings:
             found[run.title, about].append(run)
     for (title, about), warned in found.items():
-        seeds = ", ".join(str(run.seed) for run in warned)
-        named = f"seed{'s' if len(warned) > 1 else ''} {seeds}"
-        yield f"warning, {title} ({named}): {warned[0].warnings[about]}"
+        seeds = counted(sorted({run.seed for run in warned}))
+        yield f"warning, {title} ({seeds}): {warned[0].warnings[about]}"
 
 
 def of_paper(columns: Columns, world: str) -> Iterator[str]:
@@ -128,6 +127,15 @@ def versions(runs: Sequence[Scored]) -> Iterator[str]:
 def files(folders: Iterable[Path]) -> Iterator[str]:
     for folder in folders:
         yield f"files: {shown(folder)}"
+
+
+def counted(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1-5`, `seeds 1, 3`; the seeds rising."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
 
 
 def shown(path: Path) -> str:

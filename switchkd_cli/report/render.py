@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # columns, where no terminal says how many there are
 WORDS = 22  # characters; a column with a longer cell holds words, which may wrap
+BAR = r"\|"  # a bar inside a Markdown cell
 STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
 
 
@@ -62,7 +63,7 @@ def to_markdown(report: Report) -> str:
         rows = [table.columns, ("---", *["---:"] * (len(table.columns) - 1))]
         rows += [(full_name(line), *map(words, line.cells)) for line in table.lines]
         parts += [table.title] if table.title else []
-        parts.append("\n".join(map(_piped, rows)))
+        parts.append(piped(rows))
     parts.append("\n".join(f"- {note}" for note in report.notes))
     return "\n\n".join(parts) + "\n"
 
@@ -125,6 +126,6 @@ def _counted(cell: object) -> bool:
     return not isinstance(cell, Number) or cell.counted
 
 
-def _piped(row: Sequence[str]) -> str:
-    escaped = (text.replace("|", r"\|") for text in row)
-    return f"| {' | '.join(escaped)} |"
+def piped(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table's lines."""
+    return "\n".join(f"| {' | '.join(text.replace('|', BAR) for text in row)} |" for row in rows)

@@ -14,6 +14,8 @@ import yaml
 from switchkd_cli.errors import UserError
 from switchkd_cli.runs import RunFolder, read_json
 
+SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -37,6 +39,12 @@ class Scored:
     """Of what the run was trained with; those of its scoring are in its results."""
     warnings: Mapping[str, str] = field(default_factory=dict)
     """What its diagnostics gave away: what each is about, and its words."""
+    trained: float = 0.0
+    """Seconds of all stages that it trained itself; a stage that it took over from another run took it none."""
+    gib: float | None = None
+    """The highest peak that it logged: the accelerator's memory, or the process's where there is none."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """run.json: its key, command, commit, machine, times."""
 
     @property
     def name(self) -> str:
@@ -74,7 +82,7 @@ def read(folder: RunFolder) -> Scored:
     info, results = folder.info(), read_json(folder.results)
     if not info or not results:
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
-    resolved = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+    resolved = yaml.load(folder.recipe.read_text(encoding="utf-8"), Loader=SAFE)
     lines = logged(folder.metrics)
     return Scored(
         path=folder.path,
@@ -89,6 +97,9 @@ def read(folder: RunFolder) -> Scored:
         stand_ins=resolved.get("stand_ins") or {},
         versions=info.get("versions") or {},
         warnings={line["about"]: line["text"] for line in lines if line.get("event") == "warning"},
+        trained=sum(_clocks(lines).values()),
+        gib=_gib(lines),
+        info=info,
     )
 
 
@@ -159,5 +170,16 @@ def logged(metrics: Path) -> list[dict[str, Any]]:
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """The clock of the last stage at its last step."""
-    clocks = [line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None]
-    return clocks[-1] if clocks else None
+    return next(reversed(_clocks(lines).values()), None)
+
+
+def _clocks(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each trained stage's clock at its last step, in their order."""
+    return {
+        line["stage"]: line["seconds"] for line in lines if "step" in line and line.get("seconds") is not None
+    }
+
+
+def _gib(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    peaks = [line["memory_mib"] for line in lines if line.get("memory_mib") is not None]
+    return max(peaks) / 1024 if peaks else None

@@ -11,7 +11,7 @@ from switchkd_cli.report.cells import Report
 from switchkd_cli.report.comparison import Teacher, comparison, distillation
 from switchkd_cli.report.formats import FORMATS
 from switchkd_cli.report.render import show, write
-from switchkd_cli.report.scored import read
+from switchkd_cli.report.scored import Scored, read
 from switchkd_cli.runs import RunFolder, write_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def print_ablation(
 
 
 def print_comparison(
-    runs: Sequence[RunFolder],
+    runs: Sequence[Scored],
     teacher: Teacher | None,
     *,
     controls: Sequence[str] = (),
@@ -54,7 +54,7 @@ def print_comparison(
 
     Written to `file` if one is given; nothing is written beside the runs: they may come from anywhere.
     """
-    report = comparison([read(run) for run in runs], teacher, controls=controls, against=against)
+    report = comparison(runs, teacher, controls=controls, against=against)
     if form is None:
         return _printed(report, console)
     text = FORMATS[form](report)

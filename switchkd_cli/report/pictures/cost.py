@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from switchkd_cli.report.columns import Columns
 from switchkd_cli.report.groups import SFT
 from switchkd_cli.report.pictures.style import GREY, Row, figure
-from switchkd_cli.report.scored import logged
 from switchkd_cli.report.statistics import paired
-from switchkd_cli.runs import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def cost(rows: Sequence[Row], teacher: Mapping[str, Any] | None) -> Figure | None:
+def cost(
+    rows: Sequence[Row], teacher: Mapping[str, Any] | None, measured_by: str | None = SFT
+) -> Figure | None:
     """Each row's gain over SFT, paired by seed, against the last stage's seconds and memory; None without SFT."""
-    reference = next((row for row in rows if row.name == SFT), None)
+    reference = next((row for row in rows if row.name == measured_by), None)
     if reference is None or len(rows) < 2:
         return None
     columns = Columns.of(reference.runs[0].scores, teacher)
@@ -34,7 +34,7 @@ def cost(rows: Sequence[Row], teacher: Mapping[str, Any] | None) -> Figure | Non
         if gain is None:
             continue
         seconds = [run.seconds for run in row.runs if run.seconds is not None]
-        memory = [found for run in row.runs if (found := _gib(run.path)) is not None]
+        memory = [run.gib for run in row.runs if run.gib is not None]
         for axes, values in ((left, seconds), (right, memory)):
             if values:
                 _point(axes, row, fmean(values), gain.mean, gain.interval if row is not reference else None)
@@ -71,11 +71,3 @@ def _point(axes: Axes, row: Row, x: float, y: float, interval: float | None) -> 
         ls="",
         label=row.title,
     )
-
-
-def _gib(folder: Any) -> float | None:
-    """The highest peak that the last stage logged: the accelerator's, or the process's where there is none."""
-    peaks = [
-        line["memory_mib"] for line in logged(RunFolder(folder).metrics) if line.get("memory_mib") is not None
-    ]
-    return max(peaks) / 1024 if peaks else None

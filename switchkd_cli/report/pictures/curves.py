@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from switchkd_cli.report.pictures.style import GREY, TEACHER, Row, figure
+from switchkd_cli.report.pictures.style import GREY, PALETTE, TEACHER, Row, figure
 from switchkd_cli.report.scored import logged
 from switchkd_cli.runs import RunFolder
 
@@ -62,11 +62,11 @@ def curves(rows: Sequence[Row]) -> Figure | None:
         panels, drawn.subplots(height, COLUMNS, squeeze=False, sharex=True).flat, strict=False
     ):
         lines = [
-            (_each(own, name), row.colour, style)
+            (_each(own, name), row.colour, style, row.mark if len(rows) > len(PALETTE) else "")
             for row, own in read.items()
             for name, style in panel.figures.items()
         ]
-        lines += [(_each(every, panel.teacher), TEACHER, DASHED)] if panel.teacher else []
+        lines += [(_each(every, panel.teacher), TEACHER, DASHED, "")] if panel.teacher else []
         _scale(axes, [span for line in lines if (span := _line(axes, *line))])
         axes.set_title(panel.title)
         if len(panel.figures) > 1:
@@ -111,7 +111,8 @@ def _finish(drawn: Figure, rows: Sequence[Row], panels: int, height: int) -> Non
         elif i >= panels - COLUMNS or i // COLUMNS == height - 1:
             axes.set_xlabel("per cent of the stage")
             axes.tick_params(labelbottom=True)
-    marks = [Line2D([], [], color=row.colour, lw=2) for row in rows]
+    marked = len(rows) > len(PALETTE)
+    marks = [Line2D([], [], color=row.colour, lw=2, marker=row.mark if marked else "") for row in rows]
     marks.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
     names = [*(row.title for row in rows), "teacher, on the same tokens"]
     drawn.legend(marks, names, loc="outside lower center", ncols=min(4, len(names)))
@@ -145,13 +146,15 @@ def _each(runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[np.nda
     return [np.interp(GRID, x, y, left=np.nan, right=np.nan) for x, y in found if len(x)]
 
 
-def _line(axes: Axes, runs: Sequence[np.ndarray], colour: str, style: Any) -> tuple[float, float] | None:
-    """Draws the runs' mean and range; the lowest and highest of the mean."""
+def _line(
+    axes: Axes, runs: Sequence[np.ndarray], colour: str, style: Any, mark: str
+) -> tuple[float, float] | None:
+    """Draws the runs' mean and range; the lowest and highest of the mean. Marks tell rows of one colour apart."""
     if not runs:
         return None
     each = np.ma.masked_invalid(np.stack(runs))
     mean = each.mean(0)
-    axes.plot(GRID, mean, color=colour, lw=1.5, ls=style)
+    axes.plot(GRID, mean, color=colour, lw=1.5, ls=style, marker=mark, markevery=(10, 20), ms=4)
     if len(runs) > 1:
         axes.fill_between(GRID, each.min(0), each.max(0), color=colour, alpha=0.12, lw=0)
     return float(mean.min()), float(mean.max())

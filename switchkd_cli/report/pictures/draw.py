@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from switchkd_cli.report.groups import SFT
 from switchkd_cli.report.notes import shown
 from switchkd_cli.report.pictures import style
 from switchkd_cli.report.pictures.attention import Question, attention
@@ -23,6 +26,30 @@ if TYPE_CHECKING:
 MOST_MAPS = 8  # models beside one another in the picture of attention
 
 
+CAPTIONS = {
+    "radar": "Scores, the mean over seeds: groups of benchmarks as in the paper's Figure 1, and every benchmark.",
+    "cost": "What each row adds to SFT on average, paired by seed, for the seconds and the memory of its last stage.",
+    "curves": "Terms and diagnostics of the last stage: the mean over seeds, and the range from lowest to highest.",
+    "knees": "The sorted logits of each path where one real answer begins, their knees and the k taken (paper, Figure 2b).",
+    "attention": "Where each model looks for the last word of a question, and what it answers (paper, Figure 3).",
+}
+"""What each picture shows, in the order in which they are drawn."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture's files, or why there is none."""
+
+    name: str
+    paths: tuple[Path, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"no picture of {self.name}: {self.reason}"
+        return "\n".join(f"picture: {shown(path)}" for path in self.paths)
+
+
 class Models(Protocol):
     """What asks the saved models themselves (engine/illustrate.py)."""
 
@@ -31,9 +58,17 @@ class Models(Protocol):
 
 
 def draw(
-    runs: Sequence[Scored], teacher: Mapping[str, Any] | None, models: Models, folder: Path
-) -> Iterator[str]:
-    """Draws radar, curves, cost, knees and attention, each as PNG and SVG; says what was written, and what can't be.
+    runs: Sequence[Scored],
+    teacher: Mapping[str, Any] | None,
+    models: Models,
+    folder: Path,
+    *,
+    reference: str | None = SFT,
+    forms: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Iterator[Drawn]:
+    """Draws radar, cost, curves, knees and attention, each as PNG and SVG; gives what was drawn, and what can't be.
+
+    `forms` by a picture's name, where it is wanted otherwise; `reference` is the row that gains are measured by.
 
     `teacher` is what `baselines.judged` returns. Of a row with several seeds, the first seed's model is asked.
     """
@@ -42,8 +77,11 @@ def draw(
     rows = style.rows_of(runs)
     wanted: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
+        "cost": (
+            partial(cost, rows, teacher, reference),
+            f"needs the row {reference or SFT} and one beside it, with an average",
+        ),
         "curves": (partial(curves, rows), "no step was logged"),
-        "cost": (partial(cost, rows, teacher), "needs the row sft and one beside it, with an average"),
         "knees": (partial(_knees, rows, models), "needs the saved model of a run that is trained with dbild"),
         "attention": (
             partial(_attention, rows, models),
@@ -54,9 +92,9 @@ def draw(
         for name, (make, reason) in wanted.items():
             made = make()
             if made is None:
-                yield f"no picture of {name}: {reason}"
+                yield Drawn(name, reason=reason)
             else:
-                yield from (f"picture: {shown(path)}" for path in style.write(made, folder, name))
+                yield Drawn(name, tuple(style.write(made, folder, name, forms.get(name, style.FORMS))))
 
 
 def _knees(rows: Sequence[style.Row], models: Models) -> Figure | None:

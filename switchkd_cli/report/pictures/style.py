@@ -24,6 +24,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
 )
 GREY = "#7F7F7F"
 FAINT = "#D0D0D0"
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY)
 TEACHER = BLACK
 
 KNOWN = {
@@ -35,6 +36,7 @@ KNOWN = {
     "sft-frozen": (PINK, "P"),
 }
 """Rows that many recipes share keep their look from picture to picture and from recipe to recipe."""
+FORMS = ("png", "svg")
 MARKS = "oXs^vDP*<>hp"
 
 SETTINGS = {
@@ -91,7 +93,7 @@ def _looks(names: Sequence[str]) -> list[tuple[str, str]]:
         taken |= {name} if look else set()
         fixed.append(look)
     used = {look[0] for look in fixed if look}
-    spare = [c for c in (BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY) if c not in used] or [GREY]
+    spare = [c for c in PALETTE if c not in used] or [GREY]
     free: Iterator[tuple[str, str]] = (
         (spare[i % len(spare)], MARKS[i % len(MARKS)]) for i in range(len(names))
     )
@@ -105,10 +107,10 @@ def figure(width: float, height: float, **layout: Any) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", **layout)
 
 
-def write(drawn: Figure, folder: Path, name: str) -> list[Path]:
-    """`name`.png and `name`.svg in the folder, which is made."""
+def write(drawn: Figure, folder: Path, name: str, forms: Sequence[str] = FORMS) -> list[Path]:
+    """`name`.png and `name`.svg, or one of them, in the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    paths = [folder / f"{name}.{form}" for form in forms]
     for path in paths:
         dated = {"Date": None} if path.suffix == ".svg" else {}
         drawn.savefig(path, dpi=160, facecolor="white", metadata=dated)

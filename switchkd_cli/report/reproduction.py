@@ -1,0 +1,235 @@
+"""The report of several recipes: what the paper finds and what came out here, a chapter for each, how it was made."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.report import html, judged, markdown, notes
+from switchkd_cli.report.chapter import chapter
+from switchkd_cli.report.conditions import conditions
+from switchkd_cli.report.controls import Controls
+from switchkd_cli.report.document import (
+    Block,
+    Callout,
+    Commands,
+    Document,
+    Facts,
+    Picture,
+    Points,
+    Section,
+    Sheet,
+    Text,
+)
+from switchkd_cli.report.gathered import STATES, Gathered, gather
+from switchkd_cli.report.pictures.draw import CAPTIONS, Models, draw
+from switchkd_cli.report.scored import Scored
+from switchkd_cli.runs import write_text
+
+PICTURES = "pictures"
+FORMS = {
+    name: ("png",) if name == "attention" else ("svg",) for name in CAPTIONS
+}  # maps of patches are no drawing
+PLAYGROUND = (
+    "Every score of this report is from the playground, the world of small drawings that ships with switchkd. It is "
+    "none of the paper's benchmarks, whatever the columns are called: they name the format of the questions and the "
+    "metric. Numbers of the paper stand in tables of their own, marked as printed, and were measured with other "
+    "models on other data. Directions can be compared, numbers can't."
+)
+HUB = (
+    "Scores are of the data sets that the columns name. Where split, prompt or judge are not the paper's, the protocol "
+    "at the end says so. Numbers of the paper stand in tables of their own, marked as printed."
+)
+
+
+def write_report(
+    files: Sequence[Path], world: str | None, root: Path, folder: Path, models: Models
+) -> Iterator[str]:
+    """Writes report.html, report.md and pictures/ from the finished runs of the recipes; says what it does.
+
+    Raises UserError where no recipe has a run with scores.
+    """
+    recipes = [gather(file, world, root) for file in dict.fromkeys(files)]
+    if not any(recipe.runs for recipe in recipes):
+        names = ", ".join(recipe.name for recipe in recipes)
+        raise UserError(f"{root}: no finished run with scores of {names}", hint=_command(recipes[0]))
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, list[Picture | Text]] = {}
+    for recipe in recipes:
+        yield from _drawn(recipe, models, folder, pictures)
+    document = compose(recipes, pictures)
+    for name, form in (("report.html", html.page), ("report.md", markdown.page)):
+        write_text(folder / name, form(document, folder))
+        yield f"report: {notes.shown((folder / name).absolute())}"
+
+
+def compose(recipes: Sequence[Gathered], pictures: Mapping[str, Sequence[Picture | Text]]) -> Document:
+    """The whole report; `pictures` by the recipe's name, and why one is lacking."""
+    every = [run for recipe in recipes for run in recipe.runs]
+    verdicts = judged.judge(recipes)
+    tasks = [task for task in BENCHMARKS if any(task in run.scores for run in every)]
+    worlds = sorted({run.results["world"] for run in every})
+    return Document(
+        "Switch-KD, put to the test",
+        f"{' and '.join(worlds)} · {', '.join(dict.fromkeys(recipe.title for recipe in recipes))}",
+        (
+            Callout(PLAYGROUND if worlds == ["playground"] else HUB),
+            *_problems(recipes),
+            Facts(tuple(_facts(recipes, every))),
+        ),
+        (
+            Section("The paper's findings, and ours", "findings", tuple(_findings(verdicts))),
+            *(chapter(recipe, pictures.get(recipe.name, ())) for recipe in recipes),
+            Section("How it was made", "made", tuple(_made(recipes, every))),
+            Section(
+                "The protocol",
+                "protocol",
+                tuple(
+                    Sheet(conditions(tasks, world, split), source="protocol")
+                    for world, split in dict.fromkeys((r.results["world"], r.results["split"]) for r in every)
+                ),
+            ),
+        ),
+    )
+
+
+def _drawn(
+    recipe: Gathered, models: Models, folder: Path, pictures: dict[str, list[Picture | Text]]
+) -> Iterator[str]:
+    if not recipe.runs:
+        return
+    place = folder / PICTURES / recipe.stem
+    for old in (place / f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")):
+        old.unlink(missing_ok=True)
+    pictures[recipe.name] = blocks = []
+    control = Controls(recipe.plain).of(recipe.planned[0].row, "steps")
+    for drawn in draw(recipe.runs, recipe.teacher, models, place, reference=control, forms=FORMS):
+        if drawn.reason:
+            yield f"{recipe.name}: {drawn}"
+            blocks.append(Text(f"{str(drawn).capitalize()}."))
+        else:
+            path = PurePosixPath(drawn.paths[0].relative_to(folder))
+            blocks.append(Picture(path, f"{recipe.title}: {drawn.name}", CAPTIONS[drawn.name]))
+
+
+def _problems(recipes: Sequence[Gathered]) -> Iterator[Block]:
+    """Everything that was asked for and is not in the tables."""
+    counts: dict[str, int] = defaultdict(int)
+    for recipe in recipes:
+        for state in recipe.states.values():
+            counts[state] += 1
+    lacking = [
+        f"{counts[state]} {words}" for state, words in STATES.items() if state != "finished" and counts[state]
+    ]
+    empty = [recipe.title for recipe in recipes if not recipe.states]
+    rows = sum(len(recipe.unasked) for recipe in recipes if recipe.states)
+    lacking += [f"{rows} rows of which there is no run"] if rows else []
+    lacking += [f"no run at all of {', '.join(empty)}"] if empty else []
+    if lacking:
+        yield Callout(f"Not everything is here: {', '.join(lacking)}. Each chapter names its own.", "problem")
+
+
+def _findings(verdicts: Sequence[judged.Judged]) -> Iterator[Block]:
+    yield Text(" ".join(judged.summary(verdicts)))
+    table = judged.table(verdicts)
+    if table is None:
+        return
+    yield Sheet(
+        table,
+        "Here: the first row minus the second, paired by seed, ± half of the 95 % t interval. A finding agrees or is "
+        "opposite when that interval leaves 0 out; rows that the paper calls alike agree when it lies within "
+        f"{judged.ALIKE:g} point of 0. Not corrected for the number of findings. [S] stated by the authors, [C] "
+        "computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper.",
+    )
+
+
+def _facts(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[tuple[str, str]]:
+    asked = sum(len(recipe.states) for recipe in recipes)
+    many = f"{len(recipes)} recipes" if len(recipes) > 1 else "one recipe"
+    yield "Runs", f"{len(every)} finished and scored of {asked} asked for, in {many}"
+    yield "Seeds", "; ".join(_each(recipes, lambda r: notes.counted(r.seeds) if r.seeds else "no runs"))
+    own = {_made_as(run): run for run in every}.values()
+    if len(own) < len(every):
+        yield (
+            "In common",
+            f"{len(every) - len(own)} of them are rows that another recipe has too, trained and scored once",
+        )
+    yield (
+        "Training",
+        f"{_clock(sum(run.trained for run in own))} in all (the stages' own clocks, some side by side)",
+    )
+    yield "Runs with scoring", _clock(sum(float(run.info.get("seconds") or 0) for run in own))
+    machines = sorted({str(run.info["machine"]) for run in every if run.info.get("machine")})
+    yield "Machine", "; ".join(machines) or "not recorded in these runs"
+    times = sorted(str(run.info["ended"])[:16].replace("T", " ") for run in every if run.info.get("ended"))
+    if times:
+        yield "Finished", f"{times[0]} to {times[-1]} UTC"
+
+
+def _made_as(run: Scored) -> str:
+    """Which run was trained: a row that another recipe has too is that recipe's run under a name of its own."""
+    return run.info.get("reused", {}).get("from") or "/".join(run.path.parts[-3:])
+
+
+def _made(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[Block]:
+    yield Text("The same runs again, from nothing; what is finished is skipped:")
+    yield Commands(tuple(_command(recipe) for recipe in recipes))
+    commands = dict.fromkeys(
+        tuple(record.get("command") or ())
+        for run in every
+        for record in (run.info, run.info.get("reused") or {})
+    )
+    typed = [shlex.join(words) for words in commands if words[1:2] in (["ablate"], ["distill"])]
+    if typed:
+        yield Text("As they were typed:")
+        yield Commands(tuple(typed))
+    yield Facts(tuple(_versions(every)))
+    yield Text("How to read it:")
+    yield Points(tuple(_reading()))
+
+
+def _command(recipe: Gathered) -> str:
+    world = recipe.name.partition("@")[2]
+    parts = ["switchkd", "ablate", recipe.stem.replace("_", "-")]
+    parts += ["--world", world] if world else []
+    seeds = recipe.seeds or [recipe.planned[0].seed]
+    parts += ["--seeds", str(seeds[-1] - seeds[0] + 1)]
+    parts += ["--seed", str(seeds[0])] if seeds[0] != recipe.planned[0].seed else []
+    return shlex.join(parts)
+
+
+def _versions(every: Sequence[Scored]) -> Iterator[tuple[str, str]]:
+    """Of what trained, of what scored, and of this code; a library once more where runs differ in it."""
+    trained = [run.versions for run in every]
+    scored = [run.results.get("versions") or {} for run in every]
+    for name, versions in (("Trained with", trained), ("Scored with", scored)):
+        pairs = dict.fromkeys((library, str(v)) for each in versions for library, v in each.items() if v)
+        yield name, ", ".join(f"{library} {version}" for library, version in sorted(pairs)) or "not recorded"
+    commits = dict.fromkeys(str(run.info["commit"]) for run in every if run.info.get("commit"))
+    yield "Commits", ", ".join(commits) or "not recorded"
+
+
+def _reading() -> Iterator[str]:
+    yield "no number stands here that is not in, or computed from, the files of a finished run or the paper as printed"
+    yield "over seeds: would other trainings say the same on these questions? Over items: would other questions say the same of these models? docs/compare.md has the tests"
+    yield "intervals over seeds are t intervals of the mean; with one seed there is none, and nothing is called clear"
+
+
+def _each(recipes: Sequence[Gathered], told: Callable[[Gathered], str]) -> list[str]:
+    """What is said of the recipes, once for those of which the same is said."""
+    said: dict[str, list[str]] = defaultdict(list)
+    for recipe in recipes:
+        said[told(recipe)].append(recipe.title)
+    if len(said) == 1:
+        return list(said)
+    return [f"{words}: {', '.join(titles)}" for words, titles in said.items()]
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    clock = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    return f"{seconds:,.0f} s ({clock})"
