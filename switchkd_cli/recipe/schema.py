@@ -147,6 +147,17 @@ class Stage(Closed):
         return bool(self.paths & {"teacher", "switch"})
 
 
+class DeepSpeed(Closed):
+    """How DeepSpeed shares the training out among the processes.
+
+    `zero` is ZeRO's stage: 1 shares out what the optimiser keeps, 2 gradients too, 3 the student's weights too; 0 is
+    torch alone. `offload` keeps the optimiser's share, or the parameters' too, in the machine's memory.
+    """
+
+    zero: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+
+
 class Evaluation(Closed):
     """Which benchmarks a finished model is scored on.
 
@@ -182,6 +193,7 @@ class Recipe(Closed):
     stand_ins: dict[str, str] = {}
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: DeepSpeed = DeepSpeed()
     student: Model
     teacher: Checkpoint | None = None
     data: dict[Name, DataSet]
