@@ -13,8 +13,8 @@ from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import fidelity
+from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import train
 from switchkd_cli.locate import locate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.baselines import judged

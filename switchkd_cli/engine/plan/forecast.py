@@ -11,12 +11,12 @@ from switchkd_cli import registry, runs
 from switchkd_cli.engine.contract import Vocabulary, agree
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
+from switchkd_cli.engine.loader import steps_of
 from switchkd_cli.engine.models.llava import image_tokens_of
 from switchkd_cli.engine.plan.downloads import downloads
 from switchkd_cli.engine.plan.look import CUT, Look, look
 from switchkd_cli.engine.plan.models import PUBLISHED, Known, Unknown, known
 from switchkd_cli.engine.plan.stage import Pairing, step_forecast
-from switchkd_cli.engine.trainer import steps_of
 from switchkd_cli.forecast import DataForecast, Forecast, Machine, ModelForecast, StageForecast
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model
