@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from switchkd_cli import __version__
+from switchkd_cli import __version__, stop
 from switchkd_cli.errors import CRASH, UserError
 
 app = typer.Typer(
@@ -34,6 +35,21 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move earlier runs 
 World = Annotated[
     str | None, typer.Option(help="Run the rows with small stand-ins for models and data: playground.")
 ]
+ToResume = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="A recipe file, or the name of one in recipes/. With --resume also a run folder, or nothing: the run "
+        "that was interrupted last.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with interrupted runs. The same command does so unasked, unless the program has changed since.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it needs, and stop.")]
 Machine = Annotated[
     str | None,
@@ -49,13 +65,14 @@ RUNS = Path("runs")
 
 @app.command(epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
 def pretrain(
-    recipe: RecipeFile,
+    recipe: ToResume = None,
     overrides: Overrides = None,
     row: Row = None,
     seed: Seed = None,
     world: World = None,
     out: Out = RUNS,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
 ) -> None:
@@ -70,6 +87,7 @@ def pretrain(
         world,
         out,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         machine=machine,
     )
@@ -77,7 +95,7 @@ def pretrain(
 
 @app.command(epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
 def distill(
-    recipe: RecipeFile,
+    recipe: ToResume = None,
     overrides: Overrides = None,
     row: Row = None,
     seed: Seed = None,
@@ -85,6 +103,7 @@ def distill(
     out: Out = RUNS,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
 ) -> None:
@@ -103,6 +122,7 @@ def distill(
         out,
         jobs=jobs,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         machine=machine,
     )
@@ -124,6 +144,7 @@ def ablate(
         int | None, typer.Option(min=1, help="Runs at the same time. Default: 2 if there are cores.")
     ] = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
 ) -> None:
@@ -144,6 +165,7 @@ def ablate(
         out,
         jobs=jobs,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         machine=machine,
     )
@@ -225,17 +247,29 @@ def switchkd(
     """
 
 
+def _tell_stopped(stopped: stop.Stopped) -> None:
+    """What was saved, and last the command that goes on from there."""
+    from switchkd_cli import console
+
+    console.say(f"stopped: {stopped}")
+    given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    if given and given[0] in ("pretrain", "distill", "ablate"):
+        console.say(f"resume: {shlex.join(['switchkd', *given, '--resume'])}")
+
+
 def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
     try:
-        app()
+        with stop.heeded():
+            app()
     except UserError as error:
         from switchkd_cli import console
 
         console.error(error)
         sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except stop.Stopped as stopped:
+        _tell_stopped(stopped)
+        sys.exit(stopped.code)
     except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
         import traceback
 

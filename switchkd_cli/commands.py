@@ -22,7 +22,7 @@ ITEMS = 200  # questions of each benchmark that a model is asked when nobody say
 
 
 def pretrain(
-    recipe: str,
+    recipe: str | None,
     overrides: Sequence[str],
     row: str | None,
     seed: int | None,
@@ -30,19 +30,23 @@ def pretrain(
     root: Path,
     *,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     machine: str | None,
 ) -> None:
-    run = load(find(recipe), row, overrides, seed, world).leading()
-    if dry_run:
-        return _show([run], root, machine, find(recipe), world)
+    if resume and (left := _left(recipe, overrides, root)) is not None:
+        root, run = left
+    else:
+        run = load(find(_given(recipe)), row, overrides, seed, world).leading()
+        if dry_run:
+            return _show([run], root, machine, find(_given(recipe)), world)
     plan.check([run])
-    folder = launch.run_one(run, root, overwrite=overwrite)
+    folder = launch.run_one(run, root, overwrite=overwrite, resume=resume)
     console.say(f"model: {folder.model}")
 
 
 def distill(
-    recipe: str,
+    recipe: str | None,
     overrides: Sequence[str],
     row: str | None,
     seed: int | None,
@@ -51,13 +55,17 @@ def distill(
     *,
     jobs: int,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     machine: str | None,
 ) -> None:
-    planned = load_with_controls(find(recipe), row, overrides, seed, world)
-    if dry_run:
-        return _show(planned, root, machine, find(recipe), world)
-    folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite)
+    if resume and (left := _left(recipe, overrides, root)) is not None:
+        root, planned = left[0], [left[1]]
+    else:
+        planned = load_with_controls(find(_given(recipe)), row, overrides, seed, world)
+        if dry_run:
+            return _show(planned, root, machine, find(_given(recipe)), world)
+    folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite, resume=resume)
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
     from switchkd_cli.report.table import print_distillation
@@ -76,6 +84,7 @@ def ablate(
     *,
     jobs: int | None,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     machine: str | None,
 ) -> None:
@@ -94,7 +103,9 @@ def ablate(
     if before:
         console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
     jobs = jobs or min(2, cores())
-    failures = workers.in_workers(waiting, root, jobs=jobs, overwrite=overwrite, finished=before)
+    failures = workers.in_workers(
+        waiting, root, jobs=jobs, overwrite=overwrite, resume=resume, finished=before
+    )
     workers.show_failures(failures)
     done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
     if done and planned[0].config.evaluation is not None:
@@ -214,6 +225,29 @@ def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
     order = [run.row for run in rows]
     found = [f for f in runs.finished(root, rows[0].recipe) if f.info()["row"] in order]
     return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info()["seed"]))
+
+
+def _given(recipe: str | None) -> str:
+    if recipe is None:
+        raise UserError("which recipe?", hint="switchkd distill recipes/quickstart.yaml")
+    return recipe
+
+
+def _left(name: str | None, overrides: Sequence[str], root: Path) -> tuple[Path, Run] | None:
+    """The unfinished run in a folder, or the newest one where none is named, and the folder of all runs.
+
+    None for a recipe's name. Raises UserError when there is no such run.
+    """
+    if name is None:
+        folder = runs.newest_unfinished(root)
+    elif not (folder := runs.RunFolder(Path(name).absolute())).record.exists():
+        return None
+    if overrides:
+        raise UserError(
+            f"{overrides[0]}: a run that is gone on with keeps its own recipe",
+            hint="leave KEY=VALUE out, or name the recipe instead of the run",
+        )
+    return folder.root, folder.run()
 
 
 def _run(name: str) -> runs.RunFolder | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, runs
+from switchkd_cli import console, runs, stop
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.occupy import occupy
@@ -16,9 +16,9 @@ from switchkd_cli.progress import progress
 from switchkd_cli.recipe.run import Run
 
 
-def run_one(run: Run, root: Path, *, overwrite: bool = False) -> runs.RunFolder:
-    """Train and evaluate one run in this process; a finished one is reused."""
-    with occupy(root, run, overwrite=overwrite) as (folder, state):
+def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> runs.RunFolder:
+    """Train and evaluate one run in this process; a finished one is reused, an unfinished one gone on with."""
+    with occupy(root, run, overwrite=overwrite, resume=resume) as (folder, state):
         if state == "finished":
             console.say(f"{label(run)}: finished before, reused ({folder.path})")
             return folder
@@ -95,12 +95,18 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     try:
-        run_one(Run.loads(sys.stdin.read()), asked.out, overwrite=asked.overwrite)
+        with stop.heeded():
+            run = Run.loads(sys.stdin.read())
+            run_one(run, asked.out, overwrite=asked.overwrite, resume=asked.resume)
     except UserError as error:
         console.error(error)
         return error.code
+    except stop.Stopped as stopped:
+        console.say(f"stopped: {stopped}")
+        return stopped.code
     return 0
 
 

@@ -29,7 +29,7 @@ TAIL = 15  # lines of a failed worker's output that are shown
 
 
 def run_all(
-    planned: Sequence[Run], root: Path, *, jobs: int = 1, overwrite: bool = False
+    planned: Sequence[Run], root: Path, *, jobs: int = 1, overwrite: bool = False, resume: bool = False
 ) -> list[runs.RunFolder]:
     """Run each, in this process or in `jobs` workers side by side. The first failure ends the rest.
 
@@ -39,8 +39,8 @@ def run_all(
     for run in planned if not overwrite else ():
         check_free(root, run)
     if jobs == 1:
-        return [run_one(run, root, overwrite=overwrite) for run in planned]
-    failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, stop_at_failure=True)
+        return [run_one(run, root, overwrite=overwrite, resume=resume) for run in planned]
+    failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
     if failures:
         show_failures(failures)
         raise SystemExit(exit_code(failures))
@@ -87,6 +87,7 @@ def in_workers(
     *,
     jobs: int,
     overwrite: bool = False,
+    resume: bool = False,
     stop_at_failure: bool = False,
     finished: Sequence[Run] = (),
 ) -> list[Failure]:
@@ -105,7 +106,7 @@ def in_workers(
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
-                    active.append(_start(run, root, jobs=jobs, overwrite=overwrite))
+                    active.append(_start(run, root, jobs=jobs, overwrite=overwrite, resume=resume))
                     metrics = runs.folder(root, run).metrics
                     matrix.start(metrics, run.config.stages[-1].name)
                     shown.follow(metrics, label(run))
@@ -124,8 +125,8 @@ def in_workers(
     return failures
 
 
-def _start(run: Run, root: Path, *, jobs: int, overwrite: bool) -> _Worker:
-    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite]
+def _start(run: Run, root: Path, *, jobs: int, overwrite: bool, resume: bool) -> _Worker:
+    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--resume"] * resume]
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     process = subprocess.Popen(

@@ -2,25 +2,32 @@
 
 import math
 import resource
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
+from switchkd_cli import stop
+from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.chance import random_state, set_random_state
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.keeper import Keeper
 from switchkd_cli.engine.loader import loader_of, steps_of, taken, visits
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import NotFinite, Trainer
 from switchkd_cli.engine.watch import Watch
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.stop import Stopped
 
 Log = Callable[[dict], None]
 DIAGNOSED = 20  # times a stage that the diagnostics are taken
+MOST_SKIPPED = 10  # steps in a row that may change no weight
+SHOWN = 5  # rows named in a message; a file holds them all
 
 
 class Loop:
@@ -40,9 +47,10 @@ class Loop:
         precision: str,
         log: Log,
         trackers: Path,
+        keeper: Keeper | None = None,
     ) -> None:
         set_seed(seed)
-        self.stage, self.data, self.log = stage, data, log
+        self.stage, self.data, self.log, self.keeper = stage, data, log, keeper
         self.steps = steps_of(stage, len(data))
         self.trainer = Trainer(stage, paths, self.steps, precision, trackers, seed)
         self.watch = Watch(stage)
@@ -50,12 +58,14 @@ class Loop:
         self.student = paths.student
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # in which they were taken
+        self.skipped = 0  # of them, the last ones in a row that changed no weight
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "skipped": self.skipped,
             "random": random_state(),
             "watch": self.watch.state_dict(),
             **self.trainer.state_dict(),
@@ -65,22 +75,18 @@ class Loop:
         """Stands where `state_dict` was taken. Raises ValueError for the state of another training."""
         self.trainer.load_state_dict(state)
         self.watch.load_state_dict(state["watch"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         set_random_state(state["random"])
 
     def run(self) -> None:
-        """Takes the steps that are left."""
-        micro = self.trainer.micro
-        loader = iter(
-            loader_of(
-                self.stage, self.student, self.data, self.visited[self.step * self.stage.batch :], micro
-            )
-        )
+        """Takes the steps that are left. Asked to stop, it saves after its step and raises Stopped."""
+        count = self.stage.batch // self.trainer.micro
+        left = self.visited[self.step * self.stage.batch :]
+        loader = iter(loader_of(self.stage, self.student, self.data, left, self.trainer.micro))
         began = time.monotonic() - self.seconds
         while self.step < self.steps:
             step_began = time.monotonic()
-            group = taken(loader, self.stage.batch // micro)
-            self.data.ledger.add(row for batch in group for row in batch.unusable)
+            group = self._next(loader, count)
             waited = time.monotonic() - step_began
             diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
             figures, broken = self.trainer.step(group, diagnosed=diagnosed)
@@ -92,11 +98,48 @@ class Loop:
             }
             self.seconds = now - began
             self._write(figures)
+            self.skipped = self.skipped + 1 if broken else 0
             if broken:
-                self._stop(broken)
-            if diagnosed:
+                self._broke(broken, group)
+            elif diagnosed:
                 self._look(figures)
             self.step += 1
+            self._keep(figures, broken)
+
+    def _next(self, loader: Iterator[Batch], count: int) -> list[Batch]:
+        """The step's micro-batches. Raises UserError when the data is gone, what was trained so far being saved."""
+        try:
+            group = taken(loader, count)
+            self.data.ledger.add(row for batch in group for row in batch.unusable)
+        except UserError:
+            self.save()
+            raise
+        except RuntimeError:  # a process that prepares data was ended by the signal that asked us to stop
+            self._stop_if_asked()
+            raise
+        return group
+
+    def _keep(self, figures: dict[str, float], broken: list[NotFinite]) -> None:
+        """Saves where it is due, and stops where that is asked."""
+        if self.keeper is not None:
+            if not broken:
+                self.keeper.score(figures)
+            if self.keeper.due(self.step):
+                self.save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Raises Stopped when a signal asked for it."""
+        if (number := stop.asked()) is not None:
+            self.save()
+            kept = "saved" if self.keeper is not None else "nothing is kept"
+            where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
+            raise Stopped(number, f"{signal.Signals(number).name}: {where}: {kept}")
+
+    def save(self) -> None:
+        """Writes a checkpoint of the steps taken so far."""
+        if self.keeper is not None and self.step:
+            self.keeper.save(self.step, self.state_dict())
 
     def _write(self, figures: dict[str, float]) -> None:
         """The step's line."""
@@ -109,27 +152,59 @@ class Loop:
         for warning in self.watch.look(self.step, figures, last=self.step == self.steps - 1):
             self.log({"event": "warning", "stage": self.stage.name, **warning})
 
-    def _stop(self, broken: list[NotFinite]) -> None:
-        """Raises UserError (exit code 1) that names the figures and rows."""
+    def _broke(self, broken: list[NotFinite], group: Sequence[Batch]) -> None:
+        """Writes down the step's rows and goes on, or raises UserError (exit code 1), as the stage says.
+
+        The step changed no weight. When it ends the run, no checkpoint is written: those that are there are older.
+        """
+        at = {"stage": self.stage.name, "step": self.step + 1}
+        told = [f"{b.figure} is {b.value}; rows {_listed(b.rows)}" for b in broken]
+        if self.keeper is not None:
+            figures = {b.figure: str(b.value) for b in broken}
+            rows = list(dict.fromkeys(row for b in broken for row in b.rows))
+            ids = [list(batch.ids) for batch in group]
+            self.keeper.note({**at, "figures": figures, "rows": rows, "micro_batches": ids})
+        if self.stage.not_finite == "skip" and self.skipped < MOST_SKIPPED:
+            self.log({"event": "skipped step", **at, "text": "; ".join(told)})
+            return
         where = f"stage {self.stage.name}, step {self.step + 1}"
+        often = f" ({MOST_SKIPPED} such steps in a row)" if self.skipped >= MOST_SKIPPED > 1 else ""
+        name = f"stages.{self.stage.name}"
         raise UserError(
-            [f"{where}: {b.figure} is {b.value}; rows {', '.join(b.rows)}" for b in broken],
-            hint=f"lower the learning rate: stages.{self.stage.name}.lr={self.stage.lr / 3:.1e}",
+            [f"{where}: {text}{often}" for text in told],
+            hint=f"look at these rows, lower the learning rate ({name}.lr={self.stage.lr / 3:.1e}), or go past such "
+            f"steps ({name}.not_finite=skip)",
             code=CRASH,
         )
 
 
+def _listed(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return ", ".join(rows[:SHOWN]) + more
+
+
 def train(
-    stage: Stage, paths: Paths, data: Conversations, *, seed: int, precision: str, log: Log, trackers: Path
+    stage: Stage,
+    paths: Paths,
+    data: Conversations,
+    *,
+    seed: int,
+    precision: str,
+    log: Log,
+    trackers: Path,
+    keeper: Keeper | None = None,
 ) -> None:
     """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
 
-    What the diagnosed steps give away (see `Watch`) is logged as an event "warning".
+    What the diagnosed steps give away (see `Watch`) is logged as an event "warning". With a `keeper`, checkpoints are
+    written, and the newest is gone on from.
 
     Raises UserError when too many rows can't be used, or (exit code 1) when a term or the gradient is no longer
-    finite, naming them.
+    finite, naming them; Stopped when a signal asks for it.
     """
-    loop = Loop(stage, paths, data, seed=seed, precision=precision, log=log, trackers=trackers)
+    loop = Loop(stage, paths, data, seed=seed, precision=precision, log=log, trackers=trackers, keeper=keeper)
+    if keeper is not None and (state := keeper.last()) is not None:
+        loop.load_state_dict(state)
     loop.run()
     loop.trainer.close()
     paths.eval()

@@ -2,19 +2,23 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from switchkd_cli import runs
+from switchkd_cli import checkpoints, runs, stop
+from switchkd_cli.checkpoints import SCORES
 from switchkd_cli.engine import card, checkpoint
 from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import fidelity
+from switchkd_cli.engine.keeper import Keeper
 from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.state import put_weights, read_state
 from switchkd_cli.locate import locate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.baselines import judged
@@ -25,8 +29,10 @@ def work(run: Run, folder: RunFolder) -> None:
     """Trains the run's stages and saves the student, with its card, to `folder.model`.
 
     A stage's output is shared under its key by all runs whose recipes agree up to it: whoever comes first trains
-    it, the others load it.
+    it, the others load it. In a folder that an interrupted run left, what it has done is not done again.
     """
+    if checkpoints.marked(folder, SCORES) is not None:
+        return
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     stages = run.config.stages
@@ -37,26 +43,19 @@ def work(run: Run, folder: RunFolder) -> None:
         name: build_data(run.config.data[name], paths.student, folder.root)
         for name in dict.fromkeys(stage.data for stage in stages)
     }
-    for note in pair.notes:
-        folder.log({"event": "models", "text": note})
+    if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
+        for note in pair.notes:
+            folder.log({"event": "models", "text": note})
     for rows in data.values():
         rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):
-        shared = runs.stage(folder.root, run.stage_key(i))
-        with shared.build() as partial:
-            if partial is None:
-                folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
-                _take_weights(paths, shared.path)
-            else:
-                _train(run, i, paths, data[stage.data], folder)
-                taught = data[stage.data]  # what is saved is asked as it was taught
-                checkpoint.save(paths.student, partial, template=taught.chat_template, end=taught.end)
-    shutil.copytree(shared.path, folder.model, copy_function=os.link)  # the same files, not a second copy
-    card.write(run, folder)
+        _take_stage(run, i, paths, data[stage.data], folder)
+    _take_model(run, folder)
     for name, rows in data.items():
-        if rows.ledger.met:
+        if rows.ledger.met and not folder.says(event="skipped", data=name):
             listed = {"of": len(rows), "listed": folder.skipped.name}
             folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
+    checkpoints.mark(folder, SCORES)
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -114,9 +113,28 @@ def _question(run: Run, root: Path) -> dict[str, Any]:
     return {**run.config.evaluation.model_dump(), "sets": runs.sets(root)}
 
 
-def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder) -> None:
+def _take_stage(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder) -> None:
+    """Trains a stage, or takes what it gave from where it was trained before, by this run or by another."""
+    stage, shared = run.config.stages[index], runs.stage(folder.root, run.stage_key(index))
+    if checkpoints.marked(folder, stage.name) is None:
+        checkpoints.mark(folder, stage.name)
+    with ExitStack() as until_named, shared.build() as partial:
+        if partial is None:
+            if not folder.says(stage=stage.name):
+                folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
+            _take_weights(paths, shared.path)
+        else:
+            until_named.enter_context(stop.later())  # a trained stage is saved, whatever is asked meanwhile
+            _train(run, index, paths, data, folder, partial)
+    checkpoints.drop(folder, stage.name)
+
+
+def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, target: Path) -> None:
+    """Trains a stage from where it stands, and saves the student to `target`."""
     stage = run.config.stages[index]
-    folder.log({"event": "stage", "stage": stage.name, "rows": len(data)})
+    if not folder.says(event="stage", stage=stage.name):
+        folder.log({"event": "stage", "stage": stage.name, "rows": len(data)})
+    keeper = Keeper(folder, stage.name, run.config.checkpoints)
     train(
         stage,
         paths,
@@ -125,7 +143,22 @@ def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunF
         precision=run.config.precision,
         log=folder.log,
         trackers=folder.tensorboard,
+        keeper=keeper,
     )
+    taught = {"template": data.chat_template, "end": data.end}  # what is saved is asked as it was taught
+    checkpoint.save(paths.student, target, **taught)
+    if stage is run.config.stages[-1] and (best := keeper.best()) is not None:
+        put_weights(paths, read_state(best))
+        with runs.made_whole(folder.best) as partial:
+            checkpoint.save(paths.student, partial, **taught)
+
+
+def _take_model(run: Run, folder: RunFolder) -> None:
+    """Puts the last stage's student into the run's folder: the same files, not a second copy."""
+    trained = runs.stage(folder.root, run.stage_key(len(run.config.stages) - 1)).path
+    with runs.made_whole(folder.model) as partial:
+        shutil.copytree(trained, partial, copy_function=os.link, dirs_exist_ok=True)
+    card.write(run, folder)
 
 
 def _take_weights(paths: Paths, folder: Path) -> None:

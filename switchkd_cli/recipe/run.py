@@ -15,7 +15,14 @@ from switchkd_cli.recipe import source
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
 
-UNKEYED = {"title", "rows", "controls", "world", "stand_ins"}  # what is said about a run, not what it does
+UNKEYED = {
+    "title",
+    "rows",
+    "controls",
+    "world",
+    "stand_ins",
+    "checkpoints",
+}  # what is said about a run, not what it does
 FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
 
 

@@ -17,6 +17,9 @@ NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Part = Literal["vision", "projector", "language"]
 LogitsPath = Literal["student", "teacher", "switch"]
 
+LOWER = ("loss", "student_ce", "kl/student", "switch_gap")  # figures that a best checkpoint may be chosen by,
+HIGHER = ("agreement/student", "agreement/switch")  # beside each term's own loss/<term>
+
 TAG = "is "  # opens the tags of unions, so that they can be told from fields in pydantic's error locations
 
 
@@ -117,7 +120,8 @@ class Stage(Closed):
 
     `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
     length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
-    result depends on them.
+    result depends on them. A step whose loss or gradient is no number ends the run, or with `not_finite: skip` leaves
+    the weights as they are (ten such steps in a row end it all the same).
     """
 
     name: Name
@@ -135,6 +139,9 @@ class Stage(Closed):
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
+    not_finite: Annotated[Literal["stop", "skip"], Field(exclude_if=lambda value: value == "stop")] = (
+        "stop"  # left out of keys where it is the default: what was trained before it existed is found again
+    )
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
 
     @property
@@ -173,6 +180,20 @@ class Evaluation(Closed):
     batch: Count = 64
 
 
+class Saving(Closed):
+    """How often a training writes a checkpoint, and which it keeps: the newest `keep`, and the best.
+
+    Every so many steps, or minutes, or whichever comes first; none of both: only when it is asked to stop. `best` names
+    a figure of metrics.jsonl, averaged over the steps between two checkpoints: they are training figures, not a
+    validation. No result depends on any of this.
+    """
+
+    every_steps: Count | None = None
+    every_minutes: Positive | None = 15.0
+    keep: Count = 2
+    best: Text | None = None
+
+
 class Row(Closed):
     """A row of a table: a patch on the recipe, and the numbers the paper prints for it."""
 
@@ -199,6 +220,7 @@ class Recipe(Closed):
     data: dict[Name, DataSet]
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     evaluation: Evaluation | None = None
+    checkpoints: Saving = Saving()
     controls: tuple[str, ...] = ()
     rows: dict[Name, Row] = {}
 

@@ -1,0 +1,145 @@
+"""SIGKILL at any moment: the same command again gives what an unharmed run gives, bit by bit."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from switchkd_cli import cli
+from tests import tiny_run
+
+pytestmark = pytest.mark.slow
+FORK = multiprocessing.get_context("fork")  # a process of its own each time, without importing all again
+OPERATIONS = (
+    (os, "fsync"),
+    (os, "rename"),
+    (os, "replace"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (os, "mkdir"),
+    (os, "link"),
+)
+POINTS = 20
+SEED = 5
+
+
+def _run(recipe: Path, root: Path, die_at: int | None, count: Path | None) -> None:
+    """The program, in this process. It kills itself in front of its `die_at`-th change to a folder or sync to disk."""
+    os.chdir(root.parent)
+    done = 0
+
+    def counted(operation):
+        def call(*arguments, **more):
+            nonlocal done
+            done += 1
+            if done == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*arguments, **more)
+
+        return call
+
+    for module, name in OPERATIONS:
+        setattr(module, name, counted(getattr(module, name)))
+    sys.argv = ["switchkd", "distill", str(recipe), "--out", str(root)]
+    try:
+        cli.main()
+    finally:
+        if count is not None:
+            count.write_text(str(done))
+
+
+def start(recipe, root, die_at=None, count=None):
+    root.parent.mkdir(exist_ok=True)
+    process = FORK.Process(target=_run, args=(recipe, root, die_at, count))
+    process.start()
+    return process
+
+
+def folder(root):
+    return root / "tiny" / "switch-kd" / "seed0"
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    """The recipe, the folder of a run that nothing happened to, and its number of operations on the disk."""
+    place = tmp_path_factory.mktemp("unharmed")
+    recipe = tiny_run.write(place, checkpoints={"every_steps": 2, "keep": 2, "best": "loss"})
+    process = start(recipe, place / "runs", count=place / "count")
+    process.join()
+    assert process.exitcode == 0
+    return recipe, folder(place / "runs"), int((place / "count").read_text())
+
+
+def points(operations: int) -> list[tuple[str, float]]:
+    """Ten moments by the steps logged and a share of a step more; ten by the operations on the disk done."""
+    chance = random.Random(SEED)
+    steps = [("steps", round(chance.uniform(0, 11), 2)) for _ in range(POINTS // 2)]
+    return steps + [("operations", n) for n in sorted(chance.sample(range(1, operations + 1), POINTS // 2))]
+
+
+def kill_after(process, metrics: Path, steps: float) -> None:
+    """SIGKILL when so many steps are logged, the fraction as hundredths of a second later."""
+    whole = int(steps)
+    while process.is_alive():
+        text = metrics.read_text() if metrics.exists() else ""
+        if text.count('"grad_norm"') >= whole:
+            time.sleep((steps - whole) / 10)
+            break
+        time.sleep(0.001)
+    process.kill()
+
+
+def state_of(where: Path) -> str:
+    """What the killed run left, in words."""
+    if not where.exists():
+        return "nothing"
+    there = (
+        sorted(path.name for path in where.glob("checkpoints/*")) if (where / "checkpoints").exists() else []
+    )
+    half = sorted(path.name for path in where.glob("checkpoints/.*"))
+    steps = (
+        (where / "metrics.jsonl").read_text().count('"grad_norm"')
+        if (where / "metrics.jsonl").exists()
+        else 0
+    )
+    return f"{steps} steps logged; {', '.join([*there, *half]) or 'no checkpoints'}"
+
+
+def test_twenty_kills(unharmed, tmp_path, capsys):
+    recipe, expected, operations = unharmed
+    told = []
+    for number, (kind, at) in enumerate(points(operations)):
+        root = tmp_path / str(number) / "runs"
+        process = start(recipe, root, die_at=int(at) if kind == "operations" else None)
+        if kind == "steps":
+            kill_after(process, folder(root) / "metrics.jsonl", at)
+        process.join()
+        killed = process.exitcode == -signal.SIGKILL
+        left = state_of(folder(root))
+        again = start(recipe, root)
+        again.join()
+        assert again.exitcode == 0, (kind, at, left)
+        assert tiny_run.trace(folder(root)) == tiny_run.trace(expected), (kind, at, left)
+        assert tiny_run.scalars(folder(root)) == tiny_run.scalars(expected), (kind, at, left)
+        for model in ("model", "best"):
+            weights = Path(model) / "model.safetensors"
+            assert (folder(root) / weights).read_bytes() == (expected / weights).read_bytes(), (
+                kind,
+                at,
+                left,
+            )
+        assert sorted(path.name for path in folder(root).iterdir()) == sorted(
+            p.name for p in expected.iterdir()
+        )
+        assert not [p for p in root.rglob(".*") if p.suffix != ".lock"], (kind, at, left)
+        told.append(f"{kind:>10} {at:>6}  {'killed' if killed else 'was over'}: {left}: equal")
+        shutil.rmtree(root)
+    with capsys.disabled():
+        print("\n" + "\n".join(told))
+    assert sum("killed" in line for line in told) >= POINTS - 2
