@@ -62,7 +62,9 @@ class Paths(nn.Module):
 
     def twin(self) -> "Paths":
         """A copy of the student and its adapters, beside the same teacher."""
-        twin = Paths(Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary)
+        twin = Paths(
+            Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary
+        )
         twin.adapters, twin.in_step = copy.deepcopy(self.adapters), self.in_step
         return twin
 

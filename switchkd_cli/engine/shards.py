@@ -1,18 +1,22 @@
 """Training with DeepSpeed's ZeRO: what AdamW keeps, gradients and weights are shared out among the processes."""
 
-from __future__ import annotations
-
-import copy
+import math
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+)
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from switchkd_cli.engine.parallel import Processes
 from switchkd_cli.engine.paths import Paths
@@ -21,72 +25,153 @@ from switchkd_cli.recipe.schema import DeepSpeed, Stage
 NO_BUILDS = ("deepspeed_shm_comm",)
 """Parts of DeepSpeed that it would compile when it starts, on processors only; gloo does the same without them."""
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
-def settings(stage: Stage, asked: DeepSpeed, precision: str, micro: int, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of one stage, all of it decided here."""
+
+def settings(
+    stage: Stage, asked: DeepSpeed, precision: str, micro: int, processes: Processes
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of a stage. No field is left to a default that changes what is computed."""
+    on_host = {"device": "cpu", "pin_memory": processes.device.type == "cuda"}
     zero: dict[str, Any] = {"stage": asked.zero}
-    on_host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if asked.offload != "none":
         zero["offload_optimizer"] = on_host
     if asked.offload == "parameters":
         zero["offload_param"] = on_host
-    return {
+    told: dict[str, Any] = {
         "train_batch_size": stage.batch,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": stage.batch // (micro * processes.count),
         "gradient_clipping": stage.grad_clip or 0.0,
         "bf16": {"enabled": precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW
         "zero_force_ds_cpu_optimizer": False,  # the same where it is offloaded: DeepSpeed's own has to be compiled
-        "steps_per_print": 0x7FFFFFFF,
+        "steps_per_print": 2**31 - 1,
     }
+    if precision == "bf16" and asked.zero > 1:
+        told["data_types"] = {"grad_accum_dtype": "fp32"}  # micro-batches are added up in float32
+    return told
 
 
 class Shards:
-    """A student of its own for each process's share of the work, and `paths`' as the one that is whole.
+    """A twin of `paths` that DeepSpeed takes apart; `paths` itself stays whole, in float32, on the CPU.
 
-    `collect` brings the whole one up to date. Its frozen parts stay what they were read as, whatever precision the
-    training has; the teacher is DeepSpeed's at no stage.
+    `collect` brings it up to date. What is not trained is never touched: it stays as it was read, whatever precision
+    the training has. The teacher is none of DeepSpeed's modules.
     """
 
     def __init__(
-        self, paths: Paths, groups: Iterable[Mapping[str, Any]], told: Mapping[str, Any], processes: Processes
+        self,
+        paths: Paths,
+        groups: Sequence[Mapping[str, Any]],
+        processes: Processes,
+        *,
+        weight_decay: float,
+        told: Mapping[str, Any],
     ) -> None:
         _ready(processes)
-        self.whole = paths
-        replica = paths.twin()
-        twins = dict(zip(paths.parameters(), replica.parameters(), strict=True))
-        self.twins = {p: twin for p, twin in twins.items() if p.requires_grad}
-        given = [{**group, "params": [twins[p] for p in group["params"]]} for group in groups]
-        self.optimizer: Optimizer = AdamW(given)
-        self.engine, *_ = deepspeed.initialize(
-            model=replica, optimizer=self.optimizer, config=dict(told), dist_init_required=False
-        )
+        self.processes, self.device = processes, processes.device
+        self.paths = paths
+        twin = paths.twin()
+        self.twins = dict(zip(paths.parameters(), twin.parameters(), strict=True))
+        self.parameters = [p for group in groups for p in group["params"]]
+        own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
+        self.adamw = AdamW(own, weight_decay=weight_decay)
+        self.steps = 0.0  # that AdamW has taken
+        self.last = True
+        with _quiet():
+            self.engine, *_ = deepspeed.initialize(
+                model=twin, optimizer=self.adamw, config=dict(told), dist_init_required=False
+            )
+
+    def own(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The tensor that is computed with in a parameter's place."""
+        return self.twins[parameter]
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Around a forward and backward pass: gradients are added up over the processes."""
+        self.last = last
+        self.engine.set_gradient_accumulation_boundary(last)
+        yield
+        if not last:
+            self.engine.step()  # only counts
 
     def __call__(self, *arguments: Any) -> dict[str, Tensor]:
-        return self.engine(*arguments)
+        with _quiet():
+            return self.engine(*arguments)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss, scale_wrt_gas=False)
-        if not last:
-            self.engine.step()  # counts the micro-batch
+    def backward(self, loss: Tensor) -> None:
+        with _quiet():
+            self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> float:
-        self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        """Clips and takes the step, unless the norm of all gradients, which is returned, is no number."""
+        with _quiet():
+            self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        self.steps += math.isfinite(norm)
+        return norm
 
     @torch.no_grad()
     def collect(self) -> None:
-        for parameter, twin in self.twins.items():
-            parameter.copy_(safe_get_full_fp32_param(twin))
+        """Brings the weights in `paths` up to date. Every process has to ask."""
+        for parameter in self.parameters:
+            parameter.copy_(safe_get_full_fp32_param(self.twins[parameter]))
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What AdamW keeps of a parameter, whole, for the first process; empty before the first step.
+
+        Every process has to ask.
+        """
+        if not self.steps:
+            return {}
+        kept = {key: safe_get_full_optimizer_state(self.twins[parameter], key) for key in MOMENTS}
+        if not self.processes.first:
+            return {}
+        return {"step": torch.tensor(self.steps), **{key: value.cpu() for key, value in kept.items()}}
+
+    def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+        """Gives AdamW what it kept: each process takes its share."""
+        if not moments:
+            return
+        self.steps = float(next(iter(moments.values()))["step"])
+        _open_state(self.engine.optimizer, self.steps)
+        for parameter, kept in moments.items():
+            twin = self.twins[parameter]
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(twin, kept[key].to(self.device), key)
+
+    def close(self) -> None:
+        """Lets go of what belongs to the training."""
+        self.engine.destroy()
+
+
+def _open_state(zero: Any, steps: float) -> None:
+    """Lays out AdamW's state of each share, which it would itself at its first step."""
+    flat = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+    for share in flat:
+        zero.optimizer.state[share] = {
+            "step": torch.tensor(steps),
+            **{key: torch.zeros_like(share, requires_grad=False) for key in MOMENTS},
+        }
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 look it up by parameter
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _ready(processes: Processes) -> None:
-    """What DeepSpeed wants to find: a process group, even of one, and its name for this process's number."""
+    """What DeepSpeed wants to find: a process group, even of one, and this process's number on its machine."""
     for part in NO_BUILDS:
         getattr(deepspeed.ops, "__compatible_ops__", {})[part] = False
     os.environ.setdefault("LOCAL_RANK", str(processes.local))
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without its warnings about names that torch has given up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
+        yield
