@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from switchkd_cli.spread import among_others
 
 T = TypeVar("T")
 
@@ -81,20 +84,14 @@ class Processes:
 ALONE = Processes()
 
 
-def among_others() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-@contextmanager
-def joined() -> Iterator[Processes]:
+@functools.cache
+def joined() -> Processes:
     """This process among those that a launcher started with RANK, WORLD_SIZE, ... in the environment.
 
     Alone where there are no others. GPUs talk by NCCL, processors by gloo.
     """
     if not among_others():
-        yield ALONE
-        return
+        return ALONE
     store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     backend = "gloo"
@@ -102,7 +99,5 @@ def joined() -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-    try:
-        yield Processes(rank, count, local, dist.PrefixStore("decisions", store))
-    finally:
-        dist.destroy_process_group()
+    atexit.register(dist.destroy_process_group)
+    return Processes(rank, count, local, dist.PrefixStore("decisions", store))
