@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.spread import Spread, among_others, leads
 
 ITEMS = 200  # questions of each benchmark that a model is asked when nobody says
 
@@ -33,16 +35,20 @@ def pretrain(
     resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
     if resume and (left := _left(recipe, overrides, root)) is not None:
         root, run = left
     else:
         run = load(find(_given(recipe)), row, overrides, seed, world).leading()
         if dry_run:
-            return _show([run], root, machine, find(_given(recipe)), world)
+            return _show([run], root, machine, find(_given(recipe)), world, spread)
+    if spread is not None:
+        return _apart([run], spread)
     plan.check([run])
     folder = launch.run_one(run, root, overwrite=overwrite, resume=resume)
-    console.say(f"model: {folder.model}")
+    if leads():
+        console.say(f"model: {folder.model}")
 
 
 def distill(
@@ -58,14 +64,19 @@ def distill(
     resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
     if resume and (left := _left(recipe, overrides, root)) is not None:
         root, planned = left[0], [left[1]]
     else:
         planned = load_with_controls(find(_given(recipe)), row, overrides, seed, world)
         if dry_run:
-            return _show(planned, root, machine, find(_given(recipe)), world)
+            return _show(planned, root, machine, find(_given(recipe)), world, spread)
+    if spread is not None:
+        return _apart(planned, spread)
     folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite, resume=resume)
+    if not leads():
+        return
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
     from switchkd_cli.report.table import print_distillation
@@ -87,6 +98,7 @@ def ablate(
     resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
     if rows is not None and not rows:
         raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
@@ -95,18 +107,18 @@ def ablate(
     more = [load_rows(path, rows, overrides, first[0].seed + i, world) for i in range(1, seeds)]
     planned = [run for same_row in zip(first, *more, strict=True) for run in same_row]
     if dry_run:
-        _show(first, root, machine, path, world)
+        _show(first, root, machine, path, world, spread)
         return console.say(f"seeds: {', '.join(str(first[0].seed + i) for i in range(seeds))}")
+    if spread is not None and (spread.nodes > 1 or spread.hostfile is not None):
+        return _apart(planned, spread)
     plan.check(planned)
-    before = [run for run in planned if not overwrite and _is_finished(run, root)]
-    waiting = [run for run in planned if run not in before]
-    if before:
-        console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
-    jobs = jobs or min(2, cores())
-    failures = workers.in_workers(
-        waiting, root, jobs=jobs, overwrite=overwrite, resume=resume, finished=before
-    )
-    workers.show_failures(failures)
+    if among_others():  # one run after another; the first failure ends them all
+        workers.run_all(planned, root, overwrite=overwrite, resume=resume)
+        failures = []
+    else:
+        failures = _each(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, spread=spread)
+    if not leads():
+        return
     done = [runs.folder(root, run) for run in planned if _is_finished(run, root)]
     if done and planned[0].config.evaluation is not None:
         from switchkd_cli.report.table import print_ablation
@@ -116,6 +128,41 @@ def ablate(
     if failures:
         console.say(f"{len(failures)} of {len(planned)} runs failed; the same command runs them again")
         raise SystemExit(workers.exit_code(failures))
+
+
+def _each(
+    planned: Sequence[Run],
+    root: Path,
+    *,
+    jobs: int | None,
+    overwrite: bool,
+    resume: bool,
+    spread: Spread | None,
+) -> list[workers.Failure]:
+    """Runs what is not finished, and says what failed."""
+    if spread is not None:
+        if (jobs or 1) > 1:
+            raise UserError(
+                f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out"
+            )
+        plan.check_shared(planned, spread.count)
+    before = [run for run in planned if not overwrite and _is_finished(run, root)]
+    waiting = [run for run in planned if run not in before]
+    if before:
+        console.say(f"{len(before)} of {len(planned)} runs finished before, reused")
+    jobs = 1 if spread else jobs or min(2, cores())
+    failures = workers.in_workers(
+        waiting, root, jobs=jobs, overwrite=overwrite, resume=resume, finished=before, spread=spread
+    )
+    workers.show_failures(failures)
+    return failures
+
+
+def _apart(planned: Sequence[Run], spread: Spread) -> None:
+    """The same command in every process of the spread, once it is known to make sense."""
+    plan.check(planned)
+    plan.check_shared(planned, spread.count)
+    launch.apart(["-m", "switchkd_cli.cli", *sys.argv[1:]], spread)
 
 
 def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_pickle: bool = False) -> None:
@@ -265,15 +312,26 @@ def _is_finished(run: Run, root: Path) -> bool:
 
 
 def _show(
-    planned: Sequence[Run], root: Path, machine: str | None, recipe: str | Path, world: str | None
+    planned: Sequence[Run],
+    root: Path,
+    machine: str | None,
+    recipe: str | Path,
+    world: str | None,
+    spread: Spread | None,
 ) -> None:
     """The plan of each run, then of all; each wrong thing is told before the engine is imported."""
-    machines = {run.config.precision: forecast.machine(machine, run.config.precision) for run in planned}
+    gpus = spread.count if spread else None
+    machines = [
+        forecast.machine(machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus)
+        for run in planned
+    ]
+    if gpus is not None:
+        plan.check_shared(planned, gpus)
     made = {runs.folder(root, run).model: run for run in load_rows(recipe, world=world)}
     plan.check(planned, made)
     shown = []
-    for run in planned:
+    for run, on in zip(planned, machines, strict=True):
         console.show_plan(plan.plan(run, root))
-        shown.append(launch.forecast(run, machines[run.config.precision], root, made))
+        shown.append(launch.forecast(run, on, root, made))
         sheet.show_run(*shown[:-3:-1])
     sheet.show_all(shown)

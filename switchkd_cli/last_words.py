@@ -41,7 +41,9 @@ class LastWords:
         if self.problems:
             return UserError(list(self.problems), self.hint, self.code)
         lines = self.text.rstrip().splitlines()
-        return UserError([*lines, f"process {self.rank} of {count} failed; the others were ended"], code=CRASH)
+        return UserError(
+            [*lines, f"process {self.rank} of {count} failed; the others were ended"], code=CRASH
+        )
 
 
 @contextmanager
@@ -53,9 +55,11 @@ def kept() -> Iterator[None]:
         return
     try:
         yield
-    except (UserError, Stopped, Exception) as error:
+    except (Exception, Stopped) as error:  # noqa: BLE001 (told by who started this process)
         words = _words(error)
-        (Path(folder) / f"{words.rank}.json").write_text(json.dumps(asdict(words)), encoding="utf-8")
+        file = Path(folder) / f"{words.rank}.json"
+        file.with_suffix(".part").write_text(json.dumps(asdict(words)), encoding="utf-8")
+        file.with_suffix(".part").rename(file)  # whole, or not there
         leave(words.code)
 
 

@@ -62,7 +62,9 @@ def spread(
     if gpus is not None and processes is not None:
         problems.append("--gpus and --processes: one of them: GPUs, or processors without any")
     if (nodes or 1) > 1 and hostfile is None and (node is None or meet is None):
-        problems.append("--nodes: give the same command on each, with --node-rank 0, 1, ... and --meet HOST:PORT")
+        problems.append(
+            "--nodes: give the same command on each, with --node-rank 0, 1, ... and --meet HOST:PORT"
+        )
     if meet is not None and not re.fullmatch(r"[^\s:]+:\d+", meet):
         problems.append(f"--meet: must be HOST:PORT, got {meet!r}")
     if node is not None and not 0 <= node < (nodes or 1):
@@ -86,7 +88,7 @@ def among_others(environment: MutableMapping[str, str] = os.environ) -> bool:
     return int(environment.get("WORLD_SIZE", "1")) > 1
 
 
-def first(environment: MutableMapping[str, str] = os.environ) -> bool:
+def leads(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Whether this process is the one that writes, draws and scores."""
     return not among_others(environment) or environment.get("RANK", "0") == "0"
 

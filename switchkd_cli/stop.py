@@ -72,7 +72,8 @@ def later() -> Iterator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     global _asked
-    impatient = _asked is not None and number == signal.SIGINT
-    _asked = _asked or number
-    if impatient or not _waiting:
+    first, _asked = _asked is None, _asked or number
+    if (
+        (not _waiting) if first else number == signal.SIGINT
+    ):  # a second SIGTERM lets what was begun come to its end
         raise Stopped(_asked)

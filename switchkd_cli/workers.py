@@ -23,6 +23,7 @@ from switchkd_cli.matrix import Matrix
 from switchkd_cli.occupy import check_free
 from switchkd_cli.progress import Progress
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.spread import Spread, among_others
 
 WORKER = (sys.executable, "-m", "switchkd_cli.launch")
 TAIL = 15  # lines of a failed worker's output that are shown
@@ -38,7 +39,7 @@ def run_all(
     plan.check(planned)
     for run in planned if not overwrite else ():
         check_free(root, run)
-    if jobs == 1:
+    if jobs == 1 or among_others():
         return [run_one(run, root, overwrite=overwrite, resume=resume) for run in planned]
     failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
     if failures:
@@ -90,10 +91,11 @@ def in_workers(
     resume: bool = False,
     stop_at_failure: bool = False,
     finished: Sequence[Run] = (),
+    spread: Spread | None = None,
 ) -> list[Failure]:
     """Run each in a process of its own, `jobs` at once. Returns those that failed; the rest go on.
 
-    Runs that are `finished` are counted as done, and their times help to foretell the end.
+    With `spread`, each is a run in several processes. Runs that are `finished` are counted as done, and their times help to foretell the end.
     """
     waiting, active = list(planned), list[_Worker]()
     failures: list[Failure] = []
@@ -106,7 +108,9 @@ def in_workers(
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
-                    active.append(_start(run, root, jobs=jobs, overwrite=overwrite, resume=resume))
+                    active.append(
+                        _start(run, root, jobs=jobs, overwrite=overwrite, resume=resume, spread=spread)
+                    )
                     metrics = runs.folder(root, run).metrics
                     matrix.start(metrics, run.config.stages[-1].name)
                     shown.follow(metrics, label(run))
@@ -122,13 +126,17 @@ def in_workers(
                 worker.process.terminate()
             for worker in active:
                 worker.process.wait()
+                shown.say(f"{label(worker.run)}: {(worker.text().splitlines() or ['ended'])[-1]}")
     return failures
 
 
-def _start(run: Run, root: Path, *, jobs: int, overwrite: bool, resume: bool) -> _Worker:
+def _start(
+    run: Run, root: Path, *, jobs: int, overwrite: bool, resume: bool, spread: Spread | None
+) -> _Worker:
     command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--resume"] * resume]
+    command += spread.options if spread else []
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // (spread.each if spread else jobs)))}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **threads}
     )

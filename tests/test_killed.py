@@ -1,64 +1,46 @@
 """SIGKILL at any moment: the same command again gives what an unharmed run gives, bit by bit."""
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from switchkd_cli import cli
-from tests import tiny_run
+from tests import forked, tiny_run
 
 pytestmark = pytest.mark.slow
-FORK = multiprocessing.get_context("fork")  # a process of its own each time, without importing all again
-OPERATIONS = (
-    (os, "fsync"),
-    (os, "rename"),
-    (os, "replace"),
-    (os, "unlink"),
-    (os, "rmdir"),
-    (os, "mkdir"),
-    (os, "link"),
-)
+OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "link")
 POINTS = 20
 SEED = 5
 
 
-def _run(recipe: Path, root: Path, die_at: int | None, count: Path | None) -> None:
-    """The program, in this process. It kills itself in front of its `die_at`-th change to a folder or sync to disk."""
-    os.chdir(root.parent)
+def count_operations(die_at: int | None, count: Path | None) -> None:
+    """Counts this process's changes to folders and syncs to disk; it kills itself in front of the `die_at`-th."""
     done = 0
 
     def counted(operation):
         def call(*arguments, **more):
             nonlocal done
             done += 1
+            if count is not None:
+                count.write_text(str(done))
             if done == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return operation(*arguments, **more)
 
         return call
 
-    for module, name in OPERATIONS:
-        setattr(module, name, counted(getattr(module, name)))
-    sys.argv = ["switchkd", "distill", str(recipe), "--out", str(root)]
-    try:
-        cli.main()
-    finally:
-        if count is not None:
-            count.write_text(str(done))
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
 
 
 def start(recipe, root, die_at=None, count=None):
-    root.parent.mkdir(exist_ok=True)
-    process = FORK.Process(target=_run, args=(recipe, root, die_at, count))
-    process.start()
-    return process
+    return forked.switchkd(
+        *("distill", recipe, "--out", root), cwd=root.parent, first=lambda: count_operations(die_at, count)
+    )
 
 
 def folder(root):
@@ -71,8 +53,7 @@ def unharmed(tmp_path_factory):
     place = tmp_path_factory.mktemp("unharmed")
     recipe = tiny_run.write(place, checkpoints={"every_steps": 2, "keep": 2, "best": "loss"})
     process = start(recipe, place / "runs", count=place / "count")
-    process.join()
-    assert process.exitcode == 0
+    assert process.end() == 0, process.text
     return recipe, folder(place / "runs"), int((place / "count").read_text())
 
 
@@ -83,16 +64,11 @@ def points(operations: int) -> list[tuple[str, float]]:
     return steps + [("operations", n) for n in sorted(chance.sample(range(1, operations + 1), POINTS // 2))]
 
 
-def kill_after(process, metrics: Path, steps: float) -> None:
-    """SIGKILL when so many steps are logged, the fraction as hundredths of a second later."""
-    whole = int(steps)
-    while process.is_alive():
-        text = metrics.read_text() if metrics.exists() else ""
-        if text.count('"grad_norm"') >= whole:
-            time.sleep((steps - whole) / 10)
-            break
-        time.sleep(0.001)
-    process.kill()
+def kill_after(program, run: Path, steps: float) -> None:
+    """SIGKILL when so many steps are logged, the fraction as tenths of a second later."""
+    program.when(lambda: forked.steps(run) >= int(steps))
+    time.sleep(steps % 1 / 10)
+    program.process.kill()
 
 
 def state_of(where: Path) -> str:
@@ -118,13 +94,11 @@ def test_twenty_kills(unharmed, tmp_path, capsys):
         root = tmp_path / str(number) / "runs"
         process = start(recipe, root, die_at=int(at) if kind == "operations" else None)
         if kind == "steps":
-            kill_after(process, folder(root) / "metrics.jsonl", at)
-        process.join()
-        killed = process.exitcode == -signal.SIGKILL
+            kill_after(process, folder(root), at)
+        killed = process.end() == -signal.SIGKILL
         left = state_of(folder(root))
         again = start(recipe, root)
-        again.join()
-        assert again.exitcode == 0, (kind, at, left)
+        assert again.end() == 0, (kind, at, left, again.text)
         assert tiny_run.trace(folder(root)) == tiny_run.trace(expected), (kind, at, left)
         assert tiny_run.scalars(folder(root)) == tiny_run.scalars(expected), (kind, at, left)
         for model in ("model", "best"):

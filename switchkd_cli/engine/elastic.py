@@ -38,17 +38,25 @@ def launch(command: Sequence[str], spread: Spread) -> None:
     if spread.gpus and (there := torch.cuda.device_count()) < spread.each:
         raise UserError(
             f"--gpus {spread.each}: this machine has {there or 'no'} GPU{'s' * (there != 1)} that torch can use",
-            hint=f"--gpus {there}" if there else f"--processes {spread.each} trains on the processors (slowly)",
+            hint=f"--gpus {there}"
+            if there
+            else f"--processes {spread.each} trains on the processors (slowly)",
             code=MACHINE,
         )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, we say
-    with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch, _environment(spread, scratch), _handlers():
+    with (
+        tempfile.TemporaryDirectory(prefix="switchkd-") as scratch,
+        _environment(spread, scratch),
+        _handlers(),
+    ):
         try:
             launch_agent(_config(spread, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
             raise _cause(failed, spread, Path(scratch)) from None
         except SignalException as asked:
-            for child in psutil.Process().children(recursive=True):  # none is left, but for an impatient Ctrl-C
+            for child in psutil.Process().children(
+                recursive=True
+            ):  # none is left, but for an impatient Ctrl-C
                 child.kill()
             words = last_words.read(Path(scratch))
             raise Stopped(asked.sigval, next((w.text for w in words if w.signal), "")) from None
@@ -59,7 +67,11 @@ def _config(spread: Spread, scratch: Path) -> LaunchConfig:
     redirects = {rank: Std.ALL for rank in range(spread.each) if rank != shown}
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     if spread.nodes > 1:
-        meeting = {"rdzv_backend": "static", "rdzv_endpoint": spread.meet, "rdzv_configs": {"rank": spread.node}}
+        meeting = {
+            "rdzv_backend": "static",
+            "rdzv_endpoint": spread.meet,
+            "rdzv_configs": {"rank": spread.node},
+        }
     return LaunchConfig(
         min_nodes=spread.nodes,
         max_nodes=spread.nodes,
@@ -129,4 +141,6 @@ def _killed(rank: int, failure: ProcessFailure, spread: Spread, scratch: Path) -
         for file in sorted(scratch.glob(f"output/*/attempt_0/{failure.local_rank}/stderr.log"))
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     ]
-    return UserError([f"process {rank} of {spread.count}: {ended}; the others were ended", *told], hint, CRASH)
+    return UserError(
+        [f"process {rank} of {spread.count}: {ended}; the others were ended", *told], hint, CRASH
+    )

@@ -1,14 +1,12 @@
 """The loop: one stage of training, from its first optimiser step (or where it was left) to its last."""
 
 import math
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from switchkd_cli import stop
@@ -17,6 +15,7 @@ from switchkd_cli.engine.chance import random_state, set_random_state
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.keeper import Keeper
 from switchkd_cli.engine.loader import loader_of, share_of, steps_of, taken, visits
+from switchkd_cli.engine.memory import is_too_little, memory_mib, too_little
 from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.share import NotFinite
@@ -96,7 +95,7 @@ class Loop:
             group = self._next(loader, count)
             waited = time.monotonic() - step_began
             diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
-            figures, broken = self.trainer.step(group, diagnosed=diagnosed)
+            figures, broken = self._taken(group, diagnosed=diagnosed)
             now = time.monotonic()
             figures |= self._pace(group, waited, now - step_began)
             self.seconds = now - began
@@ -108,6 +107,16 @@ class Loop:
                 self._look(figures)
             self.step += 1
             self._keep(figures, broken)
+
+    def _taken(self, group: Sequence[Batch], *, diagnosed: bool) -> tuple[dict[str, float], list[NotFinite]]:
+        """The trainer's step. Raises UserError (code MACHINE) for want of memory; older checkpoints stay."""
+        try:
+            return self.trainer.step(group, diagnosed=diagnosed)
+        except (MemoryError, RuntimeError) as error:
+            if not is_too_little(error):
+                raise
+            where = f"stage {self.stage.name}, step {self.step + 1}"
+            raise too_little(self.trainer, group, where, error) from error
 
     def _next(self, loader: Iterator[Batch], count: int) -> list[Batch]:
         """The step's micro-batches, of which each process has its own.
@@ -251,10 +260,3 @@ def train(
     loop.run()
     loop.trainer.close()
     paths.eval()
-
-
-def memory_mib() -> float:
-    """Peak memory of the accelerator, or of this process where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

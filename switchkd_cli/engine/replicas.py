@@ -32,7 +32,7 @@ class Replicas:
         unreached: bool = False,
     ) -> None:
         self.device = processes.device
-        self.paths = self.module = paths.to(self.device)
+        self.computed = self.module = paths.to(self.device)
         self.parameters = [p for group in groups for p in group["params"]]
         self.adamw = AdamW([dict(group) for group in groups], weight_decay=weight_decay)
         self.limit = grad_clip or math.inf

@@ -72,17 +72,15 @@ class Shards:
     ) -> None:
         _ready(processes)
         self.processes, self.device = processes, processes.device
-        self.paths = paths
-        twin = paths.twin()
-        self.twins = dict(zip(paths.parameters(), twin.parameters(), strict=True))
+        self.computed = paths.twin()
+        self.twins = dict(zip(paths.parameters(), self.computed.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
         self.adamw = AdamW(own, weight_decay=weight_decay)
         self.steps = 0.0  # that AdamW has taken
-        self.last = True
         with _quiet():
             self.engine, *_ = deepspeed.initialize(
-                model=twin, optimizer=self.adamw, config=dict(told), dist_init_required=False
+                model=self.computed, optimizer=self.adamw, config=dict(told), dist_init_required=False
             )
 
     def own(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -92,7 +90,6 @@ class Shards:
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Around a forward and backward pass: gradients are added up over the processes."""
-        self.last = last
         self.engine.set_gradient_accumulation_boundary(last)
         yield
         if not last:

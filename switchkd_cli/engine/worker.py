@@ -172,9 +172,7 @@ def _unlogged(entry: Mapping[str, Any]) -> None:
     """What the first process logs is said once."""
 
 
-def _save(
-    run: Run, index: int, paths: Paths, data: Conversations, keeper: Keeper, target: Path
-) -> None:
+def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keeper, target: Path) -> None:
     """Saves a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     taught = {"template": data.chat_template, "end": data.end}  # what is saved is asked as it was taught
     checkpoint.save(paths.student, target, **taught)

@@ -225,6 +225,14 @@ class Recipe(Closed):
     rows: dict[Name, Row] = {}
 
     @property
+    def arithmetic(self) -> str:
+        """What weights are computed with: the numbers depend on it, not on how they are shared out.
+
+        bf16 is torch's mixed precision over float32 weights; DeepSpeed's weights are bf16, with float32 ones behind.
+        """
+        return "bf16 weights" if self.precision == "bf16" and self.deepspeed.zero else self.precision
+
+    @property
     def needs_template(self) -> bool:
         """Whether a data set that is trained on brings no template: the student's own chat template writes it down."""
         return any(self.data[stage.data].template is None for stage in self.stages)
