@@ -59,6 +59,10 @@ class Replicas:
         with self.cast:
             return self.module(*arguments)
 
+    def beside(self, readings: Mapping[str, Tensor], *arguments: Any) -> Mapping[str, Tensor] | None:
+        """Readings whose graph gradients may be asked of before the backward pass: the same."""
+        return readings
+
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 

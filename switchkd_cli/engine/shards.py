@@ -77,6 +77,7 @@ class Shards:
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
         self.adamw = AdamW(own, weight_decay=weight_decay)
+        self.whole = told["zero_optimization"]["stage"] < 3  # each process has all weights
         self.steps = 0.0  # that AdamW has taken
         with _quiet():
             self.engine, *_ = deepspeed.initialize(
@@ -98,6 +99,14 @@ class Shards:
     def __call__(self, *arguments: Any) -> dict[str, Tensor]:
         with _quiet():
             return self.engine(*arguments)
+
+    def beside(self, readings: Mapping[str, Tensor], *arguments: Any) -> Mapping[str, Tensor] | None:
+        """Readings whose graph gradients may be asked of before the backward pass.
+
+        DeepSpeed takes every pass back through its own for the one: they are computed again beside it. None where the
+        weights are shared out: nothing can be computed without DeepSpeed.
+        """
+        return self.computed(*arguments) if self.whole else None
 
     def backward(self, loss: Tensor) -> None:
         with _quiet():

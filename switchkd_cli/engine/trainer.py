@@ -105,7 +105,7 @@ class Trainer:
                 for name, part in parts.items():
                     values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + part.item()
                 if diagnosed and last and not broken:
-                    seen = self._diagnosed(parts, readings, batch, keep)
+                    seen = self._diagnosed(parts, readings, batch, keep, tally)
                 # processes' gradients are averaged; the tally has divided by all of them already
                 loss = self.objective.total(parts) * self.processes.count
                 self.replica.backward(
@@ -136,13 +136,17 @@ class Trainer:
         return [NotFinite(f"loss/{name}", value, rows[name]) for name, value in lost.items()]
 
     def _diagnosed(
-        self, parts: Mapping[str, Tensor], readings: Mapping[str, Tensor], batch: Batch, keep: Tensor
+        self, parts: Mapping[str, Tensor], readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
     ) -> dict[str, float]:
         """What a micro-batch shows beyond its loss."""
-        probed = {part: [self.replica.own(p) for p in given] for part, given in self.parts.items()}
-        found = pulls(parts, self.stage.objective, probed)
         logits = {path: readings[path] for path in PATHS if path in readings}
-        return found | diagnose(logits, batch.targets[keep], self.stage.objective)
+        figures = diagnose(logits, batch.targets[keep], self.stage.objective)
+        beside = self.replica.beside(readings, batch, self.objective.readings, keep)
+        if beside is not None:
+            probed = {part: [self.replica.own(p) for p in given] for part, given in self.parts.items()}
+            parts = parts if beside is readings else self.objective(beside, batch, keep, tally)
+            figures = pulls(parts, self.stage.objective, probed) | figures
+        return figures
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         """Gives the figures to tensorboard; one process does."""
