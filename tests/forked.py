@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from switchkd_cli import cli
+from switchkd_cli import cli, provenance
 from switchkd_cli.engine import worker  # noqa: F401 (what every child would import)
 
 FORK = multiprocessing.get_context("fork")
@@ -73,5 +73,6 @@ def _main(words: list[str], cwd: Path, output: Path, first: Callable[[], None]) 
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (pytest's own stands there)
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = ["switchkd", *words]
+    provenance.commit = lambda: "tested"  # whoever commits while the tests run changes no program
     first()
     cli.main()

@@ -71,20 +71,20 @@ def kill_after(program, run: Path, steps: float) -> None:
     program.process.kill()
 
 
-def state_of(where: Path) -> str:
+def state_of(run: Path) -> str:
     """What the killed run left, in words."""
-    if not where.exists():
-        return "nothing"
-    there = (
-        sorted(path.name for path in where.glob("checkpoints/*")) if (where / "checkpoints").exists() else []
-    )
-    half = sorted(path.name for path in where.glob("checkpoints/.*"))
-    steps = (
-        (where / "metrics.jsonl").read_text().count('"grad_norm"')
-        if (where / "metrics.jsonl").exists()
-        else 0
-    )
-    return f"{steps} steps logged; {', '.join([*there, *half]) or 'no checkpoints'}"
+    there = sorted(path.name for path in (run / "checkpoints").glob("*")) if run.exists() else []
+    return f"{forked.steps(run)} steps logged; {', '.join(there) or 'no checkpoints'}"
+
+
+def assert_equal(run: Path, expected: Path) -> None:
+    assert tiny_run.trace(run) == tiny_run.trace(expected)
+    assert tiny_run.scalars(run) == tiny_run.scalars(expected)
+    for model in ("model", "best"):
+        weights = f"{model}/model.safetensors"
+        assert (run / weights).read_bytes() == (expected / weights).read_bytes()
+    assert {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()}
+    assert not [path for path in run.rglob(".*")]
 
 
 def test_twenty_kills(unharmed, tmp_path, capsys):
@@ -92,28 +92,16 @@ def test_twenty_kills(unharmed, tmp_path, capsys):
     told = []
     for number, (kind, at) in enumerate(points(operations)):
         root = tmp_path / str(number) / "runs"
-        process = start(recipe, root, die_at=int(at) if kind == "operations" else None)
+        program = start(recipe, root, die_at=int(at) if kind == "operations" else None)
         if kind == "steps":
-            kill_after(process, folder(root), at)
-        killed = process.end() == -signal.SIGKILL
-        left = state_of(folder(root))
+            kill_after(program, folder(root), at)
+        killed = program.end() == -signal.SIGKILL
+        told.append(f"{kind:>10} {at:>6} {'killed' if killed else 'over'}: {state_of(folder(root))}")
         again = start(recipe, root)
-        assert again.end() == 0, (kind, at, left, again.text)
-        assert tiny_run.trace(folder(root)) == tiny_run.trace(expected), (kind, at, left)
-        assert tiny_run.scalars(folder(root)) == tiny_run.scalars(expected), (kind, at, left)
-        for model in ("model", "best"):
-            weights = Path(model) / "model.safetensors"
-            assert (folder(root) / weights).read_bytes() == (expected / weights).read_bytes(), (
-                kind,
-                at,
-                left,
-            )
-        assert sorted(path.name for path in folder(root).iterdir()) == sorted(
-            p.name for p in expected.iterdir()
-        )
-        assert not [p for p in root.rglob(".*") if p.suffix != ".lock"], (kind, at, left)
-        told.append(f"{kind:>10} {at:>6}  {'killed' if killed else 'was over'}: {left}: equal")
+        assert again.end() == 0, (told[-1], again.text)
+        assert_equal(folder(root), expected)
+        assert not list((root / "stages").glob("*.partial"))
         shutil.rmtree(root)
-    with capsys.disabled():
-        print("\n" + "\n".join(told))
+        with capsys.disabled():
+            print(f"{told[-1]}: equal", flush=True)
     assert sum("killed" in line for line in told) >= POINTS - 2

@@ -1,6 +1,7 @@
 """The optimiser's side of a stage: what is trained, one step, and the state that the next one depends on."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,18 @@ class Trainer:
         if not (broken or math.isfinite(norm)):
             ids = self.processes.every([i for batch in group for i in batch.ids])
             broken = [NotFinite("grad_norm", norm, tuple(i for each in ids for i in each))]
-        self.schedule.step()
+        self._next_rate()
         figures = {"lr": lr, **summed(shares), "grad_norm": norm}
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
         return figures | ({} if broken else averaged(shares)), broken
+
+    def _next_rate(self) -> None:
+        """The schedule goes on, whether weights were changed or not."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected call of `lr_scheduler.step"
+            )  # a skipped first step
+            self.schedule.step()
 
     def _not_finite(
         self,
@@ -136,7 +145,12 @@ class Trainer:
         return [NotFinite(f"loss/{name}", value, rows[name]) for name, value in lost.items()]
 
     def _diagnosed(
-        self, parts: Mapping[str, Tensor], readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
+        self,
+        parts: Mapping[str, Tensor],
+        readings: Mapping[str, Tensor],
+        batch: Batch,
+        keep: Tensor,
+        tally: Tally,
     ) -> dict[str, float]:
         """What a micro-batch shows beyond its loss."""
         logits = {path: readings[path] for path in PATHS if path in readings}
