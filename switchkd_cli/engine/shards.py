@@ -83,6 +83,7 @@ class Shards:
             self.engine, *_ = deepspeed.initialize(
                 model=self.computed, optimizer=self.adamw, config=dict(told), dist_init_required=False
             )
+        _open_state(self.engine.optimizer)
 
     def own(self, parameter: nn.Parameter) -> nn.Parameter:
         """The tensor that is computed with in a parameter's place."""
@@ -143,7 +144,8 @@ class Shards:
         if not moments:
             return
         self.steps = float(next(iter(moments.values()))["step"])
-        _open_state(self.engine.optimizer, self.steps)
+        for kept in self.adamw.state.values():
+            kept["step"].fill_(self.steps)
         for parameter, kept in moments.items():
             twin = self.twins[parameter]
             for key in MOMENTS:
@@ -154,15 +156,16 @@ class Shards:
         self.engine.destroy()
 
 
-def _open_state(zero: Any, steps: float) -> None:
-    """Lays out AdamW's state of each share, which it would itself at its first step."""
-    flat = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
-    for share in flat:
-        zero.optimizer.state[share] = {
-            "step": torch.tensor(steps),
-            **{key: torch.zeros_like(share, requires_grad=False) for key in MOMENTS},
-        }
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 look it up by parameter
+def _open_state(zero: Any) -> None:
+    """Lays out what AdamW keeps of each share, as it would itself at its first step.
+
+    DeepSpeed looks for it by parameter after the first step of the first group, when the others' is not there yet.
+    """
+    shares = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+    for share in shares:
+        moments = {key: torch.zeros_like(share, requires_grad=False) for key in MOMENTS}
+        zero.optimizer.state[share] = {"step": torch.tensor(0.0), **moments}
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # not of ZeRO 3, which has another way
         zero._lazy_init_hp_params_optimizer_state()
 
 
