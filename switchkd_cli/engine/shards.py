@@ -72,6 +72,8 @@ class Shards:
     ) -> None:
         _ready(processes)
         self.processes, self.device = processes, processes.device
+        if paths.teacher is not None:  # whole in each process, in what the student is computed with
+            paths.teacher.to(self.device, torch.bfloat16 if told["bf16"]["enabled"] else torch.float32)
         self.computed = paths.twin()
         self.twins = dict(zip(paths.parameters(), self.computed.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
