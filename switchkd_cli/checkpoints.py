@@ -41,7 +41,8 @@ class Saved:
     @property
     def state(self) -> dict[str, Any]:
         """The plain values; empty where there are none to be read."""
-        return read_json(self.path / STATE) or {}
+        state = read_json(self.path / STATE)
+        return state if isinstance(state, dict) else {}
 
     @property
     def lengths(self) -> Mapping[str, int]:
@@ -56,16 +57,17 @@ class Saved:
     def faults(self) -> list[str]:
         """What is wrong with its files."""
         manifest = read_json(self.path / MANIFEST)
-        if not isinstance(manifest, dict) or not manifest.keys() >= {STATE, TENSORS}:
+        if not _is_manifest(manifest):
             return [f"{self}: {MANIFEST} is missing or broken"]
-        return [f"{self}: {fault}" for name, told in manifest.items() if (fault := self._fault(name, told))]
+        found = [f"{self}: {fault}" for name, told in manifest.items() if (fault := self._fault(name, told))]
+        return found or ([] if _are_lengths(self.state.get("lengths")) else [f"{self}: {STATE} is no state"])
 
     def _fault(self, name: str, told: Mapping[str, Any]) -> str | None:
         file = self.path / name
         if not file.is_file():
             return f"{name} is missing"
         if (size := file.stat().st_size) != told["bytes"]:
-            return f"{name} has {size:,} bytes of {told['bytes']:,}"
+            return f"{name} has {size} bytes of {told['bytes']}"
         return None if _sha256(file) == told["sha256"] else f"{name} is not what was written (sha256)"
 
 
@@ -125,7 +127,8 @@ def marked(folder: RunFolder, part: str) -> Mapping[str, int] | None:
 
 
 def marks(folder: RunFolder) -> dict[str, dict[str, int]]:
-    return read_json(folder.checkpoints / "marks.json") or {}
+    found = read_json(folder.checkpoints / "marks.json")
+    return {part: at for part, at in found.items() if _are_lengths(at)} if isinstance(found, dict) else {}
 
 
 def sweep(folder: RunFolder) -> None:
@@ -155,6 +158,17 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _is_manifest(value: Any) -> bool:
+    whole = isinstance(value, dict) and value.keys() >= {STATE, TENSORS}
+    return whole and all(
+        isinstance(told, dict) and told.keys() >= {"bytes", "sha256"} for told in value.values()
+    )
+
+
+def _are_lengths(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(length, int) for length in value.values())
 
 
 def _told(file: Path) -> dict[str, Any]:

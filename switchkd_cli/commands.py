@@ -38,11 +38,12 @@ def pretrain(
     spread: Spread | None = None,
 ) -> None:
     if resume and (left := _left(recipe, overrides, root)) is not None:
-        root, run = left
+        root, run, path = left.root, left.run(), left.recipe
     else:
-        run = load(find(_given(recipe)), row, overrides, seed, world).leading()
-        if dry_run:
-            return _show([run], root, machine, find(_given(recipe)), world, spread)
+        path = find(_given(recipe))
+        run = load(path, row, overrides, seed, world).leading()
+    if dry_run:
+        return _show([run], root, machine, path, world, spread)
     if spread is not None:
         return _apart([run], spread)
     plan.check([run])
@@ -67,11 +68,12 @@ def distill(
     spread: Spread | None = None,
 ) -> None:
     if resume and (left := _left(recipe, overrides, root)) is not None:
-        root, planned = left[0], [left[1]]
+        root, planned, path = left.root, [left.run()], left.recipe
     else:
-        planned = load_with_controls(find(_given(recipe)), row, overrides, seed, world)
-        if dry_run:
-            return _show(planned, root, machine, find(_given(recipe)), world, spread)
+        path = find(_given(recipe))
+        planned = load_with_controls(path, row, overrides, seed, world)
+    if dry_run:
+        return _show(planned, root, machine, path, world, spread)
     if spread is not None:
         return _apart(planned, spread)
     folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite, resume=resume)
@@ -280,8 +282,8 @@ def _given(recipe: str | None) -> str:
     return recipe
 
 
-def _left(name: str | None, overrides: Sequence[str], root: Path) -> tuple[Path, Run] | None:
-    """The unfinished run in a folder, or the newest one where none is named, and the folder of all runs.
+def _left(name: str | None, overrides: Sequence[str], root: Path) -> runs.RunFolder | None:
+    """The folder of an unfinished run, or of the newest one where none is named.
 
     None for a recipe's name. Raises UserError when there is no such run.
     """
@@ -294,7 +296,7 @@ def _left(name: str | None, overrides: Sequence[str], root: Path) -> tuple[Path,
             f"{overrides[0]}: a run that is gone on with keeps its own recipe",
             hint="leave KEY=VALUE out, or name the recipe instead of the run",
         )
-    return folder.root, folder.run()
+    return folder
 
 
 def _run(name: str) -> runs.RunFolder | None:

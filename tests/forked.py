@@ -13,7 +13,7 @@ from switchkd_cli import cli, provenance
 from switchkd_cli.engine import worker  # noqa: F401 (what every child would import)
 
 FORK = multiprocessing.get_context("fork")
-PATIENCE = 300  # seconds until something is taken to hang
+PATIENCE = 900  # seconds until something is taken to hang
 
 
 @dataclass

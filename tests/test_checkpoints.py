@@ -94,8 +94,46 @@ def test_a_manifest_tells_every_file(folder):
     assert all(set(told) == {"bytes", "sha256"} for told in manifest.values())
     (one.path / "state.json").write_text("{}")
     assert one.faults() == [
-        f"checkpoints/distill-2: state.json has 2 bytes of {manifest['state.json']['bytes']:,}"
+        f"checkpoints/distill-2: state.json has 2 bytes of {manifest['state.json']['bytes']}"
     ]
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"state.json": 1, "state.safetensors": 2}', "{"])
+def test_a_manifest_that_is_none_is_told(folder, manifest):
+    save(folder, 2)
+    (one,) = checkpoints.saved(folder, "distill")
+    (one.path / "manifest.json").write_text(manifest)
+    assert one.faults() == ["checkpoints/distill-2: manifest.json is missing or broken"]
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", '{"lengths": 3}', '{"lengths": {"metrics.jsonl": "x"}}'])
+def test_files_that_are_whole_and_no_state_are_told(folder, state):
+    with checkpoints.writing(folder, "distill", 2) as partial:
+        (partial / "state.json").write_text(state)
+        (partial / "state.safetensors").touch()
+    (one,) = checkpoints.saved(folder, "distill")
+    assert one.faults() == ["checkpoints/distill-2: state.json is no state"]
+
+
+@pytest.mark.parametrize("marks", ["[]", "{", '{"distill": 3}', '{"distill": {"metrics.jsonl": "x"}}'])
+def test_marks_that_are_none_are_passed_over(folder, run, marks):
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "marks.json").write_text(marks)
+    assert checkpoints.marks(folder) == {} and standing(folder, run) is None
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("weights"), ValueError("other parameters"), RuntimeError("sizes")]
+)
+def test_a_state_that_can_not_be_loaded_is_a_users_error(folder, error):
+    keeper = save(folder, 2)
+
+    def load(state):
+        assert state["step"] == 2
+        raise error
+
+    with pytest.raises(UserError, match="distill-2: is not of this training"):
+        keeper.give(load)
 
 
 # --- how many

@@ -47,10 +47,7 @@ CASES = {
     },
 }
 TRACED = [
-    (count, name)
-    for count, cases in CASES.items()
-    for name in cases
-    if name.startswith(("torch", "zero"))
+    (count, name) for count, cases in CASES.items() for name in cases if name.startswith(("torch", "zero"))
 ]
 
 

@@ -37,7 +37,9 @@ class Left(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}, {"workers": 2}], ids=str
+)
 def test_a_stage_goes_on_where_its_state_was_taken(tmp_path, settings):
     dropout = settings.pop("dropout", 0.0)
     lines, again = [], []

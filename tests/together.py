@@ -28,7 +28,16 @@ BETA = 0.9  # AdamW's: its first moment after one step is (1 - BETA) of the grad
 
 def rows(folder: Path) -> list[dict]:
     """Eight rows, two of them with a picture, so that some process sees none; one to nine answer tokens."""
-    told = ["hi", "a dog and a cat", "no", "three red apples on the table", "yes", "at the top", "two", "a bus"]
+    told = [
+        "hi",
+        "a dog and a cat",
+        "no",
+        "three red apples on the table",
+        "yes",
+        "at the top",
+        "two",
+        "a bus",
+    ]
     pictured = {1: "b.png", 6: "g.png"}
     for number, name in pictured.items():
         tiny.picture(folder, name, number)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,21 @@ class Keeper:
         self._written = time.monotonic()
         self._step = 0  # of the newest one
 
-    def last(self) -> dict[str, Any] | None:
-        """The newest state; which one is whole was found out before (see standing.py)."""
-        found = checkpoints.saved(self.folder, self.stage)
-        if not found:
-            return None
-        state = read_state(found[0].path)
+    def give(self, load: Callable[[dict[str, Any]], None]) -> None:
+        """Loads the newest state, if there is one; which is whole was found out before (see standing.py).
+
+        Raises UserError for one that is whole, but of another training.
+        """
+        if not (found := checkpoints.saved(self.folder, self.stage)):
+            return
+        try:
+            load(read_state(found[0].path))
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self._name(found[0].step)}: is not of this training: {type(error).__name__}: {error}",
+                hint="add --overwrite to start again",
+            ) from error
         self._step, self._scored = found[0].step, []
-        return state
 
     def score(self, figures: dict[str, float]) -> None:
         """Takes the step's figure that the best checkpoint is chosen by, if it has it."""

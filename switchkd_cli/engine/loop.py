@@ -255,8 +255,8 @@ def train(
         processes=processes,
         deepspeed=deepspeed,
     )
-    if keeper is not None and (state := keeper.last()) is not None:
-        loop.load_state_dict(state)
+    if keeper is not None:
+        keeper.give(loop.load_state_dict)
     loop.run()
     loop.trainer.close()
     paths.eval()

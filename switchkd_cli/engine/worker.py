@@ -17,12 +17,14 @@ from switchkd_cli.engine.build import build_data, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import fidelity
 from switchkd_cli.engine.keeper import Keeper
+from switchkd_cli.engine.loader import micro_batch
 from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
 from switchkd_cli.locate import locate
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.baselines import judged
 from switchkd_cli.runs import RunFolder
 
@@ -152,6 +154,8 @@ def _train(
     if processes.first and not folder.says(event="stage", stage=stage.name):
         together = {"processes": processes.count} if processes.count > 1 else {}
         folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
+    if processes.first and run.config.deepspeed.zero:
+        _write_settings(run, stage, folder, processes)
     keeper = Keeper(folder, stage.name, run.config.checkpoints)
     train(
         stage,
@@ -166,6 +170,17 @@ def _train(
         deepspeed=run.config.deepspeed,
     )
     return keeper
+
+
+def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Processes) -> None:
+    """What DeepSpeed is told, in the run's folder."""
+    from switchkd_cli.engine.shards import settings
+
+    told = settings(
+        stage, run.config.deepspeed, run.config.precision, micro_batch(stage, processes.count), processes
+    )
+    folder.deepspeed.mkdir(exist_ok=True)
+    runs.write_json(folder.deepspeed / f"{stage.name}.json", told)
 
 
 def _unlogged(entry: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model
 
 SAVED = 4  # bytes of a parameter of a saved student: float32
+STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's two moments
 
 
 def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -> Forecast:
@@ -61,6 +62,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         (
             *_notes(run, [model for _, model in models.values()], looks, machine),
             *_micro_batches(run, stages),
+            *_checkpoints(run, stages),
         ),
     )
 
@@ -169,3 +171,13 @@ def _micro_batches(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
             yield f"{run.row}: {field}={figures.micro} does not fit, {figures.largest} does"
         elif stage.micro_batch not in (None, figures.micro):
             yield f"{run.row}: {field}={stage.micro_batch} does not divide {each} rows of a GPU: {figures.micro} taken"
+
+
+def _checkpoints(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
+    """Disk that is needed while a run trains: what is kept, and one that is being written."""
+    trained = max((stage.trained for stage in stages if stage.trained and not stage.reused), default=None)
+    if trained:
+        saving = run.config.checkpoints
+        most = saving.keep + (saving.best is not None) + 1
+        size = STATE * trained * most / 1e9
+        yield f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"
