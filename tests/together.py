@@ -44,6 +44,25 @@ def rows(folder: Path) -> list[dict]:
     return [tiny.row(str(i), pictured.get(i), ("What?", answer)) for i, answer in enumerate(told)]
 
 
+def untrained() -> Paths:
+    """The pair before its first step."""
+    student = tiny.model(seed=1)
+    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+
+
+def stage_of(
+    *,
+    train: tuple[str, ...] = ("vision", "projector", "language"),
+    micro: int | None = None,
+    steps: int = STEPS,
+    objective: list[dict] | None = None,
+) -> Stage:
+    """A stage of `steps` steps over the eight rows."""
+    settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
+    settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
+    return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
+
+
 def trained(
     folder: Path,
     processes: Processes = ALONE,
@@ -63,28 +82,15 @@ def trained(
 
     It goes on from the state in `after`. With `spoil`, a weight of the last process is no number.
     """
-    student = tiny.model(seed=1)
-    paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    paths = untrained()
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    stage = Stage.model_validate(
-        {
-            "name": "distill",
-            "data": "rows",
-            "train": train,
-            "lr": 1e-3,
-            "batch": BATCH,
-            "micro_batch": micro,
-            "steps": steps,
-            "grad_clip": None,
-            "objective": objective or [CE, ALIGN, VSD, TOKENS],
-        }
-    )
+    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective)
     lines: list[dict] = []
     loop = Loop(
         stage,
         paths,
-        tiny.conversations(student, here, which=rows(here)),
+        tiny.conversations(paths.student, here, which=rows(here)),
         seed=0,
         precision=precision,
         log=lines.append,
