@@ -127,8 +127,8 @@ def _tasks(environment: MutableMapping[str, str]) -> int:
 def _slurm_address(environment: MutableMapping[str, str]) -> str:
     """Host and port on the first machine of the step; the port is the job's own."""
     listed = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
-    # node[003-005,009],login1 -> node003
-    found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?", listed)
+    # node[003-005,009]-ib,login1 -> node003-ib
+    found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", listed)
     host = "".join(part or "" for part in found.groups()) if found else "localhost"
     job = int(environment.get("SLURM_JOB_ID", PORT))
     return f"{host}:{PORTS[job % len(PORTS)]}"

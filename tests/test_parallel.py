@@ -73,7 +73,8 @@ def run(count: int, folder: Path, cases: dict) -> dict[str, tuple[list[dict], di
 
 
 def left(place: Path) -> tuple[list[dict], dict]:
-    return json.loads((place / "lines.json").read_text()), read_state(place / "state")
+    lines = json.loads((place / "lines.json").read_text())
+    return [line for line in lines if "event" not in line], read_state(place / "state")
 
 
 @pytest.fixture(scope="module")
