@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from switchkd_cli import __version__
+from switchkd_cli import __version__, last_words, stop
 from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.spread import leave, spread
 
 app = typer.Typer(
     name="switchkd",
@@ -34,6 +36,21 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move earlier runs 
 World = Annotated[
     str | None, typer.Option(help="Run the rows with small stand-ins for models and data: playground.")
 ]
+ToResume = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="A recipe file, or the name of one in recipes/. With --resume also a run folder, or nothing: the run "
+        "that was interrupted last.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with interrupted runs. The same command does so unasked, unless the program has changed since.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it needs, and stop.")]
 Machine = Annotated[
     str | None,
@@ -43,21 +60,45 @@ Machine = Annotated[
         "planned for if nothing is said). Only with --dry-run.",
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train in so many processes, each with a GPU of this machine (docs/scale.md)."),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="The same on the processor, without GPUs: to try it out.")
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Machines, on each of which this command is given. Under srun: unasked."),
+]
+NodeRank = Annotated[int | None, typer.Option(min=0, help="Which of them this one is, from 0.")]
+Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: on the first of them.")]
+HostFile = Annotated[
+    Path | None,
+    typer.Option(help="Machines that DeepSpeed's launcher reaches by ssh, as in 'host slots=8' lines."),
+]
 
 RUNS = Path("runs")
 
 
 @app.command(epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
 def pretrain(
-    recipe: RecipeFile,
+    recipe: ToResume = None,
     overrides: Overrides = None,
     row: Row = None,
     seed: Seed = None,
     world: World = None,
     out: Out = RUNS,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    meet: Meet = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Run the leading stages that need no teacher, and stop."""
     from switchkd_cli import commands
@@ -70,14 +111,16 @@ def pretrain(
         world,
         out,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         machine=machine,
+        spread=spread(gpus, processes, nodes, node_rank, meet, hostfile),
     )
 
 
 @app.command(epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
 def distill(
-    recipe: RecipeFile,
+    recipe: ToResume = None,
     overrides: Overrides = None,
     row: Row = None,
     seed: Seed = None,
@@ -85,8 +128,15 @@ def distill(
     out: Out = RUNS,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    meet: Meet = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Run one row and its controls, and score them.
 
@@ -103,8 +153,10 @@ def distill(
         out,
         jobs=jobs,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         machine=machine,
+        spread=spread(gpus, processes, nodes, node_rank, meet, hostfile),
     )
 
 
@@ -132,8 +184,15 @@ def ablate(
         int | None, typer.Option(min=1, help="Runs at the same time. Default: 2 if there are cores.")
     ] = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    meet: Meet = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Run the rows of recipes over several seeds: ablations of the paper by their names, or any recipe files.
 
@@ -151,8 +210,10 @@ def ablate(
         out,
         jobs=jobs,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         machine=machine,
+        spread=spread(gpus, processes, nodes, node_rank, meet, hostfile),
     )
 
 
@@ -242,23 +303,36 @@ def switchkd(
     """
 
 
+def _tell_stopped(stopped: stop.Stopped) -> None:
+    """What was saved, and last the command that goes on from there."""
+    from switchkd_cli import console
+
+    console.say(f"stopped: {stopped}")
+    given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    if given and given[0] in ("pretrain", "distill", "ablate"):
+        console.say(f"resume: {shlex.join(['switchkd', *given, '--resume'])}")
+
+
 def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
     try:
-        app()
+        with last_words.kept(), stop.heeded():
+            app()
     except UserError as error:
         from switchkd_cli import console
 
         console.error(error)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        leave(error.code)
+    except stop.Stopped as stopped:
+        _tell_stopped(stopped)
+        leave(stopped.code)
     except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
         import traceback
 
         traceback.print_exc()
-        sys.exit(CRASH)
+        leave(CRASH)
 
 
 if __name__ == "__main__":
+    sys.argv[0] = app.info.name
     main()

@@ -16,12 +16,13 @@ from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import digest
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.spread import Spread, leads
 
 ITEMS = 200  # questions of each benchmark that a model is asked when nobody says
 
 
 def pretrain(
-    recipe: str,
+    recipe: str | None,
     overrides: Sequence[str],
     row: str | None,
     seed: int | None,
@@ -29,19 +30,28 @@ def pretrain(
     root: Path,
     *,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
-    run = load(find(recipe), row, overrides, seed, world).leading()
+    if resume and (left := _left(recipe, overrides, root)) is not None:
+        root, run, path = left.root, left.run(), left.recipe
+    else:
+        path = find(_given(recipe))
+        run = load(path, row, overrides, seed, world).leading()
     if dry_run:
-        return show_plans([run], root, machine, [find(recipe)], world)
+        return show_plans([run], root, machine, [path], world, spread)
+    if spread is not None:
+        return workers.apart([run], spread)
     plan.check([run])
-    folder = launch.run_one(run, root, overwrite=overwrite)
-    console.say(f"model: {folder.model}")
+    folder = launch.run_one(run, root, overwrite=overwrite, resume=resume)
+    if leads():
+        console.say(f"model: {folder.model}")
 
 
 def distill(
-    recipe: str,
+    recipe: str | None,
     overrides: Sequence[str],
     row: str | None,
     seed: int | None,
@@ -50,13 +60,23 @@ def distill(
     *,
     jobs: int,
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
-    planned = load_with_controls(find(recipe), row, overrides, seed, world)
+    if resume and (left := _left(recipe, overrides, root)) is not None:
+        root, planned, path = left.root, [left.run()], left.recipe
+    else:
+        path = find(_given(recipe))
+        planned = load_with_controls(path, row, overrides, seed, world)
     if dry_run:
-        return show_plans(planned, root, machine, [find(recipe)], world)
-    folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite)
+        return show_plans(planned, root, machine, [path], world, spread)
+    if spread is not None:
+        return workers.apart(planned, spread)
+    folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite, resume=resume)
+    if not leads():
+        return
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
     from switchkd_cli.report.table import print_distillation
@@ -183,6 +203,29 @@ def _named(name: str, world: str | None, root: Path) -> list[runs.RunFolder]:
     order = [run.row for run in rows]
     found = [f for f in runs.finished(root, rows[0].recipe) if f.info()["row"] in order]
     return sorted(found, key=lambda f: (order.index(f.info()["row"]), f.info()["seed"]))
+
+
+def _given(recipe: str | None) -> str:
+    if recipe is None:
+        raise UserError("which recipe?", hint="switchkd distill recipes/quickstart.yaml")
+    return recipe
+
+
+def _left(name: str | None, overrides: Sequence[str], root: Path) -> runs.RunFolder | None:
+    """The folder of an unfinished run, or of the newest one where none is named.
+
+    None for a recipe's name. Raises UserError when there is no such run.
+    """
+    if name is None:
+        folder = runs.newest_unfinished(root)
+    elif not (folder := runs.RunFolder(Path(name).absolute())).record.exists():
+        return None
+    if overrides:
+        raise UserError(
+            f"{overrides[0]}: a run that is gone on with keeps its own recipe",
+            hint="leave KEY=VALUE out, or name the recipe instead of the run",
+        )
+    return folder
 
 
 def _run(name: str) -> runs.RunFolder | None:

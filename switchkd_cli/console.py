@@ -81,6 +81,7 @@ def show_scores(title: str, results: Mapping[str, Any]) -> None:
 _STATES = {
     "new": "new",
     "finished": "finished: would be reused",
+    "interrupted": "interrupted: would be gone on with",
     "unfinished": "unfinished: would be moved aside",
     "other": "in use by another run: needs --overwrite or --out",
 }

@@ -1,37 +1,54 @@
-"""Who may write into a run folder: one process at a time, and never over another run."""
+"""Who may write into a run folder: one process at a time, and never over another run.
+
+An unfinished run is gone on with, not started again: its key says that recipe, models and data are the same, so both
+would give the same numbers, and the one costs less. Where the program itself has changed since, that is asked.
+"""
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from switchkd_cli import provenance
-from switchkd_cli.errors import UserError
+from switchkd_cli import checkpoints, provenance
+from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locks import InUse, hold
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import RunFolder, folder, write_json
+from switchkd_cli.standing import Standing, go_on, standing
+from switchkd_cli.stop import Stopped
 
-State = Literal["new", "finished"]
+State = Literal["new", "finished", "resumed"]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def occupy(root: Path, run: Run, *, overwrite: bool = False) -> Iterator[tuple[RunFolder, State]]:
+def occupy(
+    root: Path, run: Run, *, overwrite: bool = False, resume: bool = False
+) -> Iterator[tuple[RunFolder, State]]:
     """Hold the run's folder for as long as the block lasts.
 
-    "finished": the same run is there and done. "new": an empty folder with the resolved recipe; how the
-    block ends decides what run.json says. A UserError before the first step leaves nothing behind.
-    Raises UserError when the folder holds another run, or another process holds the folder.
+    "finished": the same run is there and done. "resumed": it was left unfinished, and the folder is as it was at the
+    moment that it goes on from. "new": an empty folder with the resolved recipe. How the block ends decides what
+    run.json says. A UserError before the first step of a new run leaves nothing behind. `resume` goes on although
+    the program has changed since. Raises UserError when the folder holds another run, or another process holds it.
     """
     target = folder(root, run)
     with alone(target):
         if content(target, run) == "finished" and not overwrite:
+            checkpoints.clear(target)  # left when the run was killed at its very end
             yield target, "finished"
+        elif (at := _unfinished(target, run)) is not None and not overwrite:
+            if not resume:
+                _check_unchanged(target, at)
+            _go_on(target, at)
+            yield from _recorded(target, None, "resumed")
         else:
             aside = make_room(target, run, overwrite=overwrite)
             _start(target, run)
@@ -49,14 +66,16 @@ def alone(target: RunFolder) -> Iterator[None]:
         raise UserError(f"{_shown(target.path)}: in use by a running process", hint=hint) from None
 
 
-def content(target: RunFolder, run: Run) -> Literal["new", "finished", "unfinished", "other"]:
-    """What the folder holds, as far as this run is concerned."""
+def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrupted", "unfinished", "other"]:
+    """What the folder holds, as far as this run is concerned; what was interrupted can be gone on with."""
     if not target.path.exists() or not any(target.path.iterdir()):
         return "new"
     info = target.info()
     if info.get("key") != run.key:
         return "other"
-    return "finished" if info.get("status") == "finished" else "unfinished"
+    if info.get("status") == "finished":
+        return "finished"
+    return "interrupted" if checkpoints.marks(target) else "unfinished"
 
 
 def is_finished(root: Path, run: Run) -> bool:
@@ -74,6 +93,48 @@ def check_free(root: Path, run: Run) -> None:
         )
 
 
+def _unfinished(target: RunFolder, run: Run) -> Standing | None:
+    """Where the run stands that was left here, if this one was."""
+    return standing(target, run) if content(target, run) == "interrupted" else None
+
+
+def _check_unchanged(target: RunFolder, at: Standing) -> None:
+    """Raise UserError when the run was begun by another program than this one."""
+    info, versions, commit = target.info(), provenance.versions(), provenance.commit()
+    before = info.get("versions", {})
+    changed = [
+        f"{name} {before.get(name, 'absent')}, now {versions.get(name, 'absent')}"
+        for name in sorted(before.keys() | versions.keys())
+        if before.get(name) != versions.get(name)
+    ]
+    if info.get("commit") != commit:
+        changed.append(f"commit {info.get('commit')}, now {commit}")
+    if changed:
+        raise UserError(
+            [f"{_shown(target.path)}: interrupted at {at}, and begun with {told}" for told in changed],
+            hint="add --resume to go on all the same, or --overwrite to start again",
+        )
+
+
+def _go_on(target: RunFolder, at: Standing) -> None:
+    for fault in at.faults:
+        print(f"{_shown(target.path)}: {fault}: not used", file=sys.stderr)
+    print(f"{_shown(target.path)}: interrupted, goes on from {at}", file=sys.stderr)
+    go_on(target, at)
+    info = target.info()
+    entry = {
+        "at": now(),
+        "stage": at.stage,
+        "step": at.step,
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        **({"not_used": list(at.faults)} if at.faults else {}),
+    }
+    kept = {key: value for key, value in info.items() if key not in ("ended", "error")}
+    write_json(target.record, {**kept, "status": "running", "resumed": [*info.get("resumed", []), entry]})
+
+
 def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
     """Move what is in the way aside, if it may be. Returns where it went."""
     found = content(target, run)
@@ -81,7 +142,7 @@ def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
         return None
     if not overwrite:
         check_free(target.root, run)
-    word = "unfinished" if found == "unfinished" else "old"
+    word = "unfinished" if found in ("unfinished", "interrupted") else "old"
     number = 1
     while (aside := target.path.with_name(f"{word}-{target.path.name}-{number}")).exists():
         number += 1
@@ -123,25 +184,35 @@ def _start(target: RunFolder, run: Run) -> None:
         write_json(partial.record, record)
 
 
-def _recorded(target: RunFolder, aside: Path | None) -> Iterator[tuple[RunFolder, State]]:
+def _recorded(
+    target: RunFolder, aside: Path | None, state: State = "new"
+) -> Iterator[tuple[RunFolder, State]]:
     """Run the block and write down how it ended."""
     began = time.monotonic()
     try:
-        yield target, "new"
+        yield target, state
     except BaseException as error:
-        if isinstance(error, UserError) and not _stepped(target):
+        if isinstance(error, UserError) and state == "new" and not _stepped(target):
             shutil.rmtree(target.path)
             if aside is not None:
                 aside.rename(target.path)
         else:
-            _end(target, "failed", began, error=f"{type(error).__name__}: {error}"[:500])
+            status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            with suppress(OSError):  # a full disk: what went wrong is told all the same
+                _end(target, status, began, error=f"{type(error).__name__}: {error}"[:500])
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = f": {error.filename}" if error.filename else ""
+            hint = "free some space and give the same command again: it goes on from the last checkpoint"
+            raise UserError(f"{_shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
         raise
     _end(target, "finished", began)
+    checkpoints.clear(target)
 
 
 def _end(target: RunFolder, status: str, began: float, **more: str) -> None:
-    seconds = round(time.monotonic() - began, 1)
-    write_json(target.record, {**target.info(), "status": status, "ended": now(), "seconds": seconds, **more})
+    info = target.info()
+    seconds = round(info.get("seconds", 0.0) + time.monotonic() - began, 1)
+    write_json(target.record, {**info, "status": status, "ended": now(), "seconds": seconds, **more})
 
 
 def _stepped(target: RunFolder) -> bool:

@@ -1,6 +1,7 @@
 """Run folders: the only file that knows their names.
 
 runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensorboard/ model/ results.json
+                              checkpoints/ while it is not finished (see checkpoints.py)
 runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
 runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
 runs/playground/              pictures and questions that were drawn here, kept for the next run
@@ -14,7 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,73 @@ class RunFolder:
         return self.path / "skipped.jsonl"
 
     @property
+    def not_finite(self) -> Path:
+        """One line for each step whose loss or gradient was no number, with its rows; absent when there was none."""
+        return self.path / "not_finite.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an unfinished run goes on from; gone when it is finished."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The student of the best checkpoint, a Hugging Face folder, where the recipe asks for one."""
+        return self.path / "best"
+
+    @property
+    def deepspeed(self) -> Path:
+        """What DeepSpeed was told, one JSON file a stage, where the recipe shares the training out with it."""
+        return self.path / "deepspeed"
+
+    @property
     def text_log(self) -> Path:
         return self.path / "log.txt"
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of each file that grows while the run trains; what they hold is on the disk afterwards."""
+        found = {}
+        for file in self._growing():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+                found[str(file.relative_to(self.path))] = os.fstat(stream.fileno()).st_size
+        return found
+
+    def cut(self, lengths: Mapping[str, int]) -> None:
+        """Make the growing files as long as they were; those that were not there go.
+
+        A reader that follows one sees another file in its place, not one that shrank.
+        """
+        for file in self._growing():
+            name = str(file.relative_to(self.path))
+            if name not in lengths:
+                file.unlink()
+            elif file.stat().st_size > lengths[name]:
+                with file.open("rb") as stream:
+                    write_bytes(file, stream.read(lengths[name]))
+
+    def _growing(self) -> list[Path]:
+        events = sorted(path for path in self.tensorboard.rglob("*") if path.is_file())
+        return [file for file in (self.metrics, self.skipped, self.not_finite, *events) if file.exists()]
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the metrics. Numbers that JSON has no word for (NaN, infinity) become null."""
         plain = {key: _plain(value) for key, value in entry.items()}
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The lines of the metrics; one that a kill tore is passed over."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                with suppress(ValueError):
+                    yield json.loads(line)
+
+    def says(self, **wanted: Any) -> bool:
+        """Whether a line of the metrics has these values."""
+        return any(wanted.items() <= entry.items() for entry in self.entries())
 
     def info(self) -> dict[str, Any]:
         """What run.json says; empty when there is none that can be read."""
@@ -174,12 +234,36 @@ def by_key(root: Path) -> dict[str, RunFolder]:
     return {info["key"]: folder for folder in reversed(finished(root)) if (info := folder.info()).get("key")}
 
 
+def newest_unfinished(root: Path) -> RunFolder:
+    """The run that was started last and is not finished. Raises UserError when there is none."""
+    found = [RunFolder(path.parent.absolute()) for path in root.glob("*/*/seed*/run.json")]
+    infos = [(folder.info(), folder) for folder in found]
+    left = [(info.get("started", ""), folder) for info, folder in infos if not _is_done(info)]
+    if not left:
+        raise UserError(f"{root}: no interrupted run", hint="switchkd distill recipes/quickstart.yaml")
+    return max(left, key=lambda one: one[0])[1]
+
+
 def newest_finished(root: Path) -> RunFolder:
     """The run that finished last. Raises UserError when there is none."""
     runs = finished(root)
     if not runs:
         raise UserError(f"{root}: no finished run", hint="switchkd distill recipes/quickstart.yaml")
     return runs[-1]
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of `path` when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -189,9 +273,17 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

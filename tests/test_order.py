@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from switchkd_cli.engine.data.order import grouped_order, order
+from switchkd_cli.engine.loader import loader_of, visits, workers_of
+from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import loader_of, train, visits, workers_of
 from switchkd_cli.recipe.schema import Stage
 from tests import tiny
 
@@ -130,9 +131,9 @@ def test_small_data_stays_in_this_process(tmp_path, monkeypatch):
     assert workers_of(stage(), data) == 0
     assert workers_of(stage(workers=3), data) == 3
     data._bytes = 1 << 30  # as if its pictures were large
-    monkeypatch.setattr("switchkd_cli.engine.trainer.cores", lambda: 32)
+    monkeypatch.setattr("switchkd_cli.engine.loader.cores", lambda: 32)
     assert workers_of(stage(), data) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert workers_of(stage(), data) == 3
-    monkeypatch.setattr("switchkd_cli.engine.trainer.cores", lambda: 1)
+    monkeypatch.setattr("switchkd_cli.engine.loader.cores", lambda: 1)
     assert workers_of(stage(), data) == 1

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine.build import check_checkpoint, check_model, check_pair
-from switchkd_cli.engine.trainer import train
+from switchkd_cli.engine.loop import train
 from switchkd_cli.recipe.schema import Parts, Recipe
 from tests import tiny
 

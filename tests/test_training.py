@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 
+from switchkd_cli.engine.data.order import order
+from switchkd_cli.engine.loader import steps_of
+from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import order, steps_of, train
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
 from tests import tiny

@@ -12,8 +12,8 @@ from switchkd_cli.engine.data.conversation import Conversations, NoStandIn, stan
 from switchkd_cli.engine.data.ledger import Ledger
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import train
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
 from tests import tiny

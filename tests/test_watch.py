@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from switchkd_cli.engine.diagnostics import pulls
+from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import train
 from switchkd_cli.engine.watch import FAINT, SMOOTHED, Watch
 from switchkd_cli.progress import Progress
 from switchkd_cli.recipe.schema import Stage

@@ -1,6 +1,6 @@
 """The objective: a recipe's terms over what the paths give (paper Eq. 1 is three of them)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +47,20 @@ class Objective:
         """[B, T] bool: every position whose logits some term looks at."""
         return torch.stack([torch.zeros_like(batch.image), *(batch.predicting(on) for on in self.on)]).any(0)
 
-    def tally(self, batches: Sequence[Batch], progress: float = 0.0) -> Tally:
-        """Counts over all micro-batches of a step, so that no split changes the loss."""
-        counts = {on: torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on}
+    def tally(
+        self,
+        batches: Sequence[Batch],
+        progress: float = 0.0,
+        over_all: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> Tally:
+        """Counts over all micro-batches of a step, so that no split changes the loss.
+
+        `over_all` adds up what several processes counted.
+        """
+        counts = [torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on]
         pictures = torch.stack([b.image.any(1).sum() for b in batches]).sum()
-        return Tally({**counts, PICTURE: pictures}, progress)
+        together = over_all(torch.stack([*counts, pictures]))
+        return Tally(dict(zip((*self.on, PICTURE), together, strict=True)), progress)
 
     def __call__(
         self, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
@@ -59,18 +68,37 @@ class Objective:
         """Each term's share of the step's loss, unweighted: its sum over positions or pictures / the step's count."""
         parts = {}
         for term in self.terms:
-            reads, chosen = self._reads[term.name], batch.predicting(term.on)[keep]
-            beside = {
-                "targets": batch.targets[keep][chosen],
-                "rows": keep.nonzero()[:, 0][chosen],
-                "progress": tally.progress,
-            }
-            for side, kind in reads.reads:
-                given = readings[_reading(term, side, kind)]
-                beside[f"{side}_{kind}"] = given[chosen] if kind in registry.OF_POSITIONS else given
-            values = self._losses[term.name](*(beside[name] for name in reads.positional), **term.parameters)
-            parts[term.name] = values.sum() / tally[PICTURE if reads.of_pictures else term.on]
+            values, _ = self._values(term, readings, batch, keep, tally)
+            counted = PICTURE if self._reads[term.name].of_pictures else term.on
+            parts[term.name] = values.sum() / tally[counted]
         return parts
+
+    @torch.no_grad()
+    def not_finite(
+        self, terms: Sequence[str], readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
+    ) -> dict[str, tuple[str, ...]]:
+        """By term, the ids of the rows of the batch with a value that is no number."""
+        found = {}
+        for term in (term for term in self.terms if term.name in terms):
+            values, rows = self._values(term, readings, batch, keep, tally)
+            lost = rows[~values.isfinite()].unique().tolist() or range(
+                len(batch.ids)
+            )  # all: too large in sum
+            found[term.name] = tuple(batch.ids[row] for row in lost)
+        return found
+
+    def _values(
+        self, term: Term, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
+    ) -> tuple[Tensor, Tensor]:
+        """A term at each position or picture, [N], and the row of the batch that each belongs to, [N]."""
+        reads, chosen = self._reads[term.name], batch.predicting(term.on)[keep]
+        rows = keep.nonzero()[:, 0][chosen]
+        beside = {"targets": batch.targets[keep][chosen], "rows": rows, "progress": tally.progress}
+        for side, kind in reads.reads:
+            given = readings[_reading(term, side, kind)]
+            beside[f"{side}_{kind}"] = given[chosen] if kind in registry.OF_POSITIONS else given
+        values = self._losses[term.name](*(beside[name] for name in reads.positional), **term.parameters)
+        return values, batch.image.any(1).nonzero()[:, 0] if reads.of_pictures else rows
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""

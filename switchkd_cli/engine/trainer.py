@@ -1,144 +1,210 @@
-"""The loop: one stage of training, from its first optimiser step to its last."""
+"""The optimiser's side of a stage: what is trained, one step, and the state that the next one depends on."""
 
 import math
-import os
-import resource
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import islice
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch.optim import AdamW
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
-from switchkd_cli.cores import cores
-from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
-from switchkd_cli.engine.data.order import grouped_order, order
+from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.diagnostics import diagnose, pulls
+from switchkd_cli.engine.loader import micro_batch
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.objective import Objective
+from switchkd_cli.engine.objective import Objective, Tally
+from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import PATHS, Paths
-from switchkd_cli.engine.watch import Watch
-from switchkd_cli.errors import CRASH, UserError
-from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.engine.replicas import Replicas
+from switchkd_cli.engine.share import NotFinite, Share, averaged, summed
+from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
-Log = Callable[[dict], None]
-DIAGNOSED = 20  # times a stage that the diagnostics are taken
-MOST_WORKERS = 8  # processes that prepare data, where nobody says how many
+TORCH_ALONE = DeepSpeed()
 SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
 
 
 class Trainer:
     """What one stage needs to take optimiser steps.
 
-    Accelerate holds the device, the precision and the accumulation. A step's loss is divided by the supervised
-    positions of *all* its rows, so no split into micro-batches changes the gradient.
+    A step's loss is divided by the supervised positions of *all* its rows, those of the other processes too, so no
+    split into processes and micro-batches changes the gradient.
     """
 
     def __init__(
-        self, stage: Stage, paths: Paths, steps: int, precision: str, trackers: Path, seed: int = 0
+        self,
+        stage: Stage,
+        paths: Paths,
+        steps: int,
+        precision: str,
+        trackers: Path,
+        seed: int = 0,
+        *,
+        processes: Processes = ALONE,
+        deepspeed: DeepSpeed = TORCH_ALONE,
     ) -> None:
-        self.stage, self.steps = stage, steps
-        self.micro = stage.micro_batch or stage.batch
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            gradient_accumulation_steps=stage.batch // self.micro,
-            log_with="tensorboard",
-            project_dir=trackers,
-        )
-        self.accelerator.init_trackers(stage.name)
+        self.stage, self.steps, self.paths = stage, steps, paths
+        self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
+        self.micro = micro_batch(stage, processes.count)
         self.objective = Objective(stage.objective)
         paths.student.requires_grad_(False)
+        paths.in_step = processes.count > 1
         self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
-        groups = [
+        self.groups = [
             {"params": given, "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
             for part, given in self.parts.items()
         ]
         if adapters := paths.adapt(self.objective.readings, seed):
-            groups.append({"params": adapters, "lr": stage.lr})
-        self.trained = [p for group in groups for p in group["params"]]
-        optimizer = AdamW(groups, weight_decay=stage.weight_decay)
-        self.schedule = get_scheduler(
-            SCHEDULES[stage.schedule], optimizer, round(stage.warmup * steps), steps
-        )
-        self.paths, self.optimizer = self.accelerator.prepare(paths.train(), optimizer)
+            self.groups.append({"params": adapters, "lr": stage.lr})
+        trained = {id(p) for group in self.groups for p in group["params"]}
+        self.trained = {name: p for name, p in paths.named_parameters() if id(p) in trained}
+        self.tracker = SummaryWriter(str(trackers / stage.name)) if processes.first else None
+        self._begin()
 
-    def step(self, group: Sequence[Batch], *, diagnosed: bool) -> dict[str, float]:
-        """One optimiser step over the group's micro-batches; returns its figures."""
-        group = [batch.to(self.accelerator.device) for batch in group]
-        tally = self.objective.tally(group, progress=self.schedule.last_epoch / self.steps)
-        figures = {"lr": self.schedule.get_last_lr()[0]}
+    def _begin(self) -> None:
+        """Takes the weights as they are, with an optimiser that has taken no step."""
+        paths, stage, groups = self.paths.train(), self.stage, self.groups
+        if self.deepspeed.zero:
+            from switchkd_cli.engine.shards import Shards, settings
+
+            told = settings(stage, self.deepspeed, self.precision, self.micro, self.processes)
+            self.replica = Shards(paths, groups, self.processes, weight_decay=stage.weight_decay, told=told)
+        else:
+            self.replica = Replicas(
+                paths,
+                groups,
+                self.processes,
+                weight_decay=stage.weight_decay,
+                grad_clip=stage.grad_clip,
+                precision=self.precision,
+                unreached="student" not in self.objective.readings,
+            )
+        warmup = round(stage.warmup * self.steps)
+        self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
+
+    def step(self, group: Sequence[Batch], *, diagnosed: bool) -> tuple[dict[str, float], list[NotFinite]]:
+        """One optimiser step over the micro-batches of this process and, at the same time, those of the others.
+
+        Returns its figures, over all processes, and those that are no number. Where there are any, no weight was
+        changed: only the schedule went on.
+        """
+        group = [batch.to(self.replica.device) for batch in group]
+        tally = self.objective.tally(group, self.schedule.last_epoch / self.steps, self.processes.sum)
+        lr = self.schedule.get_last_lr()[0]
+        values: dict[str, float] = {}
+        seen: dict[str, float] = {}
+        broken: list[NotFinite] = []
         for batch in group:
-            with self.accelerator.accumulate(self.paths):
+            last = batch is group[-1]
+            with self.replica.micro_batch(last=last):
                 keep = self.objective.keep(batch)
-                readings = self.paths(batch, self.objective.readings, keep)
+                readings = self.replica(batch, self.objective.readings, keep)
                 parts = self.objective(readings, batch, keep, tally)
-                if diagnosed and batch is group[-1]:
-                    figures |= pulls(parts, self.stage.objective, self.parts)
-                # backward() averages over the micro-batches; the tally has divided by all of them already
-                self.accelerator.backward(self.objective.total(parts) * len(group))
-                for name, value in parts.items():
-                    figures[f"loss/{name}"] = figures.get(f"loss/{name}", 0.0) + value.item()
-                if self.accelerator.sync_gradients:
-                    limit = self.stage.grad_clip or math.inf
-                    figures["grad_norm"] = float(self.accelerator.clip_grad_norm_(self.trained, limit))
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        self.schedule.step()
+                broken += (found := self._not_finite(parts, readings, batch, keep, tally))
+                for name, part in parts.items():
+                    values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + part.item()
+                if diagnosed and last and not broken:
+                    seen = self._diagnosed(parts, readings, batch, keep, tally)
+                # processes' gradients are averaged; the tally has divided by all of them already
+                loss = self.objective.total(parts) * self.processes.count
+                self.replica.backward(
+                    loss * math.nan if found else loss
+                )  # no step is taken on such a gradient
+        shares = self.processes.every(Share(values, broken, seen, int(keep.sum())))
+        broken = [one for share in shares for one in share.broken]
+        norm = self.replica.step()
+        if not (broken or math.isfinite(norm)):
+            ids = self.processes.every([i for batch in group for i in batch.ids])
+            broken = [NotFinite("grad_norm", norm, tuple(i for each in ids for i in each))]
+        self._next_rate()
+        figures = {"lr": lr, **summed(shares), "grad_norm": norm}
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
-        if diagnosed:
-            logits = {path: readings[path] for path in PATHS if path in readings}
-            figures |= diagnose(logits, batch.targets[keep], self.stage.objective)
+        return figures | ({} if broken else averaged(shares)), broken
+
+    def _next_rate(self) -> None:
+        """The schedule goes on, whether weights were changed or not."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected call of `lr_scheduler.step"
+            )  # a skipped first step
+            self.schedule.step()
+
+    def _not_finite(
+        self,
+        parts: Mapping[str, Tensor],
+        readings: Mapping[str, Tensor],
+        batch: Batch,
+        keep: Tensor,
+        tally: Tally,
+    ) -> list[NotFinite]:
+        """The terms of a micro-batch that are no number."""
+        lost = {name: part.item() for name, part in parts.items() if not part.isfinite()}
+        rows = self.objective.not_finite(list(lost), readings, batch, keep, tally) if lost else {}
+        return [NotFinite(f"loss/{name}", value, rows[name]) for name, value in lost.items()]
+
+    def _diagnosed(
+        self,
+        parts: Mapping[str, Tensor],
+        readings: Mapping[str, Tensor],
+        batch: Batch,
+        keep: Tensor,
+        tally: Tally,
+    ) -> dict[str, float]:
+        """What a micro-batch shows beyond its loss."""
+        logits = {path: readings[path] for path in PATHS if path in readings}
+        figures = diagnose(logits, batch.targets[keep], self.stage.objective)
+        beside = self.replica.beside(readings, batch, self.objective.readings, keep)
+        if beside is not None:
+            probed = {part: [self.replica.own(p) for p in given] for part, given in self.parts.items()}
+            parts = parts if beside is readings else self.objective(beside, batch, keep, tally)
+            figures = pulls(parts, self.stage.objective, probed) | figures
         return figures
 
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """Gives the figures to tensorboard; one process does."""
+        if self.tracker is not None:
+            for name, value in figures.items():
+                self.tracker.add_scalar(name, value, global_step=step)
+            self.tracker.flush()
 
-def train(
-    stage: Stage, paths: Paths, data: Conversations, *, seed: int, precision: str, log: Log, trackers: Path
-) -> None:
-    """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
+    def state_dict(self) -> dict[str, Any]:
+        """What is trained, by the names of its parameters, and AdamW's and the schedule's state. Every process has to ask.
 
-    What the diagnosed steps give away (see `Watch`) is logged as an event "warning".
-
-    Raises UserError when too many rows can't be used, or (exit code 1) when the loss is no longer finite, naming
-    the terms.
-    """
-    steps = steps_of(stage, len(data))
-    trainer = Trainer(stage, paths, steps, precision, trackers, seed)
-    visited = visits(stage, data, steps * stage.batch, seed)
-    loader = iter(loader_of(stage, paths.student, data, visited, trainer.micro))
-    watch = Watch(stage)
-    began = time.monotonic()
-    for step in range(steps):
-        step_began = time.monotonic()
-        group = _taken(loader, stage.batch // trainer.micro)
-        data.ledger.add(row for batch in group for row in batch.unusable)
-        waited = time.monotonic() - step_began
-        diagnosed = step % math.ceil(steps / DIAGNOSED) == 0 or step == steps - 1
-        figures = trainer.step(group, diagnosed=diagnosed)
-        now = time.monotonic()
-        figures |= {
-            "tokens_per_second": sum(batch.tokens for batch in group) / (now - step_began),
-            "data_wait": waited / (now - step_began),
-            "memory_mib": memory_mib(),
+        All of it is whole, however it is shared out: any number of processes and any ZeRO stage goes on from it.
+        Frozen parts and the teacher are no part of it: they follow from the recipe and the stages before.
+        """
+        self.replica.collect()
+        kept = {name: self.replica.moments(p) for name, p in self.trained.items()}
+        groups = self.replica.adamw.param_groups
+        return {
+            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "moments": {name: moments for name, moments in kept.items() if moments},
+            "groups": [{k: v for k, v in g.items() if k != "params"} for g in groups],
+            "schedule": self.schedule.state_dict(),
         }
-        trainer.accelerator.log(figures, step=step)
-        log({"stage": stage.name, "step": step + 1, "steps": steps, "seconds": now - began, **figures})
-        _check_finite(stage, step, figures)
-        if diagnosed:
-            for warning in watch.look(step, figures, last=step == steps - 1):
-                log({"event": "warning", "stage": stage.name, **warning})
-    trainer.accelerator.end_training()
-    paths.eval()
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stands where `state_dict` was taken. Raises ValueError where other parameters were trained."""
+        if unlike := sorted(state["weights"].keys() ^ self.trained.keys()):
+            raise ValueError(f"other parameters were trained: {', '.join(unlike[:3])}")
+        self.replica.close()
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(state["weights"][name])
+        self._begin()
+        self.replica.set_moments({self.trained[name]: kept for name, kept in state["moments"].items()})
+        for group, saved in zip(self.replica.adamw.param_groups, state["groups"], strict=True):
+            group.update(saved)
+        self.schedule.load_state_dict(state["schedule"])
 
-def steps_of(stage: Stage, rows: int) -> int:
-    """Optimiser steps of a stage; a last, incomplete batch of the last epoch is filled from the next permutation."""
-    return stage.steps or math.ceil(stage.epochs * rows / stage.batch)
+    def close(self) -> None:
+        """Leaves the trained weights in `paths`, and ends the tracker."""
+        self.replica.collect()
+        self.replica.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:
@@ -147,61 +213,3 @@ def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
-
-
-def visits(stage: Stage, data: Conversations, wanted: int, seed: int) -> list[int]:
-    """Which rows the stage visits, in order."""
-    if stage.group_by == "modality_length":
-        return grouped_order(data.sizes, data.pictured, stage.batch, wanted, seed)
-    return order(len(data), wanted, seed)
-
-
-def loader_of(
-    stage: Stage, student: Llava, data: Conversations, visited: Sequence[int], micro: int
-) -> DataLoader:
-    """Micro-batches of the visited rows, in order, however many processes prepare them."""
-    together = partial(
-        collate,
-        image_token=student.model.config.image_token_id,
-        pad_token=student.processor.tokenizer.pad_token_id,
-    )
-    workers = workers_of(stage, data)
-    return DataLoader(data, batch_size=micro, sampler=visited, collate_fn=together, num_workers=workers)
-
-
-def workers_of(stage: Stage, data: Conversations) -> int:
-    """Processes that prepare data: what the stage says; else none for a set that stays in memory."""
-    if stage.workers is not None:
-        return stage.workers
-    if data.fits:
-        return 0
-    mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST_WORKERS, mine - 1))
-
-
-def _taken(loader: Iterator[Batch], count: int) -> list[Batch]:
-    """The next micro-batches. Raises UserError when the data is gone."""
-    try:
-        return list(islice(loader, count))
-    except NoStandIn as error:  # from a worker it comes with its traceback in the text
-        told = str(error).strip().splitlines()[-1].removeprefix(f"{NoStandIn.__module__}.NoStandIn: ")
-        raise UserError(told, hint="check that the pictures are still there") from None
-
-
-def memory_mib() -> float:
-    """Peak memory of the accelerator, or of this process where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _check_finite(stage: Stage, step: int, figures: dict[str, float]) -> None:
-    broken = [
-        name for name, value in figures.items() if name.startswith("loss/") and not math.isfinite(value)
-    ]
-    if broken:
-        raise UserError(
-            [f"stage {stage.name}, step {step + 1}: {name} is {figures[name]}" for name in broken],
-            hint=f"lower the learning rate: stages.{stage.name}.lr={stage.lr / 3:.1e}",
-            code=CRASH,
-        )

@@ -24,6 +24,15 @@ class Watch:
         self.seen: deque[Mapping[str, float]] = deque(maxlen=SMOOTHED)
         self.said: set[str] = set()
 
+    def state_dict(self) -> dict[str, list]:
+        """What was seen and said so far, as plain values."""
+        return {"seen": [dict(figures) for figures in self.seen], "said": sorted(self.said)}
+
+    def load_state_dict(self, state: Mapping[str, list]) -> None:
+        self.seen.clear()
+        self.seen.extend(state["seen"])
+        self.said = set(state["said"])
+
     def look(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[dict[str, str]]:
         """What to say after a diagnosed step (from 0) that was not said before.
 

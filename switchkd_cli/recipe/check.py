@@ -14,6 +14,7 @@ from switchkd_cli import registry
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.patch import item_name
+from switchkd_cli.recipe.schema import HIGHER, LOWER
 from switchkd_cli.recipe.source import Step
 
 Path = tuple[Step, ...]
@@ -39,6 +40,8 @@ def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _models(data)
     yield from _data_sets(data)
     yield from _stages(data)
+    yield from _deepspeed(data)
+    yield from _checkpoints(data)
     yield from _evaluation(data)
     yield from _taught_last(data)
     yield from _rows(data)
@@ -79,6 +82,23 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield (*path, "data"), _unknown("data set", name, known_data)
         yield from _budget(stage, path)
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
+
+
+def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
+    asked = _mapping(data.get("deepspeed"))
+    zero, offload = asked.get("zero", 0), asked.get("offload", "none")
+    if offload == "optimizer" and zero == 0:
+        yield ("deepspeed", "offload"), "needs zero: 1 or more, got 'optimizer'"
+    if offload == "parameters" and zero != 3:
+        yield ("deepspeed", "offload"), "needs zero: 3, which shares parameters out, got 'parameters'"
+
+
+def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
+    best = _mapping(data.get("checkpoints")).get("best")
+    terms = [term for _, stage in _items(data.get("stages")) for _, term in _items(stage.get("objective"))]
+    known = [*LOWER, *HIGHER, *dict.fromkeys(f"loss/{item_name(term)}" for term in terms)]
+    if isinstance(best, str) and best not in known:
+        yield ("checkpoints", "best"), _unknown("figure", best, known)
 
 
 def _budget(stage: Mapping[str, Any], path: Path) -> Iterator[Problem]:

@@ -12,6 +12,9 @@ from typing import Any
 
 from switchkd_cli.errors import did_you_mean
 
+UNWRITTEN = ("checkpoints", "deepspeed")
+"""Groups of settings that all have defaults: a recipe need not write them for a path to lead into them."""
+
 
 class PatchError(Exception):
     """A path or a term name that leads nowhere. The message says what, what it got, and what was near."""
@@ -26,21 +29,32 @@ def item_name(item: Any) -> str | None:
 
 
 def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> Any:
-    """Set each dotted path to its value. The last key may be new; everything before it must exist."""
+    """Set each dotted path to its value. The last key may be new; what is before it must exist, or be `UNWRITTEN`."""
     data = copy.deepcopy(data)
     for dotted, value in values.items():
         *parents, last = dotted.split(".")
         target = data
+        if parents and parents[0] in UNWRITTEN and isinstance(data, dict) and not data.get(parents[0]):
+            _put(data, parents[0], _empty(data, place), place)
         for done, step in enumerate(parents):
             target = target[_step(target, step, parents[:done])]
         if isinstance(target, dict):
             key: str | int = last
         else:
             key = _step(target, last, parents)
-        target[key] = copy.deepcopy(value)
-        if hasattr(target, "places"):
-            target.places[key] = place
+        _put(target, key, copy.deepcopy(value), place)
     return data
+
+
+def _put(target: Any, key: str | int, value: Any, place: str) -> None:
+    target[key] = value
+    if hasattr(target, "places"):
+        target.places[key] = place
+
+
+def _empty(data: dict, place: str) -> dict:
+    """A mapping of the kind that `data` is."""
+    return type(data)(place) if hasattr(data, "places") else {}
 
 
 def drop(data: Any, names: Iterable[str]) -> Any:

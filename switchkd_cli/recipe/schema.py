@@ -17,6 +17,9 @@ NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Part = Literal["vision", "projector", "language"]
 LogitsPath = Literal["student", "teacher", "switch"]
 
+LOWER = ("loss", "student_ce", "kl/student", "switch_gap")  # figures that a best checkpoint may be chosen by,
+HIGHER = ("agreement/student", "agreement/switch")  # beside each term's own loss/<term>
+
 TAG = "is "  # opens the tags of unions, so that they can be told from fields in pydantic's error locations
 
 
@@ -117,7 +120,8 @@ class Stage(Closed):
 
     `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
     length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
-    result depends on them.
+    result depends on them. A step whose loss or gradient is no number ends the run, or with `not_finite: skip` leaves
+    the weights as they are (ten such steps in a row end it all the same).
     """
 
     name: Name
@@ -135,6 +139,9 @@ class Stage(Closed):
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
+    not_finite: Annotated[Literal["stop", "skip"], Field(exclude_if=lambda value: value == "stop")] = (
+        "stop"  # left out of keys where it is the default: what was trained before it existed is found again
+    )
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
 
     @property
@@ -145,6 +152,17 @@ class Stage(Closed):
     @property
     def needs_teacher(self) -> bool:
         return bool(self.paths & {"teacher", "switch"})
+
+
+class DeepSpeed(Closed):
+    """How DeepSpeed shares the training out among the processes.
+
+    `zero` is ZeRO's stage: 1 shares out what the optimiser keeps, 2 gradients too, 3 the student's weights too; 0 is
+    torch alone. `offload` keeps the optimiser's share, or the parameters' too, in the machine's memory.
+    """
+
+    zero: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
 
 
 class Evaluation(Closed):
@@ -160,6 +178,20 @@ class Evaluation(Closed):
     items: Count | None = None
     seed: Seed = 0
     batch: Count = 64
+
+
+class Saving(Closed):
+    """How often a training writes a checkpoint, and which it keeps: the newest `keep`, and the best.
+
+    Every so many steps, or minutes, or whichever comes first; none of both: only when it is asked to stop. `best` names
+    a figure of metrics.jsonl, averaged over the steps between two checkpoints: they are training figures, not a
+    validation. No result depends on any of this.
+    """
+
+    every_steps: Count | None = None
+    every_minutes: Positive | None = 15.0
+    keep: Count = 2
+    best: Text | None = None
 
 
 class Row(Closed):
@@ -182,13 +214,23 @@ class Recipe(Closed):
     stand_ins: dict[str, str] = {}
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: DeepSpeed = DeepSpeed()
     student: Model
     teacher: Checkpoint | None = None
     data: dict[Name, DataSet]
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     evaluation: Evaluation | None = None
+    checkpoints: Saving = Saving()
     controls: tuple[str, ...] = ()
     rows: dict[Name, Row] = {}
+
+    @property
+    def arithmetic(self) -> str:
+        """What weights are computed with: the numbers depend on it, not on how they are shared out.
+
+        bf16 is torch's mixed precision over float32 weights; DeepSpeed's weights are bf16, with float32 ones behind.
+        """
+        return "bf16 weights" if self.precision == "bf16" and self.deepspeed.zero else self.precision
 
     @property
     def needs_template(self) -> bool:

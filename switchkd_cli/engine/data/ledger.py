@@ -38,9 +38,14 @@ class Ledger:
             self._check(len(self.met) / self.rows, told)
 
     def list_in(self, file: Path) -> None:
-        """From now on every row is also a line of this file, those met before included."""
+        """From now on every row is also a line of this file, those met before included.
+
+        Those that stand there, from before the run was interrupted, count as met.
+        """
+        listed = _listed(file, self.name)
         self._file = file
-        self._write(self.met.values())
+        self._write(row for row in self.met.values() if row.row not in listed)
+        self.met |= {number: row for number, row in listed.items() if number not in self.met}
 
     def _take(self, rows: Iterable[Unusable]) -> list[Unusable]:
         """Those that are new."""
@@ -50,6 +55,7 @@ class Ledger:
         return list(new.values())
 
     def _write(self, rows: Iterable[Unusable]) -> None:
+        rows = list(rows)
         if self._file is None or not rows:
             return
         with self._file.open("a", encoding="utf-8") as stream:
@@ -66,3 +72,15 @@ class Ledger:
         if rows:
             rest = [f"... and {len(rows) - SHOWN} more of {self.rows} rows"] if len(rows) > SHOWN else []
             raise UserError([f"{self.name}: {row}" for row in rows[:SHOWN]] + rest, hint=hint)
+
+
+def _listed(file: Path, name: str) -> dict[int, Unusable]:
+    """The rows of a data set that the file lists."""
+    if not file.exists():
+        return {}
+    lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    return {
+        each["row"]: Unusable(each["row"], each["id"], each["fault"])
+        for each in lines
+        if each["data"] == name
+    }

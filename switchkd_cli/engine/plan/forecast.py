@@ -11,17 +11,18 @@ from switchkd_cli import registry, runs
 from switchkd_cli.engine.contract import Vocabulary, agree
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
+from switchkd_cli.engine.loader import steps_of
 from switchkd_cli.engine.models.llava import image_tokens_of
 from switchkd_cli.engine.plan.downloads import downloads
 from switchkd_cli.engine.plan.look import CUT, Look, look
 from switchkd_cli.engine.plan.models import PUBLISHED, Known, Unknown, known
 from switchkd_cli.engine.plan.stage import Pairing, step_forecast
-from switchkd_cli.engine.trainer import steps_of
 from switchkd_cli.forecast import DataForecast, Forecast, Machine, ModelForecast, StageForecast
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model
 
 SAVED = 4  # bytes of a parameter of a saved student: float32
+STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's two moments
 
 
 def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -> Forecast:
@@ -61,6 +62,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         (
             *_notes(run, [model for _, model in models.values()], looks, machine),
             *_micro_batches(run, stages),
+            *_checkpoints(run, stages),
         ),
     )
 
@@ -146,10 +148,12 @@ def _notes(
             f"{run.row}: what {', '.join(sorted(pictured))} compare, and adapters, are not in memory and operations; a teacher "
             "that they read is counted with all its layers, more than runs"
         )
-    if machine.gpus > 1 or machine.zero:
+    if machine.gpus > 1:
         notes.append(
-            "this version trains in one process: several GPUs and ZeRO are planned for here, and not launched yet"
+            f"planned for {machine.gpus} GPUs: --gpus {machine.gpus} trains on so many of this machine"
         )
+    if machine.zero != run.config.deepspeed.zero:
+        notes.append(f"planned for ZeRO-{machine.zero}: deepspeed.zero={machine.zero} trains with it")
     return notes
 
 
@@ -167,3 +171,13 @@ def _micro_batches(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
             yield f"{run.row}: {field}={figures.micro} does not fit, {figures.largest} does"
         elif stage.micro_batch not in (None, figures.micro):
             yield f"{run.row}: {field}={stage.micro_batch} does not divide {each} rows of a GPU: {figures.micro} taken"
+
+
+def _checkpoints(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
+    """Disk that is needed while a run trains: what is kept, and one that is being written."""
+    trained = max((stage.trained for stage in stages if stage.trained and not stage.reused), default=None)
+    if trained:
+        saving = run.config.checkpoints
+        most = saving.keep + (saving.best is not None) + 1
+        size = STATE * trained * most / 1e9
+        yield f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"

@@ -1,0 +1,262 @@
+"""The loop: one stage of training, from its first optimiser step (or where it was left) to its last."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from switchkd_cli import stop
+from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.chance import random_state, set_random_state
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.keeper import Keeper
+from switchkd_cli.engine.loader import loader_of, share_of, steps_of, taken, visits
+from switchkd_cli.engine.memory import is_too_little, memory_mib, too_little
+from switchkd_cli.engine.parallel import ALONE, Processes
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.share import NotFinite
+from switchkd_cli.engine.trainer import TORCH_ALONE, Trainer
+from switchkd_cli.engine.watch import Watch
+from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.recipe.schema import DeepSpeed, Stage
+from switchkd_cli.stop import Stopped
+
+Log = Callable[[dict], None]
+DIAGNOSED = 20  # times a stage that the diagnostics are taken
+MOST_SKIPPED = 10  # steps in a row that may change no weight
+SHOWN = 5  # rows named in a message; a file holds them all
+
+
+class Loop:
+    """A stage's training as it stands: `state_dict` is all that its next step depends on.
+
+    Which rows come next follows from `step` and the seed, the weights that are not trained from the recipe and the
+    stages before. Every random draw begins with the seed, so that a stage does not depend on what ran before it.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        paths: Paths,
+        data: Conversations,
+        *,
+        seed: int,
+        precision: str,
+        log: Log,
+        trackers: Path,
+        keeper: Keeper | None = None,
+        processes: Processes = ALONE,
+        deepspeed: DeepSpeed = TORCH_ALONE,
+    ) -> None:
+        set_seed(seed)
+        self.stage, self.data, self.log, self.keeper, self.processes = stage, data, log, keeper, processes
+        self.steps = steps_of(stage, len(data))
+        self.trainer = Trainer(
+            stage, paths, self.steps, precision, trackers, seed, processes=processes, deepspeed=deepspeed
+        )
+        self.watch = Watch(stage)
+        self.visited = visits(stage, data, self.steps * stage.batch, seed)
+        self.student = paths.student
+        self.step = 0  # optimiser steps taken
+        self.seconds = 0.0  # in which they were taken
+        self.skipped = 0  # of them, the last ones in a row that changed no weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "random": random_state(),
+            "watch": self.watch.state_dict(),
+            **self.trainer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stands where `state_dict` was taken. Raises ValueError for the state of another training."""
+        self.trainer.load_state_dict(state)
+        self.watch.load_state_dict(state["watch"])
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        set_random_state(state["random"])
+
+    def run(self) -> None:
+        """Takes the steps that are left. Asked to stop, it saves after its step and raises Stopped."""
+        rank, together, micro = self.processes.rank, self.processes.count, self.trainer.micro
+        count = self.stage.batch // (micro * together)
+        left = share_of(self.visited[self.step * self.stage.batch :], micro, rank, together)
+        loader = iter(loader_of(self.stage, self.student, self.data, left, micro))
+        began = time.monotonic() - self.seconds
+        while self.step < self.steps:
+            step_began = time.monotonic()
+            group = self._next(loader, count)
+            waited = time.monotonic() - step_began
+            diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
+            figures, broken = self._taken(group, diagnosed=diagnosed)
+            now = time.monotonic()
+            figures |= self._pace(group, waited, now - step_began)
+            self.seconds = now - began
+            self._write(figures)
+            self.skipped = self.skipped + 1 if broken else 0
+            if broken:
+                self._broke(broken, group)
+            elif diagnosed:
+                self._look(figures)
+            self.step += 1
+            self._keep(figures, broken)
+
+    def _taken(self, group: Sequence[Batch], *, diagnosed: bool) -> tuple[dict[str, float], list[NotFinite]]:
+        """The trainer's step. Raises UserError (code MACHINE) for want of memory; older checkpoints stay."""
+        try:
+            return self.trainer.step(group, diagnosed=diagnosed)
+        except (MemoryError, RuntimeError) as error:
+            if not is_too_little(error):
+                raise
+            where = f"stage {self.stage.name}, step {self.step + 1}"
+            raise too_little(self.trainer, group, where, error) from error
+
+    def _next(self, loader: Iterator[Batch], count: int) -> list[Batch]:
+        """The step's micro-batches, of which each process has its own.
+
+        Raises UserError when the data is gone, of whichever process, what was trained so far being saved; Stopped when
+        one was asked to stop meanwhile.
+        """
+        group, met, error = [], [], None
+        try:
+            group = taken(loader, count)
+            met = [row for batch in group for row in batch.unusable]
+        except UserError as found:
+            error = found
+        except RuntimeError:  # a process that prepares data was ended by the signal that asked us to stop
+            if stop.asked() is None:
+                raise
+        for number, rows, found in self.processes.every((stop.asked() if not group else None, met, error)):
+            if number is not None:
+                self._stop(number)
+            try:
+                self.data.ledger.add(rows)
+                if found is not None:
+                    raise found
+            except UserError:
+                self.save()
+                raise
+        return group
+
+    def _pace(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
+        """How fast the step went, over all processes, and the most memory that one of them takes."""
+        each = self.processes.every((sum(batch.tokens for batch in group), waited, memory_mib()))
+        tokens, waits, memory = zip(*each, strict=True)
+        return {
+            "tokens_per_second": sum(tokens) / seconds,
+            "data_wait": max(waits) / seconds,
+            "memory_mib": max(memory),
+        }
+
+    def _keep(self, figures: dict[str, float], broken: list[NotFinite]) -> None:
+        """Saves where it is due, and stops where that is asked: the first process looks at the clock for all."""
+        if self.keeper is not None and not broken:
+            self.keeper.score(figures)
+        due = self.keeper is not None and self.keeper.due(self.step)
+        told = self.processes.every((due, stop.asked()))
+        if told[0][0]:
+            self.save()
+        if asked := [number for _, number in told if number is not None]:
+            self._stop(asked[0])
+
+    def _stop(self, number: int) -> None:
+        """Saves, and raises Stopped: a signal asked for it."""
+        self.save()
+        kept = "saved" if self.keeper is not None else "nothing is kept"
+        where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
+        raise Stopped(number, f"{signal.Signals(number).name}: {where}: {kept}")
+
+    def save(self) -> None:
+        """Writes a checkpoint of the steps taken so far. Every process has its part in it."""
+        if self.keeper is not None and self.step:
+            state = self.state_dict()
+            if self.processes.first:
+                self.keeper.save(self.step, state)
+
+    def _write(self, figures: dict[str, float]) -> None:
+        """The step's line."""
+        self.trainer.write(figures, self.step)
+        where = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
+        self.log({**where, "seconds": self.seconds, **figures})
+
+    def _look(self, figures: dict[str, float]) -> None:
+        """What the diagnostics give away, as events."""
+        for warning in self.watch.look(self.step, figures, last=self.step == self.steps - 1):
+            self.log({"event": "warning", "stage": self.stage.name, **warning})
+
+    def _broke(self, broken: list[NotFinite], group: Sequence[Batch]) -> None:
+        """Writes down the step's rows and goes on, or raises UserError (exit code 1), as the stage says.
+
+        The step changed no weight. When it ends the run, no checkpoint is written: those that are there are older.
+        """
+        at = {"stage": self.stage.name, "step": self.step + 1}
+        told = [f"{b.figure} is {b.value}; rows {_listed(b.rows)}" for b in broken]
+        ids = [ids for each in self.processes.every([list(b.ids) for b in group]) for ids in each]
+        if self.keeper is not None and self.processes.first:
+            figures = {b.figure: str(b.value) for b in broken}
+            rows = list(dict.fromkeys(row for b in broken for row in b.rows))
+            self.keeper.note({**at, "figures": figures, "rows": rows, "micro_batches": ids})
+        if self.stage.not_finite == "skip" and self.skipped < MOST_SKIPPED:
+            self.log({"event": "skipped step", **at, "text": "; ".join(told)})
+            return
+        where = f"stage {self.stage.name}, step {self.step + 1}"
+        often = f" ({MOST_SKIPPED} such steps in a row)" if self.skipped >= MOST_SKIPPED > 1 else ""
+        name = f"stages.{self.stage.name}"
+        raise UserError(
+            [f"{where}: {text}{often}" for text in told],
+            hint=f"look at these rows, lower the learning rate ({name}.lr={self.stage.lr / 3:.1e}), or go past such "
+            f"steps ({name}.not_finite=skip)",
+            code=CRASH,
+        )
+
+
+def _listed(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return ", ".join(rows[:SHOWN]) + more
+
+
+def train(
+    stage: Stage,
+    paths: Paths,
+    data: Conversations,
+    *,
+    seed: int,
+    precision: str,
+    log: Log,
+    trackers: Path,
+    keeper: Keeper | None = None,
+    processes: Processes = ALONE,
+    deepspeed: DeepSpeed = TORCH_ALONE,
+) -> None:
+    """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
+
+    What the diagnosed steps give away (see `Watch`) is logged as an event "warning". With a `keeper`, checkpoints are
+    written, and the newest is gone on from. Each of several `processes` calls this with the same arguments.
+
+    Raises UserError when too many rows can't be used, or (exit code 1) when a term or the gradient is no longer
+    finite, naming them; Stopped when a signal asks for it.
+    """
+    loop = Loop(
+        stage,
+        paths,
+        data,
+        seed=seed,
+        precision=precision,
+        log=log,
+        trackers=trackers,
+        keeper=keeper,
+        processes=processes,
+        deepspeed=deepspeed,
+    )
+    if keeper is not None:
+        keeper.give(loop.load_state_dict)
+    loop.run()
+    loop.trainer.close()
+    paths.eval()
