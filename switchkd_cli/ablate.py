@@ -16,6 +16,7 @@ from switchkd_cli.recipe.find import is_path
 from switchkd_cli.recipe.load import load_with_controls
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.tables import Table, load_tables
+from switchkd_cli.spread import Spread, among_others, leads
 
 
 def ablate(
@@ -31,6 +32,7 @@ def ablate(
     resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
     """`words` are recipes and, among them, changes (`key=value`) to each of them."""
     if rows is not None and not rows:
@@ -43,14 +45,25 @@ def ablate(
     planned = [run for table in tables for run in table.runs]
     if dry_run:
         first = [run for table in tables for run in table.first]
-        show_plans(first, root, machine, [table.file for table in tables], world)
+        show_plans(first, root, machine, [table.file for table in tables], world, spread)
         return show_counts(planned, root)
+    if spread is not None and (spread.nodes > 1 or spread.hostfile is not None):
+        return workers.apart(planned, spread)
     plan.check(planned)
-    jobs = jobs or min(2, cores())
     teachers = [run for table in tables if (run := _taught(table.runs)) is not None]
-    how = {"jobs": jobs, "overwrite": overwrite, "resume": resume}
-    failures = workers.in_workers(planned, root, **how, taught=teachers)
-    show_failures(failures)
+    failures: list[Failure] = []
+    if among_others():  # one run after another; the first failure ends them all
+        workers.run_all(planned, root, overwrite=overwrite, resume=resume)
+        if not leads():
+            return
+        for run in teachers:
+            launch.teacher_results(run, root)
+    else:
+        jobs = _jobs(jobs, planned, spread)
+        failures = workers.in_workers(
+            planned, root, jobs=jobs, overwrite=overwrite, resume=resume, taught=teachers, spread=spread
+        )
+        show_failures(failures)
     for table in tables:
         try:
             _print_table(table, root)
@@ -62,6 +75,16 @@ def ablate(
         what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
         console.say(f"{what}; the same command tries again")
         raise SystemExit(exit_code(failures))
+
+
+def _jobs(jobs: int | None, planned: Sequence[Run], spread: Spread | None) -> int:
+    """How many runs go at the same time. Raises UserError where several processes are asked for and can't be."""
+    if spread is None:
+        return jobs or min(2, cores())
+    if (jobs or 1) > 1:
+        raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
+    plan.check_shared(planned, spread.count)
+    return 1
 
 
 def _is_change(word: str) -> bool:

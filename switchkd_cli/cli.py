@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from switchkd_cli import __version__, stop
+from switchkd_cli import __version__, last_words, stop
 from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.spread import leave, spread
 
 app = typer.Typer(
     name="switchkd",
@@ -59,6 +60,23 @@ Machine = Annotated[
         "planned for if nothing is said). Only with --dry-run.",
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train in so many processes, each with a GPU of this machine (docs/scale.md)."),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="The same on the processor, without GPUs: to try it out.")
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Machines, on each of which this command is given. Under srun: unasked."),
+]
+NodeRank = Annotated[int | None, typer.Option(min=0, help="Which of them this one is, from 0.")]
+Meet = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where they meet: on the first of them.")]
+HostFile = Annotated[
+    Path | None,
+    typer.Option(help="Machines that DeepSpeed's launcher reaches by ssh, as in 'host slots=8' lines."),
+]
 
 RUNS = Path("runs")
 
@@ -75,6 +93,12 @@ def pretrain(
     resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    meet: Meet = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Run the leading stages that need no teacher, and stop."""
     from switchkd_cli import commands
@@ -90,6 +114,7 @@ def pretrain(
         resume=resume,
         dry_run=dry_run,
         machine=machine,
+        spread=spread(gpus, processes, nodes, node_rank, meet, hostfile),
     )
 
 
@@ -106,6 +131,12 @@ def distill(
     resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    meet: Meet = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Run one row and its controls, and score them.
 
@@ -125,6 +156,7 @@ def distill(
         resume=resume,
         dry_run=dry_run,
         machine=machine,
+        spread=spread(gpus, processes, nodes, node_rank, meet, hostfile),
     )
 
 
@@ -155,6 +187,12 @@ def ablate(
     resume: Resume = False,
     dry_run: DryRun = False,
     machine: Machine = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    meet: Meet = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Run the rows of recipes over several seeds: ablations of the paper by their names, or any recipe files.
 
@@ -175,6 +213,7 @@ def ablate(
         resume=resume,
         dry_run=dry_run,
         machine=machine,
+        spread=spread(gpus, processes, nodes, node_rank, meet, hostfile),
     )
 
 
@@ -280,22 +319,23 @@ def _tell_stopped(stopped: stop.Stopped) -> None:
 def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
     try:
-        with stop.heeded():
+        with last_words.kept(), stop.heeded():
             app()
     except UserError as error:
         from switchkd_cli import console
 
         console.error(error)
-        sys.exit(error.code)
+        leave(error.code)
     except stop.Stopped as stopped:
         _tell_stopped(stopped)
-        sys.exit(stopped.code)
+        leave(stopped.code)
     except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
         import traceback
 
         traceback.print_exc()
-        sys.exit(CRASH)
+        leave(CRASH)
 
 
 if __name__ == "__main__":
+    sys.argv[0] = app.info.name
     main()

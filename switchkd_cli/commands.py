@@ -16,6 +16,7 @@ from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import digest
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.spread import Spread, leads
 
 ITEMS = 200  # questions of each benchmark that a model is asked when nobody says
 
@@ -32,6 +33,7 @@ def pretrain(
     resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
     if resume and (left := _left(recipe, overrides, root)) is not None:
         root, run, path = left.root, left.run(), left.recipe
@@ -39,10 +41,13 @@ def pretrain(
         path = find(_given(recipe))
         run = load(path, row, overrides, seed, world).leading()
     if dry_run:
-        return show_plans([run], root, machine, [path], world)
+        return show_plans([run], root, machine, [path], world, spread)
+    if spread is not None:
+        return workers.apart([run], spread)
     plan.check([run])
     folder = launch.run_one(run, root, overwrite=overwrite, resume=resume)
-    console.say(f"model: {folder.model}")
+    if leads():
+        console.say(f"model: {folder.model}")
 
 
 def distill(
@@ -58,6 +63,7 @@ def distill(
     resume: bool,
     dry_run: bool,
     machine: str | None,
+    spread: Spread | None = None,
 ) -> None:
     if resume and (left := _left(recipe, overrides, root)) is not None:
         root, planned, path = left.root, [left.run()], left.recipe
@@ -65,8 +71,12 @@ def distill(
         path = find(_given(recipe))
         planned = load_with_controls(path, row, overrides, seed, world)
     if dry_run:
-        return show_plans(planned, root, machine, [path], world)
+        return show_plans(planned, root, machine, [path], world, spread)
+    if spread is not None:
+        return workers.apart(planned, spread)
     folders = workers.run_all(planned, root, jobs=jobs, overwrite=overwrite, resume=resume)
+    if not leads():
+        return
     if planned[0].config.evaluation is None:
         return console.say("\n".join(f"model: {folder.model}" for folder in folders))
     from switchkd_cli.report.table import print_distillation

@@ -8,23 +8,35 @@ from pathlib import Path
 from switchkd_cli import console, forecast, launch, plan, runs, sheet
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.spread import Spread
 
 
 def show_plans(
-    planned: Sequence[Run], root: Path, machine: str | None, files: Sequence[Path], world: str | None
+    planned: Sequence[Run],
+    root: Path,
+    machine: str | None,
+    files: Sequence[Path],
+    world: str | None,
+    spread: Spread | None = None,
 ) -> None:
     """The plan of each different run, then of all; each wrong thing is told before the engine is imported."""
-    machines = {run.config.precision: forecast.machine(machine, run.config.precision) for run in planned}
+    gpus = spread.count if spread else None
+    machines = [
+        forecast.machine(machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus)
+        for run in planned
+    ]
+    if gpus is not None:
+        plan.check_shared(planned, gpus)
     made = {runs.folder(root, run).model: run for file in files for run in load_rows(file, world=world)}
     plan.check(planned, made)
     shown = []
     first: dict[str, Run] = {}
-    for run in planned:
+    for run, on in zip(planned, machines, strict=True):
         if (same := first.setdefault(run.key, run)) is not run:
             console.show_same(run, same)
             continue
         console.show_plan(plan.plan(run, root))
-        shown.append(launch.forecast(run, machines[run.config.precision], root, made))
+        shown.append(launch.forecast(run, on, root, made))
         sheet.show_run(*shown[:-3:-1])
     sheet.show_all(shown)
 

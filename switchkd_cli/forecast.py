@@ -14,7 +14,8 @@ GIB = 2**30
 class Machine:
     """What a plan is made for. `memory` is one GPU's in GiB, `tflops` its peak in TFLOP/s at the recipe's precision.
 
-    `utilisation` is the share of the peak that a run reaches, `zero` the DeepSpeed ZeRO stage (0: none).
+    `utilisation` is the share of the peak that a run reaches, `zero` the DeepSpeed ZeRO stage (0: none), `offload` what
+    DeepSpeed keeps in the machine's memory instead of the GPUs'.
     """
 
     gpus: int = 8
@@ -22,10 +23,12 @@ class Machine:
     tflops: float = 989.0
     utilisation: float = 0.35
     zero: int = 2
+    offload: str = "none"
 
     def __str__(self) -> str:
         count = "1 GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
-        zero = f", DeepSpeed ZeRO-{self.zero}" if self.zero else ""
+        kept = f" with offload of {self.offload}" if self.offload != "none" else ""
+        zero = f", DeepSpeed ZeRO-{self.zero}{kept}" if self.zero else ""
         speed = f"{self.utilisation:.0%} of a peak of {self.tflops:g} TFLOP/s"
         return f"{count} of {self.memory:g} GiB, {speed}{zero}"
 
@@ -40,10 +43,23 @@ SMALLEST = {"gpus": 1, "memory": 0.0, "tflops": 0.0, "utilisation": 0.0, "zero":
 LARGEST = {"utilisation": 1.0, "zero": 3}
 
 
-def machine(text: str | None, precision: str) -> Machine:
-    """The usual machine with the changes of `gpus=4,memory=40`. Raises UserError naming every wrong one."""
-    usual = USUAL[precision]
-    kinds = {field.name: type(getattr(usual, field.name)) for field in fields(Machine)}
+def machine(
+    text: str | None,
+    precision: str,
+    *,
+    zero: int | None = None,
+    offload: str = "none",
+    gpus: int | None = None,
+) -> Machine:
+    """The usual machine, as the recipe shares its training out, with the changes of `gpus=4,memory=40`.
+
+    Raises UserError naming every wrong one.
+    """
+    usual = replace(USUAL[precision], offload=offload)
+    usual = replace(usual, zero=usual.zero if zero is None else zero, gpus=gpus or usual.gpus)
+    kinds = {
+        field.name: type(getattr(usual, field.name)) for field in fields(Machine) if field.name in SMALLEST
+    }
     changes, problems = {}, []
     for word in filter(None, (text or "").split(",")):
         key, _, value = (part.strip() for part in word.partition("="))

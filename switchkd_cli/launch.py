@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, runs, share, stop
+from switchkd_cli import console, hosts, last_words, runs, share, stop
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.occupy import is_finished, occupy
 from switchkd_cli.progress import progress
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.spread import Spread, among_others, leave
+from switchkd_cli.spread import spread as spread_over
 
 
 def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> runs.RunFolder:
-    """Train and evaluate one run in this process; an unfinished one is gone on with.
+    """Train and evaluate one run. A finished one is reused, whatever row's name it goes by; an unfinished one goes on.
 
-    A finished one is reused, whatever row's name it goes by.
+    In this process, and where a launcher started it as one of several, in all of them: the first holds the folder,
+    draws and scores, the others train with it.
     """
+    processes = _engine("parallel").joined() if among_others() else None
+    if processes is not None and not processes.first:
+        folder = runs.folder(root, run)
+        if processes.decide(str) != "finished":
+            _worker().work(run, folder, processes)
+        return folder
     if not overwrite and not is_finished(root, run) and (source := runs.by_key(root).get(run.key)):
         folder = take_over(run, source, root)
         console.say(f"{run.name}: the same run as {source.place}, reused ({folder.path})")
+        if processes is not None:
+            processes.decide(lambda: "finished")
         return folder
+    together = () if processes is None else (processes,)
     with occupy(root, run, overwrite=overwrite, resume=resume) as (folder, state):
+        if processes is not None:
+            processes.decide(lambda: state)
         if state == "finished":
             console.say(f"{run.name}: finished before, reused ({folder.path})")
             return folder
         worker = _worker()
         with progress(folder.metrics, run.name):
-            worker.work(run, folder)
+            worker.work(run, folder, *together)
             if run.config.evaluation is not None:
                 worker.evaluate(run, folder)
     return folder
@@ -44,6 +59,14 @@ def take_over(run: Run, source: runs.RunFolder, root: Path, *, overwrite: bool =
         if folder is not None:
             _engine("card").write(run, folder)
     return target
+
+
+def apart(command: Sequence[str], spread: Spread) -> None:
+    """Run `command`, words behind this Python, in every process of the spread. Raises what the first failure was."""
+    if spread.hostfile is not None:
+        hosts.launch(command, spread)
+    else:
+        _engine("elastic").launch(command, spread)
 
 
 def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
@@ -111,20 +134,28 @@ def _engine(module: str) -> Any:
 
 
 def main() -> int:
-    """A worker process: one run, read from standard input, or with --teacher the scoring of its teacher."""
+    """A worker process: one run, read from standard input, or from a file where processes share it.
+
+    With --teacher, the scoring of its teacher.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--teacher", action="store_true")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--gpus", type=int)
+    parser.add_argument("--processes", type=int)
     asked = parser.parse_args()
     try:
-        with stop.heeded():
-            run = Run.loads(sys.stdin.read())
+        with last_words.kept(), stop.heeded():
+            text = asked.run.read_text(encoding="utf-8") if asked.run else sys.stdin.read()
             if asked.teacher:
-                _worker().evaluate_teacher(run, asked.out)
+                _worker().evaluate_teacher(Run.loads(text), asked.out)
+            elif spread := spread_over(asked.gpus, asked.processes):
+                _apart(text, spread)
             else:
-                run_one(run, asked.out, overwrite=asked.overwrite, resume=asked.resume)
+                run_one(Run.loads(text), asked.out, overwrite=asked.overwrite, resume=asked.resume)
     except UserError as error:
         console.error(error)
         return error.code
@@ -134,5 +165,13 @@ def main() -> int:
     return 0
 
 
+def _apart(text: str, spread: Spread) -> None:
+    """Hands the run that was read on to processes of its own."""
+    with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
+        file = Path(scratch) / "run.json"
+        file.write_text(text, encoding="utf-8")
+        apart(["-m", "switchkd_cli.launch", *sys.argv[1:], "--run", str(file)], spread)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -71,6 +71,19 @@ def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
         )
 
 
+def check_shared(planned: Iterable[Run], processes: int) -> None:
+    """Raise UserError naming every batch that can't be shared out evenly among the processes."""
+    stages = [stage for run in planned for stage in run.config.stages if stage.batch % processes]
+    problems = {
+        f"stages.{stage.name}.batch: must be a multiple of the {processes} processes, got {stage.batch}": stage
+        for stage in stages
+    }
+    if problems:
+        batch = min(stage.batch for stage in problems.values())
+        fits = max(n for n in range(1, processes) if batch % n == 0)
+        raise UserError(list(problems), hint=f"--gpus {fits}, or change the batch")
+
+
 def _models(run: Run) -> Iterator[tuple[str, str]]:
     """The model names of a run that are looked up, with the fields they stand in."""
     yield from _names("student", run.config.student)

@@ -102,6 +102,11 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def deepspeed(self) -> Path:
+        """What DeepSpeed was told, one JSON file a stage, where the recipe shares the training out with it."""
+        return self.path / "deepspeed"
+
+    @property
     def text_log(self) -> Path:
         return self.path / "log.txt"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from switchkd_cli import console, plan, provenance, runs
+from switchkd_cli import console, launch, plan, provenance, runs
 from switchkd_cli.cores import cores
 from switchkd_cli.entries import Entry, different, scorings
 from switchkd_cli.errors import UserError
@@ -26,6 +26,7 @@ from switchkd_cli.matrix import Matrix
 from switchkd_cli.occupy import check_free, is_finished
 from switchkd_cli.progress import Progress
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.spread import Spread, among_others
 
 WORKER = (sys.executable, "-m", "switchkd_cli.launch")
 
@@ -40,13 +41,20 @@ def run_all(
     plan.check(planned)
     for run in planned if not overwrite else ():
         check_free(root, run)
-    if jobs == 1:
+    if jobs == 1 or among_others():
         return [run_one(run, root, overwrite=overwrite, resume=resume) for run in planned]
     failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
     if failures:
         show_failures(failures)
         raise SystemExit(exit_code(failures))
     return [runs.folder(root, run) for run in planned]
+
+
+def apart(planned: Sequence[Run], spread: Spread) -> None:
+    """The same command in every process of the spread, once it is known to make sense."""
+    plan.check(planned)
+    plan.check_shared(planned, spread.count)
+    launch.apart(["-m", "switchkd_cli.cli", *sys.argv[1:]], spread)
 
 
 def in_workers(
@@ -58,11 +66,13 @@ def in_workers(
     resume: bool = False,
     stop_at_failure: bool = False,
     taught: Sequence[Run] = (),
+    spread: Spread | None = None,
 ) -> list[Failure]:
     """Run what is not finished, each in a process of its own, `jobs` at once. Returns what failed; the rest go on.
 
     What is one run under several names is trained and scored once. The teachers of `taught` and the baselines are
     scored at the end, if any run came so far. What is finished counts as done, and its times help to foretell the end.
+    With `spread`, each is a run in several processes.
     """
     failures, waiting, took = _sorted_out(planned, taught, root, overwrite=overwrite)
     active: list[_Worker] = []
@@ -78,11 +88,12 @@ def in_workers(
                     waiting.clear()
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
-                    worker = _start(waiting.pop(0), root, jobs=jobs, overwrite=overwrite, resume=resume)
+                    entry = waiting.pop(0)
+                    worker = _start(entry, root, jobs=jobs, overwrite=overwrite, resume=resume, spread=spread)
                     active.append(worker)
-                    matrix.start(worker.metrics, worker.entry.run.config.stages[-1].name)
-                    idle = {"idle": "being scored"} if worker.entry.scoring else {}
-                    shown.follow(worker.metrics, worker.entry.name, **idle)
+                    matrix.start(worker.metrics, entry.run.config.stages[-1].name)
+                    idle = {"idle": "being scored"} if entry.scoring else {}
+                    shown.follow(worker.metrics, entry.name, **idle)
                 time.sleep(0.1)
                 for worker in [w for w in active if w.process.poll() is not None]:
                     active.remove(worker)
@@ -148,13 +159,15 @@ class _Worker:
         return self.output.read()
 
 
-def _start(entry: Entry, root: Path, *, jobs: int, overwrite: bool, resume: bool) -> _Worker:
+def _start(
+    entry: Entry, root: Path, *, jobs: int, overwrite: bool, resume: bool, spread: Spread | None
+) -> _Worker:
     run = entry.run
-    asked = {"--overwrite": overwrite, "--resume": resume, "--teacher": entry.scoring}
-    command = [*WORKER, "--out", str(root), *(option for option, given in asked.items() if given)]
+    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--resume"] * resume]
+    command += ["--teacher"] if entry.scoring else spread.options if spread else []
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
     told = {
-        "OMP_NUM_THREADS": str(max(1, cores() // jobs)),
+        "OMP_NUM_THREADS": str(max(1, cores() // (spread.each if spread else jobs))),
         provenance.COMMAND: json.dumps(provenance.command()),
     }
     process = subprocess.Popen(

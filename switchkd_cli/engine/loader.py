@@ -54,6 +54,28 @@ def loader_of(
     )
 
 
+def micro_batch(stage: Stage, processes: int) -> int:
+    """Rows that a process holds at once: the recipe's `micro_batch`, or the largest that divides its share of the batch.
+
+    Raises UserError where the batch can't be shared out evenly.
+    """
+    each, left = divmod(stage.batch, processes)
+    if left:
+        fits = max(n for n in range(1, processes) if stage.batch % n == 0)
+        raise UserError(
+            f"stages.{stage.name}.batch: must be a multiple of the {processes} processes, got {stage.batch}",
+            hint=f"train in {fits} of them, or change stages.{stage.name}.batch",
+        )
+    wanted = min(stage.micro_batch or each, each)
+    return max(n for n in range(1, wanted + 1) if each % n == 0)
+
+
+def share_of(visited: Sequence[int], micro: int, rank: int, processes: int) -> list[int]:
+    """The rows of one of several processes: the micro-batches of one are dealt out, a step's to all in turn."""
+    firsts = range(rank * micro, len(visited), processes * micro)
+    return [row for first in firsts for row in visited[first : first + micro]]
+
+
 def workers_of(stage: Stage, data: Conversations) -> int:
     """Processes that prepare data: what the stage says; else none for a set that stays in memory."""
     if stage.workers is not None:

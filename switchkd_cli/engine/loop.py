@@ -14,13 +14,15 @@ from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.chance import random_state, set_random_state
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.keeper import Keeper
-from switchkd_cli.engine.loader import loader_of, steps_of, taken, visits
+from switchkd_cli.engine.loader import loader_of, share_of, steps_of, taken, visits
 from switchkd_cli.engine.memory import is_too_little, memory_mib, too_little
+from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import NotFinite, Trainer
+from switchkd_cli.engine.share import NotFinite
+from switchkd_cli.engine.trainer import TORCH_ALONE, Trainer
 from switchkd_cli.engine.watch import Watch
 from switchkd_cli.errors import CRASH, UserError
-from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.recipe.schema import DeepSpeed, Stage
 from switchkd_cli.stop import Stopped
 
 Log = Callable[[dict], None]
@@ -47,11 +49,15 @@ class Loop:
         log: Log,
         trackers: Path,
         keeper: Keeper | None = None,
+        processes: Processes = ALONE,
+        deepspeed: DeepSpeed = TORCH_ALONE,
     ) -> None:
         set_seed(seed)
-        self.stage, self.data, self.log, self.keeper = stage, data, log, keeper
+        self.stage, self.data, self.log, self.keeper, self.processes = stage, data, log, keeper, processes
         self.steps = steps_of(stage, len(data))
-        self.trainer = Trainer(stage, paths, self.steps, precision, trackers, seed)
+        self.trainer = Trainer(
+            stage, paths, self.steps, precision, trackers, seed, processes=processes, deepspeed=deepspeed
+        )
         self.watch = Watch(stage)
         self.visited = visits(stage, data, self.steps * stage.batch, seed)
         self.student = paths.student
@@ -79,9 +85,10 @@ class Loop:
 
     def run(self) -> None:
         """Takes the steps that are left. Asked to stop, it saves after its step and raises Stopped."""
-        count = self.stage.batch // self.trainer.micro
-        left = self.visited[self.step * self.stage.batch :]
-        loader = iter(loader_of(self.stage, self.student, self.data, left, self.trainer.micro))
+        rank, together, micro = self.processes.rank, self.processes.count, self.trainer.micro
+        count = self.stage.batch // (micro * together)
+        left = share_of(self.visited[self.step * self.stage.batch :], micro, rank, together)
+        loader = iter(loader_of(self.stage, self.student, self.data, left, micro))
         began = time.monotonic() - self.seconds
         while self.step < self.steps:
             step_began = time.monotonic()
@@ -90,11 +97,7 @@ class Loop:
             diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
             figures, broken = self._taken(group, diagnosed=diagnosed)
             now = time.monotonic()
-            figures |= {
-                "tokens_per_second": sum(batch.tokens for batch in group) / (now - step_began),
-                "data_wait": waited / (now - step_began),
-                "memory_mib": memory_mib(),
-            }
+            figures |= self._pace(group, waited, now - step_began)
             self.seconds = now - began
             self._write(figures)
             self.skipped = self.skipped + 1 if broken else 0
@@ -116,43 +119,70 @@ class Loop:
             raise too_little(self.trainer, group, where, error) from error
 
     def _next(self, loader: Iterator[Batch], count: int) -> list[Batch]:
-        """The step's micro-batches. Raises UserError when the data is gone, what was trained so far being saved."""
+        """The step's micro-batches, of which each process has its own.
+
+        Raises UserError when the data is gone, of whichever process, what was trained so far being saved; Stopped when
+        one was asked to stop meanwhile.
+        """
+        group, met, error = [], [], None
         try:
             group = taken(loader, count)
-            self.data.ledger.add(row for batch in group for row in batch.unusable)
-        except UserError:
-            self.save()
-            raise
+            met = [row for batch in group for row in batch.unusable]
+        except UserError as found:
+            error = found
         except RuntimeError:  # a process that prepares data was ended by the signal that asked us to stop
-            self._stop_if_asked()
-            raise
+            if stop.asked() is None:
+                raise
+        for number, rows, found in self.processes.every((stop.asked() if not group else None, met, error)):
+            if number is not None:
+                self._stop(number)
+            try:
+                self.data.ledger.add(rows)
+                if found is not None:
+                    raise found
+            except UserError:
+                self.save()
+                raise
         return group
 
-    def _keep(self, figures: dict[str, float], broken: list[NotFinite]) -> None:
-        """Saves where it is due, and stops where that is asked."""
-        if self.keeper is not None:
-            if not broken:
-                self.keeper.score(figures)
-            if self.keeper.due(self.step):
-                self.save()
-        self._stop_if_asked()
+    def _pace(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
+        """How fast the step went, over all processes, and the most memory that one of them takes."""
+        each = self.processes.every((sum(batch.tokens for batch in group), waited, memory_mib()))
+        tokens, waits, memory = zip(*each, strict=True)
+        return {
+            "tokens_per_second": sum(tokens) / seconds,
+            "data_wait": max(waits) / seconds,
+            "memory_mib": max(memory),
+        }
 
-    def _stop_if_asked(self) -> None:
-        """Raises Stopped when a signal asked for it."""
-        if (number := stop.asked()) is not None:
+    def _keep(self, figures: dict[str, float], broken: list[NotFinite]) -> None:
+        """Saves where it is due, and stops where that is asked: the first process looks at the clock for all."""
+        if self.keeper is not None and not broken:
+            self.keeper.score(figures)
+        due = self.keeper is not None and self.keeper.due(self.step)
+        told = self.processes.every((due, stop.asked()))
+        if told[0][0]:
             self.save()
-            kept = "saved" if self.keeper is not None else "nothing is kept"
-            where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
-            raise Stopped(number, f"{signal.Signals(number).name}: {where}: {kept}")
+        if asked := [number for _, number in told if number is not None]:
+            self._stop(asked[0])
+
+    def _stop(self, number: int) -> None:
+        """Saves, and raises Stopped: a signal asked for it."""
+        self.save()
+        kept = "saved" if self.keeper is not None else "nothing is kept"
+        where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
+        raise Stopped(number, f"{signal.Signals(number).name}: {where}: {kept}")
 
     def save(self) -> None:
-        """Writes a checkpoint of the steps taken so far."""
+        """Writes a checkpoint of the steps taken so far. Every process has its part in it."""
         if self.keeper is not None and self.step:
-            self.keeper.save(self.step, self.state_dict())
+            state = self.state_dict()
+            if self.processes.first:
+                self.keeper.save(self.step, state)
 
     def _write(self, figures: dict[str, float]) -> None:
         """The step's line."""
-        self.trainer.accelerator.log(figures, step=self.step)
+        self.trainer.write(figures, self.step)
         where = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
         self.log({**where, "seconds": self.seconds, **figures})
 
@@ -168,10 +198,10 @@ class Loop:
         """
         at = {"stage": self.stage.name, "step": self.step + 1}
         told = [f"{b.figure} is {b.value}; rows {_listed(b.rows)}" for b in broken]
-        if self.keeper is not None:
+        ids = [ids for each in self.processes.every([list(b.ids) for b in group]) for ids in each]
+        if self.keeper is not None and self.processes.first:
             figures = {b.figure: str(b.value) for b in broken}
             rows = list(dict.fromkeys(row for b in broken for row in b.rows))
-            ids = [list(batch.ids) for batch in group]
             self.keeper.note({**at, "figures": figures, "rows": rows, "micro_batches": ids})
         if self.stage.not_finite == "skip" and self.skipped < MOST_SKIPPED:
             self.log({"event": "skipped step", **at, "text": "; ".join(told)})
@@ -202,16 +232,29 @@ def train(
     log: Log,
     trackers: Path,
     keeper: Keeper | None = None,
+    processes: Processes = ALONE,
+    deepspeed: DeepSpeed = TORCH_ALONE,
 ) -> None:
     """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
 
     What the diagnosed steps give away (see `Watch`) is logged as an event "warning". With a `keeper`, checkpoints are
-    written, and the newest is gone on from.
+    written, and the newest is gone on from. Each of several `processes` calls this with the same arguments.
 
     Raises UserError when too many rows can't be used, or (exit code 1) when a term or the gradient is no longer
     finite, naming them; Stopped when a signal asks for it.
     """
-    loop = Loop(stage, paths, data, seed=seed, precision=precision, log=log, trackers=trackers, keeper=keeper)
+    loop = Loop(
+        stage,
+        paths,
+        data,
+        seed=seed,
+        precision=precision,
+        log=log,
+        trackers=trackers,
+        keeper=keeper,
+        processes=processes,
+        deepspeed=deepspeed,
+    )
     if keeper is not None:
         keeper.give(loop.load_state_dict)
     loop.run()

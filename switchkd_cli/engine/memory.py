@@ -44,10 +44,12 @@ def too_little(trainer: Trainer, group: Sequence[Batch], where: str, error: Base
 
 def alive(trainer: Trainer) -> dict[str, int]:
     """Bytes of what stays from step to step."""
-    weights = list(trainer.trained.values())
+    replica = trainer.replica
+    weights = [replica.own(parameter) for parameter in trainer.trained.values()]
     ours = {id(p) for p in weights}
-    moments = [value for kept in trainer.adamw.state.values() for value in kept.values()]
-    rest = [p for p in trainer.paths.parameters() if id(p) not in ours]
+    moments = [value for kept in replica.adamw.state.values() for value in kept.values()]
+    read = [replica.computed, *filter(None, [replica.computed.teacher])]
+    rest = [p for module in read for p in module.parameters() if id(p) not in ours]
     return {
         "trained weights": _bytes(weights),
         "their gradients": _bytes([p.grad for p in weights if p.grad is not None]),

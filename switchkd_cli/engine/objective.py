@@ -1,6 +1,6 @@
 """The objective: a recipe's terms over what the paths give (paper Eq. 1 is three of them)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +47,20 @@ class Objective:
         """[B, T] bool: every position whose logits some term looks at."""
         return torch.stack([torch.zeros_like(batch.image), *(batch.predicting(on) for on in self.on)]).any(0)
 
-    def tally(self, batches: Sequence[Batch], progress: float = 0.0) -> Tally:
-        """Counts over all micro-batches of a step, so that no split changes the loss."""
-        counts = {on: torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on}
+    def tally(
+        self,
+        batches: Sequence[Batch],
+        progress: float = 0.0,
+        over_all: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> Tally:
+        """Counts over all micro-batches of a step, so that no split changes the loss.
+
+        `over_all` adds up what several processes counted.
+        """
+        counts = [torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on]
         pictures = torch.stack([b.image.any(1).sum() for b in batches]).sum()
-        return Tally({**counts, PICTURE: pictures}, progress)
+        together = over_all(torch.stack([*counts, pictures]))
+        return Tally(dict(zip((*self.on, PICTURE), together, strict=True)), progress)
 
     def __call__(
         self, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally

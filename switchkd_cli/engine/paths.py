@@ -1,6 +1,7 @@
 """The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), and what lies on the way."""
 
-from collections.abc import Collection
+import copy
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +37,38 @@ class Paths(nn.Module):
 
     Only what is asked for is computed: features alone take no language model. Logits are cut to `vocabulary`
     columns, the ids that both tokenizers share, so that padding rows of a wider head never enter a loss.
+
+    `in_step` is for one of several processes: it runs every module of the student on every batch, whatever the others'
+    batches hold. Text then goes with a blank picture that nothing reads, so that all gradients are there, some zero.
     """
 
     def __init__(self, student: Llava, teacher: Llava | None, vocabulary: int) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self._beside = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
         self.vocabulary = vocabulary
         self.adapters = nn.ModuleDict()
+        self.in_step = False
 
-    def train(self, mode: bool = True) -> "Paths":
-        """Sets the student's mode; the teacher always stays in eval mode."""
-        super().train(mode)
+    @property
+    def teacher(self) -> Llava | None:
+        """The frozen teacher, no part of this module: what trains, shares out or saves the student's weights never
+        meets its."""
+        return self._beside[0]
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "Paths":
+        """What moves or casts the student does so to the teacher."""
         if self.teacher is not None:
-            self.teacher.eval()
-        return self
+            self.teacher._apply(change, recurse)
+        return super()._apply(change, recurse)
+
+    def twin(self) -> "Paths":
+        """A copy of the student and its adapters, beside the same teacher."""
+        twin = Paths(
+            Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary
+        )
+        twin.adapters, twin.in_step = copy.deepcopy(self.adapters), self.in_step
+        return twin
 
     def adapt(self, wanted: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draws new adapters for the wanted readings and returns their weights, to be trained.
@@ -76,7 +94,7 @@ class Paths(nn.Module):
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
         asked = {path: _kinds(wanted, path) for path in PATHS}
-        seen = self.student.see(batch.pictures) if asked["student"] or asked["switch"] else None
+        seen = self._see(batch.pictures) if asked["student"] or asked["switch"] else None
         readings = {}
         if asked["student"]:
             given = self._read(self.student, seen, batch, asked["student"], keep)
@@ -89,6 +107,13 @@ class Paths(nn.Module):
         if asked["switch"]:
             readings |= _named("switch", self._read(self.teacher, seen, batch, asked["switch"], keep))
         return readings
+
+    def _see(self, pictures: Tensor) -> Tensor:
+        """The student's features, of a blank picture where there is none and the processes go in step."""
+        if self.in_step and not len(pictures):
+            side = self.student.model.config.vision_config.image_size
+            pictures = pictures.new_zeros(1, 3, side, side)
+        return self.student.see(pictures)
 
     def _read(
         self, reader: Llava, seen: Tensor, batch: Batch, kinds: Collection[str], keep: Tensor
@@ -104,7 +129,8 @@ class Paths(nn.Module):
             given["hidden"] = reader.understand(batch, given["tokens"], keep)
         if "logits" in kinds:
             given["logits"] = reader.speak(given["hidden"])[:, : self.vocabulary]
-        return {kind: given[kind] for kind in kinds}
+        pictured = slice(len(batch.pictures))  # without a blank one
+        return {k: given[k] if k in ("logits", "hidden") else given[k][pictured] for k in kinds}
 
 
 def _kinds(wanted: Collection[str], path: str) -> list[str]:

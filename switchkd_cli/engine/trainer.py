@@ -2,109 +2,126 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from torch.optim import AdamW
+from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.diagnostics import diagnose, pulls
+from switchkd_cli.engine.loader import micro_batch
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.objective import Objective
+from switchkd_cli.engine.objective import Objective, Tally
+from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import PATHS, Paths
-from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.engine.replicas import Replicas
+from switchkd_cli.engine.share import NotFinite, Share, averaged, summed
+from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
+TORCH_ALONE = DeepSpeed()
 SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
-
-
-@dataclass(frozen=True)
-class NotFinite:
-    """A figure of a step that is no number, and the ids of the rows that it comes from."""
-
-    figure: str
-    value: float
-    rows: tuple[str, ...]
 
 
 class Trainer:
     """What one stage needs to take optimiser steps.
 
-    Accelerate holds the device, the precision and the accumulation. A step's loss is divided by the supervised
-    positions of *all* its rows, so no split into micro-batches changes the gradient.
+    A step's loss is divided by the supervised positions of *all* its rows, those of the other processes too, so no
+    split into processes and micro-batches changes the gradient.
     """
 
     def __init__(
-        self, stage: Stage, paths: Paths, steps: int, precision: str, trackers: Path, seed: int = 0
+        self,
+        stage: Stage,
+        paths: Paths,
+        steps: int,
+        precision: str,
+        trackers: Path,
+        seed: int = 0,
+        *,
+        processes: Processes = ALONE,
+        deepspeed: DeepSpeed = TORCH_ALONE,
     ) -> None:
-        self.stage, self.steps = stage, steps
-        self.micro = stage.micro_batch or stage.batch
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            gradient_accumulation_steps=stage.batch // self.micro,
-            log_with="tensorboard",
-            project_dir=trackers,
-        )
-        self.accelerator.init_trackers(stage.name)
+        self.stage, self.steps, self.paths = stage, steps, paths
+        self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
+        self.micro = micro_batch(stage, processes.count)
         self.objective = Objective(stage.objective)
         paths.student.requires_grad_(False)
+        paths.in_step = processes.count > 1
         self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
-        groups = [
+        self.groups = [
             {"params": given, "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
             for part, given in self.parts.items()
         ]
         if adapters := paths.adapt(self.objective.readings, seed):
-            groups.append({"params": adapters, "lr": stage.lr})
-        trained = {id(p) for group in groups for p in group["params"]}
+            self.groups.append({"params": adapters, "lr": stage.lr})
+        trained = {id(p) for group in self.groups for p in group["params"]}
         self.trained = {name: p for name, p in paths.named_parameters() if id(p) in trained}
-        self.adamw = AdamW(groups, weight_decay=stage.weight_decay)
-        self.schedule = get_scheduler(
-            SCHEDULES[stage.schedule], self.adamw, round(stage.warmup * steps), steps
-        )
-        self.paths, self.optimizer = self.accelerator.prepare(paths.train(), self.adamw)
+        self.tracker = SummaryWriter(str(trackers / stage.name)) if processes.first else None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Takes the weights as they are, with an optimiser that has taken no step."""
+        paths, stage, groups = self.paths.train(), self.stage, self.groups
+        if self.deepspeed.zero:
+            from switchkd_cli.engine.shards import Shards, settings
+
+            told = settings(stage, self.deepspeed, self.precision, self.micro, self.processes)
+            self.replica = Shards(paths, groups, self.processes, weight_decay=stage.weight_decay, told=told)
+        else:
+            self.replica = Replicas(
+                paths,
+                groups,
+                self.processes,
+                weight_decay=stage.weight_decay,
+                grad_clip=stage.grad_clip,
+                precision=self.precision,
+                unreached="student" not in self.objective.readings,
+            )
+        warmup = round(stage.warmup * self.steps)
+        self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
 
     def step(self, group: Sequence[Batch], *, diagnosed: bool) -> tuple[dict[str, float], list[NotFinite]]:
-        """One optimiser step over the group's micro-batches; returns its figures, and those that are no number.
+        """One optimiser step over the micro-batches of this process and, at the same time, those of the others.
 
-        Where there are any, no weight was changed: only the schedule went on.
+        Returns its figures, over all processes, and those that are no number. Where there are any, no weight was
+        changed: only the schedule went on.
         """
-        group = [batch.to(self.accelerator.device) for batch in group]
-        tally = self.objective.tally(group, progress=self.schedule.last_epoch / self.steps)
-        figures = {"lr": self.schedule.get_last_lr()[0]}
+        group = [batch.to(self.replica.device) for batch in group]
+        tally = self.objective.tally(group, self.schedule.last_epoch / self.steps, self.processes.sum)
+        lr = self.schedule.get_last_lr()[0]
+        values: dict[str, float] = {}
+        seen: dict[str, float] = {}
         broken: list[NotFinite] = []
         for batch in group:
-            with self.accelerator.accumulate(self.paths):
+            last = batch is group[-1]
+            with self.replica.micro_batch(last=last):
                 keep = self.objective.keep(batch)
-                readings = self.paths(batch, self.objective.readings, keep)
+                readings = self.replica(batch, self.objective.readings, keep)
                 parts = self.objective(readings, batch, keep, tally)
-                values = {name: part.item() for name, part in parts.items()}
-                if lost := [name for name, value in values.items() if not math.isfinite(value)]:
-                    rows = self.objective.not_finite(lost, readings, batch, keep, tally)
-                    broken += [NotFinite(f"loss/{name}", values[name], rows[name]) for name in lost]
-                if diagnosed and batch is group[-1] and not broken:
-                    figures |= pulls(parts, self.stage.objective, self.parts)
-                # backward() averages over the micro-batches; the tally has divided by all of them already
-                self.accelerator.backward(self.objective.total(parts) * len(group))
-                for name, value in values.items():
-                    figures[f"loss/{name}"] = figures.get(f"loss/{name}", 0.0) + value
-                if self.accelerator.sync_gradients:
-                    figures["grad_norm"] = norm = self._clipped()
-                    if not (broken or math.isfinite(norm)):
-                        broken.append(NotFinite("grad_norm", norm, tuple(i for b in group for i in b.ids)))
-                if not broken:
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
+                broken += (found := self._not_finite(parts, readings, batch, keep, tally))
+                for name, part in parts.items():
+                    values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + part.item()
+                if diagnosed and last and not broken:
+                    seen = self._diagnosed(parts, readings, batch, keep, tally)
+                # processes' gradients are averaged; the tally has divided by all of them already
+                loss = self.objective.total(parts) * self.processes.count
+                self.replica.backward(
+                    loss * math.nan if found else loss
+                )  # no step is taken on such a gradient
+        shares = self.processes.every(Share(values, broken, seen, int(keep.sum())))
+        broken = [one for share in shares for one in share.broken]
+        norm = self.replica.step()
+        if not (broken or math.isfinite(norm)):
+            ids = self.processes.every([i for batch in group for i in batch.ids])
+            broken = [NotFinite("grad_norm", norm, tuple(i for each in ids for i in each))]
         self._next_rate()
+        figures = {"lr": lr, **summed(shares), "grad_norm": norm}
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
-        if diagnosed and not broken:
-            logits = {path: readings[path] for path in PATHS if path in readings}
-            figures |= diagnose(logits, batch, keep, self.stage.objective)
-        return figures, broken
+        return figures | ({} if broken else averaged(shares)), broken
 
     def _next_rate(self) -> None:
         """The schedule goes on, whether weights were changed or not."""
@@ -114,21 +131,57 @@ class Trainer:
             )  # a skipped first step
             self.schedule.step()
 
-    def _clipped(self) -> float:
-        """The norm of all gradients, which are clipped to the stage's limit."""
-        limit = self.stage.grad_clip or math.inf
-        return float(self.accelerator.clip_grad_norm_(list(self.trained.values()), limit))
+    def _not_finite(
+        self,
+        parts: Mapping[str, Tensor],
+        readings: Mapping[str, Tensor],
+        batch: Batch,
+        keep: Tensor,
+        tally: Tally,
+    ) -> list[NotFinite]:
+        """The terms of a micro-batch that are no number."""
+        lost = {name: part.item() for name, part in parts.items() if not part.isfinite()}
+        rows = self.objective.not_finite(list(lost), readings, batch, keep, tally) if lost else {}
+        return [NotFinite(f"loss/{name}", value, rows[name]) for name, value in lost.items()]
+
+    def _diagnosed(
+        self,
+        parts: Mapping[str, Tensor],
+        readings: Mapping[str, Tensor],
+        batch: Batch,
+        keep: Tensor,
+        tally: Tally,
+    ) -> dict[str, float]:
+        """What a micro-batch shows beyond its loss."""
+        logits = {path: readings[path] for path in PATHS if path in readings}
+        figures = diagnose(logits, batch, keep, self.stage.objective)
+        beside = self.replica.beside(readings, batch, self.objective.readings, keep)
+        if beside is not None:
+            probed = {part: [self.replica.own(p) for p in given] for part, given in self.parts.items()}
+            parts = parts if beside is readings else self.objective(beside, batch, keep, tally)
+            figures = pulls(parts, self.stage.objective, probed) | figures
+        return figures
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """Gives the figures to tensorboard; one process does."""
+        if self.tracker is not None:
+            for name, value in figures.items():
+                self.tracker.add_scalar(name, value, global_step=step)
+            self.tracker.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is trained, by the names of its parameters, and AdamW's and the schedule's state.
+        """What is trained, by the names of its parameters, and AdamW's and the schedule's state. Every process has to ask.
 
+        All of it is whole, however it is shared out: any number of processes and any ZeRO stage goes on from it.
         Frozen parts and the teacher are no part of it: they follow from the recipe and the stages before.
         """
-        inner = self.adamw.state
+        self.replica.collect()
+        kept = {name: self.replica.moments(p) for name, p in self.trained.items()}
+        groups = self.replica.adamw.param_groups
         return {
             "weights": {name: p.detach() for name, p in self.trained.items()},
-            "moments": {name: dict(inner[p]) for name, p in self.trained.items() if p in inner},
-            "groups": [{k: v for k, v in g.items() if k != "params"} for g in self.adamw.param_groups],
+            "moments": {name: moments for name, moments in kept.items() if moments},
+            "groups": [{k: v for k, v in g.items() if k != "params"} for g in groups],
             "schedule": self.schedule.state_dict(),
         }
 
@@ -136,22 +189,22 @@ class Trainer:
         """Stands where `state_dict` was taken. Raises ValueError where other parameters were trained."""
         if unlike := sorted(state["weights"].keys() ^ self.trained.keys()):
             raise ValueError(f"other parameters were trained: {', '.join(unlike[:3])}")
+        self.replica.close()
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(state["weights"][name])
-        indexes = {id(p): i for i, p in enumerate(p for g in self.adamw.param_groups for p in g["params"])}
-        whole = self.adamw.state_dict()
-        groups = [
-            {**saved, "params": group["params"]}
-            for saved, group in zip(state["groups"], whole["param_groups"], strict=True)
-        ]
-        moments = {indexes[id(self.trained[name])]: _copied(kept) for name, kept in state["moments"].items()}
-        self.adamw.load_state_dict({"state": moments, "param_groups": groups})
+        self._begin()
+        self.replica.set_moments({self.trained[name]: kept for name, kept in state["moments"].items()})
+        for group, saved in zip(self.replica.adamw.param_groups, state["groups"], strict=True):
+            group.update(saved)
         self.schedule.load_state_dict(state["schedule"])
 
     def close(self) -> None:
-        """Ends the trackers."""
-        self.accelerator.end_training()
+        """Leaves the trained weights in `paths`, and ends the tracker."""
+        self.replica.collect()
+        self.replica.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:
@@ -160,8 +213,3 @@ def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
-
-
-def _copied(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of their own: what a file was read into may lie unaligned, and is let go."""
-    return {name: tensor.clone() for name, tensor in moments.items()}

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from switchkd_cli.engine.build import build_data, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import fidelity
 from switchkd_cli.engine.keeper import Keeper
+from switchkd_cli.engine.loader import micro_batch
 from switchkd_cli.engine.loop import train
+from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
 from switchkd_cli.locate import locate
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.baselines import judged
 from switchkd_cli.runs import RunFolder
 
 
-def work(run: Run, folder: RunFolder) -> None:
+def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     """Trains the run's stages and saves the student, with its card, to `folder.model`.
 
     A stage's output is shared under its key by all runs whose recipes agree up to it: whoever comes first trains
@@ -43,13 +47,20 @@ def work(run: Run, folder: RunFolder) -> None:
         name: build_data(run.config.data[name], paths.student, folder.root)
         for name in dict.fromkeys(stage.data for stage in stages)
     }
-    if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
-        for note in pair.notes:
-            folder.log({"event": "models", "text": note})
-    for rows in data.values():
-        rows.ledger.list_in(folder.skipped)
+    if processes.first:
+        if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
+            for note in pair.notes:
+                folder.log({"event": "models", "text": note})
+        for rows in data.values():
+            rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):
-        _take_stage(run, i, paths, data[stage.data], folder)
+        _take_stage(run, i, paths, data[stage.data], folder, processes)
+    if processes.first:
+        _finish(run, data, folder)
+
+
+def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder) -> None:
+    """What the training of all stages leaves."""
     _take_model(run, folder)
     for name, rows in data.items():
         if rows.ledger.met and not folder.says(event="skipped", data=name):
@@ -113,27 +124,38 @@ def _question(run: Run, root: Path) -> dict[str, Any]:
     return {**run.config.evaluation.model_dump(), "sets": runs.sets(root)}
 
 
-def _take_stage(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder) -> None:
+def _take_stage(
+    run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, processes: Processes
+) -> None:
     """Trains a stage, or takes what it gave from where it was trained before, by this run or by another."""
     stage, shared = run.config.stages[index], runs.stage(folder.root, run.stage_key(index))
-    if checkpoints.marked(folder, stage.name) is None:
+    if processes.first and checkpoints.marked(folder, stage.name) is None:
         checkpoints.mark(folder, stage.name)
-    with ExitStack() as until_named, shared.build() as partial:
-        if partial is None:
-            if not folder.says(stage=stage.name):
+    building = shared.build() if processes.first else nullcontext()
+    with ExitStack() as until_named, building as partial:
+        if processes.decide(lambda: partial is None):
+            if processes.first and not folder.says(stage=stage.name):
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
             _take_weights(paths, shared.path)
         else:
             until_named.enter_context(stop.later())  # a trained stage is saved, whatever is asked meanwhile
-            _train(run, index, paths, data, folder, partial)
-    checkpoints.drop(folder, stage.name)
+            keeper = _train(run, index, paths, data, folder, processes)
+            if processes.first:
+                _save(run, index, paths, data, keeper, partial)
+    if processes.first:
+        checkpoints.drop(folder, stage.name)
 
 
-def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, target: Path) -> None:
-    """Trains a stage from where it stands, and saves the student to `target`."""
+def _train(
+    run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, processes: Processes
+) -> Keeper:
+    """Trains a stage from where it stands."""
     stage = run.config.stages[index]
-    if not folder.says(event="stage", stage=stage.name):
-        folder.log({"event": "stage", "stage": stage.name, "rows": len(data)})
+    if processes.first and not folder.says(event="stage", stage=stage.name):
+        together = {"processes": processes.count} if processes.count > 1 else {}
+        folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
+    if processes.first and run.config.deepspeed.zero:
+        _write_settings(run, stage, folder, processes)
     keeper = Keeper(folder, stage.name, run.config.checkpoints)
     train(
         stage,
@@ -141,15 +163,37 @@ def _train(run: Run, index: int, paths: Paths, data: Conversations, folder: RunF
         data,
         seed=run.seed + index,
         precision=run.config.precision,
-        log=folder.log,
+        log=folder.log if processes.first else _unlogged,
         trackers=folder.tensorboard,
         keeper=keeper,
+        processes=processes,
+        deepspeed=run.config.deepspeed,
     )
+    return keeper
+
+
+def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Processes) -> None:
+    """What DeepSpeed is told, in the run's folder."""
+    from switchkd_cli.engine.shards import settings
+
+    told = settings(
+        stage, run.config.deepspeed, run.config.precision, micro_batch(stage, processes.count), processes
+    )
+    folder.deepspeed.mkdir(exist_ok=True)
+    runs.write_json(folder.deepspeed / f"{stage.name}.json", told)
+
+
+def _unlogged(entry: Mapping[str, Any]) -> None:
+    """What the first process logs is said once."""
+
+
+def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keeper, target: Path) -> None:
+    """Saves a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     taught = {"template": data.chat_template, "end": data.end}  # what is saved is asked as it was taught
     checkpoint.save(paths.student, target, **taught)
-    if stage is run.config.stages[-1] and (best := keeper.best()) is not None:
+    if index == len(run.config.stages) - 1 and (best := keeper.best()) is not None:
         put_weights(paths, read_state(best))
-        with runs.made_whole(folder.best) as partial:
+        with runs.made_whole(keeper.folder.best) as partial:
             checkpoint.save(paths.student, partial, **taught)
 
 

@@ -40,6 +40,7 @@ def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _models(data)
     yield from _data_sets(data)
     yield from _stages(data)
+    yield from _deepspeed(data)
     yield from _checkpoints(data)
     yield from _evaluation(data)
     yield from _taught_last(data)
@@ -81,6 +82,15 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield (*path, "data"), _unknown("data set", name, known_data)
         yield from _budget(stage, path)
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
+
+
+def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
+    asked = _mapping(data.get("deepspeed"))
+    zero, offload = asked.get("zero", 0), asked.get("offload", "none")
+    if offload == "optimizer" and zero == 0:
+        yield ("deepspeed", "offload"), "needs zero: 1 or more, got 'optimizer'"
+    if offload == "parameters" and zero != 3:
+        yield ("deepspeed", "offload"), "needs zero: 3, which shares parameters out, got 'parameters'"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:

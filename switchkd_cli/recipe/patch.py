@@ -12,7 +12,7 @@ from typing import Any
 
 from switchkd_cli.errors import did_you_mean
 
-UNWRITTEN = ("checkpoints",)
+UNWRITTEN = ("checkpoints", "deepspeed")
 """Groups of settings that all have defaults: a recipe need not write them for a path to lead into them."""
 
 

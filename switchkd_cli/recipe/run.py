@@ -22,6 +22,7 @@ UNKEYED = {
     "world",
     "stand_ins",
     "checkpoints",
+    "deepspeed",  # but for what it computes in: `Recipe.arithmetic`
 }  # what is said about a run, not what it does
 FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
 
@@ -56,7 +57,8 @@ class Run:
         config = self.config
         models = [_model_fingerprints(model) for model in (config.student, config.teacher)]
         data = [_data_fingerprints(config, name) for name in config.data]
-        return digest(config.model_dump(mode="json", exclude=UNKEYED), models, data)
+        said = config.model_dump(mode="json", exclude=UNKEYED) | {"precision": config.arithmetic}
+        return digest(said, models, data)
 
     def leading(self) -> Run:
         """The run of the leading stages that need no teacher; the run itself when that is all it does.
@@ -99,7 +101,7 @@ class Run:
             [_dump(teacher), _model_fingerprints(teacher)],
             {name: [_dump(config.data[name]), _data_fingerprints(config, name)] for name in used},
             [_dump(stage) for stage in stages],
-            [config.seed, config.precision],
+            [config.seed, config.arithmetic],
         )
 
     @property

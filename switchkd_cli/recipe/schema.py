@@ -154,6 +154,17 @@ class Stage(Closed):
         return bool(self.paths & {"teacher", "switch"})
 
 
+class DeepSpeed(Closed):
+    """How DeepSpeed shares the training out among the processes.
+
+    `zero` is ZeRO's stage: 1 shares out what the optimiser keeps, 2 gradients too, 3 the student's weights too; 0 is
+    torch alone. `offload` keeps the optimiser's share, or the parameters' too, in the machine's memory.
+    """
+
+    zero: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+
+
 class Evaluation(Closed):
     """Which benchmarks a finished model is scored on.
 
@@ -203,6 +214,7 @@ class Recipe(Closed):
     stand_ins: dict[str, str] = {}
     seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: DeepSpeed = DeepSpeed()
     student: Model
     teacher: Checkpoint | None = None
     data: dict[Name, DataSet]
@@ -211,6 +223,14 @@ class Recipe(Closed):
     checkpoints: Saving = Saving()
     controls: tuple[str, ...] = ()
     rows: dict[Name, Row] = {}
+
+    @property
+    def arithmetic(self) -> str:
+        """What weights are computed with: the numbers depend on it, not on how they are shared out.
+
+        bf16 is torch's mixed precision over float32 weights; DeepSpeed's weights are bf16, with float32 ones behind.
+        """
+        return "bf16 weights" if self.precision == "bf16" and self.deepspeed.zero else self.precision
 
     @property
     def needs_template(self) -> bool:

@@ -3,7 +3,7 @@
 ZeRO 0 is torch's own mixed precision: float32 weights and gradients, two float32 moments of AdamW, and bf16 copies of the
 matrices for the time of a micro-batch; several GPUs add DDP's buckets. ZeRO 1 to 3 is a bf16 model as DeepSpeed trains
 it: bf16 weights and gradients, and float32 weights and moments, shared out among the GPUs. ZeRO 1 shares out what AdamW
-keeps, 2 the gradients too, 3 the student's weights too. The teacher is whole on every GPU.
+keeps, 2 the gradients too (which it adds up in float32), 3 the student's weights too. The teacher is whole on every GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from switchkd_cli.engine.cost.step import Rows, Terms
 
 MOMENTS = 8  # bytes of AdamW's two float32 moments of a parameter
 MASTER = 4  # bytes of a float32 copy of a bf16 parameter
+OFFLOADED = {"none": (), "optimizer": ("optimiser",), "parameters": ("student weights", "optimiser")}
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,21 @@ def precision_of(name: str, zero: int) -> Precision:
     return BF16 if zero else AUTOCAST
 
 
-def states(sizes: Sizes, precision: Precision, gpus: int, zero: int) -> dict[str, float]:
-    """Bytes that stay from step to step: weights, gradients, optimiser."""
+def states(
+    sizes: Sizes, precision: Precision, gpus: int, zero: int, offload: str = "none"
+) -> dict[str, float]:
+    """Bytes that stay from step to step: weights, gradients, optimiser. What is offloaded is not on the GPU."""
     mine = {stage: gpus if zero >= stage else 1 for stage in (1, 2, 3)}
     master = MASTER if precision is BF16 else 0
     buckets = precision.weight if gpus > 1 and not zero else 0
-    return {
+    gradient = MASTER if precision is BF16 and zero > 1 else precision.weight
+    stay = {
         "student weights": precision.weight * sizes.student / mine[3],
         "teacher weights": precision.weight * sizes.teacher,
-        "gradients": (precision.weight / mine[2] + buckets) * sizes.trained,
+        "gradients": (gradient / mine[2] + buckets) * sizes.trained,
         "optimiser": (MOMENTS + master) * sizes.trained / mine[1],
     }
+    return stay | {name: 0.0 for name in OFFLOADED[offload]}
 
 
 def step_memory(
@@ -59,6 +64,7 @@ def step_memory(
     *,
     gpus: int = 1,
     zero: int = 0,
+    offload: str = "none",
 ) -> dict[str, float]:
     """Bytes of one GPU by component at a step's fullest moment.
 
@@ -71,6 +77,6 @@ def step_memory(
         "activations": sum(layers.values()),
         "logits": logits(student, teacher, rows, terms, precision, vocabulary),
     }
-    update = MASTER * sizes.trained / (gpus if zero else 1)
+    update = MASTER * sizes.trained / (gpus if zero else 1) if offload == "none" else 0.0
     beyond = max(0.0, update - sum(full.values()))
-    return {**states(sizes, precision, gpus, zero), **full, "optimiser's step": beyond}
+    return {**states(sizes, precision, gpus, zero, offload), **full, "optimiser's step": beyond}

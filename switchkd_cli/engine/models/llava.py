@@ -114,7 +114,7 @@ class Llava(nn.Module):
 
     def see(self, pictures: Tensor) -> Tensor:
         """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config."""
-        config = self.model.config
+        config, pictures = self.model.config, pictures.to(self.model.dtype)
         if not len(pictures):
             return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
         output = self.model.model.vision_tower(pictures, output_hidden_states=True)

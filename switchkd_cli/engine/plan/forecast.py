@@ -148,10 +148,12 @@ def _notes(
             f"{run.row}: what {', '.join(sorted(pictured))} compare, and adapters, are not in memory and operations; a teacher "
             "that they read is counted with all its layers, more than runs"
         )
-    if machine.gpus > 1 or machine.zero:
+    if machine.gpus > 1:
         notes.append(
-            "this version trains in one process: several GPUs and ZeRO are planned for here, and not launched yet"
+            f"planned for {machine.gpus} GPUs: --gpus {machine.gpus} trains on so many of this machine"
         )
+    if machine.zero != run.config.deepspeed.zero:
+        notes.append(f"planned for ZeRO-{machine.zero}: deepspeed.zero={machine.zero} trains with it")
     return notes
 
 

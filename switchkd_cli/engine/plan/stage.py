@@ -82,6 +82,7 @@ def _memory(
             pairing.vocabulary,
             gpus=gpus,
             zero=machine.zero,
+            offload=machine.offload,
         )
 
     batches = look.micro_batches(micro, on, grouped=stage.group_by is not None)

@@ -1,0 +1,103 @@
+"""The processes that train one model together: which one this is, and how they come to know the same."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from switchkd_cli.spread import among_others
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=60)
+"""How long a process waits for the others inside a step: the first may be writing a checkpoint meanwhile.
+
+Not how long it takes to notice that one died: the launcher ends the others within seconds.
+"""
+GLANCE = 0.1  # seconds between two looks for what the first process decides
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process as number `rank` of `count`, `local` of those on its machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    store: dist.Store | None = field(default=None, repr=False)
+    _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes, logs and scores."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes: a GPU of its own where there are any."""
+        return torch.device("cuda", self.local) if torch.cuda.is_available() else torch.device("cpu")
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum over all processes, of numbers of one shape in each."""
+        if self.count > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
+    def every(self, value: T) -> list[T]:
+        """What each process has, in order. For small plain data; every process has to ask."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def decide(self, what: Callable[[], T]) -> T:
+        """What the first process finds out (plain data); the others wait for it, however long it takes.
+
+        They look at the store now and then. A collective would be given up after PATIENCE, and would keep a signal
+        from being handled.
+        """
+        if self.count == 1:
+            return what()
+        key = f"switchkd/{next(self._numbers)}"
+        if self.first:
+            value = what()
+            self.store.set(key, json.dumps(value))
+            return value
+        while not self.store.check([key]):
+            time.sleep(GLANCE)
+        return json.loads(self.store.get(key))
+
+
+ALONE = Processes()
+
+
+@functools.cache
+def joined() -> Processes:
+    """This process among those that a launcher started with RANK, WORLD_SIZE, ... in the environment.
+
+    Alone where there are no others. GPUs talk by NCCL, processors by gloo.
+    """
+    if not among_others():
+        return ALONE
+    store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(local)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    atexit.register(dist.destroy_process_group)
+    return Processes(rank, count, local, dist.PrefixStore("decisions", store))
