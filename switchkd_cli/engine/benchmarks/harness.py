@@ -133,13 +133,17 @@ def _still(*args: Any, **options: Any) -> tqdm:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """One process answers everything, also inside a distributed run; the caller's random state is kept."""
+    """One process answers everything, also inside a distributed run; the caller's random state is kept.
+
+    lmms-eval would wait for processes that train and do not evaluate.
+    """
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     before = {name: os.environ.get(name) for name in names}
     state = random.getstate()
     os.environ.update(names)
     try:
-        yield
+        with swapped(torch.distributed, is_initialized=lambda: False):
+            yield
     finally:
         random.setstate(state)
         for name, value in before.items():
