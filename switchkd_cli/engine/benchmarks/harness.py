@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 import lmms_eval
+import torch
 from lmms_eval import evaluator
 from lmms_eval.api import task as task_module
 from lmms_eval.tasks import TaskManager
