@@ -65,6 +65,13 @@ def data(folder: Path, **more) -> dict:
     return {"data": {"rows": {"source": "llava_json", "parameters": parameters, **more}}}
 
 
+def logged(run: Path) -> str:
+    """The stages of which a step is logged."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return " ".join(json.loads(line)["stage"] for line in lines if '"grad_norm"' in line)
+
+
 # --- signals
 
 
@@ -110,20 +117,27 @@ def test_an_interrupted_matrix_is_gone_on_with(plain, tmp_path):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(text)
     root, other = tmp_path / "runs", tmp_path / "other"
-    words = ("ablate", recipe, "--jobs", 1, "--out")
+    words = ("ablate", recipe, "--jobs", 2, "--out")
     unharmed = switchkd(*words, other, cwd=tmp_path)
     assert unharmed.end() == 0, unharmed.text
     program = switchkd(*words, root, cwd=tmp_path)
-    slow = root / "tiny" / "slow" / "seed0"
-    program.when(lambda: steps(slow) >= 3).process.terminate()
-    assert program.end() == 143
-    assert program.lines[-1] == f"resume: switchkd ablate {recipe} --jobs 1 --out {root} --resume"
-    assert any("saved" in line for line in program.lines[-4:])
-    assert info(folder(root))["status"] == "finished" and info(slow)["status"] == "interrupted"
-    program = switchkd(*words, root, cwd=tmp_path)
+    both = [Path("tiny") / row / "seed0" for row in ("switch-kd", "slow")]
+    program.when(lambda: all("distill" in logged(root / run) for run in both)).process.terminate()
+    assert program.end() == 143, program.text
+    assert program.lines[-1] == f"resume: switchkd ablate {recipe} --jobs 2 --out {root} --resume"
+    ends = [line for line in program.lines if "stage distill, after step" in line and "saved" in line]
+    assert len(ends) == 2
+    assert [info(root / run)["status"] for run in both] == ["interrupted"] * 2
+    program = switchkd(*shlex.split(program.lines[-1].removeprefix("resume: switchkd ")), cwd=tmp_path)
     assert program.end() == 0, program.text
-    assert "1 of 2 runs finished before, reused" in program.text
-    assert_equal(slow, other / "tiny" / "slow" / "seed0")
+    for run in both:
+        expected = tiny_run.trace(other / run)
+        assert [
+            step for step in tiny_run.trace(root / run) if "step" in step and step["stage"] == "distill"
+        ] == [
+            step for step in expected if "step" in step and step["stage"] == "distill"
+        ]  # which of the two trains the stage that they share is the race's
+        assert info(root / run)["status"] == "finished"
 
 
 # --- the machine
