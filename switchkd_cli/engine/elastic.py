@@ -43,7 +43,7 @@ def launch(command: Sequence[str], spread: Spread) -> None:
             else f"--processes {spread.each} trains on the processors (slowly)",
             code=MACHINE,
         )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says, we say
+    _silence()
     with (
         tempfile.TemporaryDirectory(prefix="switchkd-") as scratch,
         _environment(spread, scratch),
@@ -60,6 +60,13 @@ def launch(command: Sequence[str], spread: Spread) -> None:
                 child.kill()
             words = last_words.read(Path(scratch))
             raise Stopped(asked.sigval, next((w.text for w in words if w.signal), "")) from None
+
+
+def _silence() -> None:
+    """What the agent logs, we say; its loggers don't ask their parents."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _config(spread: Spread, scratch: Path) -> LaunchConfig:

@@ -39,7 +39,7 @@ class Replicas:
         self.cast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         if processes.count > 1:
             self.module = DistributedDataParallel(
-                paths, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unreached
+                paths, gradient_as_bucket_view=True, find_unused_parameters=unreached
             )
 
     def own(self, parameter: nn.Parameter) -> nn.Parameter:

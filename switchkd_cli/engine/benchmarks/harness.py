@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import huggingface_hub.constants
 import lmms_eval
+import torch
 from lmms_eval import evaluator
 from lmms_eval.api import task as task_module
 from lmms_eval.tasks import TaskManager
@@ -133,13 +134,17 @@ def _still(*args: Any, **options: Any) -> tqdm:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """One process answers everything, also inside a distributed run; the caller's random state is kept."""
+    """One process answers everything, also inside a distributed run; the caller's random state is kept.
+
+    lmms-eval would wait for processes that train and do not evaluate.
+    """
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     before = {name: os.environ.get(name) for name in names}
     state = random.getstate()
     os.environ.update(names)
     try:
-        yield
+        with swapped(torch.distributed, is_initialized=lambda: False):
+            yield
     finally:
         random.setstate(state)
         for name, value in before.items():
