@@ -44,7 +44,7 @@ def occupy(
         if content(target, run) == "finished" and not overwrite:
             checkpoints.clear(target)  # left when the run was killed at its very end
             yield target, "finished"
-        elif (at := _unfinished(target, run)) is not None and not overwrite:
+        elif not overwrite and (at := _unfinished(target, run)) is not None:
             if not resume:
                 _check_unchanged(target, at)
             _go_on(target, at)
@@ -68,8 +68,8 @@ def alone(target: RunFolder) -> Iterator[None]:
 
 def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrupted", "unfinished", "other"]:
     """What the folder holds, as far as this run is concerned; what was interrupted can be gone on with."""
-    if not target.path.exists() or not any(target.path.iterdir()):
-        return "new"
+    if not target.path.exists() or all(path.name.startswith(".") for path in target.path.iterdir()):
+        return "new"  # or killed before its record was whole
     info = target.info()
     if info.get("key") != run.key:
         return "other"
