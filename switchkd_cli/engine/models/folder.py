@@ -31,6 +31,8 @@ def read(stored: Stored) -> Blueprint:
     check_config(config, stored)
     with explained(f"{stored}: no readable processor"):
         processor = AutoProcessor.from_pretrained(stored.folder, backend="pil", **NO_CODE)
+        if not isinstance(processor, LlavaProcessor):
+            raise TypeError(f"{type(processor).__name__} is no LlavaProcessor")
     check_weights(stored)
     return Blueprint(
         config, counting(processor, config), partial(load_weights, AutoModelForImageTextToText, stored)
