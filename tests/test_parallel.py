@@ -48,6 +48,7 @@ CASES = {
         "torch, micro 2": {"micro": 2},
         "zero 2": {"zero": 2, "micro": 1},
         "zero 3": {"zero": 3, "micro": 2},
+        "resumed, torch": {"micro": 1, "after": "INTERRUPTED"},
         "resumed, zero 2": {"zero": 2, "after": "INTERRUPTED"},
         "resumed, zero 3": {"zero": 3, "after": "INTERRUPTED"},
     },
@@ -187,7 +188,7 @@ def test_bf16_weights_follow_the_float32_trace(name, two, alone):
     assert {tensor.dtype for tensor in state["model"].values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["resumed, zero 2", "resumed, zero 3"])
+@pytest.mark.parametrize("name", ["resumed, torch", "resumed, zero 2", "resumed, zero 3"])
 def test_four_processes_go_on_where_two_stopped(name, four, alone):
     """Another number of processes, another ZeRO stage: the checkpoint is whole."""
     lines, state = four[name]
