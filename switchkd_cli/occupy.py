@@ -45,7 +45,7 @@ def occupy(
             if content(target, run) == "finished" and not overwrite:
                 checkpoints.clear(target)  # left when the run was killed at its very end
                 yield target, "finished"
-            elif (at := _unfinished(target, run)) is not None and not overwrite:
+            elif not overwrite and (at := _unfinished(target, run)) is not None:
                 if not resume:
                     _check_unchanged(target, at)
                 _go_on(target, at)
@@ -61,8 +61,8 @@ def occupy(
 
 def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrupted", "unfinished", "other"]:
     """What the folder holds, as far as this run is concerned; what was interrupted can be gone on with."""
-    if not target.path.exists() or not any(target.path.iterdir()):
-        return "new"
+    if not target.path.exists() or all(path.name.startswith(".") for path in target.path.iterdir()):
+        return "new"  # or killed before its record was whole
     info = target.info()
     if info.get("key") != run.key:
         return "other"
@@ -141,7 +141,8 @@ def _make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
 
 def _start(target: RunFolder, run: Run) -> None:
     target.path.mkdir(parents=True, exist_ok=True)
-    target.recipe.write_text(run.text, encoding="utf-8")
+    for left in target.path.glob(f".{target.record.name}.*"):
+        left.unlink()
     record = {
         "status": "running",
         "recipe": run.recipe,
@@ -155,7 +156,8 @@ def _start(target: RunFolder, run: Run) -> None:
         "commit": provenance.commit(),
         "started": _now(),
     }
-    write_json(target.record, record)
+    write_json(target.record, record)  # first: without it the folder would be taken for another's
+    target.recipe.write_text(run.text, encoding="utf-8")
 
 
 def _recorded(

@@ -303,6 +303,25 @@ def test_overwrite_starts_again(left, run):
     assert (folder.path.parent / "unfinished-seed0-1" / "checkpoints" / "distill-2").is_dir()
 
 
+def test_overwrite_starts_again_where_no_checkpoint_is_whole(left, run):
+    root, folder = left
+    (folder.checkpoints / "distill-2" / "state.safetensors").unlink()
+    with pytest.raises(UserError, match="no checkpoint of stage distill is whole"), occupy(root, run):
+        pass
+    with occupy(root, run, overwrite=True) as (_, state):
+        assert state == "new"
+
+
+def test_a_run_that_was_killed_before_its_record_was_whole_is_a_new_one(tmp_path, run):
+    root = tmp_path / "runs"
+    folder = runs.folder(root, run)
+    folder.path.mkdir(parents=True)
+    (folder.path / ".run.json.123").write_text("{")
+    with occupy(root, run) as (_, state):
+        assert state == "new"
+    assert not list(folder.path.glob(".*"))
+
+
 def test_another_program_asks_first(tmp_path, left, run):
     root, folder = left
     runs.write_json(folder.record, {**folder.info(), "versions": {"torch": "1.0"}})
