@@ -48,6 +48,7 @@ CASES = {
         "torch, micro 2": {"micro": 2},
         "zero 2": {"zero": 2, "micro": 1},
         "zero 3": {"zero": 3, "micro": 2},
+        "resumed, torch": {"micro": 1, "after": "INTERRUPTED"},
         "resumed, zero 2": {"zero": 2, "after": "INTERRUPTED"},
         "resumed, zero 3": {"zero": 3, "after": "INTERRUPTED"},
     },
@@ -73,8 +74,7 @@ def run(count: int, folder: Path, cases: dict) -> dict[str, tuple[list[dict], di
 
 
 def left(place: Path) -> tuple[list[dict], dict]:
-    lines = json.loads((place / "lines.json").read_text())
-    return [line for line in lines if "event" not in line], read_state(place / "state")
+    return json.loads((place / "lines.json").read_text()), read_state(place / "state")
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_bf16_weights_follow_the_float32_trace(name, two, alone):
     assert {tensor.dtype for tensor in state["model"].values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["resumed, zero 2", "resumed, zero 3"])
+@pytest.mark.parametrize("name", ["resumed, torch", "resumed, zero 2", "resumed, zero 3"])
 def test_four_processes_go_on_where_two_stopped(name, four, alone):
     """Another number of processes, another ZeRO stage: the checkpoint is whole."""
     lines, state = four[name]
@@ -209,8 +209,9 @@ def test_what_is_no_number_in_one_process_changes_no_weight_in_any(name, two):
     _, state = two[name]
     assert "step 1: loss/align is nan; rows" in state["error"]
     assert state["moments"] == {}
-    before = dict(together.untrained().named_parameters())
-    close(state["model"], {n: before[n].detach() for n in state["model"] if n in before}, rtol=0, atol=0)
+    before = {name: p.detach() for name, p in together.untrained().named_parameters()}
+    ours = {name: p for name, p in state["model"].items() if not name.startswith("adapters.")}
+    close(ours, {name: before[name] for name in ours}, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("count", "name"), [(2, "torch, micro 1"), (2, "zero 2"), (4, "zero 2")])

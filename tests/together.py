@@ -118,7 +118,7 @@ def trained(
     state["error"] = error
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}
-    return lines, state, loop
+    return [line for line in lines if "event" not in line], state, loop
 
 
 def _spoil(loop: Loop) -> None:

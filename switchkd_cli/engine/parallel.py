@@ -84,6 +84,11 @@ class Processes:
 ALONE = Processes()
 
 
+def backend() -> str:
+    """What tensors travel by."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
 @functools.cache
 def joined() -> Processes:
     """This process among those that a launcher started with RANK, WORLD_SIZE, ... in the environment.
@@ -94,10 +99,8 @@ def joined() -> Processes:
         return ALONE
     store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    backend = "gloo"
     if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    dist.init_process_group(backend(), store=store, rank=rank, world_size=count, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     return Processes(rank, count, local, dist.PrefixStore("decisions", store))

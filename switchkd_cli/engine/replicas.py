@@ -1,5 +1,6 @@
 """Training with torch alone: each process has the whole student, and DDP adds up their gradients."""
 
+import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,4 +89,7 @@ class Replicas:
             self.adamw.state[parameter] = placed
 
     def close(self) -> None:
-        """Lets go of what belongs to the training."""
+        """Lets go of what belongs to the training: DDP's hooks on the parameters go when it does."""
+        if self.module is not self.computed:
+            self.module = self.computed
+            gc.collect()

@@ -18,7 +18,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from switchkd_cli.engine.parallel import Processes
+from switchkd_cli.engine.parallel import Processes, backend
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
@@ -177,7 +177,7 @@ def _ready(processes: Processes) -> None:
         getattr(deepspeed.ops, "__compatible_ops__", {})[part] = False
     os.environ.setdefault("LOCAL_RANK", str(processes.local))
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend(), store=dist.HashStore(), rank=0, world_size=1)
 
 
 @contextmanager

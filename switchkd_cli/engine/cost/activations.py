@@ -41,7 +41,7 @@ class Precision:
 
 
 FP32 = Precision(4, 4, 4)
-AUTOCAST = Precision(4, 4, 2)  # torch's mixed precision, as Accelerate sets it up
+AUTOCAST = Precision(4, 4, 2)  # torch's mixed precision
 BF16 = Precision(2, 2, 2)  # a bf16 model, as DeepSpeed trains it
 
 
