@@ -8,7 +8,7 @@ from switchkd_cli import runs
 from switchkd_cli.errors import UserError
 
 SCORES = {"mme": {"score": 50.0, "metric": "points", "items": 4, "seconds": 0.1}}
-RESULTS = {"world": "playground", "split": "test", "scores": SCORES}
+RESULTS = {"world": "playground", "split": "test", "sets_key": "made-up", "scores": SCORES}
 
 
 def work(run, folder):
