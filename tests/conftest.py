@@ -1,7 +1,16 @@
-"""Every test runs offline and on one thread, and the processes it starts see this checkout."""
+"""Every test runs offline and on one thread, and the processes it starts see this checkout and heed Ctrl-C."""
 
 import os
+import signal
+import threading
 from pathlib import Path
+
+# what a shell starts in the background ignores Ctrl-C, and so would all that the tests start
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
