@@ -165,6 +165,8 @@ def built(target: RunFolder) -> Iterator[RunFolder]:
 
 
 def _start(target: RunFolder, run: Run) -> None:
+    for left in target.path.glob(f".{target.record.name}.*"):
+        left.unlink()
     record = {
         "status": "running",
         "recipe": run.recipe,

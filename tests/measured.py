@@ -76,7 +76,7 @@ def only(paths: Paths, train: frozenset[str]) -> list[torch.nn.Parameter]:
     return trained
 
 
-def bytes_left(forward: Callable, own: torch.nn.Module) -> int:
+def bytes_left(forward: Callable, *own: torch.nn.Module) -> int:
     """Bytes that a forward pass leaves for the backward pass, weights aside, each storage once."""
     held = weakref.WeakSet()
 
@@ -87,7 +87,7 @@ def bytes_left(forward: Callable, own: torch.nn.Module) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda kept: kept.tensor):
         out = forward()
-    weights = {p.untyped_storage().data_ptr() for p in own.parameters()}
+    weights = {p.untyped_storage().data_ptr() for module in own for p in module.parameters()}
     stores = {h.tensor.untyped_storage().data_ptr(): h.tensor.untyped_storage().nbytes() for h in held}
     del out
     return sum(size for where, size in stores.items() if where not in weights)

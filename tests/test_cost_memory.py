@@ -54,7 +54,8 @@ def test_a_forward_pass_leaves_the_bytes_that_are_planned(kind, precision, tmp_p
         terms = Terms(wanted, train, ())
         planned = sum(activations(*shapes(paths), rows_of(batch), terms, precision).values())
         planned += casts(*shapes(paths), terms, precision)
-        assert planned == pytest.approx(bytes_left(forward, paths), rel=ACTIVATIONS), (wanted, train)
+        left = bytes_left(forward, paths, paths.teacher)
+        assert planned == pytest.approx(left, rel=ACTIVATIONS), (wanted, train)
 
 
 def batch_of(paths, kind, folder):
