@@ -6,6 +6,8 @@ import random
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from small_recipe import write
 
 from switchkd_cli import cli, runs
@@ -138,6 +140,17 @@ def test_hundreds_of_recipes_with_scrambled_text(tmp_path):
     file = write(tmp_path)
     plain, chance = file.read_text(), random.Random(SEED)
     assert survived(file, (scrambled(plain, chance) for _ in range(TEXTS_SCRAMBLED))) < TEXTS_SCRAMBLED / 2
+
+
+@pytest.mark.slow
+@given(chance=st.randoms(use_true_random=False), by_text=st.booleans())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_mutation_is_refused_or_is_a_recipe(tmp_path, chance, by_text):
+    """The same once more with hypothesis, which looks for what fails and makes it small."""
+    file = write(tmp_path)
+    text = file.read_text()
+    changed = scrambled(text, chance) if by_text else source.write(mutated(source.value(text), chance))
+    survived(file, [changed])
 
 
 # --- the corpus: each does one kind of harm

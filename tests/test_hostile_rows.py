@@ -9,6 +9,8 @@ import re
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.data import opening
@@ -112,6 +114,25 @@ def test_hundreds_of_rows_with_other_values(student, tmp_path, form, ending):
     for line in listed:
         assert not UNPRINTABLE.search(line["id"] + line["fault"]) and len(line["id"] + line["fault"]) < 1000
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "skipped.jsonl"])
+
+
+@given(chance=st.randoms(use_true_random=False), form=st.sampled_from(sorted(FORMS)))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_mutation_of_a_row_is_a_fault_or_a_row(student, tmp_path, chance, form):
+    """The same once more with hypothesis, which looks for what fails and makes it small."""
+    source, shape = FORMS[form]
+    images = tmp_path / "pictures"
+    images.mkdir(exist_ok=True)
+    changed = mutated(shape(chance.choice(tiny.rows(images))), chance)
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([changed]))
+    try:
+        rows = source(tmp_path / "cache", file=str(file), images=str(images))
+        Conversations(rows, student.processor, student.image_tokens)._build(0)
+    except Fault as fault:
+        assert not UNPRINTABLE.search(fault.at(0).fault)
+    except UserError as error:
+        assert error.code == INPUT
 
 
 def scrambled(content, chance):
