@@ -73,7 +73,6 @@ def later() -> Iterator[None]:
 def _stop(number: int, frame: FrameType | None) -> None:
     global _asked
     first, _asked = _asked is None, _asked or number
-    if (
-        (not _waiting) if first else number == signal.SIGINT
-    ):  # a second SIGTERM lets what was begun come to its end
+    at_once = not _waiting if first else number == signal.SIGINT  # a second SIGTERM lets it come to its end
+    if at_once:
         raise Stopped(_asked)

@@ -109,9 +109,7 @@ class Trainer:
                     seen = self._diagnosed(parts, readings, batch, keep, tally)
                 # processes' gradients are averaged; the tally has divided by all of them already
                 loss = self.objective.total(parts) * self.processes.count
-                self.replica.backward(
-                    loss * math.nan if found else loss
-                )  # no step is taken on such a gradient
+                self.replica.backward(loss * math.nan if found else loss)  # no step is taken on NaN
         shares = self.processes.every(Share(values, broken, seen, int(keep.sum())))
         broken = [one for share in shares for one in share.broken]
         norm = self.replica.step()
@@ -126,9 +124,8 @@ class Trainer:
     def _next_rate(self) -> None:
         """The schedule goes on, whether weights were changed or not."""
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected call of `lr_scheduler.step"
-            )  # a skipped first step
+            # said of a first step that was not taken
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
 
     def _not_finite(
