@@ -14,7 +14,7 @@ This is exact. The knee of a whole vocabulary of 151,936 lies near k = 5,000: te
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cached_property, wraps
 from typing import NamedTuple
 
 import torch
@@ -93,8 +93,12 @@ class _DifferenceKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
         kept = torch.arange(of.shape[-1], device=of.device) < torch.where(k < 2, 0, k)[:, None]
-        pair = [torch.where(kept, values.double() / temperature, 0.0) for values in (of, to)]
-        narrow = all(_spread(values, kept) <= WIDEST for values in pair)
+        # only differences count: both begin at 0
+        pair = [
+            torch.where(kept, (values - values[:, :1]) / temperature, 0.0)
+            for values in (of.double(), to.double())
+        ]
+        narrow = all(_spread(values) <= WIDEST for values in pair)
         value, *slopes = (_by_sums if narrow else _by_logs)(*pair, kept, ctx.needs_input_grad)
         slopes = [None if slope is None else (slope / temperature).to(of.dtype) for slope in slopes]
         ctx.save_for_backward(*slopes)
@@ -109,24 +113,23 @@ class _DifferenceKL(torch.autograd.Function):
 def _by_sums(u: Tensor, v: Tensor, kept: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """KL of u's pairs from v's, [N], and its slopes along u and v, [N, K], where they are needed."""
     p, q = _Pairs(u, kept), _Pairs(v, kept)
-    gap = torch.where(kept, (u - u[:, :1]) - (v - v[:, :1]), 0.0)
+    gap = u - v
     marginal = p.marginal()
     mean = (marginal * gap).sum(-1, keepdim=True)
     # along u_k: sum of p_kj (gap_k - gap_j - mean) over the pairs it leads, less that of p_ik (...) over those it ends
-    along_u = p.sums() * gap - p.sums(gap) - mean * marginal if needs[0] else None
+    along_u = p.either() * gap - p.other(gap) - mean * marginal if needs[0] else None
     along_v = q.marginal() - marginal if needs[1] else None
     return mean.squeeze(-1) - p.log_total + q.log_total, along_u, along_v
 
 
 class _Pairs:
-    """The pairs' probabilities p_ij = a_i b_j / Z of kept values [N, K], as the sums over i and over j.
+    """The pairs' probabilities p_ij = a_i b_j / Z of kept values [N, K], the others 0, as the sums over i and over j.
 
     a_i = exp(u_i - max u) and b_j = exp(min u - u_j): each at most 1, and no product of theirs underflows where u
     spreads over WIDEST at most. No sum has a difference in it, so each is exact to the last digits.
     """
 
     def __init__(self, values: Tensor, kept: Tensor) -> None:
-        values = torch.where(kept, values - values[:, :1], 0.0)
         high, low = values.amax(-1, keepdim=True), values.amin(-1, keepdim=True)
         self.a, self.b = (values - high).exp() * kept, (low - values).exp() * kept
         self.second = self.b * _before(self.a)
@@ -134,14 +137,20 @@ class _Pairs:
         self.total = torch.where(total > 0, total, 1.0)  # a row without pairs
         self.log_total = (self.total.log() + high - low).squeeze(-1)
 
-    def marginal(self) -> Tensor:
-        """first - second, [N, K]."""
-        return (self.a * _after(self.b) - self.second) / self.total
+    @cached_property
+    def first(self) -> Tensor:
+        return self.a * _after(self.b)
 
-    def sums(self, gap: Tensor | None = None) -> Tensor:
-        """Sum of p over the pairs that hold k, [N, K]: each weighted by the gap of its other end, where one is given."""
-        if gap is None:
-            return (self.a * _after(self.b) + self.second) / self.total
+    def marginal(self) -> Tensor:
+        """Sum of p over the pairs that k leads, less that over those it ends, [N, K]."""
+        return (self.first - self.second) / self.total
+
+    def either(self) -> Tensor:
+        """Sum of p over the pairs that hold k, [N, K]."""
+        return (self.first + self.second) / self.total
+
+    def other(self, gap: Tensor) -> Tensor:
+        """The same, each pair weighted by the gap of its other end."""
         return (self.a * _after(self.b * gap) + self.b * _before(self.a * gap)) / self.total
 
 
@@ -155,9 +164,8 @@ def _after(values: Tensor) -> Tensor:
     return _before(values.flip(-1)).flip(-1)
 
 
-def _spread(values: Tensor, kept: Tensor) -> float:
-    """The widest row, from its lowest to its highest kept value; NaN where one is."""
-    values = torch.where(kept, values - values[:, :1], 0.0)
+def _spread(values: Tensor) -> float:
+    """The widest row, from its lowest to its highest value; NaN where one is."""
     return (values.amax(-1) - values.amin(-1)).amax().item() if len(values) else 0.0
 
 
