@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import places
 from small_recipe import write
 
 from switchkd_cli import cli, runs
@@ -55,14 +56,6 @@ def tree(folder):
 
 
 # --- mutations
-
-
-def places(value, at=()):
-    """Every place of plain data."""
-    yield at
-    steps = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for step in steps:
-        yield from places(value[step], (*at, step))
 
 
 def mutated(data, chance):

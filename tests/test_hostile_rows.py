@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import places
 
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.data import opening
@@ -44,13 +45,6 @@ def as_messages(row):
 
 
 FORMS = {"llava_json": (llava_json, lambda row: row), "messages": (messages, as_messages)}
-
-
-def places(value, at=()):
-    yield at
-    steps = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for step in steps:
-        yield from places(value[step], (*at, step))
 
 
 def mutated(row, chance):

@@ -8,6 +8,7 @@ from switchkd_cli.engine.batch import collate
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.order import order
 from switchkd_cli.engine.losses import forward_kl
+from switchkd_cli.engine.parallel import ALONE
 from switchkd_cli.engine.paths import Paths
 
 ROWS = 64  # rows looked at: some thousand answer tokens
@@ -21,7 +22,7 @@ def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, 
     Returns `agreement` (share of positions where both have the same first choice), `kl` (mean KL(teacher || student)
     in nats) and `positions`. Both read the same text, so the positions are the same for every student.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ALONE.device
     paths = paths.to(device).eval()
     student = paths.student
     tokens = {

@@ -19,6 +19,7 @@ from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.knees import Sought, knees, sought
 from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.parallel import ALONE
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Term
@@ -44,11 +45,13 @@ def position(folder: RunFolder) -> Position | None:
     if not leading:
         return None
     pair = check_pair(run.config, with_teacher=True)
-    paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared).to(_device()).eval()
+    paths = (
+        Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared).to(ALONE.device).eval()
+    )
     shown = _shown(run, folder, paths.student)[:1]
     if not shown:
         return None
-    batch = _batch(paths.student, _asked(run, shown, paths.student), 0).to(_device())
+    batch = _batch(paths.student, _asked(run, shown, paths.student), 0).to(ALONE.device)
     keep = batch.predicting("answer")
     keep &= keep.cumsum(-1) == 1
     logits = paths(batch, tuple(leading), keep)
@@ -90,11 +93,11 @@ def _readers(
 ) -> Iterator[tuple[Llava, Conversations]]:
     """Teacher and students, one in memory at a time, each with the rows as it is asked them."""
     if run.config.teacher is not None:
-        teacher = check_pair(run.config, with_teacher=True).teacher.build().to(_device()).eval()
+        teacher = check_pair(run.config, with_teacher=True).teacher.build().to(ALONE.device).eval()
         yield teacher, _asked(run, shown, teacher)
         del teacher
     for folder in folders:
-        student = load(str(folder.model)).to(_device()).eval()
+        student = load(str(folder.model)).to(ALONE.device).eval()
         yield student, _asked(run, shown, student)
 
 
@@ -169,7 +172,7 @@ def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> Sorte
 
 def _look(model: Llava, data: Conversations, index: int) -> tuple[str, Map]:
     """The word that one model is looked at from, and its map."""
-    batch = _batch(model, data, index).to(_device())
+    batch = _batch(model, data, index).to(ALONE.device)
     weights, said = _attention(model, batch)
     place = _last_word(batch, model)
     return model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip(), Map(
@@ -213,7 +216,3 @@ def _grid(weights: Tensor) -> np.ndarray:
 
 def _first_line(row: Row) -> str:
     return row.exchanges[0][0].splitlines()[0]
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -227,34 +227,19 @@ def train(
     paths: Paths,
     data: Conversations,
     *,
-    seed: int,
-    precision: str,
-    log: Log,
-    trackers: Path,
     keeper: Keeper | None = None,
-    processes: Processes = ALONE,
-    deepspeed: DeepSpeed = TORCH_ALONE,
+    **how: Any,
 ) -> None:
     """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
 
     What the diagnosed steps give away (see `Watch`) is logged as an event "warning". With a `keeper`, checkpoints are
-    written, and the newest is gone on from. Each of several `processes` calls this with the same arguments.
+    written, and the newest is gone on from. `how` is as `Loop` takes it; each of several `processes` calls this with
+    the same arguments.
 
     Raises UserError when too many rows can't be used, or (exit code 1) when a term or the gradient is no longer
     finite, naming them; Stopped when a signal asks for it.
     """
-    loop = Loop(
-        stage,
-        paths,
-        data,
-        seed=seed,
-        precision=precision,
-        log=log,
-        trackers=trackers,
-        keeper=keeper,
-        processes=processes,
-        deepspeed=deepspeed,
-    )
+    loop = Loop(stage, paths, data, keeper=keeper, **how)
     if keeper is not None:
         keeper.give(loop.load_state_dict)
     loop.run()
