@@ -102,9 +102,10 @@ class Trainer:
                 keep = self.objective.keep(batch)
                 readings = self.replica(batch, self.objective.readings, keep)
                 parts = self.objective(readings, batch, keep, tally)
-                broken += (found := self._not_finite(parts, readings, batch, keep, tally))
-                for name, part in parts.items():
-                    values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + part.item()
+                terms = {name: part.item() for name, part in parts.items()}
+                broken += (found := self._not_finite(terms, readings, batch, keep, tally))
+                for name, value in terms.items():
+                    values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + value
                 if diagnosed and last and not broken:
                     seen = self._diagnosed(parts, readings, batch, keep, tally)
                 # processes' gradients are averaged; the tally has divided by all of them already
@@ -130,14 +131,14 @@ class Trainer:
 
     def _not_finite(
         self,
-        parts: Mapping[str, Tensor],
+        terms: Mapping[str, float],
         readings: Mapping[str, Tensor],
         batch: Batch,
         keep: Tensor,
         tally: Tally,
     ) -> list[NotFinite]:
         """The terms of a micro-batch that are no number."""
-        lost = {name: part.item() for name, part in parts.items() if not part.isfinite()}
+        lost = {name: value for name, value in terms.items() if not math.isfinite(value)}
         rows = self.objective.not_finite(list(lost), readings, batch, keep, tally) if lost else {}
         return [NotFinite(f"loss/{name}", value, rows[name]) for name, value in lost.items()]
 
