@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from switchkd_cli import registry
-from switchkd_cli.engine.diagnostics import diagnose
+from switchkd_cli.engine.diagnostics import Diagnosis
 from switchkd_cli.engine.losses import cross_entropy, effective_k
 from switchkd_cli.recipe.schema import Term
 from tests import reference_losses as reference
@@ -46,7 +46,13 @@ def term(loss="dbild", of="student", *, name="align", on="answer", **parameters)
 
 
 def asked(logits, batch, *terms):
-    return diagnose(logits, batch, everywhere(batch), terms)
+    return told(logits, batch, everywhere(batch), terms)
+
+
+def told(logits, batch, keep, terms):
+    diagnosis = Diagnosis(terms)
+    diagnosis.look(logits, batch, keep)
+    return diagnosis.figures()
 
 
 def leaders(figures):
@@ -152,7 +158,7 @@ def test_a_micro_batch_without_the_terms_positions_says_nothing_of_it(logits, ba
     text_only = replace(batch, image=torch.zeros_like(batch.image))
     keep = everywhere(text_only)
     cut = {path: values[: int(keep.sum())] for path, values in logits.items()}
-    figures = diagnose(cut, text_only, keep, (CE, term(name="pictures", on="image")))
+    figures = told(cut, text_only, keep, (CE, term(name="pictures", on="image")))
     assert not leaders(figures) and "agreement/student" in figures
 
 

@@ -108,11 +108,10 @@ def test_the_switch_is_weighed_on_the_vision_tower_only(tmp_path):
 
 def test_pulls_are_the_norms_of_the_weighted_gradients_of_the_vectors():
     gain, matrix = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(2, 2, requires_grad=True)
-    parts = {"ce": (gain**2).sum() + matrix.sum(), "align": (3 * gain).sum()}
-    terms = stage(objective=[CE, ALIGN | {"weight": 0.5}]).objective
-    measured = pulls(parts, terms, {"language": [gain, matrix]})
+    weighed = {"ce": (gain**2).sum() + matrix.sum(), "align": 0.5 * (3 * gain).sum()}
+    measured = pulls(weighed.items(), {"language": [gain, matrix]})
     assert measured == pytest.approx({"grad/ce/language": 20**0.5, "grad/align/language": 1.5 * 2**0.5})
-    parts["ce"].backward()  # the graph is still there, and nothing was added to any gradient
+    weighed["ce"].backward()  # the graph is still there, and nothing was added to any gradient
     assert gain.grad.tolist() == [2.0, 4.0]
 
 

@@ -1,22 +1,19 @@
 """What a distillation step is asked unasked: is the teacher better, does the student agree, where are the knees,
 does every term pull."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.knees import Knees, Sought, knees, sought
+from switchkd_cli.engine.knees import Knees, Sought, knees, sought, together
 from switchkd_cli.engine.losses import cross_entropy, forward_kl
 from switchkd_cli.recipe.schema import Term
 
 
-@torch.no_grad()
-def diagnose(
-    logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, terms: Sequence[Term]
-) -> dict[str, float]:
-    """Figures of one micro-batch from the logits [N, V] it already has, at the N positions of `keep` [B, T].
+class Diagnosis:
+    """Figures of one micro-batch from logits that it has anyway, in however many chunks they come.
 
     On the supervised tokens, whatever else a term looks at, if there is a teacher:
 
@@ -31,68 +28,66 @@ def diagnose(
     - `k/<term>/<path>/raised|cut`: share of positions whose knee lies below `min_k`, beyond `max_k`
     - `mass/<term>/<path>`: probability that the path's top k holds
     """
-    answers = batch.predicting("answer")[keep]
-    figures = {}
-    if "teacher" in logits and answers.any():
-        answered = {path: _at(answers, values) for path, values in logits.items()}
-        figures |= _beside_teacher(answered, batch.targets[keep][answers])
-    return figures | _at_knees(logits, batch, keep, terms)
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.sought = sought(terms)
+        self._beside: dict[str, list[Tensor]] = {}  # by figure, its value at each position
+        self._knees: dict[Sought, list[Knees]] = {}
+
+    @torch.no_grad()
+    def look(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
+        """Takes in logits [N, V] by path, at the N positions of `keep` [B, T]."""
+        answers = batch.predicting("answer")[keep]
+        if "teacher" in logits and answers.any():
+            answered = {path: _at(answers, values) for path, values in logits.items()}
+            for name, values in _beside_teacher(answered, batch.targets[keep][answers]).items():
+                self._beside.setdefault(name, []).append(values)
+        for at in dict.fromkeys(at for _, at in self.sought):  # what several terms seek alike is sorted once
+            chosen = batch.predicting(at.on)[keep]
+            if chosen.any():
+                self._knees.setdefault(at, []).append(knees(_at(chosen, logits[at.path]), at))
+
+    def figures(self) -> dict[str, float]:
+        """Over all positions that were looked at."""
+        figures = {name: torch.cat(values).mean().item() for name, values in self._beside.items()}
+        for term, at in self.sought:
+            if at in self._knees:
+                figures |= _figures(f"{term}/{at.path}", together(self._knees[at]))
+        return figures
 
 
-def pulls(
-    parts: Mapping[str, Tensor], terms: Sequence[Term], trained: Mapping[str, Sequence[Tensor]]
-) -> dict[str, float]:
+def pulls(weighed: Iterable[tuple[str, Tensor]], trained: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     """`grad/<term>/<part>`: norm of each weighted term's gradient on each trained part that it reaches.
 
-    `parts` are the terms' values with their graph, which is kept. Only the vectors among a part's parameters
-    (biases and gains: they stand at every depth) are looked at: no weight matrix gets a gradient, so this takes
-    next to no memory, and less than a backward pass a term. Nothing is measured where there is one term.
+    `weighed` are the terms' names and weighted values with their graph, which is kept. Only the vectors among a part's
+    parameters (biases and gains: they stand at every depth) are looked at: no weight matrix gets a gradient, so this
+    takes next to no memory, and less than a backward pass a term.
     """
-    terms = [term for term in terms if term.weight > 0]
-    if len(terms) < 2:
-        return {}
     probes = {part: [p for p in given if p.ndim == 1] or list(given) for part, given in trained.items()}
     flat = [(part, p) for part, chosen in probes.items() for p in chosen]
     squares: dict[str, float] = {}
-    for term in terms:
-        value = term.weight * parts[term.name]
+    for term, value in weighed:
         if not value.requires_grad:
             continue
         found = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
         for (part, _), gradient in zip(flat, found, strict=True):
             if gradient is not None:
-                name = f"grad/{term.name}/{part}"
+                name = f"grad/{term}/{part}"
                 squares[name] = squares.get(name, 0.0) + gradient.float().square().sum().item()
     return {name: value**0.5 for name, value in squares.items()}
 
 
-def _beside_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, float]:
-    """The figures on supervised tokens."""
+def _beside_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    """The figures of each supervised token, [N]."""
     teacher, figures = logits["teacher"], {}
     for path in ("teacher", "student"):
         if path in logits:
-            figures[f"{path}_ce"] = cross_entropy(targets, logits[path]).mean().item()
+            figures[f"{path}_ce"] = cross_entropy(targets, logits[path])
     for path in logits.keys() - {"teacher"}:
-        agreed = logits[path].argmax(-1) == teacher.argmax(-1)
-        figures[f"agreement/{path}"] = agreed.float().mean().item()
+        figures[f"agreement/{path}"] = (logits[path].argmax(-1) == teacher.argmax(-1)).float()
     for path, name in (("student", "kl/student"), ("switch", "switch_gap")):
         if path in logits:
-            figures[name] = forward_kl(teacher, logits[path]).mean().item()
-    return figures
-
-
-def _at_knees(
-    logits: Mapping[str, Tensor], batch: Batch, keep: Tensor, terms: Sequence[Term]
-) -> dict[str, float]:
-    """The figures of each term's knees; what several terms seek alike is sorted once."""
-    found: dict[Sought, Knees] = {}
-    figures = {}
-    for term, at in sought(terms):
-        chosen = batch.predicting(at.on)[keep]
-        if chosen.any():
-            if at not in found:
-                found[at] = knees(_at(chosen, logits[at.path]), at)
-            figures |= _figures(f"{term}/{at.path}", found[at])
+            figures[name] = forward_kl(teacher, logits[path])
     return figures
 
 

@@ -57,7 +57,12 @@ def sought(terms: Sequence[Term]) -> list[tuple[str, Sought]]:
 def knees(logits: Tensor, at: Sought) -> Knees:
     """The knees of rows of logits [N, V], sorted once, a block of rows at a time."""
     blocks = [_knees(block, at) for block in logits.split(max(1, BLOCK // logits.shape[-1]))]
-    return Knees(*(torch.cat(of) for of in zip(*blocks, strict=True)))
+    return together([Knees(*block) for block in blocks])
+
+
+def together(some: Sequence[Knees]) -> Knees:
+    """Those of several blocks of rows as one."""
+    return Knees(*(torch.cat(of) for of in zip(*((k.knee, k.k, k.mass) for k in some), strict=True)))
 
 
 def _knees(logits: Tensor, at: Sought) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,9 @@ from switchkd_cli.recipe.schema import Term
 
 PICTURE = "picture"
 
+Look = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
+"""Is shown logits [n, V] by path, the batch, and the n positions [B, T] that they are of."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -42,6 +45,15 @@ class Objective:
         sides = [(t, side, kind) for t in terms for side, kind in self._reads[t.name].reads]
         self.readings = frozenset(_reading(term, side, kind) for term, side, kind in sides)
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self._reads[t.name].of_pictures))
+
+    def reads_logits(self, term: Term) -> bool:
+        """Whether a term looks at what is said, not only at what lies in front of it."""
+        return any(kind == "logits" for _, kind in self._reads[term.name].reads)
+
+    @property
+    def compares_positions(self) -> bool:
+        """Whether some loss compares positions of a row with one another."""
+        return any("rows" in reads.positional for reads in self._reads.values())
 
     def keep(self, batch: Batch) -> Tensor:
         """[B, T] bool: every position whose logits some term looks at."""
@@ -76,15 +88,12 @@ class Objective:
     @torch.no_grad()
     def not_finite(
         self, terms: Sequence[str], readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
-    ) -> dict[str, tuple[str, ...]]:
+    ) -> dict[str, set[str]]:
         """By term, the ids of the rows of the batch with a value that is no number."""
         found = {}
         for term in (term for term in self.terms if term.name in terms):
             values, rows = self._values(term, readings, batch, keep, tally)
-            lost = rows[~values.isfinite()].unique().tolist() or range(
-                len(batch.ids)
-            )  # all: too large in sum
-            found[term.name] = tuple(batch.ids[row] for row in lost)
+            found[term.name] = {batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
         return found
 
     def _values(
@@ -102,7 +111,7 @@ class Objective:
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
-        return torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
+        return sum(term.weight * parts[term.name] for term in self.terms)
 
 
 def _reading(term: Term, side: str, kind: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.heads import Heads
 from switchkd_cli.engine.models.llava import Llava
 
 PATHS = ("student", "teacher", "switch")
@@ -107,6 +108,12 @@ class Paths(nn.Module):
         if asked["switch"]:
             readings |= _named("switch", self._read(self.teacher, seen, batch, asked["switch"], keep))
         return readings
+
+    def heads(self, dtype: torch.dtype | None = None) -> Heads:
+        """What each path's `hidden` becomes its logits with; `dtype` is what mixed precision computes that in."""
+        speakers = {"student": self.student, "teacher": self.teacher, "switch": self.teacher}
+        weights = {path: model.head for path, model in speakers.items() if model is not None}
+        return Heads(weights, self.vocabulary, dtype)
 
     def _see(self, pictures: Tensor) -> Tensor:
         """The student's features, of a blank picture where there is none and the processes go in step."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
+from switchkd_cli.engine.heads import Heads
 from switchkd_cli.engine.parallel import Processes
 from switchkd_cli.engine.paths import Paths
 
@@ -37,7 +38,8 @@ class Replicas:
         self.parameters = [p for group in groups for p in group["params"]]
         self.adamw = AdamW([dict(group) for group in groups], weight_decay=weight_decay)
         self.limit = grad_clip or math.inf
-        self.cast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+        self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
+        self.cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         if processes.count > 1:
             self.module = DistributedDataParallel(
                 paths, gradient_as_bucket_view=True, find_unused_parameters=unreached
@@ -46,6 +48,11 @@ class Replicas:
     def own(self, parameter: nn.Parameter) -> nn.Parameter:
         """The tensor that is computed with in a parameter's place."""
         return parameter
+
+    @property
+    def heads(self) -> Heads | None:
+        """What states become logits with; None where nothing but a pass of the whole student can use it."""
+        return self.computed.heads(self.dtype)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

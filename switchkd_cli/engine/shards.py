@@ -18,6 +18,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from switchkd_cli.engine.heads import Heads
 from switchkd_cli.engine.parallel import Processes, backend
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
@@ -90,6 +91,11 @@ class Shards:
     def own(self, parameter: nn.Parameter) -> nn.Parameter:
         """The tensor that is computed with in a parameter's place."""
         return self.twins[parameter]
+
+    @property
+    def heads(self) -> Heads | None:
+        """As of replicas; None where each process has a part of the weights."""
+        return self.computed.heads() if self.whole else None
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

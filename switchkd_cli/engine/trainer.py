@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.diagnostics import diagnose, pulls
+from switchkd_cli.engine.chunks import AtOnce, Chunks, Given
+from switchkd_cli.engine.diagnostics import Diagnosis, pulls
 from switchkd_cli.engine.loader import micro_batch
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.objective import Objective, Tally
+from switchkd_cli.engine.objective import Objective
 from switchkd_cli.engine.parallel import ALONE, Processes
-from switchkd_cli.engine.paths import PATHS, Paths
+from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.replicas import Replicas
 from switchkd_cli.engine.share import NotFinite, Share, averaged, summed
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
@@ -81,6 +81,7 @@ class Trainer:
                 precision=self.precision,
                 unreached="student" not in self.objective.readings,
             )
+        self.computed = AtOnce(self.objective) if self.replica.heads is None else Chunks(self.objective)
         warmup = round(stage.warmup * self.steps)
         self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
 
@@ -100,16 +101,18 @@ class Trainer:
             last = batch is group[-1]
             with self.replica.micro_batch(last=last):
                 keep = self.objective.keep(batch)
-                readings = self.replica(batch, self.objective.readings, keep)
-                parts = self.objective(readings, batch, keep, tally)
+                readings = self.replica(batch, self.computed.readings, keep)
+                given = Given(readings, self.replica.heads, batch, keep, tally)
+                diagnosis = Diagnosis(self.stage.objective) if diagnosed and last else None
+                loss, parts = self.computed(given, diagnosis and diagnosis.look)
                 terms = {name: part.item() for name, part in parts.items()}
-                broken += (found := self._not_finite(terms, readings, batch, keep, tally))
+                broken += (found := self._not_finite(terms, given))
                 for name, value in terms.items():
                     values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + value
-                if diagnosed and last and not broken:
-                    seen = self._diagnosed(parts, readings, batch, keep, tally)
+                if diagnosis and not broken:
+                    seen = self._pulls(given) | diagnosis.figures()
                 # processes' gradients are averaged; the tally has divided by all of them already
-                loss = self.objective.total(parts) * self.processes.count
+                loss = loss * self.processes.count
                 self.replica.backward(loss * math.nan if found else loss)  # no step is taken on NaN
         shares = self.processes.every(Share(values, broken, seen, int(keep.sum())))
         broken = [one for share in shares for one in share.broken]
@@ -129,36 +132,25 @@ class Trainer:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
 
-    def _not_finite(
-        self,
-        terms: Mapping[str, float],
-        readings: Mapping[str, Tensor],
-        batch: Batch,
-        keep: Tensor,
-        tally: Tally,
-    ) -> list[NotFinite]:
-        """The terms of a micro-batch that are no number."""
+    def _not_finite(self, terms: Mapping[str, float], given: Given) -> list[NotFinite]:
+        """The terms of a micro-batch that are no number, with the rows that they come from; all, if it is their sum."""
         lost = {name: value for name, value in terms.items() if not math.isfinite(value)}
-        rows = self.objective.not_finite(list(lost), readings, batch, keep, tally) if lost else {}
-        return [NotFinite(f"loss/{name}", value, rows[name]) for name, value in lost.items()]
+        rows = self.computed.not_finite(list(lost), given) if lost else {}
+        ids = given.batch.ids
+        return [
+            NotFinite(f"loss/{name}", value, tuple(i for i in ids if i in rows[name]) or ids)
+            for name, value in lost.items()
+        ]
 
-    def _diagnosed(
-        self,
-        parts: Mapping[str, Tensor],
-        readings: Mapping[str, Tensor],
-        batch: Batch,
-        keep: Tensor,
-        tally: Tally,
-    ) -> dict[str, float]:
-        """What a micro-batch shows beyond its loss."""
-        logits = {path: readings[path] for path in PATHS if path in readings}
-        figures = diagnose(logits, batch, keep, self.stage.objective)
-        beside = self.replica.beside(readings, batch, self.objective.readings, keep)
-        if beside is not None:
-            probed = {part: [self.replica.own(p) for p in given] for part, given in self.parts.items()}
-            parts = parts if beside is readings else self.objective(beside, batch, keep, tally)
-            figures = pulls(parts, self.stage.objective, probed) | figures
-        return figures
+    def _pulls(self, given: Given) -> dict[str, float]:
+        """What each term's gradient comes to in a micro-batch; nothing where there is one term."""
+        if sum(term.weight > 0 for term in self.stage.objective) < 2:
+            return {}
+        beside = self.replica.beside(given.readings, given.batch, self.computed.readings, given.keep)
+        if beside is None:
+            return {}
+        probed = {part: [self.replica.own(p) for p in own] for part, own in self.parts.items()}
+        return pulls(self.computed.each(given._replace(readings=beside)), probed)
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         """Gives the figures to tensorboard; one process does."""

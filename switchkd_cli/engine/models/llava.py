@@ -136,6 +136,11 @@ class Llava(nn.Module):
         ).last_hidden_state
         return hidden[keep]
 
+    @property
+    def head(self) -> Tensor:
+        """The weights [V, D] of L's head, which has no bias."""
+        return self.model.lm_head.weight
+
     def speak(self, hidden: Tensor) -> Tensor:
         """L's head: last states [N, D] -> logits [N, V]."""
         return self.model.lm_head(hidden)
