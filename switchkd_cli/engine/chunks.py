@@ -100,7 +100,7 @@ class Chunks:
 class AtOnce:
     """The same objective from all logits at once: what `Chunks` has to equal.
 
-    It takes states with their heads, or logits, for paths whose heads nothing but their own pass can use.
+    It takes logits too, of paths whose heads nothing but their own pass can use.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -125,11 +125,10 @@ class AtOnce:
         return self.objective.not_finite(terms, self._spoken(given), given.batch, given.keep, given.tally)
 
     def _spoken(self, given: Given) -> Mapping[str, Tensor]:
-        readings, heads = given.readings, given.heads
-        if heads is None:
-            return readings
-        spoken = {path: heads(path, readings[reading(path, "hidden")]) for path in self.paths}
-        return {**readings, **spoken}
+        """The readings with the logits that are not among them."""
+        missing = [path for path in self.paths if path not in given.readings]
+        spoken = {path: given.heads(path, given.readings[reading(path, "hidden")]) for path in missing}
+        return {**given.readings, **spoken}
 
 
 class _Ahead(torch.autograd.Function):
