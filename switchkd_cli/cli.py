@@ -51,6 +51,14 @@ Resume = Annotated[
         help="Go on with interrupted runs. The same command does so unasked, unless the program has changed since.",
     ),
 ]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="At each stage's first step, compare the loss and gradients that are computed in chunks with those of "
+        "all logits at once.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it needs, and stop.")]
 Machine = Annotated[
     str | None,
@@ -91,6 +99,7 @@ def pretrain(
     out: Out = RUNS,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    check: Check = False,
     dry_run: DryRun = False,
     machine: Machine = None,
     gpus: Gpus = None,
@@ -105,7 +114,7 @@ def pretrain(
 
     commands.pretrain(
         recipe,
-        overrides or [],
+        _checked(overrides, check),
         row,
         seed,
         world,
@@ -129,6 +138,7 @@ def distill(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    check: Check = False,
     dry_run: DryRun = False,
     machine: Machine = None,
     gpus: Gpus = None,
@@ -146,7 +156,7 @@ def distill(
 
     commands.distill(
         recipe,
-        overrides or [],
+        _checked(overrides, check),
         row,
         seed,
         world,
@@ -185,6 +195,7 @@ def ablate(
     ] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    check: Check = False,
     dry_run: DryRun = False,
     machine: Machine = None,
     gpus: Gpus = None,
@@ -286,6 +297,10 @@ def compare(
         commands.compare(
             names or [], world, out, against=against, form=form, file=out_file, pictures=pictures
         )
+
+
+def _checked(overrides: list[str] | None, check: bool) -> list[str]:
+    return [*(overrides or []), *["check=true"] * check]
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from transformers import set_seed
 from switchkd_cli import stop
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.chance import random_state, set_random_state
+from switchkd_cli.engine.check import GRADIENT, LOSS
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.keeper import Keeper
 from switchkd_cli.engine.loader import loader_of, share_of, steps_of, taken, visits
@@ -51,8 +52,10 @@ class Loop:
         keeper: Keeper | None = None,
         processes: Processes = ALONE,
         deepspeed: DeepSpeed = TORCH_ALONE,
+        check: bool = False,
     ) -> None:
         set_seed(seed)
+        self.check = check
         self.stage, self.data, self.log, self.keeper, self.processes = stage, data, log, keeper, processes
         self.steps = steps_of(stage, len(data))
         self.trainer = Trainer(
@@ -95,11 +98,14 @@ class Loop:
             group = self._next(loader, count)
             waited = time.monotonic() - step_began
             diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
-            figures, broken = self._taken(group, diagnosed=diagnosed)
+            checked = self.check and self.step == 0
+            figures, broken = self._taken(group, diagnosed=diagnosed, checked=checked)
             now = time.monotonic()
             figures |= self._pace(group, waited, now - step_began)
             self.seconds = now - began
             self._write(figures)
+            if checked:
+                self._tell_check(figures)
             self.skipped = self.skipped + 1 if broken else 0
             if broken:
                 self._broke(broken, group)
@@ -108,10 +114,12 @@ class Loop:
             self.step += 1
             self._keep(figures, broken)
 
-    def _taken(self, group: Sequence[Batch], *, diagnosed: bool) -> tuple[dict[str, float], list[NotFinite]]:
+    def _taken(
+        self, group: Sequence[Batch], *, diagnosed: bool, checked: bool
+    ) -> tuple[dict[str, float], list[NotFinite]]:
         """The trainer's step. Raises UserError (code MACHINE) for want of memory; older checkpoints stay."""
         try:
-            return self.trainer.step(group, diagnosed=diagnosed)
+            return self.trainer.step(group, diagnosed=diagnosed, checked=checked)
         except (MemoryError, RuntimeError) as error:
             if not is_too_little(error):
                 raise
@@ -185,6 +193,14 @@ class Loop:
         self.trainer.write(figures, self.step)
         where = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
         self.log({**where, "seconds": self.seconds, **figures})
+
+    def _tell_check(self, figures: dict[str, float]) -> None:
+        """What came of comparing the chunks with all logits at once."""
+        text = "the chunked objective is the dense one, but for"
+        if LOSS not in figures:
+            text = "nothing to compare: all logits are computed at once"
+        found = {name.partition("/")[2]: figures[name] for name in (LOSS, GRADIENT) if name in figures}
+        self.log({"event": "check", "stage": self.stage.name, "text": text, **found})
 
     def _look(self, figures: dict[str, float]) -> None:
         """What the diagnostics give away, as events."""

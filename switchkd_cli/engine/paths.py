@@ -41,6 +41,7 @@ class Paths(nn.Module):
 
     `in_step` is for one of several processes: it runs every module of the student on every batch, whatever the others'
     batches hold. Text then goes with a blank picture that nothing reads, so that all gradients are there, some zero.
+    `one_tower` is for a V_S that stays equal to V_T: its features are the teacher's too, and V_T is not asked.
     """
 
     def __init__(self, student: Llava, teacher: Llava | None, vocabulary: int) -> None:
@@ -50,6 +51,7 @@ class Paths(nn.Module):
         self.vocabulary = vocabulary
         self.adapters = nn.ModuleDict()
         self.in_step = False
+        self.one_tower = False
 
     @property
     def teacher(self) -> Llava | None:
@@ -69,6 +71,7 @@ class Paths(nn.Module):
             Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary
         )
         twin.adapters, twin.in_step = copy.deepcopy(self.adapters), self.in_step
+        twin.one_tower = self.one_tower
         return twin
 
     def adapt(self, wanted: Collection[str], seed: int = 0) -> list[nn.Parameter]:
@@ -95,7 +98,8 @@ class Paths(nn.Module):
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
         asked = {path: _kinds(wanted, path) for path in PATHS}
-        seen = self._see(batch.pictures) if asked["student"] or asked["switch"] else None
+        ours = asked["student"] or asked["switch"] or (asked["teacher"] and self.one_tower)
+        seen = self._see(batch.pictures) if ours else None
         readings = {}
         if asked["student"]:
             given = self._read(self.student, seen, batch, asked["student"], keep)
@@ -103,7 +107,7 @@ class Paths(nn.Module):
             readings |= _named("student", given)
         if asked["teacher"]:
             with torch.no_grad():
-                theirs = self.teacher.see(batch.pictures)
+                theirs = seen.detach() if self.one_tower else self.teacher.see(batch.pictures)
                 readings |= _named("teacher", self._read(self.teacher, theirs, batch, asked["teacher"], keep))
         if asked["switch"]:
             readings |= _named("switch", self._read(self.teacher, seen, batch, asked["switch"], keep))

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.check import check
 from switchkd_cli.engine.chunks import AtOnce, Chunks, Given
 from switchkd_cli.engine.diagnostics import Diagnosis, pulls
 from switchkd_cli.engine.loader import micro_batch
@@ -52,6 +53,9 @@ class Trainer:
         paths.student.requires_grad_(False)
         paths.in_step = processes.count > 1
         self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
+        paths.one_tower = (
+            "vision" not in self.parts and paths.teacher is not None and paths.student.sees_as(paths.teacher)
+        )
         self.groups = [
             {"params": given, "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
             for part, given in self.parts.items()
@@ -85,11 +89,14 @@ class Trainer:
         warmup = round(stage.warmup * self.steps)
         self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
 
-    def step(self, group: Sequence[Batch], *, diagnosed: bool) -> tuple[dict[str, float], list[NotFinite]]:
+    def step(
+        self, group: Sequence[Batch], *, diagnosed: bool, checked: bool = False
+    ) -> tuple[dict[str, float], list[NotFinite]]:
         """One optimiser step over the micro-batches of this process and, at the same time, those of the others.
 
         Returns its figures, over all processes, and those that are no number. Where there are any, no weight was
-        changed: only the schedule went on.
+        changed: only the schedule went on. `checked`: the first micro-batch's chunks are compared with all logits at
+        once; raises UserError (code CRASH) where they differ.
         """
         group = [batch.to(self.replica.device) for batch in group]
         tally = self.objective.tally(group, self.schedule.last_epoch / self.steps, self.processes.sum)
@@ -103,6 +110,8 @@ class Trainer:
                 keep = self.objective.keep(batch)
                 readings = self.replica(batch, self.computed.readings, keep)
                 given = Given(readings, self.replica.heads, batch, keep, tally)
+                if checked and batch is group[0] and given.heads is not None:
+                    seen = check(self.objective, given)
                 diagnosis = Diagnosis(self.stage.objective) if diagnosed and last else None
                 loss, parts = self.computed(given, diagnosis and diagnosis.look)
                 terms = {name: part.item() for name, part in parts.items()}
@@ -110,7 +119,7 @@ class Trainer:
                 for name, value in terms.items():
                     values[f"loss/{name}"] = values.get(f"loss/{name}", 0.0) + value
                 if diagnosis and not broken:
-                    seen = self._pulls(given) | diagnosis.figures()
+                    seen |= self._pulls(given) | diagnosis.figures()
                 # processes' gradients are averaged; the tally has divided by all of them already
                 loss = loss * self.processes.count
                 self.replica.backward(loss * math.nan if found else loss)  # no step is taken on NaN

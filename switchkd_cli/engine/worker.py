@@ -168,6 +168,7 @@ def _train(
         keeper=keeper,
         processes=processes,
         deepspeed=run.config.deepspeed,
+        check=run.config.check,
     )
     return keeper
 

@@ -22,6 +22,7 @@ UNKEYED = {
     "world",
     "stand_ins",
     "checkpoints",
+    "check",
     "deepspeed",  # but for what it computes in: `Recipe.arithmetic`
 }  # what is said about a run, not what it does
 FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights

@@ -206,7 +206,8 @@ class Row(Closed):
 class Recipe(Closed):
     """A recipe, or one row of it, resolved.
 
-    `world` and what stands in there for what (`stand_ins`) are written by `--world`; no result depends on them.
+    `world` and what stands in there for what (`stand_ins`) are written by `--world`; no result depends on them, nor on
+    `check`, which compares the chunked objective of each stage's first step with all logits at once.
     """
 
     title: str
@@ -221,6 +222,7 @@ class Recipe(Closed):
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     evaluation: Evaluation | None = None
     checkpoints: Saving = Saving()
+    check: bool = False
     controls: tuple[str, ...] = ()
     rows: dict[Name, Row] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,16 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from switchkd_cli.engine.batch import Batch
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
+BUILT = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""What a tower's configuration says of its features, beside its weights."""
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
 
 
@@ -121,6 +132,15 @@ class Llava(nn.Module):
         features = output.hidden_states[config.vision_feature_layer]
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
+    def sees_as(self, other: Llava) -> bool:
+        """Whether both make the same features of a picture: the same tower, weight by weight, read at the same layer."""
+        ours, theirs = (model.reached("vision") for model in (self, other))
+        return (
+            _seeing(self.model.config) == _seeing(other.model.config)
+            and ours.keys() == theirs.keys()
+            and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        )
+
     def project(self, features: Tensor) -> Tensor:
         """P: features [P, F, vision width] -> tokens [P, image_tokens, language width]."""
         return self.model.model.multi_modal_projector(features)
@@ -175,6 +195,14 @@ class Llava(nn.Module):
         """[B, T, width]: the batch's tokens, visual ones in place of its image tokens."""
         embedded = self.model.get_input_embeddings()(batch.input_ids)
         return embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype))
+
+
+def _seeing(config: LlavaConfig) -> tuple[Any, ...]:
+    """What of a config says how features are made."""
+    vision = config.vision_config.to_dict()
+    layer = config.vision_feature_layer % (config.vision_config.num_hidden_layers + 1)
+    built = {name: vision[name] for name in BUILT if name in vision}
+    return vision["model_type"], built, layer, config.vision_feature_select_strategy
 
 
 def _sight(attention: Tensor) -> Tensor:
