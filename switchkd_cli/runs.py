@@ -5,6 +5,7 @@ runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensor
 runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
 runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
 runs/playground/              pictures and questions that were drawn here, kept for the next run
+runs/states/<key>.sqlite      a teacher's last states by row, where a stage keeps them
 runs/indexes/                 where the rows of large data files lie, kept for the next run
 """
 
@@ -31,6 +32,7 @@ from switchkd_cli.records import Info, Results, Teacher, check
 STAGES = "stages"
 EVALUATIONS = "evaluations"
 PLAYGROUND = "playground"
+STATES = "states"
 INDEXES = "indexes"  # the engine's data sources write there
 
 
@@ -200,7 +202,7 @@ class SharedFolder:
 
 def folder(root: Path, run: Run) -> RunFolder:
     """Where a run lives under `root`."""
-    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, INDEXES):
+    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, STATES, INDEXES):
         raise UserError(
             f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
         )
@@ -220,6 +222,11 @@ def stage(root: Path, key: str) -> SharedFolder:
 def evaluation(root: Path, key: str) -> SharedFolder:
     """Shared scores; the teacher's go by `Run.teacher_key`."""
     return SharedFolder(root.absolute() / EVALUATIONS / key)
+
+
+def states(root: Path, key: str) -> Path:
+    """The file of a teacher's last states, by what they are computed with."""
+    return root.absolute() / STATES / f"{key}.sqlite"
 
 
 def sets(root: Path) -> Path:

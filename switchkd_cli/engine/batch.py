@@ -1,6 +1,8 @@
 """The batch: rows of tokens and pictures, and the one place that knows masks and the label shift."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -93,7 +95,25 @@ class Batch:
         follows = (_next(self.turn, -1) == self.turn) | (self.turn == 0)
         return _next(wanted, False) & follows
 
-    def to(self, device: torch.device) -> "Batch":
+    def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+        """Each row as a batch of its own without padding, and its part of `keep` [B, T]: [1, its tokens]."""
+        lengths, pictured = (self.turn >= 0).sum(1).tolist(), self.image.any(1).tolist()
+        for i, length in enumerate(lengths):
+            row, picture = slice(i, i + 1), sum(pictured[:i])
+            turn = self.turn[row, :length]
+            part = Batch(
+                ids=self.ids[row],
+                input_ids=self.input_ids[row, :length],
+                labels=self.labels[row, :length],
+                turn=turn,
+                image=self.image[row, :length],
+                pictures=self.pictures[picture : picture + pictured[i]],
+                attention=_attention(turn),
+                position=self.position[row, :length],
+            )
+            yield part, keep[row, :length]
+
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
@@ -105,7 +125,6 @@ def collate(examples: Sequence[Example], *, image_token: int, pad_token: int) ->
     input_ids = _stack([e.input_ids for e in examples], length, pad_token)
     turn = _stack([e.turn for e in examples], length, -1)
     pictures = [e.picture for e in examples if e.picture is not None]
-    independent = bool((turn > 0).any())
     return Batch(
         ids=tuple(e.id for e in examples),
         input_ids=input_ids,
@@ -113,18 +132,25 @@ def collate(examples: Sequence[Example], *, image_token: int, pad_token: int) ->
         turn=turn,
         image=(input_ids == image_token) & (turn >= 0),
         pictures=torch.stack(pictures) if pictures else torch.empty(0, 3, 0, 0),
-        attention=_sight(turn) if independent else turn >= 0,
+        attention=_attention(turn),
         position=_position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
     )
 
 
+def _attention(turn: Tensor) -> Tensor:
+    """Who sees whom: [B, T] bool where nothing but padding is unseen, [B, 1, T, T] where turns are independent."""
+    return _sight(turn) if bool((turn > 0).any()) else turn >= 0
+
+
 def _sight(turn: Tensor) -> Tensor:
     """[B, 1, T, T] bool: query t sees key s if s is not later, and is shared or of the same turn."""
     query, key = turn[:, :, None], turn[:, None, :]
-    causal = torch.ones(turn.shape[1], turn.shape[1], dtype=torch.bool).tril()
+    causal = turn.new_ones(turn.shape[1], turn.shape[1], dtype=torch.bool).tril()
     sight = causal & ((key == 0) | (key == query)) & (key >= 0)
-    itself = torch.eye(turn.shape[1], dtype=torch.bool)  # padding sees at least this: no empty softmax
+    itself = torch.eye(
+        turn.shape[1], dtype=torch.bool, device=turn.device
+    )  # padding sees at least this: no empty softmax
     return (sight | itself)[:, None]
 
 

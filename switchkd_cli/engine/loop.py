@@ -53,13 +53,22 @@ class Loop:
         processes: Processes = ALONE,
         deepspeed: DeepSpeed = TORCH_ALONE,
         check: bool = False,
+        states: Path | None = None,
     ) -> None:
         set_seed(seed)
         self.check = check
         self.stage, self.data, self.log, self.keeper, self.processes = stage, data, log, keeper, processes
         self.steps = steps_of(stage, len(data))
         self.trainer = Trainer(
-            stage, paths, self.steps, precision, trackers, seed, processes=processes, deepspeed=deepspeed
+            stage,
+            paths,
+            self.steps,
+            precision,
+            trackers,
+            seed,
+            processes=processes,
+            deepspeed=deepspeed,
+            states=states,
         )
         self.watch = Watch(stage)
         self.visited = visits(stage, data, self.steps * stage.batch, seed)
@@ -194,6 +203,17 @@ class Loop:
         where = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
         self.log({**where, "seconds": self.seconds, **figures})
 
+    def tell_states(self) -> None:
+        """How many of the teacher's rows were found and how many computed, over all processes."""
+        states = self.trainer.paths.states
+        if states is None or states.file is None:
+            return
+        counts = self.processes.every((states.found, states.computed))
+        found, computed = (sum(each) for each in zip(*counts, strict=True))
+        mib = states.file.stat().st_size / 2**20
+        where = {"event": "teacher states", "stage": self.stage.name}
+        self.log({**where, "found": found, "computed": computed, "mib": mib})
+
     def _tell_check(self, figures: dict[str, float]) -> None:
         """What came of comparing the chunks with all logits at once."""
         text = "the chunked objective is the dense one, but for"
@@ -259,5 +279,6 @@ def train(
     if keeper is not None:
         keeper.give(loop.load_state_dict)
     loop.run()
+    loop.tell_states()
     loop.trainer.close()
     paths.eval()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.heads import Heads
 from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.states import States
 
 PATHS = ("student", "teacher", "switch")
 
@@ -41,6 +42,7 @@ class Paths(nn.Module):
 
     `in_step` is for one of several processes: it runs every module of the student on every batch, whatever the others'
     batches hold. Text then goes with a blank picture that nothing reads, so that all gradients are there, some zero.
+    `states` is for a teacher that is read row by row, which may be kept; none: batch by batch, as the student.
     `one_tower` is for a V_S that stays equal to V_T: its features are the teacher's too, and V_T is not asked.
     """
 
@@ -52,6 +54,7 @@ class Paths(nn.Module):
         self.adapters = nn.ModuleDict()
         self.in_step = False
         self.one_tower = False
+        self.states: States | None = None
 
     @property
     def teacher(self) -> Llava | None:
@@ -71,7 +74,7 @@ class Paths(nn.Module):
             Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary
         )
         twin.adapters, twin.in_step = copy.deepcopy(self.adapters), self.in_step
-        twin.one_tower = self.one_tower
+        twin.one_tower, twin.states = self.one_tower, self.states
         return twin
 
     def adapt(self, wanted: Collection[str], seed: int = 0) -> list[nn.Parameter]:
@@ -107,8 +110,7 @@ class Paths(nn.Module):
             readings |= _named("student", given)
         if asked["teacher"]:
             with torch.no_grad():
-                theirs = seen.detach() if self.one_tower else self.teacher.see(batch.pictures)
-                readings |= _named("teacher", self._read(self.teacher, theirs, batch, asked["teacher"], keep))
+                readings |= _named("teacher", self._taught(seen, batch, asked["teacher"], keep))
         if asked["switch"]:
             readings |= _named("switch", self._read(self.teacher, seen, batch, asked["switch"], keep))
         return readings
@@ -125,6 +127,26 @@ class Paths(nn.Module):
             side = self.student.model.config.vision_config.image_size
             pictures = pictures.new_zeros(1, 3, side, side)
         return self.student.see(pictures)
+
+    def _taught(
+        self, seen: Tensor | None, batch: Batch, kinds: Collection[str], keep: Tensor
+    ) -> dict[str, Tensor]:
+        """What the teacher makes of the batch; last states row by row if they may be kept, or have to equal kept ones."""
+        last = [] if self.states is None else [kind for kind in kinds if kind in ("hidden", "logits")]
+        given, other = {}, [kind for kind in kinds if kind not in last]
+        if other:
+            theirs = seen.detach() if self.one_tower else self.teacher.see(batch.pictures)
+            given = self._read(self.teacher, theirs, batch, other, keep)
+        if last:
+            given["hidden"] = self.states(batch, keep, self._understood)
+        if "logits" in last:
+            given["logits"] = self.teacher.speak(given["hidden"])[:, : self.vocabulary]
+        return {kind: given[kind] for kind in kinds}
+
+    def _understood(self, batch: Batch, keep: Tensor) -> Tensor:
+        """The teacher's last states [N, D]."""
+        visual = self.teacher.project(self.teacher.see(batch.pictures))
+        return self.teacher.understand(batch, visual, keep)
 
     def _read(
         self, reader: Llava, seen: Tensor, batch: Batch, kinds: Collection[str], keep: Tensor

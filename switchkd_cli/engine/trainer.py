@@ -21,6 +21,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.replicas import Replicas
 from switchkd_cli.engine.share import NotFinite, Share, averaged, summed
+from switchkd_cli.engine.states import States
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 TORCH_ALONE = DeepSpeed()
@@ -45,6 +46,7 @@ class Trainer:
         *,
         processes: Processes = ALONE,
         deepspeed: DeepSpeed = TORCH_ALONE,
+        states: Path | None = None,
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
         self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
@@ -56,6 +58,7 @@ class Trainer:
         paths.one_tower = (
             "vision" not in self.parts and paths.teacher is not None and paths.student.sees_as(paths.teacher)
         )
+        paths.states = _states(stage, states)
         self.groups = [
             {"params": given, "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
             for part, given in self.parts.items()
@@ -202,8 +205,18 @@ class Trainer:
         """Leaves the trained weights in `paths`, and ends the tracker."""
         self.replica.collect()
         self.replica.close()
+        if self.paths.states is not None:
+            self.paths.states.close()
+            self.paths.states = None
         if self.tracker is not None:
             self.tracker.close()
+
+
+def _states(stage: Stage, file: Path | None) -> States | None:
+    """How the teacher's last states are had; without a file none are kept."""
+    if stage.teacher_states == "batched" or not stage.needs_teacher:
+        return None
+    return States(file if stage.teacher_states == "cached" else None)
 
 
 def unfreeze(student: Llava, part: str) -> list[torch.nn.Parameter]:

@@ -7,6 +7,8 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli import checkpoints, runs, stop
@@ -23,7 +25,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
 from switchkd_cli.locate import locate
-from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.baselines import judged
 from switchkd_cli.runs import RunFolder
@@ -169,8 +171,22 @@ def _train(
         processes=processes,
         deepspeed=run.config.deepspeed,
         check=run.config.check,
+        states=_states(run, folder.root, processes),
     )
     return keeper
+
+
+def _states(run: Run, root: Path, processes: Processes) -> Path:
+    """Where the teacher's states are kept: one file for whatever gives the same numbers to the bit."""
+    computed = [
+        torch.__version__,
+        transformers.__version__,
+        str(processes.device.type),
+        torch.get_num_threads(),
+    ]
+    if processes.device.type == "cuda":
+        computed.append(torch.cuda.get_device_name(processes.device))
+    return runs.states(root, digest(run.teacher_digest, computed))
 
 
 def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Processes) -> None:

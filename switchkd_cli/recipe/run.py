@@ -106,6 +106,12 @@ class Run:
         )
 
     @property
+    def teacher_digest(self) -> str:
+        """A digest of the teacher alone, and of what it is computed in."""
+        config = self.config
+        return digest(_dump(config.teacher), _model_fingerprints(config.teacher), config.arithmetic)
+
+    @property
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config

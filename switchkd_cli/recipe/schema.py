@@ -121,7 +121,9 @@ class Stage(Closed):
     `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
     length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
     result depends on them. A step whose loss or gradient is no number ends the run, or with `not_finite: skip` leaves
-    the weights as they are (ten such steps in a row end it all the same).
+    the weights as they are (ten such steps in a row end it all the same). `teacher_states` says how the teacher's last
+    states are had: in the student's batches, row by row without padding, or so and kept on disk for whoever asks again.
+    The last two give the same numbers to the bit; the first differs from them by rounding.
     """
 
     name: Name
@@ -142,6 +144,9 @@ class Stage(Closed):
     not_finite: Annotated[Literal["stop", "skip"], Field(exclude_if=lambda value: value == "stop")] = (
         "stop"  # left out of keys where it is the default: what was trained before it existed is found again
     )
+    teacher_states: Annotated[
+        Literal["batched", "by_row", "cached"], Field(exclude_if=lambda value: value == "batched")
+    ] = "batched"
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
 
     @property
