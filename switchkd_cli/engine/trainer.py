@@ -51,6 +51,7 @@ class Trainer:
         self.objective = Objective(stage.objective)
         paths.student.requires_grad_(False)
         paths.in_step = processes.count > 1
+        paths.recompute(stage.activation_checkpointing)
         self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
         self.groups = [
             {"params": given, "lr": stage.lr * stage.lr_scale.get(part, 1.0)}

@@ -11,7 +11,10 @@ from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_to
 
 @dataclass(frozen=True)
 class Tower:
-    """V. `positions`: patches and a class token, if there is one; `used`: layers in front of the feature layer."""
+    """V. `positions`: patches and a class token, if there is one; `used`: layers in front of the feature layer.
+
+    `normed`: a norm stands in front of the first layer (CLIP's).
+    """
 
     width: int
     inner: int
@@ -21,6 +24,7 @@ class Tower:
     patch: int
     image: int
     activation: str
+    normed: bool = False
 
     @property
     def weights(self) -> int:
@@ -84,6 +88,7 @@ def shape(config: LlavaConfig) -> Shape:
             patch=vision.patch_size,
             image=vision.image_size,
             activation=vision.hidden_act,
+            normed=vision.model_type == "clip_vision_model",
         ),
         Projector(
             seen=vision.hidden_size,

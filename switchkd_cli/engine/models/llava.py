@@ -17,6 +17,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.models.recompute import recomputed
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
@@ -64,13 +65,15 @@ class Llava(nn.Module):
     """A LLaVA model as vision tower V, projector P and language model L (head included).
 
     `model` stays a plain transformers model, so what is saved loads without this package. `processor` prepares
-    pictures and text for it.
+    pictures and text for it. The layers of the parts in `recomputed` ("vision", "language") keep their inputs only for
+    the backward pass, which computes them again.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
+        self.recomputed: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
@@ -117,7 +120,9 @@ class Llava(nn.Module):
         config, pictures = self.model.config, pictures.to(self.model.dtype)
         if not len(pictures):
             return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
-        output = self.model.model.vision_tower(pictures, output_hidden_states=True)
+        tower = self.model.model.vision_tower
+        with recomputed(tower.encoder.layers if "vision" in self.recomputed else ()):
+            output = tower(pictures, output_hidden_states=True)
         features = output.hidden_states[config.vision_feature_layer]
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
@@ -127,13 +132,14 @@ class Llava(nn.Module):
 
     def understand(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
         """L but for its head: the batch's text with visual tokens in place of its image tokens -> [N, D] where `keep`."""
-        embedded = self._embed(batch, visual)
-        hidden = self.model.model.language_model(
-            inputs_embeds=embedded,
-            attention_mask=_bias(batch.attention, embedded.dtype),
-            position_ids=batch.position,
-            use_cache=False,
-        ).last_hidden_state
+        embedded, reader = self._embed(batch, visual), self.model.model.language_model
+        with recomputed(reader.layers if "language" in self.recomputed else ()):
+            hidden = reader(
+                inputs_embeds=embedded,
+                attention_mask=_bias(batch.attention, embedded.dtype),
+                position_ids=batch.position,
+                use_cache=False,
+            ).last_hidden_state
         return hidden[keep]
 
     def speak(self, hidden: Tensor) -> Tensor:
