@@ -62,7 +62,7 @@ def alive(trainer: Trainer) -> dict[str, int]:
 def _settings(trainer: Trainer, rows: int, tokens: int) -> str:
     """Layers that keep their inputs only; the next smaller split; where one row is too much, what makes a row smaller."""
     stage = trainer.stage
-    leaner = f"stages.{stage.name}.activation_checkpointing=true keeps only the layers' inputs, for the same gradient and about a third more time"
+    leaner = f"stages.{stage.name}.activation_checkpointing=true keeps only layers' inputs: the same gradient, a forward pass more"
     first = [] if set(stage.activation_checkpointing) == set(RECOMPUTED) else [leaner]
     if smaller := max((n for n in range(1, rows // 2 + 1) if stage.batch % n == 0), default=None):
         split = f"the same gradient from {stage.batch // smaller} micro-batches"
