@@ -55,24 +55,24 @@ def step(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms) -> dic
 
 
 def see(tower: Tower, rows: Rows) -> float:
-    """V forward: every layer is computed, those behind the feature layer too."""
-    return patches(tower, rows) + see_layers(tower, rows, tower.layers)
+    """V forward, up to its feature layer: what lies behind it is not computed."""
+    return patches(tower, rows) + see_layers(tower, rows)
 
 
 def see_backward(tower: Tower, rows: Rows) -> float:
     """V backward, weights and inputs of the layers in front of the feature layer; pictures need no gradient."""
-    return patches(tower, rows) + 2 * see_layers(tower, rows, tower.used)
+    return patches(tower, rows) + 2 * see_layers(tower, rows)
 
 
 def see_again(tower: Tower, rows: Rows) -> float:
     """V's layers for their gradient, without the last matrix of each."""
     last = 2 * rows.pictures * tower.positions * tower.width * tower.inner
-    return see_layers(tower, rows, tower.used) - tower.used * last
+    return see_layers(tower, rows) - tower.used * last
 
 
-def see_layers(tower: Tower, rows: Rows, layers: int) -> float:
+def see_layers(tower: Tower, rows: Rows) -> float:
     positions = rows.pictures * tower.positions
-    return layers * (2 * positions * tower.weights + 4 * positions * tower.positions * tower.width)
+    return tower.used * (2 * positions * tower.weights + 4 * positions * tower.positions * tower.width)
 
 
 def patches(tower: Tower, rows: Rows) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import LlavaConfig
 
-from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_tokens_of
+from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_tokens_of, layers_in_front
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,6 @@ class Tower:
 
     width: int
     inner: int
-    layers: int
     used: int
     positions: int
     patch: int
@@ -82,8 +81,7 @@ def shape(config: LlavaConfig) -> Shape:
         Tower(
             width=vision.hidden_size,
             inner=vision.intermediate_size,
-            layers=vision.num_hidden_layers,
-            used=vision.num_hidden_layers + 1 + config.vision_feature_layer,
+            used=layers_in_front(config),
             positions=positions,
             patch=vision.patch_size,
             image=vision.image_size,

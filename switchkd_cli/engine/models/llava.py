@@ -34,6 +34,11 @@ def features_of(config: LlavaConfig) -> int:
     return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
 
 
+def layers_in_front(config: LlavaConfig) -> int:
+    """Layers of the vision tower in front of the features that `vision_feature_layer`, counted from the end, names."""
+    return config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
+
+
 def image_tokens_of(config: LlavaConfig) -> int:
     """Tokens that one picture takes in the language model's sequence; a pooling projector makes them fewer."""
     return features_of(config) // getattr(config, "projector_pooling", 1) ** 2
@@ -89,15 +94,13 @@ class Llava(nn.Module):
         """The part's parameters that a forward pass uses, by name.
 
         The tower's features are taken at `vision_feature_layer`; what lies behind it (later layers, the last
-        norm, a pooling head) never sees a gradient, so it is never trained.
+        norm, a pooling head) is not computed, so it is never trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
         if part != "vision":
             return named
-        config = self.model.config
-        used = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
-        layers = [f"encoder.layers.{i}." for i in range(used)]
+        layers = [f"encoder.layers.{i}." for i in range(layers_in_front(self.model.config))]
         return {n: p for n, p in named.items() if "embeddings." in n or any(key in n for key in layers)}
 
     @property
@@ -116,14 +119,21 @@ class Llava(nn.Module):
         }
 
     def see(self, pictures: Tensor) -> Tensor:
-        """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config."""
+        """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config.
+
+        Only what lies in front of the feature layer is computed: not the layers behind it, the last norm, a head.
+        """
         config, pictures = self.model.config, pictures.to(self.model.dtype)
         if not len(pictures):
             return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
         tower = self.model.model.vision_tower
-        with recomputed(tower.encoder.layers if "vision" in self.recomputed else ()):
-            output = tower(pictures, output_hidden_states=True)
-        features = output.hidden_states[config.vision_feature_layer]
+        layers = tower.encoder.layers[: layers_in_front(config)]
+        features = tower.embeddings(pictures)
+        if isinstance(tower, CLIPVisionModel):
+            features = tower.pre_layrnorm(features)
+        with recomputed(layers if "vision" in self.recomputed else ()):
+            for layer in layers:
+                features = layer(features, None)  # every patch sees every other: no mask
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
     def project(self, features: Tensor) -> Tensor:
