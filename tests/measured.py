@@ -93,6 +93,15 @@ def bytes_left(forward: Callable, *own: torch.nn.Module) -> int:
     return sum(size for where, size in stores.items() if where not in weights)
 
 
+def bytes_kept(forward: Callable) -> int:
+    """Bytes that are there after a forward pass and were not before, its outputs' aside: what no hook sees included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        out = forward()
+    events = watched.profiler.kineto_results.events()
+    returned = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in out.values()}
+    return sum(e.nbytes() for e in events if e.name() == "[memory]") - sum(returned.values())
+
+
 def bytes_at_peak(work: Callable) -> int:
     """The most bytes that were allocated at once beyond those at the start."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:

@@ -158,6 +158,7 @@ def test_memory_that_does_not_suffice(tmp_path):
     first, alive, rest, hint = program.lines[-4:]
     assert "out of memory" in first and "alive: trained weights" in alive and "rows, padded to" in rest
     assert hint.startswith("hint: stages.") and ".micro_batch=" in hint
+    assert "stages.pretrain.activation_checkpointing=true" in hint
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(plain, tmp_path):

@@ -11,8 +11,8 @@ from switchkd_cli.recipe.load import load_rows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TOWERS = {
-    "google/siglip-so400m-patch14-384": Tower(1152, 4304, 27, 26, 729, 14, 384, "gelu_pytorch_tanh"),
-    "openai/clip-vit-large-patch14-336": Tower(1024, 4096, 24, 23, 577, 14, 336, "quick_gelu"),
+    "google/siglip-so400m-patch14-384": Tower(1152, 4304, 26, 729, 14, 384, "gelu_pytorch_tanh"),
+    "openai/clip-vit-large-patch14-336": Tower(1024, 4096, 23, 577, 14, 336, "quick_gelu"),
 }
 READERS = {
     "0.5B": Reader(896, 4864, 24, 14, 896, 128, 151_936),

@@ -56,10 +56,12 @@ def stage_of(
     micro: int | None = None,
     steps: int = STEPS,
     objective: list[dict] | None = None,
+    recomputed: bool = False,
 ) -> Stage:
     """A stage of `steps` steps over the eight rows."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
+    settings |= {"activation_checkpointing": recomputed}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
 
@@ -77,6 +79,7 @@ def trained(
     after: Path | None = None,
     until: int = STEPS,
     spoil: bool = False,
+    recomputed: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
     """The logged steps, the state in the end, and the loop, of a training up to step `until`.
 
@@ -85,7 +88,7 @@ def trained(
     paths = untrained()
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective)
+    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed)
     lines: list[dict] = []
     loop = Loop(
         stage,

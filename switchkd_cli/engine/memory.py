@@ -8,6 +8,7 @@ import torch
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.trainer import Trainer
 from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.recipe.schema import RECOMPUTED
 
 MIB = 2**20
 
@@ -59,16 +60,18 @@ def alive(trainer: Trainer) -> dict[str, int]:
 
 
 def _settings(trainer: Trainer, rows: int, tokens: int) -> str:
-    """The next smaller split; where one row is too much, what makes a row smaller."""
+    """Layers that keep their inputs only; the next smaller split; where one row is too much, what makes a row smaller."""
     stage = trainer.stage
+    leaner = f"stages.{stage.name}.activation_checkpointing=true keeps only layers' inputs: the same gradient, a forward pass more"
+    first = [] if set(stage.activation_checkpointing) == set(RECOMPUTED) else [leaner]
     if smaller := max((n for n in range(1, rows // 2 + 1) if stage.batch % n == 0), default=None):
         split = f"the same gradient from {stage.batch // smaller} micro-batches"
         fits = "--dry-run --machine memory=GIB says what fits"
-        return (
-            f"stages.{stage.name}.micro_batch={smaller} needs about half for a micro-batch, {split}; {fits}"
-        )
+        split = f"stages.{stage.name}.micro_batch={smaller} needs about half for a micro-batch, {split}"
+        return "; ".join([split, *first, fits])
     shorter = f"data.{stage.data}.max_length={tokens // 2}"
-    return f"one row is too much: cut rows ({shorter}), train fewer parts, or set precision=bf16 (on a GPU)"
+    cut = f"cut rows ({shorter}), train fewer parts, or set precision=bf16 (on a GPU)"
+    return f"one row is too much: {'; or '.join([*first, cut])}"
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:

@@ -75,7 +75,15 @@ class Paths(nn.Module):
         )
         twin.adapters, twin.in_step = copy.deepcopy(self.adapters), self.in_step
         twin.one_tower, twin.states = self.one_tower, self.states
+        twin.student.recomputed = self.student.recomputed
         return twin
+
+    def recompute(self, what: Collection[str]) -> None:
+        """Activation checkpointing of the layers of V_S (`vision`), of L_S (`student`), of L_T in the switch pass (`switch`)."""
+        ours = {"vision": "vision", "student": "language"}
+        self.student.recomputed = frozenset(ours[name] for name in what if name in ours)
+        if self.teacher is not None:  # its own pass takes no gradient and has none
+            self.teacher.recomputed = frozenset({"language"} if "switch" in what else ())
 
     def adapt(self, wanted: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draws new adapters for the wanted readings and returns their weights, to be trained.

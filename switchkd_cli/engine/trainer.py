@@ -54,6 +54,7 @@ class Trainer:
         self.objective = Objective(stage.objective)
         paths.student.requires_grad_(False)
         paths.in_step = processes.count > 1
+        paths.recompute(stage.activation_checkpointing)
         self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
         paths.one_tower = (
             "vision" not in self.parts and paths.teacher is not None and paths.student.sees_as(paths.teacher)

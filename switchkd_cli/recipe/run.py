@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import isfile
@@ -25,6 +25,7 @@ UNKEYED = {
     "check",
     "deepspeed",  # but for what it computes in: `Recipe.arithmetic`
 }  # what is said about a run, not what it does
+UNKEYED_OF_A_STAGE = {"activation_checkpointing"}  # how it is computed, which changes no result
 FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
 
 
@@ -59,6 +60,7 @@ class Run:
         models = [_model_fingerprints(model) for model in (config.student, config.teacher)]
         data = [_data_fingerprints(config, name) for name in config.data]
         said = config.model_dump(mode="json", exclude=UNKEYED) | {"precision": config.arithmetic}
+        said["stages"] = [_dump(stage, UNKEYED_OF_A_STAGE) for stage in config.stages]
         return digest(said, models, data)
 
     def leading(self) -> Run:
@@ -101,7 +103,7 @@ class Run:
             [_dump(config.student), _model_fingerprints(config.student)],
             [_dump(teacher), _model_fingerprints(teacher)],
             {name: [_dump(config.data[name]), _data_fingerprints(config, name)] for name in used},
-            [_dump(stage) for stage in stages],
+            [_dump(stage, UNKEYED_OF_A_STAGE) for stage in stages],
             [config.seed, config.arithmetic],
         )
 
@@ -124,8 +126,8 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _dump(model: Any) -> Any:
-    return None if model is None else model.model_dump(mode="json")
+def _dump(model: Any, but: Collection[str] = ()) -> Any:
+    return None if model is None else model.model_dump(mode="json", exclude=set(but))
 
 
 def _model_fingerprints(model: Model | None) -> list[str | None]:

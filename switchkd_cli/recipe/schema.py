@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"  # no dots: names are steps of dotted paths and names of folders
 
@@ -16,6 +17,8 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Part = Literal["vision", "projector", "language"]
 LogitsPath = Literal["student", "teacher", "switch"]
+Recomputed = Literal["vision", "student", "switch"]
+RECOMPUTED = get_args(Recomputed)
 
 LOWER = ("loss", "student_ce", "kl/student", "switch_gap")  # figures that a best checkpoint may be chosen by,
 HIGHER = ("agreement/student", "agreement/switch")  # beside each term's own loss/<term>
@@ -93,6 +96,14 @@ class DataSet(Closed):
     max_faults: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.01
 
 
+def _layers_told(value: Any) -> Any:
+    """`true` is all of them, `false` none."""
+    if not isinstance(value, bool | list | tuple):
+        listed = f"must be true, false or a list of {', '.join(RECOMPUTED)}"
+        raise PydanticCustomError("layers_type", listed)
+    return (RECOMPUTED if value else ()) if isinstance(value, bool) else value
+
+
 class Term(Closed):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
@@ -120,10 +131,12 @@ class Stage(Closed):
 
     `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
     length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
-    result depends on them. A step whose loss or gradient is no number ends the run, or with `not_finite: skip` leaves
-    the weights as they are (ten such steps in a row end it all the same). `teacher_states` says how the teacher's last
-    states are had: in the student's batches, row by row without padding, or so and kept on disk for whoever asks again.
-    The last two give the same numbers to the bit; the first differs from them by rounding.
+    result depends on them. `activation_checkpointing` (true, false, or some of vision, student, switch) computes the
+    layers of V_S, of L_S and of L_T in the switch pass again in the backward pass and keeps only their inputs: less
+    memory, a forward pass of them more, the same gradient. `teacher_states` says how the teacher's last states are had:
+    in the student's batches, row by row without padding, or so and kept on disk for whoever asks again. The last two
+    give the same numbers to the bit; the first differs from them by rounding. A step whose loss or gradient is no number
+    ends the run, or with `not_finite: skip` leaves the weights as they are (ten such steps in a row end it all the same).
     """
 
     name: Name
@@ -135,6 +148,7 @@ class Stage(Closed):
     micro_batch: Count | None = None
     group_by: Literal["modality_length"] | None = None
     workers: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
+    activation_checkpointing: Annotated[tuple[Recomputed, ...], BeforeValidator(_layers_told)] = ()
     steps: Count | None = None
     epochs: Annotated[float, Field(strict=True, gt=0, le=10**6)] | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03

@@ -14,7 +14,9 @@ and c in a matrix product:
               attention    4 c d
               MLP          2 c f; 3 c f with CLIP's quick GELU
 
-A frozen part through which no gradient goes leaves nothing.
+A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
+r d; beside all of them stand once the mask (T, or r T where turns are apart) and the rotary angles (2 r h, h the width of
+a head). In the backward pass one layer at a time holds the rest (`recomputed_layer`).
 """
 
 from __future__ import annotations
@@ -55,42 +57,72 @@ def activations(
     """Bytes of one micro-batch by path."""
     kept: dict[str, float] = {}
     vision, language = terms.trains("vision"), terms.trains("language")
+    again = terms.recomputed
     if vision:
-        kept["vision"] = tower(student.vision, rows, precision)
+        kept["vision"] = tower(student.vision, rows, precision, "vision" in again)
     if terms.student:
         kept["student"] = projector(
             student.projector, rows, precision, trained=terms.trains("projector"), passed=vision
-        ) + reader(student.language, rows, precision, language)
+        ) + reader(student.language, rows, precision, language, "student" in again)
     if teacher is not None and terms.switch:
         kept["switch"] = projector(teacher.projector, rows, precision, trained=False, passed=True) + reader(
-            teacher.language, rows, precision, False
+            teacher.language, rows, precision, False, "switch" in again
         )
     return kept
 
 
+def recomputed_layer(
+    student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision
+) -> float:
+    """The most bytes that one layer holds while it is computed again, its cast matrices included; 0 where none is."""
+    held, again = [0.0], terms.recomputed
+    positions, weight = rows.rows * rows.length, precision.compute * precision.cast
+    if "vision" in again and terms.trains("vision"):
+        seen = student.vision
+        held.append(rows.pictures * seen.positions * _tower_layer(seen, precision) + weight * seen.weights)
+    readers = [(student.language, terms.trains("language"))] if "student" in again and terms.student else []
+    if teacher is not None and terms.switch and "switch" in again:
+        readers.append((teacher.language, False))
+    for read, trained in readers:
+        mask = rows.masked * precision.compute * rows.length
+        held.append(
+            positions * (_reader_layer(read, rows, precision, trained) + mask) + weight * read.weights
+        )
+    return max(held)
+
+
 def casts(student: Shape, teacher: Shape | None, terms: Terms, precision: Precision) -> float:
-    """Bytes of the cast matrices that the graph holds (autocast casts weights anew for every micro-batch)."""
+    """Bytes of the cast matrices at the end of the forward pass (autocast casts weights anew for every micro-batch).
+
+    The graph holds them; autocast itself those of trained weights. A frozen layer that is recomputed leaves none.
+    """
     if not precision.cast:
         return 0.0
     entries = 0
-    seen, vision = student.vision, terms.trains("vision")
+    seen, vision, again = student.vision, terms.trains("vision"), terms.recomputed
     if vision:
         entries += seen.used * seen.weights + 3 * seen.patch**2 * seen.width
     if terms.student:
-        entries += _matrices(student, vision or terms.trains("projector"))
+        held = terms.trains("language") or "student" not in again
+        entries += _matrices(student, vision or terms.trains("projector"), held)
     if teacher is not None and terms.switch:
-        entries += _matrices(teacher, True)
+        entries += _matrices(teacher, True, "switch" not in again)
     return precision.compute * entries
 
 
-def tower(t: Tower, rows: Rows, p: Precision) -> float:
-    """V up to its feature layer, all of it trained."""
+def tower(t: Tower, rows: Rows, p: Precision, again: bool = False) -> float:
+    """V up to its feature layer, all of it trained; its layers computed `again` in the backward pass or not."""
+    layer = p.residual * t.width if again else _tower_layer(t, p)
+    norm = t.normed * p.residual * t.width
+    pictures = rows.pictures * 3 * t.image**2 * p.compute
+    return rows.pictures * t.positions * (t.used * layer + norm) + pictures
+
+
+def _tower_layer(t: Tower, p: Precision) -> float:
+    """Bytes a position."""
     inner = SAVED_BY_MLP.get(t.activation, 2)
     inputs = 4 * p.compute if p.cast else 2 * p.residual
-    layer = t.width * (2 * p.residual + inputs + 4 * p.compute) + inner * p.compute * t.inner
-    positions = rows.pictures * t.positions
-    pictures = rows.pictures * 3 * t.image**2 * p.compute
-    return positions * t.used * layer + pictures
+    return t.width * (2 * p.residual + inputs + 4 * p.compute) + inner * p.compute * t.inner
 
 
 def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: bool) -> float:
@@ -102,20 +134,34 @@ def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: 
     return p.compute * (features * (m.width + trained * (m.seen + m.width)) + pooled)
 
 
-def reader(r: Reader, rows: Rows, p: Precision, trained: bool) -> float:
+def reader(r: Reader, rows: Rows, p: Precision, trained: bool, again: bool = False) -> float:
     """L, a gradient going through to its input; `trained` or frozen. The head's input is at kept positions only."""
-    norm = 4 * r.width + 4 + trained * p.residual * r.width
+    if again:
+        beside = 2 * p.residual * r.queries // r.heads
+        beside += rows.masked * (p.residual if rows.apart else 1) * rows.length
+        body = r.layers * p.residual * r.width + beside
+    else:
+        masks = rows.masked * (1 if rows.apart and not p.cast else r.layers)
+        body = r.layers * _reader_layer(r, rows, p, trained) + masks * p.compute * rows.length
+    head = trained * rows.kept * r.width * p.compute
+    return rows.rows * rows.length * (body + _norm(r, p, trained)) + head
+
+
+def _reader_layer(r: Reader, rows: Rows, p: Precision, trained: bool) -> float:
+    """Bytes a position, the mask aside."""
     inputs = trained * r.width * (5 * p.compute if p.cast else 2 * p.residual)
     keys = r.queries if rows.masked else r.keys
     attention = p.compute * (2 * r.queries + 2 * keys) + 4 * r.heads
-    masks = rows.masked * (1 if rows.apart and not p.cast else r.layers)
-    mlp = (3 + trained) * p.compute * r.inner
-    positions = rows.rows * rows.length
-    body = r.layers * (2 * norm + inputs + attention + mlp) + masks * p.compute * rows.length
-    return positions * (body + norm) + trained * rows.kept * r.width * p.compute
+    return 2 * _norm(r, p, trained) + inputs + attention + (3 + trained) * p.compute * r.inner
 
 
-def _matrices(shape: Shape, projected: bool) -> int:
-    """Entries of the matrices of L with its head, and of P where a gradient goes through it."""
+def _norm(r: Reader, p: Precision, trained: bool) -> float:
+    """Bytes a position."""
+    return 4 * r.width + 4 + trained * p.residual * r.width
+
+
+def _matrices(shape: Shape, projected: bool, layers: bool) -> int:
+    """Entries of the matrices of L's head, of its layers where they are held, and of P where a gradient goes through it."""
     r, m = shape.language, shape.projector
-    return r.layers * r.weights + r.width * r.vocabulary + projected * m.width * (m.seen + m.width)
+    held = layers * r.layers * r.weights + r.width * r.vocabulary
+    return held + projected * m.width * (m.seen + m.width)

@@ -11,6 +11,9 @@ pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if
 | teacher | V_T, P_T, L_T  | none                                                            |
 | switch  | P_T, L_T       | L_T, P_T: inputs only, as the frozen weights get no gradient    |
 | vision  |                | V_S once, for the student's and the switch's gradient together  |
+
+Layers under activation checkpointing are computed once more in the backward pass, but for the last matrix of each: torch
+stops when all that the gradient needs is there, and nothing needs its product.
 """
 
 from __future__ import annotations
@@ -42,22 +45,34 @@ def step(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms) -> dic
         ) + decode_backward(teacher.language, rows, weights=False)
     if vision:
         flops["vision: backward"] = see_backward(seen, rows)
+    if vision and "vision" in terms.recomputed:
+        flops["vision: recomputed"] = see_again(seen, rows)
+    if terms.student and "student" in terms.recomputed:
+        flops["student: recomputed"] = decode_again(read, rows)
+    if teacher is not None and terms.switch and "switch" in terms.recomputed:
+        flops["switch: recomputed"] = decode_again(teacher.language, rows)
     return flops
 
 
 def see(tower: Tower, rows: Rows) -> float:
-    """V forward: every layer is computed, those behind the feature layer too."""
-    return patches(tower, rows) + see_layers(tower, rows, tower.layers)
+    """V forward, up to its feature layer: what lies behind it is not computed."""
+    return patches(tower, rows) + see_layers(tower, rows)
 
 
 def see_backward(tower: Tower, rows: Rows) -> float:
     """V backward, weights and inputs of the layers in front of the feature layer; pictures need no gradient."""
-    return patches(tower, rows) + 2 * see_layers(tower, rows, tower.used)
+    return patches(tower, rows) + 2 * see_layers(tower, rows)
 
 
-def see_layers(tower: Tower, rows: Rows, layers: int) -> float:
+def see_again(tower: Tower, rows: Rows) -> float:
+    """V's layers for their gradient, without the last matrix of each."""
+    last = 2 * rows.pictures * tower.positions * tower.width * tower.inner
+    return see_layers(tower, rows) - tower.used * last
+
+
+def see_layers(tower: Tower, rows: Rows) -> float:
     positions = rows.pictures * tower.positions
-    return layers * (2 * positions * tower.weights + 4 * positions * tower.positions * tower.width)
+    return tower.used * (2 * positions * tower.weights + 4 * positions * tower.positions * tower.width)
 
 
 def patches(tower: Tower, rows: Rows) -> float:
@@ -91,6 +106,12 @@ def decode_backward(reader: Reader, rows: Rows, *, weights: bool) -> float:
     """L backward: always the gradient of its input, as something in front of it is trained."""
     matrices = 2 * rows.rows * rows.length * reader.layers * reader.weights + _head(reader, rows)
     return (1 + weights) * matrices + 2 * _attention(reader, rows)
+
+
+def decode_again(reader: Reader, rows: Rows) -> float:
+    """L's layers for their gradient, without the last matrix of each."""
+    last = 2 * rows.rows * rows.length * reader.width * reader.inner
+    return decode_layers(reader, rows) - reader.layers * last
 
 
 def decode_layers(reader: Reader, rows: Rows) -> float:

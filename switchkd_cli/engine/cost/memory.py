@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, Precision, activations, casts
+from switchkd_cli.engine.cost.activations import (
+    AUTOCAST,
+    BF16,
+    FP32,
+    Precision,
+    activations,
+    casts,
+    recomputed_layer,
+)
 from switchkd_cli.engine.cost.logits import logits
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
@@ -69,13 +77,14 @@ def step_memory(
     """Bytes of one GPU by component at a step's fullest moment.
 
     That is the end of the forward pass; or the optimiser's step, which holds a float32 number for each parameter it
-    trains, when all else is small.
+    trains, when all else is small. A layer that is computed again is counted on top of the logits, which are fewer by then.
     """
     layers = activations(student, teacher, rows, terms, precision)
     full = {
         "bf16 copies": casts(student, teacher, terms, precision),
         "activations": sum(layers.values()),
         "logits": logits(student, teacher, rows, terms, precision, vocabulary),
+        "recomputed layer": recomputed_layer(student, teacher, rows, terms, precision),
     }
     update = MASTER * sizes.trained / (gpus if zero else 1) if offload == "none" else 0.0
     beyond = max(0.0, update - sum(full.values()))

@@ -6,21 +6,24 @@ from dataclasses import dataclass
 
 from transformers import LlavaConfig
 
-from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_tokens_of
+from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_tokens_of, layers_in_front
 
 
 @dataclass(frozen=True)
 class Tower:
-    """V. `positions`: patches and a class token, if there is one; `used`: layers in front of the feature layer."""
+    """V. `positions`: patches and a class token, if there is one; `used`: layers in front of the feature layer.
+
+    `normed`: a norm stands in front of the first layer (CLIP's).
+    """
 
     width: int
     inner: int
-    layers: int
     used: int
     positions: int
     patch: int
     image: int
     activation: str
+    normed: bool = False
 
     @property
     def weights(self) -> int:
@@ -78,12 +81,12 @@ def shape(config: LlavaConfig) -> Shape:
         Tower(
             width=vision.hidden_size,
             inner=vision.intermediate_size,
-            layers=vision.num_hidden_layers,
-            used=vision.num_hidden_layers + 1 + config.vision_feature_layer,
+            used=layers_in_front(config),
             positions=positions,
             patch=vision.patch_size,
             image=vision.image_size,
             activation=vision.hidden_act,
+            normed=vision.model_type == "clip_vision_model",
         ),
         Projector(
             seen=vision.hidden_size,

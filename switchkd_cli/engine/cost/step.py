@@ -25,12 +25,14 @@ class Rows:
 class Terms:
     """Which logits paths a stage computes, which of the student's parts it trains, and its losses.
 
-    `losses`: of each term, its loss and the share of the kept positions that it looks at.
+    `losses`: of each term, its loss and the share of the kept positions that it looks at. `recomputed`: whose layers are
+    computed again in the backward pass and keep their inputs only (V_S: vision, L_S: student, L_T: switch).
     """
 
     paths: frozenset[str]
     train: frozenset[str]
     losses: tuple[tuple[str, float], ...]
+    recomputed: frozenset[str] = frozenset()
 
     @property
     def student(self) -> bool:

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.models.recompute import recomputed
 
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 BUILT = (
@@ -42,6 +43,11 @@ def features_of(config: LlavaConfig) -> int:
     patches = (vision.image_size // vision.patch_size) ** 2
     dropped = config.vision_feature_select_strategy == "default"
     return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
+
+
+def layers_in_front(config: LlavaConfig) -> int:
+    """Layers of the vision tower in front of the features that `vision_feature_layer`, counted from the end, names."""
+    return config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
 
 
 def image_tokens_of(config: LlavaConfig) -> int:
@@ -75,13 +81,15 @@ class Llava(nn.Module):
     """A LLaVA model as vision tower V, projector P and language model L (head included).
 
     `model` stays a plain transformers model, so what is saved loads without this package. `processor` prepares
-    pictures and text for it.
+    pictures and text for it. The layers of the parts in `recomputed` ("vision", "language") keep their inputs only for
+    the backward pass, which computes them again.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
+        self.recomputed: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
@@ -97,15 +105,13 @@ class Llava(nn.Module):
         """The part's parameters that a forward pass uses, by name.
 
         The tower's features are taken at `vision_feature_layer`; what lies behind it (later layers, the last
-        norm, a pooling head) never sees a gradient, so it is never trained.
+        norm, a pooling head) is not computed, so it is never trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
         if part != "vision":
             return named
-        config = self.model.config
-        used = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
-        layers = [f"encoder.layers.{i}." for i in range(used)]
+        layers = [f"encoder.layers.{i}." for i in range(layers_in_front(self.model.config))]
         return {n: p for n, p in named.items() if "embeddings." in n or any(key in n for key in layers)}
 
     @property
@@ -124,12 +130,21 @@ class Llava(nn.Module):
         }
 
     def see(self, pictures: Tensor) -> Tensor:
-        """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config."""
+        """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config.
+
+        Only what lies in front of the feature layer is computed: not the layers behind it, the last norm, a head.
+        """
         config, pictures = self.model.config, pictures.to(self.model.dtype)
         if not len(pictures):
             return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
-        output = self.model.model.vision_tower(pictures, output_hidden_states=True)
-        features = output.hidden_states[config.vision_feature_layer]
+        tower = self.model.model.vision_tower
+        layers = tower.encoder.layers[: layers_in_front(config)]
+        features = tower.embeddings(pictures)
+        if isinstance(tower, CLIPVisionModel):
+            features = tower.pre_layrnorm(features)
+        with recomputed(layers if "vision" in self.recomputed else ()):
+            for layer in layers:
+                features = layer(features, None)  # every patch sees every other: no mask
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
     def sees_as(self, other: Llava) -> bool:
@@ -147,13 +162,14 @@ class Llava(nn.Module):
 
     def understand(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
         """L but for its head: the batch's text with visual tokens in place of its image tokens -> [N, D] where `keep`."""
-        embedded = self._embed(batch, visual)
-        hidden = self.model.model.language_model(
-            inputs_embeds=embedded,
-            attention_mask=_bias(batch.attention, embedded.dtype),
-            position_ids=batch.position,
-            use_cache=False,
-        ).last_hidden_state
+        embedded, reader = self._embed(batch, visual), self.model.model.language_model
+        with recomputed(reader.layers if "language" in self.recomputed else ()):
+            hidden = reader(
+                inputs_embeds=embedded,
+                attention_mask=_bias(batch.attention, embedded.dtype),
+                position_ids=batch.position,
+                use_cache=False,
+            ).last_hidden_state
         return hidden[keep]
 
     @property

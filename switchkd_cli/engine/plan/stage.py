@@ -98,4 +98,5 @@ def _terms(stage: Stage, look: Look) -> tuple[Terms, str]:
         on = "all"  # image tokens and some of the text: no more than everything
     most = look.mean(on) or 1
     losses = tuple((term.loss, look.mean(term.on) / most) for term in terms)
-    return Terms(stage.paths, frozenset(stage.train), losses), on
+    recomputed = frozenset(stage.activation_checkpointing)
+    return Terms(stage.paths, frozenset(stage.train), losses, recomputed), on
