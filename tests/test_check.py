@@ -31,7 +31,7 @@ def logged(folder, *, check=True, precision="fp32", **changes):
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("bf16", 2e-2)])
 def test_the_first_step_is_compared_and_nothing_else_changes(tmp_path, precision, most, monkeypatch):
-    monkeypatch.setattr(chunks, "LOGITS", 5 * 767)
+    monkeypatch.setattr("switchkd_cli.engine.heads.LOGITS", 5 * 767)
     checked, plain = (logged(tmp_path, check=check, precision=precision) for check in (True, False))
     (event,) = [line for line in checked if line.get("event") == "check"]
     assert 0 <= event["loss"] <= most and 0 <= event["gradient"] <= most
@@ -41,7 +41,7 @@ def test_the_first_step_is_compared_and_nothing_else_changes(tmp_path, precision
 
 
 def test_an_objective_that_is_another_in_chunks_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "LOGITS", 5 * 767)
+    monkeypatch.setattr("switchkd_cli.engine.heads.LOGITS", 5 * 767)
     monkeypatch.setattr(chunks, "_add_product", lambda to, left, right: to.addmm_(left, right, alpha=1.001))
     with pytest.raises(UserError, match="check/gradient is 0.001") as refused:
         logged(tmp_path)

@@ -5,7 +5,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from switchkd_cli import registry
-from switchkd_cli.engine import chunks
 from switchkd_cli.engine.chunks import AtOnce, Chunks, Given
 from switchkd_cli.engine.diagnostics import Diagnosis
 from switchkd_cli.engine.objective import Objective
@@ -41,7 +40,7 @@ def batch(paths, tmp_path, request):
 
 def few(monkeypatch, paths, positions):
     """Chunks of so many positions."""
-    monkeypatch.setattr(chunks, "LOGITS", positions * paths.vocabulary)
+    monkeypatch.setattr("switchkd_cli.engine.heads.LOGITS", positions * paths.vocabulary)
 
 
 def computed(how, paths, batch, objective, look=None):

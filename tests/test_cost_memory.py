@@ -7,6 +7,7 @@ from measured import bytes_at_peak, bytes_kept, bytes_left, clip_batch, clip_pai
 from torch.optim import AdamW
 
 from switchkd_cli import registry
+from switchkd_cli.engine.chunks import Chunks, Given
 from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, activations, casts
 from switchkd_cli.engine.cost.logits import FOOTPRINTS
 from switchkd_cli.engine.cost.memory import Sizes, precision_of, states, step_memory
@@ -125,14 +126,15 @@ def peaks(names, cast, recomputed, tmp_path):
     paths, asked = pair(64), objective(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, tally = asked.keep(batch), asked.tally([batch])
+    keep, tally, chunks = asked.keep(batch), asked.tally([batch]), Chunks(asked)
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            logits = paths(batch, asked.readings, keep)
-        asked.total(asked(logits, batch, keep, tally)).backward()
+            readings = paths(batch, chunks.readings, keep)
+        heads = paths.heads(torch.bfloat16 if cast else None)
+        chunks(Given(readings, heads, batch, keep, tally))[0].backward()
 
     step()  # afterwards the gradients are there
     size = parameters(paths.student.model.config)

@@ -126,14 +126,14 @@ def trained(
 
 def _spoil(loop: Loop) -> None:
     """From now on this process's part of one term is no number."""
-    terms = loop.trainer.objective
+    objective = loop.trainer.computed
 
-    class Spoilt(type(terms)):
+    class Spoilt(type(objective)):
         def __call__(self, *arguments):
-            parts = super().__call__(*arguments)
-            return {**parts, "align": parts["align"] * torch.nan}
+            total, parts = super().__call__(*arguments)
+            return total, {**parts, "align": parts["align"] * torch.nan}
 
-    terms.__class__ = Spoilt
+    objective.__class__ = Spoilt
 
 
 def gradients(state: dict) -> dict[str, torch.Tensor]:

@@ -11,12 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.heads import Heads
+from switchkd_cli.engine.heads import Heads, positions
 from switchkd_cli.engine.objective import Look, Objective, Tally
 from switchkd_cli.engine.paths import PATHS, reading
-
-LOGITS = 2**24
-"""Logits of one path that a chunk holds, 64 MiB in float32: 110 positions of 151,936."""
 
 Logits = dict[str, Tensor]
 Weigh = Callable[[Logits, Tensor], Tensor]  # logits and which positions they are of -> a scalar with a graph
@@ -90,7 +87,7 @@ class Chunks:
 
     def _pieces(self, keep: Tensor, columns: int) -> list[tuple[slice, Tensor]]:
         """The chunks of the N positions of `keep` [B, T]: which of the N, and the same as a mask [B, T]."""
-        most, places = max(1, LOGITS // columns), keep.nonzero()
+        most, places = positions(columns), keep.nonzero()
         if len(places) <= most:
             return [(slice(0, len(places)), keep)]
         lengths = keep.sum(1).tolist() if self.spoken.compares_positions else [1] * len(places)
@@ -149,7 +146,8 @@ class _Ahead(torch.autograd.Function):
         count = len(paths)
         states, of_states = tensors[:count], slopes[:count]
         weights, of_weights = tensors[count:], slopes[count:]
-        used = [heads.cast(weight[: heads.columns]) for weight in weights]
+        cast = {id(weight): heads.cast(weight[: heads.columns]) for weight in weights}
+        used = [cast[id(weight)] for weight in weights]  # teacher and switch have one
         moved = [i for i in range(count) if needed[i] or needed[count + i]]
         total = 0.0
         for at, part in pieces:

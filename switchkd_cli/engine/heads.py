@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+LOGITS = 2**24
+"""Logits of one path that exist at a time, 64 MiB in float32: 110 positions of 151,936."""
+
+
+def positions(columns: int) -> int:
+    """Positions of a chunk."""
+    return max(1, LOGITS // columns)
+
 
 @dataclass(frozen=True)
 class Heads:

@@ -74,20 +74,23 @@ def activations(
 def recomputed_layer(
     student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision
 ) -> float:
-    """The most bytes that one layer holds while it is computed again, its cast matrices included; 0 where none is."""
+    """The most bytes that one layer holds while it is computed again; 0 where none is.
+
+    Its cast matrices and the gradient that has come to it are counted.
+    """
     held, again = [0.0], terms.recomputed
     positions, weight = rows.rows * rows.length, precision.compute * precision.cast
     if "vision" in again and terms.trains("vision"):
         seen = student.vision
-        held.append(rows.pictures * seen.positions * _tower_layer(seen, precision) + weight * seen.weights)
+        layer = _tower_layer(seen, precision) + precision.residual * seen.width
+        held.append(rows.pictures * seen.positions * layer + weight * seen.weights)
     readers = [(student.language, terms.trains("language"))] if "student" in again and terms.student else []
     if teacher is not None and terms.switch and "switch" in again:
         readers.append((teacher.language, False))
     for read, trained in readers:
-        mask = rows.masked * precision.compute * rows.length
-        held.append(
-            positions * (_reader_layer(read, rows, precision, trained) + mask) + weight * read.weights
-        )
+        beside = rows.masked * precision.compute * rows.length + precision.residual * read.width
+        layer = _reader_layer(read, rows, precision, trained) + beside
+        held.append(positions * layer + weight * read.weights)
     return max(held)
 
 

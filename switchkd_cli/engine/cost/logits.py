@@ -1,9 +1,10 @@
 """Bytes of logits and losses at the kept positions.
 
-There are N kept positions and V columns. Each path's logits stay for the whole step, and a loss takes its own copy of
-those it compares, in float32. The figures of a loss are bytes for each of the N V logits, counted with autograd's hooks
-and the profiler (tests/test_cost_memory.py does so again): what it leaves for the backward pass, and what it holds for
-a moment, while its forward pass sorts and exponentiates.
+There are N positions at a time and V columns: those of a chunk, or under ZeRO 3 all that are kept. Each path's logits
+stay while the losses look at them, and a loss takes its own copy of those it compares, in float32. The figures of a loss
+are bytes for each of the N V logits, counted with autograd's hooks and the profiler (tests/test_cost_memory.py does so
+again): what it leaves for the backward pass, and what it holds for a moment, while its forward pass sorts and
+exponentiates. From chunk to chunk the gradients add up: of the last states, and of a head that is trained.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from switchkd_cli.engine.cost.activations import Precision
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.heads import positions
 from switchkd_cli.engine.losses.differences import BLOCK
 
 
@@ -52,19 +54,36 @@ UNKNOWN = Footprint(16, 32)
 
 
 def logits(
-    student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision, vocabulary: int
+    student: Shape,
+    teacher: Shape | None,
+    rows: Rows,
+    terms: Terms,
+    precision: Precision,
+    vocabulary: int,
+    *,
+    at_once: bool = False,
 ) -> float:
-    """Bytes at the moment when they are most: all logits, what the losses leave, and the largest loss at work."""
+    """Bytes at the moment when they are most: the logits, what the losses leave, and the largest loss at work."""
     heads = [student.language.vocabulary] * terms.student
     if teacher is not None:
         heads += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
-    whole = rows.kept * precision.compute * sum(heads)
+    kept = rows.kept if at_once else min(rows.kept, positions(vocabulary))
     left, momentary = 0.0, 0.0
     for name, share in terms.losses:
         footprint = FOOTPRINTS.get(name, UNKNOWN)
-        compared = rows.kept * share * vocabulary
+        compared = kept * share * vocabulary
         chosen = 2 * precision.compute * compared  # of both sides, or of one and its gradient
-        at_once = min(compared, BLOCK) if footprint.in_blocks else compared
+        in_a_block = min(compared, BLOCK) if footprint.in_blocks else compared
         left += footprint.left * compared
-        momentary = max(momentary, footprint.momentary * at_once + chosen)
-    return whole + left + momentary
+        momentary = max(momentary, footprint.momentary * in_a_block + chosen)
+    columns = sum(heads) if at_once else vocabulary * len(heads)
+    return precision.compute * kept * columns + left + momentary
+
+
+def slopes(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:
+    """Bytes of the gradients that chunks add up: of the last states through which one goes, of a head that is trained."""
+    widths = [student.language.width] * terms.student
+    if teacher is not None:
+        widths += [teacher.language.width] * terms.switch
+    head = terms.student * terms.trains("language") * student.language.vocabulary * student.language.width
+    return precision.residual * rows.kept * sum(widths) + precision.weight * head

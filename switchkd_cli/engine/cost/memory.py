@@ -19,7 +19,7 @@ from switchkd_cli.engine.cost.activations import (
     casts,
     recomputed_layer,
 )
-from switchkd_cli.engine.cost.logits import logits
+from switchkd_cli.engine.cost.logits import logits, slopes
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
 
@@ -77,14 +77,18 @@ def step_memory(
     """Bytes of one GPU by component at a step's fullest moment.
 
     That is the end of the forward pass; or the optimiser's step, which holds a float32 number for each parameter it
-    trains, when all else is small. A layer that is computed again is counted on top of the logits, which are fewer by then.
+    trains, when all else is small. A layer is computed again when a chunk's logits are gone; those of ZeRO 3 are not.
     """
     layers = activations(student, teacher, rows, terms, precision)
+    at_once = zero == 3
+    spoken = logits(student, teacher, rows, terms, precision, vocabulary, at_once=at_once)
+    added = 0.0 if at_once else slopes(student, teacher, rows, terms, precision)
+    again = recomputed_layer(student, teacher, rows, terms, precision)
     full = {
         "bf16 copies": casts(student, teacher, terms, precision),
         "activations": sum(layers.values()),
-        "logits": logits(student, teacher, rows, terms, precision, vocabulary),
-        "recomputed layer": recomputed_layer(student, teacher, rows, terms, precision),
+        "logits": spoken + added,
+        "recomputed layer": again if at_once else max(0.0, again - spoken),
     }
     update = MASTER * sizes.trained / (gpus if zero else 1) if offload == "none" else 0.0
     beyond = max(0.0, update - sum(full.values()))
