@@ -164,6 +164,16 @@ def test_disk_is_what_a_saved_student_takes(away, tmp_path):
     assert plan.stages[-1].checkpoint == pytest.approx(saved, rel=0.05)
 
 
+def test_kept_states_of_the_teacher_are_told_with_the_disk_they_take(away):
+    assert not [note for note in forecast("table1_0.5b.yaml", away).notes if "teacher's states" in note]
+    plan = forecast("table1_0.5b.yaml", away, "stages.distill.teacher_states=cached")
+    (note,) = [note for note in plan.notes if "teacher's states" in note]
+    rows, answers = plan.stages[1].steps * plan.stages[1].batch, plan.stages[1].data.answer
+    rows = min(rows, plan.stages[1].data.rows)
+    gigabytes = rows * answers * 2048 * 2 / 1e9
+    assert f"keeps up to {gigabytes:,.2g} GB of the teacher's states of {rows:,} rows in states/" in note
+
+
 def test_a_machine_is_told_in_words():
     assert machine("gpus=4, memory=40", "bf16") == Machine(gpus=4, memory=40.0)
     assert machine(None, "fp32").gpus == 1

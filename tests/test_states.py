@@ -201,6 +201,14 @@ def test_a_key_is_the_teachers_and_what_it_is_computed_in(tmp_path):
     assert load(recipe).teacher_digest != base
 
 
+def test_the_file_is_hardly_larger_than_the_numbers_in_it(paths, tmp_path):
+    """What the plan says of the disk: positions x width x bytes of a number."""
+    states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
+    keep = batch.predicting("text")
+    states(batch, keep, lambda row, kept: torch.randn(int(kept.sum()), 2048))
+    assert 1 <= states.file.stat().st_size / (int(keep.sum()) * 2048 * 4) < 1.1
+
+
 def test_kept_states_are_plain_tensors(paths, tmp_path):
     """safetensors in a database: nothing in it is executed when it is read."""
     states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)

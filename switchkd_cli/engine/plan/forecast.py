@@ -9,6 +9,7 @@ from pathlib import Path
 
 from switchkd_cli import registry, runs
 from switchkd_cli.engine.contract import Vocabulary, agree
+from switchkd_cli.engine.cost.memory import precision_of
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.loader import steps_of
@@ -16,7 +17,7 @@ from switchkd_cli.engine.models.llava import image_tokens_of
 from switchkd_cli.engine.plan.downloads import downloads
 from switchkd_cli.engine.plan.look import CUT, Look, look
 from switchkd_cli.engine.plan.models import PUBLISHED, Known, Unknown, known
-from switchkd_cli.engine.plan.stage import Pairing, step_forecast
+from switchkd_cli.engine.plan.stage import Pairing, looked_at, step_forecast
 from switchkd_cli.forecast import DataForecast, Forecast, Machine, ModelForecast, StageForecast
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model
@@ -63,6 +64,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
             *_notes(run, [model for _, model in models.values()], looks, machine),
             *_micro_batches(run, stages),
             *_checkpoints(run, stages),
+            *_states(run, stages, pairing, looks, machine),
         ),
     )
 
@@ -181,3 +183,24 @@ def _checkpoints(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
         most = saving.keep + (saving.best is not None) + 1
         size = STATE * trained * most / 1e9
         yield f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"
+
+
+def _states(
+    run: Run,
+    stages: Sequence[StageForecast],
+    pairing: Pairing | None,
+    looks: Mapping[str, Look | None],
+    machine: Machine,
+) -> Iterator[str]:
+    """Disk that kept states of the teacher take, and whether its forward pass is counted too often."""
+    for stage, figures in zip(run.config.stages, stages, strict=True):
+        seen = looks[stage.data]
+        if stage.teacher_states != "cached" or pairing is None or pairing.teacher is None or seen is None:
+            continue
+        rows = min(seen.rows, figures.steps * figures.batch)
+        width = pairing.teacher.language.width * precision_of(run.config.precision, machine.zero).residual
+        size = rows * seen.mean(looked_at(stage)) * width / 1e9
+        yield (
+            f"{run.row}: {stage.name} keeps up to {size:,.2g} GB of the teacher's states of {rows:,} rows in "
+            f"{runs.STATES}/; operations are counted as if none were kept yet"
+        )

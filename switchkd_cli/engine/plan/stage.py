@@ -15,7 +15,7 @@ from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
 from switchkd_cli.engine.plan.look import Look
 from switchkd_cli.forecast import GIB, Machine
-from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.recipe.schema import Stage, Term
 
 USABLE = 0.9  # of a GPU's memory; the driver, kernels' workspaces and fragments take the rest
 
@@ -91,12 +91,21 @@ def _memory(
 
 def _terms(stage: Stage, look: Look) -> tuple[Terms, str]:
     """What the stage computes, and the widest kind of position that it looks at."""
-    terms = [term for term in stage.objective if not registry.signature("loss", term.loss).of_pictures]
-    looked = {term.on for term in terms} or {POSITIONS[0]}
-    on = max(looked, key=POSITIONS.index)
-    if on == "image" and len(looked) > 1:
-        on = "all"  # image tokens and some of the text: no more than everything
+    on = looked_at(stage)
     most = look.mean(on) or 1
-    losses = tuple((term.loss, look.mean(term.on) / most) for term in terms)
+    losses = tuple((term.loss, look.mean(term.on) / most) for term in _spoken(stage))
     recomputed = frozenset(stage.activation_checkpointing)
     return Terms(stage.paths, frozenset(stage.train), losses, recomputed), on
+
+
+def looked_at(stage: Stage) -> str:
+    """The widest kind of position that its terms look at."""
+    looked = {term.on for term in _spoken(stage)} or {POSITIONS[0]}
+    on = max(looked, key=POSITIONS.index)
+    # image tokens and some of the text: no more than everything
+    return "all" if on == "image" and len(looked) > 1 else on
+
+
+def _spoken(stage: Stage) -> list[Term]:
+    """The terms that look at positions, not at pictures."""
+    return [term for term in stage.objective if not registry.signature("loss", term.loss).of_pictures]
