@@ -51,14 +51,19 @@ UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""
 
 
+def heads(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:
+    """Bytes of all logits."""
+    widths = [student.language.vocabulary] * terms.student
+    if teacher is not None:
+        widths += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
+    return rows.kept * precision.compute * sum(widths)
+
+
 def logits(
     student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision, vocabulary: int
 ) -> float:
     """Bytes at the moment when they are most: all logits, what the losses leave, and the largest loss at work."""
-    heads = [student.language.vocabulary] * terms.student
-    if teacher is not None:
-        heads += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
-    whole = rows.kept * precision.compute * sum(heads)
+    whole = heads(student, teacher, rows, terms, precision)
     left, momentary = 0.0, 0.0
     for name, share in terms.losses:
         footprint = FOOTPRINTS.get(name, UNKNOWN)

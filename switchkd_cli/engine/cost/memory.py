@@ -19,7 +19,7 @@ from switchkd_cli.engine.cost.activations import (
     casts,
     recomputed_layer,
 )
-from switchkd_cli.engine.cost.logits import logits
+from switchkd_cli.engine.cost.logits import heads, logits
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
 
@@ -76,16 +76,23 @@ def step_memory(
 ) -> dict[str, float]:
     """Bytes of one GPU by component at a step's fullest moment.
 
-    That is the end of the forward pass; or the optimiser's step, which holds a float32 number for each parameter it
-    trains, when all else is small. A layer that is computed again is counted on top of the logits, which are fewer by then.
+    That is when the losses are there; where layers are recomputed it may be the end of the forward pass, while autocast
+    still has its copies, or the backward pass, with one layer whole beside all logits and their gradients; or the
+    optimiser's step, which holds a float32 number for each parameter it trains, when all else is small.
     """
-    layers = activations(student, teacher, rows, terms, precision)
-    full = {
-        "bf16 copies": casts(student, teacher, terms, precision),
-        "activations": sum(layers.values()),
-        "logits": logits(student, teacher, rows, terms, precision, vocabulary),
-        "recomputed layer": recomputed_layer(student, teacher, rows, terms, precision),
-    }
+    of = student, teacher, rows, terms, precision
+    kept, told = sum(activations(*of).values()), heads(*of)
+    copies = {still: casts(student, teacher, terms, precision, autocast=still) for still in (True, False)}
+    moments = [
+        _moving(copies[False], kept, logits(*of, vocabulary), 0.0),
+        _moving(copies[True], kept, told, 0.0),
+        _moving(copies[False], kept, 2 * told, recomputed_layer(*of)),
+    ]
+    full = max(moments[: 3 if terms.recomputed else 1], key=lambda moment: sum(moment.values()))
     update = MASTER * sizes.trained / (gpus if zero else 1) if offload == "none" else 0.0
     beyond = max(0.0, update - sum(full.values()))
     return {**states(sizes, precision, gpus, zero, offload), **full, "optimiser's step": beyond}
+
+
+def _moving(copies: float, kept: float, told: float, layer: float) -> dict[str, float]:
+    return {"bf16 copies": copies, "activations": kept, "logits": told, "recomputed layer": layer}
