@@ -103,7 +103,10 @@ class DataForecast:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage. `memory` is bytes of one GPU by component; `flops` are a step's, over all GPUs."""
+    """One stage. `memory` is bytes of one GPU by component; `flops` are a step's, over all GPUs.
+
+    `padding` is the share of padding among a step's tokens, `grouped` the same with `group_by: modality_length`.
+    """
 
     name: str
     data: DataForecast
@@ -113,6 +116,8 @@ class StageForecast:
     gpus: int
     micro: int | None
     largest: int | None
+    padding: float | None
+    grouped: float | None
     trained: int | None
     memory: Mapping[str, float]
     flops: float | None

@@ -85,6 +85,7 @@ _LINES: dict[str, Callable[[StageForecast], str]] = {
     "rows a step": lambda stage: _number(stage.batch),
     "  micro x accumulation x GPUs": _batch,
     "  largest micro-batch that fits": _largest,
+    "  padding, of all tokens": lambda stage: _share(stage.padding),
     "parameters trained": lambda stage: _count(stage.trained),
     "memory of one GPU": lambda stage: "",
 }
@@ -118,6 +119,10 @@ def _number(value: float | None) -> str:
     if isinstance(value, int) or value >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _share(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.0%}"
 
 
 def _count(value: float | None) -> str:

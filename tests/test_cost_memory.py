@@ -74,10 +74,13 @@ def test_recomputed_layers_leave_the_bytes_that_are_planned(kind, precision, tmp
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.cast):
         left = bytes_kept(lambda: paths(batch, wanted, keep))
     planned = sum(activations(*shapes(paths), rows_of(batch), terms, precision).values())
-    planned += casts(*shapes(paths), terms, precision)
-    assert planned == pytest.approx(
-        left, rel=2 * ACTIVATIONS
-    )  # what is left is little, and small things count
+    planned += casts(*shapes(paths), terms, precision, autocast=True)
+    if not precision.cast:
+        planned -= batch.pictures.nbytes  # no copy of theirs is made
+    student, teacher = shapes(paths)
+    layers = student.vision.used + student.language.layers + teacher.language.layers
+    chance = layers * torch.get_rng_state().nbytes  # of each layer: nothing, beside a real one's input
+    assert planned + chance == pytest.approx(left, rel=ACTIVATIONS)
 
 
 def batch_of(paths, kind, folder):
@@ -113,12 +116,12 @@ def test_a_step_peaks_where_it_is_planned_to(names, cast, tmp_path):
 
 
 @pytest.mark.parametrize("cast", [False, True], ids=["fp32", "bf16"])
-def test_a_recomputed_step_s_peak_is_lower_and_not_above_the_plan_s(cast, tmp_path):
+def test_a_recomputed_step_peaks_lower_and_where_it_is_planned_to(cast, tmp_path):
     names = OBJECTIVES["switch-kd"]
     planned, peak = peaks(names, cast, frozenset(RECOMPUTED), tmp_path)
     _, whole = peaks(names, cast, frozenset(), tmp_path)
     assert peak < whole
-    assert peak < (1 + STEP) * planned and planned < 1.3 * peak  # a layer is counted on top of the logits
+    assert planned == pytest.approx(peak, rel=STEP)
 
 
 def peaks(names, cast, recomputed, tmp_path):

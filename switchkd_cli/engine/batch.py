@@ -72,6 +72,11 @@ class Batch:
         return int((self.turn >= 0).sum())
 
     @property
+    def places(self) -> int:
+        """Tokens and padding."""
+        return self.turn.numel()
+
+    @property
     def targets(self) -> Tensor:
         """[B, T]: at t, the token that position t predicts; IGNORE where it is not supervised."""
         return _next(self.labels, IGNORE)

@@ -163,11 +163,13 @@ class Loop:
         return group
 
     def _pace(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
-        """How fast the step went, over all processes, and the most memory that one of them takes."""
-        each = self.processes.every((sum(batch.tokens for batch in group), waited, memory_mib()))
-        tokens, waits, memory = zip(*each, strict=True)
+        """How fast the step went and how much of it was padding, over all processes; the most memory that one takes."""
+        mine = sum(batch.tokens for batch in group), sum(batch.places for batch in group)
+        each = self.processes.every((*mine, waited, memory_mib()))
+        tokens, places, waits, memory = zip(*each, strict=True)
         return {
             "tokens_per_second": sum(tokens) / seconds,
+            "padding": 1 - sum(tokens) / sum(places),
             "data_wait": max(waits) / seconds,
             "memory_mib": max(memory),
         }

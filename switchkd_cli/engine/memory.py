@@ -60,17 +60,22 @@ def alive(trainer: Trainer) -> dict[str, int]:
 
 
 def _settings(trainer: Trainer, rows: int, tokens: int) -> str:
-    """Layers that keep their inputs only; the next smaller split; where one row is too much, what makes a row smaller."""
+    """The next smaller split, and layers that keep their inputs only; where one row is too much, what makes it smaller."""
     stage = trainer.stage
-    leaner = f"stages.{stage.name}.activation_checkpointing=true keeps only layers' inputs: the same gradient, a forward pass more"
-    first = [] if set(stage.activation_checkpointing) == set(RECOMPUTED) else [leaner]
+    name, first = f"stages.{stage.name}", []
     if smaller := max((n for n in range(1, rows // 2 + 1) if stage.batch % n == 0), default=None):
-        split = f"the same gradient from {stage.batch // smaller} micro-batches"
-        fits = "--dry-run --machine memory=GIB says what fits"
-        split = f"stages.{stage.name}.micro_batch={smaller} needs about half for a micro-batch, {split}"
-        return "; ".join([split, *first, fits])
-    shorter = f"data.{stage.data}.max_length={tokens // 2}"
-    cut = f"cut rows ({shorter}), train fewer parts, or set precision=bf16 (on a GPU)"
+        count = stage.batch // smaller
+        first = [
+            f"{name}.micro_batch={smaller} needs about half, the same gradient from {count} micro-batches"
+        ]
+    if set(stage.activation_checkpointing) != set(RECOMPUTED):
+        first.append(
+            f"{name}.activation_checkpointing=true keeps only layers' inputs, for a forward pass more"
+        )
+    if smaller:
+        return "; ".join([*first, "--dry-run --machine memory=GIB says what fits"])
+    shorter = f"cut rows (data.{stage.data}.max_length={tokens // 2})"
+    cut = f"{shorter}, train fewer parts, or set precision=bf16 (on a GPU)"
     return f"one row is too much: {'; or '.join([*first, cut])}"
 
 

@@ -94,22 +94,27 @@ def recomputed_layer(
     return max(held)
 
 
-def casts(student: Shape, teacher: Shape | None, terms: Terms, precision: Precision) -> float:
-    """Bytes of the cast matrices at the end of the forward pass (autocast casts weights anew for every micro-batch).
+def casts(
+    student: Shape, teacher: Shape | None, terms: Terms, precision: Precision, *, autocast: bool = False
+) -> float:
+    """Bytes of the cast matrices that the graph holds (autocast casts weights anew for every micro-batch).
 
-    The graph holds them; autocast itself those of trained weights. A frozen layer that is recomputed leaves none.
+    A layer that is recomputed leaves none, but `autocast` itself holds those of trained weights to the forward's end.
     """
     if not precision.cast:
         return 0.0
-    entries = 0
-    seen, vision, again = student.vision, terms.trains("vision"), terms.recomputed
+    entries, seen, vision = 0, student.vision, terms.trains("vision")
+
+    def held(what: str, trained: bool) -> bool:
+        return what not in terms.recomputed or (autocast and trained)
+
     if vision:
-        entries += seen.used * seen.weights + 3 * seen.patch**2 * seen.width
+        entries += held("vision", True) * seen.used * seen.weights + 3 * seen.patch**2 * seen.width
     if terms.student:
-        held = terms.trains("language") or "student" not in again
-        entries += _matrices(student, vision or terms.trains("projector"), held)
+        layers = held("student", terms.trains("language"))
+        entries += _matrices(student, vision or terms.trains("projector"), layers)
     if teacher is not None and terms.switch:
-        entries += _matrices(teacher, True, "switch" not in again)
+        entries += _matrices(teacher, True, held("switch", False))
     return precision.compute * entries
 
 

@@ -53,6 +53,14 @@ UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""
 
 
+def heads(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:
+    """Bytes of all logits at once."""
+    widths = [student.language.vocabulary] * terms.student
+    if teacher is not None:
+        widths += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
+    return rows.kept * precision.compute * sum(widths)
+
+
 def logits(
     student: Shape,
     teacher: Shape | None,
@@ -64,10 +72,9 @@ def logits(
     at_once: bool = False,
 ) -> float:
     """Bytes at the moment when they are most: the logits, what the losses leave, and the largest loss at work."""
-    heads = [student.language.vocabulary] * terms.student
-    if teacher is not None:
-        heads += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
     kept = rows.kept if at_once else min(rows.kept, positions(vocabulary))
+    whole = heads(student, teacher, rows, terms, precision)
+    whole *= 1 if at_once or not rows.kept else kept / rows.kept
     left, momentary = 0.0, 0.0
     for name, share in terms.losses:
         footprint = FOOTPRINTS.get(name, UNKNOWN)
@@ -76,8 +83,7 @@ def logits(
         in_a_block = min(compared, BLOCK) if footprint.in_blocks else compared
         left += footprint.left * compared
         momentary = max(momentary, footprint.momentary * in_a_block + chosen)
-    columns = sum(heads) if at_once else vocabulary * len(heads)
-    return precision.compute * kept * columns + left + momentary
+    return whole + left + momentary
 
 
 def slopes(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:

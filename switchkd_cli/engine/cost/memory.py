@@ -19,7 +19,7 @@ from switchkd_cli.engine.cost.activations import (
     casts,
     recomputed_layer,
 )
-from switchkd_cli.engine.cost.logits import logits, slopes
+from switchkd_cli.engine.cost.logits import heads, logits, slopes
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
 
@@ -76,20 +76,26 @@ def step_memory(
 ) -> dict[str, float]:
     """Bytes of one GPU by component at a step's fullest moment.
 
-    That is the end of the forward pass; or the optimiser's step, which holds a float32 number for each parameter it
-    trains, when all else is small. A layer is computed again when a chunk's logits are gone; those of ZeRO 3 are not.
+    That is when the losses are there; where layers are recomputed it may be the end of the forward pass, while autocast
+    still has its copies, or the backward pass, with one layer whole beside what the chunks have left (under ZeRO 3 beside
+    all logits and their gradients); or the optimiser's step, which holds a float32 number for each parameter it trains,
+    when all else is small.
     """
-    layers = activations(student, teacher, rows, terms, precision)
+    of = student, teacher, rows, terms, precision
     at_once = zero == 3
-    spoken = logits(student, teacher, rows, terms, precision, vocabulary, at_once=at_once)
-    added = 0.0 if at_once else slopes(student, teacher, rows, terms, precision)
-    again = recomputed_layer(student, teacher, rows, terms, precision)
-    full = {
-        "bf16 copies": casts(student, teacher, terms, precision),
-        "activations": sum(layers.values()),
-        "logits": spoken + added,
-        "recomputed layer": again if at_once else max(0.0, again - spoken),
-    }
+    kept, told = sum(activations(*of).values()), heads(*of) if at_once else 0.0
+    added = 0.0 if at_once else slopes(*of)
+    copies = {still: casts(student, teacher, terms, precision, autocast=still) for still in (True, False)}
+    moments = [
+        _moving(copies[False], kept, added + logits(*of, vocabulary, at_once=at_once), 0.0),
+        _moving(copies[True], kept, told, 0.0),
+        _moving(copies[False], kept, added + 2 * told, recomputed_layer(*of)),
+    ]
+    full = max(moments[: 3 if terms.recomputed else 1], key=lambda moment: sum(moment.values()))
     update = MASTER * sizes.trained / (gpus if zero else 1) if offload == "none" else 0.0
     beyond = max(0.0, update - sum(full.values()))
     return {**states(sizes, precision, gpus, zero, offload), **full, "optimiser's step": beyond}
+
+
+def _moving(copies: float, kept: float, told: float, layer: float) -> dict[str, float]:
+    return {"bf16 copies": copies, "activations": kept, "logits": told, "recomputed layer": layer}

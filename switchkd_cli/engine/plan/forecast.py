@@ -23,6 +23,7 @@ from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model
 
 SAVED = 4  # bytes of a parameter of a saved student: float32
+WASTED = 0.05  # share of padding, beyond what is left with group_by, that is worth a word
 STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's two moments
 
 
@@ -63,6 +64,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         (
             *_notes(run, [model for _, model in models.values()], looks, machine),
             *_micro_batches(run, stages),
+            *_padding(run, stages),
             *_checkpoints(run, stages),
             *_states(run, stages, pairing, looks, machine),
         ),
@@ -111,6 +113,8 @@ def _stage(
         gpus=gpus,
         micro=step.micro if step else None,
         largest=step.largest if step else None,
+        padding=step.padding if step else None,
+        grouped=step.grouped if step else None,
         trained=pairing.size.trained(frozenset(stage.train)) if pairing else None,
         memory=step.memory if step else {},
         flops=step.flops if step else None,
@@ -166,13 +170,25 @@ def _micro_batches(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
         if figures.micro is None:
             continue
         if figures.largest is None:
-            yield f"{run.row}: {stage.name} does not fit: not even one row of the longest at a time"
+            leaner = f"; stages.{stage.name}.activation_checkpointing=true takes less"
+            told = f"{run.row}: {stage.name} does not fit: not even one row of the longest at a time"
+            yield told + leaner * (not stage.activation_checkpointing)
         elif stage.micro_batch is None and figures.micro < each:
             yield f"{run.row}: set {field}={figures.micro}: without it all {each} rows of a GPU are held at once"
         elif stage.micro_batch is not None and figures.largest < figures.micro:
             yield f"{run.row}: {field}={figures.micro} does not fit, {figures.largest} does"
         elif stage.micro_batch not in (None, figures.micro):
             yield f"{run.row}: {field}={stage.micro_batch} does not divide {each} rows of a GPU: {figures.micro} taken"
+
+
+def _padding(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:
+    """What rows of like length in a micro-batch would save."""
+    for stage, figures in zip(run.config.stages, stages, strict=True):
+        if figures.padding is not None and figures.padding - figures.grouped >= WASTED:
+            yield (
+                f"{run.row}: {figures.padding:.0%} of the tokens of {stage.name} are padding, {figures.grouped:.0%} with "
+                f"stages.{stage.name}.group_by=modality_length (another order of rows: another run)"
+            )
 
 
 def _checkpoints(run: Run, stages: Sequence[StageForecast]) -> Iterator[str]:

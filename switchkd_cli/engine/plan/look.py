@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from switchkd_cli.engine.plan.models import Known, published
 from switchkd_cli.recipe.schema import DataSet
 
 SAMPLED = 200  # rows that are looked at
+STEPS = 4  # of the rarer kind of rows, from which a mean step is taken
 CHARACTERS = 4  # of English text for one token, where no tokenizer is here
 CUT = 2048  # tokens at which rows are taken to be cut where only published figures are at hand (TinyLLaVA's limit)
 
@@ -47,22 +48,50 @@ class Look:
         return sum(getattr(row, what) for row in self.seen) / len(self.seen)
 
     def micro_batches(self, size: int, on: str, *, grouped: bool) -> Iterator[Rows]:
-        """The sample as padded micro-batches; `on` is the widest kind of position that a term looks at."""
+        """The sample as padded micro-batches, where `grouped` the longest rows of all in one: what takes most memory.
+
+        `on` is the widest kind of position that a term looks at.
+        """
         rows = list(self.seen)
         if grouped:
             rows.sort(key=lambda row: (row.image > 0, -row.length))
         rows *= -(-size // len(rows))
         for start in range(0, len(rows) - size + 1, size):
-            together = rows[start : start + size]
-            length = max(row.length for row in together)
-            yield Rows(
-                rows=size,
-                pictures=sum(row.image > 0 for row in together),
-                length=length,
-                kept=max(1, sum(getattr(row, on) for row in together)),
-                masked=self.apart or any(row.length < length for row in together),
-                apart=self.apart,
-            )
+            yield self.padded(rows[start : start + size], on)
+
+    def steps(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[Seen]]:
+        """The micro-batches of some steps of `batch` rows, put together as training does (`grouped_order`)."""
+        pictured = [row for row in self.seen if row.image > 0]
+        kinds = [pictured, [row for row in self.seen if not row.image]] if grouped else [list(self.seen)]
+        kinds = [kind for kind in kinds if kind]
+        times = -(-STEPS * batch // min(map(len, kinds)))  # each kind as often as the rarest takes
+        for kind in kinds:
+            rows = kind * times
+            for start in range(0, len(rows) - batch + 1, batch):
+                step = rows[start : start + batch]
+                if grouped:
+                    step.sort(key=lambda row: -row.length)
+                yield from (step[first : first + size] for first in range(0, batch, size))
+
+    def padding(self, batch: int, size: int, *, grouped: bool) -> float:
+        """The share of padding among the tokens of such steps, in [0, 1)."""
+        places = tokens = 0
+        for together in self.steps(batch, size, grouped=grouped):
+            places += len(together) * max(row.length for row in together)
+            tokens += sum(row.length for row in together)
+        return 1 - tokens / places
+
+    def padded(self, together: Sequence[Seen], on: str) -> Rows:
+        """One micro-batch."""
+        length = max(row.length for row in together)
+        return Rows(
+            rows=len(together),
+            pictures=sum(row.image > 0 for row in together),
+            length=length,
+            kept=max(1, sum(getattr(row, on) for row in together)),
+            masked=self.apart or any(row.length < length for row in together),
+            apart=self.apart,
+        )
 
 
 def look(spec: DataSet, model: Known, root: Path, scratch: Path) -> Look | None:

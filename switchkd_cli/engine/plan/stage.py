@@ -33,12 +33,17 @@ class Pairing:
 
 @dataclass(frozen=True)
 class StepForecast:
-    """Rows of one GPU's micro-batch, the most that would fit (None: not even one), bytes of one GPU, operations."""
+    """Rows of one GPU's micro-batch, the most that would fit (None: not even one), bytes of one GPU, operations.
+
+    `padding` is the share of padding among its tokens, `grouped` what it is or would be with `group_by`.
+    """
 
     micro: int
     largest: int | None
     memory: Mapping[str, float]
     flops: float
+    padding: float
+    grouped: float
 
 
 def step_forecast(
@@ -46,7 +51,7 @@ def step_forecast(
 ) -> StepForecast:
     """One optimiser step. The micro-batch is the recipe's; the largest that fits where it names none.
 
-    Memory is that of the sample's largest micro-batch, operations are those of its mean one.
+    Memory is that of the sample's largest micro-batch, operations and padding are those of its mean step.
     """
     gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
     each = stage.batch // gpus
@@ -57,12 +62,21 @@ def step_forecast(
     wanted = stage.micro_batch or largest or 1
     micro = max(n for n in micros if n <= wanted)
     terms, on = _terms(stage, look)
-    batches = Counter(look.micro_batches(micro, on, grouped=stage.group_by is not None))
+    grouped = stage.group_by is not None
+    batches = Counter(look.padded(rows, on) for rows in look.steps(stage.batch, micro, grouped=grouped))
     taken = sum(
         count * sum(flops.step(pairing.student, pairing.teacher, rows, terms).values())
         for rows, count in batches.items()
     )
-    return StepForecast(micro, largest, memory[micro], stage.batch / micro * taken / batches.total())
+    padding = {by_length: look.padding(stage.batch, micro, grouped=by_length) for by_length in (False, True)}
+    return StepForecast(
+        micro,
+        largest,
+        memory[micro],
+        stage.batch / micro * taken / batches.total(),
+        padding[grouped],
+        padding[True],
+    )
 
 
 def _memory(
