@@ -5,7 +5,7 @@
 #   WORLD=paper      the paper's own models and data, on GPUs: docs/recipes.md has what is needed, and the hours
 #   TABLES="loss knee" ROWS=dbild,bild SEEDS=3 JOBS=4     some tables or rows, other seeds, more at the same time
 # make setup         install into .venv, with the tested versions
-# make test          all tests;  make test-fast  leaves out the slow ones
+# make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones
 # make lint          style and import rules
 # make clean         remove .venv and what tests leave behind (runs/ stays)
 #
@@ -80,10 +80,10 @@ reproduce: $(INSTALLED)
 setup: $(INSTALLED)
 
 test: $(INSTALLED_TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci
 
 test-fast: $(INSTALLED_TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci -m "not slow"
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
