@@ -16,7 +16,7 @@ from PIL import Image
 from scripts.bench.machine import device
 from scripts.bench.pairs import MIDDLING, SMALL, Size, build
 from scripts.bench.results import Level, Row
-from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
+from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure, uncounted
 from scripts.bench.step import TERMS, trainer_of
 from switchkd_cli.cores import cores
 from switchkd_cli.engine.data.conversation import Conversations
@@ -108,7 +108,7 @@ def _loading(size: Size, paths: Paths, folder: Path, rows: int, count: int) -> I
             pass
         clock["seconds"] = time.perf_counter() - began
 
-    yield Running({"pass": one_pass}, figures=lambda: {"images/s": rows / clock["seconds"]}, peak=int)
+    yield Running({"pass": one_pass}, figures=lambda: {"images/s": rows / clock["seconds"]}, peak=uncounted)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def _training(
             clock.update(waited=waited, all=time.perf_counter() - began)
 
         pictures = (rows // stage.batch - 1) * stage.batch
-        yield Running({"pass": one_pass}, figures=lambda: _figures(clock, pictures), peak=int)
+        yield Running({"pass": one_pass}, figures=lambda: _figures(clock, pictures), peak=uncounted)
 
 
 def _figures(clock: dict[str, float], pictures: int) -> dict[str, float]:

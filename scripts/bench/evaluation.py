@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 from lmms_eval.api.instance import Instance
 
 from scripts.bench.results import Level
-from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
+from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure, uncounted
 from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
 from switchkd_cli.engine.benchmarks.exam import Exam
 from switchkd_cli.engine.benchmarks.reader import Reader
@@ -28,14 +29,24 @@ BATCH = 64  # the quickstart's
 
 
 class Recorder(Answerer):
-    """Keeps what lmms-eval asks."""
+    """Keeps what lmms-eval asks, and the pictures: they are shown again without its data sets."""
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        self.requests = list(requests)
+        self.requests, self.shown = list(requests), {}
         return super().generate_until(requests)
 
     def answer(self, items: Sequence[Item]) -> list[str]:
+        self.shown |= {(item.task, item.doc_id): item.pictures for item in items}
         return [""] * len(items)
+
+    def again(self) -> list[Instance]:
+        """The same requests, whose pictures are at hand."""
+        return [replace(request, arguments=self._with_pictures(request.args)) for request in self.requests]
+
+    def _with_pictures(self, arguments: tuple) -> tuple:
+        prompt, settings, _, doc_id, task, split = arguments
+        pictures = self.shown[task, doc_id]
+        return prompt, settings, lambda doc: pictures, doc_id, task, split
 
 
 def measure_level(quick: bool) -> Level:
@@ -43,7 +54,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
-    """The level on so many items of each benchmark; what lmms-eval itself takes is not in it."""
+    """The level on so many items of each benchmark; what lmms-eval takes, and reading pictures, is not in it."""
     with TemporaryDirectory() as folder:
         asked = Recorder(longest=16)
         examine(asked, Exam("playground", tuple(benchmarks), "test", items, 0), Path(folder))
@@ -73,10 +84,11 @@ def _answering(
     def answers() -> None:
         reader = Reader(model.model, copy.deepcopy(model.processor), batch=batch, longest=16)
         reader.task_dict = asked.task_dict
-        written[name] = reader.generate_until(asked.requests)
+        written[name] = reader.generate_until(asked.again())
         seconds["answering"] = sum(reader.seconds.values())
 
+    def figures() -> dict[str, float]:
+        return {"answers/s": len(written[name]) / seconds["answering"]}
+
     seconds: dict[str, float] = {}
-    yield Running(
-        {"answers": answers}, figures=lambda: {"answers/s": len(written[name]) / seconds["answering"]}
-    )
+    yield Running({"answers": answers}, figures=figures, peak=uncounted)

@@ -29,7 +29,11 @@ class Running:
     phases: Mapping[str, Callable[[], object]]
     alive: Callable[[], int] = int
     figures: Callable[[], Mapping[str, float]] = dict
-    peak: Callable[[], int] | None = None
+    peak: Callable[[], int | None] | None = None
+
+
+def uncounted() -> None:
+    """The `peak` of a variant whose memory is of no interest."""
 
 
 @dataclass(frozen=True)
