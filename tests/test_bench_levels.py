@@ -15,6 +15,7 @@ from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.losses import dbild, effective_k
+from switchkd_cli.recipe.tables import load_tables
 
 ONCE = Effort(1, 1)
 LANGUAGE = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -120,8 +121,8 @@ def test_the_most_bytes_alive_at_once_are_counted():
 
     def work() -> None:
         for _ in range(3):
-            _ = kept + 1, kept + 2
-            del _
+            pair = kept.clone(), kept.clone()
+            del pair
 
     assert peak_bytes(work) == 2 * 2**22
     assert bytes_of([kept, kept]) == 2**22
@@ -217,6 +218,15 @@ def test_targets_of_steps_and_of_the_matrix_name_what_is_measured():
         if target.level == "matrix":
             assert {target.row, target.over} == {matrix.TOGETHER, matrix.APART}
         assert target.level in ("loss", "step", "matrix")
+
+
+@pytest.mark.parametrize("rows", [matrix.ROWS, matrix.FEW])
+def test_the_matrix_is_one_of_the_recipes(rows):
+    (table,) = load_tables([matrix.RECIPE], rows, matrix.shorter(7, 4), 1, None, matrix.WORLD)
+    assert {run.row for run in table.runs} == set(rows)
+    for run in table.runs:
+        assert [stage.steps for stage in run.config.stages] == [7, 7]
+        assert run.config.evaluation.items == 4
 
 
 def test_the_data_level():

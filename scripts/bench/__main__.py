@@ -55,6 +55,8 @@ def _arguments() -> argparse.Namespace:
     asked = parser.parse_args()
     if unknown := [name for name in asked.levels if name not in known]:
         parser.error(f"no such level: {', '.join(unknown)} (known: {', '.join(known)})")
+    if asked.show and not asked.show.is_file():
+        parser.error(f"--show: no such file: {asked.show}")
     return asked
 
 

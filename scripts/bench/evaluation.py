@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from lmms_eval.api.instance import Instance
 
 from scripts.bench.results import Level
-from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure, uncounted
+from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
 from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
 from switchkd_cli.engine.benchmarks.exam import Exam
 from switchkd_cli.engine.benchmarks.reader import Reader
@@ -50,7 +50,7 @@ class Recorder(Answerer):
 
 
 def measure_level(quick: bool) -> Level:
-    return measure_at(tuple(BENCHMARKS), 4 if quick else 20, QUICK if quick else FULL)
+    return measure_at(tuple(BENCHMARKS), 4 if quick else 20, QUICK if quick else LONG)
 
 
 def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:

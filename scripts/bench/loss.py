@@ -14,7 +14,7 @@ from scripts.bench import from_states, realistic
 from scripts.bench.explicit_pairs import dbild_of_pairs
 from scripts.bench.machine import device, free_bytes
 from scripts.bench.results import Level, Row
-from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
+from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure
 from switchkd_cli.engine.losses import bild, dbild, effective_k, forward_kl
 from switchkd_cli.engine.objective import Objective
 from switchkd_cli.recipe.schema import Term
@@ -27,7 +27,7 @@ WIDTHS = {
 BYTES_A_LOGIT = (
     120  # of one position's, at the fullest moment of the dearest of these losses, and some to spare
 )
-MOST = 1024  # positions
+MOST = 1024 if torch.cuda.is_available() else 256  # positions: more say nothing new
 WINDOWS = (64, 256, None)
 FROM_LOGITS, FROM_STATES, GROWTH = "from logits", "from last states", "twice the positions"
 
@@ -80,7 +80,7 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
 
 def measure_level(quick: bool) -> Level:
     count = 16 if quick else positions_that_fit(free_bytes(), WIDTHS[quick])
-    return measure_at(count, COLUMNS, WIDTHS[quick], QUICK if quick else FULL)
+    return measure_at(count, COLUMNS, WIDTHS[quick], QUICK if quick else LONG)
 
 
 def positions_that_fit(free: int, widths: tuple[int, int]) -> int:

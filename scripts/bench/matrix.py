@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from scripts.bench.results import Level, Row, Spread, with_ratios
 from scripts.bench.startup import PROGRAM, run
 
+RECIPE, WORLD = "components", "playground"
 ROWS = ("switch-kd", "align", "vsd", "sft", "sft-frozen", "align-frozen")
 FEW = ("switch-kd", "align", "sft")
 TOGETHER, APART = "as one matrix", "rows one after another"
@@ -25,8 +26,7 @@ def measure_level(quick: bool) -> Level:
 
 def measure_at(rows: tuple[str, ...], steps: int, items: int) -> Level:
     """The level on a few steps of each stage. Rows one after another are from scratch: each has a folder of its own."""
-    changes = [f"stages.{stage}.steps={steps}" for stage in ("pretrain", "distill")]
-    changes.append(f"evaluation.items={items}")
+    changes = shorter(steps, items)
     with TemporaryDirectory() as folder:
         apart = 0.0
         for number, row in enumerate(rows, 1):
@@ -52,9 +52,17 @@ def measure_at(rows: tuple[str, ...], steps: int, items: int) -> Level:
     return Level(title=title, setting=setting, rows=with_ratios(found))
 
 
+def shorter(steps: int, items: int) -> list[str]:
+    """The changes to the recipe."""
+    return [
+        *(f"stages.{stage}.steps={steps}" for stage in ("pretrain", "distill")),
+        f"evaluation.items={items}",
+    ]
+
+
 def _ablated(rows: list[str] | tuple[str, ...], changes: list[str], out: Path, *how: str) -> float:
     """Seconds."""
-    asked = ["--world", "playground", "--rows", ",".join(rows), "--out", str(out), *how]
+    asked = ["--world", WORLD, "--rows", ",".join(rows), "--out", str(out), *how]
     began = time.perf_counter()
-    run([*PROGRAM, "ablate", "components", *changes, *asked], 0)
+    run([*PROGRAM, "ablate", RECIPE, *changes, *asked], 0)
     return time.perf_counter() - began

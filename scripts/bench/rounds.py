@@ -54,7 +54,8 @@ class Effort:
     runs: int
 
 
-FULL, QUICK = Effort(5, 3), Effort(2, 1)
+FULL, LONG, QUICK = Effort(5, 3), Effort(5, 1), Effort(2, 1)
+"""`LONG` is for runs of many seconds."""
 
 
 def measure(group: str, variants: Sequence[Variant], effort: Effort) -> list[Row]:
