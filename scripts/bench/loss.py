@@ -20,13 +20,9 @@ from switchkd_cli.engine.objective import Objective
 from switchkd_cli.recipe.schema import Term
 
 COLUMNS = 151_936  # Qwen2's head
-WIDTHS = {
-    False: (2048, 896),
-    True: (384, 256),
-}  # of the teacher's and the student's states; the full ones: 3B, 0.5B
-BYTES_A_LOGIT = (
-    120  # of one position's, at the fullest moment of the dearest of these losses, and some to spare
-)
+WIDTHS = {False: (2048, 896), True: (384, 256)}
+"""Of the teacher's and the student's states. The full ones (not quick): Qwen2.5's 3B and 0.5B."""
+BYTES_A_LOGIT = 64  # of one position, at the fullest moment of the dearest of these losses, and some to spare
 MOST = 1024 if torch.cuda.is_available() else 256  # positions: more say nothing new
 WINDOWS = (64, 256, None)
 FROM_LOGITS, FROM_STATES, GROWTH = "from logits", "from last states", "twice the positions"
