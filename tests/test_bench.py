@@ -1,6 +1,7 @@
 """What `make bench` makes of its figures: the file, the targets, the tables. Nothing is measured here."""
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -181,6 +182,13 @@ def test_a_level_that_does_not_exist_ends_with_those_that_do(monkeypatch, capsys
         "no such level: sleep (known: loss, step, data, startup, evaluation, matrix)"
         in capsys.readouterr().err
     )
+
+
+def test_make_hands_levels_and_quick_on():
+    asked = ["make", "-n", "bench", "INSTALLED=", "LEVELS=loss step", "QUICK=1"]
+    told = subprocess.run(asked, cwd=command.ROOT, capture_output=True, text=True, check=True).stdout
+    expected = ["-m", "scripts.bench", "loss", "step", "--quick", "--out", "reports/bench.json"]
+    assert told.split()[1:] == expected
 
 
 def test_a_level_that_fails_leaves_the_others_and_the_file(monkeypatch, tmp_path, capsys):
