@@ -4,6 +4,11 @@
 #   QUICK=1          one seed and the key rows of four tables, at most 20 minutes; it says what it leaves out
 #   WORLD=paper      the paper's own models and data, on GPUs: docs/recipes.md has what is needed, and the hours
 #   TABLES="loss knee" ROWS=dbild,bild SEEDS=3 JOBS=4     some tables or rows, other seeds, more at the same time
+# make bench         what distillation costs on this machine, as ratios: a table, and reports/bench.json
+#                    (docs/performance.md)
+#   QUICK=1          small sizes, few repetitions: to see that it works
+#   LEVELS="loss step"    some of loss, step, data, startup, evaluation; matrix only when it is named: it trains and
+#                    scores an ablation's rows twice
 # make setup         install into .venv, with the tested versions
 # make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones
 # make lint          style and import rules
@@ -21,6 +26,8 @@ WORLD ?= playground
 QUICK ?=
 JOBS ?=
 CHANGES ?=
+LEVELS ?=
+BENCH ?= reports/bench.json
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -28,7 +35,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce setup test test-fast lint clean
+.PHONY: help quickstart reproduce bench setup test test-fast lint clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -76,6 +83,9 @@ reproduce: $(INSTALLED)
 	$(BIN)/switchkd compare $$tables $(IN_WORLD) --out $(RUNS) --report $(REPORT) || { was=$$?; [ $$code -ne 0 ] || code=$$was; }; \
 	[ $$code -eq 0 ] || echo "not everything was done, see above: the same command goes on from here" >&2; \
 	exit $$code
+
+bench: $(INSTALLED)
+	$(BIN)/python -m scripts.bench $(LEVELS) $(if $(QUICK),--quick) --out $(BENCH)
 
 setup: $(INSTALLED)
 

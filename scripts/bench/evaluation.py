@@ -1,0 +1,94 @@
+"""Level 5: answers a second, in batches and one by one, of a model and questions that ship with the package."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lmms_eval.api.instance import Instance
+
+from scripts.bench.results import Level
+from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
+from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
+from switchkd_cli.engine.benchmarks.exam import Exam
+from switchkd_cli.engine.benchmarks.reader import Reader
+from switchkd_cli.engine.build import load
+from switchkd_cli.engine.evaluate import examine
+from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.locate import locate
+from switchkd_cli.protocol import BENCHMARKS
+
+MODEL = "playground:teacher"
+"""The only trained model that ships whole: an untrained one's answers would all run to their limit."""
+BATCH = 64  # the quickstart's
+
+
+class Recorder(Answerer):
+    """Keeps what lmms-eval asks, and the pictures: they are shown again without its data sets."""
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        self.requests, self.shown = list(requests), {}
+        return super().generate_until(requests)
+
+    def answer(self, items: Sequence[Item]) -> list[str]:
+        self.shown |= {(item.task, item.doc_id): item.pictures for item in items}
+        return [""] * len(items)
+
+    def again(self) -> list[Instance]:
+        """The same requests, whose pictures are at hand."""
+        return [replace(request, arguments=self._with_pictures(request.args)) for request in self.requests]
+
+    def _with_pictures(self, arguments: tuple) -> tuple:
+        prompt, settings, _, doc_id, task, split = arguments
+        pictures = self.shown[task, doc_id]
+        return prompt, settings, lambda doc: pictures, doc_id, task, split
+
+
+def measure_level(quick: bool) -> Level:
+    return measure_at(tuple(BENCHMARKS), 4 if quick else 20, QUICK if quick else LONG)
+
+
+def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
+    """The level on so many items of each benchmark; what lmms-eval takes, and reading pictures, is not in it."""
+    with TemporaryDirectory() as folder:
+        asked = Recorder(longest=16)
+        examine(asked, Exam("playground", tuple(benchmarks), "test", items, 0), Path(folder))
+        model, written = load(locate(MODEL)), {}
+        variants = [
+            Variant(name, partial(_answering, name, model, asked, batch, written))
+            for name, batch in (("one by one", 1), (f"batches of {BATCH}", BATCH))
+        ]
+        rows = measure("answers", variants, effort)
+    alone, batched = written.values()
+    same = sum(a == b for a, b in zip(alone, batched, strict=True)) / len(alone)
+    setting = {
+        "model": MODEL,
+        "benchmarks": len(benchmarks),
+        "questions": len(alone),
+        "same answers": f"{same:.1%}",
+    }
+    return Level(title="evaluation: answers a second", setting=setting, rows=rows)
+
+
+@contextmanager
+def _answering(
+    name: str, model: Llava, asked: Recorder, batch: int, written: dict[str, list[str]]
+) -> Iterator[Running]:
+    """A reader that has seen none of the pictures, each time."""
+
+    def answers() -> None:
+        reader = Reader(model.model, copy.deepcopy(model.processor), batch=batch, longest=16)
+        reader.task_dict = asked.task_dict
+        written[name] = reader.generate_until(asked.again())
+        seconds["answering"] = sum(reader.seconds.values())
+
+    def figures() -> dict[str, float]:
+        return {"answers/s": len(written[name]) / seconds["answering"]}
+
+    seconds: dict[str, float] = {}
+    yield Running({"answers": answers}, figures=figures, peak=uncounted)

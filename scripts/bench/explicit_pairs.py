@@ -1,0 +1,58 @@
+"""DBiLD as its definition reads, every pair a number of its own: the naive reference."""
+
+import torch
+from torch import Tensor
+
+
+def dbild_of_pairs(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    temperature: float = 3.0,
+    window: int | None = None,
+    min_k: int = 3,
+    cut: bool = False,
+) -> Tensor:
+    """DBiLD [N] of logits [N, V]; equals the package's `dbild` where no column is padding.
+
+    All pairs i < j of the window's ids are written out, [N, W (W - 1) / 2], and those beyond a row's own k are masked: no
+    shape depends on the data. With `cut`, only the pairs of the longest row's k: fewer, but the sizes have to be read from
+    the device first. Sums are in the logits' own dtype.
+    """
+    pair = teacher_logits.detach(), student_logits
+    return sum(_led(leader.detach(), *pair, temperature, window, min_k, cut) for leader in pair)
+
+
+def _led(
+    leader: Tensor,
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float,
+    window: int | None,
+    min_k: int,
+    cut: bool,
+) -> Tensor:
+    """One side: KL(p_S || p_T) over the pairs of the leader's top ids."""
+    best, ids = leader.topk(min(window or leader.shape[-1], leader.shape[-1]))
+    k = (1 + _knee(best)).clamp(min=min_k, max=best.shape[-1])
+    width = int(k.max()) if cut else best.shape[-1]
+    i, j = torch.triu_indices(width, width, 1, device=ids.device)
+    outside = j >= k[:, None]
+    log_p, log_q = (
+        _log_shares(logits.gather(-1, ids[:, :width]), i, j, outside, temperature)
+        for logits in (student, teacher)
+    )
+    return (log_p.exp() * (log_p - log_q)).masked_fill(outside, 0.0).sum(-1)
+
+
+def _log_shares(values: Tensor, i: Tensor, j: Tensor, outside: Tensor, temperature: float) -> Tensor:
+    """log of the softmax over the pairs' differences, [N, pairs]."""
+    differences = (values[:, i] - values[:, j]) / temperature
+    return differences.masked_fill(outside, -1e30).log_softmax(-1)
+
+
+def _knee(best: Tensor) -> Tensor:
+    """Kneedle: the rank that lies farthest below the line from the first to the last value."""
+    x = torch.linspace(0, 1, best.shape[-1], dtype=best.dtype, device=best.device)
+    y = (best - best[:, -1:]) / (best[:, :1] - best[:, -1:])
+    return (1 - x - y).argmax(-1)

@@ -1,0 +1,27 @@
+"""The package's way from last states to an objective's value: the one place to change when it changes."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from switchkd_cli.engine.batch import Batch, Example, collate
+from switchkd_cli.engine.objective import Objective
+
+
+def total(
+    objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str, Tensor], batch: Batch
+) -> Tensor:
+    """The value that is minimised, of each path's last states [N, D] and its head's weights [V, D]."""
+    keep = objective.keep(batch)
+    readings = {path: linear(states[path], heads[path]) for path in states}
+    return objective.total(objective(readings, batch, keep, objective.tally([batch])))
+
+
+def supervised(positions: int, columns: int, device: torch.device) -> Batch:
+    """A batch of one row with so many supervised positions."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(columns, (positions + 1,), generator=draw)
+    row = Example("0", tokens, tokens, torch.zeros_like(tokens))
+    return collate([row], image_token=-1, pad_token=0).to(device)

@@ -1,0 +1,171 @@
+"""Level 2: what a training step costs, as a ratio to plain fine-tuning and to the operations that it can't do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from scripts.bench.allocated import bytes_of
+from scripts.bench.machine import device, free_bytes, peak_flops
+from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
+from scripts.bench.results import Level
+from scripts.bench.results import Row as Measured
+from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
+from scripts.bench.three_forwards import ThreeForwards
+from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.shape import shape
+from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.trainer import Trainer
+from switchkd_cli.recipe.schema import Stage
+
+GIB = 2**30
+TERMS = {
+    "ce": {"name": "ce", "loss": "cross_entropy"},
+    "kd": {"name": "kd", "loss": "forward_kl", "to": "teacher"},
+    "align": {"name": "align", "loss": "dbild", "to": "teacher"},
+    "vsd": {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
+}
+SWITCH = ("ce", "align", "vsd")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way of training: its terms, what it sets of a stage's fields, what takes the step.
+
+    `spared`: operations that it does without (names of `flops.step`), so that its floor is lower.
+    """
+
+    name: str
+    terms: tuple[str, ...]
+    stage: Mapping[str, Any] = field(default_factory=dict)
+    naive: bool = False
+    spared: tuple[str, ...] = ()
+
+
+ROWS = (
+    Row("SFT", ("ce",)),
+    Row("logit KD", ("ce", "kd")),
+    Row("Switch-KD, naive", SWITCH, naive=True),
+    Row("Switch-KD, ours", SWITCH),
+)
+"""The first is the yardstick. A new recipe field is one more line, with what it sets of a stage."""
+
+
+def measure_level(quick: bool) -> Level:
+    sizes = [SMALL] if quick else [SMALL, MIDDLING]
+    if torch.cuda.is_available() and not quick:
+        sizes.append(paper("3B" if free_bytes() > 70 * GIB else "1.5B"))
+    return measure_at(sizes, QUICK if quick else FULL)
+
+
+def measure_at(sizes: list[Size], effort: Effort) -> Level:
+    """The level for given pairs of models, one after another."""
+    level = Level(title="step: one optimiser step", setting={"precision": precision()})
+    for size in sizes:
+        rows, setting = _of_size(size, effort)
+        level = level.model_copy(
+            update={"rows": level.rows + rows, "setting": level.setting | {f"{size.name} pair": setting}}
+        )
+    return level
+
+
+def _of_size(size: Size, effort: Effort) -> tuple[list[Measured], str]:
+    where = device()
+    paths = build(size, where)
+    given = batch(size, paths, where)
+    variants = [Variant(row.name, partial(stepping, paths, given, row)) for row in ROWS]
+    rows = measure(f"{size.name} pair", variants, effort)
+    floors = {row.name: floor(paths, given, row) for row in ROWS}
+    measured = [_with_figures(row, rows[0], floors, given) for row in rows]
+    student, teacher = (
+        sum(p.numel() for p in model.parameters()) / 1e6 for model in (paths.student, paths.teacher)
+    )
+    count, length = given.input_ids.shape
+    kept = int(given.predicting("answer").sum())
+    models = f"student {student:,.1f} M, teacher {teacher:,.1f} M parameters"
+    batched = f"{count} rows of {length} tokens, {kept} supervised, vocabulary {paths.vocabulary:,}"
+    return measured, f"{models}; {batched}"
+
+
+def stage_of(row: Row, rows: int) -> Stage:
+    """The stage that takes such steps; its rate is so low that the weights, and with them the work, stay as they are."""
+    plain = {"name": "bench", "data": "none", "train": ("vision", "projector", "language"), "lr": 1e-9}
+    told = {"batch": rows, "steps": 10**6, "objective": tuple(TERMS[name] for name in row.terms)}
+    return Stage.model_validate(plain | told | dict(row.stage))
+
+
+@contextmanager
+def stepping(paths: Paths, given: Batch, row: Row) -> Iterator[Running]:
+    """Steps of a row's kind on one batch. The models are shared by all rows, an optimiser's state is not."""
+    stage = stage_of(row, len(given.ids))
+    try:
+        with (_naive if row.naive else _package)(paths, stage) as (step, adamw):
+            yield Running({"step": lambda: step(given)}, alive=partial(_alive, paths, adamw))
+    finally:
+        paths.student.zero_grad()  # of a step that found too little memory
+
+
+def floor(paths: Paths, given: Batch, row: Row) -> float:
+    """Operations of a step that no way of computing its terms can do without (engine/cost/flops.py)."""
+    stage = stage_of(row, len(given.ids))
+    count, length = given.input_ids.shape
+    rows = Rows(count, len(given.pictures), length, int(given.predicting("answer").sum()))
+    student, teacher = (shape(model.model.config) for model in (paths.student, paths.teacher))
+    counted = flops.step(student, teacher, rows, Terms(stage.paths, frozenset(stage.train), ()))
+    return sum(count for name, count in counted.items() if name not in row.spared)
+
+
+Stepping = tuple[Callable[[Batch], object], torch.optim.Optimizer]
+
+
+@contextmanager
+def _package(paths: Paths, stage: Stage) -> Iterator[Stepping]:
+    with TemporaryDirectory() as folder, closing(trainer_of(stage, paths, folder)) as trainer:
+        yield lambda given: trainer.step([given], diagnosed=False), trainer.replica.adamw
+
+
+def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
+    return Trainer(stage, paths, stage.steps, precision(), Path(logs))
+
+
+@contextmanager
+def _naive(paths: Paths, stage: Stage) -> Iterator[Stepping]:
+    paths.train()
+    cast = torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
+    three = ThreeForwards(paths, stage, cast)
+    yield three.step, three.adamw
+
+
+def precision() -> str:
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def _alive(paths: Paths, adamw: torch.optim.Optimizer) -> int:
+    """Bytes of both models' weights and of what the optimiser keeps."""
+    moments = [value for kept in adamw.state.values() for value in kept.values() if torch.is_tensor(value)]
+    return bytes_of([*paths.student.parameters(), *paths.teacher.parameters(), *moments])
+
+
+def _with_figures(row: Measured, first: Measured, floors: Mapping[str, float], given: Batch) -> Measured:
+    """Tokens a second, operations, their ratio to the yardstick's, and the time above that; MFU where a peak is known."""
+    if row.seconds is None or first.seconds is None:
+        return row
+    operations = floors[row.name] / floors[first.name]
+    figures = {
+        "tokens/s": given.tokens / row.seconds.median,
+        "GFLOP": floors[row.name] / 1e9,
+        "FLOP ratio": operations,
+        "above floor": row.time_ratio.median / operations,
+    }
+    if peak := peak_flops():
+        figures["MFU"] = floors[row.name] / row.seconds.median / peak
+    return row.model_copy(update={"figures": figures})
