@@ -187,7 +187,7 @@ def test_the_loss_level_and_its_targets():
 
 def test_the_step_level(pair):
     level = step.measure_at([TINY], ONCE)
-    sft, kd, naive, ours = level.rows
+    sft, kd, naive, ours, recomputed, by_row, kept = level.rows
     assert [row.name for row in level.rows] == [row.name for row in step.ROWS]
     assert sft.figures["above floor"] == sft.figures["FLOP ratio"] == 1
     assert 1 < kd.figures["FLOP ratio"] < ours.figures["FLOP ratio"] == naive.figures["FLOP ratio"]
@@ -196,7 +196,10 @@ def test_the_step_level(pair):
         assert row.figures["above floor"] == pytest.approx(expected)
         weights = sum(p.nbytes for model in (pair.student, pair.teacher) for p in model.parameters())
         assert row.alive_bytes > weights
-    assert naive.extra_bytes > ours.extra_bytes  # all positions' logits
+    assert (
+        naive.extra_bytes > ours.extra_bytes > recomputed.extra_bytes
+    )  # all positions' logits; layers' inputs alone
+    assert kept.figures["FLOP ratio"] < by_row.figures["FLOP ratio"] == ours.figures["FLOP ratio"]
     assert "MFU" not in ours.figures or torch.cuda.is_available()
 
 

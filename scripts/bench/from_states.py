@@ -4,19 +4,22 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from switchkd_cli.engine.batch import Batch, Example, collate
+from switchkd_cli.engine.chunks import Chunks, Given
+from switchkd_cli.engine.heads import Heads
 from switchkd_cli.engine.objective import Objective
+from switchkd_cli.engine.paths import reading
 
 
 def total(
     objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str, Tensor], batch: Batch
 ) -> Tensor:
     """The value that is minimised, of each path's last states [N, D] and its head's weights [V, D]."""
-    keep = objective.keep(batch)
-    readings = {path: linear(states[path], heads[path]) for path in states}
-    return objective.total(objective(readings, batch, keep, objective.tally([batch])))
+    readings = {reading(path, "hidden"): values for path, values in states.items()}
+    columns = len(next(iter(heads.values())))
+    keep, tally = objective.keep(batch), objective.tally([batch])
+    return Chunks(objective)(Given(readings, Heads(heads, columns), batch, keep, tally))[0]
 
 
 def supervised(positions: int, columns: int, device: torch.device) -> Batch:

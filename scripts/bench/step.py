@@ -35,6 +35,7 @@ TERMS = {
     "vsd": {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
 }
 SWITCH = ("ce", "align", "vsd")
+TEACHER = ("teacher: forward",)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ ROWS = (
     Row("logit KD", ("ce", "kd")),
     Row("Switch-KD, naive", SWITCH, naive=True),
     Row("Switch-KD, ours", SWITCH),
+    Row("Switch-KD, ours, activation checkpointing", SWITCH, {"activation_checkpointing": True}),
+    Row("Switch-KD, ours, teacher row by row", SWITCH, {"teacher_states": "by_row"}),
+    Row("Switch-KD, ours, teacher's states kept", SWITCH, {"teacher_states": "cached"}, spared=TEACHER),
 )
 """The first is the yardstick. A new recipe field is one more line, with what it sets of a stage."""
 
@@ -134,7 +138,7 @@ def _package(paths: Paths, stage: Stage) -> Iterator[Stepping]:
 
 
 def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
-    return Trainer(stage, paths, stage.steps, precision(), Path(logs))
+    return Trainer(stage, paths, stage.steps, precision(), Path(logs), states=Path(logs) / "states.sqlite")
 
 
 @contextmanager
