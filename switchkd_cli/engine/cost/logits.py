@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from switchkd_cli.engine.cost.activations import Precision
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
-from switchkd_cli.engine.losses.differences import BLOCK
+from switchkd_cli.engine.losses.sides import BLOCK
 
 
 @dataclass(frozen=True)
