@@ -15,6 +15,7 @@ from switchkd_cli.engine.losses import (
     differences,
     effective_k,
     knee_rank,
+    sides,
 )
 from tests import reference_losses as reference
 from tests.reference_losses import expected, language_logits, value_and_gradient
@@ -202,7 +203,7 @@ def test_rows_of_different_k_are_exact_side_by_side():
 def test_blocks_of_rows_do_not_change_the_loss(monkeypatch):
     teacher, student = language_logits(7, 100, seed=11)
     value, gradient = value_and_gradient(dbild, teacher, student)
-    monkeypatch.setattr(differences, "BLOCK", 250)  # two rows at a time
+    monkeypatch.setattr(sides, "BLOCK", 250)  # two rows at a time
     value_blocked, gradient_blocked = value_and_gradient(dbild, teacher, student)
     torch.testing.assert_close(value_blocked, value, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient_blocked, gradient, rtol=1e-12, atol=1e-15)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.losses import knee_rank
-from switchkd_cli.engine.losses.columns import FLOOR, absent_columns, in_float
-from switchkd_cli.engine.losses.differences import BLOCK
+from switchkd_cli.engine.losses.columns import absent_columns, filled, present
+from switchkd_cli.engine.losses.knee import ranked_to_knee
+from switchkd_cli.engine.losses.sides import BLOCK
 from switchkd_cli.recipe.schema import Term
 
 
@@ -55,7 +55,7 @@ def sought(terms: Sequence[Term]) -> list[tuple[str, Sought]]:
 
 @torch.no_grad()
 def knees(logits: Tensor, at: Sought) -> Knees:
-    """The knees of rows of logits [N, V], sorted once, a block of rows at a time."""
+    """The knees of rows of logits [N, V], a block of rows at a time."""
     blocks = [_knees(block, at) for block in logits.split(max(1, BLOCK // logits.shape[-1]))]
     return together([Knees(*block) for block in blocks])
 
@@ -67,8 +67,9 @@ def together(some: Sequence[Knees]) -> Knees:
 
 def _knees(logits: Tensor, at: Sought) -> tuple[Tensor, Tensor, Tensor]:
     absent = absent_columns(logits)
-    ranked = in_float(logits).masked_fill(absent, FLOOR).sort(-1, descending=True).values
-    knee = 1 + knee_rank(ranked, at.window)
-    k = knee.clamp(at.min_k, at.max_k).minimum((~absent).sum(-1))
-    mass = ranked.softmax(-1).cumsum(-1).gather(-1, k[:, None] - 1)[:, 0]
-    return knee, k, mass
+    ranked, rank = ranked_to_knee(logits, absent, window=at.window, at_least=at.min_k)
+    knee = 1 + rank
+    k = knee.clamp(at.min_k, at.max_k).minimum(present(logits, absent))
+    behind = torch.arange(ranked.logits.shape[-1], device=k.device) >= k[:, None]
+    top = ranked.logits.masked_fill(behind, -torch.inf).logsumexp(-1)
+    return knee, k, (top - filled(logits, absent).logsumexp(-1)).exp()

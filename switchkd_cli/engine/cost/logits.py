@@ -15,7 +15,7 @@ from switchkd_cli.engine.cost.activations import Precision
 from switchkd_cli.engine.cost.shape import Shape
 from switchkd_cli.engine.cost.step import Rows, Terms
 from switchkd_cli.engine.heads import positions
-from switchkd_cli.engine.losses.differences import BLOCK
+from switchkd_cli.engine.losses.sides import BLOCK
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,19 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import difference_kl, in_row_blocks, led_sides
+from .differences import difference_kl
 from .knee import top
+from .sides import Led, over_sides
 
 
-@in_row_blocks
 def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0, k: int = 8) -> Tensor:
     """Return the teacher-led plus the student-led loss for each row of logits [N, V], in nats, [N].
 
     As DBiLD, with one k for every row and both sides, and with the forward divergence KL(p_T || p_S): the
     weight is the teacher's, whoever leads. The temperature divides the differences; no squared factor.
     """
-    sides = led_sides(teacher_logits, student_logits, partial(top, k=k))
-    return sum(difference_kl(side.teacher, side.student, side.k, temperature) for side in sides)
+
+    def divergence(side: Led) -> Tensor:
+        return difference_kl(side.teacher, side.student, side.k, temperature)
+
+    return over_sides(divergence, teacher_logits, student_logits, partial(top, k=k))

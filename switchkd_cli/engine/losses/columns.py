@@ -18,9 +18,31 @@ def in_float(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def absent_columns(*rows: Tensor) -> Tensor:
-    """Return a mask [N, V], true where any of the given logits [N, V] is padding."""
-    return torch.stack([in_float(logits) <= FLOOR for logits in rows]).any(0)
+@torch.no_grad()
+def absent_columns(*rows: Tensor) -> Tensor | None:
+    """Return a mask [N, V], true where any of the given logits [N, V] is padding; None where the lowest is not.
+
+    None is the usual case, and saves every later pass that would look at the mask.
+    """
+    if all((in_float(logits.amin(-1)) > FLOOR).all() for logits in rows if logits.numel()):
+        return None
+    mask, *others = (in_float(logits) <= FLOOR for logits in rows)
+    for other in others:
+        mask |= other
+    return mask
+
+
+def filled(logits: Tensor, absent: Tensor | None, value: float = FLOOR) -> Tensor:
+    """Return the logits [N, V] in float, absent columns at the floor or at another value."""
+    logits = in_float(logits)
+    return logits if absent is None else logits.masked_fill(absent, value)
+
+
+def present(logits: Tensor, absent: Tensor | None) -> Tensor:
+    """How many columns of each row of logits [N, V] are there, int64 [N]."""
+    if absent is None:
+        return torch.full((len(logits),), logits.shape[-1], device=logits.device)
+    return (~absent).sum(-1)
 
 
 def broken_rows(logits: Tensor) -> Tensor:
@@ -31,5 +53,4 @@ def broken_rows(logits: Tensor) -> Tensor:
 def comparable(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return both logits [N, V] in float, the teacher's detached, with absent columns at the floor."""
     absent = absent_columns(teacher_logits, student_logits)
-    teacher, student = in_float(teacher_logits.detach()), in_float(student_logits)
-    return teacher.masked_fill(absent, FLOOR), student.masked_fill(absent, FLOOR)
+    return filled(teacher_logits.detach(), absent), filled(student_logits, absent)

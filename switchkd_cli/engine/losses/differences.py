@@ -13,69 +13,17 @@ cumulative sums:
 This is exact. The knee of a whole vocabulary of 151,936 lies near k = 5,000: ten million pairs a row.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, wraps
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from .columns import FLOOR, absent_columns, in_float
+from .columns import FLOOR
 
-BLOCK = 2**24  # logits sorted at a time: bounds the memory of a sort to a few hundred MiB
 WIDEST = 300.0  # nats between the highest and the lowest of a row; exp(-2 * WIDEST) is still a normal float64
-
-Loss = Callable[..., Tensor]
-Select = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class Led(NamedTuple):
-    """One side: both models' logits [N, K] on the leader's top ids; row n takes its first k[n] of them."""
-
-    teacher: Tensor
-    student: Tensor
-    k: Tensor
-
-
-def in_row_blocks(loss: Loss) -> Loss:
-    """Compute a loss a block of rows at a time; rows don't depend on one another."""
-
-    @wraps(loss)
-    def blockwise(teacher_logits: Tensor, student_logits: Tensor, **parameters) -> Tensor:
-        rows = max(1, BLOCK // teacher_logits.shape[-1])
-        blocks = zip(teacher_logits.split(rows), student_logits.split(rows), strict=True)
-        return torch.cat([loss(teacher, student, **parameters) for teacher, student in blocks])
-
-    return blockwise
-
-
-def at_knees_of(*sides: str) -> Callable[[Loss], Loss]:
-    """Declare which sides ("teacher", "student") lead a loss, each at the knee of its sorted logits.
-
-    The loss takes ``window``, ``min_k`` and ``max_k``, and is computed a block of rows at a time. The declaration is
-    read from the text (registry.py): what is diagnosed and drawn of a term's knees follows from it.
-    """
-    return in_row_blocks
-
-
-def led_side(leader: Tensor, teacher_logits: Tensor, student_logits: Tensor, select: Select) -> Led:
-    """Return the side of two logits [N, V] that the leader, one of them, leads.
-
-    ``select(logits, absent)`` returns the leader's ids [N, K] and k [N], which carry no gradient. The
-    student's logits on these ids do, and autograd keeps none of the other columns.
-    """
-    return _led(
-        leader, teacher_logits, student_logits, absent_columns(teacher_logits, student_logits), select
-    )
-
-
-def led_sides(teacher_logits: Tensor, student_logits: Tensor, select: Select) -> tuple[Led, Led]:
-    """Return the teacher-led and the student-led side of two logits [N, V], each as ``led_side`` does."""
-    pair = teacher_logits, student_logits
-    absent = absent_columns(*pair)
-    return _led(teacher_logits, *pair, absent, select), _led(student_logits, *pair, absent, select)
 
 
 def difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
@@ -167,13 +115,6 @@ def _after(values: Tensor) -> Tensor:
 def _spread(values: Tensor) -> float:
     """The widest row, from its lowest to its highest value; NaN where one is."""
     return (values.amax(-1) - values.amin(-1)).amax().item() if len(values) else 0.0
-
-
-def _led(leader: Tensor, teacher: Tensor, student: Tensor, absent: Tensor, select: Select) -> Led:
-    ids, k = select(leader, absent)
-    row = torch.arange(len(ids), device=ids.device)[:, None]
-    # indexed, as gather would keep the whole [N, V] for its backward pass
-    return Led(in_float(teacher.detach()[row, ids]), in_float(student[row, ids]), k)
 
 
 def _by_logs(u: Tensor, v: Tensor, kept: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .columns import FLOOR, absent_columns, in_float
+from .columns import FLOOR, absent_columns, filled, in_float, present
+from .highest import Ranked, down_to_knee, highest
 
 
 def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
@@ -15,12 +16,7 @@ def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
     """
     y = in_float(sorted_logits)[:, :window]
     last = (~(y <= FLOOR)).sum(-1, keepdim=True).sub(1).clamp(min=0)
-    rank = torch.arange(y.shape[-1], device=y.device)
-    x = rank.to(y.dtype) / last.clamp(min=1)
-    highest, lowest = y[:, :1], y.gather(-1, last)
-    y = (y - lowest) / (highest - lowest).clamp(min=torch.finfo(y.dtype).tiny)
-    below = ((1 - x) - y).masked_fill(rank > last, -torch.inf)
-    return below.argmax(-1)
+    return _farthest_below(y, y.gather(-1, last), last)
 
 
 def effective_k(
@@ -35,7 +31,7 @@ def effective_k(
 
 @torch.no_grad()
 def top_knee(
-    logits: Tensor, absent: Tensor, *, window: int | None, min_k: int, max_k: int | None
+    logits: Tensor, absent: Tensor | None, *, window: int | None, min_k: int, max_k: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return the ids [N, K] of the highest logits, descending, and how many of them each row takes, k [N].
 
@@ -46,26 +42,42 @@ def top_knee(
         raise ValueError(f"window must be 1 or more, got {window}")
     if min_k < 1 or (max_k is not None and max_k < min_k):
         raise ValueError(f"bounds must be 1 <= min_k <= max_k, got min_k={min_k}, max_k={max_k}")
-    sorted_logits, ids = _descending(logits, absent)
-    k = (1 + knee_rank(sorted_logits, window)).clamp(min=min_k, max=max_k)
-    return _first(ids, k, absent)
+    ranked, rank = ranked_to_knee(logits, absent, window=window, at_least=min_k)
+    return _first(ranked.ids, (1 + rank).clamp(min=min_k, max=max_k), present(logits, absent))
 
 
 @torch.no_grad()
-def top(logits: Tensor, absent: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+def top(logits: Tensor, absent: Tensor | None, *, k: int) -> tuple[Tensor, Tensor]:
     """Return the ids [N, K] of the k highest logits, descending, and k [N]: less where fewer are present."""
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
-    _, ids = _descending(logits, absent)
-    return _first(ids, torch.full_like(ids[:, 0], k), absent)
+    ids = highest(filled(logits, absent), max(k, 2)).ids
+    return _first(ids, torch.full_like(ids[:, 0], k), present(logits, absent))
 
 
-def _descending(logits: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort so that equal logits keep the order of their ids, and absent columns come last."""
-    return in_float(logits).masked_fill(absent, FLOOR).sort(dim=-1, descending=True, stable=True)
+def ranked_to_knee(
+    logits: Tensor, absent: Tensor | None, *, window: int | None, at_least: int
+) -> tuple[Ranked, Tensor]:
+    """Return the beginning of rows of sorted logits [N, V], down to the knee or farther, and the knee's rank [N]."""
+    at_least = max(at_least, 2)
+    z = filled(logits, absent)
+    if window is not None:
+        ranked = highest(z, max(window, at_least))
+        return ranked, knee_rank(ranked.logits, window)
+    lowest = filled(z, absent, torch.inf).amin(-1, keepdim=True)
+    last = present(logits, absent)[:, None] - 1
+    ranked = down_to_knee(z, lowest, last, at_least)
+    return ranked, _farthest_below(ranked.logits, lowest, last)
 
 
-def _first(ids: Tensor, k: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+def _farthest_below(y: Tensor, lowest: Tensor, last: Tensor) -> Tensor:
+    """The knee's rank [N] in the beginning y [N, K] of sorted rows that end at rank ``last`` with ``lowest``."""
+    x = torch.arange(y.shape[-1], device=y.device).to(y.dtype) / last.clamp(min=1)
+    height = (y - lowest) / (y[:, :1] - lowest).clamp(min=torch.finfo(y.dtype).tiny)
+    return ((1 - x) - height).masked_fill(y <= FLOOR, -torch.inf).argmax(-1)
+
+
+def _first(ids: Tensor, k: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Cut the sorted ids at the longest row."""
-    k = k.minimum((~absent).sum(-1))
+    k = k.minimum(present)
     return ids[:, : max([2, *k.tolist()])].clone(), k  # a view would keep whole rows until the backward pass

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .columns import FLOOR
-from .differences import at_knees_of, led_sides
 from .knee import top_knee
+from .sides import Led, at_knees_of, over_sides
 
 
 @at_knees_of("teacher", "student")
@@ -26,8 +26,11 @@ def knee_kl(
     in dbild. No temperature^2 factor.
     """
     knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
-    sides = led_sides(teacher_logits, student_logits, knee)
-    return sum(_top_kl(side.student, side.teacher, side.k, temperature) for side in sides)
+
+    def divergence(side: Led) -> Tensor:
+        return _top_kl(side.student, side.teacher, side.k, temperature)
+
+    return over_sides(divergence, teacher_logits, student_logits, knee)
 
 
 def _top_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:

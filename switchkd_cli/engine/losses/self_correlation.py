@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from .by_row import by_row
-from .columns import absent_columns, in_float
+from .columns import absent_columns, filled
 
 
 def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tenso
     """
     absent = absent_columns(teacher_logits, student_logits)
     teacher, student = (
-        by_row(in_float(z).masked_fill(absent, 0.0), rows) for z in (teacher_logits.detach(), student_logits)
+        by_row(filled(z, absent, 0.0), rows) for z in (teacher_logits.detach(), student_logits)
     )
     return unlike(teacher, student)
 
