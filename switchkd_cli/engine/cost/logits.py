@@ -1,17 +1,10 @@
 """Bytes of logits and losses at the kept positions.
 
-<<<<<<< HEAD
 There are N positions at a time and V columns: those of a chunk, or under ZeRO 3 all that are kept. Each path's logits
 stay while the losses look at them, and a loss takes its own copy of those it compares, in float32. The figures of a loss
 are bytes for each of the N V logits, counted with autograd's hooks and the profiler (tests/test_cost_memory.py does so
-again): what it leaves for the backward pass, and what it holds for a moment, while its forward pass sorts and
-exponentiates. From chunk to chunk the gradients add up: of the last states, and of a head that is trained.
-=======
-There are N kept positions and V columns. Each path's logits stay for the whole step, and a loss takes its own copy of
-those it compares, in float32. The figures of a loss are bytes for each of the N V logits, counted with autograd's hooks
-and the profiler (tests/test_cost_memory.py does so again): what it leaves for the backward pass, and what it holds for
-a moment, while its forward pass searches and exponentiates.
->>>>>>> 63363e9340d5cae566c3eaf6e431ee3a31c64ec1
+again): what it leaves for the backward pass, and what it holds for a moment, while its forward pass searches
+and exponentiates. From chunk to chunk the gradients add up: of the last states, and of a head that is trained.
 """
 
 from __future__ import annotations
