@@ -133,8 +133,8 @@ class Stage(Closed):
     length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
     result depends on them. `activation_checkpointing` (true, false, or some of vision, student, switch) computes the
     layers of V_S, of L_S and of L_T in the switch pass again in the backward pass and keeps only their inputs: less
-    memory, a forward pass of them more, the same gradient. A step whose loss or gradient is no number ends the run, or with `not_finite: skip` leaves
-    the weights as they are (ten such steps in a row end it all the same).
+    memory, a forward pass of them more, the same gradient. A step whose loss or gradient is no number ends the run, or
+    with `not_finite: skip` leaves the weights as they are (ten such steps in a row end it all the same).
     """
 
     name: Name
