@@ -216,9 +216,8 @@ class Llava(nn.Module):
 def _seeing(config: LlavaConfig) -> tuple[Any, ...]:
     """What of a config says how features are made."""
     vision = config.vision_config.to_dict()
-    layer = config.vision_feature_layer % (config.vision_config.num_hidden_layers + 1)
     built = {name: vision[name] for name in BUILT if name in vision}
-    return vision["model_type"], built, layer, config.vision_feature_select_strategy
+    return vision["model_type"], built, layers_in_front(config), config.vision_feature_select_strategy
 
 
 def _sight(attention: Tensor) -> Tensor:
