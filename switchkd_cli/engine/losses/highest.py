@@ -75,15 +75,12 @@ def _in_order(logits: Tensor, row: Tensor, ids: Tensor) -> Ranked:
     values = logits[row, ids]
     order = _keys(row, values).sort(stable=True).indices
     size = row.bincount(minlength=len(logits))
-    width = int(size.max()) if len(size) else 0
+    width = int(size.max()) if len(size) else 1
     first = torch.arange(len(logits), device=row.device) * width - (size.cumsum(0) - size)
     place = torch.arange(len(row), device=row.device) + first[row]
-    return Ranked(
-        *(
-            kept.new_full((len(logits) * width,), fill).index_copy_(0, place, kept[order]).view(-1, width)
-            for kept, fill in ((values, FLOOR), (ids, 0))
-        )
-    )
+    sorted_logits = logits.new_full((len(logits) * width,), FLOOR).index_copy_(0, place, values[order])
+    sorted_ids = ids.new_zeros(len(logits) * width).index_copy_(0, place, ids[order])
+    return Ranked(sorted_logits.view(len(logits), width), sorted_ids.view(len(logits), width))
 
 
 def _keys(row: Tensor, values: Tensor) -> Tensor:
