@@ -159,7 +159,7 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
 def test_value_and_gradient_are_those_of_the_sorted_row(loss, dtype, monkeypatch):
     teacher, student = language_logits(5, 3000, seed=6, dtype=dtype)
     found = value_and_gradient(loss, teacher, student)
-    monkeypatch.setattr(highest, "_in_order", lambda logits, row, ids: highest.whole(logits))
+    monkeypatch.setattr(highest, "_in_order", lambda logits, chosen: highest.whole(logits))
     for new, old in zip(found, value_and_gradient(loss, teacher, student), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
 

@@ -43,7 +43,7 @@ def highest(logits: Tensor, count: int) -> Ranked:
         return whole(logits)
     groups = logits.shape[-1] // size
     of_groups = logits[:, : groups * size].unflatten(-1, (size, groups)).amax(-2)
-    return _in_order(logits, *_few(logits >= of_groups.topk(count).values[:, -1:]))
+    return _in_order(logits, _few((logits >= of_groups.topk(count).values[:, -1:]).flatten()))
 
 
 def down_to_knee(logits: Tensor, lowest: Tensor, last: Tensor, at_least: int) -> Ranked:
@@ -66,24 +66,23 @@ def down_to_knee(logits: Tensor, lowest: Tensor, last: Tensor, at_least: int) ->
     gain = depth / (bins - 1) - (through - inside) / last.clamp(min=1)
     reaches = gain >= gain.amax(-1, keepdim=True) - 1 / (bins - 1) - ROUNDING
     last_bin = (depth * reaches).amax(-1).maximum((through < at_least).sum(-1))
-    chosen = place <= last_bin.int()[:, None] + rows * bins
-    return _in_order(logits, *chosen.nonzero(as_tuple=True))
+    # above 0 down to the last bin: taken from the numbers at hand, in their place, at a third of a comparison's cost
+    chosen = torch.sub(last_bin.int()[:, None] + rows * bins + 1, place, out=place).clamp_(min=0)
+    return _in_order(logits, chosen.flatten().nonzero()[:, 0])
 
 
-def _in_order(logits: Tensor, row: Tensor, ids: Tensor) -> Ranked:
-    """Sort the logits at these places, which are given row by row, a row's ids ascending."""
-    values = logits[row, ids]
+def _in_order(logits: Tensor, chosen: Tensor) -> Ranked:
+    """Sort the chosen logits of each row; their places in all of [N V] are given, ascending."""
+    row = chosen.div(logits.shape[-1], rounding_mode="trunc")
+    ids, values = chosen - row * logits.shape[-1], logits.flatten().index_select(0, chosen)
     order = _keys(row, values).sort(stable=True).indices
     size = row.bincount(minlength=len(logits))
-    width = int(size.max()) if len(size) else 0
+    width = int(size.max()) if len(size) else 1
     first = torch.arange(len(logits), device=row.device) * width - (size.cumsum(0) - size)
     place = torch.arange(len(row), device=row.device) + first[row]
-    return Ranked(
-        *(
-            kept.new_full((len(logits) * width,), fill).index_copy_(0, place, kept[order]).view(-1, width)
-            for kept, fill in ((values, FLOOR), (ids, 0))
-        )
-    )
+    sorted_logits = logits.new_full((len(logits) * width,), FLOOR).index_copy_(0, place, values[order])
+    sorted_ids = ids.new_zeros(len(logits) * width).index_copy_(0, place, ids[order])
+    return Ranked(sorted_logits.view(len(logits), width), sorted_ids.view(len(logits), width))
 
 
 def _keys(row: Tensor, values: Tensor) -> Tensor:
@@ -96,13 +95,10 @@ def _keys(row: Tensor, values: Tensor) -> Tensor:
     return (row << 32) - (bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
-def _few(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``nonzero``, the faster the fewer of [N, V] are chosen: eight are looked at together, of which few hold one."""
-    columns, flat = chosen.shape[-1], chosen.flatten()
-    if len(flat) % 8:
-        return chosen.nonzero(as_tuple=True)
-    eights = flat.view(torch.int64).nonzero()[:, 0]
-    within = flat.view(-1, 8)[eights].flatten().nonzero()[:, 0]
-    place = 8 * eights[within // 8] + within % 8
-    row = place // columns
-    return row, place - row * columns
+def _few(chosen: Tensor) -> Tensor:
+    """As ``nonzero`` of a mask [N V], the faster the fewer are true: eight are looked at together."""
+    if len(chosen) % 8:
+        return chosen.nonzero()[:, 0]
+    eights = chosen.view(torch.int64).nonzero()[:, 0]
+    within = chosen.view(-1, 8)[eights].flatten().nonzero()[:, 0]
+    return 8 * eights[within // 8] + within % 8
