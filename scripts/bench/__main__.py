@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -81,7 +82,8 @@ def _bench(levels: tuple[str, ...] | list[str], *, quick: bool) -> Bench:
 def _apart(name: str, quick: bool, file: Path) -> str:
     """Measures in another process, whose progress and traceback are seen on the screen; returns how it failed."""
     command = [sys.executable, "-m", "scripts.bench", "--measure", name, "--out", str(file.absolute())]
-    done = subprocess.run([*command, *(["--quick"] if quick else [])], check=False, cwd=ROOT)
+    quiet = {"KINETO_LOG_LEVEL": "99"} | os.environ  # the profiler tells of each start and stop
+    done = subprocess.run([*command, *(["--quick"] if quick else [])], check=False, cwd=ROOT, env=quiet)
     return f"exit code {done.returncode}, see above" if done.returncode else ""
 
 
