@@ -84,7 +84,8 @@ def test_states_give_such_logits_behind_their_heads():
         assert ((share > 0.02) & (share < 0.05)).all(), share
 
 
-def test_positions_follow_the_free_memory():
+def test_positions_follow_the_free_memory(monkeypatch):
+    monkeypatch.setattr(loss, "MOST", 1024)
     widths = loss.WIDTHS[False]
     few, more = (loss.positions_that_fit(gib * 2**30, widths) for gib in (12, 80))
     assert 8 <= few < more <= loss.MOST

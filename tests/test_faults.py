@@ -117,14 +117,15 @@ def test_an_interrupted_matrix_is_gone_on_with(plain, tmp_path):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(text)
     root, other = tmp_path / "runs", tmp_path / "other"
-    words = ("ablate", recipe, "--jobs", 2, "--out")
+    longer = "stages.distill.steps=40"  # so that both are at it at the same time, however late one begins
+    words = ("ablate", recipe, longer, "--jobs", 2, "--out")
     unharmed = switchkd(*words, other, cwd=tmp_path)
     assert unharmed.end() == 0, unharmed.text
     program = switchkd(*words, root, cwd=tmp_path)
     both = [Path("tiny") / row / "seed0" for row in ("switch-kd", "slow")]
     program.when(lambda: all("distill" in logged(root / run) for run in both)).process.terminate()
     assert program.end() == 143, program.text
-    assert program.lines[-1] == f"resume: switchkd ablate {recipe} --jobs 2 --out {root} --resume"
+    assert program.lines[-1] == f"resume: switchkd ablate {recipe} {longer} --jobs 2 --out {root} --resume"
     ends = [line for line in program.lines if "stage distill, after step" in line and "saved" in line]
     assert len(ends) == 2
     assert [info(root / run)["status"] for run in both] == ["interrupted"] * 2

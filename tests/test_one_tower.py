@@ -32,7 +32,7 @@ def looked(paths, batch):
     asked = {"student": 0, "teacher": 0}
     hooks = []
     for name in asked:
-        tower = getattr(paths, name).model.model.vision_tower
+        tower = getattr(paths, name).model.model.vision_tower.embeddings
 
         def count(*_, name=name):
             asked[name] += 1

@@ -108,7 +108,7 @@ def test_of_a_teacher_only_what_the_term_reads_is_computed(paths, batch, loss, u
     ran = set()
     core = paths.teacher.model.model
     watched = {
-        "vision": core.vision_tower,
+        "vision": core.vision_tower.embeddings,
         "projector": core.multi_modal_projector,
         "first layer": core.language_model.layers[0].self_attn.q_proj,
         "language": core.language_model.layers[1],
