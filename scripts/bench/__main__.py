@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,9 +29,9 @@ def main() -> int:
     if asked.show:
         show(Bench.model_validate_json(asked.show.read_text()), console())
         return 0
-    bench = _bench(asked.levels or LEVELS, quick=asked.quick)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(bench.model_dump_json(indent=1) + "\n")
+    for bench in _benches(asked.levels or LEVELS, quick=asked.quick):
+        asked.out.write_text(bench.model_dump_json(indent=1) + "\n")
     show(bench, console())
     print(f"\nfile: {asked.out}")
     return int(any(level.failed for level in bench.levels.values()))
@@ -61,14 +62,18 @@ def _arguments() -> argparse.Namespace:
     return asked
 
 
-def _bench(levels: tuple[str, ...] | list[str], *, quick: bool) -> Bench:
-    """Each level in a process of its own: none finds what another left in memory. One that fails stops none."""
+def _benches(levels: Sequence[str], *, quick: bool) -> Iterator[Bench]:
+    """The benchmark as it stands after each level.
+
+    Each level has a process of its own: none finds what another left in memory, and one that fails stops none.
+    """
     began = datetime.now(UTC).isoformat(timespec="seconds")
     with TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
-        _apart("machine", quick, file)
+        if failed := _apart("machine", quick, file):
+            sys.exit(failed)
         machine = Machine.model_validate_json(file.read_text())
-        found = {}
+        found: dict[str, Level] = {}
         for name in levels:
             start = time.monotonic()
             failed = _apart(name, quick, file)
@@ -76,7 +81,7 @@ def _bench(levels: tuple[str, ...] | list[str], *, quick: bool) -> Bench:
                 Level(title=name, failed=failed) if failed else Level.model_validate_json(file.read_text())
             )
             found[name] = level.model_copy(update={"took": time.monotonic() - start})
-    return Bench(began=began, quick=quick, machine=machine, levels=found)
+            yield Bench(began=began, quick=quick, machine=machine, levels=dict(found))
 
 
 def _apart(name: str, quick: bool, file: Path) -> str:
