@@ -19,13 +19,16 @@ PARTS = ("vision", "projector", "language")
 IMAGE = 9
 
 
-def pair(width: int = 32) -> Paths:
-    """SigLIP, MLP and Qwen2; the teacher is wider and deeper."""
+def pair(width: int = 32, columns: int | None = None) -> Paths:
+    """SigLIP, MLP and Qwen2; the teacher is wider and deeper. `columns` is a vocabulary larger than the tokenizer's."""
     vision = {"hidden_size": width, "intermediate_size": 2 * width + 32, "num_hidden_layers": 4}
     vision |= {"image_size": 72, "patch_size": 12}
     student = tiny.model(width, seed=1, vision=vision)
     teacher = tiny.model(width + 32, layers=3, seed=2, vision=vision)
-    return Paths(student, teacher, len(student.processor.tokenizer)).train()
+    if columns is not None:
+        for model in (student.model, teacher.model):
+            model.resize_token_embeddings(columns, mean_resizing=False)
+    return Paths(student, teacher, columns or len(student.processor.tokenizer)).train()
 
 
 def clip_pair() -> Paths:

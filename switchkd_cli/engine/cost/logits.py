@@ -20,16 +20,20 @@ from switchkd_cli.engine.losses.sides import BLOCK
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes a logit. A loss `in_blocks` holds its momentary bytes for one block of rows at a time."""
+    """Bytes a logit. A loss `in_blocks` holds its momentary bytes for one block of rows at a time.
+
+    It compares a copy of the logits of so many `sides`.
+    """
 
     left: float
     momentary: float
     in_blocks: bool = False
+    sides: int = 2
 
 
 # Each id in front of a knee leaves 12 bytes a side: measured where a row has a tenth of the vocabulary, more than usual.
 FOOTPRINTS = {
-    "cross_entropy": Footprint(4, 4),
+    "cross_entropy": Footprint(4, 4, sides=1),
     "forward_kl": Footprint(8, 20),
     "reverse_kl": Footprint(12, 16),
     "jensen_shannon": Footprint(28, 28),
@@ -79,7 +83,7 @@ def logits(
     for name, share in terms.losses:
         footprint = FOOTPRINTS.get(name, UNKNOWN)
         compared = kept * share * vocabulary
-        chosen = 2 * precision.compute * compared  # of both sides, or of one and its gradient
+        chosen = footprint.sides * precision.compute * compared
         in_a_block = min(compared, BLOCK) if footprint.in_blocks else compared
         left += footprint.left * compared
         momentary = max(momentary, footprint.momentary * in_a_block + chosen)
