@@ -183,6 +183,8 @@ def test_the_loss_level_and_its_targets():
         assert row.group == loss.GROWTH or set(row.phases) == {"forward", "backward"}
     naive = level.row(loss.FROM_LOGITS, "explicit pairs, window 256")
     assert naive.extra_bytes > 4 * 256 * 255 / 2 * 4  # each pair is written out
+    whole = level.row(loss.FROM_STATES, "forward KL")
+    assert whole.extra_bytes > 4 * (700 * 8 + 3 * 4 * 700)  # the head's gradient, logits and theirs
 
 
 def test_the_step_level(pair):
@@ -243,7 +245,7 @@ def test_the_data_level():
 def test_the_start_up_level_counts_processes_and_their_memory():
     commands = {"pass": (("-c", "pass"), 0), "wrong": (("-c", "raise SystemExit(2)"), 2)}
     level = startup.measure_at(commands, ONCE)
-    assert all(row.seconds.median > 0 and row.extra_bytes > 2**20 for row in level.rows)
+    assert all(row.seconds.median > 0 and 2**20 < row.extra_bytes < 2**26 for row in level.rows)
 
 
 def test_a_command_that_ends_otherwise_is_an_error_with_what_it_said():
