@@ -148,10 +148,15 @@ def _variant(name: str, setup: Setup, timed: bool = True) -> Variant:
         found: list[Tensor] = []
 
         def forward() -> None:
-            for leaf in leaves:
-                leaf.grad = None
             found[:] = [value()]
 
-        yield Running({"forward": forward, "backward": lambda: found.pop().backward()})
+        def backward() -> None:
+            found.pop().backward()
+            for (
+                leaf
+            ) in leaves:  # what a run leaves would be released in the next one, and hide as much of its own
+                leaf.grad = None
+
+        yield Running({"forward": forward, "backward": backward})
 
     return Variant(name, ready, timed=timed)

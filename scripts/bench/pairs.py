@@ -137,6 +137,7 @@ def build(size: Size, device: torch.device, seed: int = 0) -> Paths:
 
 def _model(config: LlavaConfig, device: torch.device) -> Llava:
     config.image_seq_length = image_tokens_of(config)
+    config.text_config.dtype = config.vision_config.dtype = "float32"  # what ships is stored in half of it
     processor = AutoProcessor.from_pretrained(TEACHER)
     processor.image_processor = usual_pictures(config.vision_config)
     processor.patch_size = config.vision_config.patch_size

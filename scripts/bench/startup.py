@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from scripts.bench.results import Level
 from scripts.bench.rounds import Effort, Running, Variant, measure
@@ -25,6 +23,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "--dry-run": ((*PROGRAM, *RECIPE, "--dry-run"), 0),
 }
 """Python's arguments, and the exit code that is right. The first is the yardstick."""
+SMALL_PARENT = """
+import os, sys
+process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+print("\\n", os.wait4(process, 0)[2].ru_maxrss)
+"""
 FULL, QUICK = Effort(7, 1), Effort(2, 1)
 
 
@@ -40,19 +43,35 @@ def measure_at(commands: dict[str, tuple[tuple[str, ...], int]], effort: Effort)
 
 @contextmanager
 def _ready(arguments: Sequence[str], code: int) -> Iterator[Running]:
-    yield Running({"process": partial(run, arguments, code)}, peak=partial(run, arguments, code))
+    yield Running({"process": partial(run, arguments, code)}, peak=partial(resident, arguments))
 
 
-def run(arguments: Sequence[str], code: int) -> int:
-    """One process from start to end; returns the most memory that it took. Raises RuntimeError for another exit code."""
-    with TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != code:
-            said.seek(0)
-            told = said.read()[-2000:].decode(errors="replace")
-            raise RuntimeError(f"{arguments}: exit code {process.returncode}, not {code}:\n{told}")
-    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def run(arguments: Sequence[str], code: int) -> None:
+    """One process from start to end. Raises RuntimeError for another exit code, with the end of what was said."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode != code:
+        told = done.stdout[-2000:].decode(errors="replace")
+        raise RuntimeError(f"{arguments}: exit code {done.returncode}, not {code}:\n{told}")
+
+
+def resident(arguments: Sequence[str]) -> int:
+    """The most memory of one process, in bytes.
+
+    It is started from a small one: the system counts what a process's parent held when it was started as its own.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_PARENT, sys.executable, *arguments],
+        check=True,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    return int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)

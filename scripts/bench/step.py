@@ -134,7 +134,15 @@ Stepping = tuple[Callable[[Batch], object], torch.optim.Optimizer]
 @contextmanager
 def _package(paths: Paths, stage: Stage) -> Iterator[Stepping]:
     with TemporaryDirectory() as folder, closing(trainer_of(stage, paths, folder)) as trainer:
-        yield lambda given: trainer.step([given], diagnosed=False), trainer.replica.adamw
+        yield partial(_taken, trainer), trainer.replica.adamw
+
+
+def _taken(trainer: Trainer, given: Batch) -> dict[str, float]:
+    """A step's figures. Raises FloatingPointError where it changed no weight: it would cost less than one that does."""
+    figures, broken = trainer.step([given], diagnosed=False)
+    if broken:
+        raise FloatingPointError(f"a step came to no number: {broken}")
+    return figures
 
 
 def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
