@@ -12,7 +12,7 @@ from switchkd_cli.entries import Entry
 from switchkd_cli.errors import UserError
 from switchkd_cli.failures import Failure, count, exit_code, show_failures
 from switchkd_cli.occupy import is_finished
-from switchkd_cli.recipe.find import is_path
+from switchkd_cli.recipe.find import named
 from switchkd_cli.recipe.load import load_with_controls
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.tables import Table, load_tables
@@ -89,7 +89,7 @@ def _jobs(jobs: int | None, planned: Sequence[Run], spread: Spread | None) -> in
 
 def _is_change(word: str) -> bool:
     """Whether a word is `key=value`, or meant to be; a path may hold a `=` as well, behind its first `/`."""
-    return "=" in word.partition("/")[0] or ("." in word and not is_path(word))
+    return "=" in word.partition("/")[0] or ("." in word and named(word) is None)
 
 
 def _taught(planned: Sequence[Run]) -> Run | None:

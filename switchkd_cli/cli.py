@@ -213,7 +213,7 @@ def ablate(
     from switchkd_cli.commands import words
 
     ablate(
-        recipes,
+        _checked(recipes, check),
         words(rows),
         seeds,
         seed,

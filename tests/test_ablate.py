@@ -13,7 +13,9 @@ from small_recipe import write
 from test_cli_lifecycle import switchkd
 
 from switchkd_cli import runs, workers
+from switchkd_cli.errors import UserError
 from switchkd_cli.occupy import occupy
+from switchkd_cli.recipe import find
 from switchkd_cli.recipe.load import load
 
 OTHER_ROWS = """\
@@ -224,6 +226,21 @@ def test_wrong_input_is_told_for_all_recipes_and_nothing_is_written(
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if not line.startswith("hint: ")] == expected
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", find.recipes())
+def test_every_name_of_a_recipe_names_it(name, monkeypatch):
+    """`table1-0.5b` has a dot, as the changes have; underscores are as good."""
+    asked = []
+
+    def load_tables(names, rows, changes, *_):
+        asked.append((names, changes))
+        raise UserError("seen")
+
+    monkeypatch.setattr("switchkd_cli.ablate.load_tables", load_tables)
+    for word in (name, name.replace("-", "_")):
+        assert switchkd(monkeypatch, "ablate", word, "stages.distill.lr=1e-4", "--check") == 2
+        assert asked.pop() == ([word], ["stages.distill.lr=1e-4", "check=true"])
 
 
 def test_changes_are_for_every_recipe(tmp_path, recipes, monkeypatch):
