@@ -185,7 +185,7 @@ def test_a_level_that_does_not_exist_ends_with_those_that_do(monkeypatch, capsys
 
 
 def test_make_hands_levels_and_quick_on():
-    asked = ["make", "-n", "bench", "INSTALLED=", "LEVELS=loss step", "QUICK=1"]
+    asked = ["make", "--no-print-directory", "-n", "bench", "INSTALLED=", "LEVELS=loss step", "QUICK=1"]
     told = subprocess.run(asked, cwd=command.ROOT, capture_output=True, text=True, check=True).stdout
     expected = ["-m", "scripts.bench", "loss", "step", "--quick", "--out", "reports/bench.json"]
     assert told.split()[1:] == expected

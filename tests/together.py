@@ -16,6 +16,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes, joined
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import read_state, write_state
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
+from switchkd_cli.spread import leave
 from tests import tiny
 
 CE = {"name": "ce", "loss": "cross_entropy"}
@@ -159,3 +160,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)  # as a training's processes do
