@@ -9,9 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from .columns import absent_columns, in_float
 
-BLOCK = (
-    2**24
-)  # logits looked at together: bounds the memory of the search for the highest to a few hundred MiB
+BLOCK = 2**24
+"""Logits looked at together: bounds the memory of the search for the highest to a few hundred MiB."""
 
 Loss = Callable[..., Tensor]
 Select = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
