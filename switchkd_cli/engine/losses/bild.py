@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import difference_kl
+from .differences import teacher_weighted
 from .knee import top
-from .sides import Led, over_sides
+from .sides import over_sides
 
 
 def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0, k: int = 8) -> Tensor:
@@ -15,8 +15,5 @@ def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float =
     As DBiLD, with one k for every row and both sides, and with the forward divergence KL(p_T || p_S): the
     weight is the teacher's, whoever leads. The temperature divides the differences; no squared factor.
     """
-
-    def divergence(side: Led) -> Tensor:
-        return difference_kl(side.teacher, side.student, side.k, temperature)
-
+    divergence = partial(teacher_weighted, temperature=temperature)
     return over_sides(divergence, teacher_logits, student_logits, partial(top, k=k))

@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import difference_kl
+from .differences import student_weighted
 from .knee import top_knee
-from .sides import Led, at_knees_of, over_sides
+from .sides import at_knees_of, over_sides
 
 
 @at_knees_of("teacher", "student")
@@ -32,8 +32,5 @@ def dbild(
     min_k, max_k: bounds of k. Two ids make one pair, of probability 1, so nothing is learnt below 3.
     """
     knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
-
-    def divergence(side: Led) -> Tensor:
-        return difference_kl(side.student, side.teacher, side.k, temperature)
-
+    divergence = partial(student_weighted, temperature=temperature)
     return over_sides(divergence, teacher_logits, student_logits, knee)

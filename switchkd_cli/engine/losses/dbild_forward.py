@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import difference_kl
+from .differences import teacher_weighted
 from .knee import top_knee
-from .sides import Led, at_knees_of, over_sides
+from .sides import at_knees_of, over_sides
 
 
 @at_knees_of("teacher", "student")
@@ -24,8 +24,5 @@ def dbild_forward(
     With bounds min_k = max_k it is bild.
     """
     knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
-
-    def divergence(side: Led) -> Tensor:
-        return difference_kl(side.teacher, side.student, side.k, temperature)
-
+    divergence = partial(teacher_weighted, temperature=temperature)
     return over_sides(divergence, teacher_logits, student_logits, knee)

@@ -5,9 +5,9 @@ from functools import partial
 from torch import Tensor
 
 from .columns import broken_rows
-from .differences import difference_kl
+from .differences import student_weighted
 from .knee import top_knee
-from .sides import Led, at_knees_of, over_sides
+from .sides import at_knees_of, over_sides
 
 
 @at_knees_of("student")
@@ -26,9 +26,6 @@ def dbild_student_led(
     not seen. Otherwise as dbild, whose value is this side and the teacher-led one, summed.
     """
     knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
-
-    def divergence(side: Led) -> Tensor:
-        return difference_kl(side.student, side.teacher, side.k, temperature)
-
+    divergence = partial(student_weighted, temperature=temperature)
     side = over_sides(divergence, teacher_logits, student_logits, knee, leaders=("student",))
     return side + broken_rows(teacher_logits)

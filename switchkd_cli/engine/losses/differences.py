@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from .columns import FLOOR
+from .sides import Led
 
 WIDEST = 300.0  # nats between the highest and the lowest of a row; exp(-2 * WIDEST) is still a normal float64
 
@@ -33,6 +34,16 @@ def difference_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tens
     float64, as the divergence of two close models is a small difference of large numbers.
     """
     return _DifferenceKL.apply(of, to, k, temperature)
+
+
+def student_weighted(side: Led, temperature: float) -> Tensor:
+    """The reverse divergence KL(p_S || p_T) of a side's pairs, [N]."""
+    return difference_kl(side.student, side.teacher, side.k, temperature)
+
+
+def teacher_weighted(side: Led, temperature: float) -> Tensor:
+    """The forward divergence KL(p_T || p_S) of a side's pairs, [N]."""
+    return difference_kl(side.teacher, side.student, side.k, temperature)
 
 
 class _DifferenceKL(torch.autograd.Function):
