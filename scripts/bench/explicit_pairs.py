@@ -1,7 +1,12 @@
 """DBiLD as its definition reads, every pair a number of its own: the naive reference."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Highest = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""Logits [N, V] and a count K -> the K highest of each row, descending, and their ids, [N, K] each."""
 
 
 def dbild_of_pairs(
@@ -12,15 +17,21 @@ def dbild_of_pairs(
     window: int | None = None,
     min_k: int = 3,
     cut: bool = False,
+    highest: Highest = torch.topk,
 ) -> Tensor:
     """DBiLD [N] of logits [N, V]; equals the package's `dbild` where no column is padding.
 
     All pairs i < j of the window's ids are written out, [N, W (W - 1) / 2], and those beyond a row's own k are masked: no
     shape depends on the data. With `cut`, only the pairs of the longest row's k: fewer, but the sizes have to be read from
-    the device first. Sums are in the logits' own dtype.
+    the device first. `highest` finds the window. Sums are in the logits' own dtype.
     """
     pair = teacher_logits.detach(), student_logits
-    return sum(_led(leader.detach(), *pair, temperature, window, min_k, cut) for leader in pair)
+    return sum(_led(leader.detach(), *pair, temperature, window, min_k, cut, highest) for leader in pair)
+
+
+def of_sorted_rows(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `torch.topk`, by Algorithm 2's own word: sorted."""
+    return tuple(found[:, :count] for found in logits.sort(dim=-1, descending=True))
 
 
 def _led(
@@ -31,9 +42,10 @@ def _led(
     window: int | None,
     min_k: int,
     cut: bool,
+    highest: Highest,
 ) -> Tensor:
     """One side: KL(p_S || p_T) over the pairs of the leader's top ids."""
-    best, ids = leader.topk(min(window or leader.shape[-1], leader.shape[-1]))
+    best, ids = highest(leader, min(window or leader.shape[-1], leader.shape[-1]))
     k = (1 + _knee(best)).clamp(min=min_k, max=best.shape[-1])
     width = int(k.max()) if cut else best.shape[-1]
     i, j = torch.triu_indices(width, width, 1, device=ids.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from scripts.bench import from_states, realistic
-from scripts.bench.explicit_pairs import dbild_of_pairs
+from scripts.bench.explicit_pairs import dbild_of_pairs, of_sorted_rows
 from scripts.bench.machine import device, free_bytes
 from scripts.bench.results import Level, Row
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure
@@ -25,6 +25,7 @@ WIDTHS = {False: (2048, 896), True: (384, 256)}
 BYTES_A_LOGIT = 64  # of one position, at the fullest moment of the dearest of these losses, and some to spare
 MOST = 1024 if torch.cuda.is_available() else 256  # positions: more say nothing new
 WINDOWS = (64, 256, None)
+BEYOND = "MiB beyond gradient"
 FROM_LOGITS, FROM_STATES, GROWTH = "from logits", "from last states", "twice the positions"
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +49,7 @@ LOSSES: dict[str, Loss] = {
         for window in WINDOWS
         if window is not None
     },
+    "explicit pairs of sorted rows, window 256": partial(dbild_of_pairs, window=256, highest=of_sorted_rows),
     **{windowed("DBiLD", window): partial(dbild, window=window) for window in WINDOWS},
 }
 """The first is the yardstick."""
@@ -64,6 +66,7 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
         [_variant(name, partial(_of_logits, loss, pair)) for name, loss in LOSSES.items()],
         effort,
     )
+    rows = [_beyond_gradient(row, pair[1].nbytes) for row in rows]
     del pair
     rows += _from_states(positions, columns, widths, effort)
     setting = {"positions": positions, "vocabulary": columns, "teacher's width": widths[0]}
@@ -72,6 +75,11 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
         setting={**setting, "student's width": widths[1], **knees},
         rows=rows,
     )
+
+
+def _beyond_gradient(row: Row, gradient: int) -> Row:
+    """With what it takes beside the gradient [N, V] that every loss of logits has to return."""
+    return row.model_copy(update={"figures": {BEYOND: (row.extra_bytes - gradient) / 2**20}}) if row.extra_bytes else row
 
 
 def measure_level(quick: bool) -> Level:

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 
 from scripts.bench.allocated import bytes_of
+from scripts.bench.explicit_pairs import dbild_of_pairs, of_sorted_rows
 from scripts.bench.machine import device, free_bytes, peak_flops
 from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.results import Level
 from scripts.bench.results import Row as Measured
 from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
-from scripts.bench.three_forwards import ThreeForwards
+from scripts.bench.three_forwards import Loss, ThreeForwards
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.losses import dbild
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage
@@ -34,7 +36,9 @@ TERMS = {
     "align": {"name": "align", "loss": "dbild", "to": "teacher"},
     "vsd": {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
 }
+TERMS |= {f"{name} in a window": TERMS[name] | {"parameters": {"window": 256}} for name in ("align", "vsd")}
 SWITCH = ("ce", "align", "vsd")
+WINDOW = ("ce", "align in a window", "vsd in a window")
 TEACHER = ("teacher: forward",)
 
 
@@ -42,24 +46,28 @@ TEACHER = ("teacher: forward",)
 class Row:
     """A way of training: its terms, what it sets of a stage's fields, what takes the step.
 
+    `naive`: three whole forward passes, with this way of computing DBiLD; none: the package's step.
     `spared`: operations that it does without (names of `flops.step`), so that its floor is lower.
     """
 
     name: str
     terms: tuple[str, ...]
     stage: Mapping[str, Any] = field(default_factory=dict)
-    naive: bool = False
+    naive: Loss | None = None
     spared: tuple[str, ...] = ()
 
 
 ROWS = (
     Row("SFT", ("ce",)),
     Row("logit KD", ("ce", "kd")),
-    Row("Switch-KD, naive", SWITCH, naive=True),
+    Row("Switch-KD, naive", SWITCH, naive=dbild),
     Row("Switch-KD, ours", SWITCH),
+    Row("Switch-KD, ours, switch pass recomputed", SWITCH, {"activation_checkpointing": ("switch",)}),
     Row("Switch-KD, ours, activation checkpointing", SWITCH, {"activation_checkpointing": True}),
     Row("Switch-KD, ours, teacher row by row", SWITCH, {"teacher_states": "by_row"}),
     Row("Switch-KD, ours, teacher's states kept", SWITCH, {"teacher_states": "cached"}, spared=TEACHER),
+    Row("window 256, naive, its loss too", WINDOW, naive=partial(dbild_of_pairs, highest=of_sorted_rows)),
+    Row("window 256, ours", WINDOW),
 )
 """The first is the yardstick. A new recipe field is one more line, with what it sets of a stage."""
 
@@ -112,7 +120,8 @@ def stepping(paths: Paths, given: Batch, row: Row) -> Iterator[Running]:
     """Steps of a row's kind on one batch. The models are shared by all rows, an optimiser's state is not."""
     stage = stage_of(row, len(given.ids))
     try:
-        with (_naive if row.naive else _package)(paths, stage) as (step, adamw):
+        way = _package if row.naive is None else partial(_naive, loss=row.naive)
+        with way(paths, stage) as (step, adamw):
             yield Running({"step": lambda: step(given)}, alive=partial(_alive, paths, adamw))
     finally:
         paths.student.zero_grad()  # of a step that found too little memory
@@ -150,10 +159,10 @@ def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
 
 
 @contextmanager
-def _naive(paths: Paths, stage: Stage) -> Iterator[Stepping]:
+def _naive(paths: Paths, stage: Stage, loss: Loss = dbild) -> Iterator[Stepping]:
     paths.train()
     cast = torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
-    three = ThreeForwards(paths, stage, cast)
+    three = ThreeForwards(paths, stage, cast, loss)
     yield three.step, three.adamw
 
 

@@ -1,6 +1,6 @@
 """Switch-KD as it is written down first: three whole forward passes, each with all of its logits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from switchkd_cli.engine.batch import IGNORE, Batch
-from switchkd_cli.engine.losses import dbild
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import Stage
+
+Loss = Callable[..., Tensor]  # teacher's and student's logits [N, V], a term's parameters -> [N]
 
 
 class ThreeForwards:
@@ -20,12 +21,12 @@ class ThreeForwards:
     - the student's vision tower runs twice: in the student's own pass, and again for the switch
     - logits are compared in float32 copies, as transformers' own loss does
 
-    The teacher is frozen and its own pass keeps no graph, as anybody would write it; so is the loss the package's own
-    DBiLD: with explicit pairs the global knee's ten million a position would fit nowhere.
+    The teacher is frozen and its own pass keeps no graph, as anybody would write it. `loss` is DBiLD, some way of
+    computing it: with explicit pairs the global knee's ten million a position would fit nowhere.
     """
 
-    def __init__(self, paths: Paths, stage: Stage, cast: AbstractContextManager) -> None:
-        self.student, self.teacher = paths.student.model, paths.teacher.model
+    def __init__(self, paths: Paths, stage: Stage, cast: AbstractContextManager, loss: Loss) -> None:
+        self.student, self.teacher, self.loss = paths.student.model, paths.teacher.model, loss
         self.terms, self.cast, self.clip = {t.name: t for t in stage.objective}, cast, stage.grad_clip
         paths.student.requires_grad_(False)
         self.trained = [p for part in stage.train for p in paths.student.reached(part).values()]
@@ -83,6 +84,6 @@ class ThreeForwards:
         align, vsd = (self.terms[name].parameters for name in ("align", "vsd"))
         return {
             "ce": cross_entropy(student.flatten(0, 1), targets.flatten(), ignore_index=IGNORE),
-            "align": dbild(teacher[keep], student[keep], **align).mean(),
-            "vsd": dbild(teacher[keep], switch[keep], **vsd).mean(),
+            "align": self.loss(teacher[keep], student[keep], **align).mean(),
+            "vsd": self.loss(teacher[keep], switch[keep], **vsd).mean(),
         }

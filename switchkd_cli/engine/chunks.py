@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,10 @@ class Chunks:
         most, places = positions(columns), keep.nonzero()
         if len(places) <= most:
             return [(slice(0, len(places)), keep)]
-        lengths = keep.sum(1).tolist() if self.spoken.compares_positions else [1] * len(places)
+        if self.spoken.compares_positions:
+            lengths = keep.sum(1).tolist()
+        else:  # of one size: a short one at the end would read all of a head for a few positions
+            lengths, most = [1] * len(places), math.ceil(len(places) / math.ceil(len(places) / most))
         return [(at, _mask(keep, places[at])) for at in _together(lengths, most)]
 
 
@@ -149,20 +153,23 @@ class _Ahead(torch.autograd.Function):
         cast = {id(weight): heads.cast(weight[: heads.columns]) for weight in weights}
         used = [cast[id(weight)] for weight in weights]  # teacher and switch have one
         moved = [i for i in range(count) if needed[i] or needed[count + i]]
-        total = 0.0
-        for at, part in pieces:
+
+        def through(at: slice, part: Tensor) -> Tensor:
+            """A chunk there and back. Its logits and their gradients are gone before the next one's are there."""
             given = [heads.cast(each[at]) for each in states]
             logits = [linear(*pair) for pair in zip(given, used, strict=True)]
             leaves = [logits[i].requires_grad_() for i in moved]
             with torch.enable_grad():
                 value = weigh(dict(zip(paths, logits, strict=True)), part)
-            total = total + value.detach()
             found = torch.autograd.grad(value, leaves, materialize_grads=True) if value.requires_grad else ()
             for i, slope in zip(moved, found, strict=bool(found)):
                 if of_states[i] is not None:
                     of_states[i][at] = slope @ used[i]
                 if of_weights[i] is not None:
                     _add_product(of_weights[i][: heads.columns], slope.T, given[i])
+            return value.detach()
+
+        total = sum(through(*piece) for piece in pieces)
         ctx.slopes = slopes
         return total
 

@@ -101,11 +101,16 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """A term at each position or picture, [N], and the row of the batch that each belongs to, [N]."""
         reads, chosen = self._reads[term.name], batch.predicting(term.on)[keep]
-        rows = keep.nonzero()[:, 0][chosen]
-        beside = {"targets": batch.targets[keep][chosen], "rows": rows, "progress": tally.progress}
+        whole = bool(chosen.all())  # the usual case: all of [N, V] as it is, not a copy of it for each term
+
+        def at_chosen(values: Tensor) -> Tensor:
+            return values if whole else values[chosen]
+
+        rows = at_chosen(keep.nonzero()[:, 0])
+        beside = {"targets": at_chosen(batch.targets[keep]), "rows": rows, "progress": tally.progress}
         for side, kind in reads.reads:
             given = readings[_reading(term, side, kind)]
-            beside[f"{side}_{kind}"] = given[chosen] if kind in registry.OF_POSITIONS else given
+            beside[f"{side}_{kind}"] = at_chosen(given) if kind in registry.OF_POSITIONS else given
         values = self._losses[term.name](*(beside[name] for name in reads.positional), **term.parameters)
         return values, batch.image.any(1).nonzero()[:, 0] if reads.of_pictures else rows
 

@@ -36,7 +36,7 @@ class Replicas:
         self.device = processes.device
         self.computed = self.module = paths.to(self.device)
         self.parameters = [p for group in groups for p in group["params"]]
-        self.adamw = AdamW([dict(group) for group in groups], weight_decay=weight_decay)
+        self.adamw = AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
         self.limit = grad_clip or math.inf
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
         self.cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
@@ -92,8 +92,7 @@ class Replicas:
     def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
         """Gives AdamW what it kept."""
         for parameter, kept in moments.items():
-            placed = {k: v.clone() if k == "step" else v.to(self.device, copy=True) for k, v in kept.items()}
-            self.adamw.state[parameter] = placed
+            self.adamw.state[parameter] = {k: v.to(self.device, copy=True) for k, v in kept.items()}
 
     def close(self) -> None:
         """Lets go of what belongs to the training: DDP's hooks on the parameters go when it does."""
