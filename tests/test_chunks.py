@@ -1,5 +1,7 @@
 """An objective computed chunk by chunk: the dense one's values and gradients, and no more logits than a chunk's."""
 
+import weakref
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from switchkd_cli import registry
 from switchkd_cli.engine.chunks import AtOnce, Chunks, Given
 from switchkd_cli.engine.diagnostics import Diagnosis
+from switchkd_cli.engine.losses import knee
 from switchkd_cli.engine.objective import Objective
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import Term
@@ -191,3 +194,43 @@ def test_without_a_gradient_nothing_is_taken_back(paths, tmp_path):
         total, parts = way(given)
 
     assert not total.requires_grad and set(parts) == {"ce", "align", "vsd"}
+
+
+def test_chunks_are_of_one_size(paths, tmp_path, monkeypatch):
+    batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
+    keep, seen = objective.keep(batch), []
+    count = int(keep.sum())
+    few(monkeypatch, paths, count - 1)
+    computed(Chunks, paths, batch, objective, lambda logits, _, part: seen.append(part))
+    assert [int(part.sum()) for part in seen] == [-(-count // 2), count // 2]
+    assert torch.equal(torch.stack(seen).sum(0), keep.long())
+
+
+def test_a_chunk_is_gone_before_the_next_one_is_there(paths, tmp_path, monkeypatch):
+    batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
+    few(monkeypatch, paths, 2)
+    alive, at_once = [], []
+
+    def look(logits, *_):
+        at_once.append(sum(known() is not None for known in alive))
+        alive.extend(weakref.ref(each) for each in logits.values())
+
+    computed(Chunks, paths, batch, objective, look)
+    assert len(at_once) > 2 and not any(at_once)
+
+
+def test_terms_at_all_positions_read_the_logits_themselves_and_the_teachers_lead_once(
+    paths, tmp_path, monkeypatch
+):
+    """A copy for each term and side would be most of a chunk's memory."""
+    terms = [term.model_copy(update={"on": "answer"}) for term in SWITCH_KD]
+    sought, shown, real = [], [], knee.down_to_knee
+
+    def seek(logits, *rest):
+        sought.append(logits.data_ptr())
+        return real(logits, *rest)
+
+    monkeypatch.setattr(knee, "down_to_knee", seek)
+    batch = tiny.batch(paths.student, tmp_path)
+    computed(Chunks, paths, batch, Objective(terms), lambda logits, *_: shown.append(dict(logits)))
+    assert sought == [shown[0][path].data_ptr() for path in ("teacher", "student", "switch")]

@@ -34,7 +34,7 @@ def agrees(logits, absent=None, **bounds):
     bounds = {"window": None, "min_k": 3, "max_k": None} | bounds
     mask = logits.float() <= FLOOR if absent is None else absent
     found = absent_columns(logits) if absent is None else absent
-    assert taken(*knee.top_knee(logits, found, **bounds)) == expected(logits, mask, **bounds)
+    assert taken(*knee.TopKnee(**bounds)(logits, found)) == expected(logits, mask, **bounds)
 
 
 def rows_of(shape, rows, columns, seed):
@@ -126,7 +126,7 @@ def test_the_top_k_are_those_of_the_sorted_row(shape, seed, columns, k, dtype):
     logits = rows_of(shape, 3, columns, seed).to(dtype)
     logits = torch.where(logits.isfinite(), logits, 0.0)
     absent = logits.float() <= FLOOR
-    ids, found = knee.top(logits, absent_columns(logits), k=k)
+    ids, found = knee.Top(k)(logits, absent_columns(logits))
     assert found.tolist() == [min(k, n) for n in (~absent).sum(-1).tolist()]
     order = [row[:n].tolist() for row, n in zip(sorted_whole(logits, absent).indices, found, strict=True)]
     assert taken(ids, found)[1] == order
@@ -148,7 +148,7 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
     monkeypatch.setattr(highest, "whole", refuse)
     teacher, student = language_logits(2, 20_000, seed=4, dtype=torch.float32)
     ranked, _ = knee.ranked_to_knee(teacher, None, window=None, at_least=3)
-    k = knee.top_knee(teacher, None, window=None, min_k=3, max_k=None)[1]
+    k = knee.TopKnee(window=None, min_k=3, max_k=None)(teacher, None)[1]
     assert ranked.logits.shape[1] < 2 * k.max()
     for loss, bounds in ((dbild, {}), (dbild, {"window": 64}), (bild, {})):
         assert loss(teacher, student, **bounds).isfinite().all()

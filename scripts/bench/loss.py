@@ -79,7 +79,11 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
 
 def _beyond_gradient(row: Row, gradient: int) -> Row:
     """With what it takes beside the gradient [N, V] that every loss of logits has to return."""
-    return row.model_copy(update={"figures": {BEYOND: (row.extra_bytes - gradient) / 2**20}}) if row.extra_bytes else row
+    return (
+        row.model_copy(update={"figures": {BEYOND: (row.extra_bytes - gradient) / 2**20}})
+        if row.extra_bytes
+        else row
+    )
 
 
 def measure_level(quick: bool) -> Level:
@@ -121,7 +125,8 @@ Setup = Callable[[], tuple[Sequence[Tensor], Callable[[], Tensor]]]
 
 def _of_logits(loss: Loss, pair: Sequence[Tensor]) -> tuple[Sequence[Tensor], Callable[[], Tensor]]:
     teacher, student = pair[0], pair[1].detach().requires_grad_()
-    return [student], lambda: loss(teacher, student).sum()
+    # each time another view, of which nothing is known from the run before
+    return [student], lambda: loss(teacher.detach(), student).sum()
 
 
 def _of_states(

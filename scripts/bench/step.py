@@ -159,7 +159,7 @@ def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
 
 
 @contextmanager
-def _naive(paths: Paths, stage: Stage, loss: Loss = dbild) -> Iterator[Stepping]:
+def _naive(paths: Paths, stage: Stage, loss: Loss) -> Iterator[Stepping]:
     paths.train()
     cast = torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
     three = ThreeForwards(paths, stage, cast, loss)

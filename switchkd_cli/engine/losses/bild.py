@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from .differences import teacher_weighted
-from .knee import top
+from .knee import Top
 from .sides import over_sides
 
 
@@ -16,4 +16,4 @@ def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float =
     weight is the teacher's, whoever leads. The temperature divides the differences; no squared factor.
     """
     divergence = partial(teacher_weighted, temperature=temperature)
-    return over_sides(divergence, teacher_logits, student_logits, partial(top, k=k))
+    return over_sides(divergence, teacher_logits, student_logits, Top(k))

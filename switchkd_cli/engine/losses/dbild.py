@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from .differences import student_weighted
-from .knee import top_knee
+from .knee import TopKnee
 from .sides import at_knees_of, over_sides
 
 
@@ -31,6 +31,5 @@ def dbild(
     window: the knee is sought among so many of the leader's highest logits; None: among all (Algorithm 2).
     min_k, max_k: bounds of k. Two ids make one pair, of probability 1, so nothing is learnt below 3.
     """
-    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
     divergence = partial(student_weighted, temperature=temperature)
-    return over_sides(divergence, teacher_logits, student_logits, knee)
+    return over_sides(divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k))

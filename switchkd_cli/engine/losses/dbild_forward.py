@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from .differences import teacher_weighted
-from .knee import top_knee
+from .knee import TopKnee
 from .sides import at_knees_of, over_sides
 
 
@@ -23,6 +23,5 @@ def dbild_forward(
 
     With bounds min_k = max_k it is bild.
     """
-    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
     divergence = partial(teacher_weighted, temperature=temperature)
-    return over_sides(divergence, teacher_logits, student_logits, knee)
+    return over_sides(divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .columns import broken_rows
 from .differences import student_weighted
-from .knee import top_knee
+from .knee import TopKnee
 from .sides import at_knees_of, over_sides
 
 
@@ -25,7 +25,8 @@ def dbild_student_led(
     The student's top ids, k at the student's knee, are the only ones looked at: what the teacher alone ranks high is
     not seen. Otherwise as dbild, whose value is this side and the teacher-led one, summed.
     """
-    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
     divergence = partial(student_weighted, temperature=temperature)
-    side = over_sides(divergence, teacher_logits, student_logits, knee, leaders=("student",))
+    side = over_sides(
+        divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k), leaders=("student",)
+    )
     return side + broken_rows(teacher_logits)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .columns import broken_rows
 from .differences import student_weighted
-from .knee import top_knee
+from .knee import TopKnee
 from .sides import at_knees_of, over_sides
 
 
@@ -25,7 +25,8 @@ def dbild_teacher_led(
     The teacher's top ids, k at the teacher's knee, are the only ones looked at: where the student puts mass outside
     them is not seen. Otherwise as dbild, whose value is this side and the student-led one, summed.
     """
-    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
     divergence = partial(student_weighted, temperature=temperature)
-    side = over_sides(divergence, teacher_logits, student_logits, knee, leaders=("teacher",))
+    side = over_sides(
+        divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k), leaders=("teacher",)
+    )
     return side + broken_rows(student_logits)

@@ -1,5 +1,7 @@
 """Kneedle (Satopaa et al., 2011): where the sorted logits of a row turn from steep to flat."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -26,33 +28,53 @@ def effective_k(
 
     dbild also leaves out columns that are padding in the other model alone, which only it can see.
     """
-    return top_knee(logits, absent_columns(logits), window=window, min_k=min_k, max_k=max_k)[1]
+    return TopKnee(window, min_k, max_k)(logits, absent_columns(logits))[1]
 
 
-@torch.no_grad()
-def top_knee(
-    logits: Tensor, absent: Tensor | None, *, window: int | None, min_k: int, max_k: int | None
-) -> tuple[Tensor, Tensor]:
-    """Return the ids [N, K] of the highest logits, descending, and how many of them each row takes, k [N].
+@dataclass(frozen=True)
+class TopKnee:
+    """Picks a leader's highest ids down to its knee. Raises ValueError where the bounds can't be met.
 
-    k is 1 + the knee's rank, kept in [min_k, max_k], and no more than the columns that are not absent. Raises
-    ValueError where the bounds can't be met.
+    window: the knee is sought among so many of the highest logits; None: among all.
     """
-    if window is not None and window < 1:
-        raise ValueError(f"window must be 1 or more, got {window}")
-    if min_k < 1 or (max_k is not None and max_k < min_k):
-        raise ValueError(f"bounds must be 1 <= min_k <= max_k, got min_k={min_k}, max_k={max_k}")
-    ranked, rank = ranked_to_knee(logits, absent, window=window, at_least=min_k)
-    return _first(ranked.ids, (1 + rank).clamp(min=min_k, max=max_k), present(logits, absent))
+
+    window: int | None
+    min_k: int
+    max_k: int | None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be 1 or more, got {self.window}")
+        if self.min_k < 1 or (self.max_k is not None and self.max_k < self.min_k):
+            told = f"min_k={self.min_k}, max_k={self.max_k}"
+            raise ValueError(f"bounds must be 1 <= min_k <= max_k, got {told}")
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the ids [N, K] of the highest logits [N, V], descending, and how many of them each row takes, k [N].
+
+        k is 1 + the knee's rank, kept in [min_k, max_k], and no more than the columns that are not absent.
+        """
+        ranked, rank = ranked_to_knee(logits, absent, window=self.window, at_least=self.min_k)
+        k = (1 + rank).clamp(min=self.min_k, max=self.max_k)
+        return _first(ranked.ids, k, present(logits, absent))
 
 
-@torch.no_grad()
-def top(logits: Tensor, absent: Tensor | None, *, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ids [N, K] of the k highest logits, descending, and k [N]: less where fewer are present."""
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")
-    ids = highest(filled(logits, absent), max(k, 2)).ids
-    return _first(ids, torch.full_like(ids[:, 0], k), present(logits, absent))
+@dataclass(frozen=True)
+class Top:
+    """Picks a leader's k highest ids: less where fewer are present. Raises ValueError where k is below 1."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k must be 1 or more, got {self.k}")
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the ids [N, K] of the highest logits [N, V], descending, and k [N]."""
+        ids = highest(filled(logits, absent), max(self.k, 2)).ids
+        return _first(ids, torch.full_like(ids[:, 0], self.k), present(logits, absent))
 
 
 def ranked_to_knee(

@@ -1,12 +1,10 @@
 """DBiLD without differences: what the pairs are measured against."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from .columns import FLOOR
-from .knee import top_knee
+from .knee import TopKnee
 from .sides import Led, at_knees_of, over_sides
 
 
@@ -25,12 +23,11 @@ def knee_kl(
     p is the softmax of a model's logits / temperature over the leader's top k ids alone, k at the leader's knee as
     in dbild. No temperature^2 factor.
     """
-    knee = partial(top_knee, window=window, min_k=min_k, max_k=max_k)
 
     def divergence(side: Led) -> Tensor:
         return _top_kl(side.student, side.teacher, side.k, temperature)
 
-    return over_sides(divergence, teacher_logits, student_logits, knee)
+    return over_sides(divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k))
 
 
 def _top_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:

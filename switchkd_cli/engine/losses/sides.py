@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .columns import absent_columns, in_float
 
@@ -14,6 +15,11 @@ BLOCK = 2**24
 
 Loss = Callable[..., Tensor]
 Select = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Block = tuple[int, int]  # rows of a block, and which of them it is
+Pick = Callable[[str, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+_LEADS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""The teacher's logits -> what was picked of them: Align and VSD have one teacher. It is gone when they are."""
 
 
 class Led(NamedTuple):
@@ -43,10 +49,13 @@ def over_sides(
 ) -> Tensor:
     """Return the sum over its sides of a loss of two logits [N, V], [N], computed a block of rows at a time.
 
-    ``select(logits, absent)`` returns a leader's ids [N, K] and k [N]. ``compare(side)`` returns the side's loss [N];
-    a row's depends on this row alone. The teacher gets no gradient.
+    ``select(logits, absent)`` returns a leader's ids [N, K] and k [N]; losses with equal ones share what is picked of
+    the same teacher's logits. ``compare(side)`` returns the side's loss [N]; a row's depends on this row alone. The
+    teacher gets no gradient.
     """
-    return _OverSides.apply(student_logits, teacher_logits.detach(), compare, select, leaders)
+    changes = None if teacher_logits.is_inference() else teacher_logits._version  # in place, so far
+    leads = _LEADS.setdefault(teacher_logits, {}).setdefault((select, changes), {})
+    return _OverSides.apply(student_logits, teacher_logits.detach(), compare, select, leaders, leads)
 
 
 class _OverSides(torch.autograd.Function):
@@ -56,11 +65,12 @@ class _OverSides(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, compare, select: Select, leaders) -> Tensor:
+    def forward(ctx, student: Tensor, teacher: Tensor, compare, select: Select, leaders, leads) -> Tensor:
         rows = max(1, BLOCK // student.shape[-1])
+        blocks = zip(teacher.split(rows), student.split(rows), strict=True)
         found = [
-            _block(*block, compare, select, leaders, ctx.needs_input_grad[0])
-            for block in zip(teacher.split(rows), student.split(rows), strict=True)
+            _block(*block, compare, _picking(select, leads, (rows, number)), leaders, ctx.needs_input_grad[0])
+            for number, block in enumerate(blocks)
         ]
         ctx.rows, ctx.leaders, ctx.shape, ctx.like = rows, len(leaders), student.shape, student.new_empty(0)
         ctx.save_for_backward(*(kept for _, slopes in found for pair in slopes for kept in pair))
@@ -75,14 +85,27 @@ class _OverSides(torch.autograd.Function):
             for _ in range(ctx.leaders):
                 ids, slope = next(saved), next(saved)
                 block.scatter_add_(-1, ids, (of[:, None] * slope).to(block.dtype))
-        return whole, None, None, None, None
+        return whole, None, None, None, None, None
 
 
-def _block(teacher: Tensor, student: Tensor, compare, select: Select, leaders, needs_slopes: bool):
+def _picking(select: Select, leads: dict[Block, tuple[Tensor, Tensor]], block: Block) -> Pick:
+    """How a block's ids are picked. Where no column is absent the teacher's are the same beside every student."""
+
+    def pick(leader: str, logits: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+        if leader != "teacher" or absent is not None:
+            return select(logits, absent)
+        if block not in leads:
+            leads[block] = select(logits, None)
+        return leads[block]
+
+    return pick
+
+
+def _block(teacher: Tensor, student: Tensor, compare, pick: Pick, leaders, needs_slopes: bool):
     absent = absent_columns(teacher, student)
     total, slopes = 0.0, []
     for leader in leaders:
-        ids, k = select({"teacher": teacher, "student": student}[leader], absent)
+        ids, k = pick(leader, {"teacher": teacher, "student": student}[leader], absent)
         side = Led(in_float(teacher.gather(-1, ids)), in_float(student.gather(-1, ids)), k)
         with torch.set_grad_enabled(needs_slopes):
             value = compare(side._replace(student=side.student.requires_grad_(needs_slopes)))
