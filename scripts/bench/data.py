@@ -26,6 +26,7 @@ from switchkd_cli.engine.loader import MOST_WORKERS, loader_of, taken
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import Stage
 
+STARTED = "with the start of the loader's processes, which a stage has once; images/s without"
 PICTURE = (640, 480)  # pixels, as most of COCO's
 TEXT = ("What is in the picture?", "a dog and two red apples on a table")
 ALONE, BESIDE = "loader alone", "loader and steps"
@@ -46,7 +47,12 @@ def measure_at(sizes: list[Size], rows: int, effort: Effort) -> Level:
         for size in sizes:
             paths = build(size, device())
             found += _of_size(size, paths, Path(folder), rows, effort)
-    setting = {"rows": rows, "pictures": f"{PICTURE[0]} x {PICTURE[1]} JPEG", "workers": workers()}
+    setting = {
+        "rows": rows,
+        "pictures": f"{PICTURE[0]} x {PICTURE[1]} JPEG",
+        "workers": workers(),
+        "time": STARTED,
+    }
     return Level(title="data: the loader beside the steps", setting=setting, rows=found)
 
 

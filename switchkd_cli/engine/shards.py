@@ -79,7 +79,7 @@ class Shards:
         self.twins = dict(zip(paths.parameters(), self.computed.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
-        self.adamw = AdamW(own, weight_decay=weight_decay)
+        self.adamw = AdamW(own, weight_decay=weight_decay, fused=True)
         self.whole = told["zero_optimization"]["stage"] < 3  # each process has all weights
         self.steps = 0.0  # that AdamW has taken
         with _quiet():
@@ -172,7 +172,7 @@ def _open_state(zero: Any) -> None:
     shares = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
     for share in shares:
         moments = {key: torch.zeros_like(share, requires_grad=False) for key in MOMENTS}
-        zero.optimizer.state[share] = {"step": torch.tensor(0.0), **moments}
+        zero.optimizer.state[share] = {"step": share.new_zeros((), dtype=torch.float32), **moments}
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # not of ZeRO 3, which has another way
         zero._lazy_init_hp_params_optimizer_state()
 

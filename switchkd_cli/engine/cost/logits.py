@@ -1,7 +1,7 @@
 """Bytes of logits and losses at the kept positions.
 
 There are N positions at a time and V columns: those of a chunk, or under ZeRO 3 all that are kept. Each path's logits
-stay while the losses look at them, and a loss takes its own copy of those it compares, in float32. The figures of a loss
+stay while the losses look at them; a loss that looks at some of the positions takes a copy of those. The figures of a loss
 are bytes for each of the N V logits, counted with autograd's hooks and the profiler (tests/test_cost_memory.py does so
 again): what it leaves for the backward pass, and what it holds for a moment, while its forward pass searches
 and exponentiates. From chunk to chunk the gradients add up: of the last states, and of a head that is trained.
@@ -22,7 +22,7 @@ from switchkd_cli.engine.losses.sides import BLOCK
 class Footprint:
     """Bytes a logit. A loss `in_blocks` holds its momentary bytes for one block of rows at a time.
 
-    It compares a copy of the logits of so many `sides`.
+    It compares the logits of so many `sides`.
     """
 
     left: float
@@ -33,18 +33,18 @@ class Footprint:
 
 # Each id in front of a knee leaves 12 bytes a side: measured where a row has a tenth of the vocabulary, more than usual.
 FOOTPRINTS = {
-    "cross_entropy": Footprint(4, 4, sides=1),
+    "cross_entropy": Footprint(4, 8, sides=1),
     "forward_kl": Footprint(8, 20),
     "reverse_kl": Footprint(12, 16),
     "jensen_shannon": Footprint(28, 28),
     "skewed_kl": Footprint(16, 24),
     "skewed_reverse_kl": Footprint(20, 20),
-    "bild": Footprint(0.1, 5, in_blocks=True),
-    "dbild": Footprint(2, 13, in_blocks=True),
-    "dbild_forward": Footprint(2, 13, in_blocks=True),
+    "bild": Footprint(0.1, 6, in_blocks=True),
+    "dbild": Footprint(2, 14, in_blocks=True),
+    "dbild_forward": Footprint(2, 14, in_blocks=True),
     "dbild_teacher_led": Footprint(1, 13, in_blocks=True),
     "dbild_student_led": Footprint(1, 13, in_blocks=True),
-    "knee_kl": Footprint(2, 13, in_blocks=True),
+    "knee_kl": Footprint(2, 14, in_blocks=True),
     "decoupled_kd": Footprint(14, 20),
     "taid": Footprint(8, 24),
     "self_correlation": Footprint(
@@ -55,6 +55,9 @@ FOOTPRINTS = {
 }
 UNKNOWN = Footprint(16, 32)
 """A loss that nobody has measured."""
+
+FLOAT = 4
+"""Bytes. The figures are of bfloat16 logits; float32 ones need no copy in float32."""
 
 
 def heads(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:
@@ -83,10 +86,12 @@ def logits(
     for name, share in terms.losses:
         footprint = FOOTPRINTS.get(name, UNKNOWN)
         compared = kept * share * vocabulary
-        chosen = footprint.sides * precision.compute * compared
+        copies = footprint.sides if share < 1 else 0
+        chosen = copies * precision.compute * compared
         in_a_block = min(compared, BLOCK) if footprint.in_blocks else compared
         left += footprint.left * compared
-        momentary = max(momentary, footprint.momentary * in_a_block + chosen)
+        at_work = max(0.0, footprint.momentary - (FLOAT if precision.compute == FLOAT else 0))
+        momentary = max(momentary, at_work * in_a_block + chosen)
     return whole + left + momentary
 
 

@@ -78,8 +78,8 @@ def step_memory(
 
     That is when the losses are there; where layers are recomputed it may be the end of the forward pass, while autocast
     still has its copies, or the backward pass, with one layer whole beside what the chunks have left (under ZeRO 3 beside
-    all logits and their gradients); or the optimiser's step, which holds a float32 number for each parameter it trains,
-    when all else is small.
+    all logits and their gradients); or, when all else is small, ZeRO's step, which holds a float32 number for each
+    parameter of its share.
     """
     of = student, teacher, rows, terms, precision
     at_once = zero == 3
@@ -92,7 +92,7 @@ def step_memory(
         _moving(copies[False], kept, added + 2 * told, recomputed_layer(*of)),
     ]
     full = max(moments[: 3 if terms.recomputed else 1], key=lambda moment: sum(moment.values()))
-    update = MASTER * sizes.trained / (gpus if zero else 1) if offload == "none" else 0.0
+    update = MASTER * sizes.trained / gpus if zero and offload == "none" else 0.0
     beyond = max(0.0, update - sum(full.values()))
     return {**states(sizes, precision, gpus, zero, offload), **full, "optimiser's step": beyond}
 
