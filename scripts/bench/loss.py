@@ -79,11 +79,9 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
 
 def _beyond_gradient(row: Row, gradient: int) -> Row:
     """With what it takes beside the gradient [N, V] that every loss of logits has to return."""
-    return (
-        row.model_copy(update={"figures": {BEYOND: (row.extra_bytes - gradient) / 2**20}})
-        if row.extra_bytes
-        else row
-    )
+    if row.extra_bytes is None:
+        return row
+    return row.model_copy(update={"figures": {BEYOND: (row.extra_bytes - gradient) / 2**20}})
 
 
 def measure_level(quick: bool) -> Level:
