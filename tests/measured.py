@@ -105,15 +105,6 @@ def bytes_kept(forward: Callable) -> int:
     return sum(e.nbytes() for e in events if e.name() == "[memory]") - sum(returned.values())
 
 
-def bytes_at_peak(work: Callable) -> int:
-    """The most bytes that were allocated at once beyond those at the start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    events = watched.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate(change for _, change in changes))
-
-
 def _clip(width: int, layers: int) -> Llava:
     vision = CLIPVisionConfig(
         hidden_size=24,

@@ -3,9 +3,10 @@
 import pytest
 import tiny
 import torch
-from measured import bytes_at_peak, bytes_kept, bytes_left, clip_batch, clip_pair, only, pair, rows_of, ways
+from measured import bytes_kept, bytes_left, clip_batch, clip_pair, only, pair, rows_of, ways
 from torch.optim import AdamW
 
+from scripts.bench.allocated import peak_bytes_on_cpu
 from switchkd_cli import registry
 from switchkd_cli.engine.chunks import Chunks, Given
 from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, activations, casts
@@ -151,7 +152,7 @@ def peaks(names, cast, recomputed, tmp_path):
         paths.vocabulary,
     )
     moving = ("bf16 copies", "activations", "logits", "recomputed layer")
-    return sum(planned[name] for name in moving), bytes_at_peak(step)
+    return sum(planned[name] for name in moving), peak_bytes_on_cpu(step)
 
 
 def test_what_stays_from_step_to_step_is_as_planned():
@@ -204,5 +205,5 @@ def test_a_loss_s_footprint_is_measured(loss):
     own = torch.nn.ParameterList([student.detach(), teacher])
     left = bytes_left(work, own) / logits
     assert left == pytest.approx(footprint.left, rel=LOSS, abs=0.5)
-    peak = bytes_at_peak(lambda: work().backward()) / logits
+    peak = peak_bytes_on_cpu(lambda: work().backward()) / logits
     assert peak == pytest.approx(footprint.left + footprint.momentary, rel=0.1)

@@ -25,6 +25,11 @@ def peak_bytes(work: Callable[[], object]) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    return peak_bytes_on_cpu(work)
+
+
+def peak_bytes_on_cpu(work: Callable[[], object]) -> int:
+    """The same of tensors on a CPU, whatever else there is."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         work()
     events = watched.profiler.kineto_results.events()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -143,6 +143,12 @@ def collate(examples: Sequence[Example], *, image_token: int, pad_token: int) ->
     )
 
 
+def only(chosen: Tensor) -> Callable[[Tensor], Tensor]:
+    """What takes the chosen [N] of values [N, ...]: themselves, no copy, where all are chosen."""
+    whole = bool(chosen.all())
+    return lambda values: values if whole else values[chosen]
+
+
 def _attention(turn: Tensor) -> Tensor:
     """Who sees whom: [B, T] bool where nothing but padding is unseen, [B, 1, T, T] where turns are independent."""
     return _sight(turn) if bool((turn > 0).any()) else turn >= 0
@@ -153,9 +159,8 @@ def _sight(turn: Tensor) -> Tensor:
     query, key = turn[:, :, None], turn[:, None, :]
     causal = turn.new_ones(turn.shape[1], turn.shape[1], dtype=torch.bool).tril()
     sight = causal & ((key == 0) | (key == query)) & (key >= 0)
-    itself = torch.eye(
-        turn.shape[1], dtype=torch.bool, device=turn.device
-    )  # padding sees at least this: no empty softmax
+    # padding sees at least this: no empty softmax
+    itself = torch.eye(turn.shape[1], dtype=torch.bool, device=turn.device)
     return (sight | itself)[:, None]
 
 

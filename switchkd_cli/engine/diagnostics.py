@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.batch import Batch, only
 from switchkd_cli.engine.knees import Knees, Sought, knees, sought, together
 from switchkd_cli.engine.losses import cross_entropy, forward_kl
 from switchkd_cli.recipe.schema import Term
@@ -39,13 +39,14 @@ class Diagnosis:
         """Takes in logits [N, V] by path, at the N positions of `keep` [B, T]."""
         answers = batch.predicting("answer")[keep]
         if "teacher" in logits and answers.any():
-            answered = {path: _at(answers, values) for path, values in logits.items()}
-            for name, values in _beside_teacher(answered, batch.targets[keep][answers]).items():
+            at_answers = only(answers)
+            answered = {path: at_answers(values) for path, values in logits.items()}
+            for name, values in _beside_teacher(answered, at_answers(batch.targets[keep])).items():
                 self._beside.setdefault(name, []).append(values)
         for at in dict.fromkeys(at for _, at in self.sought):  # what several terms seek alike is sorted once
             chosen = batch.predicting(at.on)[keep]
             if chosen.any():
-                self._knees.setdefault(at, []).append(knees(_at(chosen, logits[at.path]), at))
+                self._knees.setdefault(at, []).append(knees(only(chosen)(logits[at.path]), at))
 
     def figures(self) -> dict[str, float]:
         """Over all positions that were looked at."""
@@ -102,8 +103,3 @@ def _figures(name: str, found: Knees) -> dict[str, float]:
         f"k/{name}/cut": (found.knee > found.k).float().mean().item(),
         f"mass/{name}": found.mass.mean().item(),
     }
-
-
-def _at(chosen: Tensor, logits: Tensor) -> Tensor:
-    """The chosen rows, not copied where they are all."""
-    return logits if chosen.all() else logits[chosen]

@@ -57,7 +57,7 @@ def sought(terms: Sequence[Term]) -> list[tuple[str, Sought]]:
 def knees(logits: Tensor, at: Sought) -> Knees:
     """The knees of rows of logits [N, V], a block of rows at a time."""
     blocks = [_knees(block, at) for block in logits.split(max(1, BLOCK // logits.shape[-1]))]
-    return together([Knees(*block) for block in blocks])
+    return together(blocks)
 
 
 def together(some: Sequence[Knees]) -> Knees:
@@ -65,11 +65,11 @@ def together(some: Sequence[Knees]) -> Knees:
     return Knees(*(torch.cat(of) for of in zip(*((k.knee, k.k, k.mass) for k in some), strict=True)))
 
 
-def _knees(logits: Tensor, at: Sought) -> tuple[Tensor, Tensor, Tensor]:
+def _knees(logits: Tensor, at: Sought) -> Knees:
     absent = absent_columns(logits)
     ranked, rank = ranked_to_knee(logits, absent, window=at.window, at_least=at.min_k)
     knee = 1 + rank
     k = knee.clamp(at.min_k, at.max_k).minimum(present(logits, absent))
     behind = torch.arange(ranked.logits.shape[-1], device=k.device) >= k[:, None]
     top = ranked.logits.masked_fill(behind, -torch.inf).logsumexp(-1)
-    return knee, k, (top - filled(logits, absent).logsumexp(-1)).exp()
+    return Knees(knee, k, mass=(top - filled(logits, absent).logsumexp(-1)).exp())

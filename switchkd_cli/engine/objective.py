@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.batch import Batch, only
 from switchkd_cli.engine.paths import reading
 from switchkd_cli.recipe.schema import Term
 
@@ -100,12 +100,8 @@ class Objective:
         self, term: Term, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
     ) -> tuple[Tensor, Tensor]:
         """A term at each position or picture, [N], and the row of the batch that each belongs to, [N]."""
-        reads, chosen = self._reads[term.name], batch.predicting(term.on)[keep]
-        whole = bool(chosen.all())  # the usual case: all of [N, V] as it is, not a copy of it for each term
-
-        def at_chosen(values: Tensor) -> Tensor:
-            return values if whole else values[chosen]
-
+        # mostly all of [N, V] as it is, not a copy of it for each term
+        reads, at_chosen = self._reads[term.name], only(batch.predicting(term.on)[keep])
         rows = at_chosen(keep.nonzero()[:, 0])
         beside = {"targets": at_chosen(batch.targets[keep]), "rows": rows, "progress": tally.progress}
         for side, kind in reads.reads:
