@@ -97,6 +97,8 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_p
     name = locate(str(folder.model) if folder else str(model))
     key = digest(name, fingerprint(name), question)
     results, where = launch.evaluate(name, root, key, {**question, "allow_pickle": allow_pickle})
+    for note in results.get("notes", ()):
+        console.say(f"note: {note}")
     console.show_scores(model or str(folder.path), results)
     console.say(f"files: {where}")
 

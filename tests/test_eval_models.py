@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -18,6 +19,7 @@ from switchkd_cli import cli
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.data.template import template_text
+from switchkd_cli.locate import ASSETS
 from switchkd_cli.playground.sets import asked
 from switchkd_cli.recipe.schema import Parts
 from tests.test_tinyllava import SAYS
@@ -114,3 +116,18 @@ def test_a_hugging_face_folder_is_scored(parts, tower, select, language, project
     text = template_text("chatml", model.processor)
     checkpoint.save(model, tmp_path / "model", template=text, end="<|im_end|>")
     assert len(scored(monkeypatch, tmp_path, tmp_path / "model")) == ITEMS
+
+
+@pytest.mark.slow
+def test_a_wrong_end_in_generation_config_changes_no_answer_and_is_said(tmp_path, monkeypatch, capsys):
+    """With it the answers ran on to the limit, and the score fell to 0 without a word."""
+    whole = scored(monkeypatch, (tmp_path / "a").mkdir() or tmp_path / "a", "playground:teacher")
+    model = shutil.copytree(ASSETS / "teacher", tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    capsys.readouterr()
+    assert scored(monkeypatch, (tmp_path / "b").mkdir() or tmp_path / "b", model) == whole
+    assert (
+        "note: model: its generation_config ends an answer with <|assistant|> (3)" in capsys.readouterr().err
+    )
+    (results,) = (tmp_path / "b" / "runs" / "evaluations").glob("*/results.json")
+    assert "<|end|>" in json.loads(results.read_text())["notes"][0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from switchkd_cli import registry
-from switchkd_cli.engine.contract import Vocabulary, agree, check_alone
+from switchkd_cli.engine.contract import Vocabulary, agree, check_alone, ended
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.models.llava import Blueprint, Llava
 from switchkd_cli.engine.models.parts import design
@@ -23,21 +23,14 @@ class Pair:
     student: Blueprint
     teacher: Blueprint | None
     vocabulary: Vocabulary
+    notes: tuple[str, ...]
+    """What was decided while reading, a line each."""
 
     def build(self, seed: int) -> Paths:
         """The models themselves; fresh weights are drawn from `seed`."""
         set_seed(seed)
         student = self.student.build()
         return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
-
-    @property
-    def notes(self) -> list[str]:
-        """What was decided while reading, a line each."""
-        return [
-            *self.student.notes,
-            *(self.teacher.notes if self.teacher else ()),
-            str(self.vocabulary),
-        ]
 
 
 def check_checkpoint(
@@ -49,7 +42,7 @@ def check_checkpoint(
     """
     blueprint = read_whole(fetch(name, who, allow_pickle=allow_pickle))
     check_alone(blueprint, who, speaks=speaks)
-    return blueprint
+    return ended(blueprint, who) if speaks else blueprint
 
 
 def check_model(spec: Model, who: str, *, speaks: bool = True) -> Blueprint:
@@ -67,9 +60,11 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     teacher = None
     if recipe.teacher is not None and (with_teacher or recipe.evaluation is not None):
         teacher = check_model(recipe.teacher, "teacher")  # it may only be scored, when the training is over
+    notes = (*student.notes, *(teacher.notes if teacher else ()))
     if not with_teacher:
         teacher = None
-    return Pair(student, teacher, agree(student, teacher))
+    vocabulary = agree(student, teacher)
+    return Pair(student, teacher, vocabulary, (*notes, str(vocabulary)))
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> Llava:

@@ -43,7 +43,8 @@ def save(model: Llava, folder: Path, *, template: str | None = None, end: str | 
     processor.image_processor.save_pretrained(folder)  # again on its own: older releases look nowhere else
     generation = copy.deepcopy(model.model.generation_config)
     generation.pad_token_id = processor.tokenizer.pad_token_id
-    generation.eos_token_id = processor.tokenizer.eos_token_id
+    if end is not None or generation.eos_token_id is None:
+        generation.eos_token_id = processor.tokenizer.eos_token_id
     generation._from_model_config = False  # said here, not derived from fields that could say otherwise
     generation.save_pretrained(folder)
     _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))

@@ -5,13 +5,15 @@ All of it is seen in configs, tokenizers and image processors, so that it is kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 
 from switchkd_cli.engine.batch import IMAGE
+from switchkd_cli.engine.data.template import after_answer, end_of, special
 from switchkd_cli.engine.models.llava import Blueprint, features_of
 from switchkd_cli.engine.stored import explained
 from switchkd_cli.errors import UserError
@@ -47,6 +49,30 @@ def check_alone(model: Blueprint, who: str, *, speaks: bool = True) -> None:
     problems = [f"{who}: {problem}" for problem in (*(_unspoken(model) if speaks else ()), *_alone(model))]
     if problems:
         raise UserError(problems)
+
+
+def ended(model: Blueprint, who: str) -> Blueprint:
+    """The model, its answers ending with the token that its chat template ends them with, if need be with a note.
+
+    Where the template writes none it is the tokenizer's end token. Of the other ids that its files name, those
+    that are no special token stay only if the template writes them there: a word may not cut an answer.
+    """
+    words, written = model.processor.tokenizer, after_answer(model.processor)
+    end = end_of(words, written)
+    source = "tokenizer" if end is None else "chat template"
+    end = words.eos_token_id if end is None else end
+    known = {*special(words).values(), *written}
+    kept = [token for token in model.ends if token in known]
+    ends = tuple(kept if end is None or end in kept else [*kept, end])
+    if ends == model.ends:
+        return model
+    said, wanted, here = (_named(words, ids) for ids in (model.ends, [end], ends))
+    note = f"{who}: its generation_config ends an answer with {said}, its {source} with {wanted}: here {here} ends one"
+    return replace(model, ends=ends, notes=(*model.notes, *([note] if model.ends else ())))
+
+
+def _named(words: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return " or ".join(f"{words.convert_ids_to_tokens(id)} ({id})" for id in ids)
 
 
 def agree(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +12,13 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import LlavaProcessor, PreTrainedTokenizerBase
+from transformers import LlavaProcessor
 
 from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable
 from switchkd_cli.engine.data.ledger import Ledger
 from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.data.template import opening, template_text
+from switchkd_cli.engine.data.template import after_answer, end_of, opening, special, template_text
 
 LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
 KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory
@@ -56,8 +56,13 @@ class Conversations(Dataset[Example]):
         self.chat_template = template_text(template, processor)
         self.max_length = max_length
         self.ledger = Ledger(rows.name, len(rows), max_faults)
-        self._special = frozenset(processor.tokenizer.all_special_ids)
-        self._marks = _marks(processor.tokenizer)
+        words = processor.tokenizer
+        end = end_of(words, after_answer(processor, self.chat_template))
+        self.end = None if end is None else words.convert_ids_to_tokens(end)
+        """The token that the template ends an answer with; None where it has none."""
+        marks = special(words) | ({} if end is None else {self.end: end})
+        self._special = frozenset(marks.values())
+        self._marks = _marks(marks)
         self._image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
         self._opening = opening(processor.tokenizer)
         self._kept: dict[int, Example] = {}
@@ -77,13 +82,6 @@ class Conversations(Dataset[Example]):
         raise NoStandIn(
             f"{self.rows.name}: {TRIES} rows one after another can't be used, the last: {met[-1]}"
         )
-
-    @property
-    def end(self) -> str | None:
-        """The special token that the template ends an answer with; None where it has none."""
-        ((_, answer),) = self._chained([("question", "answer")], False, None)
-        special = [token for token in self._encode(answer) if token in self._special]
-        return self.processor.tokenizer.convert_ids_to_tokens(special[-1]) if special else None
 
     @property
     def sizes(self) -> np.ndarray:
@@ -230,11 +228,9 @@ def stand_ins(index: int, rows: int) -> Iterator[int]:
         yield others.randrange(rows)
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _marks(tokens: Iterable[str]) -> re.Pattern[str]:
     """Finds special tokens in texts of data: there they would end a turn, or begin another speaker's."""
-    added = tokenizer.added_tokens_decoder.values()
-    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-    words = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
+    words = sorted(map(re.escape, filter(None, tokens)), key=len, reverse=True)
     return re.compile("|".join(words) or r"(?!)")
 
 

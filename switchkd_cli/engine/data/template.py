@@ -1,13 +1,18 @@
-"""A conversation template by name, checked against the tokenizer that is to read its markers, and what opens a text."""
+"""A conversation template by name, checked against the tokenizer that is to read its markers.
+
+And what opens a text and ends an answer in it.
+"""
 
 import re
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES
 
+ANSWER = "[answer]"
 MARKER = re.compile(r"<\|\w+\|>")
 
 
@@ -40,3 +45,31 @@ def opening(words: PreTrainedTokenizerBase) -> list[int]:
     A text that a template begins with that token already does not get another, as in transformers' processors.
     """
     return [token for token in words("")["input_ids"] if token == words.bos_token_id]
+
+
+def special(words: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokenizer's special tokens and their ids, by whichever list or flag they are special."""
+    added = {token.content: id for id, token in words.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(words.all_special_tokens, words.all_special_ids, strict=True))
+
+
+def after_answer(processor: LlavaProcessor, template: str | None = None) -> list[int]:
+    """The tokens that a template (Jinja; none: the processor's own) writes after an answer; none if it refuses one."""
+    said = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "[question]"), ("assistant", ANSWER))
+    ]
+    try:
+        told = processor.apply_chat_template(said, chat_template=template, tokenize=False)
+    except (TemplateError, TypeError):
+        return []
+    _, found, after = told.rpartition(ANSWER)
+    return processor.tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+
+
+def end_of(words: PreTrainedTokenizerBase, written: list[int]) -> int | None:
+    """What ends an answer, of the tokens written after it: the last special one, else the last one added."""
+    for known in (set(special(words).values()), words.added_tokens_decoder):
+        if found := [token for token in written if token in known]:
+            return found[-1]
+    return None

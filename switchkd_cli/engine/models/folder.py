@@ -13,6 +13,7 @@ from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 
+GENERATION = "generation_config.json"
 TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
 
 
@@ -34,9 +35,15 @@ def read(stored: Stored) -> Blueprint:
         if not isinstance(processor, LlavaProcessor):
             raise TypeError(f"{type(processor).__name__} is no LlavaProcessor")
     check_weights(stored)
-    return Blueprint(
-        config, counting(processor, config), partial(load_weights, AutoModelForImageTextToText, stored)
-    )
+    weights = partial(load_weights, AutoModelForImageTextToText, stored)
+    return Blueprint(config, counting(processor, config), weights, ends=_ends(stored, config))
+
+
+def _ends(stored: Stored, config: LlavaConfig) -> tuple[int, ...]:
+    """The ids that end an answer by generation_config.json, or by the config where there is none."""
+    told = stored.json(GENERATION) if stored.has(GENERATION) else config.text_config.to_dict()
+    ends = told.get("eos_token_id")
+    return tuple(end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0)
 
 
 def counting(processor: LlavaProcessor, config: LlavaConfig) -> LlavaProcessor:

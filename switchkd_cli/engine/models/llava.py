@@ -59,13 +59,15 @@ def image_tokens_of(config: LlavaConfig) -> int:
 class Blueprint:
     """All of a model but its weights, which `weights` reads or draws in a given dtype.
 
-    `notes` says what was decided while reading that the files themselves don't say.
+    `ends` are the ids that end what the model generates, as far as its files say. `notes` says what was decided
+    while reading that the files themselves don't say.
     """
 
     config: LlavaConfig
     processor: LlavaProcessor
     weights: Callable[[str], LlavaForConditionalGeneration] = field(repr=False)
     notes: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
 
     @property
     def image_tokens(self) -> int:
@@ -74,7 +76,10 @@ class Blueprint:
 
     def build(self, dtype: str = "float32") -> Llava:
         """The model itself. Raises UserError for weights that are not the config's."""
-        return Llava(self.weights(dtype), self.processor)
+        model = self.weights(dtype)
+        if self.ends:
+            model.generation_config.eos_token_id = list(self.ends) if len(self.ends) > 1 else self.ends[0]
+        return Llava(model, self.processor)
 
 
 class Llava(nn.Module):
