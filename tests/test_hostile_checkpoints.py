@@ -261,6 +261,40 @@ def test_more_tensors_than_the_model_has_are_left_in_the_file(place):
     assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_values_that_are_not_finite_are_named_by_file_and_tensor(place, value, dtype):
+    def spoil(held, name):
+        held.update({name: tensor.to(dtype) for name, tensor in held.items() if tensor.is_floating_point()})
+        held[name][0, 3] = held[name][1, 1] = value
+
+    tensors(place / "whole", spoil)
+    (told,) = refused(read, place / "whole")
+    assert told.startswith(f"teacher: {place}/whole: model.safetensors: ")
+    assert told.endswith("linear_1.weight: 2 of its 256 values are NaN or infinite")
+
+
+def test_of_many_tensors_that_are_not_finite_some_are_named(place):
+    file = place / "language" / "model.safetensors"
+    held = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()}
+    save_file(held, file, metadata={"format": "pt"})
+    told = refused(parts, place)
+    assert told[0].startswith(f"student.language: {place}/language: model.safetensors: ")
+    assert len(told) == 6 and told[5] == f"... and {len(held) - 5} more tensors"
+
+
+def test_a_part_s_pickle_with_values_that_are_not_finite(place):
+    held = load_file(place / "tower" / "model.safetensors")
+    name = next(name for name in held if name.endswith("layers.0.mlp.fc1.bias"))
+    held[name] = torch.full_like(held[name], torch.inf)
+    (place / "tower" / "model.safetensors").unlink()
+    torch.save(held, place / "tower" / "pytorch_model.bin")
+    told = refused(parts, place, allow_pickle=True)
+    assert told == (
+        f"student.vision: {place}/tower: pytorch_model.bin: {name}: 32 of its 32 values are NaN or infinite",
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_tensors_of_another_type(place, dtype):
     """They are read as the numbers that they are, or refused."""
@@ -481,3 +515,12 @@ def test_scrambled_values_of_a_json_file(place, file):
         except UserError as error:
             assert not any(map(UNPRINTABLE.search, error.problems))
     assert 0 < read_ones < CONFIGS_SCRAMBLED
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_read_in_the_precision_they_are_stored_in(place, dtype):
+    """As an evaluation on a GPU does."""
+    tensors(place / "whole", lambda held, name: held.update({n: t.to(dtype) for n, t in held.items()}))
+    edit(place / "whole" / "config.json", dtype=str(dtype).removeprefix("torch."))
+    model = check_checkpoint(str(place / "whole"), "model").build("auto")
+    assert {p.dtype for p in model.parameters()} == {dtype}

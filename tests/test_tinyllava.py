@@ -318,6 +318,29 @@ def test_a_tensor_that_is_absent_or_of_no_known_part_is_told(folder):
     ]
 
 
+def test_a_value_that_is_not_finite_is_named_by_its_own_file_in_either_layout(home, folder, tmp_path):
+    file = folder / "model-00002-of-00002.safetensors"
+    held = load_file(file)
+    held["connector._connector.2.bias"][3] = torch.nan
+    save_file(held, file)
+    told = "_connector.2.bias: 1 of its 32 values are NaN or infinite"
+    assert problems(folder)[0] == [f"teacher: {folder}: {file.name}: connector.{told}"]
+    other = Path(shutil.copytree(home / "pre-trained", tmp_path / "other"))
+    held = torch.load(other / "connector" / "pytorch_model.bin")
+    held["_connector.2.bias"][3] = torch.nan
+    torch.save(held, other / "connector" / "pytorch_model.bin")
+    assert problems(other, allow_pickle=True)[0] == [f"teacher: {other}/connector: pytorch_model.bin: {told}"]
+
+
+def test_a_pooling_head_that_is_not_finite_is_never_read(folder):
+    file = folder / "model-00002-of-00002.safetensors"
+    held = load_file(file)
+    name = next(name for name in held if ".head." in name)
+    held[name] = torch.full_like(held[name], torch.nan)
+    save_file(held, file)
+    blueprint(folder).build()
+
+
 def test_what_can_not_be_expressed_is_told_all_at_once(folder):
     text = json.loads((folder / "config.json").read_text())["text_config"]
     edit(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from switchkd_cli.checkpoints import STATE, TENSORS
+from switchkd_cli.engine.weights import finite
 
 HELD = "tensor:"
 """Opens the text that stands in the JSON file for a tensor; what follows is its name in the other file."""
@@ -21,7 +22,7 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
     Raises ValueError for a weight or a moment that is not finite: no such state is worth going on from.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(state)}
-    if poisoned := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+    if poisoned := [name for name, tensor in tensors.items() if not finite(tensor)]:
         raise ValueError(f"not finite: {', '.join(poisoned[:3])}" + " ..." * (len(poisoned) > 3))
     save_file(tensors, folder / TENSORS)
     plain = json.dumps(_plain(state), ensure_ascii=False)

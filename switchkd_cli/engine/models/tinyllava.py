@@ -227,7 +227,9 @@ def _weights(
     if config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)  # saved, but theirs is tied again when it is loaded
     vocabulary.widen(state, config.text_config.vocab_size)
-    model = take_weights(LlavaForConditionalGeneration, stored, state, dtype, config=config)
+    model = take_weights(
+        LlavaForConditionalGeneration, stored, state, dtype, parts=_parts(stored), config=config
+    )
     model.generation_config.pad_token_id = words.pad_token_id
     model.generation_config.eos_token_id = words.eos_token_id
     return model
