@@ -217,7 +217,10 @@ def larger_pictures(model):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (no_template, "the tokenizer has no chat template, so a conversation can't be written down"),
+        (
+            no_template,
+            "no chat template, in its processor or its tokenizer, so that a question can't be written down",
+        ),
         (text_template, "the chat template writes no <image> where a picture is shown: it is a text model's"),
         (
             blind_template,

@@ -59,7 +59,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     student = check_model(recipe.student, "student", speaks=recipe.needs_template)
     teacher = None
     if recipe.teacher is not None and (with_teacher or recipe.evaluation is not None):
-        teacher = check_model(recipe.teacher, "teacher")  # it may only be scored, when the training is over
+        teacher = check_model(recipe.teacher, "teacher", speaks=recipe.evaluation is not None)
     notes = (*student.notes, *(teacher.notes if teacher else ()))
     if not with_teacher:
         teacher = None

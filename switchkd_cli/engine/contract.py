@@ -46,9 +46,10 @@ def check_alone(model: Blueprint, who: str, *, speaks: bool = True) -> None:
     `speaks`: conversations are written down by its own chat template. Where all data sets bring theirs, a language
     model's own is not looked at (Qwen2.5's knows no pictures).
     """
-    problems = [f"{who}: {problem}" for problem in (*(_unspoken(model) if speaks else ()), *_alone(model))]
+    unspoken = list(_unspoken(model)) if speaks else []
+    problems = [f"{who}: {problem}" for problem in (*unspoken, *_alone(model))]
     if problems:
-        raise UserError(problems)
+        raise UserError(problems, hint=TEMPLATE_HINT if unspoken else "")
 
 
 def ended(model: Blueprint, who: str) -> Blueprint:
@@ -93,6 +94,10 @@ def agree(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
 
 
 QUESTION = "What?"
+TEMPLATE_HINT = (
+    "a student's data sets can bring a `template` each; a checkpoint's own belongs into its folder (Jinja), as "
+    "chat_template.jinja"
+)
 TOWERS_HINT = (
     "the switch feeds the student's visual features to the teacher's projector: give the student a tower of the "
     "teacher's build (student.vision)"
@@ -141,7 +146,7 @@ def _read_otherwise(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[st
 def _unspoken(model: Blueprint) -> Iterator[str]:
     """What keeps a model from being asked by its own chat template."""
     if not model.processor.chat_template:
-        yield "the tokenizer has no chat template, so a conversation can't be written down"
+        yield "no chat template, in its processor or its tokenizer, so that a question can't be written down"
         return
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     try:

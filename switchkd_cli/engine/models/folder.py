@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig
 from switchkd_cli.engine.models import ldpnet
 from switchkd_cli.engine.models.configs import check_config, read_config
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint
+from switchkd_cli.engine.models.vocabulary import own_template, padding
 from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -34,6 +35,8 @@ def read(stored: Stored) -> Blueprint:
         processor = AutoProcessor.from_pretrained(stored.folder, backend="pil", **NO_CODE)
         if not isinstance(processor, LlavaProcessor):
             raise TypeError(f"{type(processor).__name__} is no LlavaProcessor")
+        processor.chat_template = own_template(processor, processor.tokenizer)
+        padding(processor.tokenizer)
     check_weights(stored)
     weights = partial(load_weights, AutoModelForImageTextToText, stored)
     return Blueprint(config, counting(processor, config), weights, ends=_ends(stored, config))

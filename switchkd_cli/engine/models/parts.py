@@ -26,7 +26,7 @@ from switchkd_cli.engine.models import pictures
 from switchkd_cli.engine.models.configs import check_config, check_sizes, read_config
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
-from switchkd_cli.engine.models.vocabulary import read_tokenizer, widen
+from switchkd_cli.engine.models.vocabulary import own_template, read_tokenizer, widen
 from switchkd_cli.engine.models.whole import is_whole, read_whole
 from switchkd_cli.engine.stored import Stored, explained, fetch
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
@@ -91,7 +91,7 @@ def _processor(config: LlavaConfig, prepare, words: PreTrainedTokenizerBase) -> 
         patch_size=config.vision_config.patch_size * pooling,
         vision_feature_select_strategy="full" if pooled else config.vision_feature_select_strategy,
         num_additional_image_tokens=0 if pooled else CLASS_TOKENS[config.vision_config.model_type],
-        chat_template=words.chat_template,
+        chat_template=own_template(words),
         image_token=IMAGE,
     )
 

@@ -1,10 +1,10 @@
-"""Tokenizers for a LLaVA model: an image token and a padding token, and embeddings that have a row for each."""
+"""Tokenizers for a LLaVA model: an image token, a padding token, and embeddings with a row for each."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
 
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.stored import NO_CODE, Stored, explained
@@ -17,8 +17,7 @@ TABLES = ("embed_tokens.weight", "lm_head.weight")  # how their names end
 def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
     """The tokenizer with `<image>` and a padding token; both are added where it has none.
 
-    A new token takes the next free id. Padding is never looked at, so the unknown or the end token serves.
-    Raises UserError where there is no tokenizer.
+    A new token takes the next free id. Raises UserError where there is no tokenizer.
     """
     if not stored.has(*FILES):  # transformers would make an empty one up
         raise UserError(
@@ -27,10 +26,24 @@ def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
     with explained(f"{stored}: no readable tokenizer"):
         words = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
     if words.convert_tokens_to_ids(IMAGE) in (None, words.unk_token_id):
-        words.add_special_tokens({"additional_special_tokens": [IMAGE]})
+        words.add_special_tokens({"additional_special_tokens": [IMAGE]}, False)  # beside those it has
+    return padding(words)
+
+
+def padding(words: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer with a padding token. Padding is never looked at, so the unknown or the end token serves."""
     if words.pad_token is None:
         words.pad_token = words.unk_token or words.eos_token
     return words
+
+
+def own_template(*holders: LlavaProcessor | PreTrainedTokenizerBase) -> str | None:
+    """The chat template of the first that has one; of several by name the default."""
+    for holder in holders:
+        told = holder.chat_template
+        if told := told.get("default") if isinstance(told, dict) else told:
+            return told
+    return None
 
 
 def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:

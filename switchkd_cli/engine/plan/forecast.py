@@ -36,7 +36,8 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
     student = known(config.student, "student", made, speaks=config.needs_template)
     models = {"student": (config.student, student)}
     if config.teacher is not None:
-        models["teacher"] = config.teacher, known(config.teacher, "teacher", made)
+        scored = config.evaluation is not None  # as a teacher it reads what the student reads
+        models["teacher"] = config.teacher, known(config.teacher, "teacher", made, speaks=scored)
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"][1] if taught else None
     vocabulary = _vocabulary(student, teacher)
