@@ -12,7 +12,7 @@ from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.find import find, named
-from switchkd_cli.recipe.fingerprint import fingerprint
+from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.run import digest
 from switchkd_cli.recipe.schema import Evaluation
@@ -45,6 +45,8 @@ def pretrain(
     if spread is not None:
         return workers.apart([run], spread)
     plan.check([run])
+    if overwrite and leads():
+        runs.set_stages_aside(root, [run])
     folder = launch.run_one(run, root, overwrite=overwrite, resume=resume)
     if leads():
         console.say(f"model: {folder.model}")
@@ -95,7 +97,7 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_p
     folder = runs.newest_finished(root) if model is None else _run(model)
     question = _question(folder.run().config.evaluation if folder else None, asked)
     name = locate(str(folder.model) if folder else str(model))
-    key = digest(name, fingerprint(name), question)
+    key = digest(name, Fingerprints().model(name), question)
     results, where = launch.evaluate(name, root, key, {**question, "allow_pickle": allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")

@@ -12,7 +12,7 @@ from typing import Any
 from switchkd_cli import console, hosts, last_words, runs, share, stop
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.forecast import Forecast, Machine
-from switchkd_cli.occupy import is_finished, occupy
+from switchkd_cli.occupy import another_program, is_finished, occupy
 from switchkd_cli.progress import progress
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.spread import Spread, among_others, leave
@@ -33,7 +33,7 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
         return folder
     if not overwrite and not is_finished(root, run) and (source := runs.by_key(root).get(run.key)):
         folder = take_over(run, source, root)
-        console.say(f"{run.name}: the same run as {source.place}, reused ({folder.path})")
+        console.say(f"{run.name}: the same run as {source.place}, reused: {run.compared} ({folder.path})")
         if processes is not None:
             processes.decide(lambda: "finished")
         return folder
@@ -42,7 +42,9 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
         if processes is not None:
             processes.decide(lambda: state)
         if state == "finished":
-            console.say(f"{run.name}: finished before, reused ({folder.path})")
+            console.say(f"{run.name}: finished before, reused: {run.compared} ({folder.path})")
+            if changed := another_program(folder):
+                console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
         worker = _worker()
         with progress(folder.metrics, run.name):
@@ -92,7 +94,7 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
     shared = runs.evaluation(root, key)
     with shared.build() as partial:
         if partial is None:
-            console.say(f"evaluated before, reused ({shared.path})")
+            console.say(f"evaluated before, reused: same model, byte by byte, and questions ({shared.path})")
         else:
             results = _engine("evaluate").evaluate(model, folder=partial, sets=runs.sets(root), **question)
             runs.write_json(partial / "results.json", results)

@@ -14,17 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from switchkd_cli import checkpoints, provenance
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locks import InUse, hold
-from switchkd_cli.recipe.run import Run
-from switchkd_cli.runs import RunFolder, folder, write_json
+from switchkd_cli.recipe.run import Run, differing
+from switchkd_cli.runs import RunFolder, folder, set_aside, write_json
 from switchkd_cli.standing import Standing, go_on, standing
 from switchkd_cli.stop import Stopped
 
 State = Literal["new", "finished", "resumed"]
+CHANGED = "inputs_changed"  # the event of a stage that was trained on something else than its key says
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -48,11 +49,11 @@ def occupy(
             if not resume:
                 _check_unchanged(target, at)
             _go_on(target, at)
-            yield from _recorded(target, None, "resumed")
+            yield from _recorded(target, run, None, "resumed")
         else:
             aside = make_room(target, run, overwrite=overwrite)
             _start(target, run)
-            yield from _recorded(target, aside)
+            yield from _recorded(target, run, aside)
 
 
 @contextmanager
@@ -88,9 +89,17 @@ def check_free(root: Path, run: Run) -> None:
     target = folder(root, run)
     if content(target, run) == "other":
         raise UserError(
-            f"{_shown(target.path)}: holds another run (made by another recipe text or with another input)",
+            f"{_shown(target.path)}: holds another run ({_difference(target, run)})",
             hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
         )
+
+
+def _difference(target: RunFolder, run: Run) -> str:
+    """In what the run that a folder holds is another one, as far as it is known."""
+    info = target.info()
+    if changed := differing(info.get("inputs") or {}, run.inputs) if info.get("inputs") else []:
+        return f"changed since: {', '.join(changed)}"
+    return "of another recipe text, or made by another version of switchkd"
 
 
 def _unfinished(target: RunFolder, run: Run) -> Standing | None:
@@ -100,6 +109,15 @@ def _unfinished(target: RunFolder, run: Run) -> Standing | None:
 
 def _check_unchanged(target: RunFolder, at: Standing) -> None:
     """Raise UserError when the run was begun by another program than this one."""
+    if changed := another_program(target):
+        raise UserError(
+            [f"{_shown(target.path)}: interrupted at {at}, and begun with {told}" for told in changed],
+            hint="add --resume to go on all the same, or --overwrite to start again",
+        )
+
+
+def another_program(target: RunFolder) -> list[str]:
+    """Versions, and the commit, that are not what the run was begun with."""
     info, versions, commit = target.info(), provenance.versions(), provenance.commit()
     before = info.get("versions", {})
     changed = [
@@ -109,11 +127,7 @@ def _check_unchanged(target: RunFolder, at: Standing) -> None:
     ]
     if info.get("commit") != commit:
         changed.append(f"commit {info.get('commit')}, now {commit}")
-    if changed:
-        raise UserError(
-            [f"{_shown(target.path)}: interrupted at {at}, and begun with {told}" for told in changed],
-            hint="add --resume to go on all the same, or --overwrite to start again",
-        )
+    return changed
 
 
 def _go_on(target: RunFolder, at: Standing) -> None:
@@ -143,10 +157,7 @@ def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
     if not overwrite:
         check_free(target.root, run)
     word = "unfinished" if found in ("unfinished", "interrupted") else "old"
-    number = 1
-    while (aside := target.path.with_name(f"{word}-{target.path.name}-{number}")).exists():
-        number += 1
-    target.path.rename(aside)
+    aside = set_aside(target.path, word)
     print(f"{_shown(target.path)}: {word} run moved to {aside.name}, starting afresh", file=sys.stderr)
     return aside
 
@@ -175,6 +186,7 @@ def _start(target: RunFolder, run: Run) -> None:
         "paper": dict(run.paper),
         "seed": run.seed,
         "key": run.key,
+        "inputs": run.inputs,
         "command": provenance.command(),
         "versions": provenance.versions(),
         "machine": provenance.machine(),
@@ -187,7 +199,7 @@ def _start(target: RunFolder, run: Run) -> None:
 
 
 def _recorded(
-    target: RunFolder, aside: Path | None, state: State = "new"
+    target: RunFolder, run: Run, aside: Path | None, state: State = "new"
 ) -> Iterator[tuple[RunFolder, State]]:
     """Run the block and write down how it ended."""
     began = time.monotonic()
@@ -207,11 +219,20 @@ def _recorded(
             hint = "free some space and give the same command again: it goes on from the last checkpoint"
             raise UserError(f"{_shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
         raise
-    _end(target, "finished", began)
+    changed = [
+        *run.changed(),
+        *(entry["text"] for entry in target.entries() if entry.get("event") == CHANGED),
+    ]
+    _end(target, "finished", began, **({"key": "", "changed": changed} if changed else {}))
     checkpoints.clear(target)
+    if changed:
+        raise UserError(
+            [f"{_shown(target.path)}: changed while it ran: {what}" for what in dict.fromkeys(changed)],
+            hint="the model and its scores are kept there and never reused; add --overwrite to train on what is there now",
+        )
 
 
-def _end(target: RunFolder, status: str, began: float, **more: str) -> None:
+def _end(target: RunFolder, status: str, began: float, **more: Any) -> None:
     info = target.info()
     seconds = round(info.get("seconds", 0.0) + time.monotonic() - began, 1)
     write_json(target.record, {**info, "status": status, "ended": now(), "seconds": seconds, **more})

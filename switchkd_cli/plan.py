@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
 from switchkd_cli.protocol import LMMS_EVAL
-from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint, Model, Stage
+from switchkd_cli.recipe.run import Run, named_in
+from switchkd_cli.recipe.schema import Stage
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
     problems: dict[str, None] = {}
     hints: dict[str, None] = {}
     for run in planned:
-        for field, name in _models(run):
+        for field, name in (
+            *named_in("student", run.config.student),
+            *named_in("teacher", run.config.teacher),
+        ):
             if Path(name).absolute() in made:
                 continue
             try:
@@ -82,18 +85,3 @@ def check_shared(planned: Iterable[Run], processes: int) -> None:
         batch = min(stage.batch for stage in problems.values())
         fits = max(n for n in range(1, processes) if batch % n == 0)
         raise UserError(list(problems), hint=f"--gpus {fits}, or change the batch")
-
-
-def _models(run: Run) -> Iterator[tuple[str, str]]:
-    """The model names of a run that are looked up, with the fields they stand in."""
-    yield from _names("student", run.config.student)
-    if run.config.teacher is not None:
-        yield from _names("teacher", run.config.teacher)
-
-
-def _names(who: str, model: Model) -> Iterator[tuple[str, str]]:
-    fields = ("checkpoint",) if isinstance(model, Checkpoint) else ("vision", "language", "tokenizer")
-    for field in fields:
-        name = getattr(model, field)
-        if isinstance(name, str):
-            yield f"{who}.{field}", name

@@ -6,7 +6,7 @@ runs/stages/<key>/            a stage's output, shared by all runs whose recipes
 runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
 runs/playground/              pictures and questions that were drawn here, kept for the next run
 runs/states/<key>.sqlite      a teacher's last states by row, where a stage keeps them
-runs/indexes/                 where the rows of large data files lie, kept for the next run
+runs/indexes/                 copies of large parquet files whose rows can be read one by one
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UNPRINTABLE, UserError
-from switchkd_cli.locks import hold
+from switchkd_cli.locks import InUse, hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.records import Info, Results, Teacher, check
@@ -182,7 +182,7 @@ class SharedFolder:
 
     @contextmanager
     def build(self) -> Iterator[Path | None]:
-        """Give an empty folder to fill, which becomes `path` when the block ends well.
+        """Give an empty folder to fill, which becomes `path` when the block ends well and has not moved it elsewhere.
 
         Waits while another process builds the same; gives None when nothing is left to do.
         """
@@ -195,9 +195,29 @@ class SharedFolder:
             partial.mkdir()
             try:
                 yield partial
-                partial.rename(self.path)
+                if partial.exists():
+                    partial.rename(self.path)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def set_aside(self) -> None:
+        """Keep what is there under another name, so that it is built again. Raises UserError while it is being built."""
+        try:
+            with hold(self.path, wait=False):
+                if self.done:
+                    set_aside(self.path, "old")
+        except InUse:
+            hint = "wait for it, or add --out FOLDER to write elsewhere"
+            raise UserError(f"{self.path}: in use by a running process", hint=hint) from None
+
+
+def set_aside(path: Path, word: str) -> Path:
+    """Rename a file or folder to `<word>-<its name>-<number>`. Returns where it is then."""
+    number = 1
+    while (aside := path.with_name(f"{word}-{path.name}-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
 
 
 def folder(root: Path, run: Run) -> RunFolder:
@@ -217,6 +237,16 @@ def folder(root: Path, run: Run) -> RunFolder:
 def stage(root: Path, key: str) -> SharedFolder:
     """The shared output of a stage, by `Run.stage_key`."""
     return SharedFolder(root.absolute() / STAGES / key)
+
+
+def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
+    """Keep the runs' shared stages under other names, so that they are trained again.
+
+    Raises UserError while another process trains one of them.
+    """
+    keys = {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}
+    for key in keys:
+        stage(root, key).set_aside()
 
 
 def evaluation(root: Path, key: str) -> SharedFolder:

@@ -26,7 +26,7 @@ from switchkd_cli.matrix import Matrix
 from switchkd_cli.occupy import check_free, is_finished
 from switchkd_cli.progress import Progress
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.spread import Spread, among_others
+from switchkd_cli.spread import Spread, among_others, leads
 
 WORKER = (sys.executable, "-m", "switchkd_cli.launch")
 
@@ -42,6 +42,8 @@ def run_all(
     for run in planned if not overwrite else ():
         check_free(root, run)
     if jobs == 1 or among_others():
+        if overwrite and leads():
+            runs.set_stages_aside(root, planned)
         return [run_one(run, root, overwrite=overwrite, resume=resume) for run in planned]
     failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
     if failures:
@@ -74,6 +76,8 @@ def in_workers(
     scored at the end, if any run came so far. What is finished counts as done, and its times help to foretell the end.
     With `spread`, each is a run in several processes.
     """
+    if overwrite:
+        runs.set_stages_aside(root, planned)
     failures, waiting, took = _sorted_out(planned, taught, root, overwrite=overwrite)
     active: list[_Worker] = []
     matrix = Matrix([entry.cost for entry in waiting], jobs=jobs, took=took)
@@ -113,7 +117,7 @@ def _sorted_out(
     """What can't be reused, what is to be done, and the seconds of what is done already."""
     before = 0 if overwrite else sum(is_finished(root, run) for run in planned)
     if before:
-        console.say(f"{before} of {len(planned)} runs finished before, reused")
+        console.say(f"{before} of {len(planned)} runs finished before, reused: {planned[0].compared}")
     made = {} if overwrite else runs.by_key(root)
     failures: list[Failure] = []
     waiting: list[Entry] = []

@@ -1,7 +1,8 @@
-"""Every test runs offline and on one thread, and the processes it starts see this checkout and heed Ctrl-C."""
+"""Every test runs offline, on one thread and with a cache folder of its own process; what it starts sees this checkout."""
 
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 
@@ -12,6 +13,8 @@ if (
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_hashes = tempfile.TemporaryDirectory(prefix="switchkd-tests-")  # removed when the process ends
+os.environ["SWITCHKD_CACHE"] = _hashes.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"

@@ -25,6 +25,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
 from switchkd_cli.locate import locate
+from switchkd_cli.occupy import CHANGED
 from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.baselines import judged
@@ -56,14 +57,14 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
         for rows in data.values():
             rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):
-        _take_stage(run, i, paths, data[stage.data], folder, processes)
+        trained = _take_stage(run, i, paths, data[stage.data], folder, processes)
     if processes.first:
-        _finish(run, data, folder)
+        _finish(run, data, folder, trained)
 
 
-def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder) -> None:
-    """What the training of all stages leaves."""
-    _take_model(run, folder)
+def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder, trained: Path) -> None:
+    """What the training of all stages leaves; the last one's student is in `trained`."""
+    _take_model(run, folder, trained)
     for name, rows in data.items():
         if rows.ledger.met and not folder.says(event="skipped", data=name):
             listed = {"of": len(rows), "listed": folder.skipped.name}
@@ -128,9 +129,14 @@ def _question(run: Run, root: Path) -> dict[str, Any]:
 
 def _take_stage(
     run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, processes: Processes
-) -> None:
-    """Trains a stage, or takes what it gave from where it was trained before, by this run or by another."""
-    stage, shared = run.config.stages[index], runs.stage(folder.root, run.stage_key(index))
+) -> Path:
+    """Trains a stage, or takes what it gave from where it was trained before, by this run or by another.
+
+    Returns where its student is. One that was trained on something else than the stage's key says is not shared.
+    """
+    stage, key = run.config.stages[index], processes.decide(lambda: run.stage_key(index))
+    shared = runs.stage(folder.root, key)
+    student = shared.path
     if processes.first and checkpoints.marked(folder, stage.name) is None:
         checkpoints.mark(folder, stage.name)
     building = shared.build() if processes.first else nullcontext()
@@ -144,8 +150,12 @@ def _take_stage(
             keeper = _train(run, index, paths, data, folder, processes)
             if processes.first:
                 _save(run, index, paths, data, keeper, partial)
+                if changed := [*run.changed(), *data.usable_again()]:
+                    folder.log({"event": CHANGED, "stage": stage.name, "text": ", ".join(changed)})
+                    student = runs.set_aside(partial, CHANGED)
     if processes.first:
         checkpoints.drop(folder, stage.name)
+    return student
 
 
 def _train(
@@ -214,9 +224,8 @@ def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keepe
             checkpoint.save(paths.student, partial, **taught)
 
 
-def _take_model(run: Run, folder: RunFolder) -> None:
+def _take_model(run: Run, folder: RunFolder, trained: Path) -> None:
     """Puts the last stage's student into the run's folder: the same files, not a second copy."""
-    trained = runs.stage(folder.root, run.stage_key(len(run.config.stages) - 1)).path
     with runs.made_whole(folder.model) as partial:
         shutil.copytree(trained, partial, copy_function=os.link, dirs_exist_ok=True)
     card.write(run, folder)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import extend, invalid, patch, source
 from switchkd_cli.recipe.check import check
+from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.recipe.world import World
@@ -55,9 +56,13 @@ def load_rows(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     world: str | None = None,
+    fingerprints: Fingerprints | None = None,
 ) -> tuple[Run, ...]:
-    """The named rows, or all of them, in the order of the file. An override must fit one of them at least."""
-    opened = _Opened(path, world)
+    """The named rows, or all of them, in the order of the file. An override must fit one of them at least.
+
+    Runs of several calls may share their `fingerprints`, so that what they all name is looked at once.
+    """
+    opened = _Opened(path, world, fingerprints)
     wanted = list(opened.rows if rows is None else rows)
     order = {name: i for i, name in enumerate(opened.rows)}
     return opened.runs(sorted(dict.fromkeys(wanted), key=lambda name: order.get(name, -1)), overrides, seed)
@@ -71,7 +76,8 @@ def row_names(path: str | Path) -> tuple[str, ...]:
 class _Opened:
     """A recipe file as plain data, and the way from there to runs."""
 
-    def __init__(self, path: str | Path, world: str | None) -> None:
+    def __init__(self, path: str | Path, world: str | None, fingerprints: Fingerprints | None = None) -> None:
+        self.fingerprints = fingerprints or Fingerprints()
         self.file = str(path)
         self.recipe = Path(path).stem
         self.world = World.read(world) if world is not None else None
@@ -142,7 +148,7 @@ class _Opened:
         config = recipe.model_copy(update={"rows": {}, "controls": ()})
         title = (row.title or name) if row else recipe.title
         recipe_name = f"{self.recipe}@{config.world}" if config.world else self.recipe
-        return Run(recipe_name, name, title, config, row.paper if row else {})
+        return Run(recipe_name, name, title, config, row.paper if row else {}, self.fingerprints)
 
 
 def _told(fault: extend.Problem) -> str:

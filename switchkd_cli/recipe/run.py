@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os.path import isfile
 from typing import Any
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import source
-from switchkd_cli.recipe.fingerprint import fingerprint
+from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
 
 UNKEYED = {
@@ -26,7 +26,7 @@ UNKEYED = {
     "deepspeed",  # but for what it computes in: `Recipe.arithmetic`
 }  # what is said about a run, not what it does
 UNKEYED_OF_A_STAGE = {"activation_checkpointing"}  # how it is computed, which changes no result
-FORMAT = 1  # part of every key: raise it when the same recipe no longer means the same weights
+FORMAT = 2  # part of every key: raise it when the same recipe no longer means the same weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Run:
     title: str
     config: Recipe
     paper: Mapping[str, float]
+    fingerprints: Fingerprints = field(default_factory=Fingerprints, compare=False, repr=False)
 
     @property
     def seed(self) -> int:
@@ -54,14 +55,33 @@ class Run:
         return source.write(self.config.model_dump(mode="json", exclude={"rows", "controls"}))
 
     @cached_property
+    def inputs(self) -> dict[str, str | None]:
+        """A digest of each thing outside the recipe that the results depend on, by the field that names it."""
+        config = self.config
+        return self._models(config.student, config.teacher) | self._data(config.data)
+
+    @cached_property
     def key(self) -> str:
         """A digest of all that the run's results depend on (titles do not count, changed checkpoints do)."""
         config = self.config
-        models = [_model_fingerprints(model) for model in (config.student, config.teacher)]
-        data = [_data_fingerprints(config, name) for name in config.data]
         said = config.model_dump(mode="json", exclude=UNKEYED) | {"precision": config.arithmetic}
         said["stages"] = [_dump(stage, UNKEYED_OF_A_STAGE) for stage in config.stages]
-        return digest(said, models, data)
+        return digest(said, self.inputs)
+
+    @property
+    def compared(self) -> str:
+        """What a run that is reused for this one was compared by."""
+        loose = {
+            f"images of {name} by {spec.images_by}": None
+            for name, spec in self.config.data.items()
+            if spec.images_by != "content"
+        }
+        return ", ".join(["same recipe, models and data, byte by byte", *loose])
+
+    def changed(self) -> list[str]:
+        """The fields whose inputs are no longer what they were when the keys were computed."""
+        now = replace(self, fingerprints=Fingerprints()).inputs
+        return differing(self.inputs, now)
 
     def leading(self) -> Run:
         """The run of the leading stages that need no teacher; the run itself when that is all it does.
@@ -100,9 +120,8 @@ class Run:
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         used = sorted({stage.data for stage in stages})
         return digest(
-            [_dump(config.student), _model_fingerprints(config.student)],
-            [_dump(teacher), _model_fingerprints(teacher)],
-            {name: [_dump(config.data[name]), _data_fingerprints(config, name)] for name in used},
+            [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
+            [{name: _dump(config.data[name]) for name in used}, self._data(used)],
             [_dump(stage, UNKEYED_OF_A_STAGE) for stage in stages],
             [config.seed, config.arithmetic],
         )
@@ -111,13 +130,42 @@ class Run:
     def teacher_digest(self) -> str:
         """A digest of the teacher alone, and of what it is computed in."""
         config = self.config
-        return digest(_dump(config.teacher), _model_fingerprints(config.teacher), config.arithmetic)
+        return digest(_dump(config.teacher), self._models(None, config.teacher), config.arithmetic)
 
     @property
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config
-        return digest(_dump(config.teacher), _model_fingerprints(config.teacher), _dump(config.evaluation))
+        return digest(_dump(config.teacher), self._models(None, config.teacher), _dump(config.evaluation))
+
+    def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
+        named = [*named_in("student", student), *named_in("teacher", teacher)]
+        return {field: self.fingerprints.model(name) for field, name in named}
+
+    def _data(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Files that parameters name, and the images of their rows."""
+        found = {}
+        for name in names:
+            spec = self.config.data[name]
+            for parameter, value in spec.parameters.items():
+                if isinstance(value, str) and isfile(value):
+                    found[f"data.{name}.{parameter}"] = self.fingerprints.file(value)
+            found[f"data.{name}.images"] = self.fingerprints.images(spec)
+        return found
+
+
+def named_in(who: str, model: Model | None) -> Iterator[tuple[str, str]]:
+    """(field, name) of each model name that a model's description holds."""
+    if model is None:
+        return
+    for part in ("checkpoint",) if isinstance(model, Checkpoint) else ("vision", "language", "tokenizer"):
+        if isinstance(name := getattr(model, part), str):
+            yield f"{who}.{part}", name
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The fields of inputs that are not the same."""
+    return [field for field in before | now if before.get(field) != now.get(field)]
 
 
 def digest(*parts: Any) -> str:
@@ -128,16 +176,3 @@ def digest(*parts: Any) -> str:
 
 def _dump(model: Any, but: Collection[str] = ()) -> Any:
     return None if model is None else model.model_dump(mode="json", exclude=set(but))
-
-
-def _model_fingerprints(model: Model | None) -> list[str | None]:
-    if model is None:
-        return []
-    whole = isinstance(model, Checkpoint)
-    names = [model.checkpoint] if whole else [model.vision, model.language, model.tokenizer]
-    return [fingerprint(name) if isinstance(name, str) else None for name in names]
-
-
-def _data_fingerprints(config: Recipe, name: str) -> list[str | None]:
-    values = config.data[name].parameters.values()
-    return [fingerprint(value) for value in values if isinstance(value, str) and isfile(value)]

@@ -86,7 +86,9 @@ class DataSet(Closed):
     """A registered source and the keyword arguments it is called with.
 
     `template` writes its conversations down (none: the model's own chat template), `max_length` cuts their tokens,
-    image tokens included. Past `max_faults`, a share of its rows, unusable rows stop the run.
+    image tokens included. Past `max_faults`, a share of its rows, unusable rows stop the run. `images_by` says how it is
+    known whether the images are those that a finished run was trained on: by their bytes; by their sizes and times of
+    change, which reads none of them; or by their names alone, which does not even look whether they are there.
     """
 
     source: str
@@ -94,6 +96,7 @@ class DataSet(Closed):
     template: str | None = None
     max_length: Count | None = None
     max_faults: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.01
+    images_by: Literal["content", "size_and_time", "names"] = "content"
 
 
 def _layers_told(value: Any) -> Any:

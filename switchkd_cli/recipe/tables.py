@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.find import find
+from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.load import load_rows, row_names
 from switchkd_cli.recipe.run import Run
 
@@ -44,10 +45,12 @@ def load_tables(
     files = _each(names, find)
     _require_different(files)
     asked = dict(zip(files, _asked(files, rows), strict=True))
+    fingerprints = Fingerprints()
 
     def table(file: Path) -> Table:
-        first = load_rows(file, asked[file], overrides, seed, world)
-        more = [load_rows(file, asked[file], overrides, first[0].seed + i, world) for i in range(1, seeds)]
+        first = load_rows(file, asked[file], overrides, seed, world, fingerprints)
+        others = range(first[0].seed + 1, first[0].seed + seeds)
+        more = [load_rows(file, asked[file], overrides, other, world, fingerprints) for other in others]
         return Table(file, tuple(run for same_row in zip(first, *more, strict=True) for run in same_row))
 
     return _each(files, table)

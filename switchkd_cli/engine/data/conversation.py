@@ -109,6 +109,16 @@ class Conversations(Dataset[Example]):
         seen = [row for index in rows for row in self._unusable(index)]
         self.ledger.open(self.rows.survey.faults, seen, len(rows))
 
+    def usable_again(self) -> list[str]:
+        """Says so where rows that could not be used can be used now: their images came back meanwhile."""
+        met = list(self.ledger.met)[:LOOKED_AT]
+        usable = sum(not any(self._unusable(row)) for row in met)
+        return (
+            [f"{self.rows.name}: {usable} of {len(met)} rows that could not be used can be now"]
+            if usable
+            else []
+        )
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": {}}
 

@@ -20,10 +20,11 @@ from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, texts
 from switchkd_cli.engine.data.rows import Parse, Rows, Survey, surveyed
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.fingerprint import cache_home, content
 
 FORMATS = (".json", ".jsonl", ".parquet")
 KEPT = 20_000  # rows from which on a survey is kept: reading fewer again takes less than a second
-VERSION = 2  # of the kept survey; raise it when a check changes
+VERSION = 3  # of the kept survey; raise it when a check changes
 
 Index = tuple[np.ndarray, np.ndarray]
 """Where the N rows begin and end in a JSON file ([N] int64 each); empty for parquet."""
@@ -40,13 +41,13 @@ def open_rows(
     limit: int | None,
     turns: str,
 ) -> Rows:
-    """The rows of a file. `form` says in a hint what they look like; what was found is kept under `cache`.
+    """The rows of a file. `form` says in a hint what they look like; copies of large files are made under `cache`.
 
     Raises UserError: no file, an ending that is not known, no image folder, a file that is no list of rows.
     """
     folder = Path(images) if images is not None else None
     _check(file, folder, limit)
-    kept = cache / "indexes" / f"{file.stem}-{_key(file, parse, folder, limit)}.npz"
+    kept = cache_home() / "indexes" / f"{_key(file, parse, folder, limit)}.npz"
     try:
         held = _load(kept)
         index, survey = held or _read(file, parse, folder, limit)
@@ -58,7 +59,7 @@ def open_rows(
     if len(survey.sizes) >= KEPT and held is None:
         _save(kept, index, survey)
     raw = (
-        ParquetFile(file, cache / "indexes" / "arrow", len(survey.sizes))
+        ParquetFile(file, cache / "indexes" / "arrow" / content(file), len(survey.sizes))
         if file.suffix == ".parquet"
         else JsonFile(file, *index)
     )
@@ -94,13 +95,11 @@ def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> t
 
 def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> str:
     """A digest of all that a survey depends on."""
-    about = file.stat()
     said = [
         VERSION,
-        str(file.resolve()),
-        about.st_size,
-        about.st_mtime_ns,
-        parse.__name__,
+        file.suffix,
+        content(file),
+        f"{parse.__module__}.{parse.__qualname__}",
         images is None,
         limit,
     ]
@@ -117,6 +116,7 @@ def _save(kept: Path, index: Index, survey: Survey) -> None:
         ends=index[1],
         sizes=survey.sizes,
         pictured=survey.pictured,
+        images=np.frombuffer(survey.images, np.uint8),
         faults=np.frombuffer(faults.encode(), np.uint8),
     )
     os.replace(temporary, kept)
@@ -127,6 +127,7 @@ def _load(kept: Path) -> tuple[Index, Survey] | None:
     try:
         with np.load(kept, allow_pickle=False) as found:
             faults = tuple(Unusable(**fault) for fault in json.loads(found["faults"].tobytes()))
-            return (found["begins"], found["ends"]), Survey(found["sizes"], found["pictured"], faults)
+            survey = Survey(found["sizes"], found["pictured"], faults, found["images"].tobytes())
+            return (found["begins"], found["ends"]), survey
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -64,6 +65,12 @@ class Survey:
     sizes: np.ndarray  # [N] int32, characters
     pictured: np.ndarray  # [N] bool
     faults: tuple[Unusable, ...]
+    images: bytes  # the image paths of rows that can be used, as JSON: names of a million files take little memory
+
+    @property
+    def image_names(self) -> list[str]:
+        """The image paths, as the rows have them."""
+        return json.loads(self.images)
 
 
 class Rows:
@@ -109,17 +116,20 @@ class Rows:
 
 def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
     """Looks at every row's text once; pictures are not opened."""
-    sizes, pictured, faults = array("i"), array("b"), []
+    sizes, pictured, faults, names = array("i"), array("b"), [], {}
     for number, value in enumerate(raw):
         try:
             row = checked(value, parse, images)
             sizes.append(row.size)
             pictured.append(row.image is not None)
+            if isinstance(row.image, str):
+                names[row.image] = None
         except Fault as fault:
             faults.append(fault.at(number))
             sizes.append(0)
             pictured.append(False)
-    return Survey(np.array(sizes, np.int32), np.array(pictured, bool), tuple(faults))
+    told = json.dumps(list(names)).encode()
+    return Survey(np.array(sizes, np.int32), np.array(pictured, bool), tuple(faults), told)
 
 
 def checked(value: object, parse: Parse, images: Path | None) -> Row:
