@@ -24,10 +24,10 @@ from switchkd_cli.playground.prompts import Question
 from switchkd_cli.playground.questions import STYLES, ask, ask_pair, suits
 from switchkd_cli.playground.schemas import COLUMNS, GQA_IMAGES, KIND, PICTURE, Asked, Columns
 from switchkd_cli.playground.world import SPLITS, Scene, draw, scenes
+from switchkd_cli.playground.write import MANIFEST, drawn
 from switchkd_cli.protocol import BENCHMARKS
 
 OWNER = "lmms-lab-encoder"
-MANIFEST = "manifest.json"
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")
 
 
@@ -54,7 +54,8 @@ def write_sets(folder: Path, *, benchmarks: Sequence[str], split: str, items: in
             _write(fresh / OWNER, task, list(asked(task, split=split, items=items, seed=seed)))
         for data in (fresh / OWNER).iterdir():
             _describe(data)
-        (fresh / MANIFEST).write_text(json.dumps(request, indent=1), encoding="utf-8")
+        told = {**request, "files": drawn(fresh / OWNER)}
+        (fresh / MANIFEST).write_text(json.dumps(told, indent=1), encoding="utf-8")
         fresh.chmod(0o755)
         _replace(folder, fresh, request)
     finally:
@@ -121,11 +122,12 @@ def world() -> str:
 
 
 def _written(folder: Path) -> dict | None:
-    """The request that a folder holds, if any."""
+    """The request that a folder holds, if any; an empty one where its files are no longer those that were written."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        request = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return request if request.pop("files", None) == drawn(folder / OWNER) else {}
 
 
 def _replace(folder: Path, fresh: Path, request: dict) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.hashes import digest_of
 from switchkd_cli.playground.lessons import lesson
 from switchkd_cli.playground.questions import STYLES, ask, prompt, suits
 from switchkd_cli.playground.tellings import telling
@@ -101,10 +102,16 @@ def _check(request: dict) -> None:
 def _holds(folder: Path, request: dict) -> bool:
     manifest = folder / MANIFEST
     if manifest.exists():
-        return json.loads(manifest.read_text(encoding="utf-8")) == request
+        return json.loads(manifest.read_text(encoding="utf-8")) == {**request, "files": drawn(folder)}
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
     return False
+
+
+def drawn(folder: Path) -> str:
+    """A digest of the files that were written with a manifest: what has changed since is written anew."""
+    files = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return digest_of(folder, sorted(name for name in files if name != MANIFEST))
 
 
 def _build(folder: Path, request: dict) -> None:
@@ -127,7 +134,7 @@ def _build(folder: Path, request: dict) -> None:
         ]
         rows.append(row)
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps(request), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps({**request, "files": drawn(folder)}), encoding="utf-8")
 
 
 def _turns(scene: Scene, make: Callable, count: int, rng: random.Random) -> list[Turn]:

@@ -20,7 +20,7 @@ from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, texts
 from switchkd_cli.engine.data.rows import Parse, Rows, Survey, surveyed
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.fingerprint import cache_home, content
+from switchkd_cli.hashes import cache_home, content
 
 FORMATS = (".json", ".jsonl", ".parquet")
 KEPT = 20_000  # rows from which on a survey is kept: reading fewer again takes less than a second
