@@ -49,6 +49,9 @@ def save(model: Llava, folder: Path, *, template: str | None = None, end: str | 
     generation.save_pretrained(folder)
     _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))
     _edit(folder / "tokenizer_config.json", _plain_tokenizer)
+    _edit(
+        folder / "preprocessor_config.json", lambda told: told | {"processor_class": type(processor).__name__}
+    )
 
 
 def _save_weights(model: LlavaForConditionalGeneration, folder: Path) -> None:
@@ -91,7 +94,11 @@ def _plain_config(
 
 
 def _plain_tokenizer(told: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json without transformers 5's own class name and list, which older releases refuse."""
+    """tokenizer_config.json without transformers 5's own class name and list, which older releases refuse.
+
+    And with what a LLaVA model takes: of an unnamed class of tokenizers they would ask for token types as well.
+    """
+    told["model_input_names"] = ["input_ids", "attention_mask"]
     if told["tokenizer_class"] == "TokenizersBackend":
         told["tokenizer_class"] = ANY_FAST
     if isinstance(told.get("extra_special_tokens"), list):
