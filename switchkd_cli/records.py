@@ -108,6 +108,7 @@ class Answer(Open):
 
     doc_id: int | Line
     score: Real
+    image: Line | None = None
     answer: str = ""
     target: Any = None
 

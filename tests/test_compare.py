@@ -196,7 +196,7 @@ def test_a_benchmark_that_does_not_count_is_in_parentheses_and_in_no_verdict(roo
             {"prompt": "What is picture zero?"},
             "GQA: 1 of 40 prompts differ; item 0 has 'What is picture zero?'",
         ),
-        ({"key": "other"}, "GQA: 1 of 40 pictures differ; item 0 has 'other'"),
+        ({"key": "other"}, "GQA: 1 of 40 images differ; item 0 has 'other'"),
         ({"target": "maybe"}, "GQA: 1 of 40 right answers differ; item 0 has 'maybe'"),
         ({"doc_id": 77}, "GQA: 1 of 40 items differ; item 77 has 77"),
     ],

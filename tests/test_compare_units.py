@@ -1,12 +1,15 @@
-"""A benchmark's score from its stored answers, against lmms-eval's own aggregation and by hand."""
+"""A benchmark's score and its standard error from stored answers, against lmms-eval's own and by hand."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("lmms_eval")
+from lmms_eval.api.metrics import clustered_stderr
 from lmms_eval.tasks.mme.utils import mme_aggregate_results
 from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
+from switchkd_cli.report.significance import Paired, detectable, interval
+from switchkd_cli.report.statistics import standard_error
 from switchkd_cli.report.units import units
 
 
@@ -64,3 +67,35 @@ def test_pope_is_lmms_evals_f1(yes):
         line(i, 0.0, answer=str(a), target=str(t)) for i, (a, t) in enumerate(zip(said, true, strict=True))
     ]
     assert units("pope", lines).score == pytest.approx(100 * stock)
+
+
+def on_images(random, share: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right and wrong answers to some questions on each of 400 images, and the image of each; hard images are hard."""
+    sizes = np.random.default_rng(0).integers(1, most, 400)
+    right = random.random(sizes.sum()) < np.repeat(random.beta(9 * share, 9 - 9 * share, 400), sizes)
+    return right.astype(float), np.repeat(np.arange(400), sizes)
+
+
+@pytest.mark.parametrize("most", [2, 9, 60])
+def test_the_standard_error_of_a_mean_is_lmms_evals_clustered_one(most):
+    values, images = on_images(np.random.default_rng(3), 0.4, most)
+    assert standard_error(values, images) == pytest.approx(
+        clustered_stderr(list(values), list(images)), rel=1e-12
+    )
+
+
+def test_so_is_the_bootstraps():
+    random = np.random.default_rng(4)
+    (ours, images), (theirs, _) = on_images(random, 0.6, 60), on_images(random, 0.5, 60)
+    of_rows = [
+        units("gqa", [line(i, s, image=f"image{n}") for i, (s, n) in enumerate(zip(of, images, strict=True))])
+        for of in (ours, theirs)
+    ]
+    pair = [Paired((of_rows[0],), (of_rows[1],))]
+    expected = 100 * clustered_stderr(list(ours - theirs), list(images))
+    assert detectable(pair) / 2.8016 == pytest.approx(expected, rel=0.03)  # normal quantiles of 0.975 and 0.8
+    low, high = interval(pair)
+    assert (high - low) / 2 == pytest.approx(1.96 * expected, rel=0.05)
+    assert (
+        100 * np.std(ours - theirs) / len(ours) ** 0.5 < 0.8 * expected
+    )  # what independent questions would have

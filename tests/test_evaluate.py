@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 
+from PIL import Image
+
 from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
 from switchkd_cli.engine.benchmarks.exam import Exam
 from switchkd_cli.engine.evaluate import evaluate, examine, majority
@@ -134,6 +136,27 @@ def test_the_stored_answers_give_the_scores_again(tmp_path: Path, sets: Path) ->
     assert any(0 < entry["score"] < 100 for entry in results["scores"].values())
     assert {"unit", "category"} <= read_answers(tmp_path / "answers", "mme")[0].keys()
     assert "unit" in read_answers(tmp_path / "answers", "mmbench_cn_dev")[0]
+
+
+def test_answers_name_the_image_that_they_are_about(tmp_path: Path, sets: Path) -> None:
+    """By its pixels: MME's pairs share one, and sets that draw from one sequence of scenes name them alike."""
+    examine(Oracle(), exam("mme", "gqa", "vqav2_val", items=40), tmp_path, sets)
+    mme, gqa, vqa = ([line["image"] for line in answers(tmp_path, t)] for t in ("mme", "gqa", "vqav2_val"))
+    assert mme[::2] == mme[1::2] and len(set(mme)) == 20
+    assert len(set(gqa)) == 40 and set(gqa) & set(vqa)
+    assert all(len(name) == 16 for name in mme + gqa)
+    assert len(units("mme", read_answers(tmp_path / "answers", "mme")).gained) == 20
+
+
+def test_a_question_without_an_image_names_none_and_several_images_are_one_name() -> None:
+    one, two = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    names = []
+    for pictures in ([], [one], [one.copy()], [two], [one, two]):
+        item = Item(request=None, data=(), limit=1, until=())
+        item.pictures = pictures
+        names.append(item.image)
+    none, *named, both = names
+    assert none is None and named[0] == named[1] != named[2] and both not in named
 
 
 def test_the_majority_is_counted_by_kind_and_for_pope_it_says_yes(tmp_path: Path, sets: Path) -> None:

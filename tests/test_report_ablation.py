@@ -101,7 +101,7 @@ def test_pairs_need_both_seeds(report):
 def test_what_is_not_clear_is_called_so(report):
     assert line(report, "SFT")["Switch-KD minus it"].clear is True
     unclear = line(report, "SFT, encoder frozen")["Switch-KD minus it"]
-    assert unclear.clear is False and str(unclear).endswith(" not clear")
+    assert unclear.clear is False and str(unclear).endswith(f" not clear, MDE {unclear.detectable:.1f}")
     assert "Switch-KD is clearly better than: SFT" in report.notes
     assert "Switch-KD does not clearly differ from: SFT, encoder frozen" in report.notes
     assert "Switch-KD is clearly worse than: VSD only" in report.notes

@@ -138,6 +138,7 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
     return {
         "doc_id": sample["doc_id"],
         "key": item.key,
+        "image": item.image,
         "kind": item.kind,
         "prompt": item.prompt,
         "answer": sample["filtered_resps"][0],

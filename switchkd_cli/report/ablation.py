@@ -71,6 +71,7 @@ def ablation(
             *_verdict(rows, ours),
             "±: half the 95 % t interval over seeds; differences are paired by seed",
             "not clear: the interval holds 0 (or there is none); not corrected for the number of rows",
+            notes.MDE,
             *_missing(rows),
             *notes.of_scores(runs, columns, teacher),
             *notes.lengths(runs),
@@ -116,11 +117,12 @@ def _differences(rows: Mapping[str, Row], ours: str, reference: str | None) -> T
 
 
 def _minus(ours: Row, theirs: Row) -> Number | None:
-    return None if ours is theirs else _number(paired(ours.averages, theirs.averages), difference=True)
+    found = None if ours is theirs else paired(ours.averages, theirs.averages)
+    return found and Number.minus(found)
 
 
-def _number(estimate: Estimate | None, *, difference: bool = False) -> Number | None:
-    return estimate and Number(estimate.mean, estimate.interval, estimate.seeds, difference)
+def _number(estimate: Estimate | None) -> Number | None:
+    return estimate and Number(estimate.mean, estimate.interval, estimate.seeds)
 
 
 def _means(columns: Columns, row: Row) -> tuple[Cell, ...]:

@@ -30,4 +30,4 @@ def judged(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 def _beats(folder: Path, results: Mapping[str, Mapping[str, Any]], name: str, task: str) -> bool:
     ours, theirs = (results[who]["scores"][task]["score"] for who in ("teacher", name))
     items = [read_items(folder / who / "answers" / f"{task}.jsonl") for who in ("teacher", name)]
-    return ours > theirs and len(items[0]) > 1 and clearly_beats(*items)
+    return ours > theirs and clearly_beats(*items)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from switchkd_cli.report.statistics import Estimate
 
 Kind = Literal["teacher", "run", "gain", "baseline", "paper"]
 """What a line shows. Baselines and the paper's numbers stand under a heading of their own."""
@@ -25,6 +27,14 @@ class Number:
     """Whether its benchmark is in the average."""
     beyond: bool = False
     """Whether a difference is beyond chance over the items, after Holm's correction."""
+    detectable: float | None = None
+    """The minimum detectable effect of a difference over seeds."""
+
+    @classmethod
+    def minus(cls, estimate: Estimate, **more: Any) -> Number:
+        """A difference over paired seeds."""
+        shown = (estimate.mean, estimate.interval, estimate.seeds)
+        return cls(*shown, difference=True, detectable=estimate.detectable, **more)
 
     @property
     def clear(self) -> bool | None:
@@ -45,8 +55,14 @@ class Number:
             return ""
         return "± ?" if self.interval is None else f"± {self.interval:.1f}"
 
+    @property
+    def mde(self) -> str:
+        """What could have been found, of a difference that is not clear; else empty."""
+        return _mde(self.detectable) if self.clear is False else ""
+
     def __str__(self) -> str:
-        text = " ".join(filter(None, (self.points, self.spread, "not clear" if self.clear is False else "")))
+        unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.clear is False else ""
+        text = " ".join(filter(None, (self.points, self.spread, unclear)))
         return text if self.counted else f"({text})"
 
 
@@ -56,9 +72,17 @@ class Interval:
 
     low: float
     high: float
+    detectable: float | None = None
+    """The minimum detectable effect of that difference."""
+
+    @property
+    def mde(self) -> str:
+        """What could have been found, where the interval holds 0; else empty."""
+        return _mde(self.detectable) if self.low <= 0 <= self.high else ""
 
     def __str__(self) -> str:
-        return f"[{_points(self.low, signed=True)}, {_points(self.high, signed=True)}]"
+        ends = f"[{_points(self.low, signed=True)}, {_points(self.high, signed=True)}]"
+        return f"{ends} {self.mde}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -121,9 +145,18 @@ def words(cell: Cell) -> str:
     return "–" if cell is None else str(cell)
 
 
+def are_words(cell: Cell, longer_than: int) -> bool:
+    """Whether a cell holds a sentence, which may wrap: numbers stay on one line."""
+    return not isinstance(cell, Number | Interval) and len(words(cell)) > longer_than
+
+
 def full_name(line: Line) -> str:
     """The name with its heading, for forms in which a heading is no line of its own."""
     return f"{HEADINGS[line.kind]}: {line.name}" if line.kind in HEADINGS else line.name
+
+
+def _mde(value: float | None) -> str:
+    return f"MDE {value:.1f}" if value else ""  # 0: nothing varied, which says nothing
 
 
 def _points(value: float, *, signed: bool) -> str:

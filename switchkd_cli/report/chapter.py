@@ -113,7 +113,7 @@ def _tested(recipe: Gathered, kind: Kind, tests: int) -> str:
 def _marked() -> str:
     return (
         "Bold: the interval over seeds leaves 0 out. Asterisk: beyond chance over the items after Holm's correction "
-        f"(p < {ALPHA:g})."
+        f"(p < {ALPHA:g}). {notes.MDE}."
     )
 
 

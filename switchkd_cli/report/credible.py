@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean
 
-Items = Mapping[tuple[int, str], float]
-"""Scores 0..1 of a benchmark's items, by place and key (see an answers file)."""
+from switchkd_cli.report.statistics import LEVEL, standard_error
+
+Item = tuple[int, str, str | None]
+"""Place, key and image, see an answers file."""
+Items = Mapping[Item, float]
+"""Scores 0..1 of a benchmark's items."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,6 @@ class Difference:
     mean: float
     low: float
     high: float
-    items: int
 
     @property
     def clear(self) -> bool:
@@ -26,27 +28,35 @@ class Difference:
         return self.low > 0
 
 
-def read_items(answers: Path) -> dict[tuple[int, str], float]:
+def read_items(answers: Path) -> dict[Item, float]:
     """The items' scores of one answers file."""
     lines = map(json.loads, answers.read_text(encoding="utf-8").splitlines())
-    return {(line["doc_id"], line["key"]): line["score"] for line in lines}
+    return {(line["doc_id"], line["key"], line.get("image")): line["score"] for line in lines}
 
 
-def paired(items: Items, baseline: Items, confidence: float = 0.95) -> Difference:
-    """`items` minus `baseline`, item by item, with the normal two-sided interval of the mean.
+def paired(items: Items, baseline: Items, confidence: float = LEVEL) -> Difference:
+    """`items` minus `baseline`, item by item, with the normal two-sided interval of the mean over images.
 
-    Raises ValueError where the two don't hold the same items, or fewer than two.
+    Raises ValueError where the two don't hold the same items, or show fewer than two images.
     """
     if items.keys() != baseline.keys():
         raise ValueError("the two runs did not answer the same items")
-    if len(items) < 2:
-        raise ValueError(f"an interval needs two items or more, got {len(items)}")
+    images = _images(items)
+    if len(set(images)) < 2:
+        raise ValueError("an interval needs two images or more")
     differences = [100 * (score - baseline[key]) for key, score in items.items()]
     mean = fmean(differences)
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(differences) / sqrt(len(differences))
-    return Difference(mean, mean - half, mean + half, len(differences))
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * standard_error(differences, images)
+    return Difference(mean, mean - half, mean + half)
 
 
-def clearly_beats(items: Items, *baselines: Items, confidence: float = 0.95) -> bool:
-    """Whether `items` lie clearly above each baseline (majority and blind)."""
+def clearly_beats(items: Items, *baselines: Items, confidence: float = LEVEL) -> bool:
+    """Whether `items` lie clearly above each baseline (majority and blind); those of one image prove nothing."""
+    if len(set(_images(items))) < 2:
+        return False
     return all(paired(items, baseline, confidence).clear for baseline in baselines)
+
+
+def _images(items: Items) -> list[object]:
+    """The image of each item, or the item itself."""
+    return [image or (place, key) for place, key, image in items]

@@ -10,10 +10,10 @@ from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.report.cells import Cell, Interval, Line, Number, Probability, Table
 from switchkd_cli.report.columns import AVERAGE, Columns
 from switchkd_cli.report.groups import Group, pairs
-from switchkd_cli.report.notes import counted
+from switchkd_cli.report.notes import MDE, counted
 from switchkd_cli.report.pairing import Answered
 from switchkd_cli.report.scored import Scored
-from switchkd_cli.report.significance import RESAMPLES, SEED, Paired, holm, interval, p_value
+from switchkd_cli.report.significance import RESAMPLES, SEED, Paired, detectable, holm, interval, p_value
 from switchkd_cli.report.statistics import Estimate, over_seeds
 
 ALPHA = 0.05
@@ -82,14 +82,16 @@ def notes(compared: Sequence[Against]) -> Iterator[str]:
             yield f"{name}: two runs of different seeds, so the seed is part of the difference"
     if tested:
         yield (
-            f"95 % items: percentile bootstrap, {RESAMPLES:,} resamples of the same items (seed {SEED}) in both "
-            "rows, which are taken as trained; with several seeds, of their mean"
+            f"95 % items: percentile bootstrap, {RESAMPLES:,} resamples of the same images (seed {SEED}) in both "
+            "rows, each with all its questions; the rows are taken as trained; with several seeds, of their mean"
         )
         yield (
             "p: McNemar's exact test of one run's right and wrong answers against another's, else a permutation "
-            f"test ({RESAMPLES:,} exchanges of the rows' answers, item by item); "
+            f"test ({RESAMPLES:,} exchanges of the rows' answers, image by image); "
             f"Holm: corrected for the {len(tested)} tests here"
         )
+    if tested:
+        yield MDE
     if any(len(row.seeds) > 1 for row in compared):
         yield "95 % seeds: t interval of the mean over paired seeds, the items taken as they are; sd: over them"
     if any(d.paper is not None for row in compared for d in row.found):
@@ -142,7 +144,7 @@ def _difference(
         counted,
         fmean(ours for ours, _ in scores),
         fmean(theirs for _, theirs in scores),
-        Interval(*found) if found else None,
+        Interval(*found, detectable(tested)) if found else None,
         p_value(tested) if tested else None,
         over_seeds([ours - theirs for ours, theirs in scores]) if len(scores) > 1 else None,
         paper,
@@ -190,7 +192,8 @@ def _table(row: Against, corrected: Sequence[float | None]) -> Table:
 
 def _over_seeds(estimate: Estimate) -> Interval | None:
     half = estimate.interval
-    return None if half is None else Interval(estimate.mean - half, estimate.mean + half)
+    mean = estimate.mean
+    return None if half is None else Interval(mean - half, mean + half, estimate.detectable)
 
 
 def averages(groups: Sequence[Group], columns: Columns) -> Mapping[str, Estimate | None]:

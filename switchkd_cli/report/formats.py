@@ -14,9 +14,9 @@ from switchkd_cli.report.cells import Cell, Interval, Number, Probability, Repor
 from switchkd_cli.report.latex import to_latex
 from switchkd_cli.report.render import to_json, to_markdown, to_text
 
-CELLS = ("value", "interval", "low", "high", "seeds", "counted")
+CELLS = ("value", "interval", "low", "high", "seeds", "counted", "detectable")
 """What a CSV line says of a cell beside its text: a score or p-value, half of its own interval over so many
-seeds, an interval's ends, whether it is in the average."""
+seeds, an interval's ends, whether it is in the average, a difference's minimum detectable effect."""
 
 
 def to_csv(report: Report) -> str:

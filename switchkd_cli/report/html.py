@@ -57,7 +57,7 @@ def _(of: Number) -> str:
     star = "<sup>*</sup>" if of.beyond else ""
     value = of.points.replace("-", "−")
     text = f"{value}{star}" if of.counted else f"({value}){star}"
-    return _marked_up(text + (f" <small>{spread}</small>" if spread else ""))
+    return _marked_up(text + "".join(f" <small>{words}</small>" for words in (spread, of.mde) if words))
 
 
 @cell.register

@@ -57,7 +57,7 @@ def _cells(each: Judged) -> tuple:
     found, printed = each.difference, each.finding.printed
     return (
         None if printed is None else Number(printed, difference=True),
-        found and Number(found.mean, found.interval, found.seeds, difference=True),
+        found and Number.minus(found),
         each.verdict,
         each.recipe,
         f"[{each.finding.tag}] {each.finding.source}",

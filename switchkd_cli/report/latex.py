@@ -8,7 +8,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from switchkd_cli.report.cells import HEADINGS, Report, Table, full_name, words
+from switchkd_cli.report.cells import HEADINGS, Cell, Report, Table, are_words, full_name, words
 
 if TYPE_CHECKING:
     from pylatexenc.latexencode import UnicodeToLatexEncoder
@@ -66,9 +66,9 @@ def _lines(table: Table) -> Iterator[str]:
         yield from (_row((full_name(line), *map(words, line.cells))) for line in lines)
 
 
-def _column(cells: Sequence[object]) -> str:
+def _column(cells: Sequence[Cell]) -> str:
     """Numbers stand to the right, words to the left, sentences wrap."""
-    if any(len(words(cell)) > WRAPPED for cell in cells):
+    if any(are_words(cell, WRAPPED) for cell in cells):
         return r">{\raggedright\arraybackslash}p{9em}"
     return "l" if all(isinstance(cell, str) for cell in cells) else "r"
 

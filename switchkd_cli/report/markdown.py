@@ -86,7 +86,7 @@ def cell(of: Cell) -> str:
     """A number is bold where its interval leaves 0 out; nothing else says that it is clear."""
     if not isinstance(of, Number):
         return plain(words(of))
-    text = f"{of.points} {of.spread}".strip()
+    text = ", ".join(filter(None, (f"{of.points} {of.spread}".strip(), of.mde)))
     text = f"**{text}**" if of.clear else text
     text += r"\*" if of.beyond else ""
     return text if of.counted else f"({text})"

@@ -104,7 +104,8 @@ def verdict(found: Sequence[Against]) -> Iterator[str]:
         for d in row.found:
             if d.name == AVG:
                 gain = _gain(d, None)
-                (unclear if not gain.clear else above if gain.value > 0 else below).append(row.ours.title)
+                told = f"{row.ours.title} ({gain.mde})" if gain.mde else row.ours.title
+                (unclear if not gain.clear else above if gain.value > 0 else below).append(told)
     for words, titles in said.items():
         yield f"{words}: {'; '.join(titles) or 'none'}."
 
@@ -121,7 +122,7 @@ def _control(found: Sequence[Against], kind: Kind) -> str:
 def _gain(d: Difference, corrected: float | None) -> Number:
     seeds = d.seeds or Estimate(d.ours - d.theirs, None, 1)
     beyond = corrected is not None and corrected < ALPHA
-    return Number(seeds.mean, seeds.interval, seeds.seeds, difference=True, counted=d.counted, beyond=beyond)
+    return Number.minus(seeds, counted=d.counted, beyond=beyond)
 
 
 def kinds(recipe: Gathered, columns: Columns) -> Table | None:
@@ -210,7 +211,7 @@ def _mean(group: Group, score: Score) -> Number | None:
 def _minus(recipe: Gathered, group: Group, control: str | None, score: Score) -> Number | None:
     other = recipe.group(control) if control else None
     found = other and paired(_values(group, score), _values(other, score))
-    return Number(found.mean, found.interval, found.seeds, difference=True) if found else None
+    return Number.minus(found) if found else None
 
 
 def _discredited(cell: Number | None, columns: Columns, place: int) -> Number | None:

@@ -15,6 +15,11 @@ from switchkd_cli.report.baselines import BASELINES
 from switchkd_cli.report.columns import Columns
 from switchkd_cli.report.scored import Scored, items, one_or_each
 
+MDE = (
+    "MDE: minimum detectable effect, the smallest true difference that as many images or seeds would show to be clear in "
+    "80 of 100 cases; beside every interval that holds 0"
+)
+
 
 def title(runs: Sequence[Scored]) -> str:
     """Recipes, world and split; the playground is never taken for the paper's benchmarks."""

@@ -14,8 +14,11 @@ from switchkd_cli.report.notes import shown
 from switchkd_cli.report.scored import Scored
 from switchkd_cli.report.units import NEAR, Line, Units, read_answers, units
 
-FIELDS = {"doc_id": "items", "prompt": "prompts", "key": "pictures", "target": "right answers"}
-"""Field of an answers file -> what differs when it does. A key names prompt and pictures."""
+IMAGE = "image"
+FIELDS = {"doc_id": "items", "prompt": "prompts", IMAGE: "images", "key": "images", "target": "right answers"}
+"""Field of an answers file -> what differs when it does. A key names prompt and images."""
+FEW = 30
+"""Images; percentile intervals of fewer are known to be too narrow."""
 HINT = "train and score the runs with one installation, on one world: switchkd distill RECIPE --overwrite"
 
 
@@ -35,7 +38,7 @@ def answered(runs: Sequence[Scored], tasks: Sequence[str]) -> Answered:
     the first. Answers that were not kept, or don't give the score that stands in the results, are noted.
     """
     problems = list(_versions(runs))
-    found, notes = {}, []
+    found, notes, known = {}, [], {}
     for task in tasks:
         lines = {run.path: read_answers(run.answers, task) for run in runs}
         kept = [(run, lines[run.path]) for run in runs if lines[run.path] is not None]
@@ -46,14 +49,16 @@ def answered(runs: Sequence[Scored], tasks: Sequence[str]) -> Answered:
                 f"{BENCHMARKS[task].column}: answers not kept, no test over items: {', '.join(missing)}"
             )
         elif not problems:
-            made = {run.path: _units(task, of_run) for run, of_run in kept}
+            images = next((of for of in map(_images, lines.values()) if of), None)
+            made = {run.path: _units(task, _shown(of_run, images)) for run, of_run in kept}
+            known[task] = images
             wrong = [run for run in runs if not _gives(made[run.path], run.scores[task])]
             notes += [_not_the_score(task, made[run.path], run) for run in wrong]
             if not wrong:
                 found[task] = made
     if problems:
         raise UserError(problems, hint=HINT)
-    return Answered(found, tuple(notes))
+    return Answered(found, (*notes, *_on_images(known)))
 
 
 def _versions(runs: Sequence[Scored]) -> Iterator[str]:
@@ -80,6 +85,8 @@ def _other_items(task: str, kept: Sequence[tuple[Scored, Sequence[Line]]]) -> It
             yield f"{name}: {head}: {len(lines)} answers, {than} has {len(reference)}"
             continue
         for field, word in FIELDS.items():
+            if field == IMAGE and (_images(lines) is None or _images(reference) is None):
+                continue  # written before it was: the key tells
             places = [i for i, line in enumerate(lines) if line.get(field) != reference[i].get(field)]
             if places:
                 at = places[0]
@@ -89,6 +96,35 @@ def _other_items(task: str, kept: Sequence[tuple[Scored, Sequence[Line]]]) -> It
                     f"item {lines[at]['doc_id']} has {ours}, that of {than} {theirs}"
                 )
                 break
+
+
+def _images(lines: Sequence[Line]) -> list[str | None] | None:
+    """The image of each line; None where they were written before `image` was."""
+    return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
+
+
+def _shown(lines: Sequence[Line], images: Sequence[str | None] | None) -> Sequence[Line]:
+    """The lines with their images: runs whose keys agree show the same ones, so one that names them will do."""
+    return [line | {IMAGE: image} for line, image in zip(lines, images or [None] * len(lines), strict=True)]
+
+
+def _on_images(images: Mapping[str, Sequence[str | None] | None]) -> Iterator[str]:
+    """What must be known of the images that each task's questions are about."""
+    counts = {t: (len(of), len({name or i for i, name in enumerate(of)})) for t, of in images.items() if of}
+    shared = {task: f"{asked:,} on {count:,}" for task, (asked, count) in counts.items() if count < asked}
+    if shared:
+        yield f"questions on images, which are drawn and exchanged whole: {_each(shared)}"
+    if few := {task: str(count) for task, (_, count) in counts.items() if count < FEW}:
+        yield f"fewer than {FEW} images, so the intervals over items are too narrow: {_each(few)}"
+    if unknown := [BENCHMARKS[task].column for task, of in images.items() if of is None]:
+        yield (
+            "answers written before they named their image: questions are taken as independent, and where several "
+            f"are about one image, the intervals over items are too narrow: {', '.join(unknown)}"
+        )
+
+
+def _each(told: Mapping[str, str]) -> str:
+    return ", ".join(f"{BENCHMARKS[task].column} {words}" for task, words in told.items())
 
 
 def _apart(one: Any, other: Any) -> tuple[str, str]:

@@ -10,14 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from switchkd_cli.report.cells import HEADINGS, Number, Report, Table, full_name, words
+from switchkd_cli.report.cells import HEADINGS, Number, Report, Table, are_words, full_name, words
 
 if TYPE_CHECKING:
     import rich.table
     from rich.console import Console
 
 WIDTH = 100  # columns, where no terminal says how many there are
-WORDS = 22  # characters; a column with a longer cell holds words, which may wrap
+WORDS = 22  # characters; a column with longer words may wrap
 BAR = r"\|"  # a bar inside a Markdown cell
 STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
 
@@ -29,8 +29,8 @@ def show(report: Report, console: Console | None = None) -> None:
     from switchkd_cli.console import stdout
 
     console = console or stdout()
-    drawn = [_drawn(table) for table in report.tables]
-    console.width = _width(console, drawn)
+    console.width = _width(console, [_drawn(table, narrow=True) for table in report.tables])
+    drawn = [_fitting(table, console) for table in report.tables]
     console.print()
     for line in _wrapped(report.title, console.width):
         console.print(Text(line, "bold"), soft_wrap=True)
@@ -77,24 +77,24 @@ def write(report: Report, path: Path) -> None:
     path.write_text(to_json(report), encoding="utf-8")
 
 
-def _drawn(table: Table) -> rich.table.Table:
+def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
     import rich.table
     from rich import box
     from rich.text import Text
 
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
-    widest = [
-        max((len(words(line.cells[i])) for line in table.lines), default=0)
-        for i in range(len(table.columns) - 1)
-    ]
-    for head, needed in zip(table.columns[1:], widest, strict=True):
-        if needed > WORDS:
+    columns = list(zip(*(line.cells for line in table.lines), strict=True)) or [()] * len(table.columns[1:])
+    widest = [max((len(words(cell)) for cell in cells), default=0) for cells in columns]
+    wrapped = [any(are_words(cell, WORDS) for cell in cells) for cells in columns]
+    for head, needed, wraps in zip(table.columns[1:], widest, wrapped, strict=True):
+        if wraps:
             drawn.add_column(Text(head), overflow="fold")
-        elif max(widest) > WORDS:  # beside words, which give way
+        elif any(wrapped):  # beside words, which give way
             drawn.add_column(Text(head), justify="right", width=max(needed, len(head)))
-        else:  # heads may wrap, numbers may not
-            drawn.add_column(Text(head), justify="right", min_width=needed, overflow="fold")
+        else:  # heads may wrap between words, numbers may not
+            shown = "\n".join(_wrapped(head, needed, "")) if narrow else head
+            drawn.add_column(Text(shown), justify="right", no_wrap=True)
     for kind, lines in groupby(table.lines, key=lambda line: line.kind):
         style = STYLES.get(kind, "")
         if kind in HEADINGS:
@@ -106,6 +106,16 @@ def _drawn(table: Table) -> rich.table.Table:
     return drawn
 
 
+def _fitting(table: Table, console: Console) -> rich.table.Table:
+    """With its heads on one line if there is room."""
+    from rich.measure import Measurement
+
+    drawn = _drawn(table)
+    ample = console.options.update(width=10_000)
+    fits = Measurement.get(console, ample, drawn).maximum <= console.width
+    return drawn if fits else _drawn(table, narrow=True)
+
+
 def _width(console: Console, tables: list[rich.table.Table]) -> int:
     """As wide as the terminal, or 100 columns in a pipe, or wider when numbers need it."""
     from rich.measure import Measurement
@@ -115,10 +125,10 @@ def _width(console: Console, tables: list[rich.table.Table]) -> int:
     return max(console.width if console.is_terminal else WIDTH, needed)
 
 
-def _wrapped(text: str, width: int) -> Iterator[str]:
+def _wrapped(text: str, width: int, indent: str = "  ") -> Iterator[str]:
     """Lines that break no word, so that a path stays whole."""
     yield from textwrap.wrap(
-        text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        text, max(width, 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

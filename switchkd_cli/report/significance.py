@@ -1,6 +1,7 @@
 """Is a difference over the same items more than chance: paired bootstrap, exact and permutation tests, Holm.
 
-The runs are taken as they are: what another seed would have trained is statistics.py's question.
+What is drawn and exchanged is an image with all its questions (see units.py). The runs are taken as they are: what
+another seed would have trained is statistics.py's question.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import product
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from switchkd_cli.report.statistics import LEVEL
+from switchkd_cli.report.statistics import LEVEL, POWER, UPPER
 from switchkd_cli.report.units import Array, Units, ratio
 
 RESAMPLES = 9_999
@@ -126,13 +128,26 @@ def _digest(benchmarks: Sequence[Paired]) -> bytes:
     return digest.digest()
 
 
-@_remembered
 def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
     """The 95 % percentile interval of the mean difference over benchmarks, in points, by a paired bootstrap.
 
     Units are resampled within each benchmark, for MME within each category. None where a stratum has one
     unit only.
     """
+    found = _resampled(benchmarks)
+    return found and found[:2]
+
+
+def detectable(benchmarks: Sequence[Paired]) -> float | None:
+    """The minimum detectable effect over these items: that difference, in points, which would be found in 80 of
+    100 draws of as many images. By the same bootstrap; None where there is no interval."""
+    found = _resampled(benchmarks)
+    return found and found[2] * sum(NormalDist().inv_cdf(p) for p in (UPPER, POWER))
+
+
+@_remembered
+def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | None:
+    """The interval's two ends, and the standard error."""
     if any(len(at) < 2 for pair in benchmarks for at in pair.strata):
         return None
     from scipy.stats import bootstrap
@@ -145,7 +160,7 @@ def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
             each.append(np.mean([measure(np.asarray(next(rest), dtype=int)) for _ in range(strata)], axis=0))
         return 100 * np.mean(each, axis=0)
 
-    found = bootstrap(
+    drawn = bootstrap(
         [at for pair in benchmarks for at in pair.strata],
         mean,
         n_resamples=RESAMPLES,
@@ -154,8 +169,9 @@ def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
         method="percentile",
         vectorized=True,
         rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    )
+    ends = drawn.confidence_interval
+    return float(ends.low), float(ends.high), float(drawn.standard_error)
 
 
 @_remembered

@@ -5,7 +5,9 @@ Most metrics add up questions. MME adds up pairs of questions, MMBench a questio
 
     score = 100 x mean over strata of (sum of gained / sum of possible),
 
-so that any resample of the units gives the metric again.
+so that any resample of the units gives the metric again. Questions about one image are not independent: whoever
+misreads the image errs in several. So what the metric adds up is added up once more, over each image, and an image
+with all its questions is the unit.
 """
 
 from __future__ import annotations
@@ -41,6 +43,18 @@ class Units:
     single: bool
     """Whether every unit is one question and possible is 1 for each."""
 
+    def of_images(self, images: Sequence[object]) -> Units:
+        """The same, those units of a stratum that show one image added up; `images` names that of each unit."""
+        strata, numbers = np.empty(len(images), dtype=int), dict[object, int]()
+        for place, at in enumerate(self.strata):
+            strata[at] = place
+        numbered = np.array([numbers.setdefault(image, len(numbers)) for image in images], dtype=int)
+        found, to = np.unique(strata * len(numbers) + numbered, return_inverse=True)
+        if len(found) == len(images):
+            return self
+        gained, possible = np.bincount(to, self.gained), np.bincount(to, self.possible)
+        return Units(gained, possible, tuple(np.unique(to[at]) for at in self.strata), single=False)
+
     @cached_property
     def score(self) -> float:
         """The metric, 0..100; a stratum in which nothing was possible counts as 0, as in lmms-eval's F1."""
@@ -70,41 +84,60 @@ def read_answers(answers: Path, task: str) -> list[dict[str, Any]] | None:
 
 
 def units(task: str, lines: Sequence[Line]) -> Units:
-    """Raises ValueError where the answers can't be put together to the task's units."""
-    return RULES.get(BENCHMARKS[task].task_folder, _questions)(lines)
+    """One unit an image; a question without one, or of which it is not known, is a unit of its own.
+
+    Raises ValueError where the answers can't be put together to what the task's metric adds up.
+    """
+    made, images = RULES.get(BENCHMARKS[task].task_folder, _questions)(lines)
+    return made.of_images([image or place for place, image in enumerate(images)])
 
 
-def _questions(lines: Sequence[Line]) -> Units:
+Added = tuple[Units, list[str | None]]
+"""What a metric adds up, and the image of each."""
+
+
+def _questions(lines: Sequence[Line]) -> Added:
     scores = np.array([line["score"] for line in lines], dtype=float)
-    return Units(scores, np.ones(len(scores)), (np.arange(len(scores)),), single=True)
+    return Units(scores, np.ones(len(scores)), (np.arange(len(scores)),), single=True), _images(lines)
 
 
-def _pairs(lines: Sequence[Line]) -> Units:
-    """MME: half a point for each right answer of a picture's pair, a whole one more for both, of two possible."""
-    pairs: dict[tuple[str, str], list[float]] = {}
+def _images(lines: Sequence[Line]) -> list[str | None]:
+    return [line.get("image") for line in lines]
+
+
+def _pairs(lines: Sequence[Line]) -> Added:
+    """MME: half a point for each right answer of an image's pair, a whole one more for both, of two possible."""
+    pairs: dict[tuple[str, str], list[Line]] = {}
     seen: dict[str, int] = {}
     for line in lines:
         category = line.get("category") or line["kind"]
         place = seen[category] = seen.get(category, -1) + 1
         unit = str(line.get("unit", place // 2))  # answers written before `unit` was: pairs stand together
-        pairs.setdefault((category, unit), []).append(line["score"])
-    if any(len(scores) != 2 for scores in pairs.values()):
+        pairs.setdefault((category, unit), []).append(line)
+    if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("questions of a category don't come in pairs")
-    gained = np.array([sum(scores) / 4 + (sum(scores) == 2) / 2 for scores in pairs.values()])
+    sums = np.array([sum(line["score"] for line in pair) for pair in pairs.values()])
+    gained = sums / 4 + (sums == 2) / 2
     of = np.array([category for category, _ in pairs])
-    return Units(gained, np.ones(len(gained)), tuple(np.flatnonzero(of == c) for c in seen), single=False)
+    strata = tuple(np.flatnonzero(of == category) for category in seen)
+    return Units(gained, np.ones(len(gained)), strata, single=False), _firsts(pairs)
 
 
-def _circles(lines: Sequence[Line]) -> Units:
+def _firsts(grouped: Mapping[Any, Sequence[Line]]) -> list[str | None]:
+    """The image of each group: its questions show the same one."""
+    return _images([group[0] for group in grouped.values()])
+
+
+def _circles(lines: Sequence[Line]) -> Added:
     """MMBench: a question is right when it is in every order of its options."""
-    circles: dict[str, list[float]] = {}
+    circles: dict[str, list[Line]] = {}
     for place, line in enumerate(lines):
-        circles.setdefault(str(line.get("unit", place)), []).append(line["score"])
-    gained = np.array([min(scores) for scores in circles.values()])
-    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True)
+        circles.setdefault(str(line.get("unit", place)), []).append(line)
+    gained = np.array([min(line["score"] for line in circle) for circle in circles.values()])
+    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True), _firsts(circles)
 
 
-def _f1(lines: Sequence[Line]) -> Units:
+def _f1(lines: Sequence[Line]) -> Added:
     """POPE: F1 of `yes`, 2 x true positives / (said yes + is yes), over all questions.
 
     As in lmms-eval, a `yes` that was answered neither yes nor no is no miss.
@@ -113,8 +146,9 @@ def _f1(lines: Sequence[Line]) -> Units:
     said = np.array([answer == "yes" for answer in answers], dtype=float)
     read = np.array([answer in ("yes", "no") for answer in answers], dtype=float)
     true = np.array([line["target"].lower().strip() == "yes" for line in lines], dtype=float)
-    return Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False)
+    made = Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False)
+    return made, _images(lines)
 
 
-RULES: dict[str, Callable[[Sequence[Line]], Units]] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
+RULES: dict[str, Callable[[Sequence[Line]], Added]] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
 """By task folder; every other metric is the mean of its questions' scores."""

@@ -74,16 +74,24 @@ class Item:
         return chr(ord("A") + value) if isinstance(value, int) else str(value)
 
     @cached_property
+    def image(self) -> str | None:
+        """Names the picture, or all pictures together; None for a question without one."""
+        if not self._digests:
+            return None
+        return hashlib.sha256("".join(self._digests).encode()).hexdigest()[:16]
+
+    @cached_property
     def key(self) -> str:
         """Names prompt and pictures, whatever the set's order: equal keys are the same question."""
-        named = hashlib.sha256(self.prompt.encode())
-        for picture in self.pictures:
-            named.update(digest(picture).encode())
-        return named.hexdigest()[:16]
+        return hashlib.sha256("".join((self.prompt, *self._digests)).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return [digest(picture) for picture in self.pictures]
 
     def forget(self) -> None:
         """Lets the pictures go, but not what names the item."""
-        _ = self.key, self.target, self.kind
+        _ = self.key, self.image, self.target, self.kind
         for name in ("pictures", "_doc"):
             self.__dict__.pop(name, None)
 
