@@ -116,15 +116,21 @@ def test_a_row_without_an_id_is_called_by_its_number(tmp_path):
     ("row", "expected"),
     [
         ("a row", "not a mapping with a `messages` list"),
-        ({"messages": "hi"}, "not a mapping with a `messages` list"),
-        ({"messages": ["hi"]}, "a message is not a mapping"),
-        (chat(), "messages must go user, assistant, .*; a conversation needs an answer, got none"),
-        (chat(("system", "Hi.")), "a conversation needs an answer, got none"),
+        ({"messages": "hi"}, "no `messages` list"),
+        ({"messages": ["hi"]}, "no `messages` list"),
+        (chat(), "no `messages` list"),
+        (
+            chat(("system", "Hi.")),
+            "turns must go user, assistant, .*; a conversation needs an answer, got system",
+        ),
         (chat(("user", "Hi?")), "a conversation needs an answer, got user"),
         (chat(("assistant", "Hi."), ("user", "Hi?")), "got assistant, user"),
-        (chat(("user", None), ("assistant", "ho")), "a message's content is not text"),
-        (chat(("user", [{"type": "video"}]), ("assistant", "ho")), "a message's content is not text"),
-        (chat(("user", "Hi?"), ("assistant", " ")), "an answer is empty"),
+        (chat(("user", None), ("assistant", "ho")), "a turn's content is not text"),
+        (
+            chat(("user", [{"type": "video"}]), ("assistant", "ho")),
+            "a part of a turn is text or image, got video",
+        ),
+        (chat(("user", "Hi?"), ("assistant", " ")), "no answer to learn: an empty answer"),
         (
             chat(("user", "Hi?"), ("assistant", "ho"), images=["a.png"]),
             "one, in the first question; got none",
@@ -132,7 +138,7 @@ def test_a_row_without_an_id_is_called_by_its_number(tmp_path):
         (chat(("user", "<image>"), ("assistant", "ho"), images=[]), "none, as the row has no image"),
         (
             chat(("user", "<image><image>"), ("assistant", "ho"), images=["a", "b"]),
-            "`images` is a list of at most one image, got 2",
+            "at most one image is used, got 2",
         ),
     ],
 )

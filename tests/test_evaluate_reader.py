@@ -4,16 +4,20 @@ import io
 import json
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("lmms_eval")
 
+import datasets
 import torch
 from PIL import Image
 from tiny_llava import save_tiny_llava
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from switchkd_cli.engine.benchmarks.answerer import Item
+from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.evaluate import evaluate
 from switchkd_cli.playground.questions import prompt
 from switchkd_cli.playground.sets import asked
@@ -53,6 +57,20 @@ def test_every_item_is_answered_and_scored(answered: tuple[dict, Path]) -> None:
     assert results["versions"]["lmms-eval"] == "0.7.3"
     assert all(results["versions"].values()), results["versions"]
     assert json.loads(json.dumps(results)) == results
+
+
+def test_pictures_are_seen_as_training_sees_them() -> None:
+    """Turned as their EXIF says, by `datasets` or, where it leaves that to others, here; never twice."""
+    stored = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((24, 48), 50).save(stored, "PNG", exif=exif)
+    trained = opened(stored.getvalue(), None)
+    decoded = datasets.Image().decode_example({"bytes": stored.getvalue(), "path": None})
+    for shown in (decoded, Image.open(stored), Image.open(stored).convert("RGB")):
+        request = SimpleNamespace(args=("", {}, lambda doc: [doc["image"].convert("RGB")], 0, "pope", "test"))
+        (picture,) = Item(request, [{"image": shown}], 1, ()).pictures
+        assert picture.size == (48, 24) and picture.tobytes() == trained.tobytes()
 
 
 def test_batched_answers_are_those_of_transformers_one_by_one(

@@ -20,6 +20,7 @@ from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.picture import PIXELS, RATIO, SIDE, opened
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.models.pictures import padded
+from switchkd_cli.engine.upright import upright
 from switchkd_cli.errors import INPUT, UserError
 from tests import tiny
 
@@ -158,15 +159,46 @@ def test_transparency_is_left_out():
     assert rgb(encoded(palette, "GIF", transparency=0)).shape == (24, 24, 3)
 
 
-def test_exif_rotation_is_not_applied():
-    """As in LLaVA's and TinyLLaVA's own code: a picture is seen as it is stored."""
+def quartered(orientation=None):
+    """A picture with a red corner, stored so that `orientation` turns the corner to the top left."""
+    image = Image.new("RGB", (24, 48), BLUE)
+    image.paste(RED, (0, 0, 12, 24))
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
+    return image if back is None else image.transpose(Image.Transpose(back))
+
+
+def tagged(orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter
-    image = Image.new("RGB", (24, 48), RED)
-    image.paste(BLUE, (0, 24, 24, 48))
-    found = opened(encoded(image, "PNG", exif=exif), None)
-    assert Image.open(BytesIO(encoded(image, "PNG", exif=exif))).getexif()[0x0112] == 6
-    assert found.size == (24, 48) and found.getpixel((0, 0)) == RED and found.getpixel((23, 47)) == BLUE
+    exif[0x0112] = orientation
+    return exif
+
+
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "JPEG": {"quality": 100, "subsampling": 0}}
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_says(form, orientation):
+    """As `datasets` does, through which lmms-eval decodes: training and evaluation see the same."""
+    import datasets
+
+    content = encoded(quartered(orientation), form, exif=tagged(orientation), **LOSSLESS[form])
+    found = opened(content, None)
+    theirs = datasets.Image(mode="RGB").decode_example({"bytes": content, "path": None})
+    assert np.array_equal(np.asarray(found), np.asarray(theirs))
+    assert found.size == (24, 48) and np.abs(np.asarray(found).astype(int) - quartered()).max() < 12
+    assert upright(found).size == (24, 48)  # once
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0no", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"x"]
+)
+def test_a_damaged_exif_block_says_nothing(damaged):
+    assert opened(encoded(quartered(), "JPEG", exif=damaged), None).size == (24, 48)
+
+
+def test_an_orientation_that_there_is_not_says_nothing():
+    assert opened(encoded(quartered(), "PNG", exif=tagged(9)), None).size == (24, 48)
 
 
 def test_warnings_of_the_decoder_stay_away(recwarn):

@@ -279,7 +279,7 @@ UNUSABLE = {
     "an image token without an image": (row(asked=f"{IMAGE}\nWhat?"), "<image> placeholders: none, as the row has no"),
     "an image without its token": (row(image="a.png"), "<image> placeholders: one, in the first question; got none"),
     "two image tokens": (row(image="a.png", asked=IMAGE * 2), "one, in the first question; got 2 in turn 1"),
-    "two images": (row(image=["a.png", "c.png"], asked=IMAGE), "an image is named by one path, got ['a.png', 'c.png']"),
+    "two images": (row(image=["a.png", "c.png"], asked=IMAGE), "at most one image is used, got 2"),
     "the end of a turn in a question": (row(asked="Hi<|end|>"), "its text holds <|end|>, a special token"),
     "another speaker in an answer": (row(answer="dog<|end|><|user|>Hi"), "its text holds <|end|>, a special token"),
     "half a character": (row(asked="\ud800"), "half a character (a lone surrogate)"),
@@ -300,7 +300,7 @@ UNUSABLE = {
     ),
     "a role without end": (row(conversations=[{"from": [[[[1] * 99] * 9] * 9], "value": "x"}]), "got [[[["),
     "no text": (row(answer=None), "a turn's value is not text"),
-    "nothing but space": (row(answer=" \n"), "an answer is empty"),
+    "nothing but space": (row(answer=" \n"), "no answer to learn: an empty answer"),
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Example:
     turn: Tensor  # [T] int64
     picture: Tensor | None = None  # [3, H, W]
     instead_of: tuple[Unusable, ...] = ()  # rows met before this one, which stands in for them
+    cut: int = 0  # tokens of its end that were cut off
 
     @property
     def nbytes(self) -> int:

@@ -114,10 +114,12 @@ def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
             continue
         with suppress(Fault, OSError):  # the ledger told of faulty rows before they were trained on
             row = data.rows[index]
-            short = [e for e in row.exchanges if "".join(e).isascii() and _fits(e[0])]
+            taught = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
+            short = [e for e in taught if "".join(e).isascii() and _fits(e[0])]
             if row.image is not None and short:
                 shortest = min(short, key=lambda e: len(e[0]))
-                found.append(replace(row, exchanges=(shortest,), image=_pixels(row.image, data)))
+                shown = {"exchanges": (shortest,), "unlearnt": frozenset(), "image": _pixels(row.image, data)}
+                found.append(replace(row, **shown))
         if len(found) == QUESTIONS:
             break
     return found

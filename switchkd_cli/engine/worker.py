@@ -54,6 +54,9 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
         if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
             for note in pair.notes:
                 folder.log({"event": "models", "text": note})
+            for name, rows in data.items():
+                for note in rows.notes:
+                    folder.log({"event": "rows", "text": f"{name}: {note}"})
         for rows in data.values():
             rows.ledger.list_in(folder.skipped)
     for i, stage in enumerate(stages):

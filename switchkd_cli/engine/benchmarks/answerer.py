@@ -13,6 +13,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
+from switchkd_cli.engine.upright import upright
 from switchkd_cli.protocol import BENCHMARKS
 
 Progress = Callable[[int, int], None]
@@ -58,7 +59,8 @@ class Item:
 
     @cached_property
     def pictures(self) -> list[Image]:
-        return self.request.args[2](self._doc) or []
+        """As training sees them, whatever decoded them: `datasets` has turned them already."""
+        return [upright(picture) for picture in self.request.args[2](self._doc) or []]
 
     @cached_property
     def kind(self) -> str:

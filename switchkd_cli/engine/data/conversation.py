@@ -65,6 +65,7 @@ class Conversations(Dataset[Example]):
         self._marks = _marks(marks)
         self._image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
         self._opening = opening(processor.tokenizer)
+        self._looked_at = self._cut_short = 0
         self._kept: dict[int, Example] = {}
         self._bytes = 0  # of the largest example so far
 
@@ -98,16 +99,26 @@ class Conversations(Dataset[Example]):
         """Whether the whole data set may stay in memory once it is prepared, as far as was seen."""
         return self._bytes * len(self) <= KEPT
 
-    def inspect(self) -> None:
+    def inspect(self, *, pictures: bool = True) -> None:
         """Looks at the data before it is trained on: small sets whole, of large ones a sample (the same every time).
 
-        Raises UserError when more rows can't be used than `max_faults` allows, or a path leaves the image folder.
+        Without `pictures` at the texts alone. Raises UserError when more rows can't be used than `max_faults` allows, or a path leaves the image folder.
         """
         rows = range(len(self))
         if len(self) > LOOKED_AT:
             rows = sorted(random.Random(0).sample(rows, LOOKED_AT))
-        seen = [row for index in rows for row in self._unusable(index)]
+        self._looked_at, self._cut_short = len(rows), 0
+        seen = [row for index in rows for row in self._unusable(index, pictures)]
         self.ledger.open(self.rows.survey.faults, seen, len(rows))
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the rows is not used as the rest is, a line each, as far as `inspect` has seen."""
+        notes = [*self.rows.survey.told()]
+        if self._cut_short:
+            share = f"{self._cut_short:,} of {self._looked_at:,} rows looked at"
+            notes.append(f"cut: {share} are longer than max_length ({self.max_length:,} tokens)")
+        return notes + self.ledger.notes
 
     def usable_again(self) -> list[str]:
         """Says so where rows that could not be used can be used now: their images came back meanwhile."""
@@ -122,9 +133,10 @@ class Conversations(Dataset[Example]):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": {}}
 
-    def _unusable(self, index: int) -> Iterator[Unusable]:
+    def _unusable(self, index: int, pictures: bool = True) -> Iterator[Unusable]:
         try:
-            self._example(index)
+            example = self._example(index) if pictures else self.written(index)
+            self._cut_short += example.cut > 0
         except Fault as fault:
             yield fault.at(index)
 
@@ -153,8 +165,9 @@ class Conversations(Dataset[Example]):
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if mark := self._marks.search(text):
                 raise Fault(f"its text holds {mark[0]}, a special token of the tokenizer")
-        tokens, labels, turn = self._cut(*self._tokens(row))
-        return Example(row.id, torch.tensor(tokens), torch.tensor(labels), torch.tensor(turn))
+        written = self._tokens(row)
+        tokens, labels, turn = map(torch.tensor, self._cut(*written))
+        return Example(row.id, tokens, labels, turn, cut=len(written[0]) - len(tokens))
 
     def _tokens(self, row: Row) -> tuple[list[int], list[int], list[int]]:
         """Token ids, labels and turns."""
@@ -164,8 +177,9 @@ class Conversations(Dataset[Example]):
             asked, told = self._encode(prompt), self._encode(answer)
             if number == 0 and asked[: len(self._opening)] != self._opening:
                 asked = self._opening + asked
+            learnt = number - independent not in row.unlearnt
             tokens += asked + told
-            labels += [IGNORE] * len(asked) + self._supervised(told)
+            labels += [IGNORE] * len(asked) + (self._supervised(told) if learnt else [IGNORE] * len(told))
             turn += [number if independent else 0] * (len(asked) + len(told))
         return tokens, labels, turn
 

@@ -20,6 +20,14 @@ class Ledger:
         self.met: dict[int, Unusable] = {}
         self._file: Path | None = None
 
+    @property
+    def notes(self) -> list[str]:
+        """A line on the rows met so far, if there are any."""
+        if not self.met:
+            return []
+        found = f"{len(self.met):,} of {self.rows:,} rows so far"
+        return [f"can't be used (another row stands in): {found}, the first: {self.met[min(self.met)]}"]
+
     def open(self, texts: Iterable[Unusable], seen: Iterable[Unusable], looked_at: int) -> None:
         """Takes what is known before training: of all texts, and of `looked_at` rows seen as training would see them.
 

@@ -24,7 +24,7 @@ from switchkd_cli.hashes import cache_home, content
 
 FORMATS = (".json", ".jsonl", ".parquet")
 KEPT = 20_000  # rows from which on a survey is kept: reading fewer again takes less than a second
-VERSION = 3  # of the kept survey; raise it when a check changes
+VERSION = 4  # of the kept survey; raise it when a check changes
 
 Index = tuple[np.ndarray, np.ndarray]
 """Where the N rows begin and end in a JSON file ([N] int64 each); empty for parquet."""
@@ -108,7 +108,8 @@ def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> st
 
 def _save(kept: Path, index: Index, survey: Survey) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
-    faults = json.dumps([vars(fault) for fault in survey.faults])
+    notes = [[*note, count] for note, count in survey.notes.items()]
+    told = json.dumps([[vars(fault) for fault in survey.faults], notes])
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
     np.savez(
         temporary,
@@ -117,7 +118,7 @@ def _save(kept: Path, index: Index, survey: Survey) -> None:
         sizes=survey.sizes,
         pictured=survey.pictured,
         images=np.frombuffer(survey.images, np.uint8),
-        faults=np.frombuffer(faults.encode(), np.uint8),
+        told=np.frombuffer(told.encode(), np.uint8),
     )
     os.replace(temporary, kept)
 
@@ -126,8 +127,14 @@ def _load(kept: Path) -> tuple[Index, Survey] | None:
     """What was kept; None where nothing was, or it can't be read: the file itself can."""
     try:
         with np.load(kept, allow_pickle=False) as found:
-            faults = tuple(Unusable(**fault) for fault in json.loads(found["faults"].tobytes()))
-            survey = Survey(found["sizes"], found["pictured"], faults, found["images"].tobytes())
+            faults, notes = json.loads(found["told"].tobytes())
+            survey = Survey(
+                found["sizes"],
+                found["pictured"],
+                tuple(Unusable(**fault) for fault in faults),
+                found["images"].tobytes(),
+                {(kind, what): count for kind, what, count in notes},
+            )
             return (found["begins"], found["ends"]), survey
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
         return None

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from switchkd_cli.engine.data.rows import Fault
+from switchkd_cli.engine.upright import upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded. Pillow knows more; of those some start other programs (EPS runs Ghostscript)."""
@@ -21,7 +22,7 @@ RATIO = 100  # longer to shorter side: a processor may scale the shorter side up
 
 
 def opened(image: str | bytes, images: Path | None, *, follow_links: bool = False) -> Image.Image:
-    """The picture in RGB: the first frame, without transparency, as it is stored (EXIF rotation is not applied).
+    """The picture in RGB: the first frame, without transparency, turned as its EXIF orientation says.
 
     A path is relative to `images` and stays in there, its links followed, unless `follow_links`. Raises Fault.
     """
@@ -40,7 +41,7 @@ def _decoded(source: Path | BytesIO, complaint: str) -> Image.Image:
     try:
         with _quietly_whole(), Image.open(source, formats=FORMATS) as picture:
             _check_size(*picture.size)
-            return _rgb(picture)
+            return _rgb(upright(picture))
     except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
         raise Fault(f"{complaint}: {error}") from None
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import reprlib
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from switchkd_cli.engine.batch import IMAGE, Unusable
+from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.errors import UserError, did_you_mean, printable
 
 TURNS = ("chained", "independent")
@@ -19,19 +20,28 @@ LONGEST = (
     1 << 20
 )  # characters of a row; a longer one is no conversation, and its tokens would fill the memory
 NAMED = 100  # characters of a row's id and of what it holds that are told
+NOTED = 1000  # different notes that are counted; every row could hold a key of its own
+SHOWN = 12  # notes of a kind that are shown
+
+LEFT_OUT, NOT_LEARNT, NOT_READ = "left out", "seen, but not learnt", "keys that are not read"
+Note = tuple[str, str]
+"""One of these kinds, and what it is of."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One conversation: questions and answers without placeholders; the picture comes before the first question.
 
-    `image` is a path inside the data set's image folder, an encoded picture, or None.
+    `image` is a path inside the data set's image folder, an encoded picture, or None. `unlearnt` are the exchanges
+    whose answers are read but not supervised. `notes` say what of the raw row is not used as the rest is.
     """
 
     id: str
     exchanges: tuple[tuple[str, str], ...]
     image: str | bytes | None = None
     system: str | None = None
+    unlearnt: frozenset[int] = frozenset()
+    notes: tuple[Note, ...] = ()
 
     @property
     def size(self) -> int:
@@ -66,11 +76,23 @@ class Survey:
     pictured: np.ndarray  # [N] bool
     faults: tuple[Unusable, ...]
     images: bytes  # the image paths of rows that can be used, as JSON: names of a million files take little memory
+    notes: Mapping[Note, int]  # in how many rows each was made
 
     @property
     def image_names(self) -> list[str]:
         """The image paths, as the rows have them."""
         return json.loads(self.images)
+
+    def told(self) -> Iterator[str]:
+        """The notes, a line for each kind, the most frequent first."""
+        for kind in (LEFT_OUT, NOT_LEARNT, NOT_READ):
+            found = [(count, what) for (of, what), count in self.notes.items() if of == kind]
+            found.sort(key=lambda each: (-each[0], each[1]))
+            shown = [f"{what} ({count:,} row{'s' * (count > 1)})" for count, what in found[:SHOWN]]
+            if len(found) > SHOWN:
+                shown.append(f"{len(found) - SHOWN:,} others")
+            if shown:
+                yield f"{kind}: {', '.join(shown)}"
 
 
 class Rows:
@@ -117,6 +139,7 @@ class Rows:
 def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
     """Looks at every row's text once; pictures are not opened."""
     sizes, pictured, faults, names = array("i"), array("b"), [], {}
+    notes: Counter[Note] = Counter()
     for number, value in enumerate(raw):
         try:
             row = checked(value, parse, images)
@@ -124,12 +147,15 @@ def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey
             pictured.append(row.image is not None)
             if isinstance(row.image, str):
                 names[row.image] = None
+            for kind, what in row.notes:
+                known = len(notes) < NOTED or (kind, what) in notes
+                notes[kind, what if known else "others, counted together"] += 1
         except Fault as fault:
             faults.append(fault.at(number))
             sizes.append(0)
             pictured.append(False)
     told = json.dumps(list(names)).encode()
-    return Survey(np.array(sizes, np.int32), np.array(pictured, bool), tuple(faults), told)
+    return Survey(np.array(sizes, np.int32), np.array(pictured, bool), tuple(faults), told, notes)
 
 
 def checked(value: object, parse: Parse, images: Path | None) -> Row:
@@ -166,20 +192,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def paired(texts: Sequence[str], pictured: bool) -> tuple[tuple[str, str], ...]:
-    """(question, answer) pairs of alternating texts, placeholders taken out. Raises Fault.
-
-    An image is seen once, before the first question: the only place that its placeholder may say.
-    """
-    if not all(map(str.strip, texts[1::2])):
-        raise Fault("an answer is empty")
-    counts = [text.count(IMAGE) for text in texts]
-    wanted = int(pictured)
-    if counts[0] != wanted or any(counts[1:]):
-        expected = "one, in the first question" if wanted else "none, as the row has no image"
-        places = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
-        raise Fault(f"{IMAGE} placeholders: {expected}; got {places}")
-    first = texts[0].replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "")
-    return tuple(zip((first, *texts[2::2]), texts[1::2], strict=True))

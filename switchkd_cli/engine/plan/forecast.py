@@ -63,6 +63,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         stages,
         tuple(downloads(config, sizes)),
         (
+            *(f"{name}: {note}" for name, seen in looks.items() if seen for note in seen.notes),
             *_notes(run, [model for _, model in models.values()], looks, machine),
             *_micro_batches(run, stages),
             *_padding(run, stages),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.cost.step import Rows
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.ledger import Ledger
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.data.rows import Rows as Read
 from switchkd_cli.engine.models.llava import Blueprint, image_tokens_of
 from switchkd_cli.engine.plan.models import Known, published
+from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet
 
 SAMPLED = 200  # rows that are looked at
@@ -37,12 +40,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Look:
-    """A data set of `rows` rows, `seen` of them looked at in random order. `apart`: turns don't see one another."""
+    """A data set of `rows` rows, `seen` of them looked at in random order. `apart`: turns don't see one another.
+
+    `notes` say what of its rows can't be used, or not as the rest is.
+    """
 
     rows: int
     seen: tuple[Seen, ...]
     apart: bool
     source: str
+    notes: tuple[str, ...] = ()
 
     def mean(self, what: str) -> float:
         return sum(getattr(row, what) for row in self.seen) / len(self.seen)
@@ -98,7 +105,8 @@ def look(spec: DataSet, model: Known, root: Path, scratch: Path) -> Look | None:
     """The data set's rows as `model` would read them; None where neither it nor figures of it are at hand.
 
     An index of a large file is kept under `root`, if that exists; else, and for rows that are drawn here, all that is
-    written goes to `scratch`. Raises UserError for a file that is no data.
+    written goes to `scratch`. Raises UserError for a file that is no data, and, as training would before its first step,
+    for more rows that can't be used than the data set allows; without the pictures, as far as the texts show.
     """
     parameters = dict(spec.parameters)
     if spec.source == "playground":
@@ -107,45 +115,54 @@ def look(spec: DataSet, model: Known, root: Path, scratch: Path) -> Look | None:
     file = Path(parameters.get("file", ""))
     if "file" in parameters and not file.is_file():
         return _published(spec, model, file.name)
+    pictures = True
     if parameters.get("images") and not Path(parameters["images"]).is_dir():
-        parameters["images"] = str(scratch)  # texts are enough
-    return _sampled(spec, parameters, model, root if root.is_dir() else scratch)
+        parameters["images"], pictures = str(scratch), False  # texts are enough
+    return _sampled(spec, parameters, model, root if root.is_dir() else scratch, pictures=pictures)
 
 
 def _sampled(
-    spec: DataSet, parameters: Mapping[str, Any], model: Known, cache: Path, rows: int | None = None
-) -> Look | None:
+    spec: DataSet,
+    parameters: Mapping[str, Any],
+    model: Known,
+    cache: Path,
+    rows: int | None = None,
+    *,
+    pictures: bool = False,
+) -> Look:
     read = registry.resolve("source", spec.source)(cache, **parameters)
     chosen = list(range(len(read)))
     random.Random(0).shuffle(chosen)
-    seen = list(_read(read, spec, model, chosen[:SAMPLED]))
-    told = f"a look at {len(seen)} rows"
+    chosen = chosen[:SAMPLED]
     if model.blueprint is None:
-        told += f", a token taken as {CHARACTERS} characters"
-    return Look(rows or len(read), tuple(seen), read.turns == "independent", told) if seen else None
+        ledger = Ledger(read.name, len(read), spec.max_faults)
+        ledger.open(read.survey.faults, (), 1)
+        notes = [*read.survey.told(), *ledger.notes]
+        tokens, longest = image_tokens_of(model.config), spec.max_length or CUT
+        found = _readable(lambda index: _guessed(read, index, tokens, longest), chosen)
+        told = f"a look at {len(found)} rows, a token taken as {CHARACTERS} characters"
+    else:
+        limits = {"max_length": spec.max_length, "max_faults": spec.max_faults}
+        of, size = model.blueprint, model.blueprint.image_tokens
+        data = Conversations(read, of.processor, size, template=spec.template, **limits)
+        data.inspect(pictures=pictures)
+        notes = data.notes
+        found = _readable(lambda index: _counted(data.written(index), of), chosen)
+        told = f"a look at {len(found)} rows"
+    if not found:
+        raise UserError(
+            f"{read.name}: none of {len(chosen):,} rows that were looked at can be used",
+            hint="; ".join(notes),
+        )
+    return Look(rows or len(read), tuple(found), read.turns == "independent", told, tuple(notes))
 
 
-def _read(read: Read, spec: DataSet, model: Known, chosen: list[int]) -> Iterator[Seen]:
-    if model.blueprint is None:
-        for index in chosen:
-            try:
-                yield _guessed(read, index, image_tokens_of(model.config), spec.max_length or CUT)
-            except Fault:
-                continue
-        return
-    blueprint = model.blueprint
-    data = Conversations(
-        read,
-        blueprint.processor,
-        blueprint.image_tokens,
-        template=spec.template,
-        max_length=spec.max_length,
-    )
+def _readable(look_at: Callable[[int], Seen], chosen: Sequence[int]) -> list[Seen]:
+    found = []
     for index in chosen:
-        try:
-            yield _counted(data.written(index), blueprint)
-        except Fault:
-            continue
+        with suppress(Fault):
+            found.append(look_at(index))
+    return found
 
 
 def _counted(example: Example, blueprint: Blueprint) -> Seen:
@@ -157,7 +174,8 @@ def _counted(example: Example, blueprint: Blueprint) -> Seen:
 
 def _guessed(read: Read, index: int, image_tokens: int, longest: int) -> Seen:
     row = read[index]
-    answer = sum(len(told) for _, told in row.exchanges) // CHARACTERS
+    learnt = [told for i, (_, told) in enumerate(row.exchanges) if i not in row.unlearnt]
+    answer = sum(map(len, learnt)) // CHARACTERS
     return _cut(
         image_tokens if row.image is not None else 0, row.size // CHARACTERS - answer, answer, longest
     )
