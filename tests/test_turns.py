@@ -165,6 +165,20 @@ def test_a_system_text_stands_in_the_place_of_the_templates_own(form):
     assert first.startswith("Be brief. USER: Two?") and second.startswith("A chat between")
 
 
+@pytest.mark.parametrize("turns", ["chained", "independent"])
+def test_a_template_that_leaves_the_system_text_out_is_no_template_for_it(turns):
+    """`pretrain` leaves the questions out too, and says so."""
+    processor = tiny_qwen.processor()
+    raw = row("messages", system=" Be brief. ")
+    data = Conversations(Rows([raw], message_row, turns=turns), processor, 2, template="pretrain")
+    assert processor.tokenizer.decode(data.written(0).input_ids) == "three\ndog\n"
+    data.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content[0].text }}|{% endfor %}"
+    with pytest.raises(Fault, match="the chat template leaves out the system's text"):
+        data.written(0)
+    data.chat_template = "{% for m in messages %}{{ m.content[0].text | trim }}|{% endfor %}"
+    assert "Be brief.|Two?|three|" in processor.tokenizer.decode(data.written(0).input_ids)
+
+
 @both
 def test_an_answer_before_the_first_question_is_counted(form):
     raw = row(form, turn(form, "answer", "Welcome!"), *row(form)[FORMS[form][1]])

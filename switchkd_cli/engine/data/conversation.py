@@ -173,7 +173,10 @@ class Conversations(Dataset[Example]):
         """Token ids, labels and turns."""
         tokens, labels, turn = [], [], []
         independent = self.rows.turns == "independent"
-        for number, (prompt, answer) in enumerate(self._pieces(row)):
+        pieces = self._pieces(row)
+        if row.system and _left_out(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
+            raise Fault("the chat template leaves out the system's text")
+        for number, (prompt, answer) in enumerate(pieces):
             asked, told = self._encode(prompt), self._encode(answer)
             if number == 0 and asked[: len(self._opening)] != self._opening:
                 asked = self._opening + asked
@@ -261,6 +264,12 @@ def _marks(tokens: Iterable[str]) -> re.Pattern[str]:
 def _message(role: str, text: str, *, pictured: bool = False) -> dict:
     content = [{"type": "image"}] if pictured else []
     return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+
+
+def _left_out(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:
+    """Whether a template that writes questions (`pretrain` does not) has not written the system's text."""
+    asked = [question.strip() for question, _ in exchanges]
+    return system.strip() not in prompts and any(question and question in prompts for question in asked)
 
 
 def _split_after_image(prompt: str) -> tuple[str, str]:
