@@ -11,8 +11,10 @@
 #                    scores an ablation's rows twice
 # make setup         install into .venv, with the tested versions
 # make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones
+# make test-oldest   all tests with the lowest versions that pyproject.toml allows, in .venv-oldest
+# make test-newest   all tests with the highest, in .venv-newest
 # make lint          style and import rules
-# make clean         remove .venv and what tests leave behind (runs/ stays)
+# make clean         remove .venv, .venv-oldest, .venv-newest and what tests leave behind (runs/ stays)
 #
 # Another Python:                       make setup PYTHON=python3.12
 # A torch build for your GPU:           make setup TORCH_INDEX=<the index address PyTorch's install page gives>
@@ -20,6 +22,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 TORCH_INDEX ?=
 WORLD ?= playground
@@ -30,12 +33,12 @@ LEVELS ?=
 BENCH ?= reports/bench.json
 
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce bench setup test test-fast lint clean
+.PHONY: help quickstart reproduce bench setup test test-fast test-oldest test-newest lint clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -95,18 +98,30 @@ test: $(INSTALLED_TEST)
 test-fast: $(INSTALLED_TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci -m "not slow"
 
+# What pyproject.toml declares, at its edges. Each lower bound becomes a pin, so a bound that can't be installed fails.
+test-oldest: .venv-oldest/lowest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=$<
+
+.venv-oldest/lowest.txt: pyproject.toml
+	@mkdir -p $(@D)
+	sed -nE 's/.*"([a-z0-9-]+)>=([0-9.]+)[^"]*".*/\1==\2/p' $< > $@
+
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
+
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # lmms-eval goes in without its own requirements: among them is torchvision, and one that was built for another torch
 # makes transformers' LLaVA classes fail to import. What the ten benchmarks need of them is in pyproject.toml.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 3; }
 	@echo "installing into $(VENV), one to two minutes ..."

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli import console, hosts, last_words, runs, share, stop
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import UserError
 from switchkd_cli.forecast import Forecast, Machine
+from switchkd_cli.installed import imported
 from switchkd_cli.occupy import another_program, is_finished, occupy
 from switchkd_cli.progress import progress
 from switchkd_cli.recipe.run import Run
@@ -124,15 +125,8 @@ def _worker() -> Any:
 
 
 def _engine(module: str) -> Any:
-    """A module of the engine, the heavy zone. Raises UserError when a library is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(f"switchkd_cli.engine.{module}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("switchkd_cli"):
-            raise
-        raise UserError(f"{error.name} is not installed", hint="make setup", code=MACHINE) from error
+    """A module of the engine, the heavy zone. Raises UserError when a library is missing or not the right one."""
+    return imported(f"switchkd_cli.engine.{module}")
 
 
 def main() -> int:

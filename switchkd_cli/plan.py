@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from switchkd_cli import runs
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli import installed, runs
+from switchkd_cli.errors import UserError
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import content
-from switchkd_cli.protocol import LMMS_EVAL
 from switchkd_cli.recipe.run import Run, named_in
 from switchkd_cli.recipe.schema import Stage
 
@@ -47,7 +45,7 @@ def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
     """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub.
 
     Folders that other runs will have `made` by then may be missing.
-    And, with code MACHINE, when the runs are to be scored and lmms-eval is not here: better now than after training.
+    And, with code MACHINE, for a library that is missing or outside its range: better now than after training.
     """
     planned = list(planned)
     problems: dict[str, None] = {}
@@ -66,12 +64,7 @@ def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
                 hints[error.hint] = None
     if problems:
         raise UserError(list(problems), hint="; ".join(filter(None, hints)))
-    if any(run.config.evaluation for run in planned) and importlib.util.find_spec("lmms_eval") is None:
-        raise UserError(
-            "lmms-eval is not installed, and the recipe asks for scores",
-            hint=f"pip install --no-deps lmms-eval=={LMMS_EVAL}, or add evaluation=null to train only",
-            code=MACHINE,
-        )
+    installed.check(scoring=any(run.config.evaluation for run in planned))
 
 
 def check_shared(planned: Iterable[Run], processes: int) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import fake_engine
 import huggingface_hub.constants
@@ -14,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
-from switchkd_cli import cli, workers
+from switchkd_cli import cli, installed, workers
 from switchkd_cli.engine import checkpoint, contract
 from switchkd_cli.locks import hold
 from switchkd_cli.occupy import occupy
@@ -506,12 +507,32 @@ def test_published_data_sets_that_can_not_be_fetched(refused, monkeypatch):
 
 def test_without_lmms_eval_nothing_is_trained(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    problem, hint = refused("distill", "small.yaml", code=3)
-    assert problem == "lmms-eval is not installed, and the recipe asks for scores"
-    assert hint.startswith("hint: pip install --no-deps lmms-eval==")
-    assert refused("eval", "--model", "./teacher", "--items", 4, code=3)[0] == (
-        "evaluation needs lmms-eval, which is not installed"
-    )
+    for command in (("distill", "small.yaml"), ("eval", "--model", "./teacher", "--items", 4)):
+        problem, hint = refused(*command, code=3)
+        assert problem == "lmms-eval is not installed, and scores need it"
+        assert hint.startswith("hint: pip install --no-deps lmms-eval==")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("distill", "small.yaml"),
+        ("distill", "small.yaml", "evaluation=null"),
+        ("distill", "small.yaml", "--dry-run"),
+        ("pretrain", "small.yaml"),
+        ("ablate", "loss", "--world", "playground"),
+        ("eval", "--model", "./teacher", "--items", 4),
+    ],
+)
+def test_with_a_library_outside_its_range_nothing_is_trained_or_scored(refused, monkeypatch, command):
+    """filelock 4.3 has no `_api`, which lmms-eval 0.7.3 imports in the middle of an evaluation."""
+    real = metadata.version
+    monkeypatch.setattr(metadata, "requires", lambda name: ["filelock<4.3,>=3.16"])
+    monkeypatch.setattr(metadata, "version", lambda name: "4.3.1" if name == "filelock" else real(name))
+    monkeypatch.setattr(installed, "_outside", installed._outside.__wrapped__)
+    problem, hint = refused(*command, code=3)
+    assert problem.startswith("filelock 4.3.1 is installed, switchkd needs ")
+    assert hint == "hint: pip install 'filelock<4.3,>=3.16'"
 
 
 def test_a_folder_that_holds_another_run(place, refused):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switchkd_cli import provenance
+from switchkd_cli import installed, provenance
 from switchkd_cli.engine.benchmarks.exam import Exam, short_hash
-from switchkd_cli.errors import MACHINE, UserError
-from switchkd_cli.protocol import LMMS_EVAL, Benchmark
+from switchkd_cli.protocol import Benchmark
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
     from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
@@ -44,20 +42,19 @@ def evaluate(
     kept under `sets` and found there again (default: `folder`/sets). What lmms-eval prints goes to
     `folder`/log.txt; `progress` is told (answered, all). The playground needs no network and uses none.
 
-    Raises UserError: no such exam, no whole checkpoint of a family we read, or lmms-eval is missing (code
+    Raises UserError: no such exam, no whole checkpoint of a family we read, or lmms-eval can't be used (code
     MACHINE). What goes wrong inside lmms-eval or the model is raised as it is.
     """
-    _require_lmms_eval()
+    harness = ready()
     exam = Exam(world, tuple(benchmarks), split, items, seed)
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
 
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
-    from switchkd_cli.engine.benchmarks.harness import quiet
     from switchkd_cli.engine.benchmarks.reader import Reader
 
-    with quiet(folder / "log.txt"):
+    with harness.quiet(folder / "log.txt"):
         # half precision is stored to be small and read to be fast: a CPU has only the first use for it
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
         reader = Reader(
@@ -78,7 +75,7 @@ def majority(
     sets: Path | None = None,
 ) -> dict[str, Any]:
     """The scores of the best constant answers (see `Majority`) by the same metrics; arguments as above."""
-    _require_lmms_eval()
+    ready()
     from switchkd_cli.engine.benchmarks.majority import Majority
 
     exam = Exam(world, tuple(benchmarks), split, items, seed)
@@ -87,8 +84,7 @@ def majority(
 
 def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = None) -> dict[str, Any]:
     """Puts an exam to any answerer: writes its answers to `folder`/answers and returns the scores."""
-    _require_lmms_eval()
-    from switchkd_cli.engine.benchmarks import harness
+    harness = ready()
 
     clock = [time.perf_counter()]
     home = exam.home(sets or folder / "sets")
@@ -147,10 +143,7 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
     }
 
 
-def _require_lmms_eval() -> None:
-    if importlib.util.find_spec("lmms_eval") is None:
-        raise UserError(
-            "evaluation needs lmms-eval, which is not installed",
-            hint=f"pip install --no-deps lmms-eval=={LMMS_EVAL}",
-            code=MACHINE,
-        )
+def ready() -> Any:
+    """The harness around lmms-eval. Raises UserError, code MACHINE, where it can't be used: known before training."""
+    installed.check(scoring=True)
+    return installed.imported("switchkd_cli.engine.benchmarks.harness")

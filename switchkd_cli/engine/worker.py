@@ -43,6 +43,8 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     stages = run.config.stages
+    if run.config.evaluation is not None and processes.first:
+        evaluation.ready()
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
     # every stage's rows are looked at before the first step is taken
