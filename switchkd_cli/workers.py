@@ -105,9 +105,14 @@ def in_workers(
         finally:
             for worker in active:
                 worker.process.terminate()
-            for worker in active:
-                worker.process.wait()
-                shown.say(f"{worker.entry.name}: {(worker.text().splitlines() or ['ended'])[-1]}")
+            try:
+                for worker in active:
+                    worker.process.wait()
+                    shown.say(f"{worker.entry.name}: {(worker.text().splitlines() or ['ended'])[-1]}")
+            except BaseException:  # asked a second time
+                for worker in active:
+                    worker.process.kill()
+                raise
     return failures
 
 

@@ -127,7 +127,7 @@ def test_an_interrupted_matrix_is_gone_on_with(plain, tmp_path):
     assert program.end() == 143, program.text
     assert program.lines[-1] == f"resume: switchkd ablate {recipe} {longer} --jobs 2 --out {root} --resume"
     ends = [line for line in program.lines if "stage distill, after step" in line and "saved" in line]
-    assert len(ends) == 2
+    assert len(ends) == 2, program.text
     assert [info(root / run)["status"] for run in both] == ["interrupted"] * 2
     program = switchkd(*shlex.split(program.lines[-1].removeprefix("resume: switchkd ")), cwd=tmp_path)
     assert program.end() == 0, program.text

@@ -103,7 +103,7 @@ def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:
     """One pass over rows that nobody has prepared before."""
     read = llava_json(folder, file=str(folder / "rows.json"), images=str(folder))
     data = Conversations(read, paths.student.processor, paths.student.image_tokens)
-    return iter(loader_of(stage, paths.student, data, range(rows), stage.batch))
+    return loader_of(stage, paths.student, data, range(rows), stage.batch)
 
 
 @contextmanager

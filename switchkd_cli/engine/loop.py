@@ -3,7 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from switchkd_cli.engine.chance import random_state, set_random_state
 from switchkd_cli.engine.check import GRADIENT, LOSS
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.keeper import Keeper
-from switchkd_cli.engine.loader import loader_of, share_of, steps_of, taken, visits
+from switchkd_cli.engine.loader import Loader, loader_of, share_of, steps_of, taken, visits
 from switchkd_cli.engine.memory import is_too_little, memory_mib, too_little
 from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
@@ -100,42 +101,49 @@ class Loop:
         rank, together, micro = self.processes.rank, self.processes.count, self.trainer.micro
         count = self.stage.batch // (micro * together)
         left = share_of(self.visited[self.step * self.stage.batch :], micro, rank, together)
-        loader = iter(loader_of(self.stage, self.student, self.data, left, micro))
+        loader = loader_of(self.stage, self.student, self.data, left, micro, self._tell_data)
         began = time.monotonic() - self.seconds
-        while self.step < self.steps:
-            step_began = time.monotonic()
-            group = self._next(loader, count)
-            waited = time.monotonic() - step_began
-            diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
-            checked = self.check and self.step == 0
-            figures, broken = self._taken(group, diagnosed=diagnosed, checked=checked)
-            now = time.monotonic()
-            figures |= self._pace(group, waited, now - step_began)
-            self.seconds = now - began
-            self._write(figures)
-            if checked:
-                self._tell_check(figures)
-            self.skipped = self.skipped + 1 if broken else 0
-            if broken:
-                self._broke(broken, group)
-            elif diagnosed:
-                self._look(figures)
-            self.step += 1
-            self._keep(figures, broken)
+        with closing(loader):
+            while self.step < self.steps:
+                self._step(loader, count, began)
+
+    def _step(self, loader: Loader, count: int, began: float) -> None:
+        step_began = time.monotonic()
+        group = self._next(loader, count)
+        waited = time.monotonic() - step_began
+        diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
+        checked = self.check and self.step == 0
+        figures, broken = self._taken(group, loader, diagnosed=diagnosed, checked=checked)
+        now = time.monotonic()
+        figures |= self._pace(group, waited, now - step_began)
+        self.seconds = now - began
+        self._write(figures)
+        if checked:
+            self._tell_check(figures)
+        self.skipped = self.skipped + 1 if broken else 0
+        if broken:
+            self._broke(broken, group)
+        elif diagnosed:
+            self._look(figures)
+        self.step += 1
+        self._keep(figures, broken)
 
     def _taken(
-        self, group: Sequence[Batch], *, diagnosed: bool, checked: bool
+        self, group: Sequence[Batch], loader: Loader, *, diagnosed: bool, checked: bool
     ) -> tuple[dict[str, float], list[NotFinite]]:
-        """The trainer's step. Raises UserError (code MACHINE) for want of memory; older checkpoints stay."""
+        """The trainer's step. Raises UserError (code MACHINE) for want of memory, and where a process that prepares data
+        dies meanwhile; older checkpoints stay."""
         try:
             return self.trainer.step(group, diagnosed=diagnosed, checked=checked)
         except (MemoryError, RuntimeError) as error:
+            if (died := loader.died(error)) is not None:
+                raise died from None
             if not is_too_little(error):
                 raise
             where = f"stage {self.stage.name}, step {self.step + 1}"
             raise too_little(self.trainer, group, where, error) from error
 
-    def _next(self, loader: Iterator[Batch], count: int) -> list[Batch]:
+    def _next(self, loader: Loader, count: int) -> list[Batch]:
         """The step's micro-batches, of which each process has its own.
 
         Raises UserError when the data is gone, of whichever process, what was trained so far being saved; Stopped when
@@ -147,9 +155,6 @@ class Loop:
             met = [row for batch in group for row in batch.unusable]
         except UserError as found:
             error = found
-        except RuntimeError:  # a process that prepares data was ended by the signal that asked us to stop
-            if stop.asked() is None:
-                raise
         for number, rows, found in self.processes.every((stop.asked() if not group else None, met, error)):
             if number is not None:
                 self._stop(number)
@@ -215,6 +220,10 @@ class Loop:
         mib = states.file.stat().st_size / 2**20
         where = {"event": "teacher states", "stage": self.stage.name}
         self.log({**where, "found": found, "computed": computed, "mib": mib})
+
+    def _tell_data(self, text: str) -> None:
+        """What slows this process's data down."""
+        self.log({"event": "data", "stage": self.stage.name, "text": text})
 
     def _tell_check(self, figures: dict[str, float]) -> None:
         """What came of comparing the chunks with all logits at once."""
