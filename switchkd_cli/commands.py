@@ -102,6 +102,10 @@ def evaluate(model: str | None, asked: Mapping[str, Any], root: Path, *, allow_p
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
     console.show_scores(model or str(folder.path), results)
+    from switchkd_cli.report.notes import faults
+
+    for note in faults({"this model": [results]}):
+        console.say(note)
     console.say(f"files: {where}")
 
 

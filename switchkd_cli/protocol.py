@@ -26,6 +26,15 @@ ANSWER_KINDS: Mapping[AnswerKind, str] = MappingProxyType(
 )
 """What a benchmark asks for; a student may gain on one kind and lose on another."""
 
+FAULTS: Mapping[str, str] = MappingProxyType(
+    {
+        "unreadable": "can't be read by the metric",
+        "empty": "are empty",
+        "at_limit": "were cut at the limit of new tokens",
+    }
+)
+"""Why an answer may be wrong whatever the model knows; results count them, see engine/benchmarks/scoring.py."""
+
 
 @dataclass(frozen=True)
 class Benchmark:

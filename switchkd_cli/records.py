@@ -58,6 +58,10 @@ class Score(Open):
     score: Annotated[float, Field(strict=True, ge=0, le=100)]
     items: Whole
     metric: Line = ""
+    unreadable: Whole = 0
+    empty: Whole = 0
+    at_limit: Whole = 0
+    example: str | None = None
 
 
 class Fidelity(Open):

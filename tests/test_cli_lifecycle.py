@@ -7,7 +7,7 @@ import fake_engine
 import pytest
 from small_recipe import write
 
-from switchkd_cli import cli, runs, workers
+from switchkd_cli import cli, launch, runs, workers
 from switchkd_cli.errors import UserError
 from switchkd_cli.occupy import occupy
 from switchkd_cli.recipe.load import load
@@ -203,6 +203,16 @@ def test_eval_scores_the_newest_run_once(tmp_path, calls, monkeypatch, capsys):
     assert switchkd(monkeypatch, *arguments) == 0
     assert names(calls) == ["evaluate_model"]
     assert "evaluated before, reused" in capsys.readouterr().err
+
+
+def test_eval_says_how_many_answers_were_none(tmp_path, calls, monkeypatch, capsys):
+    write(tmp_path)
+    results = {"world": "playground", "split": "test", "sets_key": "k", "model": "m"}
+    results["scores"] = {"pope": {"score": 0.0, "items": 200, "unreadable": 200, "example": "Yes."}}
+    monkeypatch.setattr(launch, "evaluate", lambda *asked: (results, tmp_path))
+    assert switchkd(monkeypatch, "eval", "--model", tmp_path / "model") == 0
+    told = "POPE: answers that can't be read by the metric: this model 200 of 200 (e.g. 'Yes.')"
+    assert f"warning: {told}" in capsys.readouterr().err
 
 
 def test_eval_asks_a_run_what_its_recipe_asks(tmp_path, calls, monkeypatch):

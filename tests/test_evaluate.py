@@ -138,6 +138,56 @@ def test_the_stored_answers_give_the_scores_again(tmp_path: Path, sets: Path) ->
     assert "unit" in read_answers(tmp_path / "answers", "mmbench_cn_dev")[0]
 
 
+CHOICES = {task for task, row in BENCHMARKS.items() if row.asks == "choice"}
+OPEN = {task for task, row in BENCHMARKS.items() if row.asks == "open"}
+
+
+@pytest.mark.parametrize(
+    ("said", "fault", "tasks"),
+    [
+        ("Yes.", "unreadable", {"pope"} | CHOICES),  # MME's rule takes the dot away
+        ("I can't tell.", "unreadable", {"pope", "mme"} | CHOICES),
+        ("(B)", "unreadable", {"pope", "mme", "scienceqa_img"}),
+        ("B. that one", "unreadable", {"pope", "mme"}),
+        (" ", "empty", set(STYLES)),
+    ],
+)
+def test_answers_that_a_metric_cannot_read_are_counted_as_it_reads_them(
+    said: str, fault: str, tasks: set[str], tmp_path: Path, sets: Path
+) -> None:
+    scores = examine(Always(said), exam(), tmp_path, sets)["scores"]
+    assert {task for task, score in scores.items() if score[fault] == ITEMS} == tasks
+    assert all(score[fault] == 0 for task, score in scores.items() if task not in tasks | OPEN)
+    for task, score in scores.items():
+        others = {"unreadable", "empty", "at_limit"} - {fault}
+        assert all(score[other] == 0 for other in others)
+        assert score["example"] == (said if task in tasks and fault == "unreadable" else None)
+        assert [line["faults"] for line in answers(tmp_path, task)] == [[fault] * (task in tasks)] * ITEMS
+
+
+def test_right_answers_in_a_sentence_are_no_answers_to_open_questions_and_it_is_counted(
+    tmp_path: Path, sets: Path
+) -> None:
+    class Talkative(Answerer):
+        def answer(self, items: list[Item]) -> list[str]:
+            return [f"I think it is {item.target} over there" for item in items]
+
+    scores = examine(Talkative(), exam(*OPEN), tmp_path, sets)["scores"]
+    assert {task: (score["score"], score["unreadable"]) for task, score in scores.items()} == dict.fromkeys(
+        OPEN, (0.0, ITEMS)
+    )
+    right = examine(Oracle(), exam(), tmp_path / "right", sets)["scores"]
+    wrong = examine(Always("E"), exam(*OPEN), tmp_path / "wrong", sets)["scores"]
+    assert not any(score["unreadable"] for score in (*right.values(), *wrong.values()))
+
+
+def test_an_answer_that_ends_with_a_stop_word_was_not_cut_at_the_limit() -> None:
+    item = Item(request=None, data=(), limit=4, until=("USER:",), at_limit=True)
+    assert item.cut("a cup USER: and") == "a cup" and not item.at_limit
+    item.at_limit = True
+    assert item.cut("a cup and ") == "a cup and" and item.at_limit
+
+
 def test_answers_name_the_image_that_they_are_about(tmp_path: Path, sets: Path) -> None:
     """By its pixels: MME's pairs share one, and sets that draw from one sequence of scenes name them alike."""
     examine(Oracle(), exam("mme", "gqa", "vqav2_val", items=40), tmp_path, sets)

@@ -17,8 +17,10 @@ from tiny_llava import save_tiny_llava
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from switchkd_cli.engine.benchmarks.answerer import Item
+from switchkd_cli.engine.benchmarks.exam import Exam
+from switchkd_cli.engine.benchmarks.reader import Reader
 from switchkd_cli.engine.data.picture import opened
-from switchkd_cli.engine.evaluate import evaluate
+from switchkd_cli.engine.evaluate import evaluate, examine
 from switchkd_cli.playground.questions import prompt
 from switchkd_cli.playground.sets import asked
 
@@ -88,6 +90,20 @@ def test_batched_answers_are_those_of_transformers_one_by_one(
             written = model.generate(**inputs, do_sample=False, max_new_tokens=16)
         new = written[0, inputs["input_ids"].shape[1] :]
         assert processor.decode(new, skip_special_tokens=True).strip() == given[row.number]
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_answers_that_reach_the_limit_without_an_end_are_counted(
+    checkpoint: Path, sets: Path, tmp_path: Path, stops: bool
+) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    reader = Reader(LlavaForConditionalGeneration.from_pretrained(checkpoint), processor, batch=5, longest=16)
+    every = reader.model.config.text_config.vocab_size
+    reader.model.generation_config.eos_token_id = list(range(every)) if stops else every + 7
+    tasks = ("textvqa_val", "mmbench_cn_dev")  # no stop words that this model writes
+    results = examine(reader, Exam("playground", tasks, "test", 8, 0), tmp_path, sets)
+    assert [score["at_limit"] for score in results["scores"].values()] == [0 if stops else 8] * 2
+    assert all(("at_limit" in line["faults"]) != stops for task in tasks for line in lines(tmp_path, task))
 
 
 def test_a_seeing_model_answers_pictures_and_a_blind_one_prompts(

@@ -281,3 +281,40 @@ def test_the_json_beside_the_results_is_the_report(root):
     gain = next(line for line in written["tables"][0]["lines"] if line["kind"] == "gain")
     assert gain["cells"][-1]["value"] == pytest.approx((5.4 - 4.1 + 1.0) / 3)
     assert [cell["counted"] for cell in gain["cells"]] == [True, True, False, True, True]
+
+
+def faulty(root: Path, row: str, title: str, seed: int = 0, **counts) -> RunFolder:
+    """A run of 100 answers to POPE of which so many are no answers."""
+    folder = made.run(root, row, title, {"pope": 40.0, "gqa": 50.0}, seed=seed)
+    results = json.loads(folder.results.read_text())
+    results["scores"]["pope"] |= counts
+    folder.results.write_text(json.dumps(results))
+    return folder
+
+
+def test_answers_that_are_none_are_counted_by_benchmark_and_whose_they_are(root):
+    runs = [
+        faulty(root, "a", "A", 0, unreadable=7, example="Yes,\nit is."),
+        faulty(root, "a", "A", 1, unreadable=2, empty=3),
+        faulty(root, "b", "B", 0, unreadable=1, example="no!"),
+    ]
+    notes = comparison([read(run) for run in runs], None).notes
+    assert [note for note in notes if "answers that" in note] == [
+        r"POPE: answers that can't be read by the metric: A 9 of 200 (e.g. 'Yes,\\nit is.'), B 1 of 100 (e.g. 'no!')",
+        "POPE: answers that are empty: A 3 of 200",
+    ]
+    untold = [read(made.run(root / "old", row, row, {"pope": 1.0})) for row in ("a", "b")]
+    assert not any("answers that" in note for note in comparison(untold, None).notes)
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "empty", "at_limit"])
+def test_more_than_half_in_one_run_is_a_warning(root, fault):
+    """Also where its row's other seeds are well, and of the teacher, which decides what counts."""
+    runs = [read(faulty(root, "a", "A", seed, **{fault: 51 * seed})) for seed in (0, 1)]
+    (note,) = (note for note in comparison(runs, None).notes if "answers that" in note)
+    assert note.startswith("warning: POPE: ") and "A 51 of 200" in note and "says little" in note
+    well = [read(made.run(root / "well", row, row, {"pope": 40.0, "gqa": 50.0})) for row in ("a", "b")]
+    teacher = made.teacher(*[{"pope": 0.0, "gqa": 50.0}] * 3)
+    teacher["teacher"]["scores"]["pope"] |= {fault: 99}
+    (note,) = (note for note in comparison(well, teacher).notes if "answers that" in note)
+    assert note.startswith("warning: POPE: ") and "teacher 99 of 100" in note

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import installed, provenance
 from switchkd_cli.engine.benchmarks.exam import Exam, short_hash
-from switchkd_cli.protocol import Benchmark
+from switchkd_cli.protocol import FAULTS, Benchmark
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
     from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
@@ -110,13 +110,14 @@ def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = No
 
 def _score(row: Benchmark, outcome: dict, answerer: Answerer, folder: Path) -> dict[str, Any]:
     """One benchmark's score; its items go to `folder`."""
-    from switchkd_cli.engine.benchmarks.scoring import categories, item_scores, unit
+    from switchkd_cli.engine.benchmarks.scoring import categories, faults, item_scores, unit
 
     samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
-    lines = [
-        _line(sample, answerer.items[row.task, sample["doc_id"]], score) | unit(row, sample)
-        for sample, score in zip(samples, item_scores(row, samples), strict=True)
-    ]
+    lines = []
+    for sample, score in zip(samples, item_scores(row, samples), strict=True):
+        item = answerer.items[row.task, sample["doc_id"]]
+        found = {"faults": faults(row, sample, item, score)}
+        lines.append(_line(sample, item, score) | unit(row, sample) | found)
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"{row.task}.jsonl").write_text(text, encoding="utf-8")
@@ -126,6 +127,8 @@ def _score(row: Benchmark, outcome: dict, answerer: Answerer, folder: Path) -> d
         "metric": row.metric,
         "value": value,
         "items": len(samples),
+        **{fault: sum(fault in line["faults"] for line in lines) for fault in FAULTS},
+        "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
         "seconds": round(answerer.seconds[row.task], 3),
     }
 

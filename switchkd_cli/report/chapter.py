@@ -81,6 +81,8 @@ def _scores(recipe: Gathered, columns: Columns) -> Iterator[Block]:
         )
         + (" In grey and parentheses: left out of the average." if columns.not_beaten else ""),
     )
+    for note in notes.answers(recipe.runs, recipe.teacher):
+        yield Callout(note, "problem") if note.startswith(notes.WARNING) else Text(note)
     if printed := measured.printed(recipe, columns):
         yield Sheet(printed, PAPER, "paper")
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.errors import printable
+from switchkd_cli.protocol import BENCHMARKS, FAULTS
 from switchkd_cli.report.baselines import BASELINES
 from switchkd_cli.report.columns import Columns
 from switchkd_cli.report.scored import Scored, items, one_or_each
 
+WARNING = "warning"  # how a note begins that nobody may miss
 MDE = (
     "MDE: minimum detectable effect, the smallest true difference that as many images or seeds would show to be clear in "
     "80 of 100 cases; beside every interval that holds 0"
@@ -39,11 +41,46 @@ def of_scores(runs: Sequence[Scored], columns: Columns, teacher: Mapping[str, An
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey picture"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items a benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
+    yield from answers(runs, teacher)
     yield from stood_in(runs)
     yield from fidelity(runs)
     yield from warnings(runs)
     if any(run.paper for run in runs):
         yield from of_paper(columns, runs[0].results["world"])
+
+
+def answers(runs: Sequence[Scored], teacher: Mapping[str, Any] | None) -> Iterator[str]:
+    """Whose answers were wrong whatever the model knows; a row's over its seeds."""
+    asked: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for name in ("teacher", "blind"):
+        if teacher and name in teacher:
+            asked[name].append(teacher[name])
+    for run in runs:
+        asked[run.title].append(run.results)
+    yield from faults(asked)
+
+
+def faults(asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """By benchmark and kind, of the results by name; a warning where they are more than half of someone's answers."""
+    for task, row in BENCHMARKS.items():
+        found = {
+            name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in asked.items()
+        }
+        for fault, words in FAULTS.items():
+            told = [text for name, scores in found.items() if (text := _counted(name, scores, fault))]
+            line = f"{row.column}: answers that {words}: {', '.join(told)}"
+            if any(2 * score.get(fault, 0) > score["items"] for scores in found.values() for score in scores):
+                yield f"{WARNING}: {line}: with more than half, the score says little of what a model knows"
+            elif told:
+                yield line
+
+
+def _counted(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
+    """`SFT 3 of 200`, with an example of what can't be read; empty where there is none."""
+    count, of = (sum(score.get(field, 0) for score in scores) for field in (fault, "items"))
+    example = next((score["example"] for score in scores if score.get("example")), "")
+    like = f" (e.g. {printable(example[:60])!r})" if fault == "unreadable" and example else ""
+    return f"{name} {count:,} of {of:,}{like}" if count else ""
 
 
 def left_out(columns: Columns) -> Iterator[str]:
@@ -93,7 +130,7 @@ def warnings(runs: Sequence[Scored]) -> Iterator[str]:
             found[run.title, about].append(run)
     for (title, about), warned in found.items():
         seeds = counted(sorted({run.seed for run in warned}))
-        yield f"warning, {title} ({seeds}): {warned[0].warnings[about]}"
+        yield f"{WARNING}, {title} ({seeds}): {warned[0].warnings[about]}"
 
 
 def of_paper(columns: Columns, world: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from switchkd_cli.report.cells import HEADINGS, Number, Report, Table, are_words, full_name, words
+from switchkd_cli.report.notes import WARNING
 
 if TYPE_CHECKING:
     import rich.table
@@ -42,7 +43,7 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print()
     for note in report.notes:
         for line in _wrapped(note, console.width):
-            console.print(Text(line, "dim"), soft_wrap=True)
+            console.print(Text(line, "bold" if note.startswith(WARNING) else "dim"), soft_wrap=True)
 
 
 def to_text(report: Report) -> str:

@@ -28,6 +28,7 @@ class Item:
     data: Sequence  # the task's split, by doc_id
     limit: int  # new tokens
     until: tuple[str, ...]
+    at_limit: bool = False  # the answer was cut there, before its end
 
     @classmethod
     def of(cls, request: Instance, task_dict: dict, longest: int) -> "Item":
@@ -100,7 +101,8 @@ class Item:
     def cut(self, answer: str) -> str:
         """The answer up to the first stop string."""
         for stop in self.until:
-            answer = answer.split(stop)[0]
+            answer, found, _ = answer.partition(stop)
+            self.at_limit = self.at_limit and not found
         return answer.strip()
 
 

@@ -48,6 +48,8 @@ class Reader(Answerer):
         visual = self._see([picture for pictures in shown for picture in pictures])
         texts = [self._text(item.prompt, len(p)) for item, p in zip(items, shown, strict=True)]
         written = self._write(texts, visual, items[0].limit)
+        for item, cut in zip(items, self._cut(written, items[0].limit), strict=True):
+            item.at_limit = cut
         return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     def _shown(self, item: Item) -> list[Image.Image]:
@@ -93,6 +95,12 @@ class Reader(Answerer):
             attention_mask=encoded["attention_mask"],
             generation_config=self._greedy(limit),
         )
+
+    def _cut(self, written: Tensor, limit: int) -> list[bool]:
+        """Which of the answers [B, T] were still going on when they reached the limit."""
+        ends = torch.as_tensor(self._greedy(limit).eos_token_id, device=written.device)
+        going_on = ~torch.isin(written, ends).any(dim=1)
+        return (going_on & (written.shape[1] >= limit)).tolist()
 
     def _greedy(self, limit: int) -> GenerationConfig:
         tokenizer = self.processor.tokenizer
