@@ -2,16 +2,24 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
-from switchkd_cli.engine.contract import Vocabulary, agree, check_alone
+from switchkd_cli.engine.contract import Vocabulary, agree, check_alone, noted, positions
 from switchkd_cli.engine.models.llava import Blueprint, Llava
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.locate import ASSETS
+from switchkd_cli.recipe.schema import Stage, Term
 from tests import tiny
 
 WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
@@ -144,6 +152,96 @@ def test_equal_pictures_cut_into_other_patches_are_refused():
     assert problems(agree, blueprint(), blueprint(patch_size=6)) == expected
 
 
+def prepared(by, **changes):
+    """A model of the usual build whose images are prepared by another processor."""
+    model, square = blueprint(), {"height": 24, "width": 24}
+    usual = {"size": square, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+    model.processor.image_processor = by(**(usual | changes))
+    return model
+
+
+SQUARE = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}}
+
+
+@pytest.mark.parametrize(
+    ("by", "changes", "expected"),
+    [
+        (LlavaImageProcessorPil, {"do_pad": True, **SQUARE}, "do_pad is True, the student's is None"),
+        (CLIPImageProcessorPil, SQUARE, "do_center_crop is True, the student's is None"),
+        (SiglipImageProcessorPil, {"do_rescale": False}, "do_rescale is False, the student's is True"),
+    ],
+)
+def test_images_that_are_padded_cut_or_scaled_otherwise_are_refused_with_both_values(by, changes, expected):
+    teacher = prepared(by, **changes)
+    (told,) = problems(agree, prepared(SiglipImageProcessorPil), teacher)
+    assert re.match(r"teacher: images are prepared otherwise \(\d+% apart\): ", told) and expected in told
+    assert "student.vision" in hint(agree, blueprint(), teacher)
+    (other_way,) = problems(agree, teacher, prepared(SiglipImageProcessorPil))
+    assert "are prepared otherwise" in other_way
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2])
+def test_another_way_of_resampling_is_noted_with_both_values(resample):
+    teacher = prepared(SiglipImageProcessorPil, resample=resample)
+    agree(prepared(SiglipImageProcessorPil), teacher)
+    (note,) = noted(prepared(SiglipImageProcessorPil), teacher)
+    assert note.startswith("teacher: images are prepared nearly alike (")
+    assert note.endswith(f"apart): resample is {resample}, the student's is 3")
+
+
+def test_settings_that_change_no_image_are_no_difference():
+    """A size to cut to that is not cut to, and another class that does the same."""
+    ours = prepared(SiglipImageProcessorPil)
+    for teacher in (
+        prepared(SiglipImageProcessorPil, crop_size={"height": 9, "width": 9}),
+        prepared(CLIPImageProcessorPil, do_center_crop=False),
+    ):
+        agree(ours, teacher)
+        assert noted(ours, teacher) == []
+
+
+SWITCH = Term(name="vsd", loss="dbild", of="switch", to="teacher")
+FEATURES = Term(loss="feature_mse", to="teacher")
+ALIGN = Term(name="align", loss="dbild", to="teacher")
+CE = Term(loss="cross_entropy")
+
+
+def read_at(layer):
+    model = blueprint()
+    model.config.vision_feature_layer = layer
+    return model
+
+
+@pytest.mark.parametrize("terms", [[SWITCH], [FEATURES], [SWITCH, ALIGN, FEATURES]])
+def test_features_of_another_layer_are_refused_where_a_term_needs_them(terms):
+    names = ", ".join(term.name for term in terms if term is not ALIGN)
+    assert problems(agree, read_at(-2), read_at(-1), terms) == [
+        f"teacher: feature layer is -1, the student's is -2: {names} can't compare the two"
+    ]
+    assert "student.feature_layer" in hint(agree, read_at(-2), read_at(-1), terms)
+    assert noted(read_at(-1), read_at(-1)) == []
+
+
+def test_features_of_another_layer_are_noted_where_each_model_reads_its_own():
+    """As in LLaVA-KD, where logits alone are compared."""
+    agree(read_at(-2), read_at(-1), [ALIGN, Term(loss="token_mse", to="teacher")])
+    assert noted(read_at(-2), read_at(-1)) == ["teacher: feature layer is -1, the student's is -2"]
+
+
+def test_positions_are_those_of_the_configs_stretched_where_they_are():
+    student, teacher = blueprint().config, blueprint().config
+    student.text_config.max_position_embeddings = 512
+    teacher.text_config.max_position_embeddings = 32768
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    teacher.text_config.rope_parameters = {"rope_theta": 1e6} | yarn
+    stage = {"name": "s", "data": "rows", "train": ["language"], "lr": 1.0, "batch": 1, "steps": 1}
+    taught, alone = (Stage.model_validate(stage | {"objective": [term]}) for term in (ALIGN, CE))
+    other = alone.model_copy(update={"data": "other"})
+    assert positions("rows", [other, taught], student, teacher) == {"student": 512, "teacher": 131072}
+    assert positions("other", [other, taught], student, teacher) == {"student": 512}
+    assert positions("rows", [alone], student, None) == {"student": 512}
+
+
 def hint(call, *arguments):
     with pytest.raises(UserError) as refused:
         call(*arguments)
@@ -210,6 +308,10 @@ def another_count(model):
     model.processor.vision_feature_select_strategy = "default"
 
 
+def no_deviation(model):
+    model.processor.image_processor.image_std = [0.0, 0.5, 0.5]
+
+
 def larger_pictures(model):
     model.processor.image_processor.size = {"height": 48, "width": 48}
 
@@ -232,6 +334,10 @@ def larger_pictures(model):
         (too_deep, "feature_layer is counted from the end, -1 to -3, got -4"),
         (from_the_front, "feature_layer is counted from the end, -1 to -3, got 2"),
         (another_count, "the processor puts 3 image tokens into the text, the model makes 4"),
+        (
+            no_deviation,
+            "the image processor makes values that are not finite (mean (0.5, 0.5, 0.5), std (0.0, 0.5, 0.5))",
+        ),
         (
             larger_pictures,
             "the image processor makes pictures of (48, 48), the vision tower takes 24 x 24",

@@ -212,3 +212,38 @@ def test_what_a_recipe_may_ask_of_the_playground_is_what_there_is():
     hints = get_type_hints(playground)
     assert set(get_args(hints["kind"])) == set(KINDS)
     assert set(get_args(hints["split"])) == set(SPLITS)
+
+
+LONG = ("How many?", "dog " * 40)
+
+
+def test_a_row_longer_than_a_model_s_positions_is_unusable_and_says_both_values(processor, tmp_path):
+    most = {"student": 64, "teacher": 32}
+    data = conversations(processor, tmp_path, tiny.row("r", None, LONG), max_faults=0.5, positions=most)
+    with pytest.raises(UserError) as refused:
+        data.inspect()
+    assert refused.value.problems[0] == (
+        "rows: row 0: r: 47 tokens, the student is made for 64, the teacher is made for 32 (max_length: 32 would cut it)"
+    )
+    cut = conversations(processor, tmp_path, tiny.row("r", None, LONG), max_length=32, positions=most)
+    cut.inspect()
+    assert len(cut[0].input_ids) == 32
+
+
+def test_independent_turns_take_the_positions_of_the_longest_alone(processor, tmp_path):
+    """Each goes on from the end of the image."""
+    row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *[("How many?", "dog")] * 9)
+    chained, independent = (
+        conversations(processor, tmp_path, row, turns=turns, positions={"student": 12})
+        for turns in ("chained", "independent")
+    )
+    with pytest.raises(Fault, match="tokens, the student is made for 12"):
+        chained.written(0)
+    example = independent.written(0)
+    assert len(example.input_ids) > 12
+    batch = tiny.collate([example], image_token=4, pad_token=0)
+    assert int(batch.position.max()) < 12
+    with pytest.raises(Fault, match=f"{int(batch.position.max()) + 1} tokens, the student is made for"):
+        conversations(
+            processor, tmp_path, row, turns="independent", positions={"student": int(batch.position.max())}
+        ).written(0)

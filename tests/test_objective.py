@@ -5,8 +5,12 @@ import itertools
 import pytest
 import torch
 
+from switchkd_cli import registry
+from switchkd_cli.engine.chunks import AtOnce, Chunks, Given
 from switchkd_cli.engine.objective import Objective
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.trainer import unfreeze
+from switchkd_cli.recipe.check import _reach
 from switchkd_cli.recipe.schema import Term
 from tests import tiny
 
@@ -85,3 +89,57 @@ def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
     keep = objective.keep(empty)
     parts = objective(paths(empty, objective.readings, keep), empty, keep, objective.tally([empty]))
     assert {k: v.item() for k, v in parts.items()} == {"cross_entropy": 0.0, "align": 0.0}
+
+
+def alone():
+    """Every loss as the only term, of each path that it may be a term of, with each single part that it trains."""
+    for loss in registry.LOSSES:
+        to = (
+            "teacher"
+            if any(side == "teacher" for side, _ in registry.signature("loss", loss).reads)
+            else "labels"
+        )
+        for of in ("student", "switch"):
+            term = {"name": "only", "loss": loss, "of": of, "to": to}
+            yield from ((term, part) for part in sorted(_reach(term)))
+
+
+@pytest.mark.parametrize(
+    ("term", "part"), list(alone()), ids=lambda v: v if isinstance(v, str) else f"{v['loss']}-{v['of']}"
+)
+def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
+    """What contributes nothing is 0 with a graph: of several processes each goes back."""
+    paths.requires_grad_(False)
+    trained = unfreeze(paths.student, part)
+    on = "answer" if registry.signature("loss", term["loss"]).of_pictures else "image"
+    objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
+    data = tiny.conversations(paths.student, tmp_path)
+    pictured, text = (tiny.together(paths.student, [data[i] for i in rows]) for rows in ((0, 2), (1,)))
+    tally = objective.tally([text, pictured])
+    paths.adapt(objective.readings)
+    for way in (AtOnce(objective), Chunks(objective)):
+        found = []
+        for batches in ([text, pictured], [pictured]):
+            paths.zero_grad()
+            for batch in batches:
+                keep = objective.keep(batch)
+                given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, tally)
+                total, _ = way(given)
+                assert total.requires_grad
+                total.backward()
+            found.append([p.grad if p.grad is None else p.grad.clone() for p in trained])
+        if objective.counted(objective.terms[0]) == "answer":  # text has answers
+            continue
+        for with_text, without in zip(*found, strict=True):
+            torch.testing.assert_close(with_text, without, rtol=0, atol=1e-9)
+    paths.requires_grad_(True)
+    paths.adapt(())
+
+
+def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path):
+    """As in several processes, one of which has pictures: AdamW goes on from its moments in either case."""
+    paths.requires_grad_(False)
+    trained = [*unfreeze(paths.student, "vision"), *unfreeze(paths.student, "projector")]
+    got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])
+    assert len(got) == len(trained) and not any(gradient.any() for gradient in got.values())
+    paths.requires_grad_(True)

@@ -86,6 +86,11 @@ def problems(file, *arguments, **more):
             "19: stages.distill.objective.vsd.of: the switch trains only vision, the stage only projector, language, got 'switch'",
         ),
         (
+            "lr_scale: {vision: 0.3}",
+            "lr_scale: {vision: 0.0}",
+            "13: stages.distill.lr_scale.vision: trains nothing of it: take it out of train instead, got 0.0",
+        ),
+        (
             "loss: dbild, to",
             "loss: dbld, to",
             "18: stages.distill.objective.align.loss: unknown loss, got 'dbld' (did you mean 'dbild'?)",
@@ -277,6 +282,16 @@ def test_a_trained_part_needs_a_term_that_trains_it(tmp_path):
     found = problems(file, "sft")
     assert "11: stages.distill.train: no term of the objective trains it, got 'projector'" in found
     assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in found
+
+
+def test_a_term_of_weight_0_trains_nothing(tmp_path):
+    """Beside others it is only looked at."""
+    silent = ("{name: ce, loss: cross_entropy}", "{name: ce, loss: cross_entropy, weight: 0}")
+    file = write(tmp_path, silent, ("drop: [align, vsd]", "drop: [vsd]"))
+    load(file)
+    found = problems(file, None, ["stages.distill.objective.align.weight=0"])
+    told = "11: stages.distill.train: no term of the objective trains it (terms of weight 0 aside), got"
+    assert f"{told} 'projector'" in found and f"{told} 'language'" in found
 
 
 def test_a_term_on_pictures_has_no_positions_and_must_reach_what_is_trained(tmp_path):

@@ -66,9 +66,12 @@ def test_only_the_named_part_is_trained(tmp_path, part):
 
 
 def test_vsd_alone_trains_the_vision_tower_only(tmp_path):
-    paths, _, before = trained(tmp_path, objective=DISTILL[2:])
+    paths, _, before = trained(tmp_path, objective=DISTILL[2:], train=["vision"])
     assert changed(paths, before)
     assert all(".vision_tower." in name for name in changed(paths, before))
+    with pytest.raises(UserError) as told:
+        trained(tmp_path, objective=DISTILL[2:])
+    assert [problem.split(": ")[1] for problem in told.value.problems] == ["projector", "language"]
 
 
 @pytest.mark.parametrize("micro", [1, 2])

@@ -1,19 +1,20 @@
 """A recipe's names -> objects: the student, the teacher, data, paths."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import set_seed
 
 from switchkd_cli import registry
-from switchkd_cli.engine.contract import Vocabulary, agree, check_alone, ended
+from switchkd_cli.engine.contract import Vocabulary, agree, check_alone, ended, noted, positions
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.models.llava import Blueprint, Llava
 from switchkd_cli.engine.models.parts import design
 from switchkd_cli.engine.models.whole import read_whole
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.stored import fetch
-from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
+from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Pair:
         set_seed(seed)
         student = self.student.build()
         return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
+
+    def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
+        """See `contract.positions`."""
+        return positions(data, stages, self.student.config, self.teacher.config if self.teacher else None)
 
 
 def check_checkpoint(
@@ -63,8 +68,8 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     notes = (*student.notes, *(teacher.notes if teacher else ()))
     if not with_teacher:
         teacher = None
-    vocabulary = agree(student, teacher)
-    return Pair(student, teacher, vocabulary, (*notes, str(vocabulary)))
+    vocabulary = agree(student, teacher, [term for stage in recipe.stages for term in stage.objective])
+    return Pair(student, teacher, vocabulary, (*notes, *noted(student, teacher), str(vocabulary)))
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> Llava:
@@ -75,21 +80,27 @@ def load(checkpoint: str, who: str = "checkpoint") -> Llava:
     return check_checkpoint(checkpoint, who, speaks=False).build()
 
 
-def build_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
+def build_data(
+    spec: DataSet, model: Llava, cache: Path, positions: Mapping[str, int] | None = None
+) -> Conversations:
     """The rows of one named data set as examples for `model`, looked at before they are trained on.
+
+    `positions`: see `Conversations`.
 
     Raises UserError as `open_data` does, and where more rows can't be used than the data set allows.
     """
-    data = open_data(spec, model, cache)
+    data = open_data(spec, model, cache, positions)
     data.inspect()
     return data
 
 
-def open_data(spec: DataSet, model: Llava, cache: Path) -> Conversations:
+def open_data(
+    spec: DataSet, model: Llava, cache: Path, positions: Mapping[str, int] | None = None
+) -> Conversations:
     """The same rows, none of them prepared yet: for who takes a few of what was trained on.
 
     Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
-    limits = {"max_length": spec.max_length, "max_faults": spec.max_faults}
+    limits = {"max_length": spec.max_length, "max_faults": spec.max_faults, "positions": positions}
     return Conversations(rows, model.processor, model.image_tokens, template=spec.template, **limits)

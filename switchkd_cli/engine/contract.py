@@ -5,20 +5,31 @@ All of it is seen in configs, tokenizers and image processors, so that it is kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from switchkd_cli import registry
 from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.data.template import after_answer, end_of, special
 from switchkd_cli.engine.models.llava import Blueprint, features_of
 from switchkd_cli.engine.stored import explained
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import Stage, Term
 
 LARGEST = 1 << 12  # pixels of a side, as in models/configs.py
+PROBES = (96, 48), (48, 96)  # pixels of a wide and of a tall image
+NEAR, EQUAL = 0.05, 1e-3
+"""Of the range of an image's values: resampling another way makes 0.01, padding, cutting or scaling 0.25 and more."""
+PREPARED_BY = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,21 +87,43 @@ def _named(words: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return " or ".join(f"{words.convert_ids_to_tokens(id)} ({id})" for id in ids)
 
 
-def agree(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
+def agree(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
     """The vocabulary that both models share: every token of the student's tokenizer.
 
     Raises UserError, naming every pair that differs and what to do about it, where the student's visual features
     can't pass through the teacher's projector, the teacher sees pictures otherwise, or the teacher's tokenizer
     does not map all the student's ids to the same tokens. Tokens that the teacher has beyond them are never met.
+    `terms`: some that compare features, or pass the student's to the teacher, need both of one layer.
     """
     shared, width = len(student.processor.tokenizer), student.config.text_config.vocab_size
     if teacher is None:
         return Vocabulary(shared, width)
     faults = [*_seen_otherwise(student, teacher), *_read_otherwise(student, teacher)]
+    if (differs := _layers(student, teacher)) and (needing := [t.name for t in terms if _of_features(t)]):
+        faults.append((f"{differs}: {', '.join(needing)} can't compare the two", LAYER_HINT))
     if faults:
         problems, hints = zip(*faults, strict=True)
         raise UserError(problems, hint="; ".join(dict.fromkeys(hints)))
     return Vocabulary(shared, width, teacher.config.text_config.vocab_size)
+
+
+def noted(student: Blueprint, teacher: Blueprint | None) -> list[str]:
+    """What differs between two models that agree, and is looked at by nothing that can't bear it: both values of each."""
+    if teacher is None:
+        return []
+    apart, settings = _prepared_otherwise(student, teacher)
+    pictures = f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else None
+    return [note for note in (_layers(student, teacher), pictures) if note]
+
+
+def positions(
+    data: str, stages: Iterable[Stage], student: LlavaConfig, teacher: LlavaConfig | None
+) -> dict[str, int]:
+    """By model that reads a data set, the positions that its language model was made for, where its config says so."""
+    taught = any(stage.needs_teacher for stage in stages if stage.data == data)
+    models = {"student": student, "teacher": teacher if taught else None}
+    told = {who: _positions(config.text_config) for who, config in models.items() if config is not None}
+    return {who: most for who, most in told.items() if most}
 
 
 QUESTION = "What?"
@@ -104,8 +137,10 @@ TOWERS_HINT = (
 )
 SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
 PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
+LAYER_HINT = "read both towers at one layer (student.feature_layer)"
 PICTURES_HINT = (
-    "both models are shown the same pictures: take the student's tower with the teacher's image processor"
+    "both models are shown the same images: put the teacher's preprocessor_config.json into the folder of the "
+    "student's tower (student.vision)"
 )
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
@@ -126,6 +161,61 @@ def _seen_otherwise(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[st
         ours, theirs = read(student), read(teacher)
         if ours != theirs:
             yield f"teacher: {what} is {theirs}, the student's is {ours}", hint
+    if _normalisation(student) == _normalisation(teacher):
+        apart, settings = _prepared_otherwise(student, teacher)
+        if apart > NEAR:
+            yield f"teacher: images are prepared otherwise ({apart:.0%} apart): {settings}", PICTURES_HINT
+
+
+def _prepared_otherwise(student: Blueprint, teacher: Blueprint) -> tuple[float, str]:
+    """How far the same images lie apart when either has prepared them, as a share of their range, and what differs.
+
+    0 where their sizes differ, which is told elsewhere.
+    """
+    ours, theirs = (_pixels(model) for model in (student, teacher))
+    apart = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else 0.0
+    apart /= (ours.max() - ours.min()).item() or 1.0
+    if apart < EQUAL:
+        return 0.0, ""
+    theirs_told, ours_told = (_settings(model) for model in (teacher, student))
+    told = [
+        f"{name} is {theirs_told[name]}, the student's is {ours_told[name]}"
+        for name in ours_told
+        if theirs_told[name] != ours_told[name]
+    ]
+    return apart, "; ".join(told)
+
+
+def _settings(model: Blueprint) -> dict[str, str]:
+    pictures = model.processor.image_processor
+    told = {"kind": type(pictures).__name__} | {name: getattr(pictures, name, None) for name in PREPARED_BY}
+    told |= {name: _sides(told[name]) for name in ("size", "crop_size") if told[name]}
+    return {name: str(value) for name, value in told.items()}
+
+
+def _sides(size: Mapping[str, int | None]) -> dict[str, int]:
+    return {name: side for name, side in dict(size).items() if side is not None}
+
+
+def _layers(student: Blueprint, teacher: Blueprint) -> str | None:
+    ours, theirs = student.config.vision_feature_layer, teacher.config.vision_feature_layer
+    return None if ours == theirs else f"teacher: feature layer is {theirs}, the student's is {ours}"
+
+
+def _of_features(term: Term) -> bool:
+    """Whether a term compares towers' features, or passes the student's through the teacher's projector."""
+    kinds = [kind for _, kind in registry.signature("loss", term.loss).reads]
+    return "switch" in term.paths or "features" in kinds
+
+
+def _positions(reader: PreTrainedConfig) -> int | None:
+    """Of a language model; where its rotary positions are stretched, the stretched ones."""
+    most, rope = (
+        getattr(reader, "max_position_embeddings", None),
+        getattr(reader, "rope_parameters", None) or {},
+    )
+    made_for, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(most, int(made_for * factor)) if most and made_for and factor else most
 
 
 def _read_otherwise(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[str, str]]:
@@ -211,12 +301,28 @@ def _prepared(model: Blueprint) -> tuple[tuple[int, int], int]:
     Raises UserError for a processor that can't, or that would make pictures of a size that no tower takes.
     """
     for size in (model.processor.image_processor.size, model.processor.image_processor.crop_size):
-        if size and not all(1 <= side <= LARGEST for side in dict(size).values() if side is not None):
-            raise UserError(f"the image processor makes pictures of {dict(size)}, {LARGEST} is the most")
-    blank = Image.new("RGB", (40, 30))
-    pixels = model.processor.image_processor(blank, return_tensors="pt")["pixel_values"]
-    text = model.processor.replace_image_token({"pixel_values": pixels}, 0)
+        if size and not all(1 <= side <= LARGEST for side in _sides(size).values()):
+            raise UserError(f"the image processor makes pictures of {_sides(size)}, {LARGEST} is the most")
+    pixels = _pixels(model)
+    if not pixels.isfinite().all():
+        mean, std = _normalisation(model)
+        raise UserError(f"the image processor makes values that are not finite (mean {mean}, std {std})")
+    text = model.processor.replace_image_token({"pixel_values": pixels[:1]}, 0)
     return tuple(pixels.shape[-2:]), text.count(model.processor.image_token)
+
+
+def _pixels(model: Blueprint) -> Tensor:
+    """A wide and a tall image as the model's image processor prepares them, [2, 3, H, W].
+
+    Their colours rise evenly from side to side, so that each place has its own: what is padded, cut or squashed shows,
+    how it is resampled hardly does.
+    """
+    images = []
+    for width, height in PROBES:
+        across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+        images.append(Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8)))
+    with np.errstate(all="ignore"):  # what comes of a deviation of 0 is looked at
+        return model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
 
 
 def _normalisation(model: Blueprint) -> tuple[tuple[float, ...], tuple[float, ...]]:

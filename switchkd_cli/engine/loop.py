@@ -22,7 +22,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.share import NotFinite
 from switchkd_cli.engine.trainer import TORCH_ALONE, Trainer
-from switchkd_cli.engine.watch import Watch
+from switchkd_cli.engine.watch import Idle, Watch, without
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 from switchkd_cli.stop import Stopped
@@ -71,7 +71,7 @@ class Loop:
             deepspeed=deepspeed,
             states=states,
         )
-        self.watch = Watch(stage)
+        self.watch, self.idle = Watch(stage), Idle(stage)
         self.visited = visits(stage, data, self.steps * stage.batch, seed)
         self.student = paths.student
         self.step = 0  # optimiser steps taken
@@ -86,6 +86,7 @@ class Loop:
             "skipped": self.skipped,
             "random": random_state(),
             "watch": self.watch.state_dict(),
+            "idle": self.idle.state_dict(),
             **self.trainer.state_dict(),
         }
 
@@ -93,6 +94,7 @@ class Loop:
         """Stands where `state_dict` was taken. Raises ValueError for the state of another training."""
         self.trainer.load_state_dict(state)
         self.watch.load_state_dict(state["watch"])
+        self.idle.load_state_dict(state.get("idle", {"terms": []}))  # written before there was any
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         set_random_state(state["random"])
 
@@ -125,8 +127,11 @@ class Loop:
             self._broke(broken, group)
         elif diagnosed:
             self._look(figures)
+        self.idle.look(self.trainer.compared, self.trainer.moved)
         self.step += 1
         self._keep(figures, broken)
+        if self.step == math.ceil(len(self.data) / self.stage.batch) and not broken:
+            self.check_idle()  # every row was seen once: what did nothing will not begin to
 
     def _taken(
         self, group: Sequence[Batch], loader: Loader, *, diagnosed: bool, checked: bool
@@ -225,6 +230,30 @@ class Loop:
         """What slows this process's data down."""
         self.log({"event": "data", "stage": self.stage.name, "text": text})
 
+    def check_idle(self) -> None:
+        """Raises UserError where the stage did not train a part that it names, or a term never compared anything."""
+        where, idle = f"stage {self.stage.name}", self.idle
+        problems = [
+            *(
+                f"{where}: {part}: no gradient reached it in {self.step} steps: it is as it was"
+                for part in idle.parts
+            ),
+            *(
+                f"{where}: {term}: none of the rows of {self.step} steps had what it compares"
+                for term in idle.terms
+            ),
+        ]
+        if problems:
+            raise UserError(
+                problems, hint=without(self.stage, idle.parts, idle.terms) + "; no model was saved"
+            )
+
+    def tell_idle(self) -> None:
+        """Steps in which no term had anything to compare, as a warning."""
+        if self.idle.steps:
+            told = f"in {self.idle.steps} of {self.steps} steps no term had anything to compare: no gradient was taken"
+            self.log({"event": "warning", "stage": self.stage.name, "about": "empty steps", "text": told})
+
     def _tell_check(self, figures: dict[str, float]) -> None:
         """What came of comparing the chunks with all logits at once."""
         text = "the chunked objective is the dense one, but for"
@@ -283,13 +312,16 @@ def train(
     written, and the newest is gone on from. `how` is as `Loop` takes it; each of several `processes` calls this with
     the same arguments.
 
-    Raises UserError when too many rows can't be used, or (exit code 1) when a term or the gradient is no longer
-    finite, naming them; Stopped when a signal asks for it.
+    Raises UserError when too many rows can't be used, a part that is trained never had a gradient or a term nothing to
+    compare, or (exit code 1) when a term or the gradient is no longer finite, naming them; Stopped when a signal asks
+    for it.
     """
     loop = Loop(stage, paths, data, keeper=keeper, **how)
     if keeper is not None:
         keeper.give(loop.load_state_dict)
     loop.run()
+    loop.check_idle()
+    loop.tell_idle()
     loop.tell_states()
     loop.trainer.close()
     paths.eval()

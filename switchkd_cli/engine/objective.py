@@ -50,6 +50,10 @@ class Objective:
         """Whether a term looks at what is said, not only at what lies in front of it."""
         return any(kind == "logits" for _, kind in self._reads[term.name].reads)
 
+    def counted(self, term: Term) -> str:
+        """What a term is a mean over: its kind of positions, or pictures. A tally counts them."""
+        return PICTURE if self._reads[term.name].of_pictures else term.on
+
     @property
     def compares_positions(self) -> bool:
         """Whether some loss compares positions of a row with one another."""
@@ -81,8 +85,7 @@ class Objective:
         parts = {}
         for term in self.terms:
             values, _ = self._values(term, readings, batch, keep, tally)
-            counted = PICTURE if self._reads[term.name].of_pictures else term.on
-            parts[term.name] = values.sum() / tally[counted]
+            parts[term.name] = values.sum() / tally[self.counted(term)]
         return parts
 
     @torch.no_grad()

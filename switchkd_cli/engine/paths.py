@@ -40,9 +40,8 @@ class Paths(nn.Module):
     Only what is asked for is computed: features alone take no language model. Logits are cut to `vocabulary`
     columns, the ids that both tokenizers share, so that padding rows of a wider head never enter a loss.
 
-    `in_step` is for one of several processes: it runs every module of the student on every batch, whatever the others'
-    batches hold. Text then goes with a blank picture that nothing reads, so that all gradients are there, some zero.
-    `states` is for a teacher that is read row by row, which may be kept; none: batch by batch, as the student.
+    Where V_S or P_S is trained, text alone goes with a blank picture that nothing reads: every module of the student
+    runs on every batch, whatever other processes' batches hold, and all gradients are there, some zero. `states` is for a teacher that is read row by row, which may be kept; none: batch by batch, as the student.
     `one_tower` is for a V_S that stays equal to V_T: its features are the teacher's too, and V_T is not asked.
     """
 
@@ -52,7 +51,6 @@ class Paths(nn.Module):
         self._beside = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
         self.vocabulary = vocabulary
         self.adapters = nn.ModuleDict()
-        self.in_step = False
         self.one_tower = False
         self.states: States | None = None
 
@@ -73,8 +71,7 @@ class Paths(nn.Module):
         twin = Paths(
             Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary
         )
-        twin.adapters, twin.in_step = copy.deepcopy(self.adapters), self.in_step
-        twin.one_tower, twin.states = self.one_tower, self.states
+        twin.adapters, twin.one_tower, twin.states = copy.deepcopy(self.adapters), self.one_tower, self.states
         twin.student.recomputed = self.student.recomputed
         return twin
 
@@ -130,8 +127,11 @@ class Paths(nn.Module):
         return Heads(weights, self.vocabulary, dtype)
 
     def _see(self, pictures: Tensor) -> Tensor:
-        """The student's features, of a blank picture where there is none and the processes go in step."""
-        if self.in_step and not len(pictures):
+        """The student's features; of a blank picture where there is none, but something that a gradient is sought of."""
+        sighted = (
+            p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters()
+        )
+        if not len(pictures) and torch.is_grad_enabled() and any(p.requires_grad for p in sighted):
             side = self.student.model.config.vision_config.image_size
             pictures = pictures.new_zeros(1, 3, side, side)
         return self.student.see(pictures)

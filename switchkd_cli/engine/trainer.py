@@ -53,7 +53,6 @@ class Trainer:
         self.micro = micro_batch(stage, processes.count)
         self.objective = Objective(stage.objective)
         paths.student.requires_grad_(False)
-        paths.in_step = processes.count > 1
         paths.recompute(stage.activation_checkpointing)
         self.parts = {part: unfreeze(paths.student, part) for part in stage.train}
         paths.one_tower = (
@@ -68,6 +67,7 @@ class Trainer:
             self.groups.append({"params": adapters, "lr": stage.lr})
         trained = {id(p) for group in self.groups for p in group["params"]}
         self.trained = {name: p for name, p in paths.named_parameters() if id(p) in trained}
+        self.compared: set[str] = set()  # terms that had a position or a picture in the last step
         self.tracker = SummaryWriter(str(trackers / stage.name)) if processes.first else None
         self._begin()
 
@@ -104,6 +104,7 @@ class Trainer:
         """
         group = [batch.to(self.replica.device) for batch in group]
         tally = self.objective.tally(group, self.schedule.last_epoch / self.steps, self.processes.sum)
+        self.compared = {t.name for t in self.stage.objective if tally.counts[self.objective.counted(t)]}
         lr = self.schedule.get_last_lr()[0]
         values: dict[str, float] = {}
         seen: dict[str, float] = {}
@@ -137,6 +138,14 @@ class Trainer:
         figures = {"lr": lr, **summed(shares), "grad_norm": norm}
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
         return figures | ({} if broken else averaged(shares)), broken
+
+    def moved(self, part: str) -> bool:
+        """Whether a gradient other than 0 ever reached the part, by what AdamW keeps. Every process has to ask."""
+        for parameter in self.parts[part]:
+            squares = self.replica.moments(parameter).get("exp_avg_sq")
+            if self.processes.every(squares is not None and bool(squares.any()))[0]:
+                return True
+        return False
 
     def _next_rate(self) -> None:
         """The schedule goes on, whether weights were changed or not."""

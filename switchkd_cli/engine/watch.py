@@ -1,19 +1,73 @@
 """What a stage's diagnostics give away while it runs, said once each, with the figure."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-from switchkd_cli.recipe.schema import Stage
+from switchkd_cli import registry
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import Stage, Term
 
 SMOOTHED = 3
 """Diagnosed steps that a figure is averaged over: one micro-batch holds too few tokens to accuse anything."""
-NO_GAP = 1e-4
-"""Nats. Equal towers differ by rounding, 1e-6 or less; a tower that was trained, by 1e-2 and more."""
 CLAMPED = 0.5
 """Share of positions whose knee the bounds overrule: past half, k is the bound's choice and not the knee's."""
 FAINT = 1e-3
 """A gradient's share of the strongest one on the same part: below it, the term is lost in the step's noise."""
+
+
+def check_pictures(stages: Sequence[Stage], pictured: Mapping[str, bool]) -> None:
+    """Raises UserError for parts and terms that need pictures, in stages whose data have none that can be used.
+
+    `pictured` says of each data set whether it has one.
+    """
+    problems, hints = [], []
+    for stage in (stage for stage in stages if not pictured.get(stage.data, True)):
+        parts = [part for part in stage.train if part != "language"]
+        terms = [term.name for term in stage.objective if _looks(term)]
+        for field, names in (("train", parts), ("objective", terms)):
+            problems += [
+                f"stages.{stage.name}.{field}: {name} needs pictures, and no usable row of {stage.data} has one"
+                for name in names
+            ]
+        hints += [without(stage, parts, terms)] if parts or terms else []
+    if problems:
+        raise UserError(problems, hint="; ".join(hints))
+
+
+def without(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str:
+    """What to type so that a stage does what it says."""
+    rest = [part for part in stage.train if part not in parts]
+    told = [f"stages.{stage.name}.train='[{', '.join(rest)}]'"] if parts and rest else []
+    told += [f"take {', '.join(terms)} out of stages.{stage.name}.objective"] if terms else []
+    return " or ".join([*told, f"give it rows that train them (stages.{stage.name}.data)"])
+
+
+def _looks(term: Term) -> bool:
+    """Whether a term compares what was seen, and is nothing without a picture."""
+    at_pictures = term.on == "image" or registry.signature("loss", term.loss).of_pictures
+    return at_pictures or "switch" in term.paths
+
+
+class Idle:
+    """What has done nothing so far: trained `parts` that no gradient reached, `terms` that never had a position or a
+    picture to compare; and the `steps` in which no term had one."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.parts, self.terms, self.steps = list(stage.train), [term.name for term in stage.objective], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+
+    def look(self, compared: Collection[str], moved: Callable[[str], bool]) -> None:
+        """Takes in a step: the terms that had something to compare, and whether a part has moved by now."""
+        self.parts = [part for part in self.parts if not moved(part)]
+        self.terms = [term for term in self.terms if term not in compared]
+        self.steps += not compared
 
 
 class Watch:
@@ -36,27 +90,19 @@ class Watch:
     def look(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[dict[str, str]]:
         """What to say after a diagnosed step (from 0) that was not said before.
 
-        All but the switch's first gap waits for enough steps to average over, or for the last step.
+        It waits for enough steps to average over, or for the last step.
         """
         self.seen.append(figures)
-        found = list(self._idle_switch(figures)) if step == 0 else []
-        if last or len(self.seen) == SMOOTHED:
-            means = {
-                name: fmean(each[name] for each in self.seen if name in each)
-                for name in dict.fromkeys(name for each in self.seen for name in each)
-            }
-            found += [*self._no_better(step, means), *self._clamped(step, means), *self._faint(step, means)]
+        if not last and len(self.seen) < SMOOTHED:
+            return []
+        means = {
+            name: fmean(each[name] for each in self.seen if name in each)
+            for name in dict.fromkeys(name for each in self.seen for name in each)
+        }
+        found = [*self._no_better(step, means), *self._clamped(step, means), *self._faint(step, means)]
         new = [(about, text) for about, text in found if about not in self.said]
         self.said |= {about for about, _ in new}
         return [{"about": about, "text": text} for about, text in new]
-
-    def _idle_switch(self, figures: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        frozen = "vision" not in self.stage.train or self.stage.lr_scale.get("vision") == 0
-        gap = figures.get("switch_gap")
-        if frozen and gap is not None and gap < NO_GAP:
-            names = ", ".join(term.name for term in self.stage.objective if "switch" in term.paths)
-            seen = f"the switch gap is {gap:.1g} nats at step 0 and the vision tower is frozen"
-            yield "idle switch", f"{seen}: {names} can't train anything"
 
     def _no_better(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if "teacher_ce" not in means or "student_ce" not in means:

@@ -24,6 +24,7 @@ from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
+from switchkd_cli.engine.watch import check_pictures
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import CHANGED
 from switchkd_cli.recipe.run import Run, digest
@@ -49,9 +50,10 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     paths = pair.build(run.config.seed)
     # every stage's rows are looked at before the first step is taken
     data = {
-        name: build_data(run.config.data[name], paths.student, folder.root)
+        name: build_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
         for name in dict.fromkeys(stage.data for stage in stages)
     }
+    check_pictures(stages, {name: rows.has_pictures for name, rows in data.items()})
     if processes.first:
         if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
             for note in pair.notes:
@@ -123,7 +125,8 @@ def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
     pair = check_pair(run.config, with_teacher=True)
     paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared)
     name = run.config.stages[-1].data
-    rows = open_data(run.config.data[name], paths.student, folder.root)
+    positions = pair.positions(name, run.config.stages)
+    rows = open_data(run.config.data[name], paths.student, folder.root, positions)
     return {"data": name, **fidelity(paths, rows, precision=run.config.precision)}
 
 

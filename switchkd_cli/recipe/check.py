@@ -117,7 +117,12 @@ def _objective(stage: Mapping[str, Any], path: Path, *, has_teacher: bool) -> It
     train = stage.get("train")
     train = [part for part in train if isinstance(part, str)] if isinstance(train, list) else []
     yield from _repeated("trained parts", [((*path, "train"), part) for part in train])
-    for part in _mapping(stage.get("lr_scale")):
+    for part, scale in _mapping(stage.get("lr_scale")).items():
+        if scale == 0 and part in train:
+            yield (
+                (*path, "lr_scale", part),
+                f"trains nothing of it: take it out of train instead, got {scale}",
+            )
         if train and part in REACH["student"] and part not in train:
             yield (
                 (*path, "lr_scale", part),
@@ -127,10 +132,11 @@ def _objective(stage: Mapping[str, Any], path: Path, *, has_teacher: bool) -> It
     for at, term in terms:
         yield from _loss(term, at)
         yield from _routes(term, at, train, has_teacher=has_teacher)
-        reached |= _reach(term)
+        reached |= _reach(term) if term.get("weight") != 0 else set()
     for part in train:
         if terms and part in REACH["student"] - reached:
-            yield (*path, "train"), f"no term of the objective trains it, got {part!r}"
+            aside = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
+            yield (*path, "train"), f"no term of the objective trains it{aside}, got {part!r}"
 
 
 def _reach(term: Mapping[str, Any]) -> frozenset[str]:

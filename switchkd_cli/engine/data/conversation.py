@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -36,8 +37,9 @@ class Conversations(Dataset[Example]):
     """Rows as examples of a model: answers are supervised, the rest is not.
 
     An answer's supervised part ends with its last special token, if it has one. Tokens past `max_length` are cut;
-    a picture never is: a row whose image tokens would not all fit is unusable. For an unusable row another one,
-    always the same, stands in and says so (`Example.instead_of`); `ledger` counts them.
+    a picture never is: a row whose image tokens would not all fit is unusable. So is one that, cut or not, is longer than
+    the `positions` that a model was made for (by who it is). For an unusable row another one, always the same, stands in
+    and says so (`Example.instead_of`); `ledger` counts them.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Conversations(Dataset[Example]):
         template: str | None = None,
         max_length: int | None = None,
         max_faults: float = 0.0,
+        positions: Mapping[str, int] | None = None,
     ) -> None:
         self.rows = rows
+        self.positions = positions or {}
         self.processor = processor
         self.image_tokens = image_tokens
         self.chat_template = template_text(template, processor)
@@ -93,6 +97,11 @@ class Conversations(Dataset[Example]):
     def pictured(self) -> np.ndarray:
         """[N] bool: rows with a picture."""
         return self.rows.survey.pictured
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether some row has a picture, and was not found unusable so far."""
+        return any(int(row) not in self.ledger.met for row in self.pictured.nonzero()[0])
 
     @property
     def fits(self) -> bool:
@@ -199,6 +208,15 @@ class Conversations(Dataset[Example]):
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
         if all(label == IGNORE for label in labels[:length]):
             raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
+        of_turn = Counter(turn[:length])
+        reach = of_turn.pop(0, 0) + max(
+            of_turn.values(), default=0
+        )  # independent turns begin at one position
+        if reach > (most := min(self.positions.values(), default=reach)):
+            made_for = ", ".join(
+                f"the {who} is made for {places:,}" for who, places in self.positions.items()
+            )
+            raise Fault(f"{reach:,} tokens, {made_for} (max_length: {most} would cut it)")
         return tokens[:length], labels[:length], turn[:length]
 
     def _pieces(self, row: Row) -> list[Piece]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from switchkd_cli import registry, runs
-from switchkd_cli.engine.contract import Vocabulary, agree
+from switchkd_cli.engine.contract import Vocabulary, agree, noted, positions
 from switchkd_cli.engine.cost.memory import precision_of
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
@@ -18,9 +18,10 @@ from switchkd_cli.engine.plan.downloads import downloads
 from switchkd_cli.engine.plan.look import CUT, Look, look
 from switchkd_cli.engine.plan.models import PUBLISHED, Known, Unknown, known
 from switchkd_cli.engine.plan.stage import Pairing, looked_at, step_forecast
+from switchkd_cli.engine.watch import check_pictures
 from switchkd_cli.forecast import DataForecast, Forecast, Machine, ModelForecast, StageForecast
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model
+from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
 
 SAVED = 4  # bytes of a parameter of a saved student: float32
 WASTED = 0.05  # share of padding, beyond what is left with group_by, that is worth a word
@@ -30,7 +31,8 @@ STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's t
 def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -> Forecast:
     """What the run needs. `made` holds, by their model folders, runs that this recipe can make a checkpoint with.
 
-    Raises UserError where student and teacher are both here and don't fit each other, or a data file is no data.
+    Raises UserError where student and teacher are both here and don't fit each other, a data file is no data, or a
+    stage needs pictures that its data have not.
     """
     config = run.config
     student = known(config.student, "student", made, speaks=config.needs_template)
@@ -40,20 +42,21 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         models["teacher"] = config.teacher, known(config.teacher, "teacher", made, speaks=scored)
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"][1] if taught else None
-    vocabulary = _vocabulary(student, teacher)
+    terms = [term for stage in config.stages for term in stage.objective]
+    vocabulary, differing = _vocabulary(student, teacher, terms)
     sizes = {who: parameters(m.config) for who, (_, m) in models.items() if isinstance(m, Known)}
     pairing = None
     if vocabulary and isinstance(student, Known):
         pairing = Pairing(shape(student.config), sizes["student"], vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             pairing = replace(pairing, teacher=shape(teacher.config), teacher_size=sizes["teacher"].all)
+    looks: dict[str, Look | None] = dict.fromkeys(stage.data for stage in config.stages)
     with tempfile.TemporaryDirectory() as scratch:
-        looks = {
-            name: look(config.data[name], student, root, Path(scratch))
-            if isinstance(student, Known)
-            else None
-            for name in dict.fromkeys(stage.data for stage in config.stages)
-        }
+        for name in looks if isinstance(student, Known) else ():
+            theirs = teacher.config if isinstance(teacher, Known) else None
+            most = positions(name, config.stages, student.config, theirs)
+            looks[name] = look(config.data[name], student, root, Path(scratch), most)
+    check_pictures(config.stages, {name: seen.pictured for name, seen in looks.items() if seen})
     told = tuple(_model(who, spec, model, sizes.get(who)) for who, (spec, model) in models.items())
     stages = tuple(_stage(run, i, pairing, looks[s.data], machine, root) for i, s in enumerate(config.stages))
     return Forecast(
@@ -63,6 +66,7 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
         stages,
         tuple(downloads(config, sizes)),
         (
+            *differing,
             *(f"{name}: {note}" for name, seen in looks.items() if seen for note in seen.notes),
             *_notes(run, [model for _, model in models.values()], looks, machine),
             *_micro_batches(run, stages),
@@ -73,14 +77,17 @@ def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -
     )
 
 
-def _vocabulary(student: Known | Unknown, teacher: Known | Unknown | None) -> Vocabulary | None:
-    """What would be decided; by the models' contract where both are here."""
+def _vocabulary(
+    student: Known | Unknown, teacher: Known | Unknown | None, terms: Sequence[Term]
+) -> tuple[Vocabulary | None, list[str]]:
+    """What would be decided and noted; by the models' contract where both are here."""
     if isinstance(student, Unknown) or isinstance(teacher, Unknown):
-        return None
+        return None, []
     if student.blueprint and (teacher is None or teacher.blueprint):
-        return agree(student.blueprint, teacher.blueprint if teacher else None)
+        both = student.blueprint, teacher.blueprint if teacher else None
+        return agree(*both, terms), noted(*both)
     width = teacher.config.text_config.vocab_size if teacher else None
-    return Vocabulary(student.tokens, student.config.text_config.vocab_size, width)
+    return Vocabulary(student.tokens, student.config.text_config.vocab_size, width), []
 
 
 def _model(who: str, spec: Model, model: Known | Unknown, size: Parameters | None) -> ModelForecast:

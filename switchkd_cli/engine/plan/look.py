@@ -42,7 +42,7 @@ class Seen:
 class Look:
     """A data set of `rows` rows, `seen` of them looked at in random order. `apart`: turns don't see one another.
 
-    `notes` say what of its rows can't be used, or not as the rest is.
+    `notes` say what of its rows can't be used, or not as the rest is. `pictured`: some row, looked at or not, has an image.
     """
 
     rows: int
@@ -50,6 +50,7 @@ class Look:
     apart: bool
     source: str
     notes: tuple[str, ...] = ()
+    pictured: bool = True
 
     def mean(self, what: str) -> float:
         return sum(getattr(row, what) for row in self.seen) / len(self.seen)
@@ -101,9 +102,10 @@ class Look:
         )
 
 
-def look(spec: DataSet, model: Known, root: Path, scratch: Path) -> Look | None:
+def look(spec: DataSet, model: Known, root: Path, scratch: Path, positions: Mapping[str, int]) -> Look | None:
     """The data set's rows as `model` would read them; None where neither it nor figures of it are at hand.
 
+    `positions`: see `Conversations`.
     An index of a large file is kept under `root`, if that exists; else, and for rows that are drawn here, all that is
     written goes to `scratch`. Raises UserError for a file that is no data, and, as training would before its first step,
     for more rows that can't be used than the data set allows; without the pictures, as far as the texts show.
@@ -111,14 +113,15 @@ def look(spec: DataSet, model: Known, root: Path, scratch: Path) -> Look | None:
     parameters = dict(spec.parameters)
     if spec.source == "playground":
         drawn = parameters | {"pictures": min(parameters["pictures"], SAMPLED // 4)}
-        return _sampled(spec, drawn, model, scratch, parameters["pictures"])
+        return _sampled(spec, drawn, model, scratch, positions, parameters["pictures"])
     file = Path(parameters.get("file", ""))
     if "file" in parameters and not file.is_file():
         return _published(spec, model, file.name)
     pictures = True
     if parameters.get("images") and not Path(parameters["images"]).is_dir():
         parameters["images"], pictures = str(scratch), False  # texts are enough
-    return _sampled(spec, parameters, model, root if root.is_dir() else scratch, pictures=pictures)
+    cache = root if root.is_dir() else scratch
+    return _sampled(spec, parameters, model, cache, positions, pictures=pictures)
 
 
 def _sampled(
@@ -126,6 +129,7 @@ def _sampled(
     parameters: Mapping[str, Any],
     model: Known,
     cache: Path,
+    positions: Mapping[str, int],
     rows: int | None = None,
     *,
     pictures: bool = False,
@@ -137,16 +141,16 @@ def _sampled(
     if model.blueprint is None:
         ledger = Ledger(read.name, len(read), spec.max_faults)
         ledger.open(read.survey.faults, (), 1)
-        notes = [*read.survey.told(), *ledger.notes]
+        notes, pictured = [*read.survey.told(), *ledger.notes], bool(read.survey.pictured.any())
         tokens, longest = image_tokens_of(model.config), spec.max_length or CUT
         found = _readable(lambda index: _guessed(read, index, tokens, longest), chosen)
         told = f"a look at {len(found)} rows, a token taken as {CHARACTERS} characters"
     else:
-        limits = {"max_length": spec.max_length, "max_faults": spec.max_faults}
+        limits = {"max_length": spec.max_length, "max_faults": spec.max_faults, "positions": positions}
         of, size = model.blueprint, model.blueprint.image_tokens
         data = Conversations(read, of.processor, size, template=spec.template, **limits)
         data.inspect(pictures=pictures)
-        notes = data.notes
+        notes, pictured = data.notes, data.has_pictures
         found = _readable(lambda index: _counted(data.written(index), of), chosen)
         told = f"a look at {len(found)} rows"
     if not found:
@@ -154,7 +158,8 @@ def _sampled(
             f"{read.name}: none of {len(chosen):,} rows that were looked at can be used",
             hint="; ".join(notes),
         )
-    return Look(rows or len(read), tuple(found), read.turns == "independent", told, tuple(notes))
+    apart = read.turns == "independent"
+    return Look(rows or len(read), tuple(found), apart, told, tuple(notes), pictured)
 
 
 def _readable(look_at: Callable[[int], Seen], chosen: Sequence[int]) -> list[Seen]:
