@@ -49,7 +49,7 @@ def ablate(
         return show_counts(planned, root)
     if spread is not None and (spread.nodes > 1 or spread.hostfile is not None):
         return workers.apart(planned, spread)
-    plan.check(planned)
+    launch.check(planned)
     teachers = [run for table in tables if (run := _taught(table.runs)) is not None]
     failures: list[Failure] = []
     if among_others():  # one run after another; the first failure ends them all

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, launch, plan, runs, workers
+from switchkd_cli import console, launch, runs, workers
 from switchkd_cli.dry_run import show_plans
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.locate import locate
@@ -44,7 +44,7 @@ def pretrain(
         return show_plans([run], root, machine, [path], world, spread)
     if spread is not None:
         return workers.apart([run], spread)
-    plan.check([run])
+    launch.check([run])
     if overwrite and leads():
         runs.set_stages_aside(root, [run])
     folder = launch.run_one(run, root, overwrite=overwrite, resume=resume)

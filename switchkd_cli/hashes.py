@@ -15,11 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 
 from switchkd_cli.cores import cores
 from switchkd_cli.errors import UserError
+from switchkd_cli.locks import hold
 
 CACHE = "SWITCHKD_CACHE"
 """The environment variable that names another cache folder."""
@@ -80,6 +82,19 @@ def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: s
     named = hashlib.sha256(json.dumps([str(folder.absolute()), *names]).encode()).hexdigest()[:32]
     kept_in = cache_home() / "hashes" / named
     known = _kept(kept_in, len(names))
+    if any(state != one[:4] for state, one in zip(states, known, strict=True)):
+        with ExitStack() as alone:
+            with suppress(UserError):  # where no lock can be had, several processes may read the same files
+                alone.enter_context(hold(kept_in))
+            return _renewed(folder, names, states, kept_in, hint)
+    return [hash for *_, hash in known]
+
+
+def _renewed(
+    folder: Path, names: Sequence[str], states: Sequence[tuple], kept_in: Path, hint: str
+) -> list[bytes]:
+    """The same, after reading those that are new or changed; what is found is kept."""
+    known = _kept(kept_in, len(names))
     new = [i for i, state in enumerate(states) if state != known[i][:4] and state != NO_FILE]
     if (size := sum(states[i][0] for i in new)) >= LARGE:
         once = f"{folder}: reading {len(new):,} files ({size / 1e9:,.1f} GB) once, to know them again"
@@ -91,12 +106,11 @@ def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: s
         read = chain.from_iterable(readers.map(lambda g: [_read(f"{folder}/{names[i]}") for i in g], groups))
         for i, hash in zip(new, read, strict=True):
             hashes[i] = hash
-    if new:
-        records = []
-        for state, hash in zip(states, hashes, strict=True):
-            unsettled = max(state[1:3]) > began - YOUNG or hash == NOTHING
-            records.append(RECORD.pack(*(NO_FILE if unsettled else state), hash))
-        _keep(kept_in, b"".join(records))
+    records = []
+    for state, hash in zip(states, hashes, strict=True):
+        unsettled = max(state[1:3]) > began - YOUNG or hash == NOTHING
+        records.append(RECORD.pack(*(NO_FILE if unsettled else state), hash))
+    _keep(kept_in, b"".join(records))
     return hashes
 
 

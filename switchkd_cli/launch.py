@@ -9,15 +9,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import console, hosts, last_words, runs, share, stop
+from switchkd_cli import console, hosts, last_words, plan, runs, share, stop
 from switchkd_cli.errors import UserError
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.installed import imported
 from switchkd_cli.occupy import another_program, is_finished, occupy
 from switchkd_cli.progress import progress
-from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.run import Run, named_in
 from switchkd_cli.spread import Spread, among_others, leave
 from switchkd_cli.spread import spread as spread_over
+
+
+def check(planned: Sequence[Run]) -> None:
+    """What `plan.check` checks; then every model with a hub id is on this machine, so that keys know its commit.
+
+    Raises UserError as `plan.check` does, and with code MACHINE where a hub id is not here and can't be fetched.
+    """
+    plan.check(planned)
+    for run in planned:
+        for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
+            for field, name in named_in(who, model):
+                if run.fingerprints.model(name) is None:
+                    _fetch(field, name, allow_pickle=model.allow_pickle)
+                    run.fingerprints.forget()
+
+
+def _fetch(field: str, hub_id: str, *, allow_pickle: bool) -> None:
+    stored = _engine("stored")
+    only = stored.TOKENIZER_FILES if field.endswith(".tokenizer") else ()
+    stored.fetch(hub_id, field.removesuffix(".checkpoint"), allow_pickle=allow_pickle, only=only)
 
 
 def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> runs.RunFolder:

@@ -38,7 +38,7 @@ def run_all(
 
     All are checked before the first starts.
     """
-    plan.check(planned)
+    launch.check(planned)
     for run in planned if not overwrite else ():
         check_free(root, run)
     if jobs == 1 or among_others():
@@ -53,9 +53,14 @@ def run_all(
 
 
 def apart(planned: Sequence[Run], spread: Spread) -> None:
-    """The same command in every process of the spread, once it is known to make sense."""
-    plan.check(planned)
+    """The same command in every process of the spread, once it is known to make sense.
+
+    Keys are computed here first: the processes then find the hashes of all files.
+    """
+    launch.check(planned)
     plan.check_shared(planned, spread.count)
+    for run in planned:
+        _ = run.key
     launch.apart(["-m", "switchkd_cli.cli", *sys.argv[1:]], spread)
 
 

@@ -332,3 +332,36 @@ def test_a_run_without_changes_keeps_its_inputs_in_its_record(tmp_path, monkeypa
     info = json.loads((tmp_path / "runs/tiny/switch-kd/seed0/run.json").read_text())
     assert info["inputs"] == load(recipe).inputs and info["key"] == load(recipe).key
     assert runs.by_key(tmp_path / "runs").keys() == {info["key"]}
+
+
+def test_a_hub_id_is_fetched_before_keys_are_made_and_stays_at_its_commit(tmp_path, recipe, monkeypatch):
+    """What the hub has meanwhile is not taken: a finished run would be handed out for another model."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from switchkd_cli import launch
+    from switchkd_cli.engine import stored
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model, asked = tmp_path / "hub/models--somebody--model", []
+
+    def download(hub_id, *, revision=None, local_files_only=False, allow_patterns=None):
+        main = model / "refs/main"
+        if local_files_only and not main.exists():
+            raise LocalEntryNotFoundError("not here")
+        if not local_files_only:
+            asked.append(revision)
+            commit = revision or "c" * 40  # the newest on the hub
+            (model / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+            main.parent.mkdir(exist_ok=True)
+            main.write_text(commit)
+        return str(model / "snapshots" / main.read_text())
+
+    monkeypatch.setattr(stored, "snapshot_download", download)
+    stored._snapshot.cache_clear()
+    run = load(recipe, overrides=["teacher.checkpoint=somebody/model"])
+    launch.check([run])
+    assert asked == [None] and run.inputs["teacher.checkpoint"] == "c" * 40
+    stored._snapshot.cache_clear()
+    stored.fetch("somebody/model", "teacher")
+    assert asked == [None, "c" * 40]

@@ -249,13 +249,15 @@ def test_pictures_are_padded_to_squares_where_the_model_was_trained_so(folder):
 
 # --- the hub
 
+COMMIT = "0123abcd" * 5
+
 
 def cached(cache: Path, hub_id: str, files: Path) -> None:
     """Puts a folder's files where a download would have."""
     repository = cache / f"models--{hub_id.replace('/', '--')}"
-    shutil.copytree(files, repository / "snapshots" / "0123abc")
+    shutil.copytree(files, repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
+    (repository / "refs" / "main").write_text(COMMIT)
 
 
 def test_a_hub_id_is_read_from_the_cache_without_a_network(folder, tmp_path, monkeypatch):

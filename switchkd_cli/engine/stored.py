@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locate import locate
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
 PICKLES = ("*.bin",)
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _CONFIGS_ONLY = ContextVar("configs_only", default=False)
 NO_CODE = {"trust_remote_code": False}  # said each time: left out, transformers would ask on the terminal
 SAID = 200  # characters of a library's message that are passed on
@@ -63,6 +64,7 @@ class Stored:
 def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, ...] = ()) -> Stored:
     """What the name stands for; a hub id is downloaded, or found in the cache without a network.
 
+    A hub id that is in the cache stays at the commit that is there, which keys stand for (`hf download ID` moves it on).
     `only` names the files that are wanted of a hub id, where not all are. Raises UserError where there is no such
     checkpoint, and with code MACHINE where the hub can't be reached.
     """
@@ -120,4 +122,8 @@ def line(error: BaseException) -> str:
 
 @cache
 def _snapshot(hub_id: str, wanted: tuple[str, ...]) -> Path:
-    return Path(snapshot_download(hub_id, allow_patterns=list(wanted)))
+    try:
+        commit = Path(snapshot_download(hub_id, local_files_only=True)).name
+    except LocalEntryNotFoundError:
+        commit = None
+    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=list(wanted)))

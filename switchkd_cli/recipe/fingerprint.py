@@ -44,6 +44,10 @@ class Fingerprints:
         named = ("images", spec.source, json.dumps(spec.parameters, sort_keys=True), spec.images_by)
         return self._once(named, lambda: _images(spec))
 
+    def forget(self) -> None:
+        """Look at everything anew."""
+        self._known.clear()
+
     def _once(self, named: tuple, compute: Callable[[], str | None]) -> str | None:
         if named not in self._known:
             self._known[named] = compute()

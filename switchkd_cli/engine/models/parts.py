@@ -28,7 +28,7 @@ from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditi
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
 from switchkd_cli.engine.models.vocabulary import own_template, read_tokenizer, widen
 from switchkd_cli.engine.models.whole import is_whole, read_whole
-from switchkd_cli.engine.stored import Stored, explained, fetch
+from switchkd_cli.engine.stored import TOKENIZER_FILES, Stored, explained, fetch
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
@@ -38,7 +38,6 @@ PROJECTORS = {
     "mlp2x_gelu": (LlavaConfig, LlavaForConditionalGeneration),
     "ldpnetv2": (LlavaLdpConfig, LlavaLdpForConditionalGeneration),
 }
-TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 DTYPE = "float32"
 FRESH = {"vision": SiglipVisionConfig, "language": Qwen2Config}
 PART_HINT = (

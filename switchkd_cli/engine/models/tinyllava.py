@@ -27,7 +27,7 @@ from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models import pictures, vocabulary
 from switchkd_cli.engine.models.configs import check_config, check_sizes
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
-from switchkd_cli.engine.stored import Stored, explained, fetch
+from switchkd_cli.engine.stored import TOKENIZER_FILES, Stored, explained, fetch
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
 from switchkd_cli.errors import UserError
 
@@ -149,7 +149,7 @@ def _words_of(stored: Stored, told: Mapping[str, Any]) -> Stored:
     named = told.get("tokenizer_name_or_path") or told.get("llm_model_name_or_path")
     if stored.has(*vocabulary.FILES) or not named:
         return stored
-    return fetch(named, f"{stored}: tokenizer", only=("*.json", "*.txt", "*.model", "*.jinja"))
+    return fetch(named, f"{stored}: tokenizer", only=TOKENIZER_FILES)
 
 
 def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerBase) -> LlavaConfig:
