@@ -31,6 +31,7 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "unreadable": "can't be read by the metric",
         "empty": "are empty",
         "at_limit": "were cut at the limit of new tokens",
+        "too_long": "go past the positions that the model was made for",
     }
 )
 """Why an answer may be wrong whatever the model knows; results count them, see engine/benchmarks/scoring.py."""

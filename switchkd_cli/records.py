@@ -61,6 +61,7 @@ class Score(Open):
     unreadable: Whole = 0
     empty: Whole = 0
     at_limit: Whole = 0
+    too_long: Whole = 0
     example: str | None = None
 
 

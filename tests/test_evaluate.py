@@ -21,7 +21,7 @@ from switchkd_cli.engine.evaluate import evaluate, examine, majority
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.questions import STYLES, prompt
 from switchkd_cli.playground.sets import asked
-from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.protocol import BENCHMARKS, FAULTS
 from switchkd_cli.report.units import read_answers, units
 
 ITEMS = 8
@@ -159,7 +159,7 @@ def test_answers_that_a_metric_cannot_read_are_counted_as_it_reads_them(
     assert {task for task, score in scores.items() if score[fault] == ITEMS} == tasks
     assert all(score[fault] == 0 for task, score in scores.items() if task not in tasks | OPEN)
     for task, score in scores.items():
-        others = {"unreadable", "empty", "at_limit"} - {fault}
+        others = {*FAULTS} - {fault}
         assert all(score[other] == 0 for other in others)
         assert score["example"] == (said if task in tasks and fault == "unreadable" else None)
         assert [line["faults"] for line in answers(tmp_path, task)] == [[fault] * (task in tasks)] * ITEMS

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,19 @@ def test_answers_that_reach_the_limit_without_an_end_are_counted(
     results = examine(reader, Exam("playground", tasks, "test", 8, 0), tmp_path, sets)
     assert [score["at_limit"] for score in results["scores"].values()] == [0 if stops else 8] * 2
     assert all(("at_limit" in line["faults"]) != stops for task in tasks for line in lines(tmp_path, task))
+
+
+@pytest.mark.parametrize("most", [20, 4096])
+def test_answers_past_a_model_s_positions_are_counted(
+    checkpoint: Path, sets: Path, tmp_path: Path, most: int
+) -> None:
+    """An image alone takes 36."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    told = json.loads((folder / "config.json").read_text())
+    told["text_config"]["max_position_embeddings"] = most
+    (folder / "config.json").write_text(json.dumps(told))
+    results = evaluate(folder, batch=5, folder=tmp_path, sets=sets, **ASKED | {"benchmarks": ("pope",)})
+    assert results["scores"]["pope"]["too_long"] == (8 if most == 20 else 0)
 
 
 def test_a_seeing_model_answers_pictures_and_a_blind_one_prompts(

@@ -307,7 +307,7 @@ def test_answers_that_are_none_are_counted_by_benchmark_and_whose_they_are(root)
     assert not any("answers that" in note for note in comparison(untold, None).notes)
 
 
-@pytest.mark.parametrize("fault", ["unreadable", "empty", "at_limit"])
+@pytest.mark.parametrize("fault", ["unreadable", "empty", "at_limit", "too_long"])
 def test_more_than_half_in_one_run_is_a_warning(root, fault):
     """Also where its row's other seeds are well, and of the teacher, which decides what counts."""
     runs = [read(faulty(root, "a", "A", seed, **{fault: 51 * seed})) for seed in (0, 1)]

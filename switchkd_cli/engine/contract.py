@@ -122,7 +122,7 @@ def positions(
     """By model that reads a data set, the positions that its language model was made for, where its config says so."""
     taught = any(stage.needs_teacher for stage in stages if stage.data == data)
     models = {"student": student, "teacher": teacher if taught else None}
-    told = {who: _positions(config.text_config) for who, config in models.items() if config is not None}
+    told = {who: positions_of(config.text_config) for who, config in models.items() if config is not None}
     return {who: most for who, most in told.items() if most}
 
 
@@ -208,8 +208,8 @@ def _of_features(term: Term) -> bool:
     return "switch" in term.paths or "features" in kinds
 
 
-def _positions(reader: PreTrainedConfig) -> int | None:
-    """Of a language model; where its rotary positions are stretched, the stretched ones."""
+def positions_of(reader: PreTrainedConfig) -> int | None:
+    """Of a language model; where its rotary positions are stretched, the stretched ones. None where it doesn't say."""
     most, rope = (
         getattr(reader, "max_position_embeddings", None),
         getattr(reader, "rope_parameters", None) or {},

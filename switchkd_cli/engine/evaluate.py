@@ -50,6 +50,7 @@ def evaluate(
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
+    from switchkd_cli.engine.contract import positions_of
 
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
     from switchkd_cli.engine.benchmarks.reader import Reader
@@ -57,9 +58,9 @@ def evaluate(
     with harness.quiet(folder / "log.txt"):
         # half precision is stored to be small and read to be fast: a CPU has only the first use for it
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        reader = Reader(
-            model.model, model.processor, blind=blind, batch=batch, longest=exam.longest, progress=progress
-        )
+        how = {"blind": blind, "batch": batch, "longest": exam.longest, "progress": progress}
+        most = positions_of(blueprint.config.text_config)
+        reader = Reader(model.model, model.processor, positions=most, **how)
     told = {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind}
     return {**told, **examine(reader, exam, folder, sets)}
 

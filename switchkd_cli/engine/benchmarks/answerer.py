@@ -29,6 +29,7 @@ class Item:
     limit: int  # new tokens
     until: tuple[str, ...]
     at_limit: bool = False  # the answer was cut there, before its end
+    too_long: bool = False  # with its prompt it goes past the model's positions
 
     @classmethod
     def of(cls, request: Instance, task_dict: dict, longest: int) -> "Item":

@@ -1,5 +1,6 @@
 """A LLaVA model as an answerer: batched greedy generation, each picture encoded once."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ class Reader(Answerer):
     """Reads pictures and prompts with a checkpoint's own processor and chat template, answers greedily.
 
     Left padding; answers end at the end-of-sequence token. `blind` puts a mid-grey picture in place of each
-    picture: what the model answers without seeing.
+    picture: what the model answers without seeing. `positions`: those that the model was made for.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Reader(Answerer):
         processor: LlavaProcessor,
         *,
         blind: bool = False,
+        positions: int | None = None,
         device: str | None = None,
         **options,
     ) -> None:
@@ -36,6 +38,7 @@ class Reader(Answerer):
         self.processor.tokenizer.padding_side = "left"
         self.model = model.to(self.where).eval()
         self.blind = blind
+        self.positions = positions or math.inf
         self._seen: dict[str, Tensor] = {}
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
@@ -47,9 +50,9 @@ class Reader(Answerer):
         shown = [self._shown(item) for item in items]
         visual = self._see([picture for pictures in shown for picture in pictures])
         texts = [self._text(item.prompt, len(p)) for item, p in zip(items, shown, strict=True)]
-        written = self._write(texts, visual, items[0].limit)
-        for item, cut in zip(items, self._cut(written, items[0].limit), strict=True):
-            item.at_limit = cut
+        lengths, written = self._write(texts, visual, items[0].limit)
+        for item, length, cut in zip(items, lengths, self._cut(written, items[0].limit), strict=True):
+            item.at_limit, item.too_long = cut, length + item.limit > self.positions
         return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     def _shown(self, item: Item) -> list[Image.Image]:
@@ -76,8 +79,8 @@ class Reader(Answerer):
             self._seen.update(zip(new, output.pooler_output, strict=True))
         return [self._seen[n] for n in names]
 
-    def _write(self, texts: Sequence[str], visual: Sequence[Tensor], limit: int) -> Tensor:
-        """New tokens [B, <= limit] of each text, image placeholders filled with visual tokens."""
+    def _write(self, texts: Sequence[str], visual: Sequence[Tensor], limit: int) -> tuple[list[int], Tensor]:
+        """Lengths of the texts, image placeholders filled with visual tokens, and their new tokens [B, <= limit]."""
         image = self.processor.image_token
         if visual:
             texts = [t.replace(image, image * len(visual[0])) for t in texts]
@@ -90,11 +93,12 @@ class Reader(Answerer):
         if visual:
             places = (encoded["input_ids"] == self.model.config.image_token_id)[..., None]
             embedded = embedded.masked_scatter(places, torch.cat(list(visual)).to(embedded.dtype))
-        return self.model.generate(
+        written = self.model.generate(
             inputs_embeds=embedded,
             attention_mask=encoded["attention_mask"],
             generation_config=self._greedy(limit),
         )
+        return encoded["attention_mask"].sum(1).tolist(), written
 
     def _cut(self, written: Tensor, limit: int) -> list[bool]:
         """Which of the answers [B, T] were still going on when they reached the limit."""

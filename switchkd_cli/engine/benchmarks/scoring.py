@@ -55,7 +55,7 @@ def faults(row: Benchmark, sample: dict, item: Item, score: float) -> list[str]:
         unread = ["unreadable"] if score == 0 and _among(answer, item.target) else []
     else:
         unread = [] if READ[row.task_folder](sample, answer) else ["unreadable"]
-    return unread + ["at_limit"] * item.at_limit
+    return unread + ["at_limit"] * item.at_limit + ["too_long"] * item.too_long
 
 
 def _among(answer: str, target: str) -> bool:
