@@ -58,8 +58,16 @@ SOURCES: dict[str, str] = {
     "playground": "switchkd_cli.engine.data.playground:playground",
 }
 
-# Conversation templates: Jinja files in engine/data/templates.
-TEMPLATES: tuple[str, ...] = ("chatml", "pretrain", "qwen2_base")
+# Conversation templates: a Jinja file in engine/data/templates, and the end of an answer where the file leaves it open
+# (without one it is the tokenizer's end token).
+TEMPLATES: dict[str, tuple[str, str | None]] = {
+    "chatml": ("chatml", None),
+    "llama": ("tinyllava", "</s>"),
+    "pretrain": ("pretrain", None),
+    "qwen2_base": ("tinyllava", "<|endoftext|>"),
+    "tinyllava": ("tinyllava", None),
+}
+_TEMPLATE_FILES = Path(__file__).parent / "engine" / "data" / "templates"
 QUESTIONLESS = ("pretrain",)  # those that write captions only: a model taught last with one can't be asked
 
 Kind = Literal["loss", "family", "source"]
@@ -124,6 +132,13 @@ def signature(kind: Kind, name: str) -> Signature:
     Raises UserError for an unknown name and LookupError when the registered file or function is missing.
     """
     return _signature(*_target(kind, name))
+
+
+def template(name: str) -> str:
+    """The Jinja text of a registered conversation template."""
+    file, end = TEMPLATES[name]
+    told = "" if end is None else f"{{%- set eos_token = '{end}' -%}}\n"
+    return told + (_TEMPLATE_FILES / f"{file}.jinja").read_text(encoding="utf-8")
 
 
 def _target(kind: Kind, name: str) -> tuple[str, str]:

@@ -1,6 +1,9 @@
 """The named conversation templates, token by token, on a tokenizer that splits text as Qwen2's does."""
 
+from functools import partial
+
 import pytest
+from tokenizers.processors import ByteLevel
 
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.data.conversation import Conversations
@@ -8,10 +11,11 @@ from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.messages import message_row
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.template import template_text
-from switchkd_cli.engine.models import tinyllava
+from switchkd_cli.engine.models.spoken import IN_PARTS
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES
-from tests import tiny, tiny_qwen
+from switchkd_cli.registry import template as registered
+from tests import tiny, tiny_llama, tiny_qwen
 
 ASKED = (("How many dogs?", "two"), ("What is it?", "a dog"))
 SYSTEM_VICUNA = (
@@ -63,13 +67,16 @@ TEXT_ONLY = {
 }
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+PICTURED["tinyllava"], TEXT_ONLY["tinyllava"] = PICTURED["qwen2_base"], TEXT_ONLY["qwen2_base"]
+
+
+@pytest.mark.parametrize("template", PICTURED)
 def test_a_pictured_conversation_token_by_token(processor, tmp_path, template):
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     assert written(processor, row, tmp_path, template=template) == PICTURED[template]
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", TEXT_ONLY)
 def test_a_text_only_conversation_token_by_token(processor, tmp_path, template):
     row = tiny.row("r", None, *ASKED)
     assert written(processor, row, tmp_path, template=template) == TEXT_ONLY[template]
@@ -120,14 +127,74 @@ def test_turns_of_their_own_share_what_stands_before_the_question(processor, tmp
     )
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_a_row_has_the_tokens_of_its_text_as_one_piece(processor, tmp_path, template):
+LLAMA = (
+    "<s> ▁A ▁chat ▁between ▁a ▁curious ▁user ▁and ▁an ▁artificial ▁intelligence ▁assistant. ▁The ▁assistant ▁gives"
+    " ▁helpful, ▁detailed, ▁and ▁polite ▁answers ▁to ▁the ▁user's ▁questions. ▁USER: ▁"
+)
+
+
+@pytest.mark.parametrize("split", tiny_llama.SPLITS)
+def test_a_llama_reads_tinyllavas_words_and_ends_with_its_own_token(tmp_path, split):
+    """However its tokenizer was told to put a space before a text: an answer's first token is the word's, no space."""
+    row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
+    again = "USER :" if split == "first" else "▁USER:"
+    after = "<0x0A> Ho w" if split == "first" else "▁ <0x0A> Ho w"
+    assert written(tiny_llama.processor(split), row, tmp_path, template="llama") == (
+        f"{LLAMA} <image> <image> {after} ▁many ▁dogs? ▁ASSISTANT: [▁two] [</s>]"
+        f" {again} ▁What ▁is ▁it? ▁ASSISTANT: [▁a] [▁dog] [</s>]"
+    )
+
+
+KINDS = {"qwen": tiny_qwen.processor} | {
+    split: partial(tiny_llama.processor, split) for split in tiny_llama.SPLITS
+}
+
+
+FITTING = [
+    (kind, template)
+    for kind in KINDS
+    for template in TEMPLATES
+    if template not in (("llama",) if kind == "qwen" else ("chatml", "qwen2_base"))
+]
+
+
+@pytest.mark.parametrize(("kind", "template"), FITTING)
+def test_a_row_has_the_tokens_of_its_text_as_one_piece(kind, tmp_path, template):
     """What training sees is what the tokenizer makes of the whole conversation, as when the model is asked."""
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
+    processor = KINDS[kind]()
     data = Conversations(Rows([row], llava_row, images=tmp_path), processor, 2, template=template)
     text = "".join(prompt + answer for prompt, answer in data._pieces(data.rows[0]))
-    whole = processor.tokenizer(text.replace("<image>", "<image>" * 2), add_special_tokens=False)["input_ids"]
+    whole = processor.tokenizer(text.replace("<image>", "<image>" * 2))["input_ids"]
     assert data[0].input_ids.tolist() == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_turns_of_their_own_have_the_tokens_of_the_conversation_that_they_stand_for(kind, tmp_path):
+    """Each as if it were the only one: the shared part, the question, the answer."""
+    processor, picture = KINDS[kind](), tiny.picture(tmp_path, "r.png", 1)
+    several, *alone = (
+        Conversations(
+            Rows([row], llava_row, images=tmp_path, turns=turns), processor, 2, template="tinyllava"
+        )[0]
+        for row, turns in (
+            (tiny.row("r", picture, *ASKED), "independent"),
+            *((tiny.row("r", picture, asked), "chained") for asked in ASKED),
+        )
+    )
+    for number, one in enumerate(alone, 1):
+        seen = (several.turn == 0) | (several.turn == number)
+        assert several.input_ids[seen].tolist() == one.input_ids.tolist()
+        assert several.labels[seen].tolist() == one.labels.tolist()
+
+
+def test_a_space_before_an_answer_that_a_tokenizer_trims_is_the_questions(processor, tmp_path):
+    """As ByteLevel tokenizers do that say so of their offsets: Llama 3's."""
+    processor.tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    processor.chat_template = (
+        "{% for m in messages %}{{ m.content[0].text + (' ' if m.role == 'user' else '') }}{% endfor %}"
+    )
+    assert written(processor, tiny.row("r", None, ("What", "<two")), tmp_path).startswith("What Ġ [<]")
 
 
 def test_without_a_name_the_model_speaks_its_own_template(processor, tmp_path):
@@ -157,7 +224,9 @@ def test_a_model_without_a_template_needs_a_named_one(processor):
     processor.chat_template = None
     with pytest.raises(UserError, match="no chat template of its own") as refused:
         template_text(None, processor)
-    assert refused.value.hint == "give the data set a `template`: chatml, pretrain, qwen2_base"
+    assert (
+        refused.value.hint == "give the data set a `template`: chatml, llama, pretrain, qwen2_base, tinyllava"
+    )
 
 
 def test_a_template_whose_markers_the_tokenizer_lacks_is_refused():
@@ -178,18 +247,25 @@ def test_a_finished_model_is_asked_by_the_template_that_taught_it(processor, tmp
     assert asked.endswith("questions. USER: <image>\nWhat is it? ASSISTANT:")
 
 
-@pytest.mark.parametrize("pictured", [False, True])
-def test_a_tinyllava_checkpoint_is_asked_as_its_base_model_is_taught(processor, pictured):
-    """Two texts say it, as the checkpoint's end token may be another: teacher and student must read the same."""
-    question = [{"type": "text", "text": "How many dogs?"}]
-    asked = [{"role": "user", "content": [{"type": "image"}, *question] if pictured else question}]
-    told = [*asked, {"role": "assistant", "content": [{"type": "text", "text": "two"}]}]
-    more = [*told, {"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
-    for messages, generation in ((asked, True), (told, False), (more, True)):
-        taught, read = (
-            processor.apply_chat_template(
-                messages, chat_template=text, tokenize=False, add_generation_prompt=generation
-            )
-            for text in (template_text("qwen2_base", processor), tinyllava.TEMPLATE)
+@pytest.mark.parametrize("end", ["<|endoftext|>", "</s>"])
+@pytest.mark.parametrize(
+    ("question", "written"),
+    [
+        ("<image>\n How many dogs? \n", "<image>\nHow many dogs?"),
+        ("How many dogs?\n<image>", "<image>\nHow many dogs?"),
+        ("<image>", "<image>"),
+        (" How many dogs? ", " How many dogs? "),
+    ],
+)
+def test_tinyllavas_words_are_the_factorys(processor, end, question, written):
+    """Source: TinyLLaVA_Factory's data/template (base, llama_template, qwen2_base_template): a pictured question
+    loses its placeholder and the space around it, then `<image>` and a line break stand before it; others stay."""
+    name = "llama" if end == "</s>" else "qwen2_base"
+    told = [{"role": "user", "content": question}, {"role": "assistant", "content": " two "}] * 2
+    for generation, said in ((True, told[:3]), (False, told)):
+        asked = processor.apply_chat_template(
+            said, chat_template=IN_PARTS + registered(name), tokenize=False, add_generation_prompt=generation
         )
-        assert taught == read
+        turn = f"USER: {written} ASSISTANT:  two {end}"
+        rest = f"USER: {written} ASSISTANT:" if generation else turn
+        assert asked.removesuffix(rest).endswith(f"user's questions. {turn}") and asked.endswith(rest)

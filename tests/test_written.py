@@ -37,10 +37,10 @@ from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.template import template_text
 from switchkd_cli.engine.models.spoken import IN_PARTS
-from switchkd_cli.engine.models.tinyllava import TEMPLATE
 from switchkd_cli.locate import ASSETS
 from switchkd_cli.recipe.schema import Parts
 from switchkd_cli.registry import TEMPLATES
+from switchkd_cli.registry import template as registered
 from tests import tiny, tiny_qwen
 from tests.test_models import picture
 
@@ -198,16 +198,15 @@ def test_large_weights_are_sharded_and_read_again(parts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 2])
-@pytest.mark.parametrize("name", [*TEMPLATES, "tinyllava", "playground"])
+@pytest.mark.parametrize("name", [*TEMPLATES, "playground"])
 def test_text_with_placeholders_asks_what_parts_ask(name, pictures):
     """lmms-eval's llava_hf writes "<image> <image>\\n" and the question as one text."""
     processor = tiny_qwen.processor()
-    if name == "tinyllava":
-        template = TEMPLATE
-    elif name == "playground":
-        template = (ASSETS / "tokenizer" / "chat_template.jinja").read_text()
-    else:
-        template = template_text(name, processor)
+    template = (
+        (ASSETS / "tokenizer" / "chat_template.jinja").read_text()
+        if name == "playground"
+        else registered(name)
+    )
     in_parts = [{"type": "image"}] * pictures + [{"type": "text", "text": ASKED}]
     in_text = " ".join(["<image>"] * pictures) + "\n" * bool(pictures) + ASKED
     before, after = (
@@ -330,7 +329,7 @@ def test_what_vllm_reads_is_there_and_agrees(parts, tmp_path, tower, select, lan
         assert config["vision_config"]["vision_use_head"] is False
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "llama"])
 def test_vllm_sees_that_messages_come_in_parts(parts, tmp_path, template):
     """Source: vLLM looks for a loop over a message's `content` in the template (its "openai" content format)."""
     folder = written(tmp_path, student(parts), template)

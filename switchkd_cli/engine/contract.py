@@ -251,6 +251,8 @@ def _unspoken(model: Blueprint) -> Iterator[str]:
 
 def _alone(model: Blueprint) -> Iterator[str]:
     tokenizer, vision, text = model.processor.tokenizer, _vision(model), model.config.text_config
+    if not tokenizer.is_fast:  # which characters a token stands for is asked of it
+        yield "the tokenizer has no fast form (a tokenizer.json, which AutoTokenizer would write)"
     if tokenizer.pad_token_id is None:
         yield "the tokenizer has no padding token"
     if len(tokenizer) > text.vocab_size:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -185,8 +187,7 @@ class Conversations(Dataset[Example]):
         pieces = self._pieces(row)
         if row.system and _left_out(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
             raise Fault("the chat template leaves out the system's text")
-        for number, (prompt, answer) in enumerate(pieces):
-            asked, told = self._encode(prompt), self._encode(answer)
+        for number, (asked, told) in enumerate(self._encoded(pieces, independent)):
             if number == 0 and asked[: len(self._opening)] != self._opening:
                 asked = self._opening + asked
             learnt = number - independent not in row.unlearnt
@@ -256,9 +257,30 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _encode(self, text: str) -> list[int]:
-        expanded = text.replace(IMAGE, IMAGE * self.image_tokens)
-        return self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+    def _encoded(self, pieces: list[Piece], independent: bool) -> Iterator[tuple[list[int], list[int]]]:
+        """Each piece's tokens, cut from its text as a whole: alone, Llama's tokenizers put a space before it."""
+        shared = pieces[:1]
+        for seen in [shared, *([*shared, piece] for piece in pieces[1:])] if independent else [pieces]:
+            tokens = self._split([text for piece in seen for text in piece])
+            pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
+            yield from pairs[-1:] if independent else pairs
+
+    def _split(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts that stand one after another; a token is its first character's."""
+        words = self.processor.tokenizer
+        told = words("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+        places = [
+            min(start, end - 1) for start, end in told["offset_mapping"]
+        ]  # of a trimmed space: before it
+        bounds = [bisect_left(places, end) for end in accumulate(map(len, texts))]
+        return [
+            [
+                id
+                for id in told["input_ids"][a:b]
+                for _ in range(self.image_tokens if id == self._image else 1)
+            ]
+            for a, b in pairwise([0, *bounds])
+        ]
 
     def _prepared(self, image: str | bytes) -> Tensor:
         picture = opened(image, self.rows.images, follow_links=self.rows.follow_links)

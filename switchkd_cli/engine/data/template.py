@@ -4,16 +4,15 @@ And what opens a text and ends an answer in it.
 """
 
 import re
-from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.registry import TEMPLATES
+from switchkd_cli.registry import TEMPLATES, template
 
 ANSWER = "[answer]"
-MARKER = re.compile(r"<\|\w+\|>")
+MARKER = re.compile(r"<\|\w+\|>|</\w+>")
 
 
 def template_text(name: str | None, processor: LlavaProcessor) -> str:
@@ -28,7 +27,7 @@ def template_text(name: str | None, processor: LlavaProcessor) -> str:
                 hint=f"give the data set a `template`: {', '.join(TEMPLATES)}",
             )
         return processor.chat_template
-    text = (Path(__file__).with_name("templates") / f"{name}.jinja").read_text(encoding="utf-8")
+    text = template(name)
     known = processor.tokenizer.get_vocab()
     missing = [marker for marker in dict.fromkeys(MARKER.findall(text)) if marker not in known]
     if missing:
@@ -53,14 +52,14 @@ def special(words: PreTrainedTokenizerBase) -> dict[str, int]:
     return added | dict(zip(words.all_special_tokens, words.all_special_ids, strict=True))
 
 
-def after_answer(processor: LlavaProcessor, template: str | None = None) -> list[int]:
-    """The tokens that a template (Jinja; none: the processor's own) writes after an answer; none if it refuses one."""
+def after_answer(processor: LlavaProcessor, text: str | None = None) -> list[int]:
+    """The tokens that a template's text (none: the processor's own) writes after an answer; none if it refuses one."""
     said = [
-        {"role": role, "content": [{"type": "text", "text": text}]}
-        for role, text in (("user", "[question]"), ("assistant", ANSWER))
+        {"role": role, "content": [{"type": "text", "text": words}]}
+        for role, words in (("user", "[question]"), ("assistant", ANSWER))
     ]
     try:
-        told = processor.apply_chat_template(said, chat_template=template, tokenize=False)
+        told = processor.apply_chat_template(said, chat_template=text, tokenize=False)
     except (TemplateError, TypeError):
         return []
     _, found, after = told.rpartition(ANSWER)

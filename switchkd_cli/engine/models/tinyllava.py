@@ -27,9 +27,11 @@ from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.models import pictures, vocabulary
 from switchkd_cli.engine.models.configs import check_config, check_sizes
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
+from switchkd_cli.engine.models.spoken import IN_PARTS
 from switchkd_cli.engine.stored import TOKENIZER_FILES, Stored, explained, fetch
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
 from switchkd_cli.errors import UserError
+from switchkd_cli.registry import template
 
 TYPE = "tinyllava"
 READERS = ("qwen2", "llama")
@@ -61,20 +63,6 @@ NOT_CONFIG = {
 }
 PUBLISHED = {"siglip_vision_model": "siglip-", "clip_vision_model": "clip-vit-"}
 """How the published towers' names begin, whose picture processing is known (siglip2's is another)."""
-TEMPLATE = (
-    '{{- "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, '
-    "detailed, and polite answers to the user's questions. \" -}}"
-    "{%- for message in messages -%}"
-    "{{- 'USER: ' if message.role == 'user' else ' ASSISTANT: ' -}}"
-    "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
-    "{%- for part in message.content if part.type == 'image' -%}<image>{{- '\\n' -}}{%- endfor -%}"
-    "{%- for part in message.content if part.type == 'text' -%}{{- part.text -}}{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- if message.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"
-)
-"""The conversation that these models were trained on; a base and an instruct model differ in their end token."""
 
 
 def read(stored: Stored) -> Blueprint:
@@ -97,7 +85,8 @@ def read(stored: Stored) -> Blueprint:
             patch_size=config.vision_config.patch_size,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             num_additional_image_tokens=CLASS_TOKENS[config.vision_config.model_type],
-            chat_template=TEMPLATE,
+            chat_template=IN_PARTS
+            + template("tinyllava"),  # a base and an instruct model differ in their end token
             image_token=IMAGE,
         ),
         partial(_weights, stored, config, words),
