@@ -269,18 +269,14 @@ class Conversations(Dataset[Example]):
         """The tokens of texts that stand one after another; a token is its first character's."""
         words = self.processor.tokenizer
         told = words("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        places = [
-            min(start, end - 1) for start, end in told["offset_mapping"]
-        ]  # of a trimmed space: before it
-        bounds = [bisect_left(places, end) for end in accumulate(map(len, texts))]
-        return [
-            [
-                id
-                for id in told["input_ids"][a:b]
-                for _ in range(self.image_tokens if id == self._image else 1)
-            ]
-            for a, b in pairwise([0, *bounds])
-        ]
+        begins = [min(start, end - 1) for start, end in told["offset_mapping"]]  # also of a trimmed space
+        bounds = [bisect_left(begins, end) for end in accumulate(map(len, texts))]
+        pieces = [told["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
+        return [[id for id in piece for _ in range(self._copies(id))] for piece in pieces]
+
+    def _copies(self, token: int) -> int:
+        """How often a token stands where it stands once in the text: `<image>` as often as a picture has tokens."""
+        return self.image_tokens if token == self._image else 1
 
     def _prepared(self, image: str | bytes) -> Tensor:
         picture = opened(image, self.rows.images, follow_links=self.rows.follow_links)
