@@ -82,7 +82,10 @@ class Benchmark:
         return 100.0 * metric / (self.full * (categories if self.per_category else 1))
 
 
-SERVER = "the paper's numbers come from the MMBench server"
+SERVER = (
+    "the paper's numbers come from the MMBench server, and most likely from LLaVA-1.5's prompts: the options right "
+    "under the question, where the stock task's say 'There are several options:' first"
+)
 VAL = "the paper's split has no public answers; this is val"
 
 ROWS = (
@@ -126,7 +129,7 @@ ROWS = (
         full=100.0,
         judge=READABLE,
         paper_judge="the MMBench server",
-        note=SERVER,
+        note=f"{SERVER}, and ask for the letter in other words",
     ),
     Benchmark(
         task="vqav2_val",

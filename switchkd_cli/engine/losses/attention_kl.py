@@ -1,4 +1,4 @@
-"""Where the text looks in the picture, as a divergence: Align-KD's attention term as its public code has it (2412.01282)."""
+"""Where the text looks in the picture, as a divergence: Align-KD's attention term as its code had it first (2412.01282)."""
 
 from torch import Tensor
 
@@ -13,8 +13,8 @@ def attention_kl(teacher_focus: Tensor, student_focus: Tensor, *, renormalise: b
     A [P, T, M] are the first layer's shares, the mean over its heads, so that numbers of heads need not agree; queries
     that see no picture are rows of 0 in the teacher's, and a picture that no text sees costs 0. The shares of a query
     leave out what it gives to text, so they add up to less than 1; ``renormalise`` divides by their sum: where to in
-    the picture, whatever it takes from the text. Without it, as in the code, the term is least where the student looks
-    at nothing but the picture, and may be negative. (The code takes the mean over image tokens: 1 / M of this.)
+    the picture, whatever it takes from the text. Without it, as in that code, the term is least where the student looks
+    at nothing but the picture, and may be negative. (It takes the mean over image tokens: 1 / M of this.)
     """
     teacher, student = in_float(teacher_focus.detach()), in_float(student_focus)
     asking = (teacher != 0).any(-1)  # [P, T]
