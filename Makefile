@@ -7,7 +7,7 @@
 # make bench         what distillation costs on this machine, as ratios: a table, and reports/bench.json
 #                    (docs/performance.md)
 #   QUICK=1          small sizes, few repetitions: to see that it works
-#   LEVELS="loss step"    some of loss, step, data, startup, evaluation; matrix only when it is named: it trains and
+#   LEVELS="loss step"    some of loss, step, data, startup, evaluation, shared; matrix only when it is named: it trains and
 #                    scores an ablation's rows twice
 # make setup         install into .venv, with the tested versions
 # make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones

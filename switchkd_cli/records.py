@@ -52,6 +52,7 @@ class Info(Open):
     started: Line = ""
     ended: Line = ""
     seconds: Real | None = None
+    threads: Whole | None = None
 
 
 class Score(Open):

@@ -179,7 +179,7 @@ def test_a_level_that_does_not_exist_ends_with_those_that_do(monkeypatch, capsys
         command.main()
     assert ended.value.code == 2
     assert (
-        "no such level: sleep (known: loss, step, data, startup, evaluation, matrix)"
+        "no such level: sleep (known: loss, step, data, startup, evaluation, shared, matrix)"
         in capsys.readouterr().err
     )
 

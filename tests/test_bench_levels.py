@@ -3,11 +3,12 @@
 import math
 from contextlib import contextmanager
 
+import psutil
 import pytest
 import tiny
 import torch
 
-from scripts.bench import data, loss, machine, matrix, realistic, rounds, startup, step
+from scripts.bench import data, loss, machine, matrix, realistic, rounds, shared, startup, step
 from scripts.bench.allocated import bytes_of, peak_bytes
 from scripts.bench.explicit_pairs import dbild_of_pairs, of_sorted_rows
 from scripts.bench.judge import targets
@@ -279,3 +280,30 @@ def test_the_evaluation_level():
     alone, batched = level.rows
     assert level.setting["questions"] == 4 and level.setting["same answers"] == "100.0%"
     assert alone.figures["answers/s"] > 0 and batched.figures["answers/s"] > 0
+
+
+def test_beside_busy_processes_a_fair_share_is_taken_from_the_ratio(monkeypatch):
+    """Twice the time on half of the cores is fair; the tests take four times as long, twice as much as is fair."""
+    beside: list[int] = []
+
+    def children() -> int:
+        return sum("os.nice" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+    def taking(factor: float):
+        beside.append(children())
+        return {"seconds": factor if children() else 1.0}
+
+    monkeypatch.setattr(shared, "_steps", lambda count: taking(2.0))
+    monkeypatch.setattr(shared, "_tests", lambda files: taking(4.0))
+    monkeypatch.setattr(shared, "share", lambda: 0.5 if children() else 1.0)
+    level = shared.measure_at(steps=1, rounds=2, files=())
+    fair = {row.group: row.figures.get("over fair") for row in level.rows if row.name == shared.BESIDE}
+    assert fair == {shared.STEPS: 1.0, shared.TESTS: 2.0}
+    assert beside == [0, 8] * 4 and children() == 0
+    asked = [target for target in targets() if target.level == "shared"]
+    assert all(level.row(target.group, target.row).quantity(target.quantity) for target in asked)
+
+
+def test_the_share_of_the_cores_is_a_share(monkeypatch):
+    monkeypatch.setattr(shared, "LOOKED_AT", 0.5)
+    assert 0 < shared.share() <= 1.1

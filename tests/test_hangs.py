@@ -1,6 +1,7 @@
 """Nothing hangs: whoever is waited for and dies, stops or says nothing, the wait ends with a line that says so."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from switchkd_cli import stop
-from switchkd_cli.engine import loader
+from switchkd_cli.engine import loader, worker
 from switchkd_cli.errors import MACHINE, UserError
 from tests import forked, tiny, tiny_run
 from tests.forked import steps, switchkd
@@ -225,3 +226,30 @@ def test_a_signal_that_comes_at_once_a_second_time_is_the_same_request():
     sent.set()
     process.join(SOON)
     assert process.exitcode == 7
+
+
+# --- threads, which wait for one another
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path):
+    recipe, expected, root = tiny_run.write(tmp_path, teacher=False), tmp_path / "expected", tmp_path / "runs"
+
+    def threads(number):
+        worker.THREADS = number
+
+    def start(root, number):
+        return switchkd("distill", recipe, "--out", root, cwd=tmp_path, first=partial(threads, number))
+
+    assert start(expected, 1).end() == 0
+    program = start(root, 1)
+    program.when(lambda: steps(folder(root)) >= 5)
+    program.process.kill()
+    program.end()
+    again = start(root, 2)
+    assert again.end() == 0, again.text
+    assert "threads: 1, as it began with, in place of 2" in again.text
+    record = json.loads((folder(root) / "run.json").read_text())
+    assert record["threads"] == 1
+    lines = [line for line in tiny_run.trace(folder(root)) if line.get("event") != "threads"]
+    assert lines == tiny_run.trace(folder(expected))

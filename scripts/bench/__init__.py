@@ -4,6 +4,6 @@ A level is one file with `measure_level(quick) -> Level`, run in a process of it
 is judged against the targets (targets.yaml) and drawn (show.py) without being measured again.
 """
 
-LEVELS = ("loss", "step", "data", "startup", "evaluation")
+LEVELS = ("loss", "step", "data", "startup", "evaluation", "shared")
 LONG = ("matrix",)
 """Measured only when they are named."""

@@ -13,7 +13,14 @@ from switchkd_cli import provenance
 from switchkd_cli.cores import cores
 
 BUSY = 0.25  # of the cores, on average in the last minute: a quiet machine's load is next to none
-TOLD = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+TOLD = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,

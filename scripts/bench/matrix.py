@@ -1,4 +1,4 @@
-"""Level 6, only when it is named: an ablation of the embedded world as one matrix, against its rows one after another.
+"""Level 7, only when it is named: an ablation of the embedded world as one matrix, against its rows one after another.
 
 It trains and scores every row twice, by the program itself: far longer than the other levels together. After the first row
 it says how long the rest will take.

@@ -14,7 +14,7 @@ from scripts.bench.results import Bench, Machine, Row, Spread
 WIDTH = 132  # columns where there is no terminal
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30))
 MET = {True: "met", False: "not met", None: "not measured"}
-HINT = "OMP_WAIT_POLICY=PASSIVE make bench keeps waiting threads from spinning beside other work"
+HINT = "what it did meanwhile is in the times"
 
 
 def console() -> Console:

@@ -2,6 +2,10 @@
 
 import logging
 
+from switchkd_cli.cores import shared_politely
+
+shared_politely()  # torch reads it when it is first imported
+
 # On a machine without a GPU, importing DeepSpeed warns that there is no GPU.
 logging.getLogger("DeepSpeed").addFilter(
     lambda record: "Setting accelerator to CPU" not in record.getMessage()

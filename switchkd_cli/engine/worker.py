@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from switchkd_cli import checkpoints, runs, stop
 from switchkd_cli.checkpoints import SCORES
+from switchkd_cli.cores import cores
 from switchkd_cli.engine import card, checkpoint
 from switchkd_cli.engine import evaluate as evaluation
 from switchkd_cli.engine.build import build_data, check_pair, load, open_data
@@ -32,6 +33,8 @@ from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.baselines import judged
 from switchkd_cli.runs import RunFolder
 
+THREADS = torch.get_num_threads()  # of torch, in a process that nobody has told otherwise
+
 
 def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     """Trains the run's stages and saves the student, with its card, to `folder.model`.
@@ -43,6 +46,8 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
         return
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    if processes.count == 1:
+        _set_threads(folder)
     stages = run.config.stages
     if run.config.evaluation is not None and processes.first:
         evaluation.ready()
@@ -67,6 +72,22 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
         trained = _take_stage(run, i, paths, data[stage.data], folder, processes)
     if processes.first:
         _finish(run, data, folder, trained)
+
+
+def _set_threads(folder: RunFolder) -> None:
+    """A run goes on with the threads that it began with: other numbers of them add up in another order."""
+    torch.set_num_threads(THREADS)
+    info = folder.info()
+    began = info.get("threads", THREADS)
+    if info and "threads" not in info:
+        runs.write_json(folder.record, {**info, "threads": THREADS})
+    elif began != THREADS:
+        told = f"{began}, as it began with, in place of {THREADS}"
+        if began <= cores():
+            torch.set_num_threads(began)
+        else:
+            told = f"{THREADS}; it began with {began}: numbers are equal to rounding, no longer bit by bit"
+        folder.log({"event": "threads", "text": told})
 
 
 def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder, trained: Path) -> None:
