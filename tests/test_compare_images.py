@@ -1,5 +1,7 @@
 """Questions about one image are no independent ones: units, standard errors, coverage, and what could have been found."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from test_compare import compared, finished, root, stored, table, write  # noqa: F401
@@ -124,6 +126,45 @@ def test_the_interval_by_image_holds_the_truth_95_times_of_100(quick, shape, tru
             alone.append(abs(100 * gains.mean() - truth) <= half)
     assert 0.93 <= np.mean(held) <= 0.97
     assert not alone or np.mean(alone) < 0.85  # independent questions: the case says something
+
+
+def in_the_playgrounds_shape(random):
+    """Two rows' answers to ten sets of a question each on the same 200 images; the truth is 10 points."""
+    rows = [clustered(random, [10] * 200, share).reshape(200, 10).T for share in (0.6, 0.5)]
+    names = [f"image{i}" for i in range(200)]
+    return [Paired(*((questions(of[task]).of_images(names),) for of in rows)) for task in range(10)]
+
+
+@pytest.mark.slow
+def test_so_does_that_of_the_average_over_sets_about_the_same_images(quick):
+    random = np.random.default_rng(11)
+    ends = [interval(in_the_playgrounds_shape(random)) for _ in range(RUNS)]
+    assert 0.93 <= np.mean([low <= 10 <= high for low, high in ends]) <= 0.97
+
+
+def test_sets_about_the_same_images_are_drawn_together():
+    pairs = in_the_playgrounds_shape(np.random.default_rng(3))
+    by_image = np.mean([pair.gains() for pair in pairs], axis=0)
+    assert detectable(pairs) / MDE == pytest.approx(100 * by_image.std() / 200**0.5, rel=0.03)
+    alone = [Paired((questions(p.ours[0].gained),), (questions(p.theirs[0].gained),)) for p in pairs]
+    assert detectable(alone) < 0.95 * detectable(pairs)
+
+
+def test_an_image_is_exchanged_in_every_set_that_asks_about_it():
+    gains = np.array([[1, 0, 1, 1, 0, -1], [0.5, 1, 0, 1, 1, 0]])
+    pairs = [Paired((questions(of).of_images(list("abcdef")),), (questions([0] * 6),)) for of in gains]
+    sums = [abs(signs @ gains.mean(axis=0)) for signs in map(np.array, product((1, -1), repeat=6))]
+    assert p_value(pairs) == pytest.approx(np.mean(np.array(sums) >= gains.mean(axis=0).sum() - 1e-12))
+
+
+def test_categories_that_share_images_are_drawn_together_and_the_others_apart():
+    gained, strata = np.r_[np.ones(40), np.zeros(44)], (np.arange(40), np.arange(40, 80), np.arange(80, 84))
+    made = Units(gained, np.ones(84), strata, False)
+    shared = made.of_images([f"image{i % 40}" if i < 80 else f"other{i}" for i in range(84)])
+    nothing = Units(np.zeros(84), np.ones(84), strata, False, shared.images)
+    pair = Paired((shared,), (nothing,))
+    assert [len(part) for part in significance.Pool([pair]).parts()] == [40, 4]
+    assert interval([pair]) == pytest.approx((100 / 3, 100 / 3))  # within a category nothing varies
 
 
 @pytest.mark.slow

@@ -52,9 +52,8 @@ def paired(items: Items, baseline: Items, confidence: float = LEVEL) -> Differen
 
 def clearly_beats(items: Items, *baselines: Items, confidence: float = LEVEL) -> bool:
     """Whether `items` lie clearly above each baseline (majority and blind); those of one image prove nothing."""
-    if len(set(_images(items))) < 2:
-        return False
-    return all(paired(items, baseline, confidence).clear for baseline in baselines)
+    several = len(set(_images(items))) > 1
+    return several and all(paired(items, baseline, confidence).clear for baseline in baselines)
 
 
 def _images(items: Items) -> list[object]:

@@ -90,7 +90,6 @@ def notes(compared: Sequence[Against]) -> Iterator[str]:
             f"test ({RESAMPLES:,} exchanges of the rows' answers, image by image); "
             f"Holm: corrected for the {len(tested)} tests here"
         )
-    if tested:
         yield MDE
     if any(len(row.seeds) > 1 for row in compared):
         yield "95 % seeds: t interval of the mean over paired seeds, the items taken as they are; sd: over them"

@@ -140,5 +140,5 @@ def _findings(verdicts: Sequence[judged.Judged]) -> Iterator[Block]:
         "Here: the first row minus the second, paired by seed, ± half of the 95 % t interval. A finding agrees or is "
         "opposite when that interval leaves 0 out; rows that the paper calls alike agree when it lies within "
         f"{judged.ALIKE:g} point of 0. Not corrected for the number of findings. [S] stated by the authors, [C] "
-        "computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper.",
+        f"computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper. {notes.MDE}.",
     )

@@ -21,7 +21,7 @@ from switchkd_cli.report.units import Array, Units, ratio
 
 RESAMPLES = 9_999
 SEED = 0
-BATCH = 4_000_000  # units drawn at a time: bounds the memory
+BATCH = 4_000_000  # images drawn at a time: bounds the memory
 DIGITS = 12  # of a score 0..1: exchanges that come to the same difference are equal, in whatever order they were summed
 
 
@@ -57,36 +57,75 @@ class Paired:
         return len(sides) == 2 and all(u.single and np.isin(u.gained, (0, 1)).all() for u in sides)
 
     def plain(self) -> bool:
-        """Whether the score is the mean of its units: their gains may then be averaged before anything else."""
-        return all((u.possible == 1).all() for u in (*self.ours, *self.theirs))
+        """Whether the same is possible in every run: gains may then be averaged before anything else."""
+        first, *others = (*self.ours, *self.theirs)
+        return all(np.array_equal(first.possible, units.possible) for units in others)
 
     def gains(self) -> Array:
         """What the rows differ by in each unit, [units], the mean over the runs."""
         return np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
 
-    def resampled(self) -> Callable[[Array], Array]:
-        """From places [..., n] of one stratum's units to its difference [...]."""
+    def added(self) -> tuple[Array, Array, Callable[[Array], Array]]:
+        """What each unit adds to the sums [units, sums], how an exchange changes that, and from sums to the difference."""
         if self.plain():
-            gains = self.gains()
-            return lambda at: gains[at].mean(axis=-1)
-        sums = self._sums()
-        return lambda at: _difference(_counts(at, self.size) @ sums)
+            sums = np.stack([self.gains(), self.ours[0].possible], axis=-1)
+            return sums, sums * (-2, 0), lambda of: ratio(of[..., 0], of[..., 1])
+        runs = (*self.ours, *self.theirs)
+        sums = np.stack([column for units in runs for column in (units.gained, units.possible)], axis=-1)
+        return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums, _difference
+
+
+class Pool:
+    """The images of some benchmarks: one that several ask about, or several categories of one, is drawn and exchanged once."""
+
+    def __init__(self, benchmarks: Sequence[Paired]) -> None:
+        self.benchmarks = benchmarks
+        numbers: dict[object, int] = {}
+        self.of = [
+            np.array([numbers.setdefault(name, len(numbers)) for name in _names(place, pair)], dtype=int)
+            for place, pair in enumerate(benchmarks)
+        ]
+        """The image of each unit, by benchmark."""
+        self.size = len(numbers)
+        self._added = [pair.added() for pair in benchmarks]
+
+    def parts(self) -> list[Array]:
+        """The images of strata that share some, together, [images] each: the sizes of the others are kept."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        strata = [of[at] for of, pair in zip(self.of, self.benchmarks, strict=True) for at in pair.strata]
+        rows = np.repeat(np.arange(len(strata)), [len(images) for images in strata])
+        edges = (np.ones(len(rows)), (rows + self.size, np.concatenate(strata)))
+        nodes = self.size + len(strata)
+        _, part = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
+        part = part[: self.size]
+        return [np.flatnonzero(part == name) for name in dict.fromkeys(part.tolist())]
+
+    def drawn(self, images: Array) -> Array:
+        """The mean difference [...] where these images [..., n] are drawn."""
+        times = _counts(images, self.size)
+        return self._mean(lambda of, at, sums, change: times[..., of[at]] @ sums[at])
 
     def exchanged(self, swapped: Array) -> Array:
-        """The difference [...] where `swapped` [..., units] is 1 for each unit that the rows exchange, else 0."""
-        if self.plain():
-            gains = self.gains()
-            each = [gains[at].mean() - 2 * (swapped[..., at] @ gains[at]) / len(at) for at in self.strata]
-        else:
-            sums = self._sums()
-            change = np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums
-            each = [_difference(sums[at].sum(axis=0) + swapped[..., at] @ change[at]) for at in self.strata]
+        """The mean difference [...] where `swapped` [..., images] is 1 for each image that the rows exchange, else 0."""
+        return self._mean(
+            lambda of, at, sums, change: sums[at].sum(axis=0) + swapped[..., of[at]] @ change[at]
+        )
+
+    def _mean(self, summed: Callable[[Array, Array, Array, Array], Array]) -> Array:
+        """Over benchmarks, for each over its strata."""
+        each = []
+        for of, pair, (sums, change, difference) in zip(self.of, self.benchmarks, self._added, strict=True):
+            strata = [difference(summed(of, at, sums, change)) for at in pair.strata]
+            each.append(np.mean(strata, axis=0))
         return np.mean(each, axis=0)
 
-    def _sums(self) -> Array:
-        """What each unit adds to the sums that the ratios are made of, [units, (gained, possible) of all runs]."""
-        sides = [column for units in (*self.ours, *self.theirs) for column in (units.gained, units.possible)]
-        return np.stack(sides, axis=-1)
+
+def _names(place: int, pair: Paired) -> list[object]:
+    """What each unit is drawn by: its image, or itself."""
+    images = pair.ours[0].images or [None] * pair.size
+    return [image or (place, number) for number, image in enumerate(images)]
 
 
 def _difference(sums: Array) -> Array:
@@ -123,6 +162,7 @@ def _digest(benchmarks: Sequence[Paired]) -> bytes:
         for side in (pair.ours, pair.theirs):
             digest.update(b"side")
             for units in side:
+                digest.update(repr(units.images).encode())
                 for array in (units.gained, units.possible, *units.strata, np.array(units.single)):
                     digest.update(repr((array.shape, array.dtype.str)).encode() + array.tobytes())
     return digest.digest()
@@ -131,8 +171,8 @@ def _digest(benchmarks: Sequence[Paired]) -> bytes:
 def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
     """The 95 % percentile interval of the mean difference over benchmarks, in points, by a paired bootstrap.
 
-    Units are resampled within each benchmark, for MME within each category. None where a stratum has one
-    unit only.
+    Images are resampled within each benchmark, for MME within each category, but for those that show some of the same
+    images: their images are drawn together. None where a stratum has one unit only.
     """
     found = _resampled(benchmarks)
     return found and found[:2]
@@ -152,19 +192,16 @@ def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | Non
         return None
     from scipy.stats import bootstrap
 
-    measured = [(pair.resampled(), len(pair.strata)) for pair in benchmarks]
+    pool = Pool(benchmarks)
 
-    def mean(*places: Array, axis: int = -1) -> Array:
-        rest, each = iter(places), []
-        for measure, strata in measured:
-            each.append(np.mean([measure(np.asarray(next(rest), dtype=int)) for _ in range(strata)], axis=0))
-        return 100 * np.mean(each, axis=0)
+    def mean(*images: Array, axis: int = -1) -> Array:
+        return 100 * pool.drawn(np.concatenate(images, axis=-1).astype(int))
 
     drawn = bootstrap(
-        [at for pair in benchmarks for at in pair.strata],
+        pool.parts(),
         mean,
         n_resamples=RESAMPLES,
-        batch=_batch(benchmarks),
+        batch=_batch(pool),
         confidence_level=LEVEL,
         method="percentile",
         vectorized=True,
@@ -203,35 +240,29 @@ def _mcnemar(ours: Array, theirs: Array) -> float:
 
 
 def _permuted(benchmarks: Sequence[Paired]) -> float:
-    sizes = [pair.size for pair in benchmarks]
-    units = sum(sizes)
-    if units < 2:
-        return 1.0  # one unit, exchanged or not, lies as far from 0
-    ends = np.cumsum(sizes)[:-1]
+    pool = Pool(benchmarks)
+    if pool.size < 2:
+        return 1.0  # one image, exchanged or not, lies as far from 0
 
     def mean(swapped: Array, axis: int = -1) -> Array:
-        each = [
-            pair.exchanged(part)
-            for pair, part in zip(benchmarks, np.split(swapped, ends, axis=-1), strict=True)
-        ]
-        return np.round(np.mean(each, axis=0), DIGITS)
+        return np.round(pool.exchanged(swapped), DIGITS)
 
-    if 2**units <= RESAMPLES:
-        every = np.array(list(product((0.0, 1.0), repeat=units)))
+    if 2**pool.size <= RESAMPLES:
+        every = np.array(list(product((0.0, 1.0), repeat=pool.size)))
         return float(np.mean(np.abs(mean(every)) >= abs(mean(every[0]))))
     from scipy.stats import monte_carlo_test
 
     random = np.random.default_rng(SEED)
     found = monte_carlo_test(
-        np.zeros(units),
+        np.zeros(pool.size),
         lambda size: random.integers(0, 2, size, dtype=np.int8).astype(float),
         mean,
         n_resamples=RESAMPLES,
-        batch=_batch(benchmarks),
+        batch=_batch(pool),
         vectorized=True,
     )
     return float(found.pvalue)
 
 
-def _batch(benchmarks: Sequence[Paired]) -> int:
-    return max(1, BATCH // sum(pair.size for pair in benchmarks))
+def _batch(pool: Pool) -> int:
+    return max(1, BATCH // pool.size)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,22 @@ class Units:
     """The places of each stratum's units: MME's categories; one stratum for every other benchmark."""
     single: bool
     """Whether every unit is one question and possible is 1 for each."""
+    images: tuple[str | None, ...] = ()
+    """The image of each unit, None where there is none or it is not known; empty: of no unit."""
 
-    def of_images(self, images: Sequence[object]) -> Units:
+    def of_images(self, images: Sequence[str | None]) -> Units:
         """The same, those units of a stratum that show one image added up; `images` names that of each unit."""
         strata, numbers = np.empty(len(images), dtype=int), dict[object, int]()
         for place, at in enumerate(self.strata):
             strata[at] = place
-        numbered = np.array([numbers.setdefault(image, len(numbers)) for image in images], dtype=int)
-        found, to = np.unique(strata * len(numbers) + numbered, return_inverse=True)
+        names = [image or place for place, image in enumerate(images)]
+        numbered = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=int)
+        found, first, to = np.unique(strata * len(numbers) + numbered, return_index=True, return_inverse=True)
         if len(found) == len(images):
-            return self
+            return replace(self, images=tuple(images))
         gained, possible = np.bincount(to, self.gained), np.bincount(to, self.possible)
-        return Units(gained, possible, tuple(np.unique(to[at]) for at in self.strata), single=False)
+        own = tuple(np.unique(to[at]) for at in self.strata)
+        return Units(gained, possible, own, single=False, images=tuple(images[at] for at in first))
 
     @cached_property
     def score(self) -> float:
@@ -88,21 +92,17 @@ def units(task: str, lines: Sequence[Line]) -> Units:
 
     Raises ValueError where the answers can't be put together to what the task's metric adds up.
     """
-    made, images = RULES.get(BENCHMARKS[task].task_folder, _questions)(lines)
-    return made.of_images([image or place for place, image in enumerate(images)])
+    made, firsts = RULES.get(BENCHMARKS[task].task_folder, _questions)(lines)
+    return made.of_images([line.get("image") for line in firsts])
 
 
-Added = tuple[Units, list[str | None]]
-"""What a metric adds up, and the image of each."""
+Added = tuple[Units, Sequence[Line]]
+"""What a metric adds up, and the first question of each: the others show the same image."""
 
 
 def _questions(lines: Sequence[Line]) -> Added:
     scores = np.array([line["score"] for line in lines], dtype=float)
-    return Units(scores, np.ones(len(scores)), (np.arange(len(scores)),), single=True), _images(lines)
-
-
-def _images(lines: Sequence[Line]) -> list[str | None]:
-    return [line.get("image") for line in lines]
+    return Units(scores, np.ones(len(scores)), (np.arange(len(scores)),), single=True), lines
 
 
 def _pairs(lines: Sequence[Line]) -> Added:
@@ -120,12 +120,8 @@ def _pairs(lines: Sequence[Line]) -> Added:
     gained = sums / 4 + (sums == 2) / 2
     of = np.array([category for category, _ in pairs])
     strata = tuple(np.flatnonzero(of == category) for category in seen)
-    return Units(gained, np.ones(len(gained)), strata, single=False), _firsts(pairs)
-
-
-def _firsts(grouped: Mapping[Any, Sequence[Line]]) -> list[str | None]:
-    """The image of each group: its questions show the same one."""
-    return _images([group[0] for group in grouped.values()])
+    firsts = [pair[0] for pair in pairs.values()]
+    return Units(gained, np.ones(len(gained)), strata, single=False), firsts
 
 
 def _circles(lines: Sequence[Line]) -> Added:
@@ -134,7 +130,8 @@ def _circles(lines: Sequence[Line]) -> Added:
     for place, line in enumerate(lines):
         circles.setdefault(str(line.get("unit", place)), []).append(line)
     gained = np.array([min(line["score"] for line in circle) for circle in circles.values()])
-    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True), _firsts(circles)
+    firsts = [circle[0] for circle in circles.values()]
+    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True), firsts
 
 
 def _f1(lines: Sequence[Line]) -> Added:
@@ -146,8 +143,7 @@ def _f1(lines: Sequence[Line]) -> Added:
     said = np.array([answer == "yes" for answer in answers], dtype=float)
     read = np.array([answer in ("yes", "no") for answer in answers], dtype=float)
     true = np.array([line["target"].lower().strip() == "yes" for line in lines], dtype=float)
-    made = Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False)
-    return made, _images(lines)
+    return Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False), lines
 
 
 RULES: dict[str, Callable[[Sequence[Line]], Added]] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
