@@ -22,7 +22,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.share import NotFinite
 from switchkd_cli.engine.trainer import TORCH_ALONE, Trainer
-from switchkd_cli.engine.watch import Idle, Watch, without
+from switchkd_cli.engine.watch import Watch, without
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 from switchkd_cli.stop import Stopped
@@ -71,7 +71,7 @@ class Loop:
             deepspeed=deepspeed,
             states=states,
         )
-        self.watch, self.idle = Watch(stage), Idle(stage)
+        self.watch = Watch(stage)
         self.visited = visits(stage, data, self.steps * stage.batch, seed)
         self.student = paths.student
         self.step = 0  # optimiser steps taken
@@ -86,7 +86,6 @@ class Loop:
             "skipped": self.skipped,
             "random": random_state(),
             "watch": self.watch.state_dict(),
-            "idle": self.idle.state_dict(),
             **self.trainer.state_dict(),
         }
 
@@ -94,7 +93,6 @@ class Loop:
         """Stands where `state_dict` was taken. Raises ValueError for the state of another training."""
         self.trainer.load_state_dict(state)
         self.watch.load_state_dict(state["watch"])
-        self.idle.load_state_dict(state.get("idle", {"terms": []}))  # written before there was any
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         set_random_state(state["random"])
 
@@ -127,7 +125,7 @@ class Loop:
             self._broke(broken, group)
         elif diagnosed:
             self._look(figures)
-        self.idle.look(self.trainer.compared, self.trainer.moved)
+        self.watch.count(self.trainer.compared)
         self.step += 1
         self._keep(figures, broken)
         if self.step == math.ceil(len(self.data) / self.stage.batch) and not broken:
@@ -231,27 +229,19 @@ class Loop:
         self.log({"event": "data", "stage": self.stage.name, "text": text})
 
     def check_idle(self) -> None:
-        """Raises UserError where the stage did not train a part that it names, or a term never compared anything."""
-        where, idle = f"stage {self.stage.name}", self.idle
-        problems = [
-            *(
-                f"{where}: {part}: no gradient reached it in {self.step} steps: it is as it was"
-                for part in idle.parts
-            ),
-            *(
-                f"{where}: {term}: none of the rows of {self.step} steps had what it compares"
-                for term in idle.terms
-            ),
-        ]
+        """Raises UserError where no gradient reached a part that is trained, or a term never had anything to compare."""
+        where, terms = f"stage {self.stage.name}", self.watch.idle
+        parts = [part for part in self.stage.train if not self.trainer.moved(part)]
+        in_steps = f"in {self.step} steps"
+        problems = [f"{where}: {part}: no gradient reached it {in_steps}: it is as it was" for part in parts]
+        problems += [f"{where}: {term}: no row had what it compares {in_steps}" for term in terms]
         if problems:
-            raise UserError(
-                problems, hint=without(self.stage, idle.parts, idle.terms) + "; no model was saved"
-            )
+            raise UserError(problems, hint=without(self.stage, parts, terms) + "; no model was saved")
 
-    def tell_idle(self) -> None:
+    def tell_empty(self) -> None:
         """Steps in which no term had anything to compare, as a warning."""
-        if self.idle.steps:
-            told = f"in {self.idle.steps} of {self.steps} steps no term had anything to compare: no gradient was taken"
+        if self.watch.empty:
+            told = f"in {self.watch.empty} of {self.steps} steps no term had anything to compare: no gradient was taken"
             self.log({"event": "warning", "stage": self.stage.name, "about": "empty steps", "text": told})
 
     def _tell_check(self, figures: dict[str, float]) -> None:
@@ -321,7 +311,7 @@ def train(
         keeper.give(loop.load_state_dict)
     loop.run()
     loop.check_idle()
-    loop.tell_idle()
+    loop.tell_empty()
     loop.tell_states()
     loop.trainer.close()
     paths.eval()

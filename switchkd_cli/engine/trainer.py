@@ -104,7 +104,8 @@ class Trainer:
         """
         group = [batch.to(self.replica.device) for batch in group]
         tally = self.objective.tally(group, self.schedule.last_epoch / self.steps, self.processes.sum)
-        self.compared = {t.name for t in self.stage.objective if tally.counts[self.objective.counted(t)]}
+        weighed = [term for term in self.stage.objective if term.weight]
+        self.compared = {term.name for term in weighed if tally.counts[self.objective.counted(term)]}
         lr = self.schedule.get_last_lr()[0]
         values: dict[str, float] = {}
         seen: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """What a stage's diagnostics give away while it runs, said once each, with the figure."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_pictures(stages: Sequence[Stage], pictured: Mapping[str, bool]) -> Non
     problems, hints = [], []
     for stage in (stage for stage in stages if not pictured.get(stage.data, True)):
         parts = [part for part in stage.train if part != "language"]
-        terms = [term.name for term in stage.objective if _looks(term)]
+        terms = [term.name for term in stage.objective if term.weight and _looks(term)]
         for field, names in (("train", parts), ("objective", terms)):
             problems += [
                 f"stages.{stage.name}.{field}: {name} needs pictures, and no usable row of {stage.data} has one"
@@ -50,42 +50,34 @@ def _looks(term: Term) -> bool:
     return at_pictures or "switch" in term.paths
 
 
-class Idle:
-    """What has done nothing so far: trained `parts` that no gradient reached, `terms` that never had a position or a
-    picture to compare; and the `steps` in which no term had one."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.parts, self.terms, self.steps = list(stage.train), [term.name for term in stage.objective], 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
-
-    def look(self, compared: Collection[str], moved: Callable[[str], bool]) -> None:
-        """Takes in a step: the terms that had something to compare, and whether a part has moved by now."""
-        self.parts = [part for part in self.parts if not moved(part)]
-        self.terms = [term for term in self.terms if term not in compared]
-        self.steps += not compared
-
-
 class Watch:
-    """Reads the figures of a stage's diagnosed steps. A warning is an event: what it is `about` and its `text`."""
+    """Reads the figures of a stage's diagnosed steps. A warning is an event: what it is `about` and its `text`.
+
+    Of all steps it counts those in which no term had a position or a picture to compare, `empty`; `idle` are the terms
+    that never had one.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        self.idle, self.empty = [term.name for term in stage.objective if term.weight], 0
         self.seen: deque[Mapping[str, float]] = deque(maxlen=SMOOTHED)
         self.said: set[str] = set()
 
-    def state_dict(self) -> dict[str, list]:
+    def state_dict(self) -> dict[str, Any]:
         """What was seen and said so far, as plain values."""
-        return {"seen": [dict(figures) for figures in self.seen], "said": sorted(self.said)}
+        seen = [dict(figures) for figures in self.seen]
+        return {"seen": seen, "said": sorted(self.said), "idle": self.idle, "empty": self.empty}
 
-    def load_state_dict(self, state: Mapping[str, list]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.idle, self.empty = state.get("idle", []), state.get("empty", 0)  # older ones don't say
         self.seen.clear()
         self.seen.extend(state["seen"])
         self.said = set(state["said"])
+
+    def count(self, compared: Collection[str]) -> None:
+        """Takes in the terms that had something to compare in a step."""
+        self.idle = [term for term in self.idle if term not in compared]
+        self.empty += not compared
 
     def look(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[dict[str, str]]:
         """What to say after a diagnosed step (from 0) that was not said before.
