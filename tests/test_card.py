@@ -149,6 +149,17 @@ def test_published_scores_say_how_many_items_were_asked(written):
     assert (first.dataset_type, first.dataset_split, first.dataset_args) == ("gqa", "testdev", {"items": 200})
 
 
+def test_answers_that_are_none_stand_below_the_scores(written, monkeypatch):
+    monkeypatch.setitem(
+        SCORES, "pope", SCORES["pope"] | {"score": 0.0, "unreadable": 200, "example": "*Yes.*"}
+    )
+    for world in ("hub", "playground"):
+        _, text = written(world=world)
+        told = text.partition("## Scores")[2].partition("## How it was made")[0]
+        assert "\n\nwarning: POPE: answers that can't be read by the metric: this model 200 of 200" in told
+        assert r"'\*Yes.\*'" in told
+
+
 def test_a_card_of_ldpnetv2_says_what_can_and_cannot_load_it(written):
     front, text = written(projector="ldpnetv2")
     assert front.data.library_name == "switchkd-cli"

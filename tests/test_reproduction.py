@@ -257,6 +257,30 @@ def test_warnings_are_told_once_and_counted_over_seeds(root, file, tmp_path):
         assert "Align, 2 of 3 runs: k sits at its clamp at 41 %" in text and "43 %" not in text
 
 
+def test_what_could_have_been_found_stands_beside_what_is_not_clear(root, file, tmp_path):
+    document = composed(root, file)
+    cell = table(document, "minus SFT")["Align"]["GQA"]
+    assert cell.clear is False and cell.mde == f"MDE {cell.detectable:.1f}"
+    page, text = texts(document, tmp_path)
+    assert f"<small>{cell.mde}</small>" in page and f"{cell.spread}, {cell.mde}" in text
+    for written in (page, text):
+        assert f"Align ({table(document, 'minus SFT')['Align']['Avg'].mde})" in written
+        assert "minimum detectable effect" in written
+
+
+def test_answers_that_no_metric_reads_are_told_beside_the_scores(root, file, tmp_path):
+    for seed in (0, 1):
+        results = root / "components" / "align" / f"seed{seed}" / "results.json"
+        stored = json.loads(results.read_text())
+        stored["scores"]["pope"] |= {"unreadable": 12 * seed, "example": "Yes.", "empty": 1}
+        results.write_text(json.dumps(stored))
+    scores = next(part for part in chapter(composed(root, file)).sections if part.title == "Scores")
+    (warned,) = told(scores)
+    assert warned.startswith("warning: POPE: ") and "Align 12 of 36 (e.g. 'Yes.')" in warned
+    for text in texts(composed(root, file), tmp_path):
+        assert "Align 12 of 36" in text and "POPE: answers that are empty: Align 2 of 36" in text
+
+
 def test_one_seed_has_no_interval_and_calls_nothing_clear(file, tmp_path):
     made.finished(tmp_path / "one", file, seeds=[0])
     document = composed(tmp_path / "one", file)

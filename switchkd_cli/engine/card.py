@@ -18,6 +18,8 @@ from switchkd_cli.locate import SHIPPED, locate
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint
+from switchkd_cli.report.markdown import plain
+from switchkd_cli.report.notes import faults
 from switchkd_cli.runs import RunFolder
 
 TEMPLATE = "card.md.jinja"
@@ -60,6 +62,7 @@ def _told(run: Run, folder: RunFolder) -> dict[str, Any]:
         "results": results,
         "local": results is not None and results["world"] == "playground",
         "scores": list(_scores(results)) if results else [],
+        "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
         "skipped": _lines(folder.skipped),
     }
 
