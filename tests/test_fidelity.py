@@ -11,6 +11,7 @@ from switchkd_cli.engine import worker
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import ROWS, fidelity
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet
 from switchkd_cli.report import notes
 from switchkd_cli.report.scored import read
@@ -52,7 +53,8 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
     monkeypatch.setattr(worker, "load", lambda _: student)
     shared = SimpleNamespace(shared=len(student.processor.tokenizer))
-    pair = SimpleNamespace(teacher=SimpleNamespace(build=lambda: teacher), vocabulary=shared)
+    models = {"teacher": SimpleNamespace(build=lambda: teacher), "vocabulary": shared}
+    pair = SimpleNamespace(**models, positions=lambda *_: {})
     monkeypatch.setattr(worker, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
     config = SimpleNamespace(stages=[SimpleNamespace(data="mine")], data={"mine": data}, precision="fp32")
@@ -84,3 +86,23 @@ def test_tables_note_each_warning_once_a_row_with_its_seeds(tmp_path):
         "warning, A (seeds 1, 2): worse by 1",
         "warning, B (seed 1): k sits at max_k",
     ]
+
+
+def test_a_teacher_that_is_only_scored_need_not_fit_and_costs_no_score(tmp_path, monkeypatch):
+    """What the student was scored before is kept; the run says what is missing, and why."""
+    folder = made.run(tmp_path, "sft", "SFT", {"gqa": 40.0})
+    folder.results.unlink()
+    stated = {"scores": {"gqa": {"score": 40.0, "items": 8}}}
+
+    def unlike(*_, **__):
+        raise UserError(["teacher: vision width is 32, the student's is 16"])
+
+    monkeypatch.setattr(worker, "check_pair", unlike)
+    monkeypatch.setattr(worker.evaluation, "evaluate", lambda *_, **__: dict(stated))
+    monkeypatch.setattr(worker, "_question", lambda *_: {})
+    monkeypatch.setattr(worker.card, "write", lambda *_: None)
+    config = SimpleNamespace(evaluation=SimpleNamespace(benchmarks=["gqa"]), teacher=object())
+    worker.evaluate(SimpleNamespace(config=config), folder)
+    assert read_json(folder.results) == stated
+    (line,) = [line for line in map(json.loads, folder.metrics.open()) if line.get("event") == "warning"]
+    assert line["text"] == "not measured: teacher: vision width is 32, the student's is 16"

@@ -26,6 +26,7 @@ from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
 from switchkd_cli.engine.watch import check_pictures
+from switchkd_cli.errors import UserError
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import CHANGED
 from switchkd_cli.recipe.run import Run, digest
@@ -103,13 +104,18 @@ def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder, trai
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Scores `folder.model` as the recipe says, writes `folder.results` and adds the scores to the card.
 
-    Where the recipe has a teacher, "fidelity" says how close the student came to it, whatever it was trained by.
+    Where the recipe has a teacher, "fidelity" says how close the student came to it, whatever it was trained by; a
+    warning says so where the two can't be compared.
     """
     folder.log({"event": "evaluate", "benchmarks": len(run.config.evaluation.benchmarks)})
     results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
     if run.config.teacher is not None:
-        results["fidelity"] = _fidelity(run, folder)
-        folder.log({"event": "fidelity", **results["fidelity"]})
+        try:
+            results["fidelity"] = _fidelity(run, folder)
+            folder.log({"event": "fidelity", **results["fidelity"]})
+        except UserError as error:  # the teacher is only scored: it need not fit
+            told = f"not measured: {'; '.join(error.problems)}"
+            folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": told})
     runs.write_json(folder.results, results)
     card.write(run, folder)
     return results
