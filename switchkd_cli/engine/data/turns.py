@@ -5,8 +5,9 @@ A key with a known meaning is honoured or refused; of any other one that holds s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isnan
 
 from switchkd_cli.engine.batch import IMAGE
@@ -14,7 +15,7 @@ from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault,
 
 SHOWN = 5  # speakers shown of a conversation that is out of order
 SYSTEM = ("system", "developer")  # who may speak before the first question
-READ = ("id", "image", "images", "system")  # of a row, with its turns
+READ = {"id", "image", "images", "system"}  # of a row, besides its turns
 
 MASKED = "masked"  # says the opposite of the others
 LEARNT = {
@@ -51,6 +52,10 @@ class Form:
     asks: str
     answers: str
 
+    @cached_property
+    def _read(self) -> set[str]:
+        return READ | {self.turns}
+
     def row(self, value: object) -> Row:
         """The raw row as a Row. An answer before the first question is left out, as LLaVA does. Raises Fault."""
         if not isinstance(value, dict):
@@ -65,25 +70,29 @@ class Form:
         turns = value.get(self.turns)
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             raise Fault(f"no `{self.turns}` list")
-        notes: set[Note] = {(NOT_READ, told(key)) for key, _ in _more(value, (*READ, self.turns), REFUSED)}
-        images = list(_images(value))
+        notes: set[Note] = set()
+        if not value.keys() <= self._read:
+            notes = {(NOT_READ, told(key)) for key, _ in _more(value, self._read, REFUSED)}
+        images = _images(value)
         system, turns = self._opened(value, turns, images, notes)
-        said = [turn.get(self.text) for turn in turns]
-        texts = [text if isinstance(text, str) else self._text(text, images, notes) for text in said]
+        texts = [turn.get(self.text) for turn in turns]
+        if set(map(type, texts)) != {str}:
+            texts = [self._text(text, images, notes) for text in texts]
         if len(images) > 1 and len(images := list(dict.fromkeys(images))) > 1:
             raise Fault(f"at most one image is used, got {len(images)}")
-        learnt = [len(turn) == 2 or self._learnt(turn, notes) for turn in turns][1::2]
-        answers = texts[1::2]
+        image, answers = images[0] if images else None, texts[1::2]
+        unlearnt: set[int] = set()
+        if max(map(len, turns)) > 2:
+            unlearnt = {n // 2 for n, turn in enumerate(turns) if not self._learnt(turn, notes)}
         if not all(map(str.strip, answers)):
             notes.add((NOT_LEARNT, "an empty answer"))
-            learnt = [bool(taught and answer.strip()) for taught, answer in zip(learnt, answers, strict=True)]
-        if not any(learnt):
+            unlearnt |= {n for n, answer in enumerate(answers) if not answer.strip()}
+        if len(unlearnt) == len(answers):
             raise Fault(
                 f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}"
             )
-        exchanges = tuple(zip(_without_image(texts, bool(images)), answers, strict=True))
-        unlearnt = frozenset([i for i, taught in enumerate(learnt) if not taught])
-        return Row(id, exchanges, images[0] if images else None, system, unlearnt, tuple(notes))
+        exchanges = tuple(zip(_without_image(texts, image is not None), answers, strict=True))
+        return Row(id, exchanges, image, system, frozenset(unlearnt), tuple(notes))
 
     def _opened(
         self, value: Mapping, turns: Sequence[Mapping], images: list, notes: set[Note]
@@ -125,7 +134,7 @@ class Form:
     def _learnt(self, turn: Mapping, notes: set[Note]) -> bool:
         """Whether the turn's keys let it be learnt; a question never is."""
         learnt = True
-        for key, held in _more(turn, (self.speaker, self.text), REFUSED_OF_A_TURN, "a turn"):
+        for key, held in _more(turn, {self.speaker, self.text}, REFUSED_OF_A_TURN, "a turn"):
             if key not in LEARNT:
                 notes.add((NOT_READ, f"{told(key)} of a turn"))
             elif held not in (0, 1):
@@ -149,7 +158,7 @@ def absent(value: object, deep: int = 3) -> bool:
 
 
 def _more(
-    held: Mapping, read: Sequence[str], refused: Mapping[str, str], of: str = "a row"
+    held: Mapping, read: Container[str], refused: Mapping[str, str], of: str = "a row"
 ) -> Iterator[tuple[str, object]]:
     """The keys besides `read` that hold something. Raises Fault for one of `refused`."""
     for key, value in held.items():
@@ -175,10 +184,10 @@ def _part(part: Mapping, images: list, notes: set[Note]) -> object:
     return IMAGE
 
 
-def _images(held: Mapping, keys: Sequence[str] = ("image", "images")) -> Iterator[str | bytes]:
+def _images(held: Mapping, keys: Sequence[str] = ("image", "images")) -> list[str | bytes]:
     """Every image that is named: a path, or (in parquet) `{bytes, path}`, where the bytes count if there are any."""
-    for key in keys:
-        named = held.get(key)
+    found = []
+    for named in map(held.get, keys):
         for image in named if isinstance(named, list) else [named]:
             if isinstance(image, dict):
                 encoded, path = image.get("bytes"), image.get("path")
@@ -187,7 +196,8 @@ def _images(held: Mapping, keys: Sequence[str] = ("image", "images")) -> Iterato
                 continue
             if not isinstance(image, str | bytes):
                 raise Fault(f"an image is named by one path, got {told(image)}")
-            yield image
+            found.append(image)
+    return found
 
 
 def _without_image(texts: Sequence[str], pictured: bool) -> Sequence[str]:
@@ -195,8 +205,8 @@ def _without_image(texts: Sequence[str], pictured: bool) -> Sequence[str]:
 
     An image is seen once, before the first question: the only place that its placeholder may say.
     """
-    counts = [text.count(IMAGE) for text in texts]
-    if counts[0] != int(pictured) or any(counts[1:]):
+    if not texts[0].count(IMAGE) == "\n".join(texts).count(IMAGE) == int(pictured):
+        counts = [text.count(IMAGE) for text in texts]
         expected = "one, in the first question" if pictured else "none, as the row has no image"
         places = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
         raise Fault(f"{IMAGE} placeholders: {expected}; got {places}")
