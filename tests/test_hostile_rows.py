@@ -243,6 +243,7 @@ def test_a_file_for_a_folder_of_images(tmp_path):
 
 def test_a_survey_that_was_kept_and_is_damaged_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "KEPT", 2)
+    monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([tiny.row(name, None, ("What?", "dog")) for name in "abc"]))
     llava_json(tmp_path / "cache", file=str(file))

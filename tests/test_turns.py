@@ -490,11 +490,11 @@ def test_what_training_would_refuse_a_dry_run_refuses(recipe, monkeypatch, capsy
     assert "25.0% of the rows can't be used; nothing was trained (max_faults: 10.0%)" in err
 
 
-def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, monkeypatch, capsys):
+def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(look, "SAMPLED", 1)
     codes = []
     for raw in (("", "dog"), ("dog", "")):
-        file = recipe(0.5, [tiny.row(str(i), None, ("What?", answer)) for i, answer in enumerate(raw)])
+        file = recipe(0.5, [tiny.row("a", "a.png", ("What?", answer)) for answer in raw])
         code, out, err = told_by_the_program(monkeypatch, capsys, "distill", file, "--dry-run")
         codes.append(code)
         assert ("rows: a look at 1 rows" in out) == (code == 0)
