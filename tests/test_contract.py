@@ -175,7 +175,7 @@ def test_images_that_are_padded_cut_or_scaled_otherwise_are_refused_with_both_va
     teacher = prepared(by, **changes)
     (told,) = problems(agree, prepared(SiglipImageProcessorPil), teacher)
     assert re.match(r"teacher: images are prepared otherwise \(\d+% apart\): ", told) and expected in told
-    assert "student.vision" in hint(agree, blueprint(), teacher)
+    assert "student.image_processor=" in hint(agree, blueprint(), teacher)
     (other_way,) = problems(agree, teacher, prepared(SiglipImageProcessorPil))
     assert "are prepared otherwise" in other_way
 

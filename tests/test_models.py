@@ -32,6 +32,7 @@ from switchkd_cli.engine.models.ldpnet import LDPNetV2
 from switchkd_cli.engine.models.llava import features_of, image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.run import named_in
 from switchkd_cli.recipe.schema import Checkpoint, Parts
 from tests import tiny
 
@@ -305,6 +306,37 @@ def test_ldpnetv2_needs_a_grid_that_it_can_halve():
     )
     with pytest.raises(UserError, match="a grid with a side divisible by 2, got 3"):
         check_model(student, "student")
+
+
+# --- how images are prepared
+
+
+def test_images_may_be_prepared_as_another_tower_s_or_a_whole_model_s_are(parts, tmp_path):
+    """The tower is SigLIP's, which squashes; CLIP's cuts the middle out."""
+    checkpoint.save(check_model(spec(parts, "clip", "qwen2"), "student").build(), tmp_path / "whole")
+    usual, *others = (
+        check_model(spec(parts, "siglip", "qwen2").model_copy(update={"image_processor": named}), "student")
+        for named in (None, str(parts / "clip"), str(tmp_path / "whole"))
+    )
+    assert type(usual.processor.image_processor).__name__.startswith("Siglip")
+    for other in others:
+        assert type(other.processor.image_processor).__name__.startswith("CLIP")
+        assert other.config.vision_config.model_type == "siglip_vision_model"
+
+
+def test_what_has_no_image_processor_can_not_say_how_images_are_prepared(parts):
+    told = f"student.image_processor: {parts}/qwen2: no preprocessor_config.json there, and no whole model"
+    with pytest.raises(UserError, match=told):
+        named = {"image_processor": str(parts / "qwen2")}
+        check_model(spec(parts, "siglip", "qwen2").model_copy(update=named), "student")
+
+
+def test_what_prepares_images_is_part_of_a_run_s_key_where_it_is_named(parts):
+    plain = spec(parts, "siglip", "qwen2")
+    assert "image_processor" not in plain.model_dump()
+    named = plain.model_copy(update={"image_processor": str(parts / "clip")})
+    added = dict(named_in("student", named)).items() - dict(named_in("student", plain)).items()
+    assert added == {("student.image_processor", str(parts / "clip"))}
 
 
 # --- pickles

@@ -16,9 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from switchkd_cli.engine import checkpoint
 from switchkd_cli.engine.batch import IGNORE, Example, collate
 from switchkd_cli.engine.build import check_checkpoint, check_pair
+from switchkd_cli.engine.contract import agree, noted
 from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.parts import design
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Recipe
+from switchkd_cli.recipe.schema import Parts, Recipe
 
 FEATURES = (theirs.SIDE // theirs.PATCH) ** 2 - 1
 TOKENS = len(theirs.words()) + 3
@@ -395,6 +397,25 @@ def test_it_is_the_teacher_of_a_student_and_the_student_itself(home):
     assert torch.equal(
         torch.cat(ours(model, rows, pictures(*seeds))), torch.cat(ours(paths.student, rows, pictures(*seeds)))
     )
+
+
+def test_a_student_of_parts_is_shown_images_as_a_teacher_that_pads_them(home, folder):
+    """Its tower squashes them: named, the teacher's way is taken."""
+    edit(folder, image_aspect_ratio="pad")
+    teacher = blueprint(folder)
+    fields = {
+        "family": "llava",
+        "vision": str(home / "fine-tuned"),
+        "language": {"fresh": {"hidden_size": 32}},
+    }
+    fields |= {"tokenizer": str(folder), "feature_select": "default"}
+    fields["language"]["fresh"] |= {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    fields["language"]["fresh"] |= {"num_key_value_heads": 4}
+    with pytest.raises(UserError, match="images are prepared otherwise"):
+        agree(design(Parts.model_validate(fields)), teacher)
+    alike = design(Parts.model_validate(fields | {"image_processor": str(folder)}))
+    agree(alike, teacher)
+    assert noted(alike, teacher) == []
 
 
 def test_eval_scores_it_as_it_is(home, tmp_path):

@@ -139,8 +139,8 @@ SELECT_HINT = "let both keep or both drop the first feature (student.feature_sel
 PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
 LAYER_HINT = "read both towers at one layer (student.feature_layer)"
 PICTURES_HINT = (
-    "both models are shown the same images: put the teacher's preprocessor_config.json into the folder of the "
-    "student's tower (student.vision)"
+    "both models are shown the same images: prepare them as the teacher's are (student.image_processor=..., the teacher's "
+    "checkpoint)"
 )
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 

@@ -158,7 +158,8 @@ def named_in(who: str, model: Model | None) -> Iterator[tuple[str, str]]:
     """(field, name) of each model name that a model's description holds."""
     if model is None:
         return
-    for part in ("checkpoint",) if isinstance(model, Checkpoint) else ("vision", "language", "tokenizer"):
+    parts = ("vision", "language", "tokenizer", "image_processor")
+    for part in ("checkpoint",) if isinstance(model, Checkpoint) else parts:
         if isinstance(name := getattr(model, part), str):
             yield f"{who}.{part}", name
 

@@ -48,7 +48,8 @@ PartSource = Annotated[
 class Parts(Closed):
     """A model put together from a vision tower and a language model, with a fresh projector between them.
 
-    A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `feature_layer` and `feature_select`
+    A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `image_processor` names the tower or whole model
+    whose images are prepared alike (none: the student's own tower). `feature_layer` and `feature_select`
     are transformers' `vision_feature_layer` and `vision_feature_select_strategy`. `allow_pickle` lets parts that
     have no safetensors be read from pytorch_model.bin (tensors only).
     """
@@ -58,6 +59,7 @@ class Parts(Closed):
     language: PartSource
     projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
     tokenizer: Text | None = None
+    image_processor: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
     feature_layer: Annotated[int, Field(strict=True)] = -2
     feature_select: Literal["full", "default"] = "full"
     allow_pickle: bool = False

@@ -71,7 +71,7 @@ def design(spec: Parts, who: str = "student") -> Blueprint:
         tie_word_embeddings=reading.tie_word_embeddings,
     )
     config.image_seq_length = image_tokens_of(config)
-    processor = _processor(config, _pictures(seen, whole), words)
+    processor = _processor(config, _named_pictures(spec, who) or _pictures(seen, whole), words)
     check_weights(*filter(None, (None if whole else seen, read)))
     tower = partial(_tower, seen, whole, config) if seen else None
     notes = whole.notes if whole else ()
@@ -138,6 +138,16 @@ def _words_of(spec: Parts, read: Stored | None, who: str) -> Stored:
     if read is None:
         raise UserError(f"{who}.tokenizer: missing", hint="a fresh language model needs `tokenizer: ...`")
     return read
+
+
+def _named_pictures(spec: Parts, who: str):
+    """The image processor of the named tower or whole model. Raises UserError where it has none."""
+    if spec.image_processor is None:
+        return None
+    named = fetch(spec.image_processor, f"{who}.image_processor", allow_pickle=spec.allow_pickle)
+    if found := _pictures(named, read_whole(named) if is_whole(named) else None):
+        return found
+    raise UserError(f"{named}: no {pictures.FILE} there, and no whole model")
 
 
 def _pictures(seen: Stored | None, whole: Blueprint | None):

@@ -43,7 +43,7 @@ def _of_model(spec: Model, who: str, size: Parameters | None) -> Iterator[Downlo
         wanted = {"checkpoint": PUBLISHED_BYTES * size.all if size else None}
     else:
         read = PUBLISHED_BYTES * size.total["language"] if size else None
-        wanted = {"vision": None, "language": read, "tokenizer": None}
+        wanted = {"vision": None, "language": read, "tokenizer": None, "image_processor": None}
     for field, needed in wanted.items():
         name = getattr(spec, field)
         if isinstance(name, str) and _may_be_fetched(name) and not _here(name, who):
