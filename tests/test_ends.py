@@ -69,6 +69,16 @@ def test_without_a_generation_config_the_config_is_looked_at(teacher):
     assert SAID in opened.notes[0]
 
 
+def test_what_else_changes_answers_is_said(teacher):
+    """A least length keeps a model from ending: transformers takes it from there when nothing else is said."""
+    file = teacher / "generation_config.json"
+    told = json.loads(file.read_text()) | {"min_new_tokens": 9, "repetition_penalty": 1.0, "top_p": 0.9}
+    file.write_text(json.dumps(told))
+    assert check_checkpoint(str(teacher), "model").notes == (
+        f"model: {teacher}: generation_config.json: answers are generated with min_new_tokens 9, as other tools do",
+    )
+
+
 def test_a_template_that_writes_no_end_leaves_it_to_the_tokenizer(teacher):
     """As llava-hf's published ones do."""
     file = teacher / "chat_template.jinja"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
 
@@ -15,6 +17,22 @@ from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 
 GENERATION = "generation_config.json"
+ALTERING = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "encoder_repetition_penalty",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "sequence_bias",
+    "stop_strings",
+    "suppress_tokens",
+)
 TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
 
 
@@ -39,14 +57,20 @@ def read(stored: Stored) -> Blueprint:
         padding(processor.tokenizer)
     check_weights(stored)
     weights = partial(load_weights, AutoModelForImageTextToText, stored)
-    return Blueprint(config, counting(processor, config), weights, ends=_ends(stored, config))
-
-
-def _ends(stored: Stored, config: LlavaConfig) -> tuple[int, ...]:
-    """The ids that end an answer by generation_config.json, or by the config where there is none."""
     told = stored.json(GENERATION) if stored.has(GENERATION) else config.text_config.to_dict()
+    return Blueprint(config, counting(processor, config), weights, tuple(_notes(stored, told)), _ends(told))
+
+
+def _ends(told: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end an answer by generation_config.json, or by the config where there is none."""
     ends = told.get("eos_token_id")
     return tuple(end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0)
+
+
+def _notes(stored: Stored, told: Mapping[str, Any]) -> Iterator[str]:
+    """What else is said there that changes what is answered: transformers takes it, whoever generates."""
+    if said := ", ".join(f"{key} {told[key]}" for key in ALTERING if told.get(key) not in (None, 0, 1, [])):
+        yield f"{stored}: {GENERATION}: answers are generated with {said}, as other tools do"
 
 
 def counting(processor: LlavaProcessor, config: LlavaConfig) -> LlavaProcessor:
