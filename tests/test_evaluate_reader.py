@@ -111,7 +111,7 @@ def test_answers_that_reach_the_limit_without_an_end_are_counted(
 def test_answers_past_a_model_s_positions_are_counted(
     checkpoint: Path, sets: Path, tmp_path: Path, most: int
 ) -> None:
-    """An image alone takes 36."""
+    """An image alone takes 36 tokens."""
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     told = json.loads((folder / "config.json").read_text())
     told["text_config"]["max_position_embeddings"] = most

@@ -51,8 +51,9 @@ class Reader(Answerer):
         visual = self._see([picture for pictures in shown for picture in pictures])
         texts = [self._text(item.prompt, len(p)) for item, p in zip(items, shown, strict=True)]
         lengths, written = self._write(texts, visual, items[0].limit)
-        for item, length, cut in zip(items, lengths, self._cut(written, items[0].limit), strict=True):
-            item.at_limit, item.too_long = cut, length + item.limit > self.positions
+        for item, asked, told in zip(items, lengths, self._told(written), strict=True):
+            item.at_limit = told > item.limit
+            item.too_long = asked + min(told, item.limit) > self.positions
         return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     def _shown(self, item: Item) -> list[Image.Image]:
@@ -100,11 +101,11 @@ class Reader(Answerer):
         )
         return encoded["attention_mask"].sum(1).tolist(), written
 
-    def _cut(self, written: Tensor, limit: int) -> list[bool]:
-        """Which of the answers [B, T] were still going on when they reached the limit."""
-        ends = torch.as_tensor(self._greedy(limit).eos_token_id, device=written.device)
-        going_on = ~torch.isin(written, ends).any(dim=1)
-        return (going_on & (written.shape[1] >= limit)).tolist()
+    def _told(self, written: Tensor) -> list[int]:
+        """Tokens of each answer [B, T], its end counted: one more than there are where it has not come to one."""
+        ends = torch.as_tensor(self._greedy(1).eos_token_id, device=written.device)
+        ended = torch.isin(written, ends)
+        return torch.where(ended.any(1), ended.int().argmax(1), written.shape[1]).add(1).tolist()
 
     def _greedy(self, limit: int) -> GenerationConfig:
         tokenizer = self.processor.tokenizer
