@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from switchkd_cli import __version__, last_words, stop
-from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.errors import CRASH, UserError, show_in_any_encoding, system_told
 from switchkd_cli.spread import leave, spread
 
 app = typer.Typer(
@@ -331,10 +332,22 @@ def _tell_stopped(stopped: stop.Stopped) -> None:
         console.say(f"resume: {shlex.join(['switchkd', *given, '--resume'])}")
 
 
+def _check_here() -> None:
+    """Raises UserError where the working directory was deleted: nearly every path would fail with a word on itself."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory can't be used: {error.strerror}", hint='cd "$HOME", or to another folder'
+        ) from error
+
+
 def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
+    show_in_any_encoding()
     try:
-        with last_words.kept(), stop.heeded():
+        with last_words.kept(), system_told(), stop.heeded():
+            _check_here()
             app()
     except UserError as error:
         from switchkd_cli import console

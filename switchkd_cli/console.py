@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
-from switchkd_cli.errors import UserError, printable
+from switchkd_cli.errors import UserError, nobody_reads, printable
 from switchkd_cli.plan import Plan, StagePlan
 from switchkd_cli.protocol import BENCHMARKS
 from switchkd_cli.recipe.run import Run
@@ -29,15 +29,20 @@ def stdout() -> Console:
 
 def say(text: str) -> None:
     """Lines of text: what they quote may come from anywhere, so that nothing in them is obeyed by the terminal."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except OSError:
+        nobody_reads(sys.stderr)
 
 
 def error(problem: UserError) -> None:
-    """Every problem on its line, then the hint."""
+    """Every problem on its line, then the hint and what was noted on the way."""
     for line in problem.problems:
         say(line)
     if problem.hint:
         say(f"hint: {problem.hint}")
+    for note in getattr(problem, "__notes__", ()):
+        say(note)
 
 
 def show_plan(plan: Plan) -> None:

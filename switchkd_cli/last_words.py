@@ -77,7 +77,8 @@ def lost_contact(error: BaseException) -> bool:
 def _words(error: BaseException) -> LastWords:
     rank, now = int(os.environ.get("RANK", "0")), time.time()
     if isinstance(error, UserError):
-        return LastWords(rank, now, error.code, error.problems, error.hint)
+        told = (*error.problems, *getattr(error, "__notes__", ()))
+        return LastWords(rank, now, error.code, told, error.hint)
     if isinstance(error, Stopped):
         return LastWords(rank, now, error.code, text=error.text, signal=error.number)
     told = "".join(traceback.format_exception(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli import console, hosts, last_words, plan, runs, share, stop
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, show_in_any_encoding, system_told
 from switchkd_cli.forecast import Forecast, Machine
 from switchkd_cli.installed import imported
 from switchkd_cli.occupy import another_program, is_finished, occupy
@@ -163,8 +163,9 @@ def main() -> int:
     parser.add_argument("--gpus", type=int)
     parser.add_argument("--processes", type=int)
     asked = parser.parse_args()
+    show_in_any_encoding()
     try:
-        with last_words.kept(), stop.heeded():
+        with last_words.kept(), system_told(), stop.heeded():
             text = asked.run.read_text(encoding="utf-8") if asked.run else sys.stdin.read()
             if asked.teacher:
                 _worker().evaluate_teacher(Run.loads(text), asked.out)

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from switchkd_cli.errors import nobody_reads
 from switchkd_cli.lines import event, figures, left, line, matrix_line, speed
 from switchkd_cli.matrix import Matrix
 
@@ -82,10 +83,14 @@ class Progress:
             self.say(matrix_line(self.matrix, datetime.now()))
 
     def say(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text)
-        else:
-            print(text, file=self.stream, flush=True)
+        """A line; where nobody can read it any more, the runs go on all the same."""
+        try:
+            if self._live is not None:
+                self._live.console.print(text)
+            else:
+                print(text, file=self.stream, flush=True)
+        except OSError:
+            nobody_reads(self.stream)
 
     def draw(self) -> Any:
         """The live display: a line on the matrix, and two a run."""

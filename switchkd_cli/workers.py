@@ -183,6 +183,7 @@ def _start(
     told = {
         "OMP_NUM_THREADS": str(max(1, cores() // (spread.each if spread else jobs))),
         provenance.COMMAND: json.dumps(provenance.command()),
+        "PYTHONIOENCODING": "utf-8",  # what it prints is read back from a file
     }
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **told}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import installed, provenance
 from switchkd_cli.engine.benchmarks.exam import Exam, short_hash
+from switchkd_cli.errors import UTF8
 from switchkd_cli.protocol import FAULTS, Benchmark
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
@@ -121,7 +122,7 @@ def _score(row: Benchmark, outcome: dict, answerer: Answerer, folder: Path) -> d
         lines.append(_line(sample, item, score) | unit(row, sample) | found)
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (folder / f"{row.task}.jsonl").write_text(text, encoding="utf-8")
+    (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
     value = float(outcome["results"][row.task][f"{row.metric},none"])
     return {
         "score": row.score(value, categories(row, samples)),

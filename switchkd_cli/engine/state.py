@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from switchkd_cli.checkpoints import STATE, TENSORS
 from switchkd_cli.engine.weights import finite
+from switchkd_cli.errors import UTF8
 
 HELD = "tensor:"
 """Opens the text that stands in the JSON file for a tensor; what follows is its name in the other file."""
@@ -26,7 +27,7 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
         raise ValueError(f"not finite: {', '.join(poisoned[:3])}" + " ..." * (len(poisoned) > 3))
     save_file(tensors, folder / TENSORS)
     plain = json.dumps(_plain(state), ensure_ascii=False)
-    (folder / STATE).write_text(plain + "\n", encoding="utf-8")
+    (folder / STATE).write_text(plain + "\n", **UTF8)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +61,8 @@ def print_comparison(
         return _printed(report, console)
     text = FORMATS[form](report)
     if file is None:
+        if form != "text" and isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # read by a program, as the file would be
         print(text, end="")
     else:
         write_text(file, text)
@@ -66,7 +70,7 @@ def print_comparison(
 
 
 def _printed(report: Report, console: Console | None, path: Path | None = None) -> Report:
-    show(report, console)
     if path is not None:
         write(report, path)
+    show(report, console)
     return report

@@ -27,7 +27,7 @@ from tenacity import RetryError, stop_after_attempt
 from tqdm import tqdm
 
 from switchkd_cli.engine.benchmarks.answerer import Answerer
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UTF8, UserError
 from switchkd_cli.protocol import Benchmark
 
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
@@ -112,7 +112,7 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
 def quiet(log: Path) -> Iterator[None]:
     """What lmms-eval, its tasks and transformers print goes to a file; no progress bars."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, ExitStack() as stack:
+    with log.open("a", **UTF8) as file, ExitStack() as stack:
         for name in ("httpx", "datasets", "huggingface_hub", "transformers"):
             stack.enter_context(swapped(logging.getLogger(name), level=logging.ERROR))
         stack.callback(logger.add, sys.stderr)  # loguru's default

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from switchkd_cli.engine.batch import Unusable
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UTF8, UserError
 
 SHOWN = 5  # rows named in an error; the rest are counted
 
@@ -66,7 +66,7 @@ class Ledger:
         rows = list(rows)
         if self._file is None or not rows:
             return
-        with self._file.open("a", encoding="utf-8") as stream:
+        with self._file.open("a", **UTF8) as stream:
             for r in rows:
                 line = {"data": self.name, "row": r.row, "id": r.id, "fault": r.fault}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
