@@ -1,6 +1,7 @@
 """The commands as a user types them, each in a process of its own: help, dry runs, wrong input."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -22,14 +23,16 @@ finally:
 """
 
 
-def switchkd(*arguments, cwd, heavy=False):
+def switchkd(*arguments, cwd, heavy=False, **environment):
     """Run the program; nothing heavy may be imported by what these tests ask, a plan that comes to its end aside."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         cwd=cwd,
         check=False,
         capture_output=True,
-        text=True,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
+        errors="replace",  # typer writes UTF-8 where it takes the encoding for a mistake
+        env={**os.environ, **environment},
         timeout=300,
     )
     *lines, imported = done.stderr.splitlines()
@@ -227,6 +230,54 @@ def test_the_names_of_the_folder_one_stands_in_are_known_too(tmp_path):
     assert err[0] == "my-one: no recipe has this name (did you mean 'my-own'?)"
     code, out, _ = switchkd("distill", "my_own", "--dry-run", cwd=tmp_path, heavy=True)
     assert code == 0 and "my_own, row switch-kd" in out
+
+
+def test_a_recipe_of_the_package_is_found_where_there_is_no_recipes_folder(tmp_path):
+    code, out, err = switchkd("distill", "recipes/quickstart.yaml", "--dry-run", cwd=tmp_path, heavy=True)
+    assert code == 0 and "quickstart, row switch-kd" in out
+    assert err[0].startswith("recipes/quickstart.yaml: not here, taken from the package: ")
+    _, _, err = switchkd("compare", "recipes/quickstart.yaml", cwd=tmp_path)
+    assert [line.partition(":")[0] for line in err] == ["recipes/quickstart.yaml", "runs", "hint"]
+
+
+@pytest.mark.parametrize("name", ["recipes/quickstrat.yaml", "elsewhere/quickstart.yaml"])
+def test_no_other_path_stands_for_a_recipe_of_the_package(tmp_path, name):
+    code, _, err = switchkd("distill", name, cwd=tmp_path)
+    assert code == 2 and err[0].startswith(f"{name}: no such recipe (did you mean 'recipes/quickstart.yaml'?")
+
+
+def test_the_recipe_that_is_here_comes_first(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    write(tmp_path).rename(tmp_path / "recipes" / "quickstart.yaml")
+    _, out, err = switchkd("distill", "recipes/quickstart.yaml", "--dry-run", cwd=tmp_path, heavy=True)
+    assert "row sft" in out and not any("package" in line for line in err)
+
+
+@pytest.mark.parametrize("command", ["--help", "distill", "eval", "compare"])
+def test_a_working_directory_that_was_deleted_is_a_line(tmp_path, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = f"import os; os.rmdir({str(gone)!r}){PROGRAM}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, command], cwd=gone, check=False, capture_output=True, text=True
+    )
+    problem, hint, _ = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert problem.startswith("the working directory can't be used: ") and hint.startswith("hint: cd ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+def test_whatever_the_terminal_s_encoding_is_all_is_said(tmp_path, encoding):
+    file = write(tmp_path, ("Switch-KD", "Größe ±2 – 学")).rename(tmp_path / "größe.yaml")
+    told = {"cwd": tmp_path, "PYTHONIOENCODING": encoding}
+    code, out, _ = switchkd("distill", file.name, "--dry-run", heavy=True, **told)
+    in_it = {"ascii": "Gr\\xf6\\xdfe +-2 - \\u5b66", "iso-8859-1": "Größe ±2 - \\u5b66"}
+    assert code == 0 and in_it[encoding] in out, out
+    code, _, err = switchkd("distill", "größer.yaml", **told)
+    in_it = {"ascii": "gr\\xf6\\xdfer.yaml: no such recipe", "iso-8859-1": "größer.yaml: no such recipe"}
+    assert code == 2 and err[0].startswith(in_it[encoding])
+    code, _, err = switchkd("größe", **told)
+    assert code == 2 and "No such command" in err[-1]
 
 
 def test_every_error_that_can_be_helped_has_a_hint(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import patch, source
+from switchkd_cli.recipe.find import HERE, recipes
 from switchkd_cli.recipe.source import PlacedDict
 
 EXTENDS = "extends"
@@ -96,7 +97,8 @@ def _text(path: Path) -> str:
         with path.open(encoding="utf-8") as stream:
             return stream.read(source.LONGEST + 1)
     except FileNotFoundError:
-        known = [str(p) for p in (*Path("recipes").rglob("*.yaml"), *path.parent.glob("*.yaml"))]
-        raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint="ls recipes") from None
+        known = [*(str(HERE / p.name) for p in recipes().values()), *map(str, path.parent.glob("*.yaml"))]
+        hint = "a recipe's file, or the name of one in recipes/, such as quickstart"
+        raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint=hint) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable: {error}") from None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+from os.path import exists
 from pathlib import Path
 
 from switchkd_cli.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
-FOLDERS = (Path("recipes"), PACKAGE.parent / "recipes", PACKAGE / "recipes")  # here, a checkout's, a wheel's
+HERE = Path("recipes")
+FOLDERS = (HERE, PACKAGE.parent / "recipes", PACKAGE / "recipes")  # here, a checkout's, a wheel's
 
 
 def find(name: str) -> Path:
     """A path as it is; a bare name such as `training-scheme` stands for `recipes/training_scheme.yaml`.
 
+    Where there is no such file here, `recipes/NAME.yaml` is the recipe of that name that ships with the package.
     Raises UserError, with every name there is, for a bare name that no recipe has.
     """
     if (file := named(name)) is not None:
@@ -25,7 +30,18 @@ def find(name: str) -> Path:
 
 def named(name: str) -> Path | None:
     """The same, or None for a bare name that no recipe has."""
-    return Path(name) if is_path(name) else recipes().get(_plain(name))
+    if not is_path(name):
+        return recipes().get(_plain(name))
+    path = Path(name)
+    shipped = [folder / path.name for folder in FOLDERS if path.parent == HERE != folder]
+    return path if exists(path) else next(filter(_is_shipped, shipped), path)
+
+
+@cache  # said once
+def _is_shipped(file: Path) -> bool:
+    if file.is_file():
+        print(f"{HERE / file.name}: not here, taken from the package: {file}", file=sys.stderr)
+    return file.is_file()
 
 
 def is_path(name: str) -> bool:
