@@ -9,7 +9,6 @@ A folder gets its name when all of it is on disk; one whose name begins with a d
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.runs import RunFolder, read_json, write_json
+from switchkd_cli.runs import RunFolder, read_json, sync, write_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -151,15 +150,6 @@ def clear(folder: RunFolder) -> None:
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
-    """See that a file's content, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _is_manifest(value: Any) -> bool:
     whole = isinstance(value, dict) and value.keys() >= {STATE, TENSORS}
     return whole and all(
@@ -185,5 +175,5 @@ def _remove(path: Path) -> None:
     gone = path.with_name(f".{path.name}.gone")
     with suppress(FileNotFoundError):
         shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
+        shutil.move(path, gone)
         shutil.rmtree(gone, ignore_errors=True)

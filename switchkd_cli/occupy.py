@@ -6,7 +6,6 @@ would give the same numbers, and the one costs less. Where the program itself ha
 
 from __future__ import annotations
 
-import errno
 import shutil
 import sys
 import time
@@ -17,16 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from switchkd_cli import checkpoints, provenance
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import FULL, MACHINE, UserError
 from switchkd_cli.locks import InUse, hold
 from switchkd_cli.recipe.run import Run, differing
-from switchkd_cli.runs import RunFolder, folder, set_aside, write_json
+from switchkd_cli.runs import RunFolder, folder, set_aside, shown, write_json, write_text
 from switchkd_cli.standing import Standing, go_on, standing
 from switchkd_cli.stop import Stopped
 
 State = Literal["new", "finished", "resumed"]
 CHANGED = "inputs_changed"  # the event of a stage that was trained on something else than its key says
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -64,7 +62,7 @@ def alone(target: RunFolder) -> Iterator[None]:
             yield
     except InUse:
         hint = "wait for it, or add --out FOLDER to write elsewhere"
-        raise UserError(f"{_shown(target.path)}: in use by a running process", hint=hint) from None
+        raise UserError(f"{shown(target.path)}: in use by a running process", hint=hint) from None
 
 
 def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrupted", "unfinished", "other"]:
@@ -89,7 +87,7 @@ def check_free(root: Path, run: Run) -> None:
     target = folder(root, run)
     if content(target, run) == "other":
         raise UserError(
-            f"{_shown(target.path)}: holds another run ({_difference(target, run)})",
+            f"{shown(target.path)}: holds another run ({_difference(target, run)})",
             hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
         )
 
@@ -111,7 +109,7 @@ def _check_unchanged(target: RunFolder, at: Standing) -> None:
     """Raise UserError when the run was begun by another program than this one."""
     if changed := another_program(target):
         raise UserError(
-            [f"{_shown(target.path)}: interrupted at {at}, and begun with {told}" for told in changed],
+            [f"{shown(target.path)}: interrupted at {at}, and begun with {told}" for told in changed],
             hint="add --resume to go on all the same, or --overwrite to start again",
         )
 
@@ -132,8 +130,8 @@ def another_program(target: RunFolder) -> list[str]:
 
 def _go_on(target: RunFolder, at: Standing) -> None:
     for fault in at.faults:
-        print(f"{_shown(target.path)}: {fault}: not used", file=sys.stderr)
-    print(f"{_shown(target.path)}: interrupted, goes on from {at}", file=sys.stderr)
+        print(f"{shown(target.path)}: {fault}: not used", file=sys.stderr)
+    print(f"{shown(target.path)}: interrupted, goes on from {at}", file=sys.stderr)
     go_on(target, at)
     info = target.info()
     entry = {
@@ -158,7 +156,7 @@ def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
         check_free(target.root, run)
     word = "unfinished" if found in ("unfinished", "interrupted") else "old"
     aside = set_aside(target.path, word)
-    print(f"{_shown(target.path)}: {word} run moved to {aside.name}, starting afresh", file=sys.stderr)
+    print(f"{shown(target.path)}: {word} run moved to {aside.name}, starting afresh", file=sys.stderr)
     return aside
 
 
@@ -194,7 +192,7 @@ def _start(target: RunFolder, run: Run) -> None:
         "started": now(),
     }
     with built(target) as partial:
-        partial.recipe.write_text(run.text, encoding="utf-8")
+        write_text(partial.recipe, run.text)
         write_json(partial.record, record)
 
 
@@ -209,7 +207,7 @@ def _recorded(
         if isinstance(error, UserError) and state == "new" and not _stepped(target):
             shutil.rmtree(target.path)
             if aside is not None:
-                aside.rename(target.path)
+                shutil.move(aside, target.path)
         else:
             status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
             with suppress(OSError):  # a full disk: what went wrong is told all the same
@@ -217,7 +215,7 @@ def _recorded(
         if isinstance(error, OSError) and error.errno in FULL:
             where = f": {error.filename}" if error.filename else ""
             hint = "free some space and give the same command again: it goes on from the last checkpoint"
-            raise UserError(f"{_shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
+            raise UserError(f"{shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
         raise
     changed = [
         *run.changed(),
@@ -227,7 +225,7 @@ def _recorded(
     checkpoints.clear(target)
     if changed:
         raise UserError(
-            [f"{_shown(target.path)}: changed while it ran: {what}" for what in dict.fromkeys(changed)],
+            [f"{shown(target.path)}: changed while it ran: {what}" for what in dict.fromkeys(changed)],
             hint="the model and its scores are kept there and never reused; add --overwrite to train on what is there now",
         )
 
@@ -245,8 +243,3 @@ def _stepped(target: RunFolder) -> bool:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _shown(path: Path) -> str:
-    """The path as the user would write it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -11,11 +11,12 @@ runs/indexes/                 copies of large parquet files whose rows can be re
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -23,7 +24,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.errors import UNPRINTABLE, UserError
+from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
 from switchkd_cli.locks import InUse, hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
@@ -116,9 +117,8 @@ class RunFolder:
         """Bytes of each file that grows while the run trains; what they hold is on the disk afterwards."""
         found = {}
         for file in self._growing():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-                found[str(file.relative_to(self.path))] = os.fstat(stream.fileno()).st_size
+            sync(file)
+            found[str(file.relative_to(self.path))] = file.stat().st_size
         return found
 
     def cut(self, lengths: Mapping[str, int]) -> None:
@@ -141,7 +141,7 @@ class RunFolder:
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the metrics. Numbers that JSON has no word for (NaN, infinity) become null."""
         plain = {key: _plain(value) for key, value in entry.items()}
-        with self.metrics.open("a", encoding="utf-8") as stream:
+        with self.metrics.open("a", **UTF8) as stream:
             stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -212,11 +212,11 @@ class SharedFolder:
 
 
 def set_aside(path: Path, word: str) -> Path:
-    """Rename a file or folder to `<word>-<its name>-<number>`. Returns where it is then."""
+    """Move a file or folder to `<word>-<its name>-<number>`. Returns where it is then."""
     number = 1
     while (aside := path.with_name(f"{word}-{path.name}-{number}")).exists():
         number += 1
-    path.rename(aside)
+    shutil.move(path, aside)  # some file systems can't rename a folder: it is copied then
     return aside
 
 
@@ -319,6 +319,44 @@ def made_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def same_files(source: Path, target: Path, *, but: Collection[str] = ()) -> None:
+    """Fill the folder `target` with the files of `source`, but for those names: linked, not stored a second time.
+
+    They are copied where the file system has no hard links, or they lie on another one.
+    """
+    for path in source.iterdir():
+        if path.name in but:
+            continue
+        there = target / path.name
+        if path.is_dir():
+            there.mkdir()
+            same_files(path, there)
+            continue
+        try:
+            os.link(path, there)
+        except OSError:  # if it can't be copied either, that says why
+            shutil.copyfile(path, there)
+
+
+def sync(path: Path) -> None:
+    """See that a file's content, or a folder's names, are on the disk, where the file system can be asked for it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def shown(path: Path) -> str:
+    """The path as the user would write it."""
+    with suppress(OSError, ValueError):  # the working directory may have been deleted meanwhile
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -326,7 +364,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode(**UTF8))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

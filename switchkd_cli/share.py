@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from switchkd_cli import provenance
 from switchkd_cli.occupy import alone, built, content, make_room, now
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.runs import RunFolder, write_json, write_text
+from switchkd_cli.runs import RunFolder, same_files, write_json, write_text
 
 
 @contextmanager
@@ -29,23 +27,12 @@ def taken_over(
             yield None
             return
         with built(target) as partial:
-            _link(source, partial)
+            own = {source.recipe.name, source.record.name, source.text_log.name}  # each run's differ
+            same_files(source.path, partial.path, but=own)
             write_text(partial.recipe, run.text)
             write_json(partial.record, _record(run, source))
             yield partial
             make_room(target, run, overwrite=overwrite)
-
-
-def _link(source: RunFolder, partial: RunFolder) -> None:
-    """The same files, not a second copy; a run's recipe, record and printed text are its own."""
-    own = {source.recipe.name, source.record.name, source.text_log.name}
-    shutil.copytree(
-        source.path,
-        partial.path,
-        copy_function=os.link,
-        dirs_exist_ok=True,
-        ignore=lambda folder, names: own if folder == str(source.path) else set(),
-    )
 
 
 def _record(run: Run, source: RunFolder) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def standing(folder: RunFolder, run: Run) -> Standing | None:
 def go_on(folder: RunFolder, at: Standing) -> None:
     """Make the folder what it was at that moment."""
     for one in at.damaged:
-        one.path.rename(one.path.with_name(f"{one.path.name}.damaged"))
+        shutil.move(one.path, one.path.with_name(f"{one.path.name}.damaged"))
     checkpoints.sweep(folder)
     if at.lengths is not None:
         folder.cut(at.lengths)

@@ -11,6 +11,7 @@ from switchkd_cli.report.cells import Line, Number, Report, Table
 from switchkd_cli.report.columns import Columns, minus
 from switchkd_cli.report.conditions import conditions
 from switchkd_cli.report.scored import Scored, require_same_questions, scores
+from switchkd_cli.runs import shown
 
 Teacher = Mapping[str, Any]
 """What `baselines.judged` returns: results of "teacher", "majority" and "blind", and "not_beaten"."""
@@ -93,7 +94,7 @@ def _files(rows: Sequence[groups.Group]) -> Iterator[str]:
             yield from notes.files([row.runs[0].path])
         else:  # as a shell expands it
             seeds = ",".join(str(run.seed) for run in row.runs)
-            yield f"files: {notes.shown(row.runs[0].path.parent)}/seed{{{seeds}}}"
+            yield f"files: {shown(row.runs[0].path.parent)}/seed{{{seeds}}}"
 
 
 def _over_seeds(rows: Sequence[groups.Group], columns: Columns) -> Iterator[Table]:
@@ -140,7 +141,7 @@ def of_paper(columns: Columns, runs: Sequence[Scored]) -> Iterator[Line]:
 
 def same_questions(runs: Sequence[Scored], teacher: Teacher | None) -> None:
     """Raises UserError when runs, teacher and baselines were not asked the same questions."""
-    named = [(notes.shown(run.path), run.results) for run in runs]
+    named = [(shown(run.path), run.results) for run in runs]
     named += [(name, teacher[name]) for name in ("teacher", *BASELINES) if teacher and name in teacher]
     require_same_questions(named)
 

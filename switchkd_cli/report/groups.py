@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.report.notes import counted, shown
+from switchkd_cli.report.notes import counted
 from switchkd_cli.report.scored import Scored
+from switchkd_cli.runs import shown
 
 SFT = "sft"  # the row that others are measured against when nobody names one
 

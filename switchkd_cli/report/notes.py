@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -15,6 +14,7 @@ from switchkd_cli.protocol import BENCHMARKS, FAULTS
 from switchkd_cli.report.baselines import BASELINES
 from switchkd_cli.report.columns import Columns
 from switchkd_cli.report.scored import Scored, items, one_or_each
+from switchkd_cli.runs import shown
 
 WARNING = "warning"  # how a note begins that nobody may miss
 MDE = (
@@ -188,8 +188,3 @@ def counted(seeds: Sequence[int]) -> str:
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"seeds {seeds[0]}-{seeds[-1]}"
     return f"seeds {', '.join(map(str, seeds))}"
-
-
-def shown(path: Path) -> str:
-    """The path as one would type it here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

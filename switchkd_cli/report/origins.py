@@ -12,6 +12,7 @@ from switchkd_cli.report import notes
 from switchkd_cli.report.document import Block, Commands, Facts, Points, Text
 from switchkd_cli.report.gathered import Gathered
 from switchkd_cli.report.scored import Scored
+from switchkd_cli.runs import shown
 
 
 def facts(recipes: Sequence[Gathered], every: Sequence[Scored]) -> Iterator[tuple[str, str]]:
@@ -63,14 +64,14 @@ def command(recipe: Gathered) -> str:
     parts = [
         "switchkd",
         "ablate",
-        name if _is(named(name), recipe.file) else notes.shown(recipe.file.absolute()),
+        name if _is(named(name), recipe.file) else shown(recipe.file.absolute()),
     ]
     parts += ["--world", world] if world else []
     parts += ["--rows", ",".join(run.row for run in recipe.asked)] if recipe.asked and recipe.unasked else []
     seeds = recipe.seeds or [recipe.planned[0].seed]
     parts += ["--seeds", str(seeds[-1] - seeds[0] + 1)]
     parts += ["--seed", str(seeds[0])] if seeds[0] != recipe.planned[0].seed else []
-    root = notes.shown(recipe.runs[0].path.parents[2]) if recipe.runs else "runs"
+    root = shown(recipe.runs[0].path.parents[2]) if recipe.runs else "runs"
     parts += ["--out", root] if root != "runs" else []
     return shlex.join(parts)
 

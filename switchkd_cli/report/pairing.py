@@ -10,9 +10,9 @@ from typing import Any
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.protocol import BENCHMARKS
-from switchkd_cli.report.notes import shown
 from switchkd_cli.report.scored import Scored
 from switchkd_cli.report.units import NEAR, Line, Units, read_answers, units
+from switchkd_cli.runs import shown
 
 IMAGE = "image"
 FIELDS = {"doc_id": "items", "prompt": "prompts", IMAGE: "images", "key": "images", "target": "right answers"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from switchkd_cli.report.cells import HEADINGS, Number, Report, Table, are_words, full_name, words
 from switchkd_cli.report.notes import WARNING
+from switchkd_cli.runs import write_text
 
 if TYPE_CHECKING:
     import rich.table
@@ -75,7 +76,7 @@ def to_json(report: Report) -> str:
 
 def write(report: Report, path: Path) -> None:
     """Write the report as JSON."""
-    path.write_text(to_json(report), encoding="utf-8")
+    write_text(path, to_json(report))
 
 
 def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:

@@ -24,7 +24,7 @@ from switchkd_cli.report.document import (
 )
 from switchkd_cli.report.gathered import STATES, Gathered, gather
 from switchkd_cli.report.pictures.draw import CAPTIONS, Models, draw
-from switchkd_cli.runs import write_text
+from switchkd_cli.runs import shown, write_text
 
 PICTURES = "pictures"
 FORMS = {
@@ -61,7 +61,7 @@ def write_report(
     document = compose(recipes, pictures)
     for name, form in (("report.html", html.page), ("report.md", markdown.page)):
         write_text(folder / name, form(document, folder))
-        yield f"report: {notes.shown((folder / name).absolute())}"
+        yield f"report: {shown((folder / name).absolute())}"
 
 
 def compose(recipes: Sequence[Gathered], pictures: Mapping[str, Sequence[Picture | Text]]) -> Document:

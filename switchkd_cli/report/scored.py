@@ -14,7 +14,7 @@ import yaml
 from switchkd_cli.errors import UserError, printable
 from switchkd_cli.locate import ASSETS, SHIPPED
 from switchkd_cli.records import Resolved, Results, check
-from switchkd_cli.runs import RunFolder, read_json
+from switchkd_cli.runs import RunFolder, read_json, shown
 
 UNKNOWN = "–"  # the recipe of a model that was only scored
 SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
@@ -138,10 +138,8 @@ def _evaluated(folder: RunFolder, results: Mapping[str, Any]) -> Scored:
     """A model called by its name: a hub id, a shipped one, or where its folder is."""
     check(Results, results, folder.results)
     name = printable(str(results["model"]))
-    for home, prefix in ((ASSETS, SHIPPED), (Path.cwd(), "")):
-        if Path(name).is_relative_to(home):
-            name = prefix + str(Path(name).relative_to(home))
-            break
+    where = Path(name)
+    name = SHIPPED + str(where.relative_to(ASSETS)) if where.is_relative_to(ASSETS) else shown(where)
     return Scored(
         path=folder.path,
         recipe=UNKNOWN,

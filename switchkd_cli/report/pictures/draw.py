@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.groups import SFT
-from switchkd_cli.report.notes import shown
 from switchkd_cli.report.pictures import style
 from switchkd_cli.report.pictures.attention import Question, attention
 from switchkd_cli.report.pictures.cost import cost
@@ -19,7 +18,7 @@ from switchkd_cli.report.pictures.curves import curves
 from switchkd_cli.report.pictures.knee import Position, knees
 from switchkd_cli.report.pictures.radar import radar
 from switchkd_cli.report.scored import Scored
-from switchkd_cli.runs import RunFolder
+from switchkd_cli.runs import RunFolder, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
