@@ -1,5 +1,6 @@
 """What a night brings, really caused: what the user is told, and what is left on the disk."""
 
+import errno
 import json
 import os
 import resource
@@ -7,11 +8,14 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from transformers import LlavaProcessor
 
+from switchkd_cli.engine import checkpoint, keeper, worker
 from switchkd_cli.engine.data import conversation
 from tests import forked, tiny, tiny_run
 from tests.forked import steps, switchkd
@@ -209,6 +213,126 @@ def test_a_disk_that_is_really_full(plain, tmp_path, small_disk):
     again(recipe, tmp_path / "runs", expected)
 
 
+# --- the last step
+
+
+def test_a_student_that_can_not_be_saved_is_refused_before_the_first_step(plain, tmp_path):
+    recipe, _ = plain
+
+    def refuse():
+        def save(*arguments, **more):
+            raise ValueError("this processor is not to be saved")
+
+        LlavaProcessor.save_pretrained = save
+
+    program = switchkd("distill", recipe, "--out", tmp_path / "runs", cwd=tmp_path, first=refuse)
+    assert program.end() == 2, program.text
+    assert program.lines == [
+        "student: it could not be saved after training: this processor is not to be saved"
+    ]
+    assert not folder(tmp_path / "runs").exists()
+
+
+def test_a_disk_that_is_too_small_for_the_student_is_told_before_the_first_step(plain, tmp_path):
+    recipe, _ = plain
+
+    def little():
+        worker.shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000)
+
+    program = switchkd("distill", recipe, "--out", tmp_path / "runs", cwd=tmp_path, first=little)
+    assert program.end() == 3, program.text
+    assert "0 MiB are free, the student alone takes" in program.lines[0]
+    assert not folder(tmp_path / "runs").exists()
+
+
+def test_weights_that_can_not_be_saved_stay_and_the_same_command_saves_them(plain, tmp_path):
+    recipe, expected = plain
+    root = tmp_path / "runs"
+
+    def fails():
+        saved = checkpoint._save_model
+
+        def save(model, target, *, weights):
+            if weights and (folder(root) / "checkpoints" / "distill-8").exists():
+                raise OSError(errno.EIO, "Input/output error", str(target))
+            saved(model, target, weights=weights)
+
+        checkpoint._save_model = save
+
+    words = ("distill", recipe, "checkpoints.every_steps=null", "--out", root)
+    program = switchkd(*words, cwd=tmp_path, first=fails)
+    assert program.end() == 3, program.text
+    problem, note = program.lines[-2:]
+    assert problem.endswith(": Input/output error") and "Traceback" not in program.text
+    newest = "the newest whole checkpoint is checkpoints/distill-8"
+    assert note == f"{newest}: the same command goes on from what is there"
+    assert saved(folder(root)) == ["distill-8"]
+    program = switchkd(*words, cwd=tmp_path)
+    assert program.end() == 0, program.text
+    assert "goes on from stage distill, step 8" in program.text
+    assert_equal(folder(root), expected)
+
+
+def test_a_student_is_saved_where_its_last_checkpoint_has_no_room(plain, tmp_path):
+    recipe, expected = plain
+
+    def full():
+        def fails(state, target):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+        keeper.write_state = fails
+
+    words = ("checkpoints.every_steps=null", "--out", tmp_path / "runs")
+    program = switchkd("distill", recipe, *words, cwd=tmp_path, first=full)
+    assert program.end() == 0, program.text
+    assert "warning distill: checkpoints/distill-8: could not be written" in program.text
+    weights = "model/model.safetensors"
+    assert (folder(tmp_path / "runs") / weights).read_bytes() == (expected / weights).read_bytes()
+
+
+def test_weights_that_the_last_step_made_infinite_are_no_model(plain, tmp_path):
+    recipe, _ = plain
+    root = tmp_path / "runs"
+    words = ("stages.distill.lr=1.0e39", "stages.distill.steps=1", "stages.distill.warmup=0", "--out", root)
+    program = switchkd("distill", recipe, *words, cwd=tmp_path)
+    assert program.end() == 1, program.text
+    assert "distill-1: not written, the weights are lost: not finite" in program.text
+    assert not (folder(root) / "model").exists()
+
+
+def test_a_run_ends_well_where_there_are_no_links(plain, tmp_path):
+    recipe, expected = plain
+
+    def no_links():
+        def link(source, target, **more):
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
+
+        os.link = link
+
+    root = tmp_path / "runs"
+    program = switchkd("distill", recipe, "--out", root, cwd=tmp_path, first=no_links)
+    assert program.end() == 0, program.text
+    assert_equal(folder(root), expected)
+
+
+def test_nobody_who_reads_what_is_printed_ends_no_run(plain, tmp_path):
+    recipe, expected = plain
+
+    def hang_up():
+        broken, nobody = os.pipe()
+        os.close(broken)
+        os.dup2(nobody, 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+    root = tmp_path / "runs"
+    program = switchkd("distill", recipe, "--out", root, cwd=tmp_path, first=hang_up)
+    assert program.end() == 0, program.text
+    assert_equal(folder(root), expected)
+
+
+# --- others
+
+
 def test_of_two_runs_on_one_folder_the_second_is_refused(plain, tmp_path):
     recipe, expected = plain
     root = tmp_path / "runs"
@@ -368,6 +492,7 @@ def test_an_evaluation_that_fails_half_way_is_a_failure_and_only_it_is_done_agai
     assert program.end() == 1, program.text
     run = folder(tmp_path / "runs")
     assert "the second benchmark failed" in program.text
+    assert f"the trained student is {run.relative_to(tmp_path)}/model: the same command" in program.lines[-1]
     assert info(run)["status"] == "failed" and not (run / "results.json").exists()
     logged = steps(run)
     program = switchkd("distill", recipe, *words, cwd=tmp_path)

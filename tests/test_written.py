@@ -184,6 +184,45 @@ def test_saving_twice_changes_nothing(parts, tmp_path):
         assert again == file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize("projector", ["mlp2x_gelu", "ldpnetv2"])
+def test_without_the_weights_all_the_rest_is_written_as_with_them(parts, tmp_path, projector):
+    mine = student(parts, "clip", projector=projector)
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    checkpoint.save(mine, whole, template=template_text("chatml", mine.processor), end="<|im_end|>")
+    checkpoint.save(
+        mine, rest, template=template_text("chatml", mine.processor), end="<|im_end|>", weights=False
+    )
+    assert sorted(f.name for f in whole.iterdir()) == sorted(f.name for f in rest.iterdir())
+    for file in whole.iterdir():
+        same = file.read_bytes() == (rest / file.name).read_bytes()
+        assert same != (file.suffix == ".safetensors"), file.name
+    with safe_open(rest / "model.safetensors", "pt") as held:
+        assert len(held.keys()) == 1
+
+
+@pytest.mark.parametrize(
+    ("published", "idle"),
+    [
+        ({"do_sample": False, "temperature": 0.9}, ["temperature"]),
+        ({"temperature": 0.2, "top_p": 0.7, "top_k": 20, "length_penalty": 0.5}, ["temperature", "top_k", "top_p", "length_penalty"]),
+        ({"do_sample": True, "temperature": 0.2, "top_p": 0.7}, []),
+        ({"num_beams": 4, "length_penalty": 0.5, "pad_token_id": -1}, []),
+        ({"output_scores": True, "repetition_penalty": 1.1}, ["output_scores"]),
+    ],
+)  # fmt: skip
+def test_what_a_published_generation_config_says_in_vain_is_left_out(parts, tmp_path, published, idle):
+    mine = student(parts)
+    mine.model.generation_config = before = GenerationConfig(**published)
+    told = checkpoint.save(mine, tmp_path / "model")
+    assert sorted(line.split()[1] for line in told) == sorted(idle)
+    assert mine.model.generation_config is before
+    saved = GenerationConfig.from_pretrained(tmp_path / "model")
+    saved.validate(strict=True)
+    kept = {name: value for name, value in published.items() if name not in [*idle, "pad_token_id"]}
+    assert {name: getattr(saved, name) for name in kept} == kept
+    assert saved.pad_token_id == mine.processor.tokenizer.pad_token_id
+
+
 def test_large_weights_are_sharded_and_read_again(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARD", "20KB")
     mine = student(parts, "clip", "default", "llama")

@@ -28,8 +28,9 @@ LICENCE = "see-the-base-models"
 NAME = "README.md"
 
 
-def write(run: Run, folder: RunFolder) -> None:
-    """Writes the card of the run's model, with its scores once there are any."""
+def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
+    """Writes the card of the run's model, with its scores once there are any; `model`: where that lies meanwhile."""
+    model = model or folder.model
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
@@ -37,15 +38,15 @@ def write(run: Run, folder: RunFolder) -> None:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    told = _told(run, folder)
+    told = _told(run, folder, model)
     text = environment.get_template(TEMPLATE).render(**told, front_matter=_front_matter(told))
-    runs.write_text(folder.model / NAME, text)
+    runs.write_text(model / NAME, text)
 
 
-def _told(run: Run, folder: RunFolder) -> dict[str, Any]:
+def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
     """What the card's text is made of."""
     config, info, results = run.config, folder.info(), runs.read_json(folder.results)
-    model = runs.read_json(folder.model / "config.json")
+    model = runs.read_json(where / "config.json")
     bases = list(_bases(run))
     return {
         "run": run,

@@ -6,18 +6,20 @@ published LLaVA checkpoints, so names and fields are the published ones where tr
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.models.spoken import spoken
+from switchkd_cli.errors import UTF8
 
 NAMES = {
     "model.language_model.": "language_model.model.",
@@ -27,41 +29,79 @@ NAMES = {
 }
 """A module's name in transformers 5 -> in published LLaVA checkpoints (llava-hf's)."""
 SHARD = "5GB"
+MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
+"""The fields of a generation config that say whether others have an effect."""
 ANY_FAST = "PreTrainedTokenizerFast"  # the name of "whatever tokenizer.json says" in every release
 
 
-def save(model: Llava, folder: Path, *, template: str | None = None, end: str | None = None) -> None:
-    """Writes config, safetensors, processor and generation config into `folder`.
+def save(
+    model: Llava, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
+) -> list[str]:
+    """Writes config, safetensors, processor and generation config into `folder`. Returns what was left out, in words.
 
     `template` is the conversation (Jinja) that the model was taught and `end` the token that ends its answers;
-    without them those of its processor stay. The model itself is left as it is.
+    without them those of its processor stay. The model itself is left as it is. Without `weights`, one tensor of them
+    is written: to see whether all the rest can be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _save_weights(model.model, folder)
     processor = spoken(model.processor, template, end)
+    generation, idle = _generation(model.model.generation_config, processor, taught=end is not None)
+    with _generating(model.model, generation):
+        _save_model(model.model, folder, weights=weights)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again on its own: older releases look nowhere else
-    generation = copy.deepcopy(model.model.generation_config)
-    generation.pad_token_id = processor.tokenizer.pad_token_id
-    if end is not None or generation.eos_token_id is None:
-        generation.eos_token_id = processor.tokenizer.eos_token_id
-    generation._from_model_config = False  # said here, not derived from fields that could say otherwise
-    generation.save_pretrained(folder)
     _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))
     _edit(folder / "tokenizer_config.json", _plain_tokenizer)
     _edit(
         folder / "preprocessor_config.json", lambda told: told | {"processor_class": type(processor).__name__}
     )
+    return [
+        f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in idle
+    ]
 
 
-def _save_weights(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """The config and the weights; a projector that transformers has no class for keeps its own names."""
-    if type(model) is LlavaForConditionalGeneration:
-        model.save_pretrained(
-            folder, state_dict=published(model), save_original_format=False, max_shard_size=SHARD
-        )
-    else:
-        model.save_pretrained(folder, max_shard_size=SHARD)
+def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
+    """Configs and weights; a projector that transformers has no class for keeps its own names."""
+    plain = type(model) is LlavaForConditionalGeneration
+    state = published(model) if plain else model.state_dict()
+    held = state if weights else dict(islice(state.items(), 1))
+    model.save_pretrained(folder, state_dict=held, save_original_format=not plain, max_shard_size=SHARD)
+
+
+def _generation(
+    given: GenerationConfig, processor: LlavaProcessor, *, taught: bool
+) -> tuple[GenerationConfig, list[tuple[str, Any]]]:
+    """How the saved model generates, and the fields that have no effect on it, such as a temperature without sampling.
+
+    Published checkpoints have some. transformers reads them with a warning and refuses to save them.
+    """
+    told = given.to_diff_dict() | {"pad_token_id": processor.tokenizer.pad_token_id}
+    if taught or given.eos_token_id is None:
+        told["eos_token_id"] = processor.tokenizer.eos_token_id
+    told.pop("transformers_version", None)
+    modes = {name: told[name] for name in MODES if name in told}
+    idle = [(name, value) for name, value in told.items() if not _is_valid(modes | {name: value})]
+    generation = GenerationConfig(**{k: v for k, v in told.items() if k not in dict(idle)})
+    generation._from_model_config = False  # said here, not derived from fields that could say otherwise
+    return generation, idle
+
+
+def _is_valid(told: dict[str, Any]) -> bool:
+    try:
+        GenerationConfig(**told).validate(strict=True)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _generating(model: LlavaForConditionalGeneration, generation: GenerationConfig) -> Iterator[None]:
+    """Inside, the model generates so."""
+    before, model.generation_config = model.generation_config, generation
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def published(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
@@ -110,4 +150,4 @@ def _plain_tokenizer(told: dict[str, Any]) -> dict[str, Any]:
 
 def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     told = change(json.loads(file.read_text(encoding="utf-8")))
-    file.write_text(json.dumps(told, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(told, indent=2, ensure_ascii=False, sort_keys=True) + "\n", **UTF8)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from switchkd_cli import checkpoints
 from switchkd_cli.engine.state import read_state, size_of, write_state
-from switchkd_cli.errors import CRASH, MACHINE, UserError
+from switchkd_cli.errors import CRASH, MACHINE, UTF8, UserError
 from switchkd_cli.recipe.schema import HIGHER, Saving
 from switchkd_cli.runs import RunFolder
 
@@ -51,15 +51,15 @@ class Keeper:
         late = minutes is not None and time.monotonic() - self._written >= 60 * minutes
         return late or (every is not None and step % every == 0)
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint; those that are no longer wanted go when it is whole.
+    def save(self, step: int, state: dict[str, Any], *, scored: bool = True) -> None:
+        """Writes a checkpoint, that may become the best if `scored`; those that are no longer wanted go when it is whole.
 
         Raises UserError when the disk does not take it (code MACHINE) or the weights are not finite (CRASH): what was
         there stays.
         """
         if step == self._step:
             return
-        score = sum(self._scored) / len(self._scored) if self._scored else None
+        score = sum(self._scored) / len(self._scored) if scored and self._scored else None
         try:
             with checkpoints.writing(self.folder, self.stage, step) as partial:
                 write_state({**state, "score": score, "lengths": self.folder.lengths()}, partial)
@@ -68,13 +68,13 @@ class Keeper:
                 [
                     f"{self._name(step)}: could not be written ({size_of(state) / 2**20:,.0f} MiB): {_why(error)}"
                 ],
-                hint=f"{self._newest()}: free some space and give the same command again",
+                hint=f"{self.newest()}: free some space and give the same command again",
                 code=MACHINE,
             ) from error
         except ValueError as error:
             raise UserError(
                 f"{self._name(step)}: not written, the weights are lost: {error}",
-                hint=f"{self._newest()}: lower the learning rate: stages.{self.stage}.lr",
+                hint=f"{self.newest()}: lower the learning rate: stages.{self.stage}.lr",
                 code=CRASH,
             ) from error
         checkpoints.prune(self.folder, self.stage, keep=self.saving.keep, best=self.saving.best is not None)
@@ -82,7 +82,7 @@ class Keeper:
 
     def note(self, entry: dict[str, Any]) -> None:
         """A line of not_finite.jsonl."""
-        with self.folder.not_finite.open("a", encoding="utf-8") as stream:
+        with self.folder.not_finite.open("a", **UTF8) as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def best(self) -> Path | None:
@@ -95,7 +95,7 @@ class Keeper:
     def _name(self, step: int) -> str:
         return f"{self.folder.checkpoints.name}/{self.stage}-{step}"
 
-    def _newest(self) -> str:
+    def newest(self) -> str:
         found = checkpoints.saved(self.folder, self.stage)
         return f"the newest whole checkpoint is {found[0]}" if found else "no checkpoint was written before"
 

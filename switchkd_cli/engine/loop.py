@@ -23,7 +23,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.share import NotFinite
 from switchkd_cli.engine.trainer import TORCH_ALONE, Trainer
 from switchkd_cli.engine.watch import Watch, without
-from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 from switchkd_cli.stop import Stopped
 
@@ -200,12 +200,25 @@ class Loop:
         where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
         raise Stopped(number, f"{signal.Signals(number).name}: {where}: {kept}")
 
-    def save(self) -> None:
+    def save(self, *, scored: bool = True) -> None:
         """Writes a checkpoint of the steps taken so far. Every process has its part in it."""
         if self.keeper is not None and self.step:
             state = self.state_dict()
             if self.processes.first:
-                self.keeper.save(self.step, state)
+                self.keeper.save(self.step, state, scored=scored)
+
+    def save_last(self) -> None:
+        """A checkpoint of the last step, so that nothing is lost if the student then can't be saved.
+
+        Where there is no room for it there may be for the student: that is logged. Raises UserError (code CRASH) for
+        weights that are not finite.
+        """
+        try:
+            self.save(scored=False)  # it may be of too few steps to be called the best
+        except UserError as error:
+            if error.code != MACHINE:
+                raise
+            self.log({"event": "warning", "stage": self.stage.name, "text": str(error)})
 
     def _write(self, figures: dict[str, float]) -> None:
         """The step's line."""
@@ -312,6 +325,7 @@ def train(
     loop.run()
     loop.check_idle()
     loop.tell_empty()
+    loop.save_last()
     loop.tell_states()
     loop.trainer.close()
     paths.eval()

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import FULL, MACHINE, UserError
 from switchkd_cli.locate import locate
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
@@ -112,6 +112,8 @@ def explained(problem: str) -> Iterator[None]:
     except BaseException as error:  # OSError, ValueError, their own, plain Exception, and panics of Rust
         if "trust_remote_code" in str(error):
             raise UserError(f"{problem}: it needs code that came with it, which is never run") from error
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         raise UserError(f"{problem}: {line(error)}") from error
 
 

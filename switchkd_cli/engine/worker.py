@@ -1,10 +1,10 @@
 """A run from its recipe to its scores: build, train stage after stage, save, evaluate."""
 
-import os
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from switchkd_cli.checkpoints import SCORES
 from switchkd_cli.cores import cores
 from switchkd_cli.engine import card, checkpoint
 from switchkd_cli.engine import evaluate as evaluation
-from switchkd_cli.engine.build import build_data, check_pair, load, open_data
+from switchkd_cli.engine.build import build_data, check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.fidelity import fidelity
 from switchkd_cli.engine.keeper import Keeper
@@ -25,8 +25,9 @@ from switchkd_cli.engine.loop import train
 from switchkd_cli.engine.parallel import ALONE, Processes
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.state import put_weights, read_state
+from switchkd_cli.engine.stored import explained
 from switchkd_cli.engine.watch import check_pictures
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.locate import locate
 from switchkd_cli.occupy import CHANGED
 from switchkd_cli.recipe.run import Run, digest
@@ -61,8 +62,9 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     }
     check_pictures(stages, {name: rows.has_pictures for name, rows in data.items()})
     if processes.first:
+        left_out = _rehearse(run, paths, data, folder)
         if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
-            for note in pair.notes:
+            for note in (*pair.notes, *left_out):
                 folder.log({"event": "models", "text": note})
             for name, rows in data.items():
                 for note in rows.notes:
@@ -91,6 +93,33 @@ def _set_threads(folder: RunFolder) -> None:
         folder.log({"event": "threads", "text": told})
 
 
+def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder: RunFolder) -> list[str]:
+    """Writes what the run will leave, all but the weights, and removes it: what fails at the end fails here.
+
+    Returns what will be left out. Raises UserError where the student can't be saved, or read again to be scored; with
+    code MACHINE where there is no room for it.
+    """
+    if all(runs.stage(folder.root, run.stage_key(i)).done for i in range(len(run.config.stages))):
+        return []
+    free = shutil.disk_usage(folder.path)
+    needed = sum(weight.nbytes for weight in paths.student.parameters())
+    if free.total and free.free < needed:  # some file systems say nothing
+        raise UserError(
+            f"{folder.root}: {free.free >> 20:,} MiB are free, the student alone takes {needed >> 20:,}",
+            hint="free some space, or add --out FOLDER to write elsewhere",
+            code=MACHINE,
+        )
+    folder.checkpoints.mkdir(exist_ok=True)  # what a kill leaves there is swept away
+    with TemporaryDirectory(prefix=".rehearsal-", dir=folder.checkpoints) as scratch:
+        with explained("student: it could not be saved after training"):
+            for rows in data.values():
+                left_out = checkpoint.save(paths.student, Path(scratch), **_taught(rows), weights=False)
+            card.write(run, folder, Path(scratch))
+        if run.config.evaluation is not None:
+            check_checkpoint(scratch, "student, once it is saved")
+    return [f"student: {told}" for told in left_out]
+
+
 def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder, trained: Path) -> None:
     """What the training of all stages leaves; the last one's student is in `trained`."""
     _take_model(run, folder, trained)
@@ -108,16 +137,17 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
     warning says so where the two can't be compared.
     """
     folder.log({"event": "evaluate", "benchmarks": len(run.config.evaluation.benchmarks)})
-    results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
-    if run.config.teacher is not None:
-        try:
-            results["fidelity"] = _fidelity(run, folder)
-            folder.log({"event": "fidelity", **results["fidelity"]})
-        except UserError as error:  # the teacher is only scored: it need not fit
-            told = f"not measured: {'; '.join(error.problems)}"
-            folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": told})
-    runs.write_json(folder.results, results)
-    card.write(run, folder)
+    with _kept(f"the trained student is {runs.shown(folder.model)}"):
+        results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
+        if run.config.teacher is not None:
+            try:
+                results["fidelity"] = _fidelity(run, folder)
+                folder.log({"event": "fidelity", **results["fidelity"]})
+            except UserError as error:  # the teacher is only scored: it need not fit
+                told = f"not measured: {'; '.join(error.problems)}"
+                folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": told})
+        runs.write_json(folder.results, results)
+        card.write(run, folder)
     return results
 
 
@@ -184,7 +214,8 @@ def _take_stage(
             until_named.enter_context(stop.later())  # a trained stage is saved, whatever is asked meanwhile
             keeper = _train(run, index, paths, data, folder, processes)
             if processes.first:
-                _save(run, index, paths, data, keeper, partial)
+                with _kept(keeper.newest()):
+                    _save(run, index, paths, data, keeper, partial)
                 if changed := [*run.changed(), *data.usable_again()]:
                     folder.log({"event": CHANGED, "stage": stage.name, "text": ", ".join(changed)})
                     student = runs.set_aside(partial, CHANGED)
@@ -251,7 +282,7 @@ def _unlogged(entry: Mapping[str, Any]) -> None:
 
 def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keeper, target: Path) -> None:
     """Saves a trained stage's student to `target`, and the last stage's best one to the run's folder."""
-    taught = {"template": data.chat_template, "end": data.end}  # what is saved is asked as it was taught
+    taught = _taught(data)
     checkpoint.save(paths.student, target, **taught)
     if index == len(run.config.stages) - 1 and (best := keeper.best()) is not None:
         put_weights(paths, read_state(best))
@@ -259,11 +290,27 @@ def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keepe
             checkpoint.save(paths.student, partial, **taught)
 
 
+def _taught(data: Conversations) -> dict[str, Any]:
+    """What is saved is asked as it was taught."""
+    return {"template": data.chat_template, "end": data.end}
+
+
+@contextmanager
+def _kept(where: str) -> Iterator[None]:
+    """An error inside says where the trained weights are."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{where}: the same command goes on from what is there")
+        raise
+
+
 def _take_model(run: Run, folder: RunFolder, trained: Path) -> None:
-    """Puts the last stage's student into the run's folder: the same files, not a second copy."""
-    with runs.made_whole(folder.model) as partial:
-        shutil.copytree(trained, partial, copy_function=os.link, dirs_exist_ok=True)
-    card.write(run, folder)
+    """Puts the last stage's student into the run's folder."""
+    with _kept(f"the trained student is {runs.shown(trained)}"):
+        with runs.made_whole(folder.model) as partial:
+            runs.same_files(trained, partial)
+        card.write(run, folder)
 
 
 def _take_weights(paths: Paths, folder: Path) -> None:
