@@ -139,7 +139,8 @@ def test_both_files_train_a_model_and_the_lost_picture_is_told(place, monkeypatc
 
 def test_a_second_run_takes_over_the_stage_that_was_taught_with_bare_captions(place, monkeypatch, capsys):
     assert not switchkd(monkeypatch, "distill", "paper.yaml")
-    assert not switchkd(monkeypatch, "distill", "paper.yaml", "stages.distill.lr=2e-3", "--overwrite")
+    (place / "again.yaml").write_text((place / "paper.yaml").read_text())
+    assert not switchkd(monkeypatch, "distill", "again.yaml", "stages.distill.lr=2e-3")
     assert "reused pretrain" in capsys.readouterr().err
 
 
