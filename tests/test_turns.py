@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import pyarrow
 import pyarrow.parquet
@@ -15,6 +16,9 @@ from switchkd_cli.engine.data.llava_json import llava_json, llava_row
 from switchkd_cli.engine.data.messages import message_row, messages
 from switchkd_cli.engine.data.rows import Fault, Rows, surveyed
 from switchkd_cli.engine.plan import look
+from switchkd_cli.engine.plan.models import Known, known
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import DataSet, Parts
 from tests import tiny, tiny_qwen, tiny_run
 
 FORMS = {
@@ -500,6 +504,22 @@ def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, tmp_path, monkeyp
         assert ("rows: a look at 1 rows" in out) == (code == 0)
         assert ("rows.json: none of 1 rows that were looked at can be used" in err) == (code == 2)
     assert sorted(codes) == [0, 2]
+
+
+def test_rows_of_a_model_that_is_not_here_are_told_of_too(recipe, tmp_path):
+    """Its tokenizer is not here: nothing can be cut or refused by a template, the rows' own faults are seen."""
+    parts = Parts(family="llava", vision="google/siglip-so400m-patch14-384", language="Qwen/Qwen2.5-0.5B")
+    away = known(parts, "student", {})
+    assert isinstance(away, Known) and away.blueprint is None
+    recipe(0.5)
+    parameters = {"file": str(tmp_path / "rows.json"), "images": str(tmp_path)}
+    for faults in (0.5, 0.1):
+        spec = DataSet(source="llava_json", parameters=parameters, max_faults=faults)
+        with (
+            nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: at most one image")
+        ):
+            seen = look.look(spec, away, tmp_path / "runs", tmp_path, {})
+    assert [f"rows: {note}" for note in seen.notes] == NOTES and len(seen.seen) == 3
 
 
 @pytest.mark.slow
