@@ -16,6 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from switchkd_cli.engine.checkpoint import tell_plainly
 from switchkd_cli.playground import prompts
 from switchkd_cli.playground.lessons import lesson
 from switchkd_cli.playground.questions import STYLES, ask, prompt, suits
@@ -105,6 +106,7 @@ def main() -> None:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(FOLDER)
+    tell_plainly(FOLDER / "tokenizer_config.json")
     print(json.dumps({"ids": len(fast), "folder": str(FOLDER.name)}))
 
 

@@ -11,15 +11,14 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from switchkd_cli.engine.batch import IMAGE
+from switchkd_cli.engine.batch import IMAGE, prepared
 from switchkd_cli.engine.data import picture
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.picture import PIXELS, RATIO, SIDE, opened
 from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.models.pictures import padded
+from switchkd_cli.engine.models.pictures import CLIPImageProcessorPil, SiglipImageProcessorPil, padded
 from switchkd_cli.engine.upright import upright
 from switchkd_cli.errors import INPUT, UserError
 from tests import tiny
@@ -223,7 +222,7 @@ PROCESSORS = {
 def test_pictures_of_every_shape_are_prepared_alike(name, size):
     """Sides of 1 and 3 pixels could be taken for colour channels."""
     image = Image.new("RGB", size, RED)
-    pixels = PROCESSORS[name](opened(encoded(image), None), return_tensors="np")["pixel_values"]
+    pixels = prepared(PROCESSORS[name], opened(encoded(image), None)).numpy()
     assert pixels.shape == (1, 3, 24, 24)
     middle = pixels[0, :, 12, 12]
     assert middle[0] > middle[1] == pytest.approx(middle[2], abs=0.3)

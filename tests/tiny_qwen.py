@@ -1,8 +1,13 @@
 """A processor whose tokenizer splits text as Qwen2's does and has its markers, with a vocabulary of a few words."""
 
+import json
+import tempfile
+from pathlib import Path
+
 from tokenizers import AddedToken
-from transformers import LlavaProcessor, Qwen2Tokenizer
-from transformers.models.siglip import SiglipImageProcessorPil
+from transformers import LlavaProcessor, Qwen2TokenizerFast
+
+from switchkd_cli.engine.models.pictures import SiglipImageProcessorPil
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 CORPUS = """\
@@ -19,15 +24,24 @@ a dog
 """
 
 
+def untrained() -> Qwen2TokenizerFast:
+    try:
+        return Qwen2TokenizerFast()
+    except TypeError:  # before transformers 5 it wants files
+        with tempfile.TemporaryDirectory() as folder:
+            vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+            vocabulary.write_text(json.dumps({SPECIAL[0]: 0}))
+            merges.write_text("")
+            return Qwen2TokenizerFast(str(vocabulary), str(merges))
+
+
 def processor() -> LlavaProcessor:
-    words = Qwen2Tokenizer().train_new_from_iterator(
-        [CORPUS] * 50, vocab_size=600, new_special_tokens=SPECIAL
-    )
+    words = untrained().train_new_from_iterator([CORPUS] * 50, vocab_size=600, new_special_tokens=SPECIAL)
     words.add_special_tokens(
         {
             "eos_token": "<|endoftext|>",
             "pad_token": "<|endoftext|>",
-            "extra_special_tokens": [
+            "additional_special_tokens": [
                 AddedToken(marker, special=True, normalized=False) for marker in SPECIAL[1:]
             ],
         }

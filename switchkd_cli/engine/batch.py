@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -181,3 +182,11 @@ def _next(values: Tensor, last: int | bool) -> Tensor:
 
 def _stack(rows: Sequence[Tensor], length: int, filler: int) -> Tensor:
     return torch.stack([torch.nn.functional.pad(r, (0, length - len(r)), value=filler) for r in rows])
+
+
+def prepared(image_processor: Callable[..., Mapping[str, Tensor]], images: Any) -> Tensor:
+    """One image or several (PIL) as a tower takes them: [images, 3, height, width].
+
+    Colours are said to come last: before transformers 5.6 a side of 1 or 3 pixels could be taken for them.
+    """
+    return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]

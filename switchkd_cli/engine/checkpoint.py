@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.llava import Llava
@@ -24,10 +25,13 @@ from switchkd_cli.errors import UTF8
 NAMES = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
+    "model.vision_tower.vision_model.": "vision_tower.vision_model.",  # before 5.6
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
 """A module's name in transformers 5 -> in published LLaVA checkpoints (llava-hf's)."""
+NAMES_GIVEN = "save_original_format" in signature(LlavaForConditionalGeneration.save_pretrained).parameters
+"""Whether weights are saved under given names. Releases before 5 can't, and write the published names."""
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 """The fields of a generation config that say whether others have an effect."""
@@ -49,9 +53,11 @@ def save(
     with _generating(model.model, generation):
         _save_model(model.model, folder, weights=weights)
     processor.save_pretrained(folder)
+    again = folder / "special_tokens_map.json"  # written before 5: all of it is in tokenizer_config.json
+    again.unlink(missing_ok=True)
     processor.image_processor.save_pretrained(folder)  # again on its own: older releases look nowhere else
     _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))
-    _edit(folder / "tokenizer_config.json", _plain_tokenizer)
+    tell_plainly(folder / "tokenizer_config.json")
     _edit(
         folder / "preprocessor_config.json", lambda told: told | {"processor_class": type(processor).__name__}
     )
@@ -63,9 +69,10 @@ def save(
 def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
     """Configs and weights; a projector that transformers has no class for keeps its own names."""
     plain = type(model) is LlavaForConditionalGeneration
-    state = published(model) if plain else model.state_dict()
+    state = published(model) if plain and NAMES_GIVEN else model.state_dict()
     held = state if weights else dict(islice(state.items(), 1))
-    model.save_pretrained(folder, state_dict=held, save_original_format=not plain, max_shard_size=SHARD)
+    named = {"save_original_format": not plain} if NAMES_GIVEN else {}
+    model.save_pretrained(folder, state_dict=held, max_shard_size=SHARD, **named)
 
 
 def _generation(
@@ -117,7 +124,7 @@ def _published(name: str) -> str:
 
 
 def _plain_config(
-    told: dict[str, Any], config: PreTrainedConfig, processor: LlavaProcessor
+    told: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor
 ) -> dict[str, Any]:
     """config.json with what vLLM needs of the language model, and rotary positions as older releases name them."""
     text = told["text_config"]
@@ -125,12 +132,18 @@ def _plain_config(
         part.pop("_name_or_path", None)  # where it lay on this machine
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.text_config.model_type]]
     text["eos_token_id"] = processor.tokenizer.eos_token_id
+    told["tie_word_embeddings"] = text["tie_word_embeddings"] = config.tie_word_embeddings
     rope = dict(text.get("rope_parameters") or {})
     if theta := rope.pop("rope_theta", None):
         text["rope_theta"] = theta
     if rope.get("rope_type", "default") != "default":
         text["rope_scaling"] = rope
     return told
+
+
+def tell_plainly(tokenizer_config: Path) -> None:
+    """Rewrites a tokenizer_config.json for releases of transformers before 5, which refuse what 5 writes there."""
+    _edit(tokenizer_config, _plain_tokenizer)
 
 
 def _plain_tokenizer(told: dict[str, Any]) -> dict[str, Any]:

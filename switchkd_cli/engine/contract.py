@@ -12,10 +12,10 @@ import numpy as np
 from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
-from transformers import LlavaConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import LlavaConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import IMAGE
+from switchkd_cli.engine.batch import IMAGE, prepared
 from switchkd_cli.engine.data.template import after_answer, end_of, special
 from switchkd_cli.engine.models.llava import Blueprint, features_of
 from switchkd_cli.engine.stored import explained
@@ -208,7 +208,7 @@ def _of_features(term: Term) -> bool:
     return "switch" in term.paths or "features" in kinds
 
 
-def positions_of(reader: PreTrainedConfig) -> int | None:
+def positions_of(reader: PretrainedConfig) -> int | None:
     """Of a language model; where its rotary positions are stretched, the stretched ones. None where it doesn't say."""
     most, rope = (
         getattr(reader, "max_position_embeddings", None),
@@ -302,15 +302,16 @@ def _prepared(model: Blueprint) -> tuple[tuple[int, int], int]:
 
     Raises UserError for a processor that can't, or that would make pictures of a size that no tower takes.
     """
-    for size in (model.processor.image_processor.size, model.processor.image_processor.crop_size):
+    processor, preparer = model.processor, model.processor.image_processor
+    for size in (preparer.size, getattr(preparer, "crop_size", None)):
         if size and not all(1 <= side <= LARGEST for side in _sides(size).values()):
             raise UserError(f"the image processor makes pictures of {_sides(size)}, {LARGEST} is the most")
     pixels = _pixels(model)
     if not pixels.isfinite().all():
         mean, std = _normalisation(model)
         raise UserError(f"the image processor makes values that are not finite (mean {mean}, std {std})")
-    text = model.processor.replace_image_token({"pixel_values": pixels[:1]}, 0)
-    return tuple(pixels.shape[-2:]), text.count(model.processor.image_token)
+    told = processor(images=Image.new("RGB", PROBES[0]), text=processor.image_token)["input_ids"][0]
+    return tuple(pixels.shape[-2:]), list(told).count(processor.tokenizer.convert_tokens_to_ids(IMAGE))
 
 
 def _pixels(model: Blueprint) -> Tensor:
@@ -324,7 +325,7 @@ def _pixels(model: Blueprint) -> Tensor:
         across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
         images.append(Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8)))
     with np.errstate(all="ignore"):  # what comes of a deviation of 0 is looked at
-        return model.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return prepared(model.processor.image_processor, images)
 
 
 def _normalisation(model: Blueprint) -> tuple[tuple[float, ...], tuple[float, ...]]:

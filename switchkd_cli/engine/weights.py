@@ -14,7 +14,7 @@ from zipfile import is_zipfile
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.stored import NO_CODE, Stored, explained, line, weights_needed
 from switchkd_cli.errors import MACHINE, UserError
@@ -128,7 +128,7 @@ def take_weights(
 
 
 def check_memory(
-    model_class: type, config: PreTrainedConfig, who: str, dtype: str = "float32", *, held: int | None = None
+    model_class: type, config: PretrainedConfig, who: str, dtype: str = "float32", *, held: int | None = None
 ) -> None:
     """Raises UserError where this machine could never hold the model, or its `held` bytes of weights never be all of it.
 

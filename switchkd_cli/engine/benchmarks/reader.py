@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from switchkd_cli.engine.batch import prepared
 from switchkd_cli.engine.benchmarks.answerer import Answerer, Item, digest
 
 GREY = (127, 127, 127)
@@ -75,9 +76,10 @@ class Reader(Answerer):
             self._seen.clear()
             new = dict(zip(names, pictures, strict=True))
         if new:
-            pixels = self.processor.image_processor(list(new.values()), return_tensors="pt")["pixel_values"]
-            output = self.model.get_image_features(pixels.to(self.where, self.model.dtype), return_dict=True)
-            self._seen.update(zip(new, output.pooler_output, strict=True))
+            pixels = prepared(self.processor.image_processor, list(new.values()))
+            output = self.model.get_image_features(pixels.to(self.where, self.model.dtype))
+            tokens = getattr(output, "pooler_output", output)  # the tokens themselves before transformers 5
+            self._seen.update(zip(new, tokens, strict=True))
         return [self._seen[n] for n in names]
 
     def _write(self, texts: Sequence[str], visual: Sequence[Tensor], limit: int) -> tuple[list[int], Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable
+from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable, prepared
 from switchkd_cli.engine.data.ledger import Ledger
 from switchkd_cli.engine.data.picture import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
@@ -280,7 +280,7 @@ class Conversations(Dataset[Example]):
 
     def _prepared(self, image: str | bytes) -> Tensor:
         picture = opened(image, self.rows.images, follow_links=self.rows.follow_links)
-        return self.processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        return prepared(self.processor.image_processor, picture)[0]
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from switchkd_cli.engine.stored import NO_CODE, Stored, explained
 from switchkd_cli.errors import UserError
@@ -28,7 +28,7 @@ COLOURS = 3
 DAMAGED = "the checkpoint is damaged, or was never a model"
 
 
-def read_config(stored: Stored) -> PreTrainedConfig:
+def read_config(stored: Stored) -> PretrainedConfig:
     """The config of a folder. Raises UserError for one that can't be read, or that says what no model has."""
     check_sizes(stored.json("config.json"), stored)
     with explained(f"{stored}: no readable config"):
@@ -51,7 +51,7 @@ def check_sizes(told: Mapping[str, Any], who: object) -> None:
         raise UserError(problems, hint=DAMAGED)
 
 
-def check_config(config: PreTrainedConfig, who: object) -> None:
+def check_config(config: PretrainedConfig, who: object) -> None:
     """Raises UserError, naming every field, for sizes that no model has and for what would run other code.
 
     Nothing is allocated before, and no layer is made.
@@ -65,7 +65,7 @@ def check_config(config: PreTrainedConfig, who: object) -> None:
         raise UserError(problems, hint=DAMAGED)
 
 
-def _wrong(part: PreTrainedConfig) -> Iterator[str]:
+def _wrong(part: PretrainedConfig) -> Iterator[str]:
     for field, most in MOST.items():
         value = getattr(part, field, None)
         if value is not None and not (type(value) is int and 1 <= value <= most):

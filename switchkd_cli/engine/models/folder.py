@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
 
-from switchkd_cli.engine.models import ldpnet
+from switchkd_cli.engine.models import ldpnet, pictures
 from switchkd_cli.engine.models.configs import check_config, read_config
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint
 from switchkd_cli.engine.models.vocabulary import own_template, padding
@@ -50,7 +50,9 @@ def read(stored: Stored) -> Blueprint:
         )
     check_config(config, stored)
     with explained(f"{stored}: no readable processor"):
-        processor = AutoProcessor.from_pretrained(stored.folder, backend="pil", **NO_CODE)
+        processor = AutoProcessor.from_pretrained(stored.folder, **pictures.IN_PROCESSOR, **NO_CODE)
+        if not pictures.IN_PROCESSOR and type(processor.image_processor).__name__.endswith("Fast"):
+            processor.image_processor = pictures.read_pictures(stored)
         if not isinstance(processor, LlavaProcessor):
             raise TypeError(f"{type(processor).__name__} is no LlavaProcessor")
         processor.chat_template = own_template(processor, processor.tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class Llava(nn.Module):
         """The modules behind each name that a recipe's `train` may hold."""
         core = self.model.model
         return {
-            "vision": (core.vision_tower,),
+            "vision": (_inside(core.vision_tower),),
             "projector": (core.multi_modal_projector,),
             "language": (core.language_model, self.model.lm_head),
         }
@@ -142,14 +143,17 @@ class Llava(nn.Module):
         config, pictures = self.model.config, pictures.to(self.model.dtype)
         if not len(pictures):
             return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
-        tower = self.model.model.vision_tower
+        tower = _inside(self.model.model.vision_tower)
         layers = tower.encoder.layers[: layers_in_front(config)]
         features = tower.embeddings(pictures)
-        if isinstance(tower, CLIPVisionModel):
+        if hasattr(tower, "pre_layrnorm"):
             features = tower.pre_layrnorm(features)
+        # every patch sees every other; CLIP's layers take two masks and return a tuple before transformers 5
+        masks = {name: None for name in signature(layers[0].forward).parameters if name.endswith("_mask")}
         with recomputed(layers if "vision" in self.recomputed else ()):
             for layer in layers:
-                features = layer(features, None)  # every patch sees every other: no mask
+                features = layer(features, **masks)
+                features = features[0] if isinstance(features, tuple) else features
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
     def sees_as(self, other: Llava) -> bool:
@@ -216,6 +220,11 @@ class Llava(nn.Module):
         """[B, T, width]: the batch's tokens, visual ones in place of its image tokens."""
         embedded = self.model.get_input_embeddings()(batch.input_ids)
         return embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype))
+
+
+def _inside(tower: nn.Module) -> nn.Module:
+    """The tower with the layers, which lie one module deeper before transformers 5.6."""
+    return getattr(tower, "vision_model", tower)
 
 
 def _seeing(config: LlavaConfig) -> tuple[Any, ...]:

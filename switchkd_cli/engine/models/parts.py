@@ -13,7 +13,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -157,7 +157,7 @@ def _pictures(seen: Stored | None, whole: Blueprint | None):
     return pictures.read_pictures(seen) if seen and seen.has(pictures.FILE) else None
 
 
-def _tower_config(seen: Stored, whole: Blueprint | None) -> PreTrainedConfig:
+def _tower_config(seen: Stored, whole: Blueprint | None) -> PretrainedConfig:
     return copy.deepcopy(whole.config.vision_config) if whole else part_config(seen)
 
 
@@ -168,7 +168,7 @@ def _tower(seen: Stored, whole: Blueprint | None, config: LlavaConfig) -> PreTra
     return load_weights(TOWERS[config.vision_config.model_type], seen, config=config.vision_config)
 
 
-def part_config(part: Stored) -> PreTrainedConfig:
+def part_config(part: Stored) -> PretrainedConfig:
     """The config of a named part; of a model of pictures and text (SigLIP, CLIP), that of its vision half."""
     config = read_config(part)
     seeing = part.who.endswith(".vision")
@@ -185,7 +185,7 @@ def part_config(part: Stored) -> PreTrainedConfig:
     return config
 
 
-def fresh_config(part: str, source: Fresh, who: str) -> PreTrainedConfig:
+def fresh_config(part: str, source: Fresh, who: str) -> PretrainedConfig:
     """The config of a part with random weights. transformers takes any key: those it does not know are refused."""
     known = inspect.signature(FRESH[part]).parameters
     problems = [

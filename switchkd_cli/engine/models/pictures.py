@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from transformers import (
-    AutoImageProcessor,
-    CLIPImageProcessorPil,
-    LlavaImageProcessorPil,
-    PreTrainedConfig,
-    SiglipImageProcessorPil,
-)
+from transformers import AutoImageProcessor, PretrainedConfig
 
 from switchkd_cli.engine.stored import NO_CODE, Stored, explained
+
+try:
+    from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
+
+    PIL = IN_PROCESSOR = {"backend": "pil"}
+except ImportError:  # their names before transformers 5.6
+    from transformers import CLIPImageProcessor as CLIPImageProcessorPil
+    from transformers import LlavaImageProcessor as LlavaImageProcessorPil
+    from transformers import SiglipImageProcessor as SiglipImageProcessorPil
+
+    PIL, IN_PROCESSOR = {"use_fast": False}, {}  # a processor hands "use_fast" to its tokenizer, too
 
 FILE = "preprocessor_config.json"
 
@@ -18,10 +23,10 @@ FILE = "preprocessor_config.json"
 def read_pictures(stored: Stored):
     """The image processor of a folder that has one."""
     with explained(f"{stored}: no readable {FILE}"):
-        return AutoImageProcessor.from_pretrained(stored.folder, backend="pil", **NO_CODE)
+        return AutoImageProcessor.from_pretrained(stored.folder, **PIL, **NO_CODE)
 
 
-def usual_pictures(vision: PreTrainedConfig):
+def usual_pictures(vision: PretrainedConfig):
     """The published processing of the config's kind of tower, at the config's own size.
 
     SigLIP: resized to a square, mean and deviation 0.5. CLIP: the short side resized, the middle cut out, CLIP's
@@ -40,7 +45,7 @@ def padded(usual):
     return LlavaImageProcessorPil(
         do_pad=True,
         size=dict(size),
-        crop_size=dict(usual.crop_size or usual.size),
+        crop_size=dict(getattr(usual, "crop_size", None) or usual.size),
         resample=usual.resample,
         image_mean=usual.image_mean,
         image_std=usual.image_std,

@@ -19,7 +19,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -162,12 +162,12 @@ def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerB
     return config
 
 
-def _part_config(told: Mapping[str, Any]) -> PreTrainedConfig:
+def _part_config(told: Mapping[str, Any]) -> PretrainedConfig:
     """A part's config. What equals the class's default was not written down, and is the same default still."""
     return AutoConfig.for_model(told["model_type"], **{k: v for k, v in told.items() if k not in NOT_CONFIG})
 
 
-def _pictures(stored: Stored, told: Mapping[str, Any], vision: PreTrainedConfig):
+def _pictures(stored: Stored, told: Mapping[str, Any], vision: PretrainedConfig):
     """The image processor, and a note where it was not found but is known.
 
     These checkpoints hold none. It is looked for in the folder all the same, then under the tower's name, which

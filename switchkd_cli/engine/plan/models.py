@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
+from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.models.llava import Blueprint
@@ -107,7 +107,7 @@ def _of_parts(spec: Parts, who: str) -> Known | None:
     return Known(config, tokens, PUBLISHED)
 
 
-def _part(spec: Parts, part: str, who: str) -> PreTrainedConfig | None:
+def _part(spec: Parts, part: str, who: str) -> PretrainedConfig | None:
     source = getattr(spec, part)
     if isinstance(source, Fresh):
         return fresh_config(part, source, who)
@@ -118,7 +118,7 @@ def _part(spec: Parts, part: str, who: str) -> PreTrainedConfig | None:
         return _published_part(source, part)
 
 
-def _published_part(name: str, part: str) -> PreTrainedConfig | None:
+def _published_part(name: str, part: str) -> PretrainedConfig | None:
     if part == "language":
         facts = reader_facts(name)
     else:
