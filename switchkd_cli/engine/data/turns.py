@@ -18,17 +18,8 @@ SYSTEM = ("system", "developer")  # who may speak before the first question
 READ = {"id", "image", "images", "system"}  # of a row, besides its turns
 
 MASKED = "masked"  # says the opposite of the others
-LEARNT = {
-    "weight",
-    "loss",
-    "train",
-    "training",
-    "trainable",
-    "loss_mask",
-    "loss_weight",
-    "loss_scale",
-    MASKED,
-}
+SHARES = {"weight", "loss_weight", "loss_scale", "loss_mask"}  # of the loss, 0 or 1
+LEARNT = SHARES | {"loss", "train", "training", "trainable", MASKED}
 
 REFUSED = {
     **dict.fromkeys(("video", "videos", "audio", "audios"), "only images can be used"),
@@ -36,9 +27,7 @@ REFUSED = {
 }
 REFUSED_OF_A_TURN = REFUSED | {
     **dict.fromkeys(("train_detail", "training_detail"), "an answer is learnt whole or not at all"),
-    **dict.fromkeys(
-        ("image", "images"), "name it in the row, <image> in the first question says where it is"
-    ),
+    **dict.fromkeys(("image", "images"), "name it in the row, and put <image> into the first question"),
 }
 
 
@@ -92,7 +81,7 @@ class Form:
                 f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}"
             )
         exchanges = tuple(zip(_without_image(texts, image is not None), answers, strict=True))
-        return Row(id, exchanges, image, system, frozenset(unlearnt), tuple(notes))
+        return Row(id, exchanges, image, system, frozenset(unlearnt), tuple(sorted(notes)))
 
     def _opened(
         self, value: Mapping, turns: Sequence[Mapping], images: list, notes: set[Note]
