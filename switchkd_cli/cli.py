@@ -346,7 +346,7 @@ def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
     show_in_any_encoding()
     try:
-        with last_words.kept(), system_told(), stop.heeded():
+        with last_words.kept(), system_told(), stop.heeded(child=last_words.FOLDER in os.environ):
             _check_here()
             app()
     except UserError as error:

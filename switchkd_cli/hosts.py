@@ -1,11 +1,16 @@
 """Starting a training's processes on several machines with DeepSpeed's launcher, which reaches them by ssh."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.spread import Spread
+from switchkd_cli.stop import Stopped
+
+QUIET = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
+"""What ssh is told, so that it asks for no password and misses a machine that is gone."""
 
 
 def command_of(command: Sequence[str], spread: Spread) -> list[str]:
@@ -30,7 +35,13 @@ def launch(command: Sequence[str], spread: Spread) -> None:
 
     What went wrong is in the processes' own output: it comes from several machines and is handed on as it comes.
     """
-    code = subprocess.call(command_of(command, spread))
+    environment = {"PDSH_SSH_ARGS_APPEND": QUIET, **os.environ}
+    with subprocess.Popen(command_of(command, spread), env=environment, stdin=subprocess.DEVNULL) as process:
+        try:
+            code = process.wait()
+        except Stopped:  # killed, it would leave those on the other machines behind
+            process.terminate()
+            raise
     if code:
         raise UserError(
             f"the processes ended with exit code {code}: the first error is in the output above", code=CRASH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -56,11 +57,16 @@ def kept() -> Iterator[None]:
     try:
         yield
     except (Exception, Stopped) as error:  # noqa: BLE001 (told by who started this process)
-        words = _words(error)
-        file = Path(folder) / f"{words.rank}.json"
-        file.with_suffix(".part").write_text(json.dumps(asdict(words)), encoding="utf-8")
-        file.with_suffix(".part").rename(file)  # whole, or not there
-        leave(words.code)
+        leave(_left(error, Path(folder)))
+
+
+def end(error: UserError) -> None:
+    """Ends the process from whichever thread, and leaves the error or, where nobody asks for it, prints it."""
+    if (folder := os.environ.get(FOLDER)) is not None:
+        _left(error, Path(folder))
+    else:
+        print("\n".join((*error.problems, f"hint: {error.hint}")), file=sys.stderr, flush=True)
+    os._exit(error.code)
 
 
 def read(folder: Path) -> list[LastWords]:
@@ -72,6 +78,15 @@ def read(folder: Path) -> list[LastWords]:
 def lost_contact(error: BaseException) -> bool:
     """Whether the error follows from the end of another process."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in CONTACT)
+
+
+def _left(error: BaseException, folder: Path) -> int:
+    """Leaves what is to be told of an error. Returns the exit code."""
+    words = _words(error)
+    file = folder / f"{words.rank}.json"
+    file.with_suffix(".part").write_text(json.dumps(asdict(words)), encoding="utf-8")
+    file.with_suffix(".part").rename(file)  # whole, or not there
+    return words.code
 
 
 def _words(error: BaseException) -> LastWords:

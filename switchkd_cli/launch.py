@@ -165,7 +165,7 @@ def main() -> int:
     asked = parser.parse_args()
     show_in_any_encoding()
     try:
-        with last_words.kept(), system_told(), stop.heeded():
+        with last_words.kept(), system_told(), stop.heeded(child=True):
             text = asked.run.read_text(encoding="utf-8") if asked.run else sys.stdin.read()
             if asked.teacher:
                 _worker().evaluate_teacher(Run.loads(text), asked.out)

@@ -60,9 +60,9 @@ def alone(target: RunFolder) -> Iterator[None]:
     try:
         with hold(target.path, wait=False):
             yield
-    except InUse:
+    except InUse as held:
         hint = "wait for it, or add --out FOLDER to write elsewhere"
-        raise UserError(f"{shown(target.path)}: in use by a running process", hint=hint) from None
+        raise UserError(f"{shown(target.path)}: in use by a running process: {held}", hint=hint) from None
 
 
 def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrupted", "unfinished", "other"]:

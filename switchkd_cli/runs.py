@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
-from switchkd_cli.locks import InUse, hold
+from switchkd_cli.locks import InUse, Tell, hold, print_late
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.records import Info, Results, Teacher, check
@@ -181,12 +181,12 @@ class SharedFolder:
         return self.path.is_dir()
 
     @contextmanager
-    def build(self) -> Iterator[Path | None]:
+    def build(self, tell: Tell = print_late) -> Iterator[Path | None]:
         """Give an empty folder to fill, which becomes `path` when the block ends well and has not moved it elsewhere.
 
-        Waits while another process builds the same; gives None when nothing is left to do.
+        Waits while another process builds the same, and tells which; gives None when nothing is left to do.
         """
-        with hold(self.path):
+        with hold(self.path, tell=tell):
             if self.done:
                 yield None
                 return
@@ -206,9 +206,9 @@ class SharedFolder:
             with hold(self.path, wait=False):
                 if self.done:
                     set_aside(self.path, "old")
-        except InUse:
+        except InUse as held:
             hint = "wait for it, or add --out FOLDER to write elsewhere"
-            raise UserError(f"{self.path}: in use by a running process", hint=hint) from None
+            raise UserError(f"{self.path}: in use by a running process: {held}", hint=hint) from None
 
 
 def set_aside(path: Path, word: str) -> Path:

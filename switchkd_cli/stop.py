@@ -17,6 +17,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALLED = 128  # added to a signal's number: the exit code of a process that it ended
 AGAIN = 2.0  # seconds: sooner, a second signal is the same request, which reached the process and its group
+GLANCE = 2.0  # seconds between two looks for a child's parent
 GRACE = 10.0  # seconds that the main thread has to end by itself, once it was asked twice
 
 
@@ -44,10 +45,11 @@ def asked() -> int | None:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def heeded(*, child: bool = False) -> Iterator[None]:
     """Inside, each signal raises Stopped in the main thread. A signal that is ignored (nohup) stays ignored.
 
-    Whoever asks twice needs no main thread that listens: it may be in a call that nothing interrupts.
+    Whoever asks twice needs no main thread that listens: it may be in a call that nothing interrupts. A `child` is asked
+    to stop, too, when the process that started it is no more: nobody would hear of what it does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,7 +61,9 @@ def heeded() -> Iterator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(read,), daemon=True, name="signals").start()
+    threading.Thread(
+        target=_watch, args=(read, os.getppid() if child else None), daemon=True, name="signals"
+    ).start()
     try:
         yield
     finally:
@@ -101,11 +105,20 @@ def _again(number: int, since: float) -> bool:
     return number == signal.SIGINT or time.monotonic() - since >= AGAIN
 
 
-def _watch(read: int) -> None:
-    """Ends the process when it was asked twice and its main thread doesn't: `read` gives each signal's number."""
+def _watch(read: int, parent: int | None) -> None:
+    """Ends the process when it was asked twice and its main thread doesn't: `read` gives each signal's number.
+
+    Asks it to stop when it has another parent than this one.
+    """
     since = None
     with os.fdopen(read, "rb", buffering=0) as stream:
-        while got := stream.read(1):
+        while True:
+            while parent is not None and not select.select([stream], [], [], GLANCE)[0]:
+                if os.getppid() != parent:
+                    parent = None
+                    os.kill(os.getpid(), signal.SIGTERM)
+            if not (got := stream.read(1)):
+                return
             number = got[0]
             if number not in SIGNALS:
                 continue

@@ -4,8 +4,10 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from functools import partial
@@ -16,13 +18,19 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from switchkd_cli import stop
+from switchkd_cli import hosts, locks, stop
 from switchkd_cli.engine import loader, worker
 from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.locks import hold
 from tests import forked, tiny, tiny_run
 from tests.forked import steps, switchkd
 
 SOON = 120  # seconds that a process has to end, on a machine that is busy with other tests
+
+
+@pytest.fixture(autouse=True)
+def nobody_asked(monkeypatch):
+    monkeypatch.setattr(stop, "_asked", None)
 
 
 # --- processes that prepare data
@@ -253,3 +261,93 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path):
     assert record["threads"] == 1
     lines = [line for line in tiny_run.trace(folder(root)) if line.get("event") != "threads"]
     assert lines == tiny_run.trace(folder(expected))
+
+
+# --- who holds what is waited for
+
+
+def holding(path, ready):
+    with hold(path):
+        ready.set()
+        time.sleep(SOON)
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A path that another process holds, and that process."""
+    ready = forked.FORK.Event()
+    process = forked.FORK.Process(target=holding, args=(tmp_path / "it", ready))
+    process.start()
+    assert ready.wait(SOON)
+    yield tmp_path / "it", process
+    process.kill()
+    process.join()
+
+
+def test_who_waits_for_a_lock_is_told_who_holds_it_and_gets_it_when_that_one_dies(held, monkeypatch):
+    path, process = held
+    monkeypatch.setattr(locks, "TOLD", 1)
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+    told = []
+
+    def tell(text):
+        told.append(text)
+        process.kill()
+
+    with hold(path, tell=tell):
+        pass
+    on = f"process {process.pid} on {socket.gethostname()} (stopped: kill -CONT {process.pid} lets it go on)"
+    assert told == [f"waiting for it, held by {on}; Ctrl-C ends the wait"]
+
+
+def test_who_doesn_t_wait_is_told_too(held):
+    path, process = held
+    with pytest.raises(locks.InUse, match=f"process {process.pid} on "), hold(path, wait=False):
+        pass
+
+
+def test_who_waits_for_a_lock_hears_a_signal(held, monkeypatch):
+    path, _ = held
+    monkeypatch.setattr(locks, "TOLD", 1)
+    with (
+        pytest.raises(stop.Stopped),
+        stop.heeded(),
+        hold(path, tell=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
+    ):
+        pass
+
+
+# --- a process whose starter is no more
+
+
+@pytest.mark.slow
+def test_the_runs_of_an_ablation_that_is_killed_save_and_end(tmp_path):
+    recipe, root = tiny_run.write(tmp_path, teacher=False, distill={"steps": 10_000}), tmp_path / "runs"
+    program = switchkd("ablate", recipe, "--jobs", 1, "--out", root, cwd=tmp_path)
+    program.when(lambda: steps(folder(root)) >= 5)
+    workers = psutil.Process(program.process.pid).children(recursive=True)
+    program.process.kill()
+    assert program.end() == -signal.SIGKILL
+    assert workers and not psutil.wait_procs(workers, timeout=SOON)[1]
+    record = json.loads((folder(root) / "run.json").read_text())
+    assert record["status"] == "interrupted" and record["error"].endswith("saved")
+
+
+# --- a launcher
+
+
+def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
+    """DeepSpeed's, killed, would leave its processes on the other machines."""
+    script = f"trap 'echo asked > {tmp_path}/asked; exit 1' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
+    monkeypatch.setattr(hosts, "command_of", lambda *_: ["sh", "-c", script])
+
+    def ask():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    with pytest.raises(stop.Stopped), stop.heeded():
+        hosts.launch([], None)
+    assert (tmp_path / "asked").exists()

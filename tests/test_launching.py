@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,3 +135,53 @@ def test_the_error_of_the_process_that_failed_is_the_one_that_is_told(recipe, tm
     assert told.splitlines()[-1] == "process 1 of 2 failed; the others were ended"
     assert told.count("Traceback") == 1
     assert len(steps(recipe)) == 4
+
+
+FATES = {
+    "stopped": ("os.kill(os.getpid(), signal.SIGSTOP)", "has given no sign of life"),
+    "elsewhere": ("time.sleep(1e6)", "has not come to where the others wait for it"),
+}
+FATE = """\
+import os, signal, sys, time
+if "RANK" in os.environ:
+    from switchkd_cli.engine import pulse, trainer
+    pulse.BEAT, pulse.TOLD, pulse.SILENT = 0.2, 25, 100
+    take = trainer.Trainer.step
+    def step(self, *arguments, **more):
+        if os.environ["RANK"] == "1" and self.schedule.last_epoch == 4 and self.stage.name == "distill":
+            {}
+        return take(self, *arguments, **more)
+    trainer.Trainer.step = step
+"""
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_process_that_falls_silent_is_named_and_ends_the_others(recipe, tmp_path, fate):
+    what, said = FATES[fate]
+    (tmp_path / "sitecustomize.py").write_text(FATE.format(what))
+    process = start(recipe, "deepspeed.zero=0", "--processes", "2", path=tmp_path)
+    wait_for(recipe, 4, process)
+    silent = of_rank(process, 1).pid
+    workers = family(process)
+    _, told = process.communicate(timeout=10 * SOON)
+    assert process.returncode == 3, told
+    assert gone(workers)
+    who = f"process 1 of 2 (process {silent} on {socket.gethostname()}) {said} for"
+    lines = [line for line in told.splitlines() if line.startswith(who)]
+    assert lines == [f"{who} 5 seconds: waiting for it", f"{who} 20 seconds"]
+    assert told.splitlines()[-1].startswith("hint: look at its machine")
+
+
+def test_machines_that_don_t_meet_are_told(recipe, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    patch = "import os\nfrom switchkd_cli.engine import parallel\nparallel.MEETING = 6\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    meet = ("--processes", "1", "--nodes", "2", "--node-rank", "1", "--meet", f"localhost:{port}")
+    process = start(recipe, *meet, path=tmp_path)
+    _, told = process.communicate(timeout=10 * SOON)
+    assert process.returncode == 3, told
+    assert "machine 1 of 2: waiting for the others to start, at most 0.1 minutes" in told
+    assert f"machine 1 of 2: the others did not start, or can't be reached at localhost:{port}" in told
+    assert "Traceback" not in told

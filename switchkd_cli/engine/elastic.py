@@ -11,7 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from switchkd_cli import last_words
 from switchkd_cli.cores import cores
+from switchkd_cli.engine.parallel import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.spread import Spread
 from switchkd_cli.stop import SIGNALS, Stopped
@@ -50,7 +51,12 @@ def launch(command: Sequence[str], spread: Spread) -> None:
         _handlers(),
     ):
         try:
-            launch_agent(_config(spread, Path(scratch)), sys.executable, list(command))
+            with (
+                nullcontext()
+                if spread.nodes == 1
+                else meeting(f"machine {spread.node} of {spread.nodes}", spread.meet, after=0)
+            ):
+                launch_agent(_config(spread, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
             raise _cause(failed, spread, Path(scratch)) from None
         except SignalException as asked:
@@ -77,7 +83,7 @@ def _config(spread: Spread, scratch: Path) -> LaunchConfig:
         meeting = {
             "rdzv_backend": "static",
             "rdzv_endpoint": spread.meet,
-            "rdzv_configs": {"rank": spread.node},
+            "rdzv_configs": {"rank": spread.node, "timeout": MEETING},
         }
     return LaunchConfig(
         min_nodes=spread.nodes,

@@ -103,7 +103,7 @@ class Loop:
         left = share_of(self.visited[self.step * self.stage.batch :], micro, rank, together)
         loader = loader_of(self.stage, self.student, self.data, left, micro, self._tell_data)
         began = time.monotonic() - self.seconds
-        with closing(loader):
+        with closing(loader), self.processes.needed():
             while self.step < self.steps:
                 self._step(loader, count, began)
 

@@ -204,7 +204,10 @@ def _take_stage(
     student = shared.path
     if processes.first and checkpoints.marked(folder, stage.name) is None:
         checkpoints.mark(folder, stage.name)
-    building = shared.build() if processes.first else nullcontext()
+    waiting = {"event": "waiting", "stage": stage.name}
+    building = (
+        shared.build(lambda text: folder.log({**waiting, "text": text})) if processes.first else nullcontext()
+    )
     with ExitStack() as until_named, building as partial:
         if processes.decide(lambda: partial is None):
             if processes.first and not folder.says(stage=stage.name):
