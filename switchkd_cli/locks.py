@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import count
+from os.path import exists  # unlike Path's, it raises for nothing
 from pathlib import Path
 from typing import IO
 
@@ -53,7 +54,7 @@ def hold(path: Path, *, wait: bool = True, tell: Tell = print_late) -> Iterator[
 @contextmanager
 def tidy(path: Path) -> Iterator[None]:
     """Removes the parents of `path` that are made inside the block and hold nothing when it ends."""
-    new = [parent for parent in path.parents if not parent.exists()]
+    new = [parent for parent in path.parents if not exists(parent)]  # one that may not be looked at is none
     try:
         yield
     finally:
@@ -91,6 +92,14 @@ def _locked(file: Path, *, wait: bool, tell: Tell) -> IO[str]:
             return _locked(_on_this_machine(file), wait=wait, tell=tell)
         stream.close()  # its last holder removed the file meanwhile: lock the new one
     raise UserError(f"{file.parent}: no file can be made and locked there ({why})", HINT, MACHINE)
+
+
+def can_lock(folder: Path) -> bool:
+    """Whether a file in the folder can be locked: libraries that do so know no other way."""
+    with tempfile.TemporaryFile(dir=folder) as stream, suppress(OSError):
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        return True
+    return False
 
 
 @cache

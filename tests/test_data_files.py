@@ -210,6 +210,11 @@ def test_a_large_file_is_read_through_once(tmp_path, rows, ending, keeping, monk
         assert np.array_equal(getattr(again.survey, name), getattr(first.survey, name))
 
 
+def test_a_large_file_is_read_where_nothing_can_be_kept(tmp_path, rows, keeping, monkeypatch):
+    monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "rows.json" / "no folder"))
+    assert len(read(llava_json, saved(tmp_path / "rows.json", rows), tmp_path)) == 5
+
+
 def test_a_changed_file_is_read_anew(tmp_path, rows, keeping):
     file = saved(tmp_path / "rows.json", rows)
     assert len(read(llava_json, file, tmp_path)) == 5

@@ -87,6 +87,12 @@ def test_without_locks_there_the_machine_s_own_temporary_folder_has_them(
     assert len(told) == 2 and "on another machine" in told[0]  # once for each path
 
 
+def test_whether_a_folder_s_files_can_be_locked(tmp_path, monkeypatch):
+    assert locks.can_lock(tmp_path)
+    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: refusing(errno.ENOLCK)("a"))
+    assert not locks.can_lock(tmp_path) and not list(tmp_path.iterdir())
+
+
 def test_without_locks_anywhere_it_ends_with_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", refusing(errno.ENOLCK))
     with ends_at_once(), hold(tmp_path / "a"):

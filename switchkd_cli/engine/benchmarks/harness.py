@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from switchkd_cli.engine.benchmarks.answerer import Answerer
 from switchkd_cli.errors import MACHINE, UTF8, UserError
+from switchkd_cli.locks import can_lock
 from switchkd_cli.protocol import Benchmark
 
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
@@ -172,12 +174,17 @@ def no_judge() -> Any:
 
 @contextmanager
 def _local(home: Path) -> Iterator[None]:
-    """Local data only: no network, the datasets cache inside `home`, no worker processes, no retries."""
-    cache = home / "cache"
+    """Local data only: no network, the datasets cache inside `home`, no worker processes, no retries.
+
+    Where no file of `home` can be locked, the cache is a folder of this machine, and removed.
+    """
     download = task_module.ConfigurableTask.download.retry
     scoring = task_module.ConfigurableTask.process_results.retry
     once = {"stop": stop_after_attempt(1), "reraise": True}
     with ExitStack() as stack:
+        cache = home / "cache"
+        if not can_lock(home):
+            cache = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(chdir(home))
         stack.enter_context(swapped(huggingface_hub.constants, HF_HUB_OFFLINE=True))
         stack.enter_context(swapped(datasets.config, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE=True))

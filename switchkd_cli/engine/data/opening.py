@@ -7,6 +7,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from os.path import isdir, isfile
 from pathlib import Path
@@ -107,20 +108,22 @@ def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> st
 
 
 def _save(kept: Path, index: Index, survey: Survey) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    """For the next time; where the folder can't be written, the file is read through again."""
     notes = [[*note, count] for note, count in survey.notes.items()]
     told = json.dumps([[vars(fault) for fault in survey.faults], notes])
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
-    np.savez(
-        temporary,
-        begins=index[0],
-        ends=index[1],
-        sizes=survey.sizes,
-        pictured=survey.pictured,
-        images=np.frombuffer(survey.images, np.uint8),
-        told=np.frombuffer(told.encode(), np.uint8),
-    )
-    os.replace(temporary, kept)
+    arrays = {
+        "begins": index[0],
+        "ends": index[1],
+        "sizes": survey.sizes,
+        "pictured": survey.pictured,
+        "images": np.frombuffer(survey.images, np.uint8),
+        "told": np.frombuffer(told.encode(), np.uint8),
+    }
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **arrays)
+        os.replace(temporary, kept)
 
 
 def _load(kept: Path) -> tuple[Index, Survey] | None:
