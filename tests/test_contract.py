@@ -6,16 +6,15 @@ import re
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    LlavaForConditionalGeneration,
-    LlavaImageProcessorPil,
-    SiglipImageProcessorPil,
-)
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from switchkd_cli.engine.contract import Vocabulary, agree, check_alone, noted, positions
 from switchkd_cli.engine.models.llava import Blueprint, Llava
+from switchkd_cli.engine.models.pictures import (
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.locate import ASSETS
