@@ -180,7 +180,7 @@ def part_config(part: Stored) -> PretrainedConfig:
             f"{part} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT
         )
     check_config(config, part)
-    if hasattr(config, "vision_use_head"):
+    if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # the pooling head would never see a gradient
     return config
 

@@ -145,7 +145,7 @@ def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerB
     check_sizes(told, stored)
     with explained(f"{stored}: no readable config"):
         seeing, reading = _part_config(told["vision_config"]), _part_config(told["text_config"])
-        if hasattr(seeing, "vision_use_head"):
+        if seeing.model_type == "siglip_vision_model":
             seeing.vision_use_head = False  # the pooling head would never see a gradient
         reading.vocab_size = max(reading.vocab_size, len(words))
         config = LlavaConfig(
