@@ -217,15 +217,14 @@ def _recorded(
             hint = "free some space and give the same command again: it goes on from the last checkpoint"
             raise UserError(f"{shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
         raise
-    changed = [
-        *run.changed(),
-        *(entry["text"] for entry in target.entries() if entry.get("event") == CHANGED),
-    ]
+    events = [entry["about"] for entry in target.entries() if entry.get("event") == CHANGED]
+    changed = list(dict.fromkeys([*run.changed(), *(field for event in events for field in event["fields"])]))
+    allowed = {field for event in events if event["allowed"] for field in event["fields"]}
     _end(target, "finished", began, **({"key": "", "changed": changed} if changed else {}))
     checkpoints.clear(target)
-    if changed:
+    if faults := [field for field in changed if field not in allowed]:
         raise UserError(
-            [f"{shown(target.path)}: changed while it ran: {what}" for what in dict.fromkeys(changed)],
+            [f"{shown(target.path)}: changed while it ran: {field}" for field in faults],
             hint="the model and its scores are kept there and never reused; add --overwrite to train on what is there now",
         )
 

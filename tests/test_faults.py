@@ -157,7 +157,8 @@ def test_memory_that_does_not_suffice(tmp_path):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
 
-    words = ("distill", recipe, "stages.pretrain.batch=4", "--out", tmp_path / "runs")
+    made_for = "student.language.fresh.max_position_embeddings=65536"
+    words = ("distill", recipe, "stages.pretrain.batch=4", made_for, "--out", tmp_path / "runs")
     program = switchkd(*words, cwd=tmp_path, first=limit)
     assert program.end() == 3
     first, alive, rest, hint = program.lines[-4:]
@@ -397,6 +398,8 @@ def test_a_picture_that_breaks_while_it_runs(tmp_path, allowed, code):
     assert "unreadable image" in program.text if code else "skipped" in program.text
     (line,) = (folder(root) / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "c"
+    if not code:
+        assert "inputs changed" in program.text and info(folder(root))["key"] == ""  # never reused
 
 
 # --- checkpoints

@@ -215,12 +215,16 @@ def _take_stage(
             _take_weights(paths, shared.path)
         else:
             until_named.enter_context(stop.later())  # a trained stage is saved, whatever is asked meanwhile
+            unusable = len(data.ledger.met)
             keeper = _train(run, index, paths, data, folder, processes)
             if processes.first:
                 with _kept(keeper.newest()):
                     _save(run, index, paths, data, keeper, partial)
                 if changed := [*run.changed(), *data.usable_again()]:
-                    folder.log({"event": CHANGED, "stage": stage.name, "text": ", ".join(changed)})
+                    broke = len(data.ledger.met) > unusable and changed == [f"data.{stage.data}.images"]
+                    text = f"{', '.join(changed)}{' broke' * broke}: the stage is not shared"
+                    about = {"fields": changed, "allowed": broke}  # a share of rows may break
+                    folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
                     student = runs.set_aside(partial, CHANGED)
     if processes.first:
         checkpoints.drop(folder, stage.name)
