@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -546,7 +547,7 @@ def test_a_folder_that_holds_another_run(place, refused):
 def test_a_folder_that_a_running_process_holds(place, refused):
     with hold(run_folder(place / "runs", load("small.yaml")).path):
         assert refused("distill", "small.yaml") == [
-            "runs/small/switch-kd/seed0: in use by a running process",
+            f"runs/small/switch-kd/seed0: in use by a running process: process {os.getpid()} on {socket.gethostname()}",
             "hint: wait for it, or add --out FOLDER to write elsewhere",
         ]
 

@@ -238,7 +238,9 @@ def test_targets_of_steps_and_of_the_matrix_name_what_is_measured():
             assert target.group in groups and {target.row, target.over or target.row} <= rows
         if target.level == "matrix":
             assert {target.row, target.over} == {matrix.TOGETHER, matrix.APART}
-        assert target.level in ("loss", "step", "matrix")
+        if target.level == "shared":
+            assert target.group in (shared.STEPS, shared.TESTS) and target.row == shared.BESIDE
+        assert target.level in ("loss", "step", "matrix", "shared")
 
 
 @pytest.mark.parametrize("rows", [matrix.ROWS, matrix.FEW])
