@@ -52,7 +52,7 @@ def open_rows(
     try:
         held = _load(kept)
         index, survey = held or _read(file, parse, folder, limit)
-    except (OSError, NotRows, pyarrow.ArrowException) as error:
+    except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
         told = str(error) if isinstance(error, NotRows) else f"not readable as {file.suffix[1:]}: {error}"
         raise UserError(f"{file}: {told.splitlines()[0]}", hint=form) from error
     if not len(survey.sizes):
