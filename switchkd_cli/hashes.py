@@ -26,9 +26,8 @@ from switchkd_cli.locks import hold
 CACHE = "SWITCHKD_CACHE"
 """The environment variable that names another cache folder."""
 
-YOUNG = (
-    2 * 10**9
-)  # ns before it is read in which a change of a file keeps its hash from being kept: clocks are coarse
+YOUNG = 2 * 10**9
+"""A file that changed less than so many ns before it is read is read again the next time: clocks are coarse."""
 TOGETHER = 256  # files that a thread reads at a time
 LARGE = 2 << 30  # bytes from which on it is said that files are read
 SHOWN = 5  # files named in an error

@@ -94,8 +94,8 @@ def check_free(root: Path, run: Run) -> None:
 
 def _difference(target: RunFolder, run: Run) -> str:
     """In what the run that a folder holds is another one, as far as it is known."""
-    info = target.info()
-    if changed := differing(info.get("inputs") or {}, run.inputs) if info.get("inputs") else []:
+    inputs = target.info().get("inputs")
+    if inputs and (changed := differing(inputs, run.inputs)):
         return f"changed since: {', '.join(changed)}"
     return "of another recipe text, or made by another version of switchkd"
 
