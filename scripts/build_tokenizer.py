@@ -16,12 +16,12 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from switchkd_cli.engine.checkpoint import tell_plainly
-from switchkd_cli.playground import prompts
-from switchkd_cli.playground.lessons import lesson
-from switchkd_cli.playground.questions import STYLES, ask, prompt, suits
-from switchkd_cli.playground.tellings import telling
-from switchkd_cli.playground.words import SYMBOLS, plural, say
+from switchkd_cli.engine.export.huggingface import tell_plainly
+from switchkd_cli.playground.text import prompts
+from switchkd_cli.playground.text.lessons import lesson
+from switchkd_cli.playground.text.questions import STYLES, ask, prompt, suits
+from switchkd_cli.playground.text.tellings import telling
+from switchkd_cli.playground.text.words import SYMBOLS, plural, say
 from switchkd_cli.playground.world import CONCEPTS, scenes
 
 FOLDER = Path(__file__).resolve().parent.parent / "switchkd_cli" / "playground" / "assets" / "tokenizer"

@@ -18,7 +18,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from switchkd_cli.engine.build import load
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.locate import ASSETS
+from switchkd_cli.recipe.model_paths import ASSETS
 
 
 def whole(model: Llava, folder: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from switchkd_cli import __version__, last_words, stop
+from switchkd_cli import __version__
+from switchkd_cli.distributed import exit_status, signals
+from switchkd_cli.distributed.launch_config import leave, spread
 from switchkd_cli.errors import CRASH, UserError, show_in_any_encoding, system_told
-from switchkd_cli.spread import leave, spread
 
 app = typer.Typer(
     name="switchkd",
@@ -111,7 +112,7 @@ def pretrain(
     hostfile: HostFile = None,
 ) -> None:
     """Run the leading stages that need no teacher, and stop."""
-    from switchkd_cli import commands
+    from switchkd_cli.commands import distill as commands
 
     commands.pretrain(
         recipe,
@@ -153,7 +154,7 @@ def distill(
 
     Ends with a table: teacher, rows, gain, each benchmark.
     """
-    from switchkd_cli import commands
+    from switchkd_cli.commands import distill as commands
 
     commands.distill(
         recipe,
@@ -210,8 +211,8 @@ def ablate(
 
     What is finished is skipped, runs and stages in common are trained once; what fails is reported, the rest goes on.
     """
-    from switchkd_cli.ablate import ablate
-    from switchkd_cli.commands import words
+    from switchkd_cli.commands.ablate import ablate
+    from switchkd_cli.commands.distill import words
 
     ablate(
         _checked(recipes, check),
@@ -248,7 +249,7 @@ def evaluate(
     out: Out = RUNS,
 ) -> None:
     """Score a model on benchmarks, through lmms-eval."""
-    from switchkd_cli import commands
+    from switchkd_cli.commands import distill as commands
 
     asked = {"benchmarks": commands.words(benchmarks), "split": split, "items": items, "world": world}
     commands.evaluate(model, asked, out, allow_pickle=allow_pickle)
@@ -289,7 +290,7 @@ def compare(
 
     Differences over the same items and over seeds, with 95 % intervals and corrected p-values.
     """
-    from switchkd_cli import commands
+    from switchkd_cli.commands import distill as commands
 
     asked = {"--against": against, "--format": form, "--out-file": out_file, "--pictures": pictures}
     if report is not None:
@@ -322,9 +323,9 @@ def switchkd(
     """
 
 
-def _tell_stopped(stopped: stop.Stopped) -> None:
+def _tell_stopped(stopped: signals.Stopped) -> None:
     """What was saved, and last the command that goes on from there."""
-    from switchkd_cli import console
+    from switchkd_cli.terminal import console
 
     console.say(f"stopped: {stopped}")
     given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
@@ -346,15 +347,15 @@ def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
     show_in_any_encoding()
     try:
-        with last_words.kept(), system_told(), stop.heeded(child=last_words.FOLDER in os.environ):
+        with exit_status.kept(), system_told(), signals.heeded(child=exit_status.FOLDER in os.environ):
             _check_here()
             app()
     except UserError as error:
-        from switchkd_cli import console
+        from switchkd_cli.terminal import console
 
         console.error(error)
         leave(error.code)
-    except stop.Stopped as stopped:
+    except signals.Stopped as stopped:
         _tell_stopped(stopped)
         leave(stopped.code)
     except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
@@ -364,6 +365,5 @@ def main() -> None:
         leave(CRASH)
 
 
-if __name__ == "__main__":
-    sys.argv[0] = app.info.name
+if __name__ == "__main__":  # for scripts written before `python -m switchkd_cli` worked
     main()

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-import tiny
 import torch
 
 from scripts.bench import data, loss, machine, matrix, realistic, rounds, shared, startup, step
@@ -16,7 +15,8 @@ from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.losses import dbild, effective_k
-from switchkd_cli.recipe.tables import load_tables
+from switchkd_cli.recipe.load_many import load_tables
+from tests.support import tiny
 
 ONCE = Effort(1, 1)
 LANGUAGE = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}

@@ -19,11 +19,11 @@ from scripts.bench.pairs import MIDDLING, SMALL, Size, build
 from scripts.bench.results import Level, Row
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
 from scripts.bench.step import TERMS, trainer_of
-from switchkd_cli.cores import cores
+from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json
-from switchkd_cli.engine.loader import MOST_WORKERS, loader_of, taken
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.data_loader import MOST_WORKERS, loader_of, taken
 from switchkd_cli.recipe.schema import Stage
 
 STARTED = "with the start of the loader's processes, which a stage has once; images/s without"

@@ -14,14 +14,14 @@ from lmms_eval.api.instance import Instance
 
 from scripts.bench.results import Level
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
-from switchkd_cli.engine.benchmarks.answerer import Answerer, Item
-from switchkd_cli.engine.benchmarks.exam import Exam
-from switchkd_cli.engine.benchmarks.reader import Reader
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.build import load
-from switchkd_cli.engine.evaluate import examine
+from switchkd_cli.engine.evaluation.generate import Reader
+from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item
+from switchkd_cli.engine.evaluation.request import Exam
+from switchkd_cli.engine.evaluation.score_model import examine
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.locate import locate
-from switchkd_cli.protocol import BENCHMARKS
+from switchkd_cli.recipe.model_paths import locate
 
 MODEL = "playground:teacher"
 """The only trained model that ships whole: an untrained one's answers would all run to their limit."""

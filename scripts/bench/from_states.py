@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, Example, collate
-from switchkd_cli.engine.chunks import Chunks, Given
-from switchkd_cli.engine.heads import Heads
-from switchkd_cli.engine.objective import Objective
+from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import reading
+from switchkd_cli.engine.training.chunked import Chunks, Given
+from switchkd_cli.engine.training.objective import Objective
 
 
 def total(

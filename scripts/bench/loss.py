@@ -16,7 +16,7 @@ from scripts.bench.machine import device, free_bytes
 from scripts.bench.results import Level, Row
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure
 from switchkd_cli.engine.losses import bild, dbild, effective_k, forward_kl
-from switchkd_cli.engine.objective import Objective
+from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.recipe.schema import Term
 
 COLUMNS = 151_936  # Qwen2's head

@@ -9,8 +9,8 @@ import psutil
 import torch
 
 from scripts.bench.results import Machine
-from switchkd_cli import provenance
-from switchkd_cli.cores import cores
+from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.runs import provenance
 
 BUSY = 0.25  # of the cores, on average in the last minute: a quiet machine's load is next to none
 TOLD = (

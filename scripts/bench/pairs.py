@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
+from switchkd_cli.engine.models.image_processors import usual_pictures
 from switchkd_cli.engine.models.llava import Llava, image_tokens_of
-from switchkd_cli.engine.models.pictures import usual_pictures
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.locate import locate
+from switchkd_cli.recipe.model_paths import locate
 
 TEACHER, LANGUAGE = locate("playground:teacher"), locate("playground:language")
 FEWEST = 0.6  # the shortest row's text, as a share of the longest's

@@ -15,7 +15,7 @@ from torch.utils.benchmark import timer
 
 from scripts.bench.allocated import peak_bytes
 from scripts.bench.results import Row, Spread, with_ratios
-from switchkd_cli.engine.memory import is_too_little
+from switchkd_cli.engine.training.oom import is_too_little
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 
 from scripts.bench.results import Level, Row, Spread, with_ratios
 from scripts.bench.startup import PROGRAM, ROOT, run
-from switchkd_cli.cores import cores
+from switchkd_cli.distributed.cpu_cores import cores
 
 BUSY = 8  # processes
 ALONE, BESIDE = "alone", f"beside {BUSY} busy processes"
 STEPS, TESTS = "quickstart's SFT", "some tests"
-FILES = ("tests/test_losses.py", "tests/test_objective.py", "tests/test_paths.py")
+FILES = ("tests/losses/test_losses.py", "tests/training/test_objective.py", "tests/models/test_paths.py")
 UNTIMED = 5  # steps
 LOOP = """
 import os, sys, time

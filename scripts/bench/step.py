@@ -23,10 +23,10 @@ from scripts.bench.three_forwards import Loss, ThreeForwards
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.shape import shape
-from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.cost.workload import Rows, Terms
 from switchkd_cli.engine.losses import dbild
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.trainer import Trainer
+from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage
 
 GIB = 2**30

@@ -2,7 +2,7 @@
 
 import logging
 
-from switchkd_cli.cores import shared_politely
+from switchkd_cli.distributed.cpu_cores import shared_politely
 
 shared_politely()  # torch reads it when it is first imported
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from transformers import set_seed
 
 from switchkd_cli import registry
-from switchkd_cli.engine.contract import Vocabulary, agree, check_alone, ended, noted, positions
+from switchkd_cli.engine.compatibility import Vocabulary, agree, check_alone, ended, noted, positions
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.hub import fetch
+from switchkd_cli.engine.models.any_checkpoint import read_whole
+from switchkd_cli.engine.models.from_parts import design
 from switchkd_cli.engine.models.llava import Blueprint, Llava
-from switchkd_cli.engine.models.parts import design
-from switchkd_cli.engine.models.whole import read_whole
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.stored import fetch
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.heads import Heads
+from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.states import States
+from switchkd_cli.engine.teacher_states import States
 
 PATHS = ("student", "teacher", "switch")
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from switchkd_cli.engine.stored import NO_CODE, Stored, explained, line, weights_needed
+from switchkd_cli.engine.hub import NO_CODE, Stored, explained, line, weights_needed
 from switchkd_cli.errors import MACHINE, UserError
 
 ADAPTERS = "adapter_config.json"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
-from switchkd_cli.hashes import cache_home, content, digest_of
-from switchkd_cli.locate import locate
+from switchkd_cli.files.hashes import cache_home, content, digest_of
+from switchkd_cli.recipe.model_paths import locate
 
 if TYPE_CHECKING:
     from switchkd_cli.recipe.schema import DataSet

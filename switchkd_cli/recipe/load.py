@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import extend, invalid, patch, source
-from switchkd_cli.recipe.check import check
+from switchkd_cli.recipe import inherit, messages, yaml_positions
+from switchkd_cli.recipe import overrides as patch
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
-from switchkd_cli.recipe.world import World
+from switchkd_cli.recipe.stand_ins import World
+from switchkd_cli.recipe.validate import check
 
 BASE = "base"  # the only row of a recipe that names no rows
 
@@ -81,7 +82,7 @@ class _Opened:
         self.file = str(path)
         self.recipe = Path(path).stem
         self.world = World.read(world) if world is not None else None
-        self.data, self.faults = data, _ = extend.read(Path(path))
+        self.data, self.faults = data, _ = inherit.read(Path(path))
         rows = data.get("rows")
         self.rows: tuple[str, ...] = tuple(rows) if isinstance(rows, dict) and rows else (BASE,)
 
@@ -112,7 +113,7 @@ class _Opened:
         rows = data.get("rows")
         row = rows.get(name) if isinstance(rows, dict) else None
         if isinstance(row, dict):
-            data, faults = extend.patched_by(self.data, data, ("rows", name))
+            data, faults = inherit.patched_by(self.data, data, ("rows", name))
             problems.update({_told(fault): None for fault in faults})
         return self._laid(data, problems)
 
@@ -130,17 +131,17 @@ class _Opened:
         try:
             recipe = Recipe.model_validate(data)
         except ValidationError as error:
-            for path, message in invalid.problems(error):
+            for path, message in messages.problems(error):
                 self._note(problems, path, message, data)
         for path, message in check(data):
             self._note(problems, path, message, data)
         return recipe
 
     def _note(
-        self, problems: dict[str, None], path: Sequence[source.Step], message: str, data: Any = None
+        self, problems: dict[str, None], path: Sequence[yaml_positions.Step], message: str, data: Any = None
     ) -> None:
         data = self.data if data is None else data
-        problems[f"{source.where(data, path) or self.file}: {_dotted(data, path)}: {message}"] = None
+        problems[f"{yaml_positions.where(data, path) or self.file}: {_dotted(data, path)}: {message}"] = None
 
     def _run(self, name: str, recipe: Recipe | None) -> Run:
         assert recipe is not None  # else there were problems
@@ -151,7 +152,7 @@ class _Opened:
         return Run(recipe_name, name, title, config, row.paper if row else {}, self.fingerprints)
 
 
-def _told(fault: extend.Problem) -> str:
+def _told(fault: inherit.Problem) -> str:
     place, path, message = fault
     return f"{place}: {path}: {message}"
 
@@ -166,7 +167,7 @@ def _parse(overrides: Sequence[str], problems: dict[str, None]) -> dict[str, Any
             problems[f"override: {key}: rows are chosen with --row, or changed in the file"] = None
         else:
             try:
-                parsed[key] = source.value(value)
+                parsed[key] = yaml_positions.value(value)
             except UserError:
                 problems[f"override: {key}: not readable as YAML, got {value!r}"] = None
     return parsed
@@ -182,7 +183,7 @@ def _overridden(data: Any, parsed: dict[str, Any], misses: dict[str, list[str]],
     return data if seed is None else patch.apply(data, {"seed": seed}, place="--seed")
 
 
-def _dotted(data: Any, path: Sequence[source.Step]) -> str:
+def _dotted(data: Any, path: Sequence[yaml_positions.Step]) -> str:
     """The path as the patch language writes it: list items by name where they have one."""
     words = []
     for step in path:

@@ -11,7 +11,7 @@ from os.path import isfile
 from typing import Any
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe import source
+from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.schema import Checkpoint, Model, Recipe
 
@@ -52,7 +52,7 @@ class Run:
     @cached_property
     def text(self) -> str:
         """The resolved recipe: row and overrides applied, rows gone. It is a recipe itself."""
-        return source.write(self.config.model_dump(mode="json", exclude={"rows", "controls"}))
+        return yaml_positions.write(self.config.model_dump(mode="json", exclude={"rows", "controls"}))
 
     @cached_property
     def inputs(self) -> dict[str, str | None]:
@@ -110,7 +110,7 @@ class Run:
     def loads(cls, line: str) -> Run:
         """The run that `dumps` wrote."""
         fields = json.loads(line)
-        config = Recipe.model_validate(source.read(fields.pop("text"), fields["recipe"]))
+        config = Recipe.model_validate(yaml_positions.read(fields.pop("text"), fields["recipe"]))
         return cls(config=config, **fields)
 
     def stage_key(self, index: int) -> str:

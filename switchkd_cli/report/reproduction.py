@@ -6,25 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
-from switchkd_cli.protocol import BENCHMARKS
-from switchkd_cli.report import html, judged, markdown, notes, origins
-from switchkd_cli.report.chapter import chapter
-from switchkd_cli.report.conditions import conditions
-from switchkd_cli.report.controls import Controls
-from switchkd_cli.report.document import (
-    Block,
-    Callout,
-    Document,
-    Facts,
-    Picture,
-    Section,
-    Sheet,
-    Text,
-)
-from switchkd_cli.report.gathered import STATES, Gathered, gather
-from switchkd_cli.report.pictures.draw import CAPTIONS, Models, draw
-from switchkd_cli.runs import shown, write_text
+from switchkd_cli.report.document import origins
+from switchkd_cli.report.document.blocks import Block, Callout, Document, Facts, Picture, Section, Sheet, Text
+from switchkd_cli.report.document.chapter import chapter
+from switchkd_cli.report.figures.draw import CAPTIONS, Models, draw
+from switchkd_cli.report.formats import html, markdown
+from switchkd_cli.report.paper import verdicts as judged
+from switchkd_cli.report.results.controls import Controls
+from switchkd_cli.report.results.recipe_runs import STATES, Gathered, gather
+from switchkd_cli.report.tables import footnotes
+from switchkd_cli.report.tables.protocol import conditions
+from switchkd_cli.runs.run_folder import shown, write_text
 
 PICTURES = "pictures"
 FORMS = {
@@ -140,5 +134,5 @@ def _findings(verdicts: Sequence[judged.Judged]) -> Iterator[Block]:
         "Here: the first row minus the second, paired by seed, ± half of the 95 % t interval. A finding agrees or is "
         "opposite when that interval leaves 0 out; rows that the paper calls alike agree when it lies within "
         f"{judged.ALIKE:g} point of 0. Not corrected for the number of findings. [S] stated by the authors, [C] "
-        f"computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper. {notes.MDE}.",
+        f"computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper. {footnotes.MDE}.",
     )

@@ -1,6 +1,6 @@
 """Bytes that a forward pass leaves for the backward pass.
 
-These follow from what transformers' modules save, counted with autograd's hooks on small models (tests/test_cost_memory.py
+These follow from what transformers' modules save, counted with autograd's hooks on small models (tests/cost/test_cost_memory.py
 does so again). Per position of a layer of width d and inner width f, with r bytes a number in the residual stream
 and c in a matrix product:
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
-from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.cost.workload import Rows, Terms
 
 SAVED_BY_MLP = {"quick_gelu": 3}  # tensors of inner width; other activations leave two
 

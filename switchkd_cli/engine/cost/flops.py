@@ -19,7 +19,7 @@ stops when all that the gradient needs is there, and nothing needs its product.
 from __future__ import annotations
 
 from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
-from switchkd_cli.engine.cost.step import Rows, Terms
+from switchkd_cli.engine.cost.workload import Rows, Terms
 
 
 def step(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms) -> dict[str, float]:

@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
 from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable, prepared
-from switchkd_cli.engine.data.ledger import Ledger
-from switchkd_cli.engine.data.picture import opened
+from switchkd_cli.engine.data.bad_rows import Ledger
+from switchkd_cli.engine.data.image import opened
+from switchkd_cli.engine.data.prompt_template import after_answer, end_of, opening, special, template_text
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.data.template import after_answer, end_of, opening, special, template_text
 
 LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
 KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory

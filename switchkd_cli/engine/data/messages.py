@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from switchkd_cli.engine.data.opening import open_rows
+from switchkd_cli.engine.data.open_file import open_rows
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.data.turns import Form
 

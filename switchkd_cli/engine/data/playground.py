@@ -5,7 +5,7 @@ from typing import Literal
 
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.rows import Rows
-from switchkd_cli.playground.write import write_rows
+from switchkd_cli.playground.training_rows import write_rows
 
 
 def playground(

@@ -21,29 +21,29 @@ teacher's, a trained linear map has been applied to the student's. The keyword-o
 pictures is the objective's work, never a loss's.
 """
 
-from .attended_token_mse import attended_token_mse
-from .attention_kl import attention_kl
-from .attention_mse import attention_mse
-from .bild import bild
-from .cross_entropy import cross_entropy
-from .dbild import dbild
-from .dbild_forward import dbild_forward
-from .dbild_student_led import dbild_student_led
-from .dbild_teacher_led import dbild_teacher_led
-from .decoupled_kd import decoupled_kd
-from .feature_mse import feature_mse
-from .forward_kl import forward_kl
-from .hidden_correlation import hidden_correlation
-from .jensen_shannon import jensen_shannon
-from .knee import effective_k, knee_rank
-from .knee_kl import knee_kl
-from .reverse_kl import reverse_kl
-from .self_correlation import self_correlation
-from .sinkhorn import sinkhorn
-from .skewed_kl import skewed_kl
-from .skewed_reverse_kl import skewed_reverse_kl
-from .taid import taid
-from .token_mse import token_mse
+from switchkd_cli.engine.losses.attended_token_mse import attended_token_mse
+from switchkd_cli.engine.losses.attention_kl import attention_kl
+from switchkd_cli.engine.losses.attention_mse import attention_mse
+from switchkd_cli.engine.losses.bild import bild
+from switchkd_cli.engine.losses.cross_entropy import cross_entropy
+from switchkd_cli.engine.losses.dbild import dbild
+from switchkd_cli.engine.losses.dbild_forward import dbild_forward
+from switchkd_cli.engine.losses.dbild_student_led import dbild_student_led
+from switchkd_cli.engine.losses.dbild_teacher_led import dbild_teacher_led
+from switchkd_cli.engine.losses.decoupled_kd import decoupled_kd
+from switchkd_cli.engine.losses.feature_mse import feature_mse
+from switchkd_cli.engine.losses.forward_kl import forward_kl
+from switchkd_cli.engine.losses.hidden_correlation import hidden_correlation
+from switchkd_cli.engine.losses.jensen_shannon import jensen_shannon
+from switchkd_cli.engine.losses.knee_kl import knee_kl
+from switchkd_cli.engine.losses.ops.knee import effective_k, knee_rank
+from switchkd_cli.engine.losses.reverse_kl import reverse_kl
+from switchkd_cli.engine.losses.self_correlation import self_correlation
+from switchkd_cli.engine.losses.sinkhorn import sinkhorn
+from switchkd_cli.engine.losses.skewed_kl import skewed_kl
+from switchkd_cli.engine.losses.skewed_reverse_kl import skewed_reverse_kl
+from switchkd_cli.engine.losses.taid import taid
+from switchkd_cli.engine.losses.token_mse import token_mse
 
 __all__ = [
     "attended_token_mse",

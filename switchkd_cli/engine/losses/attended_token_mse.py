@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .mean_squares import mean_squares
+from switchkd_cli.engine.losses.ops.mse import mean_squares
 
 
 def attended_token_mse(

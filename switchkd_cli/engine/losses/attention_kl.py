@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .columns import in_float
+from switchkd_cli.engine.losses.ops.vocabulary import in_float
 
 TINY = 1e-30  # keeps the logarithm of nothing away
 

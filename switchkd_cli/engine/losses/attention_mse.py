@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .columns import in_float
+from switchkd_cli.engine.losses.ops.vocabulary import in_float
 
 
 def attention_mse(teacher_attention: Tensor, student_attention: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import teacher_weighted
-from .knee import Top
-from .sides import over_sides
+from switchkd_cli.engine.losses.ops.knee import Top
+from switchkd_cli.engine.losses.ops.leaders import over_sides
+from switchkd_cli.engine.losses.ops.pairwise_kl import teacher_weighted
 
 
 def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0, k: int = 8) -> Tensor:

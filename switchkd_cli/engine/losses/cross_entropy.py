@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .columns import in_float
+from switchkd_cli.engine.losses.ops.vocabulary import in_float
 
 
 def cross_entropy(targets: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .differences import teacher_weighted
-from .knee import TopKnee
-from .sides import at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.knee import TopKnee
+from switchkd_cli.engine.losses.ops.leaders import at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.pairwise_kl import teacher_weighted
 
 
 @at_knees_of("teacher", "student")

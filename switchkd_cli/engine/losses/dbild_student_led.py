@@ -4,10 +4,10 @@ from functools import partial
 
 from torch import Tensor
 
-from .columns import broken_rows
-from .differences import student_weighted
-from .knee import TopKnee
-from .sides import at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.knee import TopKnee
+from switchkd_cli.engine.losses.ops.leaders import at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.pairwise_kl import student_weighted
+from switchkd_cli.engine.losses.ops.vocabulary import broken_rows
 
 
 @at_knees_of("student")

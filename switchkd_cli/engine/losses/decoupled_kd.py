@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .columns import FLOOR, comparable
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, comparable
 
 
 def decoupled_kd(

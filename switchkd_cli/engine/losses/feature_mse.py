@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .mean_squares import mean_squares
+from switchkd_cli.engine.losses.ops.mse import mean_squares
 
 
 def feature_mse(teacher_features: Tensor, student_features: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from .by_row import by_row
-from .columns import in_float
-from .self_correlation import unlike
+from switchkd_cli.engine.losses.ops.group_by_row import by_row
+from switchkd_cli.engine.losses.ops.vocabulary import in_float
+from switchkd_cli.engine.losses.self_correlation import unlike
 
 
 def hidden_correlation(teacher_hidden: Tensor, student_hidden: Tensor, rows: Tensor) -> Tensor:

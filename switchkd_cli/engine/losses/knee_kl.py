@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .columns import FLOOR
-from .knee import TopKnee
-from .sides import Led, at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.knee import TopKnee
+from switchkd_cli.engine.losses.ops.leaders import Led, at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR
 
 
 @at_knees_of("teacher", "student")

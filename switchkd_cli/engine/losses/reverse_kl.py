@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .columns import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import comparable
 
 
 def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:

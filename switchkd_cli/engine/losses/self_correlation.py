@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from .by_row import by_row
-from .columns import absent_columns, filled
+from switchkd_cli.engine.losses.ops.group_by_row import by_row
+from switchkd_cli.engine.losses.ops.vocabulary import absent_columns, filled
 
 
 def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:

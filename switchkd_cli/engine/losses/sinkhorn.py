@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .by_row import by_row
-from .columns import FLOOR, comparable
+from switchkd_cli.engine.losses.ops.group_by_row import by_row
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, comparable
 
 
 def sinkhorn(

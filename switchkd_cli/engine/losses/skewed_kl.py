@@ -5,7 +5,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from .columns import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import comparable
 
 
 def skewed_kl(

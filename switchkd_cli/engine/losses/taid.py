@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .columns import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import comparable
 
 
 def taid(

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .mean_squares import mean_squares
+from switchkd_cli.engine.losses.ops.mse import mean_squares
 
 
 def token_mse(teacher_tokens: Tensor, student_tokens: Tensor) -> Tensor:

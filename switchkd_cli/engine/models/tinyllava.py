@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from switchkd_cli.engine.batch import IMAGE
-from switchkd_cli.engine.models import pictures, vocabulary
-from switchkd_cli.engine.models.configs import check_config, check_sizes
+from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, explained, fetch
+from switchkd_cli.engine.models import image_processors, tokenizers
+from switchkd_cli.engine.models.chat_template import IN_PARTS
+from switchkd_cli.engine.models.config_limits import check_config, check_sizes
 from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
-from switchkd_cli.engine.models.spoken import IN_PARTS
-from switchkd_cli.engine.stored import TOKENIZER_FILES, Stored, explained, fetch
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import template
@@ -74,7 +74,7 @@ def read(stored: Stored) -> Blueprint:
     told = stored.json("config.json")
     _check(stored, told)
     check_weights(*_parts(stored))
-    words = vocabulary.read_tokenizer(_words_of(stored, told))
+    words = tokenizers.read_tokenizer(_words_of(stored, told))
     config = _config(stored, told, words)
     processor, notes = _pictures(stored, told, config.vision_config)
     return Blueprint(
@@ -136,7 +136,7 @@ def _parts(stored: Stored) -> list[Stored]:
 def _words_of(stored: Stored, told: Mapping[str, Any]) -> Stored:
     """Where the tokenizer is: beside the weights, or where the config says it was taken from."""
     named = told.get("tokenizer_name_or_path") or told.get("llm_model_name_or_path")
-    if stored.has(*vocabulary.FILES) or not named:
+    if stored.has(*tokenizers.FILES) or not named:
         return stored
     return fetch(named, f"{stored}: tokenizer", only=TOKENIZER_FILES)
 
@@ -178,25 +178,25 @@ def _pictures(stored: Stored, told: Mapping[str, Any], vision: PretrainedConfig)
     )
     notes: tuple[str, ...] = ()
     for place in (stored, stored / "vision_tower"):
-        if place.has(pictures.FILE):
-            return _squared(pictures.read_pictures(place), told), notes
+        if place.has(image_processors.FILE):
+            return _squared(image_processors.read_pictures(place), told), notes
     try:
-        tower = fetch(named, f"{stored}: image processor", only=(pictures.FILE,))
-        return _squared(pictures.read_pictures(tower), told), notes
+        tower = fetch(named, f"{stored}: image processor", only=(image_processors.FILE,))
+        return _squared(image_processors.read_pictures(tower), told), notes
     except UserError as error:
         if not named.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[vision.model_type]):
             raise UserError(
                 f"{stored}: its image processor is not here: {named or 'no name'} "
                 "(config.json: vision_config.model_name_or_path)",
-                hint=f"copy the {pictures.FILE} of the vision tower that it was trained with into its folder",
+                hint=f"copy the {image_processors.FILE} of the vision tower that it was trained with into its folder",
                 code=error.code,
             ) from error
     notes = (f"{stored}: {named} is not here: pictures are prepared as that tower is published",)
-    return _squared(pictures.usual_pictures(vision), told), notes
+    return _squared(image_processors.usual_pictures(vision), told), notes
 
 
 def _squared(processor, told: Mapping[str, Any]):
-    return pictures.padded(processor) if told.get("image_aspect_ratio") == "pad" else processor
+    return image_processors.padded(processor) if told.get("image_aspect_ratio") == "pad" else processor
 
 
 def _weights(
@@ -215,7 +215,7 @@ def _weights(
         raise UserError(f"{stored}: {len(unknown)} tensors of no known part, such as {unknown[0]}")
     if config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)  # saved, but theirs is tied again when it is loaded
-    vocabulary.widen(state, config.text_config.vocab_size)
+    tokenizers.widen(state, config.text_config.vocab_size)
     model = take_weights(
         LlavaForConditionalGeneration, stored, state, dtype, parts=_parts(stored), config=config
     )

@@ -1,0 +1,74 @@
+"""What is asked: which benchmarks, of which world, how many items."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from switchkd_cli.benchmarks import BENCHMARKS, Benchmark
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.playground import benchmark_sets
+
+WORLDS = ("playground", "hub")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """`items` questions of each benchmark. Raises UserError where there is no such exam.
+
+    World "playground" draws them from scenes of `split` by `seed`; "hub" takes the first of the published
+    data sets, or all where `items` is None, and has no `split` or `seed`.
+    """
+
+    world: str
+    benchmarks: tuple[str, ...]
+    split: str
+    items: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"evaluation: unknown benchmark, got {name!r}{did_you_mean(name, BENCHMARKS)}"
+            for name in self.benchmarks
+            if name not in BENCHMARKS
+        ]
+        if self.world not in WORLDS:
+            problems.append(f"evaluation: world must be one of {', '.join(WORLDS)}, got {self.world!r}")
+        if self.world == "playground" and self.items is None:
+            problems.append("evaluation: the playground has no end: say how many `items` a benchmark has")
+        if problems:
+            raise UserError(problems)
+
+    @property
+    def rows(self) -> list[Benchmark]:
+        return [BENCHMARKS[name] for name in dict.fromkeys(self.benchmarks)]
+
+    @property
+    def local(self) -> bool:
+        """Whether its data sets are made here."""
+        return self.world == "playground"
+
+    @property
+    def longest(self) -> int:
+        """New tokens an answer may take. The playground's are a word or two; lmms-eval allows up to 1,024."""
+        return 16 if self.local else 1024
+
+    @property
+    def limit(self) -> int | None:
+        """Items to take of each published set; MME asks in pairs."""
+        return None if self.local or self.items is None else self.items - self.items % 2
+
+    def home(self, folder: Path) -> Path | None:
+        """The local data sets, written under `folder` unless they stand there; None for published ones."""
+        if not self.local:
+            return None
+        named = {name: getattr(self, name) for name in ("benchmarks", "split", "items", "seed")}
+        return benchmark_sets.write_sets(
+            folder / short_hash(named | {"world": benchmark_sets.world()}), **named
+        )
+
+
+def short_hash(named: Any) -> str:
+    """16 hexadecimal digits that name a JSON value."""
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]

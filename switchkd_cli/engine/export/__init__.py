@@ -1,0 +1,1 @@
+"""A finished student as a Hugging Face folder: weights, chat template, model card."""

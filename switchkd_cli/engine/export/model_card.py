@@ -1,0 +1,150 @@
+"""The model card of a finished run: README.md of its model folder. Every number in it was measured by that run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
+from huggingface_hub.repocard import metadata_load
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from yaml import YAMLError
+
+from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.model_paths import SHIPPED, locate
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Checkpoint
+from switchkd_cli.report.formats.markdown import plain
+from switchkd_cli.report.tables.footnotes import faults
+from switchkd_cli.runs import run_folder
+from switchkd_cli.runs.run_folder import RunFolder
+
+TEMPLATE = "model_card.md.jinja"
+PLAYGROUND = "switchkd-playground"
+LICENCE = "see-the-base-models"
+NAME = "README.md"
+
+
+def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
+    """Writes the card of the run's model, with its scores once there are any; `model`: where that lies meanwhile."""
+    model = model or folder.model
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    told = _told(run, folder, model)
+    text = environment.get_template(TEMPLATE).render(**told, front_matter=_front_matter(told))
+    run_folder.write_text(model / NAME, text)
+
+
+def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
+    """What the card's text is made of."""
+    config, info, results = run.config, folder.info(), run_folder.read_json(folder.results)
+    model = run_folder.read_json(where / "config.json")
+    bases = list(_bases(run))
+    return {
+        "run": run,
+        "config": config,
+        "name": f"{run.recipe}-{run.row}-seed{run.seed}",
+        "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
+        "hub_ids": [name for role, name in bases if role != "teacher" and _is_hub_id(name)],
+        "taught": any(stage.needs_teacher for stage in config.stages),
+        "plain": model["model_type"] == "llava",
+        "tokens": model["image_seq_length"],
+        "command": shlex.join(info["command"]),
+        "commit": info["commit"],
+        "versions": info["versions"],
+        "results": results,
+        "local": results is not None and results["world"] == "playground",
+        "scores": list(_scores(results)) if results else [],
+        "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
+        "skipped": _lines(folder.skipped),
+    }
+
+
+def _bases(run: Run) -> Iterator[tuple[str, str]]:
+    """(role, name) of every model that was read."""
+    student, teacher = run.config.student, run.config.teacher
+    if isinstance(student, Checkpoint):
+        yield "student", student.checkpoint
+    else:
+        yield from (
+            (part, getattr(student, part)) for part in ("vision", "language") if _named(student, part)
+        )
+        if student.tokenizer:
+            yield "tokenizer", student.tokenizer
+    if teacher and any(stage.needs_teacher for stage in run.config.stages):
+        yield "teacher", teacher.checkpoint
+
+
+def _named(student: Any, part: str) -> bool:
+    return isinstance(getattr(student, part), str)
+
+
+def licence(name: str) -> str:
+    """The licence that a model's own card on this machine states."""
+    if name.startswith(SHIPPED):
+        return "shipped with switchkd: its LICENSE, and its NOTICE for the drawings"
+    found = try_to_load_from_cache(name, NAME) if _is_hub_id(name) else Path(locate(name), NAME)
+    try:
+        stated = metadata_load(found) or {} if found and Path(found).is_file() else {}
+    except (ValueError, YAMLError):  # someone's card need not be sound
+        stated = {}
+    said = stated.get("license_name") or stated.get("license")
+    return f"{said} (by its own card)" if said else "not stated where it was read from: see its page"
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        return not name.startswith(SHIPPED) and not Path(locate(name)).is_dir()
+    except UserError:  # a folder that has gone since
+        return False
+
+
+def _scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for task, score in results["scores"].items():
+        yield {**score, "task": task, "column": BENCHMARKS[task].column}
+
+
+def _front_matter(told: Mapping[str, Any]) -> str:
+    tags = ["llava", "vision-language-model", "switchkd"]
+    tags += ["knowledge-distillation"] * told["taught"] + ["playground"] * told["local"]
+    return ModelCardData(
+        base_model=told["hub_ids"] or None,
+        library_name="transformers" if told["plain"] else "switchkd-cli",
+        pipeline_tag="image-text-to-text",
+        license="other",
+        license_name=LICENCE,
+        tags=tags,
+        model_name=told["name"],
+        eval_results=[_eval_result(told, score) for score in told["scores"]] or None,
+    ).to_yaml()
+
+
+def _eval_result(told: Mapping[str, Any], score: Mapping[str, Any]) -> EvalResult:
+    """A score for the hub's table; the playground's is of a data set of that name, whatever format it borrows."""
+    local, results = told["local"], told["results"]
+    told_name = (
+        f"switchkd's playground, questions in {score['column']}'s format" if local else score["column"]
+    )
+    return EvalResult(
+        task_type="image-text-to-text",
+        dataset_type=PLAYGROUND if local else score["task"],
+        dataset_name=told_name,
+        dataset_config=score["task"],
+        dataset_split=results["split"] if local else BENCHMARKS[score["task"]].split,
+        dataset_args={"items": score["items"]},
+        metric_type=score["metric"],
+        metric_name=f"{score['metric']}, 0..100",
+        metric_value=round(score["score"], 2),
+    )
+
+
+def _lines(file: Path) -> int:
+    return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0

@@ -1,0 +1,220 @@
+"""What only the models can say for a picture: their logits at a position, and where they look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from switchkd_cli.engine.batch import Batch, collate
+from switchkd_cli.engine.build import check_pair, load, open_data
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.image import opened
+from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.knee_stats import Sought, knees, sought
+from switchkd_cli.engine.training.processes import ALONE
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Term
+from switchkd_cli.report.figures.attention_maps import Map, Question
+from switchkd_cli.report.figures.knee_positions import NAMED, Position, Sorted
+from switchkd_cli.runs.run_folder import RunFolder
+
+QUESTIONS = 3  # pictures of which attention is shown
+LOOKED_THROUGH = 300  # rows among which they are sought, far from one another
+ORDER = ("teacher", "student", "switch")  # of the panels
+LONGEST = 45  # characters of a question's first line: what stands readably over a picture
+
+
+@torch.inference_mode()
+def position(folder: RunFolder) -> Position | None:
+    """The finished student, its teacher and its switch where the answer to a question begins.
+
+    Those that lead a term at their knees; None where none does, or its data has no question that can be shown.
+    """
+    transformers_logging.disable_progress_bar()
+    run = folder.run()
+    leading = _leading(run.config.stages[-1].objective)
+    if not leading:
+        return None
+    pair = check_pair(run.config, with_teacher=True)
+    paths = (
+        Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared).to(ALONE.device).eval()
+    )
+    shown = _shown(run, folder, paths.student)[:1]
+    if not shown:
+        return None
+    batch = _batch(paths.student, _asked(run, shown, paths.student), 0).to(ALONE.device)
+    keep = batch.predicting("answer")
+    keep &= keep.cumsum(-1) == 1
+    logits = paths(batch, tuple(leading), keep)
+    words = paths.student.processor.tokenizer
+    return Position(
+        who=f"{run.title} (seed {run.seed})",
+        question=_first_line(shown[0]),
+        answer=words.decode(batch.targets[keep]).strip(),
+        paths=tuple(_sorted(logits[path].float(), leading[path], words) for path in ORDER if path in leading),
+    )
+
+
+@torch.inference_mode()
+def questions(folders: Sequence[RunFolder]) -> list[Question]:
+    """The same questions of the last stage's data put to the first run's teacher (if any) and each run's student.
+
+    Looked from is the last word of the question, the first that can know all that is asked.
+    """
+    transformers_logging.disable_progress_bar()
+    run = folders[0].run()
+    shown = _shown(run, folders[0], load(str(folders[0].model)))
+    seen = [
+        [_look(model, rows, i) for i in range(len(shown))] for model, rows in _readers(run, folders, shown)
+    ]
+    return [
+        Question(
+            opened(row.image, None),
+            _first_line(row),
+            looks[0][0],
+            row.exchanges[0][1],
+            tuple(m for _, m in looks),
+        )
+        for row, looks in zip(shown, zip(*seen, strict=True), strict=True)
+    ]
+
+
+def _readers(
+    run: Run, folders: Sequence[RunFolder], shown: Sequence[Row]
+) -> Iterator[tuple[Llava, Conversations]]:
+    """Teacher and students, one in memory at a time, each with the rows as it is asked them."""
+    if run.config.teacher is not None:
+        teacher = check_pair(run.config, with_teacher=True).teacher.build().to(ALONE.device).eval()
+        yield teacher, _asked(run, shown, teacher)
+        del teacher
+    for folder in folders:
+        student = load(str(folder.model)).to(ALONE.device).eval()
+        yield student, _asked(run, shown, student)
+
+
+def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
+    """Rows of the last stage's data with a picture, each cut to its shortest question.
+
+    Only Latin letters: the pictures' font has no others.
+    """
+    data = open_data(run.config.data[run.config.stages[-1].data], model, folder.root)
+    found: list[Row] = []
+    looked_through = min(LOOKED_THROUGH, len(data))
+    for index in range(looked_through):
+        if index < len(found) * looked_through // QUESTIONS:
+            continue
+        with suppress(Fault, OSError):  # the ledger told of faulty rows before they were trained on
+            row = data.rows[index]
+            taught = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
+            short = [e for e in taught if "".join(e).isascii() and _fits(e[0])]
+            if row.image is not None and short:
+                shortest = min(short, key=lambda e: len(e[0]))
+                shown = {"exchanges": (shortest,), "unlearnt": frozenset(), "image": _pixels(row.image, data)}
+                found.append(replace(row, **shown))
+        if len(found) == QUESTIONS:
+            break
+    return found
+
+
+def _fits(question: str) -> bool:
+    """Whether the question itself is its first line, and short."""
+    first = question.split("\n")[0]
+    return "?" in first and len(first) <= LONGEST
+
+
+def _pixels(image: str | bytes, data: Conversations) -> bytes:
+    """The picture's file: its row is put into other data than it came from."""
+    return (data.rows.images / image).read_bytes() if isinstance(image, str) else image
+
+
+def _asked(run: Run, shown: Sequence[Row], model: Llava) -> Conversations:
+    """The rows as this model is asked them."""
+    spec = run.config.data[run.config.stages[-1].data]
+    rows = Rows(list(shown), lambda row: row)
+    return Conversations(rows, model.processor, model.image_tokens, template=spec.template)
+
+
+def _batch(model: Llava, data: Conversations, index: int) -> Batch:
+    tokens = model.processor.tokenizer
+    return collate(
+        [data[index]], image_token=model.model.config.image_token_id, pad_token=tokens.pad_token_id
+    )
+
+
+def _leading(terms: Sequence[Term]) -> dict[str, Sought]:
+    """Each path that leads a term on text at its knees, and what the first such term seeks there."""
+    found: dict[str, Sought] = {}
+    for _, at in sought([term for term in terms if term.on != "image"]):
+        found.setdefault(at.path, at)
+    return found
+
+
+def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> Sorted:
+    """One path's logits [1, V], sorted, with the knee and what the term makes of it."""
+    found = knees(logits, at)
+    values, ids = logits[0].sort(descending=True)
+    return Sorted(
+        path=at.path,
+        logits=values.cpu().numpy(),
+        window=at.window,
+        knee=int(found.knee),
+        k=int(found.k),
+        first=tuple(words.decode([i]).strip() for i in ids[:NAMED].tolist()),
+    )
+
+
+def _look(model: Llava, data: Conversations, index: int) -> tuple[str, Map]:
+    """The word that one model is looked at from, and its map."""
+    batch = _batch(model, data, index).to(ALONE.device)
+    weights, said = _attention(model, batch)
+    place = _last_word(batch, model)
+    return model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip(), Map(
+        _grid(weights[place]), said
+    )
+
+
+def _last_word(batch: Batch, model: Llava) -> int:
+    """The place of the last token with a letter before the first question mark after the picture."""
+    words = model.processor.tokenizer
+    first = int(batch.image[0].nonzero().max()) + 1
+    texts = [words.decode([i]) for i in batch.input_ids[0, first:].tolist()]
+    end = next(i for i, text in enumerate(texts) if "?" in text)
+    return first + max(i for i in range(end + 1) if any(letter.isalpha() for letter in texts[i]))
+
+
+def _attention(model: Llava, batch: Batch) -> tuple[Tensor, str]:
+    """Mean attention [T, image tokens] of every token to the picture, and the model's choice at each answer token."""
+    model.model.set_attn_implementation("eager")  # the only one that keeps its weights
+    embedded = model.model.get_input_embeddings()(batch.input_ids)
+    visual = model.project(model.see(batch.pictures))
+    output = model.model.model.language_model(
+        inputs_embeds=embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype)),
+        attention_mask=batch.attention.long(),  # one conversation, nothing independent in it
+        position_ids=batch.position,
+        use_cache=False,
+        output_attentions=True,
+    )
+    weights = torch.stack(output.attentions).mean((0, 2))[0]  # layers, heads -> [T, T]
+    said = model.model.lm_head(output.last_hidden_state[batch.predicting("answer")]).argmax(-1)
+    words = model.processor.tokenizer.decode(said, skip_special_tokens=True)
+    return weights[:, batch.image[0]], words.strip()
+
+
+def _grid(weights: Tensor) -> np.ndarray:
+    """[image tokens] as a square; a tower that drops its first patches leaves holes at the top left."""
+    side = int(np.ceil(len(weights) ** 0.5))
+    holes = weights.new_full((side**2 - len(weights),), torch.nan)
+    return torch.cat([holes, weights]).float().reshape(side, side).cpu().numpy()
+
+
+def _first_line(row: Row) -> str:
+    return row.exchanges[0][0].splitlines()[0]

@@ -1,0 +1,52 @@
+"""How a vision tower wants its pictures: the image processor stored beside it, or the one its kind is known by."""
+
+from __future__ import annotations
+
+from transformers import AutoImageProcessor, PretrainedConfig
+
+from switchkd_cli.engine.hub import NO_CODE, Stored, explained
+
+try:
+    from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
+
+    PIL = IN_PROCESSOR = {"backend": "pil"}
+except ImportError:  # their names before transformers 5.6
+    from transformers import CLIPImageProcessor as CLIPImageProcessorPil
+    from transformers import LlavaImageProcessor as LlavaImageProcessorPil
+    from transformers import SiglipImageProcessor as SiglipImageProcessorPil
+
+    PIL, IN_PROCESSOR = {"use_fast": False}, {}  # a processor hands "use_fast" to its tokenizer, too
+
+FILE = "preprocessor_config.json"
+
+
+def read_pictures(stored: Stored):
+    """The image processor of a folder that has one."""
+    with explained(f"{stored}: no readable {FILE}"):
+        return AutoImageProcessor.from_pretrained(stored.folder, **PIL, **NO_CODE)
+
+
+def usual_pictures(vision: PretrainedConfig):
+    """The published processing of the config's kind of tower, at the config's own size.
+
+    SigLIP: resized to a square, mean and deviation 0.5. CLIP: the short side resized, the middle cut out, CLIP's
+    own mean and deviation.
+    """
+    side = vision.image_size
+    square = {"height": side, "width": side}
+    if vision.model_type == "clip_vision_model":
+        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
+    return SiglipImageProcessorPil(size=square, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def padded(usual):
+    """The same processing of pictures that are first padded to squares with the mean colour."""
+    size = usual.size if usual.size.get("shortest_edge") else {"shortest_edge": usual.size["height"]}
+    return LlavaImageProcessorPil(
+        do_pad=True,
+        size=dict(size),
+        crop_size=dict(getattr(usual, "crop_size", None) or usual.size),
+        resample=usual.resample,
+        image_mean=usual.image_mean,
+        image_std=usual.image_std,
+    )

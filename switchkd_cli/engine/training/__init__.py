@@ -1,0 +1,1 @@
+"""One stage of training: data loader, objective, optimizer, checkpoints, processes."""

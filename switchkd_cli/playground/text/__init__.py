@@ -1,0 +1,1 @@
+"""Texts about scenes of the embedded world: facts, questions, statements, captions."""

@@ -1,0 +1,46 @@
+"""Model names in recipes -> where the weights are."""
+
+import re
+from os.path import exists, isdir  # unlike Path's, they raise for no name, however long
+from pathlib import Path
+
+from switchkd_cli.errors import UserError
+
+SHIPPED = "playground:"
+ASSETS = Path(__file__).parents[1] / "playground" / "assets"
+HUB_ID = re.compile(r"(?:[\w.-]+/)?\w[\w.-]*")
+HINT = "name a checkpoint folder, a hub id, or a run's model/ folder"
+
+
+def locate(name: str) -> str:
+    """The folder or hub id behind a recipe's model name; `playground:NAME` is shipped in this package.
+
+    A name that can't be a hub id, or whose first folder is here, can only be a folder. Raises UserError for a
+    shipped name that does not exist, and for a local folder without a config.
+    """
+    if name.startswith(SHIPPED):
+        folder = ASSETS / name.removeprefix(SHIPPED)
+        if folder.parent != ASSETS or folder.name == ".." or not isdir(folder):
+            shipped = ", ".join(sorted(SHIPPED + p.parent.name for p in ASSETS.glob("*/config.json")))
+            raise UserError(f"{name}: no such model in this package", hint=f"shipped: {shipped}")
+        return str(folder)
+    if not _only_a_folder(name):
+        return name
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError:  # ~ of a user that there is not
+        raise UserError(f"{name}: no such folder", hint=HINT) from None
+    if not isdir(folder):
+        raise UserError(f"{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)
+    if not any((folder / file).is_file() for file in ("config.json", "tokenizer.json")):
+        raise UserError(f"{name}: no config.json or tokenizer.json in this folder", hint=HINT)
+    return str(folder)
+
+
+def _only_a_folder(name: str) -> bool:
+    return (
+        name.startswith((".", "/", "~"))
+        or HUB_ID.fullmatch(name) is None
+        or exists(name)
+        or ("/" in name and isdir(name.partition("/")[0]))
+    )

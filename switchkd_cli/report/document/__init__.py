@@ -1,0 +1,1 @@
+"""A report of several recipes before it is a page."""

@@ -1,0 +1,1 @@
+"""Tables and documents as text, Markdown, LaTeX, HTML, CSV and JSON."""

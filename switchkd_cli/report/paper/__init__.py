@@ -1,0 +1,1 @@
+"""The paper's claims and printed numbers, and what our runs say of them."""

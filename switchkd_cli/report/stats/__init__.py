@@ -1,0 +1,1 @@
+"""Intervals, significance and baselines: which difference is more than chance."""

@@ -1,0 +1,1 @@
+"""Tables of scores, ablations and comparisons, whatever they are printed on."""

@@ -1,0 +1,1 @@
+"""Run folders: their files, their checkpoints, who may write into them, and when a run resumes."""

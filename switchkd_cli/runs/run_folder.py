@@ -1,0 +1,398 @@
+"""Run folders: the only file that knows their names.
+
+runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensorboard/ model/ results.json
+                              checkpoints/ while it is not finished (see checkpoints.py)
+runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
+runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
+runs/playground/              pictures and questions that were drawn here, kept for the next run
+runs/states/<key>.sqlite      a teacher's last states by row, where a stage keeps them
+runs/indexes/                 copies of large parquet files whose rows can be read one by one
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from glob import escape
+from os.path import isfile
+from pathlib import Path
+from typing import Any
+
+from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
+from switchkd_cli.files.locks import InUse, Tell, hold, print_late
+from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.runs.file_schemas import Info, Results, Teacher, check
+
+STAGES = "stages"
+EVALUATIONS = "evaluations"
+PLAYGROUND = "playground"
+STATES = "states"
+INDEXES = "indexes"  # the engine's data sources write there
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        return self.path.parents[2]
+
+    @property
+    def place(self) -> str:
+        """`components/switch-kd/seed1`: where it is under the root."""
+        return self.path.relative_to(self.root).as_posix()
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        """Status, command, versions, seed, commit, times."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def model(self) -> Path:
+        """The trained student, a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def answers(self) -> Path:
+        """One JSON-lines file a benchmark."""
+        return self.path / "answers"
+
+    @property
+    def skipped(self) -> Path:
+        """One line for each row of data that could not be used; absent when there was none."""
+        return self.path / "skipped.jsonl"
+
+    @property
+    def not_finite(self) -> Path:
+        """One line for each step whose loss or gradient was no number, with its rows; absent when there was none."""
+        return self.path / "not_finite.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an unfinished run goes on from; gone when it is finished."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The student of the best checkpoint, a Hugging Face folder, where the recipe asks for one."""
+        return self.path / "best"
+
+    @property
+    def deepspeed(self) -> Path:
+        """What DeepSpeed was told, one JSON file a stage, where the recipe shares the training out with it."""
+        return self.path / "deepspeed"
+
+    @property
+    def text_log(self) -> Path:
+        return self.path / "log.txt"
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of each file that grows while the run trains; what they hold is on the disk afterwards."""
+        found = {}
+        for file in self._growing():
+            sync(file)
+            found[str(file.relative_to(self.path))] = file.stat().st_size
+        return found
+
+    def cut(self, lengths: Mapping[str, int]) -> None:
+        """Make the growing files as long as they were; those that were not there go.
+
+        A reader that follows one sees another file in its place, not one that shrank.
+        """
+        for file in self._growing():
+            name = str(file.relative_to(self.path))
+            if name not in lengths:
+                file.unlink()
+            elif file.stat().st_size > lengths[name]:
+                with file.open("rb") as stream:
+                    write_bytes(file, stream.read(lengths[name]))
+
+    def _growing(self) -> list[Path]:
+        events = sorted(path for path in self.tensorboard.rglob("*") if path.is_file())
+        return [file for file in (self.metrics, self.skipped, self.not_finite, *events) if file.exists()]
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to the metrics. Numbers that JSON has no word for (NaN, infinity) become null."""
+        plain = {key: _plain(value) for key, value in entry.items()}
+        with self.metrics.open("a", **UTF8) as stream:
+            stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The lines of the metrics; one that a kill tore is passed over."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                with suppress(ValueError):
+                    yield json.loads(line)
+
+    def says(self, **wanted: Any) -> bool:
+        """Whether a line of the metrics has these values."""
+        return any(wanted.items() <= entry.items() for entry in self.entries())
+
+    def info(self) -> dict[str, Any]:
+        """What run.json says; empty when there is none that can be read. Raises UserError for one that says nonsense."""
+        told = read_json(self.record)
+        return {} if told is None else check(Info, told, self.record)
+
+    def run(self) -> Run:
+        """The run that this folder was made for, read back from its own files."""
+        info, resolved = self.info(), load(self.recipe)
+        if absent := [field for field in ("recipe", "row", "title", "paper") if field not in info]:
+            raise UserError(f"{self.record}: says no {', '.join(absent)}")
+        return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"] or {})
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder named by the key of all that it depends on, written once, whole or not at all."""
+
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        return self.path.is_dir()
+
+    @contextmanager
+    def build(self, tell: Tell = print_late) -> Iterator[Path | None]:
+        """Give an empty folder to fill, which becomes `path` when the block ends well and has not moved it elsewhere.
+
+        Waits while another process builds the same, and tells which; gives None when nothing is left to do.
+        """
+        with hold(self.path, tell=tell):
+            if self.done:
+                yield None
+                return
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            partial.mkdir()
+            try:
+                yield partial
+                if partial.exists():
+                    partial.rename(self.path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def set_aside(self) -> None:
+        """Keep what is there under another name, so that it is built again. Raises UserError while it is being built."""
+        try:
+            with hold(self.path, wait=False):
+                if self.done:
+                    set_aside(self.path, "old")
+        except InUse as held:
+            hint = "wait for it, or add --out FOLDER to write elsewhere"
+            raise UserError(f"{self.path}: in use by a running process: {held}", hint=hint) from None
+
+
+def set_aside(path: Path, word: str) -> Path:
+    """Move a file or folder to `<word>-<its name>-<number>`. Returns where it is then."""
+    number = 1
+    while (aside := path.with_name(f"{word}-{path.name}-{number}")).exists():
+        number += 1
+    shutil.move(path, aside)  # some file systems can't rename a folder: it is copied then
+    return aside
+
+
+def folder(root: Path, run: Run) -> RunFolder:
+    """Where a run lives under `root`."""
+    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, STATES, INDEXES):
+        raise UserError(
+            f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
+        )
+    if run.recipe.startswith(".") or UNPRINTABLE.search(run.recipe):
+        raise UserError(
+            f"{run.recipe}.yaml: a recipe can't have this name: its runs go to a folder of that name",
+            hint="rename the file: no dot in front, no line breaks, no control characters",
+        )
+    return RunFolder(root.absolute() / run.recipe / run.row / f"seed{run.seed}")
+
+
+def stage(root: Path, key: str) -> SharedFolder:
+    """The shared output of a stage, by `Run.stage_key`."""
+    return SharedFolder(root.absolute() / STAGES / key)
+
+
+def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
+    """Keep the runs' shared stages under other names, so that they are trained again.
+
+    Raises UserError while another process trains one of them.
+    """
+    keys = {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}
+    for key in keys:
+        stage(root, key).set_aside()
+
+
+def evaluation(root: Path, key: str) -> SharedFolder:
+    """Shared scores; the teacher's go by `Run.teacher_key`."""
+    return SharedFolder(root.absolute() / EVALUATIONS / key)
+
+
+def states(root: Path, key: str) -> Path:
+    """The file of a teacher's last states, by what they are computed with."""
+    return root.absolute() / STATES / f"{key}.sqlite"
+
+
+def sets(root: Path) -> Path:
+    """Where the playground's benchmark sets are kept."""
+    return root.absolute() / PLAYGROUND / "sets"
+
+
+def scores(shared: SharedFolder) -> Any:
+    """The results.json of shared scores, or None. Raises UserError for one that says nonsense."""
+    file = shared.path / "results.json"
+    if (told := read_json(file)) is None:
+        return None
+    kind = Results if isinstance(told, dict) and "scores" in told else Teacher
+    return check(kind, told, file, hint=f"remove {shared.path}: the scores are made again")
+
+
+def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
+    """All finished runs, or those of one recipe, the oldest first. Raises UserError for a run.json of nonsense."""
+    name = recipe if recipe == "*" else escape(recipe)
+    found = [RunFolder(path.parent.absolute()) for path in root.glob(f"{name}/*/seed*/run.json")]
+    infos = [(folder.info(), folder) for folder in found]
+    done = [(info.get("ended", ""), str(folder.path), folder) for info, folder in infos if _is_done(info)]
+    return [folder for *_, folder in sorted(done)]
+
+
+def by_key(root: Path) -> dict[str, RunFolder]:
+    """Where each different run is finished, whatever row of whatever recipe it was made for."""
+    return {info["key"]: folder for folder in reversed(finished(root)) if (info := folder.info()).get("key")}
+
+
+def newest_unfinished(root: Path) -> RunFolder:
+    """The run that was started last and is not finished. Raises UserError when there is none."""
+    found = [RunFolder(path.parent.absolute()) for path in root.glob("*/*/seed*/run.json")]
+    infos = [(folder.info(), folder) for folder in found]
+    left = [(info.get("started", ""), folder) for info, folder in infos if not _is_done(info)]
+    if not left:
+        raise UserError(f"{root}: no interrupted run", hint="switchkd distill recipes/quickstart.yaml")
+    return max(left, key=lambda one: one[0])[1]
+
+
+def newest_finished(root: Path) -> RunFolder:
+    """The run that finished last. Raises UserError when there is none."""
+    runs = finished(root)
+    if not runs:
+        raise UserError(f"{root}: no finished run", hint="switchkd distill recipes/quickstart.yaml")
+    return runs[-1]
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of `path` when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def same_files(source: Path, target: Path, *, but: Collection[str] = ()) -> None:
+    """Fill the folder `target` with the files of `source`, but for those names: linked, not stored a second time.
+
+    They are copied where the file system has no hard links, or they lie on another one.
+    """
+    for path in source.iterdir():
+        if path.name in but:
+            continue
+        there = target / path.name
+        if path.is_dir():
+            there.mkdir()
+            same_files(path, there)
+            continue
+        try:
+            os.link(path, there)
+        except OSError:  # if it can't be copied either, that says why
+            shutil.copyfile(path, there)
+
+
+def sync(path: Path) -> None:
+    """See that a file's content, or a folder's names, are on the disk, where the file system can be asked for it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def shown(path: Path) -> str:
+    """The path as the user would write it."""
+    with suppress(OSError, ValueError):  # the working directory may have been deleted meanwhile
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    write_bytes(path, text.encode(**UTF8))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None when it is missing or broken."""
+    if not isfile(path):  # a pipe would be waited for
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _is_done(info: Mapping[str, Any]) -> bool:
+    return info.get("status") == "finished"
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | Mapping | list | tuple):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,1 @@
+"""What is drawn on a terminal or printed as plain lines."""

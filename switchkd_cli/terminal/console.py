@@ -1,0 +1,135 @@
+"""What is drawn on the screen: messages, errors, plans, scores. Live progress is in progress.py.
+
+Messages go to stderr and tables to stdout. Nothing is read as markup: `[student]` in a message is text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from switchkd_cli import registry
+from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.errors import UserError, nobody_reads, printable
+from switchkd_cli.planning.preflight import Plan, StagePlan
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def stdout() -> Console:
+    """A rich console that takes text as it is."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """Lines of text: what they quote may come from anywhere, so that nothing in them is obeyed by the terminal."""
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except OSError:
+        nobody_reads(sys.stderr)
+
+
+def error(problem: UserError) -> None:
+    """Every problem on its line, then the hint and what was noted on the way."""
+    for line in problem.problems:
+        say(line)
+    if problem.hint:
+        say(f"hint: {problem.hint}")
+    for note in getattr(problem, "__notes__", ()):
+        say(note)
+
+
+def show_plan(plan: Plan) -> None:
+    """What `--dry-run` prints of one run."""
+    run, config = plan.run, plan.run.config
+    lines = {
+        "run": f"{run.recipe}, row {run.row}: {run.title}",
+        "folder": f"{plan.folder.path} ({_STATES[plan.state]})",
+        "seed": f"{run.seed}, {config.precision}",
+        "student": _model(config.student),
+        "teacher": _model(config.teacher) if config.teacher else "none",
+    }
+    for name, text in lines.items():
+        print(f"{name:<9}{text}")
+    for planned in plan.stages:
+        print("stage".ljust(9) + "\n         ".join(_stage(planned)))
+    if config.evaluation is not None:
+        e = config.evaluation
+        items = f"{e.items} items each" if e.items else "all items"
+        print(f"{'scores':<9}{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}")
+    print()
+
+
+def show_same(run: Run, same: Run) -> None:
+    """What `--dry-run` prints of a run that is another one under a further name."""
+    print(f"{'run':<9}{run.recipe}, row {run.row}: {run.title}")
+    print(f"{'':<9}the same run as {same.recipe}, row {same.row}\n")
+
+
+def show_scores(title: str, results: Mapping[str, Any]) -> None:
+    """One model's scores, a benchmark a line."""
+    columns = ("benchmark", "score", "metric", "items")
+    rows = [
+        (_column(task), f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
+        for task, score in results["scores"].items()
+    ]
+    console = stdout()
+    console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
+    console.print(_table(columns, rows, right=("score", "items")))
+
+
+_STATES = {
+    "new": "new",
+    "finished": "finished: would be reused",
+    "interrupted": "interrupted: would be gone on with",
+    "unfinished": "unfinished: would be moved aside",
+    "other": "in use by another run: needs --overwrite or --out",
+}
+
+
+def _stage(planned: StagePlan) -> list[str]:
+    s = planned.stage
+    length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
+    parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
+    micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
+    return [
+        f"{s.name}, {length} of {s.batch} rows{micro} from {s.data}" + (", reused" if planned.reused else ""),
+        f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
+        f"  computes {', '.join(sorted(s.paths))}",
+        *(f"  {_term(term)}" for term in s.objective),
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _term(term: Term) -> str:
+    parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
+    on = "pictures" if registry.signature("loss", term.loss).of_pictures else term.on
+    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
+
+
+def _model(model: Model) -> str:
+    if isinstance(model, Checkpoint):
+        return f"{model.family}: {model.checkpoint}"
+    parts = (model.vision, model.projector, model.language)
+    return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
+
+
+def _column(task: str) -> str:
+    return BENCHMARKS[task].column if task in BENCHMARKS else task

@@ -1,0 +1,107 @@
+"""SIGKILL at any moment: the same command again gives what an unharmed run gives, bit by bit."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import forked, tiny_run
+
+pytestmark = pytest.mark.slow
+OPERATIONS = ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "link")
+POINTS = 20
+SEED = 5
+
+
+def count_operations(die_at: int | None, count: Path | None) -> None:
+    """Counts this process's changes to folders and syncs to disk; it kills itself in front of the `die_at`-th."""
+    done = 0
+
+    def counted(operation):
+        def call(*arguments, **more):
+            nonlocal done
+            done += 1
+            if count is not None:
+                count.write_text(str(done))
+            if done == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*arguments, **more)
+
+        return call
+
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def start(recipe, root, die_at=None, count=None):
+    return forked.switchkd(
+        *("distill", recipe, "--out", root), cwd=root.parent, first=lambda: count_operations(die_at, count)
+    )
+
+
+def folder(root):
+    return root / "tiny" / "switch-kd" / "seed0"
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    """The recipe, the folder of a run that nothing happened to, and its number of operations on the disk."""
+    place = tmp_path_factory.mktemp("unharmed")
+    recipe = tiny_run.write(place, checkpoints={"every_steps": 2, "keep": 2, "best": "loss"})
+    process = start(recipe, place / "runs", count=place / "count")
+    assert process.end() == 0, process.text
+    return recipe, folder(place / "runs"), int((place / "count").read_text())
+
+
+def points(operations: int) -> list[tuple[str, float]]:
+    """Ten moments by the steps logged and a share of a step more; ten by the operations on the disk done."""
+    chance = random.Random(SEED)
+    steps = [("steps", round(chance.uniform(0, 11), 2)) for _ in range(POINTS // 2)]
+    return steps + [("operations", n) for n in sorted(chance.sample(range(1, operations + 1), POINTS // 2))]
+
+
+def kill_after(program, run: Path, steps: float) -> None:
+    """SIGKILL when so many steps are logged, the fraction as tenths of a second later."""
+    program.when(lambda: forked.steps(run) >= int(steps))
+    time.sleep(steps % 1 / 10)
+    program.process.kill()
+
+
+def state_of(run: Path) -> str:
+    """What the killed run left, in words."""
+    there = sorted(path.name for path in (run / "checkpoints").glob("*")) if run.exists() else []
+    return f"{forked.steps(run)} steps logged; {', '.join(there) or 'no checkpoints'}"
+
+
+def assert_equal(run: Path, expected: Path) -> None:
+    assert tiny_run.trace(run) == tiny_run.trace(expected)
+    assert tiny_run.scalars(run) == tiny_run.scalars(expected)
+    for model in ("model", "best"):
+        weights = f"{model}/model.safetensors"
+        assert (run / weights).read_bytes() == (expected / weights).read_bytes()
+    assert {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()}
+    assert not [path for path in run.rglob(".*")]
+
+
+def test_twenty_kills(unharmed, tmp_path, capsys):
+    recipe, expected, operations = unharmed
+    told = []
+    for number, (kind, at) in enumerate(points(operations)):
+        root = tmp_path / str(number) / "runs"
+        program = start(recipe, root, die_at=int(at) if kind == "operations" else None)
+        if kind == "steps":
+            kill_after(program, folder(root), at)
+        killed = program.end() == -signal.SIGKILL
+        told.append(f"{kind:>10} {at:>6} {'killed' if killed else 'over'}: {state_of(folder(root))}")
+        again = start(recipe, root)
+        assert again.end() == 0, (told[-1], again.text)
+        assert_equal(folder(root), expected)
+        assert not list((root / "stages").glob("*.partial"))
+        shutil.rmtree(root)
+        with capsys.disabled():
+            print(f"{told[-1]}: equal", flush=True)
+    assert sum("killed" in line for line in told) >= POINTS - 2

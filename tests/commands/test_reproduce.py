@@ -1,0 +1,149 @@
+"""`make reproduce`: what it asks of switchkd, and what it says when that fails. A script stands in for the program."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from switchkd_cli.recipe.load_many import load_tables
+from switchkd_cli.scheduler.jobs import different
+
+ROOT = Path(__file__).resolve().parents[2]
+SWITCHKD = """\
+#!/bin/sh
+echo "$@" >> asked
+[ ! -f "fails-$1" ] || exit "$(cat "fails-$1")"
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs `make reproduce` in a folder of its own. Returns the exit code, what was asked, and what was said."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    program = tmp_path / ".venv" / "bin" / "switchkd"
+    program.parent.mkdir(parents=True)
+    program.write_text(SWITCHKD)
+    program.chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+
+    def made(*variables):
+        command = ["make", "reproduce", *variables]
+        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60)
+        asked = tmp_path / "asked"
+        lines = asked.read_text().splitlines() if asked.exists() else []
+        asked.unlink(missing_ok=True)
+        return done.returncode, lines, done.stdout + done.stderr
+
+    return made
+
+
+def option(line, name):
+    words = line.split()
+    return words[words.index(name) + 1]
+
+
+def recipes(line):
+    return [word for word in line.partition(" --")[0].split()[1:] if "=" not in word]
+
+
+def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
+    code, (ablate, compare), said = make()
+    assert code == 0
+    assert ablate.startswith("ablate ") and compare.startswith("compare ")
+    assert recipes(ablate) == recipes(compare)
+    for line in (ablate, compare):
+        assert (option(line, "--world"), option(line, "--out")) == ("playground", "runs/reproduce")
+    assert option(ablate, "--seeds") == "5"
+    assert (
+        load_tables(recipes(ablate)[:1], None, world="playground")[0].runs[0].seed == 1
+    )  # 0 was for choosing
+    assert "--rows" not in ablate
+    assert option(compare, "--report") == "reports/playground"
+    assert "left out: table1-1.5b, teacher-size, align-kd" in said
+
+
+def test_every_recipe_of_the_paper_is_in_or_said_to_be_left_out(make):
+    _, (ablate, _), said = make()
+    files = {file.stem.replace("_", "-") for file in (ROOT / "recipes").glob("*.yaml")} - {"quickstart"}
+    out = said.split("left out: ")[1].split(":")[0].split(", ")
+    assert sorted([*recipes(ablate), *out]) == sorted(files)
+
+
+def test_quick_is_one_seed_of_rows_that_exist_and_fit_into_twenty_minutes(make):
+    """Two workers, seconds of a row as docs/recipes.md has them."""
+    _, (ablate, compare), said = make("QUICK=1")
+    assert recipes(ablate) == recipes(compare)
+    assert option(ablate, "--seeds") == "1"
+    rows = option(ablate, "--rows").split(",")
+    tables = load_tables(recipes(ablate), rows, world="playground")
+    assert {run.row for table in tables for run in table.runs} == set(rows)
+    runs = [entry.run for entry in different([run for table in tables for run in table.runs])]
+    seconds = 120 + sum(_seconds(run) for run in runs)
+    assert seconds < 2 * 16 * 60
+    assert "left out by QUICK=1: four of five seeds" in said
+
+
+def _seconds(run):
+    """Of training the last stage, as a step of each kind takes, of one stage before it now and then, and of scoring."""
+    last = run.config.stages[-1]
+    step = 1.1 if "switch" in last.paths else 0.62 if "teacher" in last.paths else 0.23
+    return step * last.steps + 10 + 40
+
+
+def test_the_rows_and_tables_can_be_named(make):
+    variables = (
+        "TABLES=loss knee",
+        "ROWS=sft,bild",
+        "SEEDS=2",
+        "JOBS=4",
+        "RUNS=o",
+        "REPORT=r",
+        "CHANGES=a=1 b=2",
+    )
+    _, (ablate, compare), said = make(*variables)
+    assert ablate == (
+        "ablate loss knee a=1 b=2 --world playground --out o --seeds 2 --rows sft,bild --jobs 4"
+    )
+    assert compare == "compare loss knee --world playground --out o --report r"
+    assert "left out" not in said
+
+
+def test_a_row_that_fails_takes_no_report_with_it(make, tmp_path):
+    (tmp_path / "fails-ablate").write_text("1")
+    code, asked, said = make()
+    assert code == 2  # make's own
+    assert [line.split()[0] for line in asked] == ["ablate", "compare"]
+    assert "the same command goes on from here" in said
+
+
+def test_a_report_that_fails_is_a_failure(make, tmp_path):
+    (tmp_path / "fails-compare").write_text("2")
+    assert make()[0] == 2
+
+
+def test_an_interrupt_ends_it(make, tmp_path):
+    (tmp_path / "fails-ablate").write_text("130")
+    code, asked, _ = make()
+    assert code == 2 and [line.split()[0] for line in asked] == ["ablate"]
+
+
+def test_the_paper_s_world_has_every_table_and_trains_align_kd_s_teacher_first(make, tmp_path):
+    code, (teacher, ablate, compare), said = make("WORLD=paper", "JOBS=1")
+    assert code == 0
+    assert teacher == "ablate align-kd --rows teacher --out runs"
+    files = {file.stem.replace("_", "-") for file in (ROOT / "recipes").glob("*.yaml")} - {"quickstart"}
+    assert set(recipes(ablate)) == set(recipes(compare)) == files
+    assert "--world" not in ablate + compare and "left out" not in said
+    assert (option(ablate, "--out"), option(compare, "--report")) == ("runs", "reports/paper")
+    (tmp_path / "fails-ablate").write_text("1")
+    code, (_, ablate, compare), _ = make("WORLD=paper")
+    assert code == 2 and "align-kd" not in recipes(ablate) + recipes(compare)
+
+
+def test_quick_is_for_the_embedded_world(make):
+    code, asked, said = make("WORLD=paper", "QUICK=1")
+    assert code == 2 and asked == [] and "QUICK=1 is for the embedded world" in said

@@ -1,0 +1,155 @@
+"""How many processes a command asks for, by options, by SLURM and by other launchers; and which error is told."""
+
+import json
+import signal
+
+import pytest
+
+from switchkd_cli.distributed import exit_status, hostfile
+from switchkd_cli.distributed.exit_status import LastWords
+from switchkd_cli.distributed.launch_config import Spread, among_others, leads, spread
+from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.errors import UserError
+from switchkd_cli.planning import preflight
+from switchkd_cli.recipe.load import load_rows
+from tests.support.small_recipe import write
+
+SRUN = {
+    "SLURM_JOB_ID": "1234567",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS_PER_NODE": "8",
+    "SLURM_STEP_NODELIST": "gpu[012-013]",
+}
+
+
+def test_one_process_is_this_one():
+    assert spread(None, None, environment={}) is None
+    assert spread(1, None, environment={}) is None
+
+
+@pytest.mark.parametrize(("asked", "option"), [((4, None), "--gpus"), ((None, 4), "--processes")])
+def test_several_on_this_machine(asked, option):
+    found = spread(*asked, environment={})
+    assert found == Spread(4, gpus=option == "--gpus")
+    assert found.options == [option, "4"] and found.count == 4
+
+
+def test_several_machines_are_told_who_is_who():
+    found = spread(8, None, 2, 1, "gpu012:29500", environment={})
+    assert found == Spread(8, True, 2, 1, "gpu012:29500") and found.count == 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ((2, 2), "--gpus and --processes"),
+        ((8, None, 2), "--node-rank 0, 1, ... and --meet HOST:PORT"),
+        ((8, None, 2, 2, "a:1"), "--node-rank: must be 0 to 1, got 2"),
+        ((8, None, 2, 0, "a"), "--meet: must be HOST:PORT, got 'a'"),
+        ((None, None, 2, 0, "a:1"), "say how many GPUs of each"),
+    ],
+)
+def test_options_that_don_t_go_together(asked, told):
+    with pytest.raises(UserError, match=told) as refused:
+        spread(*asked, environment={})
+    assert refused.value.hint == "see docs/scale.md"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_under_another_launcher_options_start_nothing(launcher):
+    environment = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}
+    assert spread(8, None, environment=environment) is None
+    assert among_others(environment) and not leads(environment)
+    assert leads(environment | {"RANK": "0"}) and leads({})
+
+
+def test_srun_with_a_task_a_gpu_is_a_launcher():
+    environment = dict(SRUN)
+    assert spread(None, None, environment=environment) is None
+    assert environment["RANK"] == "9" and environment["WORLD_SIZE"] == "16"
+    assert environment["LOCAL_RANK"] == "1" and environment["MASTER_ADDR"] == "gpu012"
+    assert environment["MASTER_PORT"] == "24567"
+
+
+def test_srun_with_a_task_a_machine_says_which_machine_this_is():
+    environment = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    assert spread(8, None, environment=environment) == Spread(8, True, 2, 1, "gpu012:24567")
+    assert "RANK" not in environment
+
+
+def test_a_batch_script_of_slurm_is_one_process():
+    environment = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+    assert spread(None, None, environment=environment) is None and not among_others(environment)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("gpu7", "gpu7"), ("a[3,5-6]-ib,b1", "a3-ib"), ("login1,gpu[1-2]", "login1")]
+)
+def test_the_first_of_slurm_s_machines(nodes, first):
+    environment = SRUN | {"SLURM_STEP_NODELIST": nodes}
+    spread(None, None, environment=environment)
+    assert environment["MASTER_ADDR"] == first
+
+
+def test_a_hostfile_goes_to_deepspeed_s_launcher(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("one slots=8\ntwo slots=8\n")
+    found = spread(8, None, 2, None, "one:29501", file, environment={})
+    command = hostfile.command_of(["-m", "switchkd_cli", "distill", "r.yaml"], found)
+    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
+    assert command[3:] == [
+        *("--num_gpus", "8", "--hostfile", str(file), "--num_nodes", "2"),
+        *("--master_addr", "one", "--master_port", "29501"),
+        *("--no_local_rank", "--module", "switchkd_cli", "distill", "r.yaml"),
+    ]
+    with pytest.raises(UserError, match="no such file"):
+        spread(8, None, hostfile=tmp_path / "none", environment={})
+
+
+def test_a_batch_that_can_t_be_shared_out_is_told_before_anything_starts(tmp_path):
+    runs = load_rows(write(tmp_path))
+    preflight.check_shared(runs, 4)
+    with pytest.raises(UserError) as refused:
+        preflight.check_shared(runs, 3)
+    assert refused.value.problems == (
+        "stages.pretrain.batch: must be a multiple of the 3 processes, got 8",
+        "stages.distill.batch: must be a multiple of the 3 processes, got 8",
+    )
+    assert refused.value.hint == "--gpus 2, or change the batch"
+
+
+def test_the_cause_comes_before_what_follows_from_it(tmp_path):
+    said = [
+        LastWords(0, 1.0, 1, text="RuntimeError: Connection closed by peer", follows=True),
+        LastWords(1, 1.5, 143, text="saved", signal=signal.SIGTERM),
+        LastWords(2, 2.0, 1, text="Traceback\nZeroDivisionError: here"),
+    ]
+    for words in said:
+        (tmp_path / f"{words.rank}.json").write_text(json.dumps(vars(words)))
+    assert [words.rank for words in exit_status.read(tmp_path)] == [2, 0, 1]
+    error = exit_status.read(tmp_path)[0].error(4)
+    assert error.problems[1:] == ("ZeroDivisionError: here", "process 2 of 4 failed; the others were ended")
+
+
+def test_last_words_give_back_what_was_raised():
+    error = LastWords(3, 0.0, 3, problems=("no such file",), hint="look").error(4)
+    assert isinstance(error, UserError) and (error.problems, error.hint, error.code) == (
+        ("no such file",),
+        "look",
+        3,
+    )
+    assert isinstance(LastWords(0, 0.0, 143, text="saved", signal=15).error(4), Stopped)
+
+
+@pytest.mark.parametrize(
+    ("text", "follows"),
+    [
+        ("[enforce fail at gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1", True),
+        ("NCCL communicator was aborted", True),
+        ("The size of tensor a must match", False),
+    ],
+)
+def test_losing_contact_follows_from_another_s_end(text, follows):
+    assert exit_status.lost_contact(RuntimeError(text)) == follows

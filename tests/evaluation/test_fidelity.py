@@ -1,0 +1,108 @@
+"""How close a student came to its teacher: the figures by an explicit formula, and in the notes of a table."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from switchkd_cli.engine import run_stages
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.evaluation.fidelity import ROWS, fidelity
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import DataSet
+from switchkd_cli.report.results.finished_run import read
+from switchkd_cli.report.tables import footnotes
+from switchkd_cli.runs.run_folder import read_json, write_json
+from tests.support import made_up_runs as made
+from tests.support import tiny
+
+
+def test_figures_are_those_of_all_answer_tokens_of_all_rows(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
+    paths = Paths(student, teacher, len(student.processor.tokenizer)).eval()
+    rows = tiny.rows(tmp_path) * 2  # more than one forward pass
+    data = tiny.conversations(student, tmp_path, which=rows)
+    agreed, divergence = [], []
+    for index in range(len(data)):
+        batch = tiny.together(student, [data[index]])
+        with torch.no_grad():
+            logits = paths(batch, ("student", "teacher"), batch.predicting("answer"))
+        p, q = (logits[path].double().softmax(-1) for path in ("teacher", "student"))
+        agreed += (p.argmax(-1) == q.argmax(-1)).tolist()
+        divergence += (p * (p.log() - q.log())).sum(-1).tolist()
+    measured = fidelity(paths, data, precision="fp32")
+    assert measured["positions"] == len(agreed) > 8
+    assert measured["agreement"] == pytest.approx(sum(agreed) / len(agreed))
+    assert measured["kl"] == pytest.approx(sum(divergence) / len(divergence), rel=1e-4)
+
+
+def test_a_teacher_is_faithful_to_itself(tmp_path):
+    model = tiny.model(seed=1)
+    paths = Paths(model, model, len(model.processor.tokenizer))
+    measured = fidelity(paths, tiny.conversations(model, tmp_path), precision="fp32")
+    assert (measured["agreement"], measured["kl"]) == (1.0, pytest.approx(0.0, abs=1e-6))
+
+
+def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypatch):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
+    rows = [tiny.row(str(i), None, ("What?", f"the {i}th")) for i in range(ROWS + 30)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    built, build = [], Conversations._build
+    monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
+    monkeypatch.setattr(run_stages, "load", lambda _: student)
+    shared = SimpleNamespace(shared=len(student.processor.tokenizer))
+    models = {"teacher": SimpleNamespace(build=lambda: teacher), "vocabulary": shared}
+    pair = SimpleNamespace(**models, positions=lambda *_: {})
+    monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
+    data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
+    config = SimpleNamespace(stages=[SimpleNamespace(data="mine")], data={"mine": data}, precision="fp32")
+    folder = SimpleNamespace(model=tmp_path, root=tmp_path)
+    measured = run_stages._fidelity(SimpleNamespace(config=config), folder)
+    assert measured["data"] == "mine" and measured["positions"] > ROWS
+    assert len(built) == len(set(built)) == ROWS
+
+
+def scored(root, row, title, seed, agreement, warnings=()):
+    folder = made.run(root, row, title, {"gqa": 40.0}, seed=seed)
+    close = {"data": "instructions", "agreement": agreement, "kl": 0.25, "positions": 3210}
+    write_json(folder.results, read_json(folder.results) | {"fidelity": close})
+    for about, text in warnings:
+        folder.log({"event": "warning", "stage": "distill", "about": about, "text": text})
+    return read(folder)
+
+
+def test_tables_note_fidelity_as_a_mean_over_seeds(tmp_path):
+    runs = [scored(tmp_path, "a", "A", seed, 0.9 + seed / 100) for seed in (0, 2)]
+    (note,) = footnotes.fidelity([*runs, scored(tmp_path, "b", "B", 0, 0.5)])
+    assert "3,210 answer tokens of instructions: A 91.0 % and 0.25 nats; B 50.0 % and 0.25 nats" in note
+
+
+def test_tables_note_each_warning_once_a_row_with_its_seeds(tmp_path):
+    runs = [scored(tmp_path, "a", "A", seed, 1.0, [("teacher", f"worse by {seed}")]) for seed in (1, 2)]
+    other = scored(tmp_path, "b", "B", 1, 1.0, [("k cut", "k sits at max_k")])
+    assert list(footnotes.warnings([*runs, other])) == [
+        "warning, A (seeds 1, 2): worse by 1",
+        "warning, B (seed 1): k sits at max_k",
+    ]
+
+
+def test_a_teacher_that_is_only_scored_need_not_fit_and_costs_no_score(tmp_path, monkeypatch):
+    """What the student was scored before is kept; the run says what is missing, and why."""
+    folder = made.run(tmp_path, "sft", "SFT", {"gqa": 40.0})
+    folder.results.unlink()
+    stated = {"scores": {"gqa": {"score": 40.0, "items": 8}}}
+
+    def unlike(*_, **__):
+        raise UserError(["teacher: vision width is 32, the student's is 16"])
+
+    monkeypatch.setattr(run_stages, "check_pair", unlike)
+    monkeypatch.setattr(run_stages.evaluation, "evaluate", lambda *_, **__: dict(stated))
+    monkeypatch.setattr(run_stages, "_question", lambda *_: {})
+    monkeypatch.setattr(run_stages.card, "write", lambda *_: None)
+    config = SimpleNamespace(evaluation=SimpleNamespace(benchmarks=["gqa"]), teacher=object())
+    run_stages.evaluate(SimpleNamespace(config=config), folder)
+    assert read_json(folder.results) == stated
+    (line,) = [line for line in map(json.loads, folder.metrics.open()) if line.get("event") == "warning"]
+    assert line["text"] == "not measured: teacher: vision width is 32, the student's is 16"

@@ -1,0 +1,137 @@
+"""The losses on what lies in front of the logits: each against its explicit float64 formula."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from switchkd_cli.engine import losses
+from tests.support import reference_losses as reference
+from tests.support.reference_losses import language_logits, value_and_gradient
+
+ROWS = torch.tensor([1, 1, 1, 4, 4, 4])
+
+
+def drawn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def attention(seed):
+    """[3 pictures, 5 queries, 6 image tokens, 2 heads]; a picture has queries that don't see it, the last only such."""
+    weights = drawn(3, 5, 6, 2, seed=seed).softmax(2) / 2
+    weights[0, :2], weights[2] = 0, 0
+    return weights
+
+
+TOKENS = drawn(3, 6, 4, seed=1), drawn(3, 6, 4, seed=2)
+CASES = {
+    "feature_mse": (TOKENS, {}, "mean_squares"),
+    "token_mse": (TOKENS, {}, "mean_squares"),
+    "attended_token_mse": ((*TOKENS, attention(3)), {"k": 2}, "attended_token_mse"),
+    "attention_mse": ((attention(4), attention(5)), {}, "attention_mse"),
+    "attention_kl": ((attention(6).mean(-1), attention(7).mean(-1)), {}, "attention_kl"),
+}
+cases = pytest.mark.parametrize("name", CASES)
+
+
+def both(name, teacher, student, *beside, **parameters):
+    """Value and gradient of ours, and of the formula a picture at a time."""
+    formula = getattr(reference, CASES[name][2])
+
+    def ours(t, s):
+        return getattr(losses, name)(t, s, *beside, **parameters)
+
+    def theirs(t, s):
+        return torch.stack([formula(*one, **parameters) for one in zip(t, s, *beside, strict=True)])
+
+    return value_and_gradient(ours, teacher, student), value_and_gradient(theirs, teacher, student)
+
+
+@cases
+def test_equals_the_explicit_formula(name):
+    given, parameters, _ = CASES[name]
+    (value, gradient), (value_expected, gradient_expected) = both(name, *given, **parameters)
+    torch.testing.assert_close(value, value_expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-10, atol=1e-14)
+
+
+@cases
+def test_the_teacher_gets_no_gradient_and_half_precision_is_computed_in_float32(name):
+    given, parameters, _ = CASES[name]
+    teacher, student, *beside = (x.clone().requires_grad_() for x in given)
+    loss = getattr(losses, name)
+    loss(teacher, student, *beside, **parameters).sum().backward()
+    assert student.grad.abs().sum() > 0
+    assert all(x.grad is None for x in (teacher, *beside))
+    half = [x.detach().bfloat16() for x in (teacher, student, *beside)]
+    assert loss(*half, **parameters).dtype == torch.float32
+
+
+@cases
+def test_no_pictures_no_loss(name):
+    given, parameters, _ = CASES[name]
+    teacher, student, *beside = (x[:0].clone().requires_grad_() for x in given)
+    value = getattr(losses, name)(teacher, student, *beside, **parameters)
+    assert value.shape == (0,)
+    value.sum().backward()
+
+
+def test_attended_tokens_are_all_of_them_where_there_are_no_more_than_k():
+    whole = losses.attended_token_mse(*TOKENS, attention(3), k=99)
+    torch.testing.assert_close(whole, losses.token_mse(*TOKENS))
+    with pytest.raises(ValueError, match="k must be"):
+        losses.attended_token_mse(*TOKENS, attention(3), k=0)
+
+
+def test_attention_without_renormalising_is_the_public_code_s_sum():
+    pair = attention(6).mean(-1), attention(7).mean(-1)
+    (value, gradient), (expected, gradient_expected) = both("attention_kl", *pair, renormalise=False)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-10, atol=1e-14)
+
+
+def test_what_a_query_gives_to_text_matters_only_where_shares_are_not_renormalised():
+    teacher, half = attention(6).mean(-1), attention(6).mean(-1) / 2
+    whole = losses.attention_kl(teacher, half)
+    torch.testing.assert_close(whole, torch.zeros_like(whole), rtol=0, atol=1e-6)
+    assert (losses.attention_kl(half, teacher, renormalise=False)[:2] < -0.1).all()
+
+
+@pytest.mark.parametrize("name", ["self_correlation", "hidden_correlation"])
+def test_relations_equal_the_explicit_formula(name):
+    teacher, student = language_logits(6, 40, seed=1)
+
+    def theirs(t, s):
+        return torch.cat([reference.self_correlation(t[row == ROWS], s[row == ROWS]) for row in (1, 4)])
+
+    def ours(t, s):
+        return getattr(losses, name)(t, s, ROWS)
+
+    value, gradient = value_and_gradient(ours, teacher, student)
+    value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
+    torch.testing.assert_close(value, value_expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-12)
+    assert gradcheck(lambda z: ours(teacher, z), student.requires_grad_(), fast_mode=True)
+
+
+def test_self_correlation_asks_for_the_teacher_s_relations_not_for_its_logits():
+    teacher, _ = language_logits(6, 40, seed=2)
+    turned = torch.linalg.qr(drawn(40, 40, seed=3)).Q
+    assert losses.self_correlation(teacher, 3 * teacher @ turned, ROWS).abs().max() < 1e-12
+
+
+def test_relations_of_hidden_states_need_no_equal_widths():
+    hidden = drawn(6, 5, seed=6)
+    wider = torch.cat([2 * hidden, torch.zeros(6, 3)], 1)
+    assert losses.hidden_correlation(wider, hidden, ROWS).abs().max() < 1e-12
+    assert losses.hidden_correlation(drawn(6, 8, seed=7), hidden, ROWS).min() > 0.01
+
+
+def test_self_correlation_leaves_padding_out():
+    teacher, student = language_logits(6, 40, seed=4)
+    padded = torch.cat([student, torch.full((6, 3), -torch.inf)], 1)
+    wider = torch.cat([teacher, drawn(6, 3, seed=5)], 1)
+    torch.testing.assert_close(
+        losses.self_correlation(wider, padded, ROWS), losses.self_correlation(teacher, student, ROWS)
+    )
+    none = losses.self_correlation(teacher[:0], student[:0], ROWS[:0])
+    assert none.shape == (0,)

@@ -1,0 +1,413 @@
+"""The embedded world: what it promises about scenes, questions, rows, tokenizer and the shipped assets."""
+
+import json
+import random
+import re
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+from PIL import Image
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.playground.text.captions import caption
+from switchkd_cli.playground.text.prompts import LETTERS
+from switchkd_cli.playground.text.questions import STYLES, ask, ask_pair, prompt, suits
+from switchkd_cli.playground.text.words import SYMBOLS, plural, say, with_article
+from switchkd_cli.playground.training_rows import KINDS, write_rows
+from switchkd_cli.playground.world import (
+    CATEGORIES,
+    COLOURS,
+    CONCEPTS,
+    HANDS,
+    PLACES,
+    SIZE,
+    SPLITS,
+    Scene,
+    Sign,
+    Thing,
+    draw,
+    held_out_hand,
+    scenes,
+)
+
+ASSETS = files("switchkd_cli.playground") / "assets"
+SOME = list(scenes("train", 1500, 7))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(str(ASSETS / "tokenizer"))
+
+
+def asked(style: str, count: int = len(SOME)) -> list[tuple[Scene, object]]:
+    rng = random.Random(style)
+    return [(scene, ask(scene, style, rng)) for scene in SOME[:count] if suits(scene, style)]
+
+
+# Scenes and splits
+
+
+def test_the_same_seed_gives_the_same_scenes_and_pictures():
+    first, second = (list(scenes("validation", 20, 3)) for _ in range(2))
+    assert first == second
+    assert [draw(scene).tobytes() for scene in first] == [draw(scene).tobytes() for scene in second]
+
+
+def test_another_seed_gives_other_scenes_and_a_longer_sequence_starts_with_a_shorter_one():
+    assert list(scenes("train", 20, 0)) != list(scenes("train", 20, 1))
+    assert list(scenes("train", 30, 0))[:20] == list(scenes("train", 20, 0))
+
+
+def test_splits_share_no_composition_no_picture_and_no_id_whatever_the_seeds():
+    for of in (lambda s: s.composition, lambda s: s.id, lambda s: draw(s).tobytes()):
+        seen: dict[str, set] = {
+            split: {of(scene) for seed in (0, 1) for scene in scenes(split, 300, seed)} for split in SPLITS
+        }
+        for one in SPLITS:
+            assert not any(seen[one] & seen[other] for other in SPLITS if other != one)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_held_out_drawings_are_in_hard_only_and_hard_has_no_others(split):
+    for scene in scenes(split, 500, 0):
+        items = [(thing.concept, thing.hand) for thing in scene.things]
+        items += [(str(scene.digit.value), scene.digit.hand)] if scene.digit else []
+        for name, hand in items:
+            assert (hand == held_out_hand(name)) == (split == "hard")
+
+
+def test_held_out_hands_rotate():
+    counts = Counter(held_out_hand(name) for name in CONCEPTS)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_scene_has_one_item_a_cell_and_one_to_four_things():
+    for scene in SOME:
+        items = [*scene.things, *([scene.digit] if scene.digit else [])]
+        cells = [(item.row, item.column) for item in items]
+        assert len(set(cells)) == len(cells) <= len(PLACES)
+        assert scene.things
+
+
+def test_a_picture_shows_its_background_and_an_icon_in_filled_cells_only():
+    for scene in SOME[:40]:
+        picture = draw(scene)
+        assert picture.mode == "RGB" and picture.size == (SIZE, SIZE)
+        filled = {(item.row, item.column) for item in (*scene.things, scene.digit) if item}
+        half = SIZE // 2
+        for row, column in PLACES:
+            cell = picture.crop((column * half, row * half, (column + 1) * half, (row + 1) * half))
+            plain = cell.getcolors(maxcolors=1) == [(half * half, COLOURS[scene.background].rgb)]
+            assert plain == ((row, column) not in filled)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="unknown split"):
+        next(scenes("dev", 1, 0))
+
+
+# Names and drawings
+
+
+def test_every_symbol_has_two_distinct_names():
+    assert all(symbol.isascii() and say(symbol, "zh") != symbol for symbol in SYMBOLS)
+    assert len({say(symbol, "zh") for symbol in SYMBOLS}) == len(SYMBOLS)
+    assert {concept.category for concept in CONCEPTS.values()} == set(CATEGORIES)
+
+
+def test_the_atlas_has_every_concept_and_digit_by_every_hand():
+    index = json.loads((ASSETS / "atlas.json").read_text(encoding="utf-8"))
+    names = [*CONCEPTS, *map(str, range(10))]
+    assert set(index["cells"]) == {f"{name}/{hand}" for name in names for hand in HANDS}
+    with (ASSETS / "atlas.png").open("rb") as file:
+        atlas = Image.open(file).convert("RGBA")
+    cells = {
+        atlas.crop((x, y, x + index["cell"], y + index["cell"])).tobytes() for x, y in index["cells"].values()
+    }
+    assert len(cells) == len(index["cells"])
+
+
+def test_the_notice_names_every_hand_and_its_licence_is_shipped():
+    notice = (ASSETS / "NOTICE").read_text(encoding="utf-8")
+    for hand in HANDS:
+        assert any(line.startswith(f"{hand} ") for line in notice.splitlines())
+    for licence in ("Apache-2.0", "MIT", "CC-BY-4.0"):
+        assert f"licences/{licence}.txt" in notice
+        assert len((ASSETS / "licences" / f"{licence}.txt").read_text(encoding="utf-8")) > 1000
+
+
+# Questions: recomputed from the scene by rules of the test's own
+
+
+def at(scene: Scene, place: str) -> Thing | Sign | None:
+    cell = next(cell for cell, entry in PLACES.items() if place in (entry.name, entry.zh))
+    items = (*scene.things, *([scene.digit] if scene.digit else []))
+    return next((item for item in items if (item.row, item.column) == cell), None)
+
+
+def place_in(text: str) -> str:
+    return next(name for place in PLACES.values() for name in (place.name, place.zh) if name in text)
+
+
+def named_in(text: str) -> list[str]:
+    """The concepts a text names, in its order; longer Chinese names first, lest one be found in another."""
+    found = []
+    for name, concept in sorted(CONCEPTS.items(), key=lambda entry: -len(entry[1].zh)):
+        for form in (rf"\b{concept.plural}\b", rf"\b{name}\b", concept.zh):
+            if match := re.search(form, text):
+                found.append((match.start(), name))
+                text = re.sub(form, lambda hit: "#" * len(hit[0]), text)
+    return [name for _, name in sorted(found)]
+
+
+def many(scene: Scene, symbol: str) -> int:
+    return sum(symbol in ("thing", t.concept, CONCEPTS[t.concept].category) for t in scene.things)
+
+
+def beside(scene: Scene, name: str, down: int, across: int) -> str | None:
+    (thing,) = (t for t in scene.things if t.concept == name)
+    other = next(
+        (t for t in scene.things if (t.row, t.column) == (thing.row + down, thing.column + across)), None
+    )
+    return other.concept if other else None
+
+
+STEPS = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
+
+
+def true_answer(scene: Scene, question) -> str:
+    """The answer to an open question or to a choice, as a symbol."""
+    text = f"{question.hint} {question.text}"
+    if question.kind == "name":
+        return at(scene, place_in(text)).concept
+    if question.kind == "category":
+        return CONCEPTS[at(scene, place_in(text)).concept].category
+    if question.kind == "color":
+        return scene.background
+    if question.kind == "number":
+        return str(scene.digit.value)
+    if question.kind == "place":
+        (thing,) = (t for t in scene.things if t.concept == named_in(text)[0])
+        return PLACES[thing.row, thing.column].name
+    if question.kind == "count":
+        symbols = [
+            s for s in ("thing", *CATEGORIES) if f"{plural(s)} " in text or f"个{say(s, 'zh')}？" in text
+        ]
+        return str(many(scene, (named_in(text) or symbols)[0]))
+    if question.kind in STEPS:
+        return beside(scene, named_in(text)[0], *STEPS[question.kind])
+    raise AssertionError(f"the test knows no kind {question.kind}")
+
+
+def holds(scene: Scene, text: str) -> bool:
+    """Whether a yes/no question is to be answered yes."""
+    if "background" in text:
+        return f" {scene.background}?" in text
+    if "number" in text:
+        return text.split("?")[0].endswith(f" {scene.digit.value}")
+    if "total of" in text:
+        number, name = text.split("total of ")[1].split(" in the")[0].split(" ")
+        symbol = next(s for s in ("thing", *CATEGORIES, *CONCEPTS) if name in (s, plural(s)))
+        return many(scene, symbol) == int(number)
+    if "Is there" in text and " at the " in text:
+        item = at(scene, place_in(text))
+        return isinstance(item, Thing) and named_in(text) == [item.concept]
+    if "Is there" in text:
+        return any(
+            with_article(s) in text for t in scene.things for s in (t.concept, CONCEPTS[t.concept].category)
+        )
+    first, second = (next(t for t in scene.things if t.concept == name) for name in named_in(text))
+    return {
+        "left": first.column < second.column,
+        "right": first.column > second.column,
+        "above": first.row < second.row,
+        "below": first.row > second.row,
+    }[next(word for word in STEPS if f" {word} " in text)]
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "vizwiz_vqa_val"])
+def test_answers_are_true_to_the_scene(style):
+    for scene, question in asked(style):
+        if question.options:
+            assert len(set(question.options)) == len(question.options)
+            chosen = question.options[LETTERS.index(question.answer)]
+            if question.kind in ("leftmost", "topmost"):
+                names = {t.concept: t for t in scene.things}
+                other = next(option for option in question.options if option != chosen)
+                axis = "column" if question.kind == "leftmost" else "row"
+                assert getattr(names[chosen], axis) < getattr(names[other], axis)
+            else:
+                assert chosen == say(true_answer(scene, question), question.language)
+        elif question.answer in ("yes", "no"):
+            assert holds(scene, question.text) == (question.answer == "yes"), (scene, question)
+        else:
+            assert question.answer == true_answer(scene, question)
+
+
+def test_vizwiz_questions_are_answered_or_truly_unanswerable():
+    for scene, question in asked("vizwiz_vqa_val"):
+        if question.kind == "name":
+            item = at(scene, place_in(question.text))
+            true = item.concept if item else "unanswerable"
+        elif question.kind == "number":
+            true = str(scene.digit.value) if scene.digit else "unanswerable"
+        else:
+            (name,) = named_in(question.text)
+            shown = name in [thing.concept for thing in scene.things]
+            true = (beside(scene, name, 0, -1) or beside(scene, name, 0, 1)) if shown else "unanswerable"
+        assert question.answer == true
+
+
+@pytest.mark.parametrize("style", ["mme", "pope"])
+def test_yes_and_no_are_equally_frequent(style):
+    answers = Counter(question.answer for _, question in asked(style))
+    assert abs(answers["yes"] - answers["no"]) < 0.1 * len(SOME)
+
+
+@pytest.mark.parametrize("style", ["mmbench_en_dev", "mmbench_cn_dev", "mmmu_val"])
+def test_letters_are_uniform(style):
+    letters = Counter(question.answer for _, question in asked(style) if len(question.options) == 4)
+    total = sum(letters.values())
+    assert all(abs(letters[letter] / total - 0.25) < 0.06 for letter in LETTERS)
+
+
+@pytest.mark.parametrize("style", ["gqa", "textvqa_val", "vizwiz_vqa_val", "vqav2_val"])
+def test_no_open_answer_dominates(style):
+    answers = Counter(question.answer for _, question in asked(style))
+    assert max(answers.values()) < 0.3 * answers.total()
+
+
+def test_a_pair_asks_one_category_and_is_answered_yes_then_no():
+    kinds = Counter()
+    for scene in SOME[:400]:
+        yes, no = ask_pair(scene, random.Random(scene.id))
+        assert yes.kind == no.kind and yes.text != no.text
+        assert (yes.answer, no.answer) == ("yes", "no")
+        assert holds(scene, yes.text) and not holds(scene, no.text)
+        kinds[yes.kind] += 1
+    assert set(kinds) == {"existence", "count", "position", "color", "OCR"}
+
+
+def test_textvqa_refuses_a_scene_without_a_sign():
+    scene = next(scene for scene in SOME if scene.digit is None)
+    with pytest.raises(ValueError, match="no sign"):
+        ask(scene, "textvqa_val", random.Random(0))
+
+
+def test_annotated_styles_have_ten_answers():
+    for style in ("textvqa_val", "vizwiz_vqa_val", "vqav2_val"):
+        assert all(question.answers == (question.answer,) * 10 for _, question in asked(style, 50))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_caption_names_everything(language):
+    for scene in SOME[:200]:
+        text = caption(scene, random.Random(0), language)
+        assert say(scene.background, language) in text
+        for thing in scene.things:
+            assert say(thing.concept, language) in text
+            assert say(PLACES[thing.row, thing.column].name, language) in text
+        assert scene.digit is None or str(scene.digit.value) in text
+
+
+# Rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_llava_json(tmp_path, kind):
+    file = write_rows(tmp_path / "rows", kind=kind, split="train", pictures=12, turns=5, seed=1)
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    assert len({row["id"] for row in rows}) == 12
+    for row in rows:
+        turns = row["conversations"]
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * 5
+        assert all(turn["value"] for turn in turns)
+        images = [turn["value"].count("<image>") for turn in turns]
+        assert sum(images) == images[0] == (0 if kind == "text" else 1)
+        if kind == "text":
+            assert "image" not in row
+        else:
+            assert turns[0]["value"].startswith("<image>\n")
+            with Image.open(file.parent / row["image"]) as picture:
+                assert picture.size == (SIZE, SIZE)
+
+
+def test_the_same_request_is_not_written_again_and_another_replaces_it(tmp_path):
+    request = {"kind": "questions", "split": "test", "pictures": 3, "turns": 2, "seed": 0}
+    file = write_rows(tmp_path / "rows", **request)
+    text, written = file.read_bytes(), file.stat().st_mtime_ns
+    assert write_rows(tmp_path / "rows", **request).stat().st_mtime_ns == written
+    assert write_rows(tmp_path / "elsewhere", **request).read_bytes() == text
+    write_rows(tmp_path / "rows", **request | {"pictures": 4})
+    assert len(json.loads(file.read_text(encoding="utf-8"))) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "rows"]
+
+
+def test_wrong_requests_are_reported_together_and_foreign_files_kept(tmp_path):
+    with pytest.raises(UserError) as error:
+        write_rows(tmp_path / "rows", kind="riddles", split="dev", pictures=0, turns=1, seed=0)
+    assert len(error.value.problems) == 3
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="not the playground's"):
+        write_rows(tmp_path, kind="text", split="train", pictures=1, turns=1, seed=0)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+# Tokenizer
+
+
+def test_prompts_captions_and_lessons_round_trip(tokenizer):
+    texts = [prompt(question) for style in STYLES for _, question in asked(style, 150)]
+    texts += [
+        text for make in KINDS.values() for scene in SOME[:100] for text in make(scene, random.Random(1))
+    ]
+    texts += ["Something else: naïve 猫科 cats\n\n  hats?"]
+    for text in texts:
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_a_name_is_one_id_in_an_answer_an_option_and_a_sentence(tokenizer):
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    for symbol in SYMBOLS:
+        assert len(ids(symbol)) == len(ids(f" {symbol}")) == len(ids(say(symbol, "zh"))) == 1
+        assert ids(f"\nA. {symbol}\nB. ")[1:-1] == ids(symbol)
+    assert len(ids("yes")) == len(ids("no")) == len(ids("unanswerable")) == 1
+
+
+def test_ids_are_dense_and_few(tokenizer):
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert len(tokenizer) <= 768
+
+
+def test_the_chat_template_puts_images_first_and_ends_answers(tokenizer):
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|pad|>")
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "Where?"}, {"type": "image"}]},
+        {"role": "assistant", "content": "here"},
+        {"role": "user", "content": "Why?"},
+    ]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == "<image><|user|>Where?<|assistant|>here<|end|><|user|>Why?<|assistant|>"
+    for token in ("<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"):
+        assert len(tokenizer.encode(token, add_special_tokens=False)) == 1
+
+
+def test_a_slower_writer_leaves_the_faster_ones_rows_alone(tmp_path, monkeypatch):
+    from switchkd_cli.playground import training_rows
+
+    request = {"kind": "captions", "split": "train", "pictures": 4, "turns": 2, "seed": 9}
+    folder, build = tmp_path / "rows", training_rows._build
+
+    def overtaken(building, wanted):
+        build(building, wanted)
+        monkeypatch.setattr(training_rows, "_build", build)
+        training_rows.write_rows(folder, **request)  # another process, while ours was still drawing
+        overtaken.inode = (folder / "rows.json").stat().st_ino
+
+    monkeypatch.setattr(training_rows, "_build", overtaken)
+    assert training_rows.write_rows(folder, **request).stat().st_ino == overtaken.inode
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]

@@ -1,0 +1,110 @@
+"""The world's data sets: what the stock tasks find in them."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.errors import UserError
+from switchkd_cli.playground.benchmark_sets import asked, write_sets
+from switchkd_cli.playground.text.questions import STYLES
+
+REQUEST = {"split": "test", "items": 6, "seed": 3}
+
+
+def parquets(folder) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.parquet"))}
+
+
+def test_there_is_a_protocol_row_for_every_style() -> None:
+    assert set(STYLES) == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("task", STYLES)
+def test_items_counts_questions(task: str) -> None:
+    assert len(list(asked(task, **REQUEST))) == 6
+
+
+def test_mme_asks_in_pairs_of_one_picture_and_category_with_both_answers() -> None:
+    rows = list(asked("mme", split="test", items=9, seed=0))
+    assert len(rows) == 8
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first.scene == second.scene
+        assert first.question.kind == second.question.kind
+        assert {first.question.answer, second.question.answer} == {"yes", "no"}
+
+
+def test_the_same_request_gives_the_same_bytes_and_another_seed_others(tmp_path) -> None:
+    one = write_sets(tmp_path / "one", benchmarks=STYLES, **REQUEST)
+    two = write_sets(tmp_path / "two", benchmarks=STYLES, **REQUEST)
+    other = write_sets(tmp_path / "other", benchmarks=STYLES, split="test", items=6, seed=4)
+    assert parquets(one) == parquets(two)
+    assert parquets(one) != parquets(other)
+
+
+def test_questions_do_not_depend_on_which_benchmarks_are_asked_for(tmp_path) -> None:
+    alone = write_sets(tmp_path / "alone", benchmarks=["gqa"], **REQUEST)
+    among = write_sets(tmp_path / "among", benchmarks=STYLES, **REQUEST)
+    assert parquets(alone).items() <= parquets(among).items()
+
+
+def test_more_items_begin_with_the_fewer() -> None:
+    few = list(asked("vqav2_val", **REQUEST))
+    many = list(asked("vqav2_val", split="test", items=100, seed=3))
+    assert many[:6] == few
+
+
+def test_what_stands_is_kept_and_another_request_replaces_it(tmp_path) -> None:
+    folder = write_sets(tmp_path / "sets", benchmarks=["gqa"], **REQUEST)
+    mark = folder / "mark"
+    mark.touch()
+    write_sets(folder, benchmarks=["gqa"], **REQUEST)
+    assert mark.exists()
+    write_sets(folder, benchmarks=["pope"], **REQUEST)
+    assert not mark.exists()
+    assert [f.name for f in (folder / "lmms-lab-encoder").iterdir()] == ["POPE"]
+    assert [f.name for f in tmp_path.iterdir()] == ["sets"]
+
+
+def test_a_folder_of_an_older_world_is_written_anew(tmp_path) -> None:
+    folder = write_sets(tmp_path / "sets", benchmarks=["gqa"], **REQUEST)
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world": "older"}))
+    (folder / "mark").touch()
+    write_sets(folder, benchmarks=["gqa"], **REQUEST)
+    assert not (folder / "mark").exists()
+
+
+def test_files_of_others_are_left_alone(tmp_path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UserError, match="not the playground's"):
+        write_sets(tmp_path, benchmarks=["gqa"], **REQUEST)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_gqa_keeps_each_picture_once_and_its_questions_name_it(tmp_path) -> None:
+    folder = write_sets(tmp_path / "sets", benchmarks=["gqa"], **REQUEST) / "lmms-lab-encoder" / "GQA"
+    questions = pq.read_table(folder / "testdev_balanced_instructions" / "testdev.parquet")
+    pictures = pq.read_table(folder / "testdev_balanced_images" / "testdev.parquet")
+    assert "image" not in questions.column_names
+    assert pictures["id"].to_pylist() == list(dict.fromkeys(questions["imageId"].to_pylist()))
+
+
+def test_every_problem_is_named_at_once(tmp_path) -> None:
+    with pytest.raises(UserError) as caught:
+        write_sets(tmp_path / "sets", benchmarks=["gqq"], split="tset", items=1, seed=0)
+    assert len(caught.value.problems) == 3
+    assert "did you mean 'gqa'" in caught.value.problems[0]
+    assert not (tmp_path / "sets").exists()
+
+
+def test_writing_sets_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, switchkd_cli.playground.benchmark_sets;"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'lmms_eval') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

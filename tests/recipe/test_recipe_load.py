@@ -1,0 +1,173 @@
+"""Recipes become frozen runs: rows, overrides, resolved text and keys."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.load import load, load_rows, load_with_controls
+from switchkd_cli.recipe.run import Run
+from tests.support.small_recipe import write
+
+
+def terms(run, stage=1):
+    return [term.name for term in run.config.stages[stage].objective]
+
+
+def test_the_first_row_is_the_default(tmp_path):
+    run = load(write(tmp_path))
+    assert (run.recipe, run.row, run.title, run.seed) == ("small", "switch-kd", "Switch-KD", 0)
+    assert run.paper == {"gqa": 61.6, "average": 60.1}
+    assert terms(run) == ["ce", "align", "vsd"]
+    assert run.config.stages[0].lr == 1e-3
+    assert run.config.rows == {} and run.config.controls == ()
+
+
+def test_a_row_drops_and_sets(tmp_path):
+    run = load(write(tmp_path), "long")
+    assert terms(run) == ["ce", "align"]
+    assert run.config.stages[1].steps == 20
+    assert run.config.stages[1].objective[1].weight == 2.0
+    assert run.title == "long"
+
+
+def test_a_term_is_named_by_its_loss(tmp_path):
+    assert terms(load(write(tmp_path)), stage=0) == ["cross_entropy"]
+
+
+def test_paths_follow_from_the_terms(tmp_path):
+    file = write(tmp_path)
+    assert load(file).config.stages[1].paths == {"student", "teacher", "switch"}
+    assert load(file, "long").config.stages[1].paths == {"student", "teacher"}
+    assert load(file, "sft").config.stages[1].paths == {"student"}
+    assert not load(file, "sft").config.stages[1].needs_teacher
+
+
+def test_overrides_are_yaml_and_go_into_the_resolved_text(tmp_path):
+    changes = [
+        "stages.distill.lr=1e-4",
+        "stages.distill.train=[projector, language]",
+        "stages.distill.lr_scale={}",
+    ]
+    run = load(write(tmp_path), "sft", changes, seed=7)
+    stage = run.config.stages[1]
+    assert (stage.lr, stage.train, run.seed) == (1e-4, ("projector", "language"), 7)
+    assert "lr: 0.0001" in run.text and "seed: 7" in run.text
+
+
+def test_an_override_may_be_meant_for_another_of_the_rows(tmp_path):
+    change = ["stages.distill.objective.vsd.weight=3"]
+    main, control = load_with_controls(write(tmp_path), overrides=change)
+    assert main.config.stages[1].objective[2].weight == 3
+    assert (control.row, terms(control)) == ("sft", ["ce"])
+    with pytest.raises(UserError, match="override: stages.distill.objective.vsd.weight: no such field"):
+        load(tmp_path / "small.yaml", "sft", change)
+
+
+def test_rows_come_in_file_order(tmp_path):
+    file = write(tmp_path)
+    assert [run.row for run in load_rows(file)] == ["switch-kd", "sft", "long"]
+    assert [run.row for run in load_rows(file, ["long", "switch-kd"])] == ["switch-kd", "long"]
+
+
+def test_controls_do_not_repeat_the_chosen_row(tmp_path):
+    assert [run.row for run in load_with_controls(write(tmp_path), "sft")] == ["sft"]
+
+
+def test_a_recipe_without_rows_has_one(tmp_path):
+    file = write(tmp_path, ("controls: [sft]\n", ""))
+    file.write_text(file.read_text()[: file.read_text().index("rows:")])
+    run = load(file)
+    assert (run.row, run.title) == ("base", "small")
+
+
+def test_the_resolved_text_is_a_recipe_of_the_same_run(tmp_path):
+    for run in load_rows(write(tmp_path)):
+        again = tmp_path / "again.yaml"
+        again.write_text(run.text)
+        assert load(again).config == run.config
+        assert load(again).text == run.text
+        assert load(again).key == run.key
+
+
+def test_a_run_survives_the_way_to_another_process(tmp_path):
+    run = load(write(tmp_path), "sft")
+    assert Run.loads(run.dumps()) == run
+
+
+def test_runs_are_frozen(tmp_path):
+    run = load(write(tmp_path))
+    with pytest.raises(ValidationError):
+        run.config.stages[0].lr = 1.0
+    with pytest.raises(AttributeError):
+        run.row = "other"
+
+
+def test_rows_share_the_keys_of_stages_they_share(tmp_path):
+    runs = load_rows(write(tmp_path))
+    assert len({run.key for run in runs}) == 3
+    assert len({run.stage_key(0) for run in runs}) == 1
+    assert len({run.stage_key(1) for run in runs}) == 3
+    assert len({run.teacher_key for run in runs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "second"),
+    [
+        ("stages.distill.lr=1e-5", True, False),
+        ("stages.pretrain.lr=1e-5", False, False),
+        ("data.questions.parameters.limit=4", True, False),
+        ("data.captions.parameters.limit=4", False, False),
+        ("seed=3", False, False),
+        ("precision=bf16", False, False),
+        ("student.feature_layer=-1", False, False),
+        ("teacher.checkpoint=./other", True, False),
+        ("evaluation.items=9", True, True),
+        ("title=another", True, True),
+    ],
+)
+def test_a_stage_key_changes_with_what_the_stage_depends_on(tmp_path, change, first, second):
+    (tmp_path / "other").mkdir()
+    file = write(tmp_path)
+    before, after = load(file), load(file, overrides=[change])
+    assert (before.stage_key(0) == after.stage_key(0)) is first
+    assert (before.stage_key(1) == after.stage_key(1)) is second
+
+
+def test_titles_do_not_change_a_run_but_scores_do(tmp_path):
+    file = write(tmp_path)
+    assert load(file).key == load(file, overrides=["title=another"]).key
+    assert load(file).key != load(file, overrides=["evaluation.items=9"]).key
+
+
+def test_a_changed_checkpoint_is_another_one(tmp_path):
+    file = write(tmp_path)
+    before = load(file).stage_key(0), load(file).key
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    assert load(file).stage_key(0) != before[0]
+    assert load(file).key != before[1]
+
+
+def test_keys_are_the_same_in_every_process(tmp_path):
+    file = write(tmp_path)
+    code = f"from switchkd_cli.recipe.load import load; r = load({str(file)!r}); print(r.key, r.stage_key(1))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [load(file).key, load(file).stage_key(1)]
+
+
+def test_the_leading_stages_need_no_teacher(tmp_path):
+    file = write(tmp_path)
+    leading = load(file).leading()
+    assert [stage.name for stage in leading.config.stages] == ["pretrain"]
+    assert leading.row == "switch-kd.pretrain"
+    assert leading.config.evaluation is None
+    assert leading.stage_key(0) == load(file).stage_key(0)
+    bare = load(file, "sft", ["evaluation=null"])
+    assert bare.leading() is bare
+    all_distilled = write(
+        tmp_path, ("objective: [{loss: cross_entropy}]", "objective: [{loss: dbild, to: teacher}]")
+    )
+    with pytest.raises(UserError, match="needs the teacher"):
+        load(all_distilled).leading()

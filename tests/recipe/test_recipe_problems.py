@@ -1,0 +1,379 @@
+"""Every mistake of a recipe is reported at once, with its line and what was near."""
+
+import pytest
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.load import load, load_rows
+from tests.support.small_recipe import write
+
+
+def problems(file, *arguments, **more):
+    with pytest.raises(UserError) as caught:
+        load(file, *arguments, **more)
+    return [problem.removeprefix(f"{file}:") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("title: small", "titel: small", "1: titel: unknown key, got 'titel' (did you mean 'title'?)"),
+        ("title: small", "titel: small", "1: title: missing"),
+        ("title: small", "title: [a]", "1: title: must be text, got a list"),
+        (
+            "lr_scale",
+            "lr_scales",
+            "13: stages.distill.lr_scales: unknown key, got 'lr_scales' (did you mean 'lr_scale'?)",
+        ),
+        (
+            "family: llava",
+            "family: lava",
+            "2: student.family: unknown family, got 'lava' (did you mean 'llava'?)",
+        ),
+        (
+            "checkpoint:",
+            "chekpoint:",
+            "3: teacher.chekpoint: unknown key, got 'chekpoint' (did you mean 'checkpoint'?)",
+        ),
+        ("steps: 10", "steps: ten", "15: stages.distill.steps: must be a whole number, got 'ten'"),
+        ("steps: 10", "steps: true", "15: stages.distill.steps: must be a whole number, got True"),
+        ("steps: 10", "steps: 0", "15: stages.distill.steps: must be 1 or more, got 0"),
+        ("steps: 10", "steps: 1.5", "15: stages.distill.steps: must be a whole number, got 1.5"),
+        ("steps: 10", "epochs: -1", "15: stages.distill.epochs: must be above 0, got -1"),
+        ("steps: 10", "epochs: .nan", "15: stages.distill.epochs: must be a finite number, got nan"),
+        (
+            "steps: 10",
+            "warmup: 0",
+            "9: stages.distill.steps: a stage takes either steps or epochs, got neither",
+        ),
+        (
+            "steps: 10",
+            "steps: 10\n    epochs: 1",
+            "15: stages.distill.steps: a stage takes either steps or epochs, got both",
+        ),
+        (
+            "batch: 8\n",
+            "batch: 8\n    micro_batch: 3\n",
+            "15: stages.distill.micro_batch: must divide batch (8), got 3",
+        ),
+        (
+            "data: questions",
+            "data: question",
+            "10: stages.distill.data: unknown data set, got 'question' (did you mean 'questions'?)",
+        ),
+        (
+            "name: distill",
+            "name: pretrain",
+            "9: stages.pretrain.name: stages need different names, got 'pretrain' twice",
+        ),
+        (
+            "[vision, projector",
+            "[visoin, projector",
+            "11: stages.distill.train.0: must be one of vision, projector, language, got 'visoin' (did you mean 'vision'?)",
+        ),
+        (
+            "[vision, projector, l",
+            "[vision, vision, l",
+            "11: stages.distill.train: trained parts need different names, got 'vision' twice",
+        ),
+        (
+            "[vision, projector",
+            "[projector",
+            "13: stages.distill.lr_scale.vision: the stage does not train it, got 'vision' (trained: projector, language)",
+        ),
+        (
+            "[vision, projector",
+            "[projector",
+            "19: stages.distill.objective.vsd.of: the switch trains only vision, the stage only projector, language, got 'switch'",
+        ),
+        (
+            "lr_scale: {vision: 0.3}",
+            "lr_scale: {vision: 0.0}",
+            "13: stages.distill.lr_scale.vision: trains nothing of it: take it out of train instead, got 0.0",
+        ),
+        (
+            "loss: dbild, to",
+            "loss: dbld, to",
+            "18: stages.distill.objective.align.loss: unknown loss, got 'dbld' (did you mean 'dbild'?)",
+        ),
+        (
+            "temperature: 2",
+            "temprature: 2",
+            "18: stages.distill.objective.align.parameters.temprature: dbild takes no such parameter, got 'temprature' (did you mean 'temperature'?)",
+        ),
+        (
+            "temperature: 2",
+            "temperature: hot",
+            "18: stages.distill.objective.align.parameters.temperature: should be a valid number, got 'hot'",
+        ),
+        (
+            "temperature: 2",
+            "temperature: true",
+            "18: stages.distill.objective.align.parameters.temperature: should be a valid number, got True",
+        ),
+        (
+            "dbild, to: teacher",
+            "dbild",
+            "18: stages.distill.objective.align.to: dbild compares two models' logits, got 'labels' (did you mean 'teacher'?)",
+        ),
+        (
+            "loss: dbild, to: teacher, on: answer",
+            "loss: feature_mse, on: answer",
+            "18: stages.distill.objective.align.to: feature_mse compares two models' features, got 'labels' (did you mean 'teacher'?)",
+        ),
+        (
+            "name: ce, loss: cross_entropy",
+            "name: ce, loss: cross_entropy, to: teacher",
+            "17: stages.distill.objective.ce.to: cross_entropy compares with the labels, got 'teacher' (did you mean 'labels'?)",
+        ),
+        (
+            "dbild, to: teacher",
+            "dbild, to: student",
+            "18: stages.distill.objective.align.to: a term compares two different things, got 'student' twice",
+        ),
+        (
+            "name: vsd, loss: dbild, of: switch",
+            "name: vsd, loss: dbild, of: teacher",
+            "19: stages.distill.objective.vsd.to: a term compares two different things, got 'teacher' twice",
+        ),
+        (
+            "name: vsd",
+            "name: align",
+            "19: stages.distill.objective.align.name: terms need different names, got 'align' twice",
+        ),
+        ("weight: 0.5", "weight: -1", "19: stages.distill.objective.vsd.weight: must be 0 or more, got -1"),
+        (
+            "on: answer",
+            "on: answers",
+            "18: stages.distill.objective.align.on: must be one of answer, text, image, all, got 'answers' (did you mean 'answer'?)",
+        ),
+        (
+            "source: llava_json",
+            "source: llava_jsn",
+            "5: data.captions.source: unknown source, got 'llava_jsn' (did you mean 'llava_json'?)",
+        ),
+        ("{file: captions.json, ", "{", "5: data.captions.parameters.file: missing: llava_json needs it"),
+        (
+            "file: captions.json",
+            "file: 3",
+            "5: data.captions.parameters.file: should be a valid string, got 3",
+        ),
+        (
+            "source: llava_json,",
+            "source: llava_json, template: qwen_base,",
+            "5: data.captions.template: unknown template, got 'qwen_base' (did you mean 'qwen2_base'?)",
+        ),
+        (
+            "questions: {source: llava_json,",
+            "questions: {source: llava_json, template: pretrain,",
+            (
+                "6: data.questions.template: leaves questions out, and the last stage teaches with it: "
+                "the model could not be scored, got 'pretrain'"
+            ),
+        ),
+        (
+            "source: llava_json,",
+            "source: llava_json, max_faults: 1.0,",
+            "5: data.captions.max_faults: must be below 1, got 1.0",
+        ),
+        (
+            "source: llava_json,",
+            "source: llava_json, max_length: 0,",
+            "5: data.captions.max_length: must be 1 or more, got 0",
+        ),
+        (
+            "data: questions\n",
+            "data: questions\n    group_by: length\n",
+            "11: stages.distill.group_by: must be one of modality_length, got 'length' (did you mean 'modality_length'?)",
+        ),
+        (
+            "limit: 8",
+            "limit: many",
+            "6: data.questions.parameters.limit: should be a valid integer, got 'many'",
+        ),
+        (
+            "[mme, pope]",
+            "[mme, popes]",
+            "20: evaluation.benchmarks.1: unknown benchmark, got 'popes' (did you mean 'pope'?)",
+        ),
+        (
+            "[mme, pope], items: 4",
+            "[mme]",
+            "20: evaluation.items: missing: the playground has no fixed number of questions",
+        ),
+        (
+            "controls: [sft]",
+            "controls: [stf]",
+            "21: controls.0: unknown row, got 'stf' (did you mean 'sft'?)",
+        ),
+        (
+            "gqa: 61.6",
+            "gqaa: 61.6",
+            "23: rows.switch-kd.paper.gqaa: unknown benchmark, got 'gqaa' (did you mean 'gqa'?)",
+        ),
+        (
+            "drop: [align, vsd]",
+            "drop: [aling, vsd]",
+            "24: rows.sft.drop: no such term, got 'aling' (did you mean 'align'?)",
+        ),
+        (
+            "stages.distill.steps",
+            "stages.distil.steps",
+            "25: rows.long.set.stages.distil.steps: no such field in stages, got 'distil' (did you mean 'distill'?)",
+        ),
+        (
+            "stages.distill.steps",
+            "stages.distill.stepz",
+            "25: stages.distill.stepz: unknown key, got 'stepz' (did you mean 'steps'?)",
+        ),
+        (
+            "stages.distill.steps: 20",
+            "stages.distill.steps: 0",
+            "25: stages.distill.steps: must be 1 or more, got 0",
+        ),
+        ("  sft:", "  s.ft:", "24: rows.s.ft: a name is a letter, then letters, digits, - or _, got 's.ft'"),
+        ("title: small", "title: small\ntitle: again", "2: title: written twice (first at"),
+        ("title: small", "title: &a small", None),
+        ("title: small", "title: !!python/name:os.system", "1: tags are not read"),
+        ("title: small", "title: *a", "1: not readable as YAML: aliases are not read"),
+        ("title: small", "title: [small", "not readable as YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, old, new, expected):
+    file = write(tmp_path, (old, new))
+    if expected is None:
+        load(file)
+    else:
+        assert any(expected in problem for problem in problems(file)), problems(file)
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path):
+    file = write(
+        tmp_path,
+        ("family: llava", "family: lava"),
+        ("steps: 10", "steps: ten"),
+        ("loss: dbild, to", "loss: dbld, to"),
+        ("drop: [align, vsd]", "drop: [nothing]"),
+        ("stages.distill.steps: 20", "stages.distill.steps: 0"),
+    )
+    found = problems(file, "swich-kd", ["stages.pretrain"])
+    assert [problem.split(":")[0] for problem in found] == [" row", "override", "2", "15", "18", "24", "25"]
+
+
+def test_a_broken_row_is_reported_when_another_is_asked_for(tmp_path):
+    file = write(tmp_path, ("stages.distill.steps: 20", "stages.distill.steps: 0"))
+    assert problems(file, "sft") == ["25: stages.distill.steps: must be 1 or more, got 0"]
+
+
+def test_a_problem_that_all_rows_share_is_reported_once(tmp_path):
+    assert len(problems(write(tmp_path, ("lr: 1e-3, batch", "lr: fast, batch")))) == 1
+
+
+def test_terms_need_a_teacher(tmp_path):
+    file = write(tmp_path, ("teacher: {family", "#: {family"))
+    found = problems(file)
+    assert "18: stages.distill.objective.align.to: the recipe has no teacher, got 'teacher'" in found
+    assert "19: stages.distill.objective.vsd.of: the recipe has no teacher, got 'switch'" in found
+
+
+def test_a_trained_part_needs_a_term_that_trains_it(tmp_path):
+    file = write(
+        tmp_path, ("      - {name: ce, loss: cross_entropy}\n", ""), ("drop: [align, vsd]", "drop: [align]")
+    )
+    found = problems(file, "sft")
+    assert "11: stages.distill.train: no term of the objective trains it, got 'projector'" in found
+    assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in found
+
+
+def test_a_term_of_weight_0_trains_nothing(tmp_path):
+    """Beside others it is only looked at."""
+    silent = ("{name: ce, loss: cross_entropy}", "{name: ce, loss: cross_entropy, weight: 0}")
+    file = write(tmp_path, silent, ("drop: [align, vsd]", "drop: [vsd]"))
+    load(file)
+    found = problems(file, None, ["stages.distill.objective.align.weight=0"])
+    told = "11: stages.distill.train: no term of the objective trains it (terms of weight 0 aside), got"
+    assert f"{told} 'projector'" in found and f"{told} 'language'" in found
+
+
+def test_a_term_on_pictures_has_no_positions_and_must_reach_what_is_trained(tmp_path):
+    file = write(
+        tmp_path,
+        ("train: [vision, projector, language]", "train: [projector, language]"),
+        ("    lr_scale: {vision: 0.3}\n", ""),
+        (
+            "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}",
+            "loss: feature_mse, to: teacher, on: text",
+        ),
+        ("loss: dbild, of: switch, to", "loss: token_mse, to"),
+    )
+    assert problems(file) == [
+        "17: stages.distill.objective.align.on: feature_mse compares whole pictures, no positions: leave it out, got 'text'",
+        "17: stages.distill.objective.align.loss: trains only vision, the stage only projector, language, got 'feature_mse'",
+    ]
+
+
+def test_what_lies_behind_a_term_is_not_trained_by_it(tmp_path):
+    file = write(
+        tmp_path,
+        ("      - {name: ce, loss: cross_entropy}\n", ""),
+        (
+            "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}",
+            "loss: token_mse, to: teacher",
+        ),
+    )
+    assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in problems(file)
+
+
+def test_a_fresh_language_model_needs_a_tokenizer(tmp_path):
+    file = write(tmp_path)
+    assert problems(file, None, ["student.language={fresh: {hidden_size: 8}}"]) == [
+        "2: student.tokenizer: missing: a fresh language model needs a tokenizer"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "stages.distill.lr",
+            "override: stages.distill.lr: must be key=value, such as stages.distill.lr=1e-4",
+        ),
+        ("stages.distill.lr=fast", "override: stages.distill.lr: must be a number, got 'fast'"),
+        (
+            "stages.distil.lr=1",
+            "override: stages.distil.lr: no such field in stages, got 'distil' (did you mean 'distill'?)",
+        ),
+        ("stages.distill.lrr=1", "override: stages.distill.lrr: unknown key, got 'lrr' (did you mean 'lr'?)"),
+        (
+            "stages.distill.lr.x=1",
+            "override: stages.distill.lr.x: stages.distill.lr is a value, it has no 'x'",
+        ),
+        ("title=[", "override: title: not readable as YAML, got '['"),
+        ("rows.sft.title=x", "override: rows.sft.title: rows are chosen with --row, or changed in the file"),
+    ],
+)
+def test_overrides_are_checked_like_the_file(tmp_path, override, expected):
+    assert problems(write(tmp_path), None, [override]) == [expected]
+
+
+def test_an_unknown_row_is_named(tmp_path):
+    file = write(tmp_path)
+    assert problems(file, "stf") == [" row: unknown row, got 'stf' (did you mean 'sft'?)"]
+    with pytest.raises(UserError, match="did you mean 'long'"):
+        load_rows(file, ["lang"])
+
+
+def test_the_seed_of_the_command_line_is_checked(tmp_path):
+    assert problems(write(tmp_path), None, [], -1) == ["--seed: seed: must be 0 or more, got -1"]
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "\x00", "a: {b: [c}", "? [a]\n: b\n"])
+def test_what_is_no_recipe_is_refused(tmp_path, text):
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    assert problems(file)
+
+
+def test_a_missing_file_suggests_one(tmp_path):
+    file = write(tmp_path)
+    assert "did you mean" in problems(file.with_name("smal.yaml"))[0]
+    assert "not readable" in problems(tmp_path)[0]

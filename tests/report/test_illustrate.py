@@ -1,0 +1,47 @@
+"""What the models are asked for a picture, with tiny models on rows made on the spot."""
+
+import numpy as np
+import pytest
+import torch
+
+from switchkd_cli.engine import figure_data
+from tests.support import tiny
+
+
+@pytest.fixture
+def model():
+    return tiny.model(seed=1)
+
+
+def batch(model, folder):
+    return tiny.batch(
+        model, folder, which=[tiny.row("a", tiny.picture(folder, "a.png", 1), ("What is it?", "dog"))]
+    )
+
+
+def test_attention_is_the_mean_over_layers_and_heads_of_transformers_own_forward_pass(model, tmp_path):
+    asked = batch(model, tmp_path)
+    with torch.inference_mode():
+        weights, said = figure_data._attention(model, asked)
+        model.model.set_attn_implementation("eager")
+        output = model.model(
+            input_ids=asked.input_ids,
+            pixel_values=asked.pictures,
+            attention_mask=asked.attention.long(),
+            output_attentions=True,
+        )
+    expected = torch.stack(output.attentions).mean((0, 2))[0][:, asked.image[0]]
+    torch.testing.assert_close(weights, expected)
+    chosen = output.logits[asked.predicting("answer")].argmax(-1)
+    assert said == model.processor.tokenizer.decode(chosen, skip_special_tokens=True).strip()
+
+
+def test_it_is_looked_from_the_last_word_of_the_question(model, tmp_path):
+    asked = batch(model, tmp_path)
+    place = figure_data._last_word(asked, model)
+    assert model.processor.tokenizer.decode(asked.input_ids[0, : place + 1]).endswith("is it")
+
+
+def test_a_square_of_patches_has_holes_where_the_tower_drops_its_first():
+    grid = figure_data._grid(torch.arange(1, 9, dtype=torch.float32))
+    assert np.isnan(grid[0, 0]) and np.nanmax(grid) == grid[2, 2] == 8 and grid.shape == (3, 3)

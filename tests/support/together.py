@@ -1,0 +1,163 @@
+"""Trainings of the tiny pair in as many processes as start this file; the first writes what they came to.
+
+    python -m torch.distributed.run --nproc-per-node 2 tests/support/together.py FOLDER CASE ...
+
+A case is a JSON object: see `trained`. Without a launcher it is one process, and `trained` is called by tests.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from switchkd_cli.distributed.launch_config import leave
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.loop import Loop
+from switchkd_cli.engine.training.processes import ALONE, Processes, joined
+from switchkd_cli.engine.training.state_files import read_state, write_state
+from switchkd_cli.recipe.schema import DeepSpeed, Stage
+from tests.support import tiny
+
+CE = {"name": "ce", "loss": "cross_entropy"}
+ALIGN = {"name": "align", "loss": "dbild", "to": "teacher"}
+VSD = {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"}
+TOKENS = {"name": "tokens", "loss": "token_mse", "to": "teacher"}  # unlike widths: an adapter is trained
+BATCH, STEPS = 8, 3
+BETA = 0.9  # AdamW's: its first moment after one step is (1 - BETA) of the gradient
+
+
+def rows(folder: Path) -> list[dict]:
+    """Eight rows, two of them with a picture, so that some process sees none; one to nine answer tokens."""
+    told = [
+        "hi",
+        "a dog and a cat",
+        "no",
+        "three red apples on the table",
+        "yes",
+        "at the top",
+        "two",
+        "a bus",
+    ]
+    pictured = {1: "b.png", 6: "g.png"}
+    for number, name in pictured.items():
+        tiny.picture(folder, name, number)
+    return [tiny.row(str(i), pictured.get(i), ("What?", answer)) for i, answer in enumerate(told)]
+
+
+def untrained() -> Paths:
+    """The pair before its first step."""
+    student = tiny.model(seed=1)
+    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+
+
+def stage_of(
+    *,
+    train: tuple[str, ...] = ("vision", "projector", "language"),
+    micro: int | None = None,
+    steps: int = STEPS,
+    objective: list[dict] | None = None,
+    recomputed: bool = False,
+) -> Stage:
+    """A stage of `steps` steps over the eight rows."""
+    settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
+    settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
+    settings |= {"activation_checkpointing": recomputed}
+    return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
+
+
+def trained(
+    folder: Path,
+    processes: Processes = ALONE,
+    *,
+    zero: int = 0,
+    micro: int | None = None,
+    steps: int = STEPS,
+    objective: list[dict] | None = None,
+    train: tuple[str, ...] = ("vision", "projector", "language"),
+    precision: str = "fp32",
+    offload: str = "none",
+    after: Path | None = None,
+    until: int = STEPS,
+    spoil: bool = False,
+    recomputed: bool = False,
+) -> tuple[list[dict], dict, Loop]:
+    """The logged steps, the state in the end, and the loop, of a training up to step `until`.
+
+    It goes on from the state in `after`. With `spoil`, a weight of the last process is no number.
+    """
+    paths = untrained()
+    here = folder / f"rows{processes.rank}of{processes.count}"
+    here.mkdir(parents=True, exist_ok=True)
+    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed)
+    lines: list[dict] = []
+    loop = Loop(
+        stage,
+        paths,
+        tiny.conversations(paths.student, here, which=rows(here)),
+        seed=0,
+        precision=precision,
+        log=lines.append,
+        trackers=here,
+        processes=processes,
+        deepspeed=DeepSpeed(zero=zero, offload=offload),
+    )
+    if after is not None:
+        loop.load_state_dict(read_state(after))
+    if spoil and processes.rank == processes.count - 1:
+        _spoil(loop)
+    loop.steps = until
+    seen = []
+    take = loop.trainer.step
+    loop.trainer.step = lambda group, **more: (
+        seen.append(sum(len(b.pictures) for b in group)) or take(group, **more)
+    )
+    error = None
+    try:
+        loop.run()
+    except Exception as raised:  # noqa: BLE001 (what a test looks at)
+        error = f"{type(raised).__name__}: {raised}"
+    state = loop.state_dict()
+    state["pictures"] = processes.every(seen)
+    state["error"] = error
+    loop.trainer.close()
+    state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}
+    return [line for line in lines if "event" not in line], state, loop
+
+
+def _spoil(loop: Loop) -> None:
+    """From now on this process's part of one term is no number."""
+    objective = loop.trainer.computed
+
+    class Spoilt(type(objective)):
+        def __call__(self, *arguments):
+            total, parts = super().__call__(*arguments)
+            return total, {**parts, "align": parts["align"] * torch.nan}
+
+    objective.__class__ = Spoilt
+
+
+def gradients(state: dict) -> dict[str, torch.Tensor]:
+    """What the first step's gradients were, by parameter."""
+    return {name: kept["exp_avg"] / (1 - BETA) for name, kept in state["moments"].items()}
+
+
+def main() -> None:
+    folder, *cases = sys.argv[1:]
+    processes = joined()
+    for number, case in enumerate(cases):
+        asked = json.loads(case)
+        place = Path(folder) / f"case{number}"
+        if "after" in asked:
+            asked["after"] = Path(asked["after"])
+        lines, state, _ = trained(place, processes, **asked)
+        if processes.first:
+            target = place / "state"
+            target.mkdir(parents=True)
+            write_state(state, target)
+            (place / "lines.json").write_text(json.dumps(lines))
+
+
+if __name__ == "__main__":
+    main()
+    leave(0)  # as a training's processes do

@@ -1,0 +1,145 @@
+"""The objective: terms, normaliser, and that no split of a step changes its gradient."""
+
+import itertools
+
+import pytest
+import torch
+
+from switchkd_cli import registry
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.chunked import AtOnce, Chunks, Given
+from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.trainer import unfreeze
+from switchkd_cli.recipe.schema import Term
+from switchkd_cli.recipe.validate import _reach
+from tests.support import tiny
+
+TERMS = (
+    Term(loss="cross_entropy"),
+    Term(name="align", loss="dbild", of="student", to="teacher", weight=0.5),
+    Term(name="vsd", loss="dbild", of="switch", to="teacher", weight=2.0, on="text"),
+)
+
+
+@pytest.fixture(scope="module")
+def paths():
+    student = tiny.model(seed=1)
+    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+
+
+def gradients(paths, batches, terms=TERMS):
+    objective = Objective(terms)
+    tally = objective.tally(batches)
+    paths.zero_grad()
+    for batch in batches:
+        keep = objective.keep(batch)
+        parts = objective(paths(batch, objective.readings, keep), batch, keep, tally)
+        objective.total(parts).backward()
+    return {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("turns", ["chained", "independent"])
+@pytest.mark.parametrize("borders", [c for n in (1, 2, 3) for c in itertools.combinations((1, 2, 3), n)])
+def test_gradients_are_equal_for_any_split(paths, tmp_path, turns, borders):
+    data = tiny.conversations(paths.student, tmp_path, turns)
+    examples = [data[i] for i in range(4)]  # rows with unlike numbers of answer tokens, one without a picture
+    cuts = [0, *borders, 4]
+    whole = gradients(paths, [tiny.together(paths.student, examples)])
+    split = gradients(
+        paths, [tiny.together(paths.student, examples[a:b]) for a, b in itertools.pairwise(cuts)]
+    )
+    assert whole.keys() == split.keys()
+    for name in whole:
+        torch.testing.assert_close(split[name], whole[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
+    batch = tiny.batch(paths.student, tmp_path)
+    objective = Objective(TERMS[:1])
+    keep = objective.keep(batch)
+    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
+    theirs = paths.student.model(
+        input_ids=batch.input_ids,
+        pixel_values=batch.pictures,
+        attention_mask=batch.attention.long(),
+        labels=batch.labels,
+    ).loss
+    torch.testing.assert_close(parts["cross_entropy"], theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_readings_are_derived_from_the_terms():
+    assert Objective(TERMS[:1]).readings == {"student"}
+    assert Objective(TERMS[1:2]).readings == {"student", "teacher"}
+    assert Objective(TERMS[2:]).readings == {"switch", "teacher"}
+
+
+def test_total_is_the_weighted_sum(paths, tmp_path):
+    batch = tiny.batch(paths.student, tmp_path)
+    objective = Objective(TERMS)
+    keep = objective.keep(batch)
+    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
+    expected = parts["cross_entropy"] + 0.5 * parts["align"] + 2 * parts["vsd"]
+    torch.testing.assert_close(objective.total(parts), expected)
+
+
+def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
+    batch = tiny.batch(paths.student, tmp_path)
+    empty = type(batch)(**{**vars(batch), "labels": torch.full_like(batch.labels, -100)})
+    objective = Objective(TERMS[:2])
+    keep = objective.keep(empty)
+    parts = objective(paths(empty, objective.readings, keep), empty, keep, objective.tally([empty]))
+    assert {k: v.item() for k, v in parts.items()} == {"cross_entropy": 0.0, "align": 0.0}
+
+
+def alone():
+    """Every loss as the only term, of each path that it may be a term of, with each single part that it trains."""
+    for loss in registry.LOSSES:
+        to = (
+            "teacher"
+            if any(side == "teacher" for side, _ in registry.signature("loss", loss).reads)
+            else "labels"
+        )
+        for of in ("student", "switch"):
+            term = {"name": "only", "loss": loss, "of": of, "to": to}
+            yield from ((term, part) for part in sorted(_reach(term)))
+
+
+@pytest.mark.parametrize(
+    ("term", "part"), list(alone()), ids=lambda v: v if isinstance(v, str) else f"{v['loss']}-{v['of']}"
+)
+def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
+    """What contributes nothing is 0 with a graph: of several processes each goes back."""
+    paths.requires_grad_(False)
+    trained = unfreeze(paths.student, part)
+    on = "answer" if registry.signature("loss", term["loss"]).of_pictures else "image"
+    objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
+    data = tiny.conversations(paths.student, tmp_path)
+    pictured, text = (tiny.together(paths.student, [data[i] for i in rows]) for rows in ((0, 2), (1,)))
+    tally = objective.tally([text, pictured])
+    paths.adapt(objective.readings)
+    for way in (AtOnce(objective), Chunks(objective)):
+        found = []
+        for batches in ([text, pictured], [pictured]):
+            paths.zero_grad()
+            for batch in batches:
+                keep = objective.keep(batch)
+                given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, tally)
+                total, _ = way(given)
+                assert total.requires_grad
+                total.backward()
+            found.append([p.grad if p.grad is None else p.grad.clone() for p in trained])
+        if objective.counted(objective.terms[0]) == "answer":  # text has answers
+            continue
+        for with_text, without in zip(*found, strict=True):
+            torch.testing.assert_close(with_text, without, rtol=0, atol=1e-9)
+    paths.requires_grad_(True)
+    paths.adapt(())
+
+
+def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path):
+    """As in several processes, one of which has pictures: AdamW goes on from its moments in either case."""
+    paths.requires_grad_(False)
+    trained = [*unfreeze(paths.student, "vision"), *unfreeze(paths.student, "projector")]
+    got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])
+    assert len(got) == len(trained) and not any(gradient.any() for gradient in got.values())
+    paths.requires_grad_(True)

@@ -1,0 +1,83 @@
+"""Where V_S is frozen and equal to V_T, the pictures are looked at once."""
+
+import pytest
+import torch
+
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.trainer import Trainer
+from switchkd_cli.recipe.schema import Term
+from tests.support import tiny
+from tests.training.test_training import DISTILL, stage
+
+TERMS = [Term.model_validate(term) for term in DISTILL]
+
+
+def pair(teacher=None, **kept):
+    """A student whose tower is the teacher's but for what is kept of its own."""
+    student, teacher = tiny.model(seed=1, **kept), teacher or tiny.model(24, seed=2)
+    tower = teacher.model.model.vision_tower.state_dict()
+    student.model.model.vision_tower.load_state_dict(tower, strict=False)
+    return Paths(student, teacher, len(student.processor.tokenizer))
+
+
+def begun(paths, folder, **changes):
+    """The paths, as a stage's trainer leaves them before its first step."""
+    Trainer(stage(**changes), paths, 3, "fp32", folder).close()
+    return paths
+
+
+def looked(paths, batch):
+    """Readings, and how often each tower was asked."""
+    asked = {"student": 0, "teacher": 0}
+    hooks = []
+    for name in asked:
+        tower = getattr(paths, name).model.model.vision_tower.embeddings
+
+        def count(*_, name=name):
+            asked[name] += 1
+
+        hooks.append(tower.register_forward_hook(count))
+    objective = Objective(TERMS)
+    readings = paths(batch, objective.readings, objective.keep(batch))
+    for hook in hooks:
+        hook.remove()
+    return readings, asked
+
+
+def test_equal_frozen_towers_look_once_and_say_the_same_to_the_bit(tmp_path):
+    paths = begun(pair(), tmp_path, train=["projector", "language"])
+    batch = tiny.batch(paths.student, tmp_path)
+    once, asked = looked(paths, batch)
+    assert asked == {"student": 1, "teacher": 0}
+    paths.one_tower = False
+    twice, asked = looked(paths, batch)
+    assert asked == {"student": 1, "teacher": 1}
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_tower_that_is_trained_is_not_the_teachers(tmp_path):
+    assert not begun(pair(), tmp_path).one_tower
+
+
+def test_other_weights_are_not_the_teachers(tmp_path):
+    paths = pair()
+    with torch.no_grad():
+        next(iter(paths.student.reached("vision").values())).add_(1e-3)
+    assert not begun(paths, tmp_path, train=["projector", "language"]).one_tower
+
+
+@pytest.mark.parametrize("kept", [{"feature_layer": -1}, {"vision": {"hidden_act": "relu"}}])
+def test_nor_is_the_same_tower_read_in_another_way(tmp_path, kept):
+    assert not begun(pair(**kept), tmp_path, train=["projector", "language"]).one_tower
+
+
+def test_without_a_teacher_there_is_nothing_to_share(tmp_path):
+    paths = Paths(tiny.model(), None, 767)
+    assert not begun(paths, tmp_path, train=["projector"], objective=DISTILL[:1]).one_tower
+
+
+def test_a_later_stage_that_trains_the_tower_looks_twice_again(tmp_path):
+    paths = begun(pair(), tmp_path / "a", train=["projector"])
+    assert paths.one_tower
+    assert not begun(paths, tmp_path / "b", train=["vision", "projector"]).one_tower

@@ -1,0 +1,105 @@
+"""Padding: logged for what it is, foretold by the plan, and less of it where rows are grouped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from switchkd_cli.engine.batch import Example, collate
+from switchkd_cli.engine.cost.data_sample import Look, Seen
+from switchkd_cli.engine.data.sampling import grouped_order, order
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.loop import train
+from switchkd_cli.planning.estimate import machine
+from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.scheduler import launch
+from tests.support import tiny
+
+TABLE = Path(__file__).parents[2] / "recipes" / "table1_0.5b.yaml"
+GROUPED = {"group_by": "modality_length"}
+
+
+def rows(folder):
+    """A third with a picture; answers of one to sixteen words."""
+    pictures = [tiny.picture(folder, f"{i}.png", i) for i in range(8)]
+    return [
+        tiny.row(str(i), pictures[i // 3] if i % 3 == 0 else None, ("What?", "a " * (1 + 5 * i % 16)))
+        for i in range(24)
+    ]
+
+
+def lines(folder, **changes):
+    """What a training of two epochs logs."""
+    settings = {"name": "tune", "data": "rows", "train": ["projector"], "lr": 1e-3, "batch": 8, "steps": 6}
+    settings |= {"micro_batch": 2, "objective": [{"loss": "cross_entropy"}]}
+    student, logged = tiny.model(layers=1), []
+    paths = Paths(student, None, len(student.processor.tokenizer))
+    data = tiny.conversations(student, folder, which=rows(folder))
+    how = {"seed": 0, "precision": "fp32", "log": logged.append, "trackers": folder}
+    train(Stage.model_validate(settings | changes), paths, data, **how)
+    return [line for line in logged if "step" in line], data
+
+
+def share(sizes, micro):
+    """Of rows in this order: what is no token once each micro-batch is as wide as its longest row."""
+    together = np.asarray(sizes).reshape(-1, micro)
+    return 1 - together.sum() / (together.max(1).sum() * micro)
+
+
+def test_each_step_logs_its_share_of_padding(tmp_path):
+    logged, data = lines(tmp_path)
+    visited = order(24, 48, 0)
+    lengths = np.array([len(data[i].input_ids) for i in range(24)])[visited]
+    for step, line in enumerate(logged):
+        assert line["padding"] == pytest.approx(share(lengths[8 * step : 8 * step + 8], 2))
+
+
+def test_grouping_lowers_it(tmp_path):
+    def mean(**changes):
+        return np.mean([line["padding"] for line in lines(tmp_path, **changes)[0]])
+
+    assert mean(**GROUPED) < 0.5 * mean()
+
+
+def test_a_batch_counts_its_tokens_and_its_places():
+    lengths = (3, 7, 1)
+    told = [torch.arange(n) + 20 for n in lengths]
+    batch = collate(
+        [Example(str(len(t)), t, t, torch.zeros_like(t)) for t in told], image_token=9, pad_token=0
+    )
+    assert (batch.tokens, batch.places) == (11, 21)
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(16, 4), (128, 2), (16, 16)])
+def test_the_plan_foretells_what_training_pads(batch, micro):
+    """From a sample of 200 rows, against the orders that training takes through all of them."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(20, 900, 3000, np.int32)
+    pictured = draw.random(3000) < 0.8
+    lengths[pictured] += 728
+    seen = [
+        Seen(int(n), 728 * bool(p), 5, int(n) - 1, int(n) - 1) for n, p in zip(lengths, pictured, strict=True)
+    ]
+    look = Look(3000, tuple(seen[:200]), False, "made up")
+    wanted = 3000 // batch * batch
+    plain = share(lengths[order(3000, wanted, 1)], micro)
+    by_length = share(lengths[grouped_order(lengths, pictured, batch, wanted, 1)], micro)
+    assert look.padding(batch, micro, grouped=False) == pytest.approx(plain, abs=0.03)
+    assert look.padding(batch, micro, grouped=True) == pytest.approx(by_length, abs=0.03)
+    assert by_length < plain
+
+
+def test_the_plan_says_what_grouping_would_save(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def plan(*changes):
+        run = load(TABLE, overrides=changes)
+        return launch.forecast(run, machine(None, "bf16"), tmp_path / "runs", {})
+
+    plain, grouped = plan("stages.distill.group_by=null"), plan()
+    assert plain.stages[1].padding > plain.stages[1].grouped == grouped.stages[1].padding
+    assert plain.stages[1].flops > grouped.stages[1].flops
+    assert any("with stages.distill.group_by=modality_length" in note for note in plain.notes)
+    assert not any("group_by" in note for note in grouped.notes)

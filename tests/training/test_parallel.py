@@ -1,0 +1,224 @@
+"""Several processes (gloo) take the steps that one takes, however the batch and the model are shared out.
+
+All trainings of one number of processes run in one set of them; each test looks at what they left.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from switchkd_cli.engine.training.data_loader import micro_batch, share_of
+from switchkd_cli.engine.training.state_files import read_state
+from switchkd_cli.errors import UserError
+from tests.support import together
+from tests.support.together import VSD
+
+pytestmark = pytest.mark.slow
+VSD_ALONE = {"objective": [VSD], "train": ["vision"]}
+CASES = {
+    2: {
+        "torch, micro 1": {"micro": 1},
+        "torch, micro 2": {"micro": 2},
+        "torch, micro 4": {"micro": 4},
+        "zero 1": {"zero": 1, "micro": 2},
+        "zero 2": {"zero": 2, "micro": 2},
+        "zero 3": {"zero": 3, "micro": 2},
+        "zero 3, offload": {"zero": 3, "micro": 2, "offload": "parameters"},
+        "torch, recomputed": {"micro": 2, "recomputed": True},
+        "zero 2, recomputed": {"zero": 2, "micro": 2, "recomputed": True},
+        "zero 3, recomputed": {"zero": 3, "micro": 2, "recomputed": True},
+        "vsd alone, torch": VSD_ALONE | {"micro": 1},
+        "vsd alone, zero 3": VSD_ALONE | {"micro": 1, "zero": 3},
+        "gradient, torch": {"micro": 2, "until": 1},
+        "gradient, zero 1": {"zero": 1, "micro": 1, "until": 1},
+        "gradient, zero 2": {"zero": 2, "micro": 1, "until": 1},
+        "gradient, zero 3": {"zero": 3, "micro": 1, "until": 1},
+        "interrupted, zero 3": {"zero": 3, "micro": 4, "until": 2},
+        "interrupted, zero 1": {"zero": 1, "micro": 4, "until": 2},
+        "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
+        "bf16, zero 2": {"zero": 2, "micro": 2, "precision": "bf16"},
+        "bf16, zero 3": {"zero": 3, "micro": 2, "precision": "bf16"},
+        "spoilt, torch": {"spoil": True},
+        "spoilt, zero 2": {"spoil": True, "zero": 2},
+        "spoilt, zero 3": {"spoil": True, "zero": 3},
+    },
+    4: {
+        "torch, micro 1": {"micro": 1},
+        "torch, micro 2": {"micro": 2},
+        "zero 2": {"zero": 2, "micro": 1},
+        "zero 3": {"zero": 3, "micro": 2},
+        "resumed, torch": {"micro": 1, "after": "INTERRUPTED"},
+        "resumed, zero 2": {"zero": 2, "after": "INTERRUPTED"},
+        "resumed, zero 3": {"zero": 3, "after": "INTERRUPTED"},
+    },
+}
+TRACED = [
+    (count, name) for count, cases in CASES.items() for name in cases if name.startswith(("torch", "zero"))
+]
+
+
+def run(count: int, folder: Path, cases: dict) -> dict[str, tuple[list[dict], dict]]:
+    """What each case came to in `count` processes: its lines and its state."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    asked = [json.dumps(case) for case in cases.values()]
+    done = subprocess.run(
+        [sys.executable, *command, together.__file__, str(folder), *asked],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: left(folder / f"case{number}") for number, name in enumerate(cases)}
+
+
+def left(place: Path) -> tuple[list[dict], dict]:
+    return json.loads((place / "lines.json").read_text()), read_state(place / "state")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process, no micro-batches: the lines of three steps, and the state after them and after the first."""
+    folder = tmp_path_factory.mktemp("alone")
+    lines, state, _ = together.trained(folder)
+    return lines, state, together.trained(folder, until=1)[1]
+
+
+@pytest.fixture(scope="module")
+def two_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(two_folder):
+    return run(2, two_folder, CASES[2])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory, two, two_folder):
+    folder = tmp_path_factory.mktemp("four")
+    after = two_folder / f"case{list(CASES[2]).index('interrupted, zero 3')}"
+    cases = {
+        name: {k: str(after / "state") if v == "INTERRUPTED" else v for k, v in case.items()}
+        for name, case in CASES[4].items()
+    }
+    return run(4, folder, cases)
+
+
+@pytest.fixture(scope="module")
+def results(two, four):
+    return {2: two, 4: four}
+
+
+def close(some: dict, others: dict, **tolerances: float) -> None:
+    assert some.keys() == others.keys()
+    for name, tensor in some.items():
+        torch.testing.assert_close(
+            tensor, others[name], msg=lambda m, name=name: f"{name}: {m}", **tolerances
+        )
+
+
+@pytest.mark.parametrize("split", range(2, 9))
+def test_a_batch_that_can_t_be_shared_out_evenly_is_refused(split):
+    stage = together.stage_of(micro=3)
+    if together.BATCH % split:
+        with pytest.raises(UserError, match=f"multiple of the {split} processes, got 8"):
+            micro_batch(stage, split)
+    else:
+        assert together.BATCH % (micro_batch(stage, split) * split) == 0
+        assert micro_batch(stage, split) <= 3
+
+
+@pytest.mark.parametrize(("count", "micro"), [(1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
+def test_every_step_has_the_same_rows_for_any_number_of_processes(count, micro):
+    visited = list(range(24))
+    shares = [share_of(visited, micro, rank, count) for rank in range(count)]
+    each = len(visited) // count // 3
+    for step in range(3):
+        rows = [row for share in shares for row in share[step * each : (step + 1) * each]]
+        assert sorted(rows) == visited[8 * step : 8 * (step + 1)]
+
+
+@pytest.mark.parametrize(("count", "name"), TRACED)
+def test_losses_and_gradient_norms_are_those_of_one_process(count, name, results, alone):
+    lines, state = results[count][name]
+    for line, expected in zip(lines, alone[0], strict=True):
+        for figure in [key for key in expected if key.startswith("loss") or key == "grad_norm"]:
+            assert line[figure] == pytest.approx(expected[figure], rel=2e-5, abs=1e-7), figure
+    close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
+
+
+def test_in_some_step_a_process_sees_no_picture_while_another_does(results):
+    for count in (2, 4):
+        seen = results[count]["torch, micro 1"][1]["pictures"]
+        assert any(min(step) == 0 < max(step) for step in zip(*seen, strict=True)), seen
+
+
+@pytest.mark.parametrize(("count", "name"), TRACED)
+def test_moments_are_whole_and_those_of_one_process(count, name, results, alone):
+    state = results[count][name][1]
+    assert state["moments"].keys() == alone[1]["moments"].keys()
+    for parameter, kept in alone[1]["moments"].items():
+        close(state["moments"][parameter], kept, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient, torch", "gradient, zero 1", "gradient, zero 2", "gradient, zero 3"]
+)
+def test_one_step_has_the_gradient_of_one_process(name, two, alone):
+    """Every gradient, through the frozen teacher too, from AdamW's first moment after one step."""
+    close(together.gradients(two[name][1]), together.gradients(alone[2]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vsd alone, torch", "vsd alone, zero 3"])
+def test_the_switch_alone_trains_the_vision_tower_through_the_frozen_teacher(name, two, tmp_path):
+    _, expected, _ = together.trained(tmp_path, **VSD_ALONE)
+    got = two[name][1]
+    assert all(moments["exp_avg"].any() for moments in got["moments"].values())
+    close(together.gradients(got), together.gradients(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bf16, zero 1", "bf16, zero 2", "bf16, zero 3"])
+def test_bf16_weights_follow_the_float32_trace(name, two, alone):
+    lines, state = two[name]
+    for line, expected in zip(lines, alone[0], strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+    assert {tensor.dtype for tensor in state["model"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["resumed, torch", "resumed, zero 2", "resumed, zero 3"])
+def test_four_processes_go_on_where_two_stopped(name, four, alone):
+    """Another number of processes, another ZeRO stage: the checkpoint is whole."""
+    lines, state = four[name]
+    assert [line["step"] for line in lines] == [together.STEPS]
+    assert lines[0]["loss"] == pytest.approx(alone[0][-1]["loss"], rel=2e-5)
+    close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["interrupted, zero 3", "interrupted, zero 1"])
+def test_one_process_goes_on_where_two_stopped(name, two, alone, tmp_path, two_folder):
+    after = two_folder / f"case{list(CASES[2]).index(name)}" / "state"
+    lines, state, _ = together.trained(tmp_path, after=after)
+    assert lines[0]["loss"] == pytest.approx(alone[0][-1]["loss"], rel=2e-5)
+    close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["spoilt, torch", "spoilt, zero 2", "spoilt, zero 3"])
+def test_what_is_no_number_in_one_process_changes_no_weight_in_any(name, two):
+    _, state = two[name]
+    assert "step 1: loss/align is nan; rows" in state["error"]
+    assert state["moments"] == {}
+    before = {name: p.detach() for name, p in together.untrained().named_parameters()}
+    ours = {name: p for name, p in state["model"].items() if not name.startswith("adapters.")}
+    close(ours, {name: before[name] for name in ours}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("count", "name"), [(2, "torch, micro 1"), (2, "zero 2"), (4, "zero 2")])
+def test_one_line_a_step_has_the_diagnostics_of_all(count, name, results, alone):
+    lines = results[count][name][0]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[0].keys() == alone[0][0].keys()

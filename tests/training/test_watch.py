@@ -1,0 +1,124 @@
+"""Warnings that a stage gives while it runs: each is caused, and stays away where its cause is absent."""
+
+import io
+
+import pytest
+import torch
+
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.diagnostics import pulls
+from switchkd_cli.engine.training.loop import train
+from switchkd_cli.engine.training.training_warnings import FAINT, SMOOTHED, Watch
+from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.terminal.progress import Progress
+from tests.support import tiny
+
+CE = {"name": "ce", "loss": "cross_entropy"}
+ALIGN = {"name": "align", "loss": "dbild", "of": "student", "to": "teacher"}
+VSD = {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"}
+
+
+def stage(**changes):
+    settings = {
+        "name": "distill",
+        "data": "rows",
+        "train": ["vision", "projector", "language"],
+        "lr": 1e-3,
+        "batch": 4,
+        "steps": 4,
+        "objective": [CE, ALIGN, VSD],
+    }
+    return Stage.model_validate(settings | changes)
+
+
+def log_of(folder, **changes):
+    """What a stage logs; the teacher knows nothing."""
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
+    paths, lines = Paths(student, teacher, len(student.processor.tokenizer)), []
+    data = tiny.conversations(student, folder)
+    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder)
+    return lines
+
+
+def warned(lines):
+    return {line["about"]: line["text"] for line in lines if line.get("event") == "warning"}
+
+
+def watched(figures, *, steps=SMOOTHED, **changes):
+    """What is said when every diagnosed step has the same figures."""
+    watch = Watch(stage(**changes))
+    return [w for step in range(steps) for w in watch.look(step, figures, last=False)]
+
+
+def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
+    lines = log_of(tmp_path, objective=[CE, ALIGN | {"weight": 0.01}], steps=40, lr=1e-2)
+    text = warned(lines)["teacher"]
+    assert "not better than the student on the training tokens" in text and "nats at step" in text
+    ahead = {"teacher_ce": 0.5, "student_ce": 1.0}
+    assert not watched(ahead)
+    assert [w["about"] for w in watched({"teacher_ce": 1.0, "student_ce": 1.0})] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "about", "bound"), [({"max_k": 4}, "k cut", "max_k"), ({"min_k": 400}, "k raised", "min_k")]
+)
+def test_a_bound_that_overrules_the_knee_is_told_with_its_share(tmp_path, bounds, about, bound):
+    lines = log_of(tmp_path, objective=[CE, ALIGN | {"parameters": bounds}])
+    text = warned(lines)[about]
+    assert f"sits at {bound}" in text and "teacher 100%" in text and "student 100%" in text
+    free = log_of(tmp_path, objective=[CE, ALIGN])
+    assert not {"k cut", "k raised"} & warned(free).keys()
+
+
+def test_a_term_whose_gradient_is_lost_beside_another_is_told(tmp_path):
+    lines = log_of(tmp_path, objective=[CE, ALIGN | {"weight": 1e-6}])
+    assert {f"gradient of align on {part}" for part in stage().train} <= warned(lines).keys()
+    assert "of ce's" in warned(lines)["gradient of align on language"]
+    assert not any(about.startswith("gradient") for about in warned(log_of(tmp_path, objective=[CE, ALIGN])))
+
+
+def test_a_term_without_weight_is_left_alone(tmp_path):
+    lines = log_of(tmp_path, objective=[CE, ALIGN | {"weight": 0.0}])
+    assert not any(about.startswith("gradient") for about in warned(lines))
+
+
+def test_the_switch_is_weighed_on_the_vision_tower_only(tmp_path):
+    first = next(line for line in log_of(tmp_path) if "step" in line)
+    measured = {name for name in first if name.startswith("grad/")}
+    parts = stage().train
+    assert measured == {f"grad/{term}/{part}" for term in ("ce", "align") for part in parts} | {
+        "grad/vsd/vision"
+    }
+
+
+def test_pulls_are_the_norms_of_the_weighted_gradients_of_the_vectors():
+    gain, matrix = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(2, 2, requires_grad=True)
+    weighed = {"ce": (gain**2).sum() + matrix.sum(), "align": 0.5 * (3 * gain).sum()}
+    measured = pulls(weighed.items(), {"language": [gain, matrix]})
+    assert measured == pytest.approx({"grad/ce/language": 20**0.5, "grad/align/language": 1.5 * 2**0.5})
+    weighed["ce"].backward()  # the graph is still there, and nothing was added to any gradient
+    assert gain.grad.tolist() == [2.0, 4.0]
+
+
+def test_measuring_changes_no_step(tmp_path, monkeypatch):
+    with_it = log_of(tmp_path)
+    monkeypatch.setattr("switchkd_cli.engine.training.trainer.pulls", lambda *_: {})
+    without = log_of(tmp_path)
+    assert [s["loss"] for s in with_it if "step" in s] == [s["loss"] for s in without if "step" in s]
+
+
+def test_a_warning_is_said_once_and_not_before_there_is_enough_to_average():
+    faint = {"grad/ce/vision": 1.0, "grad/vsd/vision": 0.5 * FAINT}
+    assert not watched(faint, steps=SMOOTHED - 1)
+    assert len(watched(faint, steps=3 * SMOOTHED)) == 1
+    assert len(Watch(stage()).look(0, faint, last=True)) == 1
+
+
+def test_a_warning_is_one_line_of_progress(tmp_path):
+    file, output = tmp_path / "metrics.jsonl", io.StringIO()
+    file.write_text(
+        '{"event": "warning", "stage": "distill", "about": "teacher", "text": "it is worse: 2 nats"}\n'
+    )
+    with Progress(output) as shown:
+        shown.follow(file, "SFT (seed 1)")
+    assert output.getvalue() == "SFT (seed 1): warning distill: it is worse: 2 nats\n"
