@@ -13,7 +13,7 @@
 # make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones
 # make test-oldest   all tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   all tests with the highest, in .venv-newest
-# make lint          style and import rules
+# make lint          style, import rules and types
 # make clean         remove .venv, .venv-oldest, .venv-newest and what tests leave behind (runs/ stays)
 #
 # Another Python:                       make setup PYTHON=python3.12
@@ -115,6 +115,7 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache

@@ -254,8 +254,9 @@ PROGRAM = f"""
 import sys
 from tests.support import fake_engine
 fake_engine.install()
-from switchkd_cli import cli, workers
-workers.WORKER = (sys.executable, fake_engine.__file__)
+from switchkd_cli import cli
+from switchkd_cli.scheduler import pool
+pool.WORKER = (sys.executable, fake_engine.__file__)
 cli.main()
 """
 

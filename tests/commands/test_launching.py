@@ -176,7 +176,7 @@ def test_machines_that_don_t_meet_are_told(recipe, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    patch = "import os\nfrom switchkd_cli.engine import parallel\nparallel.MEETING = 6\n"
+    patch = "import os\nfrom switchkd_cli.engine.training import processes\nprocesses.MEETING = 6\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     meet = ("--processes", "1", "--nodes", "2", "--node-rank", "1", "--meet", f"localhost:{port}")
     process = start(recipe, *meet, path=tmp_path)
