@@ -250,7 +250,7 @@ def test_changes_are_for_every_recipe(tmp_path, recipes, monkeypatch):
         assert folder(tmp_path, place).run().config.stages[1].lr == 5e-4
 
 
-PROGRAM = f"""
+PROGRAM = """
 import sys
 from tests.support import fake_engine
 fake_engine.install()

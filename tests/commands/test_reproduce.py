@@ -1,5 +1,6 @@
 """`make reproduce`: what it asks of switchkd, and what it says when that fails. A script stands in for the program."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,7 +33,10 @@ def make(tmp_path):
 
     def made(*variables):
         command = ["make", "reproduce", *variables]
-        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60)
+        alone = {"PATH": os.environ["PATH"]}  # make hands its own variables on to the tests that it runs
+        done = subprocess.run(
+            command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60, env=alone
+        )
         asked = tmp_path / "asked"
         lines = asked.read_text().splitlines() if asked.exists() else []
         asked.unlink(missing_ok=True)

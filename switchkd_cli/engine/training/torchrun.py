@@ -85,6 +85,8 @@ def _config(spread: Spread, scratch: Path) -> LaunchConfig:
             "rdzv_endpoint": spread.meet,
             "rdzv_configs": {"rank": spread.node, "timeout": MEETING},
         }
+    # before torch 2.9 the agent can't be given the signals: it handles these, and SIGQUIT
+    given = {"signals_to_handle": ",".join(number.name for number in SIGNALS)}
     return LaunchConfig(
         min_nodes=spread.nodes,
         max_nodes=spread.nodes,
@@ -92,7 +94,7 @@ def _config(spread: Spread, scratch: Path) -> LaunchConfig:
         run_id=uuid.uuid4().hex if spread.nodes == 1 else "switchkd",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "output"), redirects=redirects),
-        signals_to_handle=",".join(number.name for number in SIGNALS),
+        **{name: value for name, value in given.items() if name in LaunchConfig.__dataclass_fields__},
         **meeting,
     )
 
