@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from switchkd_cli.engine import losses
+from switchkd_cli.engine import losses, per_image
 from tests.support import reference_losses as reference
 from tests.support.reference_losses import language_logits, value_and_gradient
 
@@ -75,6 +75,55 @@ def test_no_pictures_no_loss(name):
     value.sum().backward()
 
 
+def ragged_axis(name, position):
+    """Where the visual tokens of one image are: of attention behind the queries, of everything else in front."""
+    return 1 if name.startswith("attention") or position == 2 else 0
+
+
+@cases
+def test_images_may_have_different_numbers_of_visual_tokens(name):
+    given, parameters, formula = CASES[name]
+    teacher, student, *others = [
+        tuple(
+            one.narrow(ragged_axis(name, position), 0, count)
+            for one, count in zip(argument, (6, 2, 4), strict=True)
+        )
+        for position, argument in enumerate(given)
+    ]
+    leaves = [image.clone().requires_grad_() for image in student]
+    value = per_image.loss_per_image(getattr(losses, name), teacher, tuple(leaves), *others, **parameters)
+    again = [image.clone().requires_grad_() for image in student]
+    images = zip(teacher, again, *others, strict=True)
+    expected = torch.stack([getattr(reference, formula)(*image, **parameters) for image in images])
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    gradients = torch.autograd.grad(value.sum(), leaves)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected.sum(), again), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+@cases
+def test_stacked_images_are_one_call(name):
+    given, parameters, _ = CASES[name]
+    calls = []
+
+    def loss(*arguments, **keywords):
+        calls.append(arguments)
+        return getattr(losses, name)(*arguments, **keywords)
+
+    value = per_image.loss_per_image(loss, *given, **parameters)
+    assert len(calls) == 1 and all(a is b for a, b in zip(calls[0], given, strict=True))
+    assert torch.equal(value, getattr(losses, name)(*given, **parameters))
+
+
+def test_images_are_stacked_where_their_shapes_agree():
+    one, other = TOKENS[0][0], TOKENS[0][1]
+    assert torch.equal(per_image.together([one, other]), TOKENS[0][:2])
+    assert [len(image) for image in per_image.together([one, other[:2]])] == [6, 2]
+    widened = torch.nn.Linear(4, 5, dtype=torch.float64)
+    parts = per_image.apply(widened, (one, other[:2]))
+    torch.testing.assert_close(parts[1], widened(TOKENS[0])[1, :2])
+
+
 def test_attended_tokens_are_all_of_them_where_there_are_no_more_than_k():
     whole = losses.attended_token_mse(*TOKENS, attention(3), k=99)
     torch.testing.assert_close(whole, losses.token_mse(*TOKENS))
@@ -96,15 +145,17 @@ def test_what_a_query_gives_to_text_matters_only_where_shares_are_not_renormalis
     assert (losses.attention_kl(half, teacher, renormalise=False)[:2] < -0.1).all()
 
 
+@pytest.mark.parametrize("rows", [ROWS, torch.tensor([0, 2, 2, 5, 5, 5])], ids=["3 each", "1, 2 and 3"])
 @pytest.mark.parametrize("name", ["self_correlation", "hidden_correlation"])
-def test_relations_equal_the_explicit_formula(name):
+def test_relations_equal_the_explicit_formula(name, rows):
     teacher, student = language_logits(6, 40, seed=1)
 
     def theirs(t, s):
-        return torch.cat([reference.self_correlation(t[row == ROWS], s[row == ROWS]) for row in (1, 4)])
+        parts = [reference.self_correlation(t[rows == row], s[rows == row]) for row in rows.unique()]
+        return torch.cat(parts)
 
     def ours(t, s):
-        return getattr(losses, name)(t, s, ROWS)
+        return getattr(losses, name)(t, s, rows)
 
     value, gradient = value_and_gradient(ours, teacher, student)
     value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)

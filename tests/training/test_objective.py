@@ -10,6 +10,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import AtOnce, Chunks, Given
 from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.engine.training.trainer import unfreeze
+from switchkd_cli.engine.training.verify_chunks import check
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.recipe.validate import _reach
 from tests.support import tiny
@@ -143,3 +144,36 @@ def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path
     got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])
     assert len(got) == len(trained) and not any(gradient.any() for gradient in got.values())
     paths.requires_grad_(True)
+
+
+def test_a_term_on_images_takes_a_ragged_number_of_visual_tokens(paths, tmp_path):
+    """Its value is the mean over images, whatever the number of visual tokens of each."""
+    batch = tiny.batch(paths.student, tmp_path)
+    objective = Objective(
+        [Term(loss="token_mse", to="teacher"), Term(loss="hidden_correlation", to="teacher")]
+    )
+    keep = objective.keep(batch)
+    readings = paths(batch, objective.readings - {"student.tokens", "teacher.tokens"}, keep)
+    drawn = torch.Generator().manual_seed(0)
+    for side in ("student", "teacher"):
+        readings[f"{side}.tokens"] = tuple(
+            torch.randn(tokens, 24, generator=drawn, requires_grad=side == "student") for tokens in (3, 5, 2)
+        )
+    inputs = Given(readings, paths.heads(), batch, keep, objective.tally([batch]))
+    total, parts = Chunks(objective)(inputs)
+    pairs = zip(readings["teacher.tokens"], readings["student.tokens"], strict=True)
+    expected = torch.stack([(t - s).square().mean() for t, s in pairs]).mean()
+    torch.testing.assert_close(parts["token_mse"], expected.detach())
+    total.backward()
+    assert all(image.grad is not None for image in readings["student.tokens"])
+    assert check(objective, inputs)["check/loss"] < 1e-5
+
+
+def test_a_broken_image_of_a_ragged_batch_is_named_by_its_row(paths, tmp_path):
+    batch = tiny.batch(paths.student, tmp_path)
+    objective = Objective([Term(loss="token_mse", to="teacher")])
+    tokens = tuple(torch.zeros(count, 24) for count in (3, 5, 2))
+    broken = (tokens[0], tokens[1] + torch.nan, tokens[2])
+    readings = {"student.tokens": broken, "teacher.tokens": tokens}
+    inputs = Given(readings, None, batch, objective.keep(batch), objective.tally([batch]))
+    assert AtOnce(objective).not_finite(["token_mse"], inputs) == {"token_mse": {"c"}}

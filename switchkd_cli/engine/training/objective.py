@@ -9,6 +9,7 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, only
 from switchkd_cli.engine.paths import reading
+from switchkd_cli.engine.per_image import loss_per_image
 from switchkd_cli.recipe.schema import Term
 
 PICTURE = "picture"
@@ -74,7 +75,7 @@ class Objective:
         `over_all` adds up what several processes counted.
         """
         counts = [torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on]
-        pictures = torch.stack([b.image.any(1).sum() for b in batches]).sum()
+        pictures = torch.tensor(sum(len(_rows_of_images(b)) for b in batches), device=batches[0].image.device)
         together = over_all(torch.stack([*counts, pictures]))
         return Tally(dict(zip((*self.on, PICTURE), together, strict=True)), progress)
 
@@ -110,12 +111,20 @@ class Objective:
         for side, kind in reads.reads:
             given = readings[_reading(term, side, kind)]
             beside[f"{side}_{kind}"] = at_chosen(given) if kind in registry.OF_POSITIONS else given
-        values = self._losses[term.name](*(beside[name] for name in reads.positional), **term.parameters)
-        return values, batch.image.any(1).nonzero()[:, 0] if reads.of_pictures else rows
+        arguments = (beside[name] for name in reads.positional)
+        loss = self._losses[term.name]
+        if reads.of_pictures:
+            return loss_per_image(loss, *arguments, **term.parameters), _rows_of_images(batch)
+        return loss(*arguments, **term.parameters), rows
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
         return sum(term.weight * parts[term.name] for term in self.terms)
+
+
+def _rows_of_images(batch: Batch) -> Tensor:
+    """Which row of the batch each image belongs to, [P]."""
+    return batch.image.any(1).nonzero()[:, 0]
 
 
 def _reading(term: Term, side: str, kind: str) -> str:

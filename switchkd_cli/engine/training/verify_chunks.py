@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from switchkd_cli.engine.per_image import apply
 from switchkd_cli.engine.training.chunked import AtOnce, Chunks, Given
 from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.errors import CRASH, UserError
@@ -37,9 +38,11 @@ def check(objective: Objective, given: Given) -> dict[str, float]:
 
 def _taken(way: Callable[..., tuple[Tensor, Mapping[str, Tensor]]], given: Given) -> list[Tensor]:
     """The loss, and its gradients on copies of the states and heads that have one."""
-    readings = {name: _leaf(value) for name, value in given.readings.items()}
+    readings = {name: apply(_leaf, value) for name, value in given.readings.items()}
     heads = replace(given.heads, weights={path: _leaf(w) for path, w in given.heads.weights.items()})
-    leaves = [value for value in (*readings.values(), *heads.weights.values()) if value.requires_grad]
+    inputs = [*readings.values(), *heads.weights.values()]
+    each = [one for value in inputs for one in ((value,) if isinstance(value, Tensor) else value)]
+    leaves = [value for value in each if value.requires_grad]
     total, _ = way(given._replace(readings=readings, heads=heads))
     found = torch.autograd.grad(total, leaves, materialize_grads=True) if leaves else ()
     return [total.detach(), *found]
