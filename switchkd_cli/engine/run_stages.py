@@ -215,11 +215,28 @@ def _take_stage(
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
             _take_weights(paths, shared.path)
         else:
-            until_named.enter_context(
-                signals.later()
-            )  # a trained stage is saved, whatever is asked meanwhile
+            until_named.enter_context(signals.later())  # a stop signal waits until a trained stage is saved
             unusable = len(data.ledger.met)
-            keeper = _train(run, index, paths, data, folder, processes)
+            if processes.first and not folder.says(event="stage", stage=stage.name):
+                together = {"processes": processes.count} if processes.count > 1 else {}
+                folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
+            if processes.first and run.config.deepspeed.zero:
+                _write_settings(run, stage, folder, processes)
+            keeper = Keeper(folder, stage.name, run.config.checkpoints)
+            train(
+                stage,
+                paths,
+                data,
+                seed=run.seed + index,
+                precision=run.config.precision,
+                log=folder.log if processes.first else _unlogged,
+                trackers=folder.tensorboard,
+                keeper=keeper,
+                processes=processes,
+                deepspeed=run.config.deepspeed,
+                check=run.config.check,
+                states=_states(run, folder.root, processes),
+            )
             if processes.first:
                 with _kept(keeper.newest()):
                     _save(run, index, paths, data, keeper, partial)
@@ -232,34 +249,6 @@ def _take_stage(
     if processes.first:
         checkpoints.drop(folder, stage.name)
     return student
-
-
-def _train(
-    run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, processes: Processes
-) -> Keeper:
-    """Trains a stage from where it stands."""
-    stage = run.config.stages[index]
-    if processes.first and not folder.says(event="stage", stage=stage.name):
-        together = {"processes": processes.count} if processes.count > 1 else {}
-        folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
-    if processes.first and run.config.deepspeed.zero:
-        _write_settings(run, stage, folder, processes)
-    keeper = Keeper(folder, stage.name, run.config.checkpoints)
-    train(
-        stage,
-        paths,
-        data,
-        seed=run.seed + index,
-        precision=run.config.precision,
-        log=folder.log if processes.first else _unlogged,
-        trackers=folder.tensorboard,
-        keeper=keeper,
-        processes=processes,
-        deepspeed=run.config.deepspeed,
-        check=run.config.check,
-        states=_states(run, folder.root, processes),
-    )
-    return keeper
 
 
 def _states(run: Run, root: Path, processes: Processes) -> Path:

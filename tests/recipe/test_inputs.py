@@ -131,15 +131,14 @@ def during(monkeypatch, stage, act):
     """Has `act` happen when the stage is trained and not saved yet."""
     from switchkd_cli.engine import run_stages
 
-    train = run_stages._train
+    train = run_stages.train
 
-    def trained(run, index, *rest):
-        keeper = train(run, index, *rest)
-        if run.config.stages[index].name == stage:
+    def trained(this, *rest, **more):
+        train(this, *rest, **more)
+        if this.name == stage:
             act()
-        return keeper
 
-    monkeypatch.setattr(run_stages, "_train", trained)
+    monkeypatch.setattr(run_stages, "train", trained)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "distill"])

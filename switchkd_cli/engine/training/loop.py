@@ -97,7 +97,10 @@ class Loop:
         set_random_state(state["random"])
 
     def run(self) -> None:
-        """Takes the steps that are left. Asked to stop, it saves after its step and raises Stopped."""
+        """Take the steps that are left. On a stop signal, save after the current step and raise Stopped.
+
+        Raises UserError (code MACHINE) when memory runs out or a data worker dies; older checkpoints stay.
+        """
         rank, together, micro = self.processes.rank, self.processes.count, self.trainer.micro
         count = self.stage.batch // (micro * together)
         left = share_of(self.visited[self.step * self.stage.batch :], micro, rank, together)
@@ -105,46 +108,36 @@ class Loop:
         began = time.monotonic() - self.seconds
         with closing(loader), self.processes.needed():
             while self.step < self.steps:
-                self._step(loader, count, began)
-
-    def _step(self, loader: Loader, count: int, began: float) -> None:
-        step_began = time.monotonic()
-        group = self._next(loader, count)
-        waited = time.monotonic() - step_began
-        diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
-        checked = self.check and self.step == 0
-        figures, broken = self._taken(group, loader, diagnosed=diagnosed, checked=checked)
-        now = time.monotonic()
-        figures |= self._pace(group, waited, now - step_began)
-        self.seconds = now - began
-        self._write(figures)
-        if checked:
-            self._tell_check(figures)
-        self.skipped = self.skipped + 1 if broken else 0
-        if broken:
-            self._broke(broken, group)
-        elif diagnosed:
-            self._look(figures)
-        self.watch.count(self.trainer.compared)
-        self.step += 1
-        self._keep(figures, broken)
-        if self.step == math.ceil(len(self.data) / self.stage.batch) and not broken:
-            self.check_idle()  # every row was seen once: what did nothing will not begin to
-
-    def _taken(
-        self, group: Sequence[Batch], loader: Loader, *, diagnosed: bool, checked: bool
-    ) -> tuple[dict[str, float], list[NotFinite]]:
-        """The trainer's step. Raises UserError (code MACHINE) for want of memory, and where a process that prepares data
-        dies meanwhile; older checkpoints stay."""
-        try:
-            return self.trainer.step(group, diagnosed=diagnosed, checked=checked)
-        except (MemoryError, RuntimeError) as error:
-            if (died := loader.died(error)) is not None:
-                raise died from None
-            if not is_too_little(error):
-                raise
-            where = f"stage {self.stage.name}, step {self.step + 1}"
-            raise too_little(self.trainer, group, where, error) from error
+                step_began = time.monotonic()
+                group = self._next(loader, count)
+                waited = time.monotonic() - step_began
+                diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
+                checked = self.check and self.step == 0
+                try:
+                    figures, broken = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
+                except (MemoryError, RuntimeError) as error:
+                    if (died := loader.died(error)) is not None:
+                        raise died from None
+                    if not is_too_little(error):
+                        raise
+                    where = f"stage {self.stage.name}, step {self.step + 1}"
+                    raise too_little(self.trainer, group, where, error) from error
+                now = time.monotonic()
+                figures |= self._pace(group, waited, now - step_began)
+                self.seconds = now - began
+                self._write(figures)
+                if checked:
+                    self._tell_check(figures)
+                self.skipped = self.skipped + 1 if broken else 0
+                if broken:
+                    self._broke(broken, group)
+                elif diagnosed:
+                    self._look(figures)
+                self.watch.count(self.trainer.compared)
+                self.step += 1
+                self._keep(figures, broken)
+                if self.step == math.ceil(len(self.data) / self.stage.batch) and not broken:
+                    self.check_idle()  # every row was used once: a part without gradient will not get one later
 
     def _next(self, loader: Loader, count: int) -> list[Batch]:
         """The step's micro-batches, of which each process has its own.
