@@ -22,9 +22,9 @@ LOSSES: dict[str, str] = {
     "skewed_reverse_kl": "switchkd_cli.engine.losses.skewed_reverse_kl:skewed_reverse_kl",
     "bild": "switchkd_cli.engine.losses.bild:bild",
     "dbild": "switchkd_cli.engine.losses.dbild:dbild",
-    "dbild_forward": "switchkd_cli.engine.losses.dbild_forward:dbild_forward",
-    "dbild_teacher_led": "switchkd_cli.engine.losses.dbild_teacher_led:dbild_teacher_led",
-    "dbild_student_led": "switchkd_cli.engine.losses.dbild_student_led:dbild_student_led",
+    "dbild_forward": "switchkd_cli.engine.losses.dbild:dbild_forward",
+    "dbild_teacher_led": "switchkd_cli.engine.losses.dbild:dbild_teacher_led",
+    "dbild_student_led": "switchkd_cli.engine.losses.dbild:dbild_student_led",
     "knee_kl": "switchkd_cli.engine.losses.knee_kl:knee_kl",
     "decoupled_kd": "switchkd_cli.engine.losses.decoupled_kd:decoupled_kd",
     "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
@@ -106,7 +106,11 @@ class Signature:
     positional: tuple[str, ...]
     keywords: Mapping[str, Parameter]
     knees: tuple[str, ...] = ()
-    """The sides in whose sorted logits a loss seeks a knee."""
+    """The sides that lead a loss at the knee of their sorted logits."""
+
+    def leaders(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """The sides of `knees` that lead with these parameters: one alone if `leaders` names it."""
+        return tuple(side for side in self.knees if parameters.get("leaders", "both") in ("both", side))
 
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
@@ -154,9 +158,21 @@ def _signature(module: str, attribute: str) -> Signature:
     path = _source_file(module)
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return _read(node)
+        match node:
+            case ast.FunctionDef(name=name) if name == attribute:
+                return _read(node)
+            case ast.Assign(
+                targets=[ast.Name(id=name)],
+                value=ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function)], keywords=fixed),
+            ) if name == attribute:
+                return _fix(_signature(module, function), {k.arg: ast.literal_eval(k.value) for k in fixed})
     raise LookupError(f"{path} defines no function {attribute!r}")
+
+
+def _fix(signature: Signature, fixed: Mapping[str | None, Any]) -> Signature:
+    """The signature of `partial(function, **fixed)`: a recipe can't set what is fixed."""
+    free = {name: parameter for name, parameter in signature.keywords.items() if name not in fixed}
+    return Signature(signature.positional, free, signature.leaders({str(k): v for k, v in fixed.items()}))
 
 
 def _source_file(module: str) -> Path:

@@ -15,6 +15,8 @@ raise RuntimeError("this module must not be imported")
 def loss(teacher_logits, student_logits, *, temperature: float = 3.0, k: "int | None" = None,
          mode: Literal["a", "b"] = "a", window: int, other: Tensor = None, sizes: tuple[int, ...] = (1, 2)) -> Tensor:
     return None
+
+fixed = partial(loss, temperature=1.0, mode="b")
 """
 
 
@@ -37,6 +39,21 @@ def test_a_signature_is_read_from_the_text(plugin):
     assert read.keywords["sizes"].default == (1, 2)
     with pytest.raises(RuntimeError):
         registry.resolve("loss", "plugged")
+
+
+def test_a_partial_s_signature_leaves_out_what_it_fixes(plugin, monkeypatch):
+    monkeypatch.setitem(registry.LOSSES, "fixed", "plugged.losses:fixed")
+    whole, fixed = registry.signature("loss", "plugged"), registry.signature("loss", "fixed")
+    assert fixed.positional == whole.positional
+    assert fixed.keywords == {k: v for k, v in whole.keywords.items() if k not in ("temperature", "mode")}
+
+
+def test_who_leads_follows_from_the_parameters():
+    dbild = registry.signature("loss", "dbild")
+    assert dbild.leaders({}) == dbild.leaders({"leaders": "both"}) == ("teacher", "student")
+    assert dbild.leaders({"leaders": "student"}) == ("student",)
+    led = registry.signature("loss", "dbild_teacher_led")
+    assert led.knees == led.leaders({}) == ("teacher",) and "leaders" not in led.keywords
 
 
 def test_an_unknown_name_suggests_one():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kneed import KneeLocator
 
+from switchkd_cli import registry
 from switchkd_cli.engine.losses import (
     bild,
     dbild,
@@ -15,8 +16,7 @@ from switchkd_cli.engine.losses import (
     effective_k,
     knee_rank,
 )
-from switchkd_cli.engine.losses.ops import leaders as sides
-from switchkd_cli.engine.losses.ops import pairwise_kl
+from switchkd_cli.engine.losses.ops import leaders, pairwise_kl
 from tests.support import reference_losses as reference
 from tests.support.reference_losses import expected, language_logits, value_and_gradient
 
@@ -118,6 +118,22 @@ def test_the_two_sides_add_up_to_the_whole(seed, columns, k):
     torch.testing.assert_close(sides[0][1] + sides[1][1], gradient, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("dbild_forward", {"divergence": "forward"}),
+        ("dbild_teacher_led", {"leaders": "teacher"}),
+        ("dbild_student_led", {"leaders": "student"}),
+    ],
+)
+def test_variants_are_parameters_of_one_loss(name, parameters):
+    pair = language_logits(3, 60, seed=8)
+    ours, named = value_and_gradient(dbild, *pair, **parameters), expected(name, *pair)
+    torch.testing.assert_close(ours, named, rtol=1e-9, atol=1e-12)
+    again = value_and_gradient(registry.resolve("loss", name), *pair)
+    assert all(torch.equal(one, other) for one, other in zip(ours, again, strict=True))
+
+
 @pytest.mark.parametrize("leads", [0, 1], ids=["teacher", "student"])
 def test_one_side_sees_only_its_leader_s_ids(leads):
     pair = language_logits(1, 200, seed=5)
@@ -203,7 +219,7 @@ def test_rows_of_different_k_are_exact_side_by_side():
 def test_blocks_of_rows_do_not_change_the_loss(monkeypatch):
     teacher, student = language_logits(7, 100, seed=11)
     value, gradient = value_and_gradient(dbild, teacher, student)
-    monkeypatch.setattr(sides, "BLOCK", 250)  # two rows at a time
+    monkeypatch.setattr(leaders, "BLOCK", 250)  # two rows at a time
     value_blocked, gradient_blocked = value_and_gradient(dbild, teacher, student)
     torch.testing.assert_close(value_blocked, value, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient_blocked, gradient, rtol=1e-12, atol=1e-15)
@@ -236,7 +252,7 @@ def test_autograd_keeps_float32_logits_of_the_top_k_only():
 def test_the_way_of_wide_rows_agrees_with_the_usual_one(loss, scale, monkeypatch):
     teacher, student = (scale * z for z in language_logits(6, 400, seed=15))
     value, gradient = value_and_gradient(loss, teacher, student)
-    monkeypatch.setattr(pairwise_kl, "WIDEST", -1.0)
+    monkeypatch.setattr(pairwise_kl, "MAX_SPREAD", -1.0)
     by_logs, gradient_by_logs = value_and_gradient(loss, teacher, student)
     torch.testing.assert_close(value, by_logs, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(gradient, gradient_by_logs, rtol=1e-9, atol=1e-13)

@@ -224,13 +224,13 @@ def test_terms_at_all_positions_read_the_logits_themselves_and_the_teachers_lead
 ):
     """A copy for each term and side would be most of a chunk's memory."""
     terms = [term.model_copy(update={"on": "answer"}) for term in SWITCH_KD]
-    sought, shown, real = [], [], knee.down_to_knee
+    sought, shown, real = [], [], knee.sort_to_knee
 
     def seek(logits, *rest):
         sought.append(logits.data_ptr())
         return real(logits, *rest)
 
-    monkeypatch.setattr(knee, "down_to_knee", seek)
+    monkeypatch.setattr(knee, "sort_to_knee", seek)
     batch = tiny.batch(paths.student, tmp_path)
     computed(Chunks, paths, batch, Objective(terms), lambda logits, *_: shown.append(dict(logits)))
     assert sought == [shown[0][path].data_ptr() for path in ("teacher", "student", "switch")]

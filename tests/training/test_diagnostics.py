@@ -113,6 +113,11 @@ def test_every_loss_that_seeks_a_knee_has_its_k_told_of_who_leads(loss, logits, 
         assert figures[f"mass/align/{path}"] == pytest.approx(sum(mass) / len(mass), rel=1e-4)
 
 
+def test_a_term_s_leaders_decide_whose_knee_is_diagnosed(logits, batch):
+    assert leaders(asked(logits, batch, CE, term(leaders="student"))) == {"k/align/student"}
+    assert leaders(asked(logits, batch, CE, term(leaders="both"))) == {"k/align/teacher", "k/align/student"}
+
+
 @pytest.mark.parametrize("loss", registry.LOSSES)
 def test_a_loss_that_declares_knees_takes_their_bounds_and_no_other_does(loss):
     declared = registry.signature("loss", loss)

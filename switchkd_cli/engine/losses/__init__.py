@@ -1,24 +1,25 @@
-"""The losses of a recipe's terms: one file a loss, one number for each position or for each picture.
+"""The losses of a recipe's terms: one file a loss, one value for each position or each image.
 
 ``loss(teacher_logits [N, V], student_logits [N, V], *, ...) -> [N]`` compares two models at N positions,
-``cross_entropy(targets [N], student_logits [N, V], *, ...) -> [N]`` a model with the labels. **The names of the
-positional arguments say what is read**, and nothing else is computed for a term:
+``cross_entropy(targets [N], student_logits [N, V], *, ...) -> [N]`` a model with the labels. **The names of the positional
+arguments say what the loss reads**, and only that is computed for a term:
 
-| argument                     | what                                                         | the loss returns |
-|------------------------------|--------------------------------------------------------------|------------------|
-| ``{side}_logits``            | [N, V] at the term's positions                               | [N]              |
-| ``{side}_hidden``            | [N, D] at the term's positions, in front of the head         | [N]              |
-| ``{side}_features``          | [P, F, W] of the vision tower                                | [P]              |
-| ``{side}_tokens``            | [P, M, D] behind the projector                               | [P]              |
-| ``{side}_attention``         | [P, T, M, H] of the first layer, from text to image tokens   | [P]              |
-| ``{side}_focus``             | [P, T, M], its mean over heads                               | [P]              |
-| ``targets``, ``rows``        | [N]: the tokens to be predicted; whose row of data each is   |                  |
-| ``progress``                 | the share of the stage's steps that were taken, 0 to 1       |                  |
+| argument                | what                                                                         | returns |
+|-------------------------|------------------------------------------------------------------------------|---------|
+| ``{side}_logits``       | [N, V] at the term's positions                                               | [N]     |
+| ``{side}_hidden``       | [N, D] at the term's positions, in front of the head                         | [N]     |
+| ``{side}_features``     | [P, F, W] of the vision tower                                                | [P]     |
+| ``{side}_tokens``       | [P, M, D] behind the projector                                               | [P]     |
+| ``{side}_attention``    | [P, T, M, H] of the first layer, from text to image tokens                   | [P]     |
+| ``{side}_focus``        | [P, T, M], its mean over heads                                               | [P]     |
+| ``targets``, ``rows``   | [N]: the next token of each position; the number of its example in the batch |         |
+| ``progress``            | the share of the stage's steps that were taken, 0 to 1                       |         |
 
 ``side`` is teacher or student: what the term's `to` and `of` name. Where the student's W, D or H differs from the
-teacher's, a trained linear map has been applied to the student's. The keyword-only arguments are the recipe's
-``parameters``. A loss that takes as many logits as lie before a knee declares whose with ``at_knees_of``. Each computes in float32 at least, and no gradient reaches the teacher. Averaging over positions or
-pictures is the objective's work, never a loss's.
+teacher's, a trained linear map has been applied to the student's. Where images have different numbers of visual tokens, a
+loss over images is called image by image (P = 1; see per_image.py). The keyword-only arguments are the recipe's
+``parameters``. A loss that uses logits up to a knee declares its leaders with ``at_knees_of``. A loss computes in float32
+at least, and gives the teacher no gradient. The objective, never the loss, averages over positions or images.
 """
 
 from switchkd_cli.engine.losses.attended_token_mse import attended_token_mse
@@ -26,10 +27,7 @@ from switchkd_cli.engine.losses.attention_kl import attention_kl
 from switchkd_cli.engine.losses.attention_mse import attention_mse
 from switchkd_cli.engine.losses.bild import bild
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.losses.dbild_forward import dbild_forward
-from switchkd_cli.engine.losses.dbild_student_led import dbild_student_led
-from switchkd_cli.engine.losses.dbild_teacher_led import dbild_teacher_led
+from switchkd_cli.engine.losses.dbild import dbild, dbild_forward, dbild_student_led, dbild_teacher_led
 from switchkd_cli.engine.losses.decoupled_kd import decoupled_kd
 from switchkd_cli.engine.losses.feature_mse import feature_mse
 from switchkd_cli.engine.losses.forward_kl import forward_kl

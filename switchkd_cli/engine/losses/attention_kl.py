@@ -1,26 +1,27 @@
-"""Where the text looks in the picture, as a divergence: Align-KD's attention term as its code had it first (2412.01282)."""
+"""KL divergence between the text's attention to the image in two models: Align-KD's first public attention term (2412.01282)."""
 
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import in_float
+from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
 
-TINY = 1e-30  # keeps the logarithm of nothing away
+TINY = 1e-30  # keeps the logarithm of 0 finite
 
 
 def attention_kl(teacher_focus: Tensor, student_focus: Tensor, *, renormalise: bool = True) -> Tensor:
-    """Return KL(A_T || A_S) over the image tokens, the mean over the queries that see the picture, in nats, [P].
+    """Return KL(A_T || A_S) over the image tokens, the mean over the queries that see the image, in nats, [P].
 
-    A [P, T, M] are the first layer's shares, the mean over its heads, so that numbers of heads need not agree; queries
-    that see no picture are rows of 0 in the teacher's, and a picture that no text sees costs 0. The shares of a query
-    leave out what it gives to text, so they add up to less than 1; ``renormalise`` divides by their sum: where to in
-    the picture, whatever it takes from the text. Without it, as in that code, the term is least where the student looks
-    at nothing but the picture, and may be negative. (It takes the mean over image tokens: 1 / M of this.)
+    A [P, T, M] is the first layer's attention, the mean over its heads, so the models may have different numbers of
+    heads. A query that sees no image is a row of 0 in the teacher's; an image that no text sees costs 0. A query's
+    shares don't include its attention to text, so they add up to less than 1. ``renormalise`` divides by their sum:
+    where in the image the query looks, however much it looks at the text. Without it, as in the public code, the term
+    is least where the student looks at the image only, and it may be negative. (The public code takes the mean over
+    image tokens: 1 / M of this.)
     """
-    teacher, student = in_float(teacher_focus.detach()), in_float(student_focus)
-    asking = (teacher != 0).any(-1)  # [P, T]
+    teacher, student = at_least_float32(teacher_focus.detach()), at_least_float32(student_focus)
+    sees_image = (teacher != 0).any(-1)  # [P, T]
     if renormalise:
         teacher, student = (
             shares / shares.sum(-1, keepdim=True).clamp(min=TINY) for shares in (teacher, student)
         )
-    further = teacher.clamp(min=TINY).log() - student.clamp(min=TINY).log()
-    return ((teacher * further).sum(-1) * asking).sum(1) / asking.sum(1).clamp(min=1)
+    log_ratio = teacher.clamp(min=TINY).log() - student.clamp(min=TINY).log()
+    return ((teacher * log_ratio).sum(-1) * sees_image).sum(1) / sees_image.sum(1).clamp(min=1)

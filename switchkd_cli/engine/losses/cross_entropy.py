@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from switchkd_cli.engine.losses.ops.vocabulary import in_float
+from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
 
 
 def cross_entropy(targets: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Return -log softmax(z_S / temperature)[target] for each row, in nats, [N].
+    """Return -log softmax(z_S / temperature)[target] for each row of logits [N, V], in nats, [N].
 
-    ``targets`` [N] int64 are ids of the vocabulary, ``student_logits`` [N, V]. Algorithm 1 writes this
-    softmax with the distillation temperature; the default reads that as loose notation (assumption) and
-    takes 1.
+    ``targets`` [N] int64 are token ids. Algorithm 1 writes this softmax with the distillation temperature; the default
+    of 1 takes that for loose notation (assumption).
     """
-    return nn.functional.cross_entropy(in_float(student_logits) / temperature, targets, reduction="none")
+    logits = at_least_float32(student_logits) / temperature
+    return nn.functional.cross_entropy(logits, targets, reduction="none")

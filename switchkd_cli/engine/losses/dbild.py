@@ -1,12 +1,14 @@
 """Dynamic bi-directional logits difference: DBiLD, the loss of Switch-KD (2604.14629, Algorithm 2)."""
 
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.knee import TopKnee
-from switchkd_cli.engine.losses.ops.leaders import at_knees_of, over_sides
-from switchkd_cli.engine.losses.ops.pairwise_kl import student_weighted
+from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
+from switchkd_cli.engine.losses.ops.leaders import at_knees_of, sum_over_leaders
+from switchkd_cli.engine.losses.ops.pairwise_kl import forward_pairwise_kl, reverse_pairwise_kl
+from switchkd_cli.engine.losses.ops.vocabulary import nan_where_broken
 
 
 @at_knees_of("teacher", "student")
@@ -18,18 +20,33 @@ def dbild(
     window: int | None = None,
     min_k: int = 3,
     max_k: int | None = None,
+    leaders: Literal["both", "teacher", "student"] = "both",
+    divergence: Literal["reverse", "forward"] = "reverse",
 ) -> Tensor:
     """Return L_t + L_s (Eq. 7) for each row of logits [N, V], in nats, [N].
 
-    L_t is led by the teacher: its top k logits, k at the knee of its own sorted logits (Eqs. 8-9), beside
-    the student's logits on the same ids. The differences z_i - z_j of all pairs i < j, in the leader's
-    order, become distributions p_T and p_S by a softmax over the pairs (Eqs. 10-12). L_s is led by the
-    student in the same way. Each side is the reverse divergence KL(p_S || p_T): the weight is the
-    student's, whoever leads (Eq. 13). In L_VSD the student's logits are the switch path's.
+    L_t (Eq. 14) is led by the teacher: it compares both models on the teacher's top k ids, k at the knee of the
+    teacher's sorted logits (Eqs. 8-9). The differences z_i - z_j of all pairs i < j, in the leader's order, become the
+    distributions p_T and p_S by a softmax over the pairs (Eqs. 10-12). L_s (Eq. 15) is led by the student in the same
+    way. Both are the reverse divergence KL(p_S || p_T): the student's probabilities are the weights, whoever leads
+    (Eq. 13). In L_VSD the student's logits are those of the switch path.
 
-    temperature: divides the differences; no squared factor (assumption, as BiLD).
-    window: the knee is sought among so many of the leader's highest logits; None: among all (Algorithm 2).
-    min_k, max_k: bounds of k. Two ids make one pair, of probability 1, so nothing is learnt below 3.
+    temperature: divides the differences; there is no squared factor (assumption, as in BiLD).
+    window: search the knee among this many of the leader's highest logits; None: among all (Algorithm 2).
+    min_k, max_k: bounds of k. Two ids make one pair, of probability 1, so nothing is learnt with k below 3.
+    leaders: "teacher" is L_t alone, "student" L_s alone: each ignores what only the other model ranks high.
+    divergence: "forward" is KL(p_T || p_S); with min_k = max_k it is BiLD.
     """
-    divergence = partial(student_weighted, temperature=temperature)
-    return over_sides(divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k))
+    compare = partial(
+        reverse_pairwise_kl if divergence == "reverse" else forward_pairwise_kl, temperature=temperature
+    )
+    select = TopKAtKnee(window, min_k, max_k)
+    if leaders == "both":
+        return sum_over_leaders(compare, teacher_logits, student_logits, select)
+    led = sum_over_leaders(compare, teacher_logits, student_logits, select, leaders=(leaders,))
+    return led + nan_where_broken(student_logits if leaders == "teacher" else teacher_logits)
+
+
+dbild_forward = partial(dbild, divergence="forward")
+dbild_teacher_led = partial(dbild, leaders="teacher")
+dbild_student_led = partial(dbild, leaders="student")

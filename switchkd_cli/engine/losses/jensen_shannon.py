@@ -5,7 +5,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
 def jensen_shannon(
@@ -13,12 +13,12 @@ def jensen_shannon(
 ) -> Tensor:
     """Return beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = beta p_T + (1 - beta) p_S, in nats, [N].
 
-    ``teacher_logits`` and ``student_logits`` are [N, V]. At beta 0 and 1 any two models have divergence 0,
-    so beta must lie between (ValueError); the limits, scaled, are forward_kl and reverse_kl.
+    p = softmax(z / temperature) of logits [N, V]. At beta 0 and 1 any two models have divergence 0, so beta must lie
+    between them (ValueError); the limits, scaled, are forward_kl and reverse_kl.
     """
     if not 0 < beta < 1:
         raise ValueError(f"beta must lie between 0 and 1, got {beta}")
-    teacher, student = comparable(teacher_logits, student_logits)
+    teacher, student = without_padding(teacher_logits, student_logits)
     log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
     log_m = torch.logaddexp(log_t + log(beta), log_s + log(1 - beta))
     return (beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)).sum(-1)

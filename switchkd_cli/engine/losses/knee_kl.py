@@ -1,10 +1,10 @@
-"""DBiLD without differences: what the pairs are measured against."""
+"""DBiLD on logits instead of differences of logits: the control of DBiLD's pairs."""
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.knee import TopKnee
-from switchkd_cli.engine.losses.ops.leaders import Led, at_knees_of, over_sides
+from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
+from switchkd_cli.engine.losses.ops.leaders import LeaderTopK, at_knees_of, sum_over_leaders
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR
 
 
@@ -21,21 +21,15 @@ def knee_kl(
     """Return the teacher-led plus the student-led KL(p_S || p_T) for each row of logits [N, V], in nats, [N].
 
     p is the softmax of a model's logits / temperature over the leader's top k ids alone, k at the leader's knee as
-    in dbild. No temperature^2 factor.
+    in dbild. There is no temperature^2 factor.
     """
 
-    def divergence(side: Led) -> Tensor:
-        return _top_kl(side.student, side.teacher, side.k, temperature)
+    def divergence(top: LeaderTopK) -> Tensor:
+        beyond_k = torch.arange(top.student.shape[-1], device=top.k.device) >= top.k[:, None]
+        log_p, log_q = (
+            (logits.double() / temperature).masked_fill(beyond_k, FLOOR).log_softmax(-1)
+            for logits in (top.student, top.teacher)
+        )
+        return (log_p.exp() * (log_p - log_q)).sum(-1).to(top.student.dtype)
 
-    return over_sides(divergence, teacher_logits, student_logits, TopKnee(window, min_k, max_k))
-
-
-def _top_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """KL(p || q) over the first k[n] columns of ``of`` [N, K] (p) and of ``to`` [N, K] (q); inside in float64."""
-    left_out = torch.arange(of.shape[-1], device=of.device) >= k[:, None]
-    log_p, log_q = (_log_softmax(z.double() / temperature, left_out) for z in (of, to))
-    return (log_p.exp() * (log_p - log_q)).sum(-1).to(of.dtype)
-
-
-def _log_softmax(z: Tensor, left_out: Tensor) -> Tensor:
-    return z.masked_fill(left_out, FLOOR).log_softmax(-1)
+    return sum_over_leaders(divergence, teacher_logits, student_logits, TopKAtKnee(window, min_k, max_k))

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
 def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return KL(p_S || p_T) for each row of logits [N, V], p = softmax(z / temperature), in nats, [N].
 
-    No temperature^2 factor: a term's weight says how much it counts.
+    There is no temperature^2 factor: the term's weight says how much it counts.
     """
-    teacher, student = comparable(teacher_logits, student_logits)
+    teacher, student = without_padding(teacher_logits, student_logits)
     log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
     return (log_s.exp() * (log_s - log_t)).sum(-1)

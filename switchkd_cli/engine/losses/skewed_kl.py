@@ -5,7 +5,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
 def skewed_kl(
@@ -13,12 +13,12 @@ def skewed_kl(
 ) -> Tensor:
     """Return KL(p_T || alpha p_T + (1 - alpha) p_S) for each row of logits [N, V], in nats, [N].
 
-    p = softmax(z / temperature). A little of the teacher in the second place keeps the logarithm from running
-    away where the student has no mass. alpha must lie between 0 and 1 (ValueError); its limit 0 is forward_kl.
+    p = softmax(z / temperature). The teacher's part of the mixture keeps the logarithm bounded where the student has
+    no probability. alpha must lie between 0 and 1 (ValueError); its limit 0 is forward_kl.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
-    teacher, student = comparable(teacher_logits, student_logits)
+    teacher, student = without_padding(teacher_logits, student_logits)
     log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
     log_m = torch.logaddexp(log_t + log(alpha), log_s + log(1 - alpha))
     return (log_t.exp() * (log_t - log_m)).sum(-1)

@@ -5,7 +5,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
 def skewed_reverse_kl(
@@ -13,13 +13,13 @@ def skewed_reverse_kl(
 ) -> Tensor:
     """Return KL(p_S || alpha p_S + (1 - alpha) p_T) for each row of logits [N, V], in nats, [N].
 
-    p = softmax(z / temperature). A little of the student in the second place keeps the logarithm from running
-    away where the teacher has no mass: no row costs more than -log(alpha). The gradient also goes through that
-    little. alpha must lie between 0 and 1 (ValueError); its limit 0 is reverse_kl.
+    p = softmax(z / temperature). The student's part of the mixture keeps the logarithm bounded where the teacher has
+    no probability: no row costs more than -log(alpha). The gradient also goes through that part. alpha must lie
+    between 0 and 1 (ValueError); its limit 0 is reverse_kl.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
-    teacher, student = comparable(teacher_logits, student_logits)
+    teacher, student = without_padding(teacher_logits, student_logits)
     log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
     log_m = torch.logaddexp(log_s + log(alpha), log_t + log(1 - alpha))
     return (log_s.exp() * (log_s - log_m)).sum(-1)

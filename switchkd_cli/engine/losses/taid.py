@@ -1,8 +1,8 @@
-"""A teacher that starts near the student and moves away from it (TAID, 2501.16937)."""
+"""KL divergence from a target that moves from the student to the teacher during a stage (TAID, 2501.16937)."""
 
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import comparable
+from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
 def taid(
@@ -16,14 +16,14 @@ def taid(
 ) -> Tensor:
     """Return KL(p_t || p_S) for each row of logits [N, V], in nats, [N].
 
-    p_t = softmax((1 - t) z_S + t z_T) with z_S detached, logits divided by the temperature; t goes from ``start`` to
-    ``end`` in a straight line with ``progress``, the share of the stage's steps that were taken (0 to 1). That line is
-    the source's lower bound of t; its adaptive step beyond it, which follows the loss from step to step, is left out:
-    a term keeps no state. Raises ValueError unless 0 <= start <= end <= 1.
+    p_t = softmax((1 - t) z_S + t z_T) with z_S detached, logits divided by the temperature; t grows linearly from
+    ``start`` to ``end`` with ``progress``, the share of the stage's steps that were taken (0 to 1). This line is the
+    source's lower bound of t. The source's adaptive step, which follows the loss from step to step, is left out: a term
+    keeps no state. Raises ValueError unless 0 <= start <= end <= 1.
     """
     if not 0 <= start <= end <= 1:
         raise ValueError(f"start and end must be 0 <= start <= end <= 1, got {start} and {end}")
-    teacher, student = comparable(teacher_logits, student_logits)
+    teacher, student = without_padding(teacher_logits, student_logits)
     t = start + (end - start) * progress
     between = t * teacher + (1 - t) * student.detach()
     log_p, log_q = (between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)

@@ -84,7 +84,7 @@ def _beside_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, 
     for path in ("teacher", "student"):
         if path in logits:
             figures[f"{path}_ce"] = cross_entropy(targets, logits[path])
-    for path in logits.keys() - {"teacher"}:
+    for path in (path for path in logits if path != "teacher"):
         figures[f"agreement/{path}"] = (logits[path].argmax(-1) == teacher.argmax(-1)).float()
     for path, name in (("student", "kl/student"), ("switch", "switch_gap")):
         if path in logits:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.losses.ops.knee import ranked_to_knee
+from switchkd_cli.engine.losses.ops.knee import find_knee
 from switchkd_cli.engine.losses.ops.leaders import BLOCK
-from switchkd_cli.engine.losses.ops.vocabulary import absent_columns, filled, present
+from switchkd_cli.engine.losses.ops.vocabulary import count_columns, mask_padding, padding_columns
 from switchkd_cli.recipe.schema import Term
 
 
@@ -45,7 +45,7 @@ def sought(terms: Sequence[Term]) -> list[tuple[str, Sought]]:
     found = []
     for term in terms:
         declared = registry.signature("loss", term.loss)
-        for side in declared.knees:
+        for side in declared.leaders(term.parameters):
             given = {
                 name: term.parameters.get(name, declared.keywords[name].default) for name in registry.BOUNDS
             }
@@ -66,10 +66,10 @@ def together(some: Sequence[Knees]) -> Knees:
 
 
 def _knees(logits: Tensor, at: Sought) -> Knees:
-    absent = absent_columns(logits)
-    ranked, rank = ranked_to_knee(logits, absent, window=at.window, at_least=at.min_k)
+    absent = padding_columns(logits)
+    ranked, rank = find_knee(logits, absent, window=at.window, at_least=at.min_k)
     knee = 1 + rank
-    k = knee.clamp(at.min_k, at.max_k).minimum(present(logits, absent))
+    k = knee.clamp(at.min_k, at.max_k).minimum(count_columns(logits, absent))
     behind = torch.arange(ranked.logits.shape[-1], device=k.device) >= k[:, None]
     top = ranked.logits.masked_fill(behind, -torch.inf).logsumexp(-1)
-    return Knees(knee, k, mass=(top - filled(logits, absent).logsumexp(-1)).exp())
+    return Knees(knee, k, mass=(top - mask_padding(logits, absent).logsumexp(-1)).exp())

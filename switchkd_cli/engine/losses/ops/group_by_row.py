@@ -1,13 +1,13 @@
-"""Positions of one row of data beside one another, for losses that compare positions with each other."""
+"""The positions of each example side by side, for losses that compare positions with one another."""
 
 import torch
 from torch import Tensor
 
 
-def by_row(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values [N, ...] as [R, L, ...], a row of data each, and a mask [R, L] of where there are any.
+def group_by_row(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values [N, ...] as [R, L, ...], one example in each of R, padded with 0, and a mask [R, L] of the values.
 
-    ``rows`` [N] int64 says whose each is, equal ones in sequence. Filled up with 0. ``out[mask]`` are the values again.
+    ``rows`` [N] int64 says which example each value belongs to; equal ones are neighbours. ``out[mask]`` is ``values``.
     """
     _, group, count = rows.unique_consecutive(return_inverse=True, return_counts=True)
     place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[group]

@@ -1,22 +1,28 @@
-"""Kneedle (Satopaa et al., 2011): where the sorted logits of a row turn from steep to flat."""
+"""Kneedle (Satopaa et al., 2011): the rank where the sorted logits of a row turn from steep to flat."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.topk import Ranked, down_to_knee, highest
-from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, absent_columns, filled, in_float, present
+from switchkd_cli.engine.losses.ops.topk import SortedLogits, sort_to_knee, sort_top_k
+from switchkd_cli.engine.losses.ops.vocabulary import (
+    FLOOR,
+    at_least_float32,
+    count_columns,
+    mask_padding,
+    padding_columns,
+)
 
 
 def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
     """Return the rank, from 0, of the knee in each row of descending logits [N, V], int64 [N] (Eqs. 8-9).
 
-    Ranks x and logits y are min-max normalised over the window (None: the row). The knee is the rank that
-    lies farthest below the anti-diagonal, the argmax of (1 - x) - y, or the first of several such. Padding
-    at the end of a row doesn't count. A flat row has its knee at 0.
+    Ranks x and logits y are min-max normalised over the window (None: the row). The knee is the rank farthest below the
+    anti-diagonal, the argmax of (1 - x) - y; of several such ranks the first. Padding at the end of a row doesn't
+    count. A flat row has its knee at 0.
     """
-    y = in_float(sorted_logits)[:, :window]
+    y = at_least_float32(sorted_logits)[:, :window]
     last = (~(y <= FLOOR)).sum(-1, keepdim=True).sub(1).clamp(min=0)
     return _farthest_below(y, y.gather(-1, last), last)
 
@@ -26,16 +32,16 @@ def effective_k(
 ) -> Tensor:
     """Return the k that dbild takes where these logits [N, V] lead, int64 [N].
 
-    dbild also leaves out columns that are padding in the other model alone, which only it can see.
+    dbild also leaves out columns that are padding in the other model only, which this can't know.
     """
-    return TopKnee(window, min_k, max_k)(logits, absent_columns(logits))[1]
+    return TopKAtKnee(window, min_k, max_k)(logits, padding_columns(logits))[1]
 
 
 @dataclass(frozen=True)
-class TopKnee:
-    """Picks a leader's highest ids down to its knee. Raises ValueError where the bounds can't be met.
+class TopKAtKnee:
+    """Selects a leader's highest ids up to its knee. Raises ValueError for bounds that can't be met.
 
-    window: the knee is sought among so many of the highest logits; None: among all.
+    window: search the knee among this many of the highest logits; None: among all.
     """
 
     window: int | None
@@ -46,23 +52,23 @@ class TopKnee:
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be 1 or more, got {self.window}")
         if self.min_k < 1 or (self.max_k is not None and self.max_k < self.min_k):
-            told = f"min_k={self.min_k}, max_k={self.max_k}"
-            raise ValueError(f"bounds must be 1 <= min_k <= max_k, got {told}")
+            bounds = f"min_k={self.min_k}, max_k={self.max_k}"
+            raise ValueError(f"bounds must be 1 <= min_k <= max_k, got {bounds}")
 
     @torch.no_grad()
-    def __call__(self, logits: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the ids [N, K] of the highest logits [N, V], descending, and how many of them each row takes, k [N].
+    def __call__(self, logits: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the ids [N, K] of the highest logits [N, V], descending, and k, how many of them each row takes, [N].
 
-        k is 1 + the knee's rank, kept in [min_k, max_k], and no more than the columns that are not absent.
+        k is 1 + the knee's rank, clamped to [min_k, max_k], and at most the number of columns that are not padding.
         """
-        ranked, rank = ranked_to_knee(logits, absent, window=self.window, at_least=self.min_k)
+        top, rank = find_knee(logits, padding, window=self.window, at_least=self.min_k)
         k = (1 + rank).clamp(min=self.min_k, max=self.max_k)
-        return _first(ranked.ids, k, present(logits, absent))
+        return _cut(top.ids, k, count_columns(logits, padding))
 
 
 @dataclass(frozen=True)
-class Top:
-    """Picks a leader's k highest ids: less where fewer are present. Raises ValueError where k is below 1."""
+class TopK:
+    """Selects a leader's k highest ids; fewer if it has fewer columns. Raises ValueError for k below 1."""
 
     k: int
 
@@ -71,35 +77,35 @@ class Top:
             raise ValueError(f"k must be 1 or more, got {self.k}")
 
     @torch.no_grad()
-    def __call__(self, logits: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the ids [N, K] of the highest logits [N, V], descending, and k [N]."""
-        ids = highest(filled(logits, absent), max(self.k, 2)).ids
-        return _first(ids, torch.full_like(ids[:, 0], self.k), present(logits, absent))
+        ids = sort_top_k(mask_padding(logits, padding), max(self.k, 2)).ids
+        return _cut(ids, torch.full_like(ids[:, 0], self.k), count_columns(logits, padding))
 
 
-def ranked_to_knee(
-    logits: Tensor, absent: Tensor | None, *, window: int | None, at_least: int
-) -> tuple[Ranked, Tensor]:
-    """Return the beginning of rows of sorted logits [N, V], down to the knee or farther, and the knee's rank [N]."""
+def find_knee(
+    logits: Tensor, padding: Tensor | None, *, window: int | None, at_least: int
+) -> tuple[SortedLogits, Tensor]:
+    """Return the rows of logits [N, V] sorted up to the knee or beyond it, and the knee's rank [N]."""
     at_least = max(at_least, 2)
-    z = filled(logits, absent)
+    z = mask_padding(logits, padding)
     if window is not None:
-        ranked = highest(z, max(window, at_least))
-        return ranked, knee_rank(ranked.logits, window)
-    lowest = filled(z, absent, torch.inf).amin(-1, keepdim=True)
-    last = present(logits, absent)[:, None] - 1
-    ranked = down_to_knee(z, lowest, last, at_least)
-    return ranked, _farthest_below(ranked.logits, lowest, last)
+        top = sort_top_k(z, max(window, at_least))
+        return top, knee_rank(top.logits, window)
+    lowest = mask_padding(z, padding, torch.inf).amin(-1, keepdim=True)
+    last = count_columns(logits, padding)[:, None] - 1
+    top = sort_to_knee(z, lowest, last, at_least)
+    return top, _farthest_below(top.logits, lowest, last)
 
 
 def _farthest_below(y: Tensor, lowest: Tensor, last: Tensor) -> Tensor:
-    """The knee's rank [N] in the beginning y [N, K] of sorted rows that end at rank ``last`` with ``lowest``."""
+    """Return the knee's rank [N] in y [N, K], the highest logits of sorted rows that end at rank ``last`` with ``lowest``."""
     x = torch.arange(y.shape[-1], device=y.device).to(y.dtype) / last.clamp(min=1)
     height = (y - lowest) / (y[:, :1] - lowest).clamp(min=torch.finfo(y.dtype).tiny)
     return ((1 - x) - height).masked_fill(y <= FLOOR, -torch.inf).argmax(-1)
 
 
-def _first(ids: Tensor, k: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut the sorted ids at the longest row."""
-    k = k.minimum(present)
-    return ids[:, : max([2, *k.tolist()])].clone(), k  # a view would keep whole rows until the backward pass
+def _cut(ids: Tensor, k: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sorted ids up to the largest k, and k bounded by the number of columns."""
+    k = k.minimum(columns)
+    return ids[:, : max([2, *k.tolist()])].clone(), k  # a view would hold whole rows until the backward pass

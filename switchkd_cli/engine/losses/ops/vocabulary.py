@@ -1,56 +1,55 @@
-"""Which columns of the vocabulary two rows of logits can be compared on.
+"""Padding columns of the vocabulary, which no comparison of two rows of logits may use.
 
-Vocabularies are padded to round widths, and padding is written as -inf or as a dtype's minimum. Such a
-column says nothing about a model, yet one alone moves a knee by thousands of ranks. A column that is
-padding in either model is therefore absent in both. NaN and +inf are not padding: they stay, and the loss
-is NaN.
+Vocabularies are padded to round widths; padding is written as -inf or as the dtype's lowest number. Such a column says
+nothing about a model, yet a single one moves a knee by thousands of ranks. A column that is padding in either model is
+therefore left out in both. NaN and +inf are not padding: they stay, and the loss is NaN.
 """
 
 import torch
 from torch import Tensor
 
-# At or below it a logit is padding. It stands in for -inf where that would be subtracted or differentiated.
 FLOOR = -1e30
+"""A logit at or below it is padding. It stands for -inf where that would be subtracted or differentiated."""
 
 
-def in_float(logits: Tensor) -> Tensor:
-    """Return the logits in float32, or unchanged where they are float64."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return the values in float32, or unchanged if they are float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @torch.no_grad()
-def absent_columns(*rows: Tensor) -> Tensor | None:
-    """Return a mask [N, V], true where any of the given logits [N, V] is padding; None where the lowest is not.
+def padding_columns(*models: Tensor) -> Tensor | None:
+    """Return a mask [N, V] of the columns that are padding in any of the logits [N, V]; None if none is.
 
-    None is the usual case, and saves every later pass that would look at the mask.
+    None is the usual case, and saves every later pass over the mask.
     """
-    if all((in_float(logits.amin(-1)) > FLOOR).all() for logits in rows if logits.numel()):
+    if all((at_least_float32(logits.amin(-1)) > FLOOR).all() for logits in models if logits.numel()):
         return None
-    mask, *others = (in_float(logits) <= FLOOR for logits in rows)
+    mask, *others = (at_least_float32(logits) <= FLOOR for logits in models)
     for other in others:
         mask |= other
     return mask
 
 
-def filled(logits: Tensor, absent: Tensor | None, value: float = FLOOR) -> Tensor:
-    """Return the logits [N, V] in float, absent columns at the floor or at another value."""
-    logits = in_float(logits)
-    return logits if absent is None else logits.masked_fill(absent, value)
+def mask_padding(logits: Tensor, padding: Tensor | None, value: float = FLOOR) -> Tensor:
+    """Return the logits [N, V] in float32 at least, with padding columns at the floor or at another value."""
+    logits = at_least_float32(logits)
+    return logits if padding is None else logits.masked_fill(padding, value)
 
 
-def present(logits: Tensor, absent: Tensor | None) -> Tensor:
-    """How many columns of each row of logits [N, V] are there, int64 [N]."""
-    if absent is None:
+def count_columns(logits: Tensor, padding: Tensor | None) -> Tensor:
+    """Return how many columns of each row of logits [N, V] are not padding, int64 [N]."""
+    if padding is None:
         return torch.full((len(logits),), logits.shape[-1], device=logits.device)
-    return (~absent).sum(-1)
+    return (~padding).sum(-1)
 
 
-def broken_rows(logits: Tensor) -> Tensor:
-    """Return NaN [N] where a row of logits [N, V] holds NaN or +inf, else 0: for a loss that looks at few columns."""
-    return 0 * in_float(logits.detach().amax(-1)).clamp(min=FLOOR)
+def nan_where_broken(logits: Tensor) -> Tensor:
+    """Return NaN where a row of logits [N, V] holds NaN or +inf, else 0, [N]: for a loss that reads few of the columns."""
+    return 0 * at_least_float32(logits.detach().amax(-1)).clamp(min=FLOOR)
 
 
-def comparable(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both logits [N, V] in float, the teacher's detached, with absent columns at the floor."""
-    absent = absent_columns(teacher_logits, student_logits)
-    return filled(teacher_logits.detach(), absent), filled(student_logits, absent)
+def without_padding(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both logits [N, V] in float32 at least, the teacher's detached, with padding columns at the floor."""
+    padding = padding_columns(teacher_logits, student_logits)
+    return mask_padding(teacher_logits.detach(), padding), mask_padding(student_logits, padding)

@@ -22,7 +22,7 @@ def trio():
 def sought(monkeypatch):
     """The tensors whose highest were sought, in order."""
     found = []
-    for name in ("down_to_knee", "highest"):
+    for name in ("sort_to_knee", "sort_top_k"):
         real = getattr(knee, name)
 
         def seen(logits, *rest, real=real):
@@ -82,13 +82,13 @@ def test_blocks_have_leads_of_their_own(trio, monkeypatch):
 def test_it_is_forgotten_with_the_teachers_logits(trio):
     teacher, student, _ = trio
     gc.collect()
-    before = len(leaders._LEADS)
+    before = len(leaders._SELECTED)
     logits = teacher.clone()
     dbild(logits, student)
-    assert len(leaders._LEADS) == before + 1
+    assert len(leaders._SELECTED) == before + 1
     del logits
     gc.collect()
-    assert len(leaders._LEADS) == before
+    assert len(leaders._SELECTED) == before
 
 
 def test_logits_of_inference_mode_can_be_compared(trio):

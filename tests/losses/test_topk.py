@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from switchkd_cli.engine.losses import bild, dbild, knee_rank
 from switchkd_cli.engine.losses.ops import knee, topk
-from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, absent_columns
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, padding_columns
 from tests.support.reference_losses import language_logits, value_and_gradient
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -34,8 +34,8 @@ def agrees(logits, absent=None, **bounds):
     """Absent columns, if not given, are those that are written as padding."""
     bounds = {"window": None, "min_k": 3, "max_k": None} | bounds
     mask = logits.float() <= FLOOR if absent is None else absent
-    found = absent_columns(logits) if absent is None else absent
-    assert taken(*knee.TopKnee(**bounds)(logits, found)) == expected(logits, mask, **bounds)
+    found = padding_columns(logits) if absent is None else absent
+    assert taken(*knee.TopKAtKnee(**bounds)(logits, found)) == expected(logits, mask, **bounds)
 
 
 def rows_of(shape, rows, columns, seed):
@@ -127,7 +127,7 @@ def test_the_top_k_are_those_of_the_sorted_row(shape, seed, columns, k, dtype):
     logits = rows_of(shape, 3, columns, seed).to(dtype)
     logits = torch.where(logits.isfinite(), logits, 0.0)
     absent = logits.float() <= FLOOR
-    ids, found = knee.Top(k)(logits, absent_columns(logits))
+    ids, found = knee.TopK(k)(logits, padding_columns(logits))
     assert found.tolist() == [min(k, n) for n in (~absent).sum(-1).tolist()]
     order = [row[:n].tolist() for row, n in zip(sorted_whole(logits, absent).indices, found, strict=True)]
     assert taken(ids, found)[1] == order
@@ -146,10 +146,10 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
     def refuse(logits):
         raise AssertionError("sorted whole rows")
 
-    monkeypatch.setattr(topk, "whole", refuse)
+    monkeypatch.setattr(topk, "sort_whole_rows", refuse)
     teacher, student = language_logits(2, 20_000, seed=4, dtype=torch.float32)
-    ranked, _ = knee.ranked_to_knee(teacher, None, window=None, at_least=3)
-    k = knee.TopKnee(window=None, min_k=3, max_k=None)(teacher, None)[1]
+    ranked, _ = knee.find_knee(teacher, None, window=None, at_least=3)
+    k = knee.TopKAtKnee(window=None, min_k=3, max_k=None)(teacher, None)[1]
     assert ranked.logits.shape[1] < 2 * k.max()
     for loss, bounds in ((dbild, {}), (dbild, {"window": 64}), (bild, {})):
         assert loss(teacher, student, **bounds).isfinite().all()
@@ -160,7 +160,7 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
 def test_value_and_gradient_are_those_of_the_sorted_row(loss, dtype, monkeypatch):
     teacher, student = language_logits(5, 3000, seed=6, dtype=dtype)
     found = value_and_gradient(loss, teacher, student)
-    monkeypatch.setattr(topk, "_in_order", lambda logits, chosen: topk.whole(logits))
+    monkeypatch.setattr(topk, "_sort_chosen", lambda logits, chosen: topk.sort_whole_rows(logits))
     for new, old in zip(found, value_and_gradient(loss, teacher, student), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
 
@@ -173,6 +173,6 @@ def test_logits_that_lie_across_memory_agree():
 
 def test_no_column_is_absent_where_none_is_padding():
     logits = language_logits(2, 30, seed=1)[0]
-    assert absent_columns(logits, logits) is None
+    assert padding_columns(logits, logits) is None
     logits[1, 4] = -torch.inf
-    assert absent_columns(logits * 1, logits).nonzero().tolist() == [[1, 4]]
+    assert padding_columns(logits * 1, logits).nonzero().tolist() == [[1, 4]]
