@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from switchkd_cli.engine.export.huggingface import tell_plainly
 from switchkd_cli.playground.text import prompts
+from switchkd_cli.playground.text.captions import description_turn
 from switchkd_cli.playground.text.lessons import lesson
-from switchkd_cli.playground.text.questions import STYLES, ask, prompt, suits
-from switchkd_cli.playground.text.tellings import telling
+from switchkd_cli.playground.text.prompts import STYLES, prompt
+from switchkd_cli.playground.text.questions import ask, suits
 from switchkd_cli.playground.text.words import SYMBOLS, plural, say
 from switchkd_cli.playground.world import CONCEPTS, scenes
 
@@ -71,7 +72,7 @@ def corpus() -> Iterator[str]:
                 question = ask(scene, style, rng)
                 yield from _cut(prompt(question))
                 yield from _cut(question.answer)
-        for make in (telling, lesson, lesson):
+        for make in (description_turn, lesson, lesson):
             for text in make(scene, rng):
                 yield from _cut(text)
 

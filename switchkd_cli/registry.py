@@ -1,4 +1,7 @@
-"""Name -> "module:attribute". Nothing is imported until it is used; signatures are read as text."""
+"""The names that recipes use, and where their code is: losses, model families, data sources, conversation templates.
+
+Nothing is imported before it is used; signatures are read from the source text.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +41,12 @@ LOSSES: dict[str, str] = {
     "attention_kl": "switchkd_cli.engine.losses.attention_kl:attention_kl",
 }
 
-# A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens`: a term's
-# `of`; `teacher_tokens`: its `to`), or something that stands beside them.
-SIDES = ("teacher", "student")
+# A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
+# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
 OF_POSITIONS = ("logits", "hidden")
-OF_PICTURES = ("features", "tokens", "attention", "focus")
-BESIDE = ("targets", "rows", "progress")
-# One that takes as many logits as lie before a knee says whose by a decorator, and takes these parameters.
+OF_IMAGES = ("features", "tokens", "attention", "focus")
+EXTRAS = ("targets", "rows", "progress")
+# A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
@@ -58,8 +60,8 @@ SOURCES: dict[str, str] = {
     "playground": "switchkd_cli.engine.data.playground:playground",
 }
 
-# Conversation templates: a Jinja file in engine/data/templates, and the end of an answer where the file leaves it open
-# (without one it is the tokenizer's end token).
+# Conversation templates: a Jinja file in engine/data/templates, and the text that ends an answer where the file leaves it
+# open (None: the tokenizer's end token).
 TEMPLATES: dict[str, tuple[str, str | None]] = {
     "chatml": ("chatml", None),
     "llama": ("tinyllava", "</s>"),
@@ -68,31 +70,21 @@ TEMPLATES: dict[str, tuple[str, str | None]] = {
     "tinyllava": ("tinyllava", None),
 }
 _TEMPLATE_FILES = Path(__file__).parent / "engine" / "data" / "templates"
-QUESTIONLESS = ("pretrain",)  # those that write captions only: a model taught last with one can't be asked
+QUESTIONLESS = (
+    "pretrain",
+)  # templates without questions: a model whose last stage uses one can't answer any
 
 Kind = Literal["loss", "family", "source"]
 REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}
 
-# The annotations a recipe parameter may carry. Anything else is not checked by type.
-_ANNOTATIONS = {
-    "Any": Any,
-    "Literal": Literal,
-    "Mapping": Mapping,
-    "Path": Path,
-    "Sequence": Sequence,
-    "bool": bool,
-    "dict": dict,
-    "float": float,
-    "int": int,
-    "list": list,
-    "str": str,
-    "tuple": tuple,
-}
+# The names that annotations of recipe parameters may use. A parameter with another annotation is not checked by type.
+_TYPES = (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)
+_ANNOTATIONS = {"Any": Any, "Literal": Literal} | {kind.__name__: kind for kind in _TYPES}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A keyword-only argument. `default` is None when it has none or when it is not a literal."""
+    """A keyword-only argument. `default` is None where there is none, or where it is not a literal."""
 
     annotation: Any
     required: bool
@@ -101,48 +93,48 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a recipe may say to a registered function: its positional names and its keyword-only arguments."""
+    """The arguments of a registered function: the keyword-only ones are parameters in a recipe."""
 
     positional: tuple[str, ...]
     keywords: Mapping[str, Parameter]
     knees: tuple[str, ...] = ()
-    """The sides that lead a loss at the knee of their sorted logits."""
+    """The sides that lead a loss, at the knee of their sorted logits."""
 
     def leaders(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-        """The sides of `knees` that lead with these parameters: one alone if `leaders` names it."""
+        """Return the sides of `knees` that lead with these parameters: one alone if `leaders` names it."""
         return tuple(side for side in self.knees if parameters.get("leaders", "both") in ("both", side))
 
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
-        """(side, kind) of each positional argument that is a model's: ("student", "logits")."""
-        pairs = (name.partition("_") for name in self.positional if name not in BESIDE)
+        """(side, kind) of each positional argument that comes from a model, such as ("student", "logits")."""
+        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS)
         return tuple((side, kind) for side, _, kind in pairs)
 
     @property
-    def of_pictures(self) -> bool:
-        """Whether the loss gives a number for each picture; else one for each position that its term looks at."""
-        return any(kind in OF_PICTURES for _, kind in self.reads)
+    def of_images(self) -> bool:
+        """Whether the loss gives one value per image; else it gives one per position that its term chooses."""
+        return any(kind in OF_IMAGES for _, kind in self.reads)
 
 
 def resolve(kind: Kind, name: str) -> Any:
-    """Import what `name` stands for. Raises UserError for an unknown name."""
+    """Import and return the registered function or class. Raises UserError for an unknown name."""
     module, attribute = _target(kind, name)
     return getattr(importlib.import_module(module), attribute)
 
 
 def signature(kind: Kind, name: str) -> Signature:
-    """Read the signature of a registered function from its source file, without importing its module.
+    """Return the signature of a registered function, read from its source file without importing it.
 
-    Raises UserError for an unknown name and LookupError when the registered file or function is missing.
+    Raises UserError for an unknown name, and LookupError where the registered file or function is missing.
     """
     return _signature(*_target(kind, name))
 
 
 def template(name: str) -> str:
-    """The Jinja text of a registered conversation template."""
+    """Return the Jinja text of a registered conversation template."""
     file, end = TEMPLATES[name]
-    told = "" if end is None else f"{{%- set eos_token = '{end}' -%}}\n"
-    return told + (_TEMPLATE_FILES / f"{file}.jinja").read_text(encoding="utf-8")
+    prefix = "" if end is None else f"{{%- set eos_token = '{end}' -%}}\n"
+    return prefix + (_TEMPLATE_FILES / f"{file}.jinja").read_text(encoding="utf-8")
 
 
 def _target(kind: Kind, name: str) -> tuple[str, str]:
@@ -160,7 +152,13 @@ def _signature(module: str, attribute: str) -> Signature:
     for node in tree.body:
         match node:
             case ast.FunctionDef(name=name) if name == attribute:
-                return _read(node)
+                arguments = node.args
+                keywords = {
+                    argument.arg: Parameter(_annotation(argument.annotation), default is None, _literal(default))
+                    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+                }
+                positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
+                return Signature(positional, keywords, _knees(node))
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function)], keywords=fixed),
@@ -170,13 +168,13 @@ def _signature(module: str, attribute: str) -> Signature:
 
 
 def _fix(signature: Signature, fixed: Mapping[str | None, Any]) -> Signature:
-    """The signature of `partial(function, **fixed)`: a recipe can't set what is fixed."""
+    """Return the signature of `partial(function, **fixed)`: a recipe can't set what is fixed."""
     free = {name: parameter for name, parameter in signature.keywords.items() if name not in fixed}
     return Signature(signature.positional, free, signature.leaders({str(k): v for k, v in fixed.items()}))
 
 
 def _source_file(module: str) -> Path:
-    """The file of a module, found from its top package: find_spec on a submodule would import its parents."""
+    """Return the file of a module. Only its top package is looked up: find_spec on a submodule imports its parents."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
@@ -187,18 +185,8 @@ def _source_file(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_name(base.name + ".py")
 
 
-def _read(function: ast.FunctionDef) -> Signature:
-    arguments = function.args
-    positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
-    keywords = {
-        a.arg: Parameter(_annotation(a.annotation), default is None, _literal(default))
-        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    }
-    return Signature(positional, keywords, _knees(function))
-
-
 def _knees(function: ast.FunctionDef) -> tuple[str, ...]:
-    """The sides that a decorator `at_knees_of("teacher", ...)` names."""
+    """Return the sides that a decorator `at_knees_of("teacher", ...)` names."""
     for decorator in function.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).split(".")[-1] == KNEES:
             return tuple(ast.literal_eval(side) for side in decorator.args)
@@ -210,7 +198,7 @@ def _annotation(node: ast.expr | None) -> Any:
         return Any
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return _annotation(ast.parse(node.value, mode="eval").body)
-    # The text is our own source or a plugin's that is imported a moment later anyway; no builtins are given.
+    # The text is the package's own or a plugin's that is imported a moment later anyway; builtins are left out.
     try:
         return eval(ast.unparse(node), {"__builtins__": {}}, dict(_ANNOTATIONS))
     except (NameError, AttributeError, TypeError):

@@ -15,7 +15,7 @@ from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.losses import dbild, effective_k
-from switchkd_cli.recipe.load_many import load_tables
+from switchkd_cli.recipe.load_many import load_many
 from tests.support import tiny
 
 ONCE = Effort(1, 1)
@@ -245,7 +245,7 @@ def test_targets_of_steps_and_of_the_matrix_name_what_is_measured():
 
 @pytest.mark.parametrize("rows", [matrix.ROWS, matrix.FEW])
 def test_the_matrix_is_one_of_the_recipes(rows):
-    (table,) = load_tables([matrix.RECIPE], rows, matrix.shorter(7, 4), 1, None, matrix.WORLD)
+    (table,) = load_many([matrix.RECIPE], rows, matrix.shorter(7, 4), 1, None, matrix.WORLD)
     assert {run.row for run in table.runs} == set(rows)
     for run in table.runs:
         assert [stage.steps for stage in run.config.stages] == [7, 7]

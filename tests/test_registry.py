@@ -77,7 +77,7 @@ def test_everything_registered_has_a_readable_signature(kind, name):
     assert all(parameter.annotation is not None for parameter in read.keywords.values())
     if kind == "loss":
         assert {side for side, _ in read.reads} in ({"teacher", "student"}, {"student"})
-        assert {kind for _, kind in read.reads} <= {*registry.OF_POSITIONS, *registry.OF_PICTURES}
+        assert {kind for _, kind in read.reads} <= {*registry.OF_POSITIONS, *registry.OF_IMAGES}
         assert not any(parameter.required for parameter in read.keywords.values())
 
 

@@ -10,9 +10,9 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import Spread, among_others, leads
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.find import named
+from switchkd_cli.recipe.find import find_or_none
 from switchkd_cli.recipe.load import load_with_controls
-from switchkd_cli.recipe.load_many import Table, load_tables
+from switchkd_cli.recipe.load_many import RecipeRuns, load_many
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
@@ -44,7 +44,7 @@ def ablate(
     if not names:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
     changes = [word for word in words if _is_change(word)]
-    tables = load_tables(names, rows, changes, seeds, seed, world)
+    tables = load_many(names, rows, changes, seeds, seed, world)
     planned = [run for table in tables for run in table.runs]
     if dry_run:
         first = [run for table in tables for run in table.first]
@@ -92,7 +92,7 @@ def _jobs(jobs: int | None, planned: Sequence[Run], spread: Spread | None) -> in
 
 def _is_change(word: str) -> bool:
     """Whether a word is `key=value`, or meant to be; a path may hold a `=` as well, behind its first `/`."""
-    return "=" in word.partition("/")[0] or ("." in word and named(word) is None)
+    return "=" in word.partition("/")[0] or ("." in word and find_or_none(word) is None)
 
 
 def _taught(planned: Sequence[Run]) -> Run | None:
@@ -101,7 +101,7 @@ def _taught(planned: Sequence[Run]) -> Run | None:
     return [*taught.values(), *planned][0] if len(taught) < 2 else None
 
 
-def _print_table(table: Table, root: Path) -> None:
+def _print_table(table: RecipeRuns, root: Path) -> None:
     """The table of a recipe's finished runs. Raises UserError where they don't fit into one."""
     from switchkd_cli.report.show import print_ablation
 

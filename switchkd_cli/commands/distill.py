@@ -10,7 +10,7 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.commands.dry_run import show_plans
 from switchkd_cli.distributed.launch_config import Spread, leads
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe.find import find, named
+from switchkd_cli.recipe.find import find, find_or_none
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.load import load, load_rows, load_with_controls
 from switchkd_cli.recipe.model_paths import locate
@@ -209,7 +209,7 @@ def _named(name: str, world: str | None, root: Path) -> list[run_folder.RunFolde
     """The scores behind one word of `compare`: a run's, an evaluation's, or a recipe's runs in its rows' order."""
     if (folder := _run(name) or _evaluation(name)) is not None:
         return [folder]
-    path = named(name)
+    path = find_or_none(name)
     if path is None or not path.is_file():
         raise UserError(
             f"{name}: neither a run folder, nor the folder that switchkd eval named, nor a recipe",

@@ -9,7 +9,7 @@ from pathlib import Path
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import library_versions
 from switchkd_cli.recipe.model_paths import locate
-from switchkd_cli.recipe.run import Run, named_in
+from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import content
@@ -53,8 +53,8 @@ def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
     hints: dict[str, None] = {}
     for run in planned:
         for field, name in (
-            *named_in("student", run.config.student),
-            *named_in("teacher", run.config.teacher),
+            *model_names("student", run.config.student),
+            *model_names("teacher", run.config.teacher),
         ):
             if Path(name).absolute() in made:
                 continue

@@ -1,1 +1,1 @@
-"""The embedded world: small pictures with questions and answers, made on the spot from shipped drawings."""
+"""The playground: a small world of drawings with questions and answers, made when they are needed."""

@@ -1,4 +1,4 @@
-"""The columns that the stock lmms-eval 0.7.3 tasks read, filled from the world's questions."""
+"""The columns that the stock lmms-eval 0.7.3 tasks read, filled from the playground's questions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,72 +7,71 @@ import pyarrow as pa
 
 from switchkd_cli.playground.text.prompts import LETTERS, Question
 
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""How the datasets library stores a picture."""
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""How the datasets library stores an image."""
 TEXT, NUMBER, TEXTS = pa.string(), pa.int64(), pa.list_(pa.string())
 ANNOTATION = pa.struct([("answer", TEXT), ("answer_confidence", TEXT), ("answer_id", NUMBER)])
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One row to be: a question about a picture, and what names them."""
+class BenchmarkItem:
+    """One item of a benchmark: a question about an image, and the names of both."""
 
     question: Question
-    picture: bytes
-    """PNG."""
+    png: bytes
     scene: str
-    """The picture's name."""
+    """The image's name."""
     number: int
-    """Place in the set, from 0."""
+    """Its position in the set, from 0."""
 
 
-def _image(row: Asked) -> dict:
-    return {"bytes": row.picture, "path": f"{row.scene}.png"}
+def _image(item: BenchmarkItem) -> dict:
+    return {"bytes": item.png, "path": f"{item.scene}.png"}
 
 
-def _letter(row: Asked, index: int) -> str | None:
-    options = row.question.options
-    return options[index] if index < len(options) else None
+def _option(index: int) -> "Fill":
+    """Return the filler of an option's column, which is empty where the question has fewer options."""
+    return lambda item: item.question.options[index] if index < len(item.question.options) else None
 
 
-def _annotations(row: Asked) -> list[dict]:
+def _annotations(item: BenchmarkItem) -> list[dict]:
     return [
         {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-        for number, answer in enumerate(row.question.answers, 1)
+        for number, answer in enumerate(item.question.answers, 1)
     ]
 
 
-Fill = Callable[[Asked], object]
+Fill = Callable[[BenchmarkItem], object]
 Columns = dict[str, tuple[pa.DataType, Fill]]
 
-_IMAGE: Columns = {"image": (PICTURE, _image)}
-_QUESTION: Columns = {"question": (TEXT, lambda row: row.question.text)}
-_ANSWER: Columns = {"answer": (TEXT, lambda row: row.question.answer)}
-_ANSWERS: Columns = {"answers": (TEXTS, lambda row: list(row.question.answers))}
-_NUMBERED: Columns = {"question_id": (NUMBER, lambda row: row.number)}
-_NAMED: Columns = {"question_id": (TEXT, lambda row: str(row.number))}
-_KIND: Columns = {"category": (TEXT, lambda row: row.question.kind)}
+_IMAGE: Columns = {"image": (IMAGE, _image)}
+_QUESTION: Columns = {"question": (TEXT, lambda item: item.question.text)}
+_ANSWER: Columns = {"answer": (TEXT, lambda item: item.question.answer)}
+_ANSWERS: Columns = {"answers": (TEXTS, lambda item: list(item.question.answers))}
+_NUMBERED: Columns = {"question_id": (NUMBER, lambda item: item.number)}
+_NAMED: Columns = {"question_id": (TEXT, lambda item: str(item.number))}
+_KIND: Columns = {"category": (TEXT, lambda item: item.question.kind)}
 
 _MMBENCH: Columns = {
-    "index": (NUMBER, lambda row: row.number),
-    "question": (TEXT, lambda row: row.question.text),
-    "hint": (TEXT, lambda row: row.question.hint or None),
-    "answer": (TEXT, lambda row: row.question.answer),
-    **{letter: (TEXT, lambda row, i=i: _letter(row, i)) for i, letter in enumerate(LETTERS)},
-    "category": (TEXT, lambda row: row.question.kind),
-    "L2-category": (TEXT, lambda row: row.question.kind),
-    "source": (TEXT, lambda row: "playground"),
-    "split": (TEXT, lambda row: "dev"),
+    "index": (NUMBER, lambda item: item.number),
+    "question": (TEXT, lambda item: item.question.text),
+    "hint": (TEXT, lambda item: item.question.hint or None),
+    "answer": (TEXT, lambda item: item.question.answer),
+    **{letter: (TEXT, _option(i)) for i, letter in enumerate(LETTERS)},
+    "category": (TEXT, lambda item: item.question.kind),
+    "L2-category": (TEXT, lambda item: item.question.kind),
+    "source": (TEXT, lambda item: "playground"),
+    "split": (TEXT, lambda item: "dev"),
     **_IMAGE,
 }
 
-# Of a pair, both questions carry the picture's name: MME scores them together.
-_PAIRED: Columns = {"question_id": (TEXT, lambda row: row.scene)}
+# Both questions of a pair have the image's name as their id: MME scores them together.
+_PAIRED: Columns = {"question_id": (TEXT, lambda item: item.scene)}
 
 COLUMNS: dict[str, Columns] = {
     "mme": _PAIRED | _IMAGE | _QUESTION | _ANSWER | _KIND,
     "pope": _NAMED | _QUESTION | _ANSWER | _KIND | _IMAGE,
-    "gqa": {"id": (TEXT, lambda row: str(row.number)), "imageId": (TEXT, lambda row: row.scene)}
+    "gqa": {"id": (TEXT, lambda item: str(item.number)), "imageId": (TEXT, lambda item: item.scene)}
     | _QUESTION
     | _ANSWER,
     "mmbench_en_dev": _MMBENCH,
@@ -80,31 +79,31 @@ COLUMNS: dict[str, Columns] = {
     "scienceqa_img": _IMAGE
     | _QUESTION
     | {
-        "choices": (TEXTS, lambda row: list(row.question.options)),
-        "answer": (NUMBER, lambda row: LETTERS.index(row.question.answer)),
-        "hint": (TEXT, lambda row: row.question.hint),
+        "choices": (TEXTS, lambda item: list(item.question.options)),
+        "answer": (NUMBER, lambda item: LETTERS.index(item.question.answer)),
+        "hint": (TEXT, lambda item: item.question.hint),
     },
     "textvqa_val": _NUMBERED | _QUESTION | _IMAGE | _ANSWERS,
     "vizwiz_vqa_val": _NAMED | _IMAGE | _QUESTION | _ANSWERS | _KIND,
     "mmmu_val": {
-        "id": (TEXT, lambda row: f"validation_Playground_{row.number + 1}"),
-        "question": (TEXT, lambda row: row.question.text),
-        "options": (TEXT, lambda row: repr(list(row.question.options))),
-        "image_1": (PICTURE, _image),
-        "answer": (TEXT, lambda row: row.question.answer),
-        "question_type": (TEXT, lambda row: "multiple-choice"),
+        "id": (TEXT, lambda item: f"validation_Playground_{item.number + 1}"),
+        "question": (TEXT, lambda item: item.question.text),
+        "options": (TEXT, lambda item: repr(list(item.question.options))),
+        "image_1": (IMAGE, _image),
+        "answer": (TEXT, lambda item: item.question.answer),
+        "question_type": (TEXT, lambda item: "multiple-choice"),
     },
     "vqav2_val": _NUMBERED
     | _QUESTION
     | {
-        "multiple_choice_answer": (TEXT, lambda row: row.question.answer),
+        "multiple_choice_answer": (TEXT, lambda item: item.question.answer),
         "answers": (pa.list_(ANNOTATION), _annotations),
     }
     | _IMAGE,
 }
-"""Columns of each task's questions. GQA keeps its pictures in a second table, `GQA_IMAGES`."""
+"""The columns of each task's questions. GQA has its images in a second table, `GQA_IMAGES`."""
 
-KIND: Columns = {"kind": (TEXT, lambda row: row.question.kind)}
-"""Of every table of questions: what is asked. No task reads it."""
+KIND: Columns = {"kind": (TEXT, lambda item: item.question.kind)}
+"""A further column of every table of questions: what is asked for. No task reads it."""
 
-GQA_IMAGES: Columns = {"id": (TEXT, lambda row: row.scene)} | _IMAGE
+GQA_IMAGES: Columns = {"id": (TEXT, lambda item: item.scene)} | _IMAGE

@@ -1,47 +1,47 @@
-"""The embedded world as training data: LLaVA-1.5 JSON with its pictures, or text alone."""
+"""Write the playground as training data: LLaVA-1.5 JSON with its images, or text alone."""
 
 import json
 import random
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.hashes import digest_of
+from switchkd_cli.playground.requested_folder import write_folder
+from switchkd_cli.playground.text.captions import description_turn
 from switchkd_cli.playground.text.lessons import lesson
-from switchkd_cli.playground.text.questions import STYLES, ask, prompt, suits
-from switchkd_cli.playground.text.tellings import telling
+from switchkd_cli.playground.text.prompts import STYLES, prompt
+from switchkd_cli.playground.text.questions import ask, suits
 from switchkd_cli.playground.world import SPLITS, Scene, draw, scenes
 
-VERSION = 1  # of the rows; raise it when the same request writes something else
+VERSION = 1  # of the rows; raise it when the same request gives other rows
 IMAGE = "<image>\n"
-MANIFEST = "manifest.json"
+DESCRIPTIONS = 0.35  # their share among the turns of kind "instructions"
+STYLE_WEIGHTS = {
+    "gqa": 1.5,
+    "vqav2_val": 1.5,
+    "textvqa_val": 2.0,
+}  # styles with more to learn are more frequent
 
 Turn = tuple[str, str]
 
 
 def _question(scene: Scene, rng: random.Random) -> Turn:
-    """A question of any style as its benchmark puts it; styles with more to learn are asked more often."""
-    style = rng.choices(STYLES, weights=[_WEIGHTS.get(style, 1.0) for style in STYLES])[0]
-    if not suits(scene, style):
-        style = "gqa"
-    question = ask(scene, style, rng)
+    """Return a question of any style, worded as its benchmark's prompt, and its answer."""
+    style = rng.choices(STYLES, weights=[STYLE_WEIGHTS.get(style, 1.0) for style in STYLES])[0]
+    question = ask(scene, style if suits(scene, style) else "gqa", rng)
     return prompt(question), question.answer
 
 
 def _instruction(scene: Scene, rng: random.Random) -> Turn:
-    """A question, or now and then a telling: instruction mixes hold descriptions among their questions too."""
-    return telling(scene, rng) if rng.random() < _TOLD else _question(scene, rng)
+    """Return a question or, less often, a description: instruction data has descriptions among its questions."""
+    return (description_turn if rng.random() < DESCRIPTIONS else _question)(scene, rng)
 
 
-_TOLD = 0.35
-_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}
-
-# What one turn of each kind of row is: (scene, rng) -> (the user's text, the answer).
+# How a turn of each kind of row is made: (scene, rng) -> (the user's text, the answer).
 KINDS: dict[str, Callable[[Scene, random.Random], Turn]] = {
     "questions": _question,
-    "captions": telling,
+    "captions": description_turn,
     "instructions": _instruction,
     "text": lesson,
 }
@@ -50,41 +50,12 @@ KINDS: dict[str, Callable[[Scene, random.Random], Turn]] = {
 def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int, seed: int) -> Path:
     """Write `pictures` rows of `turns` turns each and return the path of rows.json.
 
-    Images are relative to the folder; rows of kind "text" have none. A folder that already holds the same
-    request is left as it is, one with another request's rows is replaced; the new one appears complete or not
-    at all.
-    Raises UserError for an unknown kind or split, a number below 1, or a folder of files that are not ours.
+    Images are relative to the folder; rows of kind "text" have none. A folder that already holds the same request is left
+    alone, another request's rows are replaced, and the new folder appears complete or not at all.
+    Raises UserError for an unknown kind or split, a number below 1, or a folder of files that are not the playground's.
     """
-    request = {
-        "version": VERSION,
-        "kind": kind,
-        "split": split,
-        "pictures": pictures,
-        "turns": turns,
-        "seed": seed,
-    }
-    _check(request)
-    folder = Path(folder)
-    if _holds(folder, request):
-        return folder / "rows.json"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _build(building, request)
-        building.chmod(0o755)
-        if not _holds(folder, request):  # another process may have been faster, and may be reading it already
-            if (folder / MANIFEST).exists():
-                shutil.rmtree(folder)
-            building.rename(folder)
-    except OSError:
-        if not _holds(folder, request):
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return folder / "rows.json"
-
-
-def _check(request: dict) -> None:
+    request: dict[str, Any] = {"version": VERSION, "kind": kind, "split": split}
+    request |= {"pictures": pictures, "turns": turns, "seed": seed}
     problems = [
         f"playground: {name}: must be one of {', '.join(known)}, got {request[name]!r}"
         for name, known in (("kind", KINDS), ("split", SPLITS))
@@ -97,33 +68,20 @@ def _check(request: dict) -> None:
     ]
     if problems:
         raise UserError(problems)
+    return write_folder(Path(folder), request, lambda fresh: _build(fresh, request)) / "rows.json"
 
 
-def _holds(folder: Path, request: dict) -> bool:
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        return json.loads(manifest.read_text(encoding="utf-8")) == {**request, "files": drawn(folder)}
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
-    return False
-
-
-def drawn(folder: Path) -> str:
-    """A digest of the files that were written with a manifest: what has changed since is written anew."""
-    files = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    return digest_of(folder, sorted(name for name in files if name != MANIFEST))
-
-
-def _build(folder: Path, request: dict) -> None:
-    with_pictures = request["kind"] != "text"
-    if with_pictures:
+def _build(folder: Path, request: Mapping[str, Any]) -> None:
+    kind = request["kind"]
+    with_images = kind != "text"
+    if with_images:
         (folder / "images").mkdir()
     rows = []
     for scene in scenes(request["split"], request["pictures"], request["seed"]):
-        rng = random.Random(f"{request['kind']}-{scene.id}")
-        row = {"id": f"{request['kind']}-{scene.id}"}
-        turns = _turns(scene, KINDS[request["kind"]], request["turns"], rng)
-        if with_pictures:
+        rng = random.Random(f"{kind}-{scene.id}")
+        row: dict[str, Any] = {"id": f"{kind}-{scene.id}"}
+        turns = _turns(scene, KINDS[kind], request["turns"], rng)
+        if with_images:
             row["image"] = f"images/{scene.id}.png"
             draw(scene).save(folder / row["image"], compress_level=1)
             turns[0] = (IMAGE + turns[0][0], turns[0][1])
@@ -134,11 +92,12 @@ def _build(folder: Path, request: dict) -> None:
         ]
         rows.append(row)
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps({**request, "files": drawn(folder)}), encoding="utf-8")
 
 
-def _turns(scene: Scene, make: Callable, count: int, rng: random.Random) -> list[Turn]:
-    """`count` turns, repeats redrawn a few times: small scenes do not have endless questions."""
+def _turns(
+    scene: Scene, make: Callable[[Scene, random.Random], Turn], count: int, rng: random.Random
+) -> list[Turn]:
+    """Return `count` turns. A repeated one is made again up to four times: a small scene has few questions."""
     turns: list[Turn] = []
     for _ in range(count):
         turn = make(scene, rng)

@@ -1,16 +1,17 @@
-"""Scenes of the embedded world: one to four things, at times a digit sign, in a 2x2 layout on a plain ground.
+"""Scenes of the playground: one to four things, sometimes a sign with a digit, in a 2x2 layout on a plain background.
 
-Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) picks one of
-ten buckets, and each split owns its own, so no two splits ever share a composition, whatever the seeds. Split
-`hard` also uses drawings that no other split shows: of each concept and digit one hand is held out, rotating.
+Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) chooses one of ten
+buckets, and each split owns some of them, so that two splits never share a composition, whatever their seeds. Split `hard`
+also uses drawings that no other split shows: of each concept and digit, one hand is held out, each hand in turn.
 """
 
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
 import yaml
@@ -43,7 +44,7 @@ class Colour:
 
 @dataclass(frozen=True)
 class Place:
-    """One cell of the layout; row 0 is the top, column 0 the left."""
+    """One cell of the layout; row 0 is at the top, column 0 at the left."""
 
     name: str
     zh: str
@@ -51,16 +52,32 @@ class Place:
     column: int
 
 
+class Placed:
+    """Something in a cell of the layout."""
+
+    row: int
+    column: int
+
+    @property
+    def place(self) -> str:
+        """The name of its cell, such as "top left"."""
+        return PLACES[self.row, self.column].name
+
+
 @dataclass(frozen=True)
-class Thing:
+class Thing(Placed):
     concept: str
     hand: str
     row: int
     column: int
 
+    @property
+    def category(self) -> str:
+        return CONCEPTS[self.concept].category
+
 
 @dataclass(frozen=True)
-class Sign:
+class Sign(Placed):
     """A keycap that shows one digit, 0 to 9."""
 
     value: int
@@ -71,7 +88,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `things` are in reading order; `digit` is None in scenes without a sign."""
+    """What an image shows. `things` are in reading order; `digit` is None in scenes without a sign."""
 
     id: str
     split: str
@@ -81,10 +98,30 @@ class Scene:
 
     @property
     def composition(self) -> str:
-        """Everything the picture shows except whose drawings: equal compositions look alike."""
+        """All that the image shows, except by which hand it is drawn: equal compositions look alike."""
         things = ";".join(f"{t.row}{t.column}{t.concept}" for t in self.things)
         sign = f"{self.digit.row}{self.digit.column}{self.digit.value}" if self.digit else ""
         return f"{self.background}|{things}|{sign}"
+
+    @property
+    def items(self) -> list[Thing | Sign]:
+        """The things and, last, the sign."""
+        return [*self.things, *([self.digit] if self.digit else [])]
+
+    @cached_property
+    def concepts(self) -> Counter[str]:
+        """How often each concept is shown."""
+        return Counter(thing.concept for thing in self.things)
+
+    @cached_property
+    def categories(self) -> Counter[str]:
+        """How many things of each category are shown."""
+        return Counter(thing.category for thing in self.things)
+
+    @property
+    def unique_things(self) -> list[Thing]:
+        """The things whose concept occurs once, so that "the dog" is clear."""
+        return [thing for thing in self.things if self.concepts[thing.concept] == 1]
 
 
 _WORDS = yaml.safe_load((files("switchkd_cli.playground") / "names.yaml").read_text(encoding="utf-8"))
@@ -99,13 +136,14 @@ COLOURS: dict[str, Colour] = {
 PLACES: dict[tuple[int, int], Place] = {
     tuple(entry["cell"]): Place(name, entry["zh"], *entry["cell"]) for name, entry in _WORDS["places"].items()
 }
+PLACE_NAMES = tuple(place.name for place in PLACES.values())
 _CONCEPT_NAMES = tuple(CONCEPTS)
 _COLOUR_NAMES = tuple(COLOURS)
 _CELLS = tuple(PLACES)
 
 
 def held_out_hand(name: str) -> str:
-    """The hand whose drawing of this concept, or of this digit ("0" to "9"), only split `hard` shows."""
+    """Return the hand whose drawing of this concept, or of this digit ("0" to "9"), only split `hard` shows."""
     order = int(name) if name.isdigit() else _CONCEPT_NAMES.index(name)
     return HANDS[order % len(HANDS)]
 
@@ -117,7 +155,7 @@ def _hands(name: str, hard: bool) -> tuple[str, ...]:
 
 
 def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
-    """The first `count` scenes of a split's endless sequence; a longer one starts with a shorter one.
+    """Yield the first `count` scenes of a split's endless sequence: more scenes begin with the fewer ones.
 
     Raises ValueError for an unknown split.
     """
@@ -152,21 +190,18 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of SIZE x SIZE pixels. Sizes and positions jitter, by the scene's id."""
+    """Return the scene as an RGB image of SIZE x SIZE pixels. Sizes and positions vary a little with the scene's id."""
     jitter = random.Random(scene.id)
-    picture = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background].rgb)
-    for thing in scene.things:
-        _paste(picture, _drawing(thing.concept, thing.hand, jitter.randint(29, 34)), thing, jitter)
-    if scene.digit:
-        drawing = _drawing(str(scene.digit.value), scene.digit.hand, jitter.randint(27, 32))
-        _paste(picture, drawing, scene.digit, jitter)
-    return picture
-
-
-def _paste(picture: Image.Image, drawing: Image.Image, item: Thing | Sign, jitter: random.Random) -> None:
-    slack = CELL - drawing.width
-    corner = (item.column * CELL + jitter.randint(0, slack), item.row * CELL + jitter.randint(0, slack))
-    picture.paste(drawing, corner, drawing)
+    image = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background].rgb)
+    for item in scene.items:
+        if isinstance(item, Thing):
+            drawing = _drawing(item.concept, item.hand, jitter.randint(29, 34))
+        else:
+            drawing = _drawing(str(item.value), item.hand, jitter.randint(27, 32))
+        slack = CELL - drawing.width
+        corner = (item.column * CELL + jitter.randint(0, slack), item.row * CELL + jitter.randint(0, slack))
+        image.paste(drawing, corner, drawing)
+    return image
 
 
 @cache

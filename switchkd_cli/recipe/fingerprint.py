@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from os.path import exists, isdir, isfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
@@ -16,67 +16,65 @@ from switchkd_cli.recipe.model_paths import locate
 if TYPE_CHECKING:
     from switchkd_cli.recipe.schema import DataSet
 
-CARD = "README.md"  # says what a model is, and is no part of it
+T = TypeVar("T")
+
+CARD = "README.md"  # describes a model, and is no part of it
 
 
 class Fingerprints:
-    """The digests that one command needs, each computed when it is first wanted and then remembered."""
+    """The digests that one command needs, each computed once, when it is first asked for."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple, str | None] = {}
+        self._digests: dict[tuple, Any] = {}
 
     def model(self, name: str) -> str | None:
-        """Of a checkpoint's folder (its card does not count), or the commit of a hub id in the hub's cache.
+        """Return a digest of a checkpoint's folder without its card, or the commit of a hub id in the hub's cache.
 
         None where nothing is on this machine. Raises UserError for a file that can't be read.
         """
-        return self._once(("model", name), lambda: _model(name))
+        return self._once(("model", name), lambda: fingerprint(name))
 
     def file(self, path: str) -> str:
-        """Of one file. Raises UserError where it can't be read."""
+        """Return a digest of one file. Raises UserError where it can't be read."""
         return self._once(("file", path), lambda: content(Path(path)))
 
     def images(self, spec: DataSet) -> str | None:
-        """Of the images that a data set's usable rows name, compared as its `images_by` says.
+        """Return a digest of the images that a data set's usable examples name, compared as `images_by` says.
 
-        None where no folder of images is given, or the rows can't be read: opening the data set will say why.
+        None where there is no folder of images, or where the examples can't be read: opening the data set reports why.
         """
-        named = ("images", spec.source, json.dumps(spec.parameters, sort_keys=True), spec.images_by)
-        return self._once(named, lambda: _images(spec))
+        key = ("images", spec.source, json.dumps(spec.parameters, sort_keys=True), spec.images_by)
+        return self._once(key, lambda: _images(spec))
 
     def forget(self) -> None:
-        """Look at everything anew."""
-        self._known.clear()
+        """Drop all digests: the next call reads everything again."""
+        self._digests.clear()
 
-    def _once(self, named: tuple, compute: Callable[[], str | None]) -> str | None:
-        if named not in self._known:
-            self._known[named] = compute()
-        return self._known[named]
+    def _once(self, key: tuple, compute: Callable[[], T]) -> T:
+        if key not in self._digests:
+            self._digests[key] = compute()
+        return self._digests[key]
 
 
 def fingerprint(name: str) -> str | None:
-    """A digest of what a model's name holds now: see `Fingerprints.model`."""
-    return Fingerprints().model(name)
-
-
-def _model(name: str) -> str | None:
+    """Return a digest of what a model's name stands for now: see `Fingerprints.model`."""
     if isfile(name):
         return content(Path(name))
     try:
-        where = locate(name)
+        path = locate(name)
     except UserError:
         return None
-    if not exists(where):
-        return _commit(where)
-    folder = Path(where)
+    if not exists(path):
+        return _commit(path)
+    folder = Path(path)
     files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
     names = [str(file) for file in files if file.name != CARD and not any(p[0] == "." for p in file.parts)]
     return digest_of(folder, sorted(names), needed=True)
 
 
 def _commit(hub_id: str) -> str | None:
-    """The commit of the snapshot in the hub's cache."""
-    from huggingface_hub import snapshot_download  # half a second to import
+    """Return the commit of the snapshot in the hub's cache."""
+    from huggingface_hub import snapshot_download  # takes half a second to import
 
     try:
         return Path(snapshot_download(hub_id, local_files_only=True)).name

@@ -1,95 +1,118 @@
-"""A recipe file as plain data, with the recipe that it extends underneath.
+"""Read a recipe file as plain data, merged with the recipe that it extends.
 
-`extends: table1_0.5b.yaml` names a recipe in the same folder. Its keys are taken over, except its title, rows and
-controls; a key that this file writes takes the other's place; then `drop` and `set` patch what is there, in the
-language of rows. Every value keeps the place where it was written, so that errors point at the right file.
+`extends: table1_0.5b.yaml` names a recipe in the same folder. Its keys are inherited, except its title, rows and
+controls; a key that this file writes replaces the inherited one; then `drop` and `set` patch the result as rows do. A row's
+`paper` may be the name of an entry in recipes/printed/, which is put in its place. Every value keeps the place where it was
+written, so that errors point at the right file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import overrides, yaml_positions
-from switchkd_cli.recipe.find import HERE, recipes
-from switchkd_cli.recipe.yaml_positions import PlacedDict
+from switchkd_cli.recipe import overrides, problems, yaml_positions
+from switchkd_cli.recipe.find import HERE, recipes, yaml_files
+from switchkd_cli.recipe.yaml_positions import PlacedDict, Step
 
 EXTENDS = "extends"
-OWN = ("title", "rows", "controls")  # said by each recipe for itself
-
-Problem = tuple[str, str, str]  # place, dotted path, message
+NOT_INHERITED = ("title", "rows", "controls")
 
 
-def read(path: Path, above: Sequence[Path] = ()) -> tuple[Any, list[Problem]]:
-    """The file's data, whole, and what is wrong with its `drop` and `set`.
+def read(path: Path) -> tuple[PlacedDict, list[str]]:
+    """Return a recipe's data, and a line for each problem of a `drop`, a `set` or a `paper`.
 
-    `above` are the files that extend this one. Raises UserError for a file that can't be read, is no mapping, or
-    extends what it can't.
+    Raises UserError for a file that can't be read, is no mapping, or extends what it can't.
     """
+    data, found = _merged(path, ())
+    rows = data.get("rows")
+    for name, row in rows.items() if isinstance(rows, dict) else ():
+        if isinstance(row, dict) and isinstance(entry := row.get("paper"), str):
+            printed = _printed()
+            if entry in printed:
+                row["paper"] = printed[entry]
+            else:
+                message = f"unknown printed row, got {entry!r}{did_you_mean(entry, printed)}"
+                found.append(problems.line(data, ("rows", name, "paper"), message))
+                row["paper"] = {}
+    return data, found
+
+
+def patch(layer: Any, data: Any, at: tuple[Step, ...] = ()) -> tuple[Any, list[str]]:
+    """Apply the `drop` and `set` of `layer`, written at the path `at` in it, to `data`, as far as they can be applied.
+
+    Returns the patched data and a line for each part that can't be applied.
+    """
+    source = layer
+    for step in at:
+        source = source[step]
+    dropped, values = source.get("drop"), source.get("set")
+    changes: list[tuple[tuple[Step, ...], Callable[[Any], Any]]] = []
+    for term in dropped if isinstance(dropped, list) else ():
+        changes.append(((*at, "drop"), partial(overrides.drop, names=[term])))
+    for dotted, value in values.items() if isinstance(values, dict) else ():
+        path = (*at, "set", dotted)
+        place = yaml_positions.where(layer, path)
+        changes.append((path, partial(overrides.apply, values={dotted: value}, place=place)))
+    found = []
+    for path, change in changes:
+        try:
+            data = change(data)
+        except overrides.PatchError as error:
+            found.append(problems.line(layer, path, str(error)))
+    return data, found
+
+
+def _merged(path: Path, above: Sequence[Path]) -> tuple[PlacedDict, list[str]]:
+    """Return the data of `path` and the problems of its patches; `above` are the files that extend it."""
     data = yaml_positions.read(_text(path), str(path))
-    if not isinstance(data, dict):
+    if not isinstance(data, PlacedDict):
         raise UserError(f"{path}: a recipe is a mapping, got {'nothing' if data is None else repr(data)}")
     if EXTENDS not in data:
         return data, []
-    base, problems = read(_extended(data, path, above), (*above, path))
-    whole = PlacedDict(data.place)
-    for layer, left_out in ((base, OWN), (data, (EXTENDS, "drop", "set"))):
-        for key, value in layer.items():
+    base, found = _merged(_extended(data, path, above), (*above, path))
+    merged = PlacedDict(data.place)
+    for layer, left_out in ((base, NOT_INHERITED), (data, (EXTENDS, "drop", "set"))):
+        for key in layer:
             if key not in left_out:
-                whole[key] = value
-                whole.places[key] = layer.places[key]
-    patched, found = patched_by(data, whole)
-    return patched, problems + found
-
-
-def patched_by(layer: Any, data: Any, at: tuple[yaml_positions.Step, ...] = ()) -> tuple[Any, list[Problem]]:
-    """`data` with the `drop` and `set` of `layer` applied as far as they can be; `at` is where they stand in it."""
-    problems: list[Problem] = []
-    inside = layer
-    for step in at:
-        inside = inside[step]
-    dropped = inside.get("drop")
-    for term in dropped if isinstance(dropped, list) else ():
-        try:
-            data = overrides.drop(data, [term])
-        except overrides.PatchError as error:
-            problems.append(
-                (yaml_positions.where(layer, (*at, "drop")), ".".join(map(str, (*at, "drop"))), str(error))
-            )
-    changes = inside.get("set")
-    for dotted, value in changes.items() if isinstance(changes, dict) else ():
-        path = (*at, "set", dotted)
-        place = yaml_positions.where(layer, path)
-        try:
-            data = overrides.apply(data, {dotted: value}, place=place)
-        except overrides.PatchError as error:
-            problems.append((place, ".".join(map(str, path)), str(error)))
-    return data, problems
+                merged[key], merged.places[key] = layer[key], layer.places[key]
+    patched, more = patch(data, merged)
+    return patched, found + more
 
 
 def _extended(data: PlacedDict, path: Path, above: Sequence[Path]) -> Path:
-    """The file that `data`, read from `path`, extends."""
-    name, place = data[EXTENDS], yaml_positions.where(data, (EXTENDS,))
+    """Return the file that `data`, read from `path`, extends. Raises UserError where it can't be extended."""
+
+    def refuse(key: str, message: str) -> UserError:
+        return UserError(problems.line(data, (key,), message))
+
+    name = data[EXTENDS]
     if not isinstance(name, str) or "/" in name or name.strip(".") == "":
-        raise UserError(f"{place}: {EXTENDS}: must name a recipe file in the same folder, got {name!r}")
+        raise refuse(EXTENDS, f"must name a recipe file in the same folder, got {name!r}")
     file = path.with_name(name)
     if not isfile(file):
-        beside = sorted(p.name for p in path.parent.glob("*.yaml") if p != path)
-        raise UserError(f"{place}: {EXTENDS}: no such recipe, got {name!r}{did_you_mean(name, beside)}")
+        known = sorted(p.name for p in path.parent.glob("*.yaml") if p != path)
+        raise refuse(EXTENDS, f"no such recipe, got {name!r}{did_you_mean(name, known)}")
     if file in (*above, path):
         circle = " -> ".join(p.name for p in (*above, path, file))
-        raise UserError(f"{place}: {EXTENDS}: goes round in a circle: {circle}")
-    for key in ("drop", "set"):
-        wanted = list if key == "drop" else dict
-        if not isinstance(data.get(key, wanted()), wanted):
-            kind = "list" if key == "drop" else "mapping"
-            raise UserError(
-                f"{yaml_positions.where(data, (key,))}: {key}: must be a {kind}, got {data[key]!r}"
-            )
+        raise refuse(EXTENDS, f"goes round in a circle: {circle}")
+    for key, kind, word in (("drop", list, "list"), ("set", dict, "mapping")):
+        if not isinstance(data.get(key, kind()), kind):
+            raise refuse(key, f"must be a {word}, got {data[key]!r}")
     return file
+
+
+def _printed() -> dict[str, Any]:
+    """Return the entries of all files in recipes/printed/, with their places."""
+    entries: dict[str, Any] = {}
+    for file in yaml_files("printed").values():
+        data = yaml_positions.read(file.read_text(encoding="utf-8"), str(file))
+        entries |= data if isinstance(data, dict) else {}
+    return entries
 
 
 def _text(path: Path) -> str:

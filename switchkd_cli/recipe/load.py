@@ -1,4 +1,4 @@
-"""A recipe file -> runs: read, patch with the row, the world and the overrides, check everything, and freeze."""
+"""Load a recipe file as runs: read it, patch it with a row, a world and overrides, check everything, and freeze it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import inherit, messages, yaml_positions
-from switchkd_cli.recipe import overrides as patch
+from switchkd_cli.recipe import inherit, yaml_positions
+from switchkd_cli.recipe import overrides as patches
 from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.problems import line, schema_problems
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.recipe.stand_ins import World
@@ -28,12 +29,12 @@ def load(
     seed: int | None = None,
     world: str | None = None,
 ) -> Run:
-    """Read one row of a recipe (the first when none is named), laid in a world if one is named.
+    """Return one row of a recipe as a run (the first row if none is named), in a world if one is named.
 
     Every row of the file is checked. Raises UserError with all problems at once.
     """
-    opened = _Opened(path, world)
-    return opened.runs([row or opened.rows[0]], overrides, seed)[0]
+    recipe = _RecipeFile(path, world)
+    return recipe.runs([row or recipe.rows[0]], overrides, seed)[0]
 
 
 def load_with_controls(
@@ -43,12 +44,11 @@ def load_with_controls(
     seed: int | None = None,
     world: str | None = None,
 ) -> tuple[Run, ...]:
-    """The row and, after it, the recipe's control rows. An override must fit one of them at least."""
-    opened = _Opened(path, world)
-    first = row or opened.rows[0]
-    controls = opened.data.get("controls")
-    named = [name for name in controls if name in opened.rows] if isinstance(controls, list) else []
-    return opened.runs([first, *(name for name in named if name != first)], overrides, seed)
+    """Return a row and, after it, the recipe's control rows. An override must fit at least one of them."""
+    recipe = _RecipeFile(path, world)
+    controls = recipe.data.get("controls")
+    known = [name for name in controls if name in recipe.rows] if isinstance(controls, list) else []
+    return recipe.runs(list(dict.fromkeys([row or recipe.rows[0], *known])), overrides, seed)
 
 
 def load_rows(
@@ -59,143 +59,113 @@ def load_rows(
     world: str | None = None,
     fingerprints: Fingerprints | None = None,
 ) -> tuple[Run, ...]:
-    """The named rows, or all of them, in the order of the file. An override must fit one of them at least.
+    """Return the named rows, or all, in the order of the file. An override must fit at least one of them.
 
-    Runs of several calls may share their `fingerprints`, so that what they all name is looked at once.
+    Several calls may share their `fingerprints`, so that a checkpoint or data set that they all name is read once.
     """
-    opened = _Opened(path, world, fingerprints)
-    wanted = list(opened.rows if rows is None else rows)
-    order = {name: i for i, name in enumerate(opened.rows)}
-    return opened.runs(sorted(dict.fromkeys(wanted), key=lambda name: order.get(name, -1)), overrides, seed)
+    recipe = _RecipeFile(path, world, fingerprints)
+    order = {name: i for i, name in enumerate(recipe.rows)}
+    names = dict.fromkeys(order if rows is None else rows)
+    return recipe.runs(sorted(names, key=lambda name: order.get(name, -1)), overrides, seed)
 
 
 def row_names(path: str | Path) -> tuple[str, ...]:
-    """The rows of a recipe, in the order of its file; nothing else of it is checked."""
-    return _Opened(path, None).rows
+    """Return the names of a recipe's rows, in the order of its file; nothing else is checked."""
+    return _RecipeFile(path, None).rows
 
 
-class _Opened:
+class _RecipeFile:
     """A recipe file as plain data, and the way from there to runs."""
 
     def __init__(self, path: str | Path, world: str | None, fingerprints: Fingerprints | None = None) -> None:
         self.fingerprints = fingerprints or Fingerprints()
         self.file = str(path)
-        self.recipe = Path(path).stem
+        self.name = Path(path).stem
         self.world = World.read(world) if world is not None else None
-        self.data, self.faults = data, _ = inherit.read(Path(path))
-        rows = data.get("rows")
+        self.data, self.problems = inherit.read(Path(path))
+        rows = self.data.get("rows")
         self.rows: tuple[str, ...] = tuple(rows) if isinstance(rows, dict) and rows else (BASE,)
 
-    def runs(self, wanted: Sequence[str], overrides: Sequence[str], seed: int | None) -> tuple[Run, ...]:
-        problems = {_told(fault): None for fault in self.faults}  # in order, each once
-        for name in wanted:
-            if name not in self.rows:
-                problems[f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, self.rows)}"] = None
-        parsed = _parse(overrides, problems)
-        misses: dict[str, list[str]] = {key: [] for key in parsed}
-        found: dict[str, Recipe | None] = {}
+    def runs(self, names: Sequence[str], overrides: Sequence[str], seed: int | None) -> tuple[Run, ...]:
+        """Return the named rows as runs. Raises UserError with every problem of the file and of the arguments."""
+        known = [name for name in names if name in self.rows]
+        problems = [*self.problems]
+        problems += [
+            f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, self.rows)}"
+            for name in names
+            if name not in self.rows
+        ]
+        values = _parsed(overrides, problems)
+        misfits: dict[str, list[str]] = {key: [] for key in values}
+        recipes: dict[str, Recipe] = {}
         for name in self.rows:
             data = self._patched(name, problems)
-            if name in wanted:
-                data = _overridden(data, parsed, misses, seed)
-            found[name] = self._validated(data, problems)
-        asked = [name for name in wanted if name in self.rows]
-        for key, missed in misses.items():
-            if asked and len(missed) == len(asked):
-                problems[f"override: {key}: {missed[0]}"] = None
+            if name in names:
+                data = _overridden(data, values, misfits, seed)
+            try:
+                recipes[name] = Recipe.model_validate(data)
+                found = []
+            except ValidationError as error:
+                found = list(schema_problems(error))
+            problems += [line(data, path, message, self.file) for path, message in [*found, *check(data)]]
+        problems += [
+            f"override: {key}: {missed[0]}"
+            for key, missed in misfits.items()
+            if known and len(missed) == len(known)
+        ]
         if problems:
-            raise UserError(sorted(problems, key=_place))
-        return tuple(self._run(name, found[name]) for name in wanted)
+            raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))
+        return tuple(self._run(name, recipes[name]) for name in names)
 
-    def _patched(self, name: str, problems: dict[str, None]) -> Any:
-        """The data with a row's `drop` and `set` applied as far as they can be, in its world."""
+    def _patched(self, name: str, problems: list[str]) -> Any:
+        """Return the data of one row, its `drop` and `set` applied as far as they can be, in the chosen world."""
         data: Any = self.data
         rows = data.get("rows")
-        row = rows.get(name) if isinstance(rows, dict) else None
-        if isinstance(row, dict):
-            data, faults = inherit.patched_by(self.data, data, ("rows", name))
-            problems.update({_told(fault): None for fault in faults})
-        return self._laid(data, problems)
-
-    def _laid(self, data: Any, problems: dict[str, None]) -> Any:
-        """The data in the world that was asked for."""
+        if isinstance(rows, dict) and isinstance(rows.get(name), dict):
+            data, found = inherit.patch(self.data, data, ("rows", name))
+            problems += found
         if self.world is None:
             return data
-        laid_data, laid = self.world.lay(data)
-        for path, message in laid.problems:
-            self._note(problems, path, message, data)
-        return laid_data
+        replaced, missing = self.world.replace(data)
+        problems += [line(data, path, message, self.file) for path, message in missing]
+        return replaced
 
-    def _validated(self, data: Any, problems: dict[str, None]) -> Recipe | None:
-        recipe = None
-        try:
-            recipe = Recipe.model_validate(data)
-        except ValidationError as error:
-            for path, message in messages.problems(error):
-                self._note(problems, path, message, data)
-        for path, message in check(data):
-            self._note(problems, path, message, data)
-        return recipe
-
-    def _note(
-        self, problems: dict[str, None], path: Sequence[yaml_positions.Step], message: str, data: Any = None
-    ) -> None:
-        data = self.data if data is None else data
-        problems[f"{yaml_positions.where(data, path) or self.file}: {_dotted(data, path)}: {message}"] = None
-
-    def _run(self, name: str, recipe: Recipe | None) -> Run:
-        assert recipe is not None  # else there were problems
+    def _run(self, name: str, recipe: Recipe) -> Run:
         row = recipe.rows.get(name)
         config = recipe.model_copy(update={"rows": {}, "controls": ()})
         title = (row.title or name) if row else recipe.title
-        recipe_name = f"{self.recipe}@{config.world}" if config.world else self.recipe
+        recipe_name = f"{self.name}@{config.world}" if config.world else self.name
         return Run(recipe_name, name, title, config, row.paper if row else {}, self.fingerprints)
 
 
-def _told(fault: inherit.Problem) -> str:
-    place, path, message = fault
-    return f"{place}: {path}: {message}"
-
-
-def _parse(overrides: Sequence[str], problems: dict[str, None]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
+def _parsed(overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    """Return the values of `key=value` overrides by key, and add what is wrong with the others to `problems`."""
+    values: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            problems[f"override: {text}: must be key=value, such as stages.distill.lr=1e-4"] = None
+            problems.append(f"override: {text}: must be key=value, such as stages.distill.lr=1e-4")
         elif key.split(".")[0] in ("rows", "controls"):
-            problems[f"override: {key}: rows are chosen with --row, or changed in the file"] = None
+            problems.append(f"override: {key}: rows are chosen with --row, or changed in the file")
         else:
             try:
-                parsed[key] = yaml_positions.value(value)
+                values[key] = yaml_positions.value(value)
             except UserError:
-                problems[f"override: {key}: not readable as YAML, got {value!r}"] = None
-    return parsed
+                problems.append(f"override: {key}: not readable as YAML, got {value!r}")
+    return values
 
 
-def _overridden(data: Any, parsed: dict[str, Any], misses: dict[str, list[str]], seed: int | None) -> Any:
-    """Apply what fits; a term that this row drops may be meant for another row."""
-    for key, value in parsed.items():
+def _overridden(data: Any, values: dict[str, Any], misfits: dict[str, list[str]], seed: int | None) -> Any:
+    """Return the data with the overrides that fit it; a term that this row drops may be meant for another row."""
+    for key, value in values.items():
         try:
-            data = patch.apply(data, {key: value})
-        except patch.PatchError as error:
-            misses[key].append(str(error))
-    return data if seed is None else patch.apply(data, {"seed": seed}, place="--seed")
+            data = patches.apply(data, {key: value})
+        except patches.PatchError as error:
+            misfits[key].append(str(error))
+    return data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")
 
 
-def _dotted(data: Any, path: Sequence[yaml_positions.Step]) -> str:
-    """The path as the patch language writes it: list items by name where they have one."""
-    words = []
-    for step in path:
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            data = None
-        words.append((patch.item_name(data) if isinstance(step, int) else None) or str(step))
-    return ".".join(words) or "recipe"
-
-
-def _place(problem: str) -> tuple[str, int]:
-    """The file and line a problem is in; what has none comes first."""
+def _file_and_line(problem: str) -> tuple[str, int]:
+    """Return the file and line that a problem names; problems without a line come first."""
     match = re.match(r"(.*?):(\d+): ", problem)
     return (match[1], int(match[2])) if match else ("", 0)

@@ -1,8 +1,8 @@
-"""Several recipes at once: the rows that are asked of them, over seeds."""
+"""Load several recipes at once: the rows that are wanted of each, over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,12 +13,13 @@ from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.load import load_rows, row_names
 from switchkd_cli.recipe.run import Run
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A recipe and the runs asked of it, row after row, each with its seeds."""
+class RecipeRuns:
+    """A recipe and the runs that are wanted of it, row after row, each with its seeds."""
 
     file: Path
     runs: tuple[Run, ...]
@@ -29,77 +30,82 @@ class Table:
         return [run for run in self.runs if run.seed == self.runs[0].seed]
 
 
-def load_tables(
+def load_many(
     names: Sequence[str],
     rows: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
     seeds: int = 1,
     seed: int | None = None,
     world: str | None = None,
-) -> list[Table]:
-    """Read recipes, by name or file; of each the rows that it has of those named, or all.
+) -> list[RecipeRuns]:
+    """Load recipes by name or file: of each recipe those of the named rows that it has, or all its rows.
 
-    Raises UserError with the problems of all recipes: also for a row that none has, for a recipe that has none of
-    the rows, and for two recipes of one name.
+    Raises UserError with the problems of all recipes, also for a row that no recipe has, for a recipe that has none of the
+    rows, and for two recipes of one name.
     """
-    files = _each(names, find)
-    _require_different(files)
-    asked = dict(zip(files, _asked(files, rows), strict=True))
+    files = _for_each(names, find)
+    _require_different_names(files)
+    wanted = _rows_of_each(files, rows)
     fingerprints = Fingerprints()
 
-    def table(file: Path) -> Table:
-        first = load_rows(file, asked[file], overrides, seed, world, fingerprints)
-        others = range(first[0].seed + 1, first[0].seed + seeds)
-        more = [load_rows(file, asked[file], overrides, other, world, fingerprints) for other in others]
-        return Table(file, tuple(run for same_row in zip(first, *more, strict=True) for run in same_row))
+    def runs(file: Path) -> RecipeRuns:
+        def of_seed(number: int | None) -> tuple[Run, ...]:
+            return load_rows(file, wanted[file], overrides, number, world, fingerprints)
 
-    return _each(files, table)
+        first = of_seed(seed)
+        others = [of_seed(first[0].seed + i) for i in range(1, seeds)]
+        return RecipeRuns(file, tuple(run for row in zip(first, *others, strict=True) for run in row))
+
+    return _for_each(files, runs)
 
 
-def _asked(files: Sequence[Path], rows: Sequence[str] | None) -> list[Sequence[str] | None]:
-    """The named rows that each recipe has; a single recipe tells itself what is wrong with them."""
+def _rows_of_each(files: Sequence[Path], rows: Sequence[str] | None) -> dict[Path, Sequence[str] | None]:
+    """Return the rows to load of each recipe. With a single recipe, loading it reports unknown rows."""
     if rows is None or len(files) == 1:
-        return [rows] * len(files)
-    has = _each(files, row_names)
-    known = list(dict.fromkeys(name for names in has for name in names))
+        return dict.fromkeys(files, rows)
+    known = dict(zip(files, _for_each(files, row_names), strict=True))
+    every = list(dict.fromkeys(name for names in known.values() for name in names))
     problems = [
-        f"--rows: no such row in any of the recipes, got {row!r}{did_you_mean(row, known)}"
+        f"--rows: no such row in any of the recipes, got {row!r}{did_you_mean(row, every)}"
         for row in rows
-        if row not in known
+        if row not in every
     ]
-    asked = [[row for row in rows if row in names] for names in has]
-    if not problems:
-        problems = [
-            f"{file}: has none of the rows {', '.join(rows)} (known: {', '.join(names)})"
-            for file, names, own in zip(files, has, asked, strict=True)
-            if not own
-        ]
+    wanted: dict[Path, Sequence[str] | None] = {
+        file: [row for row in rows if row in names] for file, names in known.items()
+    }
+    problems = problems or [
+        f"{file}: has none of the rows {', '.join(rows)} (known: {', '.join(known[file])})"
+        for file in files
+        if not wanted[file]
+    ]
     if problems:
         raise UserError(problems, hint="leave out the recipe, or --rows for all rows")
-    return list(asked)
+    return wanted
 
 
-def _require_different(files: Sequence[Path]) -> None:
-    """Runs are kept under their recipe's name."""
-    stems: dict[str, Path] = {}
+def _require_different_names(files: Sequence[Path]) -> None:
+    """Raise UserError where two recipes have one name: their runs would go to one folder."""
+    first: dict[str, Path] = {}
     problems = [
-        f"{file}: named twice" if stems[file.stem] == file else f"{file}: has the name of {stems[file.stem]}"
+        f"{file}: named twice" if first[file.stem] == file else f"{file}: has the name of {first[file.stem]}"
         for file in files
-        if stems.setdefault(file.stem, file) is not file
+        if first.setdefault(file.stem, file) is not file
     ]
     if problems:
         raise UserError(problems, hint="name each recipe once; runs of one name would go to one folder")
 
 
-def _each(items: Iterable[str | Path], read: Callable[..., T]) -> list[T]:
-    """What is read of each; raises one UserError with the problems of all."""
-    found, problems, hints = [], dict[str, None](), dict[str, None]()
+def _for_each(items: Sequence[Item], read: Callable[[Item], Result]) -> list[Result]:
+    """Return what `read` returns for each item; raises one UserError with the problems of all."""
+    results: list[Result] = []
+    problems: dict[str, None] = {}
+    hints: dict[str, None] = {}
     for item in items:
         try:
-            found.append(read(item))
+            results.append(read(item))
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
             hints[error.hint] = None
     if problems:
         raise UserError(list(problems), hint="; ".join(filter(None, hints)))
-    return found
+    return results

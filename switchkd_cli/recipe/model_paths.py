@@ -1,7 +1,7 @@
-"""Model names in recipes -> where the weights are."""
+"""Find the folder or hub id that a model's name in a recipe stands for."""
 
 import re
-from os.path import exists, isdir  # unlike Path's, they raise for no name, however long
+from os.path import exists, isdir  # unlike Path's methods, they don't raise for very long names
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
@@ -13,10 +13,10 @@ HINT = "name a checkpoint folder, a hub id, or a run's model/ folder"
 
 
 def locate(name: str) -> str:
-    """The folder or hub id behind a recipe's model name; `playground:NAME` is shipped in this package.
+    """Return the folder or hub id of a recipe's model name; `playground:NAME` is shipped in this package.
 
-    A name that can't be a hub id, or whose first folder is here, can only be a folder. Raises UserError for a
-    shipped name that does not exist, and for a local folder without a config.
+    A name that can't be a hub id, or whose first folder exists here, can only be a folder. Raises UserError for a
+    shipped name that does not exist, and for a folder without a config.
     """
     if name.startswith(SHIPPED):
         folder = ASSETS / name.removeprefix(SHIPPED)
@@ -28,7 +28,7 @@ def locate(name: str) -> str:
         return name
     try:
         folder = Path(name).expanduser()
-    except RuntimeError:  # ~ of a user that there is not
+    except RuntimeError:  # ~ of an unknown user
         raise UserError(f"{name}: no such folder", hint=HINT) from None
     if not isdir(folder):
         raise UserError(f"{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)

@@ -1,60 +1,46 @@
-"""The one patch language of rows (`drop`, `set`) and of `key=value` overrides.
+"""Apply patches to a recipe's plain data: the `drop` and `set` of rows, and `key=value` overrides.
 
-A dotted path walks mappings by key and lists by their items' `name` (a term's name is its loss unless it says
-otherwise) or by number: `stages.distill.objective.vsd.weight`. Input is never changed.
+A dotted path enters mappings by key, and lists by their items' `name` (a term without a name has its loss's) or by
+number: `stages.distill.objective.vsd.weight`. The input is never changed.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from switchkd_cli.errors import did_you_mean
+from switchkd_cli.recipe.yaml_positions import PlacedDict
 
-UNWRITTEN = ("checkpoints", "deepspeed")
-"""Groups of settings that all have defaults: a recipe need not write them for a path to lead into them."""
+OPTIONAL_GROUPS = ("checkpoints", "deepspeed")
+"""Groups of settings that all have defaults: a path may lead into them although the recipe does not have them."""
 
 
 class PatchError(Exception):
-    """A path or a term name that leads nowhere. The message says what, what it got, and what was near."""
+    """A path or a term's name that does not exist. The message says what it got and what was near."""
 
 
 def item_name(item: Any) -> str | None:
-    """The name a list item goes by."""
-    if not isinstance(item, Mapping):
-        return None
-    name = item.get("name", item.get("loss"))
+    """Return the name of a list item: its `name`, or else its `loss`."""
+    name = item.get("name", item.get("loss")) if isinstance(item, Mapping) else None
     return name if isinstance(name, str) else None
 
 
 def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> Any:
-    """Set each dotted path to its value. The last key may be new; what is before it must exist, or be `UNWRITTEN`."""
+    """Set each dotted path to its value. Only the last key may be new, and the `OPTIONAL_GROUPS`."""
     data = copy.deepcopy(data)
     for dotted, value in values.items():
         *parents, last = dotted.split(".")
+        group = parents[0] if parents else None
+        if group in OPTIONAL_GROUPS and isinstance(data, dict) and not data.get(group):
+            _put(data, group, PlacedDict(place), place)
         target = data
-        if parents and parents[0] in UNWRITTEN and isinstance(data, dict) and not data.get(parents[0]):
-            _put(data, parents[0], _empty(data, place), place)
         for done, step in enumerate(parents):
             target = target[_step(target, step, parents[:done])]
-        if isinstance(target, dict):
-            key: str | int = last
-        else:
-            key = _step(target, last, parents)
+        key = last if isinstance(target, dict) else _step(target, last, parents)
         _put(target, key, copy.deepcopy(value), place)
     return data
-
-
-def _put(target: Any, key: str | int, value: Any, place: str) -> None:
-    target[key] = value
-    if hasattr(target, "places"):
-        target.places[key] = place
-
-
-def _empty(data: dict, place: str) -> dict:
-    """A mapping of the kind that `data` is."""
-    return type(data)(place) if hasattr(data, "places") else {}
 
 
 def drop(data: Any, names: Iterable[str]) -> Any:
@@ -75,7 +61,13 @@ def drop(data: Any, names: Iterable[str]) -> Any:
     return data
 
 
-def _objectives(data: Any) -> Iterable[list[Any]]:
+def _put(target: Any, key: str | int | None, value: Any, place: str) -> None:
+    target[key] = value
+    if hasattr(target, "places"):
+        target.places[key] = place
+
+
+def _objectives(data: Any) -> Iterator[list[Any]]:
     stages = data.get("stages") if isinstance(data, Mapping) else None
     for stage in stages if isinstance(stages, list) else ():
         if isinstance(stage, Mapping) and isinstance(stage.get("objective"), list):
@@ -83,11 +75,11 @@ def _objectives(data: Any) -> Iterable[list[Any]]:
 
 
 def _step(target: Any, step: str, done: list[str]) -> str | int:
-    """The key or index that `step` means in `target`."""
+    """Return the key or index that `step` means in `target`."""
     if isinstance(target, dict):
         if step in target:
             return step
-        known: list[str] = list(target)
+        known = [str(key) for key in target]
     elif isinstance(target, list):
         names = [item_name(item) for item in target]
         if step in names:

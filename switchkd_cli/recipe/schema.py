@@ -1,4 +1,7 @@
-"""What a recipe may say. Every model is frozen and refuses unknown keys; check.py compares the fields."""
+"""The fields of a recipe and their types, as frozen pydantic models that refuse unknown keys.
+
+What one field means for another is checked in validate.py. docs/recipes.md explains the fields to users.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,21 @@ LogitsPath = Literal["student", "teacher", "switch"]
 Recomputed = Literal["vision", "student", "switch"]
 RECOMPUTED = get_args(Recomputed)
 
-LOWER = ("loss", "student_ce", "kl/student", "switch_gap")  # figures that a best checkpoint may be chosen by,
-HIGHER = ("agreement/student", "agreement/switch")  # beside each term's own loss/<term>
+# Figures that the best checkpoint may be chosen by, in addition to each term's loss/<term>: the lowest or highest is best.
+LOWER = ("loss", "student_ce", "kl/student", "switch_gap")
+HIGHER = ("agreement/student", "agreement/switch")
 
-TAG = "is "  # opens the tags of unions, so that they can be told from fields in pydantic's error locations
+TAG = "is "  # begins the tags of unions, to tell them from fields in the locations of pydantic's errors
 
 
-class Closed(BaseModel):
+class Strict(BaseModel):
+    """A frozen model without unknown keys, NaN or infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Fresh(Closed):
-    """A part with random weights: `fresh` holds the keys of its transformers configuration."""
+class Fresh(Strict):
+    """A part with random weights; `fresh` holds the keys of its transformers configuration."""
 
     fresh: dict[str, Any]
 
@@ -45,13 +51,13 @@ PartSource = Annotated[
 ]
 
 
-class Parts(Closed):
-    """A model put together from a vision tower and a language model, with a fresh projector between them.
+class Parts(Strict):
+    """A model made of a vision tower and a language model, with a fresh projector between them.
 
     A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `image_processor` names the tower or whole model
-    whose images are prepared alike (none: the student's own tower). `feature_layer` and `feature_select`
-    are transformers' `vision_feature_layer` and `vision_feature_select_strategy`. `allow_pickle` lets parts that
-    have no safetensors be read from pytorch_model.bin (tensors only).
+    whose image preparation is used (none: the student's own tower). `feature_layer` and `feature_select` are
+    transformers' `vision_feature_layer` and `vision_feature_select_strategy`. With `allow_pickle`, parts without
+    safetensors are read from pytorch_model.bin (tensors only).
     """
 
     family: str
@@ -65,7 +71,7 @@ class Parts(Closed):
     allow_pickle: bool = False
 
 
-class Checkpoint(Closed):
+class Checkpoint(Strict):
     """A whole model: a folder, a hub id, or `playground:NAME`; a Hugging Face LLaVA or a TinyLLaVA checkpoint."""
 
     family: str
@@ -84,13 +90,13 @@ Model = Annotated[
 ]
 
 
-class DataSet(Closed):
-    """A registered source and the keyword arguments it is called with.
+class DataSet(Strict):
+    """A registered source, its arguments, and how its examples are written as tokens.
 
-    `template` writes its conversations down (none: the model's own chat template), `max_length` cuts their tokens,
-    image tokens included. Past `max_faults`, a share of its rows, unusable rows stop the run. `images_by` says how it is
-    known whether the images are those that a finished run was trained on: by their bytes; by their sizes and times of
-    change, which reads none of them; or by their names alone, which does not even look whether they are there.
+    `template` turns a conversation into text (none: the model's own chat template). `max_length` is the most tokens of an
+    example, image tokens included. The run stops when more than the share `max_faults` of the examples are unusable.
+    `images_by` says how images are compared with those of a finished run: by their bytes; by their sizes and times of
+    change, without reading them; or by their names alone, without looking whether they exist.
     """
 
     source: str
@@ -101,15 +107,19 @@ class DataSet(Closed):
     images_by: Literal["content", "size_and_time", "names"] = "content"
 
 
-def _layers_told(value: Any) -> Any:
-    """`true` is all of them, `false` none."""
-    if not isinstance(value, bool | list | tuple):
-        listed = f"must be true, false or a list of {', '.join(RECOMPUTED)}"
-        raise PydanticCustomError("layers_type", listed)
-    return (RECOMPUTED if value else ()) if isinstance(value, bool) else value
+def _recomputed(value: Any) -> Any:
+    """Return the parts that `activation_checkpointing` means: `true` is all of them, `false` none."""
+    if isinstance(value, bool):
+        return RECOMPUTED if value else ()
+    if not isinstance(value, list | tuple):
+        expected = ", ".join(RECOMPUTED)
+        raise PydanticCustomError(
+            "layers_type", "must be true, false or a list of {expected}", {"expected": expected}
+        )
+    return value
 
 
-class Term(Closed):
+class Term(Strict):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
     name: Name
@@ -127,21 +137,22 @@ class Term(Closed):
 
     @property
     def paths(self) -> frozenset[str]:
-        """The logits paths that this term reads."""
+        """The paths whose outputs this term reads."""
         return frozenset({self.of, self.to} - {"labels"})
 
 
-class Stage(Closed):
-    """One phase of training. `batch` counts rows (pictures) per optimiser step over all processes.
+class Stage(Strict):
+    """One phase of training. `batch` is the number of examples per optimiser step, over all processes.
 
-    `group_by: modality_length` makes steps of pictured rows only or of text only, and micro-batches of rows of like
-    length. `workers` prepare data beside the training (none given: as many as the data and the machine want); no
-    result depends on them. `activation_checkpointing` (true, false, or some of vision, student, switch) computes the
-    layers of V_S, of L_S and of L_T in the switch pass again in the backward pass and keeps only their inputs: less
-    memory, a forward pass of them more, the same gradient. `teacher_states` says how the teacher's last states are had:
-    in the student's batches, row by row without padding, or so and kept on disk for whoever asks again. The last two
-    give the same numbers to the bit; the first differs from them by rounding. A step whose loss or gradient is no number
-    ends the run, or with `not_finite: skip` leaves the weights as they are (ten such steps in a row end it all the same).
+    `group_by: modality_length` makes steps of examples with images only or of text only, and micro-batches of examples of
+    similar length. `workers` prepare data in parallel with the training (none: as many as suit data and machine); no
+    result depends on their number. `activation_checkpointing` (true, false, or some of vision, student, switch) keeps only
+    the inputs of the layers of V_S, of L_S, and of L_T in the switch path, and computes the layers again in the backward
+    pass: less memory, one more forward pass, the same gradient.
+    `teacher_states` says how the teacher's hidden states are computed: in the student's batches; example by example,
+    without padding; or example by example and then kept on disk for later epochs and runs. The last two give identical
+    numbers; the first differs by rounding. A step with a non-finite loss or gradient ends the run; with `not_finite: skip`
+    it leaves the weights unchanged (ten such steps in a row end the run too).
     """
 
     name: Name
@@ -153,7 +164,7 @@ class Stage(Closed):
     micro_batch: Count | None = None
     group_by: Literal["modality_length"] | None = None
     workers: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
-    activation_checkpointing: Annotated[tuple[Recomputed, ...], BeforeValidator(_layers_told)] = ()
+    activation_checkpointing: Annotated[tuple[Recomputed, ...], BeforeValidator(_recomputed)] = ()
     steps: Count | None = None
     epochs: Annotated[float, Field(strict=True, gt=0, le=10**6)] | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
@@ -161,7 +172,7 @@ class Stage(Closed):
     weight_decay: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     not_finite: Annotated[Literal["stop", "skip"], Field(exclude_if=lambda value: value == "stop")] = (
-        "stop"  # left out of keys where it is the default: what was trained before it existed is found again
+        "stop"  # a default is left out of keys, so that runs from before this field existed are found again
     )
     teacher_states: Annotated[
         Literal["batched", "by_row", "cached"], Field(exclude_if=lambda value: value == "batched")
@@ -170,7 +181,7 @@ class Stage(Closed):
 
     @property
     def paths(self) -> frozenset[str]:
-        """The logits paths that a step of this stage computes."""
+        """The paths that a step of this stage computes."""
         return frozenset().union(*(term.paths for term in self.objective))
 
     @property
@@ -178,22 +189,22 @@ class Stage(Closed):
         return bool(self.paths & {"teacher", "switch"})
 
 
-class DeepSpeed(Closed):
-    """How DeepSpeed shares the training out among the processes.
+class DeepSpeed(Strict):
+    """How DeepSpeed shards the training over the processes.
 
-    `zero` is ZeRO's stage: 1 shares out what the optimiser keeps, 2 gradients too, 3 the student's weights too; 0 is
-    torch alone. `offload` keeps the optimiser's share, or the parameters' too, in the machine's memory.
+    `zero` is ZeRO's stage: 1 shards the optimiser's states, 2 the gradients too, 3 the student's weights too; 0 is torch
+    alone. `offload` keeps the optimiser's states, or the parameters too, in the machine's memory.
     """
 
     zero: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"
 
 
-class Evaluation(Closed):
-    """Which benchmarks a finished model is scored on.
+class Evaluation(Strict):
+    """The benchmarks that a finished model is scored on.
 
-    `items` is per benchmark; none means all there are. `seed` draws the playground's questions; it is the same
-    for every seed of a run, so that runs can be paired item by item.
+    `items` is the number of questions of each benchmark (none: all). `seed` draws the playground's questions; it is the
+    same for every seed of a run, so that runs can be paired item by item.
     """
 
     world: Literal["playground", "hub"] = "playground"
@@ -204,12 +215,12 @@ class Evaluation(Closed):
     batch: Count = 64
 
 
-class Saving(Closed):
-    """How often a training writes a checkpoint, and which it keeps: the newest `keep`, and the best.
+class Saving(Strict):
+    """How often a checkpoint is written during training, and which are kept: the newest `keep`, and the best.
 
-    Every so many steps, or minutes, or whichever comes first; none of both: only when it is asked to stop. `best` names
-    a figure of metrics.jsonl, averaged over the steps between two checkpoints: they are training figures, not a
-    validation. No result depends on any of this.
+    With both `every_steps` and `every_minutes`, whichever comes first counts; with neither, a checkpoint is written only
+    when the run is stopped. `best` names a figure in metrics.jsonl, averaged over the steps between two checkpoints: it is
+    a training figure, no validation. No result depends on these settings.
     """
 
     every_steps: Count | None = None
@@ -218,8 +229,11 @@ class Saving(Closed):
     best: Text | None = None
 
 
-class Row(Closed):
-    """A row of a table: a patch on the recipe, and the numbers the paper prints for it."""
+class Row(Strict):
+    """A row of a table: a patch on the recipe, and the numbers that the paper prints for it.
+
+    `paper` may also be the name of an entry in recipes/printed/; loading puts the numbers in its place.
+    """
 
     title: str = ""
     paper: dict[str, Annotated[float, Field(strict=True)]] = {}
@@ -227,11 +241,11 @@ class Row(Closed):
     set: dict[str, Any] = {}
 
 
-class Recipe(Closed):
+class Recipe(Strict):
     """A recipe, or one row of it, resolved.
 
-    `world` and what stands in there for what (`stand_ins`) are written by `--world`; no result depends on them, nor on
-    `check`, which compares the chunked objective of each stage's first step with all logits at once.
+    `world` and its `stand_ins` are written by `--world`; no result depends on them, nor on `check`, which compares the
+    chunked objective with the dense one in each stage's first step.
     """
 
     title: str
@@ -252,13 +266,13 @@ class Recipe(Closed):
 
     @property
     def arithmetic(self) -> str:
-        """What weights are computed with: the numbers depend on it, not on how they are shared out.
+        """The arithmetic of the training, which its numbers depend on; they don't depend on how it is sharded.
 
-        bf16 is torch's mixed precision over float32 weights; DeepSpeed's weights are bf16, with float32 ones behind.
+        `bf16` is torch's mixed precision over float32 weights; DeepSpeed has bf16 weights, and float32 copies of them.
         """
         return "bf16 weights" if self.precision == "bf16" and self.deepspeed.zero else self.precision
 
     @property
     def needs_template(self) -> bool:
-        """Whether a data set that is trained on brings no template: the student's own chat template writes it down."""
+        """Whether a stage's data set names no template, so that the student's own chat template is used."""
         return any(self.data[stage.data].template is None for stage in self.stages)

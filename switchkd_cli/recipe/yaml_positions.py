@@ -1,15 +1,15 @@
-"""Recipe text <-> plain data that remembers where each value was written.
+"""Read and write recipe text; every value that is read remembers the file and line where it was written.
 
-The dialect is YAML 1.2's core: only `true` and `false` are booleans (`on` stays a word) and `1e-3` is a
-number. Aliases and tags are refused: a recipe says what it means, and rows are the way to patch. So are values of more
-than one line, with control characters, or nested deeper than any recipe is: what is read here is printed later.
+The dialect is the core of YAML 1.2: only `true` and `false` are booleans (`on` stays a word), and `1e-3` is a number.
+Aliases and tags are refused: a recipe writes its values out, and rows are the way to change them. Also refused are values
+of more than one line, control characters and very deep nesting, because what is read here is printed later.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -20,44 +20,29 @@ Step = str | int
 LONGEST = 1 << 18  # characters of a recipe
 DEEPEST = 30  # mappings and lists inside one another
 
-_CORE = {
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
-    "float": (
-        (
-            r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-        ),
-        "-+.0123456789",
-    ),
+_EXPONENT = "[eE][-+]?[0-9]+"
+_FLOAT = rf"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:{_EXPONENT})?|[-+]?[0-9]+{_EXPONENT}"
+# Of each scalar type of the dialect: its pattern, and the characters that it may start with ("" for an empty value).
+_CORE: dict[str, tuple[str, list[str]]] = {
+    "null": (r"~|null|Null|NULL|", [*"~nN", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "int": (r"[-+]?(?:0|[1-9][0-9]*)", [*"-+0123456789"]),
+    "float": (_FLOAT + r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", [*"-+.0123456789"]),
 }
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    for name, (pattern, starts) in _CORE.items():
-        for start in starts:
-            entry = (f"tag:yaml.org,2002:{name}", re.compile(rf"(?:{pattern})\Z"))
-            table.setdefault(start.replace("\0", ""), []).append(entry)
-    return table
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = _resolvers()
+    yaml_implicit_resolvers: ClassVar[dict] = {}
     depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not read: write the value out, or use rows",
-                problem_mark=event.start_mark,
-            )
+            problem = "aliases are not read: write the value out, or use rows"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         if self.depth > DEEPEST:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested deeper than {DEEPEST} levels", problem_mark=self.peek_event().start_mark
-            )
+            problem = f"nested deeper than {DEEPEST} levels"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -65,10 +50,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _resolvers()
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+for _name, (_pattern, _starts) in _CORE.items():
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _starts)
 
 
 class PlacedDict(dict):
@@ -90,7 +80,7 @@ class PlacedList(list):
 
 
 def read(text: str, file: str) -> Any:
-    """Parse a recipe. Raises UserError naming every duplicate key, tag, control character or syntax error it meets."""
+    """Parse a recipe's text. Raises UserError with every duplicate key, tag, control character or syntax error."""
     if len(text) > LONGEST:
         raise UserError(f"{file}: not a recipe: {len(text):,} characters, {LONGEST:,} are the most")
     try:
@@ -110,16 +100,16 @@ def read(text: str, file: str) -> Any:
 
 def value(text: str) -> Any:
     """Parse the right-hand side of a `key=value` override, by the same rules. Raises UserError."""
-    return _unplaced(read(text, "override"))
+    return _without_places(read(text, "override"))
 
 
 def write(data: Any) -> str:
-    """The text that `read` turns back into `data`."""
+    """Return the text that `read` turns back into `data`."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def where(data: Any, path: Iterable[Step]) -> str:
-    """Where the value at `path` was written, or its nearest ancestor that was."""
+    """Return where the value at `path` was written; for a missing value, where its nearest ancestor was."""
     place = getattr(data, "place", "")
     for step in path:
         try:
@@ -134,54 +124,53 @@ def where(data: Any, path: Iterable[Step]) -> str:
 
 
 def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
-    place = f"{file}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-        return _plain_mapping(node, place, file, problems)
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+    place = _place(node, file)
+    if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+        return _plain_mapping(node, file, problems)
+    if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         items = PlacedList(place)
-        for item in node.value:
-            items.append(_plain(item, file, problems))
-            items.places.append(f"{file}:{item.start_mark.line + 1}")
+        items.extend(_plain(item, file, problems) for item in node.value)
+        items.places = [_place(item, file) for item in node.value]
         return items
-    if isinstance(node, yaml.ScalarNode) and _is_core(node):
-        if UNPRINTABLE.search(node.value):
-            problems.append(f"{place}: a value is one line without control characters, got {node.value!r}")
-            return None
+    if not _is_core_scalar(node):
+        problems.append(f"{place}: tags are not read, got {node.tag!r}")
+    elif UNPRINTABLE.search(node.value):
+        problems.append(f"{place}: a value is one line without control characters, got {node.value!r}")
+    else:
         try:
             return _Loader("").construct_object(node)
-        except (ValueError, LookupError):  # too many digits; a tag that says !!bool of what is none
-            problems.append(f"{place}: not a {node.tag.rpartition(':')[2]}, got {node.value!r}")
-            return None
-    problems.append(f"{place}: tags are not read, got {node.tag!r}")
+        except (ValueError, LookupError):  # too many digits; `!!bool` before something else
+            problems.append(f"{place}: not a {node.tag.removeprefix(_TAG)}, got {node.value!r}")
     return None
 
 
-def _plain_mapping(node: yaml.MappingNode, place: str, file: str, problems: list[str]) -> PlacedDict:
-    mapping = PlacedDict(place)
+def _plain_mapping(node: yaml.MappingNode, file: str, problems: list[str]) -> PlacedDict:
+    mapping = PlacedDict(_place(node, file))
     for key_node, value_node in node.value:
-        key_place = f"{file}:{key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode) or not _is_core(key_node):
-            problems.append(f"{key_place}: a key must be a word")
-            continue
-        key = key_node.value
-        if UNPRINTABLE.search(key):
-            problems.append(f"{key_place}: a key is one line without control characters, got {key!r}")
-            continue
-        if key in mapping:
-            problems.append(f"{key_place}: {key}: written twice (first at {mapping.places[key]})")
-            continue
-        mapping[key] = _plain(value_node, file, problems)
-        mapping.places[key] = key_place
+        place, key = _place(key_node, file), key_node.value
+        if not _is_core_scalar(key_node):
+            problems.append(f"{place}: a key must be a word")
+        elif UNPRINTABLE.search(key):
+            problems.append(f"{place}: a key is one line without control characters, got {key!r}")
+        elif key in mapping:
+            problems.append(f"{place}: {key}: written twice (first at {mapping.places[key]})")
+        else:
+            mapping[key] = _plain(value_node, file, problems)
+            mapping.places[key] = place
     return mapping
 
 
-def _is_core(node: yaml.Node) -> bool:
-    """Whether the node's tag is one of the dialect's scalars."""
-    return node.tag.removeprefix("tag:yaml.org,2002:") in {*_CORE, "str"}
+def _place(node: yaml.Node, file: str) -> str:
+    return f"{file}:{node.start_mark.line + 1}"
 
 
-def _unplaced(data: Any) -> Any:
-    """The same data as plain mappings and lists."""
+def _is_core_scalar(node: yaml.Node) -> bool:
+    """Return whether a node is a scalar of one of the dialect's types."""
+    return isinstance(node, yaml.ScalarNode) and node.tag.removeprefix(_TAG) in {*_CORE, "str"}
+
+
+def _without_places(data: Any) -> Any:
+    """Return the same data as plain mappings and lists."""
     if isinstance(data, dict):
-        return {key: _unplaced(value) for key, value in data.items()}
-    return [_unplaced(item) for item in data] if isinstance(data, list) else data
+        return {key: _without_places(value) for key, value in data.items()}
+    return [_without_places(item) for item in data] if isinstance(data, list) else data

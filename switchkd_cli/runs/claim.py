@@ -18,7 +18,7 @@ from typing import Any, Literal
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import FULL, MACHINE, UserError
 from switchkd_cli.files.locks import InUse, hold
-from switchkd_cli.recipe.run import Run, differing
+from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
 from switchkd_cli.runs.resume import Standing, go_on, standing
 from switchkd_cli.runs.run_folder import RunFolder, folder, set_aside, shown, write_json, write_text
@@ -95,7 +95,7 @@ def check_free(root: Path, run: Run) -> None:
 def _difference(target: RunFolder, run: Run) -> str:
     """In what the run that a folder holds is another one, as far as it is known."""
     inputs = target.info().get("inputs")
-    if inputs and (changed := differing(inputs, run.inputs)):
+    if inputs and (changed := changed_fields(inputs, run.inputs)):
         return f"changed since: {', '.join(changed)}"
     return "of another recipe text, or made by another version of switchkd"
 

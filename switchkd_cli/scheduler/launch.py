@@ -16,7 +16,7 @@ from switchkd_cli.errors import UserError, show_in_any_encoding, system_told
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Forecast, Machine
 from switchkd_cli.planning.library_versions import imported
-from switchkd_cli.recipe.run import Run, named_in
+from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.runs import reuse, run_folder
 from switchkd_cli.runs.claim import another_program, is_finished, occupy
 from switchkd_cli.terminal import console
@@ -31,7 +31,7 @@ def check(planned: Sequence[Run]) -> None:
     preflight.check(planned)
     for run in planned:
         for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
-            for field, name in named_in(who, model):
+            for field, name in model_names(who, model):
                 if run.fingerprints.model(name) is None:
                     _fetch(field, name, allow_pickle=model.allow_pickle)
                     run.fingerprints.forget()

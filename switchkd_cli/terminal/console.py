@@ -120,7 +120,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequenc
 
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    on = "pictures" if registry.signature("loss", term.loss).of_pictures else term.on
+    on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
     return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
 
 

@@ -234,11 +234,11 @@ def test_every_name_of_a_recipe_names_it(name, monkeypatch):
     """`table1-0.5b` has a dot, as the changes have; underscores are as good."""
     asked = []
 
-    def load_tables(names, rows, changes, *_):
+    def load_many(names, rows, changes, *_):
         asked.append((names, changes))
         raise UserError("seen")
 
-    monkeypatch.setattr("switchkd_cli.commands.ablate.load_tables", load_tables)
+    monkeypatch.setattr("switchkd_cli.commands.ablate.load_many", load_many)
     for word in (name, name.replace("-", "_")):
         assert switchkd(monkeypatch, "ablate", word, "stages.distill.lr=1e-4", "--check") == 2
         assert asked.pop() == ([word], ["stages.distill.lr=1e-4", "check=true"])

@@ -235,7 +235,7 @@ def test_the_names_of_the_folder_one_stands_in_are_known_too(tmp_path):
 def test_a_recipe_of_the_package_is_found_where_there_is_no_recipes_folder(tmp_path):
     code, out, err = switchkd("distill", "recipes/quickstart.yaml", "--dry-run", cwd=tmp_path, heavy=True)
     assert code == 0 and "quickstart, row switch-kd" in out
-    assert err[0].startswith("recipes/quickstart.yaml: not here, taken from the package: ")
+    assert err[0].startswith("recipes/quickstart.yaml: not in this folder, read from the package: ")
     _, _, err = switchkd("compare", "recipes/quickstart.yaml", cwd=tmp_path)
     assert [line.partition(":")[0] for line in err] == ["recipes/quickstart.yaml", "runs", "hint"]
 

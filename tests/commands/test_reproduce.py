@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.recipe.load_many import load_tables
+from switchkd_cli.recipe.load_many import load_many
 from switchkd_cli.scheduler.jobs import different
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +62,7 @@ def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
     for line in (ablate, compare):
         assert (option(line, "--world"), option(line, "--out")) == ("playground", "runs/reproduce")
     assert option(ablate, "--seeds") == "5"
-    assert (
-        load_tables(recipes(ablate)[:1], None, world="playground")[0].runs[0].seed == 1
-    )  # 0 was for choosing
+    assert load_many(recipes(ablate)[:1], None, world="playground")[0].runs[0].seed == 1  # 0 was for choosing
     assert "--rows" not in ablate
     assert option(compare, "--report") == "reports/playground"
     assert "left out: table1-1.5b, teacher-size, align-kd" in said
@@ -83,7 +81,7 @@ def test_quick_is_one_seed_of_rows_that_exist_and_fit_into_twenty_minutes(make):
     assert recipes(ablate) == recipes(compare)
     assert option(ablate, "--seeds") == "1"
     rows = option(ablate, "--rows").split(",")
-    tables = load_tables(recipes(ablate), rows, world="playground")
+    tables = load_many(recipes(ablate), rows, world="playground")
     assert {run.row for table in tables for run in table.runs} == set(rows)
     runs = [entry.run for entry in different([run for table in tables for run in table.runs])]
     seconds = 120 + sum(_seconds(run) for run in runs)

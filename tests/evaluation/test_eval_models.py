@@ -18,7 +18,7 @@ from switchkd_cli import cli
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.export import huggingface
-from switchkd_cli.playground.benchmark_sets import asked
+from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.recipe.schema import Parts
 from tests.export.test_written import parts  # noqa: F401 (a fixture)
@@ -78,9 +78,9 @@ def test_a_tinyllava_checkpoint_answers_as_its_format_says(layout, tmp_path, mon
         folder, options = theirs.write_pre_trained(tmp_path / "model", held, told), ("--allow-pickle",)
     lines = scored(monkeypatch, tmp_path, folder, *options)
     words = AutoTokenizer.from_pretrained(folder)
-    rows = {row.number: row for row in asked("gqa", split="test", items=ITEMS, seed=0)}
+    rows = {row.number: row for row in benchmark_items("gqa", split="test", items=ITEMS, seed=0)}
     for line in lines:
-        assert line["answer"] == greedy(held, words, line["prompt"], rows[line["doc_id"]].picture)
+        assert line["answer"] == greedy(held, words, line["prompt"], rows[line["doc_id"]].png)
     assert len({line["answer"] for line in lines}) > 1
     assert "GQA" in capsys.readouterr().out
 

@@ -20,8 +20,8 @@ from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item
 from switchkd_cli.engine.evaluation.request import Exam
 from switchkd_cli.engine.evaluation.score_model import evaluate, examine, majority
 from switchkd_cli.errors import MACHINE, UserError
-from switchkd_cli.playground.benchmark_sets import asked
-from switchkd_cli.playground.text.questions import STYLES, prompt
+from switchkd_cli.playground.benchmark_sets import benchmark_items
+from switchkd_cli.playground.text.prompts import STYLES, prompt
 from switchkd_cli.report.stats.metric_units import read_answers, units
 
 ITEMS = 8
@@ -91,7 +91,10 @@ def test_right_answers_score_100_on_all_ten(tmp_path: Path, sets: Path) -> None:
 def test_the_stock_tasks_ask_what_the_world_says_they_ask(tmp_path: Path, sets: Path) -> None:
     examine(Oracle(), exam(), tmp_path, sets)
     for task in STYLES:
-        told = {row.number: prompt(row.question) for row in asked(task, split="test", items=ITEMS, seed=0)}
+        told = {
+            row.number: prompt(row.question)
+            for row in benchmark_items(task, split="test", items=ITEMS, seed=0)
+        }
         assert {line["doc_id"]: line["prompt"] for line in answers(tmp_path, task)} == told
 
 

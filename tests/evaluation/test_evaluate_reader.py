@@ -21,8 +21,8 @@ from switchkd_cli.engine.evaluation.generate import Reader
 from switchkd_cli.engine.evaluation.lmms_model import Item
 from switchkd_cli.engine.evaluation.request import Exam
 from switchkd_cli.engine.evaluation.score_model import evaluate, examine
-from switchkd_cli.playground.benchmark_sets import asked
-from switchkd_cli.playground.text.questions import prompt
+from switchkd_cli.playground.benchmark_sets import benchmark_items
+from switchkd_cli.playground.text.prompts import prompt
 from tests.support.tiny_llava import save_tiny_llava
 
 TASKS = ("pope", "textvqa_val", "mmbench_cn_dev")
@@ -82,11 +82,11 @@ def test_batched_answers_are_those_of_transformers_one_by_one(
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
     given = {line["doc_id"]: line["answer"] for line in lines(answered[1], "textvqa_val")}
-    for row in asked("textvqa_val", split="test", items=8, seed=0):
+    for row in benchmark_items("textvqa_val", split="test", items=8, seed=0):
         content = [{"type": "image"}, {"type": "text", "text": prompt(row.question)}]
         messages = [{"role": "user", "content": content}]
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = processor(images=Image.open(io.BytesIO(row.picture)), text=text, return_tensors="pt")
+        inputs = processor(images=Image.open(io.BytesIO(row.png)), text=text, return_tensors="pt")
         with torch.inference_mode():
             written = model.generate(**inputs, do_sample=False, max_new_tokens=16)
         new = written[0, inputs["input_ids"].shape[1] :]

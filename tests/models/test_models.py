@@ -33,7 +33,7 @@ from switchkd_cli.engine.models.ldpnet import LDPNetV2
 from switchkd_cli.engine.models.llava import features_of, image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.run import named_in
+from switchkd_cli.recipe.run import model_names
 from switchkd_cli.recipe.schema import Checkpoint, Parts
 from tests.support import tiny
 
@@ -337,7 +337,7 @@ def test_what_prepares_images_is_part_of_a_run_s_key_where_it_is_named(parts):
     plain = spec(parts, "siglip", "qwen2")
     assert "image_processor" not in plain.model_dump()
     named = plain.model_copy(update={"image_processor": str(parts / "clip")})
-    added = dict(named_in("student", named)).items() - dict(named_in("student", plain)).items()
+    added = dict(model_names("student", named)).items() - dict(model_names("student", plain)).items()
     assert added == {("student.image_processor", str(parts / "clip"))}
 
 

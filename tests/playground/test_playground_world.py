@@ -11,8 +11,8 @@ from PIL import Image
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.text.captions import caption
-from switchkd_cli.playground.text.prompts import LETTERS
-from switchkd_cli.playground.text.questions import STYLES, ask, ask_pair, prompt, suits
+from switchkd_cli.playground.text.prompts import LETTERS, STYLES, prompt
+from switchkd_cli.playground.text.questions import ask, ask_pair, suits
 from switchkd_cli.playground.text.words import SYMBOLS, plural, say, with_article
 from switchkd_cli.playground.training_rows import KINDS, write_rows
 from switchkd_cli.playground.world import (

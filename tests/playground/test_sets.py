@@ -9,8 +9,8 @@ import pytest
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
-from switchkd_cli.playground.benchmark_sets import asked, write_sets
-from switchkd_cli.playground.text.questions import STYLES
+from switchkd_cli.playground.benchmark_sets import benchmark_items, write_sets
+from switchkd_cli.playground.text.prompts import STYLES
 
 REQUEST = {"split": "test", "items": 6, "seed": 3}
 
@@ -25,11 +25,11 @@ def test_there_is_a_protocol_row_for_every_style() -> None:
 
 @pytest.mark.parametrize("task", STYLES)
 def test_items_counts_questions(task: str) -> None:
-    assert len(list(asked(task, **REQUEST))) == 6
+    assert len(list(benchmark_items(task, **REQUEST))) == 6
 
 
 def test_mme_asks_in_pairs_of_one_picture_and_category_with_both_answers() -> None:
-    rows = list(asked("mme", split="test", items=9, seed=0))
+    rows = list(benchmark_items("mme", split="test", items=9, seed=0))
     assert len(rows) == 8
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         assert first.scene == second.scene
@@ -52,8 +52,8 @@ def test_questions_do_not_depend_on_which_benchmarks_are_asked_for(tmp_path) -> 
 
 
 def test_more_items_begin_with_the_fewer() -> None:
-    few = list(asked("vqav2_val", **REQUEST))
-    many = list(asked("vqav2_val", split="test", items=100, seed=3))
+    few = list(benchmark_items("vqav2_val", **REQUEST))
+    many = list(benchmark_items("vqav2_val", split="test", items=100, seed=3))
     assert many[:6] == few
 
 

@@ -166,7 +166,7 @@ def problems(file, *arguments, **more):
             "questions: {source: llava_json,",
             "questions: {source: llava_json, template: pretrain,",
             (
-                "6: data.questions.template: leaves questions out, and the last stage teaches with it: "
+                "6: data.questions.template: leaves questions out, and the last stage trains with it: "
                 "the model could not be scored, got 'pretrain'"
             ),
         ),
@@ -306,7 +306,7 @@ def test_a_term_on_pictures_has_no_positions_and_must_reach_what_is_trained(tmp_
         ("loss: dbild, of: switch, to", "loss: token_mse, to"),
     )
     assert problems(file) == [
-        "17: stages.distill.objective.align.on: feature_mse compares whole pictures, no positions: leave it out, got 'text'",
+        "17: stages.distill.objective.align.on: feature_mse compares whole images, no positions: leave it out, got 'text'",
         "17: stages.distill.objective.align.loss: trains only vision, the stage only projector, language, got 'feature_mse'",
     ]
 

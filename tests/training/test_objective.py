@@ -112,7 +112,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     """What contributes nothing is 0 with a graph: of several processes each goes back."""
     paths.requires_grad_(False)
     trained = unfreeze(paths.student, part)
-    on = "answer" if registry.signature("loss", term["loss"]).of_pictures else "image"
+    on = "answer" if registry.signature("loss", term["loss"]).of_images else "image"
     objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
     data = tiny.conversations(paths.student, tmp_path)
     pictured, text = (tiny.together(paths.student, [data[i] for i in rows]) for rows in ((0, 2), (1,)))

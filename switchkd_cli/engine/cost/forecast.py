@@ -159,7 +159,7 @@ def _notes(
             "row decides the memory"
         )
     terms = [term for stage in run.config.stages for term in stage.objective]
-    if pictured := {term.loss for term in terms if registry.signature("loss", term.loss).of_pictures}:
+    if pictured := {term.loss for term in terms if registry.signature("loss", term.loss).of_images}:
         notes.append(
             f"{run.row}: what {', '.join(sorted(pictured))} compare, and adapters, are not in memory and operations; a teacher "
             "that they read is counted with all its layers, more than runs"

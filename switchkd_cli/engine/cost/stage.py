@@ -122,4 +122,4 @@ def looked_at(stage: Stage) -> str:
 
 def _spoken(stage: Stage) -> list[Term]:
     """The terms that look at positions, not at pictures."""
-    return [term for term in stage.objective if not registry.signature("loss", term.loss).of_pictures]
+    return [term for term in stage.objective if not registry.signature("loss", term.loss).of_images]

@@ -65,7 +65,7 @@ class Exam:
             return None
         named = {name: getattr(self, name) for name in ("benchmarks", "split", "items", "seed")}
         return benchmark_sets.write_sets(
-            folder / short_hash(named | {"world": benchmark_sets.world()}), **named
+            folder / short_hash(named | {"world": benchmark_sets.world_digest()}), **named
         )
 
 

@@ -45,7 +45,7 @@ class Objective:
         self._reads = {t.name: registry.signature("loss", t.loss) for t in terms}
         sides = [(t, side, kind) for t in terms for side, kind in self._reads[t.name].reads]
         self.readings = frozenset(_reading(term, side, kind) for term, side, kind in sides)
-        self.on = tuple(dict.fromkeys(t.on for t in terms if not self._reads[t.name].of_pictures))
+        self.on = tuple(dict.fromkeys(t.on for t in terms if not self._reads[t.name].of_images))
 
     def reads_logits(self, term: Term) -> bool:
         """Whether a term looks at what is said, not only at what lies in front of it."""
@@ -53,7 +53,7 @@ class Objective:
 
     def counted(self, term: Term) -> str:
         """What a term is a mean over: its kind of positions, or pictures. A tally counts them."""
-        return PICTURE if self._reads[term.name].of_pictures else term.on
+        return PICTURE if self._reads[term.name].of_images else term.on
 
     @property
     def compares_positions(self) -> bool:
@@ -113,7 +113,7 @@ class Objective:
             beside[f"{side}_{kind}"] = at_chosen(given) if kind in registry.OF_POSITIONS else given
         arguments = (beside[name] for name in reads.positional)
         loss = self._losses[term.name]
-        if reads.of_pictures:
+        if reads.of_images:
             return loss_per_image(loss, *arguments, **term.parameters), _rows_of_images(batch)
         return loss(*arguments, **term.parameters), rows
 

@@ -46,7 +46,7 @@ def without(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str
 
 def _looks(term: Term) -> bool:
     """Whether a term compares what was seen, and is nothing without a picture."""
-    at_pictures = term.on == "image" or registry.signature("loss", term.loss).of_pictures
+    at_pictures = term.on == "image" or registry.signature("loss", term.loss).of_images
     return at_pictures or "switch" in term.paths
 
 

@@ -1,1 +1,1 @@
-"""Texts about scenes of the embedded world: facts, questions, statements, captions."""
+"""Texts about scenes of the playground: captions, facts, questions, statements, lessons, prompts."""

@@ -1,36 +1,48 @@
-"""Sentences that tell all a scene shows."""
+"""Captions, and turns in which the user asks for a description of the image."""
 
 import random
 
-from switchkd_cli.playground.text.facts import place_of
 from switchkd_cli.playground.text.words import say, with_article
-from switchkd_cli.playground.world import Scene, Sign, Thing
+from switchkd_cli.playground.world import PLACE_NAMES, Scene, Sign, Thing
+
+DESCRIBE = "Describe the image."
+DESCRIBE_ZH = "描述这张图。"
+LIST = "List the things."
+LIST_ZH = "列出图中的东西。"
+DESCRIBE_PLACE = "Describe the {}."
 
 
 def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
-    """Every thing and sign with its place, and the background, which `rng` puts first or last."""
-    items: list[Thing | Sign] = [*scene.things, *([scene.digit] if scene.digit else [])]
-    items.sort(key=lambda item: (item.row, item.column))
-    parts = [at_place(item, language) for item in items]
-    background = (
-        f"{say(scene.background, language)}背景" if language == "zh" else f"a {scene.background} background"
-    )
-    first = rng.random() < 0.5
-    parts = [background, *parts] if first else [*parts, background]
+    """Return a sentence with every thing and sign, its place, and the background, which `rng` puts first or last."""
+    items = sorted(scene.items, key=lambda item: (item.row, item.column))
+    if language == "zh":
+        parts = [f"{say(item.place, 'zh')}有{_name_zh(item)}" for item in items]
+        background = f"{say(scene.background, 'zh')}背景"
+    else:
+        parts = [f"{_name(item)} at the {item.place}" for item in items]
+        background = f"a {scene.background} background"
+    parts = [background, *parts] if rng.random() < 0.5 else [*parts, background]
     return "，".join(parts) + "。" if language == "zh" else ", ".join(parts) + "."
 
 
-def at_place(item: Thing | Sign, language: str = "en") -> str:
-    """One thing or sign with its place: "a dog at the top left", "左上角有狗"."""
-    place = say(place_of(item), language)
-    if language == "zh":
-        return (
-            f"{place}有{say(item.concept, language)}"
-            if isinstance(item, Thing)
-            else f"{place}有数字{item.value}"
-        )
-    return f"{what(item)} at the {place}"
+def description_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Return an instruction and its answer: a caption (English or Chinese), a list of names, or one place."""
+    forms = (DESCRIBE, DESCRIBE_ZH, LIST, LIST_ZH, DESCRIBE_PLACE)
+    form = rng.choices(forms, weights=(4, 2, 2, 1, 3))[0]
+    if form in (DESCRIBE, DESCRIBE_ZH):
+        return form, caption(scene, rng, "en" if form == DESCRIBE else "zh")
+    if form == LIST:
+        return form, ", ".join(thing.concept for thing in scene.things)
+    if form == LIST_ZH:
+        return form, "，".join(say(thing.concept, "zh") for thing in scene.things)
+    items = {item.place: item for item in scene.items}
+    place = rng.choice(PLACE_NAMES)
+    return form.format(place), _name(items[place]) if place in items else "nothing"
 
 
-def what(item: Thing | Sign) -> str:
+def _name(item: Thing | Sign) -> str:
     return with_article(item.concept) if isinstance(item, Thing) else f"the number {item.value}"
+
+
+def _name_zh(item: Thing | Sign) -> str:
+    return say(item.concept, "zh") if isinstance(item, Thing) else f"数字{item.value}"

@@ -1,37 +1,38 @@
-"""Turns without a picture: they teach a language model the world's words and questions about descriptions."""
+"""Turns without an image: they teach a language model the world's words and questions about descriptions."""
 
 import random
 
-from switchkd_cli.playground.text.captions import caption
-from switchkd_cli.playground.text.questions import STYLES, ask, prompt, suits
-from switchkd_cli.playground.text.tellings import DESCRIBE, DESCRIBE_ZH, telling
+from switchkd_cli.playground.text.captions import DESCRIBE, DESCRIBE_ZH, caption, description_turn
+from switchkd_cli.playground.text.prompts import STYLES, prompt
+from switchkd_cli.playground.text.questions import ask, suits
 from switchkd_cli.playground.text.words import say, with_article
-from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACES, Scene
+from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACE_NAMES, Scene
 
-_WORDS = (*CONCEPTS, *CATEGORIES, *COLOURS, *(place.name for place in PLACES.values()))
+_WORDS = (*CONCEPTS, *CATEGORIES, *COLOURS, *PLACE_NAMES)
 
 
 def lesson(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """One turn. Those about the scene open with its caption, to be answered without seeing it."""
-    form = rng.choices((_read_question, _read_telling, _kind, _is_a, _word), weights=(8, 2, 1, 1, 1))[0]
+    """Return one turn. Those about the scene open with its caption, so that they can be answered without the image."""
+    form = rng.choices((_question, _description, _category, _is_a, _word), weights=(8, 2, 1, 1, 1))[0]
     return form(scene, rng)
 
 
-def _read_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A benchmark question about a description. Chinese questions get a Chinese description."""
+def _question(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Return a benchmark question about a description; a Chinese question has a Chinese description."""
     style = rng.choice([style for style in STYLES if suits(scene, style)])
     question = ask(scene, style, rng)
     return f"{caption(scene, rng, question.language)}\n{prompt(question)}", question.answer
 
 
-def _read_telling(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """The description told again: in the other language, as a list or by place."""
-    instruction, answer = telling(scene, rng)
-    told = {DESCRIBE: "zh", DESCRIBE_ZH: "en"}.get(instruction, rng.choice(("en", "zh")))
-    return f"{caption(scene, rng, told)}\n{instruction}", answer
+def _description(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Return a request to rewrite the description: in the other language, as a list, or for one place."""
+    instruction, answer = description_turn(scene, rng)
+    # The choice is drawn even where it is not used: the order of random numbers is part of the data.
+    language = {DESCRIBE: "zh", DESCRIBE_ZH: "en"}.get(instruction, rng.choice(("en", "zh")))
+    return f"{caption(scene, rng, language)}\n{instruction}", answer
 
 
-def _kind(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _category(scene: Scene, rng: random.Random) -> tuple[str, str]:
     concept = rng.choice(list(CONCEPTS.values()))
     if rng.random() < 0.3:
         return f"{concept.zh}是哪一类？", say(concept.category, "zh")
@@ -47,7 +48,7 @@ def _is_a(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _word(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A word in the other language."""
+    """Return a word in the other language."""
     word = rng.choice(_WORDS)
     if rng.random() < 0.5:
         return f"What is {word} in Chinese?", say(word, "zh")

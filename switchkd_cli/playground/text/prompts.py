@@ -1,6 +1,5 @@
-"""A question, and the text in which the stock lmms-eval 0.7.3 task of its style puts it to a model."""
+"""A question, and the prompt in which the stock lmms-eval 0.7.3 task of its style asks a model for it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -12,14 +11,20 @@ YES_OR_NO = " Please answer yes or no."
 IMAGE_1 = "<image 1>"
 LETTERS = "ABCD"
 
+STYLES = (
+    *("mme", "pope", "gqa", "mmbench_en_dev", "mmbench_cn_dev", "scienceqa_img", "textvqa_val"),
+    *("vizwiz_vqa_val", "mmmu_val", "vqav2_val"),
+)
+"""The tasks whose manner of asking the playground has. Random choices depend on their order."""
+
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one scene, in the words of a benchmark's data row.
+    """One question about one scene, in the words of a benchmark's data.
 
-    `style` is the task, `kind` what is asked (for MME: its category), `answer` the text the metric expects: a
-    word, "yes" or "no", or the letter of `options`. `answers` are the ten annotators' answers where the task
-    has them. `hint` is empty where the data row has none.
+    `style` is the task, `kind` what is asked for (MME: its category), `answer` the text that the metric expects: a
+    word, "yes" or "no", or the letter of `options`. `answers` are the ten annotators' answers where the task has them.
+    `hint` is empty where the data has none.
     """
 
     style: str
@@ -32,57 +37,24 @@ class Question:
     answers: tuple[str, ...] = ()
 
 
-def _lettered(question: Question) -> str:
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
-
-
-def _short(question: Question) -> str:
-    return question.text + SHORT
-
-
-def _mme(question: Question) -> str:
-    return question.text.replace(YES_OR_NO, "") + SHORT
-
-
-def _textvqa(question: Question) -> str:
-    return question.text.capitalize() + SHORT
-
-
-def _vizwiz(question: Question) -> str:
-    return question.text.capitalize() + UNSURE + SHORT
-
-
-def _scienceqa(question: Question) -> str:
-    context = f"Context: {question.hint}\n" if question.hint else ""
-    return f"{context}{question.text}\n{_lettered(question)}{LETTER}"
-
-
-def _mmmu(question: Question) -> str:
-    return f"{question.text}\n{_lettered(question)}\n{LETTER}"
-
-
-def _mmbench(question: Question) -> str:
-    # The stock Chinese task reads the English yaml, so its options are introduced in English too.
-    hint = f"{question.hint} " if question.hint else ""
-    ending = LETTER_ZH if question.language == "zh" else LETTER
-    return f"{hint}{question.text} {OPTIONS}\n{_lettered(question)}\n{ending}"
-
-
-_PROMPTS: dict[str, Callable[[Question], str]] = {
-    "mme": _mme,
-    "pope": _short,
-    "gqa": _short,
-    "mmbench_en_dev": _mmbench,
-    "mmbench_cn_dev": _mmbench,
-    "scienceqa_img": _scienceqa,
-    "textvqa_val": _textvqa,
-    "vizwiz_vqa_val": _vizwiz,
-    "mmmu_val": _mmmu,
-    "vqav2_val": _short,
-}
-STYLES = tuple(_PROMPTS)
-
-
 def prompt(question: Question) -> str:
-    """Exactly what the stock task's `doc_to_text` returns for this question, by its default arguments."""
-    return _PROMPTS[question.style](question)
+    """Return exactly what the stock task's `doc_to_text` returns for this question, with its default arguments."""
+    text, hint = question.text, question.hint
+    options = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, question.options, strict=False))
+    match question.style:
+        case "mme":
+            return text.replace(YES_OR_NO, "") + SHORT
+        case "textvqa_val":
+            return text.capitalize() + SHORT
+        case "vizwiz_vqa_val":
+            return text.capitalize() + UNSURE + SHORT
+        case "scienceqa_img":
+            return (f"Context: {hint}\n" if hint else "") + f"{text}\n{options}{LETTER}"
+        case "mmmu_val":
+            return f"{text}\n{options}\n{LETTER}"
+        case "mmbench_en_dev" | "mmbench_cn_dev":
+            # The stock Chinese task reads the English yaml, so its options are introduced in English too.
+            ending = LETTER_ZH if question.language == "zh" else LETTER
+            return (f"{hint} " if hint else "") + f"{text} {OPTIONS}\n{options}\n{ending}"
+        case _:
+            return text + SHORT

@@ -1,78 +1,63 @@
-"""Yes/no questions about a scene: each made true or false on demand, the false ones hard."""
+"""Yes/no questions about a scene. Each kind is made true or false on demand; the false ones are hard."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from switchkd_cli.playground.text.facts import (
-    COUNTS,
-    DIGITS,
-    PLACE_NAMES,
-    categories,
-    concepts,
-    counted,
-    place_of,
-    single,
-)
+from switchkd_cli.playground.text.facts import COUNTS, DIGITS, counted
 from switchkd_cli.playground.text.words import plural, with_article
-from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, Scene
-
-Statement = Callable[[Scene, random.Random, bool], str | None]
+from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACE_NAMES, Scene
 
 
-def _other(pool: tuple[str, ...], true: str, rng: random.Random) -> str:
+def _other(pool: Iterable[str], true: str, rng: random.Random) -> str:
     return rng.choice([symbol for symbol in pool if symbol != true])
 
 
-def _shown_or_not(scene: Scene, rng: random.Random, truth: bool) -> str:
-    """A concept of the scene, or one that is absent but of a category that is shown."""
-    shown = rng.choice(list(concepts(scene)))
+def _concept(scene: Scene, rng: random.Random, truth: bool) -> str:
+    """Return a concept of the scene; with `truth` false, an absent one of a category that is shown."""
+    shown = rng.choice(list(scene.concepts))
     if truth:
         return shown
     category = CONCEPTS[shown].category
-    absent = [name for name, c in CONCEPTS.items() if c.category == category and name not in concepts(scene)]
+    absent = [name for name, c in CONCEPTS.items() if c.category == category and name not in scene.concepts]
     return rng.choice(absent)
 
 
 def _existence(scene: Scene, rng: random.Random, truth: bool) -> str:
-    return f"Is there {with_article(_shown_or_not(scene, rng, truth))} in the image?"
+    return f"Is there {with_article(_concept(scene, rng, truth))} in the image?"
 
 
 def _category(scene: Scene, rng: random.Random, truth: bool) -> str:
-    shown = categories(scene)
-    name = rng.choice(
-        list(shown) if truth else [category for category in CATEGORIES if category not in shown]
-    )
-    return f"Is there {with_article(name)} in the image?"
+    shown = scene.categories
+    names = list(shown) if truth else [name for name in CATEGORIES if name not in shown]
+    return f"Is there {with_article(rng.choice(names))} in the image?"
 
 
 def _count(scene: Scene, rng: random.Random, truth: bool) -> str:
     symbol, times = counted(scene, rng)
-    true = str(times)
-    number = true if truth else _other(COUNTS, true, rng)
+    number = str(times) if truth else _other(COUNTS, str(times), rng)
     return f"Is there a total of {number} {symbol if number == '1' else plural(symbol)} in the image?"
 
 
 def _position(scene: Scene, rng: random.Random, truth: bool) -> str:
-    """Whether a concept is at a place; a false place is that of another thing where there is one."""
+    """Ask for a concept at a place; a false place is that of another thing where there is one."""
     thing = rng.choice(scene.things)
-    at = {place_of(t) for t in scene.things if t.concept == thing.concept}
-    elsewhere = [place_of(t) for t in scene.things if place_of(t) not in at]
-    free = [place for place in PLACE_NAMES if place not in at]
-    if truth or not free:
-        return _at(thing.concept if truth else _shown_or_not(scene, rng, False), place_of(thing))
-    return _at(thing.concept, rng.choice(elsewhere or free))
-
-
-def _at(concept: str, place: str) -> str:
+    own = {t.place for t in scene.things if t.concept == thing.concept}
+    taken = [t.place for t in scene.things if t.place not in own]
+    free = [place for place in PLACE_NAMES if place not in own]
+    concept, place = thing.concept, thing.place
+    if not truth and free:
+        place = rng.choice(taken or free)
+    elif not truth:
+        concept = _concept(scene, rng, False)
     return f"Is there {with_article(concept)} at the {place}?"
 
 
 def _relation(scene: Scene, rng: random.Random, truth: bool) -> str | None:
-    """Whether one clear thing lies left of, right of, above or below another."""
+    """Ask whether one unique thing is to the left or right of, above or below another."""
     pairs = [
         (first.concept, phrase, second.concept)
-        for first in single(scene)
-        for second in single(scene)
+        for first in scene.unique_things
+        for second in scene.unique_things
         for phrase, holds in (
             ("to the left of", first.column < second.column),
             ("to the right of", first.column > second.column),
@@ -84,14 +69,11 @@ def _relation(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     if not pairs:
         return None
     first, phrase, second = rng.choice(pairs)
-    if not truth:
-        first, second = second, first
-    return f"Is the {first} {phrase} the {second}?"
+    return f"Is the {first} {phrase} the {second}?" if truth else f"Is the {second} {phrase} the {first}?"
 
 
 def _color(scene: Scene, rng: random.Random, truth: bool) -> str:
-    colour = scene.background if truth else _other(tuple(COLOURS), scene.background, rng)
-    return f"Is the background {colour}?"
+    return f"Is the background {scene.background if truth else _other(COLOURS, scene.background, rng)}?"
 
 
 def _number(scene: Scene, rng: random.Random, truth: bool) -> str | None:
@@ -101,7 +83,7 @@ def _number(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     return f"Is the number on the sign {true if truth else _other(DIGITS, true, rng)}?"
 
 
-STATEMENTS: dict[str, Statement] = {
+STATEMENTS: dict[str, Callable[[Scene, random.Random, bool], str | None]] = {
     "existence": _existence,
     "category": _category,
     "count": _count,

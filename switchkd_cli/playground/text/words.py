@@ -1,4 +1,4 @@
-"""The world's phrases in English and Chinese. English names are the symbols that `say` turns into either."""
+"""The playground's words and phrases in English and Chinese; English names are the symbols that `say` translates."""
 
 from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACES
 
@@ -12,7 +12,7 @@ _ZH: dict[str, str] = (
 
 SYMBOLS = tuple(_ZH)
 
-# A fact's question by its kind. Slots: {thing} {things} {other} {place}; {things} is the plural.
+# The question for a fact, by its kind. Slots: {thing}, {things} (the plural), {place}.
 ASK: dict[str, dict[str, str]] = {
     "name": {"en": "What is at the {place}?", "zh": "{place}是什么？"},
     "category": {"en": "What kind of thing is at the {place}?", "zh": "{place}是哪一类？"},
@@ -27,7 +27,7 @@ ASK: dict[str, dict[str, str]] = {
     "leftmost": {"en": "Which is on the left?", "zh": "哪个在左边？"},
     "topmost": {"en": "Which is at the top?", "zh": "哪个在上面？"},
 }
-# The same with the place in a hint of its own, for the styles that have hints.
+# The same with the place in a separate hint, for the styles that have hints.
 HINT = {"en": "Look at the {place}.", "zh": "看{place}。"}
 ASK_HINTED: dict[str, dict[str, str]] = {
     "name": {"en": "What is there?", "zh": "那里是什么？"},
@@ -36,12 +36,12 @@ ASK_HINTED: dict[str, dict[str, str]] = {
 
 
 def say(symbol: str, language: str = "en") -> str:
-    """A concept, category, colour, place or number in a language ("en" or "zh")."""
+    """Return a concept, category, colour, place or number in a language ("en" or "zh")."""
     return symbol if language == "en" else _ZH.get(symbol, symbol)
 
 
 def fill(template: dict[str, str], slots: dict[str, str], language: str = "en") -> str:
-    """A question of the tables above, its slots said in the language."""
+    """Return a question from the tables above in a language, its slots filled."""
     return template[language].format(**{slot: say(symbol, language) for slot, symbol in slots.items()})
 
 
@@ -50,5 +50,5 @@ def with_article(name: str) -> str:
 
 
 def plural(name: str) -> str:
-    """Of a concept or a category; categories all take an s."""
+    """Return the plural of a concept or a category; all categories take an s."""
     return CONCEPTS[name].plural if name in CONCEPTS else f"{name}s"

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from switchkd_cli.recipe.find import named
+from switchkd_cli.recipe.find import find_or_none
 from switchkd_cli.report.document.blocks import Block, Commands, Facts, Points, Text
 from switchkd_cli.report.results.finished_run import Scored
 from switchkd_cli.report.results.recipe_runs import Gathered
@@ -64,7 +64,7 @@ def command(recipe: Gathered) -> str:
     parts = [
         "switchkd",
         "ablate",
-        name if _is(named(name), recipe.file) else shown(recipe.file.absolute()),
+        name if _is(find_or_none(name), recipe.file) else shown(recipe.file.absolute()),
     ]
     parts += ["--world", world] if world else []
     parts += ["--rows", ",".join(run.row for run in recipe.asked)] if recipe.asked and recipe.unasked else []

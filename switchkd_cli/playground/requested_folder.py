@@ -1,0 +1,56 @@
+"""Write a folder of generated files for a request: complete or not at all, and once for the same request."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from switchkd_cli.errors import UserError
+from switchkd_cli.files.hashes import digest_of
+
+MANIFEST = "manifest.json"
+
+
+def write_folder(folder: Path, request: dict, build: Callable[[Path], None], subfolder: str = ".") -> Path:
+    """Return `folder` after `build` has filled it as `request` says; a folder that already holds this is left alone.
+
+    Another request's folder is replaced, and so is one in whose `subfolder` a file has changed. Raises UserError for a
+    folder of files that are not the playground's.
+    """
+    present = _request_in(folder, subfolder)
+    if present == request:
+        return folder
+    if present is None and folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(fresh)
+        manifest = {**request, "files": _digest(fresh / subfolder)}
+        (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        fresh.chmod(0o755)
+        if _request_in(folder, subfolder) != request:  # another process may have been faster
+            if (folder / MANIFEST).exists():
+                shutil.rmtree(folder)
+            fresh.rename(folder)
+    except OSError:
+        if _request_in(folder, subfolder) != request:
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _request_in(folder: Path, subfolder: str) -> dict | None:
+    """Return the request that a folder holds; an empty one where its files have changed, None without a manifest."""
+    try:
+        request = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return request if request.pop("files", None) == _digest(folder / subfolder) else {}
+
+
+def _digest(folder: Path) -> str:
+    names = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return digest_of(folder, sorted(name for name in names if name != MANIFEST))
