@@ -154,7 +154,9 @@ def _signature(module: str, attribute: str) -> Signature:
             case ast.FunctionDef(name=name) if name == attribute:
                 arguments = node.args
                 keywords = {
-                    argument.arg: Parameter(_annotation(argument.annotation), default is None, _literal(default))
+                    argument.arg: Parameter(
+                        _annotation(argument.annotation), default is None, _literal(default)
+                    )
                     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
                 }
                 positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))

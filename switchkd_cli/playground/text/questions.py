@@ -128,7 +128,9 @@ def _vizwiz(scene: Scene, rng: random.Random) -> Question:
                 return f"Can you tell me what is next to the {thing}?", UNANSWERABLE
             facts = [fact for _ in range(4) if (fact := FACTS["neighbour"](scene, rng))]
             fact = next((fact for fact in facts if fact.kind in ("left", "right")), None)
-            return fact and (f"Can you tell me what is next to the {fact.slots['thing']}?", fact.answer)
+            if fact is None:
+                return None
+            return f"Can you tell me what is next to the {fact.slots['thing']}?", fact.answer
         if answerable != (scene.digit is not None):
             return None
         return "Hi, what number is this?", str(scene.digit.value) if scene.digit else UNANSWERABLE
