@@ -1,0 +1,175 @@
+"""CONTRIBUTING.md's table "Where a new thing goes": each thing is made in a temporary folder, registered, and run.
+
+One file and, at most, one line of a registry are all that a test may write. To register is to add an entry to the registry's
+dict, as its line in registry.py does; a recipe, printed numbers and a world are registered by the folder that they are in.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from switchkd_cli import registry
+from switchkd_cli.errors import UserError
+from switchkd_cli.planning.estimate import machine
+from switchkd_cli.recipe import find
+from switchkd_cli.recipe.load import load, load_rows
+from switchkd_cli.scheduler import launch
+from tests.support import small_recipe, tiny, tiny_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder as the current one, in which modules and recipes/ are found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def trained(recipe, root, *overrides):
+    """The first run of a recipe after its stages were trained, and its metrics."""
+    run = load(recipe, None, overrides)
+    folder = launch.run_one(run, root)
+    return run, [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+
+
+LOSS = '''
+def half_squares(teacher_logits, student_logits, *, factor: float = 0.5):
+    """factor · mean over the vocabulary of (z_T - z_S)² at each position."""
+    return factor * (teacher_logits.detach() - student_logits).float().square().mean(-1)
+'''
+
+
+@pytest.fixture
+def loss(here, monkeypatch):
+    (here / "added_loss.py").write_text(LOSS)
+    monkeypatch.setitem(registry.LOSSES, "half_squares", "added_loss:half_squares")
+    return {"name": "half", "loss": "half_squares", "to": "teacher", "parameters": {"factor": 0.25}}
+
+
+def test_a_loss(here, loss):
+    term = {"name": "align", "loss": "half_squares", "of": "switch", "to": "teacher"}
+    recipe = tiny_run.write(here, distill={"steps": 2, "objective": [tiny_run.CE, loss, term]})
+    run, metrics = trained(recipe, here / "runs")
+    assert run.config.stages[1].needs_teacher
+    steps = [line for line in metrics if line.get("stage") == "distill" and "loss/half" in line]
+    assert len(steps) == 2
+    for line in steps:
+        assert line["loss/half"] > 0
+        terms = line["loss/ce"] + line["loss/half"] + line["loss/align"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-5)
+
+
+def test_a_loss_is_planned(here, loss):
+    run = load(tiny_run.write(here, distill={"objective": [tiny_run.CE, loss]}))
+    plan = launch.forecast(run, machine(None, "fp32"), here / "runs", {})
+    assert plan.stages[1].flops > plan.stages[0].flops > 0
+
+
+def test_a_loss_has_its_parameters_checked(here, loss):
+    wrong = {**loss, "to": "labels", "parameters": {"factr": 0.25}}
+    with pytest.raises(UserError) as caught:
+        load(tiny_run.write(here, distill={"objective": [tiny_run.CE, wrong]}))
+    problems = "\n".join(caught.value.problems)
+    assert "half_squares takes no such parameter, got 'factr' (did you mean 'factor'?)" in problems
+    assert "half_squares compares two models' logits, got 'labels'" in problems
+
+
+SOURCE = '''
+from switchkd_cli.engine.data.llava_json import llava_row
+from switchkd_cli.engine.data.rows import Rows
+
+
+def sums(cache, *, most: int):
+    """All sums of two numbers up to `most`, as text."""
+    numbers = range(1, most + 1)
+    return Rows([conversation(a, b) for a in numbers for b in numbers], llava_row)
+
+
+def conversation(a, b):
+    turns = [{"from": "human", "value": f"{a} + {b}?"}, {"from": "gpt", "value": str(a + b)}]
+    return {"id": f"{a}+{b}", "conversations": turns}
+'''
+
+
+def test_a_data_source(here, monkeypatch):
+    (here / "added_source.py").write_text(SOURCE)
+    monkeypatch.setitem(registry.SOURCES, "sums", "added_source:sums")
+    stage = {"train": ["language"], "steps": 2}
+    data = {"rows": {"source": "sums", "parameters": {"most": 3}}}
+    recipe = tiny_run.write(here, teacher=False, data=data, distill=stage)
+    run, metrics = trained(recipe, here / "runs", "stages.pretrain.train=[language]")  # there are no images
+    assert run.inputs["data.rows.images"] is None
+    assert [line["stage"] for line in metrics if "loss/ce" in line] == ["pretrain"] * 3 + ["distill"] * 2
+    with pytest.raises(UserError, match="data.rows.parameters.most: missing: sums needs it"):
+        load(tiny_run.write(here, teacher=False, data={"rows": {"source": "sums"}}))
+
+
+TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- for part in message.content if part.type == 'image' -%}<image>{%- endfor -%}"
+    "{{- '<|' + message.role + '|>' -}}"
+    "{%- for part in message.content if part.type == 'text' -%}{{- part.text|upper -}}{%- endfor -%}"
+    "{%- if message.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+
+def test_a_conversation_template(here, monkeypatch):
+    (here / "shouted.jinja").write_text(TEMPLATE)
+    monkeypatch.setitem(registry.TEMPLATES, "shouted", (str(here / "shouted"), "<|end|>"))
+    rows = [tiny.row("a", tiny.picture(here, "a.png", 1), ("What is it?", "a dog"))] * 4
+    recipe = tiny_run.write(here, teacher=False, rows=rows, distill={"steps": 2})
+    recipe.write_text(
+        recipe.read_text().replace("source: llava_json", "source: llava_json\n    template: shouted")
+    )
+    trained(recipe, here / "runs")
+    model = here / "runs/tiny/switch-kd/seed0/model"
+    assert (
+        "part.text|upper" in (model / "chat_template.jinja").read_text()
+    )  # the model carries what it was taught with
+
+
+def test_a_paper_s_table_with_its_rows_and_printed_numbers(here):
+    (here / "recipes/printed").mkdir(parents=True)
+    (here / "recipes/printed/other_paper.yaml").write_text("theirs-7b: {gqa: 63.0, average: 63.0}\n")
+    text = small_recipe.write(here).read_text()
+    (here / "recipes/other_table.yaml").write_text(text.replace("{gqa: 61.6, average: 60.1}", "theirs-7b"))
+    assert "other-table" in find.recipes()
+    rows = load_rows(find.find("other-table"))
+    assert [run.row for run in rows] == ["switch-kd", "sft", "long"]
+    assert rows[0].paper == {"gqa": 63.0, "average": 63.0}
+
+
+def test_a_training_scheme_is_a_row(here):
+    """A row may rewrite stages and objectives: another order of training is no code."""
+    scheme = (
+        "  one-stage:\n    set:\n      stages:\n"
+        "        - {name: all, data: questions, train: [projector, language], lr: 1e-4, batch: 2, steps: 6,\n"
+        "           objective: [{loss: cross_entropy}, {loss: forward_kl, to: teacher, weight: 0.5}]}\n"
+    )
+    recipe = small_recipe.write(here)
+    recipe.write_text(recipe.read_text() + scheme)
+    (stage,) = load(recipe, "one-stage").config.stages
+    assert (stage.name, stage.paths) == ("all", {"student", "teacher"})
+
+
+def test_a_stand_in(here):
+    (here / "recipes/worlds").mkdir(parents=True)
+    world = here / "recipes/worlds/playground.yaml"
+    shutil.copy(ROOT / "recipes/worlds/playground.yaml", world)
+    recipe = here / "recipes/mine.yaml"
+    text = (ROOT / "recipes/table1_0.5b.yaml").read_text()
+    recipe.write_text(text.replace("language: Qwen/Qwen2.5-0.5B ", "language: org/new-reader "))
+    with pytest.raises(UserError, match="nothing stands in for it"):
+        load(recipe, world="playground")
+    world.write_text(
+        world.read_text().replace("models:\n", "models:\n  org/new-reader: playground:language\n", 1)
+    )
+    run = load(recipe, world="playground")
+    assert run.config.student.language == "playground:language"
+    assert run.config.stand_ins["org/new-reader"] == "playground:language"
