@@ -1,4 +1,4 @@
-"""Rows of recipes over seeds: one matrix of all their runs, then each recipe's table."""
+"""`switchkd ablate`: the rows of recipes over several seeds, as one matrix of runs, then a table per recipe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switchkd_cli.commands.dry_run import show_counts, show_plans
+from switchkd_cli.commands.options import RunOptions, comma_separated
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import Spread, among_others, leads
+from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.find import find_or_none
@@ -15,100 +16,101 @@ from switchkd_cli.recipe.load import load_with_controls
 from switchkd_cli.recipe.load_many import RecipeRuns, load_many
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import is_finished
+from switchkd_cli.runs.claim import check_free, is_finished
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.failures import Failure, count, exit_code, show_failures
-from switchkd_cli.scheduler.jobs import Entry
+from switchkd_cli.scheduler.failures import Failure, exit_code, failed_runs, show_failures
+from switchkd_cli.scheduler.jobs import Job
 from switchkd_cli.terminal import console
 
 
-def ablate(
-    words: Sequence[str],
-    rows: Sequence[str] | None,
-    seeds: int,
-    seed: int | None,
-    world: str | None,
-    root: Path,
-    *,
-    jobs: int | None,
-    overwrite: bool,
-    resume: bool,
-    dry_run: bool,
-    machine: str | None,
-    spread: Spread | None = None,
-) -> None:
+def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None, options: RunOptions) -> None:
     """`words` are recipes and, among them, changes (`key=value`) to each of them."""
-    if rows is not None and not rows:
+    config = options.launch_config()
+    row_names = comma_separated(rows)
+    if row_names is not None and not row_names:
         raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
     names = [word for word in words if not _is_change(word)]
     if not names:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
     changes = [word for word in words if _is_change(word)]
-    tables = load_many(names, rows, changes, seeds, seed, world)
+    tables = load_many(names, row_names, changes, seeds, options.seed, options.world)
     planned = [run for table in tables for run in table.runs]
-    if dry_run:
-        first = [run for table in tables for run in table.first]
-        show_plans(first, root, machine, [table.file for table in tables], world, spread)
+    root, overwrite, resume = options.out, options.overwrite, options.resume
+    if options.dry_run:
+        first_seed = [run for table in tables for run in table.first]
+        files = [table.file for table in tables]
+        show_plans(first_seed, root, options.machine, files, options.world, config)
         return show_counts(planned, root)
-    if spread is not None and (spread.nodes > 1 or spread.hostfile is not None):
-        return pool.apart(planned, spread)
+    if config is not None and (config.nodes > 1 or config.hostfile is not None):
+        return pool.relaunch(planned, config)
     launch.check(planned)
-    teachers = [run for table in tables if (run := _taught(table.runs)) is not None]
+    teachers = [run for table in tables if (run := _teacher_run(table.runs)) is not None]
     failures: list[Failure] = []
-    if among_others():  # one run after another; the first failure ends them all
-        pool.run_all(planned, root, overwrite=overwrite, resume=resume)
-        if not leads():
+    if is_distributed():  # one run after another; the first failure ends the command
+        for run in planned if not overwrite else ():
+            check_free(root, run)
+        if overwrite and is_first():
+            run_folder.set_stages_aside(root, planned)
+        for run in planned:
+            launch.run_one(run, root, overwrite=overwrite, resume=resume)
+        if not is_first():
             return
         for run in teachers:
             launch.teacher_results(run, root)
     else:
-        jobs = _jobs(jobs, planned, spread)
         failures = pool.in_workers(
-            planned, root, jobs=jobs, overwrite=overwrite, resume=resume, taught=teachers, spread=spread
+            planned,
+            root,
+            jobs=_jobs(jobs, planned, config),
+            overwrite=overwrite,
+            resume=resume,
+            score_teachers_of=teachers,
+            config=config,
         )
         show_failures(failures)
     for table in tables:
         try:
             _print_table(table, root)
         except UserError as error:
-            failures.append(Failure.of(Entry(f"{table.file}: its table", ()), error))
+            failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
             show_failures(failures[-1:])
     if failures:
-        failed = count(failures)
+        failed = failed_runs(failures)
         what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
         console.say(f"{what}; the same command tries again")
         raise SystemExit(exit_code(failures))
 
 
-def _jobs(jobs: int | None, planned: Sequence[Run], spread: Spread | None) -> int:
-    """How many runs go at the same time. Raises UserError where several processes are asked for and can't be."""
-    if spread is None:
+def _jobs(jobs: int | None, planned: Sequence[Run], config: LaunchConfig | None) -> int:
+    """Number of runs at the same time. Raises UserError for several runs at once in several processes each."""
+    if config is None:
         return jobs or min(2, cores())
     if (jobs or 1) > 1:
         raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
-    preflight.check_shared(planned, spread.count)
+    preflight.check_shared(planned, config.world_size)
     return 1
 
 
 def _is_change(word: str) -> bool:
-    """Whether a word is `key=value`, or meant to be; a path may hold a `=` as well, behind its first `/`."""
+    """Whether a word is `key=value`, or meant to be; a path may also contain a `=`, after its first `/`."""
     return "=" in word.partition("/")[0] or ("." in word and find_or_none(word) is None)
 
 
-def _taught(planned: Sequence[Run]) -> Run | None:
-    """A run with the teacher of all rows; None where rows have several, as a table has one line for it."""
-    taught = {run.teacher_key: run for run in planned if run.config.teacher is not None}
-    return [*taught.values(), *planned][0] if len(taught) < 2 else None
+def _teacher_run(planned: Sequence[Run]) -> Run | None:
+    """A run with the teacher of all rows; None when rows have several, as a table has one line for it."""
+    with_teacher = {run.teacher_key: run for run in planned if run.config.teacher is not None}
+    return [*with_teacher.values(), *planned][0] if len(with_teacher) < 2 else None
 
 
 def _print_table(table: RecipeRuns, root: Path) -> None:
-    """The table of a recipe's finished runs. Raises UserError where they don't fit into one."""
+    """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
     from switchkd_cli.report.show import print_ablation
 
-    done = [run_folder.folder(root, run) for run in table.runs if is_finished(root, run)]
-    if not done or table.runs[0].config.evaluation is None:
-        return console.say(f"{table.file}: no {'scores' if done else 'finished run'}, so no table")
-    taught = _taught(table.runs)
-    teacher = None if taught is None else launch.known_teacher_results(taught, root)
+    finished = [run_folder.folder(root, run) for run in table.runs if is_finished(root, run)]
+    if not finished or table.runs[0].config.evaluation is None:
+        reason = "no scores" if finished else "no finished run"
+        return console.say(f"{table.file}: {reason}, so no table")
+    run = _teacher_run(table.runs)
+    teacher = None if run is None else launch.known_teacher_results(run, root)
     controls = [control.row for control in load_with_controls(table.file)[1:]]
-    print_ablation(done, teacher, planned=table.runs, controls=controls)
+    print_ablation(finished, teacher, planned=table.runs, controls=controls)

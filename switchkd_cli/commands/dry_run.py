@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from switchkd_cli.distributed.launch_config import Spread
+from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.planning import estimate, preflight
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
@@ -20,10 +20,10 @@ def show_plans(
     machine: str | None,
     files: Sequence[Path],
     world: str | None,
-    spread: Spread | None = None,
+    launch_config: LaunchConfig | None = None,
 ) -> None:
     """The plan of each different run, then of all; each wrong thing is told before the engine is imported."""
-    gpus = spread.count if spread else None
+    gpus = launch_config.world_size if launch_config else None
     machines = [
         estimate.machine(machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus)
         for run in planned

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from switchkd_cli.distributed.launch_config import leave
+from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import CRASH, UserError
 
@@ -57,7 +57,7 @@ def kept() -> Iterator[None]:
     try:
         yield
     except (Exception, Stopped) as error:  # noqa: BLE001 (told by who started this process)
-        leave(_left(error, Path(folder)))
+        exit_process(_left(error, Path(folder)))
 
 
 def end(error: UserError) -> None:

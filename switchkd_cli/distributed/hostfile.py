@@ -1,45 +1,44 @@
-"""Starting a training's processes on several machines with DeepSpeed's launcher, which reaches them by ssh."""
+"""Start the processes of a training on several machines, with DeepSpeed's launcher over ssh."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from switchkd_cli.distributed.launch_config import Spread
+from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import CRASH, UserError
 
-QUIET = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
-"""What ssh is told, so that it asks for no password and misses a machine that is gone."""
+SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
+"""With these, ssh asks for no password and notices a machine that is gone."""
 
 
-def command_of(command: Sequence[str], spread: Spread) -> list[str]:
-    """DeepSpeed's launcher with what it has to run: a module's name and its arguments follow `-m`."""
-    module, *arguments = command[1:]
-    meeting = []
-    if spread.meet is not None:
-        host, port = spread.meet.split(":")
-        meeting = ["--master_addr", host, "--master_port", port]
-    each = ["--num_gpus", str(spread.each), "--hostfile", str(spread.hostfile)]
+def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]:
+    """The command line of DeepSpeed's launcher for `command`: `-m`, a module's name and its arguments."""
+    address = []
+    if config.rdzv_endpoint is not None:
+        host, port = config.rdzv_endpoint.split(":")
+        address = ["--master_addr", host, "--master_port", port]
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *each,
-        *(["--num_nodes", str(spread.nodes)] if spread.nodes > 1 else []),
-        *meeting,
-        *("--no_local_rank", "--module", module, *arguments),
+        *("--num_gpus", str(config.per_node), "--hostfile", str(config.hostfile)),
+        *(["--num_nodes", str(config.nodes)] if config.nodes > 1 else []),
+        *address,
+        *("--no_local_rank", "--module", *command[1:]),
     ]
 
 
-def launch(command: Sequence[str], spread: Spread) -> None:
-    """Runs `command` (`-m`, a module, its arguments) in every process. Raises UserError when one failed.
+def launch(command: Sequence[str], config: LaunchConfig) -> None:
+    """Run `command` (`-m`, a module, its arguments) in every process. Raises UserError when one failed.
 
-    What went wrong is in the processes' own output: it comes from several machines and is handed on as it comes.
+    The processes' own output says what went wrong; it comes from several machines and is passed on unchanged.
     """
-    environment = {"PDSH_SSH_ARGS_APPEND": QUIET, **os.environ}
-    with subprocess.Popen(command_of(command, spread), env=environment, stdin=subprocess.DEVNULL) as process:
+    environment = {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS, **os.environ}
+    launcher = deepspeed_command(command, config)
+    with subprocess.Popen(launcher, env=environment, stdin=subprocess.DEVNULL) as process:
         try:
             code = process.wait()
-        except Stopped:  # killed, it would leave those on the other machines behind
+        except Stopped:  # if it were killed, the processes on the other machines would stay
             process.terminate()
             raise
     if code:

@@ -1,4 +1,4 @@
-"""Over how many processes and machines a training is spread, as options or another launcher say it."""
+"""Multi-process launch settings, from command-line options, SLURM or another launcher such as torchrun."""
 
 from __future__ import annotations
 
@@ -11,95 +11,96 @@ from pathlib import Path
 
 from switchkd_cli.errors import UserError
 
-PORT = 29500  # where processes meet on the first machine when nobody says
-PORTS = range(20000, 30000)  # among which a SLURM job has one of its own
+PORT = 29500  # default port of the rendezvous address
+PORTS = range(20000, 30000)  # each SLURM job takes one of them
 
 
 @dataclass(frozen=True)
-class Spread:
-    """`each` processes on every one of `nodes` machines, with a GPU each or on processors. This one is `node`.
+class LaunchConfig:
+    """`per_node` processes on each of `nodes` machines, on a GPU each or on the CPU; this machine is `node_rank`.
 
-    They `meet` at an address (host:port) of the first machine. With a `hostfile`, DeepSpeed's launcher starts them.
+    They meet at `rdzv_endpoint` (host:port) on machine 0. With a `hostfile`, DeepSpeed's launcher starts them.
     """
 
-    each: int
-    gpus: bool = True
+    per_node: int
+    use_gpus: bool = True
     nodes: int = 1
-    node: int = 0
-    meet: str | None = None
+    node_rank: int = 0
+    rdzv_endpoint: str | None = None
     hostfile: Path | None = None
 
     @property
-    def count(self) -> int:
-        return self.each * self.nodes
+    def world_size(self) -> int:
+        return self.per_node * self.nodes
 
     @property
     def options(self) -> list[str]:
-        """The same on the command line of a process that starts them."""
-        return ["--gpus" if self.gpus else "--processes", str(self.each)]
+        """The command-line options of a process that starts these processes on its machine."""
+        return ["--gpus" if self.use_gpus else "--processes", str(self.per_node)]
 
 
-def spread(
+def launch_config(
     gpus: int | None,
     processes: int | None,
     nodes: int | None = None,
-    node: int | None = None,
-    meet: str | None = None,
+    node_rank: int | None = None,
+    rdzv_endpoint: str | None = None,
     hostfile: Path | None = None,
     environment: MutableMapping[str, str] = os.environ,
-) -> Spread | None:
-    """What the options ask for; None where this process trains alone, or a launcher has started it with others.
+) -> LaunchConfig | None:
+    """The processes to start; None when this process trains alone, or a launcher started it as one of several.
 
-    Under srun with one task a machine, what is not said of `nodes` is SLURM's. Raises UserError for options that don't
-    go together.
+    Under srun with one task per machine, SLURM's values stand in for options that are absent. Raises UserError for
+    options that contradict each other.
     """
-    adopt_slurm(environment, one_each=gpus is not None or processes is not None)
-    if among_others(environment):
+    adopt_slurm(environment, one_per_node=gpus is not None or processes is not None)
+    if is_distributed(environment):
         return None
-    if nodes is None and (tasks := _tasks(environment)) > 1:
-        nodes, node, meet = tasks, int(environment["SLURM_PROCID"]), meet or _slurm_address(environment)
+    if nodes is None and (tasks := _slurm_tasks(environment)) > 1:
+        nodes, node_rank = tasks, int(environment["SLURM_PROCID"])
+        rdzv_endpoint = rdzv_endpoint or _slurm_address(environment)
     problems = []
     if gpus is not None and processes is not None:
-        problems.append("--gpus and --processes: one of them: GPUs, or processors without any")
-    if (nodes or 1) > 1 and hostfile is None and (node is None or meet is None):
+        problems.append("--gpus and --processes: give one of them: GPUs, or processes on the CPU")
+    if (nodes or 1) > 1 and hostfile is None and (node_rank is None or rdzv_endpoint is None):
         problems.append(
-            "--nodes: give the same command on each, with --node-rank 0, 1, ... and --meet HOST:PORT"
+            "--nodes: run the same command on each, with --node-rank 0, 1, ... and --rdzv-endpoint HOST:PORT"
         )
-    if meet is not None and not re.fullmatch(r"[^\s:]+:\d+", meet):
-        problems.append(f"--meet: must be HOST:PORT, got {meet!r}")
-    if node is not None and not 0 <= node < (nodes or 1):
-        problems.append(f"--node-rank: must be 0 to {(nodes or 1) - 1}, got {node}")
+    if rdzv_endpoint is not None and not re.fullmatch(r"[^\s:]+:\d+", rdzv_endpoint):
+        problems.append(f"--rdzv-endpoint: must be HOST:PORT, got {rdzv_endpoint!r}")
+    if node_rank is not None and not 0 <= node_rank < (nodes or 1):
+        problems.append(f"--node-rank: must be 0 to {(nodes or 1) - 1}, got {node_rank}")
     if hostfile is not None and not hostfile.is_file():
         problems.append(f"--hostfile: no such file, got {str(hostfile)!r}")
     if hostfile is not None and (gpus is None or processes is not None):
         problems.append("--hostfile: say how many GPUs of each host, as in --gpus 8")
-    if gpus is None and processes is None and (nodes is not None or meet is not None):
+    if gpus is None and processes is None and (nodes is not None or rdzv_endpoint is not None):
         problems.append("--nodes: say how many GPUs of each, as in --gpus 8")
     if problems:
         raise UserError(problems, hint="see docs/scale.md")
-    each = gpus or processes
-    if each is None or (each * (nodes or 1) == 1 and hostfile is None):
+    per_node = gpus or processes
+    if per_node is None or (per_node * (nodes or 1) == 1 and hostfile is None):
         return None
-    return Spread(each, gpus is not None, nodes or 1, node or 0, meet, hostfile)
+    return LaunchConfig(per_node, gpus is not None, nodes or 1, node_rank or 0, rdzv_endpoint, hostfile)
 
 
-def among_others(environment: MutableMapping[str, str] = os.environ) -> bool:
+def is_distributed(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as one of several."""
     return int(environment.get("WORLD_SIZE", "1")) > 1
 
 
-def leads(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether this process is the one that writes, draws and scores."""
-    return not among_others(environment) or environment.get("RANK", "0") == "0"
+def is_first(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that writes, draws and scores (rank 0, or alone)."""
+    return not is_distributed(environment) or environment.get("RANK", "0") == "0"
 
 
-def adopt_slurm(environment: MutableMapping[str, str], *, one_each: bool) -> None:
-    """Where srun started several tasks, say so in torch's variables.
+def adopt_slurm(environment: MutableMapping[str, str], *, one_per_node: bool) -> None:
+    """Set torch's variables (RANK, WORLD_SIZE, ...) when srun started several tasks.
 
-    `one_each`: each task is a machine's only one and starts processes of its own: nothing is said.
+    Nothing is set with `one_per_node`: each task is the only one of its machine, and starts processes itself.
     """
-    tasks = _tasks(environment)
-    if one_each or tasks < 2 or "WORLD_SIZE" in environment:
+    tasks = _slurm_tasks(environment)
+    if one_per_node or tasks < 2 or "WORLD_SIZE" in environment:
         return
     host, port = _slurm_address(environment).split(":")
     environment["RANK"] = environment["SLURM_PROCID"]
@@ -110,25 +111,25 @@ def adopt_slurm(environment: MutableMapping[str, str], *, one_each: bool) -> Non
     environment.setdefault("MASTER_PORT", port)
 
 
-def leave(code: int) -> None:
-    """Ends the process. One of several goes at once: what it could still wait for may never come."""
-    if among_others():
+def exit_process(code: int) -> None:
+    """End the process. One of several ends at once: it could wait for another one that never comes."""
+    if is_distributed():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _tasks(environment: MutableMapping[str, str]) -> int:
-    """Tasks of the srun that started this process (a batch script's own variables are not it)."""
+def _slurm_tasks(environment: MutableMapping[str, str]) -> int:
+    """Number of tasks of the srun that started this process; a batch script without srun counts as one."""
     return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def _slurm_address(environment: MutableMapping[str, str]) -> str:
-    """Host and port on the first machine of the step; the port is the job's own."""
-    listed = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
+    """Host and port on the first machine of the SLURM step; the port depends on the job."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
     # node[003-005,009]-ib,login1 -> node003-ib
-    found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", listed)
-    host = "".join(part or "" for part in found.groups()) if found else "localhost"
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", nodes)
+    host = "".join(part or "" for part in match.groups()) if match else "localhost"
     job = int(environment.get("SLURM_JOB_ID", PORT))
     return f"{host}:{PORTS[job % len(PORTS)]}"

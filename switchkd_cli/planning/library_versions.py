@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 from switchkd_cli.benchmarks import LMMS_EVAL
 from switchkd_cli.errors import MACHINE, UserError
@@ -38,14 +39,15 @@ def check(*, scoring: bool = False) -> None:
         )
 
 
-def imported(module: str) -> ModuleType:
-    """A module of the heavy zone.
+@contextmanager
+def import_errors() -> Iterator[None]:
+    """Around an import of the engine, or of a part of it that needs further libraries.
 
-    Raises UserError, code MACHINE, where a library that it needs is outside its range, missing or fails to import.
+    Raises UserError, code MACHINE, when a library is outside its range, missing or fails to import.
     """
     check()
     try:
-        return importlib.import_module(module)
+        yield
     except UserError:
         raise
     except Exception as error:

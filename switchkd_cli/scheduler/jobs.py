@@ -1,4 +1,4 @@
-"""What planned runs come down to: each different run once, whatever rows and recipes ask for it, and their teachers."""
+"""Jobs: planned runs, de-duplicated by key, and the scoring of their teachers."""
 
 from __future__ import annotations
 
@@ -9,46 +9,47 @@ from switchkd_cli.recipe.run import Run
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One thing that a worker does."""
+class Job:
+    """The work of one worker process."""
 
     name: str
-    """What it is called on the screen."""
+    """Its name on the screen."""
     runs: tuple[Run, ...]
-    """A run under its several names: the first is trained and scored, the others take it over."""
+    """One run under its several names: the first is trained and scored, the others reuse it."""
     scoring: bool = False
-    """Instead: the first run's teacher and the baselines are scored."""
+    """Score the first run's teacher and the baselines instead of training."""
 
     @property
     def run(self) -> Run:
         return self.runs[0]
 
     @property
-    def cost(self) -> str:
-        """What entries that take equally long have in common."""
+    def cost_group(self) -> str:
+        """Jobs of one group take about equally long."""
         return "scoring" if self.scoring else f"{self.run.recipe}/{self.run.row}"
 
 
-def different(planned: Sequence[Run]) -> list[Entry]:
-    """The planned runs, those with the same key as one, in the order of the first of them."""
-    found: dict[str, list[Run]] = {}
+def unique_jobs(planned: Sequence[Run]) -> list[Job]:
+    """One job per key, in the order in which the keys first appear."""
+    by_key: dict[str, list[Run]] = {}
     for run in planned:
-        found.setdefault(run.key, []).append(run)
+        by_key.setdefault(run.key, []).append(run)
     several = len({run.recipe for run in planned}) > 1
-    return [Entry(_prefix(same[0]) * several + same[0].name, tuple(same)) for same in found.values()]
+    return [Job(_prefix(same[0]) * several + same[0].name, tuple(same)) for same in by_key.values()]
 
 
-def scorings(taught: Iterable[Run]) -> list[Entry]:
-    """The scoring of each different teacher; a recipe that scores nothing has none."""
+def scoring_jobs(runs: Iterable[Run]) -> list[Job]:
+    """One job per different teacher of the runs; none for recipes without an evaluation."""
     teachers: dict[str, Run] = {}
-    for run in taught:
+    for run in runs:
         if run.config.evaluation is not None:
             teachers.setdefault(run.teacher_key, run)
     title = "the teacher and the baselines"
-    titles = [_prefix(run) * (len(teachers) > 1) + title for run in teachers.values()]
-    return [Entry(title, (run,), scoring=True) for title, run in zip(titles, teachers.values(), strict=True)]
+    return [
+        Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run in teachers.values()
+    ]
 
 
 def _prefix(run: Run) -> str:
-    """The recipe, where there may be several; in what world they run, they have in common."""
+    """The recipe's name without its world, in front of a job's name when there are several recipes."""
     return f"{run.recipe.partition('@')[0]}: "

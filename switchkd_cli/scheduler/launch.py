@@ -1,4 +1,8 @@
-"""One run in this process, and the other questions to the engine, which is reached by name."""
+"""Run one planned run in this process, and put every other question to the engine.
+
+This is the only module outside the engine that imports it: inside functions, when it is needed, because torch takes
+seconds to import. `import_errors` turns a library that is missing or broken into a line and exit code 3.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.distributed import exit_status, hostfile, signals
-from switchkd_cli.distributed.launch_config import Spread, among_others, leave
-from switchkd_cli.distributed.launch_config import spread as spread_over
+from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, is_distributed, launch_config
 from switchkd_cli.errors import UserError, show_in_any_encoding, system_told
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Forecast, Machine
-from switchkd_cli.planning.library_versions import imported
+from switchkd_cli.planning.library_versions import import_errors
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.runs import reuse, run_folder
 from switchkd_cli.runs.claim import another_program, is_finished, occupy
@@ -24,36 +27,40 @@ from switchkd_cli.terminal.progress import progress
 
 
 def check(planned: Sequence[Run]) -> None:
-    """What `plan.check` checks; then every model with a hub id is on this machine, so that keys know its commit.
+    """Check models and libraries as `preflight.check` does, and download models from the hub, so that keys are final.
 
-    Raises UserError as `plan.check` does, and with code MACHINE where a hub id is not here and can't be fetched.
+    Raises UserError as `preflight.check` does, and with code MACHINE when a hub model can't be downloaded.
     """
     preflight.check(planned)
     for run in planned:
         for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
             for field, name in model_names(who, model):
-                if run.fingerprints.model(name) is None:
-                    _fetch(field, name, allow_pickle=model.allow_pickle)
+                if model is not None and run.fingerprints.model(name) is None:
+                    with import_errors():
+                        from switchkd_cli.engine import hub
+                    only = hub.TOKENIZER_FILES if field.endswith(".tokenizer") else ()
+                    who_asks = field.removesuffix(".checkpoint")
+                    hub.fetch(name, who_asks, allow_pickle=model.allow_pickle, only=only)
                     run.fingerprints.forget()
 
 
-def _fetch(field: str, hub_id: str, *, allow_pickle: bool) -> None:
-    stored = _engine("hub")
-    only = stored.TOKENIZER_FILES if field.endswith(".tokenizer") else ()
-    stored.fetch(hub_id, field.removesuffix(".checkpoint"), allow_pickle=allow_pickle, only=only)
-
-
 def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> run_folder.RunFolder:
-    """Train and evaluate one run. A finished one is reused, whatever row's name it goes by; an unfinished one goes on.
+    """Train and evaluate one run. A finished run with the same key is reused; an unfinished one is resumed.
 
-    In this process, and where a launcher started it as one of several, in all of them: the first holds the folder,
-    draws and scores, the others train with it.
+    When a launcher started several processes, each of them calls this: the first one holds the folder, draws and
+    scores, the others only train.
     """
-    processes = _engine("training.processes").joined() if among_others() else None
+    processes = None
+    if is_distributed():
+        with import_errors():
+            from switchkd_cli.engine.training.processes import joined
+        processes = joined()
     if processes is not None and not processes.first:
         folder = run_folder.folder(root, run)
         if processes.decide(str) != "finished":
-            _worker().work(run, folder, processes)
+            with import_errors():
+                from switchkd_cli.engine.run_stages import work
+            work(run, folder, processes)
         return folder
     if not overwrite and not is_finished(root, run) and (source := run_folder.by_key(root).get(run.key)):
         folder = take_over(run, source, root)
@@ -61,7 +68,6 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
         if processes is not None:
             processes.decide(lambda: "finished")
         return folder
-    together = () if processes is None else (processes,)
     with occupy(root, run, overwrite=overwrite, resume=resume) as (folder, state):
         if processes is not None:
             processes.decide(lambda: state)
@@ -70,96 +76,101 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
             if changed := another_program(folder):
                 console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
-        worker = _worker()
+        with import_errors():
+            from switchkd_cli.engine.run_stages import evaluate, work
         with progress(folder.metrics, run.name):
-            worker.work(run, folder, *together)
+            work(run, folder, *([processes] if processes is not None else []))
             if run.config.evaluation is not None:
-                worker.evaluate(run, folder)
+                evaluate(run, folder)
     return folder
 
 
 def take_over(
     run: Run, source: run_folder.RunFolder, root: Path, *, overwrite: bool = False
 ) -> run_folder.RunFolder:
-    """The run from `source`, a finished one with the same key: nothing is trained or scored."""
+    """Reuse `source`, a finished run with the same key, under this run's name; nothing is trained or scored."""
     target = run_folder.folder(root, run)
     with reuse.taken_over(run, source, target, overwrite=overwrite) as folder:
         if folder is not None:
-            _engine("export.model_card").write(run, folder)
+            with import_errors():
+                from switchkd_cli.engine.export.model_card import write
+            write(run, folder)
     return target
 
 
-def apart(command: Sequence[str], spread: Spread) -> None:
-    """Run `command`, words behind this Python, in every process of the spread. Raises what the first failure was."""
-    if spread.hostfile is not None:
-        hostfile.launch(command, spread)
+def start_processes(command: Sequence[str], config: LaunchConfig) -> None:
+    """Run `command` (arguments of this Python) in every process. Raises the error of the first one that failed."""
+    if config.hostfile is not None:
+        hostfile.launch(command, config)
     else:
-        _engine("training.torchrun").launch(command, spread)
+        with import_errors():
+            from switchkd_cli.engine.training import torchrun
+        torchrun.launch(command, config)
 
 
 def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
     """Scores of the run's teacher and of the blind and majority baselines, computed once.
 
-    None when the recipe scores nothing.
+    None when the recipe has no evaluation.
     """
     if run.config.evaluation is None:
         return None
-    known = known_teacher_results(run, root)
-    if known is None:
-        console.say("scoring the teacher and the baselines")
-    return known or _worker().evaluate_teacher(run, root)
+    if (known := known_teacher_results(run, root)) is not None:
+        return known
+    console.say("scoring the teacher and the baselines")
+    return score_teacher(run, root)
+
+
+def score_teacher(run: Run, root: Path) -> dict[str, Any]:
+    with import_errors():
+        from switchkd_cli.engine.run_stages import evaluate_teacher
+    return evaluate_teacher(run, root)
 
 
 def known_teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
-    """The same, if some run computed them before."""
+    """The teacher's scores, if they were computed before."""
     return run_folder.scores(run_folder.evaluation(root, run.teacher_key))
 
 
 def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Score a model, or find its scores for the same question. Returns them and their folder."""
+    """Score a model, or reuse the scores of the same question. Returns the scores and their folder."""
     shared = run_folder.evaluation(root, key)
     with shared.build() as partial:
         if partial is None:
             console.say(f"evaluated before, reused: same model, byte by byte, and questions ({shared.path})")
         else:
-            results = _engine("evaluation.score_model").evaluate(
-                model, folder=partial, sets=run_folder.sets(root), **question
-            )
+            with import_errors():
+                from switchkd_cli.engine.evaluation.score_model import evaluate
+            results = evaluate(model, folder=partial, sets=run_folder.sets(root), **question)
             run_folder.write_json(partial / "results.json", results)
     return run_folder.scores(shared), shared.path
 
 
 def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -> Forecast:
-    """What the run needs on such a machine; nothing is loaded, fetched or trained."""
-    return _engine("cost.forecast").forecast(run, machine, root, made)
+    """Estimate what the run needs on a machine; nothing is loaded, downloaded or trained."""
+    with import_errors():
+        from switchkd_cli.engine.cost.forecast import forecast
+    return forecast(run, machine, root, made)
 
 
-def models() -> Any:
-    """What asks the saved models of finished runs for a picture; the engine is imported when it is first asked."""
-    return _Models()
+class FigureData:
+    """Data for figures that needs the saved models of finished runs; the engine is imported at the first question."""
 
-
-class _Models:
     def position(self, folder: run_folder.RunFolder) -> Any:
-        return _engine("figure_data").position(folder)
+        with import_errors():
+            from switchkd_cli.engine.figure_data import position
+        return position(folder)
 
     def questions(self, folders: Sequence[run_folder.RunFolder]) -> Any:
-        return _engine("figure_data").questions(folders)
-
-
-def _worker() -> Any:
-    return _engine("run_stages")
-
-
-def _engine(module: str) -> Any:
-    """A module of the engine, the heavy zone. Raises UserError when a library is missing or not the right one."""
-    return imported(f"switchkd_cli.engine.{module}")
+        with import_errors():
+            from switchkd_cli.engine.figure_data import questions
+        return questions(folders)
 
 
 def main() -> int:
-    """A worker process: one run, read from standard input, or from a file where processes share it.
+    """A worker process. It reads one run from standard input, or from a file that several processes share.
 
-    With --teacher, the scoring of its teacher.
+    With --teacher it scores the run's teacher instead of training.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
@@ -169,17 +180,22 @@ def main() -> int:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--gpus", type=int)
     parser.add_argument("--processes", type=int)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     show_in_any_encoding()
     try:
         with exit_status.kept(), system_told(), signals.heeded(child=True):
-            text = asked.run.read_text(encoding="utf-8") if asked.run else sys.stdin.read()
-            if asked.teacher:
-                _worker().evaluate_teacher(Run.loads(text), asked.out)
-            elif spread := spread_over(asked.gpus, asked.processes):
-                _apart(text, spread)
+            text = arguments.run.read_text(encoding="utf-8") if arguments.run else sys.stdin.read()
+            if arguments.teacher:
+                score_teacher(Run.loads(text), arguments.out)
+            elif config := launch_config(arguments.gpus, arguments.processes):
+                with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
+                    file = Path(scratch) / "run.json"
+                    file.write_text(text, encoding="utf-8")
+                    same = ["-m", "switchkd_cli.scheduler.launch", *sys.argv[1:], "--run", str(file)]
+                    start_processes(same, config)
             else:
-                run_one(Run.loads(text), asked.out, overwrite=asked.overwrite, resume=asked.resume)
+                resume, overwrite = arguments.resume, arguments.overwrite
+                run_one(Run.loads(text), arguments.out, overwrite=overwrite, resume=resume)
     except UserError as error:
         console.error(error)
         return error.code
@@ -189,13 +205,5 @@ def main() -> int:
     return 0
 
 
-def _apart(text: str, spread: Spread) -> None:
-    """Hands the run that was read on to processes of its own."""
-    with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
-        file = Path(scratch) / "run.json"
-        file.write_text(text, encoding="utf-8")
-        apart(["-m", "switchkd_cli.scheduler.launch", *sys.argv[1:], "--run", str(file)], spread)
-
-
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -1,4 +1,4 @@
-"""Worker processes side by side, followed as one matrix."""
+"""A pool of worker processes that work through a matrix of runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import IO
 
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import Spread, among_others, leads
+from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.locks import tidy
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import provenance, run_folder
-from switchkd_cli.runs.claim import check_free, is_finished
+from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.failures import Failure, exit_code, show_failures
-from switchkd_cli.scheduler.jobs import Entry, different, scorings
-from switchkd_cli.scheduler.launch import known_teacher_results, run_one, take_over
+from switchkd_cli.scheduler.failures import Failure
+from switchkd_cli.scheduler.jobs import Job, scoring_jobs, unique_jobs
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Progress
 from switchkd_cli.terminal.time_left import Matrix
@@ -34,37 +33,16 @@ from switchkd_cli.terminal.time_left import Matrix
 WORKER = (sys.executable, "-m", "switchkd_cli.scheduler.launch")
 
 
-def run_all(
-    planned: Sequence[Run], root: Path, *, jobs: int = 1, overwrite: bool = False, resume: bool = False
-) -> list[run_folder.RunFolder]:
-    """Run each, in this process or in `jobs` workers side by side. The first failure ends the rest.
+def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
+    """Start this command again in every process of `config`, after its runs are checked.
 
-    All are checked before the first starts.
+    Keys are computed here first, so that the processes find the hashes of all files.
     """
     launch.check(planned)
-    for run in planned if not overwrite else ():
-        check_free(root, run)
-    if jobs == 1 or among_others():
-        if overwrite and leads():
-            run_folder.set_stages_aside(root, planned)
-        return [run_one(run, root, overwrite=overwrite, resume=resume) for run in planned]
-    failures = in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
-    if failures:
-        show_failures(failures)
-        raise SystemExit(exit_code(failures))
-    return [run_folder.folder(root, run) for run in planned]
-
-
-def apart(planned: Sequence[Run], spread: Spread) -> None:
-    """The same command in every process of the spread, once it is known to make sense.
-
-    Keys are computed here first: the processes then find the hashes of all files.
-    """
-    launch.check(planned)
-    preflight.check_shared(planned, spread.count)
+    preflight.check_shared(planned, config.world_size)
     for run in planned:
         _ = run.key
-    launch.apart(["-m", "switchkd_cli", *sys.argv[1:]], spread)
+    launch.start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)
 
 
 def in_workers(
@@ -75,103 +53,100 @@ def in_workers(
     overwrite: bool = False,
     resume: bool = False,
     stop_at_failure: bool = False,
-    taught: Sequence[Run] = (),
-    spread: Spread | None = None,
+    score_teachers_of: Sequence[Run] = (),
+    config: LaunchConfig | None = None,
 ) -> list[Failure]:
-    """Run what is not finished, each in a process of its own, `jobs` at once. Returns what failed; the rest go on.
+    """Do every unfinished run in a worker process, `jobs` at the same time. Returns the failures; other runs continue.
 
-    What is one run under several names is trained and scored once. The teachers of `taught` and the baselines are
-    scored at the end, if any run came so far. What is finished counts as done, and its times help to foretell the end.
-    With `spread`, each is a run in several processes.
+    A run with several names is trained and scored once. Teachers and baselines are scored last, if any run succeeded.
+    Finished runs count as done, and their times help to estimate the end. With `config`, each run trains in several
+    processes.
     """
     if overwrite:
         run_folder.set_stages_aside(root, planned)
-    failures, waiting, took = _sorted_out(planned, taught, root, overwrite=overwrite)
+    failures, waiting, seconds = _queue(planned, score_teachers_of, root, overwrite=overwrite)
     active: list[_Worker] = []
-    matrix = Matrix([entry.cost for entry in waiting], jobs=jobs, took=took)
+    matrix = Matrix([job.cost_group for job in waiting], jobs=jobs, took=seconds)
     with ExitStack() as stack:
         for run in planned:
             stack.enter_context(tidy(run_folder.folder(root, run).path))
-        shown = stack.enter_context(Progress(matrix=matrix))
+        display = stack.enter_context(Progress(matrix=matrix))
         try:
             while waiting or active:
-                in_vain = not active and waiting[0].scoring and not matrix.done
-                if in_vain or (failures and stop_at_failure):
+                nothing_to_score = not active and waiting[0].scoring and not matrix.done
+                if nothing_to_score or (failures and stop_at_failure):
                     waiting.clear()
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
-                    entry = waiting.pop(0)
-                    worker = _start(entry, root, jobs=jobs, overwrite=overwrite, resume=resume, spread=spread)
+                    job = waiting.pop(0)
+                    worker = _start(job, root, jobs=jobs, overwrite=overwrite, resume=resume, config=config)
                     active.append(worker)
-                    matrix.start(worker.metrics, entry.run.config.stages[-1].name)
-                    idle = {"idle": "being scored"} if entry.scoring else {}
-                    shown.follow(worker.metrics, entry.name, **idle)
+                    matrix.start(worker.metrics, job.run.config.stages[-1].name)
+                    idle = {"idle": "being scored"} if job.scoring else {}
+                    display.follow(worker.metrics, job.name, **idle)
                 time.sleep(0.1)
                 for worker in [w for w in active if w.process.poll() is not None]:
                     active.remove(worker)
-                    failures += _finish(worker, root, shown, matrix, overwrite=overwrite)
+                    failures += _finish(worker, root, display, matrix, overwrite=overwrite)
         finally:
             for worker in active:
                 worker.process.terminate()
             try:
                 for worker in active:
                     worker.process.wait()
-                    shown.say(f"{worker.entry.name}: {(worker.text().splitlines() or ['ended'])[-1]}")
-            except BaseException:  # asked a second time
+                    display.say(f"{worker.job.name}: {(worker.text().splitlines() or ['ended'])[-1]}")
+            except BaseException:  # a second stop signal
                 for worker in active:
                     worker.process.kill()
                 raise
     return failures
 
 
-def _sorted_out(
-    planned: Sequence[Run], taught: Sequence[Run], root: Path, *, overwrite: bool
-) -> tuple[list[Failure], list[Entry], dict[str, list[float]]]:
-    """What can't be reused, what is to be done, and the seconds of what is done already."""
-    before = 0 if overwrite else sum(is_finished(root, run) for run in planned)
-    if before:
-        console.say(f"{before} of {len(planned)} runs finished before, reused: {planned[0].compared}")
-    made = {} if overwrite else run_folder.by_key(root)
+def _queue(
+    planned: Sequence[Run], score_teachers_of: Sequence[Run], root: Path, *, overwrite: bool
+) -> tuple[list[Failure], list[Job], dict[str, list[float]]]:
+    """Failures to reuse a finished run, the jobs that are left, and the seconds of finished jobs by cost group."""
+    finished = 0 if overwrite else sum(is_finished(root, run) for run in planned)
+    if finished:
+        console.say(f"{finished} of {len(planned)} runs finished before, reused: {planned[0].compared}")
+    sources = {} if overwrite else run_folder.by_key(root)
     failures: list[Failure] = []
-    waiting: list[Entry] = []
-    took: dict[str, list[float]] = {}
-    for entry in different(planned):
-        if (source := made.get(entry.run.key)) is None:
-            waiting.append(entry)
+    waiting: list[Job] = []
+    seconds: dict[str, list[float]] = {}
+    for job in unique_jobs(planned):
+        if (source := sources.get(job.run.key)) is None:
+            waiting.append(job)
         else:
-            took.setdefault(entry.cost, []).append(source.info().get("seconds", 0.0))
-            failures += _named(entry, source, root, console.say)
-    waiting += [entry for entry in scorings(taught) if known_teacher_results(entry.run, root) is None]
-    return failures, waiting, took
+            seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
+            failures += _reuse(job, source, root, console.say)
+    waiting += [
+        job for job in scoring_jobs(score_teachers_of) if launch.known_teacher_results(job.run, root) is None
+    ]
+    return failures, waiting, seconds
 
 
-def _named(
-    entry: Entry,
-    source: run_folder.RunFolder,
-    root: Path,
-    say: Callable[[str], None],
-    *,
-    overwrite: bool = False,
+def _reuse(
+    job: Job, source: run_folder.RunFolder, root: Path, say: Callable[[str], None], *, overwrite: bool = False
 ) -> list[Failure]:
-    """The finished run in `source` under each of its names that is not finished. Returns those that can't be."""
+    """Reuse the finished run in `source` under each of the job's names that is not finished. Returns failures."""
     failures = []
-    for run in entry.runs:
+    for run in job.runs:
         place = run_folder.folder(root, run).place
         if place == source.place or (is_finished(root, run) and not overwrite):
             continue
         try:
-            take_over(run, source, root, overwrite=overwrite)
+            launch.take_over(run, source, root, overwrite=overwrite)
             say(f"{place}: the same run as {source.place}, reused")
         except UserError as error:
-            failures.append(Failure.of(Entry(place, (run,)), error))
+            failures.append(Failure.of(Job(place, (run,)), error))
     return failures
 
 
 @dataclass
 class _Worker:
-    """A worker process, the file that takes what it prints, and where its steps are logged."""
+    """A worker process, the file with its output, and the file in which its steps are logged."""
 
-    entry: Entry
+    job: Job
     process: subprocess.Popen[str]
     output: IO[str] = field(repr=False)
     metrics: Path
@@ -182,53 +157,53 @@ class _Worker:
 
 
 def _start(
-    entry: Entry, root: Path, *, jobs: int, overwrite: bool, resume: bool, spread: Spread | None
+    job: Job, root: Path, *, jobs: int, overwrite: bool, resume: bool, config: LaunchConfig | None
 ) -> _Worker:
-    run = entry.run
+    run = job.run
     command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--resume"] * resume]
-    command += ["--teacher"] if entry.scoring else spread.options if spread else []
+    command += ["--teacher"] if job.scoring else config.options if config else []
     output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
-    told = {
-        "OMP_NUM_THREADS": str(max(1, cores() // (spread.each if spread else jobs))),
+    variables = {
+        "OMP_NUM_THREADS": str(max(1, cores() // (config.per_node if config else jobs))),
         provenance.COMMAND: json.dumps(provenance.command()),
-        "PYTHONIOENCODING": "utf-8",  # what it prints is read back from a file
+        "PYTHONIOENCODING": "utf-8",  # the output is read back from a file
     }
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **told}
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        text=True,
+        env={**os.environ, **variables},
     )
     assert process.stdin is not None
     process.stdin.write(run.dumps())
     process.stdin.close()
     scores = run_folder.evaluation(root, run.teacher_key).path
-    metrics = scores.with_suffix(".jsonl") if entry.scoring else run_folder.folder(root, run).metrics
-    return _Worker(entry, process, output, metrics)
+    metrics = scores.with_suffix(".jsonl") if job.scoring else run_folder.folder(root, run).metrics
+    return _Worker(job, process, output, metrics)
 
 
 def _finish(
-    worker: _Worker, root: Path, shown: Progress, matrix: Matrix, *, overwrite: bool
+    worker: _Worker, root: Path, display: Progress, matrix: Matrix, *, overwrite: bool
 ) -> list[Failure]:
-    """Keep what a worker printed in its run's log, say how it ended, and give what it made its other names."""
-    entry, code, text = worker.entry, worker.process.returncode, worker.text()
-    shown.forget(worker.metrics)
+    """Save the worker's output in its run's log, say how it ended, and reuse its run under its other names."""
+    job, code, text = worker.job, worker.process.returncode, worker.text()
+    display.forget(worker.metrics)
     worker.output.close()
-    folder = run_folder.folder(root, entry.run)
-    if folder.path.exists() and not entry.scoring:
+    folder = run_folder.folder(root, job.run)
+    if folder.path.exists() and not job.scoring:
         with folder.text_log.open("a", encoding="utf-8") as log:
             log.write(text)
-    where = "" if entry.scoring else f" ({folder.path})"
-    shown.say(f"{entry.name}: {'failed' if code else 'done'}{where}")
+    where = "" if job.scoring else f" ({folder.path})"
+    display.say(f"{job.name}: {'failed' if code else 'done'}{where}")
+    if code < 0:  # ended by the system, without a word of its own
+        why = ", most likely out of memory: fewer --jobs need less" if -code == signal.SIGKILL else ""
+        text = f"{text.rstrip()}\nended by signal {-code} ({signal.strsignal(-code)}){why}".lstrip()
     if code:
-        failures = [Failure(entry, code, _told(text, code))]
+        failures = [Failure(job, code, text or f"exit code {code}")]
     else:
-        failures = _named(entry, folder, root, shown.say, overwrite=overwrite)
+        failures = _reuse(job, folder, root, display.say, overwrite=overwrite)
     matrix.end(worker.metrics, failed=bool(code))
-    shown.tell_matrix()
+    display.tell_matrix()
     return failures
-
-
-def _told(text: str, code: int) -> str:
-    """What a failed worker printed; one that the system ended printed nothing about it."""
-    if code > 0:
-        return text or f"exit code {code}"
-    why = ", most likely for want of memory: fewer --jobs need less" if -code == signal.SIGKILL else ""
-    return f"{text.rstrip()}\nended by signal {-code} ({signal.strsignal(-code)}){why}".lstrip()

@@ -148,7 +148,7 @@ def test_a_shared_run_that_fails_is_tried_once_and_told_under_all_its_names(
     err = capsys.readouterr().err
     assert err.count("ZeroDivisionError: the crash of this row") == 1
     assert "small: long (seed 0): failed" in err
-    assert "and so did the same run under other names: other/longer" in err
+    assert "the same run under other names failed with it: other/longer" in err
     assert err.splitlines()[-1] == "2 of 7 runs failed; the same command tries again"
     assert {f.place for f in run_folder.finished(tmp_path / "runs")} == {
         "small/switch-kd/seed0",

@@ -11,6 +11,7 @@ from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import occupy
 from switchkd_cli.scheduler import launch, pool
+from switchkd_cli.scheduler.failures import exit_code
 from tests.support import fake_engine
 from tests.support.small_recipe import write
 
@@ -169,9 +170,9 @@ def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkey
     )
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
     failures = pool.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
-    told = "ended by signal 9 (Killed), most likely for want of memory: fewer --jobs need less"
+    told = "ended by signal 9 (Killed), most likely out of memory: fewer --jobs need less"
     assert failures[0].text.splitlines() == ["so far", told]
-    assert pool.exit_code(failures) == 1
+    assert exit_code(failures) == 1
 
 
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
@@ -247,11 +248,7 @@ def test_compare_takes_runs_a_recipe_or_all(tmp_path, calls, monkeypatch):
 
 def test_a_missing_library_is_the_machines_fault(tmp_path, calls, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "switchkd_cli.engine.run_stages")
-
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named 'torch' ({name})", name="torch")
-
-    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert switchkd(monkeypatch, "distill", write(tmp_path)) == 3
     assert capsys.readouterr().err.splitlines() == ["torch is not installed", "hint: make setup"]
     assert not (tmp_path / "runs").exists()

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.commands import distill
+from switchkd_cli.commands.compare import compare
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.formats import choose
 from switchkd_cli.report.results.finished_run import read
@@ -352,8 +352,8 @@ def test_the_command_writes_the_file_and_nothing_beside_the_runs(root, tmp_path,
     ours, theirs = finished(root, "switch-kd"), finished(root, "sft")
     monkeypatch.setattr(RunFolder, "run", lambda folder: type("Run", (), {"teacher_key": "none"}))
     before = sorted(root.rglob("*"))
-    distill.compare([str(ours.path), str(theirs.path)], None, root, file=tmp_path / "table.md")
+    compare([str(ours.path), str(theirs.path)], None, root, out_file=tmp_path / "table.md")
     assert "| GQA |" in (tmp_path / "table.md").read_text() and capsys.readouterr().out == ""
-    distill.compare([str(ours.path), str(theirs.path)], None, root, form="csv", against="switch-kd")
+    compare([str(ours.path), str(theirs.path)], None, root, form="csv", against="switch-kd")
     assert "SFT minus Switch-KD" in capsys.readouterr().out
     assert sorted(root.rglob("*")) == before

@@ -344,7 +344,7 @@ def test_the_runs_of_an_ablation_that_is_killed_save_and_end(tmp_path):
 def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
     """DeepSpeed's, killed, would leave its processes on the other machines."""
     script = f"trap 'echo asked > {tmp_path}/asked; exit 1' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
-    monkeypatch.setattr(hostfile, "command_of", lambda *_: ["sh", "-c", script])
+    monkeypatch.setattr(hostfile, "deepspeed_command", lambda *_: ["sh", "-c", script])
 
     def ask():
         while not (tmp_path / "up").exists():

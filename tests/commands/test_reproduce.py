@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.recipe.load_many import load_many
-from switchkd_cli.scheduler.jobs import different
+from switchkd_cli.scheduler.jobs import unique_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHKD = """\
@@ -83,7 +83,7 @@ def test_quick_is_one_seed_of_rows_that_exist_and_fit_into_twenty_minutes(make):
     rows = option(ablate, "--rows").split(",")
     tables = load_many(recipes(ablate), rows, world="playground")
     assert {run.row for table in tables for run in table.runs} == set(rows)
-    runs = [entry.run for entry in different([run for table in tables for run in table.runs])]
+    runs = [entry.run for entry in unique_jobs([run for table in tables for run in table.runs])]
     seconds = 120 + sum(_seconds(run) for run in runs)
     assert seconds < 2 * 16 * 60
     assert "left out by QUICK=1: four of five seeds" in said

@@ -111,8 +111,9 @@ def test_any_failure_inside_a_library_is_told_and_ours_keep_their_traceback(monk
         "raise OSError('libcudart.so.12: cannot open shared object file')"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"libcudart.so.12: .*broken_library.py:1") as caught:
-        library_versions.imported("broken_library")
+    told = r"libcudart.so.12: .*broken_library.py:1"
+    with pytest.raises(UserError, match=told) as caught, library_versions.import_errors():
+        import broken_library  # noqa: F401
     assert caught.value.code == MACHINE
-    with pytest.raises(ModuleNotFoundError):
-        library_versions.imported("switchkd_cli.engine.no_such_module")
+    with pytest.raises(ModuleNotFoundError), library_versions.import_errors():
+        import switchkd_cli.engine.no_such_module  # noqa: F401

@@ -421,7 +421,10 @@ def test_a_number_is_bold_only_where_its_interval_leaves_0_out(root, file, tmp_p
     ("arguments", "problem"),
     [
         ((), "--report: no recipe is named"),
-        (("{recipe}", "--format", "csv"), "--format: not with --report, which has its own"),
+        (
+            ("{recipe}", "--format", "csv"),
+            "--format: can't be combined with --report, which chooses it itself",
+        ),
         (("{run}",), "{run}: a run folder; a report is of recipes"),
         (("componets",), "componets: no recipe has this name"),
     ],

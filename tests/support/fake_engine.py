@@ -82,10 +82,10 @@ def install(monkeypatch=None):
     for name in ("print_distillation", "print_ablation", "print_comparison"):
         setattr(table, name, note(name, lambda *arguments, **more: None))
     modules = {
-        "engine.worker": worker,
-        "engine.evaluate": evaluate,
-        "engine.card": cards,
-        "report.table": table,
+        "engine.run_stages": worker,
+        "engine.evaluation.score_model": evaluate,
+        "engine.export.model_card": cards,
+        "report.show": table,
     }
     for name, module in modules.items():
         if monkeypatch is None:

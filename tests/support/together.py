@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from switchkd_cli.distributed.launch_config import leave
+from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.engine.training.processes import ALONE, Processes, joined
@@ -160,4 +160,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)  # as a training's processes do
+    exit_process(0)  # as a training's processes do

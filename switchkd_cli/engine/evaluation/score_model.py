@@ -152,4 +152,6 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
 def ready() -> Any:
     """The harness around lmms-eval. Raises UserError, code MACHINE, where it can't be used: known before training."""
     library_versions.check(scoring=True)
-    return library_versions.imported("switchkd_cli.engine.evaluation.lmms_harness")
+    with library_versions.import_errors():
+        import switchkd_cli.engine.evaluation.lmms_harness as harness
+    return harness

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from switchkd_cli.distributed.launch_config import among_others
+from switchkd_cli.distributed.launch_config import is_distributed
 from switchkd_cli.engine.training.stalls import Pulse
 from switchkd_cli.errors import MACHINE, UserError
 
@@ -124,7 +124,7 @@ def joined() -> Processes:
 
     Alone where there are no others. GPUs talk by NCCL, processors by gloo.
     """
-    if not among_others():
+    if not is_distributed():
         return ALONE
     store, rank, count = _met()
     local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -18,11 +18,12 @@ import psutil
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, launch_agent
+from torch.distributed.launcher.api import LaunchConfig as AgentConfig
+from torch.distributed.launcher.api import launch_agent
 
 from switchkd_cli.distributed import exit_status
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import Spread
+from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.distributed.signals import SIGNALS, Stopped
 from switchkd_cli.engine.training.processes import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError
@@ -31,34 +32,34 @@ SAVING = "3600"  # seconds that processes have to save when they are asked to st
 TAIL = 15  # lines of a process's output that are shown
 
 
-def launch(command: Sequence[str], spread: Spread) -> None:
+def launch(command: Sequence[str], config: LaunchConfig) -> None:
     """Runs `command` (of this Python) in every process of this machine; the first one prints where this one does.
 
     Raises what the first process that failed left behind; Stopped when a signal ended them.
     """
-    if spread.gpus and (there := torch.cuda.device_count()) < spread.each:
+    if config.use_gpus and (there := torch.cuda.device_count()) < config.per_node:
         raise UserError(
-            f"--gpus {spread.each}: this machine has {there or 'no'} GPU{'s' * (there != 1)} that torch can use",
+            f"--gpus {config.per_node}: this machine has {there or 'no'} GPU{'s' * (there != 1)} that torch can use",
             hint=f"--gpus {there}"
             if there
-            else f"--processes {spread.each} trains on the processors (slowly)",
+            else f"--processes {config.per_node} trains on the processors (slowly)",
             code=MACHINE,
         )
     _silence()
     with (
         tempfile.TemporaryDirectory(prefix="switchkd-") as scratch,
-        _environment(spread, scratch),
+        _environment(config, scratch),
         _handlers(),
     ):
         try:
             with (
                 nullcontext()
-                if spread.nodes == 1
-                else meeting(f"machine {spread.node} of {spread.nodes}", spread.meet, after=0)
+                if config.nodes == 1
+                else meeting(f"machine {config.node_rank} of {config.nodes}", config.rdzv_endpoint, after=0)
             ):
-                launch_agent(_config(spread, Path(scratch)), sys.executable, list(command))
+                launch_agent(_config(config, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
-            raise _cause(failed, spread, Path(scratch)) from None
+            raise _cause(failed, config, Path(scratch)) from None
         except SignalException as asked:
             for child in psutil.Process().children(
                 recursive=True
@@ -75,23 +76,23 @@ def _silence() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _config(spread: Spread, scratch: Path) -> LaunchConfig:
-    shown = 0 if spread.node == 0 else None
-    redirects = {rank: Std.ALL for rank in range(spread.each) if rank != shown}
+def _config(config: LaunchConfig, scratch: Path) -> AgentConfig:
+    shown = 0 if config.node_rank == 0 else None
+    redirects = {rank: Std.ALL for rank in range(config.per_node) if rank != shown}
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    if spread.nodes > 1:
+    if config.nodes > 1:
         meeting = {
             "rdzv_backend": "static",
-            "rdzv_endpoint": spread.meet,
-            "rdzv_configs": {"rank": spread.node, "timeout": MEETING},
+            "rdzv_endpoint": config.rdzv_endpoint,
+            "rdzv_configs": {"rank": config.node_rank, "timeout": MEETING},
         }
     # before torch 2.9 the agent can't be given the signals: it handles these, and SIGQUIT
     given = {"signals_to_handle": ",".join(number.name for number in SIGNALS)}
-    return LaunchConfig(
-        min_nodes=spread.nodes,
-        max_nodes=spread.nodes,
-        nproc_per_node=spread.each,
-        run_id=uuid.uuid4().hex if spread.nodes == 1 else "switchkd",
+    return AgentConfig(
+        min_nodes=config.nodes,
+        max_nodes=config.nodes,
+        nproc_per_node=config.per_node,
+        run_id=uuid.uuid4().hex if config.nodes == 1 else "switchkd",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "output"), redirects=redirects),
         **{name: value for name, value in given.items() if name in LaunchConfig.__dataclass_fields__},
@@ -100,14 +101,14 @@ def _config(spread: Spread, scratch: Path) -> LaunchConfig:
 
 
 @contextmanager
-def _environment(spread: Spread, scratch: str) -> Iterator[None]:
+def _environment(config: LaunchConfig, scratch: str) -> Iterator[None]:
     """What the processes find in their environment beside torch's own variables."""
     given = {
         exit_status.FOLDER: scratch,
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // spread.each))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node))),
     }
-    if not spread.gpus:
+    if not config.use_gpus:
         given |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
@@ -129,22 +130,22 @@ def _handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _cause(failed: ChildFailedError, spread: Spread, scratch: Path) -> BaseException:
+def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> BaseException:
     """Why the processes ended: the earliest thing that is no consequence of another's end."""
     words = exit_status.read(scratch)
     killed = {r: f for r, f in failed.failures.items() if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
     if words and not words[0].follows and words[0].signal is None:
-        return words[0].error(spread.count)
+        return words[0].error(config.world_size)
     if killed:
         rank, failure = next(iter(killed.items()))
-        return _killed(rank, failure, spread, scratch)
+        return _killed(rank, failure, config, scratch)
     if words:
-        return words[0].error(spread.count)
+        return words[0].error(config.world_size)
     rank, failure = failed.get_first_failure()
-    return _killed(rank, failure, spread, scratch)
+    return _killed(rank, failure, config, scratch)
 
 
-def _killed(rank: int, failure: ProcessFailure, spread: Spread, scratch: Path) -> UserError:
+def _killed(rank: int, failure: ProcessFailure, config: LaunchConfig, scratch: Path) -> UserError:
     """A process that could say nothing itself."""
     ended, hint = f"exit code {failure.exitcode}", ""
     if failure.exitcode < 0:
@@ -157,5 +158,5 @@ def _killed(rank: int, failure: ProcessFailure, spread: Spread, scratch: Path) -
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     ]
     return UserError(
-        [f"process {rank} of {spread.count}: {ended}; the others were ended", *told], hint, CRASH
+        [f"process {rank} of {config.world_size}: {ended}; the others were ended", *told], hint, CRASH
     )

@@ -7,7 +7,7 @@ import pytest
 
 from switchkd_cli.distributed import exit_status, hostfile
 from switchkd_cli.distributed.exit_status import LastWords
-from switchkd_cli.distributed.launch_config import Spread, among_others, leads, spread
+from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first, launch_config
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
@@ -25,49 +25,49 @@ SRUN = {
 
 
 def test_one_process_is_this_one():
-    assert spread(None, None, environment={}) is None
-    assert spread(1, None, environment={}) is None
+    assert launch_config(None, None, environment={}) is None
+    assert launch_config(1, None, environment={}) is None
 
 
 @pytest.mark.parametrize(("asked", "option"), [((4, None), "--gpus"), ((None, 4), "--processes")])
 def test_several_on_this_machine(asked, option):
-    found = spread(*asked, environment={})
-    assert found == Spread(4, gpus=option == "--gpus")
-    assert found.options == [option, "4"] and found.count == 4
+    found = launch_config(*asked, environment={})
+    assert found == LaunchConfig(4, use_gpus=option == "--gpus")
+    assert found.options == [option, "4"] and found.world_size == 4
 
 
 def test_several_machines_are_told_who_is_who():
-    found = spread(8, None, 2, 1, "gpu012:29500", environment={})
-    assert found == Spread(8, True, 2, 1, "gpu012:29500") and found.count == 16
+    found = launch_config(8, None, 2, 1, "gpu012:29500", environment={})
+    assert found == LaunchConfig(8, True, 2, 1, "gpu012:29500") and found.world_size == 16
 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
         ((2, 2), "--gpus and --processes"),
-        ((8, None, 2), "--node-rank 0, 1, ... and --meet HOST:PORT"),
+        ((8, None, 2), "--node-rank 0, 1, ... and --rdzv-endpoint HOST:PORT"),
         ((8, None, 2, 2, "a:1"), "--node-rank: must be 0 to 1, got 2"),
-        ((8, None, 2, 0, "a"), "--meet: must be HOST:PORT, got 'a'"),
+        ((8, None, 2, 0, "a"), "--rdzv-endpoint: must be HOST:PORT, got 'a'"),
         ((None, None, 2, 0, "a:1"), "say how many GPUs of each"),
     ],
 )
 def test_options_that_don_t_go_together(asked, told):
     with pytest.raises(UserError, match=told) as refused:
-        spread(*asked, environment={})
+        launch_config(*asked, environment={})
     assert refused.value.hint == "see docs/scale.md"
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_under_another_launcher_options_start_nothing(launcher):
     environment = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}
-    assert spread(8, None, environment=environment) is None
-    assert among_others(environment) and not leads(environment)
-    assert leads(environment | {"RANK": "0"}) and leads({})
+    assert launch_config(8, None, environment=environment) is None
+    assert is_distributed(environment) and not is_first(environment)
+    assert is_first(environment | {"RANK": "0"}) and is_first({})
 
 
 def test_srun_with_a_task_a_gpu_is_a_launcher():
     environment = dict(SRUN)
-    assert spread(None, None, environment=environment) is None
+    assert launch_config(None, None, environment=environment) is None
     assert environment["RANK"] == "9" and environment["WORLD_SIZE"] == "16"
     assert environment["LOCAL_RANK"] == "1" and environment["MASTER_ADDR"] == "gpu012"
     assert environment["MASTER_PORT"] == "24567"
@@ -75,13 +75,13 @@ def test_srun_with_a_task_a_gpu_is_a_launcher():
 
 def test_srun_with_a_task_a_machine_says_which_machine_this_is():
     environment = SRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
-    assert spread(8, None, environment=environment) == Spread(8, True, 2, 1, "gpu012:24567")
+    assert launch_config(8, None, environment=environment) == LaunchConfig(8, True, 2, 1, "gpu012:24567")
     assert "RANK" not in environment
 
 
 def test_a_batch_script_of_slurm_is_one_process():
     environment = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
-    assert spread(None, None, environment=environment) is None and not among_others(environment)
+    assert launch_config(None, None, environment=environment) is None and not is_distributed(environment)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +89,15 @@ def test_a_batch_script_of_slurm_is_one_process():
 )
 def test_the_first_of_slurm_s_machines(nodes, first):
     environment = SRUN | {"SLURM_STEP_NODELIST": nodes}
-    spread(None, None, environment=environment)
+    launch_config(None, None, environment=environment)
     assert environment["MASTER_ADDR"] == first
 
 
 def test_a_hostfile_goes_to_deepspeed_s_launcher(tmp_path):
     file = tmp_path / "hosts"
     file.write_text("one slots=8\ntwo slots=8\n")
-    found = spread(8, None, 2, None, "one:29501", file, environment={})
-    command = hostfile.command_of(["-m", "switchkd_cli", "distill", "r.yaml"], found)
+    found = launch_config(8, None, 2, None, "one:29501", file, environment={})
+    command = hostfile.deepspeed_command(["-m", "switchkd_cli", "distill", "r.yaml"], found)
     assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
     assert command[3:] == [
         *("--num_gpus", "8", "--hostfile", str(file), "--num_nodes", "2"),
@@ -105,7 +105,7 @@ def test_a_hostfile_goes_to_deepspeed_s_launcher(tmp_path):
         *("--no_local_rank", "--module", "switchkd_cli", "distill", "r.yaml"),
     ]
     with pytest.raises(UserError, match="no such file"):
-        spread(8, None, hostfile=tmp_path / "none", environment={})
+        launch_config(8, None, hostfile=tmp_path / "none", environment={})
 
 
 def test_a_batch_that_can_t_be_shared_out_is_told_before_anything_starts(tmp_path):

@@ -1,0 +1,81 @@
+"""`switchkd eval`: score a model on benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.commands.options import comma_separated
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.run import digest
+from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.runs import run_folder
+from switchkd_cli.runs.run_folder import RunFolder
+from switchkd_cli.scheduler import launch
+from switchkd_cli.terminal import console
+
+ITEMS = 200  # default number of questions of each benchmark, for a model that is not from a run
+
+
+def evaluate(
+    model: str | None,
+    benchmarks: str | None,
+    split: str | None,
+    items: int | None,
+    world: str | None,
+    root: Path,
+    *,
+    allow_pickle: bool,
+) -> None:
+    names = comma_separated(benchmarks)
+    problems = [
+        f"--benchmarks: unknown benchmark, got {name!r}{did_you_mean(name, BENCHMARKS)}"
+        for name in names or ()
+        if name not in BENCHMARKS
+    ]
+    if problems:
+        raise UserError(problems)
+    folder = run_folder.newest_finished(root) if model is None else finished_run(model)
+    options = {"benchmarks": names, "split": split, "items": items, "world": world}
+    question = _question(folder.run().config.evaluation if folder else None, options)
+    path = locate(str(folder.model) if folder else str(model))
+    key = digest(path, Fingerprints().model(path), question)
+    results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": allow_pickle})
+    for note in results.get("notes", ()):
+        console.say(f"note: {note}")
+    console.show_scores(model or str(folder and folder.path), results)
+    from switchkd_cli.report.tables.footnotes import faults
+
+    for note in faults({"this model": [results]}):
+        console.say(note)
+    console.say(f"files: {where}")
+
+
+def finished_run(name: str) -> RunFolder | None:
+    """The finished run in a folder; None when it is not a run's folder. Raises UserError for an unfinished run."""
+    folder = RunFolder(Path(name).absolute())
+    if not folder.record.exists():
+        return None
+    if (status := folder.info().get("status", "unknown")) != "finished":
+        raise UserError(f"{name}: not finished ({status})", hint="give the same command again to run it")
+    return folder
+
+
+def _question(default: Evaluation | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What to ask the model: the command line's options, then its own recipe's, then all ten benchmarks."""
+    fields: dict[str, Any] = default.model_dump() if default else {"benchmarks": tuple(BENCHMARKS)}
+    if default is None and options["world"] != "hub":
+        fields["items"] = ITEMS
+    fields |= {key: value for key, value in options.items() if value is not None}
+    try:
+        return Evaluation.model_validate(fields).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError(
+            [f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        ) from None
