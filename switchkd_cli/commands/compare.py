@@ -7,6 +7,7 @@ from pathlib import Path
 
 from switchkd_cli.commands.evaluate import finished_run
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.find import find, find_or_none
 from switchkd_cli.recipe.load import load_rows, load_with_controls
 from switchkd_cli.runs import run_folder
@@ -110,5 +111,5 @@ def _folders(name: str, world: str | None, root: Path) -> list[RunFolder]:
 def _evaluation(name: str) -> RunFolder | None:
     """The folder in which `switchkd eval` wrote a model's scores; None when it is not one."""
     folder = RunFolder(Path(name).absolute())
-    results = run_folder.read_json(folder.results)
+    results = read_json(folder.results)
     return folder if isinstance(results, dict) and {"model", "scores"} <= results.keys() else None

@@ -27,6 +27,7 @@ from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.state_files import put_weights, read_state
 from switchkd_cli.engine.training.training_warnings import check_pictures
 from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.recipe.schema import Stage
@@ -84,7 +85,7 @@ def _set_threads(folder: RunFolder) -> None:
     info = folder.info()
     began = info.get("threads", THREADS)
     if info and "threads" not in info:
-        run_folder.write_json(folder.record, {**info, "threads": THREADS})
+        write_json(folder.record, {**info, "threads": THREADS})
     elif began != THREADS:
         told = f"{began}, as it began with, in place of {THREADS}"
         if began <= cores():
@@ -147,7 +148,7 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
             except UserError as error:  # the teacher is only scored: it need not fit
                 told = f"not measured: {'; '.join(error.problems)}"
                 folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": told})
-        run_folder.write_json(folder.results, results)
+        write_json(folder.results, results)
         model_card.write(run, folder)
     return results
 
@@ -174,7 +175,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
                     allow_pickle=run.config.teacher.allow_pickle,
                     **question,
                 )
-            run_folder.write_json(partial / "results.json", judged(partial, results))
+            write_json(partial / "results.json", judged(partial, results))
     return run_folder.scores(shared)
 
 
@@ -272,7 +273,7 @@ def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Proces
         stage, run.config.deepspeed, run.config.precision, micro_batch(stage, processes.count), processes
     )
     folder.deepspeed.mkdir(exist_ok=True)
-    run_folder.write_json(folder.deepspeed / f"{stage.name}.json", told)
+    write_json(folder.deepspeed / f"{stage.name}.json", told)
 
 
 def _unlogged(entry: Mapping[str, Any]) -> None:
@@ -285,7 +286,7 @@ def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keepe
     huggingface.save(paths.student, target, **taught)
     if index == len(run.config.stages) - 1 and (best := keeper.best()) is not None:
         put_weights(paths, read_state(best))
-        with run_folder.made_whole(keeper.folder.best) as partial:
+        with atomic_folder(keeper.folder.best) as partial:
             huggingface.save(paths.student, partial, **taught)
 
 
@@ -307,8 +308,8 @@ def _kept(where: str) -> Iterator[None]:
 def _take_model(run: Run, folder: RunFolder, trained: Path) -> None:
     """Puts the last stage's student into the run's folder."""
     with _kept(f"the trained student is {run_folder.shown(trained)}"):
-        with run_folder.made_whole(folder.model) as partial:
-            run_folder.same_files(trained, partial)
+        with atomic_folder(folder.model) as partial:
+            link_files(trained, partial)
         model_card.write(run, folder)
 
 

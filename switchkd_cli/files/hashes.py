@@ -21,6 +21,7 @@ from pathlib import Path
 
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import write_bytes
 from switchkd_cli.files.locks import hold
 
 CACHE = "SWITCHKD_CACHE"
@@ -113,10 +114,15 @@ def _renewed(
     return hashes
 
 
+def sha256(path: str | Path) -> bytes:
+    """The SHA-256 digest of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
+        return sha256(path)
     except OSError:
         return NOTHING
 
@@ -132,12 +138,10 @@ def _kept(file: Path, count: int) -> list[tuple]:
 
 
 def _keep(file: Path, records: bytes) -> None:
-    """Whole or not at all; where the folder can't be written, the files are read again the next time."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    """Save the hashes. Where the folder can't be written, the files are read again the next time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(records)
-        os.replace(temporary, file)
+        write_bytes(file, records)
     except OSError as error:
         print(
             f"{file.parent}: hashes can't be kept: {error.strerror}; export {CACHE}=FOLDER", file=sys.stderr

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import write_text
 from switchkd_cli.report.document import origins
 from switchkd_cli.report.document.blocks import Block, Callout, Document, Facts, Picture, Section, Sheet, Text
 from switchkd_cli.report.document.chapter import chapter
@@ -18,7 +19,7 @@ from switchkd_cli.report.results.controls import Controls
 from switchkd_cli.report.results.recipe_runs import STATES, Gathered, gather
 from switchkd_cli.report.tables import footnotes
 from switchkd_cli.report.tables.protocol import conditions
-from switchkd_cli.runs.run_folder import shown, write_text
+from switchkd_cli.runs.run_folder import shown
 
 PICTURES = "pictures"
 FORMS = {

@@ -8,13 +8,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from switchkd_cli.files.atomic import write_text
 from switchkd_cli.report.formats.choose import FORMATS
 from switchkd_cli.report.formats.text import show, write
 from switchkd_cli.report.results.finished_run import Scored, read
 from switchkd_cli.report.tables.ablation import Planned, ablation
 from switchkd_cli.report.tables.cells import Report
 from switchkd_cli.report.tables.comparison import Teacher, comparison, distillation
-from switchkd_cli.runs.run_folder import RunFolder, write_text
+from switchkd_cli.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console

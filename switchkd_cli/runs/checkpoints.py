@@ -8,16 +8,17 @@ A folder gets its name when all of it is on disk; one whose name begins with a d
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.runs.run_folder import RunFolder, read_json, sync, write_json
+from switchkd_cli.files.atomic import atomic_folder, read_json, remove_folder, sync, write_json
+from switchkd_cli.files.hashes import sha256
+from switchkd_cli.runs.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -67,7 +68,7 @@ class Saved:
             return f"{name} is missing"
         if (size := file.stat().st_size) != told["bytes"]:
             return f"{name} has {size} bytes of {told['bytes']}"
-        return None if _sha256(file) == told["sha256"] else f"{name} is not what was written (sha256)"
+        return None if sha256(file).hex() == told["sha256"] else f"{name} is not what was written (sha256)"
 
 
 def saved(folder: RunFolder, stage: str) -> list[Saved]:
@@ -82,21 +83,14 @@ def saved(folder: RunFolder, stage: str) -> list[Saved]:
 @contextmanager
 def writing(folder: RunFolder, stage: str, step: int) -> Iterator[Path]:
     """Give a folder to write a checkpoint's files into; it becomes a checkpoint when the block ends well."""
-    target = folder.checkpoints / f"{stage}-{step}"
-    partial = folder.checkpoints / f".{target.name}.partial"
     sweep(folder)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(folder.checkpoints / f"{stage}-{step}") as partial:
         yield partial
         manifest = {file.name: _told(file) for file in sorted(partial.iterdir())}
         write_json(partial / MANIFEST, manifest)
         for path in (*partial.iterdir(), partial):
             sync(path)
-        _remove(target)  # of the same step: left when an older one was gone on with
-        partial.rename(target)
-        sync(folder.checkpoints)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    sync(folder.checkpoints)
 
 
 def prune(folder: RunFolder, stage: str, *, keep: int, best: bool) -> None:
@@ -105,7 +99,7 @@ def prune(folder: RunFolder, stage: str, *, keep: int, best: bool) -> None:
     spared = there[:keep] + ([one] if best and (one := best_of(folder, stage)) else [])
     for one in there:
         if one not in spared:
-            _remove(one.path)
+            remove_folder(one.path)
 
 
 def best_of(folder: RunFolder, stage: str) -> Saved | None:
@@ -142,7 +136,7 @@ def sweep(folder: RunFolder) -> None:
 def drop(folder: RunFolder, stage: str) -> None:
     """Remove a stage's checkpoints: what it gave is saved."""
     for one in saved(folder, stage):
-        _remove(one.path)
+        remove_folder(one.path)
 
 
 def clear(folder: RunFolder) -> None:
@@ -162,18 +156,4 @@ def _are_lengths(value: Any) -> bool:
 
 
 def _told(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Out of sight at once, then file by file: a kill in between leaves no half checkpoint."""
-    gone = path.with_name(f".{path.name}.gone")
-    with suppress(FileNotFoundError):
-        shutil.rmtree(gone, ignore_errors=True)
-        shutil.move(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    return {"bytes": file.stat().st_size, "sha256": sha256(file).hex()}

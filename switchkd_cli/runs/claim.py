@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import FULL, MACHINE, UserError
+from switchkd_cli.files.atomic import atomic_folder, write_json, write_text
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
 from switchkd_cli.runs.resume import Standing, go_on, standing
-from switchkd_cli.runs.run_folder import RunFolder, folder, set_aside, shown, write_json, write_text
+from switchkd_cli.runs.run_folder import RunFolder, folder, set_aside, shown
 
 State = Literal["new", "finished", "resumed"]
 CHANGED = "inputs_changed"  # the event of a stage that was trained on something else than its key says
@@ -160,19 +161,6 @@ def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
     return aside
 
 
-@contextmanager
-def built(target: RunFolder) -> Iterator[RunFolder]:
-    """Give an empty folder to fill, which becomes the run's when the block ends well: whole or not at all."""
-    partial = RunFolder(target.path.with_name(f".{target.path.name}.partial"))
-    shutil.rmtree(partial.path, ignore_errors=True)  # left by a process that was killed
-    try:
-        partial.path.mkdir(parents=True)
-        yield partial
-        partial.path.rename(target.path)
-    finally:
-        shutil.rmtree(partial.path, ignore_errors=True)
-
-
 def _start(target: RunFolder, run: Run) -> None:
     for left in target.path.glob(f".{target.record.name}.*"):
         left.unlink()
@@ -191,9 +179,9 @@ def _start(target: RunFolder, run: Run) -> None:
         "commit": provenance.commit(),
         "started": now(),
     }
-    with built(target) as partial:
-        write_text(partial.recipe, run.text)
-        write_json(partial.record, record)
+    with atomic_folder(target.path, replace=False) as partial:
+        write_text(RunFolder(partial).recipe, run.text)
+        write_json(RunFolder(partial).record, record)
 
 
 def _recorded(

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from switchkd_cli.files.atomic import atomic_folder, link_files, write_json, write_text
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import provenance
-from switchkd_cli.runs.claim import alone, built, content, make_room, now
-from switchkd_cli.runs.run_folder import RunFolder, same_files, write_json, write_text
+from switchkd_cli.runs.claim import alone, content, make_room, now
+from switchkd_cli.runs.run_folder import RunFolder
 
 
 @contextmanager
@@ -26,9 +27,10 @@ def taken_over(
         if content(target, run) == "finished" and not overwrite:
             yield None
             return
-        with built(target) as partial:
+        with atomic_folder(target.path, replace=False) as path:
+            partial = RunFolder(path)
             own = {source.recipe.name, source.record.name, source.text_log.name}  # each run's differ
-            same_files(source.path, partial.path, but=own)
+            link_files(source.path, partial.path, exclude=own)
             write_text(partial.recipe, run.text)
             write_json(partial.record, _record(run, source))
             yield partial

@@ -11,20 +11,18 @@ runs/indexes/                 copies of large parquet files whose rows can be re
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
-from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
+from switchkd_cli.files.atomic import atomic_folder, read_json, sync, write_bytes
 from switchkd_cli.files.locks import InUse, Tell, hold, print_late
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import Run
@@ -190,15 +188,8 @@ class SharedFolder:
             if self.done:
                 yield None
                 return
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-            partial.mkdir()
-            try:
+            with atomic_folder(self.path) as partial:
                 yield partial
-                if partial.exists():
-                    partial.rename(self.path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
 
     def set_aside(self) -> None:
         """Keep what is there under another name, so that it is built again. Raises UserError while it is being built."""
@@ -214,7 +205,7 @@ class SharedFolder:
 def set_aside(path: Path, word: str) -> Path:
     """Move a file or folder to `<word>-<its name>-<number>`. Returns where it is then."""
     number = 1
-    while (aside := path.with_name(f"{word}-{path.name}-{number}")).exists():
+    while (aside := path.with_name(f"{word}-{path.name.lstrip('.')}-{number}")).exists():
         number += 1
     shutil.move(path, aside)  # some file systems can't rename a folder: it is copied then
     return aside
@@ -305,86 +296,11 @@ def newest_finished(root: Path) -> RunFolder:
     return runs[-1]
 
 
-@contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of `path` when the block ends well."""
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    partial.mkdir()
-    try:
-        yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def same_files(source: Path, target: Path, *, but: Collection[str] = ()) -> None:
-    """Fill the folder `target` with the files of `source`, but for those names: linked, not stored a second time.
-
-    They are copied where the file system has no hard links, or they lie on another one.
-    """
-    for path in source.iterdir():
-        if path.name in but:
-            continue
-        there = target / path.name
-        if path.is_dir():
-            there.mkdir()
-            same_files(path, there)
-            continue
-        try:
-            os.link(path, there)
-        except OSError:  # if it can't be copied either, that says why
-            shutil.copyfile(path, there)
-
-
-def sync(path: Path) -> None:
-    """See that a file's content, or a folder's names, are on the disk, where the file system can be asked for it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
-            raise
-    finally:
-        os.close(handle)
-
-
 def shown(path: Path) -> str:
     """The path as the user would write it."""
     with suppress(OSError, ValueError):  # the working directory may have been deleted meanwhile
         return str(path.relative_to(Path.cwd()))
     return str(path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    write_bytes(path, text.encode(**UTF8))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None when it is missing or broken."""
-    if not isfile(path):  # a pipe would be waited for
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _is_done(info: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from switchkd_cli.distributed import exit_status, hostfile, signals
 from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, is_distributed, launch_config
 from switchkd_cli.errors import UserError, show_in_any_encoding, system_told
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Forecast, Machine
 from switchkd_cli.planning.library_versions import import_errors
@@ -142,7 +143,7 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
             with import_errors():
                 from switchkd_cli.engine.evaluation.score_model import evaluate
             results = evaluate(model, folder=partial, sets=run_folder.sets(root), **question)
-            run_folder.write_json(partial / "results.json", results)
+            write_json(partial / "results.json", results)
     return run_folder.scores(shared), shared.path
 
 

@@ -11,10 +11,10 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.evaluation.fidelity import ROWS, fidelity
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import read_json, write_json
 from switchkd_cli.recipe.schema import DataSet
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.tables import footnotes
-from switchkd_cli.runs.run_folder import read_json, write_json
 from tests.support import made_up_runs as made
 from tests.support import tiny
 

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from switchkd_cli.engine.export import model_card
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
@@ -59,13 +60,13 @@ def written(tmp_path, monkeypatch):
         folder = run_folder.folder(tmp_path / "runs", run)
         folder.model.mkdir(parents=True, exist_ok=True)
         kind = "llava" if projector == "mlp2x_gelu" else "llava_ldpnetv2"
-        run_folder.write_json(folder.model / "config.json", {"model_type": kind, "image_seq_length": 728})
+        write_json(folder.model / "config.json", {"model_type": kind, "image_seq_length": 728})
         command = ["switchkd", "distill", "table.yaml", "--out", "a b"]
         record = {"command": command, "commit": "abc123", "versions": {"torch": "2.13.0"}}
-        run_folder.write_json(folder.record, record)
+        write_json(folder.record, record)
         if world:
             results = {"world": world, "split": "test", "seed": 0, "versions": {"lmms-eval": "0.7.3"}}
-            run_folder.write_json(folder.results, results | {"scores": SCORES})
+            write_json(folder.results, results | {"scores": SCORES})
         model_card.write(run, folder)
         file = folder.model / "README.md"
         return ModelCard.load(file), file.read_text(encoding="utf-8")

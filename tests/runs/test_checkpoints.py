@@ -8,6 +8,7 @@ import torch
 from switchkd_cli.engine.training.checkpointing import Keeper
 from switchkd_cli.engine.training.state_files import read_state, write_state
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.schema import Saving
 from switchkd_cli.runs import checkpoints, run_folder
@@ -263,7 +264,7 @@ def leave(root, run, versions=None):
         folder.log({"stage": "distill", "step": 3, "steps": 10})
         raise KeyboardInterrupt
     if versions:
-        run_folder.write_json(folder.record, {**folder.info(), "versions": versions})
+        write_json(folder.record, {**folder.info(), "versions": versions})
     return folder
 
 
@@ -324,7 +325,7 @@ def test_a_run_that_was_killed_before_its_record_was_whole_is_a_new_one(tmp_path
 
 def test_another_program_asks_first(tmp_path, left, run):
     root, folder = left
-    run_folder.write_json(folder.record, {**folder.info(), "versions": {"torch": "1.0"}})
+    write_json(folder.record, {**folder.info(), "versions": {"torch": "1.0"}})
     with pytest.raises(UserError) as asked, occupy(root, run):
         pass
     assert any(

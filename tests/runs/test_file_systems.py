@@ -10,6 +10,7 @@ import pytest
 
 from switchkd_cli.errors import MACHINE, UserError, system_told
 from switchkd_cli.files import locks
+from switchkd_cli.files.atomic import link_files, sync
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import checkpoints, reuse, run_folder
@@ -111,11 +112,11 @@ def test_files_are_copied_where_they_can_not_be_linked(tmp_path, monkeypatch, nu
     for name in ("model", "own", "answers/pope", "answers/own"):
         (source / name).write_text(name)
     target.mkdir()
-    run_folder.same_files(source, target, but={"own", "answers"})
+    link_files(source, target, exclude={"own", "answers"})
     assert [f.stat().st_ino for f in target.iterdir()] == [(source / "model").stat().st_ino]
     (target / "model").unlink()
     monkeypatch.setattr(os, "link", refusing(number))
-    run_folder.same_files(source, target)
+    link_files(source, target)
     assert (target / "answers" / "pope").read_text() == "answers/pope"
     assert (target / "model").stat().st_ino != (source / "model").stat().st_ino
 
@@ -125,7 +126,7 @@ def test_what_can_not_be_copied_either_says_why(tmp_path, monkeypatch):
     (tmp_path / "source" / "model").write_text("x")
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        run_folder.same_files(tmp_path / "source", tmp_path / "nowhere")
+        link_files(tmp_path / "source", tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_a_checkpoint_is_written_where_nothing_can_be_synced(tmp_path, monkeypat
 def test_a_disk_that_fails_is_no_file_system_without_syncing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
-        run_folder.sync(tmp_path)
+        sync(tmp_path)
 
 
 # --- what the system says

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import read_json, write_json
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import provenance, run_folder
@@ -202,12 +203,12 @@ def test_metrics_are_lines_of_valid_json(root, run):
 
 def test_a_json_file_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "a.json"
-    run_folder.write_json(file, {"a": 1})
+    write_json(file, {"a": 1})
     with pytest.raises(TypeError):
-        run_folder.write_json(file, {"a": object()})
-    assert run_folder.read_json(file) == {"a": 1}
+        write_json(file, {"a": object()})
+    assert read_json(file) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert run_folder.read_json(tmp_path / "none.json") is None
+    assert read_json(tmp_path / "none.json") is None
 
 
 def test_a_shared_folder_is_built_once_and_whole(root):

@@ -5,6 +5,7 @@ import time
 import types
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.runs import run_folder
 
 SCORES = {"mme": {"score": 50.0, "metric": "points", "items": 4, "seconds": 0.1}}
@@ -37,7 +38,7 @@ def work(run, folder):
 
 
 def score(run, folder):
-    run_folder.write_json(folder.results, RESULTS)
+    write_json(folder.results, RESULTS)
     return RESULTS
 
 
@@ -48,7 +49,7 @@ def evaluate_teacher(run, root):
     shared = run_folder.evaluation(root, run.teacher_key)
     with shared.build() as partial:
         if partial is not None:
-            run_folder.write_json(partial / "results.json", {"teacher": RESULTS})
+            write_json(partial / "results.json", {"teacher": RESULTS})
             with (root / "scored").open("a") as stream:
                 stream.write(f"{run.recipe}\n")
     return run_folder.scores(shared)

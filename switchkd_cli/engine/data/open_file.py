@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, texts
 from switchkd_cli.engine.data.rows import Parse, Rows, Survey, surveyed
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
 
 FORMATS = (".json", ".jsonl", ".parquet")
@@ -111,7 +111,6 @@ def _save(kept: Path, index: Index, survey: Survey) -> None:
     """For the next time; where the folder can't be written, the file is read through again."""
     notes = [[*note, count] for note, count in survey.notes.items()]
     told = json.dumps([[vars(fault) for fault in survey.faults], notes])
-    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
     arrays = {
         "begins": index[0],
         "ends": index[1],
@@ -122,8 +121,8 @@ def _save(kept: Path, index: Index, survey: Survey) -> None:
     }
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **arrays)
-        os.replace(temporary, kept)
+        with atomic_file(kept) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)
 
 
 def _load(kept: Path) -> tuple[Index, Survey] | None:

@@ -14,12 +14,12 @@ from yaml import YAMLError
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.model_paths import SHIPPED, locate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint
 from switchkd_cli.report.formats.markdown import plain
 from switchkd_cli.report.tables.footnotes import faults
-from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 
 TEMPLATE = "model_card.md.jinja"
@@ -40,13 +40,13 @@ def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
     )
     told = _told(run, folder, model)
     text = environment.get_template(TEMPLATE).render(**told, front_matter=_front_matter(told))
-    run_folder.write_text(model / NAME, text)
+    write_text(model / NAME, text)
 
 
 def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
     """What the card's text is made of."""
-    config, info, results = run.config, folder.info(), run_folder.read_json(folder.results)
-    model = run_folder.read_json(where / "config.json")
+    config, info, results = run.config, folder.info(), read_json(folder.results)
+    model = read_json(where / "config.json")
     bases = list(_bases(run))
     return {
         "run": run,

@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from switchkd_cli.files.atomic import write_text
 from switchkd_cli.report.tables.cells import HEADINGS, Number, Report, Table, are_words, full_name, words
 from switchkd_cli.report.tables.footnotes import WARNING
-from switchkd_cli.runs.run_folder import write_text
 
 if TYPE_CHECKING:
     import rich.table

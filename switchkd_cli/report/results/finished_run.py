@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from switchkd_cli.errors import UserError, printable
+from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
-from switchkd_cli.runs.run_folder import RunFolder, read_json, shown
+from switchkd_cli.runs.run_folder import RunFolder, shown
 
 UNKNOWN = "–"  # the recipe of a model that was only scored
 SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
