@@ -15,7 +15,7 @@ from switchkd_cli import __version__
 from switchkd_cli.commands.options import RUNS, Out, RunOptions, World, with_options
 from switchkd_cli.distributed import exit_status, signals
 from switchkd_cli.distributed.launch_config import exit_process
-from switchkd_cli.errors import CRASH, UserError, show_in_any_encoding, system_told
+from switchkd_cli.errors import CRASH, UserError, print_in_any_encoding, system_errors
 
 app = typer.Typer(
     name="switchkd",
@@ -241,9 +241,13 @@ def _check_here() -> None:
 
 def main() -> None:
     """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
-    show_in_any_encoding()
+    print_in_any_encoding()
     try:
-        with exit_status.kept(), system_told(), signals.heeded(child=exit_status.FOLDER in os.environ):
+        with (
+            exit_status.report_exit(),
+            system_errors(),
+            signals.stop_on_signals(child=exit_status.FOLDER in os.environ),
+        ):
             _check_here()
             app(prog_name="switchkd")
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The one exception meant for users, and the exit codes. Any other exception is a bug of ours."""
+"""The one exception meant for users, and the exit codes. Any other exception is a bug of this program."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import TextIO, TypedDict
 
 CRASH = 1
 INPUT = 2
 MACHINE = 3
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 NO_BUG = FULL + tuple(
     getattr(errno, name)
-    for name in (
+    for name in [
         "EACCES",
         "EPERM",
         "EROFS",
@@ -30,24 +30,30 @@ NO_BUG = FULL + tuple(
         "EHOSTDOWN",
         "ETIMEDOUT",
         "ENAMETOOLONG",
-    )
-    + ("ELOOP", "EMFILE", "ENFILE")
+        "ELOOP",
+        "EMFILE",
+        "ENFILE",
+    ]
 )
-"""What the system says of a path, whatever the program does with it."""
+"""Errors of the system about a path that no program can avoid."""
 
-LONGEST = 1000  # characters of a problem that are told
+LONGEST = 1000  # characters of a problem that are shown
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""What a line of a message must not hold: control characters (terminals obey some), line ends, what turns the
-direction of writing, and halves of characters."""
+"""Characters that a message must not contain: control characters (terminals obey some), line ends, changes of the
+writing direction, and halves of characters."""
 
-UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}
-"""How files are written: half a character, of a path that is no UTF-8 or of someone's JSON, is `\\udcff`, as in JSON."""
-SIGNS = {
+
+class Encoding(TypedDict):
+    encoding: str
+    errors: str
+
+
+UTF8: Encoding = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""How files are written: half a character, from a path that is not UTF-8 or from JSON, becomes `\\udcff`, as in JSON."""
+SUBSTITUTES = {
+    **dict.fromkeys("–—−", "-"),
     "±": "+-",
-    "–": "-",
-    "—": "-",
-    "−": "-",
     "·": "|",
     "×": "x",
     "…": "...",
@@ -55,67 +61,68 @@ SIGNS = {
     "”": '"',
     "’": "'",
 }
-"""What stands for a sign of our tables and lines on a terminal whose encoding has it not."""
+"""Replacements of characters in our tables and lines, for a terminal whose encoding lacks them."""
 
 
 class UserError(Exception):
-    """Something the user can mend: every problem on a line of its own, then one hint that can be pasted.
+    """An error that the user can fix: each problem on a line of its own, then one hint that can be pasted.
 
-    `code` is the exit code: `INPUT` for wrong input, `MACHINE` when the machine lacks something. What a problem quotes
-    may come from anywhere: it is made `printable`.
+    `code` is the exit code: `INPUT` for wrong input, `MACHINE` when the machine lacks a requirement. Problems may quote
+    text from anywhere: they are made `printable`.
     """
 
     def __init__(self, problems: str | Sequence[str], hint: str = "", code: int = INPUT) -> None:
-        told = (problems,) if isinstance(problems, str) else problems
-        self.problems: tuple[str, ...] = tuple(printable(problem, LONGEST) for problem in told)
+        lines = (problems,) if isinstance(problems, str) else problems
+        self.problems: tuple[str, ...] = tuple(printable(line, LONGEST) for line in lines)
         self.hint = printable(hint)
         self.code = code
         super().__init__("\n".join(self.problems))
 
 
 @contextmanager
-def system_told() -> Iterator[None]:
-    """Inside, what the system says of a path becomes a UserError (code MACHINE); of other errors the traceback says more."""
+def system_errors() -> Iterator[None]:
+    """Inside, the system's errors about a path become UserErrors (code MACHINE); others keep their traceback."""
     try:
         yield
     except OSError as error:
         if error.errno not in NO_BUG:
             raise
-        told = UserError(f"{error.filename or 'what is printed'}: {error.strerror}", code=MACHINE)
-        told.__notes__ = getattr(error, "__notes__", [])
-        raise told from error
+        problem = UserError(f"{error.filename or 'output'}: {error.strerror}", code=MACHINE)
+        problem.__notes__ = getattr(error, "__notes__", [])
+        raise problem from error
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """The text on one line that a terminal only shows: `\\x1b` for an escape; cut in its middle past `most` characters."""
+    """The text on one line, safe for a terminal: `\\x1b` for an escape; cut in its middle after `most` characters."""
     if most is not None and len(text) > most:
         text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def show_in_any_encoding() -> None:
-    """From now on no text is an error to print: what the encoding has not is a similar sign, or `\\u5b66`."""
-    codecs.register_error("shown", _in_its_place)
+def print_in_any_encoding() -> None:
+    """Make all text printable from now on: a character that the encoding lacks becomes a similar one, or `\\u5b66`."""
+    codecs.register_error("substitute", _substitute)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where it was closed
-            stream.reconfigure(errors="shown")
+        if isinstance(stream, io.TextIOWrapper):  # None when it is closed
+            stream.reconfigure(errors="substitute")
 
 
-def nobody_reads(stream: TextIO) -> None:
-    """From now on what is printed there, by whatever library, goes nowhere: a pipe or a terminal was closed."""
+def discard_output(stream: TextIO) -> None:
+    """Discard everything that is printed there from now on, because its pipe or terminal was closed."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _in_its_place(error: UnicodeError) -> tuple[str, int]:
-    lost = error.object[error.start : error.end]
-    return "".join(SIGNS.get(sign) or ascii(sign)[1:-1] for sign in lost), error.end
+def _substitute(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(SUBSTITUTES.get(char) or ascii(char)[1:-1] for char in missing), error.end
 
 
 def did_you_mean(got: object, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or the known names when nothing is near and they are few, or nothing."""
+    """` (did you mean 'x'?)`, or the known names when none is similar and they are few, or nothing."""
     names = list(known)
-    near = difflib.get_close_matches(str(got)[:LONGEST], names, n=1, cutoff=0.55)
-    if near:
-        return f" (did you mean {near[0]!r}?)"
+    similar = difflib.get_close_matches(str(got)[:LONGEST], names, n=1, cutoff=0.55)
+    if similar:
+        return f" (did you mean {similar[0]!r}?)"
     return f" (known: {', '.join(names)})" if 0 < len(names) <= 24 else ""

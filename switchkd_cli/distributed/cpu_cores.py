@@ -1,4 +1,4 @@
-"""The processor cores that this process may use, and how threads wait for one another on them."""
+"""The CPU cores that this process may use, and how OpenMP threads wait for one another on them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from math import ceil
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-SHORT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
-"""How long a thread looks for work in a loop before it sleeps, for GNU's OpenMP (turns) and Intel's and LLVM's (ms)."""
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""How long a thread spins before it sleeps, for OpenMP of GNU (iterations) and of Intel and LLVM (ms)."""
 
 
 def cores() -> int:
-    """Their number: what the process is bound to where the system tells it, else all there are, or a container's share."""
+    """Number of CPU cores that the process may use: its affinity or all cores, and at most a container's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(bound, _quota() or bound)
 
 
-def shared_politely(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets, before torch is imported, what its threads are to do beside other work, unless the user has said so.
+def set_thread_variables(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set OpenMP's variables for a machine that does other work, too, unless the user has set them.
 
-    By default they wait for one another in a loop, milliseconds long: beside other processes, which hold the cores that
-    the awaited ones need, nearly all time goes there. And they are as many as the machine's cores, not the container's.
+    Has to be called before torch is imported. By default, threads spin for milliseconds while they wait for one
+    another, and so take the cores that the awaited threads need, when other processes run; and there are as many
+    threads as the machine has cores, whatever the container's quota.
     """
     if "OMP_WAIT_POLICY" not in environment:
-        for name, value in SHORT.items():
+        for name, value in SHORT_SPIN.items():
             environment.setdefault(name, value)
     if (quota := _quota()) is not None and quota == cores():
         environment.setdefault("OMP_NUM_THREADS", str(quota))
 
 
 def _quota() -> int | None:
-    """The cores' worth of time that a container (cgroup, version 2 or 1) is given, rounded up; None where it is all."""
+    """The container's CPU quota (cgroup version 2 or 1) in cores, rounded up; None without a quota."""
     with suppress(OSError, ValueError):
-        given, period = (CGROUP / "cpu.max").read_text().split()
-        return None if given == "max" else max(1, ceil(int(given) / int(period)))
+        limit, period = (CGROUP / "cpu.max").read_text().split()
+        return None if limit == "max" else max(1, ceil(int(limit) / int(period)))
     with suppress(OSError, ValueError):
-        given, period = (
+        quota, length = (
             int((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
         )
-        return None if given < 0 else max(1, ceil(given / period))
+        return None if quota < 0 else max(1, ceil(quota / length))
     return None

@@ -1,6 +1,6 @@
-"""Being asked to stop: Ctrl-C, SIGTERM or SIGHUP end a training after its step, and anything else at once.
+"""Stop signals: Ctrl-C, SIGTERM and SIGHUP end a training after its current step, and anything else at once.
 
-Signals belong to the whole process, and so does what is written down here.
+Signals belong to the whole process, so the state of this module does, too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SIGNALLED = 128  # added to a signal's number: the exit code of a process that it ended
-AGAIN = 2.0  # seconds: sooner, a second signal is the same request, which reached the process and its group
-GLANCE = 2.0  # seconds between two looks for a child's parent
-GRACE = 10.0  # seconds that the main thread has to end by itself, once it was asked twice
+SIGNALLED = 128  # plus the signal's number: the exit code of a process that a signal ended
+REPEAT_AFTER = (
+    2.0  # seconds: an earlier second signal is the same request, sent to the process and to its group
+)
+POLL = 2.0  # seconds between two looks at a child's parent
+GRACE = 10.0  # seconds that the main thread has to end by itself after a second signal
 
 
 class Stopped(BaseException):
-    """The process was asked to end. Like KeyboardInterrupt, no `except Exception` holds it."""
+    """A signal stopped the process. Like KeyboardInterrupt, it is not caught by `except Exception`."""
 
     def __init__(self, number: int, text: str = "") -> None:
         self.number = number
@@ -34,22 +36,22 @@ class Stopped(BaseException):
         return SIGNALLED + self.number
 
 
-_asked: int | None = None
-_since = 0.0  # when that was
-_waiting = False  # whether the one who is asked looks for itself
+_signal: int | None = None  # the first stop signal
+_since = 0.0  # when it came
+_deferred = False  # whether the running code checks `stop_signal` itself
 
 
-def asked() -> int | None:
-    """The signal that asked to stop, once one did."""
-    return _asked
+def stop_signal() -> int | None:
+    """The stop signal that has come; None so far."""
+    return _signal
 
 
 @contextmanager
-def heeded(*, child: bool = False) -> Iterator[None]:
-    """Inside, each signal raises Stopped in the main thread. A signal that is ignored (nohup) stays ignored.
+def stop_on_signals(*, child: bool = False) -> Iterator[None]:
+    """Inside, a stop signal raises Stopped in the main thread. Signals that are ignored (nohup) stay ignored.
 
-    Whoever asks twice needs no main thread that listens: it may be in a call that nothing interrupts. A `child` is asked
-    to stop, too, when the process that started it is no more: nobody would hear of what it does.
+    A second signal ends the process even if its main thread is in a call that can't be interrupted. A `child` is also
+    stopped when the process that started it has ended.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,13 +59,12 @@ def heeded(*, child: bool = False) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         if before[number] is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, _handle)
     read, write = os.pipe()
     os.set_blocking(write, False)
     outer = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(
-        target=_watch, args=(read, os.getppid() if child else None), daemon=True, name="signals"
-    ).start()
+    parent = os.getppid() if child else None
+    threading.Thread(target=_watch, args=(read, parent), daemon=True, name="signals").start()
     try:
         yield
     finally:
@@ -74,69 +75,68 @@ def heeded(*, child: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def later() -> Iterator[None]:
-    """Inside, a signal is only written down (see `asked`); Stopped is raised where the block ends.
+def deferred() -> Iterator[None]:
+    """Inside, a stop signal is only recorded (see `stop_signal`); Stopped is raised when the block ends.
 
-    Who can't wait presses Ctrl-C, or sends another signal, a second time.
+    A second signal raises it at once.
     """
-    global _waiting
-    outer, _waiting = _waiting, True
+    global _deferred
+    outer, _deferred = _deferred, True
     try:
         yield
     finally:
-        _waiting = outer
-    if _asked is not None and not _waiting:
-        raise Stopped(_asked)
+        _deferred = outer
+    if _signal is not None and not _deferred:
+        raise Stopped(_signal)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    global _asked, _since
-    if _asked is None:
-        _asked, _since = number, time.monotonic()
-        at_once = not _waiting
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _signal, _since
+    if _signal is None:
+        _signal, _since = number, time.monotonic()
+        at_once = not _deferred
     else:
-        at_once = _again(number, _since)
+        at_once = _is_repeat(number, _since)
     if at_once:
-        raise Stopped(_asked)
+        raise Stopped(_signal)
 
 
-def _again(number: int, since: float) -> bool:
-    """Whether a signal that follows one of that time asks a second time."""
-    return number == signal.SIGINT or time.monotonic() - since >= AGAIN
+def _is_repeat(number: int, since: float) -> bool:
+    """Whether a signal is a second request, when the first one came at `since`."""
+    return number == signal.SIGINT or time.monotonic() - since >= REPEAT_AFTER
 
 
 def _watch(read: int, parent: int | None) -> None:
-    """Ends the process when it was asked twice and its main thread doesn't: `read` gives each signal's number.
+    """End the process after a second signal that its main thread doesn't react to; `read` gives the signals' numbers.
 
-    Asks it to stop when it has another parent than this one.
+    Sends SIGTERM to this process when `parent` is no longer its parent.
     """
     since = None
     with os.fdopen(read, "rb", buffering=0) as stream:
         while True:
-            while parent is not None and not select.select([stream], [], [], GLANCE)[0]:
+            while parent is not None and not select.select([stream], [], [], POLL)[0]:
                 if os.getppid() != parent:
                     parent = None
                     os.kill(os.getpid(), signal.SIGTERM)
-            if not (got := stream.read(1)):
+            if not (byte := stream.read(1)):
                 return
-            number = got[0]
+            number = byte[0]
             if number not in SIGNALS:
                 continue
             if since is None:
                 since = time.monotonic()
-            elif _again(number, since):
+            elif _is_repeat(number, since):
                 if select.select([stream], [], [], GRACE)[0] and not stream.read(1):
-                    return  # the main thread has left
-                os.write(
-                    2, f"stopped: {signal.Signals(number).name}, a second time: ended at once\n".encode()
-                )
+                    return  # the main thread has left `stop_on_signals`
+                name = signal.Signals(number).name
+                os.write(2, f"stopped: {name}, a second time: ended at once\n".encode())
                 os._exit(SIGNALLED + number)
 
 
-def _own_signals() -> None:
-    """A process that is forked off doesn't write into this one's pipe."""
-    with suppress(ValueError):  # forked off by another thread
+def _forget_pipe() -> None:
+    """In a forked process: don't write into the parent's pipe."""
+    with suppress(ValueError):  # forked by another thread
         signal.set_wakeup_fd(-1)
 
 
-os.register_at_fork(after_in_child=_own_signals)
+os.register_at_fork(after_in_child=_forget_pipe)

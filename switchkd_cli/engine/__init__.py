@@ -2,9 +2,9 @@
 
 import logging
 
-from switchkd_cli.distributed.cpu_cores import shared_politely
+from switchkd_cli.distributed.cpu_cores import set_thread_variables
 
-shared_politely()  # torch reads it when it is first imported
+set_thread_variables()  # torch reads it when it is first imported
 
 # On a machine without a GPU, importing DeepSpeed warns that there is no GPU.
 logging.getLogger("DeepSpeed").addFilter(

@@ -126,7 +126,7 @@ def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder, trai
     """What the training of all stages leaves; the last one's student is in `trained`."""
     _take_model(run, folder, trained)
     for name, rows in data.items():
-        if rows.ledger.met and not folder.says(event="skipped", data=name):
+        if rows.ledger.met and not folder.has_entry(event="skipped", data=name):
             listed = {"of": len(rows), "listed": folder.skipped.name}
             folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
     checkpoints.mark(folder, SCORES)
@@ -212,13 +212,15 @@ def _take_stage(
     )
     with ExitStack() as until_named, building as partial:
         if processes.decide(lambda: partial is None):
-            if processes.first and not folder.says(stage=stage.name):
+            if processes.first and not folder.has_entry(stage=stage.name):
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
             _take_weights(paths, shared.path)
         else:
-            until_named.enter_context(signals.later())  # a stop signal waits until a trained stage is saved
+            until_named.enter_context(
+                signals.deferred()
+            )  # a stop signal waits until a trained stage is saved
             unusable = len(data.ledger.met)
-            if processes.first and not folder.says(event="stage", stage=stage.name):
+            if processes.first and not folder.has_entry(event="stage", stage=stage.name):
                 together = {"processes": processes.count} if processes.count > 1 else {}
                 folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
             if processes.first and run.config.deepspeed.zero:

@@ -12,7 +12,7 @@ from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import content
+from switchkd_cli.runs.claim import folder_state
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def plan(run: Run, root: Path) -> Plan:
     built = [run_folder.stage(root, run.stage_key(i)).done for i in range(len(run.config.stages))]
     last = max((i for i, there in enumerate(built) if there), default=-1)
     stages = tuple(StagePlan(stage, i <= last) for i, stage in enumerate(run.config.stages))
-    return Plan(run, folder, content(folder, run), stages)
+    return Plan(run, folder, folder_state(folder, run), stages)
 
 
 def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:

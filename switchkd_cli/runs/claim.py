@@ -1,7 +1,6 @@
-"""Who may write into a run folder: one process at a time, and never over another run.
+"""Exclusive access to a run folder. Unfinished runs resume; if code or versions changed, `--resume` is required.
 
-An unfinished run is gone on with, not started again: its key says that recipe, models and data are the same, so both
-would give the same numbers, and the one costs less. Where the program itself has changed since, that is asked.
+The run's key says that recipe, models and data are the same, so resuming gives what a new start would give, for less.
 """
 
 from __future__ import annotations
@@ -21,55 +20,65 @@ from switchkd_cli.files.atomic import atomic_folder, write_json, write_text
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
-from switchkd_cli.runs.resume import Standing, go_on, standing
+from switchkd_cli.runs.resume import ResumePoint, resume_point, rewind
 from switchkd_cli.runs.run_folder import RunFolder, folder, set_aside, shown
 
-State = Literal["new", "finished", "resumed"]
-CHANGED = "inputs_changed"  # the event of a stage that was trained on something else than its key says
+CHANGED = "inputs_changed"  # the event of a stage whose inputs changed while it trained
+FolderState = Literal["new", "finished", "interrupted", "unfinished", "other"]
 
 
 @contextmanager
-def occupy(
+def claim_folder(
     root: Path, run: Run, *, overwrite: bool = False, resume: bool = False
-) -> Iterator[tuple[RunFolder, State]]:
-    """Hold the run's folder for as long as the block lasts.
+) -> Iterator[tuple[RunFolder, Literal["new", "finished", "resumed"]]]:
+    """Hold the run's folder inside the block. Gives the folder and its state.
 
-    "finished": the same run is there and done. "resumed": it was left unfinished, and the folder is as it was at the
-    moment that it goes on from. "new": an empty folder with the resolved recipe. How the block ends decides what
-    run.json says. A UserError before the first step of a new run leaves nothing behind. `resume` goes on although
-    the program has changed since. Raises UserError when the folder holds another run, or another process holds it.
+    "finished": the folder holds the same run, finished. "resumed": it holds the same run, unfinished, and is rewound to
+    the point that training resumes from. "new": it holds only the resolved recipe and the record.
+
+    The end of the block decides what run.json says. A UserError before the first step of a new run leaves nothing
+    behind. `resume` allows that code or versions have changed. Raises UserError when the folder holds another run, or
+    when another process holds it.
     """
     target = folder(root, run)
-    with alone(target):
-        if content(target, run) == "finished" and not overwrite:
+    with exclusive(target):
+        state = folder_state(target, run)
+        point = resume_point(target, run) if state == "interrupted" and not overwrite else None
+        if state == "finished" and not overwrite:
             checkpoints.clear(target)  # left when the run was killed at its very end
             yield target, "finished"
-        elif not overwrite and (at := _unfinished(target, run)) is not None:
-            if not resume:
-                _check_unchanged(target, at)
-            _go_on(target, at)
-            yield from _recorded(target, run, None, "resumed")
+        elif point is not None:
+            if not resume and (changed := changed_versions(target)):
+                where = f"{shown(target.path)}: interrupted at {point}"
+                raise UserError(
+                    [f"{where}, and begun with {change}" for change in changed],
+                    hint="add --resume to resume all the same, or --overwrite to start again",
+                )
+            _resume(target, point)
+            with _recorded(target, run, None, is_new=False):
+                yield target, "resumed"
         else:
             aside = make_room(target, run, overwrite=overwrite)
-            _start(target, run)
-            yield from _recorded(target, run, aside)
+            _create(target, run)
+            with _recorded(target, run, aside, is_new=True):
+                yield target, "new"
 
 
 @contextmanager
-def alone(target: RunFolder) -> Iterator[None]:
-    """Be the only process inside such a block for a run's folder. Raises UserError when another one is."""
+def exclusive(target: RunFolder) -> Iterator[None]:
+    """Be the only process in such a block for a run's folder. Raises UserError when another one is."""
     try:
         with hold(target.path, wait=False):
             yield
-    except InUse as held:
+    except InUse as holder:
         hint = "wait for it, or add --out FOLDER to write elsewhere"
-        raise UserError(f"{shown(target.path)}: in use by a running process: {held}", hint=hint) from None
+        raise UserError(f"{shown(target.path)}: in use by a running process: {holder}", hint=hint) from None
 
 
-def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrupted", "unfinished", "other"]:
-    """What the folder holds, as far as this run is concerned; what was interrupted can be gone on with."""
+def folder_state(target: RunFolder, run: Run) -> FolderState:
+    """What the run's folder holds: nothing, this run in some state ("interrupted" can be resumed), or another run."""
     if not target.path.exists() or all(path.name.startswith(".") for path in target.path.iterdir()):
-        return "new"  # or killed before its record was whole
+        return "new"  # or killed before its record was complete
     info = target.info()
     if info.get("key") != run.key:
         return "other"
@@ -79,44 +88,26 @@ def content(target: RunFolder, run: Run) -> Literal["new", "finished", "interrup
 
 
 def is_finished(root: Path, run: Run) -> bool:
-    """Whether the run is done, under its own name."""
-    return content(folder(root, run), run) == "finished"
+    """Whether the run is finished, under its own name."""
+    return folder_state(folder(root, run), run) == "finished"
 
 
 def check_free(root: Path, run: Run) -> None:
     """Raise UserError when the run's folder holds another run."""
     target = folder(root, run)
-    if content(target, run) == "other":
+    if folder_state(target, run) == "other":
+        inputs = target.info().get("inputs")
+        difference = "of another recipe text, or made by another version of switchkd"
+        if inputs and (changed := changed_fields(inputs, run.inputs)):
+            difference = f"changed since: {', '.join(changed)}"
         raise UserError(
-            f"{shown(target.path)}: holds another run ({_difference(target, run)})",
+            f"{shown(target.path)}: holds another run ({difference})",
             hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
         )
 
 
-def _difference(target: RunFolder, run: Run) -> str:
-    """In what the run that a folder holds is another one, as far as it is known."""
-    inputs = target.info().get("inputs")
-    if inputs and (changed := changed_fields(inputs, run.inputs)):
-        return f"changed since: {', '.join(changed)}"
-    return "of another recipe text, or made by another version of switchkd"
-
-
-def _unfinished(target: RunFolder, run: Run) -> Standing | None:
-    """Where the run stands that was left here, if this one was."""
-    return standing(target, run) if content(target, run) == "interrupted" else None
-
-
-def _check_unchanged(target: RunFolder, at: Standing) -> None:
-    """Raise UserError when the run was begun by another program than this one."""
-    if changed := another_program(target):
-        raise UserError(
-            [f"{shown(target.path)}: interrupted at {at}, and begun with {told}" for told in changed],
-            hint="add --resume to go on all the same, or --overwrite to start again",
-        )
-
-
-def another_program(target: RunFolder) -> list[str]:
-    """Versions, and the commit, that are not what the run was begun with."""
+def changed_versions(target: RunFolder) -> list[str]:
+    """Versions, and the commit, that differ from those that the run was begun with."""
     info, versions, commit = target.info(), provenance.versions(), provenance.commit()
     before = info.get("versions", {})
     changed = [
@@ -129,41 +120,41 @@ def another_program(target: RunFolder) -> list[str]:
     return changed
 
 
-def _go_on(target: RunFolder, at: Standing) -> None:
-    for fault in at.faults:
-        print(f"{shown(target.path)}: {fault}: not used", file=sys.stderr)
-    print(f"{shown(target.path)}: interrupted, goes on from {at}", file=sys.stderr)
-    go_on(target, at)
-    info = target.info()
-    entry = {
-        "at": now(),
-        "stage": at.stage,
-        "step": at.step,
-        "command": provenance.command(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-        **({"not_used": list(at.faults)} if at.faults else {}),
-    }
-    kept = {key: value for key, value in info.items() if key not in ("ended", "error")}
-    write_json(target.record, {**kept, "status": "running", "resumed": [*info.get("resumed", []), entry]})
-
-
 def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
-    """Move what is in the way aside, if it may be. Returns where it went."""
-    found = content(target, run)
-    if found == "new":
+    """Move an earlier run aside, if that is allowed. Returns its new place; None when there was none."""
+    state = folder_state(target, run)
+    if state == "new":
         return None
     if not overwrite:
         check_free(target.root, run)
-    word = "unfinished" if found in ("unfinished", "interrupted") else "old"
+    word = "unfinished" if state in ("unfinished", "interrupted") else "old"
     aside = set_aside(target.path, word)
-    print(f"{shown(target.path)}: {word} run moved to {aside.name}, starting afresh", file=sys.stderr)
+    print(f"{shown(target.path)}: {word} run moved to {aside.name}, starting again", file=sys.stderr)
     return aside
 
 
-def _start(target: RunFolder, run: Run) -> None:
-    for left in target.path.glob(f".{target.record.name}.*"):
-        left.unlink()
+def _resume(target: RunFolder, point: ResumePoint) -> None:
+    for fault in point.faults:
+        print(f"{shown(target.path)}: {fault}: not used", file=sys.stderr)
+    print(f"{shown(target.path)}: interrupted, resumes from {point}", file=sys.stderr)
+    rewind(target, point)
+    info = target.info()
+    entry = {
+        "at": now(),
+        "stage": point.stage,
+        "step": point.step,
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        **({"not_used": list(point.faults)} if point.faults else {}),
+    }
+    others = {key: value for key, value in info.items() if key not in ("ended", "error")}
+    write_json(target.record, {**others, "status": "running", "resumed": [*info.get("resumed", []), entry]})
+
+
+def _create(target: RunFolder, run: Run) -> None:
+    for leftover in target.path.glob(f".{target.record.name}.*"):
+        leftover.unlink()
     record = {
         "status": "running",
         "recipe": run.recipe,
@@ -184,25 +175,24 @@ def _start(target: RunFolder, run: Run) -> None:
         write_json(RunFolder(partial).record, record)
 
 
-def _recorded(
-    target: RunFolder, run: Run, aside: Path | None, state: State = "new"
-) -> Iterator[tuple[RunFolder, State]]:
-    """Run the block and write down how it ended."""
+@contextmanager
+def _recorded(target: RunFolder, run: Run, aside: Path | None, *, is_new: bool) -> Iterator[None]:
+    """Around a run: write down how it ended; a new one that failed before its first step is undone."""
     began = time.monotonic()
     try:
-        yield target, state
+        yield
     except BaseException as error:
-        if isinstance(error, UserError) and state == "new" and not _stepped(target):
+        if isinstance(error, UserError) and is_new and not any("step" in entry for entry in target.entries()):
             shutil.rmtree(target.path)
             if aside is not None:
                 shutil.move(aside, target.path)
         else:
             status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            with suppress(OSError):  # a full disk: what went wrong is told all the same
+            with suppress(OSError):  # on a full disk, the error itself matters more
                 _end(target, status, began, error=f"{type(error).__name__}: {error}"[:500])
         if isinstance(error, OSError) and error.errno in FULL:
             where = f": {error.filename}" if error.filename else ""
-            hint = "free some space and give the same command again: it goes on from the last checkpoint"
+            hint = "free some space and give the same command again: it resumes from the last checkpoint"
             raise UserError(f"{shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
         raise
     events = [entry["about"] for entry in target.entries() if entry.get("event") == CHANGED]
@@ -213,7 +203,7 @@ def _recorded(
     if faults := [field for field in changed if field not in allowed]:
         raise UserError(
             [f"{shown(target.path)}: changed while it ran: {field}" for field in faults],
-            hint="the model and its scores are kept there and never reused; add --overwrite to train on what is there now",
+            hint="the model and its scores are kept but never reused; add --overwrite to train on the changed files",
         )
 
 
@@ -221,11 +211,6 @@ def _end(target: RunFolder, status: str, began: float, **more: Any) -> None:
     info = target.info()
     seconds = round(info.get("seconds", 0.0) + time.monotonic() - began, 1)
     write_json(target.record, {**info, "status": status, "ended": now(), "seconds": seconds, **more})
-
-
-def _stepped(target: RunFolder) -> bool:
-    """Whether a training step was logged."""
-    return target.metrics.exists() and '"step"' in target.metrics.read_text(encoding="utf-8")
 
 
 def now() -> str:

@@ -1,6 +1,6 @@
-"""What a run's files must say to be shown: they may have been edited by hand, or come from somebody else.
+"""Schemas of a run's files. They are checked when they are read: somebody may have edited them.
 
-Only what is read again is looked at; other fields pass.
+Only fields that are read again are checked; others pass.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 
 
-class Open(BaseModel):
-    """Takes any other field."""
+class Lenient(BaseModel):
+    """Allows any other field."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
-class Info(Open):
-    """run.json, see occupy.py."""
+class Info(Lenient):
+    """run.json, see claim.py."""
 
     status: Line = ""
     recipe: Line = ""
@@ -55,7 +55,7 @@ class Info(Open):
     threads: Whole | None = None
 
 
-class Score(Open):
+class Score(Lenient):
     score: Annotated[float, Field(strict=True, ge=0, le=100)]
     items: Whole
     metric: Line = ""
@@ -66,15 +66,15 @@ class Score(Open):
     example: str | None = None
 
 
-class Fidelity(Open):
+class Fidelity(Lenient):
     agreement: Real
     kl: Real
     positions: Whole
     data: Line = ""
 
 
-class Results(Open):
-    """results.json, see engine/evaluate.py."""
+class Results(Lenient):
+    """results.json, see engine/evaluation/score_model.py."""
 
     world: Line
     split: Line
@@ -84,8 +84,8 @@ class Results(Open):
     fidelity: Fidelity | None = None
 
 
-class Teacher(Open):
-    """The teacher's and the baselines' results, see `report.baselines.judged`."""
+class Teacher(Lenient):
+    """The teacher's and the baselines' results, see `report.stats.baselines.judged`."""
 
     teacher: Results | None = None
     majority: Results | None = None
@@ -93,8 +93,8 @@ class Teacher(Open):
     not_beaten: dict[Task, list[Line]] = {}
 
 
-class Trained(Open):
-    """One stage of a resolved recipe, as tables tell of it."""
+class Trained(Lenient):
+    """One stage of a resolved recipe; the fields that tables show."""
 
     name: Line
     batch: Whole
@@ -102,14 +102,14 @@ class Trained(Open):
     epochs: Real | None = None
 
 
-class Resolved(Open):
+class Resolved(Lenient):
     """recipe.yaml of a run."""
 
     stages: Annotated[list[Trained], Field(min_length=1)]
     stand_ins: dict[Line, Line] | None = None
 
 
-class Answer(Open):
+class Answer(Lenient):
     """A line of an answers file."""
 
     doc_id: int | Line
@@ -120,11 +120,11 @@ class Answer(Open):
 
 
 def check(kind: type[BaseModel], data: Any, file: object, hint: str = "") -> Any:
-    """The data itself. Raises UserError, naming the file and every field, where it is not of its kind."""
+    """Return the data unchanged. Raises UserError, naming the file and each wrong field, when it breaks the schema."""
     try:
         TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        told = error.errors(include_url=False, include_input=False)
-        problems = [f"{file}: {'.'.join(map(str, e['loc'])) or 'all of it'}: {e['msg']}" for e in told[:10]]
+        errors = error.errors(include_url=False, include_input=False)
+        problems = [f"{file}: {'.'.join(map(str, e['loc'])) or 'all of it'}: {e['msg']}" for e in errors[:10]]
         raise UserError(problems, hint=hint) from None
     return data

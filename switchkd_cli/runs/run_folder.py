@@ -4,8 +4,8 @@ runs/<recipe>/<row>/seed<k>/  one run: recipe.yaml run.json metrics.jsonl tensor
                               checkpoints/ while it is not finished (see checkpoints.py)
 runs/stages/<key>/            a stage's output, shared by all runs whose recipes agree up to it
 runs/evaluations/<key>/       scores that belong to no run: the teacher's, and those of `switchkd eval`
-runs/playground/              pictures and questions that were drawn here, kept for the next run
-runs/states/<key>.sqlite      a teacher's last states by row, where a stage keeps them
+runs/playground/              images and questions that were drawn here, for the next run
+runs/states/<key>.sqlite      a teacher's hidden states per example, where a stage caches them
 runs/indexes/                 copies of large parquet files whose rows can be read one by one
 """
 
@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def place(self) -> str:
-        """`components/switch-kd/seed1`: where it is under the root."""
+        """The path under the root, such as `components/switch-kd/seed1`."""
         return self.path.relative_to(self.root).as_posix()
 
     @property
@@ -79,32 +79,32 @@ class RunFolder:
 
     @property
     def answers(self) -> Path:
-        """One JSON-lines file a benchmark."""
+        """One JSON-lines file per benchmark."""
         return self.path / "answers"
 
     @property
     def skipped(self) -> Path:
-        """One line for each row of data that could not be used; absent when there was none."""
+        """One line for each example that could not be used; absent when there was none."""
         return self.path / "skipped.jsonl"
 
     @property
     def not_finite(self) -> Path:
-        """One line for each step whose loss or gradient was no number, with its rows; absent when there was none."""
+        """One line for each step with a non-finite loss or gradient, with its examples; absent when there was none."""
         return self.path / "not_finite.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """What an unfinished run goes on from; gone when it is finished."""
+        """What an unfinished run resumes from; removed when it is finished."""
         return self.path / "checkpoints"
 
     @property
     def best(self) -> Path:
-        """The student of the best checkpoint, a Hugging Face folder, where the recipe asks for one."""
+        """The student of the best checkpoint, a Hugging Face folder, where the recipe wants one."""
         return self.path / "best"
 
     @property
     def deepspeed(self) -> Path:
-        """What DeepSpeed was told, one JSON file a stage, where the recipe shares the training out with it."""
+        """DeepSpeed's configuration, one JSON file per stage, where the recipe uses ZeRO."""
         return self.path / "deepspeed"
 
     @property
@@ -112,17 +112,17 @@ class RunFolder:
         return self.path / "log.txt"
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each file that grows while the run trains; what they hold is on the disk afterwards."""
-        found = {}
+        """Bytes of each file that grows while the run trains; afterwards its content is on the disk."""
+        lengths = {}
         for file in self._growing():
             sync(file)
-            found[str(file.relative_to(self.path))] = file.stat().st_size
-        return found
+            lengths[str(file.relative_to(self.path))] = file.stat().st_size
+        return lengths
 
     def cut(self, lengths: Mapping[str, int]) -> None:
-        """Make the growing files as long as they were; those that were not there go.
+        """Shorten the growing files to these lengths, and remove those without one.
 
-        A reader that follows one sees another file in its place, not one that shrank.
+        A reader that follows a file finds another file in its place, not one that shrank.
         """
         for file in self._growing():
             name = str(file.relative_to(self.path))
@@ -137,13 +137,13 @@ class RunFolder:
         return [file for file in (self.metrics, self.skipped, self.not_finite, *events) if file.exists()]
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line to the metrics. Numbers that JSON has no word for (NaN, infinity) become null."""
+        """Append one line to the metrics. Numbers that JSON can't express (NaN, infinity) become null."""
         plain = {key: _plain(value) for key, value in entry.items()}
         with self.metrics.open("a", **UTF8) as stream:
             stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """The lines of the metrics; one that a kill tore is passed over."""
+        """The lines of the metrics, without those that a kill cut off."""
         if not self.metrics.exists():
             return
         with self.metrics.open(encoding="utf-8", errors="replace") as stream:
@@ -151,17 +151,17 @@ class RunFolder:
                 with suppress(ValueError):
                     yield json.loads(line)
 
-    def says(self, **wanted: Any) -> bool:
+    def has_entry(self, **fields: Any) -> bool:
         """Whether a line of the metrics has these values."""
-        return any(wanted.items() <= entry.items() for entry in self.entries())
+        return any(fields.items() <= entry.items() for entry in self.entries())
 
     def info(self) -> dict[str, Any]:
-        """What run.json says; empty when there is none that can be read. Raises UserError for one that says nonsense."""
-        told = read_json(self.record)
-        return {} if told is None else check(Info, told, self.record)
+        """The content of run.json; empty when it can't be read. Raises UserError for wrong fields."""
+        content = read_json(self.record)
+        return {} if content is None else check(Info, content, self.record)
 
     def run(self) -> Run:
-        """The run that this folder was made for, read back from its own files."""
+        """The run that this folder was created for, read from its own files."""
         info, resolved = self.info(), load(self.recipe)
         if absent := [field for field in ("recipe", "row", "title", "paper") if field not in info]:
             raise UserError(f"{self.record}: says no {', '.join(absent)}")
@@ -170,7 +170,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class SharedFolder:
-    """A folder named by the key of all that it depends on, written once, whole or not at all."""
+    """A folder named by the key of everything that it depends on, written once, whole or not at all."""
 
     path: Path
 
@@ -182,7 +182,7 @@ class SharedFolder:
     def build(self, tell: Tell = print_late) -> Iterator[Path | None]:
         """Give an empty folder to fill, which becomes `path` when the block ends well and has not moved it elsewhere.
 
-        Waits while another process builds the same, and tells which; gives None when nothing is left to do.
+        Gives None when `path` exists. While another process builds it, waits, and tells which process that is.
         """
         with hold(self.path, tell=tell):
             if self.done:
@@ -192,27 +192,27 @@ class SharedFolder:
                 yield partial
 
     def set_aside(self) -> None:
-        """Keep what is there under another name, so that it is built again. Raises UserError while it is being built."""
+        """Rename the folder, so that it is built again. Raises UserError while another process builds it."""
         try:
             with hold(self.path, wait=False):
                 if self.done:
                     set_aside(self.path, "old")
-        except InUse as held:
+        except InUse as holder:
             hint = "wait for it, or add --out FOLDER to write elsewhere"
-            raise UserError(f"{self.path}: in use by a running process: {held}", hint=hint) from None
+            raise UserError(f"{self.path}: in use by a running process: {holder}", hint=hint) from None
 
 
 def set_aside(path: Path, word: str) -> Path:
-    """Move a file or folder to `<word>-<its name>-<number>`. Returns where it is then."""
+    """Move a file or folder to `<word>-<its name>-<number>`. Returns its new path."""
     number = 1
     while (aside := path.with_name(f"{word}-{path.name.lstrip('.')}-{number}")).exists():
         number += 1
-    shutil.move(path, aside)  # some file systems can't rename a folder: it is copied then
+    shutil.move(path, aside)  # copies where the file system can't rename a folder
     return aside
 
 
 def folder(root: Path, run: Run) -> RunFolder:
-    """Where a run lives under `root`."""
+    """The folder of a run under `root`."""
     if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, STATES, INDEXES):
         raise UserError(
             f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
@@ -231,7 +231,7 @@ def stage(root: Path, key: str) -> SharedFolder:
 
 
 def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
-    """Keep the runs' shared stages under other names, so that they are trained again.
+    """Rename the runs' shared stages, so that they are trained again.
 
     Raises UserError while another process trains one of them.
     """
@@ -241,51 +241,53 @@ def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
 
 
 def evaluation(root: Path, key: str) -> SharedFolder:
-    """Shared scores; the teacher's go by `Run.teacher_key`."""
+    """Shared scores; the teacher's have the key `Run.teacher_key`."""
     return SharedFolder(root.absolute() / EVALUATIONS / key)
 
 
 def states(root: Path, key: str) -> Path:
-    """The file of a teacher's last states, by what they are computed with."""
+    """The cache of a teacher's hidden states, by the key of what they are computed with."""
     return root.absolute() / STATES / f"{key}.sqlite"
 
 
 def sets(root: Path) -> Path:
-    """Where the playground's benchmark sets are kept."""
+    """The folder of the playground's benchmark sets."""
     return root.absolute() / PLAYGROUND / "sets"
 
 
 def scores(shared: SharedFolder) -> Any:
-    """The results.json of shared scores, or None. Raises UserError for one that says nonsense."""
+    """The results.json of shared scores, or None. Raises UserError for wrong fields."""
     file = shared.path / "results.json"
-    if (told := read_json(file)) is None:
+    if (content := read_json(file)) is None:
         return None
-    kind = Results if isinstance(told, dict) and "scores" in told else Teacher
-    return check(kind, told, file, hint=f"remove {shared.path}: the scores are made again")
+    kind = Results if isinstance(content, dict) and "scores" in content else Teacher
+    return check(kind, content, file, hint=f"remove {shared.path}: the scores are computed again")
 
 
 def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
-    """All finished runs, or those of one recipe, the oldest first. Raises UserError for a run.json of nonsense."""
-    name = recipe if recipe == "*" else escape(recipe)
-    found = [RunFolder(path.parent.absolute()) for path in root.glob(f"{name}/*/seed*/run.json")]
-    infos = [(folder.info(), folder) for folder in found]
-    done = [(info.get("ended", ""), str(folder.path), folder) for info, folder in infos if _is_done(info)]
+    """All finished runs, or those of one recipe, the oldest first. Raises UserError for wrong fields of a run.json."""
+    runs = _runs(root, recipe if recipe == "*" else escape(recipe))
+    done = [
+        (info.get("ended", ""), str(folder.path), folder)
+        for folder, info in runs
+        if info.get("status") == "finished"
+    ]
     return [folder for *_, folder in sorted(done)]
 
 
 def by_key(root: Path) -> dict[str, RunFolder]:
-    """Where each different run is finished, whatever row of whatever recipe it was made for."""
+    """The folders of finished runs by key; of runs with the same key the oldest."""
     return {info["key"]: folder for folder in reversed(finished(root)) if (info := folder.info()).get("key")}
 
 
 def newest_unfinished(root: Path) -> RunFolder:
-    """The run that was started last and is not finished. Raises UserError when there is none."""
-    found = [RunFolder(path.parent.absolute()) for path in root.glob("*/*/seed*/run.json")]
-    infos = [(folder.info(), folder) for folder in found]
-    left = [(info.get("started", ""), folder) for info, folder in infos if not _is_done(info)]
-    if not left:
+    """The unfinished run that was started last. Raises UserError when there is none."""
+    unfinished = [
+        (info.get("started", ""), folder) for folder, info in _runs(root) if info.get("status") != "finished"
+    ]
+    if not unfinished:
         raise UserError(f"{root}: no interrupted run", hint="switchkd distill recipes/quickstart.yaml")
-    return max(left, key=lambda one: one[0])[1]
+    return max(unfinished, key=lambda one: one[0])[1]
 
 
 def newest_finished(root: Path) -> RunFolder:
@@ -297,14 +299,15 @@ def newest_finished(root: Path) -> RunFolder:
 
 
 def shown(path: Path) -> str:
-    """The path as the user would write it."""
+    """The path as the user would write it: relative to the working directory where it lies below it."""
     with suppress(OSError, ValueError):  # the working directory may have been deleted meanwhile
         return str(path.relative_to(Path.cwd()))
     return str(path)
 
 
-def _is_done(info: Mapping[str, Any]) -> bool:
-    return info.get("status") == "finished"
+def _runs(root: Path, recipe: str = "*") -> list[tuple[RunFolder, dict[str, Any]]]:
+    folders = [RunFolder(path.parent.absolute()) for path in root.glob(f"{recipe}/*/seed*/run.json")]
+    return [(folder, folder.info()) for folder in folders]
 
 
 def _plain(value: Any) -> Any:

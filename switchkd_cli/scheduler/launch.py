@@ -15,14 +15,14 @@ from typing import Any
 
 from switchkd_cli.distributed import exit_status, hostfile, signals
 from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, is_distributed, launch_config
-from switchkd_cli.errors import UserError, show_in_any_encoding, system_told
+from switchkd_cli.errors import UserError, print_in_any_encoding, system_errors
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Forecast, Machine
 from switchkd_cli.planning.library_versions import import_errors
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.runs import reuse, run_folder
-from switchkd_cli.runs.claim import another_program, is_finished, occupy
+from switchkd_cli.runs.claim import changed_versions, claim_folder, is_finished
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import progress
 
@@ -69,12 +69,12 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
         if processes is not None:
             processes.decide(lambda: "finished")
         return folder
-    with occupy(root, run, overwrite=overwrite, resume=resume) as (folder, state):
+    with claim_folder(root, run, overwrite=overwrite, resume=resume) as (folder, state):
         if processes is not None:
             processes.decide(lambda: state)
         if state == "finished":
             console.say(f"{run.name}: finished before, reused: {run.compared} ({folder.path})")
-            if changed := another_program(folder):
+            if changed := changed_versions(folder):
                 console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
         with import_errors():
@@ -182,9 +182,9 @@ def main() -> int:
     parser.add_argument("--gpus", type=int)
     parser.add_argument("--processes", type=int)
     arguments = parser.parse_args()
-    show_in_any_encoding()
+    print_in_any_encoding()
     try:
-        with exit_status.kept(), system_told(), signals.heeded(child=True):
+        with exit_status.report_exit(), system_errors(), signals.stop_on_signals(child=True):
             text = arguments.run.read_text(encoding="utf-8") if arguments.run else sys.stdin.read()
             if arguments.teacher:
                 score_teacher(Run.loads(text), arguments.out)

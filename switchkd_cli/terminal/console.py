@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.errors import UserError, nobody_reads, printable
+from switchkd_cli.errors import UserError, discard_output, printable
 from switchkd_cli.planning.preflight import Plan, StagePlan
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
@@ -32,7 +32,7 @@ def say(text: str) -> None:
     try:
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except OSError:
-        nobody_reads(sys.stderr)
+        discard_output(sys.stderr)
 
 
 def error(problem: UserError) -> None:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from switchkd_cli.errors import nobody_reads
+from switchkd_cli.errors import discard_output
 from switchkd_cli.terminal.log_lines import event, figures, left, line, matrix_line, speed
 from switchkd_cli.terminal.time_left import Matrix
 
@@ -90,7 +90,7 @@ class Progress:
             else:
                 print(text, file=self.stream, flush=True)
         except OSError:
-            nobody_reads(self.stream)
+            discard_output(self.stream)
 
     def draw(self) -> Any:
         """The live display: a line on the matrix, and two a run."""

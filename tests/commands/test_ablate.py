@@ -13,7 +13,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import find
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import occupy
+from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.scheduler import pool
 from tests.commands.test_cli_lifecycle import switchkd
 from tests.support import fake_engine
@@ -164,7 +164,7 @@ LONG = "  long: {drop: [vsd], set: {stages.distill.steps: 20}}\n"
 
 def test_a_taken_folder_of_another_run_is_a_failure_of_that_row_alone(tmp_path, recipes, monkeypatch, capsys):
     small, other = recipes
-    with occupy(tmp_path / "runs", load(other, "both", ["stages.distill.steps=3"])):
+    with claim_folder(tmp_path / "runs", load(other, "both", ["stages.distill.steps=3"])):
         pass
     assert switchkd(monkeypatch, "ablate", small, other) == 2
     err = capsys.readouterr().err

@@ -21,7 +21,7 @@ from switchkd_cli.engine.export import huggingface
 from switchkd_cli.files.locks import hold
 from switchkd_cli.planning import library_versions
 from switchkd_cli.recipe.load import load
-from switchkd_cli.runs.claim import occupy
+from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.runs.run_folder import folder as run_folder
 from switchkd_cli.scheduler import pool
 from tests.support import fake_engine, tiny
@@ -95,7 +95,7 @@ def place(tmp_path, models, monkeypatch):
     (tmp_path / "rows.json").write_text(json.dumps(tiny.rows(tmp_path / "pictures")))
     for name in ("small", "earlier"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-    with occupy(tmp_path / "runs", load("earlier.yaml")) as (folder, _):
+    with claim_folder(tmp_path / "runs", load("earlier.yaml")) as (folder, _):
         folder.log({"step": 1})
         shutil.copytree(models / "teacher", folder.model)
     return tmp_path
@@ -539,7 +539,7 @@ def test_with_a_library_outside_its_range_nothing_is_trained_or_scored(refused, 
 
 
 def test_a_folder_that_holds_another_run(place, refused):
-    with occupy(place / "runs", load("small.yaml", overrides=["stages.distill.steps=9"])):
+    with claim_folder(place / "runs", load("small.yaml", overrides=["stages.distill.steps=9"])):
         pass
     problem, hint = refused("distill", "small.yaml")
     assert problem.startswith("runs/small/switch-kd/seed0: holds another run")
@@ -562,7 +562,7 @@ def test_an_out_that_is_no_folder(place, refused):
 
 
 def test_eval_of_a_run_that_did_not_finish(place, refused):
-    with pytest.raises(ZeroDivisionError), occupy(place / "runs", load("small.yaml")):
+    with pytest.raises(ZeroDivisionError), claim_folder(place / "runs", load("small.yaml")):
         1 / 0  # noqa: B018
     assert refused("eval", "--model", "runs/small/switch-kd/seed0") == [
         "runs/small/switch-kd/seed0: not finished (failed)",

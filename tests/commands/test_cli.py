@@ -9,7 +9,7 @@ import pytest
 
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import occupy
+from switchkd_cli.runs.claim import claim_folder
 from tests.support.small_recipe import write
 
 HEAVY = ("torch", "transformers", "deepspeed", "lmms_eval", "accelerate", "datasets", "matplotlib")
@@ -85,7 +85,7 @@ def test_a_dry_run_says_what_would_be_reused(tmp_path):
     run, root = load(file), tmp_path / "runs"
     with run_folder.stage(root, run.stage_key(0)).build():
         pass
-    with occupy(root, run):
+    with claim_folder(root, run):
         pass
     _, out, _ = switchkd("distill", file, "--dry-run", cwd=tmp_path, heavy=True)
     assert "seed0 (finished: would be reused)" in out
@@ -111,7 +111,7 @@ def test_ablate_plans_what_recipes_share_once(tmp_path):
     file = write(tmp_path)
     other = tmp_path / "other.yaml"
     other.write_text(file.read_text().replace("  sft:", "  plain:").replace("[sft]", "[plain]"))
-    with occupy(tmp_path / "runs", load(other, "plain", seed=1)):
+    with claim_folder(tmp_path / "runs", load(other, "plain", seed=1)):
         pass
     arguments = ("--rows", "sft,plain", "--seeds", 2, "--dry-run")
     code, out, err = switchkd("ablate", file, other, *arguments, cwd=tmp_path, heavy=True)
@@ -289,7 +289,7 @@ def test_every_error_that_can_be_helped_has_a_hint(tmp_path):
 
 def test_a_taken_folder_is_refused_before_anything_starts(tmp_path):
     file = write(tmp_path)
-    with occupy(tmp_path / "runs", load(file, "sft")):
+    with claim_folder(tmp_path / "runs", load(file, "sft")):
         pass
     before = sorted(tmp_path.rglob("*"))
     code, _, err = switchkd("distill", file, "stages.distill.steps=3", cwd=tmp_path)
@@ -338,8 +338,8 @@ def test_an_interrupt_is_exit_130(tmp_path):
 def test_a_record_keeps_the_command(tmp_path):
     run = load(write(tmp_path))
     program = (
-        "from pathlib import Path; from switchkd_cli.runs.claim import occupy; from switchkd_cli.recipe.load import load\n"
-        "with occupy(Path('runs'), load('small.yaml')): pass"
+        "from pathlib import Path; from switchkd_cli.runs.claim import claim_folder; from switchkd_cli.recipe.load import load\n"
+        "with claim_folder(Path('runs'), load('small.yaml')): pass"
     )
     subprocess.run([sys.executable, "-c", program, "a=1", "--seed", "0"], cwd=tmp_path, check=True)
     record = json.loads(run_folder.folder(tmp_path / "runs", run).record.read_text())

@@ -9,7 +9,7 @@ from switchkd_cli import cli
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import occupy
+from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.failures import exit_code
 from tests.support import fake_engine
@@ -241,7 +241,7 @@ def test_compare_takes_runs_a_recipe_or_all(tmp_path, calls, monkeypatch):
         assert switchkd(monkeypatch, "compare", *arguments) == 0
         assert [run.row for run in calls[-1][1][0]] == ["switch-kd", "sft"]
     assert switchkd(monkeypatch, "compare", tmp_path / "model") == 2
-    with pytest.raises(ZeroDivisionError), occupy(tmp_path / "runs", load(file, "long")):
+    with pytest.raises(ZeroDivisionError), claim_folder(tmp_path / "runs", load(file, "long")):
         1 / 0  # noqa: B018
     assert switchkd(monkeypatch, "compare", "runs/small/long/seed0") == 2
 

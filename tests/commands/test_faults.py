@@ -110,7 +110,7 @@ def test_a_run_is_gone_on_with_by_its_folder_or_as_the_newest(plain, tmp_path):
         assert program.end() == 143
         program = switchkd("distill", *words, cwd=tmp_path)
         assert program.end() == 0, program.text
-        assert "goes on from stage distill" in program.text
+        assert "resumes from stage distill" in program.text
         assert_equal(folder(root), expected)
         shutil.rmtree(root)
     program = switchkd("distill", "--resume", "--out", root, cwd=tmp_path)
@@ -272,7 +272,7 @@ def test_weights_that_can_not_be_saved_stay_and_the_same_command_saves_them(plai
     assert saved(folder(root)) == ["distill-8"]
     program = switchkd(*words, cwd=tmp_path)
     assert program.end() == 0, program.text
-    assert "goes on from stage distill, step 8" in program.text
+    assert "resumes from stage distill, step 8" in program.text
     assert_equal(folder(root), expected)
 
 
@@ -455,7 +455,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_refused(plain, tmp_path):
         truncate(checkpoints / name)
     program = switchkd("distill", recipe, "--out", root, cwd=tmp_path)
     assert program.end() == 1
-    assert "no checkpoint of stage distill is whole" in program.text and "--overwrite" in program.lines[-1]
+    assert "no checkpoint of stage distill is intact" in program.text and "--overwrite" in program.lines[-1]
     assert saved(folder(root)) == names
 
 
@@ -502,7 +502,7 @@ def test_an_evaluation_that_fails_half_way_is_a_failure_and_only_it_is_done_agai
     logged = steps(run)
     program = switchkd("distill", recipe, *words, cwd=tmp_path)
     assert program.end() == 0, program.text
-    assert "goes on from its scores" in program.text
+    assert "resumes from its scores" in program.text
     assert set(json.loads((run / "results.json").read_text())["scores"]) == {"gqa", "pope"}
     assert steps(run) == logged and info(run)["status"] == "finished"
 

@@ -32,7 +32,7 @@ SOON = 120  # seconds that a process has to end, on a machine that is busy with 
 
 @pytest.fixture(autouse=True)
 def nobody_asked(monkeypatch):
-    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(signals, "_signal", None)
 
 
 # --- processes that prepare data
@@ -198,7 +198,7 @@ def busy(ready, call):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     signals.GRACE = 1.0
     try:
-        with signals.heeded(), signals.later():
+        with signals.stop_on_signals(), signals.deferred():
             ready.set()
             call()
     except signals.Stopped as stopped:
@@ -215,7 +215,7 @@ def test_who_asks_twice_is_heard_wherever_the_program_is(call, more, number):
     signal.signal(signal.SIGHUP, before)
     assert ready.wait(SOON)
     os.kill(process.pid, number)
-    time.sleep(signals.AGAIN + 0.5)
+    time.sleep(signals.REPEAT_AFTER + 0.5)
     os.kill(process.pid, number)
     process.join(SOON)
     assert process.exitcode == 128 + number + more
@@ -226,7 +226,7 @@ def test_a_signal_that_comes_at_once_a_second_time_is_the_same_request():
     ready, sent = forked.FORK.Event(), forked.FORK.Event()
 
     def step():
-        signals.AGAIN = 1e9
+        signals.REPEAT_AFTER = 1e9
         sent.wait(SOON)
         os._exit(7)
 
@@ -316,7 +316,7 @@ def test_who_waits_for_a_lock_hears_a_signal(held, monkeypatch):
     monkeypatch.setattr(locks, "TOLD", 1)
     with (
         pytest.raises(signals.Stopped),
-        signals.heeded(),
+        signals.stop_on_signals(),
         hold(path, tell=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
     ):
         pass
@@ -352,6 +352,6 @@ def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask).start()
-    with pytest.raises(signals.Stopped), signals.heeded():
+    with pytest.raises(signals.Stopped), signals.stop_on_signals():
         hostfile.launch([], None)
     assert (tmp_path / "asked").exists()

@@ -12,7 +12,7 @@ from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import occupy
+from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.terminal.console import error
 from tests.support import made_up_runs
 from tests.support.small_recipe import write
@@ -271,7 +271,7 @@ def test_a_run_without_its_own_words(place):
 def test_no_secret_of_the_environment_is_written(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "hush-hush")
-    with occupy(tmp_path / "runs", load(write(tmp_path))) as (folder, _):
+    with claim_folder(tmp_path / "runs", load(write(tmp_path))) as (folder, _):
         folder.log({"step": 1})
     written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert len(written) == 3 and not any(b"hush-hush" in path.read_bytes() for path in written)

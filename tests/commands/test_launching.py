@@ -106,7 +106,7 @@ def test_two_processes_stop_when_asked_and_one_goes_on(recipe):
     wait_for(recipe, done + 2, again)
     again.send_signal(signal.SIGTERM)
     _, told = again.communicate()
-    assert f"goes on from stage distill, step {done}" in told
+    assert f"resumes from stage distill, step {done}" in told
     assert [line["step"] for line in steps(recipe)][: done + 2] == list(range(1, done + 3))
     assert steps(recipe)[done]["loss"] == pytest.approx(left, rel=0.05)
 

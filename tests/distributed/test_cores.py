@@ -40,22 +40,22 @@ def test_so_it_has_in_the_older_cgroups(cgroup, quota, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, cpu_cores.SHORT),
-        ({"GOMP_SPINCOUNT": "7"}, cpu_cores.SHORT | {"GOMP_SPINCOUNT": "7"}),
+        ({}, cpu_cores.SHORT_SPIN),
+        ({"GOMP_SPINCOUNT": "7"}, cpu_cores.SHORT_SPIN | {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
 def test_what_the_user_says_of_threads_is_kept(cgroup, given, expected):
     environment = dict(given)
-    cpu_cores.shared_politely(environment)
+    cpu_cores.set_thread_variables(environment)
     assert environment == expected
 
 
 def test_in_a_container_there_are_no_more_threads_than_cores(cgroup):
     (cgroup / "cpu.max").write_text("200000 100000")
     mine, environment = {"OMP_NUM_THREADS": "3"}, {}
-    cpu_cores.shared_politely(environment)
-    cpu_cores.shared_politely(mine)
+    cpu_cores.set_thread_variables(environment)
+    cpu_cores.set_thread_variables(mine)
     assert environment["OMP_NUM_THREADS"] == "2" and mine["OMP_NUM_THREADS"] == "3"
 
 

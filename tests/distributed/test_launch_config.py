@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from switchkd_cli.distributed import exit_status, hostfile
-from switchkd_cli.distributed.exit_status import LastWords
+from switchkd_cli.distributed.exit_status import ExitReport
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first, launch_config
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import UserError
@@ -121,26 +121,26 @@ def test_a_batch_that_can_t_be_shared_out_is_told_before_anything_starts(tmp_pat
 
 
 def test_the_cause_comes_before_what_follows_from_it(tmp_path):
-    said = [
-        LastWords(0, 1.0, 1, text="RuntimeError: Connection closed by peer", follows=True),
-        LastWords(1, 1.5, 143, text="saved", signal=signal.SIGTERM),
-        LastWords(2, 2.0, 1, text="Traceback\nZeroDivisionError: here"),
+    reports = [
+        ExitReport(0, 1.0, 1, text="RuntimeError: Connection closed by peer", follows=True),
+        ExitReport(1, 1.5, 143, text="saved", signal=signal.SIGTERM),
+        ExitReport(2, 2.0, 1, text="Traceback\nZeroDivisionError: here"),
     ]
-    for words in said:
-        (tmp_path / f"{words.rank}.json").write_text(json.dumps(vars(words)))
-    assert [words.rank for words in exit_status.read(tmp_path)] == [2, 0, 1]
-    error = exit_status.read(tmp_path)[0].error(4)
+    for report in reports:
+        (tmp_path / f"{report.rank}.json").write_text(json.dumps(vars(report)))
+    assert [report.rank for report in exit_status.read_reports(tmp_path)] == [2, 0, 1]
+    error = exit_status.read_reports(tmp_path)[0].error(4)
     assert error.problems[1:] == ("ZeroDivisionError: here", "process 2 of 4 failed; the others were ended")
 
 
-def test_last_words_give_back_what_was_raised():
-    error = LastWords(3, 0.0, 3, problems=("no such file",), hint="look").error(4)
+def test_a_report_gives_back_what_was_raised():
+    error = ExitReport(3, 0.0, 3, problems=("no such file",), hint="look").error(4)
     assert isinstance(error, UserError) and (error.problems, error.hint, error.code) == (
         ("no such file",),
         "look",
         3,
     )
-    assert isinstance(LastWords(0, 0.0, 143, text="saved", signal=15).error(4), Stopped)
+    assert isinstance(ExitReport(0, 0.0, 143, text="saved", signal=15).error(4), Stopped)
 
 
 @pytest.mark.parametrize(

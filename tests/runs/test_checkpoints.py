@@ -13,8 +13,8 @@ from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.schema import Saving
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.checkpoints import SCORES
-from switchkd_cli.runs.claim import content, occupy
-from switchkd_cli.runs.resume import Standing, go_on, standing
+from switchkd_cli.runs.claim import claim_folder, folder_state
+from switchkd_cli.runs.resume import ResumePoint, resume_point, rewind
 from tests.support.small_recipe import write
 
 
@@ -120,7 +120,7 @@ def test_files_that_are_whole_and_no_state_are_told(folder, state):
 def test_marks_that_are_none_are_passed_over(folder, run, marks):
     folder.checkpoints.mkdir()
     (folder.checkpoints / "marks.json").write_text(marks)
-    assert checkpoints.marks(folder) == {} and standing(folder, run) is None
+    assert checkpoints.marks(folder) == {} and resume_point(folder, run) is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def done(folder, run, index):
 
 def test_a_run_without_marks_stands_nowhere(folder, run):
     folder.log({"stage": "distill", "step": 1, "steps": 10})
-    assert standing(folder, run) is None
+    assert resume_point(folder, run) is None
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint_and_what_came_after_is_cut_off(folder, run):
@@ -212,9 +212,9 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_what_came_after_is_cut_off
     events.write_bytes(b"four and five")
     (events.parent / "events.later").touch()
     folder.skipped.touch()
-    at = standing(folder, run)
+    at = resume_point(folder, run)
     assert (at.stage, at.step, at.faults) == ("distill", 4, ())
-    go_on(folder, at)
+    rewind(folder, at)
     assert [entry.get("step") for entry in folder.entries()] == [None, None, 1, 2, 3, 4]
     assert events.read_bytes() == b"four"
     assert not (events.parent / "events.later").exists() and not folder.skipped.exists()
@@ -223,33 +223,33 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_what_came_after_is_cut_off
 def test_without_a_checkpoint_it_goes_on_from_the_beginning_of_its_stage(folder, run):
     done(folder, run, 0)
     begin(folder, run, steps=3)
-    at = standing(folder, run)
+    at = resume_point(folder, run)
     assert (at.stage, at.step) == ("distill", 0)
-    go_on(folder, at)
+    rewind(folder, at)
     assert [entry["event"] for entry in folder.entries()] == ["models"]
 
 
 def test_a_stage_that_another_run_has_trained_meanwhile_is_cut_off_whole(folder, run):
     begin(folder, run, stage="pretrain", steps=2, all_steps=4)
     done(folder, run, 0)
-    at = standing(folder, run)
+    at = resume_point(folder, run)
     assert at.stage == "distill" and at.lengths == checkpoints.marked(folder, "pretrain")
 
 
 def test_a_stage_that_this_run_has_trained_stays(folder, run):
     begin(folder, run, stage="pretrain", steps=4, all_steps=4)
     done(folder, run, 0)
-    assert standing(folder, run) == Standing("distill", lengths=None)
+    assert resume_point(folder, run) == ResumePoint("distill", lengths=None)
 
 
 def test_a_trained_run_only_lacks_its_scores(folder, run):
     done(folder, run, 0)
     begin(folder, run, steps=10)
     done(folder, run, 1)
-    assert standing(folder, run) == Standing(None, lengths=None)
+    assert resume_point(folder, run) == ResumePoint(None, lengths=None)
     checkpoints.mark(folder, SCORES)
     folder.log({"event": "evaluate"})
-    at = standing(folder, run)
+    at = resume_point(folder, run)
     assert str(at) == "its scores" and at.lengths["metrics.jsonl"] < folder.metrics.stat().st_size
 
 
@@ -258,7 +258,7 @@ def test_a_trained_run_only_lacks_its_scores(folder, run):
 
 def leave(root, run, versions=None):
     """A run that was interrupted at step 2."""
-    with pytest.raises(KeyboardInterrupt), occupy(root, run) as (folder, _):
+    with pytest.raises(KeyboardInterrupt), claim_folder(root, run) as (folder, _):
         begin(folder, run, steps=2)
         save(folder, 2)
         folder.log({"stage": "distill", "step": 3, "steps": 10})
@@ -278,11 +278,11 @@ def left(tmp_path, run):
 
 def test_the_same_run_again_goes_on(left, run, capsys):
     root, folder = left
-    assert folder.info()["status"] == "interrupted" and content(folder, run) == "interrupted"
-    with occupy(root, run) as (again, state):
+    assert folder.info()["status"] == "interrupted" and folder_state(folder, run) == "interrupted"
+    with claim_folder(root, run) as (again, state):
         assert state == "resumed" and again == folder
         assert max(entry.get("step", 0) for entry in folder.entries()) == 2
-    assert "interrupted, goes on from stage distill, step 2" in capsys.readouterr().err
+    assert "interrupted, resumes from stage distill, step 2" in capsys.readouterr().err
     info = folder.info()
     (resumed,) = info["resumed"]
     assert (resumed["stage"], resumed["step"]) == ("distill", 2) and info["status"] == "finished"
@@ -291,15 +291,15 @@ def test_the_same_run_again_goes_on(left, run, capsys):
 
 def test_a_users_error_in_a_run_that_is_gone_on_with_keeps_all_of_it(left, run):
     root, folder = left
-    with pytest.raises(UserError), occupy(root, run):
+    with pytest.raises(UserError), claim_folder(root, run):
         raise UserError("no such image folder")
     assert names(folder) == ["distill-2", "marks.json"] and folder.info()["status"] == "failed"
-    assert content(folder, run) == "interrupted"
+    assert folder_state(folder, run) == "interrupted"
 
 
 def test_overwrite_starts_again(left, run):
     root, folder = left
-    with occupy(root, run, overwrite=True) as (_, state):
+    with claim_folder(root, run, overwrite=True) as (_, state):
         assert state == "new" and not folder.metrics.exists()
     assert (folder.path.parent / "unfinished-seed0-1" / "checkpoints" / "distill-2").is_dir()
 
@@ -307,9 +307,9 @@ def test_overwrite_starts_again(left, run):
 def test_overwrite_starts_again_where_no_checkpoint_is_whole(left, run):
     root, folder = left
     (folder.checkpoints / "distill-2" / "state.safetensors").unlink()
-    with pytest.raises(UserError, match="no checkpoint of stage distill is whole"), occupy(root, run):
+    with pytest.raises(UserError, match="no checkpoint of stage distill is intact"), claim_folder(root, run):
         pass
-    with occupy(root, run, overwrite=True) as (_, state):
+    with claim_folder(root, run, overwrite=True) as (_, state):
         assert state == "new"
 
 
@@ -318,7 +318,7 @@ def test_a_run_that_was_killed_before_its_record_was_whole_is_a_new_one(tmp_path
     folder = run_folder.folder(root, run)
     folder.path.mkdir(parents=True)
     (folder.path / ".run.json.123").write_text("{")
-    with occupy(root, run) as (_, state):
+    with claim_folder(root, run) as (_, state):
         assert state == "new"
     assert not list(folder.path.glob(".*"))
 
@@ -326,14 +326,14 @@ def test_a_run_that_was_killed_before_its_record_was_whole_is_a_new_one(tmp_path
 def test_another_program_asks_first(tmp_path, left, run):
     root, folder = left
     write_json(folder.record, {**folder.info(), "versions": {"torch": "1.0"}})
-    with pytest.raises(UserError) as asked, occupy(root, run):
+    with pytest.raises(UserError) as asked, claim_folder(root, run):
         pass
     assert any(
         "interrupted at stage distill, step 2, and begun with torch 1.0, now" in p
         for p in asked.value.problems
     )
     assert asked.value.hint.startswith("add --resume")
-    with occupy(root, run, resume=True) as (_, state):
+    with claim_folder(root, run, resume=True) as (_, state):
         assert state == "resumed"
 
 

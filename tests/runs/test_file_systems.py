@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.errors import MACHINE, UserError, system_told
+from switchkd_cli.errors import MACHINE, UserError, system_errors
 from switchkd_cli.files import locks
 from switchkd_cli.files.atomic import link_files, sync
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import checkpoints, reuse, run_folder
-from switchkd_cli.runs.claim import occupy
+from switchkd_cli.runs.claim import claim_folder
 from tests.support.small_recipe import write
 
 
@@ -135,7 +135,7 @@ def run(tmp_path):
 
 
 def test_a_run_is_taken_over_without_links(tmp_path, run, monkeypatch):
-    with occupy(tmp_path / "runs", run) as (folder, _):
+    with claim_folder(tmp_path / "runs", run) as (folder, _):
         folder.log({"stage": "distill", "step": 1})
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     other = run_folder.RunFolder(folder.path.parents[1] / "other" / "seed0")
@@ -146,11 +146,11 @@ def test_a_run_is_taken_over_without_links(tmp_path, run, monkeypatch):
 
 
 def test_a_run_is_moved_aside_where_folders_can_not_be_renamed(tmp_path, run, monkeypatch):
-    with occupy(tmp_path / "runs", run) as (folder, _):
+    with claim_folder(tmp_path / "runs", run) as (folder, _):
         folder.log({"stage": "distill", "step": 1})
     new = refusing(errno.EXDEV, unless=lambda path, _: ".partial" in str(path), instead=os.rename)
     monkeypatch.setattr(os, "rename", new)  # an overlay: what lies in an image's layer
-    with occupy(tmp_path / "runs", run, overwrite=True):
+    with claim_folder(tmp_path / "runs", run, overwrite=True):
         pass
     assert (folder.path.with_name("old-seed0-1") / "metrics.jsonl").exists()
     assert not folder.metrics.exists()
@@ -176,7 +176,7 @@ def test_a_disk_that_fails_is_no_file_system_without_syncing(tmp_path, monkeypat
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC])
 def test_what_the_system_says_of_a_path_is_a_line(number):
-    with pytest.raises(UserError) as told, system_told():
+    with pytest.raises(UserError) as told, system_errors():
         error = OSError(number, os.strerror(number), "runs/x")
         error.add_note("the weights are there")
         raise error
@@ -185,5 +185,5 @@ def test_what_the_system_says_of_a_path_is_a_line(number):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
-    with pytest.raises(FileNotFoundError), system_told():
+    with pytest.raises(FileNotFoundError), system_errors():
         open("nowhere")  # noqa: SIM115

@@ -16,7 +16,7 @@ from switchkd_cli.files.atomic import read_json, write_json
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import provenance, run_folder
-from switchkd_cli.runs.claim import content, occupy
+from switchkd_cli.runs.claim import claim_folder, folder_state
 from tests.support.small_recipe import write
 
 
@@ -31,14 +31,14 @@ def root(tmp_path):
 
 
 def finish(root, run, **more):
-    with occupy(root, run, **more) as (folder, state):
+    with claim_folder(root, run, **more) as (folder, state):
         assert state == "new"
         folder.log({"stage": "distill", "step": 1})
     return folder
 
 
 def test_a_new_run_gets_a_folder_with_its_recipe_and_record(root, run):
-    with occupy(root, run) as (folder, state):
+    with claim_folder(root, run) as (folder, state):
         assert state == "new"
         assert folder.path == root.absolute() / "small" / "switch-kd" / "seed0"
         assert folder.root == root.absolute()
@@ -61,7 +61,7 @@ def test_a_run_is_read_back_from_its_folder(root, run):
 
 def test_a_finished_run_is_reused(root, run):
     finish(root, run)
-    with occupy(root, run) as (folder, state):
+    with claim_folder(root, run) as (folder, state):
         assert state == "finished"
     assert folder.info()["status"] == "finished"
 
@@ -73,7 +73,7 @@ def test_a_run_that_ends_while_its_folder_is_made_is_in_nobody_s_way(root, run, 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("switchkd_cli.runs.claim.write_json", interrupted)
         finish(root, run)
-    assert content(run_folder.folder(root, run), run) == "new"
+    assert folder_state(run_folder.folder(root, run), run) == "new"
     left = run_folder.folder(root, run).path.with_name(".seed0.partial")  # as after a kill
     left.mkdir(parents=True)
     (left / "recipe.yaml").write_text("half")
@@ -96,7 +96,7 @@ def test_overwrite_moves_the_finished_run_aside(root, run, capsys):
 def test_another_run_in_the_folder_is_left_alone(root, run, tmp_path):
     folder = finish(root, run)
     other = load(tmp_path / "small.yaml", overrides=["stages.distill.steps=11"])
-    with pytest.raises(UserError, match="holds another run") as caught, occupy(root, other):
+    with pytest.raises(UserError, match="holds another run") as caught, claim_folder(root, other):
         pass
     assert "--overwrite" in caught.value.hint and caught.value.code == 2
     assert folder.info()["key"] == run.key
@@ -107,30 +107,30 @@ def test_foreign_files_in_the_folder_are_left_alone(root, run):
     path = run_folder.folder(root, run).path
     path.mkdir(parents=True)
     (path / "thesis.doc").write_text("x")
-    with pytest.raises(UserError, match="holds another run"), occupy(root, run):
+    with pytest.raises(UserError, match="holds another run"), claim_folder(root, run):
         pass
     assert [p.name for p in path.iterdir()] == ["thesis.doc"]
 
 
 def test_a_failed_run_says_so_and_is_moved_aside_by_the_next(root, run, capsys):
-    with pytest.raises(ZeroDivisionError), occupy(root, run) as (folder, _):
+    with pytest.raises(ZeroDivisionError), claim_folder(root, run) as (folder, _):
         1 / 0  # noqa: B018
     assert folder.info()["status"] == "failed" and "ZeroDivisionError" in folder.info()["error"]
-    assert content(folder, run) == "unfinished"
+    assert folder_state(folder, run) == "unfinished"
     finish(root, run)
     assert (folder.path.parent / "unfinished-seed0-1" / "run.json").exists()
-    assert "starting afresh" in capsys.readouterr().err
+    assert "starting again" in capsys.readouterr().err
 
 
 def test_a_users_error_before_the_first_step_leaves_nothing(root, run, tmp_path):
-    with pytest.raises(UserError), occupy(root, run) as (folder, _):
+    with pytest.raises(UserError), claim_folder(root, run) as (folder, _):
         folder.log({"event": "stage", "stage": "pretrain"})
         raise UserError("no such image folder")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_users_error_after_steps_keeps_them(root, run):
-    with pytest.raises(UserError), occupy(root, run) as (folder, _):
+    with pytest.raises(UserError), claim_folder(root, run) as (folder, _):
         folder.log({"stage": "pretrain", "step": 1})
         raise UserError("a truncated file")
     assert folder.info()["status"] == "failed" and folder.metrics.exists()
@@ -138,30 +138,30 @@ def test_a_users_error_after_steps_keeps_them(root, run):
 
 def test_a_users_error_brings_back_what_was_moved_aside(root, run):
     folder = finish(root, run)
-    with pytest.raises(UserError), occupy(root, run, overwrite=True):
+    with pytest.raises(UserError), claim_folder(root, run, overwrite=True):
         raise UserError("no such image folder")
     assert folder.info()["status"] == "finished" and folder.metrics.exists()
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(root, run):
-    with occupy(root, run):
-        with pytest.raises(UserError, match="in use by a running process") as caught, occupy(root, run):
+    with claim_folder(root, run):
+        with pytest.raises(UserError, match="in use by a running process") as caught, claim_folder(root, run):
             pass
         assert caught.value.code == 2 and "--out" in caught.value.hint
-    with occupy(root, run) as (_, state):
+    with claim_folder(root, run) as (_, state):
         assert state == "finished"
     assert not list(root.rglob("*.lock"))
 
 
 def test_a_killed_process_does_not_keep_its_folder(root, run, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from switchkd_cli.runs.claim import occupy; from switchkd_cli.recipe.load import load\n"
-        f"with occupy(Path({str(root)!r}), load({str(tmp_path / 'small.yaml')!r})):\n"
+        "import sys, time; from pathlib import Path; from switchkd_cli.runs.claim import claim_folder; from switchkd_cli.recipe.load import load\n"
+        f"with claim_folder(Path({str(root)!r}), load({str(tmp_path / 'small.yaml')!r})):\n"
         "    print('in', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
-    with pytest.raises(UserError, match="in use"), occupy(root, run):
+    with pytest.raises(UserError, match="in use"), claim_folder(root, run):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -179,7 +179,7 @@ def test_newest_finished(root, run, tmp_path):
     assert caught.value.hint.startswith("switchkd ")
     finish(root, run)
     last = finish(root, load(tmp_path / "small.yaml", "sft"))
-    with pytest.raises(ZeroDivisionError), occupy(root, load(tmp_path / "small.yaml", "long")):
+    with pytest.raises(ZeroDivisionError), claim_folder(root, load(tmp_path / "small.yaml", "long")):
         1 / 0  # noqa: B018
     assert run_folder.newest_finished(root) == last
     assert [f.info()["row"] for f in run_folder.finished(root)] == ["switch-kd", "sft"]
@@ -191,7 +191,7 @@ def test_metrics_are_lines_of_valid_json(root, run):
         def __float__(self):
             return 0.5
 
-    with occupy(root, run) as (folder, _):
+    with claim_folder(root, run) as (folder, _):
         folder.log(
             {"stage": "a", "step": 1, "loss": float("nan"), "gap": float("inf"), "x": Number(), "text": "é"}
         )

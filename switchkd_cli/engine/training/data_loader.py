@@ -78,7 +78,7 @@ class Loader:
         ):  # looks, not seconds: they don't go by while the whole program is suspended
             with suppress(queue.Empty):
                 return self._got(GLANCE)
-            if signals.asked() is not None:
+            if signals.stop_signal() is not None:
                 raise StopIteration
             if look + 1 == TOLD:
                 self.tell(f"none for {TOLD * GLANCE} seconds: {self._standing()}")
@@ -124,7 +124,7 @@ class Loader:
         except RuntimeError as error:
             if (died := self.died(error)) is None:
                 raise
-            if signals.asked() is not None:  # the signal that asked us has ended it, too
+            if signals.stop_signal() is not None:  # the signal that asked us has ended it, too
                 raise StopIteration from None
             raise died from None
 

@@ -151,7 +151,9 @@ class Loop:
             met = [row for batch in group for row in batch.unusable]
         except UserError as found:
             error = found
-        for number, rows, found in self.processes.every((signals.asked() if not group else None, met, error)):
+        for number, rows, found in self.processes.every(
+            (signals.stop_signal() if not group else None, met, error)
+        ):
             if number is not None:
                 self._stop(number)
             try:
@@ -180,7 +182,7 @@ class Loop:
         if self.keeper is not None and not broken:
             self.keeper.score(figures)
         due = self.keeper is not None and self.keeper.due(self.step)
-        told = self.processes.every((due, signals.asked()))
+        told = self.processes.every((due, signals.stop_signal()))
         if told[0][0]:
             self.save()
         if asked := [number for _, number in told if number is not None]:

@@ -76,4 +76,4 @@ class Pulse:
 
     def _end(self, text: str) -> None:
         hint = "look at its machine; the same command goes on from the last checkpoint"
-        exit_status.end(UserError(text, hint=hint, code=MACHINE))
+        exit_status.end_process(UserError(text, hint=hint, code=MACHINE))

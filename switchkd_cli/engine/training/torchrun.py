@@ -65,7 +65,7 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
                 recursive=True
             ):  # none is left, but for an impatient Ctrl-C
                 child.kill()
-            words = exit_status.read(Path(scratch))
+            words = exit_status.read_reports(Path(scratch))
             raise Stopped(asked.sigval, next((w.text for w in words if w.signal), "")) from None
 
 
@@ -132,7 +132,7 @@ def _handlers() -> Iterator[None]:
 
 def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> BaseException:
     """Why the processes ended: the earliest thing that is no consequence of another's end."""
-    words = exit_status.read(scratch)
+    words = exit_status.read_reports(scratch)
     killed = {r: f for r, f in failed.failures.items() if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
     if words and not words[0].follows and words[0].signal is None:
         return words[0].error(config.world_size)
