@@ -1,1 +1,1 @@
-"""What is drawn on a terminal or printed as plain lines."""
+"""Everything that is drawn on a terminal or printed as lines."""

@@ -1,4 +1,4 @@
-"""What is drawn on the screen: messages, errors, plans, scores. Live progress is in progress.py.
+"""Messages, errors, plans and scores on the screen. Live progress is in progress.py.
 
 Messages go to stderr and tables to stdout. Nothing is read as markup: `[student]` in a message is text.
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def stdout() -> Console:
-    """A rich console that takes text as it is."""
+    """A rich console that prints text unchanged."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def say(text: str) -> None:
-    """Lines of text: what they quote may come from anywhere, so that nothing in them is obeyed by the terminal."""
+    """Print lines of text to stderr, made safe: they may quote text that a terminal would obey as a command."""
     try:
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except OSError:
@@ -36,7 +36,7 @@ def say(text: str) -> None:
 
 
 def error(problem: UserError) -> None:
-    """Every problem on its line, then the hint and what was noted on the way."""
+    """Print every problem on its line, then the hint and the notes."""
     for line in problem.problems:
         say(line)
     if problem.hint:
@@ -46,7 +46,7 @@ def error(problem: UserError) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """What `--dry-run` prints of one run."""
+    """Print the plan of one run, for `--dry-run`."""
     run, config = plan.run, plan.run.config
     lines = {
         "run": f"{run.recipe}, row {run.row}: {run.title}",
@@ -67,13 +67,13 @@ def show_plan(plan: Plan) -> None:
 
 
 def show_same(run: Run, same: Run) -> None:
-    """What `--dry-run` prints of a run that is another one under a further name."""
+    """Print a run that is the same as an earlier one under another name, for `--dry-run`."""
     print(f"{'run':<9}{run.recipe}, row {run.row}: {run.title}")
     print(f"{'':<9}the same run as {same.recipe}, row {same.row}\n")
 
 
 def show_scores(title: str, results: Mapping[str, Any]) -> None:
-    """One model's scores, a benchmark a line."""
+    """Print one model's scores, one benchmark per line."""
     columns = ("benchmark", "score", "metric", "items")
     rows = [
         (_column(task), f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
@@ -87,9 +87,9 @@ def show_scores(title: str, results: Mapping[str, Any]) -> None:
 _STATES = {
     "new": "new",
     "finished": "finished: would be reused",
-    "interrupted": "interrupted: would be gone on with",
+    "interrupted": "interrupted: would be resumed",
     "unfinished": "unfinished: would be moved aside",
-    "other": "in use by another run: needs --overwrite or --out",
+    "other": "holds another run: needs --overwrite or --out",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a run logs, and how far a matrix of runs is, as lines of text."""
+"""Log entries of a run, and the progress of a matrix of runs, as lines of text."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ def speed(step: Mapping[str, Any]) -> str:
 
 
 def event(entry: Mapping[str, Any]) -> str:
-    """An event as a line of text: its name and stage, its text, and what else it says."""
+    """An event as a line of text: its name and stage, its text, and its other fields."""
     name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
-    unsaid = ("event", "stage", "text", "about")
-    more = [f"{key} {_number(value)}" for key, value in entry.items() if key not in unsaid]
-    return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(more)) if part)
+    others = [
+        f"{key} {_number(value)}"
+        for key, value in entry.items()
+        if key not in ("event", "stage", "text", "about")
+    ]
+    return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(others)) if part)
 
 
 def left(step: Mapping[str, Any]) -> str:
-    """The time the stage still needs at its speed so far."""
+    """The time that the stage still needs, from its speed so far."""
     seconds = seconds_left(step)
     return "" if seconds is None else f"{clock(seconds)} left"
 
@@ -55,7 +58,7 @@ def clock(seconds: float) -> str:
 
 
 def matrix_line(matrix: Matrix, now: datetime) -> str:
-    """How many runs are done, run and wait, and when the last of them will end; `now` is the reader's own time."""
+    """Counts of runs, and the estimated end of the last one; `now` is the reader's local time."""
     counts = {"failed": matrix.failed, "running": len(matrix.running), "to come": len(matrix.waiting)}
     head = f"{matrix.done} of {matrix.total} done"
     parts = [", ".join([head, *(f"{count} {word}" for word, count in counts.items() if count)])]
@@ -69,4 +72,4 @@ def matrix_line(matrix: Matrix, now: datetime) -> str:
 def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "not finite" if value is None else str(value)
+    return "non-finite" if value is None else str(value)

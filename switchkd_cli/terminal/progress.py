@@ -1,4 +1,4 @@
-"""Training as it goes: reads metrics.jsonl, draws on a terminal and prints plain lines elsewhere."""
+"""Live progress of runs: follows metrics.jsonl, draws on a terminal, and prints plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from switchkd_cli.terminal.log_lines import event, figures, left, line, matrix_l
 from switchkd_cli.terminal.time_left import Matrix
 
 POLL = 0.25  # seconds between two looks at the files
-PLAIN_LINES = 10  # a stage, where nothing can be redrawn
+PLAIN_LINES = 10  # per stage, where nothing can be redrawn
 
 
 @dataclass
 class Follower:
-    """One growing metrics file: what was read of it, and the newest step."""
+    """One growing metrics file: the position up to which it was read, and the newest step."""
 
     path: Path
     label: str
-    idle: str = "no step yet"  # it loads its models, or waits for a stage that another one trains
+    idle: str = "no step yet"  # the run loads its models, or waits for a stage that another run trains
     offset: int = 0
-    file: int = 0  # which one lies at the path: an unfinished run's is moved away when the run starts again
+    file: int = (
+        0  # inode: when a run starts again, its earlier file is moved away and another one takes its place
+    )
     step: dict[str, Any] = field(default_factory=dict)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The entries that were completed since the last look; all of them when another file took the place.
+        """The entries that were completed since the last call; all of them when another file took its place.
 
-        A line that can't be read becomes an event that says so: the runs behind it go on.
+        A line that can't be read becomes an event that says so; the run itself is not affected.
         """
         try:
             with self.path.open("rb") as stream:
@@ -45,9 +47,9 @@ class Follower:
                 text = stream.read()
         except FileNotFoundError:
             return
-        whole = text[: text.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for entry in whole.splitlines():
+        complete = text[: text.rfind(b"\n") + 1]
+        self.offset += len(complete)
+        for entry in complete.splitlines():
             try:
                 yield json.loads(entry)
             except ValueError:
@@ -55,19 +57,19 @@ class Follower:
 
 
 class Progress:
-    """Follows any number of metrics files, and the matrix they are of, from a thread of its own."""
+    """Follow metrics files, and the matrix that they belong to, in a thread of its own."""
 
     def __init__(self, stream: TextIO | None = None, matrix: Matrix | None = None) -> None:
         self.stream = stream or sys.stderr
         self.matrix = matrix
-        self._foretold = False  # whether the matrix's end could be told once
+        self._estimated = False  # whether the matrix's end was estimated before
         self.followed: list[Follower] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._live: Any = None
 
     def follow(self, path: Path, label: str, idle: str = Follower.idle) -> None:
-        """Show what is logged to a file; `idle` says what goes on before the first step."""
+        """Show what is logged to a file; `idle` is the text before the first step."""
         with self._lock:
             self.followed.append(Follower(path, label, idle))
 
@@ -78,12 +80,12 @@ class Progress:
             self.followed = [f for f in self.followed if f.path != path]
 
     def tell_matrix(self) -> None:
-        """A line on the whole matrix: each time where nothing is drawn, and when all is over."""
+        """Print a line on the whole matrix: always where nothing is drawn, otherwise when all runs have ended."""
         if self.matrix is not None and (self._live is None or self.matrix.over):
             self.say(matrix_line(self.matrix, datetime.now()))
 
     def say(self, text: str) -> None:
-        """A line; where nobody can read it any more, the runs go on all the same."""
+        """Print a line. When the terminal or pipe is closed, the runs continue without output."""
         try:
             if self._live is not None:
                 self._live.console.print(text)
@@ -93,7 +95,7 @@ class Progress:
             discard_output(self.stream)
 
     def draw(self) -> Any:
-        """The live display: a line on the matrix, and two a run."""
+        """The live display: one line on the matrix, and two per run."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -101,13 +103,13 @@ class Progress:
 
         lines: list[Any] = []
         if self.matrix is not None:
-            over = self.matrix.done + self.matrix.failed
-            whole = Table.grid(padding=(0, 1))
-            whole.add_row(
-                ProgressBar(total=self.matrix.total, completed=over, width=24),
+            ended = self.matrix.done + self.matrix.failed
+            row = Table.grid(padding=(0, 1))
+            row.add_row(
+                ProgressBar(total=self.matrix.total, completed=ended, width=24),
                 Text(matrix_line(self.matrix, datetime.now())),
             )
-            lines.append(whole)
+            lines.append(row)
         for follower in self.followed:
             if not (s := follower.step):
                 if self.matrix is not None:
@@ -140,8 +142,8 @@ class Progress:
                 self.say(f"{follower.label}: {line(entry)}")
             if self.matrix is not None:
                 self.matrix.step(follower.path, entry)
-                if not self._foretold and self.matrix.left is not None:
-                    self._foretold = True
+                if not self._estimated and self.matrix.left is not None:
+                    self._estimated = True
                     self.tell_matrix()
 
     def _watch(self) -> None:
@@ -177,7 +179,7 @@ def progress(path: Path, label: str) -> Iterator[Progress]:
 
 
 def _crosses(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a tenth of the stage was completed since the entry before."""
+    """Whether a tenth of the stage was completed since the earlier entry."""
     if before.get("stage") != now.get("stage") or before.get("step", 0) > now["step"]:
         return True
     return before["step"] * PLAIN_LINES // now["steps"] < now["step"] * PLAIN_LINES // now["steps"]

@@ -1,8 +1,8 @@
-"""A matrix of runs as it goes: how many are done, and how long the rest will take by what its runs took so far.
+"""Progress of a matrix of runs: how many are done, and an estimate of the time that the rest needs.
 
-Rows differ in cost, so a run is foretold by runs of its own row where one has ended; then by where it is itself, once
-it is in its last stage; then by the other rows. The runs to come are dealt out to as many places as there are workers,
-in their order, which is how they will be started.
+Rows differ in cost. A run's time is estimated from finished runs of its own row; without one, from its own progress
+once it is in its last stage; then from the other rows. Waiting runs are assigned to workers in their order, as they
+will be started.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass
 class Running:
-    """A run that was started: its row, its last stage, when it began, and its newest step."""
+    """A run that was started: its row, its last stage, the time of its start, and its newest step."""
 
     row: str
     last: str
@@ -27,9 +27,9 @@ class Running:
 
 
 class Matrix:
-    """Counts of runs, and the seconds that are left.
+    """Counts of runs, and the estimated seconds that are left.
 
-    `waiting` are the rows of the runs to come, in order; `took` the seconds of runs that finished before, by row.
+    `waiting` are the rows of the waiting runs, in order; `took` the seconds of runs that finished before, by row.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Matrix:
         self._now = now
 
     def start(self, path: Path, last: str) -> None:
-        """The next waiting run begins; it goes by the path of its metrics, and `last` is its last stage."""
+        """The next waiting run begins; it is named by the path of its metrics, and `last` is its last stage."""
         self.running[path] = Running(self.waiting.pop(0), last, self._now())
 
     def step(self, path: Path, entry: Mapping[str, Any]) -> None:
-        """What a run logged of a step."""
+        """Take the newest step that a run logged."""
         if (run := self.running.get(path)) is not None:
             run.step = entry
 
     def end(self, path: Path, *, failed: bool) -> None:
-        """A run ended. What a failed one took foretells nothing."""
+        """A run ended. The time of a failed one estimates nothing."""
         run = self.running.pop(path)
         if failed:
             self.failed += 1
@@ -73,21 +73,23 @@ class Matrix:
 
     @property
     def left(self) -> float | None:
-        """Seconds until the last run ends; None while nothing foretells them."""
+        """Estimated seconds until the last run ends; None while there is nothing to estimate them from."""
         running, waiting = list(self.running.values()), list(self.waiting)  # another thread may change them
         known = self._known(running)
-        rests = [self._rest(run, known) for run in running]
-        costs = [_expected(row, known) for row in waiting]
-        if None in rests or None in costs:
-            return None
-        places = [*rests, *[0.0] * (self._jobs - len(rests))]
-        heapq.heapify(places)
-        for cost in costs:
-            heapq.heappush(places, heapq.heappop(places) + cost)
-        return max(places, default=0.0)
+        workers = [0.0] * (self._jobs - len(running))  # seconds until each worker is free
+        for run in running:
+            if (rest := self._rest(run, known)) is None:
+                return None
+            workers.append(rest)
+        heapq.heapify(workers)
+        for row in waiting:
+            if (cost := _expected(row, known)) is None:
+                return None
+            heapq.heappush(workers, heapq.heappop(workers) + cost)
+        return max(workers, default=0.0)
 
     def _known(self, running: Iterable[Running]) -> dict[str, float]:
-        """The seconds of a run by row: of those that ended, else of those that will soon."""
+        """The seconds of a run by row: of finished runs, else of runs in their last stage."""
         known = {row: fmean(seconds) for row, seconds in list(self.took.items()) if seconds}
         for run in running:
             if run.row not in known and (rest := _foreseen(run)) is not None:
@@ -101,17 +103,17 @@ class Matrix:
 
 
 def seconds_left(step: Mapping[str, Any]) -> float | None:
-    """Seconds that the stage still needs at its speed so far; None where a step says no time."""
+    """Estimated seconds until the stage ends, from its speed so far; None when the step has no time."""
     if not step.get("seconds"):
         return None
     return step["seconds"] / step["step"] * (step["steps"] - step["step"])
 
 
 def _foreseen(run: Running) -> float | None:
-    """Seconds until a run is trained; None before its last stage, as what comes after a stage is not known in it."""
+    """Estimated seconds until a run is trained; None before its last stage: later stages have another speed."""
     return seconds_left(run.step) if run.step.get("stage") == run.last else None
 
 
 def _expected(row: str, known: Mapping[str, float]) -> float | None:
-    """A run's seconds: its row's, else the mean of the rows that are known."""
+    """A run's expected seconds: those of its row, else the mean of all known rows."""
     return known.get(row, fmean(known.values()) if known else None)

@@ -23,13 +23,13 @@ STEP = {
 
 def test_a_step_as_a_line():
     assert line(STEP) == (
-        "distill 30/300 (10%) · 2:15 left · 5,120 tokens/s · loss 2.31 (ce 1.2, vsd not finite) · lr 9.8e-04 · 812 MiB"
+        "distill 30/300 (10%) · 2:15 left · 5,120 tokens/s · loss 2.31 (ce 1.2, vsd non-finite) · lr 9.8e-04 · 812 MiB"
     )
 
 
 def test_a_bare_step_as_a_line():
     assert line({"stage": "a", "step": 1, "steps": 2, "loss": 1.0}) == "a 1/2 (50%) · loss 1"
-    assert figures({"loss": None}) == "loss not finite"
+    assert figures({"loss": None}) == "loss non-finite"
 
 
 def test_events_as_lines():
