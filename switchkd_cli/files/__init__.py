@@ -1,1 +1,1 @@
-"""Files on any file system: hashes that are kept, and locks between processes."""
+"""Files on any file system: atomic writes, cached hashes, and locks between processes."""

@@ -1,7 +1,7 @@
-"""Hashes of files, kept for the next command: a file is read once, and again when it has changed.
+"""Hashes of files, cached for the next command: a file is read once, and again after a change.
 
-What is kept is a hash and, next to it, the size, times and inode that the file had; a file is read again when one of
-these differs.
+The cache holds each file's hash and its size, times and inode at that time; when one of these differs, the file is read
+again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.errors import UserError
@@ -28,43 +29,47 @@ CACHE = "SWITCHKD_CACHE"
 """The environment variable that names another cache folder."""
 
 YOUNG = 2 * 10**9
-"""A file that changed less than so many ns before it is read is read again the next time: clocks are coarse."""
-TOGETHER = 256  # files that a thread reads at a time
-LARGE = 2 << 30  # bytes from which on it is said that files are read
+"""A file that changed less than this many ns before it was read is read again the next time: clocks are coarse."""
+CHUNK = 256  # files that a thread reads at a time
+LARGE = 2 << 30  # bytes from which on reading is announced
 SHOWN = 5  # files named in an error
 
 RECORD = struct.Struct("<4q32s")
-"""What is kept of a file: its state (size, times of the last change of content and of anything in ns, inode) and hash."""
-NO_FILE = (-1, -1, -1, -1)  # the state of what is no file that can be read
+"""A cached file: its state (size, mtime and ctime in ns, inode) and its hash."""
+NO_FILE = (-1, -1, -1, -1)  # the state of a path that is no readable file
 NOTHING = bytes(32)  # and its hash
 
 
 def content(file: Path) -> str:
-    """A digest of a file's bytes. Raises UserError where it can't be read."""
+    """A digest of a file's bytes. Raises UserError when it can't be read."""
     return digest_of(file.parent, [file.name], needed=True)
 
 
 def cache_home() -> Path:
-    """Where hashes are kept for the next command: $SWITCHKD_CACHE, or `switchkd` in the user's cache folder."""
-    if named := os.environ.get(CACHE):
-        return Path(named)
+    """The folder of cached hashes: $SWITCHKD_CACHE, or `switchkd` in the user's cache folder."""
+    if folder := os.environ.get(CACHE):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "switchkd"
 
 
 def digest_of(
     folder: Path, names: Sequence[str], *, by_content: bool = True, needed: bool = False, hint: str = ""
 ) -> str:
-    """Of the files of these names under a folder, by content or else by size and time of change.
+    """A digest of files under a folder: of their names, and their contents or else their sizes and mtimes.
 
     A file that can't be read counts as absent, or with `needed` raises UserError.
     """
     states = [_state(f"{folder}/{name}") for name in names]
-    held = _hashes(folder, names, states, hint) if by_content else [state[:2] for state in states]
-    absent = [name for name, each in zip(names, held, strict=True) if each in (NOTHING, NO_FILE[:2])]
+    if by_content:
+        hashes = _hashes(folder, names, states, hint)
+        parts: list[Any] = [hash.hex() for hash in hashes]
+        absent = [name for name, hash in zip(names, hashes, strict=True) if hash == NOTHING]
+    else:
+        parts = [state[:2] for state in states]
+        absent = [name for name, state in zip(names, states, strict=True) if state == NO_FILE]
     if needed and absent:
         raise UserError([f"{folder}/{name}: not readable" for name in absent[:SHOWN]])
-    told = [each.hex() if isinstance(each, bytes) else each for each in held]
-    return hashlib.sha256(json.dumps([names, told]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([names, parts]).encode()).hexdigest()
 
 
 def _state(path: str) -> tuple[int, int, int, int]:
@@ -72,45 +77,52 @@ def _state(path: str) -> tuple[int, int, int, int]:
         about = os.stat(path)
     except (OSError, ValueError):
         return NO_FILE
-    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait
         return NO_FILE
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
 def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: str) -> list[bytes]:
-    """Each file's hash, as it was kept or read now; NOTHING where there is no file that can be read."""
-    named = hashlib.sha256(json.dumps([str(folder.absolute()), *names]).encode()).hexdigest()[:32]
-    kept_in = cache_home() / "hashes" / named
-    known = _kept(kept_in, len(names))
+    """Each file's hash, from the cache or from reading it; NOTHING for a path that is no readable file."""
+    key = hashlib.sha256(json.dumps([str(folder.absolute()), *names]).encode()).hexdigest()[:32]
+    cache = cache_home() / "hashes" / key
+    known = _cached(cache, len(names))
     if any(state != one[:4] for state, one in zip(states, known, strict=True)):
-        with ExitStack() as alone:
-            with suppress(UserError):  # where no lock can be had, several processes may read the same files
-                alone.enter_context(hold(kept_in))
-            return _renewed(folder, names, states, kept_in, hint)
+        with ExitStack() as lock:
+            with suppress(UserError):  # without a lock, several processes may read the same files
+                lock.enter_context(hold(cache))
+            return _read_changed(folder, names, states, cache, hint)
     return [hash for *_, hash in known]
 
 
-def _renewed(
-    folder: Path, names: Sequence[str], states: Sequence[tuple], kept_in: Path, hint: str
+def _read_changed(
+    folder: Path, names: Sequence[str], states: Sequence[tuple], cache: Path, hint: str
 ) -> list[bytes]:
-    """The same, after reading those that are new or changed; what is found is kept."""
-    known = _kept(kept_in, len(names))
+    """The same, after reading new and changed files; the cache is updated."""
+    known = _cached(cache, len(names))
     new = [i for i, state in enumerate(states) if state != known[i][:4] and state != NO_FILE]
     if (size := sum(states[i][0] for i in new)) >= LARGE:
         once = f"{folder}: reading {len(new):,} files ({size / 1e9:,.1f} GB) once, to know them again"
         print("; ".join(filter(None, (once, hint))), file=sys.stderr, flush=True)
     hashes = [NOTHING if state == NO_FILE else hash for state, (*_, hash) in zip(states, known, strict=True)]
     began = time.time_ns()
-    groups = [new[i : i + TOGETHER] for i in range(0, len(new), TOGETHER)]
+    groups = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
     with ThreadPoolExecutor(cores()) as readers:
         read = chain.from_iterable(readers.map(lambda g: [_read(f"{folder}/{names[i]}") for i in g], groups))
         for i, hash in zip(new, read, strict=True):
             hashes[i] = hash
     records = []
     for state, hash in zip(states, hashes, strict=True):
-        unsettled = max(state[1:3]) > began - YOUNG or hash == NOTHING
-        records.append(RECORD.pack(*(NO_FILE if unsettled else state), hash))
-    _keep(kept_in, b"".join(records))
+        read_again = max(state[1:3]) > began - YOUNG or hash == NOTHING
+        records.append(RECORD.pack(*(NO_FILE if read_again else state), hash))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(cache, b"".join(records))
+    except OSError as error:  # the files are read again the next time
+        print(
+            f"{cache.parent}: hashes can't be cached: {error.strerror}; export {CACHE}=FOLDER",
+            file=sys.stderr,
+        )
     return hashes
 
 
@@ -127,22 +139,11 @@ def _read(path: str) -> bytes:
         return NOTHING
 
 
-def _kept(file: Path, count: int) -> list[tuple]:
-    """(*state, hash) of each file as it was kept; of no file where nothing was."""
+def _cached(file: Path, count: int) -> list[tuple]:
+    """(*state, hash) of each file from the cache; of no file when the cache has no such entry."""
     try:
         records = file.read_bytes()
     except OSError:
         records = b""
-    whole = len(records) == count * RECORD.size
-    return list(RECORD.iter_unpack(records)) if whole else [(*NO_FILE, NOTHING)] * count
-
-
-def _keep(file: Path, records: bytes) -> None:
-    """Save the hashes. Where the folder can't be written, the files are read again the next time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, records)
-    except OSError as error:
-        print(
-            f"{file.parent}: hashes can't be kept: {error.strerror}; export {CACHE}=FOLDER", file=sys.stderr
-        )
+    complete = len(records) == count * RECORD.size
+    return list(RECORD.iter_unpack(records)) if complete else [(*NO_FILE, NOTHING)] * count

@@ -290,7 +290,7 @@ def held(tmp_path):
 
 def test_who_waits_for_a_lock_is_told_who_holds_it_and_gets_it_when_that_one_dies(held, monkeypatch):
     path, process = held
-    monkeypatch.setattr(locks, "TOLD", 1)
+    monkeypatch.setattr(locks, "TELL_AFTER", 1)
     os.kill(process.pid, signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)
     told = []
@@ -301,7 +301,7 @@ def test_who_waits_for_a_lock_is_told_who_holds_it_and_gets_it_when_that_one_die
 
     with hold(path, tell=tell):
         pass
-    on = f"process {process.pid} on {socket.gethostname()} (stopped: kill -CONT {process.pid} lets it go on)"
+    on = f"process {process.pid} on {socket.gethostname()} (stopped: kill -CONT {process.pid} lets it continue)"
     assert told == [f"waiting for it, held by {on}; Ctrl-C ends the wait"]
 
 
@@ -313,7 +313,7 @@ def test_who_doesn_t_wait_is_told_too(held):
 
 def test_who_waits_for_a_lock_hears_a_signal(held, monkeypatch):
     path, _ = held
-    monkeypatch.setattr(locks, "TOLD", 1)
+    monkeypatch.setattr(locks, "TELL_AFTER", 1)
     with (
         pytest.raises(signals.Stopped),
         signals.stop_on_signals(),
