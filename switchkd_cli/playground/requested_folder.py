@@ -1,13 +1,13 @@
 """Write a folder of generated files for a request: complete or not at all, and once for the same request."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import atomic_folder
 from switchkd_cli.files.hashes import digest_of
+from switchkd_cli.files.locks import hold
 
 MANIFEST = "manifest.json"
 
@@ -23,22 +23,12 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], sub
         return folder
     if present is None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(fresh)
-        manifest = {**request, "files": _digest(fresh / subfolder)}
-        (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        fresh.chmod(0o755)
-        if _request_in(folder, subfolder) != request:  # another process may have been faster
-            if (folder / MANIFEST).exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
-    except OSError:
-        if _request_in(folder, subfolder) != request:
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with hold(folder):
+        if _request_in(folder, subfolder) != request:  # else another process was faster
+            with atomic_folder(folder) as fresh:
+                build(fresh)
+                manifest = {**request, "files": _digest(fresh / subfolder)}
+                (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 
