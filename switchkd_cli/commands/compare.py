@@ -31,9 +31,9 @@ def compare(
         return _report(
             names, world, root, report, [name for name, value in options.items() if value is not None]
         )
-    from switchkd_cli.report.formats import choose
+    from switchkd_cli.report.formats.export import chosen_format
 
-    form = choose.chosen(form, out_file)
+    form = chosen_format(form, out_file)
     if names:
         folders = [folder for name in names for folder in _folders(name, world, root)]
     else:
@@ -78,7 +78,7 @@ def _report(
         raise UserError(
             problems, hint=f"switchkd compare components loss --world playground --report {folder}"
         )
-    from switchkd_cli.report.reproduction import write_report
+    from switchkd_cli.report.reproduction.write import write_report
 
     files = [find(name) for name in names]
     for line in write_report(files, world, root, folder, launch.FigureData()):

@@ -23,8 +23,8 @@ from switchkd_cli.engine.training.knee_stats import Sought, knees, sought
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Term
-from switchkd_cli.report.figures.attention_maps import Map, Question
-from switchkd_cli.report.figures.knee_positions import NAMED, Position, Sorted
+from switchkd_cli.report.figures.attention_maps import AttentionExample, AttentionMap
+from switchkd_cli.report.figures.knee_positions import NAMED, KneePosition, SortedLogits
 from switchkd_cli.runs.run_folder import RunFolder
 
 QUESTIONS = 3  # pictures of which attention is shown
@@ -34,7 +34,7 @@ LONGEST = 45  # characters of a question's first line: what stands readably over
 
 
 @torch.inference_mode()
-def position(folder: RunFolder) -> Position | None:
+def position(folder: RunFolder) -> KneePosition | None:
     """The finished student, its teacher and its switch where the answer to a question begins.
 
     Those that lead a term at their knees; None where none does, or its data has no question that can be shown.
@@ -56,8 +56,8 @@ def position(folder: RunFolder) -> Position | None:
     keep &= keep.cumsum(-1) == 1
     logits = paths(batch, tuple(leading), keep)
     words = paths.student.processor.tokenizer
-    return Position(
-        who=f"{run.title} (seed {run.seed})",
+    return KneePosition(
+        model=f"{run.title} (seed {run.seed})",
         question=_first_line(shown[0]),
         answer=words.decode(batch.targets[keep]).strip(),
         paths=tuple(_sorted(logits[path].float(), leading[path], words) for path in ORDER if path in leading),
@@ -65,7 +65,7 @@ def position(folder: RunFolder) -> Position | None:
 
 
 @torch.inference_mode()
-def questions(folders: Sequence[RunFolder]) -> list[Question]:
+def questions(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     """The same questions of the last stage's data put to the first run's teacher (if any) and each run's student.
 
     Looked from is the last word of the question, the first that can know all that is asked.
@@ -77,7 +77,7 @@ def questions(folders: Sequence[RunFolder]) -> list[Question]:
         [_look(model, rows, i) for i in range(len(shown))] for model, rows in _readers(run, folders, shown)
     ]
     return [
-        Question(
+        AttentionExample(
             opened(row.image, None),
             _first_line(row),
             looks[0][0],
@@ -158,11 +158,11 @@ def _leading(terms: Sequence[Term]) -> dict[str, Sought]:
     return found
 
 
-def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> Sorted:
+def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> SortedLogits:
     """One path's logits [1, V], sorted, with the knee and what the term makes of it."""
     found = knees(logits, at)
     values, ids = logits[0].sort(descending=True)
-    return Sorted(
+    return SortedLogits(
         path=at.path,
         logits=values.cpu().numpy(),
         window=at.window,
@@ -172,12 +172,12 @@ def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> Sorte
     )
 
 
-def _look(model: Llava, data: Conversations, index: int) -> tuple[str, Map]:
+def _look(model: Llava, data: Conversations, index: int) -> tuple[str, AttentionMap]:
     """The word that one model is looked at from, and its map."""
     batch = _batch(model, data, index).to(ALONE.device)
     weights, said = _attention(model, batch)
     place = _last_word(batch, model)
-    return model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip(), Map(
+    return model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(
         _grid(weights[place]), said
     )
 

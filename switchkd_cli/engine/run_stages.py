@@ -31,7 +31,7 @@ from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.recipe.schema import Stage
-from switchkd_cli.report.stats.baselines import judged
+from switchkd_cli.report.stats.baselines import with_verdict
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.checkpoints import SCORES
 from switchkd_cli.runs.claim import CHANGED
@@ -175,7 +175,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
                     allow_pickle=run.config.teacher.allow_pickle,
                     **question,
                 )
-            write_json(partial / "results.json", judged(partial, results))
+            write_json(partial / "results.json", with_verdict(partial, results))
     return run_folder.scores(shared)
 
 

@@ -1,4 +1,4 @@
-"""The tables that end `distill`, `ablate` and `compare`: built, shown, written beside the results."""
+"""Print the tables that end `distill`, `ablate` and `compare`, and write them next to the results."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from switchkd_cli.files.atomic import write_text
-from switchkd_cli.report.formats.choose import FORMATS
-from switchkd_cli.report.formats.text import show, write
-from switchkd_cli.report.results.finished_run import Scored, read
-from switchkd_cli.report.tables.ablation import Planned, ablation
-from switchkd_cli.report.tables.cells import Report
-from switchkd_cli.report.tables.comparison import Teacher, comparison, distillation
+from switchkd_cli.report.document.model import Document
+from switchkd_cli.report.formats.export import FORMATS, to_json
+from switchkd_cli.report.formats.text import show
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
+from switchkd_cli.report.tables.ablation import PlannedRun, ablation
+from switchkd_cli.report.tables.comparison import comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,54 +24,51 @@ NAME = "table.json"
 
 
 def print_distillation(
-    runs: Sequence[RunFolder], teacher: Teacher | None, *, console: Console | None = None
-) -> Report:
-    """The first run, its controls after it, and the gain. Writes table.json into the first run's folder."""
-    return _printed(distillation([read(run) for run in runs], teacher), console, runs[0].path / NAME)
+    runs: Sequence[RunFolder], teacher: TeacherScores | None, *, console: Console | None = None
+) -> Document:
+    """The first run, its controls, and its gain over each. Writes table.json into the first run's folder."""
+    document = distillation([read(run) for run in runs], teacher)
+    write_text(runs[0].path / NAME, to_json(document))
+    show(document, console)
+    return document
 
 
 def print_ablation(
     runs: Sequence[RunFolder],
-    teacher: Teacher | None,
+    teacher: TeacherScores | None,
     *,
-    planned: Sequence[Planned] = (),
+    planned: Sequence[PlannedRun] = (),
     controls: Sequence[str] = (),
     console: Console | None = None,
-) -> Report:
+) -> Document:
     """One recipe's rows over seeds, see `ablation`. Writes table.json into the recipe's folder."""
-    report = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
-    return _printed(report, console, runs[0].path.parents[1] / NAME)
+    document = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
+    write_text(runs[0].path.parents[1] / NAME, to_json(document))
+    show(document, console)
+    return document
 
 
 def print_comparison(
-    runs: Sequence[Scored],
-    teacher: Teacher | None,
+    runs: Sequence[ScoredRun],
+    teacher: TeacherScores | None,
     *,
     controls: Sequence[str] = (),
     against: str | None = None,
     form: str | None = None,
     file: Path | None = None,
     console: Console | None = None,
-) -> Report:
-    """Finished runs beside each other and the paper, see `comparison`, on the screen or in a form of `formats`.
+) -> Document:
+    """Finished runs next to each other and the paper, see `comparison`: printed, or in one of `FORMATS`.
 
-    Written to `file` if one is given; nothing is written beside the runs: they may come from anywhere.
+    Written to `file` if one is given. Nothing is written into the runs' folders: they may come from anywhere.
     """
-    report = comparison(runs, teacher, controls=controls, against=against)
+    document = comparison(runs, teacher, controls=controls, against=against)
     if form is None:
-        return _printed(report, console)
-    text = FORMATS[form](report)
-    if file is None:
+        show(document, console)
+    elif file is not None:
+        write_text(file, FORMATS[form](document))
+    else:
         if form != "text" and isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # read by a program, as the file would be
-        print(text, end="")
-    else:
-        write_text(file, text)
-    return report
-
-
-def _printed(report: Report, console: Console | None, path: Path | None = None) -> Report:
-    if path is not None:
-        write(report, path)
-    show(report, console)
-    return report
+        print(FORMATS[form](document), end="")
+    return document

@@ -85,7 +85,7 @@ class Results(Lenient):
 
 
 class Teacher(Lenient):
-    """The teacher's and the baselines' results, see `report.stats.baselines.judged`."""
+    """The teacher's and the baselines' results, see `report.stats.baselines.with_verdict`."""
 
     teacher: Results | None = None
     majority: Results | None = None

@@ -108,15 +108,15 @@ def test_the_command_takes_its_folder(root, monkeypatch, capsys):
     assert MODEL in capsys.readouterr().out
 
 
-def test_pictures_are_drawn_of_what_there_is(root, tmp_path):
+def test_figures_are_drawn_of_what_there_is(root, tmp_path):
     from switchkd_cli.report.figures import style
-    from switchkd_cli.report.figures.gain_and_cost import cost
+    from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
     from switchkd_cli.report.figures.radar import radar
     from switchkd_cli.report.figures.training_curves import curves
 
     theirs, ours = read(evaluation(root)), read(runs.finished(root, "sft"))
-    rows = style.rows_of([theirs, ours])
+    rows = style.plotted_rows([theirs, ours])
     assert [row.title for row in rows] == [MODEL, "SFT"]
-    assert radar(rows, None) is not None and cost(rows, None) is not None
+    assert radar(rows, None) is not None and gain_and_cost(rows, None) is not None
     assert curves(rows[:1]) is None
     curves(rows)

@@ -10,6 +10,7 @@ import pytest
 from switchkd_cli import cli
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.recipe.load import load
+from switchkd_cli.report.formats.markdown import plain
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
@@ -217,7 +218,7 @@ def test_a_title_is_text_and_no_markup(place, compare, title, form):
     code, told = compare("--format", form)
     assert code == 0
     if form in ("text", "markdown"):
-        assert title in told
+        assert (plain(title) if form == "markdown" else title) in told
     if form == "json":
         assert json.dumps(title)[1:-1] in told
 

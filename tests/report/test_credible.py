@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from switchkd_cli.report.stats.credible import clearly_beats, paired, read_items
+from switchkd_cli.report.stats.baselines import clearly_beats, minus, read_items
 
 
 def scored(values: list[float], each: int = 0) -> dict[tuple[int, str, str | None], float]:
@@ -14,7 +14,7 @@ def scored(values: list[float], each: int = 0) -> dict[tuple[int, str, str | Non
 
 def test_a_large_paired_gain_is_clear_and_the_interval_is_the_normal_one() -> None:
     items, baseline = scored([1.0] * 60 + [0.0] * 40), scored([1.0] * 30 + [0.0] * 70)
-    found = paired(items, baseline)
+    found = minus(items, baseline)
     # 30 of 100 differences are 1: sd = sqrt(0.21 * 100 / 99), half = 1.96 * sd / 10
     assert found.mean == pytest.approx(30.0)
     assert found.low == pytest.approx(30 - 9.027, abs=0.01)
@@ -24,7 +24,7 @@ def test_a_large_paired_gain_is_clear_and_the_interval_is_the_normal_one() -> No
 
 def test_a_gain_within_the_noise_is_not_clear() -> None:
     items, baseline = scored([1.0, 0.0] * 50), scored([0.0, 1.0] * 49 + [0.0, 0.0])
-    assert paired(items, baseline).mean > 0
+    assert minus(items, baseline).mean > 0
     assert not clearly_beats(items, baseline)
 
 
@@ -44,7 +44,7 @@ def test_pairing_helps_runs_that_err_on_the_same_items() -> None:
 
 def test_runs_over_other_items_are_not_compared() -> None:
     with pytest.raises(ValueError, match="same items"):
-        paired(scored([1.0, 0.0]), {(0, "k0", None): 1.0, (1, "other", None): 0.0})
+        minus(scored([1.0, 0.0]), {(0, "k0", None): 1.0, (1, "other", None): 0.0})
 
 
 def test_a_lead_on_few_images_is_not_clear_whatever_the_number_of_questions() -> None:

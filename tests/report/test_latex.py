@@ -5,14 +5,15 @@ import subprocess
 
 import pytest
 
+from switchkd_cli.report.document.cells import Interval, Number, Probability
+from switchkd_cli.report.document.model import Document, Line, Points, Table
 from switchkd_cli.report.formats.latex import PACKAGES, to_latex
-from switchkd_cli.report.tables.cells import Interval, Line, Number, Probability, Report, Table
 
 LATIN = r"[50% & {more} of_x #1 ~ ^ $\tau$ <b> a|b --seeds -2.8 ± 1 × 2² · é ü ß ñ ł Ž λ ≥ → – “so” … 1/2"
 CHINESE = "老师 and 学生"
 
 
-def report(*titles: str, note: str = "note") -> Report:
+def report(*titles: str, note: str = "note") -> Document:
     """A line for each title, one of the paper's after them, a second table of words."""
     cells = (Number(-1.25, difference=True), Interval(-3.0, 2.5), Probability(0.0001), None)
     lines = [Line(title, cells) for title in titles]
@@ -20,7 +21,7 @@ def report(*titles: str, note: str = "note") -> Report:
     scores = Table(("points", "GQA", "95 % items", "p", titles[0]), tuple(lines), titles[0])
     told = "playground, test (paper: test-dev, balanced)"
     spoken = Table(("protocol", "split", "metric"), (Line("GQA", (told, "exact_match")),), "protocol")
-    return Report(titles[0], (scores, spoken), (note, titles[-1]))
+    return Document(titles[0], (scores, spoken, Points((note, titles[-1]))))
 
 
 def cells_of(text: str) -> list[list[str]]:

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import INPUT, UserError
-from switchkd_cli.report.formats import text as render
+from switchkd_cli.report.document.cells import words
+from switchkd_cli.report.formats.markdown import plain, to_markdown
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_comparison, print_distillation
 from switchkd_cli.report.tables.comparison import comparison, distillation
@@ -44,7 +45,7 @@ def pair(root: Path, **asked) -> list[RunFolder]:
 
 
 def lines(report, table=0) -> dict[str, list[str]]:
-    return {line.name: [render.words(cell) for cell in line.cells] for line in report.tables[table].lines}
+    return {line.name: [words(cell) for cell in line.cells] for line in report.tables[table].lines}
 
 
 def distilled(root: Path):
@@ -134,7 +135,7 @@ def test_the_reader_is_told_what_the_numbers_are(root):
     told = "\n".join(report.notes)
     for part in (
         "one seed (0)",
-        "items a benchmark: 100",
+        "items per benchmark: 100",
         "trained equally long: pretrain 60 steps of 32, distill 300 steps of 32",
         f"files: {root / 'quick' / 'switch-kd' / 'seed0'}",
         "no number here is comparable",
@@ -264,12 +265,12 @@ def test_a_terminal_gets_the_same_numbers(root):
 
 def test_markdown_holds_the_same_cells(root):
     report = distilled(root)
-    rows = [line for line in render.to_markdown(report).splitlines() if line.startswith("| ")]
+    rows = [line for line in to_markdown(report).splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[0] == list(report.tables[0].columns)
     assert [row[1:] for row in cells[2:]] == list(lines(report).values())
     assert cells[-1][0] == "paper (its own benchmarks): Switch-KD"
-    assert all(f"- {note}" in render.to_markdown(report) for note in report.notes)
+    assert all(f"- {plain(note)}" in to_markdown(report) for note in report.notes)
 
 
 def test_the_json_beside_the_results_is_the_report(root):

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from switchkd_cli.report.formats import text as render
+from switchkd_cli.report.document.cells import words
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_ablation
 from switchkd_cli.report.stats.intervals import over_seeds, paired
@@ -99,9 +99,9 @@ def test_pairs_need_both_seeds(report):
 
 
 def test_what_is_not_clear_is_called_so(report):
-    assert line(report, "SFT")["Switch-KD minus it"].clear is True
+    assert line(report, "SFT")["Switch-KD minus it"].side == 1
     unclear = line(report, "SFT, encoder frozen")["Switch-KD minus it"]
-    assert unclear.clear is False and str(unclear).endswith(f" not clear, MDE {unclear.detectable:.1f}")
+    assert unclear.side == 0 and str(unclear).endswith(f" not clear, MDE {unclear.detectable:.1f}")
     assert "Switch-KD is clearly better than: SFT" in report.notes
     assert "Switch-KD does not clearly differ from: SFT, encoder frozen" in report.notes
     assert "Switch-KD is clearly worse than: VSD only" in report.notes
@@ -144,7 +144,7 @@ def test_means_of_each_benchmark(report):
 def test_one_seed_shows_no_interval_and_proves_nothing(tmp_path):
     report = ablation([read(run) for run in finished(tmp_path, seeds=[0])], TEACHER)
     assert str(line(report, "SFT")["average"]).endswith(" ± ?")
-    assert line(report, "Switch-KD")["minus SFT"].clear is False
+    assert line(report, "Switch-KD")["minus SFT"].side == 0
     assert any(note.startswith("Switch-KD can't be told from (one seed in common)") for note in report.notes)
 
 
@@ -169,9 +169,7 @@ def test_printed_and_written(tmp_path):
     report = print_ablation(runs, TEACHER, planned=PLANNED, controls=["sft"], console=Console(file=output))
     text = output.getvalue()
     assert "\x1b" not in text
-    assert all(
-        render.words(cell) in text for table in report.tables for row in table.lines for cell in row.cells
-    )
+    assert all(words(cell) in text for table in report.tables for row in table.lines for cell in row.cells)
     assert all(len(row) <= 100 for row in text.splitlines() if str(tmp_path) not in row)
     written = json.loads((tmp_path / "quick" / "table.json").read_text())
     assert [table["columns"][0] for table in written["tables"]] == ["row", "mean over seeds"]
@@ -179,7 +177,7 @@ def test_printed_and_written(tmp_path):
 
 def test_estimates_by_hand():
     three = over_seeds([1.0, 2.0, 3.0])
-    assert (three.mean, three.seeds) == (2.0, 3)
+    assert (three.mean, three.count) == (2.0, 3)
     assert three.interval == pytest.approx(4.30265 / 3**0.5, abs=1e-4)  # t(0.975, 2), s = 1
     assert over_seeds([]) is None
     assert over_seeds([5.0]).interval is None

@@ -14,17 +14,18 @@ from switchkd_cli import cli
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.report.document.blocks import Callout, Facts, Sheet
-from switchkd_cli.report.document.origins import command
-from switchkd_cli.report.formats import html, markdown
+from switchkd_cli.report.document.cells import Number
+from switchkd_cli.report.document.model import Callout, Facts, Line, Table
+from switchkd_cli.report.formats.html import to_html
+from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.formats.whiskers import whiskers
 from switchkd_cli.report.paper.claims import FINDINGS, Finding
-from switchkd_cli.report.paper.verdicts import judge
-from switchkd_cli.report.reproduction import compose, write_report
+from switchkd_cli.report.paper.findings import check_findings
+from switchkd_cli.report.reproduction.origins import command
+from switchkd_cli.report.reproduction.write import compose, write_report
 from switchkd_cli.report.results.controls import Controls
 from switchkd_cli.report.results.recipe_runs import gather
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.tables.cells import Line, Number, Table
 from switchkd_cli.report.tables.columns import AVERAGE
 from tests.support import made_up_report as made
 
@@ -63,14 +64,14 @@ def chapter(document):
     return next(section for section in document.sections if section.anchor == "components")
 
 
-def sheets(section):
-    own = [block for block in section.blocks if isinstance(block, Sheet)]
-    return own + [sheet for part in section.sections for sheet in sheets(part)]
+def tables(section):
+    own = [block for block in section.blocks if isinstance(block, Table)]
+    return own + [table for part in section.sections for table in tables(part)]
 
 
 def table(document, head):
     """The chapter's table whose first head is this, as {line: {column: cell}}."""
-    found = next(sheet.table for sheet in sheets(chapter(document)) if sheet.table.columns[0] == head)
+    found = next(table for table in tables(chapter(document)) if table.columns[0] == head)
     return {line.name: dict(zip(found.columns[1:], line.cells, strict=True)) for line in found.lines}
 
 
@@ -129,9 +130,7 @@ def test_every_row_is_measured_by_sft_at_equal_steps_and_at_equal_compute(root, 
 
 def test_kinds_of_answer_are_measured_apart(root, file):
     found = next(
-        sheet.table
-        for sheet in sheets(chapter(composed(root, file)))
-        if "open questions" in sheet.table.columns
+        table for table in tables(chapter(composed(root, file))) if "open questions" in table.columns
     )
     assert found.columns[1::3] == tuple(ANSWER_KINDS.values())
     line = next(line for line in found.lines if line.name == "Switch-KD")
@@ -147,13 +146,13 @@ def test_each_benchmark_asks_for_one_kind_of_answer():
 
 
 def test_the_papers_numbers_stand_in_a_table_of_their_own(root, file):
-    own = [sheet for sheet in sheets(chapter(composed(root, file))) if sheet.source == "paper"]
-    assert [sheet.table.columns[0] for sheet in own] == ["as printed"]
-    assert [line.name for line in own[0].table.lines] == ["Switch-KD", "Align", "Frozen SFT"]
+    own = [table for table in tables(chapter(composed(root, file))) if table.source == "paper"]
+    assert [table.columns[0] for table in own] == ["as printed"]
+    assert [line.name for line in own[0].lines] == ["Switch-KD", "Align", "Frozen SFT"]
 
 
 def texts(document, folder):
-    return html.page(document, folder), markdown.page(document, folder)
+    return to_html(document, folder), to_markdown(document)
 
 
 def test_without_its_results_a_run_leaves_no_number(root, file, tmp_path):
@@ -221,7 +220,7 @@ def test_runs_that_were_asked_other_questions_are_refused_in_their_chapter(root,
     results.write_text(json.dumps(json.loads(results.read_text()) | {"split": "hard"}))
     found = chapter(composed(root, file))
     assert any("can't be compared" in words and "split is hard" in words for words in told(found))
-    assert not sheets(found)
+    assert not tables(found)
 
 
 def test_a_discredited_benchmark_is_greyed_and_in_no_average(root, file, tmp_path):
@@ -261,7 +260,7 @@ def test_warnings_are_told_once_and_counted_over_seeds(root, file, tmp_path):
 def test_what_could_have_been_found_stands_beside_what_is_not_clear(root, file, tmp_path):
     document = composed(root, file)
     cell = table(document, "minus SFT")["Align"]["GQA"]
-    assert cell.clear is False and cell.mde == f"MDE {cell.detectable:.1f}"
+    assert cell.side == 0 and cell.mde == f"MDE {cell.detectable:.1f}"
     page, text = texts(document, tmp_path)
     assert f"<small>{cell.mde}</small>" in page and f"{cell.spread}, {cell.mde}" in text
     for written in (page, text):
@@ -296,13 +295,13 @@ def test_differences_are_drawn_on_one_scale_with_zero():
         Line(name, (Number(value, half, 3, difference=True),))
         for name, value, half in (("a", 4.0, 1.0), ("b", -2.0, 3.0))
     )
-    drawn = whiskers(Sheet(Table(("row", "difference"), lines), drawn="difference"))
+    drawn = whiskers(Table(("row", "difference"), lines, plotted="difference"))
     at = {name: float(re.search(r'cx="([\d.]+)"', svg)[1]) for name, svg in drawn.items()}
     zeros = {re.search(r'class="zero" x1="([\d.]+)"', svg)[1] for svg in drawn.values()}
     assert len(zeros) == 1 and at["b"] < float(*zeros) < at["a"]
     assert (at["a"] - at["b"]) / (at["a"] - float(*zeros)) == pytest.approx(6 / 4, rel=0.01)
     assert "whisker up" in drawn["a"] and "whisker unclear" in drawn["b"]
-    assert whiskers(Sheet(Table(("row", "difference"), lines))) == {}
+    assert whiskers(Table(("row", "difference"), lines)) == {}
 
 
 class Parts(HTMLParser):
@@ -345,7 +344,7 @@ def test_words_of_a_recipe_are_no_markup(tmp_path):
 
 def judged(root, file, ours, theirs, **more):
     finding = Finding("a claim", "S", "somewhere", ("elsewhere", "components"), ours, theirs, 1.0, **more)
-    return judge([gather(file, None, root)], [finding])[0]
+    return check_findings([gather(file, None, root)], [finding])[0]
 
 
 def test_a_finding_agrees_or_is_opposite_where_the_interval_leaves_0_out(root, file):

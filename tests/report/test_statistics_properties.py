@@ -61,7 +61,7 @@ def test_a_paired_difference_is_scipys_over_the_seeds_in_common(ours, theirs):
         assert found is None
         return
     a, b = np.array([ours[s] for s in common]), np.array([theirs[s] for s in common])
-    assert (found.seeds, found.mean) == (len(common), pytest.approx(float(np.mean(a - b))))
+    assert (found.count, found.mean) == (len(common), pytest.approx(float(np.mean(a - b))))
     if len(common) == 1:
         assert found.interval is found.deviation is None
     elif np.ptp(a - b) > 0.01:

@@ -52,6 +52,6 @@ def run(
 
 
 def teacher(scores, blind, majority, not_beaten=None, **asked):
-    """What `report.baselines.judged` returns."""
+    """What `report.stats.baselines.with_verdict` returns."""
     each = {"teacher": scores, "blind": blind, "majority": majority}
     return {name: results(value, **asked) for name, value in each.items()} | {"not_beaten": not_beaten or {}}

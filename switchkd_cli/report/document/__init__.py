@@ -1,1 +1,1 @@
-"""A report of several recipes before it is a page."""
+"""The model of a document, before it is written in any format."""

@@ -1,1 +1,1 @@
-"""Pictures of finished runs, each as PNG and SVG: drawn without a screen, numbers from the run folders only."""
+"""Figures of finished runs as PNG and SVG, drawn without a screen from the numbers in run folders."""

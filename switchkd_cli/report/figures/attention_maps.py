@@ -1,105 +1,93 @@
-"""Attention from a token of the question to the patches of the picture, as in the paper's Figure 3."""
+"""Attention from a token of the question to the patches of the image, as in the paper's Figure 3."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from switchkd_cli.report.figures.style import TEACHER, figure
+from switchkd_cli.report.figures.style import TEACHER, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-HEAT = "YlOrRd"  # darker the more: it also reads in grey
-SMOOTH = "bicubic"  # the picture itself; left to matplotlib, it would differ between PNG and SVG
-PALE = 0.55  # share of white in the picture below a map
+HEAT = "YlOrRd"  # darker means more: it also reads in grey
+SMOOTH = "bicubic"  # for the image; matplotlib's default would differ between PNG and SVG
+PALE = 0.55  # share of white in the image below a map
 
 
 @dataclass(frozen=True)
-class Map:
-    """One model's attention to one picture, and what it answers."""
+class AttentionMap:
+    """One model's attention to one image, and its answer."""
 
     weights: np.ndarray
-    """[rows, columns] of the patches, NaN where a patch is not seen; they sum to the share `looked`."""
+    """[rows, columns] of the patches, NaN where a patch has no token; they sum to `share`."""
     answer: str
 
     @property
-    def looked(self) -> float:
-        """Share of the token's attention that goes to the picture."""
+    def share(self) -> float:
+        """Share of the token's attention that goes to the image."""
         return float(np.nansum(self.weights))
 
 
 @dataclass(frozen=True)
-class Question:
-    """A picture, a question about it, the token looked from, and every model's map."""
+class AttentionExample:
+    """An image, a question about it, the token whose attention is shown, and every model's map."""
 
-    picture: Image
-    text: str
+    image: Image
+    question: str
     token: str
     answer: str
-    maps: tuple[Map, ...]
+    maps: tuple[AttentionMap, ...]
 
 
-def attention(questions: Sequence[Question], names: Sequence[str], colours: Sequence[str]) -> Figure:
-    """A line for each question: the picture, then each model's map over it, on a scale of its own.
+def attention(examples: Sequence[AttentionExample], names: Sequence[str], colours: Sequence[str]) -> Figure:
+    """A line for each example: the image, then each model's map over it, on a scale of its own.
 
     `names` and `colours` are the students', whose maps come last; a map before them is the teacher's.
     """
-    width = 1 + len(questions[0].maps)
-    teachers = width - 1 - len(names)
-    looks = [*[("teacher", TEACHER)] * teachers, *zip(names, colours, strict=True)]
-    drawn = figure(1.9 * width, 2.55 * len(questions) + 0.5)
-    lines = drawn.subplots(len(questions), width, squeeze=False)
-    for line, question in zip(lines, questions, strict=True):
-        _picture(line[0], question)
-        for axes, seen, (name, colour) in zip(line[1:], question.maps, looks, strict=True):
-            _map(axes, seen, question.picture, colour)
-            axes.set_title("\n".join(_lines(f"{name} ({seen.looked:.0%})")), fontsize=8.5)
+    width = 1 + len(examples[0].maps)
+    looks = [("teacher", TEACHER)] * (width - 1 - len(names)) + list(zip(names, colours, strict=True))
+    drawn = new_figure(1.9 * width, 2.55 * len(examples) + 0.5)
+    lines = drawn.subplots(len(examples), width, squeeze=False)
+    for (first, *others), example in zip(lines, examples, strict=True):
+        first.imshow(example.image, interpolation=SMOOTH)
+        before, word, after = example.question.rpartition(example.token)
+        _frame(first, f"{before}[{word}]{after}", f"right: {example.answer}")
+        for axes, each, (name, colour) in zip(others, example.maps, looks, strict=True):
+            _plot(axes, each, example.image)
+            _frame(axes, f"{name} ({each.share:.0%})", f"says: {each.answer}", colour)
     drawn.suptitle(
-        "attention from the bracketed token to the picture's patches, mean over layers and heads (paper, Figure 3)\n"
-        "darkest: the map's own highest patch · per cent: share of the token's attention that goes to the picture",
+        "attention from the bracketed token to the image's patches, mean over layers and heads (paper, Figure 3)\n"
+        "darkest: the map's own highest patch · per cent: share of the token's attention that goes to the image",
         fontsize=8.5,
     )
     return drawn
 
 
-def _picture(axes: Axes, question: Question) -> None:
-    axes.imshow(question.picture, interpolation=SMOOTH)
-    _bare(axes)
-    before, word, after = question.text.rpartition(question.token)
-    marked = f"{before}[{word}]{after}"
-    axes.set_title("\n".join(_lines(marked)), fontsize=8.5)
-    axes.set_xlabel(f"right: {question.answer}", fontsize=8.5)
+def _plot(axes: Axes, attention: AttentionMap, image: Image) -> None:
+    across, down = image.size
+    extent = (0.0, float(across), float(down), 0.0)
+    below = PALE + (1 - PALE) * np.asarray(image.convert("L")) / 255
+    axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation=SMOOTH)
+    strength = np.nan_to_num(attention.weights / np.nanmax(attention.weights))
+    # interpolation is not "none", with which an SVG loses the alpha
+    axes.imshow(
+        strength, alpha=0.85 * strength, extent=extent, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest"
+    )
 
 
-def _map(axes: Axes, seen: Map, picture: Image, colour: str) -> None:
-    across, down = picture.size
-    below = PALE + (1 - PALE) * np.asarray(picture.convert("L")) / 255
-    axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=(0, across, down, 0), interpolation=SMOOTH)
-    strength = np.nan_to_num(seen.weights / np.nanmax(seen.weights))
-    # not "none", with which an SVG loses the alpha
-    heat = {"cmap": HEAT, "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-    axes.imshow(strength, alpha=0.85 * strength, extent=(0, across, down, 0), **heat)
-    _bare(axes)
-    for side in axes.spines.values():  # the row's colour, as in the other pictures
-        side.set(visible=True, color=colour, linewidth=2.5)
-    axes.set_xlabel(f"says: {seen.answer}", fontsize=8.5)
-
-
-def _bare(axes: Axes) -> None:
+def _frame(axes: Axes, title: str, below: str, colour: str | None = None) -> None:
+    """No ticks; the row's colour around a map, as in the other figures."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-
-def _lines(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 26)[:4]
+    for spine in axes.spines.values():
+        spine.set(visible=colour is not None, color=colour, linewidth=2.5)
+    axes.set_title("\n".join(textwrap.wrap(title, 26)[:4]), fontsize=8.5)
+    axes.set_xlabel(below, fontsize=8.5)

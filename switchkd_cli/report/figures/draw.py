@@ -1,4 +1,4 @@
-"""All pictures of some finished runs, into a folder."""
+"""Draw all figures of some finished runs into a folder."""
 
 from __future__ import annotations
 
@@ -7,38 +7,37 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.figures import style
-from switchkd_cli.report.figures.attention_maps import Question, attention
-from switchkd_cli.report.figures.gain_and_cost import cost
-from switchkd_cli.report.figures.knee_positions import Position, knees
+from switchkd_cli.report.figures.attention_maps import AttentionExample, attention
+from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
+from switchkd_cli.report.figures.knee_positions import KneePosition, knees
 from switchkd_cli.report.figures.radar import radar
 from switchkd_cli.report.figures.training_curves import curves
-from switchkd_cli.report.results.finished_run import Scored
-from switchkd_cli.report.results.seeds import SFT
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
+from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.runs.run_folder import RunFolder, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_MAPS = 8  # models beside one another in the picture of attention
-
+MOST_MAPS = 8  # models next to one another in the figure of attention
 
 CAPTIONS = {
     "radar": "Scores, the mean over seeds: groups of benchmarks as in the paper's Figure 1, and every benchmark.",
-    "cost": "What each row adds to SFT on average, paired by seed, for the seconds and the memory of its last stage.",
+    "cost": "The gain of each row over SFT on average, paired by seed, for the seconds and the memory of its last stage.",
     "curves": "Terms and diagnostics of the last stage: the mean over seeds, and the range from lowest to highest.",
-    "knees": "The sorted logits of each path where one real answer begins, their knees and the k taken (paper, Figure 2b).",
-    "attention": "Where each model looks for the last word of a question, and what it answers (paper, Figure 3).",
+    "knees": "The sorted logits of each path where one real answer begins, their knees and the k used (paper, Figure 2b).",
+    "attention": "The attention of each model from the last word of a question, and its answer (paper, Figure 3).",
 }
-"""What each picture shows, in the order in which they are drawn."""
+"""Caption of each figure, in the order in which they are drawn."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture's files, or why there is none."""
+class DrawnFigure:
+    """A figure's files, or why there is none."""
 
     name: str
     paths: tuple[Path, ...] = ()
@@ -46,80 +45,78 @@ class Drawn:
 
     def __str__(self) -> str:
         if self.reason:
-            return f"no picture of {self.name}: {self.reason}"
-        return "\n".join(f"picture: {shown(path)}" for path in self.paths)
+            return f"no figure of {self.name}: {self.reason}"
+        return "\n".join(f"figure: {shown(path)}" for path in self.paths)
 
 
 class Models(Protocol):
-    """What asks the saved models themselves (engine/illustrate.py)."""
+    """Data for figures that needs the saved models (engine/figure_data.py)."""
 
-    def position(self, folder: RunFolder) -> Position | None: ...
-    def questions(self, folders: Sequence[RunFolder]) -> list[Question]: ...
+    def position(self, folder: RunFolder) -> KneePosition | None: ...
+    def questions(self, folders: Sequence[RunFolder]) -> list[AttentionExample]: ...
 
 
 def draw(
-    runs: Sequence[Scored],
-    teacher: Mapping[str, Any] | None,
+    runs: Sequence[ScoredRun],
+    teacher: TeacherScores | None,
     models: Models,
     folder: Path,
     *,
     reference: str | None = SFT,
     forms: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> Iterator[Drawn]:
-    """Draws radar, cost, curves, knees and attention, each as PNG and SVG; gives what was drawn, and what can't be.
+) -> Iterator[DrawnFigure]:
+    """Draw radar, cost, curves, knees and attention, each as PNG and SVG; yield what was drawn, and what can't be.
 
-    `forms` by a picture's name, where it is wanted otherwise; `reference` is the row that gains are measured by.
-
-    `teacher` is what `baselines.judged` returns. Of a row with several seeds, the first seed's model is asked.
+    `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
+    Of a row with several seeds, the first saved model is used.
     """
     import matplotlib
 
-    rows = style.rows_of(runs)
-    wanted: dict[str, tuple[Callable[[], Figure | None], str]] = {
+    rows = style.plotted_rows(runs)
+    figures: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
         "cost": (
-            partial(cost, rows, teacher, reference),
-            f"needs the row {reference or SFT} and one beside it, with an average",
+            partial(gain_and_cost, rows, teacher, reference),
+            f"needs the row {reference or SFT} and another one, with an average",
         ),
         "curves": (partial(curves, rows), "no step was logged"),
         "knees": (
             partial(_knees, rows, models),
-            "needs the saved model of a run with a term that seeks knees",
+            "needs the saved model of a run with a term that uses knees",
         ),
         "attention": (
             partial(_attention, rows, models),
-            "needs saved models and pictured questions in Latin letters",
+            "needs saved models and questions about images in Latin letters",
         ),
     }
     with matplotlib.rc_context(style.SETTINGS):
-        for name, (make, reason) in wanted.items():
+        for name, (make, reason) in figures.items():
             made = make()
             if made is None:
-                yield Drawn(name, reason=reason)
+                yield DrawnFigure(name, reason=reason)
             else:
-                yield Drawn(name, tuple(style.write(made, folder, name, forms.get(name, style.FORMS))))
+                yield DrawnFigure(name, style.write(made, folder, name, forms.get(name, style.FORMS)))
 
 
-def _knees(rows: Sequence[style.Row], models: Models) -> Figure | None:
+def _knees(rows: Sequence[style.PlottedRow], models: Models) -> Figure | None:
     for row in rows:
-        if (folder := _saved(row)) and _seeks_a_knee(row) and (found := models.position(folder)):
-            return knees(found, row.colour)
+        losses = {term["loss"] for stage in row.runs[0].stages[-1:] for term in stage.get("objective", ())}
+        if any(signature("loss", name).knees for name in losses & LOSSES.keys()):
+            folder = _saved(row)
+            if folder and (position := models.position(folder)):
+                return knees(position, row.colour)
     return None
 
 
-def _attention(rows: Sequence[style.Row], models: Models) -> Figure | None:
-    saved = {row: folder for row in rows if (folder := _saved(row))}
-    seen = list(saved)[:MOST_MAPS]
-    found = models.questions([saved[row] for row in seen]) if seen else []
-    return attention(found, [row.title for row in seen], [row.colour for row in seen]) if found else None
+def _attention(rows: Sequence[style.PlottedRow], models: Models) -> Figure | None:
+    saved = [(row, folder) for row in rows if (folder := _saved(row))][:MOST_MAPS]
+    examples = models.questions([folder for _, folder in saved]) if saved else []
+    if not examples:
+        return None
+    return attention(examples, [row.title for row, _ in saved], [row.colour for row, _ in saved])
 
 
-def _saved(row: style.Row) -> RunFolder | None:
+def _saved(row: style.PlottedRow) -> RunFolder | None:
     """The first run of the row whose model is still there."""
     folders = (RunFolder(run.path) for run in row.runs)
     return next((folder for folder in folders if folder.model.is_dir()), None)
-
-
-def _seeks_a_knee(row: style.Row) -> bool:
-    losses = {term["loss"] for term in row.runs[0].stages[-1].get("objective", ())}
-    return any(signature("loss", name).knees for name in losses & LOSSES.keys())

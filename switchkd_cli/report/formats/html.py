@@ -1,131 +1,108 @@
-"""A document as one HTML page that needs nothing beside itself: its style and its pictures are in it."""
+"""Write a document as one HTML page that needs no other file: its style and its figures are in it."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Iterator
-from functools import singledispatch
 from itertools import groupby
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from switchkd_cli.benchmarks import ANSWER_KINDS
-from switchkd_cli.report.document.blocks import Document, Picture, Sheet
-from switchkd_cli.report.formats.whiskers import whiskers
-from switchkd_cli.report.tables.cells import HEADINGS, Cell, Interval, Number, Table, Verdict, words
-from switchkd_cli.report.tables.per_recipe import AVG
+from switchkd_cli.report.document.cells import Cell, Interval, Number, Verdict, words
+from switchkd_cli.report.document.model import AVERAGE_HEAD, HEADINGS, Document, FigureFile, Line, Table
+from switchkd_cli.report.formats.whiskers import CLASSES, whiskers
 
 TEMPLATES = Path(__file__).with_name("templates")
 HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell of more words gets room
-FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that stands as a number does
+FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 
-def page(document: Document, folder: Path) -> str:
-    """The whole report; pictures are read from the folder."""
+def to_html(document: Document, folder: Path) -> str:
+    """The whole document; figures are read from the folder."""
     import jinja2
+    from markupsafe import Markup
 
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    places = jinja2.Environment(
-        loader=loader,
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    places.globals |= {"lines": _lines, "cell": cell, "looks": _looks, "heads": _heads}
-    places.globals["whiskers"] = lambda sheet: {
-        name: _marked_up(svg) for name, svg in whiskers(sheet).items()
+    environment.globals |= {
+        "lines": _lines,
+        "cell": _cell,
+        "looks": _looks,
+        "heads": _heads,
+        "whiskers": lambda table: {name: Markup(svg) for name, svg in whiskers(table).items()},
+        "drawn": lambda figure: _drawn(figure, folder / figure.path),
     }
-    places.globals["drawn"] = lambda picture: _drawn(picture, folder)
-    places.filters["kind"] = lambda of: type(of).__name__.lower()
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return places.get_template("report.html.jinja").render(document=document, style=_marked_up(style))
+    environment.filters["kind"] = lambda block: type(block).__name__.lower()
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template("report.html.jinja").render(document=document, style=style)
 
 
-@singledispatch
-def cell(of: Any) -> str:
+def _cell(cell: Cell) -> str:
     """A cell's content, escaped."""
-    return _escaped(words(of))
+    from markupsafe import Markup, escape
+
+    if not isinstance(cell, Number):
+        text = words(cell)
+        return escape(text.replace("-", "−") if isinstance(cell, Interval) else text)
+    value = cell.points.replace("-", "−")
+    star = "<sup>*</sup>" if cell.beyond else ""
+    small = filter(None, (cell.spread.replace(" ", HAIR), cell.mde))
+    text = f"{value}{star}" if cell.counted else f"({value}){star}"
+    return Markup(text + "".join(f" <small>{part}</small>" for part in small))
 
 
-@cell.register
-def _(of: Number) -> str:
-    spread = of.spread.replace(" ", HAIR)
-    star = "<sup>*</sup>" if of.beyond else ""
-    value = of.points.replace("-", "−")
-    text = f"{value}{star}" if of.counted else f"({value}){star}"
-    return _marked_up(text + "".join(f" <small>{words}</small>" for words in (spread, of.mde) if words))
-
-
-@cell.register
-def _(of: Interval) -> str:
-    return _escaped(str(of).replace("-", "−"))
-
-
-def _looks(of: Cell, head: str) -> str:
+def _looks(cell: Cell, head: str) -> str:
     """The classes of a cell under a head."""
-    return " ".join(filter(None, (_kind(of), _column(head))))
+    return " ".join(filter(None, (_kind(cell), _column(head))))
 
 
 def _heads(table: Table, place: int) -> str | None:
-    """The classes of a column's head: it stands over its cells."""
+    """The classes of a column's head, which aligns with its cells."""
     cells = [line.cells[place - 1] for line in table.lines] if place else []
-    figures = any(_kind(of).startswith("n") for of in cells if of is not None)
+    figures = any(_kind(cell).startswith("n") for cell in cells if cell is not None)
     return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
 
 
-def _kind(of: Cell) -> str:
-    if isinstance(of, Number):
-        clear = ("up" if of.value > 0 else "down") if of.clear else "unclear" if of.clear is False else ""
-        return " ".join(filter(None, ("n", clear, "" if of.counted else "out")))
-    if isinstance(of, Verdict):
-        return f"verdict {of.tone}"
-    if isinstance(of, str) and not FIGURE.fullmatch(of):
-        return "words long" if len(of) > LONG else "words"
+def _kind(cell: Cell) -> str:
+    if isinstance(cell, Number):
+        return " ".join(filter(None, ("n", CLASSES[cell.side], "" if cell.counted else "out")))
+    if isinstance(cell, Verdict):
+        return f"verdict {cell.tone}"
+    if isinstance(cell, str) and not FIGURE.fullmatch(cell):
+        return "words long" if len(cell) > LONG else "words"
     return "n"
 
 
 def _column(head: str) -> str:
     """The class of a column that is set apart from those before it."""
-    return "total" if head == AVG else "opens" if head in ANSWER_KINDS.values() else ""
+    return "total" if head == AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
 
 
-def _lines(sheet: Sheet) -> Iterator[tuple[str, list]]:
-    """Groups of lines under their headings; the paper's table says in its caption what it is."""
-    for kind, lines in groupby(sheet.table.lines, key=lambda line: line.kind):
-        yield ("" if sheet.source == "paper" else HEADINGS.get(kind, "")), list(lines)
+def _lines(table: Table) -> Iterator[tuple[str, list[Line]]]:
+    """Groups of lines under their headings; the paper's table has a label instead."""
+    for kind, lines in groupby(table.lines, key=lambda line: line.kind):
+        yield ("" if table.source == "paper" else HEADINGS.get(kind, "")), list(lines)
 
 
-def _drawn(picture: Picture, folder: Path) -> str:
-    """An SVG as it is, its names made its own; any other picture as data."""
-    path = folder / picture.path
-    if path.suffix == ".svg":
-        return _marked_up(_inline(path.read_text(encoding="utf-8"), picture.path, picture.title))
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    source = f"data:image/{path.suffix[1:]};base64,{data}"
-    return _marked_up(f'<img src="{source}" alt="{_escaped(picture.title)}">')
+def _drawn(figure: FigureFile, path: Path) -> str:
+    """An SVG's element, scaled to the page, with ids that no other figure has; any other image as data."""
+    from markupsafe import Markup, escape
 
-
-def _inline(svg: str, path: PurePosixPath, title: str) -> str:
-    """The picture's element alone: as wide as there is room, and no name in it that another picture has too."""
-    own = "-".join((*path.parent.parts[1:], path.stem))
+    title = escape(figure.title)
+    if path.suffix != ".svg":
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        return Markup(f'<img src="data:image/{path.suffix[1:]};base64,{data}" alt="{title}">')
+    own = "-".join((*figure.path.parent.parts[1:], path.stem))
+    svg = path.read_text(encoding="utf-8")
     svg = IDS.sub(lambda found: f"{found[0]}{own}-", svg[svg.index("<svg") :])
     head, body = svg.split(">", 1)
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{_escaped(title)}">{body}'
-
-
-def _escaped(text: str) -> str:
-    from markupsafe import escape
-
-    return escape(text)
-
-
-def _marked_up(text: str) -> str:
-    """Text that is HTML already."""
-    from markupsafe import Markup
-
-    return Markup(text)
+    return Markup(f'{head} role="img" aria-label="{title}">{body}')

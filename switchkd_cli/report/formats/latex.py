@@ -1,14 +1,15 @@
-"""A report as LaTeX: what pdflatex sets with three packages, whatever characters its titles hold."""
+"""Write tables and notes as LaTeX that pdflatex reads with three packages, whatever characters its titles hold."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from switchkd_cli.report.tables.cells import HEADINGS, Cell, Report, Table, are_words, full_name, words
+from switchkd_cli.report.document.cells import Cell, are_words, words
+from switchkd_cli.report.document.model import HEADINGS, Document, Table
 
 if TYPE_CHECKING:
     from pylatexenc.latexencode import UnicodeToLatexEncoder
@@ -26,15 +27,15 @@ OWN_RULES = (
     (r"³", r"\({}^3\)"),
     (r"[Ѐ-ӿ]", None),  # Cyrillic: the encoder's commands need a font encoding that few documents load
 )
-"""What comes before the encoder's own rules: a pattern and what stands for it; None: itself."""
+"""Rules before the encoder's own: a pattern and its replacement; None keeps the character."""
 
 
-def to_latex(report: Report) -> str:
-    """A table environment for each table, the notes below as a list; the head names the packages it needs."""
-    body = [_table(table, table.title or report.title) for table in report.tables]
-    notes = "\n".join(f"  \\item {_held(note)}" for note in report.notes)
+def to_latex(document: Document) -> str:
+    """A table environment for each table, then the notes as a list; the head names the packages it needs."""
+    body = [_table(table, table.title or document.title) for table in document.tables]
+    notes = "\n".join(f"  \\item {_held(note)}" for note in document.notes)
     body.append(f"\\begin{{itemize}}\\footnotesize\n{notes}\n\\end{{itemize}}")
-    head = [f"% {_one_line(report.title)}", f"% \\usepackage{{{PACKAGES}}}"]
+    head = [f"% {_one_line(document.title)}", f"% \\usepackage{{{PACKAGES}}}"]
     if strange := "".join(dict.fromkeys(re.findall(r"[^\x00-\x7f]", "".join(body)))):
         head.append(
             f"% pdflatex can't set {strange} by itself: \\usepackage{{CJKutf8}} and\n"
@@ -45,7 +46,10 @@ def to_latex(report: Report) -> str:
 
 def _table(table: Table, title: str) -> str:
     columns = [_column([line.cells[i] for line in table.lines]) for i in range(len(table.columns) - 1)]
-    body = [r"\toprule", _row(table.columns), *_lines(table), r"\bottomrule"]
+    body = [r"\toprule", _row(table.columns)]
+    for heading, lines in groupby(table.lines, key=lambda line: HEADINGS.get(line.kind)):
+        body.append(r"\midrule" if heading is None else r"\addlinespace")
+        body += [_row((line.full_name, *map(words, line.cells))) for line in lines]
     return "\n".join(
         (
             r"\begin{table}\centering",
@@ -53,21 +57,15 @@ def _table(table: Table, title: str) -> str:
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             f"\\begin{{tabular}}{{l{''.join(columns)}}}",
             *body,
+            r"\bottomrule",
             "\\end{tabular}}",
             r"\end{table}",
         )
     )
 
 
-def _lines(table: Table) -> Iterator[str]:
-    """Rows; a rule in front of the first, of the baselines and of the paper's."""
-    for heading, lines in groupby(table.lines, key=lambda line: HEADINGS.get(line.kind)):
-        yield r"\midrule" if heading is None else r"\addlinespace"
-        yield from (_row((full_name(line), *map(words, line.cells))) for line in lines)
-
-
 def _column(cells: Sequence[Cell]) -> str:
-    """Numbers stand to the right, words to the left, sentences wrap."""
+    """Numbers align right, words left, sentences wrap."""
     if any(are_words(cell, WRAPPED) for cell in cells):
         return r">{\raggedright\arraybackslash}p{9em}"
     return "l" if all(isinstance(cell, str) for cell in cells) else "r"
@@ -78,7 +76,7 @@ def _row(texts: Sequence[str]) -> str:
 
 
 def _held(text: str) -> str:
-    """Escaped; what `\\\\` or `\\item` in front would take for its own argument is held together by braces."""
+    """Escaped text, in braces where `\\\\` or `\\item` before it would take its start as their own argument."""
     return f"{{{_escaped(text)}}}" if text[:1] in ("[", "*") else _escaped(text)
 
 
@@ -95,7 +93,8 @@ def _encoder() -> UnicodeToLatexEncoder:
     from pylatexenc.latexencode import RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
     own = [
-        (re.compile(seen), lambda match, put=put: match[0] if put is None else put) for seen, put in OWN_RULES
+        (re.compile(pattern), lambda match, latex=latex: match[0] if latex is None else latex)
+        for pattern, latex in OWN_RULES
     ]
     return UnicodeToLatexEncoder(
         conversion_rules=[UnicodeToLatexConversionRule(RULE_REGEX, own), "defaults"],

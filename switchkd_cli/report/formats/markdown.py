@@ -1,99 +1,103 @@
-"""A document as GitHub's Markdown, its pictures linked."""
+"""Write a document as GitHub's Markdown, with links to its figures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import singledispatch
-from pathlib import Path
 
-from switchkd_cli.report.document.blocks import (
+from switchkd_cli.report.document.cells import Cell, Number, words
+from switchkd_cli.report.document.model import (
     Block,
     Callout,
     Commands,
     Document,
     Facts,
-    Picture,
+    FigureFile,
     Points,
     Section,
-    Sheet,
+    Table,
     Text,
 )
-from switchkd_cli.report.formats.text import piped
-from switchkd_cli.report.tables.cells import Cell, Number, full_name, words
 
 MARKS = re.compile(r"([\\`*_<\[\]])")
-SOURCES = {"runs": "", "paper": "*Printed in the paper.* ", "protocol": ""}
 
 
-def page(document: Document, folder: Path) -> str:
-    """The whole report; paths of pictures are relative to the folder, which is not read."""
-    parts = [f"# {plain(document.title)}", f"*{plain(document.subtitle)}*", *map(block, document.blocks)]
-    for section in document.sections:
-        parts += _section(section, 2)
+def to_markdown(document: Document) -> str:
+    """The whole document; paths of figures are relative to its folder. A title without chapters is no heading."""
+    title = f"# {plain(document.title)}" if document.sections else f"**{plain(document.title)}**"
+    subtitle = [f"*{plain(document.subtitle)}*"] if document.subtitle else []
+    parts = [title, *subtitle, *map(_block, document.blocks), *_sections(document.sections, 2)]
     return "\n\n".join(parts) + "\n"
 
 
 def plain(text: str) -> str:
-    """Text that Markdown takes as it is."""
+    """Text that Markdown shows as it is."""
     return MARKS.sub(r"\\\1", text)
 
 
+def _sections(sections: Sequence[Section], level: int) -> list[str]:
+    parts = []
+    for section in sections:
+        parts += [f"{'#' * level} {plain(section.title)}", *map(_block, section.blocks)]
+        parts += _sections(section.sections, level + 1)
+    return parts
+
+
 @singledispatch
-def block(of: Block) -> str:
-    raise TypeError(f"no Markdown for {type(of).__name__}")
+def _block(block: Block) -> str:
+    raise TypeError(f"no Markdown for {type(block).__name__}")
 
 
-@block.register
-def _(of: Text) -> str:
-    return plain(of.words)
+@_block.register
+def _(block: Text) -> str:
+    return plain(block.words)
 
 
-@block.register
-def _(of: Callout) -> str:
-    return f"> **{'Note' if of.tone == 'world' else 'Problem'}.** {plain(of.words)}"
+@_block.register
+def _(block: Callout) -> str:
+    return f"> **{'Note' if block.tone == 'world' else 'Problem'}.** {plain(block.words)}"
 
 
-@block.register
-def _(of: Points) -> str:
-    return "\n".join(f"- {plain(item)}" for item in of.items)
+@_block.register
+def _(block: Points) -> str:
+    return "\n".join(f"- {plain(item)}" for item in block.items)
 
 
-@block.register
-def _(of: Facts) -> str:
-    return piped([("", ""), ("---", "---"), *((plain(name), plain(what)) for name, what in of.pairs)])
+@_block.register
+def _(block: Facts) -> str:
+    return _rows([("", ""), ("---", "---"), *((plain(name), plain(value)) for name, value in block.pairs)])
 
 
-@block.register
-def _(of: Commands) -> str:
-    return "\n".join(("```sh", *of.lines, "```"))
+@_block.register
+def _(block: Commands) -> str:
+    return "\n".join(("```sh", *block.lines, "```"))
 
 
-@block.register
-def _(of: Sheet) -> str:
-    rows = [of.table.columns, ("---", *["---:"] * (len(of.table.columns) - 1))]
-    rows += [(plain(full_name(line)), *map(cell, line.cells)) for line in of.table.lines]
-    caption = f"{SOURCES[of.source]}{plain(of.caption)}".strip()
-    return piped(rows) + (f"\n\n{caption}" if caption else "")
+@_block.register
+def _(table: Table) -> str:
+    rows = [tuple(map(plain, table.columns)), ("---", *["---:"] * (len(table.columns) - 1))]
+    rows += [(plain(line.full_name), *map(_cell, line.cells)) for line in table.lines]
+    source = "*Printed in the paper.* " if table.source == "paper" else ""
+    caption = f"{source}{plain(table.caption)}".strip()
+    return "\n\n".join(filter(None, (plain(table.title), _rows(rows), caption)))
 
 
-@block.register
-def _(of: Picture) -> str:
-    return f"![{plain(of.title)}](<{of.path}>)\n\n*{plain(of.caption)}*"
+@_block.register
+def _(figure: FigureFile) -> str:
+    return f"![{plain(figure.title)}](<{figure.path}>)\n\n*{plain(figure.caption)}*"
 
 
-def cell(of: Cell) -> str:
-    """A number is bold where its interval leaves 0 out; nothing else says that it is clear."""
-    if not isinstance(of, Number):
-        return plain(words(of))
-    text = ", ".join(filter(None, (f"{of.points} {of.spread}".strip(), of.mde)))
-    text = f"**{text}**" if of.clear else text
-    text += r"\*" if of.beyond else ""
-    return text if of.counted else f"({text})"
+def _cell(cell: Cell) -> str:
+    """A cell's text. A number is bold where its interval excludes 0; nothing else says that it is clear."""
+    if not isinstance(cell, Number):
+        return plain(words(cell))
+    text = ", ".join(filter(None, (f"{cell.points} {cell.spread}".strip(), cell.mde)))
+    text = f"**{text}**" if cell.side else text
+    text += r"\*" if cell.beyond else ""
+    return text if cell.counted else f"({text})"
 
 
-def _section(section: Section, level: int) -> Iterator[str]:
-    yield f"{'#' * level} {plain(section.title)}"
-    yield from map(block, section.blocks)
-    for part in section.sections:
-        yield from _section(part, level + 1)
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    """A table's lines; a bar inside a cell is escaped."""
+    return "\n".join("| " + " | ".join(text.replace("|", r"\|") for text in row) + " |" for row in rows)

@@ -1,18 +1,14 @@
-"""A report on a terminal, in a pipe or a text file, as Markdown, as JSON."""
+"""Print a document's tables and notes on a terminal, in a pipe or a text file."""
 
 from __future__ import annotations
 
-import json
+import io
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from switchkd_cli.files.atomic import write_text
-from switchkd_cli.report.tables.cells import HEADINGS, Number, Report, Table, are_words, full_name, words
-from switchkd_cli.report.tables.footnotes import WARNING
+from switchkd_cli.report.document.cells import Number, are_words, words
+from switchkd_cli.report.document.model import HEADINGS, WARNING, Document, Table
 
 if TYPE_CHECKING:
     import rich.table
@@ -20,63 +16,47 @@ if TYPE_CHECKING:
 
 WIDTH = 100  # columns, where no terminal says how many there are
 WORDS = 22  # characters; a column with longer words may wrap
-BAR = r"\|"  # a bar inside a Markdown cell
 STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
 
 
-def show(report: Report, console: Console | None = None) -> None:
-    """Print the report. A table too wide for the screen is never cut: its lines run on."""
+def show(document: Document, console: Console | None = None) -> None:
+    """Print the document. A table too wide for the screen is never cut: its lines run on."""
+    from rich.measure import Measurement
     from rich.text import Text
 
     from switchkd_cli.terminal.console import stdout
 
     console = console or stdout()
-    console.width = _width(console, [_drawn(table, narrow=True) for table in report.tables])
-    drawn = [_fitting(table, console) for table in report.tables]
+    ample = console.options.update(width=10_000)
+    narrow = [_drawn(table, narrow=True) for table in document.tables]
+    # as wide as the terminal, or 100 columns in a pipe, or wider where numbers need it
+    needed = max((Measurement.get(console, ample, table).minimum for table in narrow), default=0)
+    width = console.width = max(console.width if console.is_terminal else WIDTH, needed)
+
+    def say(text: str, style: str = "") -> None:
+        for line in _wrapped(text, width, "  "):
+            console.print(Text(line, style), soft_wrap=True)
+
     console.print()
-    for line in _wrapped(report.title, console.width):
-        console.print(Text(line, "bold"), soft_wrap=True)
-    for table, drawing in zip(report.tables, drawn, strict=True):
+    say(document.title, "bold")
+    for table, tight in zip(document.tables, narrow, strict=True):
         console.print()
-        for line in _wrapped(table.title, console.width):
-            console.print(Text(line), soft_wrap=True)
-        console.print(drawing)
+        say(table.title)
+        wide = _drawn(table)  # its heads on one line, if there is room
+        fits = Measurement.get(console, ample, wide).maximum <= width
+        console.print(wide if fits else tight)
     console.print()
-    for note in report.notes:
-        for line in _wrapped(note, console.width):
-            console.print(Text(line, "bold" if note.startswith(WARNING) else "dim"), soft_wrap=True)
+    for note in document.notes:
+        say(note, "bold" if note.startswith(WARNING) else "dim")
 
 
-def to_text(report: Report) -> str:
-    """What a pipe gets."""
-    import io
-
+def to_text(document: Document) -> str:
+    """The text that a pipe gets."""
     from rich.console import Console
 
     output = io.StringIO()
-    show(report, Console(file=output, markup=False, emoji=False, highlight=False, force_terminal=False))
+    show(document, Console(file=output, markup=False, emoji=False, highlight=False, force_terminal=False))
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().strip("\n").splitlines())
-
-
-def to_markdown(report: Report) -> str:
-    """The same title, tables and notes as GitHub's Markdown."""
-    parts = [f"**{report.title}**"]
-    for table in report.tables:
-        rows = [table.columns, ("---", *["---:"] * (len(table.columns) - 1))]
-        rows += [(full_name(line), *map(words, line.cells)) for line in table.lines]
-        parts += [table.title] if table.title else []
-        parts.append(piped(rows))
-    parts.append("\n".join(f"- {note}" for note in report.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def to_json(report: Report) -> str:
-    return json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
-
-
-def write(report: Report, path: Path) -> None:
-    """Write the report as JSON."""
-    write_text(path, to_json(report))
 
 
 def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
@@ -86,58 +66,33 @@ def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
 
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
-    columns = list(zip(*(line.cells for line in table.lines), strict=True)) or [()] * len(table.columns[1:])
-    widest = [max((len(words(cell)) for cell in cells), default=0) for cells in columns]
+    columns = [[line.cells[place] for line in table.lines] for place in range(len(table.columns) - 1)]
     wrapped = [any(are_words(cell, WORDS) for cell in cells) for cells in columns]
-    for head, needed, wraps in zip(table.columns[1:], widest, wrapped, strict=True):
+    for head, cells, wraps in zip(table.columns[1:], columns, wrapped, strict=True):
+        needed = max((len(words(cell)) for cell in cells), default=0)
         if wraps:
             drawn.add_column(Text(head), overflow="fold")
-        elif any(wrapped):  # beside words, which give way
+        elif any(wrapped):  # next to words, which give way
             drawn.add_column(Text(head), justify="right", width=max(needed, len(head)))
         else:  # heads may wrap between words, numbers may not
-            shown = "\n".join(_wrapped(head, needed, "")) if narrow else head
-            drawn.add_column(Text(shown), justify="right", no_wrap=True)
-    for kind, lines in groupby(table.lines, key=lambda line: line.kind):
-        style = STYLES.get(kind, "")
+            lines = _wrapped(head, needed) if narrow else [head]
+            drawn.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
+    for kind, group in groupby(table.lines, key=lambda line: line.kind):
+        style, indent = STYLES.get(kind, ""), ""
         if kind in HEADINGS:
             drawn.add_row(Text(HEADINGS[kind], style))
-        for line in lines:
-            indent = "  " if kind in HEADINGS else ""
-            cells = [Text(words(cell), style if _counted(cell) else "dim") for cell in line.cells]
-            drawn.add_row(Text(indent + line.name, style), *cells)
+            indent = "  "
+        for line in group:
+            faded = [isinstance(cell, Number) and not cell.counted for cell in line.cells]
+            texts = [
+                Text(words(c), "dim" if faint else style) for c, faint in zip(line.cells, faded, strict=True)
+            ]
+            drawn.add_row(Text(indent + line.name, style), *texts)
     return drawn
 
 
-def _fitting(table: Table, console: Console) -> rich.table.Table:
-    """With its heads on one line if there is room."""
-    from rich.measure import Measurement
-
-    drawn = _drawn(table)
-    ample = console.options.update(width=10_000)
-    fits = Measurement.get(console, ample, drawn).maximum <= console.width
-    return drawn if fits else _drawn(table, narrow=True)
-
-
-def _width(console: Console, tables: list[rich.table.Table]) -> int:
-    """As wide as the terminal, or 100 columns in a pipe, or wider when numbers need it."""
-    from rich.measure import Measurement
-
-    ample = console.options.update(width=10_000)
-    needed = max((Measurement.get(console, ample, table).minimum for table in tables), default=0)
-    return max(console.width if console.is_terminal else WIDTH, needed)
-
-
-def _wrapped(text: str, width: int, indent: str = "  ") -> Iterator[str]:
-    """Lines that break no word, so that a path stays whole."""
-    yield from textwrap.wrap(
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines that break no word, so that a path stays in one piece."""
+    return textwrap.wrap(
         text, max(width, 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-
-
-def _counted(cell: object) -> bool:
-    return not isinstance(cell, Number) or cell.counted
-
-
-def piped(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table's lines."""
-    return "\n".join(f"| {' | '.join(text.replace('|', BAR) for text in row)} |" for row in rows)

@@ -1,33 +1,71 @@
-"""Which benchmarks may be counted: those where the teacher clearly beats answering without looking."""
+"""Which benchmarks count: those where the teacher clearly beats answering without looking."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import NormalDist, fmean
 from typing import Any
 
-from switchkd_cli.report.stats.credible import clearly_beats, read_items
+from switchkd_cli.report.stats.intervals import LEVEL, Estimate, standard_error
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the picture"}
 """Field of the teacher's results -> what the teacher has to beat."""
 
+Item = tuple[int, str, str | None]
+"""Place, key and image of a line of an answers file."""
+Items = Mapping[Item, float]
+"""Scores 0..1 of a benchmark's items."""
 
-def judged(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+
+def with_verdict(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The results `{"teacher":…, "majority":…, "blind":…}` and, under "not_beaten", the verdict by task.
 
     A task's verdict names the baselines that the teacher does not clearly beat: its items do not lie clearly
     above theirs, or its score is no higher (F1 can favour a constant that is often wrong). The answers are
     read from `folder`/<field>/answers/<task>.jsonl. Without a teacher there is no verdict.
     """
+
+    def beats(name: str, task: str) -> bool:
+        ours, theirs = (results[who]["scores"][task]["score"] for who in ("teacher", name))
+        items = [read_items(folder / who / "answers" / f"{task}.jsonl") for who in ("teacher", name)]
+        return ours > theirs and clearly_beats(*items)
+
     teacher = results["teacher"]["scores"] if "teacher" in results else ()
     verdict = {
-        task: [name for name in BASELINES if name in results and not _beats(folder, results, name, task)]
-        for task in teacher
+        task: [name for name in BASELINES if name in results and not beats(name, task)] for task in teacher
     }
     return {**results, "not_beaten": {task: names for task, names in verdict.items() if names}}
 
 
-def _beats(folder: Path, results: Mapping[str, Mapping[str, Any]], name: str, task: str) -> bool:
-    ours, theirs = (results[who]["scores"][task]["score"] for who in ("teacher", name))
-    items = [read_items(folder / who / "answers" / f"{task}.jsonl") for who in ("teacher", name)]
-    return ours > theirs and clearly_beats(*items)
+def read_items(answers: Path) -> dict[Item, float]:
+    """The items' scores from one answers file."""
+    lines = map(json.loads, answers.read_text(encoding="utf-8").splitlines())
+    return {(line["doc_id"], line["key"], line.get("image")): line["score"] for line in lines}
+
+
+def clearly_beats(items: Items, *baselines: Items, confidence: float = LEVEL) -> bool:
+    """Whether `items` lie clearly above each baseline (majority and blind); items of one image prove nothing."""
+    several = len(set(_images(items))) > 1
+    return several and all(minus(items, baseline, confidence).side == 1 for baseline in baselines)
+
+
+def minus(items: Items, baseline: Items, confidence: float = LEVEL) -> Estimate:
+    """Mean of `items` minus `baseline`, item by item, in points, with the normal interval of the mean over images.
+
+    Raises ValueError where the two don't hold the same items, or show fewer than two images.
+    """
+    if items.keys() != baseline.keys():
+        raise ValueError("the two runs did not answer the same items")
+    images = _images(items)
+    if len(set(images)) < 2:
+        raise ValueError("an interval needs two images or more")
+    differences = [100 * (score - baseline[key]) for key, score in items.items()]
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * standard_error(differences, images)
+    return Estimate(fmean(differences), half, len(items))
+
+
+def _images(items: Items) -> list[object]:
+    """The image of each item, or the item itself."""
+    return [image or (place, key) for place, key, image in items]

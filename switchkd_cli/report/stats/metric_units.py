@@ -5,15 +5,15 @@ Most metrics add up questions. MME adds up pairs of questions, MMBench a questio
 
     score = 100 x mean over strata of (sum of gained / sum of possible),
 
-so that any resample of the units gives the metric again. Questions about one image are not independent: whoever
-misreads the image errs in several. So what the metric adds up is added up once more, over each image, and an image
-with all its questions is the unit.
+so that any resample of the units gives the metric again. Questions about one image are not independent: a model
+that misreads the image errs in several. So the sums are taken once more per image, and an image with all its
+questions is the unit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,9 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.runs.file_schemas import Answer, check
 
-Line = Mapping[str, Any]
-"""A line of an answers file, see engine/evaluate.py."""
+AnswerLine = dict[str, Any]
+"""A line of an answers file, written by engine/evaluation."""
 Array = np.ndarray
-
-NEAR = 0.01  # points; lmms-eval rounds MMMU's accuracy to five places
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,14 @@ class Units:
     gained: Array
     possible: Array
     strata: tuple[Array, ...]
-    """The places of each stratum's units: MME's categories; one stratum for every other benchmark."""
+    """The indices of each stratum's units: MME's categories; one stratum for every other benchmark."""
     single: bool
     """Whether every unit is one question and possible is 1 for each."""
     images: tuple[str | None, ...] = ()
-    """The image of each unit, None where there is none or it is not known; empty: of no unit."""
+    """The image of each unit, None where there is none or it is not known; empty when no unit has one."""
 
     def of_images(self, images: Sequence[str | None]) -> Units:
-        """The same, those units of a stratum that show one image added up; `images` names that of each unit."""
+        """The same, with the units of a stratum that show one image added up; `images` holds each unit's."""
         strata, numbers = np.empty(len(images), dtype=int), dict[object, int]()
         for place, at in enumerate(self.strata):
             strata[at] = place
@@ -62,9 +60,8 @@ class Units:
     @cached_property
     def score(self) -> float:
         """The metric, 0..100; a stratum in which nothing was possible counts as 0, as in lmms-eval's F1."""
-        return 100 * float(
-            np.mean([ratio(self.gained[at].sum(), self.possible[at].sum()) for at in self.strata])
-        )
+        ratios = [ratio(self.gained[at].sum(), self.possible[at].sum()) for at in self.strata]
+        return 100 * float(np.mean(ratios))
 
 
 def ratio(gained: Array, possible: Array) -> Array:
@@ -72,8 +69,8 @@ def ratio(gained: Array, possible: Array) -> Array:
     return np.divide(gained, possible, out=np.zeros(np.shape(gained)), where=np.asarray(possible) != 0)
 
 
-def read_answers(answers: Path, task: str) -> list[dict[str, Any]] | None:
-    """The lines of a run's answers to one benchmark; None where they were not kept. Raises UserError for broken ones."""
+def read_answers(answers: Path, task: str) -> list[AnswerLine] | None:
+    """A run's answers to one benchmark, line by line; None where they were not kept. Raises UserError for broken ones."""
     file = answers / f"{task}.jsonl"
     if not file.is_file():
         return None
@@ -87,54 +84,51 @@ def read_answers(answers: Path, task: str) -> list[dict[str, Any]] | None:
     return lines
 
 
-def units(task: str, lines: Sequence[Line]) -> Units:
-    """One unit an image; a question without one, or of which it is not known, is a unit of its own.
+def units(task: str, lines: Sequence[AnswerLine]) -> Units:
+    """One unit per image; a question without a known image is a unit of its own.
 
-    Raises ValueError where the answers can't be put together to what the task's metric adds up.
+    Raises ValueError where the answers can't be combined into what the task's metric adds up.
     """
-    made, firsts = RULES.get(BENCHMARKS[task].task_folder, _questions)(lines)
+    made, firsts = METRICS.get(BENCHMARKS[task].task_folder, _questions)(lines)
     return made.of_images([line.get("image") for line in firsts])
 
 
-Added = tuple[Units, Sequence[Line]]
-"""What a metric adds up, and the first question of each: the others show the same image."""
+Metric = Callable[[Sequence[AnswerLine]], tuple[Units, Sequence[AnswerLine]]]
+"""From answers to what a metric adds up, and the first question of each unit: the others show the same image."""
 
 
-def _questions(lines: Sequence[Line]) -> Added:
-    scores = np.array([line["score"] for line in lines], dtype=float)
-    return Units(scores, np.ones(len(scores)), (np.arange(len(scores)),), single=True), lines
+def _questions(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
+    return _one_stratum([line["score"] for line in lines]), lines
 
 
-def _pairs(lines: Sequence[Line]) -> Added:
-    """MME: half a point for each right answer of an image's pair, a whole one more for both, of two possible."""
-    pairs: dict[tuple[str, str], list[Line]] = {}
-    seen: dict[str, int] = {}
+def _pairs(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
+    """MME: half a point for each right answer of an image's pair, another whole one for both, of two possible."""
+    pairs: dict[tuple[str, str], list[AnswerLine]] = {}
+    counts: dict[str, int] = {}
     for line in lines:
         category = line.get("category") or line["kind"]
-        place = seen[category] = seen.get(category, -1) + 1
+        place = counts[category] = counts.get(category, -1) + 1
         unit = str(line.get("unit", place // 2))  # answers written before `unit` was: pairs stand together
         pairs.setdefault((category, unit), []).append(line)
     if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("questions of a category don't come in pairs")
     sums = np.array([sum(line["score"] for line in pair) for pair in pairs.values()])
+    categories = np.array([category for category, _ in pairs])
+    strata = tuple(np.flatnonzero(categories == category) for category in counts)
     gained = sums / 4 + (sums == 2) / 2
-    of = np.array([category for category, _ in pairs])
-    strata = tuple(np.flatnonzero(of == category) for category in seen)
-    firsts = [pair[0] for pair in pairs.values()]
-    return Units(gained, np.ones(len(gained)), strata, single=False), firsts
+    return Units(gained, np.ones(len(gained)), strata, single=False), [pair[0] for pair in pairs.values()]
 
 
-def _circles(lines: Sequence[Line]) -> Added:
-    """MMBench: a question is right when it is in every order of its options."""
-    circles: dict[str, list[Line]] = {}
+def _circles(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
+    """MMBench: a question counts as right when it is right in every order of its options."""
+    circles: dict[str, list[AnswerLine]] = {}
     for place, line in enumerate(lines):
         circles.setdefault(str(line.get("unit", place)), []).append(line)
-    gained = np.array([min(line["score"] for line in circle) for circle in circles.values()])
-    firsts = [circle[0] for circle in circles.values()]
-    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True), firsts
+    gained = [min(line["score"] for line in circle) for circle in circles.values()]
+    return _one_stratum(gained), [circle[0] for circle in circles.values()]
 
 
-def _f1(lines: Sequence[Line]) -> Added:
+def _f1(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
     """POPE: F1 of `yes`, 2 x true positives / (said yes + is yes), over all questions.
 
     As in lmms-eval, a `yes` that was answered neither yes nor no is no miss.
@@ -146,5 +140,10 @@ def _f1(lines: Sequence[Line]) -> Added:
     return Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False), lines
 
 
-RULES: dict[str, Callable[[Sequence[Line]], Added]] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
+def _one_stratum(scores: Sequence[float]) -> Units:
+    gained = np.array(scores, dtype=float)
+    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True)
+
+
+METRICS: dict[str, Metric] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
 """By task folder; every other metric is the mean of its questions' scores."""

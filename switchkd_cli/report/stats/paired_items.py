@@ -1,4 +1,4 @@
-"""Runs put together item by item: refused where they did not answer the same, or were not scored alike."""
+"""Pair runs item by item. Refuse runs that answered other questions, or were scored with other versions."""
 
 from __future__ import annotations
 
@@ -10,77 +10,86 @@ from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
-from switchkd_cli.report.results.finished_run import Scored
-from switchkd_cli.report.stats.metric_units import NEAR, Line, Units, read_answers, units
+from switchkd_cli.report.results.finished_run import ScoredRun
+from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
 from switchkd_cli.runs.run_folder import shown
 
 IMAGE = "image"
 FIELDS = {"doc_id": "items", "prompt": "prompts", IMAGE: "images", "key": "images", "target": "right answers"}
-"""Field of an answers file -> what differs when it does. A key names prompt and images."""
+"""Field of an answers file -> what differs when it does. A key stands for prompt and images."""
 FEW = 30
 """Images; percentile intervals of fewer are known to be too narrow."""
+NEAR = 0.01  # points; lmms-eval rounds MMMU's accuracy to five places
 HINT = "train and score the runs with one installation, on one world: switchkd distill RECIPE --overwrite"
+
+Images = Sequence[str | None]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The units of every run, and what can't be compared item by item."""
+class AnswerUnits:
+    """The units of every run, and notes on what can't be compared item by item."""
 
     units: Mapping[str, Mapping[Path, Units]]
     """By benchmark, then by run folder. A benchmark that lacks them for one run is left out."""
     notes: tuple[str, ...]
 
 
-def answered(runs: Sequence[Scored], tasks: Sequence[str]) -> Answered:
-    """Reads the answers of runs whose questions are the same.
+def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits:
+    """Read the answers of runs that were asked the same questions.
 
-    Raises UserError naming every version, item, prompt, picture or right answer in which a run differs from
-    the first. Answers that were not kept, or don't give the score that stands in the results, are noted.
+    Raises UserError with every version, item, prompt, image or right answer in which a run differs from
+    the first. Answers that were not kept, or don't give the score in the results, are noted.
     """
-    problems = list(_versions(runs))
-    found, notes, known = {}, [], {}
+    problems, notes = list(_other_versions(runs)), []
+    by_task: dict[str, dict[Path, Units]] = {}
+    images_by_task: dict[str, Images | None] = {}
     for task in tasks:
+        head = BENCHMARKS[task].column
         lines = {run.path: read_answers(run.answers, task) for run in runs}
-        kept = [(run, lines[run.path]) for run in runs if lines[run.path] is not None]
-        problems += _other_items(task, kept)
+        kept = [(run, own) for run in runs if (own := lines[run.path]) is not None]
+        problems += _other_items(head, kept)
         if len(kept) < len(runs):
             missing = [shown(run.path) for run in runs if lines[run.path] is None]
-            notes.append(
-                f"{BENCHMARKS[task].column}: answers not kept, no test over items: {', '.join(missing)}"
-            )
+            notes.append(f"{head}: answers not kept, no test over items: {', '.join(missing)}")
         elif not problems:
-            images = next((of for of in map(_images, lines.values()) if of), None)
-            made = {run.path: _units(task, _shown(of_run, images)) for run, of_run in kept}
-            known[task] = images
-            wrong = [run for run in runs if not _gives(made[run.path], run.scores[task])]
-            notes += [_not_the_score(task, made[run.path], run) for run in wrong]
+            # runs whose keys agree show the same images, so one run that names them is enough
+            images = next((found for _, own in kept if (found := _images(own))), None)
+            images_by_task[task] = images
+            made, wrong = {}, False
+            for run, own in kept:
+                given = _units(task, own, images)
+                if given is not None and abs(given.score - run.scores[task]) < NEAR:
+                    made[run.path] = given
+                else:
+                    wrong, got = True, "no score" if given is None else f"{given.score:.2f}"
+                    notes.append(
+                        f"{head}: no test over items: the answers of {shown(run.path)} give {got}, "
+                        f"its results {run.scores[task]:.2f}"
+                    )
             if not wrong:
-                found[task] = made
+                by_task[task] = made
     if problems:
         raise UserError(problems, hint=HINT)
-    return Answered(found, (*notes, *_on_images(known)))
+    return AnswerUnits(by_task, (*notes, *_on_images(images_by_task)))
 
 
-def _versions(runs: Sequence[Scored]) -> Iterator[str]:
-    """What the scores were computed with."""
+def _other_versions(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """Versions of the scoring in which a run differs from the first."""
     first, *others = runs
+    theirs = first.results.get("versions") or {}
     for run in others:
-        ours, theirs = run.results.get("versions") or {}, first.results.get("versions") or {}
+        ours = run.results.get("versions") or {}
         for name in dict.fromkeys((*theirs, *ours)):
             if ours.get(name) != theirs.get(name):
-                yield (
-                    f"{shown(run.path)}: {name} is {ours.get(name)}, "
-                    f"that of {shown(first.path)} is {theirs.get(name)}"
-                )
+                than = f"that of {shown(first.path)} is {theirs.get(name)}"
+                yield f"{shown(run.path)}: {name} is {ours.get(name)}, {than}"
 
 
-def _other_items(task: str, kept: Sequence[tuple[Scored, Sequence[Line]]]) -> Iterator[str]:
-    if not kept:
-        return
-    (first, reference), *others = kept
-    head, than = BENCHMARKS[task].column, shown(first.path)
-    for run, lines in others:
-        name = shown(run.path)
+def _other_items(head: str, kept: Sequence[tuple[ScoredRun, Sequence[AnswerLine]]]) -> Iterator[str]:
+    """Fields of the answers in which a run differs from the first."""
+    for run, lines in kept[1:]:
+        first, reference = kept[0]
+        name, than = shown(run.path), shown(first.path)
         if len(lines) != len(reference):
             yield f"{name}: {head}: {len(lines)} answers, {than} has {len(reference)}"
             continue
@@ -98,57 +107,38 @@ def _other_items(task: str, kept: Sequence[tuple[Scored, Sequence[Line]]]) -> It
                 break
 
 
-def _images(lines: Sequence[Line]) -> list[str | None] | None:
-    """The image of each line; None where they were written before `image` was."""
-    return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
-
-
-def _shown(lines: Sequence[Line], images: Sequence[str | None] | None) -> Sequence[Line]:
-    """The lines with their images: runs whose keys agree show the same ones, so one that names them will do."""
-    return [line | {IMAGE: image} for line, image in zip(lines, images or [None] * len(lines), strict=True)]
-
-
-def _on_images(images: Mapping[str, Sequence[str | None] | None]) -> Iterator[str]:
-    """What must be known of the images that each task's questions are about."""
-    counts = {t: (len(of), len({name or i for i, name in enumerate(of)})) for t, of in images.items() if of}
-    shared = {task: f"{asked:,} on {count:,}" for task, (asked, count) in counts.items() if count < asked}
-    if shared:
-        yield f"questions on images, which are drawn and exchanged whole: {_each(shared)}"
-    if few := {task: str(count) for task, (_, count) in counts.items() if count < FEW}:
-        yield f"fewer than {FEW} images, so the intervals over items are too narrow: {_each(few)}"
-    if unknown := [BENCHMARKS[task].column for task, of in images.items() if of is None]:
-        yield (
-            "answers written before they named their image: questions are taken as independent, and where several "
-            f"are about one image, the intervals over items are too narrow: {', '.join(unknown)}"
-        )
-
-
-def _each(told: Mapping[str, str]) -> str:
-    return ", ".join(f"{BENCHMARKS[task].column} {words}" for task, words in told.items())
-
-
 def _apart(one: Any, other: Any) -> tuple[str, str]:
-    """Two values where they part, cut to what can be read."""
+    """Two values from where they differ, cut to a readable length."""
     if not isinstance(one, str) or not isinstance(other, str):
         return repr(one), repr(other)
     start = max(0, len(os.path.commonprefix([one, other])) - 20)
     return repr(one[start : start + 60]), repr(other[start : start + 60])
 
 
-def _units(task: str, lines: Sequence[Line]) -> Units | None:
+def _images(lines: Sequence[AnswerLine]) -> Images | None:
+    """The image of each line; None where they were written before `image` was."""
+    return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
+
+
+def _units(task: str, lines: Sequence[AnswerLine], images: Images | None) -> Units | None:
+    named = [line | {IMAGE: at} for line, at in zip(lines, images or [None] * len(lines), strict=True)]
     try:
-        return units(task, lines) if lines else None
+        return units(task, named) if named else None
     except (ValueError, LookupError, TypeError, AttributeError):  # a field is absent, or of another type
         return None
 
 
-def _gives(made: Units | None, score: float) -> bool:
-    return made is not None and abs(made.score - score) < NEAR
-
-
-def _not_the_score(task: str, made: Units | None, run: Scored) -> str:
-    got = "no score" if made is None else f"{made.score:.2f}"
-    return (
-        f"{BENCHMARKS[task].column}: no test over items: the answers of {shown(run.path)} give {got}, "
-        f"its results {run.scores[task]:.2f}"
-    )
+def _on_images(images: Mapping[str, Images | None]) -> Iterator[str]:
+    """Notes on the images of each task's questions."""
+    heads = {task: BENCHMARKS[task].column for task in images}
+    counts = {t: (len(of), len({name or i for i, name in enumerate(of)})) for t, of in images.items() if of}
+    shared = [f"{heads[t]} {asked:,} on {count:,}" for t, (asked, count) in counts.items() if count < asked]
+    if shared:
+        yield f"questions on images, which are drawn and exchanged whole: {', '.join(shared)}"
+    if few := [f"{heads[task]} {count}" for task, (_, count) in counts.items() if count < FEW]:
+        yield f"fewer than {FEW} images, so the intervals over items are too narrow: {', '.join(few)}"
+    if unknown := [heads[task] for task, of in images.items() if of is None]:
+        yield (
+            "answers written before they named their image: questions are taken as independent, and where several "
+            f"are about one image, the intervals over items are too narrow: {', '.join(unknown)}"
+        )

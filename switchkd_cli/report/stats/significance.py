@@ -1,12 +1,13 @@
-"""Is a difference over the same items more than chance: paired bootstrap, exact and permutation tests, Holm.
+"""Test a difference over the same items: paired bootstrap, exact and permutation tests, Holm's correction.
 
-What is drawn and exchanged is an image with all its questions (see units.py). The runs are taken as they are: what
-another seed would have trained is statistics.py's question.
+An image with all its questions is drawn and exchanged (see metric_units.py). The runs are taken as trained: what
+another seed would have given is the question of intervals.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -19,6 +20,7 @@ import numpy as np
 from switchkd_cli.report.stats.intervals import LEVEL, POWER, UPPER
 from switchkd_cli.report.stats.metric_units import Array, Units, ratio
 
+ALPHA = 0.05  # below it, a p-value after Holm's correction is beyond chance
 RESAMPLES = 9_999
 SEED = 0
 BATCH = 4_000_000  # images drawn at a time: bounds the memory
@@ -36,47 +38,37 @@ class Paired:
     theirs: tuple[Units, ...]
 
     @property
-    def strata(self) -> tuple[Array, ...]:
-        return self.ours[0].strata
-
-    @property
     def size(self) -> int:
-        """Units."""
+        """The number of units."""
         return len(self.ours[0].gained)
 
     @property
     def difference(self) -> float:
-        """Points."""
-        return float(
-            np.mean([one.score - other.score for one, other in zip(self.ours, self.theirs, strict=True)])
-        )
+        """In points."""
+        return float(np.mean([a.score - b.score for a, b in zip(self.ours, self.theirs, strict=True)]))
 
     def binary(self) -> bool:
         """Whether there is one run a side and each unit is one question, right or wrong."""
         sides = (*self.ours, *self.theirs)
         return len(sides) == 2 and all(u.single and np.isin(u.gained, (0, 1)).all() for u in sides)
 
-    def plain(self) -> bool:
-        """Whether the same is possible in every run: gains may then be averaged before anything else."""
-        first, *others = (*self.ours, *self.theirs)
-        return all(np.array_equal(first.possible, units.possible) for units in others)
-
     def gains(self) -> Array:
-        """What the rows differ by in each unit, [units], the mean over the runs."""
+        """The rows' difference in each unit, [units], the mean over the runs."""
         return np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
 
     def added(self) -> tuple[Array, Array, Callable[[Array], Array]]:
-        """What each unit adds to the sums [units, sums], how an exchange changes that, and from sums to the difference."""
-        if self.plain():
-            sums = np.stack([self.gains(), self.ours[0].possible], axis=-1)
-            return sums, sums * (-2, 0), lambda of: ratio(of[..., 0], of[..., 1])
+        """Each unit's part of the sums [units, sums], how an exchange changes it, and from sums to the difference."""
         runs = (*self.ours, *self.theirs)
+        if all(np.array_equal(runs[0].possible, units.possible) for units in runs):
+            # the same is possible in every run: gains may be averaged first
+            sums = np.stack([self.gains(), runs[0].possible], axis=-1)
+            return sums, sums * (-2, 0), lambda of: ratio(of[..., 0], of[..., 1])
         sums = np.stack([column for units in runs for column in (units.gained, units.possible)], axis=-1)
         return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums, _difference
 
 
 class Pool:
-    """The images of some benchmarks: one that several ask about, or several categories of one, is drawn and exchanged once."""
+    """The images of some benchmarks; an image in several benchmarks or categories is drawn and exchanged once."""
 
     def __init__(self, benchmarks: Sequence[Paired]) -> None:
         self.benchmarks = benchmarks
@@ -87,14 +79,18 @@ class Pool:
         ]
         """The image of each unit, by benchmark."""
         self.size = len(numbers)
+        self.batch = max(1, BATCH // max(1, self.size))
+        """Resamples at a time."""
         self._added = [pair.added() for pair in benchmarks]
 
     def parts(self) -> list[Array]:
-        """The images of strata that share some, together, [images] each: the sizes of the others are kept."""
+        """The images [images] of each group of strata that share some; strata without common images stay apart."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        strata = [of[at] for of, pair in zip(self.of, self.benchmarks, strict=True) for at in pair.strata]
+        strata = [
+            of[at] for of, pair in zip(self.of, self.benchmarks, strict=True) for at in pair.ours[0].strata
+        ]
         rows = np.repeat(np.arange(len(strata)), [len(images) for images in strata])
         edges = (np.ones(len(rows)), (rows + self.size, np.concatenate(strata)))
         nodes = self.size + len(strata)
@@ -117,13 +113,13 @@ class Pool:
         """Over benchmarks, for each over its strata."""
         each = []
         for of, pair, (sums, change, difference) in zip(self.of, self.benchmarks, self._added, strict=True):
-            strata = [difference(summed(of, at, sums, change)) for at in pair.strata]
+            strata = [difference(summed(of, at, sums, change)) for at in pair.ours[0].strata]
             each.append(np.mean(strata, axis=0))
         return np.mean(each, axis=0)
 
 
 def _names(place: int, pair: Paired) -> list[object]:
-    """What each unit is drawn by: its image, or itself."""
+    """The key of each unit's draw: its image, or itself."""
     images = pair.ours[0].images or [None] * pair.size
     return [image or (place, number) for number, image in enumerate(images)]
 
@@ -143,12 +139,14 @@ def _counts(places: Array, size: int) -> Array:
 
 
 def _remembered(computed: Callable[[Sequence[Paired]], Any]) -> Callable[[Sequence[Paired]], Any]:
-    """The same answers are tested once, though several recipes of a report share their rows."""
+    """Test the same answers once, though several recipes of a report share their rows."""
     known: dict[tuple[bytes, int], Any] = {}
 
     @wraps(computed)
     def remembered(benchmarks: Sequence[Paired]) -> Any:
-        key = (_digest(benchmarks), RESAMPLES)
+        sides = [side for pair in benchmarks for side in (pair.ours, pair.theirs)]
+        fields = [[(u.gained, u.possible, u.strata, u.single, u.images) for u in side] for side in sides]
+        key = (hashlib.sha256(pickle.dumps(fields)).digest(), RESAMPLES)
         if key not in known:
             known[key] = computed(benchmarks)
         return known[key]
@@ -156,31 +154,19 @@ def _remembered(computed: Callable[[Sequence[Paired]], Any]) -> Callable[[Sequen
     return remembered
 
 
-def _digest(benchmarks: Sequence[Paired]) -> bytes:
-    digest = hashlib.sha256()
-    for pair in benchmarks:
-        for side in (pair.ours, pair.theirs):
-            digest.update(b"side")
-            for units in side:
-                digest.update(repr(units.images).encode())
-                for array in (units.gained, units.possible, *units.strata, np.array(units.single)):
-                    digest.update(repr((array.shape, array.dtype.str)).encode() + array.tobytes())
-    return digest.digest()
-
-
 def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
     """The 95 % percentile interval of the mean difference over benchmarks, in points, by a paired bootstrap.
 
-    Images are resampled within each benchmark, for MME within each category, but for those that show some of the same
-    images: their images are drawn together. None where a stratum has one unit only.
+    Images are resampled within each benchmark, for MME within each category. Benchmarks or categories that share
+    images are drawn together. None where a stratum has only one unit.
     """
     found = _resampled(benchmarks)
     return found and found[:2]
 
 
 def detectable(benchmarks: Sequence[Paired]) -> float | None:
-    """The minimum detectable effect over these items: that difference, in points, which would be found in 80 of
-    100 draws of as many images. By the same bootstrap; None where there is no interval."""
+    """The minimum detectable effect over these items, in points: the difference that would be found in 80 of 100
+    draws of as many images. By the same bootstrap; None where there is no interval."""
     found = _resampled(benchmarks)
     return found and found[2] * sum(NormalDist().inv_cdf(p) for p in (UPPER, POWER))
 
@@ -188,7 +174,7 @@ def detectable(benchmarks: Sequence[Paired]) -> float | None:
 @_remembered
 def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | None:
     """The interval's two ends, and the standard error."""
-    if any(len(at) < 2 for pair in benchmarks for at in pair.strata):
+    if any(len(at) < 2 for pair in benchmarks for at in pair.ours[0].strata):
         return None
     from scipy.stats import bootstrap
 
@@ -201,7 +187,7 @@ def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | Non
         pool.parts(),
         mean,
         n_resamples=RESAMPLES,
-        batch=_batch(pool),
+        batch=pool.batch,
         confidence_level=LEVEL,
         method="percentile",
         vectorized=True,
@@ -213,30 +199,27 @@ def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | Non
 
 @_remembered
 def p_value(benchmarks: Sequence[Paired]) -> float:
-    """Two-sided: could the rows' answers be exchanged, unit by unit?
+    """Two-sided p-value of the hypothesis that the rows' answers can be exchanged, unit by unit.
 
     McNemar's exact test for one benchmark of right and wrong answers, else a permutation test of the mean
     difference over benchmarks (exact when there are few enough units).
     """
-    if len(benchmarks) == 1 and benchmarks[0].binary():
-        return _mcnemar(benchmarks[0].ours[0].gained, benchmarks[0].theirs[0].gained)
-    return _permuted(benchmarks)
+    if len(benchmarks) > 1 or not benchmarks[0].binary():
+        return _permuted(benchmarks)
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    ours, theirs = benchmarks[0].ours[0].gained, benchmarks[0].theirs[0].gained
+    table = [[np.sum((ours == a) & (theirs == b)) for b in (1, 0)] for a in (1, 0)]
+    return float(mcnemar(table, exact=True).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for being as many as they are."""
+    """The p-values after Holm's correction for their number."""
     if not p_values:
         return []
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
-
-
-def _mcnemar(ours: Array, theirs: Array) -> float:
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    table = [[np.sum((ours == a) & (theirs == b)) for b in (1, 0)] for a in (1, 0)]
-    return float(mcnemar(table, exact=True).pvalue)
 
 
 def _permuted(benchmarks: Sequence[Paired]) -> float:
@@ -258,11 +241,7 @@ def _permuted(benchmarks: Sequence[Paired]) -> float:
         lambda size: random.integers(0, 2, size, dtype=np.int8).astype(float),
         mean,
         n_resamples=RESAMPLES,
-        batch=_batch(pool),
+        batch=pool.batch,
         vectorized=True,
     )
     return float(found.pvalue)
-
-
-def _batch(pool: Pool) -> int:
-    return max(1, BATCH // pool.size)

@@ -1,4 +1,4 @@
-"""What stands around a table so that nobody reads more into it than it says."""
+"""Notes around a table, so that nobody reads more into it than it says."""
 
 from __future__ import annotations
 
@@ -11,72 +11,79 @@ from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.errors import printable
-from switchkd_cli.report.results.finished_run import Scored, items, one_or_each
+from switchkd_cli.report.document.model import WARNING
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, items, one_or_each
+from switchkd_cli.report.results.row_runs import counted
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.runs.run_folder import shown
 
-WARNING = "warning"  # how a note begins that nobody may miss
 MDE = (
     "MDE: minimum detectable effect, the smallest true difference that as many images or seeds would show to be clear in "
-    "80 of 100 cases; beside every interval that holds 0"
+    "80 of 100 cases; next to every interval that holds 0"
 )
 
 
-def title(runs: Sequence[Scored]) -> str:
+def title(runs: Sequence[ScoredRun]) -> str:
     """Recipes, world and split; the playground is never taken for the paper's benchmarks."""
     results = runs[0].results
     recipes = ", ".join(dict.fromkeys(run.recipe for run in runs if run.is_run)) or "evaluations"
-    if results["world"] != "playground":
-        return f"{recipes}: {results['world']}, {results['split']} split"
-    return f"{recipes}: playground, {results['split']} split (a small world, not the paper's benchmarks)"
+    small = " (a small world, not the paper's benchmarks)" if results["world"] == "playground" else ""
+    return f"{recipes}: {results['world']}, {results['split']} split{small}"
 
 
-def of_scores(runs: Sequence[Scored], columns: Columns, teacher: Mapping[str, Any] | None) -> Iterator[str]:
+def of_scores(runs: Sequence[ScoredRun], columns: Columns, teacher: TeacherScores | None) -> Iterator[str]:
     """The notes that every table of scores needs."""
     yield from left_out(columns)
     if not teacher or "teacher" not in teacher:
         yield "no teacher was scored: no benchmark was checked against baselines, all are in the average"
     else:
-        yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey picture"
+        yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey image"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
-    yield f"items a benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
+    yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
     yield from answers(runs, teacher)
     yield from stood_in(runs)
-    yield from fidelity(runs)
-    yield from warnings(runs)
+    yield from _fidelity(runs)
+    for warned, text in warnings(runs):
+        seeds = counted(sorted({run.seed or 0 for run in warned}))
+        yield f"{WARNING}, {warned[0].title} ({seeds}): {text}"
     if any(run.paper for run in runs):
-        yield from of_paper(columns, runs[0].results["world"])
+        if runs[0].results["world"] == "playground":
+            yield "paper: printed for its own benchmarks and models; no number here is comparable with them"
+        else:
+            yield "paper: printed numbers, its average over its ten columns"
+            rows = (BENCHMARKS[task] for task in columns.tasks)
+            yield from (f"{row.column}: {row.note}" for row in rows if row.note)
 
 
-def answers(runs: Sequence[Scored], teacher: Mapping[str, Any] | None) -> Iterator[str]:
-    """Whose answers were wrong whatever the model knows; a row's over its seeds."""
-    asked: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+def answers(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Iterator[str]:
+    """Answers that are wrong whatever the model knows, counted for each row over its seeds."""
+    named: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for name in ("teacher", "blind"):
         if teacher and name in teacher:
-            asked[name].append(teacher[name])
+            named[name].append(teacher[name])
     for run in runs:
-        asked[run.title].append(run.results)
-    yield from faults(asked)
+        named[run.title].append(run.results)
+    yield from faults(named)
 
 
-def faults(asked: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """By benchmark and kind, of the results by name; a warning where they are more than half of someone's answers."""
+def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """The same of results by name, by benchmark and fault; a warning where one has more than half such answers."""
     for task, row in BENCHMARKS.items():
-        found = {
-            name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in asked.items()
+        scores = {
+            name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in named.items()
         }
         for fault, words in FAULTS.items():
-            told = [text for name, scores in found.items() if (text := _counted(name, scores, fault))]
-            line = f"{row.column}: answers that {words}: {', '.join(told)}"
-            if any(2 * score.get(fault, 0) > score["items"] for scores in found.values() for score in scores):
+            counts = [text for name, each in scores.items() if (text := _count(name, each, fault))]
+            line = f"{row.column}: answers that {words}: {', '.join(counts)}"
+            if any(2 * score.get(fault, 0) > score["items"] for each in scores.values() for score in each):
                 yield f"{WARNING}: {line}: with more than half, the score says little of what a model knows"
-            elif told:
+            elif counts:
                 yield line
 
 
-def _counted(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
-    """`SFT 3 of 200`, with an example of what can't be read; empty where there is none."""
+def _count(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
+    """`SFT 3 of 200`, with an example of an unreadable answer; empty where there is none."""
     count, of = (sum(score.get(field, 0) for score in scores) for field in (fault, "items"))
     example = next((score["example"] for score in scores if score.get("example")), "")
     like = f" (e.g. {printable(example[:60])!r})" if fault == "unreadable" and example else ""
@@ -96,8 +103,8 @@ def left_out(columns: Columns) -> Iterator[str]:
         yield "no benchmark is left: there is no average"
 
 
-def stood_in(runs: Sequence[Scored]) -> Iterator[str]:
-    """What stood in for what: names that share a stand-in make rows that differ in nothing else one and the same."""
+def stood_in(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """Stand-ins and the names they replaced; rows that differ only in names of one stand-in are the same row."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
         for name, stand_in in run.stand_ins.items():
@@ -107,7 +114,7 @@ def stood_in(runs: Sequence[Scored]) -> Iterator[str]:
         yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
 
 
-def fidelity(runs: Sequence[Scored]) -> Iterator[str]:
+def _fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """How close each row came to the teacher, the mean over its runs: gains don't make a student faithful."""
     rows: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
@@ -115,76 +122,52 @@ def fidelity(runs: Sequence[Scored]) -> Iterator[str]:
             rows[measured["data"], measured["positions"], run.title].append(measured)
     for (data, positions), group in groupby(rows.items(), key=lambda row: row[0][:2]):
         each = [
-            f"{title} {100 * fmean(m['agreement'] for m in seen):.1f} % and {fmean(m['kl'] for m in seen):.2f} nats"
-            for (_, _, title), seen in group
+            f"{title} {100 * fmean(m['agreement'] for m in own):.1f} % and {fmean(m['kl'] for m in own):.2f} nats"
+            for (_, _, title), own in group
         ]
-        asked = f"the same {positions:,} answer tokens of {data}"
-        yield f"fidelity, agreement with the teacher and KL to it on {asked}: {'; '.join(each)}"
+        tokens = f"the same {positions:,} answer tokens of {data}"
+        yield f"fidelity, agreement with the teacher and KL to it on {tokens}: {'; '.join(each)}"
 
 
-def warnings(runs: Sequence[Scored]) -> Iterator[str]:
-    """What the diagnostics gave away; one line for what several seeds of a row have in common."""
-    found: dict[tuple[str, str], list[Scored]] = defaultdict(list)
+def warnings(runs: Sequence[ScoredRun]) -> Iterator[tuple[list[ScoredRun], str]]:
+    """Training warnings, each with the runs of one row that share it and the first run's text."""
+    shared: dict[tuple[str, str], list[ScoredRun]] = defaultdict(list)
     for run in runs:
         for about in run.warnings:
-            found[run.title, about].append(run)
-    for (title, about), warned in found.items():
-        seeds = counted(sorted({run.seed for run in warned}))
-        yield f"{WARNING}, {title} ({seeds}): {warned[0].warnings[about]}"
+            shared[run.title, about].append(run)
+    for (_, about), warned in shared.items():
+        yield warned, warned[0].warnings[about]
 
 
-def of_paper(columns: Columns, world: str) -> Iterator[str]:
-    """What the paper's numbers may be compared with."""
-    if world == "playground":
-        yield "paper: printed for its own benchmarks and models; no number here is comparable with them"
-        return
-    yield "paper: printed numbers, its average over its ten columns"
-    for task in columns.tasks:
-        if BENCHMARKS[task].note:
-            yield f"{BENCHMARKS[task].column}: {BENCHMARKS[task].note}"
+def lengths(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """Training length of each run; one note when it is the same for all."""
+    titles: dict[str, dict[str, None]] = defaultdict(dict)
+    for run in runs:
+        if run.is_run:
+            titles[run.length][run.title] = None
+    for length, own in titles.items():
+        same = f"trained equally long: {length}"
+        yield same if len(titles) == 1 else f"not {same}: {'; '.join(own)}"
 
 
-def lengths(runs: Sequence[Scored]) -> Iterator[str]:
-    """How long each run was trained; one note when it is the same for all."""
-    runs = [run for run in runs if run.is_run]
-    if not runs:
-        return
-    found = dict.fromkeys(run.length for run in runs)
-    if len(found) == 1:
-        yield f"trained equally long: {runs[0].length}"
-        return
-    for length in found:
-        titles = dict.fromkeys(run.title for run in runs if run.length == length)
-        yield f"not trained equally long: {length}: {'; '.join(titles)}"
-
-
-def only_scored(runs: Sequence[Scored]) -> Iterator[str]:
-    """Whose scores are all that is known of them."""
+def only_scored(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """Models of which only the scores are known."""
     if models := dict.fromkeys(run.title for run in runs if not run.is_run):
         yield f"scored by switchkd eval, its seed, training and recipe not known here (–): {'; '.join(models)}"
 
 
-def versions(runs: Sequence[Scored]) -> Iterator[str]:
-    """What was not the same when the runs were trained; runs that were scored unlike are in no table."""
+def versions(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """Library versions that differed between trainings; runs scored with different versions are in no table."""
     runs = [run for run in runs if run.is_run]
     for name in dict.fromkeys(name for run in runs for name in run.versions):
-        found: dict[str, dict[str, None]] = defaultdict(dict)
+        titles: dict[str, dict[str, None]] = defaultdict(dict)
         for run in runs:
-            found[run.versions.get(name, "unknown")][run.title] = None
-        if len(found) > 1:
-            each = "; ".join(f"{version}: {', '.join(titles)}" for version, titles in found.items())
+            titles[run.versions.get(name, "unknown")][run.title] = None
+        if len(titles) > 1:
+            each = "; ".join(f"{version}: {', '.join(own)}" for version, own in titles.items())
             yield f"not trained with the same {name}: {each}"
 
 
 def files(folders: Iterable[Path]) -> Iterator[str]:
     for folder in folders:
         yield f"files: {shown(folder)}"
-
-
-def counted(seeds: Sequence[int]) -> str:
-    """`seed 1`, `seeds 1-5`, `seeds 1, 3`; the seeds rising."""
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"seeds {seeds[0]}-{seeds[-1]}"
-    return f"seeds {', '.join(map(str, seeds))}"

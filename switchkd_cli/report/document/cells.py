@@ -1,16 +1,11 @@
-"""What a report is made of: numbers and words, whatever they are printed on."""
+"""The cells of a table: scores, differences, intervals, p-values, verdicts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from switchkd_cli.report.stats.intervals import Estimate
-
-Kind = Literal["teacher", "run", "gain", "baseline", "paper"]
-"""What a line shows. Baselines and the paper's numbers stand under a heading of their own."""
-
-HEADINGS: dict[Kind, str] = {"baseline": "baselines", "paper": "paper (its own benchmarks)"}
+from switchkd_cli.report.stats.intervals import Estimate, side
 
 
 @dataclass(frozen=True)
@@ -21,7 +16,7 @@ class Number:
     interval: float | None = None
     """Half of the 95 % interval over seeds."""
     seeds: int | None = None
-    """How many seeds it is the mean of; None for a single run's number and for one that needs no interval."""
+    """The number of seeds it is the mean of; None for a single run's number and where no interval is needed."""
     difference: bool = False
     counted: bool = True
     """Whether its benchmark is in the average."""
@@ -31,17 +26,22 @@ class Number:
     """The minimum detectable effect of a difference over seeds."""
 
     @classmethod
+    def mean(cls, estimate: Estimate) -> Number:
+        """A mean over seeds."""
+        return cls(estimate.mean, estimate.interval, estimate.count)
+
+    @classmethod
     def minus(cls, estimate: Estimate, **more: Any) -> Number:
         """A difference over paired seeds."""
-        shown = (estimate.mean, estimate.interval, estimate.seeds)
-        return cls(*shown, difference=True, detectable=estimate.detectable, **more)
+        numbers = (estimate.mean, estimate.interval, estimate.count)
+        return cls(*numbers, difference=True, detectable=estimate.detectable, **more)
 
     @property
-    def clear(self) -> bool | None:
-        """Whether the interval of a difference leaves out 0; None where there is none to tell."""
+    def side(self) -> Literal[-1, 0, 1] | None:
+        """1 or -1 for a clear difference, 0 for an unclear one; None where there is nothing to tell."""
         if not self.difference or self.seeds is None:
             return None
-        return self.interval is not None and abs(self.value) > self.interval
+        return 0 if self.interval is None else side(self.value - self.interval, self.value + self.interval)
 
     @property
     def points(self) -> str:
@@ -50,18 +50,18 @@ class Number:
 
     @property
     def spread(self) -> str:
-        """Half of its interval, or a question mark for the one that a single seed has not; empty if it needs none."""
+        """Half of its interval, or a question mark with a single seed; empty where no interval is needed."""
         if self.seeds is None:
             return ""
         return "± ?" if self.interval is None else f"± {self.interval:.1f}"
 
     @property
     def mde(self) -> str:
-        """What could have been found, of a difference that is not clear; else empty."""
-        return _mde(self.detectable) if self.clear is False else ""
+        """The minimum detectable effect of an unclear difference; else empty."""
+        return _mde(self.detectable) if self.side == 0 else ""
 
     def __str__(self) -> str:
-        unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.clear is False else ""
+        unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.side == 0 else ""
         text = " ".join(filter(None, (self.points, self.spread, unclear)))
         return text if self.counted else f"({text})"
 
@@ -77,8 +77,8 @@ class Interval:
 
     @property
     def mde(self) -> str:
-        """What could have been found, where the interval holds 0; else empty."""
-        return _mde(self.detectable) if self.low <= 0 <= self.high else ""
+        """The minimum detectable effect where the interval includes 0; else empty."""
+        return _mde(self.detectable) if side(self.low, self.high) == 0 else ""
 
     def __str__(self) -> str:
         ends = f"[{_points(self.low, signed=True)}, {_points(self.high, signed=True)}]"
@@ -100,7 +100,7 @@ Tone = Literal["agrees", "opposite", "unclear", "untested"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim, in words."""
+    """The verdict on a claim, in words."""
 
     text: str
     tone: Tone
@@ -112,34 +112,6 @@ class Verdict:
 Cell = Number | Interval | Probability | Verdict | int | str | None
 
 
-@dataclass(frozen=True)
-class Line:
-    """A name and a cell for each column after the first."""
-
-    name: str
-    cells: tuple[Cell, ...]
-    kind: Kind = "run"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Lines under column heads; the first head is that of the names."""
-
-    columns: tuple[str, ...]
-    lines: tuple[Line, ...]
-    title: str = ""
-    """What tells it from the report's other tables."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Tables of one question, and what must be known to read them."""
-
-    title: str
-    tables: tuple[Table, ...]
-    notes: tuple[str, ...]
-
-
 def words(cell: Cell) -> str:
     """A cell as it is printed."""
     return "–" if cell is None else str(cell)
@@ -148,11 +120,6 @@ def words(cell: Cell) -> str:
 def are_words(cell: Cell, longer_than: int) -> bool:
     """Whether a cell holds a sentence, which may wrap: numbers stay on one line."""
     return not isinstance(cell, Number | Interval) and len(words(cell)) > longer_than
-
-
-def full_name(line: Line) -> str:
-    """The name with its heading, for forms in which a heading is no line of its own."""
-    return f"{HEADINGS[line.kind]}: {line.name}" if line.kind in HEADINGS else line.name
 
 
 def _mde(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The pictures: what is in them, that they are written, and what is said where one can't be drawn."""
+"""The figures: what is in them, that they are written, and what is said where one can't be drawn."""
 
 import io
 import re
@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from switchkd_cli.report.figures import draw, style
-from switchkd_cli.report.figures.attention_maps import Map, Question, attention
-from switchkd_cli.report.figures.gain_and_cost import cost
-from switchkd_cli.report.figures.knee_positions import Position, Sorted, knees
+from switchkd_cli.report.figures.attention_maps import AttentionExample, AttentionMap, attention
+from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
+from switchkd_cli.report.figures.knee_positions import KneePosition, SortedLogits, knees
 from switchkd_cli.report.figures.radar import radar
 from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import read
@@ -62,14 +62,14 @@ class NoModels:
         return []
 
 
-def test_each_picture_is_a_png_and_an_svg_with_its_text_and_what_can_t_be_drawn_is_said(runs, tmp_path):
+def test_each_figure_is_a_png_and_an_svg_with_its_text_and_what_can_t_be_drawn_is_said(runs, tmp_path):
     folder = tmp_path / "deep" / "pictures"
     said = [str(drawn) for drawn in draw.draw(runs, teacher(), NoModels(), folder)]
     assert {p.name for p in folder.iterdir()} == {
         f"{name}.{kind}" for name in ("radar", "curves", "cost") for kind in ("png", "svg")
     }
-    assert any("no picture of attention: needs saved models" in line for line in said)
-    assert any("no picture of knees" in line for line in said)
+    assert any("no figure of attention: needs saved models" in line for line in said)
+    assert any("no figure of knees" in line for line in said)
     for path in folder.glob("*.png"):
         with Image.open(path) as picture:
             assert picture.width > 1000
@@ -77,7 +77,7 @@ def test_each_picture_is_a_png_and_an_svg_with_its_text_and_what_can_t_be_drawn_
     assert "Switch-KD" in text and "Perception" in text and "2 seeds" in text
 
 
-def test_a_picture_drawn_twice_is_the_same_file(runs, tmp_path):
+def test_a_figure_drawn_twice_is_the_same_file(runs, tmp_path):
     for name in ("one", "two"):
         list(draw.draw(runs, teacher(), NoModels(), tmp_path / name))
     assert (tmp_path / "one" / "cost.svg").read_bytes() == (tmp_path / "two" / "cost.svg").read_bytes()
@@ -85,14 +85,14 @@ def test_a_picture_drawn_twice_is_the_same_file(runs, tmp_path):
 
 def test_a_row_looks_the_same_whatever_stands_beside_it(runs, tmp_path):
     other = run(tmp_path, "my-own", "Mine")
-    alone = {row.name: (row.colour, row.mark) for row in style.rows_of([runs[0]])}
-    among = {row.name: (row.colour, row.mark) for row in style.rows_of([other, *runs[2:], runs[0]])}
+    alone = {row.row: (row.colour, row.mark) for row in style.plotted_rows([runs[0]])}
+    among = {row.row: (row.colour, row.mark) for row in style.plotted_rows([other, *runs[2:], runs[0]])}
     assert among["switch-kd"] == alone["switch-kd"]
     assert len(set(among.values())) == 3
 
 
 def test_more_rows_than_colours_are_still_told_apart(tmp_path):
-    rows = style.rows_of([run(tmp_path, f"row{i}", f"Row {i}") for i in range(12)])
+    rows = style.plotted_rows([run(tmp_path, f"row{i}", f"Row {i}") for i in range(12)])
     assert len({(row.colour, row.mark) for row in rows}) == 12
 
 
@@ -101,7 +101,7 @@ def plotted(axes):
 
 
 def test_the_radar_shows_means_over_seeds_and_leaves_a_discredited_benchmark_out_of_its_group(runs):
-    drawn = radar(style.rows_of(runs), teacher({"mmmu_val": ["blind"]}))
+    drawn = radar(style.plotted_rows(runs), teacher({"mmmu_val": ["blind"]}))
     groups, every = drawn.axes
     assert [label.get_text() for label in groups.get_xticklabels()] == ["Perception", "Cognition", "POPE"]
     assert list(plotted(groups)["Switch-KD"].get_ydata()) == [52.5, 42.5, 72.5, 52.5]
@@ -110,15 +110,15 @@ def test_the_radar_shows_means_over_seeds_and_leaves_a_discredited_benchmark_out
 
 
 def test_cost_shows_the_paired_gain_at_its_seconds_and_gib(runs):
-    left, right = cost(style.rows_of(runs), None).axes
+    left, right = gain_and_cost(style.plotted_rows(runs), None).axes
     points = {bar.get_label(): bar.lines[0].get_xydata()[0].tolist() for bar in left.containers}
     assert points == {"Switch-KD": [300.0, 2.5], "SFT": [100.0, 0.0]}
     assert {bar.lines[0].get_xdata()[0] for bar in right.containers} == {2.0, 1.0}
-    assert cost(style.rows_of(runs[:2]), None) is None  # nothing to measure a gain by
+    assert gain_and_cost(style.plotted_rows(runs[:2]), None) is None  # nothing to measure a gain by
 
 
 def test_curves_show_each_term_and_the_teacher_beside_the_cross_entropy(runs):
-    drawn = curves(style.rows_of(runs))
+    drawn = curves(style.plotted_rows(runs))
     shown = [axes for axes in drawn.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") or axes.get_title() for axes in shown] == ["loss of ce, nats"]
     ends = sorted(round(float(line.get_ydata()[-1]), 3) for line in shown[0].get_lines())
@@ -132,7 +132,7 @@ def test_curves_show_the_k_of_each_term_beside_the_teachers(tmp_path):
         k = {"align/teacher": 9, "align/student": 5, "vsd/teacher": 7, "switch": 3, "teacher": 4}
         figures = {f"k/{led}/mean": value for led, value in k.items()}
         folder.log({"stage": "distill", "step": step, "steps": 2, **figures})
-    shown = [axes for axes in curves(style.rows_of([read(folder)])).axes if axes.get_visible()]
+    shown = [axes for axes in curves(style.plotted_rows([read(folder)])).axes if axes.get_visible()]
     ends = {a.get_title(): [float(x.get_ydata()[-1]) for x in a.get_lines()] for a in shown}
     assert {title: found for title, found in ends.items() if "effective k" in title} == {
         "align: effective k of the student": [5.0, 9.0],
@@ -145,8 +145,8 @@ def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():
     logits = np.exp(-np.arange(200) / 20.0)
     gap = 1 - np.arange(200) / 199 - (logits - logits[-1]) / (logits[0] - logits[-1])
     knee = int(gap.argmax()) + 1
-    path = Sorted("teacher", logits, None, knee, 16, ("dog", "cat", "bus"))
-    (axes,) = knees(Position("Switch-KD", "What is it?", "dog", (path,)), "#0072B2").axes
+    path = SortedLogits("teacher", logits, None, knee, 16, ("dog", "cat", "bus"))
+    (axes,) = knees(KneePosition("Switch-KD", "What is it?", "dog", (path,)), "#0072B2").axes
     segment = next(c for c in axes.collections if "knee" in str(c.get_label())).get_segments()[0]
     assert segment[0][0] == segment[1][0] == knee
     assert abs(segment[1][1] - segment[0][1]) == pytest.approx(gap.max())
@@ -155,16 +155,16 @@ def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():
 
 def test_attention_names_every_model_with_the_share_it_spends_on_the_picture():
     picture = Image.new("RGB", (24, 24), "white")
-    maps = tuple(Map(np.full((2, 2), share / 4), "dog") for share in (0.2, 0.8))
-    drawn = attention([Question(picture, "What is it?", "it", "dog", maps)], ["SFT"], ["#E69F00"])
+    maps = tuple(AttentionMap(np.full((2, 2), share / 4), "dog") for share in (0.2, 0.8))
+    drawn = attention([AttentionExample(picture, "What is it?", "it", "dog", maps)], ["SFT"], ["#E69F00"])
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.axes]
     assert titles == ["What is [it]?", "teacher (20%)", "SFT (80%)"]
 
 
 def test_a_map_in_an_svg_lets_the_picture_through_and_brings_all_it_shows(tmp_path):
     picture = Image.new("RGB", (24, 24), "white")
-    maps = (Map(np.array([[0.4, 0.1], [0.0, 0.0]]), "dog"),)
-    drawn = attention([Question(picture, "What is it?", "it", "dog", maps)], [], [])
+    maps = (AttentionMap(np.array([[0.4, 0.1], [0.0, 0.0]]), "dog"),)
+    drawn = attention([AttentionExample(picture, "What is it?", "it", "dog", maps)], [], [])
     _, path = style.write(drawn, tmp_path, "attention")
     links = re.findall(r'href="([^"]{0,22})([^"]*)"', path.read_text())
     assert all(start.startswith(("#", "data:image/png;base64,")) for start, _ in links)

@@ -1,0 +1,85 @@
+"""Write a document's tables and notes as text, Markdown, LaTeX, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.report.document.cells import Cell, Interval, Number, Probability
+from switchkd_cli.report.document.model import Document
+from switchkd_cli.report.formats.latex import to_latex
+from switchkd_cli.report.formats.markdown import to_markdown
+from switchkd_cli.report.formats.text import to_text
+
+NUMBERS = ("value", "interval", "low", "high", "seeds", "counted", "detectable")
+"""Columns of the CSV next to a cell's text: a score or p-value, half of its own interval over N seeds, an
+interval's ends, whether it is in the average, a difference's minimum detectable effect."""
+
+
+def to_csv(document: Document) -> str:
+    """A line for each cell, so that tables of different columns make one: table, line, column, text, numbers.
+
+    The notes are lines of a table `notes`.
+    """
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ("table", "kind", "line", "column", "text", *NUMBERS), lineterminator="\n")
+    writer.writeheader()
+    for table in document.tables:
+        for line in table.lines:
+            for column, cell in zip(table.columns[1:], line.cells, strict=True):
+                place = {"table": table.title or document.title, "kind": line.kind, "line": line.name}
+                text = "" if cell is None else str(cell)
+                writer.writerow(place | {"column": column, "text": text} | _numbers(cell))
+    for note in document.notes:
+        writer.writerow({"table": "notes", "text": note})
+    return out.getvalue()
+
+
+def _numbers(cell: Cell) -> dict[str, object]:
+    """The numbers behind a cell, unrounded."""
+    if isinstance(cell, Number | Interval | Probability):
+        return {k: value for k, value in asdict(cell).items() if k in NUMBERS and value is not None}
+    return {"value": cell} if isinstance(cell, int) else {}
+
+
+def to_json(document: Document) -> str:
+    tables = [
+        {"columns": table.columns, "lines": [asdict(line) for line in table.lines], "title": table.title}
+        for table in document.tables
+    ]
+    content = {"title": document.title, "tables": tables, "notes": document.notes}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Document], str]] = MappingProxyType(
+    {"text": to_text, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
+)
+SUFFIXES: Mapping[str, str] = MappingProxyType(
+    {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
+)
+
+
+def chosen_format(name: str | None, file: Path | None) -> str | None:
+    """The format by its name, else by the file's suffix; None for the screen.
+
+    Raises UserError for an unknown name or suffix, and for a file that can't be written.
+    """
+    problems = []
+    if name is not None and name not in FORMATS:
+        problems.append(f"--format: unknown, got {name!r}{did_you_mean(name, FORMATS)}")
+    if file is not None:
+        if name is None and file.suffix not in SUFFIXES:
+            problems.append(f"--out-file: which format? {file} ends in none of {' '.join(SUFFIXES)}")
+        if not file.absolute().parent.is_dir():
+            problems.append(f"--out-file: {file.parent} is no folder")
+        if file.is_dir():
+            problems.append(f"--out-file: {file} is a folder")
+    if problems:
+        raise UserError(problems, hint=f"--format {'|'.join(FORMATS)}")
+    return name or (SUFFIXES[file.suffix] if file is not None else None)

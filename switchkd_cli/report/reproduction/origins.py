@@ -1,0 +1,96 @@
+"""Where a report's numbers come from: runs, seeds, seconds, machines, versions, commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from switchkd_cli.recipe.find import find_or_none
+from switchkd_cli.report.document.model import Block, Commands, Facts, Points, Text
+from switchkd_cli.report.results.finished_run import ScoredRun
+from switchkd_cli.report.results.recipe_runs import RecipeRuns
+from switchkd_cli.report.results.row_runs import counted
+from switchkd_cli.runs.run_folder import shown
+
+HOW_TO_READ = (
+    "every number here is in, or computed from, the files of a finished run, or printed in the paper",
+    "over seeds: would other trainings say the same on these questions? Over items: would other questions say the same of these models? docs/compare.md has the tests",
+    "intervals over seeds are t intervals of the mean; with one seed there is none, and nothing is called clear",
+)
+
+
+def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[tuple[str, str]]:
+    """The facts at the top of the report."""
+    started = sum(len(recipe.states) for recipe in recipes)
+    many = f"{len(recipes)} recipes" if len(recipes) > 1 else "one recipe"
+    yield "Runs", f"{len(runs)} finished and scored of {started} started or planned, in {many}"
+    titles: dict[str, list[str]] = defaultdict(list)
+    for recipe in recipes:
+        titles[counted(recipe.seeds) if recipe.seeds else "no runs"].append(recipe.title)
+    each = [f"{seeds}: {', '.join(own)}" for seeds, own in titles.items()]
+    yield "Seeds", "; ".join(each if len(titles) > 1 else titles)
+    # a row that another recipe has too is that recipe's run under a name of its own
+    own = {
+        run.info.get("reused", {}).get("from") or "/".join(run.path.parts[-3:]): run for run in runs
+    }.values()
+    if shared := len(runs) - len(own):
+        yield "In common", f"{shared} of them are rows that another recipe has too, trained and scored once"
+    trained = _clock(sum(run.trained for run in own))
+    yield "Training", f"{trained} in all (the stages' own clocks, some side by side)"
+    yield "Runs with scoring", _clock(sum(float(run.info.get("seconds") or 0) for run in own))
+    machines = sorted({str(run.info["machine"]) for run in runs if run.info.get("machine")})
+    yield "Machine", "; ".join(machines) or "not recorded in these runs"
+    times = sorted(str(run.info["ended"])[:16].replace("T", " ") for run in runs if run.info.get("ended"))
+    if times:
+        yield "Finished", f"{times[0]} to {times[-1]} UTC"
+
+
+def made(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[Block]:
+    """The section at the end: commands, versions, how to read the report."""
+    yield Text("To make the same runs again (finished ones are skipped):")
+    yield Commands(tuple(command(recipe) for recipe in recipes))
+    records = [record for run in runs for record in (run.info, run.info.get("reused") or {})]
+    commands = dict.fromkeys(tuple(record.get("command") or ()) for record in records)
+    typed = [shlex.join(words) for words in commands if words[1:2] in (("ablate",), ("distill",))]
+    if typed:
+        yield Text("The commands as typed:")
+        yield Commands(tuple(typed))
+    yield Facts(tuple(_versions(runs)))
+    yield Text("How to read it:")
+    yield Points(HOW_TO_READ)
+
+
+def command(recipe: RecipeRuns) -> str:
+    """The command that makes the recipe's runs again, under the same folder."""
+    world = recipe.name.partition("@")[2]
+    name = recipe.stem.replace("_", "-")
+    known = find_or_none(name)
+    own = known is not None and known.resolve() == recipe.file.resolve()
+    parts = ["switchkd", "ablate", name if own else shown(recipe.file.absolute())]
+    parts += ["--world", world] if world else []
+    if recipe.started and recipe.not_started:
+        parts += ["--rows", ",".join(run.row for run in recipe.started)]
+    seeds = recipe.seeds or [recipe.planned[0].seed]
+    parts += ["--seeds", str(seeds[-1] - seeds[0] + 1)]
+    parts += ["--seed", str(seeds[0])] if seeds[0] != recipe.planned[0].seed else []
+    root = shown(recipe.runs[0].path.parents[2]) if recipe.runs else "runs"
+    parts += ["--out", root] if root != "runs" else []
+    return shlex.join(parts)
+
+
+def _versions(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, str]]:
+    """Versions of training, scoring and this code; a library appears once per version."""
+    trained = [run.versions for run in runs]
+    scored = [run.results.get("versions") or {} for run in runs]
+    for name, versions in (("Trained with", trained), ("Scored with", scored)):
+        pairs = {(library, str(v)) for each in versions for library, v in each.items() if v}
+        yield name, ", ".join(f"{library} {version}" for library, version in sorted(pairs)) or "not recorded"
+    commits = dict.fromkeys(str(run.info["commit"]) for run in runs if run.info.get("commit"))
+    yield "Commits", ", ".join(commits) or "not recorded"
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    clock = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    return f"{seconds:,.0f} s ({clock})"

@@ -1,0 +1,108 @@
+"""A recipe row's runs over seeds, and which runs of two rows are paired."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.report.results.finished_run import ScoredRun
+from switchkd_cli.runs.run_folder import shown
+
+SFT = "sft"  # the default reference row
+
+Score = Callable[[ScoredRun], float | None]
+"""One figure of a run."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowRuns:
+    """A row's finished runs, seeds in ascending order."""
+
+    name: str
+    """Title and seeds."""
+    title: str
+    """Without the seeds, where that is enough to tell it from the others."""
+    runs: tuple[ScoredRun, ...]
+
+    @property
+    def row(self) -> str:
+        return self.runs[0].row
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it was trained here; a scored model has no seed."""
+        return self.runs[0].is_run
+
+    def by_seed(self, score: Score) -> dict[int | None, float]:
+        """The runs' values of one figure, without runs that lack it."""
+        values = {run.seed: score(run) for run in self.runs}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def means(self) -> dict[str, float]:
+        """Mean score over the runs, by task."""
+        return {task: fmean(run.scores[task] for run in self.runs) for task in self.runs[0].scores}
+
+
+def grouped(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
+    """The runs by row folder, in the given order; runs of a single row each stand alone."""
+    runs = list({run.path: run for run in runs}.values())
+    rows: dict[object, list[ScoredRun]] = {}
+    for run in runs:
+        rows.setdefault(run.home, []).append(run)
+    if len(rows) == 1:
+        rows = {run.path: [run] for run in runs}
+    groups = [sorted(row, key=lambda run: run.seed or 0) for row in rows.values()]
+    plain = names = [
+        own[0].name if len(own) == 1 else f"{own[0].title} ({counted([run.seed for run in own])})"
+        for own in groups
+    ]
+    for prefixes in ([own[0].recipe for own in groups], [shown(own[0].home) for own in groups]):
+        count = Counter(names)  # rows of one name get their recipe, and their folder if that is not enough
+        names = [
+            f"{prefix}: {short}" if count[name] > 1 else name
+            for prefix, short, name in zip(prefixes, plain, names, strict=True)
+        ]
+    titles = Counter(own[0].title for own in groups)
+    return tuple(
+        RowRuns(name, own[0].title if titles[own[0].title] == 1 else name, tuple(own))
+        for name, own in zip(names, groups, strict=True)
+    )
+
+
+def reference(rows: Sequence[RowRuns], controls: Sequence[str], against: str | None) -> RowRuns:
+    """The row that the others are measured against: `against`, else the first control, else the first row.
+
+    Raises UserError when no row is called `against`.
+    """
+    by_name = {row.row: row for row in reversed(rows)}
+    if against is not None:
+        if against not in by_name:
+            raise UserError(
+                f"--against: no run of this row here, got {against!r}{did_you_mean(against, by_name)}"
+            )
+        return by_name[against]
+    return next((by_name[name] for name in (*controls, SFT) if name in by_name), rows[0])
+
+
+def pairs(ours: RowRuns, theirs: RowRuns) -> list[tuple[ScoredRun, ScoredRun]]:
+    """Pairs of runs with the same seed; two single runs are a pair whatever their seeds.
+
+    A model without a seed is paired with every run.
+    """
+    if not (ours.is_run and theirs.is_run) or len(ours.runs) == len(theirs.runs) == 1:
+        return [(one, other) for one in ours.runs for other in theirs.runs]
+    by_seed = {run.seed: run for run in theirs.runs}
+    return [(run, by_seed[run.seed]) for run in ours.runs if run.seed in by_seed]
+
+
+def counted(seeds: Sequence[int | None]) -> str:
+    """Ascending seeds in words: `seed 1`, `seeds 1-5`, `seeds 1, 3`."""
+    known = [seed for seed in seeds if seed is not None]
+    if len(known) == 1:
+        return f"seed {known[0]}"
+    if len(known) > 2 and known[-1] - known[0] == len(known) - 1:
+        return f"seeds {known[0]}-{known[-1]}"
+    return f"seeds {', '.join(map(str, known))}"
