@@ -12,7 +12,7 @@ import pytest
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
-from switchkd_cli.planning.estimate import machine
+from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe import find
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.scheduler import launch
@@ -65,7 +65,7 @@ def test_a_loss(here, loss):
 
 def test_a_loss_is_planned(here, loss):
     run = load(tiny_run.write(here, distill={"objective": [tiny_run.CE, loss]}))
-    plan = launch.forecast(run, machine(None, "fp32"), here / "runs", {})
+    plan = launch.estimate(run, planned_machine(None, "fp32"), here / "runs", {})
     assert plan.stages[1].flops > plan.stages[0].flops > 0
 
 

@@ -23,7 +23,7 @@ from scripts.bench.three_forwards import Loss, ThreeForwards
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.shape import shape
-from switchkd_cli.engine.cost.workload import Rows, Terms
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.losses import dbild
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.trainer import Trainer
@@ -131,9 +131,9 @@ def floor(paths: Paths, given: Batch, row: Row) -> float:
     """Operations of a step that no way of computing its terms can do without (engine/cost/flops.py)."""
     stage = stage_of(row, len(given.ids))
     count, length = given.input_ids.shape
-    rows = Rows(count, len(given.pictures), length, int(given.predicting("answer").sum()))
+    micro_batch = MicroBatch(count, len(given.pictures), length, int(given.predicting("answer").sum()))
     student, teacher = (shape(model.model.config) for model in (paths.student, paths.teacher))
-    counted = flops.step(student, teacher, rows, Terms(stage.paths, frozenset(stage.train), ()))
+    counted = flops.step(student, teacher, micro_batch, Computation(stage.paths, frozenset(stage.train)))
     return sum(count for name, count in counted.items() if name not in row.spared)
 
 

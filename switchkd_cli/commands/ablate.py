@@ -87,7 +87,7 @@ def _jobs(jobs: int | None, planned: Sequence[Run], config: LaunchConfig | None)
         return jobs or min(2, cores())
     if (jobs or 1) > 1:
         raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
-    preflight.check_shared(planned, config.world_size)
+    preflight.check_batches(planned, config.world_size)
     return 1
 
 

@@ -1,49 +1,50 @@
-"""What a run is foretold to need: plain figures that the engine works out and the console draws."""
+"""Plain data classes for the estimate of what a run needs: the engine computes them, the terminal prints them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from switchkd_cli.errors import UserError, did_you_mean
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(BaseModel):
     """What a plan is made for. `memory` is one GPU's in GiB, `tflops` its peak in TFLOP/s at the recipe's precision.
 
     `utilisation` is the share of the peak that a run reaches, `zero` the DeepSpeed ZeRO stage (0: none), `offload` what
-    DeepSpeed keeps in the machine's memory instead of the GPUs'.
+    DeepSpeed keeps in the machine's memory instead of the GPUs'. The defaults are for bf16: H100 SXM, dense, and the
+    paper's ZeRO-2 (it doesn't name its hardware).
     """
 
-    gpus: int = 8
-    memory: float = 80.0
-    tflops: float = 989.0
-    utilisation: float = 0.35
-    zero: int = 2
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpus: int = Field(8, ge=1)
+    memory: float = Field(80.0, gt=0)
+    tflops: float = Field(989.0, gt=0)
+    zero: int = Field(2, ge=0, le=3)
+    utilisation: float = Field(0.35, gt=0, le=1)
     offload: str = "none"
 
     def __str__(self) -> str:
         count = "1 GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
-        kept = f" with offload of {self.offload}" if self.offload != "none" else ""
-        zero = f", DeepSpeed ZeRO-{self.zero}{kept}" if self.zero else ""
+        offload = f" with offload of {self.offload}" if self.offload != "none" else ""
+        zero = f", DeepSpeed ZeRO-{self.zero}{offload}" if self.zero else ""
         speed = f"{self.utilisation:.0%} of a peak of {self.tflops:g} TFLOP/s"
         return f"{count} of {self.memory:g} GiB, {speed}{zero}"
 
 
-USUAL = {
-    "bf16": Machine(),  # H100 SXM, dense bf16; ZeRO-2 is the paper's; no hardware is told there
-    "fp32": Machine(gpus=1, tflops=67.0, zero=0),  # one of them, float32 without tensor cores
-}
-"""The machine that is planned for when nobody names one, by the recipe's precision."""
-
-SMALLEST = {"gpus": 1, "memory": 0.0, "tflops": 0.0, "utilisation": 0.0, "zero": 0}
-LARGEST = {"utilisation": 1.0, "zero": 3}
+FP32 = {"gpus": 1, "tflops": 67.0, "zero": 0}  # one H100, float32 without tensor cores
+KEYS = [
+    key for key in Machine.model_fields if key != "offload"
+]  # of --machine; the recipe says what is offloaded
 
 
-def machine(
+def planned_machine(
     text: str | None,
     precision: str,
     *,
@@ -51,83 +52,79 @@ def machine(
     offload: str = "none",
     gpus: int | None = None,
 ) -> Machine:
-    """The usual machine, as the recipe shares its training out, with the changes of `gpus=4,memory=40`.
+    """Return the machine to plan for: the default one of a recipe's precision, changed by `gpus=4,memory=40`.
 
-    Raises UserError naming every wrong one.
+    `zero` and `offload` are the recipe's. Raises UserError naming every wrong change.
     """
-    usual = replace(USUAL[precision], offload=offload)
-    usual = replace(usual, zero=usual.zero if zero is None else zero, gpus=gpus or usual.gpus)
-    kinds = {
-        field.name: type(getattr(usual, field.name)) for field in fields(Machine) if field.name in SMALLEST
-    }
-    changes, problems = {}, []
-    for word in filter(None, (text or "").split(",")):
-        key, _, value = (part.strip() for part in word.partition("="))
-        try:
-            changes[key] = number = kinds[key](value)
-            above = number > 0 and number >= SMALLEST[key] if key != "zero" else number >= 0
-            if not (above and number <= LARGEST.get(key, float("inf"))):
-                problems.append(f"--machine: {key}: out of range, got {value!r}")
-        except KeyError:
-            problems.append(f"--machine: unknown key, got {key!r}{did_you_mean(key, kinds)}")
-        except ValueError:
-            problems.append(f"--machine: {key}: must be a number, got {value!r}")
+    values: dict[str, Any] = FP32 if precision == "fp32" else {}
+    recipe = {"zero": zero, "gpus": gpus or None, "offload": offload}
+    values = values | {key: value for key, value in recipe.items() if value is not None}
+    pairs = [word.partition("=") for word in (text or "").split(",") if word]
+    changes = {key.strip(): value.strip() for key, _, value in pairs}
+    unknown = [key for key in changes if key not in KEYS]
+    problems = [f"--machine: unknown key, got {key!r}{did_you_mean(key, KEYS)}" for key in unknown]
+    try:
+        machine = Machine(**values | {key: changes[key] for key in changes if key in KEYS})
+    except ValidationError as invalid:
+        for error in invalid.errors():
+            wrong = "must be a number" if error["type"].endswith("_parsing") else "out of range"
+            problems.append(f"--machine: {error['loc'][0]}: {wrong}, got {error['input']!r}")
     if problems:
         raise UserError(problems, hint="--machine gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2")
-    return replace(usual, **changes)
+    return machine
 
 
 @dataclass(frozen=True)
-class ModelForecast:
-    """One model's parameters by part (none: unknown), tokens of a picture, and where this is known from."""
+class ModelEstimate:
+    """One model's parameters by part (none: unknown), tokens of an image, and where this is known from."""
 
     who: str
-    name: str
-    parts: Mapping[str, int]
+    parameters: Mapping[str, int]
     image_tokens: int | None
     source: str
 
 
 @dataclass(frozen=True)
-class DataForecast:
-    """A data set: its rows, and the tokens of the mean and of the longest row that was looked at (None: unknown)."""
+class DataEstimate:
+    """A data set: its size, and the tokens of the mean and of the longest example of a sample (None: unknown)."""
 
     name: str
-    rows: int | None
-    image: float | None
-    prompt: float | None
-    answer: float | None
-    longest: int | None
     source: str
+    rows: int | None = None
+    image: float | None = None
+    prompt: float | None = None
+    answer: float | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
-class StageForecast:
-    """One stage. `memory` is bytes of one GPU by component; `flops` are a step's, over all GPUs.
+class StageEstimate:
+    """One stage; None is unknown. `memory` is bytes of one GPU by component; `flops` are a step's, over all GPUs.
 
-    `padding` is the share of padding among a step's tokens, `grouped` the same with `group_by: modality_length`.
+    `largest_micro_batch` is the largest that fits (None: not even 1), `padding` a share of a step's tokens,
+    `saved_bytes` the size of the saved student; `notes` say what the recipe should change, and what is written to disk.
     """
 
     name: str
-    data: DataForecast
+    key: str
     reused: bool
-    steps: int | None
+    data: DataEstimate
     batch: int
     gpus: int
-    micro: int | None
-    largest: int | None
-    padding: float | None
-    grouped: float | None
-    trained: int | None
-    memory: Mapping[str, float]
-    flops: float | None
-    hours: float | None
-    checkpoint: float | None
-    key: str
+    steps: int | None = None
+    trained: int | None = None
+    saved_bytes: float | None = None
+    micro_batch: int | None = None
+    largest_micro_batch: int | None = None
+    memory: Mapping[str, float] = field(default_factory=dict)
+    padding: float | None = None
+    flops: float | None = None
+    hours: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def accumulation(self) -> int | None:
-        return self.batch // (self.gpus * self.micro) if self.micro else None
+        return self.batch // (self.gpus * self.micro_batch) if self.micro_batch else None
 
 
 @dataclass(frozen=True)
@@ -141,12 +138,12 @@ class Download:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What one run needs, and what was assumed to say so."""
+class RunEstimate:
+    """What one run needs; the notes say what this rests on and what the recipe should change."""
 
     machine: Machine
-    models: tuple[ModelForecast, ...]
+    models: tuple[ModelEstimate, ...]
     vocabulary: str
-    stages: tuple[StageForecast, ...]
+    stages: tuple[StageEstimate, ...]
     downloads: tuple[Download, ...]
     notes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a run would do on this machine, before anything heavy is imported or written."""
+"""What a run would do on this machine, checked before anything heavy is imported or written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from switchkd_cli.runs.claim import folder_state
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage and whether its output is already there."""
+    """A stage, and whether its output is already there."""
 
     stage: Stage
     reused: bool
@@ -25,7 +25,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, where it goes, what is there, and its stages."""
+    """A run, its folder, what the folder holds (`state`), and its stages."""
 
     run: Run
     folder: run_folder.RunFolder
@@ -34,48 +34,44 @@ class Plan:
 
 
 def plan(run: Run, root: Path) -> Plan:
-    """What the run would do; nothing is written."""
+    """Return what the run would do; nothing is written."""
     folder = run_folder.folder(root, run)
-    built = [run_folder.stage(root, run.stage_key(i)).done for i in range(len(run.config.stages))]
-    last = max((i for i, there in enumerate(built) if there), default=-1)
+    done = [run_folder.stage(root, run.stage_key(i)).done for i in range(len(run.config.stages))]
+    last = max((i for i, is_done in enumerate(done) if is_done), default=-1)
     stages = tuple(StagePlan(stage, i <= last) for i, stage in enumerate(run.config.stages))
     return Plan(run, folder, folder_state(folder, run), stages)
 
 
-def check(planned: Iterable[Run], made: Collection[Path] = ()) -> None:
+def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
     """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub.
 
-    Folders that other runs will have `made` by then may be missing.
-    And, with code MACHINE, for a library that is missing or outside its range: better now than after training.
+    Folders that other runs will have made by then (`planned`) may be missing. Raise it with code MACHINE for a library
+    that is missing or outside its range: better now than after training.
     """
-    planned = list(planned)
-    problems: dict[str, None] = {}
-    hints: dict[str, None] = {}
-    for run in planned:
-        for field, name in (
-            *model_names("student", run.config.student),
-            *model_names("teacher", run.config.teacher),
-        ):
-            if Path(name).absolute() in made:
+    runs = list(runs)
+    problems: list[str] = []
+    hints: list[str] = []
+    for run in runs:
+        models = (*model_names("student", run.config.student), *model_names("teacher", run.config.teacher))
+        for field, name in models:
+            if Path(name).absolute() in planned:
                 continue
             try:
                 locate(name)
             except UserError as error:
-                problems.update({f"{run.recipe}: {field}: {problem}": None for problem in error.problems})
-                hints[error.hint] = None
+                problems += [f"{run.recipe}: {field}: {problem}" for problem in error.problems]
+                hints.append(error.hint)
     if problems:
-        raise UserError(list(problems), hint="; ".join(filter(None, hints)))
-    library_versions.check(scoring=any(run.config.evaluation for run in planned))
+        raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, dict.fromkeys(hints))))
+    library_versions.check(scoring=any(run.config.evaluation for run in runs))
 
 
-def check_shared(planned: Iterable[Run], processes: int) -> None:
-    """Raise UserError naming every batch that can't be shared out evenly among the processes."""
-    stages = [stage for run in planned for stage in run.config.stages if stage.batch % processes]
-    problems = {
-        f"stages.{stage.name}.batch: must be a multiple of the {processes} processes, got {stage.batch}": stage
-        for stage in stages
-    }
-    if problems:
-        batch = min(stage.batch for stage in problems.values())
-        fits = max(n for n in range(1, processes) if batch % n == 0)
-        raise UserError(list(problems), hint=f"--gpus {fits}, or change the batch")
+def check_batches(runs: Iterable[Run], processes: int) -> None:
+    """Raise UserError naming every batch that can't be split evenly among the processes."""
+    uneven = [stage for run in runs for stage in run.config.stages if stage.batch % processes]
+    if uneven:
+        must = f"must be a multiple of the {processes} processes"
+        problems = [f"stages.{stage.name}.batch: {must}, got {stage.batch}" for stage in uneven]
+        smallest = min(stage.batch for stage in uneven)
+        divisor = max(n for n in range(1, processes) if smallest % n == 0)
+        raise UserError(list(dict.fromkeys(problems)), hint=f"--gpus {divisor}, or change the batch")

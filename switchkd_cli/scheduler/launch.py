@@ -18,7 +18,7 @@ from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, i
 from switchkd_cli.errors import UserError, print_in_any_encoding, system_errors
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
-from switchkd_cli.planning.estimate import Forecast, Machine
+from switchkd_cli.planning.estimate import Machine, RunEstimate
 from switchkd_cli.planning.library_versions import import_errors
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.runs import reuse, run_folder
@@ -147,11 +147,11 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
     return run_folder.scores(shared), shared.path
 
 
-def forecast(run: Run, machine: Machine, root: Path, made: Mapping[Path, Run]) -> Forecast:
+def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run]) -> RunEstimate:
     """Estimate what the run needs on a machine; nothing is loaded, downloaded or trained."""
     with import_errors():
-        from switchkd_cli.engine.cost.forecast import forecast
-    return forecast(run, machine, root, made)
+        from switchkd_cli.engine.cost.run_estimate import estimate_run
+    return estimate_run(run, machine, root, planned)
 
 
 class FigureData:

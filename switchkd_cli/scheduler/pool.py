@@ -39,7 +39,7 @@ def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
     Keys are computed here first, so that the processes find the hashes of all files.
     """
     launch.check(planned)
-    preflight.check_shared(planned, config.world_size)
+    preflight.check_batches(planned, config.world_size)
     for run in planned:
         _ = run.key
     launch.start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)

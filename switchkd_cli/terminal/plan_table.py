@@ -2,118 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-from switchkd_cli.planning.estimate import GIB, Download, Forecast, StageForecast
+from switchkd_cli.planning.estimate import GIB, RunEstimate, StageEstimate
 from switchkd_cli.terminal.console import stdout
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 UNKNOWN = "unknown"
+PARTS = ("vision", "projector", "language")
 
 
-def show_run(forecast: Forecast, before: Forecast | None = None) -> None:
-    """One run's models, if they are not those of the run before, and its stages, a column a stage."""
-    if before is None or before.models != forecast.models:
-        _print_models(forecast)
-    print(forecast.vocabulary)
-    _print_stages(forecast)
+def show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
+    """Print one run's models, if they are not those of the run before, and its stages, a column a stage."""
+    if before is None or before.models != estimate.models:
+        table = _table("parameters", *PARTS, "all", "tokens an image")
+        for model in estimate.models:
+            counts = [*map(model.parameters.get, PARTS), sum(model.parameters.values()) or None]
+            table.add_row(model.who, *map(_count, counts), _number(model.image_tokens))
+        stdout().print(table)
+        for model in estimate.models:
+            print(f"{model.who}: {model.source}")
+    print(estimate.vocabulary)
+    stages = estimate.stages
+    table = _table("stage", *(stage.name for stage in stages))
 
+    def line(name: str, cells: Iterable[str]) -> None:
+        table.add_row(name, *cells)
 
-def show_all(forecasts: Sequence[Forecast]) -> None:
-    """Hours and disk of all runs, what stages they share counted once; downloads; what the figures rest on."""
-    stages = {stage.key: stage for forecast in forecasts for stage in forecast.stages if not stage.reused}
-    downloads = {d.name + d.where: d for forecast in forecasts for d in forecast.downloads}
-    for machine in dict.fromkeys(forecast.machine for forecast in forecasts):
-        print(f"machine  {machine}")
-    print(f"time     {_sum([stage.hours for stage in stages.values()], _time)} for what is to be trained")
-    print(f"disk     {_sum([stage.checkpoint for stage in stages.values()], _gigabytes)} of saved students")
-    for download in downloads.values():
-        print(f"fetch    {_download(download)}")
-    for note in dict.fromkeys(note for forecast in forecasts for note in forecast.notes):
-        print(f"note     {note}")
-
-
-def _print_models(forecast: Forecast) -> None:
-    table = _table("parameters", "vision", "projector", "language", "all", "tokens a picture")
-    for model in forecast.models:
-        counts = [_count(model.parts.get(part)) for part in ("vision", "projector", "language")]
-        everything = _count(sum(model.parts.values()) or None)
-        table.add_row(model.who, *counts, everything, _number(model.image_tokens))
-    stdout().print(table)
-    for model in forecast.models:
-        print(f"{model.who}: {model.source}")
-
-
-def _print_stages(forecast: Forecast) -> None:
-    table = _table("stage", *(stage.name for stage in forecast.stages))
     for name, cell in _LINES.items():
-        table.add_row(name, *(cell(stage) for stage in forecast.stages))
-    components = dict.fromkeys(name for stage in forecast.stages for name in stage.memory)
-    for name in components:
-        if any(stage.memory.get(name) for stage in forecast.stages):
-            table.add_row(f"  {name}", *(_memory(stage.memory.get(name)) for stage in forecast.stages))
-    table.add_row(
-        f"  together, of {forecast.machine.memory:g} GiB",
-        *(_memory(sum(stage.memory.values()) or None) for stage in forecast.stages),
-    )
-    for name, cell in _ENDS.items():
-        table.add_row(name, *(cell(stage) for stage in forecast.stages))
+        line(name, map(cell, stages))
+    for name in dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size):
+        line(f"  {name}", (_memory(stage.memory.get(name)) for stage in stages))
+    together = (_memory(sum(stage.memory.values()) or None) for stage in stages)
+    line(f"  together, of {estimate.machine.memory:g} GiB", together)
+    line("TFLOP a step", (_number(stage.flops and stage.flops / 1e12) for stage in stages))
+    line("time", ("reused" if stage.reused else _time(stage.hours) for stage in stages))
+    line("saved student", (_file_size(stage.saved_bytes) for stage in stages))
     stdout().print(table)
-    for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in forecast.stages):
+    for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
         print(source)
     print()
 
 
-def _batch(stage: StageForecast) -> str:
-    """micro-batch x accumulation x GPUs."""
-    return f"{_number(stage.micro)} x {_number(stage.accumulation)} x {stage.gpus}"
+def show_all(estimates: Sequence[RunEstimate]) -> None:
+    """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
+    stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
+    downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
+    for machine in dict.fromkeys(estimate.machine for estimate in estimates):
+        print(f"machine  {machine}")
+    print(f"time     {_sum([stage.hours for stage in stages.values()], _time)} for what is to be trained")
+    print(f"disk     {_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
+    for download in downloads.values():
+        size = "" if download.size is None else f", {_file_size(download.size)}"
+        note = f" ({download.note})" if download.note else ""
+        print(f"fetch    {download.name}{size} -> {download.where}{note}")
+    for note in dict.fromkeys(note for estimate in estimates for note in estimate.notes):
+        print(f"note     {note}")
 
 
-def _largest(stage: StageForecast) -> str:
-    if stage.micro is None:
-        return UNKNOWN
-    return "none" if stage.largest is None else str(stage.largest)
+def _largest(stage: StageEstimate) -> str:
+    fits_none = stage.micro_batch is not None and stage.largest_micro_batch is None
+    return "none" if fits_none else _number(stage.largest_micro_batch)
 
 
-_LINES: dict[str, Callable[[StageForecast], str]] = {
-    "rows of data": lambda stage: _number(stage.data.rows),
-    "tokens a row": lambda stage: _number(_tokens(stage)),
-    "  picture": lambda stage: _number(stage.data.image),
-    "  prompt": lambda stage: _number(stage.data.prompt),
-    "  answer": lambda stage: _number(stage.data.answer),
-    "  longest row": lambda stage: _number(stage.data.longest),
-    "steps": lambda stage: _number(stage.steps),
-    "rows a step": lambda stage: _number(stage.batch),
-    "  micro x accumulation x GPUs": _batch,
-    "  largest micro-batch that fits": _largest,
-    "  padding, of all tokens": lambda stage: _share(stage.padding),
-    "parameters trained": lambda stage: _count(stage.trained),
-    "memory of one GPU": lambda stage: "",
-}
-_ENDS: dict[str, Callable[[StageForecast], str]] = {
-    "TFLOP a step": lambda stage: _number(stage.flops and stage.flops / 1e12),
-    "time": lambda stage: "reused" if stage.reused else _time(stage.hours),
-    "saved student": lambda stage: _gigabytes(stage.checkpoint),
-}
-
-
-def _tokens(stage: StageForecast) -> float | None:
-    parts = (stage.data.image, stage.data.prompt, stage.data.answer)
-    return None if None in parts else sum(parts)
-
-
-def _download(download: Download) -> str:
-    note = f" ({download.note})" if download.note else ""
-    size = "" if download.size is None else f", {_gigabytes(download.size)}"
-    return f"{download.name}{size} -> {download.where}{note}"
-
-
-def _sum(values: Sequence[float | None], told: Callable[[float], str]) -> str:
-    known = told(sum(value for value in values if value is not None))
-    return f"at least {known}, not all are known" if None in values else known
+def _tokens(stage: StageEstimate) -> float | None:
+    parts = [part for part in (stage.data.image, stage.data.prompt, stage.data.answer) if part is not None]
+    return sum(parts) if parts else None
 
 
 def _number(value: float | None) -> str:
-    """Whole from a hundred on; two digits of what is small."""
+    """No decimals from a hundred on; two digits of small numbers."""
     if value is None:
         return UNKNOWN
     if isinstance(value, int) or value >= 100 or value == 0:
@@ -121,41 +83,52 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def _share(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.0%}"
-
-
-def _count(value: float | None) -> str:
+def _scaled(value: float | None, large: tuple[float, str], small: tuple[float, str]) -> str:
+    """In the large unit from a tenth of it on."""
     if value is None:
         return UNKNOWN
-    return f"{value / 1e6:,.1f} M" if value >= 1e5 else f"{value / 1e3:,.1f} K"
+    size, unit = large if value >= large[0] / 10 else small
+    return f"{value / size:,.1f} {unit}"
+
+
+_count = partial(_scaled, large=(1e6, "M"), small=(1e3, "K"))
+_memory = partial(_scaled, large=(GIB, "GiB"), small=(2**20, "MiB"))
+_file_size = partial(_scaled, large=(1e9, "GB"), small=(1e6, "MB"))
 
 
 def _time(hours: float | None) -> str:
     if hours is None:
         return UNKNOWN
-    return (
-        f"{hours:,.1f} h"
-        if hours >= 1
-        else f"{60 * hours:.1f} min"
-        if hours >= 1 / 60
-        else f"{3600 * hours:.1f} s"
-    )
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 
 
-def _memory(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{value / GIB:,.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:,.1f} MiB"
+def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
+    known = form(sum(value for value in values if value is not None))
+    return f"at least {known}, not all are known" if None in values else known
 
 
-def _gigabytes(value: float | None) -> str:
-    return (
-        UNKNOWN if value is None else f"{value / 1e9:,.1f} GB" if value >= 1e8 else f"{value / 1e6:,.1f} MB"
-    )
+_LINES: dict[str, Callable[[StageEstimate], str]] = {
+    "rows of data": lambda stage: _number(stage.data.rows),
+    "tokens a row": lambda stage: _number(_tokens(stage)),
+    "  image": lambda stage: _number(stage.data.image),
+    "  prompt": lambda stage: _number(stage.data.prompt),
+    "  answer": lambda stage: _number(stage.data.answer),
+    "  longest row": lambda stage: _number(stage.data.longest),
+    "steps": lambda stage: _number(stage.steps),
+    "rows a step": lambda stage: _number(stage.batch),
+    "  micro x accumulation x GPUs": lambda stage: (
+        f"{_number(stage.micro_batch)} x {_number(stage.accumulation)} x {stage.gpus}"
+    ),
+    "  largest micro-batch that fits": _largest,
+    "  padding, of all tokens": lambda stage: UNKNOWN if stage.padding is None else f"{stage.padding:.0%}",
+    "parameters trained": lambda stage: _count(stage.trained),
+    "memory of one GPU": lambda stage: "",
+}
 
 
-def _table(first: str, *others: str):
+def _table(first: str, *others: str) -> Table:
     from rich import box
     from rich.table import Table
 

@@ -532,7 +532,7 @@ def test_with_a_library_outside_its_range_nothing_is_trained_or_scored(refused, 
     real = metadata.version
     monkeypatch.setattr(metadata, "requires", lambda name: ["filelock<4.3,>=3.16"])
     monkeypatch.setattr(metadata, "version", lambda name: "4.3.1" if name == "filelock" else real(name))
-    monkeypatch.setattr(library_versions, "_outside", library_versions._outside.__wrapped__)
+    monkeypatch.setattr(library_versions, "_outside_range", library_versions._outside_range.__wrapped__)
     problem, hint = refused(*command, code=3)
     assert problem.startswith("filelock 4.3.1 is installed, switchkd needs ")
     assert hint == "hint: pip install 'filelock<4.3,>=3.16'"

@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.shape import shape
-from switchkd_cli.engine.cost.workload import Terms
+from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.recipe.schema import RECOMPUTED
 from tests.support import tiny
-from tests.support.measured import clip_batch, clip_pair, only, pair, rows_of, ways
+from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways
 
 ERROR = 1e-6  # relative: the same operations are counted, one by one
 OVERCOUNTED = 31 * 2 * 2 * 4 * 9 * 32
@@ -32,9 +32,9 @@ def counted(paths, batch, wanted, train):
     return counter.get_total_flops()
 
 
-def planned(paths, batch, terms):
+def planned(paths, batch, computed):
     shapes = shape(paths.student.model.config), shape(paths.teacher.model.config)
-    return sum(flops.step(*shapes, rows_of(batch), terms).values())
+    return sum(flops.step(*shapes, micro_batch(batch), computed).values())
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_a_step_takes_the_operations_that_are_planned(kind, tmp_path):
     for wanted, train in ways():
         over = OVERCOUNTED if kind == "clip" and "projector" in train else 0
         found = counted(paths, batch, wanted, train) - over
-        assert planned(paths, batch, Terms(wanted, train, ())) == pytest.approx(found, rel=ERROR), (
+        assert planned(paths, batch, Computation(wanted, train)) == pytest.approx(found, rel=ERROR), (
             wanted,
             train,
         )
@@ -58,5 +58,5 @@ def test_what_is_recomputed_takes_the_operations_that_are_planned(kind, what, tm
     again = frozenset(RECOMPUTED if what == "all" else {what})
     paths.recompute(again)
     found = counted(paths, batch, wanted, train)
-    assert planned(paths, batch, Terms(wanted, train, (), again)) == pytest.approx(found, rel=ERROR)
-    assert found > planned(paths, batch, Terms(wanted, train, ()))
+    assert planned(paths, batch, Computation(wanted, train, again)) == pytest.approx(found, rel=ERROR)
+    assert found > planned(paths, batch, Computation(wanted, train))

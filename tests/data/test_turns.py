@@ -11,7 +11,7 @@ import pytest
 from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.cost import data_sample
-from switchkd_cli.engine.cost.model_facts import Known, known
+from switchkd_cli.engine.cost.model_facts import KnownModel, describe_model
 from switchkd_cli.engine.data import open_file, parquet_file, rows
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json, llava_row
@@ -495,7 +495,7 @@ def test_what_training_would_refuse_a_dry_run_refuses(recipe, monkeypatch, capsy
 
 
 def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data_sample, "SAMPLED", 1)
+    monkeypatch.setattr(data_sample, "SAMPLE_SIZE", 1)
     codes = []
     for raw in (("", "dog"), ("dog", "")):
         file = recipe(0.5, [tiny.row("a", "a.png", ("What?", answer)) for answer in raw])
@@ -509,8 +509,8 @@ def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, tmp_path, monkeyp
 def test_rows_of_a_model_that_is_not_here_are_told_of_too(recipe, tmp_path):
     """Its tokenizer is not here: nothing can be cut or refused by a template, the rows' own faults are seen."""
     parts = Parts(family="llava", vision="google/siglip-so400m-patch14-384", language="Qwen/Qwen2.5-0.5B")
-    away = known(parts, "student", {})
-    assert isinstance(away, Known) and away.blueprint is None
+    away = describe_model(parts, "student", {})
+    assert isinstance(away, KnownModel) and away.blueprint is None
     recipe(0.5)
     parameters = {"file": str(tmp_path / "rows.json"), "images": str(tmp_path)}
     for faults in (0.5, 0.1):
@@ -518,8 +518,8 @@ def test_rows_of_a_model_that_is_not_here_are_told_of_too(recipe, tmp_path):
         with (
             nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: at most one image")
         ):
-            seen = data_sample.look(spec, away, tmp_path / "runs", tmp_path, {})
-    assert [f"rows: {note}" for note in seen.notes] == NOTES and len(seen.seen) == 3
+            sample = data_sample.sample_data(spec, away, tmp_path / "runs", tmp_path, {})
+    assert [f"rows: {note}" for note in sample.notes] == NOTES and len(sample.lengths) == 3
 
 
 @pytest.mark.slow

@@ -110,9 +110,9 @@ def test_a_hostfile_goes_to_deepspeed_s_launcher(tmp_path):
 
 def test_a_batch_that_can_t_be_shared_out_is_told_before_anything_starts(tmp_path):
     runs = load_rows(write(tmp_path))
-    preflight.check_shared(runs, 4)
+    preflight.check_batches(runs, 4)
     with pytest.raises(UserError) as refused:
-        preflight.check_shared(runs, 3)
+        preflight.check_batches(runs, 3)
     assert refused.value.problems == (
         "stages.pretrain.batch: must be a multiple of the 3 processes, got 8",
         "stages.distill.batch: must be a multiple of the 3 processes, got 8",

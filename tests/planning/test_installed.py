@@ -22,11 +22,11 @@ def versions(monkeypatch):
         if declared is not None:
             monkeypatch.setattr(metadata, "requires", lambda name: declared)
         monkeypatch.setattr(metadata, "version", lambda name: found[name] if name in found else real(name))
-        library_versions._outside.cache_clear()
+        library_versions._outside_range.cache_clear()
 
     yield pretend
     monkeypatch.undo()
-    library_versions._outside.cache_clear()
+    library_versions._outside_range.cache_clear()
 
 
 def problems(scoring=False):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.engine.cost.data_sample import look
-from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, Known, known
+from switchkd_cli.engine.cost.data_sample import sample_data
+from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.errors import UserError
-from switchkd_cli.planning.estimate import GIB, Machine, machine
+from switchkd_cli.planning.estimate import GIB, Machine, planned_machine
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Parts
 from switchkd_cli.runs import run_folder
@@ -30,29 +30,32 @@ def away(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def forecast(recipe, root, *overrides, row=None, on=None):
+def estimate(recipe, root, *overrides, row=None, on=None):
     run = load(RECIPES / recipe, row, overrides)
-    return launch.forecast(run, on or machine(None, run.config.precision), root, {})
+    return launch.estimate(run, on or planned_machine(None, run.config.precision), root, {})
 
 
 def test_the_paper_s_run_is_planned_without_its_models(away):
-    plan = forecast("table1_0.5b.yaml", away)
+    plan = estimate("table1_0.5b.yaml", away)
     student, teacher = plan.models
-    assert student.parts["language"] == LANGUAGE["0.5B"] and teacher.parts["language"] == LANGUAGE["3B"]
-    assert student.parts["projector"] == 1152 * 896 + 896 + 896 * 896 + 896
+    assert (
+        student.parameters["language"] == LANGUAGE["0.5B"]
+        and teacher.parameters["language"] == LANGUAGE["3B"]
+    )
+    assert student.parameters["projector"] == 1152 * 896 + 896 + 896 * 896 + 896
     assert (student.source, teacher.source) == (PUBLISHED, PUBLISHED)
     assert student.image_tokens == teacher.image_tokens == 728
     assert "first 151,666 of the student's 151,936 and the teacher's 151,936" in plan.vocabulary
     pretrain, distill = plan.stages
     assert (pretrain.steps, distill.steps) == (2181, 5198)
-    assert (pretrain.trained, pretrain.batch, distill.batch) == (student.parts["projector"], 256, 128)
+    assert (pretrain.trained, pretrain.batch, distill.batch) == (student.parameters["projector"], 256, 128)
     assert not away.exists()
 
 
 @pytest.mark.parametrize("size", LANGUAGE)
 def test_published_shapes_have_the_published_parameters(size):
     parts = Parts(family="llava", vision="google/siglip-so400m-patch14-384", language=f"Qwen/Qwen2.5-{size}")
-    model = known(parts, "student", {})
+    model = describe_model(parts, "student", {})
     from switchkd_cli.engine.cost.parameters import parameters
 
     assert parameters(model.config).total["language"] == LANGUAGE[size]
@@ -64,59 +67,61 @@ def test_every_row_of_every_recipe_has_a_whole_plan(file, away):
     rows = load_rows(file)
     made = {run_folder.folder(away, run).model: run for run in rows}
     for run in rows:
-        plan = launch.forecast(run, machine(None, run.config.precision), away, made)
-        assert all(model.parts for model in plan.models)
+        plan = launch.estimate(run, planned_machine(None, run.config.precision), away, made)
+        assert all(model.parameters for model in plan.models)
         for stage in plan.stages:
             assert stage.steps and stage.hours and sum(stage.memory.values())
-            assert stage.batch == stage.micro * stage.accumulation * stage.gpus
+            assert stage.batch == stage.micro_batch * stage.accumulation * stage.gpus
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits(away):
-    usual = forecast("table1_0.5b.yaml", away, "stages.distill.micro_batch=null").stages[1]
-    assert usual.micro == usual.largest
+    usual = estimate("table1_0.5b.yaml", away, "stages.distill.micro_batch=null").stages[1]
+    assert usual.micro_batch == usual.largest_micro_batch
     assert sum(usual.memory.values()) <= 0.9 * 80 * GIB
-    twice = forecast("table1_0.5b.yaml", away, f"stages.distill.micro_batch={2 * usual.largest}")
+    twice = estimate("table1_0.5b.yaml", away, f"stages.distill.micro_batch={2 * usual.largest_micro_batch}")
     assert sum(twice.stages[1].memory.values()) > 0.9 * 80 * GIB
     assert any("does not fit" in note for note in twice.notes)
-    tight = forecast("table1_0.5b.yaml", away, on=Machine(memory=8.0))
-    assert tight.stages[1].largest is None and any("not even one row" in note for note in tight.notes)
+    tight = estimate("table1_0.5b.yaml", away, on=Machine(memory=8.0))
+    assert tight.stages[1].largest_micro_batch is None and any(
+        "not even one row" in note for note in tight.notes
+    )
 
 
 def test_hours_follow_from_operations_and_machine(away):
-    stage = forecast("table1_0.5b.yaml", away, on=Machine(gpus=8, tflops=1000.0, utilisation=0.5)).stages[1]
+    stage = estimate("table1_0.5b.yaml", away, on=Machine(gpus=8, tflops=1000.0, utilisation=0.5)).stages[1]
     assert stage.hours == pytest.approx(stage.steps * stage.flops / (8 * 1000e12 * 0.5) / 3600)
 
 
 def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):
-    stage = forecast("table1_0.5b.yaml", away, "stages.distill.batch=12", on=Machine(gpus=8)).stages[1]
+    stage = estimate("table1_0.5b.yaml", away, "stages.distill.batch=12", on=Machine(gpus=8)).stages[1]
     assert stage.gpus == 6
 
 
 def test_what_is_not_here_is_told_with_where_it_goes(away):
-    fetched = {d.name: d for d in forecast("table1_0.5b.yaml", away).downloads}
+    fetched = {d.name: d for d in estimate("table1_0.5b.yaml", away).downloads}
     assert fetched["Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP"].size == pytest.approx(7.0e9, rel=0.02)
     assert fetched["blip_laion_cc_sbu_558k.json"].where.startswith("data/LLaVA-Pretrain/")
-    assert not [d for d in forecast("quickstart.yaml", away).downloads]
+    assert not [d for d in estimate("quickstart.yaml", away).downloads]
 
 
 def test_a_model_that_nobody_knows_is_a_line_and_not_a_failure(away):
-    plan = forecast("table1_0.5b.yaml", away, "student.language=someone/else")
+    plan = estimate("table1_0.5b.yaml", away, "student.language=someone/else")
     student, teacher = plan.models
-    assert student.source == "unknown, download it first" and not student.parts
-    assert teacher.parts and "unknown" in plan.vocabulary
-    assert all(stage.hours is None and stage.micro is None for stage in plan.stages)
+    assert student.source == "unknown, download it first" and not student.parameters
+    assert teacher.parameters and "unknown" in plan.vocabulary
+    assert all(stage.hours is None and stage.micro_batch is None for stage in plan.stages)
 
 
 def test_data_that_nobody_knows_leaves_its_stage_open(away):
-    plan = forecast("table1_0.5b.yaml", away, "data.llava_665k.parameters.file=mine.json")
+    plan = estimate("table1_0.5b.yaml", away, "data.llava_665k.parameters.file=mine.json")
     assert plan.stages[0].hours and plan.stages[1].steps is None and plan.stages[1].hours is None
 
 
 def test_a_teacher_that_another_row_makes_is_planned_for(away):
     rows = {run.row: run for run in load_rows(RECIPES / "align_kd.yaml")}
     made = {run_folder.folder(away, run).model: run for run in rows.values()}
-    plan = launch.forecast(rows["switch-kd"], Machine(), away, made)
-    assert plan.models[1].parts["language"] == LANGUAGE["3B"]
+    plan = launch.estimate(rows["switch-kd"], Machine(), away, made)
+    assert plan.models[1].parameters["language"] == LANGUAGE["3B"]
     assert plan.models[1].source == "not there yet: row teacher of this recipe makes it"
     assert not any(d.name.startswith("runs/") for d in plan.downloads)
 
@@ -124,14 +129,14 @@ def test_a_teacher_that_another_row_makes_is_planned_for(away):
 def test_models_that_are_here_are_read_without_their_weights(tmp_path):
     folder = save_tiny_llava(tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    model = known(Checkpoint(family="llava", checkpoint=str(folder)), "teacher", {})
-    assert isinstance(model, Known) and model.source == HERE
+    model = describe_model(Checkpoint(family="llava", checkpoint=str(folder)), "teacher", {})
+    assert isinstance(model, KnownModel) and model.source == HERE
 
 
 def test_a_pair_that_does_not_fit_ends_the_plan(away, tmp_path):
     other = save_tiny_llava(tmp_path / "other")
     with pytest.raises(UserError, match="teacher: vision width is 48"):
-        forecast("quickstart.yaml", away, f"teacher.checkpoint={other}")
+        estimate("quickstart.yaml", away, f"teacher.checkpoint={other}")
 
 
 @pytest.mark.parametrize("missing", [False, True], ids=["pictures", "no pictures"])
@@ -140,17 +145,17 @@ def test_rows_are_counted_as_training_reads_them(missing, tmp_path):
     pictures.mkdir()
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(tiny.rows(pictures)))
-    teacher = known(Checkpoint(family="llava", checkpoint="playground:teacher"), "teacher", {})
+    teacher = describe_model(Checkpoint(family="llava", checkpoint="playground:teacher"), "teacher", {})
     spec = DataSet(source="llava_json", parameters={"file": str(file), "images": str(pictures)})
     if missing:
         spec = DataSet(source="llava_json", parameters={"file": str(file), "images": str(tmp_path / "none")})
-    seen = look(spec, teacher, tmp_path / "runs", tmp_path, {})
+    sample = sample_data(spec, teacher, tmp_path / "runs", tmp_path, {})
     rows = tiny.Rows(tiny.rows(pictures), tiny.llava_row, images=pictures)
     read = Conversations(rows, teacher.blueprint.processor, teacher.blueprint.image_tokens)
-    assert sorted(row.length for row in seen.seen) == sorted(len(read[i].input_ids) for i in range(4))
+    assert sorted(row.length for row in sample.lengths) == sorted(len(read[i].input_ids) for i in range(4))
     supervised = [int((read[i].labels != -100).sum()) for i in range(4)]
-    assert sorted(row.answer for row in seen.seen) == sorted(supervised)
-    assert sorted(row.image for row in seen.seen) == [0, 36, 36, 36]
+    assert sorted(row.answer for row in sample.lengths) == sorted(supervised)
+    assert sorted(row.image for row in sample.lengths) == [0, 36, 36, 36]
 
 
 def test_disk_is_what_a_saved_student_takes(away, tmp_path):
@@ -160,26 +165,30 @@ def test_disk_is_what_a_saved_student_takes(away, tmp_path):
     file.write_text(text)
     student = f"student={{family: llava, checkpoint: {folder}}}"
     run = load(file, "sft", [student, "teacher=null"])
-    plan = launch.forecast(run, machine(None, "fp32"), away, {})
+    plan = launch.estimate(run, planned_machine(None, "fp32"), away, {})
     saved = (folder / "model.safetensors").stat().st_size
-    assert plan.stages[-1].checkpoint == pytest.approx(saved, rel=0.05)
+    assert plan.stages[-1].saved_bytes == pytest.approx(saved, rel=0.05)
 
 
 def test_kept_states_of_the_teacher_are_told_with_the_disk_they_take(away):
-    assert not [note for note in forecast("table1_0.5b.yaml", away).notes if "teacher's states" in note]
-    plan = forecast("table1_0.5b.yaml", away, "stages.distill.teacher_states=cached")
-    (note,) = [note for note in plan.notes if "teacher's states" in note]
+    assert not [
+        note for note in estimate("table1_0.5b.yaml", away).notes if "teacher's hidden states" in note
+    ]
+    plan = estimate("table1_0.5b.yaml", away, "stages.distill.teacher_states=cached")
+    (note,) = [note for note in plan.notes if "teacher's hidden states" in note]
     rows, answers = plan.stages[1].steps * plan.stages[1].batch, plan.stages[1].data.answer
     rows = min(rows, plan.stages[1].data.rows)
     gigabytes = rows * answers * 2048 * 2 / 1e9
-    assert f"keeps up to {gigabytes:,.2g} GB of the teacher's states of {rows:,} rows in states/" in note
+    assert (
+        f"writes up to {gigabytes:,.2g} GB of the teacher's hidden states of {rows:,} rows to states/" in note
+    )
 
 
 def test_a_machine_is_told_in_words():
-    assert machine("gpus=4, memory=40", "bf16") == Machine(gpus=4, memory=40.0)
-    assert machine(None, "fp32").gpus == 1
+    assert planned_machine("gpus=4, memory=40", "bf16") == Machine(gpus=4, memory=40.0)
+    assert planned_machine(None, "fp32").gpus == 1
     with pytest.raises(UserError) as caught:
-        machine("gpu=4,memory=lots,zero=4,utilisation=0", "bf16")
+        planned_machine("gpu=4,memory=lots,zero=4,utilisation=0", "bf16")
     assert caught.value.problems == (
         "--machine: unknown key, got 'gpu' (did you mean 'gpus'?)",
         "--machine: memory: must be a number, got 'lots'",

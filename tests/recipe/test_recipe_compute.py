@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.engine.cost.flops import step
-from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
-from switchkd_cli.engine.cost.workload import Rows, Terms
+from switchkd_cli.engine.cost.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.recipe.load import load_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TOWERS = {
-    "google/siglip-so400m-patch14-384": Tower(1152, 4304, 26, 729, 14, 384, "gelu_pytorch_tanh"),
-    "openai/clip-vit-large-patch14-336": Tower(1024, 4096, 23, 577, 14, 336, "quick_gelu"),
+    "google/siglip-so400m-patch14-384": VisionShape(1152, 4304, 26, 729, 14, 384, "gelu_pytorch_tanh"),
+    "openai/clip-vit-large-patch14-336": VisionShape(1024, 4096, 23, 577, 14, 336, "quick_gelu"),
 }
 READERS = {
-    "0.5B": Reader(896, 4864, 24, 14, 896, 128, 151_936),
-    "1.5B": Reader(1536, 8960, 28, 12, 1536, 256, 151_936),
-    "3B": Reader(2048, 11_008, 36, 16, 2048, 256, 151_936),
-    "7B": Reader(3584, 18_944, 28, 28, 3584, 512, 152_064),
+    "0.5B": LanguageShape(896, 4864, 24, 14, 896, 128, 151_936),
+    "1.5B": LanguageShape(1536, 8960, 28, 12, 1536, 256, 151_936),
+    "3B": LanguageShape(2048, 11_008, 36, 16, 2048, 256, 151_936),
+    "7B": LanguageShape(3584, 18_944, 28, 28, 3584, 512, 152_064),
 }
 TEACHERS = {
     "Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP": "3B",
@@ -46,7 +46,9 @@ def shape(config, reader):
     tower = TOWERS[config.student.vision]
     features = (tower.image // tower.patch) ** 2 - (tower.patch == 14 and tower.image == 384)
     tokens = features // 4 if config.student.projector == "ldpnetv2" else features
-    return Shape(tower, Projector(tower.width, READERS[reader].width, features, tokens), READERS[reader])
+    return ModelShape(
+        tower, ProjectorShape(tower.width, READERS[reader].width, features, tokens), READERS[reader]
+    )
 
 
 def cost(run):
@@ -54,12 +56,12 @@ def cost(run):
     config, stage = run.config, run.config.stages[1]
     student = shape(config, config.student.language.removeprefix("Qwen/Qwen2.5-").removesuffix("-Instruct"))
     teacher = shape(config, TEACHERS[config.teacher.checkpoint]) if stage.needs_teacher else None
-    terms = Terms(stage.paths, frozenset(stage.train), ())
-    pictured = Rows(1, 1, student.projector.tokens + 250, 100)
-    text = Rows(1, 0, 2048, 1348)
+    computed = Computation(stage.paths, frozenset(stage.train))
+    pictured = MicroBatch(1, 1, student.projector.tokens + 250, 100)
+    text = MicroBatch(1, 0, 2048, 1348)
     return stage.epochs * sum(
-        share * sum(step(student, teacher, rows, terms).values())
-        for share, rows in ((0.94, pictured), (0.06, text))
+        share * sum(step(student, teacher, batch, computed).values())
+        for share, batch in ((0.94, pictured), (0.06, text))
     )
 
 

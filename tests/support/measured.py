@@ -9,7 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, Qwen2Config
 
 from switchkd_cli.engine.batch import Batch, Example, collate
-from switchkd_cli.engine.cost.workload import Rows
+from switchkd_cli.engine.cost.parameters import parameters
+from switchkd_cli.engine.cost.shape import shape
+from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.paths import Paths
@@ -47,11 +49,18 @@ def clip_batch() -> Batch:
     return collate(rows, image_token=IMAGE, pad_token=0)
 
 
-def rows_of(batch: Batch) -> Rows:
-    """What the plan is told of a batch; a head is asked at its answers."""
+def micro_batch(batch: Batch) -> MicroBatch:
+    """A batch as the plan describes it; logits are computed at its answers."""
     count, length = batch.input_ids.shape
-    kept = int(batch.predicting("answer").sum())
-    return Rows(count, len(batch.pictures), length, kept, apart=batch.attention.ndim == 4)
+    positions = int(batch.predicting("answer").sum())
+    return MicroBatch(count, len(batch.pictures), length, positions, independent=batch.attention.ndim == 4)
+
+
+def model_pair(paths: Paths) -> ModelPair:
+    """Student and teacher as the plan describes them."""
+    student, teacher = paths.student.model.config, paths.teacher.model.config
+    sizes = parameters(student), parameters(teacher)
+    return ModelPair(shape(student), sizes[0], paths.vocabulary, shape(teacher), sizes[1].all)
 
 
 def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:

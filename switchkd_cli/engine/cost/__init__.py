@@ -1,1 +1,1 @@
-"""What a step costs, from configs alone: parameters, floating-point operations, bytes. Nothing is measured here."""
+"""What a run costs, computed from configs and a sample of data: parameters, operations, memory, time, downloads."""

@@ -1,13 +1,13 @@
 """Bytes that a forward pass leaves for the backward pass.
 
-These follow from what transformers' modules save, counted with autograd's hooks on small models (tests/cost/test_cost_memory.py
-does so again). Per position of a layer of width d and inner width f, with r bytes a number in the residual stream
+The formulas follow from what transformers' modules save; tests/cost/test_cost_memory.py compares them with autograd's
+hooks on small models. Per position of a layer of width d and inner width f, with r bytes a number in the residual stream
 and c in a matrix product:
 
     language  norms        2 (4 d + 4), and 2 r d where their weights are trained
               matrices     their inputs where trained: (3 + 2) c d if each is cast by itself, else 2 r d
               attention    query, key, value, output c each (keys repeated for every head under a mask), 4 a head
-              mask         c T, once for all layers where turns are apart and nothing is cast
+              mask         c T, once for all layers where turns are independent and nothing is cast
               gated MLP    3 c f, and c f where trained
     vision    norms        2 r d
               matrices     their inputs: (3 + 1) c d if each is cast by itself, else 2 r d
@@ -15,16 +15,16 @@ and c in a matrix product:
               MLP          2 c f; 3 c f with CLIP's quick GELU
 
 A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
-r d; beside all of them stand once the mask (T, or r T where turns are apart) and the rotary angles (2 r h, h the width of
-a head). In the backward pass one layer at a time holds the rest (`recomputed_layer`).
+r d; in addition its part leaves, once, the mask (T, or r T where turns are independent) and the rotary angles (2 r h, h
+the width of a head). In the backward pass one such layer at a time holds all of its bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
-from switchkd_cli.engine.cost.workload import Rows, Terms
+from switchkd_cli.engine.cost.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 
 SAVED_BY_MLP = {"quick_gelu": 3}  # tensors of inner width; other activations leave two
 
@@ -47,129 +47,93 @@ AUTOCAST = Precision(4, 4, 2)  # torch's mixed precision
 BF16 = Precision(2, 2, 2)  # a bf16 model, as DeepSpeed trains it
 
 
+@dataclass
+class Activations:
+    """Bytes that a micro-batch takes: `saved` by the forward pass for the backward pass, `cast` copies of matrices.
+
+    `recomputed_layer`: the most that one layer holds while it is recomputed, with its cast matrices and the gradient of its
+    output; 0 where none is. Autocast casts matrices anew for every micro-batch; those of trained layers stay to the end of
+    the forward pass, frozen ones that are recomputed do not.
+    """
+
+    saved: float = 0.0
+    cast: float = 0.0
+    recomputed_layer: float = 0.0
+
+
 def activations(
-    student: Shape,
-    teacher: Shape | None,
-    rows: Rows,
-    terms: Terms,
+    student: ModelShape,
+    teacher: ModelShape | None,
+    batch: MicroBatch,
+    computed: Computation,
     precision: Precision,
-) -> dict[str, float]:
-    """Bytes of one micro-batch by path."""
-    kept: dict[str, float] = {}
-    vision, language = terms.trains("vision"), terms.trains("language")
-    again = terms.recomputed
-    if vision:
-        kept["vision"] = tower(student.vision, rows, precision, "vision" in again)
-    if terms.student:
-        kept["student"] = projector(
-            student.projector, rows, precision, trained=terms.trains("projector"), passed=vision
-        ) + reader(student.language, rows, precision, language, "student" in again)
-    if teacher is not None and terms.switch:
-        kept["switch"] = projector(teacher.projector, rows, precision, trained=False, passed=True) + reader(
-            teacher.language, rows, precision, False, "switch" in again
-        )
-    return kept
+) -> Activations:
+    """Return the bytes of all paths of one micro-batch together."""
+    total = Activations()
+    train, recomputed = computed.train, computed.recomputed
+    if "vision" in train:
+        _add_vision(total, student.vision, batch, precision, recomputed="vision" in recomputed)
+    if "student" in computed.paths:
+        trained = "language" in train
+        _add_language(total, student.language, batch, precision, trained, recomputed="student" in recomputed)
+        total.saved += (
+            trained * batch.positions * student.language.width * precision.compute
+        )  # the head's input
+        if train & {"vision", "projector"}:
+            _add_projector(total, student.projector, batch, precision, trained="projector" in train)
+    if teacher is not None and "switch" in computed.paths:
+        _add_language(total, teacher.language, batch, precision, False, recomputed="switch" in recomputed)
+        _add_projector(total, teacher.projector, batch, precision, trained=False)
+    return total
 
 
-def recomputed_layer(
-    student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision
-) -> float:
-    """The most bytes that one layer holds while it is computed again; 0 where none is.
-
-    Its cast matrices and the gradient that has come to it are counted.
-    """
-    held, again = [0.0], terms.recomputed
-    positions, weight = rows.rows * rows.length, precision.compute * precision.cast
-    if "vision" in again and terms.trains("vision"):
-        seen = student.vision
-        layer = _tower_layer(seen, precision) + precision.residual * seen.width
-        held.append(rows.pictures * seen.positions * layer + weight * seen.weights)
-    readers = [(student.language, terms.trains("language"))] if "student" in again and terms.student else []
-    if teacher is not None and terms.switch and "switch" in again:
-        readers.append((teacher.language, False))
-    for read, trained in readers:
-        beside = rows.masked * precision.compute * rows.length + precision.residual * read.width
-        layer = _reader_layer(read, rows, precision, trained) + beside
-        held.append(positions * layer + weight * read.weights)
-    return max(held)
+def _add_vision(
+    total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool
+) -> None:
+    """V up to its feature layer, all of it trained."""
+    positions, layer_input = batch.images * v.positions, p.residual * v.width
+    matrices = (4 * p.compute if p.cast else 2 * p.residual) + 4 * p.compute
+    mlp = SAVED_BY_MLP.get(v.activation, 2) * p.compute * v.inner
+    layer = 2 * p.residual * v.width + matrices * v.width + mlp
+    total.saved += positions * (
+        v.layers * (layer_input if recomputed else layer) + v.input_norm * layer_input
+    )
+    total.saved += batch.images * 3 * v.image**2 * p.compute
+    total.cast += p.cast * p.compute * (v.layers * v.weights + 3 * v.patch**2 * v.width)
+    if recomputed:
+        held = positions * (layer + layer_input) + p.cast * p.compute * v.weights
+        total.recomputed_layer = max(total.recomputed_layer, held)
 
 
-def casts(
-    student: Shape, teacher: Shape | None, terms: Terms, precision: Precision, *, autocast: bool = False
-) -> float:
-    """Bytes of the cast matrices that the graph holds (autocast casts weights anew for every micro-batch).
-
-    A layer that is recomputed leaves none, but `autocast` itself holds those of trained weights to the forward's end.
-    """
-    if not precision.cast:
-        return 0.0
-    entries, seen, vision = 0, student.vision, terms.trains("vision")
-
-    def held(what: str, trained: bool) -> bool:
-        return what not in terms.recomputed or (autocast and trained)
-
-    if vision:
-        entries += held("vision", True) * seen.used * seen.weights + 3 * seen.patch**2 * seen.width
-    if terms.student:
-        layers = held("student", terms.trains("language"))
-        entries += _matrices(student, vision or terms.trains("projector"), layers)
-    if teacher is not None and terms.switch:
-        entries += _matrices(teacher, True, held("switch", False))
-    return precision.compute * entries
-
-
-def tower(t: Tower, rows: Rows, p: Precision, again: bool = False) -> float:
-    """V up to its feature layer, all of it trained; its layers computed `again` in the backward pass or not."""
-    layer = p.residual * t.width if again else _tower_layer(t, p)
-    norm = t.normed * p.residual * t.width
-    pictures = rows.pictures * 3 * t.image**2 * p.compute
-    return rows.pictures * t.positions * (t.used * layer + norm) + pictures
-
-
-def _tower_layer(t: Tower, p: Precision) -> float:
-    """Bytes a position."""
-    inner = SAVED_BY_MLP.get(t.activation, 2)
-    inputs = 4 * p.compute if p.cast else 2 * p.residual
-    return t.width * (2 * p.residual + inputs + 4 * p.compute) + inner * p.compute * t.inner
-
-
-def projector(m: Projector, rows: Rows, p: Precision, *, trained: bool, passed: bool) -> float:
-    """P: the input of its GELU, the inputs of its matrices where they are trained, those of pooling and convolution."""
-    if not (trained or passed):
-        return 0.0
-    features = rows.pictures * m.features
-    pooled = m.pooled * rows.pictures * (m.features + m.tokens) * m.width
-    return p.compute * (features * (m.width + trained * (m.seen + m.width)) + pooled)
-
-
-def reader(r: Reader, rows: Rows, p: Precision, trained: bool, again: bool = False) -> float:
-    """L, a gradient going through to its input; `trained` or frozen. The head's input is at kept positions only."""
-    if again:
-        beside = 2 * p.residual * r.queries // r.heads
-        beside += rows.masked * (p.residual if rows.apart else 1) * rows.length
-        body = r.layers * p.residual * r.width + beside
+def _add_language(
+    total: Activations, lm: LanguageShape, batch: MicroBatch, p: Precision, trained: bool, *, recomputed: bool
+) -> None:
+    """L, through which a gradient goes to its input, and its head's weights."""
+    positions, layer_input = batch.examples * batch.length, p.residual * lm.width
+    norm = 4 * lm.width + 4 + trained * layer_input
+    matrices = trained * lm.width * (5 * p.compute if p.cast else 2 * p.residual)
+    keys = lm.queries if batch.masked else lm.keys
+    attention = p.compute * (2 * lm.queries + 2 * keys) + 4 * lm.heads
+    layer = 2 * norm + matrices + attention + (3 + trained) * p.compute * lm.inner
+    mask = batch.masked * p.compute * batch.length
+    if recomputed:
+        angles = 2 * p.residual * lm.queries / lm.heads
+        masks = batch.masked * (p.residual if batch.independent else 1) * batch.length
+        total.saved += positions * (lm.layers * layer_input + angles + masks + norm)
+        held = positions * (layer + mask + layer_input) + p.cast * p.compute * lm.weights
+        total.recomputed_layer = max(total.recomputed_layer, held)
     else:
-        masks = rows.masked * (1 if rows.apart and not p.cast else r.layers)
-        body = r.layers * _reader_layer(r, rows, p, trained) + masks * p.compute * rows.length
-    head = trained * rows.kept * r.width * p.compute
-    return rows.rows * rows.length * (body + _norm(r, p, trained)) + head
+        masks = mask * (1 if batch.independent and not p.cast else lm.layers)
+        total.saved += positions * (lm.layers * layer + masks + norm)
+    layers = lm.layers if trained or not recomputed else 0
+    total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 
 
-def _reader_layer(r: Reader, rows: Rows, p: Precision, trained: bool) -> float:
-    """Bytes a position, the mask aside."""
-    inputs = trained * r.width * (5 * p.compute if p.cast else 2 * p.residual)
-    keys = r.queries if rows.masked else r.keys
-    attention = p.compute * (2 * r.queries + 2 * keys) + 4 * r.heads
-    return 2 * _norm(r, p, trained) + inputs + attention + (3 + trained) * p.compute * r.inner
-
-
-def _norm(r: Reader, p: Precision, trained: bool) -> float:
-    """Bytes a position."""
-    return 4 * r.width + 4 + trained * p.residual * r.width
-
-
-def _matrices(shape: Shape, projected: bool, layers: bool) -> int:
-    """Entries of the matrices of L's head, of its layers where they are held, and of P where a gradient goes through it."""
-    r, m = shape.language, shape.projector
-    held = layers * r.layers * r.weights + r.width * r.vocabulary
-    return held + projected * m.width * (m.seen + m.width)
+def _add_projector(
+    total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool
+) -> None:
+    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
+    inputs = m.features * (m.width + trained * (m.input + m.width))
+    pooled = m.pooled * (m.features + m.tokens) * m.width
+    total.saved += p.compute * batch.images * (inputs + pooled)
+    total.cast += p.cast * p.compute * sum(m.weights)

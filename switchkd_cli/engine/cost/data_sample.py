@@ -1,35 +1,32 @@
-"""A look at a data set for a plan: how long its rows are, from a sample of them or from published figures."""
+"""A sample of a data set for a plan: how many tokens its examples have, read from the data or from published figures."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import POSITIONS, Example, collate
-from switchkd_cli.engine.cost.model_facts import Known, published
-from switchkd_cli.engine.cost.workload import Rows
+from switchkd_cli.engine.batch import POSITIONS, Example
+from switchkd_cli.engine.cost.model_facts import KnownModel, published
+from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import Ledger
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.data.rows import Rows as Read
-from switchkd_cli.engine.models.llava import Blueprint, image_tokens_of
+from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet
 
-SAMPLED = 200  # rows that are looked at
-STEPS = 4  # of the rarer kind of rows, from which a mean step is taken
-CHARACTERS = 4  # of English text for one token, where no tokenizer is here
-CUT = 2048  # tokens at which rows are taken to be cut where only published figures are at hand (TinyLLaVA's limit)
+SAMPLE_SIZE = 200  # examples
+STEPS = 4  # of the rarer kind of examples (with or without an image), from which a mean step is computed
+CHARACTERS = 4  # of English text for one token, where the tokenizer is not on this machine
+ASSUMED_MAX_LENGTH = 2048  # tokens, where only published figures are known (TinyLLaVA's limit)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Tokens of one row, those of its picture, and how many positions predict an answer, text, or anything."""
+class RowLengths:
+    """Tokens of one example, those of its image, and how many positions predict an answer, text, or anything."""
 
     length: int
     image: int
@@ -39,40 +36,32 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Look:
-    """A data set of `rows` rows, `seen` of them looked at in random order. `apart`: turns don't see one another.
+class DataSample:
+    """A data set of `rows` examples and the `lengths` of a random sample of them.
 
-    `notes` say what of its rows can't be used, or not as the rest is. `pictured`: some row, looked at or not, has an image.
+    `independent`: turns don't see one another. `source`: where the lengths are from. `notes` say which examples can't
+    be used, or only in part. `has_images`: some example of the data set, sampled or not, has one.
     """
 
     rows: int
-    seen: tuple[Seen, ...]
-    apart: bool
+    lengths: tuple[RowLengths, ...]
+    independent: bool
     source: str
     notes: tuple[str, ...] = ()
-    pictured: bool = True
+    has_images: bool = True
 
-    def mean(self, what: str) -> float:
-        return sum(getattr(row, what) for row in self.seen) / len(self.seen)
+    def mean(self, field: str) -> float:
+        return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
 
-    def micro_batches(self, size: int, on: str, *, grouped: bool) -> Iterator[Rows]:
-        """The sample as padded micro-batches, where `grouped` the longest rows of all in one: what takes most memory.
-
-        `on` is the widest kind of position that a term looks at.
-        """
-        rows = list(self.seen)
+    def micro_batches(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[RowLengths]]:
+        """Yield the micro-batches of some steps of `batch` examples, in the order of training (`grouped_order`)."""
+        kinds = [list(self.lengths)]
         if grouped:
-            rows.sort(key=lambda row: (row.image > 0, -row.length))
-        rows *= -(-size // len(rows))
-        for start in range(0, len(rows) - size + 1, size):
-            yield self.padded(rows[start : start + size], on)
-
-    def steps(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[Seen]]:
-        """The micro-batches of some steps of `batch` rows, put together as training does (`grouped_order`)."""
-        pictured = [row for row in self.seen if row.image > 0]
-        kinds = [pictured, [row for row in self.seen if not row.image]] if grouped else [list(self.seen)]
+            kinds = [
+                [row for row in self.lengths if (row.image > 0) == pictured] for pictured in (True, False)
+            ]
         kinds = [kind for kind in kinds if kind]
-        times = -(-STEPS * batch // min(map(len, kinds)))  # each kind as often as the rarest takes
+        times = -(-STEPS * batch // min(map(len, kinds)))  # each kind as often as the rarest needs
         for kind in kinds:
             rows = kind * times
             for start in range(0, len(rows) - batch + 1, batch):
@@ -82,132 +71,116 @@ class Look:
                 yield from (step[first : first + size] for first in range(0, batch, size))
 
     def padding(self, batch: int, size: int, *, grouped: bool) -> float:
-        """The share of padding among the tokens of such steps, in [0, 1)."""
-        places = tokens = 0
-        for together in self.steps(batch, size, grouped=grouped):
-            places += len(together) * max(row.length for row in together)
-            tokens += sum(row.length for row in together)
-        return 1 - tokens / places
+        """Return the share of padding among the tokens of such steps, in [0, 1)."""
+        padded = tokens = 0
+        for rows in self.micro_batches(batch, size, grouped=grouped):
+            padded += len(rows) * max(row.length for row in rows)
+            tokens += sum(row.length for row in rows)
+        return 1 - tokens / padded
 
-    def padded(self, together: Sequence[Seen], on: str) -> Rows:
-        """One micro-batch."""
-        length = max(row.length for row in together)
-        return Rows(
-            rows=len(together),
-            pictures=sum(row.image > 0 for row in together),
+    def padded(self, rows: Sequence[RowLengths], on: str) -> MicroBatch:
+        """Return one micro-batch of these examples; logits are computed at the positions `on`."""
+        length = max(row.length for row in rows)
+        return MicroBatch(
+            examples=len(rows),
+            images=sum(row.image > 0 for row in rows),
             length=length,
-            kept=max(1, sum(getattr(row, on) for row in together)),
-            masked=self.apart or any(row.length < length for row in together),
-            apart=self.apart,
+            positions=max(1, sum(getattr(row, on) for row in rows)),
+            masked=self.independent or any(row.length < length for row in rows),
+            independent=self.independent,
         )
 
 
-def look(spec: DataSet, model: Known, root: Path, scratch: Path, positions: Mapping[str, int]) -> Look | None:
-    """The data set's rows as `model` would read them; None where neither it nor figures of it are at hand.
+def sample_data(
+    spec: DataSet, model: KnownModel, root: Path, scratch: Path, positions: Mapping[str, int]
+) -> DataSample | None:
+    """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `positions`: see `Conversations`.
-    An index of a large file is kept under `root`, if that exists; else, and for rows that are drawn here, all that is
-    written goes to `scratch`. Raises UserError for a file that is no data, and, as training would before its first step,
-    for more rows that can't be used than the data set allows; without the pictures, as far as the texts show.
+    `positions`: see `Conversations`. The index of a large file is written under `root`, if that folder exists; all else,
+    generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
+    before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
+    as far as the texts show.
     """
-    parameters = dict(spec.parameters)
+    parameters, cache = dict(spec.parameters), root if root.is_dir() else scratch
+    rows, check_images = None, True
     if spec.source == "playground":
-        drawn = parameters | {"pictures": min(parameters["pictures"], SAMPLED // 4)}
-        return _sampled(spec, drawn, model, scratch, positions, parameters["pictures"])
-    file = Path(parameters.get("file", ""))
-    if "file" in parameters and not file.is_file():
-        return _published(spec, model, file.name)
-    pictures = True
-    if parameters.get("images") and not Path(parameters["images"]).is_dir():
-        parameters["images"], pictures = str(scratch), False  # texts are enough
-    cache = root if root.is_dir() else scratch
-    return _sampled(spec, parameters, model, cache, positions, pictures=pictures)
-
-
-def _sampled(
-    spec: DataSet,
-    parameters: Mapping[str, Any],
-    model: Known,
-    cache: Path,
-    positions: Mapping[str, int],
-    rows: int | None = None,
-    *,
-    pictures: bool = False,
-) -> Look:
-    read = registry.resolve("source", spec.source)(cache, **parameters)
-    chosen = list(range(len(read)))
-    random.Random(0).shuffle(chosen)
-    chosen = chosen[:SAMPLED]
+        rows, check_images, cache = parameters["pictures"], False, scratch
+        parameters["pictures"] = min(rows, SAMPLE_SIZE // 4)
+    elif "file" in parameters and not Path(parameters["file"]).is_file():
+        return _published(spec, model)
+    elif parameters.get("images") and not Path(parameters["images"]).is_dir():
+        parameters["images"], check_images = str(scratch), False  # texts are enough
+    data = registry.resolve("source", spec.source)(cache, **parameters)
+    conversations = None
     if model.blueprint is None:
-        ledger = Ledger(read.name, len(read), spec.max_faults)
-        ledger.open(read.survey.faults, (), 1)
-        notes, pictured = [*read.survey.told(), *ledger.notes], bool(read.survey.pictured.any())
-        tokens, longest = image_tokens_of(model.config), spec.max_length or CUT
-        found = _readable(lambda index: _guessed(read, index, tokens, longest), chosen)
-        told = f"a look at {len(found)} rows, a token taken as {CHARACTERS} characters"
+        ledger = Ledger(data.name, len(data), spec.max_faults)
+        ledger.open(data.survey.faults, (), 1)
+        notes, has_images = [*data.survey.told(), *ledger.notes], bool(data.survey.pictured.any())
     else:
-        limits = {"max_length": spec.max_length, "max_faults": spec.max_faults, "positions": positions}
-        of, size = model.blueprint, model.blueprint.image_tokens
-        data = Conversations(read, of.processor, size, template=spec.template, **limits)
-        data.inspect(pictures=pictures)
-        notes, pictured = data.notes, data.has_pictures
-        found = _readable(lambda index: _counted(data.written(index), of), chosen)
-        told = f"a look at {len(found)} rows"
-    if not found:
+        conversations = Conversations(
+            data,
+            model.blueprint.processor,
+            model.image_tokens,
+            template=spec.template,
+            max_length=spec.max_length,
+            max_faults=spec.max_faults,
+            positions=positions,
+        )
+        conversations.inspect(pictures=check_images)
+        notes, has_images = conversations.notes, conversations.has_pictures
+    indices = list(range(len(data)))
+    random.Random(0).shuffle(indices)
+    lengths = []
+    for index in indices[:SAMPLE_SIZE]:
+        with suppress(Fault):
+            if conversations is None:
+                lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
+            else:
+                lengths.append(_counted(conversations.written(index), model))
+    if not lengths:
         raise UserError(
-            f"{read.name}: none of {len(chosen):,} rows that were looked at can be used",
+            f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used",
             hint="; ".join(notes),
         )
-    apart = read.turns == "independent"
-    return Look(rows or len(read), tuple(found), apart, told, tuple(notes), pictured)
-
-
-def _readable(look_at: Callable[[int], Seen], chosen: Sequence[int]) -> list[Seen]:
-    found = []
-    for index in chosen:
-        with suppress(Fault):
-            found.append(look_at(index))
-    return found
-
-
-def _counted(example: Example, blueprint: Blueprint) -> Seen:
-    padding = blueprint.processor.tokenizer.pad_token_id
-    batch = collate([example], image_token=blueprint.config.image_token_id, pad_token=padding)
-    positions = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
-    return Seen(len(example.input_ids), **positions)
-
-
-def _guessed(read: Read, index: int, image_tokens: int, longest: int) -> Seen:
-    row = read[index]
-    learnt = [told for i, (_, told) in enumerate(row.exchanges) if i not in row.unlearnt]
-    answer = sum(map(len, learnt)) // CHARACTERS
-    return _cut(
-        image_tokens if row.image is not None else 0, row.size // CHARACTERS - answer, answer, longest
+    guess = f", a token taken as {CHARACTERS} characters" if conversations is None else ""
+    return DataSample(
+        rows=rows or len(data),
+        lengths=tuple(lengths),
+        independent=data.turns == "independent",
+        source=f"a look at {len(lengths)} rows{guess}",
+        notes=tuple(notes),
+        has_images=has_images,
     )
 
 
-def _cut(image: int, prompt: int, answer: int, longest: int) -> Seen:
-    """A row of so many tokens, its end cut off."""
-    length = min(image + prompt + answer, longest)
+def _counted(example: Example, model: KnownModel) -> RowLengths:
+    batch = model.batch(example)
+    return RowLengths(len(example.input_ids), **{on: int(batch.predicting(on).sum()) for on in POSITIONS})
+
+
+def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:
+    learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
+    answers = sum(map(len, learnt)) // CHARACTERS
+    image = image_tokens if row.image is not None else 0
+    return _truncated(image, row.size // CHARACTERS - answers, answers, max_length)
+
+
+def _truncated(image: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:
+    length = min(image + prompt + answer, max_length or ASSUMED_MAX_LENGTH)
     answer = max(0, min(answer, length - image - prompt))
-    return Seen(length, image, answer, max(0, length - image - 1), length - 1)
+    return RowLengths(length, image, answer, max(0, length - image - 1), length - 1)
 
 
-def _published(spec: DataSet, model: Known, name: str) -> Look | None:
-    facts = published()["files"].get(name)
+def _published(spec: DataSet, model: KnownModel) -> DataSample | None:
+    facts = published()["files"].get(Path(spec.parameters["file"]).name)
     if facts is None:
         return None
-    longest, tokens = spec.max_length or CUT, image_tokens_of(model.config)
-    seen = [
-        _cut(tokens * kind["pictured"], kind["prompt"], kind["answer"], longest)
+    lengths = [
+        _truncated(model.image_tokens * kind["pictured"], kind["prompt"], kind["answer"], spec.max_length)
         for kind in facts["kinds"]
-        for _ in range(round(kind["share"] * SAMPLED))
+        for _ in range(round(kind["share"] * SAMPLE_SIZE))
     ]
-    random.Random(0).shuffle(seen)
+    random.Random(0).shuffle(lengths)
     rows = min(spec.parameters.get("limit") or facts["rows"], facts["rows"])
-    return Look(
-        rows,
-        tuple(seen),
-        spec.parameters.get("turns") == "independent",
-        "an assumption, as the file is not here",
-    )
+    independent = spec.parameters.get("turns") == "independent"
+    return DataSample(rows, tuple(lengths), independent, "an assumption, as the file is not here")

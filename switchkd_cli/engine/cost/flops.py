@@ -12,119 +12,115 @@ pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if
 | switch  | P_T, L_T       | L_T, P_T: inputs only, as the frozen weights get no gradient    |
 | vision  |                | V_S once, for the student's and the switch's gradient together  |
 
-Layers under activation checkpointing are computed once more in the backward pass, but for the last matrix of each: torch
-stops when all that the gradient needs is there, and nothing needs its product.
+Layers under activation checkpointing are computed a second time in the backward pass, except the last matrix of each:
+torch stops as soon as everything that the gradient needs has been computed.
 """
 
 from __future__ import annotations
 
-from switchkd_cli.engine.cost.shape import Projector, Reader, Shape, Tower
-from switchkd_cli.engine.cost.workload import Rows, Terms
+from switchkd_cli.engine.cost.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 
 
-def step(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms) -> dict[str, float]:
-    """Operations of one micro-batch by what they are for, e.g. "switch: backward"."""
+def step(
+    student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation
+) -> dict[str, float]:
+    """Return the operations of one micro-batch by purpose, e.g. "switch: backward"."""
     flops: dict[str, float] = {}
-    seen, ours, read = student.vision, student.projector, student.language
-    vision = terms.trains("vision")
-    if terms.student or terms.switch:
-        flops["vision: forward"] = see(seen, rows)
-    if terms.student:
-        flops["student: forward"] = project(ours, rows) + decode(read, rows)
-        flops["student: backward"] = project_backward(
-            ours, rows, weights=terms.trains("projector"), inputs=vision
-        ) + decode_backward(read, rows, weights=terms.trains("language"))
-    if teacher is not None and terms.teacher:
-        flops["teacher: forward"] = (
-            see(teacher.vision, rows) + project(teacher.projector, rows) + decode(teacher.language, rows)
-        )
-    if teacher is not None and terms.switch:
-        flops["switch: forward"] = project(teacher.projector, rows) + decode(teacher.language, rows)
-        flops["switch: backward"] = project_backward(
-            teacher.projector, rows, weights=False, inputs=True
-        ) + decode_backward(teacher.language, rows, weights=False)
-    if vision:
-        flops["vision: backward"] = see_backward(seen, rows)
-    if vision and "vision" in terms.recomputed:
-        flops["vision: recomputed"] = see_again(seen, rows)
-    if terms.student and "student" in terms.recomputed:
-        flops["student: recomputed"] = decode_again(read, rows)
-    if teacher is not None and terms.switch and "switch" in terms.recomputed:
-        flops["switch: recomputed"] = decode_again(teacher.language, rows)
+    paths, train, recomputed = computed.paths, computed.train, computed.recomputed
+    vision_trained = "vision" in train
+    if paths & {"student", "switch"}:
+        flops["vision: forward"] = _vision(student.vision, batch)
+    if vision_trained:
+        flops["vision: backward"] = _vision_backward(student.vision, batch)
+        if "vision" in recomputed:
+            flops["vision: recomputed"] = _vision_recomputed(student.vision, batch)
+    if "student" in paths:
+        projector, language = student.projector, student.language
+        flops["student: forward"] = _projector(projector, batch) + _language(language, batch)
+        flops["student: backward"] = _projector_backward(
+            projector, batch, weights="projector" in train, inputs=vision_trained
+        ) + _language_backward(language, batch, weights="language" in train)
+        if "student" in recomputed:
+            flops["student: recomputed"] = _language_recomputed(language, batch)
+    if teacher is not None:
+        projector, language = teacher.projector, teacher.language
+        forward = _projector(projector, batch) + _language(language, batch)
+        if "teacher" in paths:
+            flops["teacher: forward"] = _vision(teacher.vision, batch) + forward
+        if "switch" in paths:
+            flops["switch: forward"] = forward
+            flops["switch: backward"] = _projector_backward(
+                projector, batch, weights=False, inputs=True
+            ) + _language_backward(language, batch, weights=False)
+            if "switch" in recomputed:
+                flops["switch: recomputed"] = _language_recomputed(language, batch)
     return flops
 
 
-def see(tower: Tower, rows: Rows) -> float:
+def _vision(v: VisionShape, batch: MicroBatch) -> float:
     """V forward, up to its feature layer: what lies behind it is not computed."""
-    return patches(tower, rows) + see_layers(tower, rows)
+    return _patches(v, batch) + _vision_layers(v, batch)
 
 
-def see_backward(tower: Tower, rows: Rows) -> float:
-    """V backward, weights and inputs of the layers in front of the feature layer; pictures need no gradient."""
-    return patches(tower, rows) + 2 * see_layers(tower, rows)
+def _vision_backward(v: VisionShape, batch: MicroBatch) -> float:
+    """V backward: weights and inputs of the layers; images need no gradient."""
+    return _patches(v, batch) + 2 * _vision_layers(v, batch)
 
 
-def see_again(tower: Tower, rows: Rows) -> float:
-    """V's layers for their gradient, without the last matrix of each."""
-    last = 2 * rows.pictures * tower.positions * tower.width * tower.inner
-    return see_layers(tower, rows) - tower.used * last
+def _vision_recomputed(v: VisionShape, batch: MicroBatch) -> float:
+    last_matrices = v.layers * 2 * batch.images * v.positions * v.width * v.inner
+    return _vision_layers(v, batch) - last_matrices
 
 
-def see_layers(tower: Tower, rows: Rows) -> float:
-    positions = rows.pictures * tower.positions
-    return tower.used * (2 * positions * tower.weights + 4 * positions * tower.positions * tower.width)
+def _vision_layers(v: VisionShape, batch: MicroBatch) -> float:
+    return v.layers * batch.images * v.positions * (2 * v.weights + 4 * v.positions * v.width)
 
 
-def patches(tower: Tower, rows: Rows) -> float:
-    """The convolution that cuts a picture into patches."""
-    count = rows.pictures * (tower.image // tower.patch) ** 2
-    return 2 * count * 3 * tower.patch**2 * tower.width
+def _patches(v: VisionShape, batch: MicroBatch) -> float:
+    """The convolution that cuts an image into patches."""
+    return 2 * batch.images * (v.image // v.patch) ** 2 * 3 * v.patch**2 * v.width
 
 
-def project(projector: Projector, rows: Rows) -> float:
+def _projector(p: ProjectorShape, batch: MicroBatch) -> float:
     """P forward: two matrices, and a depth-wise 3x3 convolution where tokens are pooled."""
-    features = rows.pictures * projector.features
-    first, second = projector.seen * projector.width, projector.width**2
-    return 2 * features * (first + second) + _grid(projector, rows)
+    return 2 * batch.images * p.features * sum(p.weights) + _convolution(p, batch)
 
 
-def project_backward(projector: Projector, rows: Rows, *, weights: bool, inputs: bool) -> float:
-    """P backward: with neither gradient wanted, none of it is computed."""
-    features = rows.pictures * projector.features
-    first, second = projector.seen * projector.width, projector.width**2
-    passed = weights or inputs
-    matrices = weights * (first + second) + passed * second + inputs * first
-    return 2 * features * matrices + (weights + passed) * _grid(projector, rows)
+def _projector_backward(p: ProjectorShape, batch: MicroBatch, *, weights: bool, inputs: bool) -> float:
+    """P backward: nothing is computed where neither gradient is needed."""
+    first, second = p.weights
+    any_gradient = weights or inputs
+    matrices = weights * (first + second) + any_gradient * second + inputs * first
+    return 2 * batch.images * p.features * matrices + (weights + any_gradient) * _convolution(p, batch)
 
 
-def decode(reader: Reader, rows: Rows) -> float:
-    """L forward: every layer at every position, the head at the kept positions only."""
-    return decode_layers(reader, rows) + _head(reader, rows)
+def _convolution(p: ProjectorShape, batch: MicroBatch) -> float:
+    return 2 * batch.images * p.tokens * 9 * p.width if p.pooled else 0.0
 
 
-def decode_backward(reader: Reader, rows: Rows, *, weights: bool) -> float:
+def _language(lm: LanguageShape, batch: MicroBatch) -> float:
+    """L forward: every layer at every position, the head at the chosen positions only."""
+    return _matrices(lm, batch) + _attention(lm, batch) + _head(lm, batch)
+
+
+def _language_backward(lm: LanguageShape, batch: MicroBatch, *, weights: bool) -> float:
     """L backward: always the gradient of its input, as something in front of it is trained."""
-    matrices = 2 * rows.rows * rows.length * reader.layers * reader.weights + _head(reader, rows)
-    return (1 + weights) * matrices + 2 * _attention(reader, rows)
+    return (1 + weights) * (_matrices(lm, batch) + _head(lm, batch)) + 2 * _attention(lm, batch)
 
 
-def decode_again(reader: Reader, rows: Rows) -> float:
-    """L's layers for their gradient, without the last matrix of each."""
-    last = 2 * rows.rows * rows.length * reader.width * reader.inner
-    return decode_layers(reader, rows) - reader.layers * last
+def _language_recomputed(lm: LanguageShape, batch: MicroBatch) -> float:
+    last_matrices = lm.layers * 2 * batch.examples * batch.length * lm.width * lm.inner
+    return _matrices(lm, batch) + _attention(lm, batch) - last_matrices
 
 
-def decode_layers(reader: Reader, rows: Rows) -> float:
-    return 2 * rows.rows * rows.length * reader.layers * reader.weights + _attention(reader, rows)
+def _matrices(lm: LanguageShape, batch: MicroBatch) -> float:
+    return 2 * batch.examples * batch.length * lm.layers * lm.weights
 
 
-def _attention(reader: Reader, rows: Rows) -> float:
-    return reader.layers * 4 * rows.rows * rows.length**2 * reader.queries
+def _attention(lm: LanguageShape, batch: MicroBatch) -> float:
+    return lm.layers * 4 * batch.examples * batch.length**2 * lm.queries
 
 
-def _head(reader: Reader, rows: Rows) -> float:
-    return 2 * rows.kept * reader.width * reader.vocabulary
-
-
-def _grid(projector: Projector, rows: Rows) -> float:
-    return 2 * rows.pictures * projector.tokens * 9 * projector.width if projector.pooled else 0.0
+def _head(lm: LanguageShape, batch: MicroBatch) -> float:
+    return 2 * batch.positions * lm.width * lm.vocabulary

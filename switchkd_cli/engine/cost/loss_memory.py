@@ -1,104 +1,84 @@
-"""Bytes of logits and losses at the kept positions.
+"""Bytes of logits, losses and their gradients, measured on a small example of the stage's own objective.
 
-There are N positions at a time and V columns: those of a chunk, or under ZeRO 3 all that are kept. Each path's logits
-stay while the losses look at them; a loss that looks at some of the positions takes a copy of those. The figures of a loss
-are bytes for each of the N V logits, counted with autograd's hooks and the profiler (tests/cost/test_cost_memory.py does so
-again): what it leaves for the backward pass, and what it holds for a moment, while its forward pass searches
-and exponentiates. From chunk to chunk the gradients add up: of the last states, and of a head that is trained.
+Every registered loss is measured in the same way, so a new one needs no figure here. Training computes logits in chunks of
+N positions and V columns (under ZeRO 3 at all positions at once); what a chunk takes at its fullest moment grows with N V.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import weakref
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
-from switchkd_cli.engine.cost.activations import Precision
-from switchkd_cli.engine.cost.shape import Shape
-from switchkd_cli.engine.cost.workload import Rows, Terms
-from switchkd_cli.engine.lm_head import positions
-from switchkd_cli.engine.losses.ops.leaders import BLOCK
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from switchkd_cli import registry
+from switchkd_cli.engine.batch import IGNORE, Example, collate
+from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.recipe.schema import Term
+
+IMAGE, QUESTION, ANSWER = 4, 8, 8  # tokens of the example
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+COLUMNS = 2**15  # large next to a knee, as a language model's vocabulary is
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes a logit. A loss `in_blocks` holds its momentary bytes for one block of rows at a time.
+def bytes_per_logit(terms: Iterable[Term], number: int) -> float | None:
+    """Return the peak bytes of logits and losses, forward and backward, for each of the N V logits of one path.
 
-    It compares the logits of so many `sides`.
+    `number`: bytes of a logit. In front of a knee lies a tenth of the example's vocabulary, more than usual, so the figure
+    is rather high. None where the losses can't be computed on the example.
     """
-
-    left: float
-    momentary: float
-    in_blocks: bool = False
-    sides: int = 2
+    reads = [(term, registry.signature("loss", term.loss).reads) for term in terms]
+    of_logits = [term for term, pairs in reads if any(kind == "logits" for _, kind in pairs)]
+    return _measured(tuple(term.model_dump_json() for term in of_logits), number) if of_logits else 0.0
 
 
-# Each id in front of a knee leaves 12 bytes a side: measured where a row has a tenth of the vocabulary, more than usual.
-FOOTPRINTS = {
-    "cross_entropy": Footprint(4, 8, sides=1),
-    "forward_kl": Footprint(8, 20),
-    "reverse_kl": Footprint(12, 16),
-    "jensen_shannon": Footprint(28, 28),
-    "skewed_kl": Footprint(16, 24),
-    "skewed_reverse_kl": Footprint(20, 20),
-    "bild": Footprint(0.1, 6, in_blocks=True),
-    "dbild": Footprint(2, 14, in_blocks=True),
-    "dbild_forward": Footprint(2, 14, in_blocks=True),
-    "dbild_teacher_led": Footprint(1, 13, in_blocks=True),
-    "dbild_student_led": Footprint(1, 13, in_blocks=True),
-    "knee_kl": Footprint(2, 14, in_blocks=True),
-    "decoupled_kd": Footprint(14, 20),
-    "taid": Footprint(8, 24),
-    "self_correlation": Footprint(
-        4, 12
-    ),  # of rows of equal length, which pictures are; and L^2 numbers for L positions
-    "sinkhorn": Footprint(12, 12),  # the same
-    "hidden_correlation": Footprint(0, 0),  # it reads no logits
-}
-UNKNOWN = Footprint(16, 32)
-"""A loss that nobody has measured."""
-
-FLOAT = 4
-"""Bytes. The figures are of bfloat16 logits; float32 ones need no copy in float32."""
+@cache
+def _measured(terms: tuple[str, ...], number: int) -> float | None:
+    length = IMAGE + QUESTION + ANSWER
+    tokens = torch.arange(length).clamp(min=IMAGE - 1)
+    labels = torch.where(torch.arange(length) < IMAGE + QUESTION, IGNORE, tokens)
+    example = Example("", tokens, labels, torch.zeros_like(tokens))
+    batch = collate([example], image_token=IMAGE - 1, pad_token=0)
+    draw = torch.Generator().manual_seed(0)
+    try:
+        objective = Objective([Term.model_validate_json(term) for term in terms])
+        keep, tally = objective.keep(batch), objective.tally([batch], 0.5)
+        shape = int(keep.sum()), COLUMNS
+        random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.readings)}
+        with Allocations() as allocations:
+            logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}
+            for path in logits.keys() - {"teacher"}:
+                logits[path].requires_grad_()
+            objective.total(objective(logits, batch, keep, tally)).backward()
+    except Exception:  # noqa: BLE001 - a loss may raise anything, and a plan doesn't fail for it
+        return None
+    return allocations.peak / math.prod(shape)
 
 
-def heads(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:
-    """Bytes of all logits at once."""
-    widths = [student.language.vocabulary] * terms.student
-    if teacher is not None:
-        widths += [teacher.language.vocabulary] * (terms.teacher + terms.switch)
-    return rows.kept * precision.compute * sum(widths)
+class Allocations(TorchDispatchMode):
+    """Count the bytes of tensors that operations create under this mode, on any device; `peak` is the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, int] = {}  # bytes by address
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = self._alive.keys() | {storage.data_ptr() for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if (address := storage.data_ptr()) not in known and address not in self._alive:
+                self._alive[address] = storage.nbytes()
+                weakref.finalize(storage, self._alive.pop, address)
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return result
 
 
-def logits(
-    student: Shape,
-    teacher: Shape | None,
-    rows: Rows,
-    terms: Terms,
-    precision: Precision,
-    vocabulary: int,
-    *,
-    at_once: bool = False,
-) -> float:
-    """Bytes at the moment when they are most: the logits, what the losses leave, and the largest loss at work."""
-    kept = rows.kept if at_once else min(rows.kept, positions(vocabulary))
-    whole = heads(student, teacher, rows, terms, precision)
-    whole *= 1 if at_once or not rows.kept else kept / rows.kept
-    left, momentary = 0.0, 0.0
-    for name, share in terms.losses:
-        footprint = FOOTPRINTS.get(name, UNKNOWN)
-        compared = kept * share * vocabulary
-        copies = footprint.sides if share < 1 else 0
-        chosen = copies * precision.compute * compared
-        in_a_block = min(compared, BLOCK) if footprint.in_blocks else compared
-        left += footprint.left * compared
-        at_work = max(0.0, footprint.momentary - (FLOAT if precision.compute == FLOAT else 0))
-        momentary = max(momentary, at_work * in_a_block + chosen)
-    return whole + left + momentary
-
-
-def slopes(student: Shape, teacher: Shape | None, rows: Rows, terms: Terms, precision: Precision) -> float:
-    """Bytes of the gradients that chunks add up: of the last states through which one goes, of a head that is trained."""
-    widths = [student.language.width] * terms.student
-    if teacher is not None:
-        widths += [teacher.language.width] * terms.switch
-    head = terms.student * terms.trains("language") * student.language.vocabulary * student.language.width
-    return precision.residual * rows.kept * sum(widths) + precision.weight * head
+def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, Tensor))

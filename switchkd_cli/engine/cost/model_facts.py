@@ -1,10 +1,13 @@
-"""A recipe's models for a plan: what is on this machine is read, what is not is taken from published figures."""
+"""What a plan knows of a recipe's models: read from this machine, or else taken from published figures.
+
+This file, shape.py and parameters.py are the ones in this folder that know how a LLaVA config is laid out.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,32 +16,51 @@ from typing import Any
 import yaml
 from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
+from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.engine.models.from_parts import PROJECTORS, fresh_config, part_config
-from switchkd_cli.engine.models.llava import Blueprint
+from switchkd_cli.engine.models.llava import Blueprint, image_tokens_of
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Parts
 
 HERE = "read on this machine"
 PUBLISHED = "published figures: not on this machine"
-INSTRUCT = "-Instruct"
-TINYLLAVA = {"feature_layer": -2, "feature_select": "default"}
 
 
 @dataclass(frozen=True)
-class Known:
-    """A model's config and tokens of its tokenizer (`<image>` among them); `blueprint` only if it is all here."""
+class KnownModel:
+    """A model's config and how many tokens its tokenizer has, `<image>` included.
+
+    `blueprint` is there only if all files except the weights are on this machine.
+    """
 
     config: LlavaConfig
     tokens: int
     source: str
     blueprint: Blueprint | None = None
 
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one image takes in the language model's sequence."""
+        return image_tokens_of(self.config)
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of the language model's head."""
+        text: Any = self.config.text_config
+        return text.vocab_size
+
+    def batch(self, example: Example) -> Batch:
+        """Return one example as a batch; the tokenizer must be on this machine."""
+        assert self.blueprint is not None
+        padding = self.blueprint.processor.tokenizer.pad_token_id
+        return collate([example], image_token=self.config.image_token_id, pad_token=padding)
+
 
 @dataclass(frozen=True)
-class Unknown:
+class UnknownModel:
     """A model that can't be planned for, and why."""
 
     source: str
@@ -46,68 +68,60 @@ class Unknown:
 
 @cache
 def published() -> Mapping[str, Any]:
-    """published.yaml: towers, readers, checkpoints and files by name."""
+    """Return what published.yaml says of towers, language models, checkpoints and files, by name."""
     return yaml.safe_load(files(__package__).joinpath("published.yaml").read_text(encoding="utf-8"))
 
 
-def known(spec: Model, who: str, made: Mapping[Path, Run], *, speaks: bool = True) -> Known | Unknown:
-    """What is known of a model. `made` holds, by their model folders, runs whose students a checkpoint may be.
+def describe_model(
+    spec: Model, who: str, planned: Mapping[Path, Run], *, speaks: bool = True
+) -> KnownModel | UnknownModel:
+    """Return what is known of a model without reading its weights.
 
-    `speaks`: see `contract.check_alone`.
+    `planned`: by the model folders that they will write, runs whose students a checkpoint may be. `speaks`: see
+    `compatibility.check_alone`.
     """
-    if isinstance(spec, Checkpoint) and (run := _maker(spec.checkpoint, made)):
+    folder = Path(spec.checkpoint).absolute() if isinstance(spec, Checkpoint) else None
+    if folder is not None and folder in planned and not folder.exists():
+        run = planned[folder]
+        student = describe_model(run.config.student, who, {}, speaks=run.config.needs_template)
         source = f"not there yet: row {run.row} of this recipe makes it"
-        maker = known(run.config.student, who, {}, speaks=run.config.needs_template)
-        return Known(maker.config, maker.tokens, source) if isinstance(maker, Known) else maker
+        return replace(student, source=source, blueprint=None) if isinstance(student, KnownModel) else student
     try:
         with configs_only():
             blueprint = check_model(spec, who, speaks=speaks)
-        return Known(blueprint.config, len(blueprint.processor.tokenizer), HERE, blueprint)
+        return KnownModel(blueprint.config, len(blueprint.processor.tokenizer), HERE, blueprint)
     except UserError as error:
-        absent = error.code == MACHINE
-        told = "unknown, download it first" if absent else f"unknown: {error.problems[0]}"
-    parts = _as_parts(spec) if absent else None
-    return (_of_parts(parts, who) if parts else None) or Unknown(told)
+        if error.code != MACHINE:
+            return UnknownModel(f"unknown: {error.problems[0]}")
+    return _published_model(spec, who) or UnknownModel("unknown, download it first")
 
 
-def reader_facts(name: str) -> Mapping[str, Any] | None:
-    readers = published()["readers"]
-    return readers.get(name) or readers.get(name.removesuffix(INSTRUCT))
-
-
-def _maker(checkpoint: str, made: Mapping[Path, Run]) -> Run | None:
-    folder = Path(checkpoint).absolute()
-    return None if folder.exists() else made.get(folder)
-
-
-def _as_parts(spec: Model) -> Parts | None:
-    """The parts of a recipe's model; of a checkpoint, those that it is known to be built of."""
-    if isinstance(spec, Parts):
-        return spec
-    built_of = published()["checkpoints"].get(spec.checkpoint)
-    return Parts(family=spec.family, **built_of, **TINYLLAVA) if built_of else None
-
-
-def _of_parts(spec: Parts, who: str) -> Known | None:
-    """The model of parts of which some are not here; None where one is not known either."""
-    seeing, reading = _part(spec, "vision", who), _part(spec, "language", who)
-    if seeing is None or reading is None:
+def _published_model(spec: Model, who: str) -> KnownModel | None:
+    """Return the model that is built of these parts, some of which are not here; None where one is not known."""
+    if isinstance(spec, Checkpoint):
+        parts = published()["checkpoints"].get(spec.checkpoint)
+        if parts is None:
+            return None
+        spec = Parts(family=spec.family, feature_layer=-2, feature_select="default", **parts)
+    vision, text = _part(spec, "vision", who), _part(spec, "language", who)
+    if vision is None or text is None:
         return None
-    facts = reader_facts(spec.language) if isinstance(spec.language, str) else None
-    tokens = facts["tokens"] + 1 if facts else reading.vocab_size
-    reading.vocab_size = max(reading.vocab_size, tokens)
+    facts = _language_facts(spec.language) if isinstance(spec.language, str) else None
+    tokens = facts["tokens"] + 1 if facts else text.vocab_size
+    text.vocab_size = max(text.vocab_size, tokens)
     config = PROJECTORS[spec.projector][0](
-        vision_config=seeing,
-        text_config=reading,
+        vision_config=vision,
+        text_config=text,
         image_token_index=tokens - 1,
         vision_feature_layer=spec.feature_layer,
         vision_feature_select_strategy=spec.feature_select,
-        tie_word_embeddings=reading.tie_word_embeddings,
+        tie_word_embeddings=text.tie_word_embeddings,
     )
-    return Known(config, tokens, PUBLISHED)
+    return KnownModel(config, tokens, PUBLISHED)
 
 
-def _part(spec: Parts, part: str, who: str) -> PretrainedConfig | None:
+def _part(spec: Parts, part: str, who: str) -> Any:
+    """Return a part's config: fresh, read, or published; None where it is not known."""
     source = getattr(spec, part)
     if isinstance(source, Fresh):
         return fresh_config(part, source, who)
@@ -120,12 +134,17 @@ def _part(spec: Parts, part: str, who: str) -> PretrainedConfig | None:
 
 def _published_part(name: str, part: str) -> PretrainedConfig | None:
     if part == "language":
-        facts = reader_facts(name)
+        facts = _language_facts(name)
     else:
         tower = published()["checkpoints"].get(name, {}).get("vision", name)  # a whole model's tower serves
         facts = published()["towers"].get(tower)
     if facts is None:
         return None
-    told = copy.deepcopy(facts["config"])
-    headless = {"vision_use_head": False} if told["model_type"] == "siglip_vision_model" else {}
-    return AutoConfig.for_model(told.pop("model_type"), **told, **headless)
+    config = copy.deepcopy(facts["config"])
+    headless = {"vision_use_head": False} if config["model_type"] == "siglip_vision_model" else {}
+    return AutoConfig.for_model(config.pop("model_type"), **config, **headless)
+
+
+def _language_facts(name: str) -> Mapping[str, Any] | None:
+    known = published()["language_models"]
+    return known.get(name) or known.get(name.removesuffix("-Instruct"))

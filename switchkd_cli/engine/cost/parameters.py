@@ -14,23 +14,27 @@ PARTS = ("vision", "projector", "language")
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of each part (a tied head counts once), and those of them that training it trains."""
+    """Parameter counts by part: `total` (a tied head counts once), and `trainable`: those that the forward pass uses."""
 
     total: dict[str, int]
-    reached: dict[str, int]
+    trainable: dict[str, int]
 
     @property
     def all(self) -> int:
         return sum(self.total.values())
 
     def trained(self, parts: frozenset[str]) -> int:
-        return sum(self.reached[part] for part in parts)
+        """How many parameters a stage trains that trains these parts."""
+        return sum(self.trainable[part] for part in parts)
 
 
 def parameters(config: LlavaConfig) -> Parameters:
-    """Counted by the same code that later picks what a stage trains. Raises what transformers raises."""
+    """Count a model's parameters, with the code that later picks what a stage trains.
+
+    Raises what transformers raises.
+    """
     with torch.device("meta"):
-        model = Llava(AutoModelForImageTextToText.from_config(config), None)
+        model = Llava(AutoModelForImageTextToText.from_config(config), None)  # type: ignore[arg-type]
     unique = {part: {id(p): p for m in model.parts[part] for p in m.parameters()}.values() for part in PARTS}
     return Parameters(
         {part: sum(p.numel() for p in unique[part]) for part in PARTS},

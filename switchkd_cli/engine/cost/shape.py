@@ -1,8 +1,9 @@
-"""The numbers of a LLaVA config that its cost depends on."""
+"""The sizes of a model that its cost depends on, and how they are read from a LLaVA config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import LlavaConfig
 
@@ -10,20 +11,20 @@ from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_to
 
 
 @dataclass(frozen=True)
-class Tower:
-    """V. `positions`: patches and a class token, if there is one; `used`: layers in front of the feature layer.
+class VisionShape:
+    """V: `positions` patches (and a class token, if there is one) through `layers` up to the feature layer.
 
-    `normed`: a norm stands in front of the first layer (CLIP's).
+    `input_norm`: a norm stands in front of the first layer (CLIP's).
     """
 
     width: int
     inner: int
-    used: int
+    layers: int
     positions: int
     patch: int
     image: int
     activation: str
-    normed: bool = False
+    input_norm: bool = False
 
     @property
     def weights(self) -> int:
@@ -32,13 +33,18 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Projector:
+class ProjectorShape:
     """P: two matrices on each of `features`, then `tokens` (fewer where neighbours are pooled)."""
 
-    seen: int
+    input: int
     width: int
     features: int
     tokens: int
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Entries of the first and of the second matrix."""
+        return self.input * self.width, self.width**2
 
     @property
     def pooled(self) -> bool:
@@ -46,7 +52,7 @@ class Projector:
 
 
 @dataclass(frozen=True)
-class Reader:
+class LanguageShape:
     """L. `queries` and `keys`: widths of all query heads and of all key heads together."""
 
     width: int
@@ -64,37 +70,37 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model as vision tower V, projector P and language model L (head included)."""
 
-    vision: Tower
-    projector: Projector
-    language: Reader
+    vision: VisionShape
+    projector: ProjectorShape
+    language: LanguageShape
 
 
-def shape(config: LlavaConfig) -> Shape:
-    """The shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
-    vision, text = config.vision_config, config.text_config
-    positions = (vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type]
+def shape(config: LlavaConfig) -> ModelShape:
+    """Return the shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
+    vision: Any = config.vision_config  # transformers declares what a config may be read from, too
+    text: Any = config.text_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Shape(
-        Tower(
+    return ModelShape(
+        VisionShape(
             width=vision.hidden_size,
             inner=vision.intermediate_size,
-            used=layers_in_front(config),
-            positions=positions,
+            layers=layers_in_front(config),
+            positions=(vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type],
             patch=vision.patch_size,
             image=vision.image_size,
             activation=vision.hidden_act,
-            normed=vision.model_type == "clip_vision_model",
+            input_norm=vision.model_type == "clip_vision_model",
         ),
-        Projector(
-            seen=vision.hidden_size,
+        ProjectorShape(
+            input=vision.hidden_size,
             width=text.hidden_size,
             features=features_of(config),
             tokens=image_tokens_of(config),
         ),
-        Reader(
+        LanguageShape(
             width=text.hidden_size,
             inner=text.intermediate_size,
             layers=text.num_hidden_layers,

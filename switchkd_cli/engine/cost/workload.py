@@ -1,50 +1,47 @@
-"""What one micro-batch asks of the models: the same for its operations and for its memory."""
+"""What a training step works on: the models, one micro-batch, and what is computed from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from switchkd_cli.engine.cost.parameters import Parameters
+from switchkd_cli.engine.cost.shape import ModelShape
+
 
 @dataclass(frozen=True)
-class Rows:
-    """A micro-batch: B `rows` padded to T `length`, P `pictures`, N `kept` positions that a head is asked at.
+class MicroBatch:
+    """B `examples` padded to T tokens (`length`), P `images`, and N `positions` whose logits are computed.
 
-    Means over many micro-batches need not be whole. `masked`: some row is padded, or turns are `apart` (don't see one
+    `masked`: attention takes a mask, because an example is padded or its turns are `independent` (don't see one
     another).
     """
 
-    rows: float
-    pictures: float
-    length: float
-    kept: float
+    examples: int
+    images: int
+    length: int
+    positions: int
     masked: bool = True
-    apart: bool = False
+    independent: bool = False
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Which logits paths a stage computes, which of the student's parts it trains, and its losses.
+class Computation:
+    """Which logits paths a stage computes and which of the student's parts it trains.
 
-    `losses`: of each term, its loss and the share of the kept positions that it looks at. `recomputed`: whose layers are
-    computed again in the backward pass and keep their inputs only (V_S: vision, L_S: student, L_T: switch).
+    `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch).
     """
 
     paths: frozenset[str]
     train: frozenset[str]
-    losses: tuple[tuple[str, float], ...]
     recomputed: frozenset[str] = frozenset()
 
-    @property
-    def student(self) -> bool:
-        return "student" in self.paths
 
-    @property
-    def teacher(self) -> bool:
-        return "teacher" in self.paths
+@dataclass(frozen=True)
+class ModelPair:
+    """A student and perhaps a teacher, as shapes and parameter counts, and the `vocabulary` columns that they share."""
 
-    @property
-    def switch(self) -> bool:
-        return "switch" in self.paths
-
-    def trains(self, part: str) -> bool:
-        return part in self.train
+    student: ModelShape
+    parameters: Parameters
+    vocabulary: int
+    teacher: ModelShape | None = None
+    teacher_parameters: int = 0
