@@ -13,7 +13,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.find import find_or_none
 from switchkd_cli.recipe.load import load_with_controls
-from switchkd_cli.recipe.load_many import RecipeRuns, load_many
+from switchkd_cli.recipe.load_many import LoadedRecipe, load_many
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import check_free, is_finished
@@ -102,7 +102,7 @@ def _teacher_run(planned: Sequence[Run]) -> Run | None:
     return [*with_teacher.values(), *planned][0] if len(with_teacher) < 2 else None
 
 
-def _print_table(table: RecipeRuns, root: Path) -> None:
+def _print_table(table: LoadedRecipe, root: Path) -> None:
     """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
     from switchkd_cli.report.show import print_ablation
 

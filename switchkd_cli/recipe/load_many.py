@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class RecipeRuns:
+class LoadedRecipe:
     """A recipe and the runs that are wanted of it, row after row, each with its seeds."""
 
     file: Path
@@ -37,7 +37,7 @@ def load_many(
     seeds: int = 1,
     seed: int | None = None,
     world: str | None = None,
-) -> list[RecipeRuns]:
+) -> list[LoadedRecipe]:
     """Load recipes by name or file: of each recipe those of the named rows that it has, or all its rows.
 
     Raises UserError with the problems of all recipes, also for a row that no recipe has, for a recipe that has none of the
@@ -48,13 +48,13 @@ def load_many(
     wanted = _rows_of_each(files, rows)
     fingerprints = Fingerprints()
 
-    def runs(file: Path) -> RecipeRuns:
+    def runs(file: Path) -> LoadedRecipe:
         def of_seed(number: int | None) -> tuple[Run, ...]:
             return load_rows(file, wanted[file], overrides, number, world, fingerprints)
 
         first = of_seed(seed)
         others = [of_seed(first[0].seed + i) for i in range(1, seeds)]
-        return RecipeRuns(file, tuple(run for row in zip(first, *others, strict=True) for run in row))
+        return LoadedRecipe(file, tuple(run for row in zip(first, *others, strict=True) for run in row))
 
     return _for_each(files, runs)
 
