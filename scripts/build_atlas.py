@@ -1,4 +1,4 @@
-"""Draw the embedded world's atlas: every concept and digit by four hands. Run once by the maintainers.
+"""Draw the playground's atlas: every concept and digit by four hands. Run once by the maintainers.
 
 Needs `pip install cairosvg` and a node_modules folder made by
 `npm install @iconify-json/noto @iconify-json/noto-v1 @iconify-json/fluent-emoji-flat @iconify-json/twemoji`:
@@ -22,9 +22,9 @@ COLUMNS = 16
 
 
 def drawing(icons: dict, name: str) -> Image.Image:
-    """One icon as a CELL x CELL RGBA picture, cropped to its ink and centred, so that things are equal.
+    """Return one icon as a CELL x CELL RGBA picture, cropped to its drawn pixels and centred, so that all things have one size.
 
-    Raises KeyError where the set has no such icon.
+    Raises KeyError if the set has no such icon.
     """
     icon = icons["icons"][icons.get("aliases", {}).get(name, {}).get("parent", name)]
     left, top = icon.get("left", icons.get("left", 0)), icon.get("top", icons.get("top", 0))

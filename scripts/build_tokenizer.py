@@ -1,10 +1,10 @@
-"""Train the embedded world's tokenizer on the text the world writes. Run once by the maintainers:
+"""Train the playground's tokenizer on the texts that the playground makes. Run once by the maintainers:
 
     python scripts/build_tokenizer.py
 
 A byte-level BPE, so any text can be written. The world's names (in English with and without the space before
 them) and the benchmarks' stock sentences are added tokens: a name is one id wherever it stands, and prompts
-are short. The price: a longer word that begins with a name is cut after it, as " cat" in " category".
+are short. The disadvantage: a longer word that begins with a name is cut after it, like " cat" in " category".
 """
 
 import json
@@ -64,7 +64,7 @@ CHAT_TEMPLATE = (
 
 
 def corpus() -> Iterator[str]:
-    """What the world says, cut where an added token will be, so that no merge is learnt inside one."""
+    """Yield the playground's texts, cut where an added token will be, so that no merge is learnt inside one."""
     for scene in scenes("train", 3000, 0):
         rng = random.Random(scene.id)
         for style in STYLES:

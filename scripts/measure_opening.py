@@ -1,4 +1,4 @@
-"""How long a file of the paper's size takes to open, and how much memory: python scripts/measure_opening.py FOLDER.
+"""Measure how long opening a file of the paper's size takes, and its memory: python scripts/measure_opening.py FOLDER.
 
 Writes a file with the row counts, folders and quirks of llava_v1_5_mix665k.json (665,298 rows, about 1 GB: ids of two
 types, text-only rows, indented JSON), then opens it twice and reads 1,000 rows of it, each time in a fresh process.
@@ -42,7 +42,7 @@ WORDS = [
 
 
 def write(file: Path) -> None:
-    """Rows in shuffled order, about 1.5 KB each."""
+    """Write rows in random order, about 1.5 KB each."""
     draw = random.Random(0)
     folders = [folder for folder, count in FOLDERS.items() for _ in range(count)]
     draw.shuffle(folders)
@@ -61,8 +61,8 @@ def write(file: Path) -> None:
 
 
 def measure(file: Path, cache: Path) -> None:
-    """Opens the file as a training run does, without the pictures."""
-    import numpy  # noqa: F401 (what is loaded anyway is not measured)
+    """Open the file as a training run does, without the images."""
+    import numpy  # noqa: F401 (loaded in any case, so not measured)
     import pyarrow  # noqa: F401
 
     from switchkd_cli.engine.data.llava_json import llava_json

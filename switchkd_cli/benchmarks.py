@@ -1,7 +1,7 @@
-"""The protocol: how each of the paper's ten benchmarks is run and scored here, one row a benchmark.
+"""The protocol: how each of the paper's ten benchmarks is run and scored here, one entry per benchmark.
 
-The rows name stock lmms-eval tasks (prompts and metrics untouched) and say where a number printed in the
-paper was measured otherwise, so that a table can show the difference beside the score.
+The entries name stock lmms-eval tasks (prompts and metrics unchanged) and say where the paper measured its printed number
+differently, so that a table can show the difference next to the score.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from types import MappingProxyType
 from typing import Literal
 
 LMMS_EVAL = "0.7.3"
-"""The release of lmms-eval whose tasks these rows describe."""
+"""The release of lmms-eval whose tasks these entries describe."""
 
-# How an answer becomes a score. Nothing is ever sent to a judge model.
+# How an answer becomes a score. No answer is ever sent to a judge model.
 RULE = "stock rule"
-# Stock lmms-eval asks a judge model over the network about an answer it can't read, then draws a random option.
+# Stock lmms-eval sends an answer that it can't read to a judge model over the network, then draws a random option.
 READABLE = "stock rule, no judge; an answer it can't read is wrong"
 GUESS = "official rule; an answer without an option counts as a random one (fixed seed)"
 PERCENT = "% right"
@@ -24,7 +24,7 @@ AnswerKind = Literal["open", "choice", "yes-no"]
 ANSWER_KINDS: Mapping[AnswerKind, str] = MappingProxyType(
     {"open": "open questions", "choice": "multiple choice", "yes-no": "yes or no"}
 )
-"""What a benchmark asks for; a student may gain on one kind and lose on another."""
+"""The kind of answer that a benchmark wants; a student may gain on one kind and lose on another."""
 
 FAULTS: Mapping[str, str] = MappingProxyType(
     {
@@ -34,43 +34,43 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "too_long": "go past the positions that the model was made for",
     }
 )
-"""Why an answer may be wrong whatever the model knows; results count them, see engine/evaluation/item_scores.py."""
+"""Why an answer may be wrong although the model knows it; results count these (engine/evaluation/item_scores.py)."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One column of the paper's table and the stock task that measures it."""
+    """One column of the paper's table, and the stock task that measures it."""
 
     task: str
-    """lmms-eval's task name, also the name in recipes and results."""
+    """lmms-eval's name of the task, also used in recipes and results."""
     column: str
-    """Head of the paper's column (Table 1)."""
+    """The head of the paper's column (Table 1)."""
     metric: str
-    """Key of the stock metric that is reported."""
+    """The key of the stock metric that is reported."""
     task_folder: str
-    """Folder under lmms_eval/tasks that holds the task, so that only ten of its 190 folders are read."""
+    """The task's folder under lmms_eval/tasks, so that only ten of its 190 folders are read."""
     data: str
-    """Folder (and configuration) of the data set under lmms-lab-encoder/."""
+    """The folder (and configuration) of the data set under lmms-lab-encoder/."""
     split: str
-    """The data set's split that the task reads."""
+    """The split of the data set that the task reads."""
     paper_split: str
-    """The split behind the paper's printed number."""
+    """The split of the paper's printed number."""
     asks: AnswerKind
-    """The kind of answer that its questions (MMMU: nearly all of them) ask for."""
+    """The kind of answer that its questions want (in MMMU: nearly all of them)."""
     full: float = 1.0
-    """The metric's value when every answer is right; the score is 100 x metric / full."""
+    """The metric's value if every answer is right; the score is 100 x metric / full."""
     per_category: bool = False
-    """Whether `full` is meant for each category of the set (MME adds up its categories)."""
+    """Whether `full` is per category of the set (MME adds up its categories)."""
     target: str = "answer"
-    """The column that holds the right answer; a list of answers means the most frequent one."""
+    """The column of the right answer; of a list of answers, the most frequent one is meant."""
     counted: str = ""
-    """The one answer that the metric counts, if it does (F1)."""
+    """The only answer that the metric counts, if there is one (F1)."""
     scale: str = PERCENT
-    """What 100 means, and how the paper's numbers come on this scale where they are printed on another."""
+    """The meaning of 100, and how the paper's numbers are converted if they are printed on another scale."""
     judge: str = RULE
-    """Who reads the answers."""
+    """Who or what reads the answers."""
     paper_judge: str = ""
-    """Who read the paper's, if known to be another."""
+    """Who or what read the paper's answers, if this is known to differ."""
     ocr: bool = False
     """Whether OCR tokens are part of the prompt."""
     paper_ocr: bool = False
@@ -78,7 +78,7 @@ class Benchmark:
     """How the paper's convention differs, if it does."""
 
     def score(self, metric: float, categories: int = 1) -> float:
-        """The stock metric on the paper's scale, 0..100."""
+        """Return the stock metric on the paper's scale, 0..100."""
         return 100.0 * metric / (self.full * (categories if self.per_category else 1))
 
 

@@ -70,9 +70,8 @@ TEMPLATES: dict[str, tuple[str, str | None]] = {
     "tinyllava": ("tinyllava", None),
 }
 _TEMPLATE_FILES = Path(__file__).parent / "engine" / "data" / "templates"
-QUESTIONLESS = (
-    "pretrain",
-)  # templates without questions: a model whose last stage uses one can't answer any
+# Templates without questions: a model whose last stage uses one can't answer any.
+QUESTIONLESS = ("pretrain",)
 
 Kind = Literal["loss", "family", "source"]
 REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}

@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _benches(levels: Sequence[str], *, quick: bool) -> Iterator[Bench]:
-    """The benchmark as it stands after each level.
+    """Yield the benchmark after each level.
 
     Each level has a process of its own: none finds what another left in memory, and one that fails stops none.
     """
@@ -85,7 +85,7 @@ def _benches(levels: Sequence[str], *, quick: bool) -> Iterator[Bench]:
 
 
 def _apart(name: str, quick: bool, file: Path) -> str:
-    """Measures in another process, whose progress and traceback are seen on the screen; returns how it failed."""
+    """Measure in another process that prints to the screen; return how it failed."""
     command = [sys.executable, "-m", "scripts.bench", "--measure", name, "--out", str(file.absolute())]
     quiet = {"KINETO_LOG_LEVEL": "99"} | os.environ  # the profiler tells of each start and stop
     done = subprocess.run([*command, *(["--quick"] if quick else [])], check=False, cwd=ROOT, env=quiet)

@@ -1,4 +1,4 @@
-"""How many bytes a piece of work takes at its fullest moment."""
+"""Measure the peak memory of a piece of work, in bytes."""
 
 from collections.abc import Callable, Iterable
 from itertools import accumulate
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes of tensors that were alive at once while `work` ran, beyond those alive before it.
+    """Return the peak bytes of tensors while `work` runs, minus those that existed before.
 
     Counted is what torch's own allocator hands out, to the byte, and so the same on every run: inputs, weights and an
     optimiser's state that are there before are not in it; gradients, temporary copies and results are. On a GPU these are
@@ -29,7 +29,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def peak_bytes_on_cpu(work: Callable[[], object]) -> int:
-    """The same of tensors on a CPU, whatever else there is."""
+    """Return the same for tensors on a CPU, even if there is a GPU."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         work()
     events = watched.profiler.kineto_results.events()
@@ -38,5 +38,5 @@ def peak_bytes_on_cpu(work: Callable[[], object]) -> int:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Of all of them, each once."""
+    """Return the bytes of all tensors, each storage once."""
     return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())

@@ -1,4 +1,4 @@
-"""Level 3: how many pictures a second the loader gives, how many a step takes, and what share of it is waiting."""
+"""Level 3: images per second that the loader gives and that a step takes, and the share of waiting."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from switchkd_cli.engine.training.data_loader import MOST_WORKERS, loader_of, ta
 from switchkd_cli.recipe.schema import Stage
 
 STARTED = "with the start of the loader's processes, which a stage has once; images/s without"
-PICTURE = (640, 480)  # pixels, as most of COCO's
+PICTURE = (640, 480)  # pixels, like most of COCO's
 TEXT = ("What is in the picture?", "a dog and two red apples on a table")
 ALONE, BESIDE = "loader alone", "loader and steps"
 METHODS = {"SFT": ("ce",), "Switch-KD": ("ce", "align", "vsd")}
 
 
 def measure_level(quick: bool) -> Level:
-    """The fastest steps need the most pictures; the middling pair's are fast on a GPU only."""
+    """Measure with the fastest steps, which need the most images; the middling pair's are fast only on a GPU."""
     sizes = [SMALL, MIDDLING] if torch.cuda.is_available() and not quick else [SMALL]
     return measure_at(sizes, 64 if quick else 256, QUICK if quick else LONG)
 
 
 def measure_at(sizes: list[Size], rows: int, effort: Effort) -> Level:
-    """The level on so many rows, each with a JPEG file of its own."""
+    """Measure the level on N rows, each with its own JPEG file."""
     found: list[Row] = []
     with TemporaryDirectory() as folder:
         write(Path(folder), rows)
@@ -57,12 +57,12 @@ def measure_at(sizes: list[Size], rows: int, effort: Effort) -> Level:
 
 
 def workers() -> int:
-    """Processes that prepare a data set too large for memory on this machine, where a recipe names none."""
+    """Return the default number of processes that prepare a data set too large for memory on this machine."""
     return max(1, min(MOST_WORKERS, cores() - 1))
 
 
 def write(folder: Path, rows: int) -> None:
-    """Pictures with something like a photograph's detail, and their rows."""
+    """Write images with as much detail as a photograph, and their rows."""
     draw = np.random.default_rng(0)
     told = []
     for number in range(rows):
@@ -100,7 +100,7 @@ def _stage(size: Size, count: int, method: str = "SFT") -> Stage:
 
 
 def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:
-    """One pass over rows that nobody has prepared before."""
+    """Yield one pass over examples that were not prepared before."""
     read = llava_json(folder, file=str(folder / "rows.json"), images=str(folder))
     data = Conversations(read, paths.student.processor, paths.student.image_tokens)
     return loader_of(stage, paths.student, data, range(rows), stage.batch)
@@ -127,9 +127,11 @@ def _training(
     with TemporaryDirectory() as logs, closing(trainer_of(stage, paths, logs)) as trainer:
 
         def one_pass() -> None:
-            """As the training's own loop does it (engine/loop.py): what it waits for data, what its steps take."""
+            """Time the waiting for data and the steps, as in engine/training/loop.py."""
             batches = _batches(stage, paths, folder, rows)
-            trainer.step(taken(batches, 1), diagnosed=False)  # workers begin once a stage: no step's wait
+            trainer.step(
+                taken(batches, 1), diagnosed=False
+            )  # workers start once per stage, so no step waits for that
             waited, began = 0.0, time.perf_counter()
             for _ in range(rows // stage.batch - 1):
                 asked = time.perf_counter()
@@ -143,7 +145,7 @@ def _training(
 
 
 def _figures(clock: dict[str, float], pictures: int) -> dict[str, float]:
-    """The step's appetite is what it would take if it never waited."""
+    """Return the figures; a step's demand is what it would take if it never waited."""
     return {
         "images/s": pictures / clock["all"],
         "appetite, images/s": pictures / (clock["all"] - clock["waited"]),

@@ -1,4 +1,4 @@
-"""Level 5: answers a second, in batches and one by one, of a model and questions that ship with the package."""
+"""Level 5: answers per second, in batches and one by one, for a model and questions that ship with the package."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.recipe.model_paths import locate
 
 MODEL = "playground:teacher"
-"""The only trained model that ships whole: an untrained one's answers would all run to their limit."""
+"""The only complete trained model that ships: an untrained one's answers would all reach the limit."""
 BATCH = 64  # the quickstart's
 
 
 class Recorder(Answerer):
-    """Keeps what lmms-eval asks, and the pictures: they are shown again without its data sets."""
+    """Record lmms-eval's requests and images, to repeat them without its data sets."""
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         self.requests, self.shown = list(requests), {}
@@ -40,7 +40,7 @@ class Recorder(Answerer):
         return [""] * len(items)
 
     def again(self) -> list[Instance]:
-        """The same requests, whose pictures are at hand."""
+        """Return the same requests, with their images in memory."""
         return [replace(request, arguments=self._with_pictures(request.args)) for request in self.requests]
 
     def _with_pictures(self, arguments: tuple) -> tuple:
@@ -54,7 +54,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
-    """The level on so many items of each benchmark; what lmms-eval takes, and reading pictures, is not in it."""
+    """Measure the level on N items of each benchmark, without lmms-eval's own time and without reading images."""
     with TemporaryDirectory() as folder:
         asked = Recorder(longest=16)
         examine(asked, Exam("playground", tuple(benchmarks), "test", items, 0), Path(folder))
@@ -79,7 +79,7 @@ def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
 def _answering(
     name: str, model: Llava, asked: Recorder, batch: int, written: dict[str, list[str]]
 ) -> Iterator[Running]:
-    """A reader that has seen none of the pictures, each time."""
+    """Return a reader without any cached image, each time."""
 
     def answers() -> None:
         reader = Reader(model.model, copy.deepcopy(model.processor), batch=batch, longest=16)

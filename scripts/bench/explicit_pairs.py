@@ -1,4 +1,4 @@
-"""DBiLD as its definition reads, every pair a number of its own: the naive reference."""
+"""DBiLD computed literally, with every pair as a number: the naive reference."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def dbild_of_pairs(
 
 
 def of_sorted_rows(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As `torch.topk`, by Algorithm 2's own word: sorted."""
+    """Return the same as `torch.topk` by sorting, as Algorithm 2 says."""
     return tuple(found[:, :count] for found in logits.sort(dim=-1, descending=True))
 
 
@@ -44,7 +44,7 @@ def _led(
     cut: bool,
     highest: Highest,
 ) -> Tensor:
-    """One side: KL(p_S || p_T) over the pairs of the leader's top ids."""
+    """Return one side: KL(p_S || p_T) over the pairs of the leader's top ids."""
     best, ids = highest(leader, min(window or leader.shape[-1], leader.shape[-1]))
     k = (1 + _knee(best)).clamp(min=min_k, max=best.shape[-1])
     width = int(k.max()) if cut else best.shape[-1]
@@ -58,13 +58,13 @@ def _led(
 
 
 def _log_shares(values: Tensor, i: Tensor, j: Tensor, outside: Tensor, temperature: float) -> Tensor:
-    """log of the softmax over the pairs' differences, [N, pairs]."""
+    """Return the log-softmax over the pairs' differences, [N, pairs]."""
     differences = (values[:, i] - values[:, j]) / temperature
     return differences.masked_fill(outside, -1e30).log_softmax(-1)
 
 
 def _knee(best: Tensor) -> Tensor:
-    """Kneedle: the rank that lies farthest below the line from the first to the last value."""
+    """Return Kneedle's rank: where the curve is farthest below the line from the first to the last value."""
     x = torch.linspace(0, 1, best.shape[-1], dtype=best.dtype, device=best.device)
     y = (best - best[:, -1:]) / (best[:, :1] - best[:, -1:])
     return (1 - x - y).argmax(-1)

@@ -1,4 +1,4 @@
-"""The package's way from last states to an objective's value: the one place to change when it changes."""
+"""From hidden states to an objective's value as the package computes it: the only place to change when that changes."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from switchkd_cli.engine.training.objective import Objective
 def total(
     objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str, Tensor], batch: Batch
 ) -> Tensor:
-    """The value that is minimised, of each path's last states [N, D] and its head's weights [V, D]."""
+    """Return the value that is minimised, from each path's hidden states [N, D] and its head's weights [V, D]."""
     readings = {reading(path, "hidden"): values for path, values in states.items()}
     columns = len(next(iter(heads.values())))
     keep, tally = objective.keep(batch), objective.tally([batch])
@@ -23,7 +23,7 @@ def total(
 
 
 def supervised(positions: int, columns: int, device: torch.device) -> Batch:
-    """A batch of one row with so many supervised positions."""
+    """Return a batch of one example with N supervised positions."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(columns, (positions + 1,), generator=draw)
     row = Example("0", tokens, tokens, torch.zeros_like(tokens))

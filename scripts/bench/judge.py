@@ -1,4 +1,4 @@
-"""The targets, and whether what was measured meets them."""
+"""Targets, and whether the measurements meet them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = Path(__file__).with_name("targets.yaml")
 
 
 class Target(Closed):
-    """What a row's quantity, or its ratio to another row's, has to be: at most `most`, or at least `least`."""
+    """A limit for a row's quantity, or for its ratio to another row's: at most `most`, or at least `least`."""
 
     target: str
     level: str
@@ -40,7 +40,7 @@ class Target(Closed):
 
 
 class Judged(Closed):
-    """A target with what was measured; nothing where it was not."""
+    """A target with its measured value, or None where it was not measured."""
 
     target: Target
     value: float | None
@@ -55,7 +55,7 @@ def targets(file: Path = FILE) -> list[Target]:
 
 
 def judge(bench: Bench, asked: list[Target] | None = None) -> list[Judged]:
-    """Every target, in order."""
+    """Return every target, in order."""
     return [
         Judged(target=target, value=_value(target, bench.levels.get(target.level)))
         for target in (targets() if asked is None else asked)

@@ -21,9 +21,9 @@ from switchkd_cli.recipe.schema import Term
 
 COLUMNS = 151_936  # Qwen2's head
 WIDTHS = {False: (2048, 896), True: (384, 256)}
-"""Of the teacher's and the student's states. The full ones (not quick): Qwen2.5's 3B and 0.5B."""
-BYTES_A_LOGIT = 64  # of one position, at the fullest moment of the dearest of these losses, and some to spare
-MOST = 1024 if torch.cuda.is_available() else 256  # positions: more say nothing new
+"""Widths of the teacher's and the student's hidden states; the full ones (not quick) are those of Qwen2.5's 3B and 0.5B."""
+BYTES_A_LOGIT = 64  # bytes of one position at the peak of the most expensive of these losses, with a margin
+MOST = 1024 if torch.cuda.is_available() else 256  # positions: more show nothing new
 WINDOWS = (64, 256, None)
 BEYOND = "MiB beyond gradient"
 FROM_LOGITS, FROM_STATES, GROWTH = "from logits", "from last states", "twice the positions"
@@ -32,7 +32,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def sought(window: int | None) -> str:
-    """Where a knee is."""
+    """A knee's position."""
     return "global knee" if window is None else f"window {window}"
 
 
@@ -56,7 +56,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Effort) -> Level:
-    """The level at a given size. `widths` are the teacher's and the student's."""
+    """Measure the level at a given size. `widths` are the teacher's and the student's."""
     where = device()
     pair = [logits.to(where) for logits in realistic.logits(positions, columns)]
     ranks = {window: effective_k(pair[0][:64], window=window).float().mean().item() for window in WINDOWS}
@@ -78,7 +78,7 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
 
 
 def _beyond_gradient(row: Row, gradient: int) -> Row:
-    """With what it takes beside the gradient [N, V] that every loss of logits has to return."""
+    """Return the row with its memory beyond the gradient [N, V], which every loss of logits has to return."""
     if row.extra_bytes is None:
         return row
     return row.model_copy(update={"figures": {BEYOND: (row.extra_bytes - gradient) / 2**20}})
@@ -90,7 +90,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def positions_that_fit(free: int, widths: tuple[int, int]) -> int:
-    """A power of two: of positions that take half of the free memory, what the heads leave of it."""
+    """Return a power of two: the positions that use half of the free memory that the heads leave."""
     heads = 4 * COLUMNS * (widths[0] + 2 * widths[1])  # the student's has a gradient
     fitting = int((free / 2 - heads) / (BYTES_A_LOGIT * COLUMNS))
     return min(MOST, 2 ** max(3, fitting.bit_length() - 1)) if fitting > 0 else 8
@@ -118,19 +118,19 @@ def _from_states(positions: int, columns: int, widths: tuple[int, int], effort: 
 
 
 Setup = Callable[[], tuple[Sequence[Tensor], Callable[[], Tensor]]]
-"""Gives the leaves that get a gradient, and what computes the value from them."""
+"""Returns the tensors that get a gradient, and a function that computes the value from them."""
 
 
 def _of_logits(loss: Loss, pair: Sequence[Tensor]) -> tuple[Sequence[Tensor], Callable[[], Tensor]]:
     teacher, student = pair[0], pair[1].detach().requires_grad_()
-    # each time another view, of which nothing is known from the run before
+    # another view each time, so that nothing is cached from the run before
     return [student], lambda: loss(teacher.detach(), student).sum()
 
 
 def _of_states(
     loss: Loss, states: Sequence[Tensor], heads: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor], Callable[[], Tensor]]:
-    """The head as it is written by hand: the teacher's under no_grad, all logits at once."""
+    """Return the head as one writes it by hand: the teacher's under no_grad, all logits at once."""
     state, head = (given[1].detach().requires_grad_() for given in (states, heads))
 
     def value() -> Tensor:
@@ -163,9 +163,9 @@ def _variant(name: str, setup: Setup, timed: bool = True) -> Variant:
 
         def backward() -> None:
             found.pop().backward()
-            for (
-                leaf
-            ) in leaves:  # what a run leaves would be released in the next one, and hide as much of its own
+            for leaf in (
+                leaves
+            ):  # memory left by a run would be released in the next one, and hide as much of its own
                 leaf.grad = None
 
         yield Running({"forward": forward, "backward": backward})

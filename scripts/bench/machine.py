@@ -1,4 +1,4 @@
-"""The machine that is measured on, and how busy it was before."""
+"""The machine, and how busy it was before the measurements."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from scripts.bench.results import Machine
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.runs import provenance
 
-BUSY = 0.25  # of the cores, on average in the last minute: a quiet machine's load is next to none
+BUSY = 0.25  # share of the cores, on average in the last minute; an idle machine's is almost 0
 TOLD = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -31,11 +31,11 @@ PEAKS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bf16 operations a second by what a device's name holds, from the makers' data sheets; the first that fits."""
+"""Dense bf16 operations per second by a part of the device's name, from the makers' data sheets; the first match counts."""
 
 
 def look() -> Machine:
-    """As it stands: to be asked before anything is measured."""
+    """Return the machine's state; call it before any measurement."""
     load = os.getloadavg()
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return Machine(
@@ -55,7 +55,7 @@ def look() -> Machine:
 
 
 def free_bytes() -> int:
-    """What tensors may take: of the GPU's memory, or of the machine's."""
+    """Return the free bytes of the GPU's memory, or of the machine's without a GPU."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
@@ -64,7 +64,7 @@ def device() -> torch.device:
 
 
 def peak_flops() -> float | None:
-    """bf16 operations a second that the GPU is sold with; None where it is not known, or there is none."""
+    """Return the GPU's nominal bf16 operations per second; None if unknown, or without a GPU."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     words = f"{name} ".replace("-", " ")
     return next((peak for known, peak in PEAKS.items() if f" {known} " in f" {words}"), None)

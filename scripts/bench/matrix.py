@@ -1,4 +1,4 @@
-"""Level 7, only when it is named: an ablation of the embedded world as one matrix, against its rows one after another.
+"""Level 7, only when it is named: an ablation in the playground as one matrix, against its rows one after another.
 
 It trains and scores every row twice, by the program itself: far longer than the other levels together. After the first row
 it says how long the rest will take.
@@ -25,7 +25,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def measure_at(rows: tuple[str, ...], steps: int, items: int) -> Level:
-    """The level on a few steps of each stage. Rows one after another are from scratch: each has a folder of its own."""
+    """Measure the level on a few steps of each stage. Rows one after another start from scratch: each has its own folder."""
     changes = shorter(steps, items)
     with TemporaryDirectory() as folder:
         apart = 0.0
@@ -53,7 +53,7 @@ def measure_at(rows: tuple[str, ...], steps: int, items: int) -> Level:
 
 
 def shorter(steps: int, items: int) -> list[str]:
-    """The changes to the recipe."""
+    """Return the overrides that make the recipe shorter."""
     return [
         *(f"stages.{stage}.steps={steps}" for stage in ("pretrain", "distill")),
         f"evaluation.items={items}",
@@ -61,7 +61,7 @@ def shorter(steps: int, items: int) -> list[str]:
 
 
 def _ablated(rows: list[str] | tuple[str, ...], changes: list[str], out: Path, *how: str) -> float:
-    """Seconds."""
+    """Return the seconds that it took."""
     asked = ["--world", WORLD, "--rows", ",".join(rows), "--out", str(out), *how]
     began = time.perf_counter()
     run([*PROGRAM, "ablate", RECIPE, *changes, *asked], 0)

@@ -1,4 +1,4 @@
-"""Pairs of models with random weights, and batches for them, in the sizes that steps are measured at."""
+"""Pairs of models with random weights, and batches for them, in the sizes of the measured steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANSWERED = 1 / 3  # the share of a row's text that is supervised
 class Size:
     """A pair: one tower for both, two language models, and a micro-batch of `rows` with up to `text` tokens each.
 
-    Without a shape of its own it is the playground's.
+    Without its own shape it has the playground's.
     """
 
     name: str
@@ -115,7 +115,7 @@ FIELDS = (
 
 
 def paper(teacher: str) -> Size:
-    """SigLIP-so400m with Qwen2.5 0.5B and a larger one, as the paper's."""
+    """Return the paper's pair: SigLIP-so400m with Qwen2.5 0.5B, and a larger teacher."""
     student, larger = (dict(zip(FIELDS, QWEN[name], strict=True)) for name in ("0.5B", teacher))
     return Size(
         f"paper's, {teacher}",
@@ -129,7 +129,7 @@ def paper(teacher: str) -> Size:
 
 
 def build(size: Size, device: torch.device, seed: int = 0) -> Paths:
-    """The pair itself, on the device. Both have the playground's tokenizer, and the tower's usual picture processing."""
+    """Return the pair on the device. Both have the playground's tokenizer and the tower's usual image processing."""
     torch.manual_seed(seed)
     student, teacher = (_model(config, device) for config in size.configs())
     return Paths(student, teacher, student.model.config.text_config.vocab_size)
@@ -137,7 +137,9 @@ def build(size: Size, device: torch.device, seed: int = 0) -> Paths:
 
 def _model(config: LlavaConfig, device: torch.device) -> Llava:
     config.image_seq_length = image_tokens_of(config)
-    config.text_config.dtype = config.vision_config.dtype = "float32"  # what ships is stored in half of it
+    config.text_config.dtype = config.vision_config.dtype = (
+        "float32"  # shipped weights are stored in half precision
+    )
     processor = AutoProcessor.from_pretrained(TEACHER)
     processor.image_processor = usual_pictures(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
@@ -146,7 +148,7 @@ def _model(config: LlavaConfig, device: torch.device) -> Llava:
 
 
 def batch(size: Size, paths: Paths, device: torch.device) -> Batch:
-    """A micro-batch of random rows: a picture each, texts of evenly spread lengths, the last third supervised."""
+    """Return a micro-batch of random examples: one image each, texts of evenly spread lengths, the last third supervised."""
     config = paths.student.model.config
     image, side, columns = (
         config.image_token_id,

@@ -1,4 +1,4 @@
-"""Logits and last states that are shaped like a language model's, where a knee is sought.
+"""Logits and hidden states shaped like a language model's, for losses that search a knee.
 
 Kneedle finds the rank where the sorted curve is as steep as the line from its highest to its lowest value. For a bulk of
 normal logits of deviation s with a few dozen ids raised above it, so that the whole spans 13.6 s, that is where the
@@ -11,12 +11,12 @@ from torch import Tensor
 
 DEVIATION = 2.5
 RAISED = 22.0 * torch.exp(-torch.arange(40) / 8.0)
-"""How far the likely ids of a position lie above the bulk."""
+"""How far the likely ids of a position are above the bulk."""
 SHARED = 0.8  # correlation of the two models' bulks
 
 
 def logits(positions: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of a teacher and of a student, [N, V] each: the same ids are likely, the bulks are alike."""
+    """Return a teacher's and a student's logits, [N, V] each, with the same likely ids and similar bulks."""
     draw = torch.Generator().manual_seed(seed)
     likely = _likely(positions, columns, draw)
     teacher = torch.randn(positions, columns, generator=draw)
@@ -25,7 +25,7 @@ def logits(positions: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]
 
 
 def states(positions: int, heads: tuple[Tensor, Tensor], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Last states [N, D] that such logits come of behind these heads [V, D], of `head`.
+    """Return hidden states [N, D] that give such logits with these heads [V, D], made by `head`.
 
     A state is noise, which makes the bulk, and the likely ids' own rows of the head, each as long as it is raised.
     """
@@ -39,7 +39,7 @@ def states(positions: int, heads: tuple[Tensor, Tensor], seed: int = 0) -> tuple
 
 
 def head(columns: int, width: int, seed: int = 0) -> Tensor:
-    """[V, D], rows of about unit length."""
+    """Return a head [V, D] with rows of about unit length."""
     return torch.randn(columns, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
 
 

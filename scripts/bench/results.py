@@ -1,4 +1,4 @@
-"""What was measured: the JSON file, and what the table and the targets read."""
+"""The measurements: the JSON file, which the tables and the targets read."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Spread(Closed):
 
     @classmethod
     def of(cls, rounds: Sequence[Sequence[float]]) -> Spread:
-        """Of the values of each round; there is at least one."""
+        """Return the spread of the values of each round; there must be at least one."""
         values = [value for given in rounds for value in given]
         low, median, high = _quartiles(values)
         return cls(median=median, low=low, high=high, rounds=[statistics.median(given) for given in rounds])
 
     def over(self, other: Spread) -> Spread:
-        """The ratio to another, taken round by round: what slows both down for a while is not in it."""
+        """Return the ratio to another spread, round by round, so that a slowdown of both cancels out."""
         return Spread.of([[a / b] for a, b in zip(self.rounds, other.rounds, strict=True)])
 
 
@@ -58,14 +58,14 @@ class Row(Closed):
         return None if self.extra_bytes is None else (self.alive_bytes or 0) + self.extra_bytes
 
     def quantity(self, name: str) -> float | None:
-        """`seconds`, `extra_bytes`, `peak_bytes` or a figure, if it was measured."""
+        """Return `seconds`, `extra_bytes`, `peak_bytes` or a figure, or None if it was not measured."""
         if name == "seconds":
             return self.seconds.median if self.seconds else None
         return getattr(self, name) if name in ("extra_bytes", "peak_bytes") else self.figures.get(name)
 
 
 class Level(Closed):
-    """A level's rows, group by group, and what they were measured on. The first row of a group is its yardstick."""
+    """A level's rows, group by group, and their sizes. The first row of a group is its yardstick."""
 
     title: str
     setting: dict[str, int | float | str] = {}
@@ -79,7 +79,7 @@ class Level(Closed):
 
 
 class Machine(Closed):
-    """What the figures depend on beside the code.
+    """What the figures depend on besides the code.
 
     `load` is the system's load averages before anything was measured; `loaded` says that something else was at work.
     """
@@ -109,7 +109,7 @@ class Bench(Closed):
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """The rows of one group, beside its yardstick: the first."""
+    """Return the rows of one group with their ratios to its yardstick, the first."""
     first = rows[0]
     return [row.model_copy(update=_ratios(row, first)) for row in rows]
 

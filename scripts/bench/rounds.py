@@ -1,4 +1,4 @@
-"""Variants of the same work, measured beside one another: warm, in turn, several times."""
+"""Measure variants of the same work together: warm, in turn, several times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from switchkd_cli.engine.training.oom import is_too_little
 
 @dataclass(frozen=True)
 class Running:
-    """A variant that stands ready: its `phases` in order are one run.
+    """A variant after its set-up: its `phases` in order are one run.
 
     `alive` are the bytes that stay between runs. `figures` are asked for after each timed run. `peak` takes the place of
     counting allocations where the work is another process's.
@@ -33,12 +33,12 @@ class Running:
 
 
 def uncounted() -> None:
-    """The `peak` of a variant whose memory is of no interest."""
+    """A `peak` for variants whose memory does not matter."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`ready` sets up what a run needs and takes it down again; only what `Running` holds is measured."""
+    """`ready` sets up what a run needs and cleans up afterwards; only the phases of `Running` are measured."""
 
     name: str
     ready: Callable[[], AbstractContextManager[Running]]
@@ -48,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Effort:
-    """So many rounds; in each, every variant in turn is run once untimed and then `runs` times."""
+    """A number of rounds; in each, every variant in turn is run once untimed and then `runs` times."""
 
     rounds: int
     runs: int
@@ -59,7 +59,7 @@ FULL, LONG, QUICK = Effort(5, 3), Effort(5, 1), Effort(2, 1)
 
 
 def measure(group: str, variants: Sequence[Variant], effort: Effort) -> list[Row]:
-    """A row for each variant, in their order; the first is the yardstick.
+    """Return a row for each variant, in their order; the first is the yardstick.
 
     Memory comes first, in a run of its own that is not timed; a variant that this machine has too little memory for is
     said to have failed. Then the rounds, each beginning with another variant: a machine that becomes slower for a while
@@ -87,7 +87,7 @@ def measure(group: str, variants: Sequence[Variant], effort: Effort) -> list[Row
 
 
 def _counted(group: str, variant: Variant) -> Row:
-    """The row with its memory."""
+    """Return the row with its memory."""
     gc.collect()
     told = {"group": group, "name": variant.name, "note": variant.note}
     try:
@@ -105,7 +105,7 @@ def _counted(group: str, variant: Variant) -> Row:
 
 
 def _timed(variant: Variant, runs: int, figures: dict[str, list[float]]) -> list[dict[str, float]]:
-    """Seconds of each run's phases."""
+    """Return the seconds of each run's phases."""
     gc.collect()
     found = []
     with variant.ready() as running:

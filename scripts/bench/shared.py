@@ -1,6 +1,6 @@
-"""Level 6: what is lost where the machine is shared: quickstart's steps, and some tests, alone and beside busy processes.
+"""Level 6: the loss on a shared machine: quickstart's steps, and some tests, alone and next to busy processes.
 
-Beside others everything takes longer. What a fair share of the cores explains is taken from the ratio: processes that need
+Next to other processes everything takes longer. What a fair share of the cores explains is taken from the ratio: processes that need
 nothing but their core say how much of it is left (`share`), and `over fair` is the ratio of times multiplied by that.
 """
 
@@ -35,7 +35,7 @@ while time.monotonic() < until and os.getppid() == parent:
     sum(range(100_000))
 print(time.process_time())
 """
-HOURS = 1e6  # seconds; they end with who started them
+HOURS = 1e6  # seconds; they end with the process that started them
 LOOKED_AT = 5.0  # seconds in which the share is measured
 
 
@@ -46,7 +46,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def measure_at(steps: int, rounds: int, files: tuple[str, ...]) -> Level:
-    """The level on so many timed steps. The tests are left out where pytest is not installed."""
+    """Measure the level on N timed steps. The tests are left out if pytest is not installed."""
     groups: dict[str, Callable[[], Mapping[str, float]]] = {STEPS: lambda: _steps(steps)}
     if importlib.util.find_spec("xdist") is not None:
         groups[TESTS] = lambda: _tests(files)
@@ -79,7 +79,7 @@ def _rows(group: str, taken: Mapping[str, list[Mapping[str, float]]]) -> list[Ro
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Beside so many processes that want a whole core each, and are nice about it."""
+    """Run next to N processes that each want a whole core, at low priority (nice)."""
     loops = [subprocess.Popen(_loop(HOURS, nice=10), stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield
@@ -90,7 +90,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def share() -> float:
-    """The part of the cores' time that as many processes get as there are cores."""
+    """Return the share of the cores' time that N processes get on N cores."""
     loops = [subprocess.Popen(_loop(LOOKED_AT), stdout=subprocess.PIPE) for _ in range(cores())]
     return statistics.mean(float(loop.communicate()[0]) for loop in loops) / LOOKED_AT
 
@@ -100,7 +100,7 @@ def _loop(seconds: float, nice: int = 0) -> list[str]:
 
 
 def _steps(count: int) -> dict[str, float]:
-    """Seconds of the steps, without the first ones, as the program itself logs them."""
+    """Return the seconds of the steps without the first ones, from the program's own log."""
     changes = [f"stages.distill.steps={UNTIMED + count}", "stages.pretrain.steps=1", "evaluation=null"]
     with TemporaryDirectory() as folder:
         run([*PROGRAM, "distill", "recipes/quickstart.yaml", "--row", "sft", *changes, "--out", folder], 0)
@@ -115,7 +115,7 @@ def _steps(count: int) -> dict[str, float]:
 
 
 def _tests(files: tuple[str, ...]) -> dict[str, float]:
-    """Seconds of the tests, as `make test` runs them."""
+    """Return the seconds of the tests, run as in `make test`."""
     how = ["-n", str(cores()), "--dist", "loadfile", "--hypothesis-profile=ci", "-m", "not slow"]
     began = time.perf_counter()
     subprocess.run(

@@ -1,4 +1,4 @@
-"""The tables of a finished benchmark."""
+"""Print the tables of a finished benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from scripts.bench.judge import judge
 from scripts.bench.results import Bench, Machine, Row, Spread
 
-WIDTH = 132  # columns where there is no terminal
+WIDTH = 132  # columns without a terminal
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30))
 MET = {True: "met", False: "not met", None: "not measured"}
 HINT = "what it did meanwhile is in the times"
@@ -23,7 +23,7 @@ def console() -> Console:
 
 
 def show(bench: Bench, to: Console) -> None:
-    """Machine, levels, targets."""
+    """Print the machine, the levels and the targets."""
     for line in _machine(bench):
         to.print(line)
     for level in bench.levels.values():
@@ -82,7 +82,7 @@ def _table(group: str, rows: Sequence[Row]) -> Table:
 
 
 def _times(row: Row) -> dict[str, str]:
-    """The ratio with its quartiles, and the median."""
+    """Return the ratio with its quartiles, and the median."""
     ratio: Spread | None = row.time_ratio
     told = (ratio.median, ratio.low, ratio.high) if ratio else (None, None, None)
     cells = dict(zip(("time x", "from", "to"), map(number, told), strict=True))
@@ -110,7 +110,7 @@ def _targets(bench: Bench) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits."""
+    """Return a number with three significant digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -121,7 +121,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: int | None) -> str:
-    """Bytes in the largest unit that leaves a number above one."""
+    """Return bytes in the largest unit that gives a number above one."""
     if not value:
         return "" if value is None else "0"
     unit, of = max(((unit, of) for unit, of in UNITS if value >= of), key=lambda pair: pair[1])

@@ -1,4 +1,4 @@
-"""Level 4: how long the program takes to say something."""
+"""Level 4: how long the program takes to print something."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "a wrong recipe": ((*PROGRAM, *RECIPE, "stages.distill.lrr=1"), 2),
     "--dry-run": ((*PROGRAM, *RECIPE, "--dry-run"), 0),
 }
-"""Python's arguments, and the exit code that is right. The first is the yardstick."""
+"""Python's arguments, and the expected exit code. The first is the yardstick."""
 SMALL_PARENT = """
 import os, sys
 process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
@@ -47,7 +47,7 @@ def _ready(arguments: Sequence[str], code: int) -> Iterator[Running]:
 
 
 def run(arguments: Sequence[str], code: int) -> None:
-    """One process from start to end. Raises RuntimeError for another exit code, with the end of what was said."""
+    """Run one process to its end. Raises RuntimeError for another exit code, with the end of its output."""
     done = subprocess.run(
         [sys.executable, *arguments],
         check=False,
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str], code: int) -> None:
 
 
 def resident(arguments: Sequence[str]) -> int:
-    """The most memory of one process, in bytes.
+    """Return the peak memory of one process, in bytes.
 
     It is started from a small one: the system counts what a process's parent held when it was started as its own.
     """

@@ -1,4 +1,4 @@
-"""Level 2: what a training step costs, as a ratio to plain fine-tuning and to the operations that it can't do without."""
+"""Level 2: what a training step costs, as a ratio to plain fine-tuning and to the operations that it needs at least."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEACHER = ("teacher: forward",)
 
 @dataclass(frozen=True)
 class Row:
-    """A way of training: its terms, what it sets of a stage's fields, what takes the step.
+    """A way of training: its terms, the stage's fields that it sets, and what takes the step.
 
     `naive`: three whole forward passes, with this way of computing DBiLD; none: the package's step.
     `spared`: operations that it does without (names of `flops.step`), so that its floor is lower.
@@ -69,7 +69,7 @@ ROWS = (
     Row("window 256, naive, its loss too", WINDOW, naive=partial(dbild_of_pairs, highest=of_sorted_rows)),
     Row("window 256, ours", WINDOW),
 )
-"""The first is the yardstick. A new recipe field is one more line, with what it sets of a stage."""
+"""The first is the yardstick. A new recipe field is one more line, with the stage's fields that it sets."""
 
 
 def measure_level(quick: bool) -> Level:
@@ -80,7 +80,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def measure_at(sizes: list[Size], effort: Effort) -> Level:
-    """The level for given pairs of models, one after another."""
+    """Measure the level for given pairs of models, one after another."""
     level = Level(title="step: one optimiser step", setting={"precision": precision()})
     for size in sizes:
         rows, setting = _of_size(size, effort)
@@ -109,7 +109,7 @@ def _of_size(size: Size, effort: Effort) -> tuple[list[Measured], str]:
 
 
 def stage_of(row: Row, rows: int) -> Stage:
-    """The stage that takes such steps; its rate is so low that the weights, and with them the work, stay as they are."""
+    """Return the stage of such steps; its rate is so low that the weights, and so the work, stay the same."""
     plain = {"name": "bench", "data": "none", "train": ("vision", "projector", "language"), "lr": 1e-9}
     told = {"batch": rows, "steps": 10**6, "objective": tuple(TERMS[name] for name in row.terms)}
     return Stage.model_validate(plain | told | dict(row.stage))
@@ -117,18 +117,18 @@ def stage_of(row: Row, rows: int) -> Stage:
 
 @contextmanager
 def stepping(paths: Paths, given: Batch, row: Row) -> Iterator[Running]:
-    """Steps of a row's kind on one batch. The models are shared by all rows, an optimiser's state is not."""
+    """Yield a row's steps on one batch. All rows share the models, but each has its own optimiser state."""
     stage = stage_of(row, len(given.ids))
     try:
         way = _package if row.naive is None else partial(_naive, loss=row.naive)
         with way(paths, stage) as (step, adamw):
             yield Running({"step": lambda: step(given)}, alive=partial(_alive, paths, adamw))
     finally:
-        paths.student.zero_grad()  # of a step that found too little memory
+        paths.student.zero_grad()  # of a step that ran out of memory
 
 
 def floor(paths: Paths, given: Batch, row: Row) -> float:
-    """Operations of a step that no way of computing its terms can do without (engine/cost/flops.py)."""
+    """Return the operations that every way of computing a step's terms needs (engine/cost/flops.py)."""
     stage = stage_of(row, len(given.ids))
     count, length = given.input_ids.shape
     micro_batch = MicroBatch(count, len(given.pictures), length, int(given.predicting("answer").sum()))
@@ -147,7 +147,7 @@ def _package(paths: Paths, stage: Stage) -> Iterator[Stepping]:
 
 
 def _taken(trainer: Trainer, given: Batch) -> dict[str, float]:
-    """A step's figures. Raises FloatingPointError where it changed no weight: it would cost less than one that does."""
+    """Return a step's figures. Raises FloatingPointError if it changed no weight: such a step would cost less."""
     figures, broken = trainer.step([given], diagnosed=False)
     if broken:
         raise FloatingPointError(f"a step came to no number: {broken}")
@@ -171,13 +171,13 @@ def precision() -> str:
 
 
 def _alive(paths: Paths, adamw: torch.optim.Optimizer) -> int:
-    """Bytes of both models' weights and of what the optimiser keeps."""
+    """Return the bytes of both models' weights and of the optimiser's states."""
     moments = [value for kept in adamw.state.values() for value in kept.values() if torch.is_tensor(value)]
     return bytes_of([*paths.student.parameters(), *paths.teacher.parameters(), *moments])
 
 
 def _with_figures(row: Measured, first: Measured, floors: Mapping[str, float], given: Batch) -> Measured:
-    """Tokens a second, operations, their ratio to the yardstick's, and the time above that; MFU where a peak is known."""
+    """Return the row with tokens per second, operations, their ratio to the yardstick's, the time above that, and MFU if a peak is known."""
     if row.seconds is None or first.seconds is None:
         return row
     operations = floors[row.name] / floors[first.name]

@@ -1,4 +1,4 @@
-"""Switch-KD as it is written down first: three whole forward passes, each with all of its logits."""
+"""Switch-KD written in the simplest way: three whole forward passes, each with all of its logits."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -15,13 +15,13 @@ Loss = Callable[..., Tensor]  # teacher's and student's logits [N, V], a term's 
 
 
 class ThreeForwards:
-    """The same models, loss and optimiser as the package's, without its care.
+    """The package's models, loss and optimiser, without its optimisations.
 
     - every path gives logits at all positions, [B, T, V]; the supervised ones are picked when the loss is computed
     - the student's vision tower runs twice: in the student's own pass, and again for the switch
     - logits are compared in float32 copies, as transformers' own loss does
 
-    The teacher is frozen and its own pass keeps no graph, as anybody would write it. `loss` is DBiLD, some way of
+    The teacher is frozen and its own pass keeps no graph, as everybody would write it. `loss` is DBiLD, some way of
     computing it: with explicit pairs the global knee's ten million a position would fit nowhere.
     """
 
@@ -35,7 +35,7 @@ class ThreeForwards:
         self.adamw = torch.optim.AdamW(self.trained, lr=stage.lr, weight_decay=stage.weight_decay)
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step; the terms' values, unweighted, and the gradient's norm."""
+        """Take one optimiser step; return the terms' unweighted values and the gradient's norm."""
         with self.cast:
             student, switch = self._student(batch), self._switch(batch)
             with torch.no_grad():
@@ -52,7 +52,7 @@ class ThreeForwards:
         return self._own(self.student, batch)
 
     def _own(self, model: nn.Module, batch: Batch) -> Tensor:
-        """A model's logits [B, T, V] by its own forward pass."""
+        """Return a model's logits [B, T, V] from its own forward pass."""
         return model(
             input_ids=batch.input_ids,
             pixel_values=batch.pictures,
@@ -62,7 +62,7 @@ class ThreeForwards:
         ).logits
 
     def _switch(self, batch: Batch) -> Tensor:
-        """L_T(P_T(V_S(x))), [B, T, V]."""
+        """Return L_T(P_T(V_S(x))), [B, T, V]."""
         config = self.student.config
         seen = self.student.model.vision_tower(batch.pictures, output_hidden_states=True)
         tokens = self.teacher.model.multi_modal_projector(seen.hidden_states[config.vision_feature_layer])
@@ -77,7 +77,7 @@ class ThreeForwards:
         return self.teacher.lm_head(hidden)
 
     def _parts(self, student: Tensor, teacher: Tensor, switch: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """The three terms, each a mean over supervised positions."""
+        """Return the three terms, each a mean over supervised positions."""
         student, teacher, switch = (logits[:, :-1].float() for logits in (student, teacher, switch))
         targets = batch.labels[:, 1:]
         keep = targets != IGNORE

@@ -1,1 +1,1 @@
-"""Recipes: what a run is, as data. `load` reads a YAML file into frozen, checked runs."""
+"""Recipes: a run as data. `load` reads a YAML file, checks it, and returns frozen runs."""
