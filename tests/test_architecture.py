@@ -1,4 +1,4 @@
-"""docs/architecture.md shows the package as it is; every folder says what it is for, and no two files have one name."""
+"""docs/architecture.md shows the package as it is; every folder says what it is for, and a name of a file or a class means one thing."""
 
 import ast
 import re
@@ -57,4 +57,13 @@ def test_no_two_files_have_one_name():
     for file in FILES:
         if file.name != "__init__.py":
             named[file.name].append(str(file.relative_to(PACKAGE)))
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}
+
+
+def test_no_two_classes_have_one_name():
+    named = defaultdict(list)
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                named[node.name].append(str(file.relative_to(PACKAGE)))
     assert {name: places for name, places in named.items() if len(places) > 1} == {}

@@ -24,7 +24,7 @@ from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.figures.attention_maps import AttentionExample, AttentionMap
-from switchkd_cli.report.figures.knee_positions import NAMED, KneePosition, SortedLogits
+from switchkd_cli.report.figures.knee_positions import NAMED, KneePosition, LogitsCurve
 from switchkd_cli.runs.run_folder import RunFolder
 
 QUESTIONS = 3  # pictures of which attention is shown
@@ -158,11 +158,11 @@ def _leading(terms: Sequence[Term]) -> dict[str, Sought]:
     return found
 
 
-def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> SortedLogits:
+def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> LogitsCurve:
     """One path's logits [1, V], sorted, with the knee and what the term makes of it."""
     found = knees(logits, at)
     values, ids = logits[0].sort(descending=True)
-    return SortedLogits(
+    return LogitsCurve(
         path=at.path,
         logits=values.cpu().numpy(),
         window=at.window,

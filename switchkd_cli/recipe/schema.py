@@ -229,7 +229,7 @@ class Saving(Strict):
     best: Text | None = None
 
 
-class Row(Strict):
+class TableRow(Strict):
     """A row of a table: a patch on the recipe, and the numbers that the paper prints for it.
 
     `paper` may also be the name of an entry in recipes/printed/; loading puts the numbers in its place.
@@ -262,7 +262,7 @@ class Recipe(Strict):
     checkpoints: Saving = Saving()
     check: bool = False
     controls: tuple[str, ...] = ()
-    rows: dict[Name, Row] = {}
+    rows: dict[Name, TableRow] = {}
 
     @property
     def arithmetic(self) -> str:

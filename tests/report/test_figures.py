@@ -13,7 +13,7 @@ from PIL import Image
 from switchkd_cli.report.figures import draw, style
 from switchkd_cli.report.figures.attention_maps import AttentionExample, AttentionMap, attention
 from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
-from switchkd_cli.report.figures.knee_positions import KneePosition, SortedLogits, knees
+from switchkd_cli.report.figures.knee_positions import KneePosition, LogitsCurve, knees
 from switchkd_cli.report.figures.radar import radar
 from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import read
@@ -145,7 +145,7 @@ def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():
     logits = np.exp(-np.arange(200) / 20.0)
     gap = 1 - np.arange(200) / 199 - (logits - logits[-1]) / (logits[0] - logits[-1])
     knee = int(gap.argmax()) + 1
-    path = SortedLogits("teacher", logits, None, knee, 16, ("dog", "cat", "bus"))
+    path = LogitsCurve("teacher", logits, None, knee, 16, ("dog", "cat", "bus"))
     (axes,) = knees(KneePosition("Switch-KD", "What is it?", "dog", (path,)), "#0072B2").axes
     segment = next(c for c in axes.collections if "knee" in str(c.get_label())).get_segments()[0]
     assert segment[0][0] == segment[1][0] == knee

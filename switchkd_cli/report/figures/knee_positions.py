@@ -18,7 +18,7 @@ NAMED = 3  # first choices that are named in a panel's title
 
 
 @dataclass(frozen=True)
-class SortedLogits:
+class LogitsCurve:
     """One path's logits at one position, descending."""
 
     path: str
@@ -43,7 +43,7 @@ class KneePosition:
     question: str
     answer: str
     """The token that the answer begins with."""
-    paths: tuple[SortedLogits, ...]
+    paths: tuple[LogitsCurve, ...]
 
 
 def knees(position: KneePosition, colour: str) -> Figure:
@@ -61,7 +61,7 @@ def knees(position: KneePosition, colour: str) -> Figure:
     return drawn
 
 
-def _plot(axes: Axes, path: SortedLogits, colour: str) -> None:
+def _plot(axes: Axes, path: LogitsCurve, colour: str) -> None:
     logits = path.logits[: path.window]
     y = (logits - logits[-1]) / max(logits[0] - logits[-1], np.finfo(float).tiny)  # 0 to 1, as in Kneedle
     ranks = np.arange(1, len(y) + 1)
