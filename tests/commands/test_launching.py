@@ -21,7 +21,7 @@ SOON = 60  # seconds in which a group is gone when one of it died, on a machine 
 PATCH = """\
 import os
 if os.environ.get("RANK") == "1":
-    from switchkd_cli.engine import trainer
+    from switchkd_cli.engine.training import trainer
     take = trainer.Trainer.step
     def step(self, *arguments, **more):
         if self.schedule.last_epoch == 4 and self.stage.name == "distill":
@@ -144,8 +144,8 @@ FATES = {
 FATE = """\
 import os, signal, sys, time
 if "RANK" in os.environ:
-    from switchkd_cli.engine import pulse, trainer
-    pulse.BEAT, pulse.TOLD, pulse.SILENT = 0.2, 25, 100
+    from switchkd_cli.engine.training import stalls, trainer
+    stalls.BEAT, stalls.TOLD, stalls.SILENT = 0.2, 25, 100
     take = trainer.Trainer.step
     def step(self, *arguments, **more):
         if os.environ["RANK"] == "1" and self.schedule.last_epoch == 4 and self.stage.name == "distill":

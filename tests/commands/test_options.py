@@ -1,0 +1,96 @@
+"""Options that commands share: declared once, grouped in the help, and with their former names."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import switchkd_cli
+from switchkd_cli import cli
+from switchkd_cli.commands import distill, pretrain
+from switchkd_cli.commands.options import RunOptions
+
+PACKAGE = Path(switchkd_cli.__file__).parent
+MOST = 8
+
+
+def invoke(*words):
+    done = CliRunner().invoke(cli.app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("file", [PACKAGE / "cli.py", *sorted((PACKAGE / "commands").glob("*.py"))], ids=str)
+def test_no_function_of_a_command_has_more_than_eight_parameters(file):
+    functions = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        given = function.args
+        assert len(given.posonlyargs + given.args + given.kwonlyargs) <= MOST, function.name
+
+
+@pytest.mark.parametrize("command", ["pretrain", "distill", "ablate"])
+def test_every_shared_option_is_in_the_help_under_its_title(command):
+    text = invoke(command, "--help")
+    for field in dataclasses.fields(RunOptions):
+        assert f"--{field.name.replace('_', '-')}" in text
+    titles = (
+        "Arguments:",
+        "Options:",
+        "Resume or replace earlier runs:",
+        "Check and plan:",
+        "Several processes:",
+    )
+    places = [text.index(f"\n{title}\n") for title in titles]
+    assert places == sorted(places)
+    assert text.index("--seed") < places[2] < text.index("--overwrite") < places[3] < text.index("--machine")
+
+
+@pytest.mark.parametrize("name", ["--rdzv-endpoint", "--meet"])
+def test_options_reach_the_command_as_one_object(monkeypatch, name):
+    calls = []
+    monkeypatch.setattr(distill, "distill", lambda *arguments: calls.append(arguments))
+    invoke(
+        "distill",
+        "r.yaml",
+        "a=1",
+        "--check",
+        "--jobs",
+        3,
+        "--gpus",
+        8,
+        "--nodes",
+        2,
+        name,
+        "a:1",
+        "--seed",
+        4,
+    )
+    ((recipe, overrides, row, jobs, options),) = calls
+    assert (recipe, overrides, row, jobs) == ("r.yaml", ["a=1", "check=true"], None, 3)
+    expected = RunOptions(seed=4, check=True, gpus=8, nodes=2, rdzv_endpoint="a:1")
+    assert options == expected
+
+
+def test_without_options_the_command_has_their_defaults(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda *arguments: calls.append(arguments))
+    invoke("pretrain")
+    assert calls == [(None, [], None, RunOptions())]
+
+
+@pytest.mark.parametrize("name", ["--figures", "--pictures"])
+def test_figures_have_their_former_name_too(monkeypatch, name):
+    from switchkd_cli.commands import compare
+
+    calls = []
+    monkeypatch.setattr(compare, "compare", lambda *arguments: calls.append(arguments))
+    invoke("compare", "a", name, "drawn")
+    assert calls[0][6] == Path("drawn")
+
+
+def test_overrides_can_t_be_combined_with_resuming_a_run(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    done = CliRunner().invoke(cli.app, ["distill", str(tmp_path), "a=1", "--resume"])
+    assert str(done.exception) == "a=1: overrides can't be combined with resuming a run"
