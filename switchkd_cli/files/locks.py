@@ -1,8 +1,8 @@
 """Locks between processes. The system releases a lock when its process dies, whatever the cause.
 
-Not `filelock`, which lmms-eval needs anyway: up to 3.16, the oldest release that we allow, a waiting process empties the
-lock file (so that nobody can say who holds it), waits for ever on a file system without locks, and can't remove lock
-files; later ones fall back to locks that outlive their process.
+Why not the package filelock, which lmms-eval needs anyway? In 3.16, the oldest release that we allow, a waiting process
+empties the lock file (so that nobody can say who holds it) and waits for ever on a file system without locks. That
+release and 4.2 leave lock files behind, and 4.2 falls back to locks that outlive their process.
 """
 
 from __future__ import annotations

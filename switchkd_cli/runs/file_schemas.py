@@ -25,7 +25,7 @@ def _benchmark(task: str) -> str:
     return task
 
 
-Line = Annotated[str, Field(strict=True), AfterValidator(_one_line)]
+OneLine = Annotated[str, Field(strict=True), AfterValidator(_one_line)]
 Task = Annotated[str, AfterValidator(_benchmark)]
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
@@ -40,17 +40,17 @@ class Lenient(BaseModel):
 class Info(Lenient):
     """run.json, see claim.py."""
 
-    status: Line = ""
-    recipe: Line = ""
-    row: Line = ""
-    title: Line = ""
+    status: OneLine = ""
+    recipe: OneLine = ""
+    row: OneLine = ""
+    title: OneLine = ""
     seed: Whole = 0
-    paper: dict[Line, Real] | None = None
-    key: Line = ""
+    paper: dict[OneLine, Real] | None = None
+    key: OneLine = ""
     command: list[str] = []
-    versions: dict[Line, Line] | None = None
-    started: Line = ""
-    ended: Line = ""
+    versions: dict[OneLine, OneLine] | None = None
+    started: OneLine = ""
+    ended: OneLine = ""
     seconds: Real | None = None
     threads: Whole | None = None
 
@@ -58,7 +58,7 @@ class Info(Lenient):
 class Score(Lenient):
     score: Annotated[float, Field(strict=True, ge=0, le=100)]
     items: Whole
-    metric: Line = ""
+    metric: OneLine = ""
     unreadable: Whole = 0
     empty: Whole = 0
     at_limit: Whole = 0
@@ -70,17 +70,17 @@ class Fidelity(Lenient):
     agreement: Real
     kl: Real
     positions: Whole
-    data: Line = ""
+    data: OneLine = ""
 
 
 class Results(Lenient):
     """results.json, see engine/evaluation/score_model.py."""
 
-    world: Line
-    split: Line
-    sets_key: Line
+    world: OneLine
+    split: OneLine
+    sets_key: OneLine
     scores: Annotated[dict[Task, Score], Field(min_length=1)]
-    versions: dict[Line, Line | None] | None = None
+    versions: dict[OneLine, OneLine | None] | None = None
     fidelity: Fidelity | None = None
 
 
@@ -90,13 +90,13 @@ class Teacher(Lenient):
     teacher: Results | None = None
     majority: Results | None = None
     blind: Results | None = None
-    not_beaten: dict[Task, list[Line]] = {}
+    not_beaten: dict[Task, list[OneLine]] = {}
 
 
 class Trained(Lenient):
     """One stage of a resolved recipe; the fields that tables show."""
 
-    name: Line
+    name: OneLine
     batch: Whole
     steps: Whole | None = None
     epochs: Real | None = None
@@ -106,15 +106,15 @@ class Resolved(Lenient):
     """recipe.yaml of a run."""
 
     stages: Annotated[list[Trained], Field(min_length=1)]
-    stand_ins: dict[Line, Line] | None = None
+    stand_ins: dict[OneLine, OneLine] | None = None
 
 
 class Answer(Lenient):
     """A line of an answers file."""
 
-    doc_id: int | Line
+    doc_id: int | OneLine
     score: Real
-    image: Line | None = None
+    image: OneLine | None = None
     answer: str = ""
     target: Any = None
 
