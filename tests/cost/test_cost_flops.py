@@ -1,4 +1,4 @@
-"""The plan's operations against those that torch counts in a real step, forward and backward."""
+"""The plan's operations compared with those that torch counts in a real step, forward and backward."""
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -43,8 +43,8 @@ def test_a_step_takes_the_operations_that_are_planned(kind, tmp_path):
     paths, batch = both(kind, tmp_path)
     for wanted, train in ways():
         over = OVERCOUNTED if kind == "clip" and "projector" in train else 0
-        found = counted(paths, batch, wanted, train) - over
-        assert planned(paths, batch, Computation(wanted, train)) == pytest.approx(found, rel=ERROR), (
+        measured = counted(paths, batch, wanted, train) - over
+        assert planned(paths, batch, Computation(wanted, train)) == pytest.approx(measured, rel=ERROR), (
             wanted,
             train,
         )
@@ -52,11 +52,11 @@ def test_a_step_takes_the_operations_that_are_planned(kind, tmp_path):
 
 @pytest.mark.parametrize("what", [*RECOMPUTED, "all"])
 @pytest.mark.parametrize("kind", ["chained", "clip"])
-def test_what_is_recomputed_takes_the_operations_that_are_planned(kind, what, tmp_path):
+def test_recomputed_layers_take_the_operations_that_are_planned(kind, what, tmp_path):
     paths, batch = both(kind, tmp_path)
     wanted, train = frozenset({"student", "teacher", "switch"}), frozenset({"vision", "language"})
     again = frozenset(RECOMPUTED if what == "all" else {what})
     paths.recompute(again)
-    found = counted(paths, batch, wanted, train)
-    assert planned(paths, batch, Computation(wanted, train, again)) == pytest.approx(found, rel=ERROR)
-    assert found > planned(paths, batch, Computation(wanted, train))
+    measured = counted(paths, batch, wanted, train)
+    assert planned(paths, batch, Computation(wanted, train, again)) == pytest.approx(measured, rel=ERROR)
+    assert measured > planned(paths, batch, Computation(wanted, train))

@@ -1,4 +1,4 @@
-"""The plan's bytes against those of real steps: saved tensors, the profiler's peak, the optimiser's state."""
+"""The plan's bytes compared with those of real steps: saved tensors, the profiler's peak, the optimiser's state."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_forward_pass_leaves_the_bytes_that_are_planned(kind, precision, tmp_p
 @pytest.mark.parametrize("precision", [FP32, AUTOCAST, BF16], ids=["fp32", "autocast", "bf16"])
 @pytest.mark.parametrize("kind", ["chained", "independent", "clip"])
 def test_recomputed_layers_leave_the_bytes_that_are_planned(kind, precision, tmp_path):
-    """Whatever keeps them: masks and rotary angles, which no saved-tensor hook sees, too."""
+    """Masks and rotary angles included, which no saved-tensor hook sees."""
     paths = clip_pair() if kind == "clip" else pair()
     batch = clip_batch() if kind == "clip" else batch_of(paths, kind, tmp_path)
     paths = paths.to(torch.bfloat16) if precision is BF16 else paths
@@ -97,8 +97,8 @@ def test_recomputed_layers_leave_the_bytes_that_are_planned(kind, precision, tmp
 def batch_of(paths, kind, folder):
     if kind != "long":
         return tiny.batch(paths.student, folder, kind)
-    told = [("What is it? " * 100, "a dog " * 100)]
-    rows = [tiny.row("a", tiny.picture(folder, "a.png", 1), *told), tiny.row("b", None, *told)]
+    exchanges = [("What is it? " * 100, "a dog " * 100)]
+    rows = [tiny.row("a", tiny.picture(folder, "a.png", 1), *exchanges), tiny.row("b", None, *exchanges)]
     return tiny.batch(paths.student, folder, "chained", rows)
 
 
@@ -110,7 +110,7 @@ OBJECTIVES = {
 }
 
 
-def objective(names):
+def objective_of(names):
     terms = []
     for number, name in enumerate(names):
         loss, _, of = name.partition(":")
@@ -136,11 +136,11 @@ def test_a_recomputed_step_peaks_lower_and_where_it_is_planned_to(cast, tmp_path
 
 
 def peaks(names, cast, recomputed, tmp_path):
-    """Bytes of a step beyond those that stay: as planned, and as they were."""
-    paths, asked = pair(64, columns=COLUMNS), objective(names)
+    """Return the bytes of a step beyond those that stay: planned, and measured."""
+    paths, objective = pair(64, columns=COLUMNS), objective_of(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, tally, chunks = asked.keep(batch), asked.tally([batch]), Chunks(asked)
+    keep, tally, chunks = objective.keep(batch), objective.tally([batch]), Chunks(objective)
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 
@@ -155,10 +155,10 @@ def peaks(names, cast, recomputed, tmp_path):
     planned = step_memory(
         model_pair(paths),
         micro_batch(batch),
-        Computation(asked.readings, train, recomputed),
+        Computation(objective.readings, train, recomputed),
         precision,
         Machine(gpus=1, zero=0),
-        bytes_per_logit(asked.terms, precision.compute),
+        bytes_per_logit(objective.terms, precision.compute),
     )
     moving = ("bf16 copies", "activations", "logits", "recomputed layer")
     return sum(planned[name] for name in moving), peak_bytes_on_cpu(step)

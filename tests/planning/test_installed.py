@@ -1,4 +1,4 @@
-"""Installed libraries outside the declared ranges, or broken, are told in a line before anything is trained or scored."""
+"""Installed libraries outside the declared ranges, or broken, are reported in a line before training or scoring."""
 
 import sys
 from importlib import metadata
@@ -15,7 +15,7 @@ HARNESS = "switchkd_cli.engine.evaluation.lmms_harness"
 
 @pytest.fixture
 def versions(monkeypatch):
-    """Says what is declared, and what is installed in place of what is."""
+    """Replaces what is declared, and which versions are installed."""
 
     def pretend(declared=None, **found):
         real = metadata.version
@@ -40,7 +40,7 @@ def test_what_is_installed_here_is_what_is_declared():
     library_versions.check(scoring=True)
 
 
-def test_every_library_outside_its_range_is_told_at_once(versions):
+def test_every_library_outside_its_range_is_reported_at_once(versions):
     versions(
         ["numpy>=1.26", "filelock<4.3,>=3.16", "torch>=2.6"], numpy="1.20.3", filelock="4.3.1", torch="2.6.0"
     )
@@ -63,7 +63,7 @@ def test_a_candidate_of_a_release_that_is_too_new_is_too_new(versions):
     problems()
 
 
-def test_other_platforms_extras_and_absent_packages_are_not_looked_at(versions):
+def test_other_platforms_extras_and_absent_packages_are_not_checked(versions):
     versions(["numpy>99; sys_platform == 'none'", "numpy>99; extra == 'test'", "no-such-package>1"])
     library_versions.check()
 
@@ -78,7 +78,7 @@ def test_a_checkout_that_is_not_installed_declares_nothing(monkeypatch, versions
     library_versions.check()
 
 
-def test_the_declared_lmms_eval_is_looked_at_where_scores_are_needed(versions):
+def test_the_version_of_lmms_eval_is_checked_where_scores_are_needed(versions):
     versions(**{"lmms-eval": "0.5.0"})
     library_versions.check()
     error = problems(scoring=True)
@@ -106,7 +106,7 @@ def test_a_library_under_lmms_eval_that_fails_is_the_machines_lack(monkeypatch, 
     assert (caught.value.code, caught.value.hint[:10]) == (MACHINE, "make setup")
 
 
-def test_any_failure_inside_a_library_is_told_and_ours_keep_their_traceback(monkeypatch, tmp_path):
+def test_any_failure_inside_a_library_is_reported_and_ours_keep_their_traceback(monkeypatch, tmp_path):
     (tmp_path / "broken_library.py").write_text(
         "raise OSError('libcudart.so.12: cannot open shared object file')"
     )

@@ -1,4 +1,4 @@
-"""The plan: figures for the paper's recipes without their models or data, and from what is here where it is."""
+"""The plan: figures of the paper's recipes without their models or data, and of models and data on this machine."""
 
 import json
 from pathlib import Path
@@ -63,11 +63,11 @@ def test_published_shapes_have_the_published_parameters(size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(RECIPES)))
-def test_every_row_of_every_recipe_has_a_whole_plan(file, away):
+def test_every_row_of_every_recipe_has_a_complete_plan(file, away):
     rows = load_rows(file)
-    made = {run_folder.folder(away, run).model: run for run in rows}
+    planned = {run_folder.folder(away, run).model: run for run in rows}
     for run in rows:
-        plan = launch.estimate(run, planned_machine(None, run.config.precision), away, made)
+        plan = launch.estimate(run, planned_machine(None, run.config.precision), away, planned)
         assert all(model.parameters for model in plan.models)
         for stage in plan.stages:
             assert stage.steps and stage.hours and sum(stage.memory.values())
@@ -97,7 +97,7 @@ def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):
     assert stage.gpus == 6
 
 
-def test_what_is_not_here_is_told_with_where_it_goes(away):
+def test_what_is_missing_is_listed_with_the_place_where_it_goes(away):
     fetched = {d.name: d for d in estimate("table1_0.5b.yaml", away).downloads}
     assert fetched["Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP"].size == pytest.approx(7.0e9, rel=0.02)
     assert fetched["blip_laion_cc_sbu_558k.json"].where.startswith("data/LLaVA-Pretrain/")
@@ -119,8 +119,8 @@ def test_data_that_nobody_knows_leaves_its_stage_open(away):
 
 def test_a_teacher_that_another_row_makes_is_planned_for(away):
     rows = {run.row: run for run in load_rows(RECIPES / "align_kd.yaml")}
-    made = {run_folder.folder(away, run).model: run for run in rows.values()}
-    plan = launch.estimate(rows["switch-kd"], Machine(), away, made)
+    planned = {run_folder.folder(away, run).model: run for run in rows.values()}
+    plan = launch.estimate(rows["switch-kd"], Machine(), away, planned)
     assert plan.models[1].parameters["language"] == LANGUAGE["3B"]
     assert plan.models[1].source == "not there yet: row teacher of this recipe makes it"
     assert not any(d.name.startswith("runs/") for d in plan.downloads)
@@ -170,7 +170,7 @@ def test_disk_is_what_a_saved_student_takes(away, tmp_path):
     assert plan.stages[-1].saved_bytes == pytest.approx(saved, rel=0.05)
 
 
-def test_kept_states_of_the_teacher_are_told_with_the_disk_they_take(away):
+def test_cached_states_of_the_teacher_are_noted_with_their_size_on_disk(away):
     assert not [
         note for note in estimate("table1_0.5b.yaml", away).notes if "teacher's hidden states" in note
     ]
@@ -184,7 +184,7 @@ def test_kept_states_of_the_teacher_are_told_with_the_disk_they_take(away):
     )
 
 
-def test_a_machine_is_told_in_words():
+def test_a_machine_is_read_from_words():
     assert planned_machine("gpus=4, memory=40", "bf16") == Machine(gpus=4, memory=40.0)
     assert planned_machine(None, "fp32").gpus == 1
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""Small pairs of models, and what really happens when they take a step: the measure of the plan's figures."""
+"""Small pairs of models, and what a real step of theirs takes: the plan's figures are compared with it."""
 
 import itertools
 import weakref
@@ -34,12 +34,12 @@ def pair(width: int = 32, columns: int | None = None) -> Paths:
 
 
 def clip_pair() -> Paths:
-    """CLIP, LDPNetV2 and Qwen2 with fewer key heads: four tokens a picture."""
+    """CLIP, LDPNetV2 and Qwen2 with fewer key heads: four tokens an image."""
     return Paths(_clip(32, 2), _clip(48, 3), 60).train()
 
 
 def clip_batch() -> Batch:
-    """Two pictured rows and one of text, of different lengths."""
+    """Two examples with an image and one of text, of different lengths."""
     rows = []
     for number, (pictures, words) in enumerate([(1, 11), (1, 7), (0, 15)]):
         tokens = torch.tensor([IMAGE] * 4 * pictures + [20 + i for i in range(words)])
@@ -64,7 +64,7 @@ def model_pair(paths: Paths) -> ModelPair:
 
 
 def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:
-    """Every set of paths that some objective computes, with every set of parts that a gradient then reaches."""
+    """Yield every set of paths that an objective can compute, with every set of parts that a gradient then reaches."""
     for paths in (
         {"student"},
         {"student", "teacher"},
@@ -79,7 +79,7 @@ def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:
 
 
 def only(paths: Paths, train: frozenset[str]) -> list[torch.nn.Parameter]:
-    """Freezes all but these parts of the student and returns what is trained."""
+    """Freeze everything except these parts of the student, and return their parameters."""
     paths.student.requires_grad_(False)
     trained = [p for part in train for p in paths.student.reached(part).values()]
     for parameter in trained:
@@ -89,7 +89,7 @@ def only(paths: Paths, train: frozenset[str]) -> list[torch.nn.Parameter]:
 
 
 def bytes_left(forward: Callable, *own: torch.nn.Module) -> int:
-    """Bytes that a forward pass leaves for the backward pass, weights aside, each storage once."""
+    """Return the bytes that a forward pass leaves for the backward pass, without weights, each storage once."""
     held = weakref.WeakSet()
 
     class Held:
@@ -106,7 +106,7 @@ def bytes_left(forward: Callable, *own: torch.nn.Module) -> int:
 
 
 def bytes_kept(forward: Callable) -> int:
-    """Bytes that are there after a forward pass and were not before, its outputs' aside: what no hook sees included."""
+    """Return the bytes that a forward pass adds, without its outputs', but with what no hook sees."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         out = forward()
     events = watched.profiler.kineto_results.events()

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.engine.cost.model_facts import published
+from switchkd_cli.engine.cost.model_facts import published, published_part
 from switchkd_cli.engine.cost.parameters import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.errors import UserError
@@ -38,18 +38,17 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
         yield Download(f"{len(data_sets)} benchmarks", None, where, note)
 
 
-def _of_model(who: str, model: Model | None, size: Parameters | None) -> Iterator[Download]:
+def _of_model(who: str, model: Model | None, parameters: Parameters | None) -> Iterator[Download]:
     for field, name in model_names(who, model):
         if not _is_hub_id(name) or _is_here(name, who):
             continue
-        tower = published()["towers"].get(name)
-        if tower:
-            yield Download(name, tower["gigabytes"] * 1e9, constants.HF_HUB_CACHE, tower.get("note", ""))
-            continue
-        count = None
-        if size is not None:
-            count = {f"{who}.checkpoint": size.all, f"{who}.language": size.total["language"]}.get(field)
-        yield Download(name, PUBLISHED_BYTES * count if count else None, constants.HF_HUB_CACHE)
+        facts, size = published_part("vision", name), None
+        if "gigabytes" in facts:
+            size = facts["gigabytes"] * 1e9
+        elif parameters is not None:
+            counts = {f"{who}.checkpoint": parameters.all, f"{who}.language": parameters.total["language"]}
+            size = PUBLISHED_BYTES * counts[field] if field in counts else None
+        yield Download(name, size, constants.HF_HUB_CACHE, facts.get("note", ""))
 
 
 def _is_hub_id(name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig, LlavaConfig, PretrainedConfig
+from transformers import AutoConfig, LlavaConfig
 
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.build import check_model
@@ -68,7 +68,7 @@ class UnknownModel:
 
 @cache
 def published() -> Mapping[str, Any]:
-    """Return what published.yaml says of towers, language models, checkpoints and files, by name."""
+    """Return what published.yaml says of vision towers, language models, checkpoints and files, by name."""
     return yaml.safe_load(files(__package__).joinpath("published.yaml").read_text(encoding="utf-8"))
 
 
@@ -106,8 +106,8 @@ def _published_model(spec: Model, who: str) -> KnownModel | None:
     vision, text = _part(spec, "vision", who), _part(spec, "language", who)
     if vision is None or text is None:
         return None
-    facts = _language_facts(spec.language) if isinstance(spec.language, str) else None
-    tokens = facts["tokens"] + 1 if facts else text.vocab_size
+    facts = published_part("language", spec.language) if isinstance(spec.language, str) else {}
+    tokens = facts["tokens"] + 1 if "tokens" in facts else text.vocab_size
     text.vocab_size = max(text.vocab_size, tokens)
     config = PROJECTORS[spec.projector][0](
         vision_config=vision,
@@ -120,6 +120,11 @@ def _published_model(spec: Model, who: str) -> KnownModel | None:
     return KnownModel(config, tokens, PUBLISHED)
 
 
+def published_part(part: str, name: str) -> Mapping[str, Any]:
+    """Return the published facts of a part, `vision` or `language`; none for a name that published.yaml lacks."""
+    return published()[part].get(name.removesuffix("-Instruct"), {})
+
+
 def _part(spec: Parts, part: str, who: str) -> Any:
     """Return a part's config: fresh, read, or published; None where it is not known."""
     source = getattr(spec, part)
@@ -129,22 +134,6 @@ def _part(spec: Parts, part: str, who: str) -> Any:
         with configs_only():
             return part_config(fetch(source, f"{who}.{part}"))
     except UserError:
-        return _published_part(source, part)
-
-
-def _published_part(name: str, part: str) -> PretrainedConfig | None:
-    if part == "language":
-        facts = _language_facts(name)
-    else:
-        tower = published()["checkpoints"].get(name, {}).get("vision", name)  # a whole model's tower serves
-        facts = published()["towers"].get(tower)
-    if facts is None:
-        return None
-    config = copy.deepcopy(facts["config"])
-    headless = {"vision_use_head": False} if config["model_type"] == "siglip_vision_model" else {}
-    return AutoConfig.for_model(config.pop("model_type"), **config, **headless)
-
-
-def _language_facts(name: str) -> Mapping[str, Any] | None:
-    known = published()["language_models"]
-    return known.get(name) or known.get(name.removesuffix("-Instruct"))
+        checkpoint = published()["checkpoints"].get(source, {}) if part == "vision" else {}
+        facts = published_part(part, checkpoint.get(part, source))  # a whole model's tower serves as a tower
+        return AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
