@@ -77,7 +77,7 @@ def measure(file: Path, cache: Path) -> None:
         rows[index]
     read = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_SELF)
-    told = {
+    figures = {
         "rows": len(rows),
         "seconds": round(opened, 2),
         "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
@@ -85,7 +85,7 @@ def measure(file: Path, cache: Path) -> None:
         "milliseconds_a_row": round(read, 3),
         "index_mib": round(sum(f.stat().st_size for f in cache.rglob("*.npz")) / 2**20, 1),
     }
-    print(json.dumps(told))
+    print(json.dumps(figures))
 
 
 def main() -> None:

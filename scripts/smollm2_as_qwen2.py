@@ -55,12 +55,12 @@ def write(source: Path, folder: Path) -> Path:
         eos_token_id=words.eos_token_id,
     )
     model = Qwen2ForCausalLM(config)
-    told = model.load_state_dict(llama.state_dict(), strict=False)
+    result = model.load_state_dict(llama.state_dict(), strict=False)
     biases = {
         f"model.layers.{i}.self_attn.{n}_proj.bias" for i in range(config.num_hidden_layers) for n in "qkv"
     }
-    if told.unexpected_keys or set(told.missing_keys) != biases:
-        raise SystemExit(f"{source / FILE}: not the model that was expected: {told}")
+    if result.unexpected_keys or set(result.missing_keys) != biases:
+        raise SystemExit(f"{source / FILE}: not the model that was expected: {result}")
     with torch.no_grad():
         for name in biases:
             model.get_parameter(name).zero_()

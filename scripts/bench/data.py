@@ -64,7 +64,7 @@ def workers() -> int:
 def write(folder: Path, rows: int) -> None:
     """Write images with as much detail as a photograph, and their rows."""
     draw = np.random.default_rng(0)
-    told = []
+    entries = []
     for number in range(rows):
         coarse = Image.fromarray(draw.integers(0, 255, (24, 32, 3), np.uint8)).resize(PICTURE, Image.BICUBIC)
         grain = draw.normal(0, 8, (*PICTURE[::-1], 3))
@@ -75,19 +75,19 @@ def write(folder: Path, rows: int) -> None:
             {"from": "human", "value": f"<image>\n{TEXT[0]}"},
             {"from": "gpt", "value": TEXT[1]},
         ]
-        told.append({"id": str(number), "image": name, "conversations": said})
-    (folder / "rows.json").write_text(json.dumps(told))
+        entries.append({"id": str(number), "image": name, "conversations": said})
+    (folder / "rows.json").write_text(json.dumps(entries))
 
 
 def _of_size(size: Size, paths: Paths, folder: Path, rows: int, effort: Effort) -> list[Row]:
     counts = {"in the training's process": 0, f"in {workers()} of its own": workers()}
     alone = [
-        Variant(told, partial(_loading, size, paths, folder, rows, count)) for told, count in counts.items()
+        Variant(label, partial(_loading, size, paths, folder, rows, count)) for label, count in counts.items()
     ]
     beside = [
-        Variant(f"{method}, {told}", partial(_training, size, paths, folder, rows, count, method))
+        Variant(f"{method}, {label}", partial(_training, size, paths, folder, rows, count, method))
         for method in METHODS
-        for told, count in counts.items()
+        for label, count in counts.items()
     ]
     pair = f"{size.name} pair"
     return measure(f"{ALONE}, {pair}", alone, effort) + measure(f"{BESIDE}, {pair}", beside, effort)
@@ -95,8 +95,8 @@ def _of_size(size: Size, paths: Paths, folder: Path, rows: int, effort: Effort) 
 
 def _stage(size: Size, count: int, method: str = "SFT") -> Stage:
     plain = {"name": "bench", "data": "rows", "train": ("vision", "projector", "language"), "lr": 1e-9}
-    told = {"batch": size.rows, "workers": count, "steps": 10**6}
-    return Stage.model_validate(plain | told | {"objective": tuple(TERMS[name] for name in METHODS[method])})
+    fields = {"batch": size.rows, "workers": count, "steps": 10**6}
+    return Stage.model_validate(plain | fields | {"objective": tuple(TERMS[name] for name in METHODS[method])})
 
 
 def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:

@@ -51,7 +51,7 @@ class Judged(Closed):
 
 
 def targets(file: Path = FILE) -> list[Target]:
-    return [Target.model_validate(told) for told in yaml.safe_load(file.read_text(encoding="utf-8"))]
+    return [Target.model_validate(entry) for entry in yaml.safe_load(file.read_text(encoding="utf-8"))]
 
 
 def judge(bench: Bench, asked: list[Target] | None = None) -> list[Judged]:

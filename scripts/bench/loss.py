@@ -31,21 +31,21 @@ FROM_LOGITS, FROM_STATES, GROWTH = "from logits", "from last states", "twice the
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def sought(window: int | None) -> str:
+def knee_range(window: int | None) -> str:
     """A knee's position."""
     return "global knee" if window is None else f"window {window}"
 
 
 def windowed(name: str, window: int | None) -> str:
-    return f"{name}, {sought(window)}"
+    return f"{name}, {knee_range(window)}"
 
 
 LOSSES: dict[str, Loss] = {
     "forward KL": forward_kl,
     "BiLD, k = 8": bild,
     **{
-        windowed(f"explicit pairs{told}", window): partial(dbild_of_pairs, window=window, cut=cut)
-        for cut, told in ((False, ""), (True, " up to the longest k"))
+        windowed(f"explicit pairs{label}", window): partial(dbild_of_pairs, window=window, cut=cut)
+        for cut, label in ((False, ""), (True, " up to the longest k"))
         for window in WINDOWS
         if window is not None
     },
@@ -60,7 +60,7 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
     where = device()
     pair = [logits.to(where) for logits in realistic.logits(positions, columns)]
     ranks = {window: effective_k(pair[0][:64], window=window).float().mean().item() for window in WINDOWS}
-    knees = {f"mean k, {sought(window)}": round(rank, 1) for window, rank in ranks.items()}
+    knees = {f"mean k, {knee_range(window)}": round(rank, 1) for window, rank in ranks.items()}
     rows = measure(
         FROM_LOGITS,
         [_variant(name, partial(_of_logits, loss, pair)) for name, loss in LOSSES.items()],
@@ -111,8 +111,8 @@ def _from_states(positions: int, columns: int, widths: tuple[int, int], effort: 
     ]
     half = max(1, positions // 2)
     growing = [
-        _variant(f"the package's way, {told}", partial(ours, count, None), timed=False)
-        for told, count in (("N / 2", half), ("N", positions))
+        _variant(f"the package's way, {label}", partial(ours, count, None), timed=False)
+        for label, count in (("N / 2", half), ("N", positions))
     ]
     return measure(FROM_STATES, variants, effort) + measure(GROWTH, growing, Effort(0, 0))
 

@@ -79,9 +79,9 @@ def measure(group: str, variants: Sequence[Variant], effort: Effort) -> list[Row
         phases = {
             phase: Spread.of([[run[phase] for run in runs] for runs in rounds]) for phase in rounds[0][0]
         }
-        told = {figure: statistics.median(values) for figure, values in figures[name].items()}
+        medians = {figure: statistics.median(values) for figure, values in figures[name].items()}
         seconds = Spread.of([[sum(run.values()) for run in runs] for runs in rounds])
-        found = {"seconds": seconds, "phases": phases if len(phases) > 1 else {}, "figures": told}
+        found = {"seconds": seconds, "phases": phases if len(phases) > 1 else {}, "figures": medians}
         rows[name] = rows[name].model_copy(update=found)
     return with_ratios(list(rows.values()))
 
@@ -89,16 +89,16 @@ def measure(group: str, variants: Sequence[Variant], effort: Effort) -> list[Row
 def _counted(group: str, variant: Variant) -> Row:
     """Return the row with its memory."""
     gc.collect()
-    told = {"group": group, "name": variant.name, "note": variant.note}
+    names = {"group": group, "name": variant.name, "note": variant.note}
     try:
         with variant.ready() as running:
             _run(running)
             extra = running.peak() if running.peak else peak_bytes(lambda: _run(running))
-            return Row(**told, alive_bytes=running.alive(), extra_bytes=extra)
+            return Row(**names, alive_bytes=running.alive(), extra_bytes=extra)
     except (MemoryError, RuntimeError) as error:
         if not is_too_little(error):
             raise
-        return Row(**told, failed="out of memory")
+        return Row(**names, failed="out of memory")
     finally:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

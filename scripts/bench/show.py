@@ -52,11 +52,11 @@ def _machine(bench: Bench) -> Iterator[str]:
 
 
 def _load(machine: Machine) -> Iterator[str]:
-    told = ", ".join(f"{load:.2f}" for load in machine.load)
+    loads = ", ".join(f"{load:.2f}" for load in machine.load)
     if machine.loaded:
-        yield f"WARNING: the machine was at work before the start (load {told} on {machine.cores} cores): {HINT}"
+        yield f"WARNING: the machine was at work before the start (load {loads} on {machine.cores} cores): {HINT}"
     else:
-        yield f"load before the start {told} on {machine.cores} cores"
+        yield f"load before the start {loads} on {machine.cores} cores"
 
 
 def _table(group: str, rows: Sequence[Row]) -> Table:
@@ -84,8 +84,8 @@ def _table(group: str, rows: Sequence[Row]) -> Table:
 def _times(row: Row) -> dict[str, str]:
     """Return the ratio with its quartiles, and the median."""
     ratio: Spread | None = row.time_ratio
-    told = (ratio.median, ratio.low, ratio.high) if ratio else (None, None, None)
-    cells = dict(zip(("time x", "from", "to"), map(number, told), strict=True))
+    quartiles = (ratio.median, ratio.low, ratio.high) if ratio else (None, None, None)
+    cells = dict(zip(("time x", "from", "to"), map(number, quartiles), strict=True))
     return cells | {"time": seconds(row.seconds.median) if row.seconds else ""}
 
 

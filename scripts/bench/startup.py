@@ -57,8 +57,8 @@ def run(arguments: Sequence[str], code: int) -> None:
         stderr=subprocess.STDOUT,
     )
     if done.returncode != code:
-        told = done.stdout[-2000:].decode(errors="replace")
-        raise RuntimeError(f"{arguments}: exit code {done.returncode}, not {code}:\n{told}")
+        output = done.stdout[-2000:].decode(errors="replace")
+        raise RuntimeError(f"{arguments}: exit code {done.returncode}, not {code}:\n{output}")
 
 
 def resident(arguments: Sequence[str]) -> int:

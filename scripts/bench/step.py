@@ -111,8 +111,8 @@ def _of_size(size: Size, effort: Effort) -> tuple[list[Measured], str]:
 def stage_of(row: Row, rows: int) -> Stage:
     """Return the stage of such steps; its rate is so low that the weights, and so the work, stay the same."""
     plain = {"name": "bench", "data": "none", "train": ("vision", "projector", "language"), "lr": 1e-9}
-    told = {"batch": rows, "steps": 10**6, "objective": tuple(TERMS[name] for name in row.terms)}
-    return Stage.model_validate(plain | told | dict(row.stage))
+    fields = {"batch": rows, "steps": 10**6, "objective": tuple(TERMS[name] for name in row.terms)}
+    return Stage.model_validate(plain | fields | dict(row.stage))
 
 
 @contextmanager
