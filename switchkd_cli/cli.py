@@ -178,11 +178,9 @@ def compare(
     ] = None,
     world: World = None,
     out: Out = RUNS,
-    figures: Annotated[
+    pictures: Annotated[
         Path | None,
         typer.Option(
-            "--figures",
-            "--pictures",
             metavar="FOLDER",
             help="Draw figures into this folder (PNG, SVG): radar, curves, cost, knees, attention.",
         ),
@@ -200,7 +198,7 @@ def compare(
     """
     from switchkd_cli.commands import compare
 
-    compare.compare(names or [], world, out, against, form, out_file, figures, report)
+    compare.compare(names or [], world, out, against, form, out_file, pictures, report)
 
 
 def _version(shown: bool) -> None:
@@ -221,17 +219,36 @@ def switchkd(
     """
 
 
-def main() -> None:
-    """Run the program. A user's error becomes lines, a hint and an exit code; a bug of ours keeps its traceback."""
-    print_in_any_encoding()
-    child = exit_status.FOLDER in os.environ
+def _tell_stopped(stopped: signals.Stopped) -> None:
+    """What was saved, and last the command that goes on from there."""
+    from switchkd_cli.terminal import console
+
+    console.say(f"stopped: {stopped}")
+    given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    if given and given[0] in ("pretrain", "distill", "ablate"):
+        console.say(f"resume: {shlex.join(['switchkd', *given, '--resume'])}")
+
+
+def _check_here() -> None:
+    """Raises UserError where the working directory was deleted: nearly every path would fail with a word on itself."""
     try:
-        with exit_status.report_exit(), system_errors(), signals.stop_on_signals(child=child):
-            try:
-                os.getcwd()
-            except OSError as error:  # it was deleted: nearly every path would fail with a line of its own
-                problem = f"the working directory can't be used: {error.strerror}"
-                raise UserError(problem, hint='cd "$HOME", or to another folder') from error
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory can't be used: {error.strerror}", hint='cd "$HOME", or to another folder'
+        ) from error
+
+
+def main() -> None:
+    """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
+    print_in_any_encoding()
+    try:
+        with (
+            exit_status.report_exit(),
+            system_errors(),
+            signals.stop_on_signals(child=exit_status.FOLDER in os.environ),
+        ):
+            _check_here()
             app(prog_name="switchkd")
     except UserError as error:
         from switchkd_cli.terminal import console
@@ -239,14 +256,9 @@ def main() -> None:
         console.error(error)
         exit_process(error.code)
     except signals.Stopped as stopped:
-        from switchkd_cli.terminal import console
-
-        console.say(f"stopped: {stopped}")
-        words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-        if words and words[0] in ("pretrain", "distill", "ablate"):
-            console.say(f"resume: {shlex.join(['switchkd', *words, '--resume'])}")
+        _tell_stopped(stopped)
         exit_process(stopped.code)
-    except Exception:  # noqa: BLE001 (shown with its traceback, and ended with our exit code)
+    except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
         import traceback
 
         traceback.print_exc()

@@ -23,7 +23,7 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import MOST_WORKERS, loader_of, taken
+from switchkd_cli.engine.training.data_loader import MAX_WORKERS, make_loader, next_micro_batches
 from switchkd_cli.recipe.schema import Stage
 
 STARTED = "with the start of the loader's processes, which a stage has once; images/s without"
@@ -58,7 +58,7 @@ def measure_at(sizes: list[Size], rows: int, effort: Effort) -> Level:
 
 def workers() -> int:
     """Return the default number of processes that prepare a data set too large for memory on this machine."""
-    return max(1, min(MOST_WORKERS, cores() - 1))
+    return max(1, min(MAX_WORKERS, cores() - 1))
 
 
 def write(folder: Path, rows: int) -> None:
@@ -103,7 +103,7 @@ def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:
     """Yield one pass over examples that were not prepared before."""
     read = llava_json(folder, file=str(folder / "rows.json"), images=str(folder))
     data = Conversations(read, paths.student.processor, paths.student.image_tokens)
-    return loader_of(stage, paths.student, data, range(rows), stage.batch)
+    return make_loader(stage, paths.student, data, range(rows), stage.batch)
 
 
 @contextmanager
@@ -130,12 +130,12 @@ def _training(
             """Time the waiting for data and the steps, as in engine/training/loop.py."""
             batches = _batches(stage, paths, folder, rows)
             trainer.step(
-                taken(batches, 1), diagnosed=False
+                next_micro_batches(batches, 1), diagnosed=False
             )  # workers start once per stage, so no step waits for that
             waited, began = 0.0, time.perf_counter()
             for _ in range(rows // stage.batch - 1):
                 asked = time.perf_counter()
-                group = taken(batches, 1)
+                group = next_micro_batches(batches, 1)
                 waited += time.perf_counter() - asked
                 trainer.step(group, diagnosed=False)
             clock.update(waited=waited, all=time.perf_counter() - began)

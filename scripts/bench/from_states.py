@@ -8,18 +8,20 @@ from torch import Tensor
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import reading
-from switchkd_cli.engine.training.chunked import Chunks, Given
-from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 
 
 def total(
     objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str, Tensor], batch: Batch
 ) -> Tensor:
     """Return the value that is minimised, from each path's hidden states [N, D] and its head's weights [V, D]."""
-    readings = {reading(path, "hidden"): values for path, values in states.items()}
+    outputs = {reading(path, "hidden"): values for path, values in states.items()}
     columns = len(next(iter(heads.values())))
-    keep, tally = objective.keep(batch), objective.tally([batch])
-    return Chunks(objective)(Given(readings, Heads(heads, columns), batch, keep, tally))[0]
+    keep, normalizers = objective.keep(batch), objective.normalizers([batch])
+    return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, normalizers))[
+        0
+    ]
 
 
 def supervised(positions: int, columns: int, device: torch.device) -> Batch:

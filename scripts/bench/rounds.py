@@ -15,7 +15,7 @@ from torch.utils.benchmark import timer
 
 from scripts.bench.allocated import peak_bytes
 from scripts.bench.results import Row, Spread, with_ratios
-from switchkd_cli.engine.training.oom import is_too_little
+from switchkd_cli.engine.training.oom import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _counted(group: str, variant: Variant) -> Row:
             extra = running.peak() if running.peak else peak_bytes(lambda: _run(running))
             return Row(**names, alive_bytes=running.alive(), extra_bytes=extra)
     except (MemoryError, RuntimeError) as error:
-        if not is_too_little(error):
+        if not is_out_of_memory(error):
             raise
         return Row(**names, failed="out of memory")
     finally:

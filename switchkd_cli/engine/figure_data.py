@@ -19,7 +19,7 @@ from switchkd_cli.engine.data.image import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.knee_stats import Sought, knees, sought
+from switchkd_cli.engine.training.knee_stats import KneeSpec, knee_specs, measure_knees
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Term
@@ -150,17 +150,17 @@ def _batch(model: Llava, data: Conversations, index: int) -> Batch:
     )
 
 
-def _leading(terms: Sequence[Term]) -> dict[str, Sought]:
+def _leading(terms: Sequence[Term]) -> dict[str, KneeSpec]:
     """Each path that leads a term on text at its knees, and what the first such term seeks there."""
-    found: dict[str, Sought] = {}
-    for _, at in sought([term for term in terms if term.on != "image"]):
+    found: dict[str, KneeSpec] = {}
+    for _, at in knee_specs([term for term in terms if term.on != "image"]):
         found.setdefault(at.path, at)
     return found
 
 
-def _sorted(logits: Tensor, at: Sought, words: PreTrainedTokenizerBase) -> LogitsCurve:
+def _sorted(logits: Tensor, at: KneeSpec, words: PreTrainedTokenizerBase) -> LogitsCurve:
     """One path's logits [1, V], sorted, with the knee and what the term makes of it."""
-    found = knees(logits, at)
+    found = measure_knees(logits, at)
     values, ids = logits[0].sort(descending=True)
     return LogitsCurve(
         path=at.path,

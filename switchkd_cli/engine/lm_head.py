@@ -1,4 +1,4 @@
-"""The last step of a language model, taken apart from it: from states to logits."""
+"""The head of a language model, apart from the rest of it: from hidden states to logits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LOGITS = 2**24
 
 
 def positions(columns: int) -> int:
-    """Positions of a chunk."""
+    """Return the number of positions in a chunk."""
     return max(1, LOGITS // columns)
 
 
 @dataclass(frozen=True)
 class Heads:
-    """By path, the weights [V, D] that its last states [N, D] become logits with; only the first `columns` are read.
+    """The head weights [V, D] of each path, from hidden states [N, D] to logits; only the first `columns` are used.
 
-    `dtype` is what this is computed in; none: in the states' own.
+    `dtype` is the dtype of the matrix product; None: the hidden states' own.
     """
 
     weights: Mapping[str, Tensor]
@@ -30,9 +30,9 @@ class Heads:
     dtype: torch.dtype | None = None
 
     def cast(self, values: Tensor) -> Tensor:
-        """States or weights in the dtype of the product."""
+        """Return hidden states or weights in the dtype of the product."""
         return values if self.dtype is None else values.to(self.dtype)
 
-    def __call__(self, path: str, states: Tensor) -> Tensor:
-        """Logits [N, columns] of a path's states."""
-        return linear(self.cast(states), self.cast(self.weights[path][: self.columns]))
+    def __call__(self, path: str, hidden: Tensor) -> Tensor:
+        """Return logits [N, columns] of a path's hidden states."""
+        return linear(self.cast(hidden), self.cast(self.weights[path][: self.columns]))

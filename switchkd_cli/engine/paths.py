@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.teacher_states import States
+from switchkd_cli.engine.teacher_states import TeacherStates
 
 PATHS = ("student", "teacher", "switch")
 
@@ -52,7 +52,7 @@ class Paths(nn.Module):
         self.vocabulary = vocabulary
         self.adapters = nn.ModuleDict()
         self.one_tower = False
-        self.states: States | None = None
+        self.states: TeacherStates | None = None
 
     @property
     def teacher(self) -> Llava | None:

@@ -20,12 +20,12 @@ from switchkd_cli.engine.evaluation.fidelity import fidelity
 from switchkd_cli.engine.export import huggingface, model_card
 from switchkd_cli.engine.hub import explained
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.checkpointing import Keeper
-from switchkd_cli.engine.training.data_loader import micro_batch
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter
+from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.state_files import put_weights, read_state
-from switchkd_cli.engine.training.training_warnings import check_pictures
+from switchkd_cli.engine.training.state_files import read_state, restore_weights
+from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
 from switchkd_cli.recipe.model_paths import locate
@@ -37,14 +37,14 @@ from switchkd_cli.runs.checkpoints import SCORES
 from switchkd_cli.runs.claim import CHANGED
 from switchkd_cli.runs.run_folder import RunFolder
 
-THREADS = torch.get_num_threads()  # of torch, in a process that nobody has told otherwise
+THREADS = torch.get_num_threads()  # torch's default in this process
 
 
 def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
-    """Trains the run's stages and saves the student, with its card, to `folder.model`.
+    """Train the run's stages and save the student, with its card, to `folder.model`.
 
-    A stage's output is shared under its key by all runs whose recipes agree up to it: whoever comes first trains
-    it, the others load it. In a folder that an interrupted run left, what it has done is not done again.
+    A stage's output is shared under its key by all runs whose recipes agree up to it: the first run trains it, the others
+    load it. An interrupted run resumes: finished stages and steps are not repeated.
     """
     if checkpoints.marked(folder, SCORES) is not None:
         return
@@ -57,15 +57,15 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
         evaluation.ready()
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
-    # every stage's rows are looked at before the first step is taken
+    # every stage's examples are checked before the first step is taken
     data = {
         name: build_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
         for name in dict.fromkeys(stage.data for stage in stages)
     }
-    check_pictures(stages, {name: rows.has_pictures for name, rows in data.items()})
+    check_images(stages, {name: rows.has_pictures for name, rows in data.items()})
     if processes.first:
         left_out = _rehearse(run, paths, data, folder)
-        if not folder.metrics.exists():  # else the run goes on where it was left (see standing.py)
+        if not folder.metrics.exists():  # otherwise the run is resumed
             for note in (*pair.notes, *left_out):
                 folder.log({"event": "models", "text": note})
             for name, rows in data.items():
@@ -76,130 +76,130 @@ def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     for i, stage in enumerate(stages):
         trained = _take_stage(run, i, paths, data[stage.data], folder, processes)
     if processes.first:
-        _finish(run, data, folder, trained)
+        _take_model(run, folder, trained)
+        for name, rows in data.items():
+            if rows.ledger.met and not folder.has_entry(event="skipped", data=name):
+                listed = {"of": len(rows), "listed": folder.skipped.name}
+                folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
+        checkpoints.mark(folder, SCORES)
 
 
 def _set_threads(folder: RunFolder) -> None:
-    """A run goes on with the threads that it began with: other numbers of them add up in another order."""
+    """Resume with the threads that the run began with: with another number, sums are rounded in another order."""
     torch.set_num_threads(THREADS)
     info = folder.info()
     began = info.get("threads", THREADS)
     if info and "threads" not in info:
         write_json(folder.record, {**info, "threads": THREADS})
     elif began != THREADS:
-        told = f"{began}, as it began with, in place of {THREADS}"
+        text = f"{began}, as it began with, in place of {THREADS}"
         if began <= cores():
             torch.set_num_threads(began)
         else:
-            told = f"{THREADS}; it began with {began}: numbers are equal to rounding, no longer bit by bit"
-        folder.log({"event": "threads", "text": told})
+            text = f"{THREADS}; it began with {began}: numbers are equal to rounding, no longer bit by bit"
+        folder.log({"event": "threads", "text": text})
 
 
 def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder: RunFolder) -> list[str]:
-    """Writes what the run will leave, all but the weights, and removes it: what fails at the end fails here.
+    """Write all that the run will save except weights, and remove it: what would fail at the end fails now.
 
-    Returns what will be left out. Raises UserError where the student can't be saved, or read again to be scored; with
-    code MACHINE where there is no room for it.
+    Returns what will be left out. Raises UserError if the student can't be saved, or read again to be scored; with code
+    MACHINE if there is no room for it.
     """
     if all(run_folder.stage(folder.root, run.stage_key(i)).done for i in range(len(run.config.stages))):
         return []
     free = shutil.disk_usage(folder.path)
     needed = sum(weight.nbytes for weight in paths.student.parameters())
-    if free.total and free.free < needed:  # some file systems say nothing
+    if free.total and free.free < needed:  # some file systems report 0
         raise UserError(
             f"{folder.root}: {free.free >> 20:,} MiB are free, the student alone takes {needed >> 20:,}",
             hint="free some space, or add --out FOLDER to write elsewhere",
             code=MACHINE,
         )
-    folder.checkpoints.mkdir(exist_ok=True)  # what a kill leaves there is swept away
+    folder.checkpoints.mkdir(exist_ok=True)  # what a killed run leaves there is removed later
     with TemporaryDirectory(prefix=".rehearsal-", dir=folder.checkpoints) as scratch:
         with explained("student: it could not be saved after training"):
             for rows in data.values():
-                left_out = huggingface.save(paths.student, Path(scratch), **_taught(rows), weights=False)
+                left_out = huggingface.save(paths.student, Path(scratch), **_template(rows), weights=False)
             model_card.write(run, folder, Path(scratch))
         if run.config.evaluation is not None:
             check_checkpoint(scratch, "student, once it is saved")
-    return [f"student: {told}" for told in left_out]
-
-
-def _finish(run: Run, data: Mapping[str, Conversations], folder: RunFolder, trained: Path) -> None:
-    """What the training of all stages leaves; the last one's student is in `trained`."""
-    _take_model(run, folder, trained)
-    for name, rows in data.items():
-        if rows.ledger.met and not folder.has_entry(event="skipped", data=name):
-            listed = {"of": len(rows), "listed": folder.skipped.name}
-            folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
-    checkpoints.mark(folder, SCORES)
+    return [f"student: {part}" for part in left_out]
 
 
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Scores `folder.model` as the recipe says, writes `folder.results` and adds the scores to the card.
+    """Score `folder.model` as the recipe says, write `folder.results` and add the scores to the card.
 
-    Where the recipe has a teacher, "fidelity" says how close the student came to it, whatever it was trained by; a
-    warning says so where the two can't be compared.
+    If the recipe has a teacher, "fidelity" says how close the student came to it, whatever its objective was; if the two
+    can't be compared, a warning says so.
     """
-    folder.log({"event": "evaluate", "benchmarks": len(run.config.evaluation.benchmarks)})
-    with _kept(f"the trained student is {run_folder.shown(folder.model)}"):
-        results = evaluation.evaluate(str(folder.model), folder=folder.path, **_question(run, folder.root))
+    arguments = _evaluation_arguments(run, folder.root)
+    folder.log({"event": "evaluate", "benchmarks": len(arguments["benchmarks"])})
+    with _note_on_error(f"the trained student is {run_folder.shown(folder.model)}"):
+        results = evaluation.evaluate(str(folder.model), folder=folder.path, **arguments)
         if run.config.teacher is not None:
             try:
                 results["fidelity"] = _fidelity(run, folder)
                 folder.log({"event": "fidelity", **results["fidelity"]})
-            except UserError as error:  # the teacher is only scored: it need not fit
-                told = f"not measured: {'; '.join(error.problems)}"
-                folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": told})
+            except UserError as error:  # a teacher that is only scored need not match
+                text = f"not measured: {'; '.join(error.problems)}"
+                folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": text})
         write_json(folder.results, results)
         model_card.write(run, folder)
     return results
 
 
 def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
-    """Scores of the run's teacher, of the same teacher without pictures, and of the best constant answers.
+    """Return the scores of the run's teacher, of the same teacher without images, and of the best constant answers.
 
-    Computed once and shared by every run with this teacher and these questions. Their fields: `teacher`, `blind`
-    (absent where the recipe has no teacher), `majority`; "not_beaten" names, by task, the baselines that the
-    teacher does not clearly beat.
+    They are computed once and shared by every run with this teacher and these questions. Fields: `teacher` and `blind`
+    (if the recipe has a teacher), `majority`; "not_beaten" names, by task, the baselines that the teacher does not
+    clearly beat.
     """
     shared = run_folder.evaluation(root, run.teacher_key)
     with shared.build() as partial:
         if partial is not None:
-            question = _question(run, root.absolute())
-            batch = question.pop("batch")
-            results = {"majority": evaluation.majority(folder=partial / "majority", **question)}
-            for name, blind in (("teacher", False), ("blind", True)) if run.config.teacher else ():
-                results[name] = evaluation.evaluate(
-                    locate(run.config.teacher.checkpoint),
-                    folder=partial / name,
-                    batch=batch,
-                    blind=blind,
-                    allow_pickle=run.config.teacher.allow_pickle,
-                    **question,
-                )
+            arguments = _evaluation_arguments(run, root.absolute())
+            batch = arguments.pop("batch")
+            results = {"majority": evaluation.majority(folder=partial / "majority", **arguments)}
+            if (teacher := run.config.teacher) is not None:
+                for name, blind in (("teacher", False), ("blind", True)):
+                    results[name] = evaluation.evaluate(
+                        locate(teacher.checkpoint),
+                        folder=partial / name,
+                        batch=batch,
+                        blind=blind,
+                        allow_pickle=teacher.allow_pickle,
+                        **arguments,
+                    )
             write_json(partial / "results.json", with_verdict(partial, results))
     return run_folder.scores(shared)
 
 
 def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """The finished student beside its teacher, on rows of the data that its last stage was trained on."""
+    """Compare the finished student with its teacher, on data of its last stage."""
     pair = check_pair(run.config, with_teacher=True)
-    paths = Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared)
+    teacher = pair.teacher.build() if pair.teacher is not None else None
+    paths = Paths(load(str(folder.model)), teacher, pair.vocabulary.shared)
     name = run.config.stages[-1].data
     positions = pair.positions(name, run.config.stages)
     rows = open_data(run.config.data[name], paths.student, folder.root, positions)
     return {"data": name, **fidelity(paths, rows, precision=run.config.precision)}
 
 
-def _question(run: Run, root: Path) -> dict[str, Any]:
-    """The recipe's evaluation as arguments; its data sets are kept under the runs' root."""
+def _evaluation_arguments(run: Run, root: Path) -> dict[str, Any]:
+    """Return the recipe's evaluation as arguments; its data sets are stored under the runs' root."""
+    if run.config.evaluation is None:
+        raise ValueError("the recipe has no evaluation")
     return {**run.config.evaluation.model_dump(), "sets": run_folder.sets(root)}
 
 
 def _take_stage(
     run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, processes: Processes
 ) -> Path:
-    """Trains a stage, or takes what it gave from where it was trained before, by this run or by another.
+    """Train a stage, or load its student if this run or another has trained it before.
 
-    Returns where its student is. One that was trained on something else than the stage's key says is not shared.
+    Returns where its student is. A student is not shared if its code or data changed during training.
     """
     stage, key = run.config.stages[index], processes.decide(lambda: run.stage_key(index))
     shared = run_folder.stage(folder.root, key)
@@ -214,7 +214,7 @@ def _take_stage(
         if processes.decide(lambda: partial is None):
             if processes.first and not folder.has_entry(stage=stage.name):
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
-            _take_weights(paths, shared.path)
+            paths.student.model.load_state_dict(load(str(shared.path)).model.state_dict())
         else:
             until_named.enter_context(
                 signals.deferred()
@@ -225,24 +225,24 @@ def _take_stage(
                 folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
             if processes.first and run.config.deepspeed.zero:
                 _write_settings(run, stage, folder, processes)
-            keeper = Keeper(folder, stage.name, run.config.checkpoints)
+            writer = CheckpointWriter(folder, stage.name, run.config.checkpoints)
             train(
                 stage,
                 paths,
                 data,
                 seed=run.seed + index,
                 precision=run.config.precision,
-                log=folder.log if processes.first else _unlogged,
+                log=folder.log if processes.first else lambda entry: None,
                 trackers=folder.tensorboard,
-                keeper=keeper,
+                writer=writer,
                 processes=processes,
                 deepspeed=run.config.deepspeed,
                 check=run.config.check,
                 states=_states(run, folder.root, processes),
             )
-            if processes.first:
-                with _kept(keeper.newest()):
-                    _save(run, index, paths, data, keeper, partial)
+            if partial is not None:  # in the first process
+                with _note_on_error(writer.newest()):
+                    _save(run, index, paths, data, writer, partial)
                 if changed := [*run.changed(), *data.usable_again()]:
                     broke = len(data.ledger.met) > unusable and changed == [f"data.{stage.data}.images"]
                     text = f"{', '.join(changed)}{' broke' * broke}: the stage is not shared"
@@ -255,7 +255,7 @@ def _take_stage(
 
 
 def _states(run: Run, root: Path, processes: Processes) -> Path:
-    """Where the teacher's states are kept: one file for whatever gives the same numbers to the bit."""
+    """Return the file of the teacher's cached hidden states: one for each setup that computes the same bits."""
     computed = [
         torch.__version__,
         transformers.__version__,
@@ -268,52 +268,45 @@ def _states(run: Run, root: Path, processes: Processes) -> Path:
 
 
 def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Processes) -> None:
-    """What DeepSpeed is told, in the run's folder."""
-    from switchkd_cli.engine.training.zero import settings
+    """Write DeepSpeed's configuration of the stage into the run's folder."""
+    from switchkd_cli.engine.training.zero import deepspeed_config
 
-    told = settings(
-        stage, run.config.deepspeed, run.config.precision, micro_batch(stage, processes.count), processes
-    )
+    micro_batch = micro_batch_size(stage, processes.count)
+    config = deepspeed_config(stage, run.config.deepspeed, run.config.precision, micro_batch, processes)
     folder.deepspeed.mkdir(exist_ok=True)
-    write_json(folder.deepspeed / f"{stage.name}.json", told)
+    write_json(folder.deepspeed / f"{stage.name}.json", config)
 
 
-def _unlogged(entry: Mapping[str, Any]) -> None:
-    """What the first process logs is said once."""
+def _save(
+    run: Run, index: int, paths: Paths, data: Conversations, writer: CheckpointWriter, target: Path
+) -> None:
+    """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
+    template = _template(data)
+    huggingface.save(paths.student, target, **template)
+    if index == len(run.config.stages) - 1 and (best := writer.best()) is not None:
+        restore_weights(paths, read_state(best))
+        with atomic_folder(writer.folder.best) as partial:
+            huggingface.save(paths.student, partial, **template)
 
 
-def _save(run: Run, index: int, paths: Paths, data: Conversations, keeper: Keeper, target: Path) -> None:
-    """Saves a trained stage's student to `target`, and the last stage's best one to the run's folder."""
-    taught = _taught(data)
-    huggingface.save(paths.student, target, **taught)
-    if index == len(run.config.stages) - 1 and (best := keeper.best()) is not None:
-        put_weights(paths, read_state(best))
-        with atomic_folder(keeper.folder.best) as partial:
-            huggingface.save(paths.student, partial, **taught)
-
-
-def _taught(data: Conversations) -> dict[str, Any]:
-    """What is saved is asked as it was taught."""
+def _template(data: Conversations) -> dict[str, Any]:
+    """Return the chat template of the training data, which a saved student is used with."""
     return {"template": data.chat_template, "end": data.end}
 
 
 @contextmanager
-def _kept(where: str) -> Iterator[None]:
-    """An error inside says where the trained weights are."""
+def _note_on_error(where: str) -> Iterator[None]:
+    """Add to an error inside where the trained weights are."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"{where}: the same command goes on from what is there")
+        error.add_note(f"{where}: the same command resumes from there")
         raise
 
 
 def _take_model(run: Run, folder: RunFolder, trained: Path) -> None:
-    """Puts the last stage's student into the run's folder."""
-    with _kept(f"the trained student is {run_folder.shown(trained)}"):
+    """Copy the last stage's student into the run's folder."""
+    with _note_on_error(f"the trained student is {run_folder.shown(trained)}"):
         with atomic_folder(folder.model) as partial:
             link_files(trained, partial)
         model_card.write(run, folder)
-
-
-def _take_weights(paths: Paths, folder: Path) -> None:
-    paths.student.model.load_state_dict(load(str(folder)).model.state_dict())

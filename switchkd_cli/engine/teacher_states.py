@@ -1,4 +1,4 @@
-"""What a frozen model says of a row never changes: its last states, row by row, and kept on disk if asked."""
+"""The frozen teacher's hidden states: computed example by example, and cached on disk if the stage says so."""
 
 from __future__ import annotations
 
@@ -17,88 +17,91 @@ from switchkd_cli.errors import MACHINE, UserError
 
 PATIENCE = 60.0  # seconds that a write waits for another process's
 
-Understand = Callable[[Batch, Tensor], Tensor]
-"""From a batch and the N positions to keep of it, [B, T], to states [N, D]."""
+HiddenStates = Callable[[Batch, Tensor], Tensor]
+"""From a batch and a mask [B, T] of N positions to the hidden states [N, D] there."""
 
 
-class States:
-    """Each row is read by itself, without padding, so that its states don't depend on the rows beside it.
+class TeacherStates:
+    """Hidden states of a frozen model, computed example by example without padding: independent of the rest of the batch.
 
-    With a `file`, a row's states are written there once and found again: by this stage's next epoch, by another seed,
-    by another row of a table. They are found by a digest of all that the model reads of the row (tokens, turns,
-    pixels, positions kept); whose states they are, and what they were computed with, is for the file's name to say.
+    With a `file`, an example's states are written there once and reused: by this stage's next epoch, by another seed, by
+    another row of a table. The key is a digest of all that the model reads of the example (tokens, turns, pixels,
+    positions); the file's name identifies the model and what computed the states.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
-        self.found = self.computed = 0  # rows
-        self._database = None if file is None else _opened(file)
+        self.found = self.computed = 0  # examples
+        self._cache = None if file is None else _Cache(file)
 
-    def __call__(self, batch: Batch, keep: Tensor, understand: Understand) -> Tensor:
-        """States [N, D] of a batch at its N kept positions [B, T], in their order.
+    def __call__(self, batch: Batch, keep: Tensor, hidden_states: HiddenStates) -> Tensor:
+        """Return the hidden states [N, D] at the N positions of `keep` [B, T], in their order.
 
-        Raises UserError (code MACHINE) where they can't be written.
+        Raises UserError (code MACHINE) if the file can't be read or written.
         """
-        parts = list(batch.rows(keep))
-        names = [] if self._database is None else [_digest(*part) for part in parts]
-        known = self._read(names)
+        examples = list(batch.rows(keep))
+        if self._cache is None:
+            self.computed += len(examples)
+            return torch.cat([hidden_states(*example) for example in examples])
+        keys = [_digest(*example) for example in examples]
+        cached = self._cache.read(keys)
         states, new = [], {}
-        for part, name in zip(parts, names or [None] * len(parts), strict=True):
-            if name in known:
-                states.append(load(known[name])["states"].to(keep.device))
+        for example, key in zip(examples, keys, strict=True):
+            if key in cached:
+                states.append(load(cached[key])["states"].to(keep.device))
             else:
-                states.append(understand(*part))
-                new[name] = states[-1]
-        self.found, self.computed = self.found + len(parts) - len(new), self.computed + len(new)
-        if names:
-            self._write({name: save({"states": value.cpu().contiguous()}) for name, value in new.items()})
+                states.append(hidden_states(*example))
+                new[key] = states[-1]
+        self.found, self.computed = self.found + len(examples) - len(new), self.computed + len(new)
+        self._cache.write({key: save({"states": value.cpu().contiguous()}) for key, value in new.items()})
         return torch.cat(states)
 
     def close(self) -> None:
-        if self._database is not None:
-            self._database.close()
+        if self._cache is not None:
+            self._cache.close()
 
-    def _read(self, names: list[bytes]) -> dict[bytes, bytes]:
-        if not names:
-            return {}
-        asked = ", ".join("?" * len(names))
-        with self._explained():
-            return dict(self._database.execute(f"select row, states from rows where row in ({asked})", names))
 
-    def _write(self, new: Mapping[bytes, bytes]) -> None:
-        """All of a batch's or none: a process that is killed meanwhile leaves what was there."""
+class _Cache:
+    """An SQLite file of serialised states by key."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with self._user_error():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(file, timeout=PATIENCE)
+            self._database.execute(
+                "create table if not exists rows (row blob primary key, states blob not null)"
+            )
+
+    def read(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        marks = ", ".join("?" * len(keys))
+        with self._user_error():
+            return dict(self._database.execute(f"select row, states from rows where row in ({marks})", keys))
+
+    def write(self, new: Mapping[bytes, bytes]) -> None:
+        """Write all of them or none: a process that is killed meanwhile leaves the file as it was."""
         if new:
-            with self._explained(), self._database:
+            with self._user_error(), self._database:
                 self._database.executemany("insert or ignore into rows values (?, ?)", new.items())
 
+    def close(self) -> None:
+        self._database.close()
+
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _user_error(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise _unusable(self.file, error) from error
-
-
-def _opened(file: Path) -> sqlite3.Connection:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(file, timeout=PATIENCE)
-        database.execute("create table if not exists rows (row blob primary key, states blob not null)")
-    except (sqlite3.Error, OSError) as error:
-        raise _unusable(file, error) from error
-    return database
-
-
-def _unusable(file: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{file}: the teacher's states can't be kept: {error}",
-        hint=f"rm {file}, or set the stage's teacher_states: by_row, which gives the same numbers and keeps nothing",
-        code=MACHINE,
-    )
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"{self.file}: the teacher's states can't be cached: {error}",
+                hint=f"rm {self.file}, or set the stage's teacher_states: by_row, which gives the same numbers and "
+                "keeps nothing",
+                code=MACHINE,
+            ) from error
 
 
 def _digest(row: Batch, keep: Tensor) -> bytes:
-    """Of all that a model reads of a row, and of where its states are kept."""
+    """Return a digest of all that a model reads of an example, and of the positions of its states."""
     digest = hashlib.blake2b(digest_size=16)
     read = {
         "tokens": row.input_ids,
@@ -108,7 +111,7 @@ def _digest(row: Batch, keep: Tensor) -> bytes:
         "keep": keep,
     }
     for name, tensor in read.items():
-        if not tensor.numel():  # no picture is no picture, whatever batch it is missing from
+        if not tensor.numel():  # an example without image has the same digest in any batch
             continue
         digest.update(repr((name, tensor.shape, tensor.dtype)).encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(plain, tmp_path):
     assert program.end() == 3, program.text
     problem, hint = program.lines[-2:]
     assert "could not be written" in problem and "File too large" in problem
-    assert hint.startswith("hint: the newest whole checkpoint is checkpoints/distill-")
+    assert hint.startswith("hint: the newest intact checkpoint is checkpoints/distill-")
     assert [name for name in saved(folder(root)) if name in hint]
     assert not list((folder(root) / "checkpoints").glob(".*"))
     assert info(folder(root))["status"] == "failed"
@@ -267,8 +267,8 @@ def test_weights_that_can_not_be_saved_stay_and_the_same_command_saves_them(plai
     assert program.end() == 3, program.text
     problem, note = program.lines[-2:]
     assert problem.endswith(": Input/output error") and "Traceback" not in program.text
-    newest = "the newest whole checkpoint is checkpoints/distill-8"
-    assert note == f"{newest}: the same command goes on from what is there"
+    newest = "the newest intact checkpoint is checkpoints/distill-8"
+    assert note == f"{newest}: the same command resumes from there"
     assert saved(folder(root)) == ["distill-8"]
     program = switchkd(*words, cwd=tmp_path)
     assert program.end() == 0, program.text

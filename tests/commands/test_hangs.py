@@ -83,9 +83,9 @@ def micro_batches(fate, tell=lambda text: None):
 FATES = {
     stopped: "no data for 3 seconds: process {pid} stopped",
     asleep: "no data for 3 seconds: process {pid} sleeping",
-    killed: "process {pid}, which prepared data, was killed by signal: Killed; most likely for want of memory",
-    without_shared_memory: "process {pid}, which prepared data, was killed by signal: Bus error; /dev/shm: ",
-    left: "process {pid}, which prepared data, exited unexpectedly",
+    killed: "data worker {pid} was killed by signal: Killed; most likely it ran out of memory",
+    without_shared_memory: "data worker {pid} was killed by signal: Bus error; /dev/shm: ",
+    left: "data worker {pid} exited unexpectedly",
 }
 
 
@@ -96,8 +96,8 @@ SLOW = [stopped, asleep]  # torch gives them time to end
     "fate", [pytest.param(f, id=f.__name__, marks=[pytest.mark.slow] * (f in SLOW)) for f in FATES]
 )
 def test_a_process_that_prepares_data_is_missed_and_named(fate, monkeypatch):
-    monkeypatch.setattr(data_loader, "TOLD", 2)
-    monkeypatch.setattr(data_loader, "PATIENCE", 3)
+    monkeypatch.setattr(data_loader, "WARN_AFTER", 2)
+    monkeypatch.setattr(data_loader, "GIVE_UP_AFTER", 3)
     told, got = [], []
     with closing(micro_batches(fate, told.append)) as batches:
         (process,) = batches._batches._workers
@@ -114,9 +114,9 @@ def test_a_process_that_prepares_data_is_missed_and_named(fate, monkeypatch):
 @pytest.mark.slow
 def test_who_waits_for_data_can_be_stopped(monkeypatch):
     with closing(micro_batches(stopped)) as batches:
-        assert data_loader.taken(batches, 5) == [[0], [1], [2], [3], [4]]
+        assert data_loader.next_micro_batches(batches, 5) == [[0], [1], [2], [3], [4]]
         monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
-        assert data_loader.taken(batches, 1) == []
+        assert data_loader.next_micro_batches(batches, 1) == []
 
 
 def test_processes_that_can_t_be_started_are_told(monkeypatch):
@@ -124,7 +124,7 @@ def test_processes_that_can_t_be_started_are_told(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data_loader.multiprocessing, "Lock", full)
-    with pytest.raises(UserError, match="1 processes that prepare data can't be started: .*No space"):
+    with pytest.raises(UserError, match="1 data workers can't be started: .*No space"):
         micro_batches(left)
 
 

@@ -1,4 +1,4 @@
-"""The real program in two processes: stopped, resumed, and with one of them dying."""
+"""The real program in two processes: stopped, gone on with, and with one of them dying."""
 
 import json
 import os
@@ -145,7 +145,7 @@ FATE = """\
 import os, signal, sys, time
 if "RANK" in os.environ:
     from switchkd_cli.engine.training import stalls, trainer
-    stalls.BEAT, stalls.TOLD, stalls.SILENT = 0.2, 25, 100
+    stalls.BEAT, stalls.WARN_AFTER, stalls.GIVE_UP_AFTER = 0.2, 25, 100
     take = trainer.Trainer.step
     def step(self, *arguments, **more):
         if os.environ["RANK"] == "1" and self.schedule.last_epoch == 4 and self.stage.name == "distill":

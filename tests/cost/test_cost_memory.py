@@ -12,8 +12,8 @@ from switchkd_cli.engine.cost.parameters import parameters
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.cost.step_memory import persistent_memory, precision_of, step_memory
 from switchkd_cli.engine.cost.workload import Computation
-from switchkd_cli.engine.training.chunked import Chunks, Given
-from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.planning.estimate import Machine
 from switchkd_cli.recipe.schema import RECOMPUTED, Term
 from tests.support import tiny
@@ -140,22 +140,26 @@ def peaks(names, cast, recomputed, tmp_path):
     paths, objective = pair(64, columns=COLUMNS), objective_of(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, tally, chunks = objective.keep(batch), objective.tally([batch]), Chunks(objective)
+    keep, normalizers, chunks = (
+        objective.keep(batch),
+        objective.normalizers([batch]),
+        ChunkedObjective(objective),
+    )
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            readings = paths(batch, chunks.readings, keep)
+            outputs = paths(batch, chunks.outputs, keep)
         heads = paths.heads(torch.bfloat16 if cast else None)
-        chunks(Given(readings, heads, batch, keep, tally))[0].backward()
+        chunks(LossInputs(outputs, heads, batch, keep, normalizers))[0].backward()
 
     step()  # afterwards the gradients are there
     precision = precision_of("bf16" if cast else "fp32", 0)
     planned = step_memory(
         model_pair(paths),
         micro_batch(batch),
-        Computation(objective.readings, train, recomputed),
+        Computation(objective.outputs, train, recomputed),
         precision,
         Machine(gpus=1, zero=0),
         bytes_per_logit(objective.terms, precision.compute),

@@ -8,7 +8,7 @@ import torch
 
 from switchkd_cli.engine.data.sampling import grouped_order, order
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import loader_of, visits, workers_of
+from switchkd_cli.engine.training.data_loader import count_workers, make_loader, visit_order
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.recipe.schema import Stage
 from tests.support import tiny
@@ -78,8 +78,8 @@ def test_the_grouped_order_is_the_seeds_alone():
 
 def test_a_stage_says_which_order(tmp_path):
     data = tiny.conversations(tiny.model(), tmp_path)
-    assert visits(stage(), data, 8, 1) == order(4, 8, 1)
-    grouped = visits(stage(group_by="modality_length"), data, 8, 1)
+    assert visit_order(stage(), data, 8, 1) == order(4, 8, 1)
+    grouped = visit_order(stage(group_by="modality_length"), data, 8, 1)
     assert grouped == grouped_order(data.sizes, data.pictured, 4, 8, 1)
 
 
@@ -89,7 +89,7 @@ def test_a_stage_says_which_order(tmp_path):
 def batches(student, folder, workers, turns="chained"):
     data = tiny.conversations(student, folder, turns)
     of = stage(workers=workers, micro_batch=2)
-    return list(loader_of(of, student, data, order(len(data), 12, 5), 2))
+    return list(make_loader(of, student, data, order(len(data), 12, 5), 2))
 
 
 @pytest.mark.parametrize("turns", ["chained", "independent"])
@@ -128,12 +128,12 @@ def test_micro_batches_of_text_alone_are_trained_on(tmp_path):
 def test_small_data_stays_in_this_process(tmp_path, monkeypatch):
     data = tiny.conversations(tiny.model(), tmp_path)
     data.inspect()
-    assert workers_of(stage(), data) == 0
-    assert workers_of(stage(workers=3), data) == 3
+    assert count_workers(stage(), data) == 0
+    assert count_workers(stage(workers=3), data) == 3
     data._bytes = 1 << 30  # as if its pictures were large
     monkeypatch.setattr("switchkd_cli.engine.training.data_loader.cores", lambda: 32)
-    assert workers_of(stage(), data) == 8
+    assert count_workers(stage(), data) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert workers_of(stage(), data) == 3
+    assert count_workers(stage(), data) == 3
     monkeypatch.setattr("switchkd_cli.engine.training.data_loader.cores", lambda: 1)
-    assert workers_of(stage(), data) == 1
+    assert count_workers(stage(), data) == 1

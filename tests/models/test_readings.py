@@ -5,7 +5,7 @@ import torch
 
 from switchkd_cli.engine.export import huggingface
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
 from tests.support import tiny
 from tests.training.test_objective import gradients
@@ -39,7 +39,7 @@ def batch(request, tmp_path, paths):
 
 
 def test_a_term_s_loss_says_what_its_paths_give():
-    read = {term.name: Objective([term]).readings for term in PICTURES}
+    read = {term.name: Objective([term]).outputs for term in PICTURES}
     assert read["cross_entropy"] == {"student"}
     assert read["feature_mse"] == {"student.features", "teacher.features"}
     assert read["attended_token_mse"] == {"student.tokens", "teacher.tokens", "teacher.attention"}
@@ -47,7 +47,7 @@ def test_a_term_s_loss_says_what_its_paths_give():
     assert read["hidden_correlation"] == {"student.hidden", "teacher.hidden"}
     assert read["attention_kl"] == {"student.focus", "teacher.focus"}
     switched = Term(loss="token_mse", of="switch", to="teacher")
-    assert Objective([switched]).readings == {"switch.tokens", "teacher.tokens"}
+    assert Objective([switched]).outputs == {"switch.tokens", "teacher.tokens"}
 
 
 def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
@@ -117,14 +117,14 @@ def test_of_a_teacher_only_what_the_term_reads_is_computed(paths, batch, loss, u
     for name, module in watched.items():
         module.register_forward_hook(lambda *_, name=name: ran.add(name))
     objective = Objective([Term(loss="cross_entropy"), Term(loss=loss, to="teacher")])
-    paths(batch, objective.readings, objective.keep(batch))
+    paths(batch, objective.outputs, objective.keep(batch))
     assert ran == used
 
 
 def test_gradients_of_every_term_are_equal_for_any_split(paths, tmp_path):
     data = tiny.conversations(paths.student, tmp_path)
     examples = [data[i] for i in range(4)]  # one of them without a picture
-    paths.adapt(Objective(PICTURES).readings)
+    paths.adapt(Objective(PICTURES).outputs)
     whole = gradients(paths, [tiny.together(paths.student, examples)], PICTURES)
     split = gradients(
         paths,
@@ -141,9 +141,11 @@ def test_gradients_of_every_term_are_equal_for_any_split(paths, tmp_path):
 def test_a_batch_without_pictures_costs_nothing_in_front_of_the_logits(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Say hi.", "hi there"))])
     objective = Objective(PICTURES)
-    paths.adapt(objective.readings)
+    paths.adapt(objective.outputs)
     keep = objective.keep(batch)
-    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
+    parts = objective(
+        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
+    )
     silent = {"feature_mse", "token_mse", "attended_token_mse", "attention_mse", "attention_kl"}
     silent |= {"self_correlation", "hidden_correlation", "visual"}
     assert {name for name, value in parts.items() if value == 0} == silent
@@ -151,13 +153,13 @@ def test_a_batch_without_pictures_costs_nothing_in_front_of_the_logits(paths, tm
 
 
 def test_an_adapter_stands_only_where_widths_differ_and_is_drawn_from_its_seed(paths):
-    readings = Objective(PICTURES).readings
+    readings = Objective(PICTURES).outputs
     (weight,) = paths.adapt(readings, seed=3)  # vision widths and heads are equal here
     assert list(paths.adapters) == ["tokens"] and weight.shape == (24, 16)
     (again,) = paths.adapt(readings, seed=3)
     (other,) = paths.adapt(readings, seed=4)
     assert torch.equal(weight, again) and not torch.equal(weight, other)
-    assert paths.adapt(Objective(PICTURES[:2]).readings) == [] and not paths.adapters
+    assert paths.adapt(Objective(PICTURES[:2]).outputs) == [] and not paths.adapters
     assert paths.adapt({"student.tokens", "student"}) == []  # nothing to compare it with
 
 
@@ -171,7 +173,7 @@ def test_adapted_tokens_are_the_student_s_in_the_teacher_s_width(paths, batch):
 
 
 def test_adapters_are_not_saved_with_the_student(paths, tmp_path):
-    paths.adapt(Objective(PICTURES).readings)
+    paths.adapt(Objective(PICTURES).outputs)
     huggingface.save(paths.student, tmp_path / "model")
     from safetensors import safe_open
 
@@ -183,9 +185,10 @@ def test_progress_is_what_an_interpolated_teacher_follows(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective([Term(loss="taid", to="teacher"), Term(name="kd", loss="forward_kl", to="teacher")])
     keep = objective.keep(batch)
-    readings = paths(batch, objective.readings, keep)
+    readings = paths(batch, objective.outputs, keep)
     early, late = (
-        objective(readings, batch, keep, objective.tally([batch], progress)) for progress in (0.0, 1.0)
+        objective(LossInputs(readings, None, batch, keep, objective.normalizers([batch], progress)))
+        for progress in (0.0, 1.0)
     )
     assert early["taid"] < late["taid"]
     torch.testing.assert_close(late["taid"], late["kd"])
@@ -196,7 +199,7 @@ def test_a_stage_trains_its_adapters_and_the_teacher_stays(tmp_path):
     paths, lines, before = trained(tmp_path, objective=terms, steps=2)
     (weight,) = paths.adapters.parameters()
     drawn = weight.detach().clone()
-    assert not torch.equal(drawn, before.adapt(Objective(PICTURES).readings, seed=0)[0])
+    assert not torch.equal(drawn, before.adapt(Objective(PICTURES).outputs, seed=0)[0])
     assert not any(name.startswith("teacher.") for name in changed(paths, before))
     assert all(line["loss/token_mse"] > 0 for line in lines)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from switchkd_cli.engine.training.checkpointing import Keeper
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter
 from switchkd_cli.engine.training.state_files import read_state, write_state
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
@@ -35,7 +35,7 @@ def names(folder):
 
 
 def save(folder, *steps, stage="distill", scores=(), **saving):
-    keeper = Keeper(folder, stage, Saving(**saving))
+    keeper = CheckpointWriter(folder, stage, Saving(**saving))
     for step, score in zip(steps, scores or [None] * len(steps), strict=True):
         if score is not None:
             keeper.score({keeper.saving.best: score})
@@ -156,7 +156,7 @@ def test_and_the_best(folder, best, scores):
 
 
 def test_a_score_is_the_mean_since_the_checkpoint_before(folder):
-    keeper = Keeper(folder, "distill", Saving(best="loss", keep=9))
+    keeper = CheckpointWriter(folder, "distill", Saving(best="loss", keep=9))
     for step, loss in enumerate([9.0, 1.0, 4.0, 2.0], start=1):
         keeper.score({"loss": loss})
         if step % 2 == 0:
@@ -168,10 +168,10 @@ def test_a_score_is_the_mean_since_the_checkpoint_before(folder):
 def test_a_checkpoint_is_due_by_steps_by_minutes_or_never(folder, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    by_steps = Keeper(folder, "distill", Saving(every_steps=4, every_minutes=None))
+    by_steps = CheckpointWriter(folder, "distill", Saving(every_steps=4, every_minutes=None))
     assert [step for step in range(1, 10) if by_steps.due(step)] == [4, 8]
-    by_minutes = Keeper(folder, "distill", Saving(every_minutes=2))
-    never = Keeper(folder, "distill", Saving(every_minutes=None))
+    by_minutes = CheckpointWriter(folder, "distill", Saving(every_minutes=2))
+    never = CheckpointWriter(folder, "distill", Saving(every_minutes=None))
     now[0] = 119.0
     assert not by_minutes.due(1)
     now[0] = 120.0

@@ -118,7 +118,7 @@ def trained(
     except Exception as raised:  # noqa: BLE001 (what a test looks at)
         error = f"{type(raised).__name__}: {raised}"
     state = loop.state_dict()
-    state["pictures"] = processes.every(seen)
+    state["pictures"] = processes.gather(seen)
     state["error"] = error
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}
@@ -127,7 +127,7 @@ def trained(
 
 def _spoil(loop: Loop) -> None:
     """From now on this process's part of one term is no number."""
-    objective = loop.trainer.computed
+    objective = loop.trainer.loss
 
     class Spoilt(type(objective)):
         def __call__(self, *arguments):

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from switchkd_cli import registry
 from switchkd_cli.engine.losses.ops import knee
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.chunked import AtOnce, Chunks, Given
-from switchkd_cli.engine.training.diagnostics import Diagnosis
-from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
+from switchkd_cli.engine.training.diagnostics import Diagnostics
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
 from tests.support import tiny
 
@@ -42,17 +42,19 @@ def batch(paths, tmp_path, request):
 
 
 def few(monkeypatch, paths, positions):
-    """Chunks of so many positions."""
+    """ChunkedObjective of so many positions."""
     monkeypatch.setattr("switchkd_cli.engine.lm_head.LOGITS", positions * paths.vocabulary)
 
 
 def computed(how, paths, batch, objective, look=None):
     """Total, parts and all gradients."""
     paths.zero_grad()
-    paths.adapt(objective.readings)
+    paths.adapt(objective.outputs)
     way, keep = how(objective), objective.keep(batch)
-    given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, objective.tally([batch]))
-    total, parts = way(given, look)
+    inputs = LossInputs(
+        paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
+    )
+    total, parts = way(inputs, look)
     total.backward()
     moved = {name: p.grad.clone() for name, p in paths.named_parameters() if p.grad is not None}
     return total.detach(), {name: value.detach() for name, value in parts.items()}, moved
@@ -67,9 +69,9 @@ def computed(how, paths, batch, objective, look=None):
 )
 def test_chunks_have_the_dense_objectives_values_and_gradients(paths, batch, terms, positions, monkeypatch):
     objective = Objective(terms)
-    whole = computed(AtOnce, paths, batch, objective)
+    whole = computed(DenseObjective, paths, batch, objective)
     few(monkeypatch, paths, positions)
-    parted = computed(Chunks, paths, batch, objective)
+    parted = computed(ChunkedObjective, paths, batch, objective)
     torch.testing.assert_close(parted[0], whole[0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(parted[1], whole[1], rtol=1e-5, atol=1e-7)
     assert list(parted[1]) == [term.name for term in terms]
@@ -99,11 +101,11 @@ def test_no_more_logits_than_a_chunks_ever_exist(paths, tmp_path, positions, mon
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     few(monkeypatch, paths, positions)
     with Widest(paths.vocabulary) as seen:
-        computed(Chunks, paths, batch, objective, Diagnosis(SWITCH_KD).look)
+        computed(ChunkedObjective, paths, batch, objective, Diagnostics(SWITCH_KD).look)
     whole = objective.keep(batch).sum()
     assert positions <= seen.most <= 2 * positions < whole  # a loss holds both its sides
     with Widest(paths.vocabulary) as seen:  # and it is seen when there are
-        computed(AtOnce, paths, batch, objective)
+        computed(DenseObjective, paths, batch, objective)
     assert seen.most >= whole
 
 
@@ -112,15 +114,15 @@ def test_losses_that_compare_a_rows_positions_are_given_whole_rows(paths, tmp_pa
     few(monkeypatch, paths, 1)
     lengths = objective.keep(batch).sum(1).tolist()
     with Widest(paths.vocabulary) as seen:
-        computed(Chunks, paths, batch, objective)
+        computed(ChunkedObjective, paths, batch, objective)
     assert max(lengths) <= seen.most < sum(lengths)  # padded to the longest row of a chunk
 
 
 def test_what_is_diagnosed_is_the_same_in_any_chunks(paths, batch, monkeypatch):
-    whole, parted = Diagnosis(SWITCH_KD), Diagnosis(SWITCH_KD)
-    computed(AtOnce, paths, batch, Objective(SWITCH_KD), whole.look)
+    whole, parted = Diagnostics(SWITCH_KD), Diagnostics(SWITCH_KD)
+    computed(DenseObjective, paths, batch, Objective(SWITCH_KD), whole.look)
     few(monkeypatch, paths, 3)
-    computed(Chunks, paths, batch, Objective(SWITCH_KD), parted.look)
+    computed(ChunkedObjective, paths, batch, Objective(SWITCH_KD), parted.look)
     assert parted.figures() == pytest.approx(whole.figures(), rel=1e-4, abs=1e-7)
     assert {"k/vsd/switch/p95", "agreement/student", "switch_gap"} <= whole.figures().keys()
 
@@ -129,26 +131,34 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
     few(monkeypatch, paths, 4)
     objective = Objective([*SWITCH_KD, Term(name="unweighed", loss="forward_kl", to="teacher", weight=0)])
     found = {}
-    for how in (AtOnce, Chunks):
+    for how in (DenseObjective, ChunkedObjective):
         way, keep = how(objective), objective.keep(batch)
-        given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, objective.tally([batch]))
+        inputs = LossInputs(
+            paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
+        )
         weights = list(paths.student.model.model.vision_tower.parameters())[:1]
         found[how] = {
-            name: torch.autograd.grad(value, weights, retain_graph=True)[0] for name, value in way.each(given)
+            name: torch.autograd.grad(value, weights, retain_graph=True)[0]
+            for name, value in way.each(inputs)
         }
-    assert list(found[Chunks]) == ["ce", "align", "vsd"]
-    torch.testing.assert_close(found[Chunks], found[AtOnce], rtol=1e-4, atol=1e-7)
+    assert list(found[ChunkedObjective]) == ["ce", "align", "vsd"]
+    torch.testing.assert_close(found[ChunkedObjective], found[DenseObjective], rtol=1e-4, atol=1e-7)
 
 
 def test_mixed_precision_computes_the_logits_that_the_models_own_heads_would(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
-    keep, tally = objective.keep(batch), objective.tally([batch])
+    keep, normalizers = objective.keep(batch), objective.normalizers([batch])
     seen = []
-    for way, heads in ((AtOnce(objective), None), (Chunks(objective), paths.heads(torch.bfloat16))):
+    for way, heads in (
+        (DenseObjective(objective), None),
+        (ChunkedObjective(objective), paths.heads(torch.bfloat16)),
+    ):
         with torch.autocast("cpu", torch.bfloat16):
-            readings = paths(batch, way.readings, keep)
+            outputs = paths(batch, way.outputs, keep)
         logits = {}
-        total, _ = way(Given(readings, heads, batch, keep, tally), lambda z, *_, into=logits: into.update(z))
+        total, _ = way(
+            LossInputs(outputs, heads, batch, keep, normalizers), lambda z, *_, into=logits: into.update(z)
+        )
         paths.zero_grad()
         total.backward()
         seen.append((logits, {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}))
@@ -163,24 +173,26 @@ def test_mixed_precision_computes_the_logits_that_the_models_own_heads_would(pat
 def test_the_rows_that_are_no_number_are_named(paths, tmp_path, monkeypatch):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     few(monkeypatch, paths, 2)
-    way, keep = Chunks(objective), objective.keep(batch)
-    readings = paths(batch, way.readings, keep)
+    way, keep = ChunkedObjective(objective), objective.keep(batch)
+    outputs = paths(batch, way.outputs, keep)
     rows = keep.nonzero()[:, 0]
     answers = batch.predicting("answer")[keep]
-    broken = readings["student.hidden"].detach().clone()
+    broken = outputs["student.hidden"].detach().clone()
     broken[(rows == 2) & answers] = float("nan")
-    given = Given(
-        {**readings, "student.hidden": broken}, paths.heads(), batch, keep, objective.tally([batch])
+    inputs = LossInputs(
+        {**outputs, "student.hidden": broken}, paths.heads(), batch, keep, objective.normalizers([batch])
     )
-    found = way.not_finite(["ce", "align", "vsd"], given)
+    found = way.non_finite_rows(["ce", "align", "vsd"], inputs)
     assert found == {"ce": {batch.ids[2]}, "align": {batch.ids[2]}, "vsd": set()}
 
 
 def test_going_back_twice_is_refused_and_not_wrong(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
-    way, keep = Chunks(objective), objective.keep(batch)
-    given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, objective.tally([batch]))
-    total, _ = way(given)
+    way, keep = ChunkedObjective(objective), objective.keep(batch)
+    inputs = LossInputs(
+        paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
+    )
+    total, _ = way(inputs)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="goes back once"):
         total.backward()
@@ -188,10 +200,12 @@ def test_going_back_twice_is_refused_and_not_wrong(paths, tmp_path):
 
 def test_without_a_gradient_nothing_is_taken_back(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
-    way, keep = Chunks(objective), objective.keep(batch)
+    way, keep = ChunkedObjective(objective), objective.keep(batch)
     with torch.no_grad():
-        given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, objective.tally([batch]))
-        total, parts = way(given)
+        inputs = LossInputs(
+            paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
+        )
+        total, parts = way(inputs)
 
     assert not total.requires_grad and set(parts) == {"ce", "align", "vsd"}
 
@@ -201,7 +215,7 @@ def test_chunks_are_of_one_size(paths, tmp_path, monkeypatch):
     keep, seen = objective.keep(batch), []
     count = int(keep.sum())
     few(monkeypatch, paths, count - 1)
-    computed(Chunks, paths, batch, objective, lambda logits, _, part: seen.append(part))
+    computed(ChunkedObjective, paths, batch, objective, lambda logits, _, part: seen.append(part))
     assert [int(part.sum()) for part in seen] == [-(-count // 2), count // 2]
     assert torch.equal(torch.stack(seen).sum(0), keep.long())
 
@@ -215,7 +229,7 @@ def test_a_chunk_is_gone_before_the_next_one_is_there(paths, tmp_path, monkeypat
         at_once.append(sum(known() is not None for known in alive))
         alive.extend(weakref.ref(each) for each in logits.values())
 
-    computed(Chunks, paths, batch, objective, look)
+    computed(ChunkedObjective, paths, batch, objective, look)
     assert len(at_once) > 2 and not any(at_once)
 
 
@@ -232,5 +246,5 @@ def test_terms_at_all_positions_read_the_logits_themselves_and_the_teachers_lead
 
     monkeypatch.setattr(knee, "sort_to_knee", seek)
     batch = tiny.batch(paths.student, tmp_path)
-    computed(Chunks, paths, batch, Objective(terms), lambda logits, *_: shown.append(dict(logits)))
+    computed(ChunkedObjective, paths, batch, Objective(terms), lambda logits, *_: shown.append(dict(logits)))
     assert sought == [shown[0][path].data_ptr() for path in ("teacher", "student", "switch")]

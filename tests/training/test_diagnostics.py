@@ -7,7 +7,7 @@ import torch
 
 from switchkd_cli import registry
 from switchkd_cli.engine.losses import cross_entropy, effective_k
-from switchkd_cli.engine.training.diagnostics import Diagnosis
+from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.recipe.schema import Term
 from tests.support import reference_losses as reference
 from tests.support import tiny
@@ -50,8 +50,8 @@ def asked(logits, batch, *terms):
 
 
 def told(logits, batch, keep, terms):
-    diagnosis = Diagnosis(terms)
-    diagnosis.look(logits, batch, keep)
+    diagnosis = Diagnostics(terms)
+    diagnosis.add(logits, batch, keep)
     return diagnosis.figures()
 
 
@@ -153,10 +153,12 @@ def test_each_term_has_its_own_bounds_and_positions(logits, batch):
 def test_what_two_terms_seek_alike_is_sorted_once(logits, batch, monkeypatch):
     from switchkd_cli.engine.training import diagnostics
 
-    sought, knees = [], diagnostics.knees
-    monkeypatch.setattr(diagnostics, "knees", lambda z, at: sought.append(at.path) or knees(z, at))
+    searched, measure = [], diagnostics.measure_knees
+    monkeypatch.setattr(
+        diagnostics, "measure_knees", lambda z, spec: searched.append(spec.path) or measure(z, spec)
+    )
     asked(logits, batch, CE, term(), term(of="switch", name="vsd"))
-    assert sorted(sought) == ["student", "switch", "teacher"]
+    assert sorted(searched) == ["student", "switch", "teacher"]
 
 
 def test_a_micro_batch_without_the_terms_positions_says_nothing_of_it(logits, batch):

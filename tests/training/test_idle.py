@@ -9,7 +9,7 @@ import torch
 
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop, train
-from switchkd_cli.engine.training.training_warnings import check_pictures
+from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
 from tests.support import tiny, tiny_run
@@ -61,36 +61,36 @@ def problems(call, *arguments, **more):
         (
             {"train": ["projector"]},
             ["train: projector"],
-            "give it rows that train them (stages.distill.data)",
+            "give it examples that train them (stages.distill.data)",
         ),
         (
             {},
             ["train: vision", "train: projector"],
-            "stages.distill.train='[language]' or give it rows that train them (stages.distill.data)",
+            "stages.distill.train='[language]' or give it examples that train them (stages.distill.data)",
         ),
         (
             {"train": ["language"], "objective": [CE, VISUAL, TOKENS]},
             ["objective: visual", "objective: tokens"],
-            "take visual, tokens out of stages.distill.objective or give it rows that train them (stages.distill.data)",
+            "take visual, tokens out of stages.distill.objective or give it examples that train them (stages.distill.data)",
         ),
         (
             {"train": ["vision"], "objective": [VSD]},
             ["train: vision", "objective: vsd"],
-            "take vsd out of stages.distill.objective or give it rows that train them (stages.distill.data)",
+            "take vsd out of stages.distill.objective or give it examples that train them (stages.distill.data)",
         ),
     ],
 )
 def test_what_needs_pictures_is_refused_where_the_data_have_none(changes, expected, hint):
-    told, why = problems(check_pictures, [stage(**changes)], {"rows": False})
+    told, why = problems(check_images, [stage(**changes)], {"rows": False})
     assert told == [
-        f"stages.distill.{what} needs pictures, and no usable row of rows has one" for what in expected
+        f"stages.distill.{what} needs images, and no usable example of rows has one" for what in expected
     ]
     assert why == hint
-    check_pictures([stage(**changes)], {"rows": True})
+    check_images([stage(**changes)], {"rows": True})
 
 
 def test_text_trains_a_language_model():
-    check_pictures([stage(train=["language"])], {"rows": False})
+    check_images([stage(train=["language"])], {"rows": False})
 
 
 def test_a_row_whose_picture_is_lost_has_none(tmp_path):
@@ -111,8 +111,8 @@ def test_a_whole_run_ends_before_its_first_step(tmp_path, option):
         [sys.executable, *command], check=False, capture_output=True, text=True, cwd=tmp_path
     )
     assert ended.returncode == 2
-    assert "stages.pretrain.train: projector needs pictures" in ended.stderr
-    assert "stages.distill.train: vision needs pictures" in ended.stderr
+    assert "stages.pretrain.train: projector needs images" in ended.stderr
+    assert "stages.distill.train: vision needs images" in ended.stderr
     assert not list(tmp_path.glob("out/**/model*")) and not list(tmp_path.glob("out/**/stages/*"))
 
 
@@ -120,19 +120,19 @@ def test_a_whole_run_ends_before_its_first_step(tmp_path, option):
 @pytest.mark.parametrize("steps", [1, 5])
 def test_a_part_that_no_gradient_reached_is_named_once_every_row_was_seen(tmp_path, part, steps):
     told, hint = problems(trained, tmp_path, spoil=part, steps=steps)
-    assert told == [f"stage distill: {part}: no gradient reached it in 1 steps: it is as it was"]
+    assert told == [f"stage distill: {part}: no gradient reached it in 1 steps: it did not change"]
     assert hint.startswith("stages.distill.train='[") and part not in hint.partition("]")[0]
     assert hint.endswith("; no model was saved")
 
 
 def test_a_part_that_no_gradient_reached_is_named_at_the_end_of_less_than_an_epoch(tmp_path):
     told, _ = problems(trained, tmp_path, spoil="projector", batch=1, steps=2)
-    assert told == ["stage distill: projector: no gradient reached it in 2 steps: it is as it was"]
+    assert told == ["stage distill: projector: no gradient reached it in 2 steps: it did not change"]
 
 
 def test_a_term_that_never_compared_anything_is_named(tmp_path):
     told, hint = problems(trained, tmp_path, rows=TEXT, train=["language"], objective=[CE, VISUAL])
-    assert told == ["stage distill: visual: no row had what it compares in 1 steps"]
+    assert told == ["stage distill: visual: no example had what it compares in 1 steps"]
     assert "take visual out of stages.distill.objective" in hint
 
 
@@ -146,7 +146,7 @@ def test_steps_without_anything_to_compare_are_counted_and_told(tmp_path):
     """Of four rows one has no picture."""
     lines = trained(tmp_path, batch=1, steps=8, train=["vision", "projector"], objective=[TOKENS])
     (warning,) = [line for line in lines if line.get("about") == "empty steps"]
-    assert warning["text"] == ("in 2 of 8 steps no term had anything to compare: no gradient was taken")
+    assert warning["text"] == ("in 2 of 8 steps no term had anything to compare: they trained nothing")
     assert sum(line["grad_norm"] == 0 for line in lines if "step" in line) == 2
 
 
@@ -163,6 +163,6 @@ def test_what_was_compared_is_remembered_across_an_interruption(tmp_path):
         again.load_state_dict({**state, "watch": watch})
         again.check_idle()
     again, _ = loop_of(tmp_path, **how)
-    assert again.watch.idle == ["tokens"]
+    assert again.warnings.idle == ["tokens"]
     with pytest.raises(UserError, match="vision: no gradient"):
         again.check_idle()

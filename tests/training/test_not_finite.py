@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.checkpointing import Keeper
-from switchkd_cli.engine.training.loop import MOST_SKIPPED, Loop
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter
+from switchkd_cli.engine.training.loop import MAX_SKIPPED, Loop
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Saving, Stage
 from switchkd_cli.runs import checkpoints
@@ -45,7 +45,7 @@ def loop(folder, *, word=None, saving=None, **changes):
         precision="fp32",
         log=lines.append,
         trackers=folder.tensorboard,
-        keeper=Keeper(folder, "distill", saving or Saving(every_steps=1)),
+        writer=CheckpointWriter(folder, "distill", saving or Saving(every_steps=1)),
     )
     return some, lines
 
@@ -59,7 +59,7 @@ def test_the_term_the_step_and_the_row_are_named_and_nothing_is_changed(folder):
     before = weights(some)
     with pytest.raises(UserError) as stopped:
         some.run()
-    assert stopped.value.problems == ("stage distill, step 1: loss/align is nan; rows d",)
+    assert stopped.value.problems == ("stage distill, step 1: loss/align is nan; examples d",)
     assert stopped.value.code == 1
     assert (
         "stages.distill.lr=" in stopped.value.hint and "stages.distill.not_finite=skip" in stopped.value.hint
@@ -80,13 +80,13 @@ def test_the_term_the_step_and_the_row_are_named_and_nothing_is_changed(folder):
 def test_skipped_steps_change_no_weight_and_ten_in_a_row_end_the_run(folder):
     some, lines = loop(folder, word=" bus", not_finite="skip")
     before = weights(some)
-    with pytest.raises(UserError, match=f"{MOST_SKIPPED} such steps in a row"):
+    with pytest.raises(UserError, match=f"{MAX_SKIPPED} such steps in a row"):
         some.run()
     assert all(torch.equal(before[name], now) for name, now in weights(some).items())
     events = [line for line in lines if line.get("event") == "skipped step"]
-    assert [event["step"] for event in events] == list(range(1, MOST_SKIPPED))
-    assert events[0]["text"] == "loss/align is nan; rows d"
-    assert len(folder.not_finite.read_text().splitlines()) == MOST_SKIPPED
+    assert [event["step"] for event in events] == list(range(1, MAX_SKIPPED))
+    assert events[0]["text"] == "loss/align is nan; examples d"
+    assert len(folder.not_finite.read_text().splitlines()) == MAX_SKIPPED
 
 
 def test_a_step_without_the_row_is_taken(folder):
@@ -104,7 +104,7 @@ def test_a_gradient_behind_a_finite_loss_is_found(folder):
     before = weights(some)
     name, parameter = next(iter(some.trainer.trained.items()))
     parameter.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(UserError, match="step 1: grad_norm is (nan|inf); rows"):
+    with pytest.raises(UserError, match="step 1: grad_norm is (nan|inf); examples"):
         some.run()
     assert torch.equal(before[name], parameter)
 
@@ -120,7 +120,7 @@ def test_weights_that_are_lost_are_not_saved(folder):
         UserError, match="distill-4: not written, the weights are lost: not finite: weights/"
     ) as lost:
         some.save()
-    assert "the newest whole checkpoint is checkpoints/distill-3" in lost.value.hint
+    assert "the newest intact checkpoint is checkpoints/distill-3" in lost.value.hint
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["distill-2", "distill-3"]
 
 

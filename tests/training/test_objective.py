@@ -7,10 +7,10 @@ import torch
 
 from switchkd_cli import registry
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.chunked import AtOnce, Chunks, Given
-from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import unfreeze
-from switchkd_cli.engine.training.verify_chunks import check
+from switchkd_cli.engine.training.verify_chunks import compare_with_dense
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.recipe.validate import _reach
 from tests.support import tiny
@@ -30,11 +30,11 @@ def paths():
 
 def gradients(paths, batches, terms=TERMS):
     objective = Objective(terms)
-    tally = objective.tally(batches)
+    normalizers = objective.normalizers(batches)
     paths.zero_grad()
     for batch in batches:
         keep = objective.keep(batch)
-        parts = objective(paths(batch, objective.readings, keep), batch, keep, tally)
+        parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, normalizers))
         objective.total(parts).backward()
     return {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}
 
@@ -58,7 +58,9 @@ def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective(TERMS[:1])
     keep = objective.keep(batch)
-    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
+    parts = objective(
+        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
+    )
     theirs = paths.student.model(
         input_ids=batch.input_ids,
         pixel_values=batch.pictures,
@@ -69,16 +71,18 @@ def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
 
 
 def test_readings_are_derived_from_the_terms():
-    assert Objective(TERMS[:1]).readings == {"student"}
-    assert Objective(TERMS[1:2]).readings == {"student", "teacher"}
-    assert Objective(TERMS[2:]).readings == {"switch", "teacher"}
+    assert Objective(TERMS[:1]).outputs == {"student"}
+    assert Objective(TERMS[1:2]).outputs == {"student", "teacher"}
+    assert Objective(TERMS[2:]).outputs == {"switch", "teacher"}
 
 
 def test_total_is_the_weighted_sum(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective(TERMS)
     keep = objective.keep(batch)
-    parts = objective(paths(batch, objective.readings, keep), batch, keep, objective.tally([batch]))
+    parts = objective(
+        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
+    )
     expected = parts["cross_entropy"] + 0.5 * parts["align"] + 2 * parts["vsd"]
     torch.testing.assert_close(objective.total(parts), expected)
 
@@ -88,7 +92,9 @@ def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
     empty = type(batch)(**{**vars(batch), "labels": torch.full_like(batch.labels, -100)})
     objective = Objective(TERMS[:2])
     keep = objective.keep(empty)
-    parts = objective(paths(empty, objective.readings, keep), empty, keep, objective.tally([empty]))
+    parts = objective(
+        LossInputs(paths(empty, objective.outputs, keep), None, empty, keep, objective.normalizers([empty]))
+    )
     assert {k: v.item() for k, v in parts.items()} == {"cross_entropy": 0.0, "align": 0.0}
 
 
@@ -116,16 +122,16 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
     data = tiny.conversations(paths.student, tmp_path)
     pictured, text = (tiny.together(paths.student, [data[i] for i in rows]) for rows in ((0, 2), (1,)))
-    tally = objective.tally([text, pictured])
-    paths.adapt(objective.readings)
-    for way in (AtOnce(objective), Chunks(objective)):
+    normalizers = objective.normalizers([text, pictured])
+    paths.adapt(objective.outputs)
+    for way in (DenseObjective(objective), ChunkedObjective(objective)):
         found = []
         for batches in ([text, pictured], [pictured]):
             paths.zero_grad()
             for batch in batches:
                 keep = objective.keep(batch)
-                given = Given(paths(batch, way.readings, keep), paths.heads(), batch, keep, tally)
-                total, _ = way(given)
+                inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, normalizers)
+                total, _ = way(inputs)
                 assert total.requires_grad
                 total.backward()
             found.append([p.grad if p.grad is None else p.grad.clone() for p in trained])
@@ -153,20 +159,20 @@ def test_a_term_on_images_takes_a_ragged_number_of_visual_tokens(paths, tmp_path
         [Term(loss="token_mse", to="teacher"), Term(loss="hidden_correlation", to="teacher")]
     )
     keep = objective.keep(batch)
-    readings = paths(batch, objective.readings - {"student.tokens", "teacher.tokens"}, keep)
+    outputs = paths(batch, objective.outputs - {"student.tokens", "teacher.tokens"}, keep)
     drawn = torch.Generator().manual_seed(0)
     for side in ("student", "teacher"):
-        readings[f"{side}.tokens"] = tuple(
+        outputs[f"{side}.tokens"] = tuple(
             torch.randn(tokens, 24, generator=drawn, requires_grad=side == "student") for tokens in (3, 5, 2)
         )
-    inputs = Given(readings, paths.heads(), batch, keep, objective.tally([batch]))
-    total, parts = Chunks(objective)(inputs)
-    pairs = zip(readings["teacher.tokens"], readings["student.tokens"], strict=True)
+    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.normalizers([batch]))
+    total, parts = ChunkedObjective(objective)(inputs)
+    pairs = zip(outputs["teacher.tokens"], outputs["student.tokens"], strict=True)
     expected = torch.stack([(t - s).square().mean() for t, s in pairs]).mean()
     torch.testing.assert_close(parts["token_mse"], expected.detach())
     total.backward()
-    assert all(image.grad is not None for image in readings["student.tokens"])
-    assert check(objective, inputs)["check/loss"] < 1e-5
+    assert all(image.grad is not None for image in outputs["student.tokens"])
+    assert compare_with_dense(objective, inputs)["check/loss"] < 1e-5
 
 
 def test_a_broken_image_of_a_ragged_batch_is_named_by_its_row(paths, tmp_path):
@@ -174,6 +180,6 @@ def test_a_broken_image_of_a_ragged_batch_is_named_by_its_row(paths, tmp_path):
     objective = Objective([Term(loss="token_mse", to="teacher")])
     tokens = tuple(torch.zeros(count, 24) for count in (3, 5, 2))
     broken = (tokens[0], tokens[1] + torch.nan, tokens[2])
-    readings = {"student.tokens": broken, "teacher.tokens": tokens}
-    inputs = Given(readings, None, batch, objective.keep(batch), objective.tally([batch]))
-    assert AtOnce(objective).not_finite(["token_mse"], inputs) == {"token_mse": {"c"}}
+    outputs = {"student.tokens": broken, "teacher.tokens": tokens}
+    inputs = LossInputs(outputs, None, batch, objective.keep(batch), objective.normalizers([batch]))
+    assert DenseObjective(objective).non_finite_rows(["token_mse"], inputs) == {"token_mse": {"c"}}

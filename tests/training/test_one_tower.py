@@ -39,7 +39,7 @@ def looked(paths, batch):
 
         hooks.append(tower.register_forward_hook(count))
     objective = Objective(TERMS)
-    readings = paths(batch, objective.readings, objective.keep(batch))
+    readings = paths(batch, objective.outputs, objective.keep(batch))
     for hook in hooks:
         hook.remove()
     return readings, asked

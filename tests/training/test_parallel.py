@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from switchkd_cli.engine.training.data_loader import micro_batch, share_of
+from switchkd_cli.engine.training.data_loader import micro_batch_size, rows_of_process
 from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.errors import UserError
 from tests.support import together
@@ -127,16 +127,16 @@ def test_a_batch_that_can_t_be_shared_out_evenly_is_refused(split):
     stage = together.stage_of(micro=3)
     if together.BATCH % split:
         with pytest.raises(UserError, match=f"multiple of the {split} processes, got 8"):
-            micro_batch(stage, split)
+            micro_batch_size(stage, split)
     else:
-        assert together.BATCH % (micro_batch(stage, split) * split) == 0
-        assert micro_batch(stage, split) <= 3
+        assert together.BATCH % (micro_batch_size(stage, split) * split) == 0
+        assert micro_batch_size(stage, split) <= 3
 
 
 @pytest.mark.parametrize(("count", "micro"), [(1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])
 def test_every_step_has_the_same_rows_for_any_number_of_processes(count, micro):
     visited = list(range(24))
-    shares = [share_of(visited, micro, rank, count) for rank in range(count)]
+    shares = [rows_of_process(visited, micro, rank, count) for rank in range(count)]
     each = len(visited) // count // 3
     for step in range(3):
         rows = [row for share in shares for row in share[step * each : (step + 1) * each]]
@@ -210,7 +210,7 @@ def test_one_process_goes_on_where_two_stopped(name, two, alone, tmp_path, two_f
 @pytest.mark.parametrize("name", ["spoilt, torch", "spoilt, zero 2", "spoilt, zero 3"])
 def test_what_is_no_number_in_one_process_changes_no_weight_in_any(name, two):
     _, state = two[name]
-    assert "step 1: loss/align is nan; rows" in state["error"]
+    assert "step 1: loss/align is nan; examples" in state["error"]
     assert state["moments"] == {}
     before = {name: p.detach() for name, p in together.untrained().named_parameters()}
     ours = {name: p for name, p in state["model"].items() if not name.startswith("adapters.")}

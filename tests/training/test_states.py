@@ -12,7 +12,7 @@ import torch
 
 from switchkd_cli.engine import teacher_states as module
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.teacher_states import States
+from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.errors import MACHINE, UserError
 from tests.support import tiny
@@ -110,7 +110,7 @@ def asked(states, paths, batch, on="answer"):
 
 
 def test_whatever_the_teacher_reads_makes_another_row(paths, tmp_path):
-    states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
+    states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     asked(states, paths, batch)
     pictures = batch.pictures.clone()
     pictures[1, 0, 0, 0] += 1e-3
@@ -124,17 +124,17 @@ def test_whatever_the_teacher_reads_makes_another_row(paths, tmp_path):
 
 
 def test_a_batch_of_no_positions_is_no_trouble(paths, tmp_path):
-    states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
+    states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     nothing = replace(batch, labels=torch.full_like(batch.labels, -100))
     for _ in range(2):
         assert asked(states, paths, nothing)[0].shape == (0, 24)
 
 
 def _write_for_ever(file, begun):
-    states = States(file)
+    states = TeacherStates(file)
     number = 0
     while True:
-        states._write(
+        states._cache.write(
             {number.to_bytes(8, "big"): os.urandom(1 << 16) for number in range(number, number + 4)}
         )
         number += 4
@@ -152,16 +152,16 @@ def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path, moment)
     time.sleep(moment)
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
-    states = States(file)
-    rows = states._database.execute("select row, length(states) from rows").fetchall()
+    states = TeacherStates(file)
+    rows = states._cache._database.execute("select row, length(states) from rows").fetchall()
     assert len(rows) % 4 == 0 and {length for _, length in rows} == {1 << 16}
-    assert states._database.execute("pragma integrity_check").fetchall() == [("ok",)]
-    states._write({b"new": b"whole"})
-    assert states._read([b"new", b"other"]) == {b"new": b"whole"}
+    assert states._cache._database.execute("pragma integrity_check").fetchall() == [("ok",)]
+    states._cache.write({b"new": b"whole"})
+    assert states._cache.read([b"new", b"other"]) == {b"new": b"whole"}
 
 
 def test_two_processes_keep_their_rows_in_one_file(paths, tmp_path):
-    one, other = (States(tmp_path / "s.sqlite") for _ in range(2))
+    one, other = (TeacherStates(tmp_path / "s.sqlite") for _ in range(2))
     batch = tiny.batch(paths.student, tmp_path)
     mine, computed = asked(one, paths, batch)
     theirs, again = asked(other, paths, batch)
@@ -172,19 +172,19 @@ def test_two_processes_keep_their_rows_in_one_file(paths, tmp_path):
 def test_a_file_that_is_none_is_named_with_the_way_out(tmp_path):
     file = tmp_path / "s.sqlite"
     file.write_bytes(b"no database " * 1000)
-    with pytest.raises(UserError, match="s.sqlite: the teacher's states can't be kept") as refused:
-        States(file)
+    with pytest.raises(UserError, match="s.sqlite: the teacher's states can't be cached") as refused:
+        TeacherStates(file)
     assert refused.value.code == MACHINE and "teacher_states: by_row" in refused.value.hint
     assert file.read_bytes() == b"no database " * 1000
 
 
 def test_a_full_disk_is_said_and_nothing_kept_is_lost(paths, tmp_path):
-    states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
+    states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     asked(states, paths, batch)
-    pages = states._database.execute("pragma page_count").fetchone()[0]
-    states._database.execute(f"pragma max_page_count = {pages}")
+    pages = states._cache._database.execute("pragma page_count").fetchone()[0]
+    states._cache._database.execute(f"pragma max_page_count = {pages}")
     with pytest.raises(UserError, match="full") as refused:
-        states._write({b"large": b"x" * (1 << 20)})
+        states._cache.write({b"large": b"x" * (1 << 20)})
     assert refused.value.code == MACHINE
     assert asked(states, paths, batch)[1] == 0
 
@@ -203,7 +203,7 @@ def test_a_key_is_the_teachers_and_what_it_is_computed_in(tmp_path):
 
 def test_the_file_is_hardly_larger_than_the_numbers_in_it(paths, tmp_path):
     """What the plan says of the disk: positions x width x bytes of a number."""
-    states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
+    states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     keep = batch.predicting("text")
     states(batch, keep, lambda row, kept: torch.randn(int(kept.sum()), 2048))
     assert 1 <= states.file.stat().st_size / (int(keep.sum()) * 2048 * 4) < 1.1
@@ -211,7 +211,7 @@ def test_the_file_is_hardly_larger_than_the_numbers_in_it(paths, tmp_path):
 
 def test_kept_states_are_plain_tensors(paths, tmp_path):
     """safetensors in a database: nothing in it is executed when it is read."""
-    states, batch = States(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
+    states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     found, _ = asked(states, paths, batch)
     kept = [
         module.load(value)["states"]

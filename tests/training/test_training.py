@@ -2,13 +2,14 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
 
 from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import steps_of
+from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
@@ -136,6 +137,19 @@ def test_warm_up_then_cosine(tmp_path):
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
+@pytest.mark.parametrize(
+    "scale", [{"vision": 0.1}, {"vision": 0.0}, {"vision": 3.0, "projector": 1.0, "language": 2.0}]
+)
+def test_lr_is_the_stage_s_and_each_scaled_part_has_a_line_of_its_own(tmp_path, scale):
+    """The first part trained is the one that is scaled: its rate is not the stage's."""
+    _, lines, _ = trained(tmp_path, steps=10, warmup=0.2, lr_scale=scale, objective=DISTILL[:2])
+    plain = [1e-3 * min(step / 2, (1 + math.cos(math.pi * max(step - 2, 0) / 8)) / 2) for step in range(10)]
+    assert [line["lr"] for line in lines] == pytest.approx(plain)
+    for part, factor in scale.items():
+        assert [line[f"lr/{part}"] for line in lines] == pytest.approx([factor * rate for rate in plain])
+    assert {name for name in lines[0] if name.startswith("lr/")} == {f"lr/{part}" for part in scale}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(UserError) as stopped:
         trained(tmp_path, lr=1e30, steps=5, grad_clip=None)
@@ -151,4 +165,4 @@ def test_order_visits_every_row_once_an_epoch():
 
 
 def test_epochs_become_steps():
-    assert steps_of(stage(steps=None, epochs=1.0, batch=128), 665_298) == 5198
+    assert count_steps(stage(steps=None, epochs=1.0, batch=128), 665_298) == 5198

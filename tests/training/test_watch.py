@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.diagnostics import pulls
+from switchkd_cli.engine.training.diagnostics import gradient_norms_by_term
 from switchkd_cli.engine.training.loop import train
-from switchkd_cli.engine.training.training_warnings import FAINT, SMOOTHED, Watch
+from switchkd_cli.engine.training.training_warnings import FAINT, SMOOTHED, TrainingWarnings
 from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.terminal.progress import Progress
 from tests.support import tiny
@@ -46,8 +46,8 @@ def warned(lines):
 
 def watched(figures, *, steps=SMOOTHED, **changes):
     """What is said when every diagnosed step has the same figures."""
-    watch = Watch(stage(**changes))
-    return [w for step in range(steps) for w in watch.look(step, figures, last=False)]
+    watch = TrainingWarnings(stage(**changes))
+    return [w for step in range(steps) for w in watch.check(step, figures, last=False)]
 
 
 def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
@@ -94,7 +94,7 @@ def test_the_switch_is_weighed_on_the_vision_tower_only(tmp_path):
 def test_pulls_are_the_norms_of_the_weighted_gradients_of_the_vectors():
     gain, matrix = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(2, 2, requires_grad=True)
     weighed = {"ce": (gain**2).sum() + matrix.sum(), "align": 0.5 * (3 * gain).sum()}
-    measured = pulls(weighed.items(), {"language": [gain, matrix]})
+    measured = gradient_norms_by_term(weighed.items(), {"language": [gain, matrix]})
     assert measured == pytest.approx({"grad/ce/language": 20**0.5, "grad/align/language": 1.5 * 2**0.5})
     weighed["ce"].backward()  # the graph is still there, and nothing was added to any gradient
     assert gain.grad.tolist() == [2.0, 4.0]
@@ -102,7 +102,7 @@ def test_pulls_are_the_norms_of_the_weighted_gradients_of_the_vectors():
 
 def test_measuring_changes_no_step(tmp_path, monkeypatch):
     with_it = log_of(tmp_path)
-    monkeypatch.setattr("switchkd_cli.engine.training.trainer.pulls", lambda *_: {})
+    monkeypatch.setattr("switchkd_cli.engine.training.trainer.gradient_norms_by_term", lambda *_: {})
     without = log_of(tmp_path)
     assert [s["loss"] for s in with_it if "step" in s] == [s["loss"] for s in without if "step" in s]
 
@@ -111,7 +111,7 @@ def test_a_warning_is_said_once_and_not_before_there_is_enough_to_average():
     faint = {"grad/ce/vision": 1.0, "grad/vsd/vision": 0.5 * FAINT}
     assert not watched(faint, steps=SMOOTHED - 1)
     assert len(watched(faint, steps=3 * SMOOTHED)) == 1
-    assert len(Watch(stage()).look(0, faint, last=True)) == 1
+    assert len(TrainingWarnings(stage()).check(0, faint, last=True)) == 1
 
 
 def test_a_warning_is_one_line_of_progress(tmp_path):

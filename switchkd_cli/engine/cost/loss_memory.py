@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_iter
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, Example, collate
-from switchkd_cli.engine.training.objective import Objective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
 
 IMAGE, QUESTION, ANSWER = 4, 8, 8  # tokens of the example
@@ -48,14 +48,15 @@ def _measured(terms: tuple[str, ...], number: int) -> float | None:
     draw = torch.Generator().manual_seed(0)
     try:
         objective = Objective([Term.model_validate_json(term) for term in terms])
-        keep, tally = objective.keep(batch), objective.tally([batch], 0.5)
+        keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
         shape = int(keep.sum()), COLUMNS
-        random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.readings)}
+        random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}
         with Allocations() as allocations:
             logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}
             for path in logits.keys() - {"teacher"}:
                 logits[path].requires_grad_()
-            objective.total(objective(logits, batch, keep, tally)).backward()
+            inputs = LossInputs(logits, None, batch, keep, normalizers)
+            objective.total(objective(inputs)).backward()
     except Exception:  # noqa: BLE001 - a loss may raise anything, and a plan doesn't fail for it
         return None
     return allocations.peak / math.prod(shape)

@@ -16,7 +16,7 @@ from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.cost.stage_estimate import estimate_stage
 from switchkd_cli.engine.cost.workload import ModelPair
-from switchkd_cli.engine.training.training_warnings import check_pictures
+from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning.estimate import Machine, ModelEstimate, RunEstimate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Term
@@ -55,7 +55,7 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
                 limits = positions(name, config.stages, student.config, teacher_config)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits)
     known = {name: sample for name, sample in samples.items() if sample is not None}
-    check_pictures(config.stages, {name: sample.has_images for name, sample in known.items()})
+    check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
     stages = tuple(
         estimate_stage(run, index, pair, samples[stage.data], machine, root)
         for index, stage in enumerate(config.stages)

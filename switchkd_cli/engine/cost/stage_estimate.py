@@ -13,7 +13,7 @@ from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import DataSample
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
-from switchkd_cli.engine.training.data_loader import steps_of
+from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.planning.estimate import GIB, DataEstimate, Machine, StageEstimate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Stage
@@ -41,7 +41,7 @@ def estimate_stage(
         data=_data(stage.data, sample),
         batch=stage.batch,
         gpus=gpus,
-        steps=stage.steps if rows is None else steps_of(stage, rows),
+        steps=stage.steps if rows is None else count_steps(stage, rows),
     )
     if models is None:
         return estimate

@@ -1,4 +1,4 @@
-"""Which rows a stage visits, in which order, and how they become micro-batches."""
+"""Micro-batches of a stage: which examples it visits, in which order, and the data workers that prepare them."""
 
 import math
 import multiprocessing
@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import torch
@@ -28,41 +28,41 @@ from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
 
-MOST_WORKERS = 8  # processes that prepare data, where nobody says how many
-GLANCE = 1  # seconds between two looks at them and at what we are asked, while no batch comes
-TOLD, PATIENCE = 60, 1800  # looks without a batch after which that is told, and after which it is the end
+MAX_WORKERS = 8  # data workers, unless the stage says how many
+POLL = 1  # seconds between two looks at the workers and at stop signals, while no batch comes
+WARN_AFTER, GIVE_UP_AFTER = 60, 1800  # looks without a batch until a warning, and until the end
 SHM = Path("/dev/shm")
 
 
-def steps_of(stage: Stage, rows: int) -> int:
-    """Optimiser steps of a stage; a last, incomplete batch of the last epoch is filled from the next permutation."""
-    return stage.steps or math.ceil(stage.epochs * rows / stage.batch)
+def count_steps(stage: Stage, rows: int) -> int:
+    """Return a stage's optimiser steps; an incomplete batch of the last epoch is filled from the next permutation."""
+    return stage.steps or math.ceil((stage.epochs or 0) * rows / stage.batch)
 
 
-def visits(stage: Stage, data: Conversations, wanted: int, seed: int) -> list[int]:
-    """Which rows the stage visits, in order."""
+def visit_order(stage: Stage, data: Conversations, count: int, seed: int) -> list[int]:
+    """Return the rows of the data that the stage visits, in order."""
     if stage.group_by == "modality_length":
-        return grouped_order(data.sizes, data.pictured, stage.batch, wanted, seed)
-    return order(len(data), wanted, seed)
+        return grouped_order(data.sizes, data.pictured, stage.batch, count, seed)
+    return order(len(data), count, seed)
 
 
 class Loader:
-    """Micro-batches, in order. The processes that prepare them, if any, are watched: none ends or falls silent unseen.
+    """Micro-batches, in order. If workers prepare them, one that dies or hangs is noticed and reported.
 
-    Iterating ends early when a signal asks for it. `tell` is told, in words, when no data comes. Raises UserError (code
-    MACHINE) where the processes can't be started, where one died, and where none gives a batch.
+    Iteration ends early on a stop signal. `warn` is called with a text when no data comes. Raises UserError (code
+    MACHINE) if the workers can't be started, one died, or none gives a batch.
     """
 
-    def __init__(self, batches: DataLoader, stage: str, tell: Callable[[str], None]) -> None:
-        self.count, self.stage, self.tell, self._closed = batches.num_workers, stage, tell, False
+    def __init__(self, batches: DataLoader, stage: str, warn: Callable[[str], None]) -> None:
+        self.count, self.stage, self.warn, self._closed = batches.num_workers, stage, warn, False
         self._ready: queue.Queue[Batch | Exception] = queue.Queue(1)
         try:
             if self.count:
-                multiprocessing.Lock()  # where this fails, torch leaves traces of its own
-            self._batches = iter(batches)
-        except OSError as error:  # their semaphores lie in shared memory
-            what = f"{self.count} processes that prepare data can't be started: {error}"
-            raise self._fewer(f"stages.{stage}.workers: {what} ({_shared_memory()})") from error
+                multiprocessing.Lock()  # fails first, where torch's failure would leave its own messages
+            self._batches: Any = iter(batches)  # with workers: torch's iterator, whose private parts are used
+        except OSError as error:  # their semaphores are in shared memory
+            what = f"{self.count} data workers can't be started: {error}"
+            raise self._workers_error(f"stages.{stage}.workers: {what} ({_shared_memory()})") from error
         if self.count:
             self._thread = threading.Thread(target=self._fetch, daemon=True, name="data")
             self._thread.start()
@@ -73,39 +73,41 @@ class Loader:
     def __next__(self) -> Batch:
         if not self.count:
             return next(self._batches)
-        for look in range(
-            PATIENCE
-        ):  # looks, not seconds: they don't go by while the whole program is suspended
+        # looks are counted, not seconds, which also pass while the whole program is suspended
+        for look in range(GIVE_UP_AFTER):
             with suppress(queue.Empty):
-                return self._got(GLANCE)
+                return self._get(POLL)
             if signals.stop_signal() is not None:
                 raise StopIteration
-            if look + 1 == TOLD:
-                self.tell(f"none for {TOLD * GLANCE} seconds: {self._standing()}")
-        raise self._fewer(f"stages.{self.stage}: no data for {PATIENCE * GLANCE} seconds: {self._standing()}")
+            if look + 1 == WARN_AFTER:
+                self.warn(f"none for {WARN_AFTER * POLL} seconds: {self._worker_states()}")
+        where = f"stages.{self.stage}"
+        raise self._workers_error(
+            f"{where}: no data for {GIVE_UP_AFTER * POLL} seconds: {self._worker_states()}"
+        )
 
     def died(self, error: BaseException) -> UserError | None:
-        """What to say of an error that torch raises, wherever we stand, when a process that prepares data died."""
-        if (found := re.match(r"DataLoader worker \(pid\S* ([\d, ]+)\) ([^.]*)", str(error))) is None:
+        """Return what to raise for an error of torch's, wherever it was raised, that says that a worker died."""
+        if (told := re.match(r"DataLoader worker \(pid\S* ([\d, ]+)\) ([^.]*)", str(error))) is None:
             return None
-        why = f"; {_shared_memory()}" if "Bus error" in found[2] else ""
-        why = "; most likely for want of memory" if "Killed" in found[2] else why
-        ended = found[2].replace("is killed", "was killed")
-        return self._fewer(f"stages.{self.stage}: process {found[1]}, which prepared data, {ended}{why}")
+        why = f"; {_shared_memory()}" if "Bus error" in told[2] else ""
+        why = "; most likely it ran out of memory" if "Killed" in told[2] else why
+        ended = told[2].replace("is killed", "was killed")
+        return self._workers_error(f"stages.{self.stage}: data worker {told[1]} {ended}{why}")
 
     def close(self) -> None:
-        """Ends the processes, those too that don't listen."""
+        """End the workers, also those that don't react."""
         if self.count:
             self._closed = True
             with suppress(queue.Empty):
                 self._ready.get_nowait()
-            self._thread.join(GLANCE)
-            self._batches._shutdown_workers()  # torch's own, which waits for each of them for seconds only
+            self._thread.join(POLL)
+            self._batches._shutdown_workers()  # torch's own, which waits only seconds for each
             for process in self._batches._workers:
                 process.kill()
 
     def _fetch(self) -> None:
-        """Gets what the processes give. In a thread: reading from one that stopped half-way never ends."""
+        """Receive batches from the workers. In a thread: reading from a worker that stopped half-way never ends."""
         try:
             for batch in self._batches:
                 self._ready.put(pickle.loads(batch))
@@ -115,26 +117,26 @@ class Loader:
         except Exception as error:  # noqa: BLE001 (raised where the batch is waited for)
             self._ready.put(error)
 
-    def _got(self, seconds: float) -> Batch:
+    def _get(self, seconds: float) -> Batch:
         try:
-            got = self._ready.get(timeout=seconds)
-            if isinstance(got, Exception):
-                raise got
-            return got
+            batch = self._ready.get(timeout=seconds)
+            if isinstance(batch, Exception):
+                raise batch
+            return batch
         except RuntimeError as error:
             if (died := self.died(error)) is None:
                 raise
-            if signals.stop_signal() is not None:  # the signal that asked us has ended it, too
+            if signals.stop_signal() is not None:  # the stop signal has ended the worker, too
                 raise StopIteration from None
             raise died from None
 
-    def _standing(self) -> str:
-        """The processes and what the system says of each, such as "stopped" or "disk-sleep"."""
+    def _worker_states(self) -> str:
+        """Return the workers and the system's state of each, such as "stopped" or "disk-sleep"."""
         states = {process.pid: process.status() for process in psutil.Process().children()}
         return ", ".join(f"process {p.pid} {states.get(p.pid, 'ended')}" for p in self._batches._workers)
 
-    def _fewer(self, what: str) -> UserError:
-        hint = f"stages.{self.stage}.workers=0 prepares data in the training's own process, fewer need less memory"
+    def _workers_error(self, what: str) -> UserError:
+        hint = f"stages.{self.stage}.workers=0 prepares data in the training's own process; fewer workers need less memory"
         return UserError(what, hint=hint, code=MACHINE)
 
 
@@ -145,81 +147,81 @@ def _shared_memory() -> str:
     return f"{SHM}: {free:,.0f} of {size:,.0f} MiB free; docker run --shm-size=2g gives a container more"
 
 
-def _piped(collated: Callable[[list], Batch], examples: list) -> bytes:
-    """A batch as bytes for a pipe.
+def _pickled(collate_batch: Callable[[list], Batch], examples: list) -> bytes:
+    """Return a batch as bytes for a pipe.
 
-    torch puts tensors into shared memory, of which a container has 64 MiB; and it does so in a thread where a failure
-    loses the batch, which is then waited for for ever.
+    torch puts tensors into shared memory, of which a container has 64 MiB. It does so in a thread where a failure loses the
+    batch, for which the training would then wait forever.
     """
-    return pickle.dumps(collated(examples), pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps(collate_batch(examples), pickle.HIGHEST_PROTOCOL)
 
 
-def loader_of(
+def make_loader(
     stage: Stage,
     student: Llava,
     data: Conversations,
     visited: Sequence[int],
-    micro: int,
-    tell: Callable[[str], None] = lambda text: None,
+    micro_batch: int,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Loader:
-    """Micro-batches of the visited rows, in order, however many processes prepare them.
+    """Return a loader of micro-batches of the visited rows, in order, whatever the number of workers.
 
-    Its generator is its own: to begin again in the middle draws nothing from the global one.
+    It has its own random generator, so that resuming in the middle draws nothing from the global one.
     """
-    together = partial(
+    collate_batch = partial(
         collate,
         image_token=student.model.config.image_token_id,
         pad_token=student.processor.tokenizer.pad_token_id,
     )
-    workers = workers_of(stage, data)
+    workers = count_workers(stage, data)
     batches = DataLoader(
         data,
-        batch_size=micro,
+        batch_size=micro_batch,
         sampler=visited,
-        collate_fn=partial(_piped, together) if workers else together,
+        collate_fn=partial(_pickled, collate_batch) if workers else collate_batch,
         num_workers=workers,
         generator=torch.Generator(),
     )
-    return Loader(batches, stage.name, tell)
+    return Loader(batches, stage.name, warn)
 
 
-def micro_batch(stage: Stage, processes: int) -> int:
-    """Rows that a process holds at once: the recipe's `micro_batch`, or the largest that divides its share of the batch.
+def micro_batch_size(stage: Stage, processes: int) -> int:
+    """Return how many examples a process holds at once: `micro_batch`, or the largest number below that divides its share.
 
-    Raises UserError where the batch can't be shared out evenly.
+    Raises UserError if the batch can't be divided evenly among the processes.
     """
-    each, left = divmod(stage.batch, processes)
-    if left:
+    each, rest = divmod(stage.batch, processes)
+    if rest:
         fits = max(n for n in range(1, processes) if stage.batch % n == 0)
         raise UserError(
             f"stages.{stage.name}.batch: must be a multiple of the {processes} processes, got {stage.batch}",
             hint=f"train in {fits} of them, or change stages.{stage.name}.batch",
         )
-    wanted = min(stage.micro_batch or each, each)
-    return max(n for n in range(1, wanted + 1) if each % n == 0)
+    most = min(stage.micro_batch or each, each)
+    return max(n for n in range(1, most + 1) if each % n == 0)
 
 
-def share_of(visited: Sequence[int], micro: int, rank: int, processes: int) -> list[int]:
-    """The rows of one of several processes: the micro-batches of one are dealt out, a step's to all in turn."""
-    firsts = range(rank * micro, len(visited), processes * micro)
-    return [row for first in firsts for row in visited[first : first + micro]]
+def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, processes: int) -> list[int]:
+    """Return the rows of one process: the micro-batches of a step go to the processes in turn."""
+    firsts = range(rank * micro_batch, len(visited), processes * micro_batch)
+    return [row for first in firsts for row in visited[first : first + micro_batch]]
 
 
-def workers_of(stage: Stage, data: Conversations) -> int:
-    """Processes that prepare data: what the stage says; else none for a set that stays in memory."""
+def count_workers(stage: Stage, data: Conversations) -> int:
+    """Return the number of data workers: what the stage says; otherwise none for a data set that fits in memory."""
     if stage.workers is not None:
         return stage.workers
     if data.fits:
         return 0
     mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST_WORKERS, mine - 1))
+    return max(1, min(MAX_WORKERS, mine - 1))
 
 
-def taken(loader: Iterator[Batch], count: int) -> list[Batch]:
-    """The next micro-batches; none when one is asked to stop meanwhile. Raises UserError when the data is gone."""
+def next_micro_batches(loader: Iterator[Batch], count: int) -> list[Batch]:
+    """Return the next micro-batches; none on a stop signal meanwhile. Raises UserError when the data is gone."""
     try:
         group = list(islice(loader, count))
         return group if len(group) == count else []
     except NoStandIn as error:  # from a worker it comes with its traceback in the text
-        told = str(error).strip().splitlines()[-1].removeprefix(f"{NoStandIn.__module__}.NoStandIn: ")
-        raise UserError(told, hint="check that the pictures are still there") from None
+        text = str(error).strip().splitlines()[-1].removeprefix(f"{NoStandIn.__module__}.NoStandIn: ")
+        raise UserError(text, hint="check that the images are still there") from None

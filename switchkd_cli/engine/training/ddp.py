@@ -1,4 +1,4 @@
-"""Training with torch alone: each process has the whole student, and DDP adds up their gradients."""
+"""Training with torch alone: each process has the whole student, and DDP averages their gradients."""
 
 import gc
 import math
@@ -13,13 +13,14 @@ from torch.optim import AdamW
 
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.processes import Processes
 
 
-class Replicas:
+class TorchReplica:
     """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
 
-    `unreached` says that some trained parameters may get no gradient; DDP would wait for it.
+    `find_unused_parameters`: some trained parameters may get no gradient, for which DDP would wait.
     """
 
     def __init__(
@@ -31,71 +32,74 @@ class Replicas:
         weight_decay: float,
         grad_clip: float | None,
         precision: str,
-        unreached: bool = False,
+        find_unused_parameters: bool = False,
     ) -> None:
         self.device = processes.device
-        self.computed = self.module = paths.to(self.device)
+        self.paths = paths.to(self.device)
+        self.module: nn.Module = self.paths
         self.parameters = [p for group in groups for p in group["params"]]
         self.adamw = AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
-        self.limit = grad_clip or math.inf
+        self.max_norm = grad_clip or math.inf
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
-        self.cast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         if processes.count > 1:
             self.module = DistributedDataParallel(
-                paths, gradient_as_bucket_view=True, find_unused_parameters=unreached
+                paths, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
             )
 
-    def own(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The tensor that is computed with in a parameter's place."""
+    def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return the tensor that is computed with in a parameter's place: the parameter itself."""
         return parameter
 
     @property
     def heads(self) -> Heads | None:
-        """What states become logits with; None where nothing but a pass of the whole student can use it."""
-        return self.computed.heads(self.dtype)
+        """What turns hidden states into logits; None if only a forward pass of the whole student can."""
+        return self.paths.heads(self.dtype)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Around a forward and backward pass: gradients are added up over the processes in the step's last one."""
+        """Around a forward and backward pass: processes exchange gradients in the step's last one."""
         if isinstance(self.module, DistributedDataParallel) and not last:
             with self.module.no_sync():
                 yield
         else:
             yield
 
-    def __call__(self, *arguments: Any) -> dict[str, Tensor]:
-        with self.cast:
+    def __call__(self, *arguments: Any) -> dict[str, PerImage]:
+        with self.autocast:
             return self.module(*arguments)
 
-    def beside(self, readings: Mapping[str, Tensor], *arguments: Any) -> Mapping[str, Tensor] | None:
-        """Readings whose graph gradients may be asked of before the backward pass: the same."""
-        return readings
+    def outputs_to_probe(
+        self, outputs: Mapping[str, PerImage], *arguments: Any
+    ) -> Mapping[str, PerImage] | None:
+        """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def step(self) -> float:
-        """Clips and takes the step, unless the norm of all gradients, which is returned, is no number."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.limit))
+        """Clip and take the step, unless the norm of all gradients, which is returned, is non-finite."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
         if math.isfinite(norm):
             self.adamw.step()
         self.adamw.zero_grad()
         return norm
 
     def collect(self) -> None:
-        """Brings the weights in `paths` up to date: they are."""
+        """Bring the weights in `paths` up to date: they always are."""
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What AdamW keeps of a parameter; empty before the first step."""
+        """Return AdamW's state of a parameter; empty before the first step."""
         return dict(self.adamw.state.get(parameter, {}))
 
     def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """Gives AdamW what it kept."""
-        for parameter, kept in moments.items():
-            self.adamw.state[parameter] = {k: v.to(self.device, copy=True) for k, v in kept.items()}
+        """Restore AdamW's state."""
+        for parameter, state in moments.items():
+            self.adamw.state[parameter] = {k: v.to(self.device, copy=True) for k, v in state.items()}
 
     def close(self) -> None:
-        """Lets go of what belongs to the training: DDP's hooks on the parameters go when it does."""
-        if self.module is not self.computed:
-            self.module = self.computed
+        """Release what belongs to the training: DDP's hooks on the parameters."""
+        if self.module is not self.paths:
+            self.module = self.paths
             gc.collect()

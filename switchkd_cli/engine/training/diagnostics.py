@@ -1,5 +1,4 @@
-"""What a distillation step is asked unasked: is the teacher better, does the student agree, where are the knees,
-does every term pull."""
+"""Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,17 +7,23 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, only
 from switchkd_cli.engine.losses import cross_entropy, forward_kl
-from switchkd_cli.engine.training.knee_stats import Knees, Sought, knees, sought, together
+from switchkd_cli.engine.training.knee_stats import (
+    KneeSpec,
+    KneeStats,
+    concatenate,
+    knee_specs,
+    measure_knees,
+)
 from switchkd_cli.recipe.schema import Term
 
 
-class Diagnosis:
-    """Figures of one micro-batch from logits that it has anyway, in however many chunks they come.
+class Diagnostics:
+    """Figures of one micro-batch from the logits that its loss needs anyway, in any number of chunks.
 
-    On the supervised tokens, whatever else a term looks at, if there is a teacher:
+    On the supervised tokens, whatever positions the terms read, if there is a teacher:
 
     - `teacher_ce`, `student_ce`: cross-entropy of either, in nats
-    - `agreement/<path>`: share of positions where the path's first choice is the teacher's
+    - `agreement/<path>`: share of positions where the path's most likely token is the teacher's
     - `kl/student`: KL(teacher || student) in nats
     - `switch_gap`: KL(teacher || switch) in nats; at step 0 it says how far V_S is from what L_T can read
 
@@ -26,60 +31,62 @@ class Diagnosis:
 
     - `k/<term>/<path>/mean|p5|p95`: effective k
     - `k/<term>/<path>/raised|cut`: share of positions whose knee lies below `min_k`, beyond `max_k`
-    - `mass/<term>/<path>`: probability that the path's top k holds
+    - `mass/<term>/<path>`: probability of the path's top k
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self.sought = sought(terms)
-        self._beside: dict[str, list[Tensor]] = {}  # by figure, its value at each position
-        self._knees: dict[Sought, list[Knees]] = {}
+        self.knees = knee_specs(terms)
+        self._at_answers: dict[str, list[Tensor]] = {}  # by figure, its value at each position
+        self._stats: dict[KneeSpec, list[KneeStats]] = {}
 
     @torch.no_grad()
-    def look(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
-        """Takes in logits [N, V] by path, at the N positions of `keep` [B, T]."""
+    def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
+        """Take in logits [N, V] by path, at the N positions of `keep` [B, T]."""
         answers = batch.predicting("answer")[keep]
         if "teacher" in logits and answers.any():
-            at_answers = only(answers)
-            answered = {path: at_answers(values) for path, values in logits.items()}
-            for name, values in _beside_teacher(answered, at_answers(batch.targets[keep])).items():
-                self._beside.setdefault(name, []).append(values)
-        for at in dict.fromkeys(at for _, at in self.sought):  # what several terms seek alike is sorted once
-            chosen = batch.predicting(at.on)[keep]
+            select = only(answers)
+            of_answers = {path: select(values) for path, values in logits.items()}
+            for name, values in _against_teacher(of_answers, select(batch.targets[keep])).items():
+                self._at_answers.setdefault(name, []).append(values)
+        for spec in dict.fromkeys(spec for _, spec in self.knees):  # what several terms share is sorted once
+            chosen = batch.predicting(spec.on)[keep]
             if chosen.any():
-                self._knees.setdefault(at, []).append(knees(only(chosen)(logits[at.path]), at))
+                self._stats.setdefault(spec, []).append(measure_knees(only(chosen)(logits[spec.path]), spec))
 
     def figures(self) -> dict[str, float]:
-        """Over all positions that were looked at."""
-        figures = {name: torch.cat(values).mean().item() for name, values in self._beside.items()}
-        for term, at in self.sought:
-            if at in self._knees:
-                figures |= _figures(f"{term}/{at.path}", together(self._knees[at]))
+        """Return the figures over all positions taken in."""
+        figures = {name: torch.cat(values).mean().item() for name, values in self._at_answers.items()}
+        for term, spec in self.knees:
+            if spec in self._stats:
+                figures |= _knee_figures(f"{term}/{spec.path}", concatenate(self._stats[spec]))
         return figures
 
 
-def pulls(weighed: Iterable[tuple[str, Tensor]], trained: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
-    """`grad/<term>/<part>`: norm of each weighted term's gradient on each trained part that it reaches.
+def gradient_norms_by_term(
+    weighted_terms: Iterable[tuple[str, Tensor]], trained: Mapping[str, Sequence[Tensor]]
+) -> dict[str, float]:
+    """Return `grad/<term>/<part>`: norm of each weighted term's gradient on each trained part that it reaches.
 
-    `weighed` are the terms' names and weighted values with their graph, which is kept. Only the vectors among a part's
-    parameters (biases and gains: they stand at every depth) are looked at: no weight matrix gets a gradient, so this
-    takes next to no memory, and less than a backward pass a term.
+    `weighted_terms` are names and weighted values with their graph, which is kept. Only the vectors among a part's
+    parameters (biases and gains, which exist at every depth) are used: no weight matrix gets a gradient, so this takes
+    next to no memory, and less time than a backward pass for each term.
     """
-    probes = {part: [p for p in given if p.ndim == 1] or list(given) for part, given in trained.items()}
+    probes = {part: [p for p in all_of if p.ndim == 1] or list(all_of) for part, all_of in trained.items()}
     flat = [(part, p) for part, chosen in probes.items() for p in chosen]
     squares: dict[str, float] = {}
-    for term, value in weighed:
+    for term, value in weighted_terms:
         if not value.requires_grad:
             continue
-        found = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
-        for (part, _), gradient in zip(flat, found, strict=True):
+        gradients = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
+        for (part, _), gradient in zip(flat, gradients, strict=True):
             if gradient is not None:
                 name = f"grad/{term}/{part}"
                 squares[name] = squares.get(name, 0.0) + gradient.float().square().sum().item()
     return {name: value**0.5 for name, value in squares.items()}
 
 
-def _beside_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-    """The figures of each supervised token, [N]."""
+def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    """Return the figures of each supervised token, [N]."""
     teacher, figures = logits["teacher"], {}
     for path in ("teacher", "student"):
         if path in logits:
@@ -92,14 +99,14 @@ def _beside_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, 
     return figures
 
 
-def _figures(name: str, found: Knees) -> dict[str, float]:
-    k = found.k.float()
+def _knee_figures(name: str, stats: KneeStats) -> dict[str, float]:
+    k = stats.k.float()
     low, high = torch.quantile(k, torch.tensor([0.05, 0.95], device=k.device)).tolist()
     return {
         f"k/{name}/mean": k.mean().item(),
         f"k/{name}/p5": low,
         f"k/{name}/p95": high,
-        f"k/{name}/raised": (found.knee < found.k).float().mean().item(),
-        f"k/{name}/cut": (found.knee > found.k).float().mean().item(),
-        f"mass/{name}": found.mass.mean().item(),
+        f"k/{name}/raised": (stats.knee < stats.k).float().mean().item(),
+        f"k/{name}/cut": (stats.knee > stats.k).float().mean().item(),
+        f"mass/{name}": stats.mass.mean().item(),
     }

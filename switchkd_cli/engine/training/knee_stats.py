@@ -1,9 +1,10 @@
-"""Where an objective's terms seek knees: in whose sorted logits, at which positions, between which bounds."""
+"""The knees of an objective's terms: in whose sorted logits, at which positions, within which bounds; their statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from switchkd_cli.recipe.schema import Term
 
 
 @dataclass(frozen=True)
-class Sought:
-    """What a loss does with the rows of logits that lead it."""
+class KneeSpec:
+    """Where a loss takes the knee of rows of logits."""
 
     path: str
     """Whose logits lead."""
@@ -28,8 +29,7 @@ class Sought:
     max_k: int | None
 
 
-@dataclass(frozen=True)
-class Knees:
+class KneeStats(NamedTuple):
     """Of N rows of logits."""
 
     knee: Tensor
@@ -40,36 +40,35 @@ class Knees:
     """[N] probability of the top k."""
 
 
-def sought(terms: Sequence[Term]) -> list[tuple[str, Sought]]:
-    """The terms' names with each of their knees, as their losses declare (`registry.Signature.knees`)."""
-    found = []
+def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
+    """Return the terms' names with each of their knees, as their losses declare (`registry.Signature.leaders`)."""
+    specs = []
     for term in terms:
-        declared = registry.signature("loss", term.loss)
-        for side in declared.leaders(term.parameters):
-            given = {
-                name: term.parameters.get(name, declared.keywords[name].default) for name in registry.BOUNDS
+        signature = registry.signature("loss", term.loss)
+        for side in signature.leaders(term.parameters):
+            bounds = {
+                name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS
             }
-            found.append((term.name, Sought(term.of if side == "student" else term.to, term.on, **given)))
-    return found
+            specs.append((term.name, KneeSpec(term.of if side == "student" else term.to, term.on, **bounds)))
+    return specs
 
 
 @torch.no_grad()
-def knees(logits: Tensor, at: Sought) -> Knees:
-    """The knees of rows of logits [N, V], a block of rows at a time."""
-    blocks = [_knees(block, at) for block in logits.split(max(1, BLOCK // logits.shape[-1]))]
-    return together(blocks)
+def measure_knees(logits: Tensor, spec: KneeSpec) -> KneeStats:
+    """Return the knees of rows of logits [N, V], computed a block of rows at a time."""
+    return concatenate([_of_block(b, spec) for b in logits.split(max(1, BLOCK // logits.shape[-1]))])
 
 
-def together(some: Sequence[Knees]) -> Knees:
-    """Those of several blocks of rows as one."""
-    return Knees(*(torch.cat(of) for of in zip(*((k.knee, k.k, k.mass) for k in some), strict=True)))
+def concatenate(blocks: Sequence[KneeStats]) -> KneeStats:
+    """Return the statistics of several blocks of rows as one."""
+    return KneeStats(*(torch.cat(column) for column in zip(*blocks, strict=True)))
 
 
-def _knees(logits: Tensor, at: Sought) -> Knees:
-    absent = padding_columns(logits)
-    ranked, rank = find_knee(logits, absent, window=at.window, at_least=at.min_k)
+def _of_block(logits: Tensor, spec: KneeSpec) -> KneeStats:
+    padding = padding_columns(logits)
+    top, rank = find_knee(logits, padding, window=spec.window, at_least=spec.min_k)
     knee = 1 + rank
-    k = knee.clamp(at.min_k, at.max_k).minimum(count_columns(logits, absent))
-    behind = torch.arange(ranked.logits.shape[-1], device=k.device) >= k[:, None]
-    top = ranked.logits.masked_fill(behind, -torch.inf).logsumexp(-1)
-    return Knees(knee, k, mass=(top - mask_padding(logits, absent).logsumexp(-1)).exp())
+    k = knee.clamp(spec.min_k, spec.max_k).minimum(count_columns(logits, padding))
+    beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
+    log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
+    return KneeStats(knee, k, mass=(log_top - mask_padding(logits, padding).logsumexp(-1)).exp())

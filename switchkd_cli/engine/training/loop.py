@@ -1,4 +1,4 @@
-"""The loop: one stage of training, from its first optimiser step (or where it was left) to its last."""
+"""The training loop of one stage, from its first optimiser step (or the checkpoint that it resumes from) to its last."""
 
 import math
 import signal
@@ -15,29 +15,36 @@ from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.checkpointing import Keeper
-from switchkd_cli.engine.training.data_loader import Loader, loader_of, share_of, steps_of, taken, visits
-from switchkd_cli.engine.training.oom import is_too_little, memory_mib, too_little
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter
+from switchkd_cli.engine.training.data_loader import (
+    Loader,
+    count_steps,
+    make_loader,
+    next_micro_batches,
+    rows_of_process,
+    visit_order,
+)
+from switchkd_cli.engine.training.oom import is_out_of_memory, out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.reduce import NotFinite
+from switchkd_cli.engine.training.reduce import NonFinite
 from switchkd_cli.engine.training.rng import random_state, set_random_state
-from switchkd_cli.engine.training.trainer import TORCH_ALONE, Trainer
-from switchkd_cli.engine.training.training_warnings import Watch, without
+from switchkd_cli.engine.training.trainer import NO_DEEPSPEED, Trainer
+from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
 from switchkd_cli.engine.training.verify_chunks import GRADIENT, LOSS
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 Log = Callable[[dict], None]
-DIAGNOSED = 20  # times a stage that the diagnostics are taken
-MOST_SKIPPED = 10  # steps in a row that may change no weight
-SHOWN = 5  # rows named in a message; a file holds them all
+DIAGNOSED = 20  # about how many steps of a stage are diagnosed
+MAX_SKIPPED = 10  # steps in a row that may change no weight
+MAX_NAMED = 5  # examples named in a message; a file lists all of them
 
 
 class Loop:
-    """A stage's training as it stands: `state_dict` is all that its next step depends on.
+    """A stage's training: `state_dict` is all that its next step depends on.
 
-    Which rows come next follows from `step` and the seed, the weights that are not trained from the recipe and the
-    stages before. Every random draw begins with the seed, so that a stage does not depend on what ran before it.
+    Which examples come next follows from `step` and the seed; the weights that are not trained follow from the recipe and
+    the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
     """
 
     def __init__(
@@ -50,16 +57,16 @@ class Loop:
         precision: str,
         log: Log,
         trackers: Path,
-        keeper: Keeper | None = None,
+        writer: CheckpointWriter | None = None,
         processes: Processes = ALONE,
-        deepspeed: DeepSpeed = TORCH_ALONE,
+        deepspeed: DeepSpeed = NO_DEEPSPEED,
         check: bool = False,
         states: Path | None = None,
     ) -> None:
         set_seed(seed)
         self.check = check
-        self.stage, self.data, self.log, self.keeper, self.processes = stage, data, log, keeper, processes
-        self.steps = steps_of(stage, len(data))
+        self.stage, self.data, self.log, self.writer, self.processes = stage, data, log, writer, processes
+        self.steps = count_steps(stage, len(data))
         self.trainer = Trainer(
             stage,
             paths,
@@ -71,28 +78,28 @@ class Loop:
             deepspeed=deepspeed,
             states=states,
         )
-        self.watch = Watch(stage)
-        self.visited = visits(stage, data, self.steps * stage.batch, seed)
+        self.warnings = TrainingWarnings(stage)
+        self.order = visit_order(stage, data, self.steps * stage.batch, seed)
         self.student = paths.student
         self.step = 0  # optimiser steps taken
-        self.seconds = 0.0  # in which they were taken
-        self.skipped = 0  # of them, the last ones in a row that changed no weight
+        self.seconds = 0.0  # that they took
+        self.skipped = 0  # the last of them in a row that changed no weight
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return tensors and plain values."""
         return {
             "step": self.step,
             "seconds": self.seconds,
             "skipped": self.skipped,
             "random": random_state(),
-            "watch": self.watch.state_dict(),
+            "watch": self.warnings.state_dict(),
             **self.trainer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stands where `state_dict` was taken. Raises ValueError for the state of another training."""
+        """Resume where `state_dict` was taken. Raises ValueError for the state of another training."""
         self.trainer.load_state_dict(state)
-        self.watch.load_state_dict(state["watch"])
+        self.warnings.load_state_dict(state["watch"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         set_random_state(state["random"])
 
@@ -101,12 +108,13 @@ class Loop:
 
         Raises UserError (code MACHINE) when memory runs out or a data worker dies; older checkpoints stay.
         """
-        rank, together, micro = self.processes.rank, self.processes.count, self.trainer.micro
-        count = self.stage.batch // (micro * together)
-        left = share_of(self.visited[self.step * self.stage.batch :], micro, rank, together)
-        loader = loader_of(self.stage, self.student, self.data, left, micro, self._tell_data)
+        processes, micro_batch = self.processes, self.trainer.micro_batch
+        count = self.stage.batch // (micro_batch * processes.count)
+        left = self.order[self.step * self.stage.batch :]
+        rows = rows_of_process(left, micro_batch, processes.rank, processes.count)
+        loader = make_loader(self.stage, self.student, self.data, rows, micro_batch, self._log_slow_data)
         began = time.monotonic() - self.seconds
-        with closing(loader), self.processes.needed():
+        with closing(loader), processes.needed():
             while self.step < self.steps:
                 step_began = time.monotonic()
                 group = self._next(loader, count)
@@ -114,61 +122,67 @@ class Loop:
                 diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
                 checked = self.check and self.step == 0
                 try:
-                    figures, broken = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
+                    figures, non_finite = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
                 except (MemoryError, RuntimeError) as error:
                     if (died := loader.died(error)) is not None:
                         raise died from None
-                    if not is_too_little(error):
+                    if not is_out_of_memory(error):
                         raise
                     where = f"stage {self.stage.name}, step {self.step + 1}"
-                    raise too_little(self.trainer, group, where, error) from error
+                    raise out_of_memory(self.trainer, group, where, error) from error
                 now = time.monotonic()
-                figures |= self._pace(group, waited, now - step_began)
+                figures |= self._speed(group, waited, now - step_began)
                 self.seconds = now - began
-                self._write(figures)
+                self.trainer.write(figures, self.step)
+                at = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
+                self.log({**at, "seconds": self.seconds, **figures})
                 if checked:
-                    self._tell_check(figures)
-                self.skipped = self.skipped + 1 if broken else 0
-                if broken:
-                    self._broke(broken, group)
+                    self._log_check(figures)
+                self.skipped = self.skipped + 1 if non_finite else 0
+                if non_finite:
+                    self._skip_step(non_finite, group)
                 elif diagnosed:
-                    self._look(figures)
-                self.watch.count(self.trainer.compared)
+                    last = self.step == self.steps - 1
+                    for warning in self.warnings.check(self.step, figures, last=last):
+                        self.log({"event": "warning", "stage": self.stage.name, **warning})
+                self.warnings.count(self.trainer.compared)
                 self.step += 1
-                self._keep(figures, broken)
-                if self.step == math.ceil(len(self.data) / self.stage.batch) and not broken:
-                    self.check_idle()  # every row was used once: a part without gradient will not get one later
+                if self.writer is not None and not non_finite:
+                    self.writer.add_score(figures)
+                self._save_or_stop()
+                if self.step == math.ceil(len(self.data) / self.stage.batch) and not non_finite:
+                    self.check_idle()  # every example was used once: a part without gradient will not get one later
 
     def _next(self, loader: Loader, count: int) -> list[Batch]:
-        """The step's micro-batches, of which each process has its own.
+        """Return this process's micro-batches of the step.
 
-        Raises UserError when the data is gone, of whichever process, what was trained so far being saved; Stopped when
-        one was asked to stop meanwhile.
+        If any process has no data left, saves and raises UserError; if any got a stop signal meanwhile, saves and raises
+        Stopped.
         """
-        group, met, error = [], [], None
+        group: list[Batch] = []
+        unusable, failure = [], None
         try:
-            group = taken(loader, count)
-            met = [row for batch in group for row in batch.unusable]
-        except UserError as found:
-            error = found
-        for number, rows, found in self.processes.every(
-            (signals.stop_signal() if not group else None, met, error)
-        ):
+            group = next_micro_batches(loader, count)
+            unusable = [row for batch in group for row in batch.unusable]
+        except UserError as error:
+            failure = error
+        mine = signals.stop_signal() if not group else None, unusable, failure
+        for number, rows, problem in self.processes.gather(mine):
             if number is not None:
                 self._stop(number)
             try:
                 self.data.ledger.add(rows)
-                if found is not None:
-                    raise found
+                if problem is not None:
+                    raise problem
             except UserError:
                 self.save()
                 raise
         return group
 
-    def _pace(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
-        """How fast the step went and how much of it was padding, over all processes; the most memory that one takes."""
+    def _speed(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
+        """Return the step's speed and share of padding, over all processes, and the most memory of any of them."""
         mine = sum(batch.tokens for batch in group), sum(batch.places for batch in group)
-        each = self.processes.every((*mine, waited, memory_mib()))
+        each = self.processes.gather((*mine, waited, peak_memory_mib()))
         tokens, places, waits, memory = zip(*each, strict=True)
         return {
             "tokens_per_second": sum(tokens) / seconds,
@@ -177,36 +191,34 @@ class Loop:
             "memory_mib": max(memory),
         }
 
-    def _keep(self, figures: dict[str, float], broken: list[NotFinite]) -> None:
-        """Saves where it is due, and stops where that is asked: the first process looks at the clock for all."""
-        if self.keeper is not None and not broken:
-            self.keeper.score(figures)
-        due = self.keeper is not None and self.keeper.due(self.step)
-        told = self.processes.every((due, signals.stop_signal()))
-        if told[0][0]:
+    def _save_or_stop(self) -> None:
+        """Save if a checkpoint is due, and stop on a signal: the first process looks at the clock for all."""
+        due = self.writer is not None and self.writer.is_due(self.step)
+        each = self.processes.gather((due, signals.stop_signal()))
+        if each[0][0]:
             self.save()
-        if asked := [number for _, number in told if number is not None]:
-            self._stop(asked[0])
+        if numbers := [number for _, number in each if number is not None]:
+            self._stop(numbers[0])
 
     def _stop(self, number: int) -> None:
-        """Saves, and raises Stopped: a signal asked for it."""
+        """Save, and raise Stopped for a signal."""
         self.save()
-        kept = "saved" if self.keeper is not None else "nothing is kept"
+        saved = "saved" if self.writer is not None else "nothing is kept"
         where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
-        raise Stopped(number, f"{signal.Signals(number).name}: {where}: {kept}")
+        raise Stopped(number, f"{signal.Signals(number).name}: {where}: {saved}")
 
     def save(self, *, scored: bool = True) -> None:
-        """Writes a checkpoint of the steps taken so far. Every process has its part in it."""
-        if self.keeper is not None and self.step:
+        """Write a checkpoint of the steps taken so far. Every process must call this."""
+        if self.writer is not None and self.step:
             state = self.state_dict()
             if self.processes.first:
-                self.keeper.save(self.step, state, scored=scored)
+                self.writer.save(self.step, state, scored=scored)
 
     def save_last(self) -> None:
-        """A checkpoint of the last step, so that nothing is lost if the student then can't be saved.
+        """Write a checkpoint of the last step, so that nothing is lost if the student then can't be saved.
 
-        Where there is no room for it there may be for the student: that is logged. Raises UserError (code CRASH) for
-        weights that are not finite.
+        Where there is no room for it, there may be room for the student: that is logged. Raises UserError (code CRASH)
+        for non-finite weights.
         """
         try:
             self.save(scored=False)  # it may be of too few steps to be called the best
@@ -215,85 +227,78 @@ class Loop:
                 raise
             self.log({"event": "warning", "stage": self.stage.name, "text": str(error)})
 
-    def _write(self, figures: dict[str, float]) -> None:
-        """The step's line."""
-        self.trainer.write(figures, self.step)
-        where = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
-        self.log({**where, "seconds": self.seconds, **figures})
-
-    def tell_states(self) -> None:
-        """How many of the teacher's rows were found and how many computed, over all processes."""
+    def log_teacher_states(self) -> None:
+        """Log how many examples' teacher states came from the cache and how many were computed, over all processes."""
         states = self.trainer.paths.states
         if states is None or states.file is None:
             return
-        counts = self.processes.every((states.found, states.computed))
+        counts = self.processes.gather((states.found, states.computed))
         found, computed = (sum(each) for each in zip(*counts, strict=True))
         mib = states.file.stat().st_size / 2**20
         where = {"event": "teacher states", "stage": self.stage.name}
         self.log({**where, "found": found, "computed": computed, "mib": mib})
 
-    def _tell_data(self, text: str) -> None:
-        """What slows this process's data down."""
+    def _log_slow_data(self, text: str) -> None:
         self.log({"event": "data", "stage": self.stage.name, "text": text})
 
     def check_idle(self) -> None:
-        """Raises UserError where no gradient reached a part that is trained, or a term never had anything to compare."""
-        where, terms = f"stage {self.stage.name}", self.watch.idle
-        parts = [part for part in self.stage.train if not self.trainer.moved(part)]
+        """Raise UserError if a trained part never got a gradient, or a term never had anything to compare."""
+        where, terms = f"stage {self.stage.name}", self.warnings.idle
+        parts = [part for part in self.stage.train if not self.trainer.got_gradient(part)]
         in_steps = f"in {self.step} steps"
-        problems = [f"{where}: {part}: no gradient reached it {in_steps}: it is as it was" for part in parts]
-        problems += [f"{where}: {term}: no row had what it compares {in_steps}" for term in terms]
+        problems = [
+            f"{where}: {part}: no gradient reached it {in_steps}: it did not change" for part in parts
+        ]
+        problems += [f"{where}: {term}: no example had what it compares {in_steps}" for term in terms]
         if problems:
-            raise UserError(problems, hint=without(self.stage, parts, terms) + "; no model was saved")
+            raise UserError(problems, hint=remedy(self.stage, parts, terms) + "; no model was saved")
 
-    def tell_empty(self) -> None:
-        """Steps in which no term had anything to compare, as a warning."""
-        if self.watch.empty:
-            told = f"in {self.watch.empty} of {self.steps} steps no term had anything to compare: no gradient was taken"
-            self.log({"event": "warning", "stage": self.stage.name, "about": "empty steps", "text": told})
+    def warn_of_empty_steps(self) -> None:
+        """Log a warning about steps in which no term had anything to compare."""
+        if self.warnings.empty:
+            text = (
+                f"in {self.warnings.empty} of {self.steps} steps no term had anything to compare: "
+                "they trained nothing"
+            )
+            self.log({"event": "warning", "stage": self.stage.name, "about": "empty steps", "text": text})
 
-    def _tell_check(self, figures: dict[str, float]) -> None:
-        """What came of comparing the chunks with all logits at once."""
-        text = "the chunked objective is the dense one, but for"
+    def _log_check(self, figures: dict[str, float]) -> None:
+        """Log how far the chunked objective is from the dense one."""
+        text = "chunked and dense objectives agree up to rounding:"
         if LOSS not in figures:
             text = "nothing to compare: all logits are computed at once"
-        found = {name.partition("/")[2]: figures[name] for name in (LOSS, GRADIENT) if name in figures}
-        self.log({"event": "check", "stage": self.stage.name, "text": text, **found})
+        distances = {name.partition("/")[2]: figures[name] for name in (LOSS, GRADIENT) if name in figures}
+        self.log({"event": "check", "stage": self.stage.name, "text": text, **distances})
 
-    def _look(self, figures: dict[str, float]) -> None:
-        """What the diagnostics give away, as events."""
-        for warning in self.watch.look(self.step, figures, last=self.step == self.steps - 1):
-            self.log({"event": "warning", "stage": self.stage.name, **warning})
+    def _skip_step(self, non_finite: list[NonFinite], group: Sequence[Batch]) -> None:
+        """Record a step with non-finite figures and continue, or raise UserError (code CRASH), as the stage says.
 
-    def _broke(self, broken: list[NotFinite], group: Sequence[Batch]) -> None:
-        """Writes down the step's rows and goes on, or raises UserError (exit code 1), as the stage says.
-
-        The step changed no weight. When it ends the run, no checkpoint is written: those that are there are older.
+        The step changed no weight. If it ends the run, no checkpoint is written: the existing ones are older.
         """
         at = {"stage": self.stage.name, "step": self.step + 1}
-        told = [f"{b.figure} is {b.value}; rows {_listed(b.rows)}" for b in broken]
-        ids = [ids for each in self.processes.every([list(b.ids) for b in group]) for ids in each]
-        if self.keeper is not None and self.processes.first:
-            figures = {b.figure: str(b.value) for b in broken}
-            rows = list(dict.fromkeys(row for b in broken for row in b.rows))
-            self.keeper.note({**at, "figures": figures, "rows": rows, "micro_batches": ids})
-        if self.stage.not_finite == "skip" and self.skipped < MOST_SKIPPED:
-            self.log({"event": "skipped step", **at, "text": "; ".join(told)})
+        texts = [f"{b.figure} is {b.value}; examples {_names(b.rows)}" for b in non_finite]
+        ids = [ids for each in self.processes.gather([list(b.ids) for b in group]) for ids in each]
+        if self.writer is not None and self.processes.first:
+            figures = {b.figure: str(b.value) for b in non_finite}
+            rows = list(dict.fromkeys(row for b in non_finite for row in b.rows))
+            self.writer.record_non_finite({**at, "figures": figures, "rows": rows, "micro_batches": ids})
+        if self.stage.not_finite == "skip" and self.skipped < MAX_SKIPPED:
+            self.log({"event": "skipped step", **at, "text": "; ".join(texts)})
             return
         where = f"stage {self.stage.name}, step {self.step + 1}"
-        often = f" ({MOST_SKIPPED} such steps in a row)" if self.skipped >= MOST_SKIPPED > 1 else ""
+        in_a_row = f" ({MAX_SKIPPED} such steps in a row)" if self.skipped >= MAX_SKIPPED > 1 else ""
         name = f"stages.{self.stage.name}"
         raise UserError(
-            [f"{where}: {text}{often}" for text in told],
-            hint=f"look at these rows, lower the learning rate ({name}.lr={self.stage.lr / 3:.1e}), or go past such "
+            [f"{where}: {text}{in_a_row}" for text in texts],
+            hint=f"look at these examples, lower the learning rate ({name}.lr={self.stage.lr / 3:.1e}), or skip such "
             f"steps ({name}.not_finite=skip)",
             code=CRASH,
         )
 
 
-def _listed(rows: Sequence[str]) -> str:
-    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    return ", ".join(rows[:SHOWN]) + more
+def _names(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
+    return ", ".join(rows[:MAX_NAMED]) + more
 
 
 def train(
@@ -301,26 +306,25 @@ def train(
     paths: Paths,
     data: Conversations,
     *,
-    keeper: Keeper | None = None,
-    **how: Any,
+    writer: CheckpointWriter | None = None,
+    **settings: Any,
 ) -> None:
-    """Trains the stage's parts of `paths.student` in place and logs a line of figures for every step.
+    """Train the stage's parts of `paths.student` in place and log a line of figures for every step.
 
-    What the diagnosed steps give away (see `Watch`) is logged as an event "warning". With a `keeper`, checkpoints are
-    written, and the newest is gone on from. `how` is as `Loop` takes it; each of several `processes` calls this with
+    Warnings derived from the diagnostics (`TrainingWarnings`) are logged as events. With a `writer`, checkpoints are
+    written, and training resumes from the newest. `settings` are `Loop`'s; each of several `processes` calls this with
     the same arguments.
 
-    Raises UserError when too many rows can't be used, a part that is trained never had a gradient or a term nothing to
-    compare, or (exit code 1) when a term or the gradient is no longer finite, naming them; Stopped when a signal asks
-    for it.
+    Raises UserError when too many examples can't be used, when a trained part never had a gradient or a term nothing to
+    compare, or (exit code 1) when a term or the gradient is non-finite, naming them; Stopped for a stop signal.
     """
-    loop = Loop(stage, paths, data, keeper=keeper, **how)
-    if keeper is not None:
-        keeper.give(loop.load_state_dict)
+    loop = Loop(stage, paths, data, writer=writer, **settings)
+    if writer is not None:
+        writer.restore(loop.load_state_dict)
     loop.run()
     loop.check_idle()
-    loop.tell_empty()
+    loop.warn_of_empty_steps()
     loop.save_last()
-    loop.tell_states()
+    loop.log_teacher_states()
     loop.trainer.close()
     paths.eval()

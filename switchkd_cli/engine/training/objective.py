@@ -1,28 +1,32 @@
-"""The objective: a recipe's terms over what the paths give (paper Eq. 1 is three of them)."""
+"""The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, only
+from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import reading
-from switchkd_cli.engine.per_image import loss_per_image
+from switchkd_cli.engine.per_image import PerImage, loss_per_image
 from switchkd_cli.recipe.schema import Term
 
-PICTURE = "picture"
+IMAGES = "images"
 
-Look = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
-"""Is shown logits [n, V] by path, the batch, and the n positions [B, T] that they are of."""
+OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
+"""Called with logits [n, V] by path, the batch, and a mask [B, T] of the n positions that they are of."""
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Of one optimiser step: positions of each kind (answer, ...) and pictures, the terms' normalisers, and when.
+class Normalizers:
+    """What the terms of one optimiser step are divided by: its number of positions of each kind and of images.
 
-    `progress` is the share of the stage's steps that were taken before it, in [0, 1).
+    `progress` is the share of the stage's steps that were taken before this one, in [0, 1).
     """
 
     counts: Mapping[str, Tensor]
@@ -32,101 +36,110 @@ class Tally:
         return self.counts[counted].clamp(min=1)
 
 
+class LossInputs(NamedTuple):
+    """What the objective of a micro-batch is computed from."""
+
+    outputs: Mapping[str, PerImage]
+    """What the paths gave, by name: of logits either these, or the hidden states that `heads` turns into them."""
+    heads: Heads | None
+    batch: Batch
+    keep: Tensor
+    """[B, T] bool: the N positions of the logits and hidden states [N, ...]."""
+    normalizers: Normalizers
+
+
 class Objective:
     """Terms as data: each compares one path (`of`) with labels or another path (`to`), at some positions (`on`).
 
-    What a term's loss reads is told by the names of its positional arguments (`registry.Signature.reads`); the
-    readings that the paths have to give are derived from them.
+    The names of a loss's positional arguments say what its term reads (`registry.Signature.reads`); the `outputs` that
+    the paths have to give follow from them.
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
-        self._reads = {t.name: registry.signature("loss", t.loss) for t in terms}
-        sides = [(t, side, kind) for t in terms for side, kind in self._reads[t.name].reads]
-        self.readings = frozenset(_reading(term, side, kind) for term, side, kind in sides)
-        self.on = tuple(dict.fromkeys(t.on for t in terms if not self._reads[t.name].of_images))
+        self._signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
+        reads = [(t, side, kind) for t in terms for side, kind in self._signatures[t.name].reads]
+        self.outputs = frozenset(_output(term, side, kind) for term, side, kind in reads)
+        self.on = tuple(dict.fromkeys(t.on for t in terms if not self._signatures[t.name].of_images))
 
     def reads_logits(self, term: Term) -> bool:
-        """Whether a term looks at what is said, not only at what lies in front of it."""
-        return any(kind == "logits" for _, kind in self._reads[term.name].reads)
+        """Whether a term reads logits, not only what lies in front of them."""
+        return any(kind == "logits" for _, kind in self._signatures[term.name].reads)
 
     def counted(self, term: Term) -> str:
-        """What a term is a mean over: its kind of positions, or pictures. A tally counts them."""
-        return PICTURE if self._reads[term.name].of_images else term.on
+        """Return what a term is a mean over, as the normalizers name it: a kind of positions, or images."""
+        return IMAGES if self._signatures[term.name].of_images else term.on
 
     @property
     def compares_positions(self) -> bool:
-        """Whether some loss compares positions of a row with one another."""
-        return any("rows" in reads.positional for reads in self._reads.values())
+        """Whether some loss compares positions of an example with one another."""
+        return any("rows" in signature.positional for signature in self._signatures.values())
 
     def keep(self, batch: Batch) -> Tensor:
-        """[B, T] bool: every position whose logits some term looks at."""
+        """Return a mask [B, T] of every position that some term reads."""
         return torch.stack([torch.zeros_like(batch.image), *(batch.predicting(on) for on in self.on)]).any(0)
 
-    def tally(
+    def normalizers(
         self,
         batches: Sequence[Batch],
         progress: float = 0.0,
-        over_all: Callable[[Tensor], Tensor] = lambda counts: counts,
-    ) -> Tally:
-        """Counts over all micro-batches of a step, so that no split changes the loss.
-
-        `over_all` adds up what several processes counted.
-        """
+        sum_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> Normalizers:
+        """Count over all micro-batches of a step, so that no split into micro-batches or processes changes the loss."""
         counts = [torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on]
-        pictures = torch.tensor(sum(len(_rows_of_images(b)) for b in batches), device=batches[0].image.device)
-        together = over_all(torch.stack([*counts, pictures]))
-        return Tally(dict(zip((*self.on, PICTURE), together, strict=True)), progress)
+        images = sum(len(_rows_of_images(b)) for b in batches)
+        counts.append(torch.tensor(images, device=batches[0].image.device))
+        together = sum_over_processes(torch.stack(counts))
+        return Normalizers(dict(zip((*self.on, IMAGES), together, strict=True)), progress)
 
-    def __call__(
-        self, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
-    ) -> dict[str, Tensor]:
-        """Each term's share of the step's loss, unweighted: its sum over positions or pictures / the step's count."""
-        parts = {}
-        for term in self.terms:
-            values, _ = self._values(term, readings, batch, keep, tally)
-            parts[term.name] = values.sum() / tally[self.counted(term)]
-        return parts
+    def __call__(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
+        return {
+            term.name: self._values(term, inputs)[0].sum() / inputs.normalizers[self.counted(term)]
+            for term in self.terms
+        }
 
     @torch.no_grad()
-    def not_finite(
-        self, terms: Sequence[str], readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
-    ) -> dict[str, set[str]]:
-        """By term, the ids of the rows of the batch with a value that is no number."""
-        found = {}
+    def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
+        """Return, for each of the terms named, the ids of the batch's examples with a non-finite value."""
+        ids: dict[str, set[str]] = {}
         for term in (term for term in self.terms if term.name in terms):
-            values, rows = self._values(term, readings, batch, keep, tally)
-            found[term.name] = {batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
-        return found
+            values, rows = self._values(term, inputs)
+            ids[term.name] = {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
+        return ids
 
-    def _values(
-        self, term: Term, readings: Mapping[str, Tensor], batch: Batch, keep: Tensor, tally: Tally
-    ) -> tuple[Tensor, Tensor]:
-        """A term at each position or picture, [N], and the row of the batch that each belongs to, [N]."""
-        # mostly all of [N, V] as it is, not a copy of it for each term
-        reads, at_chosen = self._reads[term.name], only(batch.predicting(term.on)[keep])
-        rows = at_chosen(keep.nonzero()[:, 0])
-        beside = {"targets": at_chosen(batch.targets[keep]), "rows": rows, "progress": tally.progress}
-        for side, kind in reads.reads:
-            given = readings[_reading(term, side, kind)]
-            beside[f"{side}_{kind}"] = at_chosen(given) if kind in registry.OF_POSITIONS else given
-        arguments = (beside[name] for name in reads.positional)
+    def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        """Return a term at each position or image, [N], and the row of the batch that each belongs to, [N]."""
+        outputs, _, batch, keep, normalizers = inputs
+        # mostly all of [N, V] itself, not a copy of it for each term
+        signature, select = self._signatures[term.name], only(batch.predicting(term.on)[keep])
+        rows = select(keep.nonzero()[:, 0])
+        arguments: dict[str, Any] = {
+            "targets": select(batch.targets[keep]),
+            "rows": rows,
+            "progress": normalizers.progress,
+        }
+        for side, kind in signature.reads:
+            output = outputs[_output(term, side, kind)]
+            of_positions = kind in registry.OF_POSITIONS
+            arguments[f"{side}_{kind}"] = select(cast(Tensor, output)) if of_positions else output
+        positional = (arguments[name] for name in signature.positional)
         loss = self._losses[term.name]
-        if reads.of_images:
-            return loss_per_image(loss, *arguments, **term.parameters), _rows_of_images(batch)
-        return loss(*arguments, **term.parameters), rows
+        if signature.of_images:
+            return loss_per_image(loss, *positional, **term.parameters), _rows_of_images(batch)
+        return loss(*positional, **term.parameters), rows
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum that is minimised."""
-        return sum(term.weight * parts[term.name] for term in self.terms)
+        """Return the weighted sum of the terms, which is minimised."""
+        return sum((term.weight * parts[term.name] for term in self.terms), torch.zeros(()))
 
 
 def _rows_of_images(batch: Batch) -> Tensor:
-    """Which row of the batch each image belongs to, [P]."""
+    """Return the row of the batch that each image belongs to, [P]."""
     return batch.image.any(1).nonzero()[:, 0]
 
 
-def _reading(term: Term, side: str, kind: str) -> str:
-    """A loss's student is the term's `of`, its teacher the term's `to`."""
+def _output(term: Term, side: str, kind: str) -> str:
+    """Return the name of an output: a loss's student is the term's `of`, its teacher the term's `to`."""
     return reading(term.of if side == "student" else term.to, kind)

@@ -1,12 +1,12 @@
-"""One process's share of a step, and what all shares come to: one line is logged, whoever computed what."""
+"""Reduce per-process losses and diagnostics to one log line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class NotFinite:
-    """A figure of a step that is no number, and the ids of the rows that it comes from."""
+class NonFinite:
+    """A non-finite figure of a step, and the ids of the examples that it comes from."""
 
     figure: str
     value: float
@@ -14,32 +14,34 @@ class NotFinite:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a process found: its part of each term's loss, what broke, and figures of its last micro-batch, which looked
-    at so many positions."""
+class ProcessFigures:
+    """One process's figures of a step."""
 
     losses: dict[str, float]
-    broken: list[NotFinite]
-    seen: dict[str, float]
+    """Its part of each term's loss."""
+    non_finite: list[NonFinite]
+    diagnostics: dict[str, float]
+    """Of its last micro-batch."""
     positions: int
+    """The number of positions that the diagnostics are of."""
 
 
-def summed(shares: Sequence[Share]) -> dict[str, float]:
-    """Each term's loss: the tally has divided every process's part by the positions of all."""
-    return {name: sum(share.losses[name] for share in shares) for name in shares[0].losses}
+def sum_losses(processes: Sequence[ProcessFigures]) -> dict[str, float]:
+    """Return each term's loss: the normalizers have divided every process's part by the positions of all."""
+    return {name: sum(each.losses[name] for each in processes) for name in processes[0].losses}
 
 
-def averaged(shares: Sequence[Share]) -> dict[str, float]:
-    """The diagnostics' mean over those who have them, by the positions that each looked at.
+def average_diagnostics(processes: Sequence[ProcessFigures]) -> dict[str, float]:
+    """Return each diagnostic's mean over the processes that have it, weighted by their positions.
 
-    Exact for means over positions; of quantiles and norms it is their mean.
+    This is exact for means over positions; of quantiles and norms it is the mean.
     """
-    if len(shares) == 1:
-        return shares[0].seen
+    if len(processes) == 1:
+        return processes[0].diagnostics
     figures = {}
-    for name in dict.fromkeys(name for share in shares for name in share.seen):
-        having = [share for share in shares if name in share.seen and share.positions]
-        weight = sum(share.positions for share in having)
-        if weight:
-            figures[name] = sum(share.positions * share.seen[name] for share in having) / weight
+    for name in dict.fromkeys(name for each in processes for name in each.diagnostics):
+        having = [each for each in processes if name in each.diagnostics and each.positions]
+        positions = sum(each.positions for each in having)
+        if positions:
+            figures[name] = sum(each.positions * each.diagnostics[name] for each in having) / positions
     return figures

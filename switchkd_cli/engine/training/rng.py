@@ -1,4 +1,4 @@
-"""The random states of this process, as plain values and tensors: what is drawn next follows from them."""
+"""Save and restore random-number state, as plain values and tensors."""
 
 import random
 from typing import Any
@@ -8,9 +8,10 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python, numpy, torch and, where there are accelerators, of each of them."""
+    """Return the states of Python, numpy, torch and of each accelerator."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state()  # the legacy form, a tuple
+    name, keys, position, has_gauss, cached = state
     return {
         "python": {"version": version, "words": list(words), "gauss": gauss},
         "numpy": {
@@ -26,7 +27,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Goes on drawing where `random_state` was taken."""
+    """Continue drawing where `random_state` was taken."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

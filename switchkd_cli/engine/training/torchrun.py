@@ -1,7 +1,7 @@
-"""Starting the processes of one training on this machine, with torch's elastic agent (the one behind torchrun).
+"""Start the processes of one training on this machine, with torch's elastic agent (the one behind torchrun).
 
-It looks after them: when one ends badly, the others are ended at once; a signal is handed on, and they are given time to
-save. None is started again: a run goes on from its checkpoint when it is started again by hand or by the scheduler.
+The agent supervises them: when one fails, the others are ended at once; a signal is passed on, and they get time to save.
+None is restarted: a run resumes from its checkpoint when it is started again by hand or by the scheduler.
 """
 
 import logging
@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -28,24 +29,25 @@ from switchkd_cli.distributed.signals import SIGNALS, Stopped
 from switchkd_cli.engine.training.processes import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 
-SAVING = "3600"  # seconds that processes have to save when they are asked to stop
+SAVING = "3600"  # seconds that processes have to save after a stop signal
 TAIL = 15  # lines of a process's output that are shown
 
 
 def launch(command: Sequence[str], config: LaunchConfig) -> None:
-    """Runs `command` (of this Python) in every process of this machine; the first one prints where this one does.
+    """Run `command` (of this Python) in every process of this machine; the first process prints where this one does.
 
-    Raises what the first process that failed left behind; Stopped when a signal ended them.
+    Raises the error of the first process that failed; Stopped when a signal ended them.
     """
-    if config.use_gpus and (there := torch.cuda.device_count()) < config.per_node:
+    if config.use_gpus and (count := torch.cuda.device_count()) < config.per_node:
+        on_cpu = f"--processes {config.per_node} trains on the CPU (slowly)"
         raise UserError(
-            f"--gpus {config.per_node}: this machine has {there or 'no'} GPU{'s' * (there != 1)} that torch can use",
-            hint=f"--gpus {there}"
-            if there
-            else f"--processes {config.per_node} trains on the processors (slowly)",
+            f"--gpus {config.per_node}: this machine has {count or 'no'} GPU{'s' * (count != 1)} that torch can use",
+            hint=f"--gpus {count}" if count else on_cpu,
             code=MACHINE,
         )
-    _silence()
+    for name in list(logging.root.manager.loggerDict):  # switchkd reports what the agent would log
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with (
         tempfile.TemporaryDirectory(prefix="switchkd-") as scratch,
         _environment(config, scratch),
@@ -55,39 +57,34 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
             with (
                 nullcontext()
                 if config.nodes == 1
-                else meeting(f"machine {config.node_rank} of {config.nodes}", config.rdzv_endpoint, after=0)
+                else meeting(
+                    f"machine {config.node_rank} of {config.nodes}", str(config.rdzv_endpoint), after=0
+                )
             ):
-                launch_agent(_config(config, Path(scratch)), sys.executable, list(command))
+                launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
             raise _cause(failed, config, Path(scratch)) from None
         except SignalException as asked:
             for child in psutil.Process().children(
                 recursive=True
-            ):  # none is left, but for an impatient Ctrl-C
+            ):  # there are some only after a second Ctrl-C
                 child.kill()
-            words = exit_status.read_reports(Path(scratch))
-            raise Stopped(asked.sigval, next((w.text for w in words if w.signal), "")) from None
+            reports = exit_status.read_reports(Path(scratch))
+            raise Stopped(asked.sigval, next((r.text for r in reports if r.signal), "")) from None
 
 
-def _silence() -> None:
-    """What the agent logs, we say; its loggers don't ask their parents."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _config(config: LaunchConfig, scratch: Path) -> AgentConfig:
-    shown = 0 if config.node_rank == 0 else None
-    redirects = {rank: Std.ALL for rank in range(config.per_node) if rank != shown}
-    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
+    printing = 0 if config.node_rank == 0 else None
+    redirects = {rank: Std.ALL for rank in range(config.per_node) if rank != printing}
+    rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     if config.nodes > 1:
-        meeting = {
+        rendezvous = {
             "rdzv_backend": "static",
             "rdzv_endpoint": config.rdzv_endpoint,
             "rdzv_configs": {"rank": config.node_rank, "timeout": MEETING},
         }
-    # before torch 2.9 the agent can't be given the signals: it handles these, and SIGQUIT
-    given = {"signals_to_handle": ",".join(number.name for number in SIGNALS)}
+    if "signals_to_handle" in AgentConfig.__dataclass_fields__:  # before torch 2.9: always these, and SIGQUIT
+        rendezvous["signals_to_handle"] = ",".join(number.name for number in SIGNALS)
     return AgentConfig(
         min_nodes=config.nodes,
         max_nodes=config.nodes,
@@ -95,23 +92,22 @@ def _config(config: LaunchConfig, scratch: Path) -> AgentConfig:
         run_id=uuid.uuid4().hex if config.nodes == 1 else "switchkd",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "output"), redirects=redirects),
-        **{name: value for name, value in given.items() if name in LaunchConfig.__dataclass_fields__},
-        **meeting,
+        **rendezvous,
     )
 
 
 @contextmanager
 def _environment(config: LaunchConfig, scratch: str) -> Iterator[None]:
-    """What the processes find in their environment beside torch's own variables."""
-    given = {
+    """Set the processes' environment variables, in addition to torch's own."""
+    variables = {
         exit_status.FOLDER: scratch,
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node))),
     }
     if not config.use_gpus:
-        given |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -121,7 +117,7 @@ def _environment(config: LaunchConfig, scratch: str) -> Iterator[None]:
 
 @contextmanager
 def _handlers() -> Iterator[None]:
-    """The agent has signal handlers of its own, and leaves them behind."""
+    """Restore the signal handlers, which the agent replaces by its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -131,32 +127,32 @@ def _handlers() -> Iterator[None]:
 
 
 def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> BaseException:
-    """Why the processes ended: the earliest thing that is no consequence of another's end."""
-    words = exit_status.read_reports(scratch)
+    """Return why the processes ended: the earliest failure that is not a consequence of another."""
+    reports = exit_status.read_reports(scratch)
     killed = {r: f for r, f in failed.failures.items() if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
-    if words and not words[0].follows and words[0].signal is None:
-        return words[0].error(config.world_size)
+    if reports and not reports[0].follows and reports[0].signal is None:
+        return reports[0].error(config.world_size)
     if killed:
         rank, failure = next(iter(killed.items()))
         return _killed(rank, failure, config, scratch)
-    if words:
-        return words[0].error(config.world_size)
+    if reports:
+        return reports[0].error(config.world_size)
     rank, failure = failed.get_first_failure()
     return _killed(rank, failure, config, scratch)
 
 
 def _killed(rank: int, failure: ProcessFailure, config: LaunchConfig, scratch: Path) -> UserError:
-    """A process that could say nothing itself."""
+    """Return the error of a process that could report nothing itself."""
     ended, hint = f"exit code {failure.exitcode}", ""
     if failure.exitcode < 0:
         ended = f"ended by signal {-failure.exitcode} ({signal.strsignal(-failure.exitcode)})"
     if -failure.exitcode == signal.SIGKILL:
-        hint = "a process that is killed most likely wanted more memory than there is: a smaller micro_batch needs less"
-    told = [
+        hint = "a killed process most likely ran out of memory: a smaller micro_batch needs less"
+    output = [
         line
         for file in sorted(scratch.glob(f"output/*/attempt_0/{failure.local_rank}/stderr.log"))
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     ]
     return UserError(
-        [f"process {rank} of {config.world_size}: {ended}; the others were ended", *told], hint, CRASH
+        [f"process {rank} of {config.world_size}: {ended}; the others were ended", *output], hint, CRASH
     )

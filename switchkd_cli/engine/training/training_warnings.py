@@ -1,4 +1,4 @@
-"""What a stage's diagnostics give away while it runs, said once each, with the figure."""
+"""Training warnings derived from diagnostics, each emitted once; parts and terms that need images where there are none."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,93 +10,97 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage, Term
 
 SMOOTHED = 3
-"""Diagnosed steps that a figure is averaged over: one micro-batch holds too few tokens to accuse anything."""
+"""Diagnosed steps that a figure is averaged over: one micro-batch is too noisy to warn on."""
 CLAMPED = 0.5
-"""Share of positions whose knee the bounds overrule: past half, k is the bound's choice and not the knee's."""
+"""Share of positions whose k is a bound instead of the knee, above which a warning says so."""
 FAINT = 1e-3
-"""A gradient's share of the strongest one on the same part: below it, the term is lost in the step's noise."""
+"""Ratio of a term's gradient to the strongest one on the same part, below which the term is lost in the noise."""
 
 
-def check_pictures(stages: Sequence[Stage], pictured: Mapping[str, bool]) -> None:
-    """Raises UserError for parts and terms that need pictures, in stages whose data have none that can be used.
+def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> None:
+    """Raise UserError for parts and terms that need images, in stages whose data have none that can be used.
 
-    `pictured` says of each data set whether it has one.
+    `has_images` says of each data set whether it has one.
     """
     problems, hints = [], []
-    for stage in (stage for stage in stages if not pictured.get(stage.data, True)):
+    for stage in (stage for stage in stages if not has_images.get(stage.data, True)):
         parts = [part for part in stage.train if part != "language"]
-        terms = [term.name for term in stage.objective if term.weight and _looks(term)]
+        terms = [term.name for term in stage.objective if term.weight and _needs_image(term)]
         for field, names in (("train", parts), ("objective", terms)):
             problems += [
-                f"stages.{stage.name}.{field}: {name} needs pictures, and no usable row of {stage.data} has one"
+                f"stages.{stage.name}.{field}: {name} needs images, and no usable example of {stage.data} has one"
                 for name in names
             ]
-        hints += [without(stage, parts, terms)] if parts or terms else []
+        hints += [remedy(stage, parts, terms)] if parts or terms else []
     if problems:
         raise UserError(problems, hint="; ".join(hints))
 
 
-def without(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str:
-    """What to type so that a stage does what it says."""
+def remedy(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str:
+    """Return what to type if a stage trains nothing of some parts or terms."""
     rest = [part for part in stage.train if part not in parts]
-    told = [f"stages.{stage.name}.train='[{', '.join(rest)}]'"] if parts and rest else []
-    told += [f"take {', '.join(terms)} out of stages.{stage.name}.objective"] if terms else []
-    return " or ".join([*told, f"give it rows that train them (stages.{stage.name}.data)"])
+    ways = [f"stages.{stage.name}.train='[{', '.join(rest)}]'"] if parts and rest else []
+    ways += [f"take {', '.join(terms)} out of stages.{stage.name}.objective"] if terms else []
+    return " or ".join([*ways, f"give it examples that train them (stages.{stage.name}.data)"])
 
 
-def _looks(term: Term) -> bool:
-    """Whether a term compares what was seen, and is nothing without a picture."""
-    at_pictures = term.on == "image" or registry.signature("loss", term.loss).of_images
-    return at_pictures or "switch" in term.paths
+def _needs_image(term: Term) -> bool:
+    """Whether a term compares what an image gives, and is 0 without one."""
+    at_images = term.on == "image" or registry.signature("loss", term.loss).of_images
+    return at_images or "switch" in term.paths
 
 
-class Watch:
-    """Reads the figures of a stage's diagnosed steps. A warning is an event: what it is `about` and its `text`.
+class TrainingWarnings:
+    """Turns the figures of a stage's diagnosed steps into warnings: what each is `about` and its `text`.
 
-    Of all steps it counts those in which no term had a position or a picture to compare, `empty`; `idle` are the terms
-    that never had one.
+    `empty` counts the steps in which no term had a position or an image to compare; `idle` are the terms that never had
+    one.
     """
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.idle, self.empty = [term.name for term in stage.objective if term.weight], 0
-        self.seen: deque[Mapping[str, float]] = deque(maxlen=SMOOTHED)
-        self.said: set[str] = set()
+        self.recent: deque[Mapping[str, float]] = deque(maxlen=SMOOTHED)
+        self.emitted: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen and said so far, as plain values."""
-        seen = [dict(figures) for figures in self.seen]
-        return {"seen": seen, "said": sorted(self.said), "idle": self.idle, "empty": self.empty}
+        """Return recent figures and the warnings emitted, as plain values."""
+        recent = [dict(figures) for figures in self.recent]
+        return {"seen": recent, "said": sorted(self.emitted), "idle": self.idle, "empty": self.empty}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.idle, self.empty = state.get("idle", []), state.get("empty", 0)  # older ones don't say
-        self.seen.clear()
-        self.seen.extend(state["seen"])
-        self.said = set(state["said"])
+        self.idle, self.empty = state.get("idle", []), state.get("empty", 0)  # older checkpoints lack them
+        self.recent.clear()
+        self.recent.extend(state["seen"])
+        self.emitted = set(state["said"])
 
     def count(self, compared: Collection[str]) -> None:
-        """Takes in the terms that had something to compare in a step."""
+        """Take in the terms that had something to compare in a step."""
         self.idle = [term for term in self.idle if term not in compared]
         self.empty += not compared
 
-    def look(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[dict[str, str]]:
-        """What to say after a diagnosed step (from 0) that was not said before.
+    def check(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[dict[str, str]]:
+        """Return the new warnings after a diagnosed step (from 0).
 
-        It waits for enough steps to average over, or for the last step.
+        There are none until enough steps can be averaged, except at the last step.
         """
-        self.seen.append(figures)
-        if not last and len(self.seen) < SMOOTHED:
+        self.recent.append(figures)
+        if not last and len(self.recent) < SMOOTHED:
             return []
         means = {
-            name: fmean(each[name] for each in self.seen if name in each)
-            for name in dict.fromkeys(name for each in self.seen for name in each)
+            name: fmean(each[name] for each in self.recent if name in each)
+            for name in dict.fromkeys(name for each in self.recent for name in each)
         }
-        found = [*self._no_better(step, means), *self._clamped(step, means), *self._faint(step, means)]
-        new = [(about, text) for about, text in found if about not in self.said]
-        self.said |= {about for about, _ in new}
+        warnings = [
+            *self._teacher_no_better(step, means),
+            *self._k_at_bound(step, means),
+            *self._faint_gradient(step, means),
+        ]
+        new = [(about, text) for about, text in warnings if about not in self.emitted]
+        self.emitted |= {about for about, _ in new}
         return [{"about": about, "text": text} for about, text in new]
 
-    def _no_better(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def _teacher_no_better(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if "teacher_ce" not in means or "student_ce" not in means:
             return
         teacher, student = means["teacher_ce"], means["student_ce"]
@@ -104,17 +108,17 @@ class Watch:
             both = f"cross-entropy {teacher:.3g} against {student:.3g} nats at step {step + 1}"
             yield "teacher", f"the teacher is not better than the student on the training tokens: {both}"
 
-    def _clamped(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def _k_at_bound(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         for way, bound in (("raised", "min_k"), ("cut", "max_k")):
             shares = {
                 " ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")
             }
-            told = ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED)
-            if told:
-                sits = f"effective k sits at {bound}, not at the knee"
-                yield f"k {way}", f"{sits}: {told} of the positions at step {step + 1}"
+            above = ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED)
+            if above:
+                where = f"effective k sits at {bound}, not at the knee"
+                yield f"k {way}", f"{where}: {above} of the positions at step {step + 1}"
 
-    def _faint(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def _faint_gradient(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         for part in self.stage.train:
             norms = {
                 name.split("/")[1]: value

@@ -1,4 +1,4 @@
-"""Training with DeepSpeed's ZeRO: what AdamW keeps, gradients and weights are shared out among the processes."""
+"""Training with DeepSpeed's ZeRO: AdamW's state, gradients and weights are sharded over the processes."""
 
 import math
 import os
@@ -20,29 +20,30 @@ from torch.optim import AdamW
 
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 NO_BUILDS = ("deepspeed_shm_comm",)
-"""Parts of DeepSpeed that it would compile when it starts, on processors only; gloo does the same without them."""
+"""Parts of DeepSpeed that it would compile at the start on CPUs; gloo does the same without them."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def settings(
-    stage: Stage, asked: DeepSpeed, precision: str, micro: int, processes: Processes
+def deepspeed_config(
+    stage: Stage, deepspeed: DeepSpeed, precision: str, micro_batch: int, processes: Processes
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration of a stage. No field is left to a default that changes what is computed."""
+    """Return DeepSpeed's configuration of a stage. No field that changes the numbers is left to its default."""
     on_host = {"device": "cpu", "pin_memory": processes.device.type == "cuda"}
-    zero: dict[str, Any] = {"stage": asked.zero}
-    if asked.offload != "none":
+    zero: dict[str, Any] = {"stage": deepspeed.zero}
+    if deepspeed.offload != "none":
         zero["offload_optimizer"] = on_host
-    if asked.offload == "parameters":
+    if deepspeed.offload == "parameters":
         zero["offload_param"] = on_host
-    told: dict[str, Any] = {
+    config: dict[str, Any] = {
         "train_batch_size": stage.batch,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": stage.batch // (micro * processes.count),
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": stage.batch // (micro_batch * processes.count),
         "gradient_clipping": stage.grad_clip or 0.0,
         "bf16": {"enabled": precision == "bf16"},
         "zero_optimization": zero,
@@ -50,16 +51,16 @@ def settings(
         "zero_force_ds_cpu_optimizer": False,  # the same where it is offloaded: DeepSpeed's own has to be compiled
         "steps_per_print": 2**31 - 1,
     }
-    if precision == "bf16" and asked.zero > 1:
-        told["data_types"] = {"grad_accum_dtype": "fp32"}  # micro-batches are added up in float32
-    return told
+    if precision == "bf16" and deepspeed.zero > 1:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # micro-batches are added up in float32
+    return config
 
 
-class Shards:
-    """A twin of `paths` that DeepSpeed takes apart; `paths` itself stays whole, in float32, on the CPU.
+class ZeroReplica:
+    """A copy of `paths` that DeepSpeed shards; `paths` itself stays complete, in float32, on the CPU.
 
-    `collect` brings it up to date. What is not trained is never touched: it stays as it was read, whatever precision
-    the training has. The teacher is none of DeepSpeed's modules.
+    `collect` brings it up to date. Frozen weights in it never change: they stay as they were read, whatever the
+    training's precision. The teacher is not one of DeepSpeed's modules.
     """
 
     def __init__(
@@ -69,60 +70,62 @@ class Shards:
         processes: Processes,
         *,
         weight_decay: float,
-        told: Mapping[str, Any],
+        config: Mapping[str, Any],
     ) -> None:
-        _ready(processes)
+        _prepare_deepspeed(processes)
         self.processes, self.device = processes, processes.device
-        if paths.teacher is not None:  # whole in each process, in what the student is computed with
-            paths.teacher.to(self.device, torch.bfloat16 if told["bf16"]["enabled"] else torch.float32)
-        self.computed = paths.twin()
-        self.twins = dict(zip(paths.parameters(), self.computed.parameters(), strict=True))
+        if paths.teacher is not None:  # complete in each process, in the dtype of the student's products
+            paths.teacher.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
+        self.paths = paths.twin()
+        self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
         self.adamw = AdamW(own, weight_decay=weight_decay, fused=True)
-        self.whole = told["zero_optimization"]["stage"] < 3  # each process has all weights
-        self.steps = 0.0  # that AdamW has taken
+        self.complete = config["zero_optimization"]["stage"] < 3  # each process has all weights
+        self.steps = 0.0  # taken by AdamW
         with _quiet():
             self.engine, *_ = deepspeed.initialize(
-                model=self.computed, optimizer=self.adamw, config=dict(told), dist_init_required=False
+                model=self.paths, optimizer=self.adamw, config=dict(config), dist_init_required=False
             )
-        _open_state(self.engine.optimizer)
+        _create_moments(self.engine.optimizer)
 
-    def own(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The tensor that is computed with in a parameter's place."""
+    def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return the tensor that is computed with in a parameter's place."""
         return self.twins[parameter]
 
     @property
     def heads(self) -> Heads | None:
-        """As of replicas; None where each process has a part of the weights."""
-        return self.computed.heads() if self.whole else None
+        """As `TorchReplica.heads`; None if each process has only a part of the weights."""
+        return self.paths.heads() if self.complete else None
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Around a forward and backward pass: gradients are added up over the processes."""
+        """Around a forward and backward pass: processes exchange gradients."""
         self.engine.set_gradient_accumulation_boundary(last)
         yield
         if not last:
-            self.engine.step()  # only counts
+            self.engine.step()  # only counts micro-batches
 
-    def __call__(self, *arguments: Any) -> dict[str, Tensor]:
+    def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         with _quiet():
             return self.engine(*arguments)
 
-    def beside(self, readings: Mapping[str, Tensor], *arguments: Any) -> Mapping[str, Tensor] | None:
-        """Readings whose graph gradients may be asked of before the backward pass.
+    def outputs_to_probe(
+        self, outputs: Mapping[str, PerImage], *arguments: Any
+    ) -> Mapping[str, PerImage] | None:
+        """Return outputs whose graph may give gradients before the backward pass.
 
-        DeepSpeed takes every pass back through its own for the one: they are computed again beside it. None where the
-        weights are shared out: nothing can be computed without DeepSpeed.
+        DeepSpeed takes every gradient for the one backward pass of its own, so they are computed again without it. None
+        if the weights are sharded: nothing can be computed without DeepSpeed.
         """
-        return self.computed(*arguments) if self.whole else None
+        return self.paths(*arguments) if self.complete else None
 
     def backward(self, loss: Tensor) -> None:
         with _quiet():
             self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> float:
-        """Clips and takes the step, unless the norm of all gradients, which is returned, is no number."""
+        """Clip and take the step, unless the norm of all gradients, which is returned, is non-finite."""
         with _quiet():
             self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
@@ -131,54 +134,54 @@ class Shards:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Brings the weights in `paths` up to date. Every process has to ask."""
+        """Bring the weights in `paths` up to date. Every process must call this."""
         for parameter in self.parameters:
             parameter.copy_(safe_get_full_fp32_param(self.twins[parameter]))
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What AdamW keeps of a parameter, whole, for the first process; empty before the first step.
+        """Return AdamW's complete state of a parameter, in the first process; empty before the first step.
 
-        Every process has to ask.
+        Every process must call this.
         """
         if not self.steps:
             return {}
-        kept = {key: safe_get_full_optimizer_state(self.twins[parameter], key) for key in MOMENTS}
+        moments = {key: safe_get_full_optimizer_state(self.twins[parameter], key) for key in MOMENTS}
         if not self.processes.first:
             return {}
-        return {"step": torch.tensor(self.steps), **{key: value.cpu() for key, value in kept.items()}}
+        return {"step": torch.tensor(self.steps), **{key: value.cpu() for key, value in moments.items()}}
 
     def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """Gives AdamW what it kept: each process takes its share."""
+        """Restore AdamW's state: each process takes its shard."""
         if not moments:
             return
         self.steps = float(next(iter(moments.values()))["step"])
-        for kept in self.adamw.state.values():
-            kept["step"].fill_(self.steps)
-        for parameter, kept in moments.items():
+        for state in self.adamw.state.values():
+            state["step"].fill_(self.steps)
+        for parameter, of_parameter in moments.items():
             twin = self.twins[parameter]
             for key in MOMENTS:
-                safe_set_full_optimizer_state(twin, kept[key].to(self.device), key)
+                safe_set_full_optimizer_state(twin, of_parameter[key].to(self.device), key)
 
     def close(self) -> None:
-        """Lets go of what belongs to the training."""
+        """Release what belongs to the training."""
         self.engine.destroy()
 
 
-def _open_state(zero: Any) -> None:
-    """Lays out what AdamW keeps of each share, as it would itself at its first step.
+def _create_moments(zero: Any) -> None:
+    """Create AdamW's state of each shard, as AdamW itself would at its first step.
 
-    DeepSpeed looks for it by parameter after the first step of the first group, when the others' is not there yet.
+    DeepSpeed looks it up by parameter after the first step of the first group, before the other groups have theirs.
     """
-    shares = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
-    for share in shares:
-        moments = {key: torch.zeros_like(share, requires_grad=False) for key in MOMENTS}
-        zero.optimizer.state[share] = {"step": share.new_zeros((), dtype=torch.float32), **moments}
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # not of ZeRO 3, which has another way
+    shards = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+    for shard in shards:
+        moments = {key: torch.zeros_like(shard, requires_grad=False) for key in MOMENTS}
+        zero.optimizer.state[shard] = {"step": shard.new_zeros((), dtype=torch.float32), **moments}
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 3 does it in another way
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _ready(processes: Processes) -> None:
-    """What DeepSpeed wants to find: a process group, even of one, and this process's number on its machine."""
+def _prepare_deepspeed(processes: Processes) -> None:
+    """Set up what DeepSpeed needs: a process group, even of one, and this process's number on its machine."""
     for part in NO_BUILDS:
         getattr(deepspeed.ops, "__compatible_ops__", {})[part] = False
     os.environ.setdefault("LOCAL_RANK", str(processes.local))
@@ -188,7 +191,7 @@ def _ready(processes: Processes) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its warnings about names that torch has given up."""
+    """Hide DeepSpeed's warnings about names that torch has deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
         yield

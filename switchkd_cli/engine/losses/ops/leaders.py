@@ -79,7 +79,7 @@ class _SumOverLeaders(torch.autograd.Function):
         blocks = zip(teacher.split(rows), student.split(rows), strict=True)
         for number, (of_teacher, of_student) in enumerate(blocks):
             padding = padding_columns(of_teacher, of_student)
-            total: float | Tensor = 0.0
+            total = student.new_zeros(())
             for leader in leaders:
                 if leader == "student":
                     ids, k = select(of_student, padding)
