@@ -16,7 +16,7 @@ from switchkd_cli.recipe.load import load_with_controls
 from switchkd_cli.recipe.load_many import LoadedRecipe, load_many
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import check_free, is_finished
+from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.failures import Failure, exit_code, failed_runs, show_failures
 from switchkd_cli.scheduler.jobs import Job
@@ -43,14 +43,10 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
         return show_counts(planned, root)
     if config is not None and (config.nodes > 1 or config.hostfile is not None):
         return pool.relaunch(planned, config)
-    launch.check(planned)
     teachers = [run for table in tables if (run := _teacher_run(table.runs)) is not None]
     failures: list[Failure] = []
     if is_distributed():  # one run after another; the first failure ends the command
-        for run in planned if not overwrite else ():
-            check_free(root, run)
-        if overwrite and is_first():
-            run_folder.set_stages_aside(root, planned)
+        launch.prepare(planned, root, overwrite=overwrite)
         for run in planned:
             launch.run_one(run, root, overwrite=overwrite, resume=resume)
         if not is_first():
@@ -58,6 +54,7 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
         for run in teachers:
             launch.teacher_results(run, root)
     else:
+        launch.check(planned)
         failures = pool.in_workers(
             planned,
             root,

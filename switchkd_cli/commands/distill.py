@@ -10,7 +10,6 @@ from switchkd_cli.commands.recipe_or_run import planned_runs
 from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.recipe.load import load_with_controls
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import check_free
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.failures import exit_code, show_failures
 from switchkd_cli.terminal import console
@@ -31,11 +30,8 @@ def distill(
         return show_plans(planned, root, options.machine, [file], options.world, config)
     if config is not None:
         return pool.relaunch(planned, config)
-    launch.check(planned)
     overwrite, resume = options.overwrite, options.resume
-    if not overwrite:
-        for run in planned:
-            check_free(root, run)
+    launch.prepare(planned, root, overwrite=overwrite)
     if jobs > 1 and not is_distributed():
         failures = pool.in_workers(
             planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True
@@ -44,8 +40,6 @@ def distill(
             show_failures(failures)
             raise SystemExit(exit_code(failures))
     else:
-        if overwrite and is_first():
-            run_folder.set_stages_aside(root, planned)
         for run in planned:
             launch.run_one(run, root, overwrite=overwrite, resume=resume)
     if not is_first():

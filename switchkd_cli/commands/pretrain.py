@@ -9,7 +9,6 @@ from switchkd_cli.commands.options import RunOptions
 from switchkd_cli.commands.recipe_or_run import planned_runs
 from switchkd_cli.distributed.launch_config import is_first
 from switchkd_cli.recipe.load import load
-from switchkd_cli.runs import run_folder
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.terminal import console
 
@@ -26,9 +25,7 @@ def pretrain(recipe: str | None, overrides: Sequence[str], row: str | None, opti
         return show_plans([run], root, options.machine, [file], options.world, config)
     if config is not None:
         return pool.relaunch([run], config)
-    launch.check([run])
-    if options.overwrite and is_first():
-        run_folder.set_stages_aside(root, [run])
+    launch.prepare([run], root, overwrite=options.overwrite)
     folder = launch.run_one(run, root, overwrite=options.overwrite, resume=options.resume)
     if is_first():
         console.say(f"model: {folder.model}")

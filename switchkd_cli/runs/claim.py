@@ -17,11 +17,10 @@ from typing import Any, Literal
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import FULL, MACHINE, UserError
 from switchkd_cli.files.atomic import atomic_folder, write_json, write_text
-from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
 from switchkd_cli.runs.resume import ResumePoint, resume_point, rewind
-from switchkd_cli.runs.run_folder import RunFolder, folder, set_aside, shown
+from switchkd_cli.runs.run_folder import RunFolder, exclusive, folder, set_aside, shown
 
 CHANGED = "inputs_changed"  # the event of a stage whose inputs changed while it trained
 FolderState = Literal["new", "finished", "interrupted", "unfinished", "other"]
@@ -41,7 +40,7 @@ def claim_folder(
     when another process holds it.
     """
     target = folder(root, run)
-    with exclusive(target):
+    with exclusive(target.path):
         state = folder_state(target, run)
         point = resume_point(target, run) if state == "interrupted" and not overwrite else None
         if state == "finished" and not overwrite:
@@ -62,17 +61,6 @@ def claim_folder(
             _create(target, run)
             with _recorded(target, run, aside, is_new=True):
                 yield target, "new"
-
-
-@contextmanager
-def exclusive(target: RunFolder) -> Iterator[None]:
-    """Be the only process in such a block for a run's folder. Raises UserError when another one is."""
-    try:
-        with hold(target.path, wait=False):
-            yield
-    except InUse as holder:
-        hint = "wait for it, or add --out FOLDER to write elsewhere"
-        raise UserError(f"{shown(target.path)}: in use by a running process: {holder}", hint=hint) from None
 
 
 def folder_state(target: RunFolder, run: Run) -> FolderState:

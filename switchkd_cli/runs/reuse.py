@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json, write_text
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import provenance
-from switchkd_cli.runs.claim import exclusive, folder_state, make_room, now
-from switchkd_cli.runs.run_folder import RunFolder
+from switchkd_cli.runs.claim import folder_state, make_room, now
+from switchkd_cli.runs.run_folder import RunFolder, exclusive
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def taken_over(
     already finished. Measurements stay: run.json keeps the times, versions and command of the run that was trained and
     scored, and names that run in "reused". Raises UserError as `claim_folder` does.
     """
-    with exclusive(target):
+    with exclusive(target.path):
         if folder_state(target, run) == "finished" and not overwrite:
             yield None
             return

@@ -193,13 +193,20 @@ class SharedFolder:
 
     def set_aside(self) -> None:
         """Rename the folder, so that it is built again. Raises UserError while another process builds it."""
-        try:
-            with hold(self.path, wait=False):
-                if self.done:
-                    set_aside(self.path, "old")
-        except InUse as holder:
-            hint = "wait for it, or add --out FOLDER to write elsewhere"
-            raise UserError(f"{self.path}: in use by a running process: {holder}", hint=hint) from None
+        with exclusive(self.path):
+            if self.done:
+                set_aside(self.path, "old")
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Be the only process in such a block for a folder. Raises UserError when another one is."""
+    try:
+        with hold(path, wait=False):
+            yield
+    except InUse as holder:
+        hint = "wait for it, or add --out FOLDER to write elsewhere"
+        raise UserError(f"{shown(path)}: in use by a running process: {holder}", hint=hint) from None
 
 
 def set_aside(path: Path, word: str) -> Path:

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.distributed import exit_status, hostfile, signals
-from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, is_distributed, launch_config
+from switchkd_cli.distributed.launch_config import (
+    LaunchConfig,
+    exit_process,
+    is_distributed,
+    is_first,
+    launch_config,
+)
 from switchkd_cli.errors import UserError, print_in_any_encoding, system_errors
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
@@ -22,7 +28,7 @@ from switchkd_cli.planning.estimate import Machine, RunEstimate
 from switchkd_cli.planning.library_versions import import_errors
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.runs import reuse, run_folder
-from switchkd_cli.runs.claim import changed_versions, claim_folder, is_finished
+from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import progress
 
@@ -43,6 +49,19 @@ def check(planned: Sequence[Run]) -> None:
                     who_asks = field.removesuffix(".checkpoint")
                     hub.fetch(name, who_asks, allow_pickle=model.allow_pickle, only=only)
                     run.fingerprints.forget()
+
+
+def prepare(planned: Sequence[Run], root: Path, *, overwrite: bool) -> None:
+    """Check all runs before the first one starts; with `overwrite`, move their shared stages aside.
+
+    Raises UserError as `check` does, and without `overwrite` when a run's folder holds another run.
+    """
+    check(planned)
+    if not overwrite:
+        for run in planned:
+            check_free(root, run)
+    elif is_first():
+        run_folder.set_stages_aside(root, planned)
 
 
 def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> run_folder.RunFolder:
