@@ -1,4 +1,4 @@
-"""What a night brings, really caused: what the user is told, and what is left on the disk."""
+"""Faults of a long run, really caused: what the user sees, and what is left on the disk."""
 
 import errno
 import json
@@ -365,7 +365,7 @@ def test_a_data_folder_that_may_not_be_written_to_is_not(tmp_path):
 
 
 def nothing_kept():
-    """Every picture is read again each time, as in a set that is too large for the memory."""
+    """Every image is read again each time, as in a set that is too large for the memory."""
     conversation.KEPT = 0
 
 

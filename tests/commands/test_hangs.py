@@ -1,4 +1,4 @@
-"""Nothing hangs: whoever is waited for and dies, stops or says nothing, the wait ends with a line that says so."""
+"""Nothing hangs: when an awaited process dies, stops or falls silent, the wait ends with a line that says so."""
 
 import ctypes
 import json
@@ -179,7 +179,7 @@ def test_a_signal_ends_a_training_whose_data_has_stopped(tmp_path):
     assert f"stopped: SIGTERM: stage distill, after step {logged - 3} of 10000: saved" in program.text
 
 
-# --- a process that was asked twice
+# --- a process that gets a second stop signal
 
 
 def locked_in():
@@ -322,7 +322,7 @@ def test_who_waits_for_a_lock_hears_a_signal(held, monkeypatch):
         pass
 
 
-# --- a process whose starter is no more
+# --- a process whose parent has ended
 
 
 @pytest.mark.slow

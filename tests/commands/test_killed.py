@@ -65,7 +65,7 @@ def points(operations: int) -> list[tuple[str, float]]:
 
 
 def kill_after(program, run: Path, steps: float) -> None:
-    """SIGKILL when so many steps are logged, the fraction as tenths of a second later."""
+    """SIGKILL after this number of logged steps; its fraction gives a delay in tenths of a second."""
     program.when(lambda: forked.steps(run) >= int(steps))
     time.sleep(steps % 1 / 10)
     program.process.kill()

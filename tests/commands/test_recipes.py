@@ -155,7 +155,7 @@ def test_the_controls_that_the_paper_lacks_are_rows(file):
 
 @papers
 def test_rows_are_read_as_they_were_taught_to_be_written(file):
-    """Base and instruct models of the Qwen2.5 family know no pictures by themselves: the data bring a template."""
+    """Base and instruct models of the Qwen2.5 family have no template with images: the data set brings one."""
     for run in load_rows(file):
         templates = [run.config.data[stage.data].template for stage in run.config.stages]
         assert templates[0] == "pretrain"

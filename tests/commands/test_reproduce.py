@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs `make reproduce` in a folder of its own. Returns the exit code, what was asked, and what was said."""
+    """Run `make reproduce` in a folder of its own. Returns the exit code, the commands, and the output."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     program = tmp_path / ".venv" / "bin" / "switchkd"

@@ -1,4 +1,4 @@
-"""How many cores there are, and what torch's threads are told about one another."""
+"""The number of cores, and the variables that say how torch's threads wait for one another."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How many processes a command asks for, by options, by SLURM and by other launchers; and which error is told."""
+"""How many processes a command starts, from options, SLURM and other launchers; and which process's error is shown."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, thinned out, and found again."""
+"""Checkpoints on disk: complete or absent, old ones removed, and found when a run resumes."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_no_state_with_a_weight_that_is_no_number_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- whole or not there
+# --- complete or absent
 
 
 def test_what_breaks_off_leaves_nothing_and_what_was_there(folder):

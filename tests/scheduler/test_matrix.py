@@ -1,4 +1,4 @@
-"""A matrix of runs: what is counted, and what is foretold from what."""
+"""A matrix of runs: its counts, and the estimate of the time that is left."""
 
 from datetime import datetime
 from pathlib import Path
