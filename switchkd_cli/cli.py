@@ -178,9 +178,11 @@ def compare(
     ] = None,
     world: World = None,
     out: Out = RUNS,
-    pictures: Annotated[
+    figures: Annotated[
         Path | None,
         typer.Option(
+            "--figures",
+            "--pictures",
             metavar="FOLDER",
             help="Draw figures into this folder (PNG, SVG): radar, curves, cost, knees, attention.",
         ),
@@ -198,7 +200,7 @@ def compare(
     """
     from switchkd_cli.commands import compare
 
-    compare.compare(names or [], world, out, against, form, out_file, pictures, report)
+    compare.compare(names or [], world, out, against, form, out_file, figures, report)
 
 
 def _version(shown: bool) -> None:
@@ -219,36 +221,17 @@ def switchkd(
     """
 
 
-def _tell_stopped(stopped: signals.Stopped) -> None:
-    """What was saved, and last the command that goes on from there."""
-    from switchkd_cli.terminal import console
-
-    console.say(f"stopped: {stopped}")
-    given = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-    if given and given[0] in ("pretrain", "distill", "ablate"):
-        console.say(f"resume: {shlex.join(['switchkd', *given, '--resume'])}")
-
-
-def _check_here() -> None:
-    """Raises UserError where the working directory was deleted: nearly every path would fail with a word on itself."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError(
-            f"the working directory can't be used: {error.strerror}", hint='cd "$HOME", or to another folder'
-        ) from error
-
-
 def main() -> None:
-    """The program: a user's error becomes lines, a hint and an exit code; our bugs keep their traceback."""
+    """Run the program. A user's error becomes lines, a hint and an exit code; a bug of ours keeps its traceback."""
     print_in_any_encoding()
+    child = exit_status.FOLDER in os.environ
     try:
-        with (
-            exit_status.report_exit(),
-            system_errors(),
-            signals.stop_on_signals(child=exit_status.FOLDER in os.environ),
-        ):
-            _check_here()
+        with exit_status.report_exit(), system_errors(), signals.stop_on_signals(child=child):
+            try:
+                os.getcwd()
+            except OSError as error:  # it was deleted: nearly every path would fail with a line of its own
+                problem = f"the working directory can't be used: {error.strerror}"
+                raise UserError(problem, hint='cd "$HOME", or to another folder') from error
             app(prog_name="switchkd")
     except UserError as error:
         from switchkd_cli.terminal import console
@@ -256,9 +239,14 @@ def main() -> None:
         console.error(error)
         exit_process(error.code)
     except signals.Stopped as stopped:
-        _tell_stopped(stopped)
+        from switchkd_cli.terminal import console
+
+        console.say(f"stopped: {stopped}")
+        words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+        if words and words[0] in ("pretrain", "distill", "ablate"):
+            console.say(f"resume: {shlex.join(['switchkd', *words, '--resume'])}")
         exit_process(stopped.code)
-    except Exception:  # noqa: BLE001 (shown whole, and ended with our exit code)
+    except Exception:  # noqa: BLE001 (shown with its traceback, and ended with our exit code)
         import traceback
 
         traceback.print_exc()

@@ -23,11 +23,11 @@ def compare(
     against: str | None = None,
     form: str | None = None,
     out_file: Path | None = None,
-    pictures: Path | None = None,
+    figures: Path | None = None,
     report: Path | None = None,
 ) -> None:
     if report is not None:
-        options = {"--against": against, "--format": form, "--out-file": out_file, "--pictures": pictures}
+        options = {"--against": against, "--format": form, "--out-file": out_file, "--figures": figures}
         return _report(
             names, world, root, report, [name for name, value in options.items() if value is not None]
         )
@@ -58,10 +58,10 @@ def compare(
     print_comparison(scored, teacher, controls=controls, against=against, form=form, file=out_file)
     if out_file is not None:
         console.say(f"file: {out_file}")
-    if pictures is not None:
+    if figures is not None:
         from switchkd_cli.report.figures.draw import draw
 
-        for drawn in draw(scored, teacher, launch.FigureData(), pictures):
+        for drawn in draw(scored, teacher, launch.FigureData(), figures):
             console.say(str(drawn))
 
 

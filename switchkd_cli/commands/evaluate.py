@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,19 @@ def evaluate(
     if problems:
         raise UserError(problems)
     folder = run_folder.newest_finished(root) if model is None else finished_run(model)
+    # the command line's options, then those of the run's recipe, then all ten benchmarks
+    recipe = folder.run().config.evaluation if folder else None
+    fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": tuple(BENCHMARKS)}
+    if recipe is None and world != "hub":
+        fields["items"] = ITEMS
     options = {"benchmarks": names, "split": split, "items": items, "world": world}
-    question = _question(folder.run().config.evaluation if folder else None, options)
+    fields |= {key: value for key, value in options.items() if value is not None}
+    try:
+        question = Evaluation.model_validate(fields).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError(
+            [f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        ) from None
     path = locate(str(folder.model) if folder else str(model))
     key = digest(path, Fingerprints().model(path), question)
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": allow_pickle})
@@ -65,17 +75,3 @@ def finished_run(name: str) -> RunFolder | None:
     if (status := folder.info().get("status", "unknown")) != "finished":
         raise UserError(f"{name}: not finished ({status})", hint="give the same command again to run it")
     return folder
-
-
-def _question(default: Evaluation | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What to ask the model: the command line's options, then its own recipe's, then all ten benchmarks."""
-    fields: dict[str, Any] = default.model_dump() if default else {"benchmarks": tuple(BENCHMARKS)}
-    if default is None and options["world"] != "hub":
-        fields["items"] = ITEMS
-    fields |= {key: value for key, value in options.items() if value is not None}
-    try:
-        return Evaluation.model_validate(fields).model_dump(mode="json")
-    except ValidationError as error:
-        raise UserError(
-            [f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        ) from None

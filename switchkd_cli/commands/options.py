@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,88 +17,65 @@ World = Annotated[
     str | None, typer.Option(help="Run with small stand-ins for the recipe's models and data: playground.")
 ]
 Out = Annotated[Path, typer.Option(help="The folder that holds all runs.")]
-
-
-def panel(title: str, *names: str, **more: Any) -> Any:
-    """A typer option, listed under a title in the help."""
-    return typer.Option(*names, rich_help_panel=title, **more)
-
-
-RESUME, CHECKS, PROCESSES = "Resume or replace earlier runs", "Check and plan", "Several processes"
+earlier_runs = partial(typer.Option, rich_help_panel="Resume or replace earlier runs")
+checks = partial(typer.Option, rich_help_panel="Check and plan")
+several = partial(typer.Option, rich_help_panel="Several processes")
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Where runs go, what happens to earlier ones, what is only checked, and in how many processes they train."""
 
-    seed: Annotated[
-        int | None, typer.Option(help="The seed, or the first of several. Default: the recipe's.")
-    ] = None
+    seed: Annotated[int | None, typer.Option(help="The seed, or the first one. Default: the recipe's.")] = (
+        None
+    )
     world: World = None
     out: Out = RUNS
-
     resume: Annotated[
         bool,
-        panel(
-            RESUME,
+        earlier_runs(
             "--resume",
-            help="Resume even if code or library versions changed. Otherwise the same command resumes by itself.",
+            help="Resume even if code or library versions changed (otherwise the same command resumes by itself).",
         ),
     ] = False
     overwrite: Annotated[
-        bool, panel(RESUME, "--overwrite", help="Move earlier runs aside and train again.")
+        bool, earlier_runs("--overwrite", help="Move earlier runs aside and train again.")
     ] = False
-
     check: Annotated[
         bool,
-        panel(
-            CHECKS,
+        checks(
             "--check",
             help="At each stage's first step, compare the chunked objective with the dense one: loss and gradients.",
         ),
     ] = False
     dry_run: Annotated[
-        bool, panel(CHECKS, "--dry-run", help="Print what would run and what it needs, and stop.")
+        bool, checks("--dry-run", help="Print what would run and what it needs, and stop.")
     ] = False
     machine: Annotated[
         str | None,
-        panel(
-            CHECKS,
+        checks(
             metavar="KEY=VALUE,...",
             help="GPUs to plan for, such as gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2 (the default for a "
             "bf16 recipe). Only with --dry-run.",
         ),
     ] = None
-
     gpus: Annotated[
-        int | None,
-        panel(PROCESSES, min=1, help="Number of GPUs of this machine; one process each (docs/scale.md)."),
+        int | None, several(min=1, help="GPUs of this machine to use, one process each (docs/scale.md).")
     ] = None
     processes: Annotated[
-        int | None, panel(PROCESSES, min=1, help="Number of processes on the CPU instead, to try things out.")
+        int | None, several(min=1, help="Processes on the CPU instead of GPUs, to try things out.")
     ] = None
     nodes: Annotated[
-        int | None,
-        panel(PROCESSES, min=1, help="Number of machines; run this command on each (detected under srun)."),
+        int | None, several(min=1, help="Machines; run this command on each (detected under srun).")
     ] = None
-    node_rank: Annotated[
-        int | None, panel(PROCESSES, min=0, help="Number of this machine, counted from 0.")
-    ] = None
+    node_rank: Annotated[int | None, several(min=0, help="Number of this machine, from 0.")] = None
     rdzv_endpoint: Annotated[
         str | None,
-        panel(
-            PROCESSES,
-            "--rdzv-endpoint",
-            "--meet",
-            metavar="HOST:PORT",
-            help="Rendezvous address on machine 0.",
-        ),
+        several("--rdzv-endpoint", "--meet", metavar="HOST:PORT", help="Rendezvous address on machine 0."),
     ] = None
     hostfile: Annotated[
         Path | None,
-        panel(
-            PROCESSES, help="File of 'host slots=8' lines: machines that DeepSpeed's launcher reaches by ssh."
-        ),
+        several(help="File of 'host slots=8' lines: machines for DeepSpeed's launcher, over ssh."),
     ] = None
 
     def changes(self, overrides: Sequence[str] | None) -> list[str]:

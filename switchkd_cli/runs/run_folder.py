@@ -35,6 +35,16 @@ STATES = "states"
 INDEXES = "indexes"  # the engine's data sources write there
 
 
+class _Path:
+    """An attribute of RunFolder: the path of that name in the folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, owner: type) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run."""
@@ -50,66 +60,28 @@ class RunFolder:
         """The path under the root, such as `components/switch-kd/seed1`."""
         return self.path.relative_to(self.root).as_posix()
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def record(self) -> Path:
-        """Status, command, versions, seed, commit, times."""
-        return self.path / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def model(self) -> Path:
-        """The trained student, a Hugging Face folder."""
-        return self.path / "model"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def answers(self) -> Path:
-        """One JSON-lines file per benchmark."""
-        return self.path / "answers"
-
-    @property
-    def skipped(self) -> Path:
-        """One line for each example that could not be used; absent when there was none."""
-        return self.path / "skipped.jsonl"
-
-    @property
-    def not_finite(self) -> Path:
-        """One line for each step with a non-finite loss or gradient, with its examples; absent when there was none."""
-        return self.path / "not_finite.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What an unfinished run resumes from; removed when it is finished."""
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The student of the best checkpoint, a Hugging Face folder, where the recipe wants one."""
-        return self.path / "best"
-
-    @property
-    def deepspeed(self) -> Path:
-        """DeepSpeed's configuration, one JSON file per stage, where the recipe uses ZeRO."""
-        return self.path / "deepspeed"
-
-    @property
-    def text_log(self) -> Path:
-        return self.path / "log.txt"
+    recipe = _Path("recipe.yaml")
+    """The resolved recipe."""
+    record = _Path("run.json")
+    """Status, command, versions, seed, commit, times."""
+    metrics = _Path("metrics.jsonl")
+    tensorboard = _Path("tensorboard")
+    model = _Path("model")
+    """The trained student, a Hugging Face folder."""
+    results = _Path("results.json")
+    answers = _Path("answers")
+    """One JSON-lines file per benchmark."""
+    skipped = _Path("skipped.jsonl")
+    """One line for each example that could not be used; absent when there was none."""
+    not_finite = _Path("not_finite.jsonl")
+    """One line for each step with a non-finite loss or gradient, with its examples; absent when there was none."""
+    checkpoints = _Path("checkpoints")
+    """What an unfinished run resumes from; removed when it is finished."""
+    best = _Path("best")
+    """The student of the best checkpoint, a Hugging Face folder, where the recipe wants one."""
+    deepspeed = _Path("deepspeed")
+    """DeepSpeed's configuration, one JSON file per stage, where the recipe uses ZeRO."""
+    text_log = _Path("log.txt")
 
     def lengths(self) -> dict[str, int]:
         """Bytes of each file that grows while the run trains; afterwards its content is on the disk."""

@@ -92,13 +92,13 @@ class Matrix:
         """The seconds of a run by row: of finished runs, else of runs in their last stage."""
         known = {row: fmean(seconds) for row, seconds in list(self.took.items()) if seconds}
         for run in running:
-            if run.row not in known and (rest := _foreseen(run)) is not None:
+            if run.row not in known and (rest := _until_trained(run)) is not None:
                 known[run.row] = self._now() - run.began + rest
         return known
 
     def _rest(self, run: Running, known: Mapping[str, float]) -> float | None:
         cost = _expected(run.row, known)
-        rests = [_foreseen(run), None if cost is None else max(0.0, cost - (self._now() - run.began))]
+        rests = [_until_trained(run), None if cost is None else max(0.0, cost - (self._now() - run.began))]
         return max((rest for rest in rests if rest is not None), default=None)
 
 
@@ -109,7 +109,7 @@ def seconds_left(step: Mapping[str, Any]) -> float | None:
     return step["seconds"] / step["step"] * (step["steps"] - step["step"])
 
 
-def _foreseen(run: Running) -> float | None:
+def _until_trained(run: Running) -> float | None:
     """Estimated seconds until a run is trained; None before its last stage: later stages have another speed."""
     return seconds_left(run.step) if run.step.get("stage") == run.last else None
 

@@ -1,4 +1,4 @@
-"""The real program in two processes: stopped, gone on with, and with one of them dying."""
+"""The real program in two processes: stopped, resumed, and with one of them dying."""
 
 import json
 import os

@@ -29,7 +29,7 @@ def test_comparing_and_drawing_runs_whose_models_are_gone_imports_no_engine(tmp_
         "import sys; from pathlib import Path; from switchkd_cli.commands.compare import compare\nfrom switchkd_cli.runs import run_folder as runs\n"
         "runs.RunFolder.run = lambda folder: type('Run', (), {'teacher_key': 'none'})\n"
         "root = Path(sys.argv[1])\n"
-        "compare(sys.argv[2:], None, root, form='json', pictures=root / 'pictures')\n"
+        "compare(sys.argv[2:], None, root, form='json', figures=root / 'pictures')\n"
         "print(*sys.modules, file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, str(tmp_path), *folders]

@@ -1,4 +1,4 @@
-"""A stage that was left and is gone on with: bit-equal to one that never stopped."""
+"""A stage that was interrupted and resumed: bit-equal to one that never stopped."""
 
 import pytest
 import torch
