@@ -115,7 +115,7 @@ def test_a_process_that_prepares_data_is_missed_and_named(fate, monkeypatch):
 def test_who_waits_for_data_can_be_stopped(monkeypatch):
     with closing(micro_batches(stopped)) as batches:
         assert data_loader.next_micro_batches(batches, 5) == [[0], [1], [2], [3], [4]]
-        monkeypatch.setattr(signals, "_asked", signal.SIGTERM)
+        monkeypatch.setattr(signals, "_signal", signal.SIGTERM)
         assert data_loader.next_micro_batches(batches, 1) == []
 
 
