@@ -96,7 +96,9 @@ def _of_size(size: Size, paths: Paths, folder: Path, rows: int, effort: Effort) 
 def _stage(size: Size, count: int, method: str = "SFT") -> Stage:
     plain = {"name": "bench", "data": "rows", "train": ("vision", "projector", "language"), "lr": 1e-9}
     fields = {"batch": size.rows, "workers": count, "steps": 10**6}
-    return Stage.model_validate(plain | fields | {"objective": tuple(TERMS[name] for name in METHODS[method])})
+    return Stage.model_validate(
+        plain | fields | {"objective": tuple(TERMS[name] for name in METHODS[method])}
+    )
 
 
 def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:
