@@ -19,8 +19,7 @@ from switchkd_cli.report.document.model import Callout, Facts, Line, Table
 from switchkd_cli.report.formats.html import to_html
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.formats.whiskers import whiskers
-from switchkd_cli.report.paper.claims import FINDINGS, Finding
-from switchkd_cli.report.paper.findings import check_findings
+from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
 from switchkd_cli.report.reproduction.origins import command
 from switchkd_cli.report.reproduction.write import compose, write_report
 from switchkd_cli.report.results.controls import Controls

@@ -6,19 +6,9 @@ import re
 from collections.abc import Sequence
 from functools import singledispatch
 
+from switchkd_cli.report.document import model
 from switchkd_cli.report.document.cells import Cell, Number, words
-from switchkd_cli.report.document.model import (
-    Block,
-    Callout,
-    Commands,
-    Document,
-    Facts,
-    FigureFile,
-    Points,
-    Section,
-    Table,
-    Text,
-)
+from switchkd_cli.report.document.model import Document, Section
 
 MARKS = re.compile(r"([\\`*_<\[\]])")
 
@@ -45,37 +35,37 @@ def _sections(sections: Sequence[Section], level: int) -> list[str]:
 
 
 @singledispatch
-def _block(block: Block) -> str:
+def _block(block: model.Block) -> str:
     raise TypeError(f"no Markdown for {type(block).__name__}")
 
 
 @_block.register
-def _(block: Text) -> str:
+def _(block: model.Text) -> str:
     return plain(block.words)
 
 
 @_block.register
-def _(block: Callout) -> str:
+def _(block: model.Callout) -> str:
     return f"> **{'Note' if block.tone == 'world' else 'Problem'}.** {plain(block.words)}"
 
 
 @_block.register
-def _(block: Points) -> str:
+def _(block: model.Points) -> str:
     return "\n".join(f"- {plain(item)}" for item in block.items)
 
 
 @_block.register
-def _(block: Facts) -> str:
+def _(block: model.Facts) -> str:
     return _rows([("", ""), ("---", "---"), *((plain(name), plain(value)) for name, value in block.pairs)])
 
 
 @_block.register
-def _(block: Commands) -> str:
+def _(block: model.Commands) -> str:
     return "\n".join(("```sh", *block.lines, "```"))
 
 
 @_block.register
-def _(table: Table) -> str:
+def _(table: model.Table) -> str:
     rows = [tuple(map(plain, table.columns)), ("---", *["---:"] * (len(table.columns) - 1))]
     rows += [(plain(line.full_name), *map(_cell, line.cells)) for line in table.lines]
     source = "*Printed in the paper.* " if table.source == "paper" else ""
@@ -84,7 +74,7 @@ def _(table: Table) -> str:
 
 
 @_block.register
-def _(figure: FigureFile) -> str:
+def _(figure: model.FigureFile) -> str:
     return f"![{plain(figure.title)}](<{figure.path}>)\n\n*{plain(figure.caption)}*"
 
 

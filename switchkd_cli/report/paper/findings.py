@@ -1,24 +1,48 @@
-"""Check the paper's findings on our runs: same direction, the opposite one, or not clear."""
+"""Check the paper's findings, listed in claims.yaml, on our runs: same direction, the opposite one, or not clear."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document.cells import Number, Tone, Verdict
 from switchkd_cli.report.document.model import Line, Table
-from switchkd_cli.report.paper.claims import FINDINGS, Finding
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.report.stats.intervals import Estimate, paired
-from switchkd_cli.report.tables.columns import Columns
+from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.tables.footnotes import MDE
 
 ALIKE = 1.0
 """Points: two rows are as good as one another when the whole interval of their difference is this close to 0."""
 WORDS: Mapping[Tone, str] = {"agrees": "agrees", "opposite": "opposite", "unclear": "not clear"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`ours` lies above `theirs`, by `printed` points if the paper says by how much."""
+
+    claim: str
+    tag: Literal["S", "C", "I", "T"]
+    source: str
+    recipes: tuple[str, ...]
+    """Where it can be tested; the first of them that a report holds is taken."""
+    ours: str
+    theirs: str
+    printed: float | None
+    benchmark: str = AVERAGE
+    alike: bool = False
+    """Whether the claim is that the two rows are as good as one another."""
+
+
+_listed = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+FINDINGS = tuple(Finding(**entry | {"recipes": tuple(entry["recipes"])}) for entry in _listed)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.document.model import WARNING, Block, Callout, Points, Section, Text
-from switchkd_cli.report.results.controls import CONTROL_KINDS, Controls
+from switchkd_cli.report.results.controls import CONTROL_KINDS
 from switchkd_cli.report.results.recipe_runs import STATES, RecipeRuns
 from switchkd_cli.report.results.row_runs import counted
 from switchkd_cli.report.stats.paired_items import AnswerUnits, answer_units
@@ -77,7 +77,7 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> dict[s
             tables = recipe_tables.gains(rows, columns, kind, recipe.planned[0].title)
             parts[title] = [Text(recipe_tables.verdict(rows)), *tables]
         else:
-            controls = [run.title for run in Controls(recipe.plain).every(kind)]
+            controls = [run.title for run in recipe.controls.every(kind)]
             lacking = (
                 f"no finished run of {' or '.join(controls)}" if controls else "the recipe has no such row"
             )

@@ -16,7 +16,6 @@ from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.paper import findings
 from switchkd_cli.report.reproduction import origins
 from switchkd_cli.report.reproduction.chapter import chapter
-from switchkd_cli.report.results.controls import Controls
 from switchkd_cli.report.results.recipe_runs import STATES, RecipeRuns, gather
 from switchkd_cli.report.tables.protocol import conditions
 from switchkd_cli.runs.run_folder import shown
@@ -64,7 +63,7 @@ def _draw(recipe: RecipeRuns, models: Models, folder: Path, blocks: list[Block])
     place = folder / FIGURES / recipe.stem
     for old in (place / f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")):
         old.unlink(missing_ok=True)
-    control = Controls(recipe.plain).of(recipe.planned[0].row, "steps")
+    control = recipe.controls.of(recipe.planned[0].row, "steps")
     forms = {name: ("svg",) for name in CAPTIONS} | {"attention": ("png",)}  # maps of patches are no drawing
     for drawn in draw(recipe.runs, recipe.teacher, models, place, reference=control, forms=forms):
         if drawn.reason:

@@ -12,6 +12,7 @@ from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
+from switchkd_cli.report.results.controls import ControlKind, Controls
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.runs import run_folder
@@ -79,8 +80,16 @@ class RecipeRuns:
         runs = [(run.title, tuple(r for r in self.runs if r.row == run.row)) for run in self.planned]
         return tuple(RowRuns(title, title, own) for title, own in runs if own)
 
+    @cached_property
+    def controls(self) -> Controls:
+        return Controls(self.plain)
+
     def row(self, name: str | None) -> RowRuns | None:
         return next((row for row in self.rows if row.row == name), None)
+
+    def control(self, row: RowRuns, kind: ControlKind) -> RowRuns | None:
+        """The finished runs of a row's control."""
+        return self.row(self.controls.of(row.row, kind))
 
     def unfinished(self) -> Iterator[tuple[State, str, list[int]]]:
         """State, row title and seeds of the runs that did not finish with scores."""

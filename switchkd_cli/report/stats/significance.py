@@ -72,9 +72,15 @@ class Pool:
 
     def __init__(self, benchmarks: Sequence[Paired]) -> None:
         self.benchmarks = benchmarks
-        numbers: dict[object, int] = {}
+        numbers: dict[object, int] = {}  # of each image, or unit without one
         self.of = [
-            np.array([numbers.setdefault(name, len(numbers)) for name in _names(place, pair)], dtype=int)
+            np.array(
+                [
+                    numbers.setdefault(image or (place, number), len(numbers))
+                    for number, image in enumerate(pair.ours[0].images or [None] * pair.size)
+                ],
+                dtype=int,
+            )
             for place, pair in enumerate(benchmarks)
         ]
         """The image of each unit, by benchmark."""
@@ -116,12 +122,6 @@ class Pool:
             strata = [difference(summed(of, at, sums, change)) for at in pair.ours[0].strata]
             each.append(np.mean(strata, axis=0))
         return np.mean(each, axis=0)
-
-
-def _names(place: int, pair: Paired) -> list[object]:
-    """The key of each unit's draw: its image, or itself."""
-    images = pair.ours[0].images or [None] * pair.size
-    return [image or (place, number) for number, image in enumerate(images)]
 
 
 def _difference(sums: Array) -> Array:

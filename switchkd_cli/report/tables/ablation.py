@@ -73,12 +73,7 @@ def ablation(
         gains.append(Line(row.title, (*cells, round(fmean(seconds)) if seconds else None)))
         if gain is not None:
             verdicts.setdefault(_verdict(gain), []).append(row.title)
-    scores = [
-        *columns.of_teacher(teacher),
-        *(Line(row.title, columns.cells(row.means())) for row in rows.values() if row.runs),
-        *columns.of_baselines(teacher),
-        *columns.of_paper(runs),
-    ]
+    scores = [Line(row.title, columns.cells(row.means())) for row in rows.values() if row.runs]
     notes = (
         *(f"{title} {verdict}: {'; '.join(titles)}" for verdict, titles in verdicts.items()),
         "±: half the 95 % t interval over seeds; differences are paired by seed",
@@ -92,7 +87,7 @@ def ablation(
     )
     tables = (
         Table((*heads, "train s"), tuple(gains)),
-        Table(("mean over seeds", *columns.heads), tuple(scores)),
+        columns.table("mean over seeds", teacher, scores, runs),
     )
     return Document(f"{footnotes.title(runs)}, {counted(seeds)}", (*tables, Points(notes)))
 

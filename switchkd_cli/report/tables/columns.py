@@ -8,7 +8,7 @@ from statistics import fmean
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document.cells import Cell, Number
-from switchkd_cli.report.document.model import AVERAGE_HEAD, Line
+from switchkd_cli.report.document.model import AVERAGE_HEAD, Line, Table
 from switchkd_cli.report.results.finished_run import (
     ScoredRun,
     TeacherScores,
@@ -91,7 +91,19 @@ class Columns:
             if teacher and name in teacher:
                 yield Line(name, self.cells(scores(teacher[name])), "baseline")
 
-    def of_paper(self, runs: Sequence[ScoredRun]) -> Iterator[Line]:
+    def table(
+        self,
+        head: str,
+        teacher: TeacherScores | None,
+        rows: Iterable[Line],
+        runs: Sequence[ScoredRun],
+        title: str = "",
+    ) -> Table:
+        """A table of scores: the teacher, the rows, the baselines, the paper's numbers of the rows' runs."""
+        lines = (*self.of_teacher(teacher), *rows, *self.of_baselines(teacher), *self._of_paper(runs))
+        return Table((head, *self.heads), lines, title)
+
+    def _of_paper(self, runs: Sequence[ScoredRun]) -> Iterator[Line]:
         """The printed numbers, a line for each row of a recipe that has some."""
         for run in {(run.recipe, run.row): run for run in runs if run.paper}.values():
             yield Line(run.title, self.printed(run.paper), "paper")

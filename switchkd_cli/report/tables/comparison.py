@@ -23,27 +23,18 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Do
     """
     (ours, *controls), columns = runs, Columns.of_runs(runs, teacher)
     last = (*controls, ours)
-    lines = [
-        *columns.of_teacher(teacher),
-        *(Line(run.name, columns.cells(run.scores)) for run in last),
-        *(
-            Line(
-                f"gain: {ours.title} minus {control.title}",
-                columns.cells({t: s - control.scores[t] for t, s in ours.scores.items()}, difference=True),
-                "gain",
-            )
-            for control in controls
-        ),
-        *columns.of_baselines(teacher),
-        *columns.of_paper(last),
-    ]
+    rows = [Line(run.name, columns.cells(run.scores)) for run in last]
+    for control in controls:
+        gain = {task: score - control.scores[task] for task, score in ours.scores.items()}
+        name = f"gain: {ours.title} minus {control.title}"
+        rows.append(Line(name, columns.cells(gain, difference=True), "gain"))
     notes = (
         *footnotes.of_scores(runs, columns, teacher),
         f"one seed ({ours.seed}), so chance is not ruled out: {ours.ablation} --seeds 5",
         *footnotes.lengths(last),
         *footnotes.files(run.path for run in runs),
     )
-    table = Table(("points", *columns.heads), tuple(lines))
+    table = columns.table("points", teacher, rows, last)
     return Document(footnotes.title(runs), (table, Points(notes)))
 
 
@@ -67,12 +58,7 @@ def comparison(
     compared = differences.with_correction(
         [differences.row_difference(row, base, columns, answers) for row in rows if row is not base]
     )
-    lines = [
-        *columns.of_teacher(teacher),
-        *(Line(row.name, columns.cells(row.means())) for row in rows),
-        *columns.of_baselines(teacher),
-        *columns.of_paper(every),
-    ]
+    lines = [Line(row.name, columns.cells(row.means())) for row in rows]
     single = [row.title for row in rows if len(row.runs) == 1 and row.is_run]
     alone = "one seed, so training's chance is not ruled out (switchkd ablate RECIPE --seeds 5)"
     notes = (
@@ -87,7 +73,7 @@ def comparison(
     )
     results = runs[0].results
     tables = (
-        Table(("points", *columns.heads), tuple(lines), "scores"),
+        columns.table("points", teacher, lines, every, "scores"),
         *_over_seeds(rows, columns),
         *differences.tables(compared),
         conditions(columns.tasks, results["world"], results["split"]),

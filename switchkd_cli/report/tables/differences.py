@@ -10,18 +10,10 @@ from switchkd_cli.report.document.cells import Cell, Interval, Number, Probabili
 from switchkd_cli.report.document.model import Line, Table
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.row_runs import RowRuns, counted, pairs
+from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import Estimate, over_seeds
 from switchkd_cli.report.stats.paired_items import AnswerUnits
-from switchkd_cli.report.stats.significance import (
-    ALPHA,
-    RESAMPLES,
-    SEED,
-    Paired,
-    detectable,
-    holm,
-    interval,
-    p_value,
-)
+from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, Paired, holm
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.tables.footnotes import MDE
 
@@ -104,14 +96,14 @@ def row_difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: An
         scores = [(figure(a), figure(b)) for a, b in runs]
         known = [(one, other) for one, other in scores if one is not None and other is not None]
         if known:
-            ends = interval(tested) if tested else None
+            ends = significance.interval(tested) if tested else None
             difference = Difference(
                 head,
                 name not in columns.not_beaten,
                 fmean(one for one, _ in known),
                 fmean(other for _, other in known),
-                Interval(*ends, detectable(tested)) if ends else None,
-                p_value(tested) if tested else None,
+                Interval(*ends, significance.detectable(tested)) if ends else None,
+                significance.p_value(tested) if tested else None,
                 over_seeds([one - other for one, other in known]) if len(known) > 1 else None,
                 _printed(*runs[0], name),
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.errors import printable
@@ -18,6 +18,7 @@ from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.runs.run_folder import shown
 
+Key = TypeVar("Key", bound=Hashable)
 MDE = (
     "MDE: minimum detectable effect, the smallest true difference that as many images or seeds would show to be clear in "
     "80 of 100 cases; next to every interval that holds 0"
@@ -92,11 +93,8 @@ def _count(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
 
 def left_out(columns: Columns) -> Iterator[str]:
     """Which benchmarks are in parentheses, and why."""
-    tasks: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for task in columns.tasks:
-        if task in columns.not_beaten:
-            tasks[columns.not_beaten[task]].append(BENCHMARKS[task].column)
-    for names, heads in tasks.items():
+    tasks = [task for task in columns.tasks if task in columns.not_beaten]
+    for names, heads in _by((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks):
         beaten = " or ".join(BASELINES[name] for name in names)
         yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
     if len(columns.not_beaten) == len(columns.tasks):
@@ -105,11 +103,8 @@ def left_out(columns: Columns) -> Iterator[str]:
 
 def stood_in(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Stand-ins and the names they replaced; rows that differ only in names of one stand-in are the same row."""
-    names: dict[str, dict[str, None]] = defaultdict(dict)
-    for run in runs:
-        for name, stand_in in run.stand_ins.items():
-            names[stand_in][name] = None
-    for stand_in, replaced in names.items():
+    pairs = ((stand_in, name) for run in runs for name, stand_in in run.stand_ins.items())
+    for stand_in, replaced in _by(pairs):
         alike = " alike: they can't be told apart here" if len(replaced) > 1 else ""
         yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
 
@@ -141,13 +136,10 @@ def warnings(runs: Sequence[ScoredRun]) -> Iterator[tuple[list[ScoredRun], str]]
 
 def lengths(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Training length of each run; one note when it is the same for all."""
-    titles: dict[str, dict[str, None]] = defaultdict(dict)
-    for run in runs:
-        if run.is_run:
-            titles[run.length][run.title] = None
-    for length, own in titles.items():
+    groups = _by((run.length, run.title) for run in runs if run.is_run)
+    for length, titles in groups:
         same = f"trained equally long: {length}"
-        yield same if len(titles) == 1 else f"not {same}: {'; '.join(own)}"
+        yield same if len(groups) == 1 else f"not {same}: {'; '.join(titles)}"
 
 
 def only_scored(runs: Sequence[ScoredRun]) -> Iterator[str]:
@@ -160,12 +152,18 @@ def versions(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Library versions that differed between trainings; runs scored with different versions are in no table."""
     runs = [run for run in runs if run.is_run]
     for name in dict.fromkeys(name for run in runs for name in run.versions):
-        titles: dict[str, dict[str, None]] = defaultdict(dict)
-        for run in runs:
-            titles[run.versions.get(name, "unknown")][run.title] = None
-        if len(titles) > 1:
-            each = "; ".join(f"{version}: {', '.join(own)}" for version, own in titles.items())
+        groups = _by((run.versions.get(name, "unknown"), run.title) for run in runs)
+        if len(groups) > 1:
+            each = "; ".join(f"{version}: {', '.join(titles)}" for version, titles in groups)
             yield f"not trained with the same {name}: {each}"
+
+
+def _by(pairs: Iterable[tuple[Key, str]]) -> list[tuple[Key, list[str]]]:
+    """Each key with its texts, each text once, in the order given."""
+    groups: dict[Key, list[str]] = defaultdict(list)
+    for key, text in dict.fromkeys(pairs):
+        groups[key].append(text)
+    return list(groups.items())
 
 
 def files(folders: Iterable[Path]) -> Iterator[str]:

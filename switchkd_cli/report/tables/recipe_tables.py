@@ -9,7 +9,7 @@ from statistics import fmean
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.report.document.cells import Cell, Number
 from switchkd_cli.report.document.model import AVERAGE_HEAD, Line, Table
-from switchkd_cli.report.results.controls import CONTROL_KINDS, ControlKind, Controls
+from switchkd_cli.report.results.controls import CONTROL_KINDS, ControlKind
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns, Score
@@ -55,8 +55,7 @@ def compared(
     recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: ControlKind
 ) -> list[RowDifference]:
     """Every row minus its control of that kind, where both have a run of one seed."""
-    controls = Controls(recipe.plain)
-    pairs = [(row, recipe.row(controls.of(row.row, kind))) for row in recipe.rows]
+    pairs = [(row, recipe.control(row, kind)) for row in recipe.rows]
     found = [row_difference(row, control, columns, answers) for row, control in pairs if control]
     return with_correction([row for row in found if row.seeds])
 
@@ -116,8 +115,9 @@ def answer_kinds(recipe: RecipeRuns, columns: Columns) -> Table | None:
     tasks_by_kind = {name: tasks for name, tasks in tasks_by_kind.items() if tasks}
     if len(tasks_by_kind) < 2:
         return None
-    controls = Controls(recipe.plain)
-    kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in controls.every(kind))]
+    kinds = [
+        kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls.every(kind))
+    ]
     heads = [
         head for name in tasks_by_kind for head in (name, *(f"minus {CONTROL_KINDS[kind]}" for kind in kinds))
     ]
@@ -130,7 +130,7 @@ def answer_kinds(recipe: RecipeRuns, columns: Columns) -> Table | None:
                 return fmean(run.scores[task] for task in tasks)
 
             cells.append(_mean(row, score))
-            cells += [_minus(row, recipe.row(controls.of(row.row, kind)), score) for kind in kinds]
+            cells += [_minus(row, recipe.control(row, kind), score) for kind in kinds]
         lines.append(Line(row.title, tuple(cells)))
     groups = [
         f"{name[0].upper()}{name[1:]}: {', '.join(BENCHMARKS[task].column for task in tasks)}"
@@ -142,7 +142,6 @@ def answer_kinds(recipe: RecipeRuns, columns: Columns) -> Table | None:
 
 def costs(recipe: RecipeRuns, columns: Columns) -> Table:
     """Gain, fidelity and cost next to one another."""
-    controls = Controls(recipe.plain)
     figures: dict[str, tuple[Score, str]] = {
         "agreement, %": (lambda run: 100 * run.fidelity["agreement"] if run.fidelity else None, ".1f"),
         "KL, nats": (lambda run: run.fidelity["kl"] if run.fidelity else None, ".2f"),
@@ -158,8 +157,8 @@ def costs(recipe: RecipeRuns, columns: Columns) -> Table:
         caption = "Agreement with the teacher and KL to it were not measured in these runs."
     lines = []
     for row in recipe.rows:
-        control = recipe.row(controls.of(row.row, "steps"))
-        cells: list[Cell] = [_mean(row, columns.run_average), _minus(row, control, columns.run_average)]
+        average = columns.run_average
+        cells: list[Cell] = [_mean(row, average), _minus(row, recipe.control(row, "steps"), average)]
         for figure, form in figures.values():
             values = row.by_seed(figure).values()
             cells.append(format(fmean(values), form) if values else None)
