@@ -1,1 +1,1 @@
-"""Results of finished runs as tables, beside the teacher, the baselines and the paper's printed numbers."""
+"""Tables, figures and reports of finished runs, next to the teacher, the baselines and the paper's printed numbers."""

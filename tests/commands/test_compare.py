@@ -32,7 +32,7 @@ def answers(right: np.ndarray, task: str, **changed) -> list[dict]:
             "doc_id": i,
             "key": f"{task}{i}",
             "kind": "",
-            "prompt": f"What is picture {i} of {task}?",
+            "prompt": f"What is image {i} of {task}?",
             "answer": "yes" if bool(r) == bool(i % 2) else "no",
             "target": "yes" if i % 2 else "no",
             "score": float(r),
@@ -143,8 +143,8 @@ def test_a_difference_over_items_that_seeds_don_t_bear_out_is_told(root):
     report = compared(*(finished(root, row, seed) for row in ("switch-kd", "sft") for seed in (1, 2)))
     found = table(report, "Switch-KD minus SFT")
     wide = [n for n, line in found.items() if line["95 % seeds"].low < 0 and line["p, Holm"].value < 0.05]
-    told = [note for note in report.notes if "of these not beyond chance over seeds" in note]
-    assert wide and all(name in told[0] for name in wide)
+    notes = [note for note in report.notes if "of these not beyond chance over seeds" in note]
+    assert wide and all(name in notes[0] for name in wide)
 
 
 def test_rows_without_a_common_seed_are_not_compared_and_it_is_said(root):
@@ -190,18 +190,18 @@ def test_a_benchmark_that_does_not_count_is_in_parentheses_and_in_no_verdict(roo
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         (
-            {"prompt": "What is picture zero?"},
-            "GQA: 1 of 40 prompts differ; item 0 has 'What is picture zero?'",
+            {"prompt": "What is image zero?"},
+            "GQA: 1 of 40 prompts differ; item 0 has 'What is image zero?'",
         ),
         ({"key": "other"}, "GQA: 1 of 40 images differ; item 0 has 'other'"),
         ({"target": "maybe"}, "GQA: 1 of 40 right answers differ; item 0 has 'maybe'"),
         ({"doc_id": 77}, "GQA: 1 of 40 items differ; item 77 has 77"),
     ],
 )
-def test_runs_that_were_asked_otherwise_are_refused_by_name(root, changed, told):
+def test_runs_that_were_asked_otherwise_are_refused_by_name(root, changed, message):
     ours, theirs = finished(root, "switch-kd"), finished(root, "sft", tasks=("gqa", "vqav2_val", "pope"))
     lines = stored(theirs, "gqa")
     lines[0] |= changed
@@ -210,7 +210,7 @@ def test_runs_that_were_asked_otherwise_are_refused_by_name(root, changed, told)
         compared(ours, theirs)
     assert refused.value.code == INPUT and refused.value.hint
     (problem,) = refused.value.problems
-    assert problem.startswith(f"{theirs.path}: {told}") and str(ours.path) in problem
+    assert problem.startswith(f"{theirs.path}: {message}") and str(ours.path) in problem
 
 
 def test_every_other_version_and_item_is_named_at_once(root):

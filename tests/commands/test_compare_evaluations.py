@@ -61,9 +61,9 @@ def test_what_is_not_known_of_it_is_a_dash_and_said(root):
     own = runs.table(report, "the average over seeds")[MODEL]
     assert own["seeds"] is own["sd"] is None and str(own["mean, 95 % t"]).count("±") == 0
     assert MODEL in runs.table(report, "scores")
-    told = [note for note in report.notes if MODEL in note]
-    assert f"scored by switchkd eval, its seed, training and recipe not known here (–): {MODEL}" in told
-    assert not any("trained" in note or "one seed" in note for note in told)
+    notes = [note for note in report.notes if MODEL in note]
+    assert f"scored by switchkd eval, its seed, training and recipe not known here (–): {MODEL}" in notes
+    assert not any("trained" in note or "one seed" in note for note in notes)
     assert report.title.startswith(f"{read(ours[0]).recipe}: ")
 
 

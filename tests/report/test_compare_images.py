@@ -75,7 +75,7 @@ def test_popes_f1_is_resampled_by_image():
 
 
 def clustered(random, sizes, share=0.5, correlation=0.05):
-    """0 or 1 for each question of images of so many questions; those of one image are correlated so."""
+    """0 or 1 for each question of images with `sizes` questions each; those of one image have this correlation."""
     of = (1 - correlation) / correlation
     each = random.beta(share * of, (1 - share) * of, len(sizes))
     return (random.random(sum(sizes)) < np.repeat(each, sizes)).astype(float)

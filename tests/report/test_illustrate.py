@@ -1,4 +1,4 @@
-"""What the models are asked for a picture, with tiny models on rows made on the spot."""
+"""Data for figures that needs a model, with tiny models on examples made on the spot."""
 
 import numpy as np
 import pytest

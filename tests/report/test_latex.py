@@ -19,9 +19,9 @@ def report(*titles: str, note: str = "note") -> Document:
     lines = [Line(title, cells) for title in titles]
     lines.append(Line("Switch-KD", cells, "paper"))
     scores = Table(("points", "GQA", "95 % items", "p", titles[0]), tuple(lines), titles[0])
-    told = "playground, test (paper: test-dev, balanced)"
-    spoken = Table(("protocol", "split", "metric"), (Line("GQA", (told, "exact_match")),), "protocol")
-    return Document(titles[0], (scores, spoken, Points((note, titles[-1]))))
+    split = "playground, test (paper: test-dev, balanced)"
+    protocol = Table(("protocol", "split", "metric"), (Line("GQA", (split, "exact_match")),), "protocol")
+    return Document(titles[0], (scores, protocol, Points((note, titles[-1]))))
 
 
 def cells_of(text: str) -> list[list[str]]:

@@ -75,11 +75,11 @@ def test_a_benchmark_the_teacher_does_not_clear_is_in_nobodys_average(root):
         "blind": ["49.9", "10.6", "(29.7)", "50.8", "37.1"],
         "Switch-KD": ["–", "61.6", "–", "–", "60.1"],  # the paper's own average, as printed
     }
-    note = "(MMMU): the teacher does not clearly beat the majority answer or itself without the picture"
+    note = "(MMMU): the teacher does not clearly beat the majority answer or itself without the image"
     assert any(text.startswith(note) and "left out of the average" in text for text in report.notes)
 
 
-def test_what_stood_in_for_what_is_told_and_what_can_t_be_told_apart(root):
+def test_stand_ins_are_noted_with_the_names_that_they_make_alike(root):
     small, large = "org/small", "org/large"
     runs = [
         made.run(
@@ -128,11 +128,11 @@ def test_baselines_stand_without_a_teacher(root):
     assert any("no teacher was scored" in note for note in report.notes)
 
 
-def test_the_reader_is_told_what_the_numbers_are(root):
+def test_title_and_notes_say_what_the_numbers_are(root):
     report = distilled(root)
     assert "playground" in report.title and "test split" in report.title
     assert "not the paper's benchmarks" in report.title
-    told = "\n".join(report.notes)
+    text = "\n".join(report.notes)
     for part in (
         "one seed (0)",
         "items per benchmark: 100",
@@ -140,15 +140,15 @@ def test_the_reader_is_told_what_the_numbers_are(root):
         f"files: {root / 'quick' / 'switch-kd' / 'seed0'}",
         "no number here is comparable",
     ):
-        assert part in told
+        assert part in text
 
 
 def test_unequal_training_is_named(root):
     longer = made.STAGES.replace("300", "560")
     report = distillation([read(run) for run in pair(root, stages=longer)], TEACHER)
-    told = [note for note in report.notes if note.startswith("not trained equally long")]
-    assert any("560 steps of 32: SFT" in note for note in told)
-    assert any("300 steps of 32: Switch-KD" in note for note in told)
+    notes = [note for note in report.notes if note.startswith("not trained equally long")]
+    assert any("560 steps of 32: SFT" in note for note in notes)
+    assert any("300 steps of 32: Switch-KD" in note for note in notes)
 
 
 def test_a_gain_that_rounds_to_nothing_has_no_minus_sign(root):
@@ -167,7 +167,7 @@ def test_the_protocols_deviations_stand_beside_real_benchmarks(root):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ({"world": "hub"}, "world is hub, that of {first} is playground"),
         ({"split": "hard"}, "split is hard, that of {first} is test"),
@@ -175,12 +175,12 @@ def test_the_protocols_deviations_stand_beside_real_benchmarks(root):
         ({"sets_key": "other"}, "sets_key is other, that of {first} is k"),
     ],
 )
-def test_scores_of_other_questions_are_refused(root, asked, told):
+def test_scores_of_other_questions_are_refused(root, asked, message):
     ours, sft = pair(root, **asked)
     with pytest.raises(UserError) as refused:
         print_comparison([read(ours), read(sft)], None)
     assert refused.value.code == INPUT
-    assert refused.value.problems == (f"{sft.path}: {told.format(first=ours.path)}",)
+    assert refused.value.problems == (f"{sft.path}: {message.format(first=ours.path)}",)
     assert refused.value.hint
 
 
@@ -285,7 +285,7 @@ def test_the_json_beside_the_results_is_the_report(root):
 
 
 def faulty(root: Path, row: str, title: str, seed: int = 0, **counts) -> RunFolder:
-    """A run of 100 answers to POPE of which so many are no answers."""
+    """A run of 100 answers to POPE with these counts of answers that can't be right."""
     folder = made.run(root, row, title, {"pope": 40.0, "gqa": 50.0}, seed=seed)
     results = json.loads(folder.results.read_text())
     results["scores"]["pope"] |= counts
@@ -293,7 +293,7 @@ def faulty(root: Path, row: str, title: str, seed: int = 0, **counts) -> RunFold
     return folder
 
 
-def test_answers_that_are_none_are_counted_by_benchmark_and_whose_they_are(root):
+def test_answers_that_cant_be_right_are_counted_by_benchmark_and_row(root):
     runs = [
         faulty(root, "a", "A", 0, unreadable=7, example="Yes,\nit is."),
         faulty(root, "a", "A", 1, unreadable=2, empty=3),
@@ -304,8 +304,8 @@ def test_answers_that_are_none_are_counted_by_benchmark_and_whose_they_are(root)
         r"POPE: answers that can't be read by the metric: A 9 of 200 (e.g. 'Yes,\\nit is.'), B 1 of 100 (e.g. 'no!')",
         "POPE: answers that are empty: A 3 of 200",
     ]
-    untold = [read(made.run(root / "old", row, row, {"pope": 1.0})) for row in ("a", "b")]
-    assert not any("answers that" in note for note in comparison(untold, None).notes)
+    without = [read(made.run(root / "old", row, row, {"pope": 1.0})) for row in ("a", "b")]
+    assert not any("answers that" in note for note in comparison(without, None).notes)
 
 
 @pytest.mark.parametrize("fault", ["unreadable", "empty", "at_limit", "too_long"])

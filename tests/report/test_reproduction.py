@@ -1,4 +1,4 @@
-"""The report of recipes: what its numbers are, what it says of what is lacking, and that its page stands alone."""
+"""The report of recipes: its numbers, its words on missing runs, and that its page needs no other file."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def table(document, head):
     return {line.name: dict(zip(found.columns[1:], line.cells, strict=True)) for line in found.lines}
 
 
-def told(section):
+def callouts(section):
     return [block.words for block in section.blocks if isinstance(block, Callout)]
 
 
@@ -178,7 +178,7 @@ def test_what_did_not_finish_is_counted_and_named(root, file):
     shutil.rmtree(root / "components" / "sft" / "seed2")
     document = composed(root, file)
     assert table(document, "row")["Align"]["seeds"] == "2 of 3"
-    assert told(chapter(document)) == [
+    assert callouts(chapter(document)) == [
         "2 runs are missing: Align: failed, seed 1; SFT: never started, seed 2."
     ]
     assert any(
@@ -207,6 +207,16 @@ def test_a_run_that_two_rows_share_is_counted_once(root, file):
     assert facts["Training"].startswith(f"{12 * 21} s")  # 21 seconds a run
 
 
+def test_the_commands_as_typed_are_listed_once(root, file, tmp_path):
+    for text in texts(composed(root, file), tmp_path):
+        assert "The commands as typed:" in text and text.count("switchkd ablate x") == 1
+
+
+def test_the_protocol_says_whose_tasks_they_are(root, file, tmp_path):
+    for text in texts(composed(root, file), tmp_path):
+        assert "protocol: stock tasks of lmms" in text
+
+
 def test_without_any_run_there_is_no_report(file, tmp_path):
     with pytest.raises(UserError, match="no finished run with scores of components") as refused:
         list(write_report([file], None, tmp_path / "none", tmp_path / "out", NoModels()))
@@ -218,7 +228,7 @@ def test_runs_that_were_asked_other_questions_are_refused_in_their_chapter(root,
     results = root / "components" / "align" / "seed1" / "results.json"
     results.write_text(json.dumps(json.loads(results.read_text()) | {"split": "hard"}))
     found = chapter(composed(root, file))
-    assert any("can't be compared" in words and "split is hard" in words for words in told(found))
+    assert any("can't be compared" in words and "split is hard" in words for words in callouts(found))
     assert not tables(found)
 
 
@@ -274,7 +284,7 @@ def test_answers_that_no_metric_reads_are_told_beside_the_scores(root, file, tmp
         stored["scores"]["pope"] |= {"unreadable": 12 * seed, "example": "Yes.", "empty": 1}
         results.write_text(json.dumps(stored))
     scores = next(part for part in chapter(composed(root, file)).sections if part.title == "Scores")
-    (warned,) = told(scores)
+    (warned,) = callouts(scores)
     assert warned.startswith("warning: POPE: ") and "Align 12 of 36 (e.g. 'Yes.')" in warned
     for text in texts(composed(root, file), tmp_path):
         assert "Align 12 of 36" in text and "POPE: answers that are empty: Align 2 of 36" in text

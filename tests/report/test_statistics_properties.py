@@ -6,8 +6,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from switchkd_cli.report.document.cells import Interval, Number
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.intervals import over_seeds, paired
+from switchkd_cli.report.stats.intervals import Estimate, over_seeds, paired
 from switchkd_cli.report.stats.metric_units import Units
 from switchkd_cli.report.stats.significance import Paired, holm, interval, p_value
 
@@ -35,7 +36,7 @@ def pair(ours, theirs) -> Paired:
 
 
 def lines(of, fewest=2, most=8, runs=1):
-    """Scores of two rows of so many runs, all of one length."""
+    """Scores of two rows with `runs` runs each, all of one length."""
     length = st.integers(fewest, most)
     row = length.flatmap(
         lambda n: st.lists(st.lists(of, min_size=n, max_size=n), min_size=2 * runs, max_size=2 * runs)
@@ -50,6 +51,15 @@ def test_a_mean_over_seeds_has_scipys_t_interval(values):
     found, direct = over_seeds(values), stats.ttest_1samp(values, 0).confidence_interval()
     assert (found.mean - found.interval, found.mean + found.interval) == pytest.approx(tuple(direct))
     assert found.deviation == pytest.approx(np.std(values, ddof=1))
+
+
+@given(st.floats(-9, 9), st.floats(0, 9) | st.none())
+def test_one_rule_says_what_is_clear_in_every_cell_and_verdict(mean, half):
+    estimate = Estimate(mean, half, 3, detectable=1.0)
+    expected = 0 if half is None or abs(mean) <= half else 1 if mean > 0 else -1
+    assert estimate.side == Number.minus(estimate).side == expected
+    if half is not None:
+        assert bool(Interval(estimate.low, estimate.high, 1.0).mde) == (expected == 0)
 
 
 @SEVERAL

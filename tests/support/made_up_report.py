@@ -68,7 +68,7 @@ def finished(root: Path, file: Path, seeds=(0, 1, 2), right=RIGHT, rows=None) ->
 
 
 def write(root: Path, run, right) -> run_folder.RunFolder:
-    """One finished run with so many right answers to each benchmark."""
+    """One finished run with `right` right answers to each benchmark."""
     folder = run_folder.folder(root, run)
     folder.answers.mkdir(parents=True)
     folder.recipe.write_text(run.text)

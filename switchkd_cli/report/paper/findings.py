@@ -126,7 +126,7 @@ def table(findings: Sequence[CheckedFinding]) -> Table | None:
             lines.append(Line(each.finding.claim, cells))
     caption = (
         "Here: the first row minus the second, paired by seed, ± half of the 95 % t interval. A finding agrees or is "
-        "opposite when that interval leaves 0 out; rows that the paper calls alike agree when it lies within "
+        "opposite when that interval excludes 0; rows that the paper calls alike agree when it lies within "
         f"{ALIKE:g} point of 0. Not corrected for the number of findings. [S] stated by the authors, [C] "
         f"computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper. {MDE}."
     )

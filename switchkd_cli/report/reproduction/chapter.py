@@ -94,5 +94,5 @@ def _notes(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> Iterat
     yield from footnotes.lengths(recipe.runs)
     yield from footnotes.versions(recipe.runs)
     if recipe.changed:
-        yield f"made with overrides, or by another text of the recipe than today's: {'; '.join(recipe.changed)}"
+        yield f"made with overrides, or with another text of the recipe than today's: {'; '.join(recipe.changed)}"
     yield from footnotes.files([recipe.runs[0].path.parents[1]])

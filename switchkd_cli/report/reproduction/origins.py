@@ -37,7 +37,7 @@ def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[
     if shared := len(runs) - len(own):
         yield "In common", f"{shared} of them are rows that another recipe has too, trained and scored once"
     trained = _clock(sum(run.trained for run in own))
-    yield "Training", f"{trained} in all (the stages' own clocks, some side by side)"
+    yield "Training", f"{trained} in all (the stages' own clocks, some at the same time)"
     yield "Runs with scoring", _clock(sum(float(run.info.get("seconds") or 0) for run in own))
     machines = sorted({str(run.info["machine"]) for run in runs if run.info.get("machine")})
     yield "Machine", "; ".join(machines) or "not recorded in these runs"

@@ -10,7 +10,7 @@ from typing import Any
 
 from switchkd_cli.report.stats.intervals import LEVEL, Estimate, standard_error
 
-BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the picture"}
+BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}
 """Field of the teacher's results -> what the teacher has to beat."""
 
 Item = tuple[int, str, str | None]

@@ -77,7 +77,7 @@ def ablation(
     notes = (
         *(f"{title} {verdict}: {'; '.join(titles)}" for verdict, titles in verdicts.items()),
         "±: half the 95 % t interval over seeds; differences are paired by seed",
-        "not clear: the interval holds 0 (or there is none); not corrected for the number of rows",
+        "not clear: the interval includes 0 (or there is none); not corrected for the number of rows",
         footnotes.MDE,
         *(f"{rows[name].title}: no finished run for {counted(own)}" for name, own in missing.items() if own),
         *footnotes.of_scores(runs, columns, teacher),

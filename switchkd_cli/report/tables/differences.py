@@ -162,7 +162,7 @@ def notes(rows: Sequence[RowDifference]) -> Iterator[str]:
             found = ", ".join(map(_points, beyond)) or "nothing"
             yield f"{row.name}, beyond chance over items after Holm's correction: {found}"
             if unsure := [_points(d) for d in beyond if d.seeds and d.seeds.side == 0]:
-                yield f"{row.name}, of these not beyond chance over seeds (the interval holds 0): {', '.join(unsure)}"
+                yield f"{row.name}, of these not beyond chance over seeds (the interval includes 0): {', '.join(unsure)}"
         if not row.seeds and row.ours.is_run and row.theirs.is_run:
             yield f"{row.name}: two runs of different seeds, so the seed is part of the difference"
     if tests := sum(d.p is not None for row in rows for d in row.each):

@@ -21,7 +21,7 @@ from switchkd_cli.runs.run_folder import shown
 Key = TypeVar("Key", bound=Hashable)
 MDE = (
     "MDE: minimum detectable effect, the smallest true difference that as many images or seeds would show to be clear in "
-    "80 of 100 cases; next to every interval that holds 0"
+    "80 of 100 cases; next to every interval that includes 0"
 )
 
 

@@ -87,7 +87,7 @@ def gains(
         f"taken as they are; Holm: corrected for the {tests} tests of both tables.{equal}"
     )
     marked = (
-        "Bold: the interval over seeds leaves 0 out. Asterisk: beyond chance over the items after Holm's correction "
+        "Bold: the interval over seeds excludes 0. Asterisk: beyond chance over the items after Holm's correction "
         f"(p < {ALPHA:g}). {MDE}."
     )
     return (
