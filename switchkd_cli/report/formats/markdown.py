@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import singledispatch
 
 from switchkd_cli.report.document import model
 from switchkd_cli.report.document.cells import Cell, Number, words
@@ -34,48 +33,26 @@ def _sections(sections: Sequence[Section], level: int) -> list[str]:
     return parts
 
 
-@singledispatch
 def _block(block: model.Block) -> str:
-    raise TypeError(f"no Markdown for {type(block).__name__}")
-
-
-@_block.register
-def _(block: model.Text) -> str:
-    return plain(block.words)
-
-
-@_block.register
-def _(block: model.Callout) -> str:
-    return f"> **{'Note' if block.tone == 'world' else 'Problem'}.** {plain(block.words)}"
-
-
-@_block.register
-def _(block: model.Points) -> str:
-    return "\n".join(f"- {plain(item)}" for item in block.items)
-
-
-@_block.register
-def _(block: model.Facts) -> str:
-    return _rows([("", ""), ("---", "---"), *((plain(name), plain(value)) for name, value in block.pairs)])
-
-
-@_block.register
-def _(block: model.Commands) -> str:
-    return "\n".join(("```sh", *block.lines, "```"))
-
-
-@_block.register
-def _(table: model.Table) -> str:
-    rows = [tuple(map(plain, table.columns)), ("---", *["---:"] * (len(table.columns) - 1))]
-    rows += [(plain(line.full_name), *map(_cell, line.cells)) for line in table.lines]
-    source = "*Printed in the paper.* " if table.source == "paper" else ""
-    caption = f"{source}{plain(table.caption)}".strip()
-    return "\n\n".join(filter(None, (plain(table.title), _rows(rows), caption)))
-
-
-@_block.register
-def _(figure: model.FigureFile) -> str:
-    return f"![{plain(figure.title)}](<{figure.path}>)\n\n*{plain(figure.caption)}*"
+    match block:
+        case model.Text(text):
+            return plain(text)
+        case model.Callout(text, tone):
+            return f"> **{'Note' if tone == 'world' else 'Problem'}.** {plain(text)}"
+        case model.Points(items):
+            return "\n".join(f"- {plain(item)}" for item in items)
+        case model.Facts(pairs):
+            return _rows([("", ""), ("---", "---"), *((plain(name), plain(value)) for name, value in pairs)])
+        case model.Commands(lines):
+            return "\n".join(("```sh", *lines, "```"))
+        case model.FigureFile(path, title, caption):
+            return f"![{plain(title)}](<{path}>)\n\n*{plain(caption)}*"
+        case model.Table() as table:
+            rows = [tuple(map(plain, table.columns)), ("---", *["---:"] * (len(table.columns) - 1))]
+            rows += [(plain(line.full_name), *map(_cell, line.cells)) for line in table.lines]
+            source = "*Printed in the paper.* " if table.source == "paper" else ""
+            caption = f"{source}{plain(table.caption)}".strip()
+            return "\n\n".join(filter(None, (plain(table.title), _rows(rows), caption)))
 
 
 def _cell(cell: Cell) -> str:
