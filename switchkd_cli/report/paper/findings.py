@@ -13,6 +13,7 @@ import yaml
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document.cells import Number, Tone, Verdict
 from switchkd_cli.report.document.model import Line, Table
+from switchkd_cli.report.results.finished_run import SAFE
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.report.stats.intervals import Estimate, paired
@@ -41,7 +42,7 @@ class Finding:
     """Whether the claim is that the two rows are as good as one another."""
 
 
-_listed = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+_listed = yaml.load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"), Loader=SAFE)
 FINDINGS = tuple(Finding(**entry | {"recipes": tuple(entry["recipes"])}) for entry in _listed)
 
 
