@@ -15,7 +15,7 @@ from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document.cells import Interval, Number, Probability
 from switchkd_cli.report.formats import export
 from switchkd_cli.report.results.finished_run import read
-from switchkd_cli.report.results.row_runs import counted
+from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
@@ -282,7 +282,7 @@ def test_mme_on_the_papers_scale():
 
 
 def test_seeds_in_words():
-    assert [counted(s) for s in ([1], [1, 2], [1, 2, 3], [1, 3, 4])] == [
+    assert [seeds_in_words(s) for s in ([1], [1, 2], [1, 2, 3], [1, 3, 4])] == [
         "seed 1",
         "seeds 1, 2",
         "seeds 1-3",

@@ -13,7 +13,7 @@ from scipy import stats
 from switchkd_cli.report.document.cells import words
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_ablation
-from switchkd_cli.report.stats.intervals import over_seeds, paired
+from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.tables.ablation import ablation
 from tests.support import made_up_runs as made
 
@@ -181,5 +181,5 @@ def test_estimates_by_hand():
     assert three.interval == pytest.approx(4.30265 / 3**0.5, abs=1e-4)  # t(0.975, 2), s = 1
     assert over_seeds([]) is None
     assert over_seeds([5.0]).interval is None
-    assert paired({0: 1.0, 1: 2.0}, {2: 1.0}) is None
-    assert paired({0: 1.0, 1: 4.0}, {1: 1.0, 0: 0.0}).mean == 2.0
+    assert paired_difference({0: 1.0, 1: 2.0}, {2: 1.0}) is None
+    assert paired_difference({0: 1.0, 1: 4.0}, {1: 1.0, 0: 0.0}).mean == 2.0

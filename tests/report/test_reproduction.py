@@ -254,7 +254,7 @@ def test_runs_of_another_recipe_text_are_told(root, tmp_path):
             "title: Long SFT, drop: [align, vsd], set: {stages.distill.steps: 60}",
         ),
     )
-    assert gather(changed, None, root).changed == ("Long SFT",)
+    assert gather(changed, None, root).changed_rows == ("Long SFT",)
 
 
 def test_warnings_are_told_once_and_counted_over_seeds(root, file, tmp_path):

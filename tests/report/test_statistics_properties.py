@@ -8,7 +8,7 @@ from scipy import stats
 
 from switchkd_cli.report.document.cells import Interval, Number
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.intervals import Estimate, over_seeds, paired
+from switchkd_cli.report.stats.intervals import Estimate, over_seeds, paired_difference
 from switchkd_cli.report.stats.metric_units import Units
 from switchkd_cli.report.stats.significance import Paired, holm, interval, p_value
 
@@ -66,7 +66,7 @@ def test_one_rule_says_what_is_clear_in_every_cell_and_verdict(mean, half):
 @given(*[st.dictionaries(st.integers(0, 9), SCORES, max_size=6)] * 2)
 def test_a_paired_difference_is_scipys_over_the_seeds_in_common(ours, theirs):
     common = sorted(ours.keys() & theirs.keys())
-    found = paired(ours, theirs)
+    found = paired_difference(ours, theirs)
     if not common:
         assert found is None
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from switchkd_cli.report.figures.style import GREY, PlottedRow, new_figure
 from switchkd_cli.report.results.finished_run import TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
-from switchkd_cli.report.stats.intervals import paired
+from switchkd_cli.report.stats.intervals import paired_difference
 from switchkd_cli.report.tables.columns import Columns
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ def gain_and_cost(
     if reference is None or len(rows) < 2:
         return None
     columns = Columns.of(reference.runs[0].scores, teacher)
-    if not columns.counted:
+    if not columns.counted_tasks:
         return None
     drawn = new_figure(10.5, 4.6)
     left, right = drawn.subplots(1, 2, sharey=True)
     for row in rows:
-        gain = paired(row.by_seed(columns.run_average), reference.by_seed(columns.run_average))
+        gain = paired_difference(row.by_seed(columns.run_average), reference.by_seed(columns.run_average))
         if gain is None:
             continue
         seconds = [run.seconds for run in row.runs if run.seconds is not None]
@@ -41,7 +41,7 @@ def gain_and_cost(
                 axes.errorbar(fmean(values), gain.mean, yerr=bar, capsize=3, label=row.title, **looks)
     left.set_xlabel("seconds of the last stage")
     right.set_xlabel("peak memory, GiB")
-    left.set_ylabel(f"points over {reference.title}, average of {len(columns.counted)} benchmarks")
+    left.set_ylabel(f"points over {reference.title}, average of {len(columns.counted_tasks)} benchmarks")
     for axes in (left, right):
         axes.axhline(0, color=GREY, lw=0.8)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.04)

@@ -48,7 +48,9 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure |
     if teacher and "teacher" in teacher:
         looks = {"label": "teacher", "color": TEACHER, "marker": "", "ls": DASHED, "lw": 1.2}
         webs.append((scores(teacher["teacher"]), looks))
-    groups = {name: [task for task in tasks if task in columns.counted] for name, tasks in GROUPS.items()}
+    groups = {
+        name: [task for task in tasks if task in columns.counted_tasks] for name, tasks in GROUPS.items()
+    }
     groups = {name: tasks for name, tasks in groups.items() if tasks}
     grouped: list[Web] = [
         ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
-from switchkd_cli.report.results.finished_run import logged
+from switchkd_cli.report.results.finished_run import read_metrics
 from switchkd_cli.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     from matplotlib.lines import Line2D
 
     rows = [row for row in rows if row.runs[0].stages]  # without models that were only scored
-    steps = {row: [_last_stage(logged(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
+    steps = {
+        row: [_last_stage(read_metrics(RunFolder(run.path).metrics)) for run in row.runs] for row in rows
+    }
     every = [run for own in steps.values() for run in own]
     terms = [term for row in rows for term in row.runs[0].stages[-1].get("objective", ())]
     panels = list(_panels(every, terms))

@@ -16,7 +16,7 @@ from switchkd_cli.report.document.model import Line, Table
 from switchkd_cli.report.results.finished_run import SAFE
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns
-from switchkd_cli.report.stats.intervals import Estimate, paired
+from switchkd_cli.report.stats.intervals import Estimate, paired_difference
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.tables.footnotes import MDE
 
@@ -85,7 +85,7 @@ def _checked(finding: Finding, recipes: Mapping[str, RecipeRuns]) -> CheckedFind
         head = BENCHMARKS[finding.benchmark].column
         return untested(f"{head} is left out here: the teacher does not clearly beat the baselines")
     figure = columns.figures.get(finding.benchmark, lambda run: None)
-    difference = paired(ours.by_seed(figure), theirs.by_seed(figure))
+    difference = paired_difference(ours.by_seed(figure), theirs.by_seed(figure))
     if difference is None:
         return untested("no seed in common, or no score")
     tone = _tone(difference, alike=finding.alike)

@@ -8,7 +8,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.report.document.model import WARNING, Block, Callout, Points, Section, Text
 from switchkd_cli.report.results.controls import CONTROL_KINDS
 from switchkd_cli.report.results.recipe_runs import STATES, RecipeRuns
-from switchkd_cli.report.results.row_runs import counted
+from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.tables import footnotes, recipe_tables
 from switchkd_cli.report.tables.columns import Columns
@@ -51,11 +51,13 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> Section:
 
 def _head(recipe: RecipeRuns) -> Iterator[Block]:
     """How many runs finished, and which are not in the tables."""
-    seeds = f" ({counted(recipe.seeds)})" if recipe.seeds else ""
+    seeds = f" ({seeds_in_words(recipe.seeds)})" if recipe.seeds else ""
     finished = f"{len(recipe.runs)} of {len(recipe.states)} runs finished and scored{seeds}."
-    not_started = f" Not run: {'; '.join(recipe.not_started)}." if recipe.not_started else ""
-    yield Text(f"{len(recipe.started)} rows, {finished}{not_started}")
-    if missing := [f"{title}: {STATES[state]}, {counted(own)}" for state, title, own in recipe.unfinished()]:
+    not_started = f" Not run: {'; '.join(recipe.rows_not_started)}." if recipe.rows_not_started else ""
+    yield Text(f"{len(recipe.started_rows)} rows, {finished}{not_started}")
+    if missing := [
+        f"{title}: {STATES[state]}, {seeds_in_words(own)}" for state, title, own in recipe.unfinished()
+    ]:
         count = sum(state != "finished" for state in recipe.states.values())
         many = "One run is" if count == 1 else f"{count} runs are"
         yield Callout(f"{many} missing: {'; '.join(missing)}.", "problem")
@@ -65,16 +67,16 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
     yield recipe_tables.scores(recipe, columns)
     for note in footnotes.answers(recipe.runs, recipe.teacher):
         yield Callout(note, "problem") if note.startswith(WARNING) else Text(note)
-    yield from recipe_tables.printed(recipe, columns)
+    yield from recipe_tables.paper_numbers(recipe, columns)
 
 
 def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> dict[str, Sequence[Block]]:
     """The gains over each kind of control."""
     parts: dict[str, Sequence[Block]] = {}
     for kind, title in CONTROL_KINDS.items():
-        rows = recipe_tables.compared(recipe, columns, answers, kind)
+        rows = recipe_tables.compare_with_controls(recipe, columns, answers, kind)
         if rows:
-            tables = recipe_tables.gains(rows, columns, kind, recipe.planned[0].title)
+            tables = recipe_tables.gains(rows, columns, kind, recipe.planned_rows[0].title)
             parts[title] = [Text(recipe_tables.verdict(rows)), *tables]
         else:
             controls = [run.title for run in recipe.controls.every(kind)]
@@ -86,13 +88,13 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> dict[s
 
 
 def _notes(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> Iterator[str]:
-    yield from footnotes.left_out(columns)
+    yield from footnotes.benchmarks_left_out(columns)
     if not recipe.teacher or "teacher" not in recipe.teacher:
         yield "no scores of one teacher: no benchmark was checked against the baselines, all are in the average"
     yield from answers.notes
-    yield from footnotes.stood_in(recipe.runs)
+    yield from footnotes.stand_ins(recipe.runs)
     yield from footnotes.lengths(recipe.runs)
     yield from footnotes.versions(recipe.runs)
-    if recipe.changed:
-        yield f"made with overrides, or with another text of the recipe than today's: {'; '.join(recipe.changed)}"
+    if recipe.changed_rows:
+        yield f"made with overrides, or with another text of the recipe than today's: {'; '.join(recipe.changed_rows)}"
     yield from footnotes.files([recipe.runs[0].path.parents[1]])

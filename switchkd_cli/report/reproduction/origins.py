@@ -10,7 +10,7 @@ from switchkd_cli.recipe.find import find_or_none
 from switchkd_cli.report.document.model import Block, Commands, Facts, Points, Text
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
-from switchkd_cli.report.results.row_runs import counted
+from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.runs.run_folder import shown
 
 HOW_TO_READ = (
@@ -27,7 +27,7 @@ def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[
     yield "Runs", f"{len(runs)} finished and scored of {started} started or planned, in {many}"
     titles: dict[str, list[str]] = defaultdict(list)
     for recipe in recipes:
-        titles[counted(recipe.seeds) if recipe.seeds else "no runs"].append(recipe.title)
+        titles[seeds_in_words(recipe.seeds) if recipe.seeds else "no runs"].append(recipe.title)
     each = [f"{seeds}: {', '.join(own)}" for seeds, own in titles.items()]
     yield "Seeds", "; ".join(each if len(titles) > 1 else titles)
     # a row that another recipe has too is that recipe's run under a name of its own
@@ -46,7 +46,7 @@ def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[
         yield "Finished", f"{times[0]} to {times[-1]} UTC"
 
 
-def made(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[Block]:
+def how_it_was_made(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[Block]:
     """The section at the end: commands, versions, how to read the report."""
     yield Text("To make the same runs again (finished ones are skipped):")
     yield Commands(tuple(command(recipe) for recipe in recipes))
@@ -69,11 +69,11 @@ def command(recipe: RecipeRuns) -> str:
     own = known is not None and known.resolve() == recipe.file.resolve()
     parts = ["switchkd", "ablate", name if own else shown(recipe.file.absolute())]
     parts += ["--world", world] if world else []
-    if recipe.started and recipe.not_started:
-        parts += ["--rows", ",".join(run.row for run in recipe.started)]
-    seeds = recipe.seeds or [recipe.planned[0].seed]
+    if recipe.started_rows and recipe.rows_not_started:
+        parts += ["--rows", ",".join(run.row for run in recipe.started_rows)]
+    seeds = recipe.seeds or [recipe.planned_rows[0].seed]
     parts += ["--seeds", str(seeds[-1] - seeds[0] + 1)]
-    parts += ["--seed", str(seeds[0])] if seeds[0] != recipe.planned[0].seed else []
+    parts += ["--seed", str(seeds[0])] if seeds[0] != recipe.planned_rows[0].seed else []
     root = shown(recipe.runs[0].path.parents[2]) if recipe.runs else "runs"
     parts += ["--out", root] if root != "runs" else []
     return shlex.join(parts)

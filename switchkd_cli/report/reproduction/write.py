@@ -63,7 +63,7 @@ def _draw(recipe: RecipeRuns, models: Models, folder: Path, blocks: list[Block])
     place = folder / FIGURES / recipe.stem
     for old in (place / f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")):
         old.unlink(missing_ok=True)
-    control = recipe.controls.of(recipe.planned[0].row, "steps")
+    control = recipe.controls.of(recipe.planned_rows[0].row, "steps")
     forms = {name: ("svg",) for name in CAPTIONS} | {"attention": ("png",)}  # maps of patches are no drawing
     for drawn in draw(recipe.runs, recipe.teacher, models, place, reference=control, forms=forms):
         if drawn.reason:
@@ -93,7 +93,7 @@ def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]
     chapters = (
         Section("The paper's findings, and ours", "findings", tuple(said)),
         *(chapter(recipe, figures.get(recipe.name, ())) for recipe in recipes),
-        Section("How it was made", "made", tuple(origins.made(recipes, runs))),
+        Section("How it was made", "made", tuple(origins.how_it_was_made(recipes, runs))),
         Section("The protocol", "protocol", protocol),
     )
     subtitle = f"{' and '.join(WORLDS.get(world, world) for world in worlds)} · {titles}"
@@ -107,7 +107,7 @@ def _problems(recipes: Sequence[RecipeRuns]) -> Iterator[Block]:
         f"{counts[state]} {words}" for state, words in STATES.items() if state != "finished" and counts[state]
     ]
     empty = [recipe.title for recipe in recipes if not recipe.states]
-    rows = sum(len(recipe.not_started) for recipe in recipes if recipe.states)
+    rows = sum(len(recipe.rows_not_started) for recipe in recipes if recipe.states)
     lacking += [f"{rows} rows without any run"] if rows else []
     lacking += [f"no run at all of {', '.join(empty)}"] if empty else []
     if lacking:

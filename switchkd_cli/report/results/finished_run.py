@@ -117,7 +117,7 @@ def read(folder: RunFolder) -> ScoredRun:
     if absent := [field for field in ("recipe", "row", "title", "seed") if field not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
     resolved = check(Resolved, _yaml(folder.recipe), folder.recipe)
-    lines = logged(folder.metrics)
+    lines = read_metrics(folder.metrics)
     clocks = {
         line["stage"]: line["seconds"]
         for line in lines
@@ -201,7 +201,7 @@ def one_or_each(value: Any) -> str:
     return str(value)
 
 
-def logged(metrics: Path) -> list[dict[str, Any]]:
+def read_metrics(metrics: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl (steps and events); an empty list where there is no such file.
 
     Lines that can't be read become one warning that counts them.

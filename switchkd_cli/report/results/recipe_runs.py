@@ -32,15 +32,15 @@ class RecipeRuns:
     """A recipe's rows over all seeds that were started, and the scores of its teacher."""
 
     file: Path
-    planned: tuple[Run, ...]
+    planned_rows: tuple[Run, ...]
     """A run for each row, in the recipe's order, in the requested world."""
-    plain: tuple[Run, ...]
+    own_world_rows: tuple[Run, ...]
     """The same in the recipe's own world: with the models that it names."""
     states: Mapping[tuple[str, int], State]
     """By row and seed, for the rows that were started with some seed."""
     runs: tuple[ScoredRun, ...]
     """Those that finished with scores, by row, seeds in ascending order."""
-    changed: tuple[str, ...]
+    changed_rows: tuple[str, ...]
     """Titles of rows whose runs had overrides, or another text of the recipe than today's."""
     teacher: TeacherScores | None
     """None without scores of a teacher, or where the rows have several."""
@@ -48,7 +48,7 @@ class RecipeRuns:
     @property
     def name(self) -> str:
         """The folder of its runs, such as `components@playground`."""
-        return self.planned[0].recipe
+        return self.planned_rows[0].recipe
 
     @property
     def stem(self) -> str:
@@ -57,7 +57,7 @@ class RecipeRuns:
 
     @property
     def title(self) -> str:
-        return self.planned[0].config.title
+        return self.planned_rows[0].config.title
 
     @property
     def seeds(self) -> list[int]:
@@ -65,24 +65,24 @@ class RecipeRuns:
         return sorted({seed for _, seed in self.states})
 
     @cached_property
-    def started(self) -> tuple[Run, ...]:
+    def started_rows(self) -> tuple[Run, ...]:
         """The planned rows that were started with some seed."""
-        return tuple(run for run in self.planned if any(row == run.row for row, _ in self.states))
+        return tuple(run for run in self.planned_rows if any(row == run.row for row, _ in self.states))
 
     @property
-    def not_started(self) -> list[str]:
+    def rows_not_started(self) -> list[str]:
         """Titles of the rows without any run."""
-        return [run.title for run in self.planned if run not in self.started]
+        return [run.title for run in self.planned_rows if run not in self.started_rows]
 
     @cached_property
     def rows(self) -> tuple[RowRuns, ...]:
         """The rows that have finished runs."""
-        runs = [(run.title, tuple(r for r in self.runs if r.row == run.row)) for run in self.planned]
+        runs = [(run.title, tuple(r for r in self.runs if r.row == run.row)) for run in self.planned_rows]
         return tuple(RowRuns(title, title, own) for title, own in runs if own)
 
     @cached_property
     def controls(self) -> Controls:
-        return Controls(self.plain)
+        return Controls(self.own_world_rows)
 
     def row(self, name: str | None) -> RowRuns | None:
         return next((row for row in self.rows if row.row == name), None)
@@ -94,7 +94,7 @@ class RecipeRuns:
     def unfinished(self) -> Iterator[tuple[State, str, list[int]]]:
         """State, row title and seeds of the runs that did not finish with scores."""
         for state in STATES:
-            for run in self.started if state != "finished" else ():
+            for run in self.started_rows if state != "finished" else ():
                 if seeds := [seed for seed in self.seeds if self.states[run.row, seed] == state]:
                     yield state, run.title, seeds
 

@@ -46,7 +46,7 @@ class RowRuns:
         return {task: fmean(run.scores[task] for run in self.runs) for task in self.runs[0].scores}
 
 
-def grouped(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
+def group_by_row(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
     """The runs by row folder, in the given order; runs of a single row each stand alone."""
     runs = list({run.path: run for run in runs}.values())
     rows: dict[object, list[ScoredRun]] = {}
@@ -56,7 +56,7 @@ def grouped(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
         rows = {run.path: [run] for run in runs}
     groups = [sorted(row, key=lambda run: run.seed or 0) for row in rows.values()]
     plain = names = [
-        own[0].name if len(own) == 1 else f"{own[0].title} ({counted([run.seed for run in own])})"
+        own[0].name if len(own) == 1 else f"{own[0].title} ({seeds_in_words([run.seed for run in own])})"
         for own in groups
     ]
     for prefixes in ([own[0].recipe for own in groups], [shown(own[0].home) for own in groups]):
@@ -87,7 +87,7 @@ def reference(rows: Sequence[RowRuns], controls: Sequence[str], against: str | N
     return next((by_name[name] for name in (*controls, SFT) if name in by_name), rows[0])
 
 
-def pairs(ours: RowRuns, theirs: RowRuns) -> list[tuple[ScoredRun, ScoredRun]]:
+def pair_runs(ours: RowRuns, theirs: RowRuns) -> list[tuple[ScoredRun, ScoredRun]]:
     """Pairs of runs with the same seed; two single runs are a pair whatever their seeds.
 
     A model without a seed is paired with every run.
@@ -98,7 +98,7 @@ def pairs(ours: RowRuns, theirs: RowRuns) -> list[tuple[ScoredRun, ScoredRun]]:
     return [(run, by_seed[run.seed]) for run in ours.runs if run.seed in by_seed]
 
 
-def counted(seeds: Sequence[int | None]) -> str:
+def seeds_in_words(seeds: Sequence[int | None]) -> str:
     """Ascending seeds in words: `seed 1`, `seeds 1-5`, `seeds 1, 3`."""
     known = [seed for seed in seeds if seed is not None]
     if len(known) == 1:

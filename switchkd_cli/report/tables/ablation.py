@@ -9,8 +9,8 @@ from typing import Protocol
 from switchkd_cli.report.document.cells import Cell, Number
 from switchkd_cli.report.document.model import Document, Line, Points, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
-from switchkd_cli.report.results.row_runs import SFT, RowRuns, counted
-from switchkd_cli.report.stats.intervals import over_seeds, paired
+from switchkd_cli.report.results.row_runs import SFT, RowRuns, seeds_in_words
+from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.tables import footnotes
 from switchkd_cli.report.tables.columns import Columns
 
@@ -51,7 +51,7 @@ def ablation(
 
     def minus(ours: str, theirs: str) -> Number | None:
         """One row's average minus another's, paired by seed."""
-        found = None if ours == theirs else paired(averages[ours], averages[theirs])
+        found = None if ours == theirs else paired_difference(averages[ours], averages[theirs])
         return None if found is None else Number.minus(found)
 
     ours = next(iter(rows))
@@ -79,7 +79,11 @@ def ablation(
         "±: half the 95 % t interval over seeds; differences are paired by seed",
         "not clear: the interval includes 0 (or there is none); not corrected for the number of rows",
         footnotes.MDE,
-        *(f"{rows[name].title}: no finished run for {counted(own)}" for name, own in missing.items() if own),
+        *(
+            f"{rows[name].title}: no finished run for {seeds_in_words(own)}"
+            for name, own in missing.items()
+            if own
+        ),
         *footnotes.of_scores(runs, columns, teacher),
         *footnotes.lengths(runs),
         f"train s: seconds of the last stage ({runs[0].stages[-1]['name']}), mean over seeds",
@@ -89,7 +93,7 @@ def ablation(
         Table((*heads, "train s"), tuple(gains)),
         columns.table("mean over seeds", teacher, scores, runs),
     )
-    return Document(f"{footnotes.title(runs)}, {counted(seeds)}", (*tables, Points(notes)))
+    return Document(f"{footnotes.title(runs)}, {seeds_in_words(seeds)}", (*tables, Points(notes)))
 
 
 def _verdict(gain: Number) -> str:

@@ -51,13 +51,13 @@ class Columns:
         return (*(BENCHMARKS[task].column for task in self.tasks), AVERAGE_HEAD)
 
     @property
-    def counted(self) -> list[str]:
+    def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
         return [task for task in self.tasks if task not in self.not_beaten]
 
     def average(self, scores: Mapping[str, float]) -> float | None:
         """The plain mean of the tasks that count (paper, section 5: Avg10); None when none does."""
-        return fmean(scores[task] for task in self.counted) if self.counted else None
+        return fmean(scores[task] for task in self.counted_tasks) if self.counted_tasks else None
 
     def run_average(self, run: ScoredRun) -> float | None:
         return self.average(run.scores)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from switchkd_cli.report.document.cells import Number
 from switchkd_cli.report.document.model import Document, Line, Points, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
-from switchkd_cli.report.results.row_runs import RowRuns, grouped, reference
+from switchkd_cli.report.results.row_runs import RowRuns, group_by_row, reference
 from switchkd_cli.report.stats.intervals import over_seeds
 from switchkd_cli.report.stats.paired_items import answer_units
 from switchkd_cli.report.tables import differences, footnotes
@@ -51,7 +51,7 @@ def comparison(
     `row_runs.reference`. Raises UserError when they were not asked the same questions or not scored alike.
     """
     columns = Columns.of_runs(runs, teacher)
-    rows = grouped(runs)
+    rows = group_by_row(runs)
     base = reference(rows, controls, against)
     every = [run for row in rows for run in row.runs]
     answers = answer_units(every, columns.tasks if len(rows) > 1 else ())
@@ -66,7 +66,7 @@ def comparison(
         *answers.notes,
         *footnotes.of_scores(runs, columns, teacher),
         *([f"{alone}: {'; '.join(single)}"] if single else []),
-        *footnotes.only_scored(every),
+        *footnotes.scored_models(every),
         *footnotes.lengths(every),
         *footnotes.versions(every),
         *_files(rows),

@@ -9,7 +9,7 @@ from statistics import fmean
 from switchkd_cli.report.document.cells import Cell, Interval, Number, Probability
 from switchkd_cli.report.document.model import Line, Table
 from switchkd_cli.report.results.finished_run import ScoredRun
-from switchkd_cli.report.results.row_runs import RowRuns, counted, pairs
+from switchkd_cli.report.results.row_runs import RowRuns, pair_runs, seeds_in_words
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import Estimate, over_seeds
 from switchkd_cli.report.stats.paired_items import AnswerUnits
@@ -83,7 +83,7 @@ class RowDifference:
 
 def row_difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: AnswerUnits) -> RowDifference:
     """The differences over the runs of both that pair; none of them when no seed is in common."""
-    runs = pairs(ours, theirs)
+    runs = pair_runs(ours, theirs)
     seeds = [{run.seed for run in pair if run.seed is not None} for pair in runs]
     paired = {
         task: Paired(tuple(made[a.path] for a, _ in runs), tuple(made[b.path] for _, b in runs))
@@ -91,7 +91,7 @@ def row_difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: An
     }
     each = []
     for head, (name, figure) in zip(columns.heads, columns.figures.items(), strict=True):
-        tasks = columns.counted if name == AVERAGE else [name]
+        tasks = columns.counted_tasks if name == AVERAGE else [name]
         tested = [paired[task] for task in tasks] if all(task in paired for task in tasks) else []
         scores = [(figure(a), figure(b)) for a, b in runs]
         known = [(one, other) for one, other in scores if one is not None and other is not None]
@@ -147,7 +147,7 @@ def tables(rows: Sequence[RowDifference]) -> Iterator[Table]:
                 cells += [Number(d.seeds.deviation), Interval(d.seeds.low, d.seeds.high, d.seeds.detectable)]
             cells += [d.printed] if row.in_paper else []
             lines.append(Line(d.head, tuple(cells)))
-        over = f", {counted(row.seeds)}" if row.seeds else ""
+        over = f", {seeds_in_words(row.seeds)}" if row.seeds else ""
         yield Table(tuple(heads), tuple(lines), f"{row.name}{over}")
 
 

@@ -13,7 +13,7 @@ from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.errors import printable
 from switchkd_cli.report.document.model import WARNING
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, items, one_or_each
-from switchkd_cli.report.results.row_runs import counted
+from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.runs.run_folder import shown
@@ -35,7 +35,7 @@ def title(runs: Sequence[ScoredRun]) -> str:
 
 def of_scores(runs: Sequence[ScoredRun], columns: Columns, teacher: TeacherScores | None) -> Iterator[str]:
     """The notes that every table of scores needs."""
-    yield from left_out(columns)
+    yield from benchmarks_left_out(columns)
     if not teacher or "teacher" not in teacher:
         yield "no teacher was scored: no benchmark was checked against baselines, all are in the average"
     else:
@@ -43,10 +43,10 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns, teacher: TeacherScore
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
     yield from answers(runs, teacher)
-    yield from stood_in(runs)
+    yield from stand_ins(runs)
     yield from _fidelity(runs)
     for warned, text in warnings(runs):
-        seeds = counted(sorted({run.seed or 0 for run in warned}))
+        seeds = seeds_in_words(sorted({run.seed or 0 for run in warned}))
         yield f"{WARNING}, {warned[0].title} ({seeds}): {text}"
     if any(run.paper for run in runs):
         if runs[0].results["world"] == "playground":
@@ -91,7 +91,7 @@ def _count(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
     return f"{name} {count:,} of {of:,}{like}" if count else ""
 
 
-def left_out(columns: Columns) -> Iterator[str]:
+def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     """Which benchmarks are in parentheses, and why."""
     tasks = [task for task in columns.tasks if task in columns.not_beaten]
     for names, heads in _by((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks):
@@ -101,7 +101,7 @@ def left_out(columns: Columns) -> Iterator[str]:
         yield "no benchmark is left: there is no average"
 
 
-def stood_in(runs: Sequence[ScoredRun]) -> Iterator[str]:
+def stand_ins(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Stand-ins and the names they replaced; rows that differ only in names of one stand-in are the same row."""
     pairs = ((stand_in, name) for run in runs for name, stand_in in run.stand_ins.items())
     for stand_in, replaced in _by(pairs):
@@ -142,7 +142,7 @@ def lengths(runs: Sequence[ScoredRun]) -> Iterator[str]:
         yield same if len(groups) == 1 else f"not {same}: {'; '.join(titles)}"
 
 
-def only_scored(runs: Sequence[ScoredRun]) -> Iterator[str]:
+def scored_models(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Models of which only the scores are known."""
     if models := dict.fromkeys(run.title for run in runs if not run.is_run):
         yield f"scored by switchkd eval, its seed, training and recipe not known here (–): {'; '.join(models)}"

@@ -13,7 +13,7 @@ from switchkd_cli.report.results.controls import CONTROL_KINDS, ControlKind
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns, Score
-from switchkd_cli.report.stats.intervals import over_seeds, paired
+from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.stats.paired_items import AnswerUnits
 from switchkd_cli.report.stats.significance import ALPHA
 from switchkd_cli.report.tables.columns import Columns
@@ -25,7 +25,7 @@ def scores(recipe: RecipeRuns, columns: Columns) -> Table:
     """A line for each row, the mean over its seeds; the teacher above, the baselines below."""
     teacher, baselines = columns.of_teacher(recipe.teacher), columns.of_baselines(recipe.teacher)
     lines = [replace(line, cells=(None, *line.cells)) for line in teacher]
-    for run in recipe.started:
+    for run in recipe.started_rows:
         row, planned = recipe.row(run.row), len(recipe.seeds)
         count = len(row.runs) if row else 0
         cells: list[Cell] = [count if count == planned else f"{count} of {planned}"]
@@ -44,14 +44,14 @@ def scores(recipe: RecipeRuns, columns: Columns) -> Table:
     return Table(("row", "seeds", *columns.heads), tuple(lines), caption=caption)
 
 
-def printed(recipe: RecipeRuns, columns: Columns) -> Iterator[Table]:
+def paper_numbers(recipe: RecipeRuns, columns: Columns) -> Iterator[Table]:
     """The paper's numbers of the rows that have some, its averages as printed; no table where no row has."""
-    if lines := [Line(run.title, columns.printed(run.paper)) for run in recipe.started if run.paper]:
+    if lines := [Line(run.title, columns.printed(run.paper)) for run in recipe.started_rows if run.paper]:
         caption = "Printed in the paper, for its own models, data and benchmarks: single runs, no intervals."
         yield Table(("as printed", *columns.heads), tuple(lines), caption=caption, source="paper")
 
 
-def compared(
+def compare_with_controls(
     recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: ControlKind
 ) -> list[RowDifference]:
     """Every row minus its control of that kind, where both have a run of one seed."""
@@ -109,7 +109,7 @@ def verdict(rows: Sequence[RowDifference]) -> str:
 def answer_kinds(recipe: RecipeRuns, columns: Columns) -> Table | None:
     """Means over the benchmarks of one kind of answer, and what each row adds to its controls there."""
     tasks_by_kind = {
-        name: [task for task in columns.counted if BENCHMARKS[task].asks == kind]
+        name: [task for task in columns.counted_tasks if BENCHMARKS[task].asks == kind]
         for kind, name in ANSWER_KINDS.items()
     }
     tasks_by_kind = {name: tasks for name, tasks in tasks_by_kind.items() if tasks}
@@ -177,5 +177,5 @@ def _mean(row: RowRuns, score: Score) -> Number | None:
 
 
 def _minus(row: RowRuns, control: RowRuns | None, score: Score) -> Number | None:
-    difference = None if control is None else paired(row.by_seed(score), control.by_seed(score))
+    difference = None if control is None else paired_difference(row.by_seed(score), control.by_seed(score))
     return None if difference is None else Number.minus(difference)
