@@ -11,7 +11,7 @@ from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.baselines import clearly_beats
 from switchkd_cli.report.stats.intervals import over_seeds
 from switchkd_cli.report.stats.metric_units import Units, units
-from switchkd_cli.report.stats.significance import Paired, detectable, interval, p_value
+from switchkd_cli.report.stats.significance import PairedUnits, detectable, interval, p_value
 from tests.commands.test_compare import compared, finished, root, stored, table, write  # noqa: F401
 
 MDE = 2.801585  # standard errors: normal quantiles of 0.975 and 0.8
@@ -119,7 +119,7 @@ def test_the_interval_by_image_holds_the_truth_95_times_of_100(quick, shape, tru
     held, alone = [], []
     for _ in range(RUNS):
         (ours, theirs), _, gains = shape(random)
-        low, high = interval([Paired((ours,), (theirs,))])
+        low, high = interval([PairedUnits((ours,), (theirs,))])
         held.append(low <= truth <= high)
         if gains is not None:
             half = 196 * np.std(gains) / len(gains) ** 0.5
@@ -132,7 +132,7 @@ def in_the_playgrounds_shape(random):
     """Two rows' answers to ten sets of a question each on the same 200 images; the truth is 10 points."""
     rows = [clustered(random, [10] * 200, share).reshape(200, 10).T for share in (0.6, 0.5)]
     names = [f"image{i}" for i in range(200)]
-    return [Paired(*((questions(of[task]).of_images(names),) for of in rows)) for task in range(10)]
+    return [PairedUnits(*((questions(of[task]).of_images(names),) for of in rows)) for task in range(10)]
 
 
 @pytest.mark.slow
@@ -146,13 +146,13 @@ def test_sets_about_the_same_images_are_drawn_together():
     pairs = in_the_playgrounds_shape(np.random.default_rng(3))
     by_image = np.mean([pair.gains() for pair in pairs], axis=0)
     assert detectable(pairs) / MDE == pytest.approx(100 * by_image.std() / 200**0.5, rel=0.03)
-    alone = [Paired((questions(p.ours[0].gained),), (questions(p.theirs[0].gained),)) for p in pairs]
+    alone = [PairedUnits((questions(p.ours[0].gained),), (questions(p.theirs[0].gained),)) for p in pairs]
     assert detectable(alone) < 0.95 * detectable(pairs)
 
 
 def test_an_image_is_exchanged_in_every_set_that_asks_about_it():
     gains = np.array([[1, 0, 1, 1, 0, -1], [0.5, 1, 0, 1, 1, 0]])
-    pairs = [Paired((questions(of).of_images(list("abcdef")),), (questions([0] * 6),)) for of in gains]
+    pairs = [PairedUnits((questions(of).of_images(list("abcdef")),), (questions([0] * 6),)) for of in gains]
     sums = [abs(signs @ gains.mean(axis=0)) for signs in map(np.array, product((1, -1), repeat=6))]
     assert p_value(pairs) == pytest.approx(np.mean(np.array(sums) >= gains.mean(axis=0).sum() - 1e-12))
 
@@ -162,8 +162,8 @@ def test_categories_that_share_images_are_drawn_together_and_the_others_apart():
     made = Units(gained, np.ones(84), strata, False)
     shared = made.of_images([f"image{i % 40}" if i < 80 else f"other{i}" for i in range(84)])
     nothing = Units(np.zeros(84), np.ones(84), strata, False, shared.images)
-    pair = Paired((shared,), (nothing,))
-    assert [len(part) for part in significance.Pool([pair]).parts()] == [40, 4]
+    pair = PairedUnits((shared,), (nothing,))
+    assert [len(part) for part in significance.ImagePool([pair]).parts()] == [40, 4]
     assert interval([pair]) == pytest.approx((100 / 3, 100 / 3))  # within a category nothing varies
 
 
@@ -174,7 +174,7 @@ def test_rows_that_are_alike_are_told_apart_by_image_no_more_than_5_times_of_100
     images = np.repeat(np.arange(100), sizes)
     for _ in range(2 * RUNS):
         ours, theirs = (questions(clustered(random, sizes)).of_images(images) for _ in range(2))
-        found.append(p_value([Paired((ours,), (theirs,))]))
+        found.append(p_value([PairedUnits((ours,), (theirs,))]))
     assert np.mean(np.array(found) < 0.05) <= 0.07
     assert np.mean(np.array(found) < 0.5) >= 0.3  # and it is no test that never speaks
 
@@ -192,7 +192,7 @@ def test_the_minimum_detectable_effect_over_seeds_is_found_in_80_of_100_cases(se
 def test_that_over_items_is_found_in_80_of_100_draws_of_the_items():
     random = np.random.default_rng(5)
     gains = random.normal(size=900)
-    effect = detectable([Paired((questions(gains),), (questions(np.zeros(900)),))]) / 100
+    effect = detectable([PairedUnits((questions(gains),), (questions(np.zeros(900)),))]) / 100
     draws = random.normal(effect, gains.std(), (4_000, 900))
     clear = np.abs(draws.mean(axis=1)) > 1.96 * draws.std(axis=1) / 30
     assert clear.mean() == pytest.approx(0.8, abs=0.03)

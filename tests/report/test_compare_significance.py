@@ -8,7 +8,7 @@ from scipy import stats
 
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.metric_units import Units
-from switchkd_cli.report.stats.significance import Paired, holm, interval, p_value
+from switchkd_cli.report.stats.significance import PairedUnits, holm, interval, p_value
 
 
 def mean_of(*values, single=True) -> Units:
@@ -21,8 +21,8 @@ def f1_of(said, true) -> Units:
     return Units(2 * said * true, said + true, (np.arange(len(said)),), single=False)
 
 
-def one(ours: Units, theirs: Units) -> Paired:
-    return Paired((ours,), (theirs,))
+def one(ours: Units, theirs: Units) -> PairedUnits:
+    return PairedUnits((ours,), (theirs,))
 
 
 def f1(said, true) -> float:
@@ -135,7 +135,7 @@ def test_categories_weigh_alike_whatever_their_size():
 def test_over_several_seeds_the_mean_is_tested():
     a, b = mean_of(1, 0, 1, 0, 1, 1), mean_of(0, 0, 1, 0, 1, 1)
     c, d = mean_of(1, 1, 1, 0, 1, 0), mean_of(0, 0, 1, 0, 0, 0)
-    both = Paired((a, c), (b, d))
+    both = PairedUnits((a, c), (b, d))
     gains = [1.0, 0.5, 0.0, 0.0, 0.5, 0.0]
     assert both.difference == pytest.approx(100 * np.mean(gains))
     sums = [abs(sum(s * g for s, g in zip(x, gains, strict=True))) for x in product((1, -1), repeat=6)]

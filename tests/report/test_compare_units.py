@@ -10,7 +10,7 @@ from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
 from switchkd_cli.report.stats.intervals import standard_error
 from switchkd_cli.report.stats.metric_units import units
-from switchkd_cli.report.stats.significance import Paired, detectable, interval
+from switchkd_cli.report.stats.significance import PairedUnits, detectable, interval
 
 
 def line(place, score, **more):
@@ -91,7 +91,7 @@ def test_so_is_the_bootstraps():
         units("gqa", [line(i, s, image=f"image{n}") for i, (s, n) in enumerate(zip(of, images, strict=True))])
         for of in (ours, theirs)
     ]
-    pair = [Paired((of_rows[0],), (of_rows[1],))]
+    pair = [PairedUnits((of_rows[0],), (of_rows[1],))]
     expected = 100 * clustered_stderr(list(ours - theirs), list(images))
     assert detectable(pair) / 2.8016 == pytest.approx(expected, rel=0.03)  # normal quantiles of 0.975 and 0.8
     low, high = interval(pair)

@@ -10,7 +10,7 @@ from switchkd_cli.report.document.cells import Interval, Number
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import Estimate, over_seeds, paired_difference
 from switchkd_cli.report.stats.metric_units import Units
-from switchkd_cli.report.stats.significance import Paired, holm, interval, p_value
+from switchkd_cli.report.stats.significance import PairedUnits, holm, interval, p_value
 
 SEVERAL = settings(max_examples=20, deadline=None)
 SCORES = st.floats(0, 100, allow_nan=False).map(lambda x: round(x, 3))
@@ -30,9 +30,9 @@ def units(scores) -> Units:
     return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True)
 
 
-def pair(ours, theirs) -> Paired:
+def pair(ours, theirs) -> PairedUnits:
     """Two rows with a run for each line of scores."""
-    return Paired(tuple(map(units, ours)), tuple(map(units, theirs)))
+    return PairedUnits(tuple(map(units, ours)), tuple(map(units, theirs)))
 
 
 def lines(of, fewest=2, most=8, runs=1):

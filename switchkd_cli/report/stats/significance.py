@@ -26,9 +26,12 @@ SEED = 0
 BATCH = 4_000_000  # images drawn at a time: bounds the memory
 DIGITS = 12  # of a score 0..1: exchanges that come to the same difference are equal, in whatever order they were summed
 
+ToDifference = Callable[[Array], Array]
+"""From sums [..., sums] to the rows' difference [...]."""
+
 
 @dataclass(frozen=True)
-class Paired:
+class PairedUnits:
     """One benchmark answered by two rows, a run of each for every seed paired; units are never parted.
 
     With several seeds a row's score is its mean over them.
@@ -56,7 +59,7 @@ class Paired:
         """The rows' difference in each unit, [units], the mean over the runs."""
         return np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
 
-    def added(self) -> tuple[Array, Array, Callable[[Array], Array]]:
+    def added(self) -> tuple[Array, Array, ToDifference]:
         """Each unit's part of the sums [units, sums], how an exchange changes it, and from sums to the difference."""
         runs = (*self.ours, *self.theirs)
         if all(np.array_equal(runs[0].possible, units.possible) for units in runs):
@@ -67,36 +70,29 @@ class Paired:
         return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums, _difference
 
 
-class Pool:
+class ImagePool:
     """The images of some benchmarks; an image in several benchmarks or categories is drawn and exchanged once."""
 
-    def __init__(self, benchmarks: Sequence[Paired]) -> None:
-        self.benchmarks = benchmarks
+    def __init__(self, benchmarks: Sequence[PairedUnits]) -> None:
         numbers: dict[object, int] = {}  # of each image, or unit without one
-        self.of = [
-            np.array(
-                [
-                    numbers.setdefault(image or (place, number), len(numbers))
-                    for number, image in enumerate(pair.ours[0].images or [None] * pair.size)
-                ],
-                dtype=int,
-            )
-            for place, pair in enumerate(benchmarks)
-        ]
-        """The image of each unit, by benchmark."""
+        self.strata: list[list[tuple[Array, Array, Array, ToDifference]]] = []
+        """By benchmark and stratum: the image of each unit, then `PairedUnits.added` of these units."""
+        for place, pair in enumerate(benchmarks):
+            names = pair.ours[0].images or [None] * pair.size
+            keys = [image or (place, number) for number, image in enumerate(names)]
+            images = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
+            sums, change, difference = pair.added()
+            self.strata.append([(images[at], sums[at], change[at], difference) for at in pair.ours[0].strata])
         self.size = len(numbers)
         self.batch = max(1, BATCH // max(1, self.size))
         """Resamples at a time."""
-        self._added = [pair.added() for pair in benchmarks]
 
     def parts(self) -> list[Array]:
         """The images [images] of each group of strata that share some; strata without common images stay apart."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        strata = [
-            of[at] for of, pair in zip(self.of, self.benchmarks, strict=True) for at in pair.ours[0].strata
-        ]
+        strata = [images for benchmark in self.strata for images, *_ in benchmark]
         rows = np.repeat(np.arange(len(strata)), [len(images) for images in strata])
         edges = (np.ones(len(rows)), (rows + self.size, np.concatenate(strata)))
         nodes = self.size + len(strata)
@@ -106,22 +102,23 @@ class Pool:
 
     def drawn(self, images: Array) -> Array:
         """The mean difference [...] where these images [..., n] are drawn."""
-        times = _counts(images, self.size)
-        return self._mean(lambda of, at, sums, change: times[..., of[at]] @ sums[at])
+        rows = images.reshape(-1, images.shape[-1])
+        flat = (rows + self.size * np.arange(len(rows))[:, None]).ravel()
+        times = np.bincount(flat, minlength=self.size * len(rows)).astype(float)
+        times = times.reshape(*images.shape[:-1], self.size)  # how often each image is drawn
+        return self._mean(lambda of, sums, change: times[..., of] @ sums)
 
     def exchanged(self, swapped: Array) -> Array:
         """The mean difference [...] where `swapped` [..., images] is 1 for each image that the rows exchange, else 0."""
-        return self._mean(
-            lambda of, at, sums, change: sums[at].sum(axis=0) + swapped[..., of[at]] @ change[at]
-        )
+        return self._mean(lambda of, sums, change: sums.sum(axis=0) + swapped[..., of] @ change)
 
-    def _mean(self, summed: Callable[[Array, Array, Array, Array], Array]) -> Array:
+    def _mean(self, summed: Callable[[Array, Array, Array], Array]) -> Array:
         """Over benchmarks, for each over its strata."""
-        each = []
-        for of, pair, (sums, change, difference) in zip(self.of, self.benchmarks, self._added, strict=True):
-            strata = [difference(summed(of, at, sums, change)) for at in pair.ours[0].strata]
-            each.append(np.mean(strata, axis=0))
-        return np.mean(each, axis=0)
+        means = []
+        for strata in self.strata:
+            each = [difference(summed(of, sums, change)) for of, sums, change, difference in strata]
+            means.append(np.mean(each, axis=0))
+        return np.mean(means, axis=0)
 
 
 def _difference(sums: Array) -> Array:
@@ -131,19 +128,12 @@ def _difference(sums: Array) -> Array:
     return ours.mean(axis=-1) - theirs.mean(axis=-1)
 
 
-def _counts(places: Array, size: int) -> Array:
-    """How often each of `size` units is drawn, [..., size]."""
-    rows = places.reshape(-1, places.shape[-1])
-    flat = (rows + size * np.arange(len(rows))[:, None]).ravel()
-    return np.bincount(flat, minlength=size * len(rows)).reshape(*places.shape[:-1], size).astype(float)
-
-
-def _remembered(computed: Callable[[Sequence[Paired]], Any]) -> Callable[[Sequence[Paired]], Any]:
+def _remembered(computed: Callable[[Sequence[PairedUnits]], Any]) -> Callable[[Sequence[PairedUnits]], Any]:
     """Test the same answers once, though several recipes of a report share their rows."""
     known: dict[tuple[bytes, int], Any] = {}
 
     @wraps(computed)
-    def remembered(benchmarks: Sequence[Paired]) -> Any:
+    def remembered(benchmarks: Sequence[PairedUnits]) -> Any:
         sides = [side for pair in benchmarks for side in (pair.ours, pair.theirs)]
         fields = [[(u.gained, u.possible, u.strata, u.single, u.images) for u in side] for side in sides]
         key = (hashlib.sha256(pickle.dumps(fields)).digest(), RESAMPLES)
@@ -154,7 +144,7 @@ def _remembered(computed: Callable[[Sequence[Paired]], Any]) -> Callable[[Sequen
     return remembered
 
 
-def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
+def interval(benchmarks: Sequence[PairedUnits]) -> tuple[float, float] | None:
     """The 95 % percentile interval of the mean difference over benchmarks, in points, by a paired bootstrap.
 
     Images are resampled within each benchmark, for MME within each category. Benchmarks or categories that share
@@ -164,7 +154,7 @@ def interval(benchmarks: Sequence[Paired]) -> tuple[float, float] | None:
     return found and found[:2]
 
 
-def detectable(benchmarks: Sequence[Paired]) -> float | None:
+def detectable(benchmarks: Sequence[PairedUnits]) -> float | None:
     """The minimum detectable effect over these items, in points: the difference that would be found in 80 of 100
     draws of as many images. By the same bootstrap; None where there is no interval."""
     found = _resampled(benchmarks)
@@ -172,13 +162,13 @@ def detectable(benchmarks: Sequence[Paired]) -> float | None:
 
 
 @_remembered
-def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | None:
+def _resampled(benchmarks: Sequence[PairedUnits]) -> tuple[float, float, float] | None:
     """The interval's two ends, and the standard error."""
     if any(len(at) < 2 for pair in benchmarks for at in pair.ours[0].strata):
         return None
     from scipy.stats import bootstrap
 
-    pool = Pool(benchmarks)
+    pool = ImagePool(benchmarks)
 
     def mean(*images: Array, axis: int = -1) -> Array:
         return 100 * pool.drawn(np.concatenate(images, axis=-1).astype(int))
@@ -198,7 +188,7 @@ def _resampled(benchmarks: Sequence[Paired]) -> tuple[float, float, float] | Non
 
 
 @_remembered
-def p_value(benchmarks: Sequence[Paired]) -> float:
+def p_value(benchmarks: Sequence[PairedUnits]) -> float:
     """Two-sided p-value of the hypothesis that the rows' answers can be exchanged, unit by unit.
 
     McNemar's exact test for one benchmark of right and wrong answers, else a permutation test of the mean
@@ -222,8 +212,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def _permuted(benchmarks: Sequence[Paired]) -> float:
-    pool = Pool(benchmarks)
+def _permuted(benchmarks: Sequence[PairedUnits]) -> float:
+    pool = ImagePool(benchmarks)
     if pool.size < 2:
         return 1.0  # one image, exchanged or not, lies as far from 0
 

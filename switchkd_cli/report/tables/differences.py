@@ -13,7 +13,7 @@ from switchkd_cli.report.results.row_runs import RowRuns, pair_runs, seeds_in_wo
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import Estimate, over_seeds
 from switchkd_cli.report.stats.paired_items import AnswerUnits
-from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, Paired, holm
+from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, PairedUnits, holm
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.tables.footnotes import MDE
 
@@ -86,7 +86,7 @@ def row_difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: An
     runs = pair_runs(ours, theirs)
     seeds = [{run.seed for run in pair if run.seed is not None} for pair in runs]
     paired = {
-        task: Paired(tuple(made[a.path] for a, _ in runs), tuple(made[b.path] for _, b in runs))
+        task: PairedUnits(tuple(made[a.path] for a, _ in runs), tuple(made[b.path] for _, b in runs))
         for task, made in answers.units.items()
     }
     each = []
