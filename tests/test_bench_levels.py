@@ -14,7 +14,8 @@ from scripts.bench.judge import targets
 from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.cost.shape import shape
-from switchkd_cli.engine.losses import dbild, effective_k
+from switchkd_cli.engine.losses.dbild import dbild
+from switchkd_cli.engine.losses.ops.knee import effective_k
 from switchkd_cli.recipe.load_many import load_many
 from tests.support import tiny
 

@@ -99,8 +99,8 @@ def test_a_teacher_that_is_only_scored_need_not_fit_and_costs_no_score(tmp_path,
 
     monkeypatch.setattr(run_stages, "check_pair", unlike)
     monkeypatch.setattr(run_stages.evaluation, "evaluate", lambda *_, **__: dict(stated))
-    monkeypatch.setattr(run_stages, "_question", lambda *_: {})
-    monkeypatch.setattr(run_stages.card, "write", lambda *_: None)
+    monkeypatch.setattr(run_stages, "_evaluation_arguments", lambda *_: {"benchmarks": ["gqa"]})
+    monkeypatch.setattr(run_stages.model_card, "write", lambda *_: None)
     config = SimpleNamespace(evaluation=SimpleNamespace(benchmarks=["gqa"]), teacher=object())
     run_stages.evaluate(SimpleNamespace(config=config), folder)
     assert read_json(folder.results) == stated

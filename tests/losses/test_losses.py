@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from switchkd_cli.engine import losses
 from tests.support.reference_losses import expected, language_logits, value_and_gradient
+from tests.support.registered_losses import losses
 
 PAIRWISE = ["dbild", "dbild_forward", "bild"]
 ONE_SIDED = ["dbild_teacher_led", "dbild_student_led"]  # blind beyond their leader's top k

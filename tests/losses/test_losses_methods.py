@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from switchkd_cli.engine import losses
 from tests.support import reference_losses as reference
 from tests.support.reference_losses import language_logits, value_and_gradient
+from tests.support.registered_losses import losses
 
 ROWS = torch.tensor([0, 0, 0, 2, 3, 3])  # rows of data with 3, 1 and 2 positions; one has none
 TARGETS = torch.tensor([3, 0, 96, 3, 7, 50])

@@ -35,12 +35,12 @@ def names(folder):
 
 
 def save(folder, *steps, stage="distill", scores=(), **saving):
-    keeper = CheckpointWriter(folder, stage, Saving(**saving))
+    writer = CheckpointWriter(folder, stage, Saving(**saving))
     for step, score in zip(steps, scores or [None] * len(steps), strict=True):
         if score is not None:
-            keeper.score({keeper.saving.best: score})
-        keeper.save(step, {"step": step, "weights": {"w": torch.full((3,), float(step))}})
-    return keeper
+            writer.add_score({writer.saving.best: score})
+        writer.save(step, {"step": step, "weights": {"w": torch.full((3,), float(step))}})
+    return writer
 
 
 # --- a state as files
@@ -127,14 +127,14 @@ def test_marks_that_are_none_are_passed_over(folder, run, marks):
     "error", [KeyError("weights"), ValueError("other parameters"), RuntimeError("sizes")]
 )
 def test_a_state_that_can_not_be_loaded_is_a_users_error(folder, error):
-    keeper = save(folder, 2)
+    writer = save(folder, 2)
 
     def load(state):
         assert state["step"] == 2
         raise error
 
     with pytest.raises(UserError, match="distill-2: is not of this training"):
-        keeper.give(load)
+        writer.restore(load)
 
 
 # --- how many
@@ -156,28 +156,28 @@ def test_and_the_best(folder, best, scores):
 
 
 def test_a_score_is_the_mean_since_the_checkpoint_before(folder):
-    keeper = CheckpointWriter(folder, "distill", Saving(best="loss", keep=9))
+    writer = CheckpointWriter(folder, "distill", Saving(best="loss", keep=9))
     for step, loss in enumerate([9.0, 1.0, 4.0, 2.0], start=1):
-        keeper.score({"loss": loss})
+        writer.add_score({"loss": loss})
         if step % 2 == 0:
-            keeper.save(step, {"weights": {}})
+            writer.save(step, {"weights": {}})
     assert [one.score for one in checkpoints.saved(folder, "distill")] == [3.0, 5.0]
-    assert keeper.best().name == "distill-4"
+    assert writer.best().name == "distill-4"
 
 
 def test_a_checkpoint_is_due_by_steps_by_minutes_or_never(folder, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     by_steps = CheckpointWriter(folder, "distill", Saving(every_steps=4, every_minutes=None))
-    assert [step for step in range(1, 10) if by_steps.due(step)] == [4, 8]
+    assert [step for step in range(1, 10) if by_steps.is_due(step)] == [4, 8]
     by_minutes = CheckpointWriter(folder, "distill", Saving(every_minutes=2))
     never = CheckpointWriter(folder, "distill", Saving(every_minutes=None))
     now[0] = 119.0
-    assert not by_minutes.due(1)
+    assert not by_minutes.is_due(1)
     now[0] = 120.0
-    assert by_minutes.due(1) and not never.due(1)
+    assert by_minutes.is_due(1) and not never.is_due(1)
     by_minutes.save(1, {"weights": {}})
-    assert not by_minutes.due(2)
+    assert not by_minutes.is_due(2)
 
 
 # --- where a run stands

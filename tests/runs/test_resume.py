@@ -47,15 +47,15 @@ def test_a_stage_goes_on_where_its_state_was_taken(tmp_path, settings):
     whole.run()
 
     first, _ = loop(tmp_path, stage(**settings), again, dropout)
-    write = first._write
+    log = first.log
 
-    def leave(figures):
+    def leave(entry):
         if first.step == 4:  # the step is taken, but was not saved
             raise Left
-        write(figures)
+        log(entry)
 
     state = {}
-    first._write = leave
+    first.log = leave
     take = first.trainer.step
 
     def keep(group, **more):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from switchkd_cli import registry
-from switchkd_cli.engine.losses import cross_entropy, effective_k
+from switchkd_cli.engine.losses.cross_entropy import cross_entropy
+from switchkd_cli.engine.losses.ops.knee import effective_k
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.recipe.schema import Term
 from tests.support import reference_losses as reference

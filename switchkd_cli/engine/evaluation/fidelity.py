@@ -7,7 +7,7 @@ import torch
 from switchkd_cli.engine.batch import collate
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.sampling import order
-from switchkd_cli.engine.losses import forward_kl
+from switchkd_cli.engine.losses.forward_kl import forward_kl
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.processes import ALONE
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, only
-from switchkd_cli.engine.losses import cross_entropy, forward_kl
+from switchkd_cli.engine.losses.cross_entropy import cross_entropy
+from switchkd_cli.engine.losses.forward_kl import forward_kl
 from switchkd_cli.engine.training.knee_stats import (
     KneeSpec,
     KneeStats,
