@@ -40,7 +40,7 @@ from switchkd_cli.runs.run_folder import RunFolder
 THREADS = torch.get_num_threads()  # torch's default in this process
 
 
-def work(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
+def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
     """Train the run's stages and save the student, with its card, to `folder.model`.
 
     A stage's output is shared under its key by all runs whose recipes agree up to it: the first run trains it, the others

@@ -73,14 +73,14 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
     processes = None
     if is_distributed():
         with import_errors():
-            from switchkd_cli.engine.training.processes import joined
-        processes = joined()
+            from switchkd_cli.engine.training.processes import join_processes
+        processes = join_processes()
     if processes is not None and not processes.first:
         folder = run_folder.folder(root, run)
         if processes.decide(str) != "finished":
             with import_errors():
-                from switchkd_cli.engine.run_stages import work
-            work(run, folder, processes)
+                from switchkd_cli.engine.run_stages import train_stages
+            train_stages(run, folder, processes)
         return folder
     if not overwrite and not is_finished(root, run) and (source := run_folder.by_key(root).get(run.key)):
         folder = take_over(run, source, root)
@@ -97,9 +97,9 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
                 console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
         with import_errors():
-            from switchkd_cli.engine.run_stages import evaluate, work
+            from switchkd_cli.engine.run_stages import evaluate, train_stages
         with progress(folder.metrics, run.name):
-            work(run, folder, *([processes] if processes is not None else []))
+            train_stages(run, folder, *([processes] if processes is not None else []))
             if run.config.evaluation is not None:
                 evaluate(run, folder)
     return folder

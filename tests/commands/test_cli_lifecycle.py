@@ -39,7 +39,14 @@ def names(calls):
 
 def test_distill_runs_the_row_and_its_controls_then_the_table(tmp_path, calls, monkeypatch, capsys):
     assert switchkd(monkeypatch, "distill", write(tmp_path)) == 0
-    assert names(calls) == ["work", "evaluate", "work", "evaluate", "evaluate_teacher", "print_distillation"]
+    assert names(calls) == [
+        "train_stages",
+        "evaluate",
+        "train_stages",
+        "evaluate",
+        "evaluate_teacher",
+        "print_distillation",
+    ]
     folders, teacher = calls[-1][1]
     assert [folder.info()["row"] for folder in folders] == ["switch-kd", "sft"]
     assert all(folder.info()["status"] == "finished" for folder in folders)
@@ -61,12 +68,12 @@ def test_overrides_reach_the_run_and_its_record(tmp_path, calls, monkeypatch):
     (run, folder), _ = calls[0][1:]
     assert run.config.stages[1].lr == 1e-4 and folder.path.name == "seed5"
     assert "lr: 0.0001" in folder.recipe.read_text()
-    assert names(calls).count("work") == 1
+    assert names(calls).count("train_stages") == 1
 
 
 def test_pretrain_stops_before_the_teacher(tmp_path, calls, monkeypatch, capsys):
     assert switchkd(monkeypatch, "pretrain", write(tmp_path)) == 0
-    assert names(calls) == ["work"]
+    assert names(calls) == ["train_stages"]
     assert [stage.name for stage in calls[0][1][0].config.stages] == ["pretrain"]
     model = tmp_path / "runs" / "small" / "switch-kd.pretrain" / "seed0" / "model"
     assert model.is_dir() and f"model: {model}" in capsys.readouterr().err

@@ -12,7 +12,7 @@ SCORES = {"mme": {"score": 50.0, "metric": "points", "items": 4, "seconds": 0.1}
 RESULTS = {"world": "playground", "split": "test", "sets_key": "made-up", "scores": SCORES}
 
 
-def work(run, folder):
+def train_stages(run, folder):
     """Ten steps; a row called `long` crashes, a `batch` of 7 is a user's error, a file `hold` makes it wait.
 
     Each call leaves a line in `trained` beside the runs.
@@ -72,7 +72,7 @@ def install(monkeypatch=None):
         return noted
 
     worker = types.ModuleType("worker")
-    worker.work = note("work", work)
+    worker.train_stages = note("train_stages", train_stages)
     worker.evaluate = note("evaluate", score)
     worker.evaluate_teacher = note("evaluate_teacher", evaluate_teacher)
     evaluate = types.ModuleType("evaluate")

@@ -14,7 +14,7 @@ import torch
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop
-from switchkd_cli.engine.training.processes import ALONE, Processes, joined
+from switchkd_cli.engine.training.processes import ALONE, Processes, join_processes
 from switchkd_cli.engine.training.state_files import read_state, write_state
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 from tests.support import tiny
@@ -144,7 +144,7 @@ def gradients(state: dict) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     folder, *cases = sys.argv[1:]
-    processes = joined()
+    processes = join_processes()
     for number, case in enumerate(cases):
         asked = json.loads(case)
         place = Path(folder) / f"case{number}"

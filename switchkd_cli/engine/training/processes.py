@@ -118,7 +118,7 @@ def backend() -> str:
 
 
 @functools.cache
-def joined() -> Processes:
+def join_processes() -> Processes:
     """Join the processes that a launcher started with RANK, WORLD_SIZE, ... in the environment.
 
     Returns ALONE if there are no others.
