@@ -6,7 +6,7 @@ Messages go to stderr and tables to stdout. Nothing is read as markup: `[student
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
@@ -74,14 +74,20 @@ def show_same(run: Run, same: Run) -> None:
 
 def show_scores(title: str, results: Mapping[str, Any]) -> None:
     """Print one model's scores, one benchmark per line."""
-    columns = ("benchmark", "score", "metric", "items")
-    rows = [
-        (_column(task), f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
-        for task, score in results["scores"].items()
-    ]
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("benchmark", "score", "metric", "items"):
+        table.add_column(column, justify="right" if column in ("score", "items") else "left", overflow="fold")
+    for task, score in results["scores"].items():
+        name = BENCHMARKS[task].column if task in BENCHMARKS else task
+        table.add_row(
+            name, f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", ""))
+        )
     console = stdout()
     console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
-    console.print(_table(columns, rows, right=("score", "items")))
+    console.print(table)
 
 
 _STATES = {
@@ -106,18 +112,6 @@ def _stage(planned: StagePlan) -> list[str]:
     ]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
     on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
@@ -129,7 +123,3 @@ def _model(model: Model) -> str:
         return f"{model.family}: {model.checkpoint}"
     parts = (model.vision, model.projector, model.language)
     return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
-
-
-def _column(task: str) -> str:
-    return BENCHMARKS[task].column if task in BENCHMARKS else task
