@@ -501,7 +501,7 @@ def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, tmp_path, monkeyp
         file = recipe(0.5, [tiny.row("a", "a.png", ("What?", answer)) for answer in raw])
         code, out, err = told_by_the_program(monkeypatch, capsys, "distill", file, "--dry-run")
         codes.append(code)
-        assert ("rows: a look at 1 rows" in out) == (code == 0)
+        assert ("rows: a sample of 1 rows" in out) == (code == 0)
         assert ("rows.json: none of 1 rows that were looked at can be used" in err) == (code == 2)
     assert sorted(codes) == [0, 2]
 

@@ -147,7 +147,7 @@ def sample_data(
         rows=rows or len(data),
         lengths=tuple(lengths),
         independent=data.turns == "independent",
-        source=f"a look at {len(lengths)} rows{guess}",
+        source=f"a sample of {len(lengths)} rows{guess}",
         notes=tuple(notes),
         has_images=has_images,
     )
