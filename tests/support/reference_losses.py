@@ -1,4 +1,4 @@
-"""The losses written out naively in float64: explicit pairs, a row at a time. Uses nothing of the package."""
+"""The losses as explicit formulas in float64: all pairs, one row at a time. Nothing of the package is used."""
 
 import torch
 
@@ -18,7 +18,7 @@ def value_and_gradient(loss, teacher, student, **parameters):
 
 
 def expected(name, teacher, student, **parameters):
-    """Value [N] and gradient [N, V] of the loss of that name here, whatever the dtype, in float64."""
+    """Return value [N] and gradient [N, V] of the loss of that name in this file, computed in float64."""
     rows = globals()[name]
 
     def loss(teacher, student):
@@ -144,7 +144,7 @@ def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
 
 
 def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20):
-    """All positions [L, V] of one row of data, float64: costs in a double loop, the kernel scaled itself."""
+    """All positions [L, V] of one example, float64: costs in a double loop, the kernel scaled itself."""
     p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
     cost = torch.stack([torch.stack([(a - b).abs().sum() for b in q]) for a in p])
     plan = (-cost / smoothing).exp()
@@ -155,38 +155,38 @@ def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20)
 
 
 def self_correlation(teacher, student):
-    """All positions [L, V] of one row of data, float64: entry by entry."""
+    """All positions [L, V] of one example, float64: entry by entry."""
     pairs = [(i, j) for i in range(len(teacher)) for j in range(len(teacher))]
     r, s = (torch.stack([(z[i] * z[j]).sum() for i, j in pairs]) for z in (teacher, student))
     return (1 - (r * s).sum() / ((r**2).sum() * (s**2).sum()) ** 0.5).expand(len(teacher))
 
 
 def mean_squares(teacher, student):
-    """One picture, float64: features [F, W] or tokens [M, D]."""
+    """One image, float64: features [F, W] or tokens [M, D]."""
     entries = list(zip(teacher.reshape(-1), student.reshape(-1), strict=True))
     return sum((s - t) ** 2 for t, s in entries) / len(entries)
 
 
 def attended_token_mse(teacher, student, attention, *, k=16):
-    """One picture, float64: tokens [M, D] and the teacher's attention [T, M, H]."""
-    given = [float(attention[:, token].sum()) for token in range(len(teacher))]
-    best = sorted(range(len(teacher)), key=lambda token: -given[token])[:k]
+    """One image, float64: tokens [M, D] and the teacher's attention [T, M, H]."""
+    sums = [float(attention[:, token].sum()) for token in range(len(teacher))]
+    best = sorted(range(len(teacher)), key=lambda token: -sums[token])[:k]
     return mean_squares(teacher[best], student[best])
 
 
 def attention_kl(teacher, student, *, renormalise=True):
-    """One picture, float64: shares [T, M], the mean over heads; queries without any don't count."""
-    found = []
+    """One image, float64: shares [T, M], the mean over heads; queries without any don't count."""
+    divergences = []
     for t, s in zip(teacher, student, strict=True):
         if t.sum() > 0:
             p, q = (t / t.sum(), s / s.sum()) if renormalise else (t, s)
-            found.append(sum(p[m] * torch.log(p[m] / q[m]) for m in range(len(p))))
-    return sum(found) / len(found) if found else 0.0 * student.sum()
+            divergences.append(sum(p[m] * torch.log(p[m] / q[m]) for m in range(len(p))))
+    return sum(divergences) / len(divergences) if divergences else 0.0 * student.sum()
 
 
 def attention_mse(teacher, student):
-    """One picture, float64: attention [T, M, H]; queries without any don't count."""
-    asking = [t for t in range(len(teacher)) if teacher[t].sum() > 0]
-    if not asking:
+    """One image, float64: attention [T, M, H]; queries without any don't count."""
+    sees_image = [t for t in range(len(teacher)) if teacher[t].sum() > 0]
+    if not sees_image:
         return 0.0 * student.sum()
-    return sum(mean_squares(teacher[t], student[t]) for t in asking) / len(asking)
+    return sum(mean_squares(teacher[t], student[t]) for t in sees_image) / len(sees_image)

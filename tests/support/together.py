@@ -1,8 +1,8 @@
-"""Trainings of the tiny pair in as many processes as start this file; the first writes what they came to.
+"""Train the tiny pair in all processes that run this file; the first writes the results.
 
     python -m torch.distributed.run --nproc-per-node 2 tests/support/together.py FOLDER CASE ...
 
-A case is a JSON object: see `trained`. Without a launcher it is one process, and `trained` is called by tests.
+A case is a JSON object with the arguments of `trained`. Tests also call `trained` directly, in one process.
 """
 
 import json
@@ -28,8 +28,8 @@ BETA = 0.9  # AdamW's: its first moment after one step is (1 - BETA) of the grad
 
 
 def rows(folder: Path) -> list[dict]:
-    """Eight rows, two of them with a picture, so that some process sees none; one to nine answer tokens."""
-    told = [
+    """Return eight examples, two of them with an image, so that some process gets none; one to nine answer tokens each."""
+    answers = [
         "hi",
         "a dog and a cat",
         "no",
@@ -39,14 +39,14 @@ def rows(folder: Path) -> list[dict]:
         "two",
         "a bus",
     ]
-    pictured = {1: "b.png", 6: "g.png"}
-    for number, name in pictured.items():
+    images = {1: "b.png", 6: "g.png"}
+    for number, name in images.items():
         tiny.picture(folder, name, number)
-    return [tiny.row(str(i), pictured.get(i), ("What?", answer)) for i, answer in enumerate(told)]
+    return [tiny.row(str(i), images.get(i), ("What?", answer)) for i, answer in enumerate(answers)]
 
 
 def untrained() -> Paths:
-    """The pair before its first step."""
+    """Return the pair before its first step."""
     student = tiny.model(seed=1)
     return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
 
@@ -59,7 +59,7 @@ def stage_of(
     objective: list[dict] | None = None,
     recomputed: bool = False,
 ) -> Stage:
-    """A stage of `steps` steps over the eight rows."""
+    """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
     settings |= {"activation_checkpointing": recomputed}
@@ -82,9 +82,9 @@ def trained(
     spoil: bool = False,
     recomputed: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
-    """The logged steps, the state in the end, and the loop, of a training up to step `until`.
+    """Train up to step `until`; return the logged steps, the last state, and the loop.
 
-    It goes on from the state in `after`. With `spoil`, a weight of the last process is no number.
+    It resumes from the state in `after`. With `spoil`, a term is NaN in the last process.
     """
     paths = untrained()
     here = folder / f"rows{processes.rank}of{processes.count}"
@@ -107,18 +107,18 @@ def trained(
     if spoil and processes.rank == processes.count - 1:
         _spoil(loop)
     loop.steps = until
-    seen = []
-    take = loop.trainer.step
+    images = []
+    step = loop.trainer.step
     loop.trainer.step = lambda group, **more: (
-        seen.append(sum(len(b.pictures) for b in group)) or take(group, **more)
+        images.append(sum(len(b.pictures) for b in group)) or step(group, **more)
     )
     error = None
     try:
         loop.run()
-    except Exception as raised:  # noqa: BLE001 (what a test looks at)
+    except Exception as raised:  # noqa: BLE001 (a test checks it)
         error = f"{type(raised).__name__}: {raised}"
     state = loop.state_dict()
-    state["pictures"] = processes.gather(seen)
+    state["pictures"] = processes.gather(images)
     state["error"] = error
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}
@@ -126,31 +126,31 @@ def trained(
 
 
 def _spoil(loop: Loop) -> None:
-    """From now on this process's part of one term is no number."""
+    """Make this process's part of one term NaN from now on."""
     objective = loop.trainer.loss
 
-    class Spoilt(type(objective)):
+    class Spoiled(type(objective)):
         def __call__(self, *arguments):
             total, parts = super().__call__(*arguments)
             return total, {**parts, "align": parts["align"] * torch.nan}
 
-    objective.__class__ = Spoilt
+    objective.__class__ = Spoiled
 
 
 def gradients(state: dict) -> dict[str, torch.Tensor]:
-    """What the first step's gradients were, by parameter."""
-    return {name: kept["exp_avg"] / (1 - BETA) for name, kept in state["moments"].items()}
+    """Return the first step's gradients, by parameter."""
+    return {name: moments["exp_avg"] / (1 - BETA) for name, moments in state["moments"].items()}
 
 
 def main() -> None:
     folder, *cases = sys.argv[1:]
     processes = join_processes()
     for number, case in enumerate(cases):
-        asked = json.loads(case)
+        arguments = json.loads(case)
         place = Path(folder) / f"case{number}"
-        if "after" in asked:
-            asked["after"] = Path(asked["after"])
-        lines, state, _ = trained(place, processes, **asked)
+        if "after" in arguments:
+            arguments["after"] = Path(arguments["after"])
+        lines, state, _ = trained(place, processes, **arguments)
         if processes.first:
             target = place / "state"
             target.mkdir(parents=True)

@@ -42,9 +42,9 @@ CASES = {
         "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
         "bf16, zero 2": {"zero": 2, "micro": 2, "precision": "bf16"},
         "bf16, zero 3": {"zero": 3, "micro": 2, "precision": "bf16"},
-        "spoilt, torch": {"spoil": True},
-        "spoilt, zero 2": {"spoil": True, "zero": 2},
-        "spoilt, zero 3": {"spoil": True, "zero": 3},
+        "spoiled, torch": {"spoil": True},
+        "spoiled, zero 2": {"spoil": True, "zero": 2},
+        "spoiled, zero 3": {"spoil": True, "zero": 3},
     },
     4: {
         "torch, micro 1": {"micro": 1},
@@ -207,7 +207,7 @@ def test_one_process_goes_on_where_two_stopped(name, two, alone, tmp_path, two_f
     close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["spoilt, torch", "spoilt, zero 2", "spoilt, zero 3"])
+@pytest.mark.parametrize("name", ["spoiled, torch", "spoiled, zero 2", "spoiled, zero 3"])
 def test_what_is_no_number_in_one_process_changes_no_weight_in_any(name, two):
     _, state = two[name]
     assert "step 1: loss/align is nan; examples" in state["error"]

@@ -44,10 +44,10 @@ def warned(lines):
     return {line["about"]: line["text"] for line in lines if line.get("event") == "warning"}
 
 
-def watched(figures, *, steps=SMOOTHED, **changes):
+def warnings_of(figures, *, steps=SMOOTHED, **changes):
     """What is said when every diagnosed step has the same figures."""
-    watch = TrainingWarnings(stage(**changes))
-    return [w for step in range(steps) for w in watch.check(step, figures, last=False)]
+    warnings = TrainingWarnings(stage(**changes))
+    return [w for step in range(steps) for w in warnings.check(step, figures, last=False)]
 
 
 def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
@@ -55,8 +55,8 @@ def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
     text = warned(lines)["teacher"]
     assert "not better than the student on the training tokens" in text and "nats at step" in text
     ahead = {"teacher_ce": 0.5, "student_ce": 1.0}
-    assert not watched(ahead)
-    assert [w["about"] for w in watched({"teacher_ce": 1.0, "student_ce": 1.0})] == ["teacher"]
+    assert not warnings_of(ahead)
+    assert [w["about"] for w in warnings_of({"teacher_ce": 1.0, "student_ce": 1.0})] == ["teacher"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_switch_is_weighed_on_the_vision_tower_only(tmp_path):
     }
 
 
-def test_pulls_are_the_norms_of_the_weighted_gradients_of_the_vectors():
+def test_gradient_norms_are_the_norms_of_the_weighted_gradients_of_the_vectors():
     gain, matrix = torch.tensor([1.0, 2.0], requires_grad=True), torch.ones(2, 2, requires_grad=True)
     weighed = {"ce": (gain**2).sum() + matrix.sum(), "align": 0.5 * (3 * gain).sum()}
     measured = gradient_norms_by_term(weighed.items(), {"language": [gain, matrix]})
@@ -109,8 +109,8 @@ def test_measuring_changes_no_step(tmp_path, monkeypatch):
 
 def test_a_warning_is_said_once_and_not_before_there_is_enough_to_average():
     faint = {"grad/ce/vision": 1.0, "grad/vsd/vision": 0.5 * FAINT}
-    assert not watched(faint, steps=SMOOTHED - 1)
-    assert len(watched(faint, steps=3 * SMOOTHED)) == 1
+    assert not warnings_of(faint, steps=SMOOTHED - 1)
+    assert len(warnings_of(faint, steps=3 * SMOOTHED)) == 1
     assert len(TrainingWarnings(stage()).check(0, faint, last=True)) == 1
 
 
