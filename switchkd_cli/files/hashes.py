@@ -86,43 +86,33 @@ def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: s
     """Each file's hash, from the cache or from reading it; NOTHING for a path that is no readable file."""
     key = hashlib.sha256(json.dumps([str(folder.absolute()), *names]).encode()).hexdigest()[:32]
     cache = cache_home() / "hashes" / key
-    known = _cached(cache, len(names))
-    if any(state != one[:4] for state, one in zip(states, known, strict=True)):
-        with ExitStack() as lock:
-            with suppress(UserError):  # without a lock, several processes may read the same files
-                lock.enter_context(hold(cache))
-            return _read_changed(folder, names, states, cache, hint)
-    return [hash for *_, hash in known]
-
-
-def _read_changed(
-    folder: Path, names: Sequence[str], states: Sequence[tuple], cache: Path, hint: str
-) -> list[bytes]:
-    """The same, after reading new and changed files; the cache is updated."""
-    known = _cached(cache, len(names))
-    new = [i for i, state in enumerate(states) if state != known[i][:4] and state != NO_FILE]
-    if (size := sum(states[i][0] for i in new)) >= LARGE:
-        once = f"{folder}: reading {len(new):,} files ({size / 1e9:,.1f} GB) once, to know them again"
-        print("; ".join(filter(None, (once, hint))), file=sys.stderr, flush=True)
-    hashes = [NOTHING if state == NO_FILE else hash for state, (*_, hash) in zip(states, known, strict=True)]
-    began = time.time_ns()
-    groups = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
-    with ThreadPoolExecutor(cores()) as readers:
-        read = chain.from_iterable(readers.map(lambda g: [_read(f"{folder}/{names[i]}") for i in g], groups))
-        for i, hash in zip(new, read, strict=True):
-            hashes[i] = hash
-    records = []
-    for state, hash in zip(states, hashes, strict=True):
-        read_again = max(state[1:3]) > began - YOUNG or hash == NOTHING
-        records.append(RECORD.pack(*(NO_FILE if read_again else state), hash))
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(cache, b"".join(records))
-    except OSError as error:  # the files are read again the next time
-        print(
-            f"{cache.parent}: hashes can't be cached: {error.strerror}; export {CACHE}=FOLDER",
-            file=sys.stderr,
-        )
+    hashes = _cached(cache, states)
+    if NOTHING not in (hash for hash, state in zip(hashes, states, strict=True) if state != NO_FILE):
+        return hashes
+    with ExitStack() as lock:
+        with suppress(UserError):  # without a lock, several processes may read the same files
+            lock.enter_context(hold(cache))
+        hashes = _cached(cache, states)  # another process may have read them meanwhile
+        new = [i for i, state in enumerate(states) if hashes[i] == NOTHING and state != NO_FILE]
+        if (size := sum(states[i][0] for i in new)) >= LARGE:
+            once = f"{folder}: reading {len(new):,} files ({size / 1e9:,.1f} GB) once, to know them again"
+            print("; ".join(filter(None, (once, hint))), file=sys.stderr, flush=True)
+        began = time.time_ns()
+        groups = [new[i : i + CHUNK] for i in range(0, len(new), CHUNK)]
+        with ThreadPoolExecutor(cores()) as readers:
+            read = readers.map(lambda group: [_read(f"{folder}/{names[i]}") for i in group], groups)
+            for i, hash in zip(new, chain.from_iterable(read), strict=True):
+                hashes[i] = hash
+        records = [
+            RECORD.pack(*NO_FILE, NOTHING) if max(state[1:3]) > began - YOUNG else RECORD.pack(*state, hash)
+            for state, hash in zip(states, hashes, strict=True)
+        ]
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(cache, b"".join(records))
+        except OSError as error:  # the files are read again the next time
+            where = f"{cache.parent}: hashes can't be cached: {error.strerror}"
+            print(f"{where}; export {CACHE}=FOLDER", file=sys.stderr)
     return hashes
 
 
@@ -139,11 +129,13 @@ def _read(path: str) -> bytes:
         return NOTHING
 
 
-def _cached(file: Path, count: int) -> list[tuple]:
-    """(*state, hash) of each file from the cache; of no file when the cache has no such entry."""
+def _cached(file: Path, states: Sequence[tuple]) -> list[bytes]:
+    """The hash of each file that has not changed since it was read; NOTHING for the others."""
     try:
         records = file.read_bytes()
     except OSError:
         records = b""
-    complete = len(records) == count * RECORD.size
-    return list(RECORD.iter_unpack(records)) if complete else [(*NO_FILE, NOTHING)] * count
+    if len(records) != len(states) * RECORD.size:
+        return [NOTHING] * len(states)
+    cached = zip(states, RECORD.iter_unpack(records), strict=True)
+    return [one[4] if state == one[:4] != NO_FILE else NOTHING for state, one in cached]

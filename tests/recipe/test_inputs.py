@@ -232,6 +232,13 @@ def test_what_is_no_file_counts_as_absent(tmp_path, name):
     assert hashes.digest_of(tmp_path, [name]) == hashes.digest_of(tmp_path / "none", [name])
 
 
+def test_a_file_that_vanishes_soon_after_it_was_written_counts_as_absent(tmp_path):
+    (tmp_path / "a").write_text("young")
+    there = hashes.digest_of(tmp_path, ["a"])
+    (tmp_path / "a").unlink()
+    assert hashes.digest_of(tmp_path, ["a"]) == hashes.digest_of(tmp_path / "none", ["a"]) != there
+
+
 def test_hashes_that_cannot_be_kept(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way of a folder")
     monkeypatch.setenv(hashes.CACHE, str(tmp_path / "file"))
