@@ -45,8 +45,6 @@ class Benchmark:
     """lmms-eval's name of the task, also used in recipes and results."""
     column: str
     """The head of the paper's column (Table 1)."""
-    metric: str
-    """The key of the stock metric that is reported."""
     task_folder: str
     """The task's folder under lmms_eval/tasks, so that only ten of its 190 folders are read."""
     data: str
@@ -57,6 +55,8 @@ class Benchmark:
     """The split of the paper's printed number."""
     asks: AnswerKind
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
+    metric: str = "exact_match"
+    """The key of the stock metric that is reported."""
     full: float = 1.0
     """The metric's value if every answer is right; the score is 100 x metric / full."""
     per_category: bool = False
@@ -134,7 +134,6 @@ ROWS = (
     Benchmark(
         task="vqav2_val",
         column="VQAv2",
-        metric="exact_match",
         task_folder="vqav2",
         data="VQAv2",
         split="validation",
@@ -147,7 +146,6 @@ ROWS = (
     Benchmark(
         task="gqa",
         column="GQA",
-        metric="exact_match",
         task_folder="gqa",
         data="GQA",
         split="testdev",
@@ -157,7 +155,6 @@ ROWS = (
     Benchmark(
         task="scienceqa_img",
         column="SciQA",
-        metric="exact_match",
         task_folder="scienceqa",
         data="ScienceQA/ScienceQA-IMG",
         split="test",
@@ -178,7 +175,6 @@ ROWS = (
     Benchmark(
         task="textvqa_val",
         column="TextVQA",
-        metric="exact_match",
         task_folder="textvqa",
         data="textvqa",
         split="validation",
@@ -192,7 +188,6 @@ ROWS = (
     Benchmark(
         task="vizwiz_vqa_val",
         column="VizWiz",
-        metric="exact_match",
         task_folder="vizwiz_vqa",
         data="VizWiz-VQA",
         split="val",

@@ -123,6 +123,22 @@ class Scene:
         """The things whose concept occurs once, so that "the dog" is clear."""
         return [thing for thing in self.things if self.concepts[thing.concept] == 1]
 
+    @property
+    def relations(self) -> list[tuple[str, str, str]]:
+        """(a, side, b) for all unique things a and b: a is to the left or right of, above or below b."""
+        return [
+            (a.concept, side, b.concept)
+            for a in self.unique_things
+            for b in self.unique_things
+            for side, holds in (
+                ("left", a.column < b.column),
+                ("right", a.column > b.column),
+                ("above", a.row < b.row),
+                ("below", a.row > b.row),
+            )
+            if holds
+        ]
+
 
 _WORDS = yaml.safe_load((files("switchkd_cli.playground") / "names.yaml").read_text(encoding="utf-8"))
 CATEGORIES: dict[str, str] = {name: entry["zh"] for name, entry in _WORDS["categories"].items()}

@@ -8,9 +8,9 @@ are multiplied by a factor, and an epoch becomes a number of steps: a row that d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -19,7 +19,9 @@ from switchkd_cli.recipe import overrides, yaml_positions
 from switchkd_cli.recipe.find import yaml_files
 from switchkd_cli.recipe.problems import line, schema_problems
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
-from switchkd_cli.recipe.validate import Location, mapping, mappings
+from switchkd_cli.recipe.validate import Problem, mapping, mappings
+
+T = TypeVar("T")
 
 NAMED = ("checkpoint", "vision", "language")  # the fields of a model that name one
 
@@ -59,15 +61,6 @@ class StandIns(Strict):
     fields: StandInFields
 
 
-@dataclass
-class StandInPatch:
-    """What a world changes in one row: values by dotted path, stand-ins by name, and names that have no stand-in."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    stand_ins: dict[str, str] = field(default_factory=dict)
-    missing: list[tuple[Location, str]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class World:
     """A world: its name, the file that it was read from, and its stand-ins."""
@@ -90,61 +83,47 @@ class World:
             found = schema_problems(error, StandIns)
             raise UserError([line(data, path, message, file) for path, message in found]) from None
 
-    def replace(self, data: Any) -> tuple[Any, list[tuple[Location, str]]]:
+    def replace(self, data: Any) -> tuple[Any, list[Problem]]:
         """Return a row's data with this world's stand-ins, and a problem for each name that has none.
 
         Models and data that already are the world's own stay, and so do broken fields.
         """
-        patch = StandInPatch()
-        for model in ("student", "teacher"):
-            self._model(model, mapping(mapping(data).get(model)), patch)
-        stages = mappings(mapping(data).get("stages"))
-        for name, spec in mapping(mapping(data).get("data")).items():
-            self._data_set(name, mapping(spec), stages, patch)
-        if patch.stand_ins:
-            fields = self.stand_ins.fields
-            if isinstance(data.get("evaluation"), Mapping):
-                patch.values |= {f"evaluation.{key}": value for key, value in fields.evaluation.items()}
-            patch.values |= {**fields.recipe, "world": self.name, "stand_ins": patch.stand_ins}
-        return overrides.apply(data, patch.values, place=self.file), patch.missing
+        recipe, fields = mapping(data), self.stand_ins.fields
+        values: dict[str, Any] = {}  # by dotted path
+        stand_ins: dict[str, str] = {}  # by the name that is replaced
+        missing: list[Problem] = []
 
-    def _model(self, model: str, spec: Mapping[str, Any], patch: StandInPatch) -> None:
-        known = self.stand_ins.models
-        for key in NAMED:
-            name = spec.get(key)
-            if not isinstance(name, str) or name.startswith(f"{self.name}:"):
-                continue
+        def find(name: str, known: Mapping[str, T], *path: str) -> T | None:
             if name not in known:
-                patch.missing.append(((model, key), self._no_stand_in(name, known)))
+                problem = f"nothing stands in for it in {self.file}, got {name!r}{did_you_mean(name, known)}"
+                missing.append((path, problem))
+            return known.get(name)
+
+        for model in ("student", "teacher"):
+            for key in NAMED:
+                name = mapping(recipe.get(model)).get(key)
+                if not isinstance(name, str) or name.startswith(f"{self.name}:"):
+                    continue
+                if stand_in := find(name, self.stand_ins.models, model, key):
+                    values[f"{model}.{key}"] = stand_ins[name] = stand_in
+                    parts = fields.parts if key != "checkpoint" else {}
+                    values |= {f"{model}.{part}": value for part, value in parts.items()}
+        for name, spec in mapping(recipe.get("data")).items():
+            if mapping(spec).get("source") == self.name:
                 continue
-            patch.values[f"{model}.{key}"] = patch.stand_ins[name] = known[name]
-            if key != "checkpoint":
-                fields = self.stand_ins.fields.parts
-                patch.values |= {f"{model}.{field}": value for field, value in fields.items()}
-
-    def _data_set(
-        self,
-        name: str,
-        spec: Mapping[str, Any],
-        stages: list[tuple[int, Mapping[str, Any]]],
-        patch: StandInPatch,
-    ) -> None:
-        if spec.get("source") == self.name:
-            return
-        if name not in self.stand_ins.data:
-            patch.missing.append((("data", name), self._no_stand_in(name, self.stand_ins.data)))
-            return
-        stand_in = self.stand_ins.data[name]
-        patch.values[f"data.{name}"] = stand_in.model_dump(exclude={"pace"}, exclude_defaults=True)
-        parameters = ", ".join(f"{key} {value}" for key, value in stand_in.parameters.items())
-        patch.stand_ins[name] = f"{stand_in.source}: {parameters}"
-        for i, stage in stages:
-            if stage.get("data") == name:
-                fields = _paced(stage, stand_in.pace) | self.stand_ins.fields.stage
-                patch.values |= {f"stages.{i}.{key}": value for key, value in fields.items()}
-
-    def _no_stand_in(self, name: str, known: Mapping[str, Any]) -> str:
-        return f"nothing stands in for it in {self.file}, got {name!r}{did_you_mean(name, known)}"
+            if data_set := find(name, self.stand_ins.data, "data", name):
+                values[f"data.{name}"] = data_set.model_dump(exclude={"pace"}, exclude_defaults=True)
+                parameters = ", ".join(f"{key} {value}" for key, value in data_set.parameters.items())
+                stand_ins[name] = f"{data_set.source}: {parameters}"
+                for i, stage in mappings(recipe.get("stages")):
+                    if stage.get("data") == name:
+                        changed = _paced(stage, data_set.pace) | fields.stage
+                        values |= {f"stages.{i}.{key}": value for key, value in changed.items()}
+        if stand_ins:
+            if isinstance(recipe.get("evaluation"), Mapping):
+                values |= {f"evaluation.{key}": value for key, value in fields.evaluation.items()}
+            values |= {**fields.recipe, "world": self.name, "stand_ins": stand_ins}
+        return overrides.apply(data, values, place=self.file), missing
 
 
 def _paced(stage: Mapping[str, Any], pace: Pace) -> dict[str, Any]:

@@ -170,8 +170,14 @@ def test_pretrain_stops_before_distillation(tmp_path):
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [
+        line.split("#")[0].strip()
+        for language, block in blocks
+        if not language
+        for line in block.splitlines()
+    ]
     return [line for line in lines if line.startswith("switchkd ")]
 
 

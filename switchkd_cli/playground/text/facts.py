@@ -82,17 +82,12 @@ def _neighbour(scene: Scene, rng: random.Random) -> Fact | None:
 
 def _compare(scene: Scene, rng: random.Random) -> Fact | None:
     """Which of two unique things is further left, or higher."""
-    pairs = [
-        (kind, first.concept, second.concept)
-        for first in scene.unique_things
-        for second in scene.unique_things
-        for kind, holds in (("leftmost", first.column < second.column), ("topmost", first.row < second.row))
-        if holds
-    ]
-    if not pairs:
+    kinds = {"left": "leftmost", "above": "topmost"}
+    relations = [relation for relation in scene.relations if relation[1] in kinds]
+    if not relations:
         return None
-    kind, answer, other = rng.choice(pairs)
-    return Fact(kind, answer, (answer, other))
+    answer, side, other = rng.choice(relations)
+    return Fact(kinds[side], answer, (answer, other))
 
 
 FACTS: dict[str, Callable[[Scene, random.Random], Fact | None]] = {

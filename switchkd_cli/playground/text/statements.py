@@ -54,21 +54,10 @@ def _position(scene: Scene, rng: random.Random, truth: bool) -> str:
 
 def _relation(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     """Ask whether one unique thing is to the left or right of, above or below another."""
-    pairs = [
-        (first.concept, phrase, second.concept)
-        for first in scene.unique_things
-        for second in scene.unique_things
-        for phrase, holds in (
-            ("to the left of", first.column < second.column),
-            ("to the right of", first.column > second.column),
-            ("above", first.row < second.row),
-            ("below", first.row > second.row),
-        )
-        if holds
-    ]
-    if not pairs:
+    if not (relations := scene.relations):
         return None
-    first, phrase, second = rng.choice(pairs)
+    first, side, second = rng.choice(relations)
+    phrase = f"to the {side} of" if side in ("left", "right") else side
     return f"Is the {first} {phrase} the {second}?" if truth else f"Is the {second} {phrase} the {first}?"
 
 
