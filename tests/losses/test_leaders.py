@@ -1,4 +1,4 @@
-"""What the teacher leads with is sought once for all losses beside it, and is never another's."""
+"""The teacher's top ids are selected once for all losses against it, and never reused for other logits."""
 
 import gc
 
@@ -22,7 +22,7 @@ def trio():
 
 @pytest.fixture
 def sought(monkeypatch):
-    """The tensors whose highest were sought, in order."""
+    """Record the tensors whose highest logits are searched, in order."""
     found = []
     for name in ("sort_to_knee", "sort_top_k"):
         real = getattr(knee, name)

@@ -1,4 +1,4 @@
-"""What is particular to DBiLD and BiLD: the knee, who leads, whose weight, exactness at any k, the memory."""
+"""DBiLD and BiLD: the knee, the leaders, whose probabilities are weights, exactness at any k, memory."""
 
 import numpy as np
 import pytest
@@ -137,7 +137,7 @@ def test_one_side_sees_only_its_leader_s_ids(leads):
 
 
 def test_one_side_misses_what_only_the_other_shows():
-    """The student is sure of an id that the teacher ranks last: only its own top ids tell."""
+    """The student is sure of an id that the teacher ranks last: only its own top ids show it."""
     teacher = language_logits(1, 200, seed=5)[0]
     student = teacher.clone()
     student[0, teacher.argmin()] = 50.0

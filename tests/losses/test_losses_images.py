@@ -1,4 +1,4 @@
-"""The losses on what lies in front of the logits: each against its explicit float64 formula."""
+"""The losses over images and hidden states: each against its explicit float64 formula."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def drawn(*shape, seed):
 
 
 def attention(seed):
-    """[3 pictures, 5 queries, 6 image tokens, 2 heads]; a picture has queries that don't see it, the last only such."""
+    """Return [3 images, 5 queries, 6 image tokens, 2 heads]; image 0 has queries that don't see it, image 2 no others."""
     weights = drawn(3, 5, 6, 2, seed=seed).softmax(2) / 2
     weights[0, :2], weights[2] = 0, 0
     return weights
@@ -35,7 +35,7 @@ cases = pytest.mark.parametrize("name", CASES)
 
 
 def both(name, teacher, student, *beside, **parameters):
-    """Value and gradient of ours, and of the formula a picture at a time."""
+    """Return value and gradient of the loss, and of the formula image by image."""
     formula = getattr(reference, CASES[name][2])
 
     def ours(t, s):
@@ -77,7 +77,7 @@ def test_no_pictures_no_loss(name):
 
 
 def ragged_axis(name, position):
-    """Where the visual tokens of one image are: of attention behind the queries, of everything else in front."""
+    """Return the axis of one image's visual tokens: attention has the queries in front of them."""
     return 1 if name.startswith("attention") or position == 2 else 0
 
 

@@ -1,4 +1,4 @@
-"""The losses of other methods, on logits: each against its explicit float64 formula, and what makes it that method."""
+"""The losses of other methods on logits: each against its explicit float64 formula, and its own properties."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ names = pytest.mark.parametrize("name", BESIDE)
 
 
 def ours(name, **parameters):
-    """The loss of teacher and student logits alone."""
+    """Return the loss as a function of teacher and student logits only."""
     return lambda teacher, student: getattr(losses, name)(teacher, student, BESIDE[name], **parameters)
 
 
@@ -136,7 +136,7 @@ def test_sinkhorn_of_one_position_is_its_own_distance():
 
 
 def test_sinkhorn_does_not_mind_the_order_of_positions_within_a_row():
-    """It compares sets, which a divergence position by position does not."""
+    """It compares sets; a divergence compares position by position."""
     teacher, student = language_logits(5, 30, seed=9)
     rows = torch.zeros(5, dtype=torch.int64)
     total = losses.sinkhorn(teacher, student, rows, iterations=200).sum()

@@ -1,4 +1,4 @@
-"""What the losses take of a row's highest logits is what sorting the whole row gives: ids and k, bit for bit."""
+"""The highest logits that a loss uses are those of the sorted row: ids and k, bit for bit."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def sorted_whole(logits, absent):
-    """The reference: sort the row; equal logits keep the order of their ids, absent columns come last."""
+    """The reference: sort the row; equal logits keep the order of their ids, padding columns come last."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.masked_fill(absent, FLOOR).sort(dim=-1, descending=True, stable=True)
 
 
 def expected(logits, absent, window=None, min_k=3, max_k=None):
-    """k [N] and the list of each row's ids, from the sort of the whole row."""
+    """Return k [N] and the list of each row's ids, from the sorted row."""
     values, ids = sorted_whole(logits, absent)
     k = (1 + knee_rank(values, window)).clamp(min=min_k, max=max_k).minimum((~absent).sum(-1))
     return k.tolist(), [row[:n].tolist() for row, n in zip(ids, k.tolist(), strict=True)]
@@ -33,7 +33,7 @@ def taken(ids, k):
 
 
 def agrees(logits, absent=None, **bounds):
-    """Absent columns, if not given, are those that are written as padding."""
+    """Padding columns, if not given, are those written as padding."""
     bounds = {"window": None, "min_k": 3, "max_k": None} | bounds
     mask = logits.float() <= FLOOR if absent is None else absent
     found = padding_columns(logits) if absent is None else absent
@@ -41,7 +41,7 @@ def agrees(logits, absent=None, **bounds):
 
 
 def rows_of(shape, rows, columns, seed):
-    """Logits of many shapes: the knee near the top, in the middle, nowhere; steps, ties, one value; a far scale."""
+    """Logits of many shapes: the knee near the top, in the middle, nowhere; steps, ties, one value; a large scale."""
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(rows, columns, generator=generator)
     uniform = torch.rand(rows, columns, generator=generator)

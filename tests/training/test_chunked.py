@@ -1,4 +1,4 @@
-"""An objective computed chunk by chunk: the dense one's values and gradients, and no more logits than a chunk's."""
+"""The chunked objective: the dense one's values and gradients, and never more logits than a chunk's."""
 
 import weakref
 
@@ -42,12 +42,12 @@ def batch(paths, tmp_path, request):
 
 
 def few(monkeypatch, paths, positions):
-    """ChunkedObjective of so many positions."""
+    """Make chunks of this number of positions."""
     monkeypatch.setattr("switchkd_cli.engine.lm_head.LOGITS", positions * paths.vocabulary)
 
 
 def computed(how, paths, batch, objective, look=None):
-    """Total, parts and all gradients."""
+    """Return total, parts and all gradients."""
     paths.zero_grad()
     paths.adapt(objective.outputs)
     way, keep = how(objective), objective.keep(batch)
@@ -81,7 +81,7 @@ def test_chunks_have_the_dense_objectives_values_and_gradients(paths, batch, ter
 
 
 class Widest(TorchDispatchMode):
-    """The most positions that a tensor of so many columns has, of all that are made."""
+    """Record the most positions of any tensor with this number of columns."""
 
     def __init__(self, columns):
         super().__init__()
@@ -101,7 +101,7 @@ def test_no_more_logits_than_a_chunks_ever_exist(paths, tmp_path, positions, mon
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     few(monkeypatch, paths, positions)
     with Widest(paths.vocabulary) as seen:
-        computed(ChunkedObjective, paths, batch, objective, Diagnostics(SWITCH_KD).look)
+        computed(ChunkedObjective, paths, batch, objective, Diagnostics(SWITCH_KD).add)
     whole = objective.keep(batch).sum()
     assert positions <= seen.most <= 2 * positions < whole  # a loss holds both its sides
     with Widest(paths.vocabulary) as seen:  # and it is seen when there are
@@ -120,9 +120,9 @@ def test_losses_that_compare_a_rows_positions_are_given_whole_rows(paths, tmp_pa
 
 def test_what_is_diagnosed_is_the_same_in_any_chunks(paths, batch, monkeypatch):
     whole, parted = Diagnostics(SWITCH_KD), Diagnostics(SWITCH_KD)
-    computed(DenseObjective, paths, batch, Objective(SWITCH_KD), whole.look)
+    computed(DenseObjective, paths, batch, Objective(SWITCH_KD), whole.add)
     few(monkeypatch, paths, 3)
-    computed(ChunkedObjective, paths, batch, Objective(SWITCH_KD), parted.look)
+    computed(ChunkedObjective, paths, batch, Objective(SWITCH_KD), parted.add)
     assert parted.figures() == pytest.approx(whole.figures(), rel=1e-4, abs=1e-7)
     assert {"k/vsd/switch/p95", "agreement/student", "switch_gap"} <= whole.figures().keys()
 
@@ -139,7 +139,7 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
         weights = list(paths.student.model.model.vision_tower.parameters())[:1]
         found[how] = {
             name: torch.autograd.grad(value, weights, retain_graph=True)[0]
-            for name, value in way.each(inputs)
+            for name, value in way.weighted_terms(inputs)
         }
     assert list(found[ChunkedObjective]) == ["ce", "align", "vsd"]
     torch.testing.assert_close(found[ChunkedObjective], found[DenseObjective], rtol=1e-4, atol=1e-7)
@@ -194,7 +194,7 @@ def test_going_back_twice_is_refused_and_not_wrong(paths, tmp_path):
     )
     total, _ = way(inputs)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="goes back once"):
+    with pytest.raises(RuntimeError, match="one backward pass"):
         total.backward()
 
 
@@ -236,7 +236,7 @@ def test_a_chunk_is_gone_before_the_next_one_is_there(paths, tmp_path, monkeypat
 def test_terms_at_all_positions_read_the_logits_themselves_and_the_teachers_lead_once(
     paths, tmp_path, monkeypatch
 ):
-    """A copy for each term and side would be most of a chunk's memory."""
+    """A copy for each term and side would take most of a chunk's memory."""
     terms = [term.model_copy(update={"on": "answer"}) for term in SWITCH_KD]
     sought, shown, real = [], [], knee.sort_to_knee
 

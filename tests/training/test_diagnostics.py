@@ -1,4 +1,4 @@
-"""What a step is asked unasked: on which positions, of which term, by which of the term's own bounds."""
+"""Diagnostics of a step: on which positions, of which term, within which of the term's own bounds."""
 
 from dataclasses import replace
 
@@ -20,13 +20,13 @@ KNEE_LOSSES = [name for name in registry.LOSSES if registry.signature("loss", na
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """Rows of one turn: pictures, questions, answers."""
+    """Examples of one turn: images, questions, answers."""
     return tiny.batch(tiny.model(), tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")
 def logits(batch):
-    """Of three paths at every position that some term could look at, knees all over the row."""
+    """Logits of three paths at every position that a term could read, with knees anywhere in the row."""
     generator = torch.Generator().manual_seed(0)
     count = int(everywhere(batch).sum())
 
@@ -63,7 +63,7 @@ def leaders(figures):
 
 
 def test_who_stands_beside_the_teacher_is_asked_on_supervised_tokens_only(logits, batch):
-    """A term on image tokens makes their logits known: nobody is supervised there."""
+    """A term on image tokens needs their logits, though no token there is supervised."""
     figures = asked(logits, batch, CE, term("self_correlation", on="image"), term(on="text"))
     answers = batch.predicting("answer")[everywhere(batch)]
     assert 0 < answers.sum() < len(answers) and batch.image.any()
@@ -128,7 +128,7 @@ def test_a_loss_that_declares_knees_takes_their_bounds_and_no_other_does(loss):
 
 @pytest.mark.parametrize("loss", KNEE_LOSSES)
 def test_who_is_declared_to_lead_leads(loss):
-    """A bound on k changes the loss of a row only through who leads it: the other one's order is not looked at."""
+    """A bound on k changes a row's loss only through its leader: the other model's order has no effect."""
     steep, flat = 20 * torch.exp(-2.0 * torch.arange(40.0)), 20 * torch.exp(-0.05 * torch.arange(40.0))
     assert effective_k(steep[None]) == 3 < effective_k(flat[None])
     compute = registry.resolve("loss", loss)

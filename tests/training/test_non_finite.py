@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: named, written down, never trained on, never saved."""
+"""A non-finite loss or gradient: named, recorded, never trained on, never saved."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def loop(folder, *, word=None, saving=None, **changes):
-    """A stage of batches of all four rows; the teacher knows nothing but NaN of `word`."""
+    """A stage with batches of all four examples; the teacher's embedding of `word` is NaN."""
     settings = {"name": "distill", "data": "rows", "train": ["vision", "projector", "language"], "lr": 1e-3}
     settings |= {"batch": 4, "micro_batch": 2, "steps": 12, "objective": [CE, ALIGN]}
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)

@@ -1,4 +1,4 @@
-"""The objective: terms, normaliser, and that no split of a step changes its gradient."""
+"""The objective: terms and normalizers; no split of a step into micro-batches changes its gradient."""
 
 import itertools
 
@@ -99,7 +99,7 @@ def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
 
 
 def alone():
-    """Every loss as the only term, of each path that it may be a term of, with each single part that it trains."""
+    """Every loss as the only term, of each path that it may have, with each single part that it trains."""
     for loss in registry.LOSSES:
         to = (
             "teacher"
@@ -115,7 +115,7 @@ def alone():
     ("term", "part"), list(alone()), ids=lambda v: v if isinstance(v, str) else f"{v['loss']}-{v['of']}"
 )
 def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
-    """What contributes nothing is 0 with a graph: of several processes each goes back."""
+    """A term without positions or images is 0 with a graph: every process can take its backward pass."""
     paths.requires_grad_(False)
     trained = unfreeze(paths.student, part)
     on = "answer" if registry.signature("loss", term["loss"]).of_images else "image"
@@ -144,7 +144,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
 
 
 def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path):
-    """As in several processes, one of which has pictures: AdamW goes on from its moments in either case."""
+    """As in several processes of which one has images: AdamW uses its moments in either case."""
     paths.requires_grad_(False)
     trained = [*unfreeze(paths.student, "vision"), *unfreeze(paths.student, "projector")]
     got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])

@@ -1,4 +1,4 @@
-"""Where V_S is frozen and equal to V_T, the pictures are looked at once."""
+"""If V_S is frozen and equal to V_T, images are encoded once."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TERMS = [Term.model_validate(term) for term in DISTILL]
 
 
 def pair(teacher=None, **kept):
-    """A student whose tower is the teacher's but for what is kept of its own."""
+    """A student with the teacher's tower, except for the changes given."""
     student, teacher = tiny.model(seed=1, **kept), teacher or tiny.model(24, seed=2)
     tower = teacher.model.model.vision_tower.state_dict()
     student.model.model.vision_tower.load_state_dict(tower, strict=False)
@@ -22,13 +22,13 @@ def pair(teacher=None, **kept):
 
 
 def begun(paths, folder, **changes):
-    """The paths, as a stage's trainer leaves them before its first step."""
+    """The paths as a stage's trainer leaves them before its first step."""
     Trainer(stage(**changes), paths, 3, "fp32", folder).close()
     return paths
 
 
 def looked(paths, batch):
-    """Readings, and how often each tower was asked."""
+    """Return outputs, and how often each tower was called."""
     asked = {"student": 0, "teacher": 0}
     hooks = []
     for name in asked:

@@ -1,4 +1,4 @@
-"""Padding: logged for what it is, estimated by the plan, and less of it where rows are grouped."""
+"""Padding: its share is logged, estimated by the plan, and smaller if examples are grouped by length."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ GROUPED = {"group_by": "modality_length"}
 
 
 def rows(folder):
-    """A third with a picture; answers of one to sixteen words."""
+    """Examples, a third with an image; answers of one to sixteen words."""
     pictures = [tiny.picture(folder, f"{i}.png", i) for i in range(8)]
     return [
         tiny.row(str(i), pictures[i // 3] if i % 3 == 0 else None, ("What?", "a " * (1 + 5 * i % 16)))
@@ -31,7 +31,7 @@ def rows(folder):
 
 
 def lines(folder, **changes):
-    """What a training of two epochs logs."""
+    """Return the log of two epochs of training."""
     settings = {"name": "tune", "data": "rows", "train": ["projector"], "lr": 1e-3, "batch": 8, "steps": 6}
     settings |= {"micro_batch": 2, "objective": [{"loss": "cross_entropy"}]}
     student, logged = tiny.model(layers=1), []
@@ -43,7 +43,7 @@ def lines(folder, **changes):
 
 
 def share(sizes, micro):
-    """Of rows in this order: what is no token once each micro-batch is as wide as its longest row."""
+    """Return the share of padding of examples in this order, each micro-batch padded to its longest example."""
     together = np.asarray(sizes).reshape(-1, micro)
     return 1 - together.sum() / (together.max(1).sum() * micro)
 
@@ -74,7 +74,7 @@ def test_a_batch_counts_its_tokens_and_its_places():
 
 @pytest.mark.parametrize(("batch", "micro"), [(16, 4), (128, 2), (16, 16)])
 def test_the_plan_estimates_what_training_pads(batch, micro):
-    """From a sample of 200 rows, against the orders that training takes through all of them."""
+    """Estimated from a sample of 200 examples; compared with training's orders of all of them."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(20, 900, 3000, np.int32)
     pictured = draw.random(3000) < 0.8

@@ -1,4 +1,4 @@
-"""A stage that can't move what it trains, or compares nothing: an error, as early as it can be known."""
+"""A stage with a part without gradient, or a term with nothing to compare: an error, as early as possible."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def loop_of(folder, *, rows=None, **changes):
 
 
 def trained(folder, *, rows=None, spoil=None, **changes):
-    """What a stage logs."""
+    """Return a stage's log."""
     student, lines = tiny.model(seed=1), []
     paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
     if spoil:
@@ -137,13 +137,13 @@ def test_a_term_that_never_compared_anything_is_named(tmp_path):
 
 
 def test_steps_of_text_among_pictures_are_as_usual(tmp_path):
-    """Some steps leave the tower without a gradient of its own: that is no fault."""
+    """A tower without a gradient in some steps is not an error."""
     lines = trained(tmp_path, batch=1, steps=8)
     assert [line for line in lines if line.get("event") == "warning" and line["about"] == "empty steps"] == []
 
 
 def test_steps_without_anything_to_compare_are_counted_and_told(tmp_path):
-    """Of four rows one has no picture."""
+    """One of the four examples has no image."""
     lines = trained(tmp_path, batch=1, steps=8, train=["vision", "projector"], objective=[TOKENS])
     (warning,) = [line for line in lines if line.get("about") == "empty steps"]
     assert warning["text"] == ("in 2 of 8 steps no term had anything to compare: they trained nothing")
@@ -151,7 +151,7 @@ def test_steps_without_anything_to_compare_are_counted_and_told(tmp_path):
 
 
 def test_what_was_compared_is_remembered_across_an_interruption(tmp_path):
-    """Of the steps that are left none has an image; an older checkpoint does not say what was compared."""
+    """None of the remaining steps has an image; an older checkpoint doesn't record what was compared."""
     how = {"batch": 1, "steps": 8, "train": ["vision", "projector"], "objective": [TOKENS]}
     first, _ = loop_of(tmp_path, **how)
     first.steps = 3

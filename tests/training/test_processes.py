@@ -1,6 +1,6 @@
-"""Several processes (gloo) take the steps that one takes, however the batch and the model are shared out.
+"""Several processes (gloo) take the same steps as one, however the batch and the model are divided.
 
-All trainings of one number of processes run in one set of them; each test looks at what they left.
+All trainings with the same number of processes run in one set of them; each test checks their results.
 """
 
 import json
@@ -62,7 +62,7 @@ TRACED = [
 
 
 def run(count: int, folder: Path, cases: dict) -> dict[str, tuple[list[dict], dict]]:
-    """What each case came to in `count` processes: its lines and its state."""
+    """Return the lines and the state of each case in `count` processes."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     asked = [json.dumps(case) for case in cases.values()]
     done = subprocess.run(
@@ -82,7 +82,7 @@ def left(place: Path) -> tuple[list[dict], dict]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """One process, no micro-batches: the lines of three steps, and the state after them and after the first."""
+    """One process, no micro-batches: the lines of three steps, the state after them, and after the first."""
     folder = tmp_path_factory.mktemp("alone")
     lines, state, _ = together.trained(folder)
     return lines, state, together.trained(folder, until=1)[1]
@@ -170,7 +170,7 @@ def test_moments_are_whole_and_those_of_one_process(count, name, results, alone)
     "name", ["gradient, torch", "gradient, zero 1", "gradient, zero 2", "gradient, zero 3"]
 )
 def test_one_step_has_the_gradient_of_one_process(name, two, alone):
-    """Every gradient, through the frozen teacher too, from AdamW's first moment after one step."""
+    """Every gradient, also through the frozen teacher, from AdamW's first moment after one step."""
     close(together.gradients(two[name][1]), together.gradients(alone[2]), rtol=1e-4, atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_bf16_weights_follow_the_float32_trace(name, two, alone):
 
 @pytest.mark.parametrize("name", ["resumed, torch", "resumed, zero 2", "resumed, zero 3"])
 def test_four_processes_go_on_where_two_stopped(name, four, alone):
-    """Another number of processes, another ZeRO stage: the checkpoint is whole."""
+    """Resumed with another number of processes or ZeRO stage: checkpoints are complete."""
     lines, state = four[name]
     assert [line["step"] for line in lines] == [together.STEPS]
     assert lines[0]["loss"] == pytest.approx(alone[0][-1]["loss"], rel=2e-5)

@@ -1,4 +1,4 @@
-"""The teacher's last states, row by row and kept: the same numbers to the bit, whoever asks and whatever happened."""
+"""The teacher's hidden states, computed example by example and cached: bit-equal in every case."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ def paths():
 
 
 def losses(folder, how, *, file=None, seed=0, turns="chained", **changes):
-    """The logged steps of a training on freshly made paths, and the events."""
+    """Return the logged steps of a training of new paths, and the events."""
     paths, lines = pair(), []
     data = tiny.conversations(paths.student, folder, turns)
     settings = {"steps": 6, "batch": 2} | changes  # three epochs
@@ -48,7 +48,7 @@ def losses(folder, how, *, file=None, seed=0, turns="chained", **changes):
 
 
 def figures(steps):
-    """What was measured of the training, without the clock."""
+    """Return the training's figures without times."""
     clocked = {"seconds", "tokens_per_second", "data_wait", "memory_mib"}
     return [{name: value for name, value in step.items() if name not in clocked} for step in steps]
 
@@ -102,7 +102,7 @@ def test_a_row_alone_is_the_row_without_its_padding(paths, tmp_path, turns):
 
 
 def asked(states, paths, batch, on="answer"):
-    """The states, and how many rows had to be computed."""
+    """Return the states, and how many examples were computed."""
     before = states.computed
     with torch.no_grad():
         found = states(batch, batch.predicting(on), paths._understood)
@@ -202,7 +202,7 @@ def test_a_key_is_the_teachers_and_what_it_is_computed_in(tmp_path):
 
 
 def test_the_file_is_hardly_larger_than_the_numbers_in_it(paths, tmp_path):
-    """What the plan says of the disk: positions x width x bytes of a number."""
+    """The plan's estimate of the disk: positions x width x bytes of a number."""
     states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     keep = batch.predicting("text")
     states(batch, keep, lambda row, kept: torch.randn(int(kept.sum()), 2048))
@@ -210,7 +210,7 @@ def test_the_file_is_hardly_larger_than_the_numbers_in_it(paths, tmp_path):
 
 
 def test_kept_states_are_plain_tensors(paths, tmp_path):
-    """safetensors in a database: nothing in it is executed when it is read."""
+    """It holds safetensors: nothing is executed when it is read."""
     states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     found, _ = asked(states, paths, batch)
     kept = [

@@ -1,4 +1,4 @@
-"""The loop: what is trained, what is not, and that accumulation and seeds do what they say."""
+"""The training loop: what is trained and what is not; accumulation, seeds, learning rates."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def stage(**changes):
 
 
 def trained(folder, turns="chained", teacher=True, **changes):
-    """The paths after training, the logged steps, and a copy of the paths as they were."""
+    """Return the paths after training, the logged steps, and a copy of the paths from before."""
     student = tiny.model(seed=1)
     paths = Paths(student, tiny.model(24, seed=2) if teacher else None, len(student.processor.tokenizer))
     before = copy.deepcopy(paths)
@@ -141,7 +141,7 @@ def test_warm_up_then_cosine(tmp_path):
     "scale", [{"vision": 0.1}, {"vision": 0.0}, {"vision": 3.0, "projector": 1.0, "language": 2.0}]
 )
 def test_lr_is_the_stage_s_and_each_scaled_part_has_a_line_of_its_own(tmp_path, scale):
-    """The first part trained is the one that is scaled: its rate is not the stage's."""
+    """Also if the first part trained is scaled: its rate is not the stage's."""
     _, lines, _ = trained(tmp_path, steps=10, warmup=0.2, lr_scale=scale, objective=DISTILL[:2])
     plain = [1e-3 * min(step / 2, (1 + math.cos(math.pi * max(step - 2, 0) / 8)) / 2) for step in range(10)]
     assert [line["lr"] for line in lines] == pytest.approx(plain)

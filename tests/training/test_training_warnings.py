@@ -1,4 +1,4 @@
-"""Warnings that a stage gives while it runs: each is caused, and stays away where its cause is absent."""
+"""Training warnings: each appears with its cause, and only then."""
 
 import io
 
@@ -32,7 +32,7 @@ def stage(**changes):
 
 
 def log_of(folder, **changes):
-    """What a stage logs; the teacher knows nothing."""
+    """Return a stage's log; the teacher is untrained."""
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
     paths, lines = Paths(student, teacher, len(student.processor.tokenizer)), []
     data = tiny.conversations(student, folder)
@@ -45,7 +45,7 @@ def warned(lines):
 
 
 def warnings_of(figures, *, steps=SMOOTHED, **changes):
-    """What is said when every diagnosed step has the same figures."""
+    """Return the warnings if every diagnosed step has the same figures."""
     warnings = TrainingWarnings(stage(**changes))
     return [w for step in range(steps) for w in warnings.check(step, figures, last=False)]
 

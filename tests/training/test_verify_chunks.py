@@ -1,4 +1,4 @@
-"""`--check`: a stage's first step says how far the chunked objective is from the dense one, and stops where it is another."""
+"""`--check`: the first step logs the distance of the chunked and the dense objective, and stops if they differ."""
 
 import pytest
 
