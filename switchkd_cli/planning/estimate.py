@@ -39,9 +39,7 @@ class Machine(BaseModel):
 
 
 FP32 = {"gpus": 1, "tflops": 67.0, "zero": 0}  # one H100, float32 without tensor cores
-KEYS = [
-    key for key in Machine.model_fields if key != "offload"
-]  # of --machine; the recipe says what is offloaded
+KEYS = ("gpus", "memory", "tflops", "zero", "utilisation")  # of --machine; the recipe says what is offloaded
 
 
 def planned_machine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,19 +29,15 @@ def show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     print(estimate.vocabulary)
     stages = estimate.stages
     table = _table("stage", *(stage.name for stage in stages))
-
-    def line(name: str, cells: Iterable[str]) -> None:
-        table.add_row(name, *cells)
-
     for name, cell in _LINES.items():
-        line(name, map(cell, stages))
+        table.add_row(name, *map(cell, stages))
     for name in dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size):
-        line(f"  {name}", (_memory(stage.memory.get(name)) for stage in stages))
-    together = (_memory(sum(stage.memory.values()) or None) for stage in stages)
-    line(f"  together, of {estimate.machine.memory:g} GiB", together)
-    line("TFLOP a step", (_number(stage.flops and stage.flops / 1e12) for stage in stages))
-    line("time", ("reused" if stage.reused else _time(stage.hours) for stage in stages))
-    line("saved student", (_file_size(stage.saved_bytes) for stage in stages))
+        table.add_row(f"  {name}", *(_memory(stage.memory.get(name)) for stage in stages))
+    together = [_memory(sum(stage.memory.values()) or None) for stage in stages]
+    table.add_row(f"  together, of {estimate.machine.memory:g} GiB", *together)
+    table.add_row("TFLOP a step", *(_number(stage.flops and stage.flops / 1e12) for stage in stages))
+    table.add_row("time", *("reused" if stage.reused else _time(stage.hours) for stage in stages))
+    table.add_row("saved student", *(_file_size(stage.saved_bytes) for stage in stages))
     stdout().print(table)
     for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
         print(source)

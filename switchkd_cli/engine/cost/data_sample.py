@@ -55,15 +55,12 @@ class DataSample:
 
     def micro_batches(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[RowLengths]]:
         """Yield the micro-batches of some steps of `batch` examples, in the order of training (`grouped_order`)."""
-        kinds = [list(self.lengths)]
-        if grouped:
-            kinds = [
-                [row for row in self.lengths if (row.image > 0) == pictured] for pictured in (True, False)
-            ]
-        kinds = [kind for kind in kinds if kind]
-        times = -(-STEPS * batch // min(map(len, kinds)))  # each kind as often as the rarest needs
-        for kind in kinds:
-            rows = kind * times
+        kinds: dict[bool, list[RowLengths]] = {}
+        for row in self.lengths:
+            kinds.setdefault(grouped and row.image > 0, []).append(row)
+        repeats = -(-STEPS * batch // min(map(len, kinds.values())))  # as many as the rarest kind needs
+        for kind in kinds.values():
+            rows = kind * repeats
             for start in range(0, len(rows) - batch + 1, batch):
                 step = rows[start : start + batch]
                 if grouped:

@@ -80,7 +80,7 @@ class ModelShape:
 
 def shape(config: LlavaConfig) -> ModelShape:
     """Return the shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
-    vision: Any = config.vision_config  # transformers declares what a config may be read from, too
+    vision: Any = config.vision_config  # transformers' annotation allows a dict or None, too
     text: Any = config.text_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
