@@ -26,9 +26,9 @@ several = partial(typer.Option, rich_help_panel="Several processes")
 class RunOptions:
     """Where runs go, what happens to earlier ones, what is only checked, and in how many processes they train."""
 
-    seed: Annotated[int | None, typer.Option(help="The seed, or the first one. Default: the recipe's.")] = (
-        None
-    )
+    seed: Annotated[
+        int | None, typer.Option(help="The seed, or the first of several. Default: the recipe's.")
+    ] = None
     world: World = None
     out: Out = RUNS
     resume: Annotated[
