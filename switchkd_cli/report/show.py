@@ -6,19 +6,18 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from switchkd_cli.files.atomic import write_text
+from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.document.model import Document
 from switchkd_cli.report.formats.export import FORMATS, to_json
 from switchkd_cli.report.formats.text import show
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
-from switchkd_cli.report.tables.ablation import PlannedRun, ablation
+from switchkd_cli.report.tables.ablation import ablation
 from switchkd_cli.report.tables.comparison import comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 NAME = "table.json"
 
@@ -37,7 +36,7 @@ def print_ablation(
     runs: Sequence[RunFolder],
     teacher: TeacherScores | None,
     *,
-    planned: Sequence[PlannedRun] = (),
+    planned: Sequence[Run] = (),
     controls: Sequence[str] = (),
     console: Console | None = None,
 ) -> Document:

@@ -22,8 +22,7 @@ from switchkd_cli.report.formats.whiskers import whiskers
 from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
 from switchkd_cli.report.reproduction.origins import command
 from switchkd_cli.report.reproduction.write import compose, write_report
-from switchkd_cli.report.results.controls import Controls
-from switchkd_cli.report.results.recipe_runs import gather
+from switchkd_cli.report.results.recipe_runs import Controls, gather
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.tables.columns import AVERAGE
 from tests.support import made_up_report as made

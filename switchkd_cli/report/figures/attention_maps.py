@@ -5,16 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL.Image import Image
 
 from switchkd_cli.report.figures.style import TEACHER, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 HEAT = "YlOrRd"  # darker means more: it also reads in grey
 SMOOTH = "bicubic"  # for the image; matplotlib's default would differ between PNG and SVG

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.figures import style
@@ -19,9 +22,6 @@ from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.runs.run_folder import RunFolder, shown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_MAPS = 8  # models next to one another in the figure of attention
 
@@ -70,8 +70,6 @@ def draw(
     `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
     Of a row with several seeds, the first saved model is used.
     """
-    import matplotlib
-
     rows = style.plotted_rows(runs)
     figures: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "radar": (partial(radar, rows, teacher), "needs three benchmarks"),

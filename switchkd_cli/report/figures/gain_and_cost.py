@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from switchkd_cli.report.figures.style import GREY, PlottedRow, new_figure
 from switchkd_cli.report.results.finished_run import TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.report.stats.intervals import paired_difference
 from switchkd_cli.report.tables.columns import Columns
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def gain_and_cost(

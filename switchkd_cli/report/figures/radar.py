@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import pi, sin
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.projections.polar import PolarAxes
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.figures.style import DASHED, FAINT, GREY, TEACHER, PlottedRow, new_figure
 from switchkd_cli.report.results.finished_run import TeacherScores, scores
 from switchkd_cli.report.tables.columns import Columns
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from matplotlib.projections.polar import PolarAxes
 
 GROUPS = {
     "Perception": ("mme", "mmbench_en_dev", "mmbench_cn_dev"),
@@ -35,9 +35,6 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure |
 
     A benchmark on which the teacher does not clearly beat the baselines is grey, and in no group.
     """
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.projections.polar import PolarAxes
-
     columns = Columns.of(rows[0].runs[0].scores, teacher)
     if len(columns.tasks) < 3:
         return None

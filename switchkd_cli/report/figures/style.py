@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.row_runs import RowRuns
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is left out, too faint on white.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -81,8 +80,6 @@ def _looks(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches. No screen and no global state: it is drawn by Agg when it is written."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
 from switchkd_cli.report.results.finished_run import read_metrics
 from switchkd_cli.runs.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 GRID = np.linspace(0, 100, 101)  # per cent of the stage: rows with different numbers of steps share one axis
 SMOOTHED = 0.04  # share of a stage over which a curve with a value at every step is averaged
@@ -49,8 +49,6 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
 
     A panel per term and per diagnostic; the terms' gradients share a panel for each part that they train.
     """
-    from matplotlib.lines import Line2D
-
     rows = [row for row in rows if row.runs[0].stages]  # without models that were only scored
     steps = {
         row: [_last_stage(read_metrics(RunFolder(run.path).metrics)) for run in row.runs] for row in rows
@@ -168,8 +166,6 @@ def _scale(axes: Axes, spans: Sequence[tuple[float, float]]) -> None:
     """A logarithmic axis for what spans decades; plain numbers on both kinds."""
     lowest, highest = min(low for low, _ in spans), max(high for _, high in spans)
     if 0 < lowest * DECADE < highest:
-        from matplotlib.ticker import LogLocator
-
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+import jinja2
+from markupsafe import Markup, escape
+
 from switchkd_cli.benchmarks import ANSWER_KINDS
 from switchkd_cli.report.document.cells import Cell, Interval, Number, Verdict, words
 from switchkd_cli.report.document.model import AVERAGE_HEAD, HEADINGS, Document, FigureFile, Line, Table
@@ -22,9 +25,6 @@ IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 def to_html(document: Document, folder: Path) -> str:
     """The whole document; figures are read from the folder."""
-    import jinja2
-    from markupsafe import Markup
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -47,8 +47,6 @@ def to_html(document: Document, folder: Path) -> str:
 
 def _cell(cell: Cell) -> str:
     """A cell's content, escaped."""
-    from markupsafe import Markup, escape
-
     if not isinstance(cell, Number):
         text = words(cell)
         return escape(text.replace("-", "−") if isinstance(cell, Interval) else text)
@@ -94,8 +92,6 @@ def _lines(table: Table) -> Iterator[tuple[str, list[Line]]]:
 
 def _drawn(figure: FigureFile, path: Path) -> str:
     """An SVG's element, scaled to the page, with ids that no other figure has; any other image as data."""
-    from markupsafe import Markup, escape
-
     title = escape(figure.title)
     if path.suffix != ".svg":
         data = base64.b64encode(path.read_bytes()).decode("ascii")

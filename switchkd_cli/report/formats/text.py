@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import textwrap
 from itertools import groupby
-from typing import TYPE_CHECKING
+
+import rich.table
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.text import Text
 
 from switchkd_cli.report.document.cells import Number, are_words, words
 from switchkd_cli.report.document.model import HEADINGS, WARNING, Document, Table
-
-if TYPE_CHECKING:
-    import rich.table
-    from rich.console import Console
+from switchkd_cli.terminal.console import stdout
 
 WIDTH = 100  # columns, where no terminal says how many there are
 WORDS = 22  # characters; a column with longer words may wrap
@@ -21,11 +23,6 @@ STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
 
 def show(document: Document, console: Console | None = None) -> None:
     """Print the document. A table too wide for the screen is never cut: its lines run on."""
-    from rich.measure import Measurement
-    from rich.text import Text
-
-    from switchkd_cli.terminal.console import stdout
-
     console = console or stdout()
     ample = console.options.update(width=10_000)
     narrow = [_drawn(table, narrow=True) for table in document.tables]
@@ -52,18 +49,12 @@ def show(document: Document, console: Console | None = None) -> None:
 
 def to_text(document: Document) -> str:
     """The text that a pipe gets."""
-    from rich.console import Console
-
     output = io.StringIO()
     show(document, Console(file=output, markup=False, emoji=False, highlight=False, force_terminal=False))
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().strip("\n").splitlines())
 
 
 def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
-    import rich.table
-    from rich import box
-    from rich.text import Text
-
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
     columns = [[line.cells[place] for line in table.lines] for place in range(len(table.columns) - 1)]

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.document.model import WARNING, Block, Callout, Points, Section, Text
-from switchkd_cli.report.results.controls import CONTROL_KINDS
-from switchkd_cli.report.results.recipe_runs import STATES, RecipeRuns
+from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, RecipeRuns
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.tables import footnotes, recipe_tables

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.report.document.model import Block, Callout, Document, Facts, FigureFile, Section, Text
-from switchkd_cli.report.figures.draw import CAPTIONS, Models, draw
 from switchkd_cli.report.formats.html import to_html
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.paper import findings
@@ -19,6 +19,9 @@ from switchkd_cli.report.reproduction.chapter import chapter
 from switchkd_cli.report.results.recipe_runs import STATES, RecipeRuns, gather
 from switchkd_cli.report.tables.protocol import conditions
 from switchkd_cli.runs.run_folder import shown
+
+if TYPE_CHECKING:
+    from switchkd_cli.report.figures.draw import Models
 
 FIGURES = "pictures"  # the folder's name; links to it are stored in written reports
 WORLDS = {"playground": "the playground", "hub": "published data sets"}
@@ -60,6 +63,8 @@ def write_report(
 
 def _draw(recipe: RecipeRuns, models: Models, folder: Path, blocks: list[Block]) -> Iterator[str]:
     """Draw a recipe's figures and append them to `blocks`, or the reason why there is none."""
+    from switchkd_cli.report.figures.draw import CAPTIONS, draw  # matplotlib: only here
+
     place = folder / FIGURES / recipe.stem
     for old in (place / f"{name}.{kind}" for name in CAPTIONS for kind in ("png", "svg")):
         old.unlink(missing_ok=True)

@@ -81,11 +81,6 @@ class ScoredRun:
         return scores(self.results)
 
     @property
-    def answers(self) -> Path:
-        """The folder of its answers, one file per benchmark."""
-        return RunFolder(self.path).answers
-
-    @property
     def fidelity(self) -> Mapping[str, Any] | None:
         """`agreement` (0..1) with the teacher, `kl` (nats), `positions`, `data`; None where not measured."""
         return self.results.get("fidelity")

@@ -1,4 +1,4 @@
-"""One recipe with all its runs: the finished ones, and the state of the others."""
+"""One recipe with all its runs: the finished ones, the state of the others, and each row's controls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
-from switchkd_cli.report.results.controls import ControlKind, Controls
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.runs import run_folder
@@ -25,6 +24,45 @@ STATES: Mapping[State, str] = {
     "unfinished": "still running or cut off",
     "missing": "never started",
 }
+
+
+ControlKind = Literal["steps", "compute"]
+CONTROL_KINDS: Mapping[ControlKind, str] = {"steps": "SFT at equal steps", "compute": "SFT at equal compute"}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Rows of one recipe; a control is found by what it does, not by its name."""
+
+    rows: tuple[Run, ...]
+    """In the recipe's order and with the models that it names; the first is the studied row."""
+
+    def of(self, row: str, kind: ControlKind) -> str | None:
+        """The control of `row`; None for the control itself, or where the recipe has none.
+
+        That is the SFT of the row's own student, else of the studied row's.
+        """
+        own = next(run for run in self.rows if run.row == row)
+        for like in (own, self.rows[0]):
+            found = [run.row for run in self.rows if self._is_control(run, like, kind)]
+            if found:
+                return found[0] if found[0] != row else None
+        return None
+
+    def every(self, kind: ControlKind) -> list[Run]:
+        """The controls of that kind, in the recipe's order."""
+        names = {self.of(run.row, kind) for run in self.rows}
+        return [run for run in self.rows if run.row in names]
+
+    def _is_control(self, run: Run, like: Run, kind: ControlKind) -> bool:
+        """Whether a run is SFT of `like`'s student that trains the same parts as the studied row."""
+        if any(s.needs_teacher for s in run.config.stages) or run.config.student != like.config.student:
+            return False
+        last, studied = run.config.stages[-1], self.rows[0].config.stages[-1]
+        length, equal = (float(stage.steps or stage.epochs or 0) for stage in (last, studied))
+        return set(last.train) == set(studied.train) and (
+            length == equal if kind == "steps" else length > equal
+        )
 
 
 @dataclass(frozen=True)

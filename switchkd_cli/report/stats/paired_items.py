@@ -12,7 +12,7 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
-from switchkd_cli.runs.run_folder import shown
+from switchkd_cli.runs.run_folder import RunFolder, shown
 
 IMAGE = "image"
 FIELDS = {"doc_id": "items", "prompt": "prompts", IMAGE: "images", "key": "images", "target": "right answers"}
@@ -45,7 +45,7 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
     images_by_task: dict[str, Images | None] = {}
     for task in tasks:
         head = BENCHMARKS[task].column
-        lines = {run.path: read_answers(run.answers, task) for run in runs}
+        lines = {run.path: read_answers(RunFolder(run.path).answers, task) for run in runs}
         kept = [(run, own) for run in runs if (own := lines[run.path]) is not None]
         problems += _other_items(head, kept)
         if len(kept) < len(runs):

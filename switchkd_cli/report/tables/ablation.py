@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Protocol
 
+from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.document.cells import Cell, Number
 from switchkd_cli.report.document.model import Document, Line, Points, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
@@ -15,22 +15,11 @@ from switchkd_cli.report.tables import footnotes
 from switchkd_cli.report.tables.columns import Columns
 
 
-class PlannedRun(Protocol):
-    """A run of the plan, finished or not."""
-
-    @property
-    def row(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def seed(self) -> int | None: ...
-
-
 def ablation(
     runs: Sequence[ScoredRun],
     teacher: TeacherScores | None,
     *,
-    planned: Sequence[PlannedRun] = (),
+    planned: Sequence[Run | ScoredRun] = (),
     controls: Sequence[str] = (),
 ) -> Document:
     """The rows in the planned order. The first is the studied one; all are measured against the first control.

@@ -9,9 +9,8 @@ from statistics import fmean
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.report.document.cells import Cell, Number
 from switchkd_cli.report.document.model import AVERAGE_HEAD, Line, Table
-from switchkd_cli.report.results.controls import CONTROL_KINDS, ControlKind
 from switchkd_cli.report.results.finished_run import ScoredRun
-from switchkd_cli.report.results.recipe_runs import RecipeRuns
+from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, ControlKind, RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns, Score
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.stats.paired_items import AnswerUnits
