@@ -164,7 +164,7 @@ def test_memory_that_does_not_suffice(tmp_path):
     program = switchkd(*words, cwd=tmp_path, first=limit)
     assert program.end() == 3
     first, alive, rest, hint = program.lines[-4:]
-    assert "out of memory" in first and "alive: trained weights" in alive and "rows, padded to" in rest
+    assert "out of memory" in first and "alive: trained weights" in alive and "examples padded to" in rest
     assert hint.startswith("hint: stages.") and ".micro_batch=" in hint
     assert "stages.pretrain.activation_checkpointing=true" in hint
 

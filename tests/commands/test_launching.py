@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_takes_the_other_down_and_is_named(recipe):
     assert gone(workers)
     first = next(line for line in told.splitlines() if not line.startswith("tiny (seed 0)"))
     assert first == "process 1 of 2: ended by signal 9 (Killed); the others were ended"
-    assert "hint: a process that is killed most likely wanted more memory" in told
+    assert "hint: a killed process most likely ran out of memory" in told
     assert "Connection" not in told
     assert (folder(recipe) / "checkpoints" / "distill-5").is_dir()
 

@@ -13,7 +13,7 @@ def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float =
     """Return the teacher-led plus the student-led loss for each row of logits [N, V], in nats, [N].
 
     As DBiLD, with the same k for every row and both leaders, and with the forward divergence KL(p_T || p_S): the
-    teacher's probabilities are the weights, whoever leads. The temperature divides the differences; there is no squared
+    teacher's probabilities are the weights, whichever model leads. The temperature divides the differences; there is no squared
     factor.
     """
     compare = partial(forward_pairwise_kl, temperature=temperature)

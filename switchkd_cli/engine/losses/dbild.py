@@ -28,7 +28,7 @@ def dbild(
     L_t (Eq. 14) is led by the teacher: it compares both models on the teacher's top k ids, k at the knee of the
     teacher's sorted logits (Eqs. 8-9). The differences z_i - z_j of all pairs i < j, in the leader's order, become the
     distributions p_T and p_S by a softmax over the pairs (Eqs. 10-12). L_s (Eq. 15) is led by the student in the same
-    way. Both are the reverse divergence KL(p_S || p_T): the student's probabilities are the weights, whoever leads
+    way. Both are the reverse divergence KL(p_S || p_T): the student's probabilities are the weights, whichever leads
     (Eq. 13). In L_VSD the student's logits are those of the switch path.
 
     temperature: divides the differences; there is no squared factor (assumption, as in BiLD).

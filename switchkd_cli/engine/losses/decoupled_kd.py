@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from switchkd_cli.engine.losses.ops.kl import kl
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, without_padding
 
 
@@ -28,7 +29,7 @@ def decoupled_kd(
     rest_t, rest_s = (
         (z / temperature).masked_fill(is_target, FLOOR).log_softmax(-1) for z in (teacher, student)
     )
-    loss = alpha * _kl(two_t, two_s) + beta * _kl(rest_t, rest_s)
+    loss = alpha * kl(two_t, two_s) + beta * kl(rest_t, rest_s)
     return torch.where(targets >= 0, loss, 0.0)
 
 
@@ -37,7 +38,3 @@ def _two_way(z: Tensor, is_target: Tensor) -> Tensor:
     target = z.masked_fill(~is_target, 0.0).sum(-1)
     rest = z.masked_fill(is_target, FLOOR).logsumexp(-1)
     return torch.stack([target, rest], -1).log_softmax(-1)
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)

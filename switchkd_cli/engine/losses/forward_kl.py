@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import without_padding
+from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -10,6 +10,5 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: f
 
     There is no temperature^2 factor: the term's weight says how much it counts.
     """
-    teacher, student = without_padding(teacher_logits, student_logits)
-    log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
-    return (log_t.exp() * (log_t - log_s)).sum(-1)
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
+    return kl(log_t, log_s)

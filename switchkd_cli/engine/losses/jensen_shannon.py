@@ -5,7 +5,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import without_padding
+from switchkd_cli.engine.losses.ops.kl import log_probabilities
 
 
 def jensen_shannon(
@@ -18,7 +18,6 @@ def jensen_shannon(
     """
     if not 0 < beta < 1:
         raise ValueError(f"beta must lie between 0 and 1, got {beta}")
-    teacher, student = without_padding(teacher_logits, student_logits)
-    log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
     log_m = torch.logaddexp(log_t + log(beta), log_s + log(1 - beta))
     return (beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)).sum(-1)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from switchkd_cli.engine.losses.ops.kl import kl
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import LeaderTopK, at_knees_of, sum_over_leaders
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR
@@ -30,6 +31,6 @@ def knee_kl(
             (logits.double() / temperature).masked_fill(beyond_k, FLOOR).log_softmax(-1)
             for logits in (top.student, top.teacher)
         )
-        return (log_p.exp() * (log_p - log_q)).sum(-1).to(top.student.dtype)
+        return kl(log_p, log_q).to(top.student.dtype)
 
     return sum_over_leaders(divergence, teacher_logits, student_logits, TopKAtKnee(window, min_k, max_k))

@@ -5,7 +5,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.vocabulary import without_padding
+from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities
 
 
 def skewed_reverse_kl(
@@ -19,7 +19,6 @@ def skewed_reverse_kl(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
-    teacher, student = without_padding(teacher_logits, student_logits)
-    log_t, log_s = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
     log_m = torch.logaddexp(log_s + log(alpha), log_t + log(1 - alpha))
-    return (log_s.exp() * (log_s - log_m)).sum(-1)
+    return kl(log_s, log_m)

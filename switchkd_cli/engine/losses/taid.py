@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from switchkd_cli.engine.losses.ops.kl import kl
 from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
@@ -26,5 +27,4 @@ def taid(
     teacher, student = without_padding(teacher_logits, student_logits)
     t = start + (end - start) * progress
     between = t * teacher + (1 - t) * student.detach()
-    log_p, log_q = (between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return kl((between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1))

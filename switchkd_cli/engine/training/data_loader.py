@@ -88,12 +88,12 @@ class Loader:
 
     def died(self, error: BaseException) -> UserError | None:
         """Return what to raise for an error of torch's, wherever it was raised, that says that a worker died."""
-        if (told := re.match(r"DataLoader worker \(pid\S* ([\d, ]+)\) ([^.]*)", str(error))) is None:
+        if (match := re.match(r"DataLoader worker \(pid\S* ([\d, ]+)\) ([^.]*)", str(error))) is None:
             return None
-        why = f"; {_shared_memory()}" if "Bus error" in told[2] else ""
-        why = "; most likely it ran out of memory" if "Killed" in told[2] else why
-        ended = told[2].replace("is killed", "was killed")
-        return self._workers_error(f"stages.{self.stage}: data worker {told[1]} {ended}{why}")
+        why = f"; {_shared_memory()}" if "Bus error" in match[2] else ""
+        why = "; most likely it ran out of memory" if "Killed" in match[2] else why
+        ended = match[2].replace("is killed", "was killed")
+        return self._workers_error(f"stages.{self.stage}: data worker {match[1]} {ended}{why}")
 
     def close(self) -> None:
         """End the workers, also those that don't react."""

@@ -64,13 +64,13 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
             raise _cause(failed, config, Path(scratch)) from None
-        except SignalException as asked:
+        except SignalException as stop:
             for child in psutil.Process().children(
                 recursive=True
             ):  # there are some only after a second Ctrl-C
                 child.kill()
             reports = exit_status.read_reports(Path(scratch))
-            raise Stopped(asked.sigval, next((r.text for r in reports if r.signal), "")) from None
+            raise Stopped(stop.sigval, next((r.text for r in reports if r.signal), "")) from None
 
 
 def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:

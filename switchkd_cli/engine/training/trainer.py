@@ -128,14 +128,14 @@ class Trainer:
                 of_logits = Diagnostics(self.stage.objective) if diagnosed and last else None
                 loss, parts = self.loss(inputs, of_logits.add if of_logits else None)
                 values = {name: part.item() for name, part in parts.items()}
-                non_finite += (found := self._non_finite(values, inputs))
+                non_finite += (broken := self._non_finite(values, inputs))
                 for name, value in values.items():
                     losses[f"loss/{name}"] = losses.get(f"loss/{name}", 0.0) + value
                 if of_logits and not non_finite:
                     diagnostics |= self._gradient_norms(inputs) | of_logits.figures()
                 # processes' gradients are averaged; the normalizers have divided by all of them already
                 loss = loss * self.processes.count
-                self.replica.backward(loss * math.nan if found else loss)  # no step is taken on NaN
+                self.replica.backward(loss * math.nan if broken else loss)  # no step is taken on NaN
         of_process = ProcessFigures(losses, non_finite, diagnostics, int(keep.sum()))
         of_processes = self.processes.gather(of_process)
         non_finite = [figure for each in of_processes for figure in each.non_finite]
