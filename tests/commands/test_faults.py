@@ -382,7 +382,7 @@ def test_a_data_folder_that_vanishes(tmp_path):
     program.when(lambda: steps(folder(root)) >= 5)
     place.rename(away)
     assert program.end() == 2, program.text
-    assert program.lines[-1] == "hint: check that the pictures are still there"
+    assert program.lines[-1] == "hint: check that the images are still there"
     assert saved(folder(root))[-1] == f"distill-{steps(folder(root)) - 3}"
     away.rename(place)
     again(recipe, root, folder(tmp_path / "expected"))

@@ -75,7 +75,7 @@ class Rows:
 
 def micro_batches(fate, tell=lambda text: None):
     batches = DataLoader(
-        Rows(fate), batch_size=1, collate_fn=partial(data_loader._piped, list), num_workers=1
+        Rows(fate), batch_size=1, collate_fn=partial(data_loader._pickled, list), num_workers=1
     )
     return data_loader.Loader(batches, "distill", tell)
 
