@@ -27,7 +27,7 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> Section:
         return Section(recipe.title, recipe.stem, (*head, Callout(reasons, "problem")))
     warned = [
         f"{runs[0].title}, {len(runs)} of {sum(r.title == runs[0].title for r in recipe.runs)} runs: {text}"
-        for runs, text in footnotes.warnings(recipe.runs)
+        for runs, text in footnotes.shared_warnings(recipe.runs)
     ]
     parts: dict[str, Sequence[Block]] = {
         "Scores": list(_scores(recipe, columns)),

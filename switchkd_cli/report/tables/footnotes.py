@@ -44,10 +44,8 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns, teacher: TeacherScore
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
     yield from answers(runs, teacher)
     yield from stand_ins(runs)
-    yield from _fidelity(runs)
-    for warned, text in warnings(runs):
-        seeds = seeds_in_words(sorted({run.seed or 0 for run in warned}))
-        yield f"{WARNING}, {warned[0].title} ({seeds}): {text}"
+    yield from fidelity(runs)
+    yield from warnings(runs)
     if any(run.paper for run in runs):
         if runs[0].results["world"] == "playground":
             yield "paper: printed for its own benchmarks and models; no number here is comparable with them"
@@ -109,7 +107,7 @@ def stand_ins(runs: Sequence[ScoredRun]) -> Iterator[str]:
         yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
 
 
-def _fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
+def fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """How close each row came to the teacher, the mean over its runs: gains don't make a student faithful."""
     rows: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
@@ -124,7 +122,14 @@ def _fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
         yield f"fidelity, agreement with the teacher and KL to it on {tokens}: {'; '.join(each)}"
 
 
-def warnings(runs: Sequence[ScoredRun]) -> Iterator[tuple[list[ScoredRun], str]]:
+def warnings(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """Training warnings, a line for each that several seeds of a row share."""
+    for warned, text in shared_warnings(runs):
+        seeds = seeds_in_words(sorted({run.seed or 0 for run in warned}))
+        yield f"{WARNING}, {warned[0].title} ({seeds}): {text}"
+
+
+def shared_warnings(runs: Sequence[ScoredRun]) -> Iterator[tuple[list[ScoredRun], str]]:
     """Training warnings, each with the runs of one row that share it and the first run's text."""
     shared: dict[tuple[str, str], list[ScoredRun]] = defaultdict(list)
     for run in runs:
