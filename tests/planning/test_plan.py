@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from switchkd_cli import registry
 from switchkd_cli.engine.cost.data_sample import sample_data
 from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.data.conversation import Conversations
@@ -115,6 +116,18 @@ def test_a_model_that_nobody_knows_is_a_line_and_not_a_failure(away):
 def test_data_that_nobody_knows_leaves_its_stage_open(away):
     plan = estimate("table1_0.5b.yaml", away, "data.llava_665k.parameters.file=mine.json")
     assert plan.stages[0].hours and plan.stages[1].steps is None and plan.stages[1].hours is None
+
+
+def test_a_loss_that_can_t_be_measured_is_a_note_and_not_a_failure(away, tmp_path, monkeypatch):
+    (tmp_path / "broken_loss.py").write_text(
+        "def broken(teacher_logits, student_logits):\n    raise KeyError('of a batch as no small example is')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.LOSSES, "broken", "broken_loss:broken")
+    plan = estimate("table1_0.5b.yaml", away, "stages.distill.objective=[{loss: broken, to: teacher}]")
+    assert plan.stages[1].memory["logits"] > 0 and plan.stages[1].hours
+    (note,) = [note for note in plan.notes if "losses" in note]
+    assert note.startswith("switch-kd: distill: losses: not counted in memory")
 
 
 def test_a_teacher_that_another_row_makes_is_planned_for(away):
