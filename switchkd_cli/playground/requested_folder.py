@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import atomic_folder
+from switchkd_cli.files.atomic import remove_folder
 from switchkd_cli.files.hashes import digest_of
-from switchkd_cli.files.locks import hold
 
 MANIFEST = "manifest.json"
 
@@ -23,12 +23,22 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], sub
         return folder
     if present is None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
-    with hold(folder):
-        if _request_in(folder, subfolder) != request:  # else another process was faster
-            with atomic_folder(folder) as fresh:
-                build(fresh)
-                manifest = {**request, "files": _digest(fresh / subfolder)}
-                (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # No lock, which some file systems lack: each process builds a folder of its own, and the first to finish wins.
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        fresh = Path(temporary, folder.name)
+        fresh.mkdir()
+        build(fresh)
+        manifest = {**request, "files": _digest(fresh / subfolder)}
+        (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        try:
+            if _request_in(folder, subfolder) != request:
+                if (folder / MANIFEST).exists():
+                    remove_folder(folder)
+                fresh.rename(folder)
+        except OSError:
+            if _request_in(folder, subfolder) != request:
+                raise
     return folder
 
 
