@@ -182,7 +182,7 @@ def test_pictures_that_go_away_are_told_in_one_line(tmp_path, workers):
         trained(student, of, tmp_path, workers=workers)
     (problem,) = stopped.value.problems
     assert problem.startswith("rows.json: 100 rows one after another can't be used, the last: row ")
-    assert stopped.value.hint == "check that the pictures are still there"
+    assert stopped.value.hint == "check that the images are still there"
 
 
 def test_the_list_holds_rows_met_before_it_was_opened(tmp_path):
