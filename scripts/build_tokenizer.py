@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from switchkd_cli.engine.export.huggingface import tell_plainly
+from switchkd_cli.engine.models.llava_save import tell_plainly
 from switchkd_cli.playground.text import prompts
 from switchkd_cli.playground.text.captions import description_turn
 from switchkd_cli.playground.text.lessons import lesson

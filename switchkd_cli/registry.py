@@ -51,7 +51,7 @@ KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
 FAMILIES: dict[str, str] = {
-    "llava": "switchkd_cli.engine.models.llava:Llava",
+    "llava": "switchkd_cli.engine.models.llava_family:LLAVA",
 }
 
 SOURCES: dict[str, str] = {

@@ -13,9 +13,9 @@ from scripts.bench.explicit_pairs import dbild_of_pairs, of_sorted_rows
 from scripts.bench.judge import targets
 from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
-from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.losses.dbild import dbild
 from switchkd_cli.engine.losses.ops.knee import effective_k
+from switchkd_cli.engine.models.llava_config import shape
 from switchkd_cli.recipe.load_many import load_many
 from tests.support import tiny
 

@@ -4,6 +4,7 @@ One file and, at most, one line of a registry are all that a test may write. To 
 dict, as its line in registry.py does; a recipe, printed numbers and a world are registered by the folder that they are in.
 """
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli import registry
+from switchkd_cli.engine.build import check_model
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe import find
 from switchkd_cli.recipe.load import load, load_rows
+from switchkd_cli.recipe.schema import Checkpoint
 from switchkd_cli.scheduler import launch
-from tests.support import small_recipe, tiny, tiny_run
+from tests.support import small_recipe, tiny, tiny_run, toy_family
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,6 +109,28 @@ def test_a_data_source(here, monkeypatch):
     assert [line["stage"] for line in metrics if "loss/ce" in line] == ["pretrain"] * 3 + ["distill"] * 2
     with pytest.raises(UserError, match="data.rows.parameters.most: missing: sums needs it"):
         load(tiny_run.write(here, teacher=False, data={"rows": {"source": "sums"}}))
+
+
+def test_a_model_family(here, monkeypatch):
+    """A family whose images take different numbers of tokens is trained, saved, and read again."""
+    shutil.copy(toy_family.__file__, here / "added_family.py")
+    monkeypatch.setitem(registry.FAMILIES, "toy", "added_family:TOY")
+    added = importlib.import_module("added_family")
+    for name, seed in (("student", 1), ("teacher", 2)):
+        added.model(16 if name == "student" else 24, seed).save(here / name)
+    student = {"family": "toy", "checkpoint": str(here / "student")}
+    stage = {"steps": 2, "objective": tiny_run.DISTILL}
+    recipe = tiny_run.write(here, teacher=False, student=student, distill=stage)
+    recipe.write_text(recipe.read_text() + f"teacher: {{family: toy, checkpoint: {here / 'teacher'}}}\n")
+    run, metrics = trained(recipe, here / "runs")
+    assert [line["stage"] for line in metrics if "loss/ce" in line] == ["pretrain"] * 3 + ["distill"] * 2
+    card = (here / "runs" / "tiny" / "switch-kd" / "seed0" / "model" / "README.md").read_text()
+    assert "of the `toy` family" in card
+    plan = launch.estimate(run, planned_machine(None, "fp32"), here / "elsewhere", {})
+    assert plan.stages[1].flops > plan.stages[0].flops > 0
+    with pytest.raises(UserError, match="is no toy"):
+        tiny.model().save(here / "llava")
+        check_model(Checkpoint(family="toy", checkpoint=str(here / "llava")), "student")
 
 
 TEMPLATE = (

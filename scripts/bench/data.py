@@ -104,7 +104,7 @@ def _stage(size: Size, count: int, method: str = "SFT") -> Stage:
 def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:
     """Yield one pass over examples that were not prepared before."""
     read = llava_json(folder, file=str(folder / "rows.json"), images=str(folder))
-    data = Conversations(read, paths.student.processor, paths.student.image_tokens)
+    data = Conversations(read, paths.student.inputs)
     return make_loader(stage, paths.student, data, range(rows), stage.batch)
 
 

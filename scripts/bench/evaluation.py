@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,7 +81,7 @@ def _answering(
     """Return a reader without any cached image, each time."""
 
     def answers() -> None:
-        reader = Reader(model.model, copy.deepcopy(model.processor), batch=batch, longest=16)
+        reader = Reader(model, batch=batch, longest=16)
         reader.task_dict = asked.task_dict
         written[name] = reader.generate_until(asked.again())
         seconds["answering"] = sum(reader.seconds.values())

@@ -29,4 +29,4 @@ def supervised(positions: int, columns: int, device: torch.device) -> Batch:
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(columns, (positions + 1,), generator=draw)
     row = Example("0", tokens, tokens, torch.zeros_like(tokens))
-    return collate([row], image_token=-1, pad_token=0).to(device)
+    return collate([row], pad_token=0).to(device)

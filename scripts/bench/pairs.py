@@ -18,7 +18,8 @@ from transformers import (
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
 from switchkd_cli.engine.models.image_processors import usual_pictures
-from switchkd_cli.engine.models.llava import Llava, image_tokens_of
+from switchkd_cli.engine.models.llava import Llava, LlavaInputs
+from switchkd_cli.engine.models.llava_config import image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.model_paths import locate
 
@@ -144,7 +145,7 @@ def _model(config: LlavaConfig, device: torch.device) -> Llava:
     processor.image_processor = usual_pictures(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
     with device:
-        return Llava(LlavaForConditionalGeneration(config), processor)
+        return Llava(LlavaForConditionalGeneration(config), LlavaInputs(processor, image_tokens_of(config)))
 
 
 def batch(size: Size, paths: Paths, device: torch.device) -> Batch:
@@ -159,9 +160,9 @@ def batch(size: Size, paths: Paths, device: torch.device) -> Batch:
     rows = []
     for number, share in enumerate(torch.linspace(FEWEST, 1, size.rows).tolist()):
         text = torch.randint(image + 1, columns, (round(share * size.text),), generator=draw)
-        tokens = torch.cat([torch.full((paths.student.image_tokens,), image), text])
+        tokens = torch.cat([torch.full((paths.student.inputs.image_tokens,), image), text])
         supervised = torch.arange(len(tokens)) >= len(tokens) - round(ANSWERED * len(text))
-        picture = torch.randn(3, side, side, generator=draw)
+        images = ({"pixel_values": torch.randn(3, side, side, generator=draw)},)
         labels = torch.where(supervised, tokens, IGNORE)
-        rows.append(Example(str(number), tokens, labels, torch.zeros_like(tokens), picture))
-    return collate(rows, image_token=image, pad_token=0).to(device)
+        rows.append(Example(str(number), tokens, labels, torch.zeros_like(tokens), tokens == image, images))
+    return collate(rows, pad_token=0).to(device)

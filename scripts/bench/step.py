@@ -22,9 +22,9 @@ from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
 from scripts.bench.three_forwards import Loss, ThreeForwards
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.losses.dbild import dbild
+from switchkd_cli.engine.models.llava_config import shape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage
@@ -131,7 +131,7 @@ def floor(paths: Paths, given: Batch, row: Row) -> float:
     """Return the operations that every way of computing a step's terms needs (engine/cost/flops.py)."""
     stage = stage_of(row, len(given.ids))
     count, length = given.input_ids.shape
-    micro_batch = MicroBatch(count, len(given.pictures), length, int(given.predicting("answer").sum()))
+    micro_batch = MicroBatch(count, len(given.images), length, int(given.predicting("answer").sum()))
     student, teacher = (shape(model.model.config) for model in (paths.student, paths.teacher))
     counted = flops.step(student, teacher, micro_batch, Computation(stage.paths, frozenset(stage.train)))
     return sum(count for name, count in counted.items() if name not in row.spared)

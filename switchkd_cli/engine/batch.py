@@ -1,19 +1,19 @@
-"""The batch: rows of tokens and pictures, and the one place that knows masks and the label shift."""
+"""The batch: examples of tokens and images, and the one place that knows masks and the label shift."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
 
-IMAGE = "<image>"
-"""The token that stands for a picture, in rows of data and in the tokenizer."""
+ImageInput = Mapping[str, Tensor]
+"""One image as a family's vision tower takes it: its tensors, of any shape, by the family's names for them."""
 
 POSITIONS = ("answer", "text", "image", "all")
 """Which positions a term compares: answer tokens, every text token, image tokens, or all of them."""
@@ -21,7 +21,7 @@ POSITIONS = ("answer", "text", "image", "all")
 
 @dataclass(frozen=True)
 class Unusable:
-    """A row that was met and can't be used. `refused`: not even one such row is let through."""
+    """A row of data that can't be used, and why. `refused`: the data set is refused because of this row alone."""
 
     row: int
     id: str
@@ -34,38 +34,43 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a picture (or none) and the tokens of its conversation.
+    """One example: the tokens of a conversation, and its images (none, one or several).
 
     `turn` is 0 for what every later token may see (the image, or a chained conversation's whole text) and
-    1, 2, ... for turns that are independent of one another: each sees turn 0 and itself only.
+    1, 2, ... for turns that are independent of one another: each sees turn 0 and itself only. `position`: position
+    ids of the family's own, one number a token or several; none: counted along the turns.
     """
 
     id: str
     input_ids: Tensor  # [T] int64
     labels: Tensor  # [T] int64, unshifted, IGNORE where not supervised
     turn: Tensor  # [T] int64
-    picture: Tensor | None = None  # [3, H, W]
+    image: Tensor | None = None  # [T] bool: visual tokens; None: there are none
+    images: tuple[ImageInput, ...] = ()  # in the order of their tokens
+    position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows met before this one, which stands in for them
     cut: int = 0  # tokens of its end that were cut off
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it takes."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        held = [*vars(self).values(), *(tensor for image in self.images for tensor in image.values())]
+        return sum(value.nbytes for value in held if isinstance(value, Tensor))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows padded on the right to T tokens, and the P pictures of those rows that have one, in row order."""
+    """B examples padded on the right to T tokens, and their P images, in the order of the examples."""
 
     ids: tuple[str, ...]
     input_ids: Tensor  # [B, T]
     labels: Tensor  # [B, T], unshifted
     turn: Tensor  # [B, T], -1 in padding
-    image: Tensor  # [B, T] bool: image tokens
-    pictures: Tensor  # [P, 3, H, W]
+    image: Tensor  # [B, T] bool: visual tokens
+    images: tuple[ImageInput, ...]
+    image_rows: Tensor  # [P] int64: the example that each image belongs to
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
-    position: Tensor = field(repr=False)  # [B, T]
+    position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that others stand in for here
 
     @property
@@ -103,44 +108,54 @@ class Batch:
         return _next(wanted, False) & follows
 
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
-        """Each row as a batch of its own without padding, and its part of `keep` [B, T]: [1, its tokens]."""
-        lengths, pictured = (self.turn >= 0).sum(1).tolist(), self.image.any(1).tolist()
-        for i, length in enumerate(lengths):
-            row, picture = slice(i, i + 1), sum(pictured[:i])
-            turn = self.turn[row, :length]
+        """Each example as a batch of its own without padding, and its part of `keep` [B, T]: [1, its tokens]."""
+        owners = self.image_rows.tolist()
+        for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
+            row, turn = slice(i, i + 1), self.turn[i : i + 1, :length]
+            images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
             part = Batch(
                 ids=self.ids[row],
                 input_ids=self.input_ids[row, :length],
                 labels=self.labels[row, :length],
                 turn=turn,
                 image=self.image[row, :length],
-                pictures=self.pictures[picture : picture + pictured[i]],
+                images=images,
+                image_rows=self.image_rows.new_zeros(len(images)),
                 attention=_attention(turn),
-                position=self.position[row, :length],
+                position=self.position[..., row, :length],
             )
             yield part, keep[row, :length]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        images = tuple(
+            {name: value.to(device, non_blocking=True) for name, value in image.items()}
+            for image in self.images
+        )
+        return replace(self, images=images, **moved)  # type: ignore[arg-type]
 
 
-def collate(examples: Sequence[Example], *, image_token: int, pad_token: int) -> Batch:
-    """Pads rows on the right and says who sees whom."""
+def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
+    """Pad examples on the right to one length, and say which token sees which."""
     length = max(len(e.input_ids) for e in examples)
-    input_ids = _stack([e.input_ids for e in examples], length, pad_token)
     turn = _stack([e.turn for e in examples], length, -1)
-    pictures = [e.picture for e in examples if e.picture is not None]
+    no_image = [torch.zeros_like(e.turn, dtype=torch.bool) for e in examples]
+    own = [e.position for e in examples if e.position is not None]
     return Batch(
         ids=tuple(e.id for e in examples),
-        input_ids=input_ids,
+        input_ids=_stack([e.input_ids for e in examples], length, pad_token),
         labels=_stack([e.labels for e in examples], length, IGNORE),
         turn=turn,
-        image=(input_ids == image_token) & (turn >= 0),
-        pictures=torch.stack(pictures) if pictures else torch.empty(0, 3, 0, 0),
+        image=_stack(
+            [none if e.image is None else e.image for e, none in zip(examples, no_image, strict=True)],
+            length,
+            False,
+        ),
+        images=tuple(image for e in examples for image in e.images),
+        image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
         attention=_attention(turn),
-        position=_position(turn),
+        position=_stack(own, length, 0) if own else _position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
     )
 
@@ -181,12 +196,5 @@ def _next(values: Tensor, last: int | bool) -> Tensor:
 
 
 def _stack(rows: Sequence[Tensor], length: int, filler: int) -> Tensor:
-    return torch.stack([torch.nn.functional.pad(r, (0, length - len(r)), value=filler) for r in rows])
-
-
-def prepared(image_processor: Callable[..., Mapping[str, Tensor]], images: Any) -> Tensor:
-    """One image or several (PIL) as a tower takes them: [images, 3, height, width].
-
-    Colours are said to come last: before transformers 5.6 a side of 1 or 3 pixels could be taken for them.
-    """
-    return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    """[B, T] of rows [T], or [A, B, T] of rows [A, T]."""
+    return torch.stack([pad(row, (0, length - row.shape[-1]), value=filler) for row in rows], -2)

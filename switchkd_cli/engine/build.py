@@ -9,11 +9,10 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine.compatibility import Vocabulary, agree, check_alone, ended, noted, positions
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.hub import fetch
-from switchkd_cli.engine.models.any_checkpoint import read_whole
-from switchkd_cli.engine.models.from_parts import design
-from switchkd_cli.engine.models.llava import Blueprint, Llava
+from switchkd_cli.engine.hub import Stored, fetch
+from switchkd_cli.engine.models.protocol import Blueprint, Family, VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
 
@@ -27,6 +26,12 @@ class Pair:
     notes: tuple[str, ...]
     """What was decided while reading, a line each."""
 
+    @property
+    def given_teacher(self) -> Blueprint:
+        """The teacher of a pair that was checked with one."""
+        assert self.teacher is not None
+        return self.teacher
+
     def build(self, seed: int) -> Paths:
         """The models themselves; fresh weights are drawn from `seed`."""
         set_seed(seed)
@@ -34,27 +39,49 @@ class Pair:
         return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
-        """See `contract.positions`."""
+        """See `compatibility.positions`."""
         return positions(data, stages, self.student.config, self.teacher.config if self.teacher else None)
 
 
 def check_checkpoint(
-    name: str, who: str = "checkpoint", *, allow_pickle: bool = False, speaks: bool = True
+    name: str,
+    who: str = "checkpoint",
+    *,
+    family: str | None = None,
+    allow_pickle: bool = False,
+    speaks: bool = True,
 ) -> Blueprint:
-    """A whole checkpoint, all but its weights, of which the files' headers are read. No remote code is run.
+    """A whole checkpoint without its weights; of these only the files' headers are read. No remote code is run.
 
-    `speaks`: see `check_alone`. Raises UserError for a folder that is empty, broken or of another family.
+    `family`: the family that it has to be of (None: the one that recognises it). `speaks`: see `check_alone`. Raises
+    UserError for a folder that is empty, broken or of another family.
     """
-    blueprint = read_whole(fetch(name, who, allow_pickle=allow_pickle))
+    stored = fetch(name, who, allow_pickle=allow_pickle)
+    blueprint = (registry.resolve("family", family) if family else family_of(stored)).read(stored)
     check_alone(blueprint, who, speaks=speaks)
     return ended(blueprint, who) if speaks else blueprint
+
+
+def family_of(stored: Stored) -> Family:
+    """The family that recognises a folder's config.json. Raises UserError where none does."""
+    config = stored.json("config.json")
+    families = [registry.resolve("family", name) for name in registry.FAMILIES]
+    for family in families:
+        if family.recognises(config):
+            return family
+    raise UserError(
+        f"{stored} is a {config.get('model_type')} checkpoint, which no family reads ({', '.join(registry.FAMILIES)})",
+        hint="name a whole vision-language model of such a family, for example a run's model/",
+    )
 
 
 def check_model(spec: Model, who: str, *, speaks: bool = True) -> Blueprint:
     """All of a recipe's model but its weights, which are known to be there."""
     if isinstance(spec, Checkpoint):
-        return check_checkpoint(spec.checkpoint, who, allow_pickle=spec.allow_pickle, speaks=speaks)
-    blueprint = design(spec, who)
+        return check_checkpoint(
+            spec.checkpoint, who, family=spec.family, allow_pickle=spec.allow_pickle, speaks=speaks
+        )
+    blueprint = registry.resolve("family", spec.family).from_parts(spec, who)
     check_alone(blueprint, who, speaks=speaks)
     return blueprint
 
@@ -72,7 +99,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     return Pair(student, teacher, vocabulary, (*notes, *noted(student, teacher), str(vocabulary)))
 
 
-def load(checkpoint: str, who: str = "checkpoint") -> Llava:
+def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
     """A whole checkpoint in float32, to train or to save: whether it can be asked is not looked at.
 
     Raises UserError where `check_checkpoint` and its blueprint's `build` do.
@@ -81,7 +108,7 @@ def load(checkpoint: str, who: str = "checkpoint") -> Llava:
 
 
 def build_data(
-    spec: DataSet, model: Llava, cache: Path, positions: Mapping[str, int] | None = None
+    spec: DataSet, model: VisionLanguageModel, cache: Path, positions: Mapping[str, int] | None = None
 ) -> Conversations:
     """The rows of one named data set as examples for `model`, looked at before they are trained on.
 
@@ -95,12 +122,18 @@ def build_data(
 
 
 def open_data(
-    spec: DataSet, model: Llava, cache: Path, positions: Mapping[str, int] | None = None
+    spec: DataSet, model: VisionLanguageModel, cache: Path, positions: Mapping[str, int] | None = None
 ) -> Conversations:
     """The same rows, none of them prepared yet: for who takes a few of what was trained on.
 
     Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
-    limits = {"max_length": spec.max_length, "max_faults": spec.max_faults, "positions": positions}
-    return Conversations(rows, model.processor, model.image_tokens, template=spec.template, **limits)
+    return Conversations(
+        rows,
+        model.inputs,
+        template=spec.template,
+        max_length=spec.max_length,
+        max_faults=spec.max_faults,
+        positions=positions,
+    )

@@ -23,7 +23,7 @@ def upright(picture: Image.Image) -> Image.Image:
     """
     picture.load()  # PNG may keep the block behind its pixels; TIFF is turned by Pillow itself
     try:
-        turn = TURNS.get(picture.getexif().get(Base.Orientation))
+        turn = TURNS.get(picture.getexif().get(Base.Orientation, 0))
     except Exception:  # noqa: BLE001 (readers of damaged blocks raise nearly anything)
         return picture
     if turn is None:

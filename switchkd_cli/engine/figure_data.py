@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.protocol import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.knee_stats import KneeSpec, knee_specs, measure_knees
 from switchkd_cli.engine.training.processes import ALONE
@@ -46,7 +48,9 @@ def position(folder: RunFolder) -> KneePosition | None:
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = (
-        Paths(load(str(folder.model)), pair.teacher.build(), pair.vocabulary.shared).to(ALONE.device).eval()
+        Paths(load(str(folder.model)), pair.given_teacher.build(), pair.vocabulary.shared)
+        .to(ALONE.device)
+        .eval()
     )
     shown = _shown(run, folder, paths.student)[:1]
     if not shown:
@@ -55,7 +59,7 @@ def position(folder: RunFolder) -> KneePosition | None:
     keep = batch.predicting("answer")
     keep &= keep.cumsum(-1) == 1
     logits = paths(batch, tuple(leading), keep)
-    words = paths.student.processor.tokenizer
+    words = paths.student.inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(shown[0]),
@@ -78,7 +82,7 @@ def questions(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     ]
     return [
         AttentionExample(
-            opened(row.image, None),
+            opened(row.images[0], None),
             _first_line(row),
             looks[0][0],
             row.exchanges[0][1],
@@ -90,10 +94,10 @@ def questions(folders: Sequence[RunFolder]) -> list[AttentionExample]:
 
 def _readers(
     run: Run, folders: Sequence[RunFolder], shown: Sequence[Row]
-) -> Iterator[tuple[Llava, Conversations]]:
+) -> Iterator[tuple[VisionLanguageModel, Conversations]]:
     """Teacher and students, one in memory at a time, each with the rows as it is asked them."""
     if run.config.teacher is not None:
-        teacher = check_pair(run.config, with_teacher=True).teacher.build().to(ALONE.device).eval()
+        teacher = check_pair(run.config, with_teacher=True).given_teacher.build().to(ALONE.device).eval()
         yield teacher, _asked(run, shown, teacher)
         del teacher
     for folder in folders:
@@ -101,7 +105,7 @@ def _readers(
         yield student, _asked(run, shown, student)
 
 
-def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
+def _shown(run: Run, folder: RunFolder, model: VisionLanguageModel) -> list[Row]:
     """Rows of the last stage's data with a picture, each cut to its shortest question.
 
     Only Latin letters: the pictures' font has no others.
@@ -116,10 +120,10 @@ def _shown(run: Run, folder: RunFolder, model: Llava) -> list[Row]:
             row = data.rows[index]
             taught = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
             short = [e for e in taught if "".join(e).isascii() and _fits(e[0])]
-            if row.image is not None and short:
+            if row.images and short:
                 shortest = min(short, key=lambda e: len(e[0]))
-                shown = {"exchanges": (shortest,), "unlearnt": frozenset(), "image": _pixels(row.image, data)}
-                found.append(replace(row, **shown))
+                image = _image_file(row.images[0], data)
+                found.append(replace(row, exchanges=(shortest,), unlearnt=frozenset(), images=(image,)))
         if len(found) == QUESTIONS:
             break
     return found
@@ -131,23 +135,20 @@ def _fits(question: str) -> bool:
     return "?" in first and len(first) <= LONGEST
 
 
-def _pixels(image: str | bytes, data: Conversations) -> bytes:
-    """The picture's file: its row is put into other data than it came from."""
-    return (data.rows.images / image).read_bytes() if isinstance(image, str) else image
+def _image_file(image: str | bytes, data: Conversations) -> bytes:
+    """The bytes of an image's file: its row is put into other data than it came from."""
+    return Path(data.rows.images or "", image).read_bytes() if isinstance(image, str) else image
 
 
-def _asked(run: Run, shown: Sequence[Row], model: Llava) -> Conversations:
+def _asked(run: Run, shown: Sequence[Row], model: VisionLanguageModel) -> Conversations:
     """The rows as this model is asked them."""
     spec = run.config.data[run.config.stages[-1].data]
-    rows = Rows(list(shown), lambda row: row)
-    return Conversations(rows, model.processor, model.image_tokens, template=spec.template)
+    rows = Rows(list(shown), lambda row: cast(Row, row))
+    return Conversations(rows, model.inputs, template=spec.template)
 
 
-def _batch(model: Llava, data: Conversations, index: int) -> Batch:
-    tokens = model.processor.tokenizer
-    return collate(
-        [data[index]], image_token=model.model.config.image_token_id, pad_token=tokens.pad_token_id
-    )
+def _batch(model: VisionLanguageModel, data: Conversations, index: int) -> Batch:
+    return collate([data[index]], pad_token=model.inputs.tokenizer.pad_token_id)
 
 
 def _leading(terms: Sequence[Term]) -> dict[str, KneeSpec]:
@@ -172,40 +173,30 @@ def _sorted(logits: Tensor, at: KneeSpec, words: PreTrainedTokenizerBase) -> Log
     )
 
 
-def _look(model: Llava, data: Conversations, index: int) -> tuple[str, AttentionMap]:
+def _look(model: VisionLanguageModel, data: Conversations, index: int) -> tuple[str, AttentionMap]:
     """The word that one model is looked at from, and its map."""
     batch = _batch(model, data, index).to(ALONE.device)
     weights, said = _attention(model, batch)
     place = _last_word(batch, model)
-    return model.processor.tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(
+    return model.inputs.tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(
         _grid(weights[place]), said
     )
 
 
-def _last_word(batch: Batch, model: Llava) -> int:
+def _last_word(batch: Batch, model: VisionLanguageModel) -> int:
     """The place of the last token with a letter before the first question mark after the picture."""
-    words = model.processor.tokenizer
+    words = model.inputs.tokenizer
     first = int(batch.image[0].nonzero().max()) + 1
     texts = [words.decode([i]) for i in batch.input_ids[0, first:].tolist()]
     end = next(i for i, text in enumerate(texts) if "?" in text)
     return first + max(i for i in range(end + 1) if any(letter.isalpha() for letter in texts[i]))
 
 
-def _attention(model: Llava, batch: Batch) -> tuple[Tensor, str]:
-    """Mean attention [T, image tokens] of every token to the picture, and the model's choice at each answer token."""
-    model.model.set_attn_implementation("eager")  # the only one that keeps its weights
-    embedded = model.model.get_input_embeddings()(batch.input_ids)
-    visual = model.project(model.see(batch.pictures))
-    output = model.model.model.language_model(
-        inputs_embeds=embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype)),
-        attention_mask=batch.attention.long(),  # one conversation, nothing independent in it
-        position_ids=batch.position,
-        use_cache=False,
-        output_attentions=True,
-    )
-    weights = torch.stack(output.attentions).mean((0, 2))[0]  # layers, heads -> [T, T]
-    said = model.model.lm_head(output.last_hidden_state[batch.predicting("answer")]).argmax(-1)
-    words = model.processor.tokenizer.decode(said, skip_special_tokens=True)
+def _attention(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, str]:
+    """Mean attention [T, visual tokens] of every token to the image, and the model's choice at each answer token."""
+    weights, logits = model.mean_attention(batch)
+    answer = logits[batch.predicting("answer")[0]].argmax(-1)
+    words = model.inputs.tokenizer.decode(answer, skip_special_tokens=True)
     return weights[:, batch.image[0]], words.strip()
 
 

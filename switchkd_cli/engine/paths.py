@@ -1,14 +1,16 @@
-"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), and what lies on the way."""
+"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), and the values on the way."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.protocol import VisionLanguageModel
+from switchkd_cli.engine.per_image import PerImage, apply
 from switchkd_cli.engine.teacher_states import TeacherStates
 
 PATHS = ("student", "teacher", "switch")
@@ -45,7 +47,9 @@ class Paths(nn.Module):
     `one_tower` is for a V_S that stays equal to V_T: its features are the teacher's too, and V_T is not asked.
     """
 
-    def __init__(self, student: Llava, teacher: Llava | None, vocabulary: int) -> None:
+    def __init__(
+        self, student: VisionLanguageModel, teacher: VisionLanguageModel | None, vocabulary: int
+    ) -> None:
         super().__init__()
         self.student = student
         self._beside = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
@@ -55,7 +59,7 @@ class Paths(nn.Module):
         self.states: TeacherStates | None = None
 
     @property
-    def teacher(self) -> Llava | None:
+    def teacher(self) -> VisionLanguageModel | None:
         """The frozen teacher, no part of this module: what trains, shares out or saves the student's weights never
         meets its."""
         return self._beside[0]
@@ -69,7 +73,9 @@ class Paths(nn.Module):
     def twin(self) -> "Paths":
         """A copy of the student and its adapters, beside the same teacher."""
         twin = Paths(
-            Llava(copy.deepcopy(self.student.model), self.student.processor), self.teacher, self.vocabulary
+            type(self.student)(copy.deepcopy(self.student.model), self.student.inputs),
+            self.teacher,
+            self.vocabulary,
         )
         twin.adapters, twin.one_tower, twin.states = copy.deepcopy(self.adapters), self.one_tower, self.states
         twin.student.recomputed = self.student.recomputed
@@ -99,7 +105,7 @@ class Paths(nn.Module):
                 self.adapters[kind] = adapter
         return list(self.adapters.parameters())
 
-    def forward(self, batch: Batch, wanted: Collection[str], keep: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, wanted: Collection[str], keep: Tensor) -> dict[str, Any]:
         """The wanted readings, by the names that `reading` gives them.
 
         `keep` is [B, T] bool with N true entries; logits are [N, vocabulary], in the order of `keep`'s rows.
@@ -107,17 +113,19 @@ class Paths(nn.Module):
         """
         asked = {path: _kinds(wanted, path) for path in PATHS}
         ours = asked["student"] or asked["switch"] or (asked["teacher"] and self.one_tower)
-        seen = self._see(batch.pictures) if ours else None
-        readings = {}
+        features, images = self._encode(batch.images) if ours else ((), batch.images)
+        readings: dict[str, PerImage] = {}
         if asked["student"]:
-            given = self._read(self.student, seen, batch, asked["student"], keep)
-            given |= {kind: adapter(given[kind]) for kind, adapter in self.adapters.items() if kind in given}
+            given = self._read(self.student, features, images, batch, asked["student"], keep)
+            given |= {k: apply(adapter, given[k]) for k, adapter in self.adapters.items() if k in given}
             readings |= _named("student", given)
         if asked["teacher"]:
             with torch.no_grad():
-                readings |= _named("teacher", self._taught(seen, batch, asked["teacher"], keep))
+                readings |= _named("teacher", self._teach(features, batch, asked["teacher"], keep))
         if asked["switch"]:
-            readings |= _named("switch", self._read(self.teacher, seen, batch, asked["switch"], keep))
+            readings |= _named(
+                "switch", self._read(self._given_teacher, features, images, batch, asked["switch"], keep)
+            )
         return readings
 
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
@@ -126,52 +134,67 @@ class Paths(nn.Module):
         weights = {path: model.head for path, model in speakers.items() if model is not None}
         return Heads(weights, self.vocabulary, dtype)
 
-    def _see(self, pictures: Tensor) -> Tensor:
-        """The student's features; of a blank picture where there is none, but something that a gradient is sought of."""
+    def _encode(self, images: Sequence[ImageInput]) -> tuple[PerImage, Sequence[ImageInput]]:
+        """The student's features and their images; of a blank image where there is none but V_S or P_S is trained."""
         sighted = (
             p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters()
         )
-        if not len(pictures) and torch.is_grad_enabled() and any(p.requires_grad for p in sighted):
-            side = self.student.model.config.vision_config.image_size
-            pictures = pictures.new_zeros(1, 3, side, side)
-        return self.student.see(pictures)
+        if not images and torch.is_grad_enabled() and any(p.requires_grad for p in sighted):
+            images = [self.student.blank_image()]
+        return self.student.encode(images), images
 
-    def _taught(
-        self, seen: Tensor | None, batch: Batch, kinds: Collection[str], keep: Tensor
-    ) -> dict[str, Tensor]:
-        """What the teacher makes of the batch; last states row by row if they may be kept, or have to equal kept ones."""
-        last = [] if self.states is None else [kind for kind in kinds if kind in ("hidden", "logits")]
-        given, other = {}, [kind for kind in kinds if kind not in last]
+    def _teach(
+        self, features: PerImage, batch: Batch, kinds: Collection[str], keep: Tensor
+    ) -> dict[str, PerImage]:
+        """The teacher's outputs; hidden states row by row where they may be kept, or have to equal kept ones."""
+        teacher, states = self._given_teacher, self.states
+        last = [] if states is None else [kind for kind in kinds if kind in ("hidden", "logits")]
+        other = [kind for kind in kinds if kind not in last]
+        given: dict[str, PerImage] = {}
         if other:
-            theirs = seen.detach() if self.one_tower else self.teacher.see(batch.pictures)
-            given = self._read(self.teacher, theirs, batch, other, keep)
-        if last:
-            given["hidden"] = self.states(batch, keep, self._understood)
-        if "logits" in last:
-            given["logits"] = self.teacher.speak(given["hidden"])[:, : self.vocabulary]
+            own = apply(Tensor.detach, features) if self.one_tower else teacher.encode(batch.images)
+            given = self._read(teacher, own, batch.images, batch, other, keep)
+        if states is not None and last:
+            given["hidden"] = hidden = states(batch, keep, self._teacher_states)
+            if "logits" in last:
+                given["logits"] = teacher.logits(hidden)[:, : self.vocabulary]
         return {kind: given[kind] for kind in kinds}
 
-    def _understood(self, batch: Batch, keep: Tensor) -> Tensor:
-        """The teacher's last states [N, D]."""
-        visual = self.teacher.project(self.teacher.see(batch.pictures))
-        return self.teacher.understand(batch, visual, keep)
+    def _teacher_states(self, batch: Batch, keep: Tensor) -> Tensor:
+        """The teacher's hidden states [N, D]."""
+        teacher = self._given_teacher
+        tokens = teacher.project(teacher.encode(batch.images), batch.images)
+        return teacher.hidden_states(batch, tokens, keep)
+
+    @property
+    def _given_teacher(self) -> VisionLanguageModel:
+        """The teacher, where something that is wanted is computed with it."""
+        if self.teacher is None:
+            raise ValueError("these paths have no teacher")
+        return self.teacher
 
     def _read(
-        self, reader: Llava, seen: Tensor, batch: Batch, kinds: Collection[str], keep: Tensor
-    ) -> dict[str, Tensor]:
-        """What one model makes of the features, no further than the asked kinds need."""
-        given = {"features": seen}
+        self,
+        reader: VisionLanguageModel,
+        features: PerImage,
+        images: Sequence[ImageInput],
+        batch: Batch,
+        kinds: Collection[str],
+        keep: Tensor,
+    ) -> dict[str, PerImage]:
+        """What one model's P and L make of features, no further than the wanted kinds need."""
+        given: dict[str, PerImage] = {"features": features}
         if set(kinds) - {"features"}:
-            given["tokens"] = reader.project(seen)
+            given["tokens"] = reader.project(features, images)
         if {"attention", "focus"} & set(kinds):
-            given["attention"] = reader.attend(batch, given["tokens"])
-            given["focus"] = given["attention"].mean(-1)
+            given["attention"] = reader.attention(batch, given["tokens"])
+            given["focus"] = apply(lambda heads: heads.mean(-1), given["attention"])
         if {"logits", "hidden"} & set(kinds):
-            given["hidden"] = reader.understand(batch, given["tokens"], keep)
-        if "logits" in kinds:
-            given["logits"] = reader.speak(given["hidden"])[:, : self.vocabulary]
-        pictured = slice(len(batch.pictures))  # without a blank one
-        return {k: given[k] if k in ("logits", "hidden") else given[k][pictured] for k in kinds}
+            given["hidden"] = hidden = reader.hidden_states(batch, given["tokens"], keep)
+            if "logits" in kinds:
+                given["logits"] = reader.logits(hidden)[:, : self.vocabulary]
+        of_images = slice(len(batch.images))  # without a blank one
+        return {k: given[k] if k in ("logits", "hidden") else given[k][of_images] for k in kinds}
 
 
 def _kinds(wanted: Collection[str], path: str) -> list[str]:
@@ -180,5 +203,5 @@ def _kinds(wanted: Collection[str], path: str) -> list[str]:
     return [kind or "logits" for of, _, kind in parted if of == path]
 
 
-def _named(path: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def _named(path: str, given: dict[str, PerImage]) -> dict[str, PerImage]:
     return {reading(path, kind): value for kind, value in given.items()}

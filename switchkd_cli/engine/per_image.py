@@ -25,6 +25,11 @@ def apply(function: Callable[[Tensor], Tensor], values: PerImage) -> PerImage:
     return function(values) if isinstance(values, Tensor) else tuple(function(image) for image in values)
 
 
+def flat(values: PerImage) -> Tensor:
+    """All images' values one after another, [sum of M_p, ...]."""
+    return values.flatten(0, 1) if isinstance(values, Tensor) else torch.cat(values)
+
+
 def loss_per_image(loss: Callable[..., Tensor], *arguments: Any, **parameters: Any) -> Tensor:
     """Call a loss over images [P, ...] -> [P]; image by image where an argument is a tuple of P tensors.
 

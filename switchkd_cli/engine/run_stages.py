@@ -17,7 +17,7 @@ from switchkd_cli.engine.build import build_data, check_checkpoint, check_pair, 
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.fidelity import fidelity
-from switchkd_cli.engine.export import huggingface, model_card
+from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import explained
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
@@ -120,7 +120,7 @@ def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder:
     with TemporaryDirectory(prefix=".rehearsal-", dir=folder.checkpoints) as scratch:
         with explained("student: it could not be saved after training"):
             for rows in data.values():
-                left_out = huggingface.save(paths.student, Path(scratch), **_template(rows), weights=False)
+                left_out = paths.student.save(Path(scratch), **_template(rows), weights=False)
             model_card.write(run, folder, Path(scratch))
         if run.config.evaluation is not None:
             check_checkpoint(scratch, "student, once it is saved")
@@ -214,7 +214,7 @@ def _take_stage(
         if processes.decide(lambda: partial is None):
             if processes.first and not folder.has_entry(stage=stage.name):
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
-            paths.student.model.load_state_dict(load(str(shared.path)).model.state_dict())
+            paths.student.load_state_dict(load(str(shared.path)).state_dict())
         else:
             until_named.enter_context(
                 signals.deferred()
@@ -282,11 +282,11 @@ def _save(
 ) -> None:
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     template = _template(data)
-    huggingface.save(paths.student, target, **template)
+    paths.student.save(target, **template)
     if index == len(run.config.stages) - 1 and (best := writer.best()) is not None:
         restore_weights(paths, read_state(best))
         with atomic_folder(writer.folder.best) as partial:
-            huggingface.save(paths.student, partial, **template)
+            paths.student.save(partial, **template)
 
 
 def _template(data: Conversations) -> dict[str, Any]:

@@ -107,9 +107,11 @@ def _digest(row: Batch, keep: Tensor) -> bytes:
         "tokens": row.input_ids,
         "turn": row.turn,
         "image": row.image,
-        "picture": row.pictures,
         "keep": keep,
+        "position": row.position,
     }
+    for number, image in enumerate(row.images):
+        read |= {f"image {number}: {name}": tensor for name, tensor in image.items()}
     for name, tensor in read.items():
         if not tensor.numel():  # an example without image has the same digest in any batch
             continue

@@ -33,7 +33,8 @@ def check_weights(*stored: Stored) -> None:
 
     Of safetensors files the headers are read, of pickles nothing.
     """
-    problems, hint = [], "copy or fetch the checkpoint again"
+    problems: list[str] = []
+    hint = "copy or fetch the checkpoint again"
     for one in stored if weights_needed() else ():
         try:
             if one.has(ADAPTERS):
@@ -143,7 +144,11 @@ def check_memory(
             hint="the weights and config.json are not of one model",
         )
     # "auto" is the dtype that they are stored in
-    needed = held if dtype == "auto" else count * getattr(torch, dtype).itemsize
+    needed = (
+        held
+        if dtype == "auto" and held is not None
+        else count * getattr(torch, "float32" if dtype == "auto" else dtype).itemsize
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(

@@ -17,7 +17,6 @@ from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
 from switchkd_cli import cli
 from switchkd_cli.engine import compatibility
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.files.locks import hold
 from switchkd_cli.planning import library_versions
 from switchkd_cli.recipe.load import load
@@ -79,7 +78,7 @@ def models(tmp_path_factory):
     """A sound teacher for the student of the recipe, a Qwen2 language model and a SigLIP tower."""
     folder = tmp_path_factory.mktemp("models")
     sound = tiny.model(24, seed=2)
-    huggingface.save(sound, folder / "teacher")
+    sound.save(folder / "teacher")
     Qwen2ForCausalLM(sound.model.config.text_config).save_pretrained(folder / "language")
     sound.model.model.vision_tower.save_pretrained(folder / "tower")
     sound.processor.tokenizer.save_pretrained(folder / "language")
@@ -259,7 +258,7 @@ def test_workers_tell_the_same_with_the_same_exit_code(place, monkeypatch, capsy
 
 def test_a_teacher_with_another_tower_is_told_before_weights_are_read(place, refused, monkeypatch):
     other = tiny.model(vision={"hidden_size": 32, "image_size": 36})
-    huggingface.save(other, place / "other")
+    other.save(place / "other")
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", None)
     assert refused("distill", "small.yaml", "teacher.checkpoint=./other") == [
         "teacher: vision width is 32, the student's is 16",

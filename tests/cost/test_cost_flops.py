@@ -5,8 +5,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.models.llava_config import shape
 from switchkd_cli.recipe.schema import RECOMPUTED
 from tests.support import tiny
 from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways

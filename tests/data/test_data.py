@@ -14,6 +14,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.playground import playground
 from switchkd_cli.engine.data.rows import Fault, Rows
+from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.training_rows import KINDS
 from switchkd_cli.playground.world import SPLITS
@@ -26,7 +27,9 @@ def processor():
 
 
 def conversations(processor, folder, *rows, turns="chained", image_tokens=2, **more):
-    return Conversations(Rows(rows, llava_row, images=folder, turns=turns), processor, image_tokens, **more)
+    return Conversations(
+        Rows(rows, llava_row, images=folder, turns=turns), LlavaInputs(processor, image_tokens), **more
+    )
 
 
 def written(processor, example):
@@ -88,7 +91,7 @@ def test_text_only_rows_token_by_token(processor, tmp_path, turns, expected):
     row = tiny.row("r", None, *ASKED)
     example = conversations(processor, tmp_path, row, turns=turns)[0]
     assert written(processor, example) == expected
-    assert example.picture is None
+    assert example.images == ()
 
 
 @pytest.mark.parametrize("turns", ["chained", "independent"])
@@ -114,8 +117,9 @@ def test_an_example_read_again_is_the_same(processor, tmp_path):
     data = conversations(processor, tmp_path, row)
     first, again, anew = data[0], data[0], conversations(processor, tmp_path, row)[0]
     assert first is again
-    for name in ("input_ids", "labels", "turn", "picture"):
+    for name in ("input_ids", "labels", "turn", "image"):
         assert torch.equal(getattr(first, name), getattr(anew, name)), name
+    assert torch.equal(first.images[0]["pixel_values"], anew.images[0]["pixel_values"])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "LA", "1", "CMYK"])
@@ -125,7 +129,7 @@ def test_pictures_of_any_mode_become_rgb(processor, tmp_path, mode):
     plain.save(tmp_path / f"other.{ending}")
     plain.convert("RGB").save(tmp_path / "rgb.png")
     one, other = (
-        conversations(processor, tmp_path, tiny.row("r", name, *ASKED))[0].picture
+        conversations(processor, tmp_path, tiny.row("r", name, *ASKED))[0].images[0]["pixel_values"]
         for name in (f"other.{ending}", "rgb.png")
     )
     assert one.shape == (3, 24, 24)
@@ -134,7 +138,8 @@ def test_pictures_of_any_mode_become_rgb(processor, tmp_path, mode):
 
 def test_a_picture_is_resized_and_normalised(processor, tmp_path):
     Image.new("RGB", (90, 50), (255, 0, 127)).save(tmp_path / "large.png")
-    picture = conversations(processor, tmp_path, tiny.row("r", "large.png", *ASKED))[0].picture
+    (image,) = conversations(processor, tmp_path, tiny.row("r", "large.png", *ASKED))[0].images
+    picture = image["pixel_values"]
     assert picture.shape == (3, 24, 24)
     expected = torch.tensor([1.0, -1.0, 127 / 127.5 - 1])[:, None, None].expand(3, 24, 24)
     torch.testing.assert_close(picture, expected, atol=1e-5, rtol=0)
@@ -151,7 +156,7 @@ def test_an_unknown_way_of_turns_is_refused(turns, hint):
 
 def test_a_small_set_stays_in_memory_and_a_large_one_does_not(processor, tmp_path, monkeypatch):
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
-    size = 3 * 24 * 24 * 4 + 3 * 8 * len(conversations(processor, tmp_path, row)[0].input_ids)
+    size = 3 * 24 * 24 * 4 + (3 * 8 + 1) * len(conversations(processor, tmp_path, row)[0].input_ids)
     for kept in (2 * size, 2 * size - 1):
         monkeypatch.setattr(conversation, "KEPT", kept)
         data = conversations(processor, tmp_path, row, row)
@@ -174,7 +179,7 @@ def test_tokens_past_the_longest_length_are_cut(processor, tmp_path, length, exp
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     example = conversations(processor, tmp_path, row, max_length=length)[0]
     assert written(processor, example) == [expected]
-    assert example.picture is not None
+    assert len(example.images) == 1
     assert len(example.turn) == length
 
 
@@ -241,7 +246,7 @@ def test_independent_turns_take_the_positions_of_the_longest_alone(processor, tm
         chained.written(0)
     example = independent.written(0)
     assert len(example.input_ids) > 12
-    batch = tiny.collate([example], image_token=4, pad_token=0)
+    batch = tiny.collate([example], pad_token=0)
     assert int(batch.position.max()) < 12
     with pytest.raises(Fault, match=f"{int(batch.position.max()) + 1} tokens, the student is made for"):
         conversations(

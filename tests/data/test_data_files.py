@@ -53,10 +53,10 @@ ENDINGS = (".json", ".jsonl", ".parquet")
 @pytest.mark.parametrize("ascii", [True, False])
 def test_both_kinds_of_rows_are_read_from_every_format(tmp_path, rows, ending, ascii):
     expected = [
-        Row("a", (("What is it?", "dog"), ("How many?", "three red apples")), "a.png"),
+        Row("a", (("What is it?", "dog"), ("How many?", "three red apples")), ("a.png",)),
         Row("b", (("Say hi.", "hi there"),)),
-        Row("c", (("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat")), "c.png"),
-        Row("d", (("What is it?", "a bus"),), "d.png"),
+        Row("c", (("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat")), ("c.png",)),
+        Row("d", (("What is it?", "a bus"),), ("d.png",)),
         Row("é", (("数?", "“two” 🐕"), ("q\\n", "a\tb"))),
     ]
     llava = saved(tmp_path / f"llava{ending}", rows, ascii=ascii)
@@ -74,11 +74,11 @@ def test_pictures_may_lie_in_the_parquet_file(tmp_path):
     file = saved(tmp_path / "llava.parquet", [pictured | {"image": picture}, text | {"id": 2}])
     found = llava_json(tmp_path / "cache", file=str(file))
     assert found.survey.faults == () and found.survey.pictured.tolist() == [True, False]
-    assert found[0].image == picture["bytes"] and found[1].image is None
-    assert opened(found[0].image, None).tobytes() == opened("a.png", tmp_path).tobytes()
+    assert found[0].images == (picture["bytes"],) and found[1].images == ()
+    assert opened(found[0].images[0], None).tobytes() == opened("a.png", tmp_path).tobytes()
     chat = as_messages(tiny.row("r", name, ("What?", "dog"))) | {"images": [picture]}
     found = messages(tmp_path / "cache", file=str(saved(tmp_path / "chat.parquet", [chat])))
-    assert found.survey.faults == () and found[0].image == picture["bytes"]
+    assert found.survey.faults == () and found[0].images == (picture["bytes"],)
 
 
 def test_a_large_parquet_file_is_read_through_its_arrow_copy(tmp_path, rows, monkeypatch):
@@ -99,12 +99,12 @@ def chat(*said, **more):
 def test_content_in_parts_is_text_and_a_placeholder():
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
     row = chat(("user", parts), ("assistant", [{"type": "text", "text": "dog"}]), images=["a.png"])
-    assert message_row(row) == Row("", (("What?", "dog"),), "a.png")
+    assert message_row(row) == Row("", (("What?", "dog"),), ("a.png",))
 
 
 def test_a_system_message_and_one_image():
     row = chat(("system", "Be brief."), ("user", "<image>What?"), ("assistant", "dog"), image="a.png", id=7)
-    assert message_row(row) == Row("7", (("What?", "dog"),), "a.png", "Be brief.")
+    assert message_row(row) == Row("7", (("What?", "dog"),), ("a.png",), "Be brief.")
 
 
 def test_a_row_without_an_id_is_called_by_its_number(tmp_path):

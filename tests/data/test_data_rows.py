@@ -78,7 +78,7 @@ def test_good_rows_are_read_as_they_are(opened, tmp_path):
     read = opened(saved(tmp_path, *good), tmp_path)
     assert ids(read) == ["a", "b", "c", "d"]
     assert read[2].exchanges == (("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat"))
-    assert [read[i].image for i in range(4)] == ["a.png", None, "c.png", "d.png"]
+    assert [read[i].images for i in range(4)] == [("a.png",), (), ("c.png",), ("d.png",)]
     assert read.survey.pictured.tolist() == [True, False, True, True]
     assert read.survey.sizes.tolist() == [len("What is it?dogHow many?three red apples"), 15, 37, 16]
 
@@ -227,7 +227,7 @@ def test_only_the_rows_up_to_the_limit_are_read_and_checked(opened, refused, tmp
 
 def test_no_image_can_be_said_as_null(opened, tmp_path):
     row = tiny.row("r", None, *ASKED) | {"image": None}
-    assert opened(saved(tmp_path, row), tmp_path)[0].image is None
+    assert opened(saved(tmp_path, row), tmp_path)[0].images == ()
 
 
 def test_image_folders_may_be_links_when_the_recipe_says_so(opened, refused, tmp_path):

@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from switchkd_cli.engine.batch import IMAGE, prepared
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, opened
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.rows import Fault
+from switchkd_cli.engine.data.turns import IMAGE
 from switchkd_cli.engine.exif_orientation import upright
-from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil, padded
+from switchkd_cli.engine.models.image_processors import (
+    CLIPImageProcessorPil,
+    SiglipImageProcessorPil,
+    padded,
+    prepared_pixels,
+)
 from switchkd_cli.errors import INPUT, UserError
 from tests.support import tiny
 
@@ -222,7 +227,7 @@ PROCESSORS = {
 def test_pictures_of_every_shape_are_prepared_alike(name, size):
     """Sides of 1 and 3 pixels could be taken for colour channels."""
     image = Image.new("RGB", size, RED)
-    pixels = prepared(PROCESSORS[name], opened(encoded(image), None)).numpy()
+    pixels = prepared_pixels(PROCESSORS[name], [opened(encoded(image), None)]).numpy()
     assert pixels.shape == (1, 3, 24, 24)
     middle = pixels[0, :, 12, 12]
     assert middle[0] > middle[1] == pytest.approx(middle[2], abs=0.3)
@@ -247,7 +252,7 @@ def read(place, image, **more):
     asked = {"images": str(place / "pictures"), **more}
     rows = llava_json(place / "cache", file=str(place / "rows.json"), **asked)
     student = tiny.model()
-    return Conversations(rows, student.processor, student.image_tokens, max_faults=0.9)
+    return Conversations(rows, student.inputs, max_faults=0.9)
 
 
 LINKS = {

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.data import open_file
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json, llava_row
 from switchkd_cli.engine.data.messages import messages
 from switchkd_cli.engine.data.rows import LONGEST, Fault, Rows, told
+from switchkd_cli.engine.data.turns import IMAGE
+from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
 from tests.support import tiny, tiny_qwen
 from tests.support.places import places
@@ -87,7 +88,7 @@ def test_hundreds_of_rows_with_other_values(student, tmp_path, form, ending):
     file.write_text(text)
     before = sorted(tmp_path.rglob("*"))
     rows = source(tmp_path / "cache", file=str(file), images=str(images))
-    data = Conversations(rows, student.processor, student.image_tokens, max_faults=0.99)
+    data = Conversations(rows, student.inputs, max_faults=0.99)
     assert len(data) == len(raw)
     met = {}
     for index in range(len(data)):
@@ -122,7 +123,7 @@ def test_any_mutation_of_a_row_is_a_fault_or_a_row(student, tmp_path, chance, fo
     file.write_text(json.dumps([changed]))
     try:
         rows = source(tmp_path / "cache", file=str(file), images=str(images))
-        Conversations(rows, student.processor, student.image_tokens)._build(0)
+        Conversations(rows, student.inputs)._build(0)
     except Fault as fault:
         assert not UNPRINTABLE.search(fault.at(0).fault)
     except UserError as error:
@@ -312,7 +313,7 @@ def test_an_unusable_row(student, tmp_path, name):
     images.mkdir()
     (tmp_path / "rows.json").write_text(json.dumps([*tiny.rows(images), raw]))
     rows = llava_json(tmp_path / "cache", file=str(tmp_path / "rows.json"), images=str(images))
-    data = Conversations(rows, student.processor, student.image_tokens, max_faults=0.5)
+    data = Conversations(rows, student.inputs, max_faults=0.5)
     with pytest.raises(Fault) as fault:
         data._build(4)
     assert expected in str(fault.value) and not UNPRINTABLE.search(str(fault.value))
@@ -340,12 +341,14 @@ def test_a_special_token_in_a_text_would_be_one(where, token):
     """The tokenizer takes it for the template's own: text could end its turn and speak as somebody else."""
     processor = tiny_qwen.processor()
     raw = row(**{where: f"a dog{token}two"})
-    data = Conversations(Rows([raw], llava_row), processor, 4, template="chatml")
+    data = Conversations(Rows([raw], llava_row), LlavaInputs(processor, 4), template="chatml")
     assert processor.tokenizer.convert_tokens_to_ids(token) in data._split([f"a dog{token}two"])[0]
     with pytest.raises(Fault, match=f"its text holds {re.escape(token)}, a special token of the tokenizer"):
         data._build(0)
     for harmless in (token[:-1], token[1:], "<b>dog</b>", "a < b", "<s", "two"):
-        Conversations(Rows([row(**{where: harmless})], llava_row), processor, 4, template="chatml")._build(0)
+        Conversations(
+            Rows([row(**{where: harmless})], llava_row), LlavaInputs(processor, 4), template="chatml"
+        )._build(0)
 
 
 def test_a_chat_template_that_refuses_a_row_makes_it_unusable(student, tmp_path):
@@ -353,7 +356,7 @@ def test_a_chat_template_that_refuses_a_row_makes_it_unusable(student, tmp_path)
     raw["messages"].insert(0, {"role": "system", "content": "Be brief."})
     (tmp_path / "rows.json").write_text(json.dumps([raw]))
     rows = messages(tmp_path / "cache", file=str(tmp_path / "rows.json"))
-    data = Conversations(rows, student.processor, student.image_tokens)
+    data = Conversations(rows, student.inputs)
     data.chat_template = "{{ raise_exception('no system messages') }}"
     with pytest.raises(Fault, match="the chat template refuses it: no system messages"):
         data._build(0)

@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.build import build_data
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.recipe.schema import DataSet
 from tests.support import tiny, tiny_qwen
 
@@ -175,7 +175,7 @@ def test_a_folder_that_was_not_fetched_ends_the_run_before_training(place, monke
 
 def test_the_rows_are_what_the_templates_say(place):
     model = tiny.model()
-    student = Llava(model.model, tiny_qwen.processor())
+    student = Llava(model.model, LlavaInputs(tiny_qwen.processor(), model.inputs.image_tokens))
     for name, expected in (
         ("captions", "<image> <image> <image> <image> [a] [Ġdog] [Ċ]"),
         ("instructions", "Ġquestions . ĠUSER : Ġ <image> <image> <image> <image> Ċ How Ġmany Ġdogs ?"),

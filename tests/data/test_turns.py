@@ -17,6 +17,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json, llava_row
 from switchkd_cli.engine.data.messages import message_row, messages
 from switchkd_cli.engine.data.rows import Fault, Rows, surveyed
+from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet, Parts
 from tests.support import tiny, tiny_qwen, tiny_run
@@ -50,7 +51,9 @@ def parsed(form, raw):
 def learnt(form, raw, turns="chained"):
     """The supervised words of the row's text."""
     processor = tiny_qwen.processor()
-    data = Conversations(Rows([raw], FORMS[form][0], turns=turns), processor, 2, template="qwen2_base")
+    data = Conversations(
+        Rows([raw], FORMS[form][0], turns=turns), LlavaInputs(processor, 2), template="qwen2_base"
+    )
     words = processor.tokenizer.convert_ids_to_tokens([i for i in data.written(0).labels if i != IGNORE])
     return "".join(words).replace("Ġ", " ").split("<|endoftext|>")[:-1]
 
@@ -163,7 +166,9 @@ def test_a_system_text_is_a_key_or_the_first_turn(form, speaker):
 def test_a_system_text_stands_in_the_place_of_the_templates_own(form):
     processor = tiny_qwen.processor()
     data = Conversations(
-        Rows([row(form, system="Be brief."), row(form)], FORMS[form][0]), processor, 2, template="qwen2_base"
+        Rows([row(form, system="Be brief."), row(form)], FORMS[form][0]),
+        LlavaInputs(processor, 2),
+        template="qwen2_base",
     )
     first, second = (processor.tokenizer.decode(data.written(i).input_ids) for i in range(2))
     assert first.startswith("Be brief. USER: Two?") and second.startswith("A chat between")
@@ -174,7 +179,9 @@ def test_a_template_that_leaves_the_system_text_out_is_no_template_for_it(turns)
     """`pretrain` leaves the questions out too, and says so."""
     processor = tiny_qwen.processor()
     raw = row("messages", system=" Be brief. ")
-    data = Conversations(Rows([raw], message_row, turns=turns), processor, 2, template="pretrain")
+    data = Conversations(
+        Rows([raw], message_row, turns=turns), LlavaInputs(processor, 2), template="pretrain"
+    )
     assert processor.tokenizer.decode(data.written(0).input_ids) == "three\ndog\n"
     data.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content[0].text }}|{% endfor %}"
     with pytest.raises(Fault, match="the chat template leaves out the system's text"):
@@ -274,7 +281,7 @@ def asked(form, *, text="<image>\nTwo?", **more):
 )
 def test_one_image_may_be_named_in_many_ways(form, named):
     found = parsed(form, asked(form, **named))
-    assert (found.image, found.exchanges, found.notes) == ("a.png", (("Two?", "dog"),), ())
+    assert (found.images, found.exchanges, found.notes) == (("a.png",), (("Two?", "dog"),), ())
     with pytest.raises(Fault, match="<image> placeholders: one, in the first question; got none"):
         parsed(form, asked(form, text="Two?", **named))
 
@@ -286,7 +293,7 @@ def test_one_image_may_be_named_in_many_ways(form, named):
 )
 @pytest.mark.parametrize("key", ["image", "images"])
 def test_an_image_may_be_said_to_be_none_in_many_ways(form, key, nothing):
-    assert parsed(form, row(form, **{key: nothing})).image is None
+    assert parsed(form, row(form, **{key: nothing})).images == ()
     with pytest.raises(Fault, match="<image> placeholders: none, as the row has no image; got 1 in turn 1"):
         parsed(form, asked(form, **{key: nothing}))
 
@@ -322,7 +329,9 @@ def test_more_images_or_other_ways_to_name_one_are_refused(form, named, fault):
 )
 def test_a_part_may_name_the_image(form, part):
     raw = asked(form, text=[part, {"type": "text", "text": "Two?", "image": None}], images=["a.png"])
-    assert parsed(form, raw).image == "a.png" and told(form, raw) == told(form, asked(form, images=["a.png"]))
+    assert parsed(form, raw).images == ("a.png",) and told(form, raw) == told(
+        form, asked(form, images=["a.png"])
+    )
     with pytest.raises(Fault, match="at most one image is used, got 2|placeholders"):
         parsed(form, raw | {"images": ["b.png"] if "path" in part or "image" in part else []})
 
@@ -363,7 +372,7 @@ def parquet(tmp_path, *raw, **more):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(raw)), file, **more)
     found = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
     assert [
-        row.image is not None for row in map(found.__getitem__, range(len(raw)))
+        bool(row.images) for row in map(found.__getitem__, range(len(raw)))
     ] == found.survey.pictured.tolist()
     assert found.survey.faults == ()
     return found
@@ -400,14 +409,14 @@ def test_text_rows_among_embedded_pictures(tmp_path, text, shape, group, statist
         for i, one in enumerate(named)
     ]
     found = parquet(tmp_path, *raw, row_group_size=group, write_statistics=statistics)
-    assert [found[i].image for i in range(5)] == [None, picture, "a.png", None, picture]
+    assert [found[i].images for i in range(5)] == [(), (picture,), ("a.png",), (), (picture,)]
 
 
 def test_a_column_of_bytes_alone(tmp_path):
     found = parquet(
         tmp_path, row("llava_json", image={"bytes": None}), asked("llava_json", image={"bytes": b"x"})
     )
-    assert found[1].image == b"x"
+    assert found[1].images == (b"x",)
 
 
 def test_pictures_stay_in_the_file_where_all_of_a_group_have_theirs(tmp_path, monkeypatch):
@@ -435,7 +444,7 @@ def test_rows_that_are_cut_are_counted(tmp_path):
     raw = [tiny.row(name, None, *pairs) for name, pairs in (("a", PAIRS), ("b", PAIRS[:1]))]
     of = tiny.model().processor
     for length, cut in ((10, 1), (2000, 0)):
-        data = Conversations(Rows(raw, llava_row), of, 2, max_length=length)
+        data = Conversations(Rows(raw, llava_row), LlavaInputs(of, 2), max_length=length)
         data.inspect()
         assert (
             data.notes == [f"cut: 1 of 2 rows looked at are longer than max_length ({length:,} tokens)"] * cut

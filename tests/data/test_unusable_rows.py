@@ -31,7 +31,7 @@ def rows(folder, count):
 
 def data(student, folder, raw, **more):
     read = Rows(raw, llava_row, images=folder, name="rows.json")
-    return Conversations(read, student.processor, student.image_tokens, **more)
+    return Conversations(read, student.inputs, **more)
 
 
 def stage(**changes):

@@ -13,8 +13,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.prompt_template import after_answer, template_text
 from switchkd_cli.engine.data.rows import Fault, Rows
-from switchkd_cli.engine.export import huggingface
-from switchkd_cli.engine.models.llava import Blueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint, LlavaInputs
 from switchkd_cli.recipe.model_paths import ASSETS
 from tests.support import tiny, tiny_qwen
 
@@ -94,7 +93,7 @@ def test_an_end_that_the_tokenizer_does_not_name_is_the_conversations():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("chatml", processor)
     end, eos = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    opened = ended(Blueprint(None, processor, weights=None, ends=(eos,)), "model")
+    opened = ended(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(eos,)), "model")
     assert opened.ends == (eos, end) and SAID in opened.notes[0]
 
 
@@ -102,7 +101,7 @@ def test_a_line_break_may_end_a_caption():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("pretrain", processor)
     (written,) = after_answer(processor)
-    opened = ended(Blueprint(None, processor, weights=None, ends=(written,)), "model")
+    opened = ended(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(written,)), "model")
     assert opened.ends == (written, processor.tokenizer.eos_token_id)
 
 
@@ -115,7 +114,7 @@ def test_an_end_that_was_added_as_a_plain_token_is_supervised_and_kept_out_of_te
         "{{- '[END]\n' -}}{%- endfor -%}"
     )
     rows = [tiny.row("r", None, ("What", "two")), tiny.row("s", None, ("What", "two [END]"))]
-    data = Conversations(Rows(rows, llava_row, images=tmp_path, turns="chained"), processor, 2)
+    data = Conversations(Rows(rows, llava_row, images=tmp_path, turns="chained"), LlavaInputs(processor, 2))
     learnt = [label for label in data[0].labels.tolist() if label != IGNORE]
     assert data.end == "[END]" and processor.tokenizer.decode(learnt) == "two[END]"
     with pytest.raises(Fault, match=r"holds \[END\]"):
@@ -124,5 +123,5 @@ def test_an_end_that_was_added_as_a_plain_token_is_supervised_and_kept_out_of_te
 
 def test_saving_a_checkpoint_as_it_is_keeps_all_that_ends_its_answers(teacher, tmp_path):
     says(teacher, [1, 0])
-    huggingface.save(check_checkpoint(str(teacher)).build(), tmp_path / "again")
+    check_checkpoint(str(teacher)).build().save(tmp_path / "again")
     assert check_checkpoint(str(tmp_path / "again")).ends == (1, 0)

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer
 from switchkd_cli import cli
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.data.prompt_template import template_text
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.recipe.schema import Parts
@@ -114,7 +113,7 @@ def test_a_hugging_face_folder_is_scored(parts, tower, select, language, project
     )
     model = check_model(spec, "student", speaks=False).build()
     text = template_text("chatml", model.processor)
-    huggingface.save(model, tmp_path / "model", template=text, end="<|im_end|>")
+    model.save(tmp_path / "model", template=text, end="<|im_end|>")
     assert len(scored(monkeypatch, tmp_path, tmp_path / "model")) == ITEMS
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from switchkd_cli.engine.build import load
 from switchkd_cli.engine.data.image import opened
 from switchkd_cli.engine.evaluation.generate import Reader
 from switchkd_cli.engine.evaluation.lmms_model import Item
@@ -97,10 +98,9 @@ def test_batched_answers_are_those_of_transformers_one_by_one(
 def test_answers_that_reach_the_limit_without_an_end_are_counted(
     checkpoint: Path, sets: Path, tmp_path: Path, stops: bool
 ) -> None:
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    reader = Reader(LlavaForConditionalGeneration.from_pretrained(checkpoint), processor, batch=5, longest=16)
-    every = reader.model.config.text_config.vocab_size
-    reader.model.generation_config.eos_token_id = list(range(every)) if stops else every + 7
+    reader = Reader(load(str(checkpoint)), batch=5, longest=16)
+    every = reader.model.model.config.text_config.vocab_size
+    reader.model.model.generation_config.eos_token_id = list(range(every)) if stops else every + 7
     tasks = ("textvqa_val", "vizwiz_vqa_val")  # no stop words that this model writes
     results = examine(reader, Exam("playground", tasks, "test", 8, 0), tmp_path, sets)
     assert [score["at_limit"] for score in results["scores"].values()] == [0 if stops else 8] * 2

@@ -93,7 +93,7 @@ def test_it_says_what_made_the_model(written):
     assert "1.0 cross_entropy(labels, student) + 0.5 dbild(teacher, switch) |" in text
     assert "commit abc123" in text and "torch 2.13.0" in text
     assert "`mix`: llava_json, file mix.json, images pictures" in text
-    assert "seed 3" in text and "728 tokens a picture" in text
+    assert "seed 3" in text and "728 tokens an image" in text
 
 
 def test_the_recipe_in_it_is_the_run(written):

@@ -18,7 +18,6 @@ from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.recipe.schema import Parts
 from tests.export.test_written import READ, our_greedy, parts  # noqa: F401 (a fixture)
 from tests.support import exported, tiny, tiny_llama
@@ -32,8 +31,8 @@ def taught(folder: Path, spec: Parts, template: str):
     torch.manual_seed(1)
     model = check_model(spec, "student", speaks=False).build().eval()
     rows = Rows([tiny.row("r", None, (exported.ASKED, "a dog"))], llava_row, images=folder)
-    data = Conversations(rows, model.processor, model.image_tokens, template=template)
-    huggingface.save(model, folder, template=data.chat_template, end=data.end)
+    data = Conversations(rows, model.inputs, template=template)
+    model.save(folder, template=data.chat_template, end=data.end)
     return model
 
 
@@ -46,7 +45,7 @@ def students(parts, tmp_path_factory):  # noqa: F811
     LlamaForCausalLM(LlamaConfig(**READ, vocab_size=len(words))).save_pretrained(home / "llama")
     words.save_pretrained(home / "llama")
     made = {"playground": check_checkpoint("playground:teacher").build().eval()}
-    huggingface.save(made["playground"], home / "playground")
+    made["playground"].save(home / "playground")
     for name, language, template in (
         ("chatml", parts / "qwen2", "chatml"),
         ("tinyllava", parts / "llama", "tinyllava"),
@@ -86,7 +85,6 @@ def test_exported_students_generate_the_tokens_of_our_forward_pass(students, pyt
             Rows(
                 [tiny.row("r", tiny.picture(home, "r.png", 1), (exported.ASKED, "a"))], llava_row, images=home
             ),
-            opened.processor,
-            opened.image_tokens,
+            opened.inputs,
         )
         assert data.written(0).input_ids.tolist()[: len(said["prompt"])] == said["prompt"], name

@@ -33,7 +33,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Rows
-from switchkd_cli.engine.export import huggingface
+from switchkd_cli.engine.models import llava_save
 from switchkd_cli.engine.models.chat_template import IN_PARTS
 from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.recipe.model_paths import ASSETS
@@ -105,8 +105,8 @@ def written(folder, model, template="chatml"):
     """The folder that a run that was taught in `template` leaves."""
     text = template_text(template, model.processor)
     rows = Rows([tiny.row("r", None, (ASKED, "a dog"))], llava_row, images=folder, turns="chained")
-    taught = Conversations(rows, model.processor, model.image_tokens, template=template)
-    huggingface.save(model, folder / "model", template=text, end=taught.end)
+    taught = Conversations(rows, model.inputs, template=template)
+    model.save(folder / "model", template=text, end=taught.end)
     return folder / "model"
 
 
@@ -114,14 +114,15 @@ def our_greedy(model, ids: list[int], pixels: torch.Tensor, count: int) -> list[
     """Greedy tokens by V, P and L one after another, nothing cached."""
     tokens = list(ids)
     for _ in range(count):
-        example = Example(
-            "r", torch.tensor(tokens), torch.tensor(tokens), torch.zeros(len(tokens)).long(), pixels
-        )
-        batch = collate([example], image_token=model.model.config.image_token_id, pad_token=0)
-        visual = model.project(model.see(batch.pictures))
+        given = torch.tensor(tokens)
+        image = given == model.inputs.image_token
+        turn = torch.zeros_like(given)
+        example = Example("r", given, given, turn, image, ({"pixel_values": pixels},))
+        batch = collate([example], pad_token=0)
+        visual = model.project(model.encode(batch.images))
         keep = torch.zeros_like(batch.input_ids, dtype=torch.bool)
         keep[0, -1] = True
-        tokens.append(int(model.decode(batch, visual, keep)[0].argmax()))
+        tokens.append(int(model.logits(model.hidden_states(batch, visual, keep))[0].argmax()))
     return tokens[len(ids) :]
 
 
@@ -174,7 +175,7 @@ def test_answers_end_where_the_conversation_ends_them(parts, tmp_path, template,
 
 def test_saving_twice_changes_nothing(parts, tmp_path):
     first = written(tmp_path, student(parts))
-    huggingface.save(check_checkpoint(str(first)).build(), tmp_path / "again")
+    check_checkpoint(str(first)).build().save(tmp_path / "again")
     for file in first.iterdir():
         again = (tmp_path / "again" / file.name).read_bytes()
         if (
@@ -188,10 +189,8 @@ def test_saving_twice_changes_nothing(parts, tmp_path):
 def test_without_the_weights_all_the_rest_is_written_as_with_them(parts, tmp_path, projector):
     mine = student(parts, "clip", projector=projector)
     whole, rest = tmp_path / "whole", tmp_path / "rest"
-    huggingface.save(mine, whole, template=template_text("chatml", mine.processor), end="<|im_end|>")
-    huggingface.save(
-        mine, rest, template=template_text("chatml", mine.processor), end="<|im_end|>", weights=False
-    )
+    mine.save(whole, template=template_text("chatml", mine.processor), end="<|im_end|>")
+    mine.save(rest, template=template_text("chatml", mine.processor), end="<|im_end|>", weights=False)
     assert sorted(f.name for f in whole.iterdir()) == sorted(f.name for f in rest.iterdir())
     for file in whole.iterdir():
         same = file.read_bytes() == (rest / file.name).read_bytes()
@@ -213,7 +212,7 @@ def test_without_the_weights_all_the_rest_is_written_as_with_them(parts, tmp_pat
 def test_what_a_published_generation_config_says_in_vain_is_left_out(parts, tmp_path, published, idle):
     mine = student(parts)
     mine.model.generation_config = before = GenerationConfig(**published)
-    told = huggingface.save(mine, tmp_path / "model")
+    told = mine.save(tmp_path / "model")
     assert sorted(line.split()[1] for line in told) == sorted(idle)
     assert mine.model.generation_config is before
     saved = GenerationConfig.from_pretrained(tmp_path / "model")
@@ -224,7 +223,7 @@ def test_what_a_published_generation_config_says_in_vain_is_left_out(parts, tmp_
 
 
 def test_large_weights_are_sharded_and_read_again(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "SHARD", "20KB")
+    monkeypatch.setattr(llava_save, "SHARD", "20KB")
     mine = student(parts, "clip", "default", "llama")
     folder = written(tmp_path, mine)
     assert len(list(folder.glob("model-*.safetensors"))) > 1
@@ -282,8 +281,7 @@ def test_a_tokenizer_that_opens_texts_opens_them_once_in_training_and_in_use(par
         mine.processor.chat_template = "{{ bos_token }}" + template_text("qwen2_base", mine.processor)
         data = Conversations(
             Rows([row], llava_row, images=tmp_path, turns="chained"),
-            mine.processor,
-            mine.image_tokens,
+            mine.inputs,
             template=template,
         )
         trained = data[0].input_ids.tolist()
@@ -353,7 +351,13 @@ def test_what_vllm_reads_is_there_and_agrees(parts, tmp_path, tower, select, lan
     inputs = processor(images=picture(), text="<image>", return_tensors="pt")
     counted = int((inputs["input_ids"] == config["image_token_index"]).sum())
     from_sizes = processor._get_num_multimodal_tokens(image_sizes=[(60, 80)])["num_image_tokens"]
-    assert vllm_tokens(config) == counted == from_sizes[0] == config["image_seq_length"] == mine.image_tokens
+    assert (
+        vllm_tokens(config)
+        == counted
+        == from_sizes[0]
+        == config["image_seq_length"]
+        == mine.inputs.image_tokens
+    )
     assert inputs["pixel_values"].shape[2:] == (SIDE, SIDE)  # vLLM checks that they are image_size
 
     with safe_open(folder / "model.safetensors", "pt") as held:

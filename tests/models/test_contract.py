@@ -14,7 +14,7 @@ from switchkd_cli.engine.models.image_processors import (
     LlavaImageProcessorPil,
     SiglipImageProcessorPil,
 )
-from switchkd_cli.engine.models.llava import Blueprint, Llava
+from switchkd_cli.engine.models.llava import Llava, LlavaBlueprint
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.model_paths import ASSETS
@@ -27,7 +27,7 @@ WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
 def blueprint(of=None, **vision):
     """A tiny model's, of its own: tests may change it."""
     model = of or tiny.model(vision=vision)
-    return Blueprint(copy.deepcopy(model.model.config), copy.deepcopy(model.processor), weights=None)
+    return LlavaBlueprint.of(copy.deepcopy(model.model.config), copy.deepcopy(model.processor), None)
 
 
 def problems(call, *arguments):
@@ -56,10 +56,10 @@ def test_equal_tokenizers_share_all_their_ids():
 
 def test_the_first_id_that_differs_is_named(tmp_path):
     student, teacher = blueprint(), blueprint()
-    usual = student.processor.tokenizer
+    usual = student.inputs.processor.tokenizer
     last = len(usual) - 1
     names = {usual.convert_ids_to_tokens(i): f"other{i}" for i in (last, last - 3)}
-    teacher.processor.tokenizer = retold(tmp_path, names)
+    teacher.inputs.processor.tokenizer = retold(tmp_path, names)
     assert problems(agree, student, teacher) == [
         (
             f"teacher: vocabulary: id {last - 3} is 'other{last - 3}', "
@@ -70,14 +70,14 @@ def test_the_first_id_that_differs_is_named(tmp_path):
 
 def test_tokens_that_only_the_teacher_has_are_cut_off():
     student, teacher = blueprint(), blueprint()
-    teacher.processor.tokenizer.add_tokens(["quokka"])
+    teacher.inputs.processor.tokenizer.add_tokens(["quokka"])
     teacher.config.text_config.vocab_size += 1
     assert agree(student, teacher) == Vocabulary(WORDS, WORDS, WORDS + 1)
 
 
 def test_tokens_that_the_teacher_lacks_are_refused_and_the_first_is_named():
     student, teacher = blueprint(), blueprint()
-    student.processor.tokenizer.add_tokens(["quokka", "wombat"])
+    student.inputs.processor.tokenizer.add_tokens(["quokka", "wombat"])
     assert problems(agree, student, teacher) == [
         (
             f"teacher: vocabulary: {WORDS} tokens, the student's has {WORDS + 2}, "
@@ -106,7 +106,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
     student, narrow = tiny.model(seed=1), tiny.model(24, seed=2)
     config = copy.deepcopy(narrow.model.config)
     config.text_config.vocab_size += 33
-    wide = Llava(LlavaForConditionalGeneration(config).eval(), narrow.processor)
+    wide = Llava(LlavaForConditionalGeneration(config).eval(), narrow.inputs)
     weights, size = narrow.model.state_dict(), len(narrow.processor.tokenizer)
     with torch.no_grad():
         for name, tensor in wide.model.state_dict().items():
@@ -128,7 +128,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
 
 def test_every_misfit_of_the_towers_is_told_at_once():
     teacher = blueprint(hidden_size=32, image_size=36)
-    teacher.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
+    teacher.inputs.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
     assert problems(agree, blueprint(), teacher) == [
         "teacher: vision width is 32, the student's is 16",
         "teacher: image size is 36, the student's is 24",
@@ -155,7 +155,7 @@ def prepared(by, **changes):
     """A model of the usual build whose images are prepared by another processor."""
     model, square = blueprint(), {"height": 24, "width": 24}
     usual = {"size": square, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
-    model.processor.image_processor = by(**(usual | changes))
+    model.inputs.processor.image_processor = by(**(usual | changes))
     return model
 
 
@@ -259,8 +259,10 @@ def test_a_teacher_that_drops_a_patch_asks_for_a_student_that_does():
 
 def test_what_to_do_is_told_for_each_pair_that_differs(tmp_path):
     teacher = blueprint(hidden_size=32)
-    usual = teacher.processor.tokenizer
-    teacher.processor.tokenizer = retold(tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"})
+    usual = teacher.inputs.processor.tokenizer
+    teacher.inputs.processor.tokenizer = retold(
+        tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"}
+    )
     told = hint(agree, blueprint(), teacher)
     assert "student.vision" in told and "student.tokenizer" in told
 
@@ -270,21 +272,21 @@ def test_a_sound_model_passes():
 
 
 def no_template(model):
-    model.processor.chat_template = None
+    model.inputs.processor.chat_template = None
 
 
 def text_template(model):
-    model.processor.chat_template = (
+    model.inputs.processor.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
     )
 
 
 def blind_template(model):
-    model.processor.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    model.inputs.processor.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
 
 
 def no_padding(model):
-    model.processor.tokenizer.pad_token = None
+    model.inputs.processor.tokenizer.pad_token = None
 
 
 def few_words(model):
@@ -304,15 +306,15 @@ def from_the_front(model):
 
 
 def another_count(model):
-    model.processor.vision_feature_select_strategy = "default"
+    model.inputs.processor.vision_feature_select_strategy = "default"
 
 
 def no_deviation(model):
-    model.processor.image_processor.image_std = [0.0, 0.5, 0.5]
+    model.inputs.processor.image_processor.image_std = [0.0, 0.5, 0.5]
 
 
 def larger_pictures(model):
-    model.processor.image_processor.size = {"height": 48, "width": 48}
+    model.inputs.processor.image_processor.size = {"height": 48, "width": 48}
 
 
 @pytest.mark.parametrize(

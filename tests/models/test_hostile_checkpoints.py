@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
 from switchkd_cli.engine.build import check_checkpoint
-from switchkd_cli.engine.export import huggingface
-from switchkd_cli.engine.models.from_parts import design
+from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
 from switchkd_cli.recipe.schema import Parts
 from tests.support import tiny
@@ -29,7 +28,7 @@ def sound(tmp_path_factory):
     """A whole model, its language model and its tower, each a folder."""
     folder = tmp_path_factory.mktemp("sound")
     model = tiny.model(seed=1)
-    huggingface.save(model, folder / "whole")
+    model.save(folder / "whole")
     Qwen2ForCausalLM(model.model.config.text_config).save_pretrained(folder / "language")
     model.processor.tokenizer.save_pretrained(folder / "language")
     model.model.model.vision_tower.save_pretrained(folder / "tower")
@@ -78,8 +77,8 @@ def edit(file, **changes):
 
 
 def test_the_folders_are_sound(place):
-    assert read(place / "whole").image_tokens == 4
-    assert parts(place).image_tokens == 4
+    assert read(place / "whole").inputs.image_tokens == 4
+    assert parts(place).inputs.image_tokens == 4
 
 
 # --- code

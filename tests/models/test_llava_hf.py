@@ -19,7 +19,6 @@ from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.evaluation import lmms_harness
 from switchkd_cli.engine.evaluation.request import Exam
 from switchkd_cli.engine.evaluation.score_model import evaluate
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.recipe.schema import Parts
 from tests.export.test_written import parts  # noqa: F401 (a fixture)
 
@@ -59,7 +58,7 @@ def compare(llava_hf, model: Path, place: Path, *tasks: str) -> list[str]:
 
 def test_the_shipped_teacher_saved_again(llava_hf, tmp_path):
     """A model that has learnt to answer: right and wrong answers of three kinds."""
-    huggingface.save(check_checkpoint("playground:teacher").build(), tmp_path / "model")
+    check_checkpoint("playground:teacher").build().save(tmp_path / "model")
     answers = compare(llava_hf, tmp_path / "model", tmp_path, "gqa", "pope", "mmbench_en_dev")
     assert len(set(answers)) > 3 and "" not in answers
 
@@ -75,5 +74,5 @@ def test_a_student_that_was_taught_in_a_named_template(llava_hf, parts, template
     )
     model = check_model(spec, "student", speaks=False).build()
     end = "<|im_end|>" if template == "chatml" else "<|endoftext|>"
-    huggingface.save(model, tmp_path / "model", template=template_text(template, model.processor), end=end)
+    model.save(tmp_path / "model", template=template_text(template, model.processor), end=end)
     assert len(set(compare(llava_hf, tmp_path / "model", tmp_path, "gqa"))) > 1

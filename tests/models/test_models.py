@@ -26,11 +26,10 @@ from transformers import (
 
 from switchkd_cli.engine import weights
 from switchkd_cli.engine.build import check_checkpoint, check_model
-from switchkd_cli.engine.export import huggingface
-from switchkd_cli.engine.models import llava
+from switchkd_cli.engine.models import llava_config
 from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
-from switchkd_cli.engine.models.llava import features_of, image_tokens_of
+from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.run import model_names
@@ -105,7 +104,7 @@ def test_parts_keep_their_weights(parts, tower, reader):
     torch.manual_seed(1)
     model = check_model(spec(parts, tower, reader), "student").build().eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
-    alone = llava.TOWERS[f"{tower}_vision_model"].from_pretrained(parts / tower).eval()
+    alone = llava_config.TOWERS[f"{tower}_vision_model"].from_pretrained(parts / tower).eval()
     language = READERS[reader][1].from_pretrained(parts / reader).eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
@@ -129,7 +128,7 @@ def test_a_saved_model_is_read_back_and_computes_the_same_in_parts_and_as_a_whol
         return
     torch.manual_seed(1)
     student = check_model(wanted, "student").build().eval()
-    huggingface.save(student, tmp_path / "model")
+    student.save(tmp_path / "model")
     again = check_checkpoint(str(tmp_path / "model")).build().eval()
     assert again.model.state_dict().keys() == student.model.state_dict().keys()
     (tmp_path / "rows").mkdir()
@@ -138,11 +137,11 @@ def test_a_saved_model_is_read_back_and_computes_the_same_in_parts_and_as_a_whol
     counts = (batch.image.sum(1).unique()).tolist()
     assert (
         max(counts)
-        == again.image_tokens
+        == again.inputs.image_tokens
         == features_of(again.model.config) // (4 if projector == "ldpnetv2" else 1)
     )
     whole = again.model(
-        input_ids=batch.input_ids, pixel_values=batch.pictures, attention_mask=batch.attention.long()
+        input_ids=batch.input_ids, pixel_values=tiny.pixels(batch), attention_mask=batch.attention.long()
     ).logits[keep]
     split = Paths(again, None, whole.shape[1])(batch, {"student"}, keep)["student"]
     torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-5)
@@ -153,7 +152,7 @@ def test_a_saved_model_is_read_back_and_computes_the_same_in_parts_and_as_a_whol
 @pytest.mark.parametrize(("tower", "tokens"), [("siglip", 16), ("clip", 16)])
 def test_transformers_own_processor_counts_the_models_image_tokens(parts, tmp_path, tower, tokens):
     model = check_model(spec(parts, tower, "llama"), "student").build()
-    huggingface.save(model, tmp_path)
+    model.save(tmp_path)
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path)
     inputs = AutoProcessor.from_pretrained(tmp_path)(
         images=picture(), text="<image>What?", return_tensors="pt"
@@ -165,7 +164,7 @@ def test_transformers_own_processor_counts_the_models_image_tokens(parts, tmp_pa
 def test_the_names_of_published_llava_folders_are_read(parts, tmp_path):
     torch.manual_seed(1)
     model = check_model(spec(parts, "clip", "llama"), "student").build()
-    huggingface.save(model, tmp_path)
+    model.save(tmp_path)
     published = {
         "model.language_model.": "language_model.model.",
         "lm_head.": "language_model.lm_head.",
@@ -187,13 +186,13 @@ def test_the_names_of_published_llava_folders_are_read(parts, tmp_path):
 
 def test_an_old_folder_whose_processor_does_not_count_is_read_all_the_same(parts, tmp_path):
     model = check_model(spec(parts, "clip", "llama"), "student").build()
-    huggingface.save(model, tmp_path)
+    model.save(tmp_path)
     file = tmp_path / "processor_config.json"
     told = json.loads(file.read_text())
     for key in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
         del told[key]
     file.write_text(json.dumps(told))
-    assert check_checkpoint(str(tmp_path)).image_tokens == 16
+    assert check_checkpoint(str(tmp_path)).inputs.image_tokens == 16
 
 
 def test_a_language_model_without_a_row_for_the_image_token_gets_one(parts, tmp_path):
@@ -215,7 +214,7 @@ def test_a_language_model_without_a_row_for_the_image_token_gets_one(parts, tmp_
 
 def test_everything_is_read_once(parts, tmp_path, monkeypatch):
     teacher = Checkpoint(family="llava", checkpoint=str(tmp_path))
-    huggingface.save(check_model(spec(parts, "siglip", "qwen2"), "teacher").build(), tmp_path)
+    check_model(spec(parts, "siglip", "qwen2"), "teacher").build().save(tmp_path)
     read = Counter()
 
     def counted(owner, name, label):
@@ -292,7 +291,7 @@ def test_every_ldpnetv2_weight_is_trained(parts):
 
 
 def test_a_saved_ldpnetv2_is_not_taken_for_another_model_by_transformers(parts, tmp_path):
-    huggingface.save(check_model(spec(parts, "clip", "qwen2", "ldpnetv2"), "student").build(), tmp_path)
+    check_model(spec(parts, "clip", "qwen2", "ldpnetv2"), "student").build().save(tmp_path)
     told = json.loads((tmp_path / "config.json").read_text())
     assert told["model_type"] == "llava_ldpnetv2"  # which transformers, without this package, does not know
     assert type(AutoConfig.from_pretrained(tmp_path)).__module__.startswith("switchkd_cli")
@@ -315,14 +314,14 @@ def test_ldpnetv2_needs_a_grid_that_it_can_halve():
 
 def test_images_may_be_prepared_as_another_tower_s_or_a_whole_model_s_are(parts, tmp_path):
     """The tower is SigLIP's, which squashes; CLIP's cuts the middle out."""
-    huggingface.save(check_model(spec(parts, "clip", "qwen2"), "student").build(), tmp_path / "whole")
+    check_model(spec(parts, "clip", "qwen2"), "student").build().save(tmp_path / "whole")
     usual, *others = (
         check_model(spec(parts, "siglip", "qwen2").model_copy(update={"image_processor": named}), "student")
         for named in (None, str(parts / "clip"), str(tmp_path / "whole"))
     )
-    assert type(usual.processor.image_processor).__name__.startswith("Siglip")
+    assert type(usual.inputs.processor.image_processor).__name__.startswith("Siglip")
     for other in others:
-        assert type(other.processor.image_processor).__name__.startswith("CLIP")
+        assert type(other.inputs.processor.image_processor).__name__.startswith("CLIP")
         assert other.config.vision_config.model_type == "siglip_vision_model"
 
 
@@ -364,7 +363,7 @@ def test_parts_in_pickles_are_read_when_allowed(parts, tmp_path):
 
 
 def test_a_checkpoint_says_in_the_recipe_that_it_may_be_a_pickle(parts, tmp_path):
-    huggingface.save(check_model(spec(parts, "siglip", "qwen2"), "student").build(), tmp_path)
+    check_model(spec(parts, "siglip", "qwen2"), "student").build().save(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="only pickled weights"):

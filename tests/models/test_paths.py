@@ -33,7 +33,7 @@ def test_split_student_path_equals_forward(student, tmp_path):
     keep = batch.predicting("all")
     logits = Paths(student, None, len(student.processor.tokenizer))(batch, {"student"}, keep)["student"]
     whole = student.model(
-        input_ids=batch.input_ids, pixel_values=batch.pictures, attention_mask=batch.attention.long()
+        input_ids=batch.input_ids, pixel_values=tiny.pixels(batch), attention_mask=batch.attention.long()
     ).logits[keep]
     torch.testing.assert_close(logits, whole, rtol=1e-5, atol=1e-6)
 
@@ -45,7 +45,7 @@ def test_switch_is_the_teacher_reading_the_students_features(student, teacher, t
     hybrid = copy.deepcopy(teacher)  # the teacher with the student's eyes, through transformers' own forward
     hybrid.model.model.vision_tower.load_state_dict(student.model.model.vision_tower.state_dict())
     whole = hybrid.model(
-        input_ids=batch.input_ids, pixel_values=batch.pictures, attention_mask=batch.attention.long()
+        input_ids=batch.input_ids, pixel_values=tiny.pixels(batch), attention_mask=batch.attention.long()
     ).logits[keep]
     torch.testing.assert_close(switch, whole, rtol=1e-5, atol=1e-6)
 

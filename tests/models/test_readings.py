@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
@@ -56,8 +55,8 @@ def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
     language = reader.model.model.language_model
     language.set_attn_implementation("eager")
     with torch.no_grad():
-        visual = reader.project(reader.see(batch.pictures))
-        ours = reader.attend(batch, visual)
+        visual = reader.project(reader.encode(batch.images))
+        ours = reader.attention(batch, visual)
         embedded = reader.model.get_input_embeddings()(batch.input_ids)
         embedded[batch.image] = visual.flatten(0, 1)
         mask = batch.attention.long()
@@ -85,10 +84,10 @@ def test_features_and_tokens_are_what_the_path_s_logits_are_made_of(paths, batch
     given = paths(batch, {"teacher", "teacher.features", "teacher.tokens", "switch.tokens"}, keep)
     assert given.keys() == {"teacher", "teacher.features", "teacher.tokens", "switch.tokens"}
     torch.testing.assert_close(paths.teacher.project(given["teacher.features"]), given["teacher.tokens"])
-    logits = paths.teacher.decode(batch, given["teacher.tokens"], keep)
+    logits = paths.teacher.logits(paths.teacher.hidden_states(batch, given["teacher.tokens"], keep))
     torch.testing.assert_close(logits[:, : paths.vocabulary], given["teacher"])
     more = paths(batch, {"teacher", "teacher.hidden", "teacher.attention", "teacher.focus"}, keep)
-    torch.testing.assert_close(paths.teacher.speak(more["teacher.hidden"])[:, : paths.vocabulary], logits)
+    torch.testing.assert_close(paths.teacher.logits(more["teacher.hidden"])[:, : paths.vocabulary], logits)
     torch.testing.assert_close(more["teacher.attention"].mean(-1), more["teacher.focus"])
     assert not given["teacher.tokens"].requires_grad and given["switch.tokens"].requires_grad
 
@@ -167,14 +166,14 @@ def test_adapted_tokens_are_the_student_s_in_the_teacher_s_width(paths, batch):
     paths.adapt({"student.tokens", "teacher.tokens"})
     given = paths(batch, {"student.tokens", "teacher.tokens", "student"}, batch.predicting("answer"))
     assert given["student.tokens"].shape == given["teacher.tokens"].shape
-    plain = paths.student.project(paths.student.see(batch.pictures))
+    plain = paths.student.project(paths.student.encode(batch.images))
     expected = plain @ paths.adapters["tokens"].weight.T
     torch.testing.assert_close(given["student.tokens"], expected)
 
 
 def test_adapters_are_not_saved_with_the_student(paths, tmp_path):
     paths.adapt(Objective(PICTURES).outputs)
-    huggingface.save(paths.student, tmp_path / "model")
+    paths.student.save(tmp_path / "model")
     from safetensors import safe_open
 
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:

@@ -84,7 +84,7 @@ def test_each_leaves_fewer_bytes_by_itself(what, tmp_path):
     reader = {"vision": paths.student.model.model.vision_tower.encoder, "student": paths.student.model.model}
     layers = reader.get(what, paths.teacher.model.model)
     layers = getattr(layers, "language_model", layers).layers
-    positions = len(batch.pictures) * 36 if what == "vision" else batch.input_ids.numel()
+    positions = len(batch.images) * 36 if what == "vision" else batch.input_ids.numel()
     width = next(layers[0].parameters()).shape[-1]
     inputs = (len(layers) - (what == "vision")) * positions * width * 4
     assert saved > 5 * inputs

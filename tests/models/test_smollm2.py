@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from switchkd_cli.engine.build import check_checkpoint, check_model, check_pair
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.recipe.schema import Parts, Recipe
 from tests.support import tiny
@@ -62,9 +61,7 @@ def test_a_student_around_it_distils(smollm2, tmp_path):
         "tie_word_embeddings": True,
     }
     seen = {"family": "llava", "vision": {"fresh": tiny.VISION}, "tokenizer": words}
-    huggingface.save(
-        check_model(Parts(**seen, language={"fresh": narrow}), "t").build(), tmp_path / "teacher"
-    )
+    check_model(Parts(**seen, language={"fresh": narrow}), "t").build().save(tmp_path / "teacher")
     recipe = Recipe.model_validate(
         {
             "title": "SmolLM2",
@@ -93,6 +90,6 @@ def test_a_student_around_it_distils(smollm2, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss/ce"] < lines[0]["loss/ce"]
     assert any(not torch.equal(before[n], p) for n, p in paths.student.reached("vision").items())
-    huggingface.save(paths.student, tmp_path / "model")
+    paths.student.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["text_config"]["vocab_size"] == 49153
-    assert check_checkpoint(str(tmp_path / "model")).image_tokens == 4
+    assert check_checkpoint(str(tmp_path / "model")).inputs.image_tokens == 4

@@ -15,9 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from switchkd_cli.engine.batch import IGNORE, Example, collate
 from switchkd_cli.engine.build import check_checkpoint, check_pair
 from switchkd_cli.engine.compatibility import agree, noted
-from switchkd_cli.engine.export import huggingface
-from switchkd_cli.engine.models.from_parts import design
 from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Parts, Recipe
 from tests.support import tinyllava_format as theirs
@@ -80,12 +79,14 @@ def ours(model: Llava, rows: list[list[int]], shown: torch.Tensor) -> list[torch
     image, examples = model.model.config.image_token_id, []
     for i, row in enumerate(rows):
         ids = [t for token in row for t in ([image] * FEATURES if token == theirs.IMAGE else [token])]
-        seen = shown[i] if theirs.IMAGE in row else None
-        zeros = torch.zeros(len(ids), dtype=torch.long)
-        examples.append(Example(str(i), torch.tensor(ids), zeros + IGNORE, zeros, seen))
-    batch = collate(examples, image_token=image, pad_token=model.processor.tokenizer.pad_token_id)
+        given = torch.tensor(ids)
+        zeros = torch.zeros_like(given)
+        images = ({"pixel_values": shown[i]},) if theirs.IMAGE in row else ()
+        examples.append(Example(str(i), given, zeros + IGNORE, zeros, given == image, images))
+    batch = collate(examples, pad_token=model.processor.tokenizer.pad_token_id)
     with torch.no_grad():
-        found = model.decode(batch, model.project(model.see(batch.pictures)), batch.turn >= 0)
+        tokens = model.project(model.encode(batch.images))
+        found = model.logits(model.hidden_states(batch, tokens, batch.turn >= 0))
     return list(found.split([len(e.input_ids) for e in examples]))
 
 
@@ -119,7 +120,7 @@ def test_the_reference_itself_depends_on_the_quirks():
 
 
 def test_transformers_alone_reads_what_is_saved_and_counts_the_same_image_tokens(model, tmp_path):
-    huggingface.save(model, tmp_path)
+    model.save(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert not [name for name in saved if "_connector" in name or "_vision_tower" in name]
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
@@ -130,7 +131,7 @@ def test_transformers_alone_reads_what_is_saved_and_counts_the_same_image_tokens
     assert (
         int((inputs["input_ids"] == image).sum())
         == FEATURES
-        == model.image_tokens
+        == model.inputs.image_tokens
         == alone.config.image_seq_length
     )
     with torch.no_grad():
@@ -205,8 +206,8 @@ def test_a_vocabulary_without_padding_grows_by_a_row_that_changes_no_answer(home
 def test_an_image_processor_in_the_checkpoint_is_taken_first(home, folder):
     theirs.write_tower(folder / "aside", mean=0.25)
     shutil.copy(folder / "aside" / "preprocessor_config.json", folder)
-    assert list(blueprint(folder).processor.image_processor.image_mean) == [0.25] * 3
-    assert list(blueprint(home / "fine-tuned").processor.image_processor.image_mean) == [0.5] * 3
+    assert list(blueprint(folder).inputs.processor.image_processor.image_mean) == [0.25] * 3
+    assert list(blueprint(home / "fine-tuned").inputs.processor.image_processor.image_mean) == [0.5] * 3
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_pictures_are_padded_to_squares_where_the_model_was_trained_so(folder):
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 255, (30, 50, 3), np.uint8))
     square = Image.new("RGB", (50, 50), (127, 127, 127))
     square.paste(picture, (0, 10))
-    found = blueprint(folder).processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+    found = blueprint(folder).inputs.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found, prepared(square), rtol=0, atol=1e-5)
 
 

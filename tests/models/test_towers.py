@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from switchkd_cli.engine.build import check_checkpoint, check_model
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.recipe.schema import Parts
 from tests.support import tiny
 from tests.support.measured import clip_pair
@@ -17,7 +16,7 @@ LANGUAGE |= {"num_key_value_heads": 2, "tie_word_embeddings": True}
 @pytest.mark.parametrize("layout", ["huggingface", "fine-tuned", "pre-trained"])
 def test_the_tower_of_a_whole_checkpoint_is_taken_with_its_weights_and_its_pictures(layout, tmp_path):
     if layout == "huggingface":
-        huggingface.save(tiny.model(), tmp_path / "whole")
+        tiny.model().save(tmp_path / "whole")
     else:
         told = config(str(write_tower(tmp_path / "tower", mean=0.4)))
         write = write_fine_tuned if layout == "fine-tuned" else write_pre_trained
@@ -67,7 +66,7 @@ def test_features_are_transformers_own_and_no_layer_behind_them_is_computed(made
 def test_a_saved_model_has_all_layers_of_its_tower(tmp_path):
     model = tiny.model()
     model.see(torch.randn(1, 3, 24, 24))
-    huggingface.save(model, tmp_path / "model")
+    model.save(tmp_path / "model")
     again = check_checkpoint(str(tmp_path / "model")).build().model.state_dict()
     assert again.keys() == model.model.state_dict().keys()
     assert any("vision_tower.encoder.layers.2." in name for name in again)

@@ -9,7 +9,6 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from switchkd_cli.engine.build import check_checkpoint, check_pair
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.models.chat_template import IN_PARTS
 from switchkd_cli.engine.models.tokenizers import read_tokenizer
@@ -55,7 +54,7 @@ def test_a_chat_template_is_found_wherever_it_may_lie(folder, tmp_path, place):
     PLACES[place](folder)
     model = check_checkpoint(str(folder), "model").build()
     assert model.processor.chat_template == TEMPLATE
-    huggingface.save(model, tmp_path / "again")
+    model.save(tmp_path / "again")
     assert check_checkpoint(str(tmp_path / "again")).processor.chat_template == IN_PARTS + TEMPLATE
 
 

@@ -57,9 +57,8 @@ def test_the_paper_s_run_is_planned_without_its_models(away):
 def test_published_shapes_have_the_published_parameters(size):
     parts = Parts(family="llava", vision="google/siglip-so400m-patch14-384", language=f"Qwen/Qwen2.5-{size}")
     model = describe_model(parts, "student", {})
-    from switchkd_cli.engine.cost.parameters import parameters
 
-    assert parameters(model.config).total["language"] == LANGUAGE[size]
+    assert model.parameters().total["language"] == LANGUAGE[size]
 
 
 @pytest.mark.slow
@@ -164,7 +163,7 @@ def test_rows_are_counted_as_training_reads_them(missing, tmp_path):
         spec = DataSet(source="llava_json", parameters={"file": str(file), "images": str(tmp_path / "none")})
     sample = sample_data(spec, teacher, tmp_path / "runs", tmp_path, {})
     rows = tiny.Rows(tiny.rows(pictures), tiny.llava_row, images=pictures)
-    read = Conversations(rows, teacher.blueprint.processor, teacher.blueprint.image_tokens)
+    read = Conversations(rows, teacher.blueprint.inputs)
     assert sorted(row.length for row in sample.lengths) == sorted(len(read[i].input_ids) for i in range(4))
     supervised = [int((read[i].labels != -100).sum()) for i in range(4)]
     assert sorted(row.answer for row in sample.lengths) == sorted(supervised)

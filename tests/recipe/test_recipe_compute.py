@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.engine.cost.flops import step
-from switchkd_cli.engine.cost.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.recipe.load import load_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"

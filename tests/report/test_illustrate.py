@@ -26,7 +26,7 @@ def test_attention_is_the_mean_over_layers_and_heads_of_transformers_own_forward
         model.model.set_attn_implementation("eager")
         output = model.model(
             input_ids=asked.input_ids,
-            pixel_values=asked.pictures,
+            pixel_values=tiny.pixels(asked),
             attention_mask=asked.attention.long(),
             output_attentions=True,
         )

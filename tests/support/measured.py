@@ -10,10 +10,11 @@ from transformers import CLIPVisionConfig, Qwen2Config
 
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.cost.parameters import parameters
-from switchkd_cli.engine.cost.shape import shape
 from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.llava import Llava, LlavaInputs
+from switchkd_cli.engine.models.llava_config import image_tokens_of, shape
+from switchkd_cli.engine.models.llava_family import LLAVA
 from switchkd_cli.engine.paths import Paths
 from tests.support import tiny
 
@@ -44,22 +45,22 @@ def clip_batch() -> Batch:
     for number, (pictures, words) in enumerate([(1, 11), (1, 7), (0, 15)]):
         tokens = torch.tensor([IMAGE] * 4 * pictures + [20 + i for i in range(words)])
         labels = torch.where(torch.arange(len(tokens)) >= len(tokens) - 5, tokens, -100)
-        picture = torch.randn(3, 48, 48) if pictures else None
-        rows.append(Example(str(number), tokens, labels, torch.zeros_like(tokens), picture))
-    return collate(rows, image_token=IMAGE, pad_token=0)
+        images = ({"pixel_values": torch.randn(3, 48, 48)},) * pictures
+        rows.append(Example(str(number), tokens, labels, torch.zeros_like(tokens), tokens == IMAGE, images))
+    return collate(rows, pad_token=0)
 
 
 def micro_batch(batch: Batch) -> MicroBatch:
     """A batch as the plan describes it; logits are computed at its answers."""
     count, length = batch.input_ids.shape
     positions = int(batch.predicting("answer").sum())
-    return MicroBatch(count, len(batch.pictures), length, positions, independent=batch.attention.ndim == 4)
+    return MicroBatch(count, len(batch.images), length, positions, independent=batch.attention.ndim == 4)
 
 
 def model_pair(paths: Paths) -> ModelPair:
     """Student and teacher as the plan describes them."""
     student, teacher = paths.student.model.config, paths.teacher.model.config
-    sizes = parameters(student), parameters(teacher)
+    sizes = [parameters(LLAVA.skeleton(config)) for config in (student, teacher)]
     return ModelPair(shape(student), sizes[0], paths.vocabulary, shape(teacher), sizes[1].all)
 
 
@@ -139,4 +140,4 @@ def _clip(width: int, layers: int) -> Llava:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    return Llava(LlavaLdpForConditionalGeneration(config), None)
+    return Llava(LlavaLdpForConditionalGeneration(config), LlavaInputs(None, image_tokens_of(config)))

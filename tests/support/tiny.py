@@ -10,8 +10,8 @@ from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
-from switchkd_cli.engine.models.from_parts import design
 from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.recipe.schema import Parts
 
 VISION = {
@@ -83,7 +83,7 @@ def conversations(
     of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None
 ) -> Conversations:
     read = Rows(which or rows(folder), llava_row, images=folder, turns=turns)
-    return Conversations(read, of.processor, of.image_tokens)
+    return Conversations(read, of.inputs)
 
 
 def batch(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Batch:
@@ -93,4 +93,9 @@ def batch(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | N
 
 def together(of: Llava, examples: list) -> Batch:
     tokens = of.processor.tokenizer
-    return collate(examples, image_token=of.model.config.image_token_id, pad_token=tokens.pad_token_id)
+    return collate(examples, pad_token=tokens.pad_token_id)
+
+
+def pixels(of: Batch) -> torch.Tensor:
+    """[P, 3, H, W] of a batch with images."""
+    return torch.stack([image["pixel_values"] for image in of.images])

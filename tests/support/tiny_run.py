@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from switchkd_cli.engine.export import huggingface
 from switchkd_cli.recipe import yaml_positions
 from tests.support import tiny
 
@@ -28,7 +27,7 @@ def write(folder: Path, *, teacher: bool = True, rows: list | None = None, **mor
     rows = tiny.rows(folder) if rows is None else rows
     (folder / "rows.json").write_text(json.dumps(rows))
     if teacher:
-        huggingface.save(tiny.model(24, seed=2), folder / "teacher")
+        tiny.model(24, seed=2).save(folder / "teacher")
     first = {"name": "pretrain", "data": "rows", "train": ["projector"], "lr": 1e-3, "batch": 2, "steps": 3}
     last = {"name": "distill", "data": "rows", "train": ["vision", "projector", "language"], "lr": 1e-3}
     last |= {"batch": 4, "micro_batch": 2, "steps": 8, "workers": 0}

@@ -110,7 +110,7 @@ def trained(
     images = []
     step = loop.trainer.step
     loop.trainer.step = lambda group, **more: (
-        images.append(sum(len(b.pictures) for b in group)) or step(group, **more)
+        images.append(sum(len(b.images) for b in group)) or step(group, **more)
     )
     error = None
     try:

@@ -63,7 +63,7 @@ def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
     )
     theirs = paths.student.model(
         input_ids=batch.input_ids,
-        pixel_values=batch.pictures,
+        pixel_values=tiny.pixels(batch),
         attention_mask=batch.attention.long(),
         labels=batch.labels,
     ).loss

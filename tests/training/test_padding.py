@@ -66,9 +66,7 @@ def test_grouping_lowers_it(tmp_path):
 def test_a_batch_counts_its_tokens_and_its_places():
     lengths = (3, 7, 1)
     told = [torch.arange(n) + 20 for n in lengths]
-    batch = collate(
-        [Example(str(len(t)), t, t, torch.zeros_like(t)) for t in told], image_token=9, pad_token=0
-    )
+    batch = collate([Example(str(len(t)), t, t, torch.zeros_like(t)) for t in told], pad_token=0)
     assert (batch.tokens, batch.places) == (11, 21)
 
 

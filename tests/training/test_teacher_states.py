@@ -105,19 +105,20 @@ def asked(states, paths, batch, on="answer"):
     """Return the states, and how many examples were computed."""
     before = states.computed
     with torch.no_grad():
-        found = states(batch, batch.predicting(on), paths._understood)
+        found = states(batch, batch.predicting(on), paths._teacher_states)
     return found, states.computed - before
 
 
 def test_whatever_the_teacher_reads_makes_another_row(paths, tmp_path):
     states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     asked(states, paths, batch)
-    pictures = batch.pictures.clone()
-    pictures[1, 0, 0, 0] += 1e-3
+    changed = batch.images[1]["pixel_values"].clone()
+    changed[0, 0, 0] += 1e-3
+    images = (batch.images[0], {"pixel_values": changed}, *batch.images[2:])
     tokens = batch.input_ids.clone()
     tokens[1, 1] += 1
     assert asked(states, paths, batch)[1] == 0
-    assert asked(states, paths, replace(batch, pictures=pictures))[1] == 1
+    assert asked(states, paths, replace(batch, images=images))[1] == 1
     assert asked(states, paths, replace(batch, input_ids=tokens))[1] == 1
     assert asked(states, paths, batch, "text")[1] == 4  # other positions
     assert asked(states, paths, replace(batch, ids=("w", "x", "y", "z")))[1] == 0  # a name is not read

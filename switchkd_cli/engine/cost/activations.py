@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchkd_cli.engine.cost.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 
 SAVED_BY_MLP = {"quick_gelu": 3}  # tensors of inner width; other activations leave two
 

@@ -116,8 +116,7 @@ def sample_data(
     else:
         conversations = Conversations(
             data,
-            model.blueprint.processor,
-            model.image_tokens,
+            model.blueprint.inputs,
             template=spec.template,
             max_length=spec.max_length,
             max_faults=spec.max_faults,
@@ -158,8 +157,7 @@ def _counted(example: Example, model: KnownModel) -> RowLengths:
 def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:
     learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
     answers = sum(map(len, learnt)) // CHARACTERS
-    image = image_tokens if row.image is not None else 0
-    return _truncated(image, row.size // CHARACTERS - answers, answers, max_length)
+    return _truncated(image_tokens * len(row.images), row.size // CHARACTERS - answers, answers, max_length)
 
 
 def _truncated(image: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:

@@ -18,8 +18,8 @@ torch stops as soon as everything that the gradient needs has been computed.
 
 from __future__ import annotations
 
-from switchkd_cli.engine.cost.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 
 
 def step(

@@ -43,8 +43,8 @@ def _measured(terms: tuple[str, ...], number: int) -> float | None:
     length = IMAGE + QUESTION + ANSWER
     tokens = torch.arange(length).clamp(min=IMAGE - 1)
     labels = torch.where(torch.arange(length) < IMAGE + QUESTION, IGNORE, tokens)
-    example = Example("", tokens, labels, torch.zeros_like(tokens))
-    batch = collate([example], image_token=IMAGE - 1, pad_token=0)
+    example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE)
+    batch = collate([example], pad_token=0)
     draw = torch.Generator().manual_seed(0)
     try:
         objective = Objective([Term.model_validate_json(term) for term in terms])

@@ -1,11 +1,7 @@
-"""What a plan knows of a recipe's models: read from this machine, or else taken from published figures.
-
-This file, shape.py and parameters.py are the ones in this folder that know how a LLaVA config is laid out.
-"""
+"""What a plan knows of a recipe's models: read from this machine, or else taken from published figures."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoConfig, LlavaConfig
+from transformers import PretrainedConfig
 
+from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.build import check_model
-from switchkd_cli.engine.hub import configs_only, fetch
-from switchkd_cli.engine.models.from_parts import PROJECTORS, fresh_config, part_config
-from switchkd_cli.engine.models.llava import Blueprint, image_tokens_of
+from switchkd_cli.engine.cost.parameters import Parameters, parameters
+from switchkd_cli.engine.hub import configs_only
+from switchkd_cli.engine.models.protocol import Blueprint, Family
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Parts
+from switchkd_cli.recipe.schema import Checkpoint, Model, Parts
 
 HERE = "read on this machine"
 PUBLISHED = "published figures: not on this machine"
@@ -36,7 +34,8 @@ class KnownModel:
     `blueprint` is there only if all files except the weights are on this machine.
     """
 
-    config: LlavaConfig
+    family: Family
+    config: PretrainedConfig
     tokens: int
     source: str
     blueprint: Blueprint | None = None
@@ -44,19 +43,25 @@ class KnownModel:
     @property
     def image_tokens(self) -> int:
         """Tokens that one image takes in the language model's sequence."""
-        return image_tokens_of(self.config)
+        return self.family.image_tokens(self.config)
 
     @property
     def vocabulary(self) -> int:
         """Columns of the language model's head."""
-        text: Any = self.config.text_config
-        return text.vocab_size
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.family.shape(self.config)
+
+    def parameters(self) -> Parameters:
+        """Count the model's parameters. Raises what transformers raises."""
+        return parameters(self.family.skeleton(self.config))
 
     def batch(self, example: Example) -> Batch:
         """Return one example as a batch; the tokenizer must be on this machine."""
         assert self.blueprint is not None
-        padding = self.blueprint.processor.tokenizer.pad_token_id
-        return collate([example], image_token=self.config.image_token_id, pad_token=padding)
+        return collate([example], pad_token=self.blueprint.inputs.tokenizer.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def describe_model(
     try:
         with configs_only():
             blueprint = check_model(spec, who, speaks=speaks)
-        return KnownModel(blueprint.config, len(blueprint.processor.tokenizer), HERE, blueprint)
+        family = registry.resolve("family", spec.family)
+        return KnownModel(family, blueprint.config, len(blueprint.inputs.tokenizer), HERE, blueprint)
     except UserError as error:
         if error.code != MACHINE:
             return UnknownModel(f"unknown: {error.problems[0]}")
@@ -98,26 +104,14 @@ def describe_model(
 
 def _published_model(spec: Model, who: str) -> KnownModel | None:
     """Return the model that is built of these parts, some of which are not here; None where one is not known."""
+    family = registry.resolve("family", spec.family)
     if isinstance(spec, Checkpoint):
         parts = published()["checkpoints"].get(spec.checkpoint)
         if parts is None:
             return None
         spec = Parts(family=spec.family, feature_layer=-2, feature_select="default", **parts)
-    vision, text = _part(spec, "vision", who), _part(spec, "language", who)
-    if vision is None or text is None:
-        return None
-    facts = published_part("language", spec.language) if isinstance(spec.language, str) else {}
-    tokens = facts["tokens"] + 1 if "tokens" in facts else text.vocab_size
-    text.vocab_size = max(text.vocab_size, tokens)
-    config = PROJECTORS[spec.projector][0](
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokens - 1,
-        vision_feature_layer=spec.feature_layer,
-        vision_feature_select_strategy=spec.feature_select,
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
-    return KnownModel(config, tokens, PUBLISHED)
+    found = family.published_config(spec, who, _facts_of_part)
+    return KnownModel(family, found[0], found[1], PUBLISHED) if found is not None else None
 
 
 def published_part(part: str, name: str) -> Mapping[str, Any]:
@@ -125,15 +119,7 @@ def published_part(part: str, name: str) -> Mapping[str, Any]:
     return published()[part].get(name.removesuffix("-Instruct"), {})
 
 
-def _part(spec: Parts, part: str, who: str) -> Any:
-    """Return a part's config: fresh, read, or published; None where it is not known."""
-    source = getattr(spec, part)
-    if isinstance(source, Fresh):
-        return fresh_config(part, source, who)
-    try:
-        with configs_only():
-            return part_config(fetch(source, f"{who}.{part}"))
-    except UserError:
-        checkpoint = published()["checkpoints"].get(source, {}) if part == "vision" else {}
-        facts = published_part(part, checkpoint.get(part, source))  # a whole model's tower serves as a tower
-        return AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
+def _facts_of_part(part: str, name: str) -> Mapping[str, Any]:
+    """As `published_part`; the vision tower of a whole model serves as a tower."""
+    checkpoint = published()["checkpoints"].get(name, {}) if part == "vision" else {}
+    return published_part(part, checkpoint.get(part, name))

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from transformers import AutoModelForImageTextToText, LlavaConfig
-
-from switchkd_cli.engine.models.llava import Llava
-
-PARTS = ("vision", "projector", "language")
+from switchkd_cli.engine.models.protocol import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -28,15 +23,13 @@ class Parameters:
         return sum(self.trainable[part] for part in parts)
 
 
-def parameters(config: LlavaConfig) -> Parameters:
-    """Count a model's parameters, with the code that later picks what a stage trains.
-
-    Raises what transformers raises.
-    """
-    with torch.device("meta"):
-        model = Llava(AutoModelForImageTextToText.from_config(config), None)  # type: ignore[arg-type]
-    unique = {part: {id(p): p for m in model.parts[part] for p in m.parameters()}.values() for part in PARTS}
+def parameters(model: VisionLanguageModel) -> Parameters:
+    """Count a model's parameters, with the code that later picks what a stage trains; it may be without weights."""
+    unique = {
+        part: {id(p): p for module in modules for p in module.parameters()}
+        for part, modules in model.parts.items()
+    }
     return Parameters(
-        {part: sum(p.numel() for p in unique[part]) for part in PARTS},
-        {part: sum(p.numel() for p in model.reached(part).values()) for part in PARTS},
+        {part: sum(p.numel() for p in held.values()) for part, held in unique.items()},
+        {part: sum(p.numel() for p in model.reached(part).values()) for part in unique},
     )

@@ -12,8 +12,7 @@ from switchkd_cli.engine.compatibility import Vocabulary, agree, noted, position
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
-from switchkd_cli.engine.cost.parameters import Parameters, parameters
-from switchkd_cli.engine.cost.shape import shape
+from switchkd_cli.engine.cost.parameters import Parameters
 from switchkd_cli.engine.cost.stage_estimate import estimate_stage
 from switchkd_cli.engine.cost.workload import ModelPair
 from switchkd_cli.engine.training.training_warnings import check_images
@@ -38,15 +37,15 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
         models["teacher"] = describe_model(config.teacher, "teacher", planned, speaks=scored)
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"] if taught else None
-    sizes = {who: parameters(model.config) for who, model in models.items() if isinstance(model, KnownModel)}
+    sizes = {who: model.parameters() for who, model in models.items() if isinstance(model, KnownModel)}
     pair, vocabulary = None, None
     notes: list[str] = []
     if isinstance(student, KnownModel) and not isinstance(teacher, UnknownModel):
         terms = [term for stage in config.stages for term in stage.objective]
         vocabulary, notes = _shared_vocabulary(student, teacher, terms)
-        pair = ModelPair(shape(student.config), sizes["student"], vocabulary.shared)
+        pair = ModelPair(student.shape, sizes["student"], vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            pair = replace(pair, teacher=shape(teacher.config), teacher_parameters=sizes["teacher"].all)
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
     samples: dict[str, DataSample | None] = dict.fromkeys(stage.data for stage in config.stages)
     if isinstance(student, KnownModel):
         teacher_config = teacher.config if isinstance(teacher, KnownModel) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from switchkd_cli.engine.cost.parameters import Parameters
-from switchkd_cli.engine.cost.shape import ModelShape
+from switchkd_cli.engine.models.shape import ModelShape
 
 
 @dataclass(frozen=True)

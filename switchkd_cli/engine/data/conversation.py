@@ -13,15 +13,14 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import LlavaProcessor
 
-from switchkd_cli.engine.batch import IGNORE, IMAGE, Example, Unusable, prepared
+from switchkd_cli.engine.batch import IGNORE, Example, Unusable
 from switchkd_cli.engine.data.bad_rows import Ledger
 from switchkd_cli.engine.data.image import opened
 from switchkd_cli.engine.data.prompt_template import after_answer, end_of, opening, special, template_text
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 
 LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
 KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory
@@ -47,8 +46,7 @@ class Conversations(Dataset[Example]):
     def __init__(
         self,
         rows: Rows,
-        processor: LlavaProcessor,
-        image_tokens: int,
+        inputs: InputProcessor,
         *,
         template: str | None = None,
         max_length: int | None = None,
@@ -57,20 +55,18 @@ class Conversations(Dataset[Example]):
     ) -> None:
         self.rows = rows
         self.positions = positions or {}
-        self.processor = processor
-        self.image_tokens = image_tokens
-        self.chat_template = template_text(template, processor)
+        self.inputs = inputs
+        self.chat_template = template_text(template, inputs)
         self.max_length = max_length
         self.ledger = Ledger(rows.name, len(rows), max_faults)
-        words = processor.tokenizer
-        end = end_of(words, after_answer(processor, self.chat_template))
+        words = inputs.tokenizer
+        end = end_of(words, after_answer(inputs, self.chat_template))
         self.end = None if end is None else words.convert_ids_to_tokens(end)
         """The token that the template ends an answer with; None where it has none."""
-        marks = special(words) | ({} if end is None else {self.end: end})
-        self._special = frozenset(marks.values())
+        marks = {*special(words), *([] if self.end is None else [self.end])}
+        self._special = frozenset({*special(words).values(), *([] if end is None else [end])})
         self._marks = _marks(marks)
-        self._image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
-        self._opening = opening(processor.tokenizer)
+        self._opening = opening(words)
         self._looked_at = self._cut_short = 0
         self._kept: dict[int, Example] = {}
         self._bytes = 0  # of the largest example so far
@@ -115,7 +111,7 @@ class Conversations(Dataset[Example]):
 
         Without `pictures` at the texts alone. Raises UserError when more rows can't be used than `max_faults` allows, or a path leaves the image folder.
         """
-        rows = range(len(self))
+        rows: Sequence[int] = range(len(self))
         if len(self) > LOOKED_AT:
             rows = sorted(random.Random(0).sample(rows, LOOKED_AT))
         self._looked_at, self._cut_short = len(rows), 0
@@ -163,31 +159,45 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            written = self._written(row)
-            return written if row.image is None else replace(written, picture=self._prepared(row.image))
+            usual = [self.inputs.unopened()] * len(row.images)
+            example = self._written(row, usual)
+            images = self._prepared(row)
+            if (ids := [image.ids for image in images]) != usual:
+                example = self._written(row, ids)
+            tensors = tuple(image.inputs for image in images)
+            position = self.inputs.position(example.input_ids, example.turn, tensors)
+            return replace(example, images=tensors, position=position)
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
 
     def written(self, index: int) -> Example:
-        """The row's text with its image tokens, the picture itself not opened. Raises Fault."""
-        return self._written(self.rows[index])
+        """The row's text with its image tokens, no image opened. Raises Fault."""
+        row = self.rows[index]
+        return self._written(row, [self.inputs.unopened()] * len(row.images))
 
-    def _written(self, row: Row) -> Example:
+    def _prepared(self, row: Row) -> list[PreparedImage]:
+        follow = self.rows.follow_links
+        images = [opened(image, self.rows.images, follow_links=follow) for image in row.images]
+        return self.inputs.prepare(images) if images else []
+
+    def _written(self, row: Row, images: Sequence[Sequence[int]]) -> Example:
+        """The row's text, with the token ids that stand for each of its images."""
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if mark := self._marks.search(text):
                 raise Fault(f"its text holds {mark[0]}, a special token of the tokenizer")
-        written = self._tokens(row)
+        written = self._tokens(row, images)
         tokens, labels, turn = map(torch.tensor, self._cut(*written))
-        return Example(row.id, tokens, labels, turn, cut=len(written[0]) - len(tokens))
+        visual = tokens == self.inputs.image_token
+        return Example(row.id, tokens, labels, turn, visual, cut=len(written[0]) - len(tokens))
 
-    def _tokens(self, row: Row) -> tuple[list[int], list[int], list[int]]:
+    def _tokens(self, row: Row, images: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
         """Token ids, labels and turns."""
         tokens, labels, turn = [], [], []
         independent = self.rows.turns == "independent"
         pieces = self._pieces(row)
         if row.system and _left_out(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
             raise Fault("the chat template leaves out the system's text")
-        for number, (asked, told) in enumerate(self._encoded(pieces, independent)):
+        for number, (asked, told) in enumerate(self._encoded(pieces, images, independent)):
             if number == 0 and asked[: len(self._opening)] != self._opening:
                 asked = self._opening + asked
             learnt = number - independent not in row.unlearnt
@@ -204,8 +214,9 @@ class Conversations(Dataset[Example]):
     def _cut(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
         """At most `max_length` of each. Raises Fault where this would cut the picture or leave no answer."""
         length = len(tokens) if self.max_length is None else self.max_length
-        if self._image in tokens[length:]:
-            last = max(i for i, token in enumerate(tokens) if token == self._image)
+        visual = self.inputs.image_token
+        if visual in tokens[length:]:
+            last = max(i for i, token in enumerate(tokens) if token == visual)
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
         if all(label == IGNORE for label in labels[:length]):
             raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
@@ -222,24 +233,22 @@ class Conversations(Dataset[Example]):
 
     def _pieces(self, row: Row) -> list[Piece]:
         """The row's text; for independent turns the first piece is the shared part."""
-        pictured = row.image is not None
+        images = len(row.images)
         if self.rows.turns == "chained":
-            return self._chained(row.exchanges, pictured, row.system)
+            return self._chained(row.exchanges, images, row.system)
         pieces = [("", "")]
         for exchange in row.exchanges:
-            ((prompt, answer),) = self._chained([exchange], pictured, row.system)
-            shared, prompt = _split_after_image(prompt)
-            pieces[0] = (shared, "")
+            ((prompt, answer),) = self._chained([exchange], images, row.system)
+            before, image, prompt = prompt.rpartition(self.inputs.image_text)
+            pieces[0] = (before + image, "")  # up to the last image; without one nothing is shared
             pieces.append((prompt, answer))
         return pieces
 
-    def _chained(
-        self, exchanges: Sequence[tuple[str, str]], pictured: bool, system: str | None
-    ) -> list[Piece]:
+    def _chained(self, exchanges: Sequence[tuple[str, str]], images: int, system: str | None) -> list[Piece]:
         messages = [_message("system", system)] if system is not None else []
         said, pieces = "", []
         for number, (question, answer) in enumerate(exchanges):
-            messages.append(_message("user", question, pictured=pictured and number == 0))
+            messages.append(_message("user", question, images if number == 0 else 0))
             asked = self._render(messages, generation=True)
             messages.append(_message("assistant", answer))
             told = self._render(messages, generation=False)
@@ -251,36 +260,33 @@ class Conversations(Dataset[Example]):
 
     def _render(self, messages: Sequence[Mapping], *, generation: bool) -> str:
         try:
-            return self.processor.apply_chat_template(
-                messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generation
-            )
+            return self.inputs.apply_chat_template(messages, self.chat_template, answer_next=generation)
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _encoded(self, pieces: list[Piece], independent: bool) -> Iterator[tuple[list[int], list[int]]]:
+    def _encoded(
+        self, pieces: list[Piece], images: Sequence[Sequence[int]], independent: bool
+    ) -> Iterator[tuple[list[int], list[int]]]:
         """Each piece's tokens, cut from its text as a whole: alone, Llama's tokenizers put a space before it."""
         shared = pieces[:1]
         for seen in [shared, *([*shared, piece] for piece in pieces[1:])] if independent else [pieces]:
-            tokens = self._split([text for piece in seen for text in piece])
+            tokens = self._split([text for piece in seen for text in piece], images)
             pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
             yield from pairs[-1:] if independent else pairs
 
-    def _split(self, texts: Sequence[str]) -> list[list[int]]:
+    def _split(self, texts: Sequence[str], images: Sequence[Sequence[int]]) -> list[list[int]]:
         """The tokens of texts that stand one after another; a token is its first character's."""
-        words = self.processor.tokenizer
+        words = self.inputs.tokenizer
         told = words("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
         begins = [min(start, end - 1) for start, end in told["offset_mapping"]]  # also of a trimmed space
         bounds = [bisect_left(begins, end) for end in accumulate(map(len, texts))]
         pieces = [told["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
-        return [[id for id in piece for _ in range(self._copies(id))] for piece in pieces]
-
-    def _copies(self, token: int) -> int:
-        """How often a token stands where it stands once in the text: `<image>` as often as a picture has tokens."""
-        return self.image_tokens if token == self._image else 1
-
-    def _prepared(self, image: str | bytes) -> Tensor:
-        picture = opened(image, self.rows.images, follow_links=self.rows.follow_links)
-        return prepared(self.processor.image_processor, picture)[0]
+        of_images = iter(images)
+        mark = words.convert_tokens_to_ids(self.inputs.image_text)
+        return [
+            [id for token in piece for id in (next(of_images) if token == mark else (token,))]
+            for piece in pieces
+        ]
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:
@@ -297,18 +303,11 @@ def _marks(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(words) or r"(?!)")
 
 
-def _message(role: str, text: str, *, pictured: bool = False) -> dict:
-    content = [{"type": "image"}] if pictured else []
-    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+def _message(role: str, text: str, images: int = 0) -> dict:
+    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
 def _left_out(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:
     """Whether a template that writes questions (`pretrain` does not) has not written the system's text."""
     asked = [question.strip() for question, _ in exchanges]
     return system.strip() not in prompts and any(question and question in prompts for question in asked)
-
-
-def _split_after_image(prompt: str) -> tuple[str, str]:
-    """(shared part up to the image, the rest); without an image nothing is shared."""
-    before, image, after = prompt.rpartition(IMAGE)
-    return before + image, after

@@ -28,6 +28,8 @@ def opened(image: str | bytes, images: Path | None, *, follow_links: bool = Fals
     """
     if isinstance(image, bytes):
         return _decoded(BytesIO(image), "unreadable image")
+    if images is None:
+        raise Fault("has an image, but the data names no `images` folder")
     path = images / image
     if not isfile(path):
         raise Fault(f"no such image: {path}")

@@ -24,8 +24,16 @@ def messages(
 
     `follow_links` lets symbolic links in there lead elsewhere.
     """
-    asked = {"images": images, "follow_links": follow_links, "limit": limit, "turns": turns}
-    return open_rows(Path(file), message_row, FORMAT, cache=cache, **asked)
+    return open_rows(
+        Path(file),
+        message_row,
+        FORMAT,
+        cache=cache,
+        images=images,
+        follow_links=follow_links,
+        limit=limit,
+        turns=turns,
+    )
 
 
 def message_row(value: object) -> Row:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from itertools import islice
 from os.path import isdir, isfile
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -59,13 +60,14 @@ def open_rows(
         raise UserError(f"{file}: holds no rows")
     if len(survey.sizes) >= KEPT and held is None:
         _save(kept, index, survey)
-    raw = (
+    raw: Any = (
         ParquetFile(file, cache / "indexes" / "arrow" / content(file), len(survey.sizes))
         if file.suffix == ".parquet"
         else JsonFile(file, *index)
     )
-    more = {"follow_links": follow_links, "turns": turns, "name": str(file), "survey": survey}
-    return Rows(raw, parse, images=folder, **more)
+    return Rows(
+        raw, parse, images=folder, follow_links=follow_links, turns=turns, name=str(file), survey=survey
+    )
 
 
 def _check(file: Path, images: Path | None, limit: int | None) -> None:
@@ -122,7 +124,7 @@ def _save(kept: Path, index: Index, survey: Survey) -> None:
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(kept) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _load(kept: Path) -> tuple[Index, Survey] | None:

@@ -80,7 +80,7 @@ def _without(image: object) -> int:
 def _stand_in(image: object, whole: bool) -> object:
     if isinstance(image, list):
         return [_stand_in(one, whole) for one in image]
-    if image is None or (whole and image["bytes"] is None):
+    if not isinstance(image, dict) or (whole and image["bytes"] is None):
         return image
     return {"bytes": b""}
 

@@ -6,8 +6,9 @@ And what opens a text and ends an answer in it.
 import re
 
 from jinja2 import TemplateError
-from transformers import LlavaProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES, template
 
@@ -15,20 +16,20 @@ ANSWER = "[answer]"
 MARKER = re.compile(r"<\|\w+\|>|</\w+>")
 
 
-def template_text(name: str | None, processor: LlavaProcessor) -> str:
+def template_text(name: str | None, inputs: InputProcessor) -> str:
     """The Jinja text of a named template, or of the model's own chat template where no name is given.
 
     Raises UserError where the model has none, or where a marker of the template is not one token to its tokenizer.
     """
     if name is None:
-        if not processor.chat_template:
+        if not inputs.chat_template:
             raise UserError(
                 "the model has no chat template of its own",
                 hint=f"give the data set a `template`: {', '.join(TEMPLATES)}",
             )
-        return processor.chat_template
+        return inputs.chat_template
     text = template(name)
-    known = processor.tokenizer.get_vocab()
+    known = inputs.tokenizer.get_vocab()
     missing = [marker for marker in dict.fromkeys(MARKER.findall(text)) if marker not in known]
     if missing:
         raise UserError(
@@ -52,18 +53,18 @@ def special(words: PreTrainedTokenizerBase) -> dict[str, int]:
     return added | dict(zip(words.all_special_tokens, words.all_special_ids, strict=True))
 
 
-def after_answer(processor: LlavaProcessor, text: str | None = None) -> list[int]:
+def after_answer(inputs: InputProcessor, text: str | None = None) -> list[int]:
     """The tokens that a template's text (none: the processor's own) writes after an answer; none if it refuses one."""
     said = [
         {"role": role, "content": [{"type": "text", "text": words}]}
         for role, words in (("user", "[question]"), ("assistant", ANSWER))
     ]
     try:
-        told = processor.apply_chat_template(said, chat_template=text, tokenize=False)
+        told = inputs.apply_chat_template(said, text)
     except (TemplateError, TypeError):
         return []
     _, found, after = told.rpartition(ANSWER)
-    return processor.tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    return inputs.tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
 
 
 def end_of(words: PreTrainedTokenizerBase, written: list[int]) -> int | None:

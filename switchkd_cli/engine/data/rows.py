@@ -30,15 +30,15 @@ Note = tuple[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: questions and answers without placeholders; the picture comes before the first question.
+    """One conversation: questions and answers without placeholders; its images come before the first question.
 
-    `image` is a path inside the data set's image folder, an encoded picture, or None. `unlearnt` are the exchanges
+    `images` are paths inside the data set's image folder, or encoded images. `unlearnt` are the exchanges
     whose answers are read but not supervised. `notes` say what of the raw row is not used as the rest is.
     """
 
     id: str
     exchanges: tuple[tuple[str, str], ...]
-    image: str | bytes | None = None
+    images: tuple[str | bytes, ...] = ()
     system: str | None = None
     unlearnt: frozenset[int] = frozenset()
     notes: tuple[Note, ...] = ()
@@ -138,15 +138,16 @@ class Rows:
 
 def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
     """Looks at every row's text once; pictures are not opened."""
-    sizes, pictured, faults, names = array("i"), array("b"), [], {}
+    sizes, pictured = array("i"), array("b")
+    faults: list[Unusable] = []
+    names: dict[str, None] = {}
     notes: Counter[Note] = Counter()
     for number, value in enumerate(raw):
         try:
             row = checked(value, parse, images)
             sizes.append(row.size)
-            pictured.append(row.image is not None)
-            if isinstance(row.image, str):
-                names[row.image] = None
+            pictured.append(bool(row.images))
+            names |= {image: None for image in row.images if isinstance(image, str)}
             for kind, what in row.notes:
                 known = len(notes) < NOTED or (kind, what) in notes
                 notes[kind, what if known else "others, counted together"] += 1
@@ -168,13 +169,15 @@ def checked(value: object, parse: Parse, images: Path | None) -> Row:
         raise Fault(f"{size:,} characters of text, {LONGEST:,} are the most", row.id)
     if not all(map(_is_text, (*(text for pair in row.exchanges for text in pair), row.system or ""))):
         raise Fault("its text holds half a character (a lone surrogate)", row.id)
-    if isinstance(row.image, str):
+    for image in row.images:
+        if isinstance(image, bytes):
+            continue
         if images is None:
             raise Fault("has an image, but the data names no `images` folder", row.id)
-        if row.image.startswith("/") or ".." in row.image or "\\" in row.image:  # nearly never: look closer
-            path = Path(row.image.replace("\\", "/"))
+        if image.startswith("/") or ".." in image or "\\" in image:  # nearly never: look closer
+            path = Path(image.replace("\\", "/"))
             if path.is_absolute() or ".." in path.parts:
-                raise Fault(f"image path leaves its folder: {row.image}", row.id, refused=True)
+                raise Fault(f"image path leaves its folder: {image}", row.id, refused=True)
     return row
 
 

@@ -9,10 +9,11 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isnan
+from typing import Any
 
-from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault, Note, Row, told
 
+IMAGE = "<image>"  # stands for an image in the text of a row
 SHOWN = 5  # speakers shown of a conversation that is out of order
 SYSTEM = ("system", "developer")  # who may speak before the first question
 READ = {"id", "image", "images", "system"}  # of a row, besides its turns
@@ -64,24 +65,24 @@ class Form:
             notes = {(NOT_READ, told(key)) for key, _ in _more(value, self._read, REFUSED)}
         images = _images(value)
         system, turns = self._opened(value, turns, images, notes)
-        texts = [turn.get(self.text) for turn in turns]
+        texts: list[Any] = [turn.get(self.text) for turn in turns]
         if set(map(type, texts)) != {str}:
             texts = [self._text(text, images, notes) for text in texts]
         if len(images) > 1 and len(images := list(dict.fromkeys(images))) > 1:
             raise Fault(f"at most one image is used, got {len(images)}")
-        image, answers = images[0] if images else None, texts[1::2]
+        answers = texts[1::2]
         unlearnt: set[int] = set()
         if max(map(len, turns)) > 2:
             unlearnt = {n // 2 for n, turn in enumerate(turns) if not self._learnt(turn, notes)}
-        if not all(map(str.strip, answers)):
+        if not all(answer.strip() for answer in answers):
             notes.add((NOT_LEARNT, "an empty answer"))
             unlearnt |= {n for n, answer in enumerate(answers) if not answer.strip()}
         if len(unlearnt) == len(answers):
             raise Fault(
                 f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}"
             )
-        exchanges = tuple(zip(_without_image(texts, image is not None), answers, strict=True))
-        return Row(id, exchanges, image, system, frozenset(unlearnt), tuple(sorted(notes)))
+        exchanges = tuple(zip(_without_image(texts, bool(images)), answers, strict=True))
+        return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)))
 
     def _opened(
         self, value: Mapping, turns: Sequence[Mapping], images: list, notes: set[Note]
@@ -115,7 +116,8 @@ class Form:
             return said
         if isinstance(said, list) and all(isinstance(part, dict) for part in said):
             parts = [_part(part, images, notes) for part in said]
-            said = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+            texts = [part for part in parts if isinstance(part, str)]
+            said = "".join(texts) if len(texts) == len(parts) else None
         if not isinstance(said, str):
             raise Fault(f"a turn's {self.text} is not text")
         return said

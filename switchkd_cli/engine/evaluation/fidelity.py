@@ -25,14 +25,13 @@ def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, 
     device = ALONE.device
     paths = paths.to(device).eval()
     student = paths.student
-    tokens = {
-        "image_token": student.model.config.image_token_id,
-        "pad_token": student.processor.tokenizer.pad_token_id,
-    }
     chosen = order(len(data), min(ROWS, len(data)), seed=0)
     agreed, divergence, positions = 0.0, 0.0, 0
     for first in range(0, len(chosen), AT_ONCE):
-        batch = collate([data[i] for i in chosen[first : first + AT_ONCE]], **tokens).to(device)
+        batch = collate(
+            [data[i] for i in chosen[first : first + AT_ONCE]],
+            pad_token=student.inputs.tokenizer.pad_token_id,
+        ).to(device)
         keep = batch.predicting("answer")
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = paths(batch, ("student", "teacher"), keep)

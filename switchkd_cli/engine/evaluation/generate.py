@@ -1,4 +1,4 @@
-"""A LLaVA model as an answerer: batched greedy generation, each picture encoded once."""
+"""Greedy answers to lmms-eval's questions, in batches; each image is encoded once."""
 
 import math
 from collections.abc import Sequence
@@ -6,27 +6,26 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import GenerationConfig
 
-from switchkd_cli.engine.batch import prepared
 from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item, digest
+from switchkd_cli.engine.models.protocol import ProjectedImage, VisionLanguageModel
 
 GREY = (127, 127, 127)
 KEPT_BYTES = 2**28
-"""Visual tokens kept for pictures that come again."""
+"""Prepared images and visual tokens that are kept for images that come again."""
 
 
 class Reader(Answerer):
-    """Reads pictures and prompts with a checkpoint's own processor and chat template, answers greedily.
+    """Puts questions by the model's own chat template and answers greedily.
 
-    Left padding; answers end at the end-of-sequence token. `blind` puts a mid-grey picture in place of each
-    picture: what the model answers without seeing. `positions`: those that the model was made for.
+    Answers end at the end-of-sequence token. `blind` puts a mid-grey image in place of each image: what the model
+    answers without seeing. `positions`: those that the model was made for.
     """
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
-        processor: LlavaProcessor,
+        model: VisionLanguageModel,
         *,
         blind: bool = False,
         positions: int | None = None,
@@ -34,84 +33,62 @@ class Reader(Answerer):
         **options,
     ) -> None:
         super().__init__(**options)
-        self.where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.processor = processor
-        self.processor.tokenizer.padding_side = "left"
-        self.model = model.to(self.where).eval()
+        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.inputs = model.inputs
         self.blind = blind
         self.positions = positions or math.inf
-        self._seen: dict[str, Tensor] = {}
+        self._projected: dict[tuple[str, ...], list[ProjectedImage]] = {}
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Prompt lengths in tokens."""
-        return [len(ids) for ids in self.processor.tokenizer([i.prompt for i in items])["input_ids"]]
+        return [len(ids) for ids in self.inputs.tokenizer([i.prompt for i in items])["input_ids"]]
 
     @torch.inference_mode()
     def answer(self, items: Sequence[Item]) -> list[str]:
-        shown = [self._shown(item) for item in items]
-        visual = self._see([picture for pictures in shown for picture in pictures])
-        texts = [self._text(item.prompt, len(p)) for item, p in zip(items, shown, strict=True)]
-        lengths, written = self._write(texts, visual, items[0].limit)
-        for item, asked, told in zip(items, lengths, self._told(written), strict=True):
-            item.at_limit = told > item.limit
-            item.too_long = asked + min(told, item.limit) > self.positions
-        return self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        images = self._project([self._shown(item) for item in items])
+        texts = [self._text(item.prompt, len(each)) for item, each in zip(items, images, strict=True)]
+        lengths, written = self.model.generate(texts, images, self._greedy(items[0].limit))
+        for item, prompt, answer in zip(items, lengths, self._answer_lengths(written), strict=True):
+            item.at_limit = answer > item.limit
+            item.too_long = prompt + min(answer, item.limit) > self.positions
+        return self.inputs.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     def _shown(self, item: Item) -> list[Image.Image]:
         if self.blind:
             return [Image.new("RGB", picture.size, GREY) for picture in item.pictures]
         return item.pictures
 
-    def _text(self, prompt: str, pictures: int) -> str:
-        """The conversation up to the answer, with an image placeholder for each picture."""
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def _text(self, prompt: str, images: int) -> str:
+        """The conversation up to the answer, with the template's mark for each image."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        return self.inputs.apply_chat_template([{"role": "user", "content": content}], answer_next=True)
 
-    def _see(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
-        """Visual tokens [T, width] of each picture, in order."""
-        names = [digest(p) for p in pictures]
-        new = {n: p for n, p in zip(names, pictures, strict=True) if n not in self._seen}
-        if new and sum(v.nbytes for v in self._seen.values()) > KEPT_BYTES:
-            self._seen.clear()
-            new = dict(zip(names, pictures, strict=True))
-        if new:
-            pixels = prepared(self.processor.image_processor, list(new.values()))
-            output = self.model.get_image_features(pixels.to(self.where, self.model.dtype))
-            tokens = getattr(output, "pooler_output", output)  # the tokens themselves before transformers 5
-            self._seen.update(zip(new, tokens, strict=True))
-        return [self._seen[n] for n in names]
+    def _project(self, shown: Sequence[list[Image.Image]]) -> list[list[ProjectedImage]]:
+        """The images of each question, prepared together and projected; those of questions before are kept."""
+        names = [tuple(map(digest, images)) for images in shown]
+        if not set(names) <= self._projected.keys() and self._kept_bytes() > KEPT_BYTES:
+            self._projected.clear()
+        new = {name: images for name, images in zip(names, shown, strict=True) if name not in self._projected}
+        prepared = [image for images in new.values() if images for image in self.inputs.prepare(images)]
+        device = self.model.model.device
+        inputs = [{name: value.to(device) for name, value in image.inputs.items()} for image in prepared]
+        tokens = iter(self.model.project(self.model.encode(inputs), inputs) if inputs else ())
+        projected = (ProjectedImage(image, next(tokens)) for image in prepared)
+        self._projected |= {name: [next(projected) for _ in images] for name, images in new.items()}
+        return [self._projected[name] for name in names]
 
-    def _write(self, texts: Sequence[str], visual: Sequence[Tensor], limit: int) -> tuple[list[int], Tensor]:
-        """Lengths of the texts, image placeholders filled with visual tokens, and their new tokens [B, <= limit]."""
-        image = self.processor.image_token
-        if visual:
-            texts = [t.replace(image, image * len(visual[0])) for t in texts]
-        words = self.processor.tokenizer
-        opened = bool(words.bos_token) and texts[0].startswith(words.bos_token)
-        encoded = words(texts, padding=True, add_special_tokens=not opened, return_tensors="pt").to(
-            self.where
-        )
-        embedded = self.model.get_input_embeddings()(encoded["input_ids"])
-        if visual:
-            places = (encoded["input_ids"] == self.model.config.image_token_id)[..., None]
-            embedded = embedded.masked_scatter(places, torch.cat(list(visual)).to(embedded.dtype))
-        written = self.model.generate(
-            inputs_embeds=embedded,
-            attention_mask=encoded["attention_mask"],
-            generation_config=self._greedy(limit),
-        )
-        return encoded["attention_mask"].sum(1).tolist(), written
+    def _kept_bytes(self) -> int:
+        return sum(image.nbytes for images in self._projected.values() for image in images)
 
-    def _told(self, written: Tensor) -> list[int]:
-        """Tokens of each answer [B, T], its end counted: one more than there are where it has not come to one."""
+    def _answer_lengths(self, written: Tensor) -> list[int]:
+        """Tokens of each answer [B, T] with its end; one more than there are where the end was not reached."""
         ends = torch.as_tensor(self._greedy(1).eos_token_id, device=written.device)
         ended = torch.isin(written, ends)
         return torch.where(ended.any(1), ended.int().argmax(1), written.shape[1]).add(1).tolist()
 
     def _greedy(self, limit: int) -> GenerationConfig:
-        tokenizer = self.processor.tokenizer
-        end = self.model.generation_config.eos_token_id
+        tokenizer = self.inputs.tokenizer
+        end = self.model.model.generation_config.eos_token_id
         end = tokenizer.eos_token_id if end is None else end
         pad = tokenizer.pad_token_id
         return GenerationConfig(

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,7 +124,7 @@ class Answerer(lmms):
         self.longest = longest
         self.progress = progress
         self.items: dict[tuple[str, int], Item] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @abstractmethod
     def answer(self, items: Sequence[Item]) -> list[str]:

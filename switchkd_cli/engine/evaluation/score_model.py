@@ -52,7 +52,7 @@ def evaluate(
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
-    from switchkd_cli.engine.compatibility import positions_of
+    from switchkd_cli.engine.models.protocol import max_positions
 
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
     from switchkd_cli.engine.evaluation.generate import Reader
@@ -60,9 +60,14 @@ def evaluate(
     with harness.quiet(folder / "log.txt"):
         # half precision is stored to be small and read to be fast: a CPU has only the first use for it
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        how = {"blind": blind, "batch": batch, "longest": exam.longest, "progress": progress}
-        most = positions_of(blueprint.config.text_config)
-        reader = Reader(model.model, model.processor, positions=most, **how)
+        reader = Reader(
+            model,
+            blind=blind,
+            positions=max_positions(blueprint.config),
+            batch=batch,
+            longest=exam.longest,
+            progress=progress,
+        )
     told = {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind}
     return {**told, **examine(reader, exam, folder, sets)}
 

@@ -10,8 +10,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from yaml import YAMLError
 
+from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json, write_text
@@ -55,8 +57,10 @@ def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
         "hub_ids": [name for role, name in bases if role != "teacher" and _is_hub_id(name)],
         "taught": any(stage.needs_teacher for stage in config.stages),
-        "plain": model["model_type"] == "llava",
-        "tokens": model["image_seq_length"],
+        "family": config.student.family,
+        "usage": registry.resolve("family", config.student.family).usage(model).rstrip(),
+        "library": "transformers" if model["model_type"] in CONFIG_MAPPING_NAMES else "switchkd-cli",
+        "tokens": model.get("image_seq_length"),
         "command": shlex.join(info["command"]),
         "commit": info["commit"],
         "versions": info["versions"],
@@ -113,11 +117,11 @@ def _scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _front_matter(told: Mapping[str, Any]) -> str:
-    tags = ["llava", "vision-language-model", "switchkd"]
+    tags = [told["family"], "vision-language-model", "switchkd"]
     tags += ["knowledge-distillation"] * told["taught"] + ["playground"] * told["local"]
     return ModelCardData(
         base_model=told["hub_ids"] or None,
-        library_name="transformers" if told["plain"] else "switchkd-cli",
+        library_name=told["library"],
         pipeline_tag="image-text-to-text",
         license="other",
         license_name=LICENCE,

@@ -1,21 +1,22 @@
-"""How a vision tower wants its pictures: the image processor stored beside it, or the one its kind is known by."""
+"""Image processors: the one that is stored with a vision tower, or the one that its kind is published with."""
 
 from __future__ import annotations
 
-from transformers import AutoImageProcessor, PretrainedConfig
+from collections.abc import Callable, Mapping, Sequence
+
+from PIL.Image import Image
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    PretrainedConfig,
+    SiglipImageProcessorPil,
+)
 
 from switchkd_cli.engine.hub import NO_CODE, Stored, explained
 
-try:
-    from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
-
-    PIL = IN_PROCESSOR = {"backend": "pil"}
-except ImportError:  # their names before transformers 5.6
-    from transformers import CLIPImageProcessor as CLIPImageProcessorPil
-    from transformers import LlavaImageProcessor as LlavaImageProcessorPil
-    from transformers import SiglipImageProcessor as SiglipImageProcessorPil
-
-    PIL, IN_PROCESSOR = {"use_fast": False}, {}  # a processor hands "use_fast" to its tokenizer, too
+PIL = {"backend": "pil"}  # the other backend needs torchvision
 
 FILE = "preprocessor_config.json"
 
@@ -50,3 +51,11 @@ def padded(usual):
         image_mean=usual.image_mean,
         image_std=usual.image_std,
     )
+
+
+def prepared_pixels(image_processor: Callable[..., Mapping[str, Tensor]], images: Sequence[Image]) -> Tensor:
+    """Images as the tower takes them, [images, 3, H, W].
+
+    Colours are said to come last: before transformers 5.6 a side of 1 or 3 pixels could be taken for them.
+    """
+    return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from inspect import signature
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionModel,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    SiglipVisionModel,
-)
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.models import llava_checks, llava_save
+from switchkd_cli.engine.models.image_processors import prepared_pixels
+from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_in_front
+from switchkd_cli.engine.models.protocol import (
+    Blueprint,
+    Difference,
+    InputProcessor,
+    PreparedImage,
+    ProjectedImage,
+    VisionLanguageModel,
+)
 from switchkd_cli.engine.models.recompute import recomputed
+from switchkd_cli.engine.per_image import PerImage, flat
 
-TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 BUILT = (
     "hidden_size",
     "intermediate_size",
@@ -31,78 +37,70 @@ BUILT = (
     "hidden_act",
     "layer_norm_eps",
 )
-"""What a tower's configuration says of its features, beside its weights."""
-CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+"""What a tower's configuration says of its features, apart from its weights."""
 
 
-def features_of(config: LlavaConfig) -> int:
-    """Features of one picture as the vision tower hands them to the projector.
+class LlavaInputs(InputProcessor):
+    """Square images of one size, each of which takes `image_tokens` visual tokens."""
 
-    "default" drops the first: CLIP's class token, or a SigLIP tower's first patch.
-    """
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    dropped = config.vision_feature_select_strategy == "default"
-    return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
+    def __init__(self, processor: LlavaProcessor, image_tokens: int) -> None:
+        super().__init__(processor)
+        self.image_tokens = image_tokens
 
+    def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
+        """`pixel_values` [3, H, W] of each image."""
+        pixels = prepared_pixels(self.processor.image_processor, list(images))
+        return [PreparedImage({"pixel_values": each}, self.unopened()) for each in pixels]
 
-def layers_in_front(config: LlavaConfig) -> int:
-    """Layers of the vision tower in front of the features that `vision_feature_layer`, counted from the end, names."""
-    return config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
-
-
-def image_tokens_of(config: LlavaConfig) -> int:
-    """Tokens that one picture takes in the language model's sequence; a pooling projector makes them fewer."""
-    return features_of(config) // getattr(config, "projector_pooling", 1) ** 2
+    def unopened(self) -> Sequence[int]:
+        return [self.image_token] * self.image_tokens
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """All of a model but its weights, which `weights` reads or draws in a given dtype.
-
-    `ends` are the ids that end what the model generates, as far as its files say. `notes` says what was decided
-    while reading that the files themselves don't say.
-    """
+class LlavaBlueprint(Blueprint):
+    """A LLaVA model before its weights are read."""
 
     config: LlavaConfig
-    processor: LlavaProcessor
-    weights: Callable[[str], LlavaForConditionalGeneration] = field(repr=False)
-    notes: tuple[str, ...] = ()
-    ends: tuple[int, ...] = ()
+    inputs: LlavaInputs
+
+    @classmethod
+    def of(cls, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> Self:
+        """From transformers' processor; `rest` as in `Blueprint`."""
+        return cls(config, LlavaInputs(processor, image_tokens_of(config)), *rest)
+
+    def taken_apart(self, model: LlavaForConditionalGeneration) -> Llava:
+        return Llava(model, self.inputs)
+
+    def problems(self) -> Iterator[str]:
+        return llava_checks.problems(self)
+
+    def vision_differences(self, student: Blueprint) -> Iterator[Difference]:
+        return llava_checks.vision_differences(self, student)
+
+    def layer_difference(self, student: Blueprint) -> Difference | None:
+        return llava_checks.layer_difference(self, student)
+
+    def image_note(self, student: Blueprint) -> str | None:
+        return llava_checks.image_note(self, student)
+
+
+class Llava(VisionLanguageModel):
+    """transformers' LlavaForConditionalGeneration, or LDPNetV2's, as V, P and L."""
+
+    model: LlavaForConditionalGeneration
+    inputs: LlavaInputs
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens that one picture takes in the language model's sequence."""
-        return image_tokens_of(self.config)
-
-    def build(self, dtype: str = "float32") -> Llava:
-        """The model itself. Raises UserError for weights that are not the config's."""
-        model = self.weights(dtype)
-        if self.ends:
-            model.generation_config.eos_token_id = list(self.ends) if len(self.ends) > 1 else self.ends[0]
-        return Llava(model, self.processor)
-
-
-class Llava(nn.Module):
-    """A LLaVA model as vision tower V, projector P and language model L (head included).
-
-    `model` stays a plain transformers model, so what is saved loads without this package. `processor` prepares
-    pictures and text for it. The layers of the parts in `recomputed` ("vision", "language") keep their inputs only for
-    the backward pass, which computes them again.
-    """
-
-    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
-        super().__init__()
-        self.model = model
-        self.processor = processor
-        self.recomputed: frozenset[str] = frozenset()
+    def processor(self) -> LlavaProcessor:
+        """transformers' own, which is saved with the model."""
+        return self.inputs.processor
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         """The modules behind each name that a recipe's `train` may hold."""
         core = self.model.model
         return {
-            "vision": (_inside(core.vision_tower),),
+            "vision": (core.vision_tower,),
             "projector": (core.multi_modal_projector,),
             "language": (core.language_model, self.model.lm_head),
         }
@@ -121,13 +119,7 @@ class Llava(nn.Module):
         return {n: p for n, p in named.items() if "embeddings." in n or any(key in n for key in layers)}
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens that one picture takes in the language model's sequence."""
-        return image_tokens_of(self.model.config)
-
-    @property
     def widths(self) -> dict[str, int]:
-        """The last axis of what `see`, `project` and `attend` return, by the name of what they return."""
         config = self.model.config
         return {
             "features": config.vision_config.hidden_size,
@@ -135,45 +127,48 @@ class Llava(nn.Module):
             "attention": config.text_config.num_attention_heads,
         }
 
-    def see(self, pictures: Tensor) -> Tensor:
-        """V: pictures [P, 3, H, W] -> features [P, F, vision width]; F is `features_of` the config.
+    def blank_image(self) -> ImageInput:
+        side = self.model.config.vision_config.image_size
+        return {"pixel_values": torch.zeros(3, side, side, device=self.model.device)}
+
+    def encode(self, images: Sequence[ImageInput]) -> Tensor:
+        """V: P images -> features [P, F, width of V]; F is `features_of` the config.
 
         Only what lies in front of the feature layer is computed: not the layers behind it, the last norm, a head.
         """
-        config, pictures = self.model.config, pictures.to(self.model.dtype)
-        if not len(pictures):
-            return pictures.new_zeros(0, features_of(config), config.vision_config.hidden_size)
-        tower = _inside(self.model.model.vision_tower)
+        config = self.model.config
+        if not images:
+            shape = (0, features_of(config), config.vision_config.hidden_size)
+            return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
+        pixels = torch.stack([image["pixel_values"] for image in images]).to(self.model.dtype)
+        tower = self.model.model.vision_tower
         layers = tower.encoder.layers[: layers_in_front(config)]
-        features = tower.embeddings(pictures)
+        features = tower.embeddings(pixels)
         if hasattr(tower, "pre_layrnorm"):
             features = tower.pre_layrnorm(features)
-        # every patch sees every other; CLIP's layers take two masks and return a tuple before transformers 5
-        masks = {name: None for name in signature(layers[0].forward).parameters if name.endswith("_mask")}
         with recomputed(layers if "vision" in self.recomputed else ()):
             for layer in layers:
-                features = layer(features, **masks)
-                features = features[0] if isinstance(features, tuple) else features
+                features = layer(features, attention_mask=None)  # every patch sees every other
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
-    def sees_as(self, other: Llava) -> bool:
-        """Whether both make the same features of a picture: the same tower, weight by weight, read at the same layer."""
+    def same_vision(self, other: VisionLanguageModel) -> bool:
+        """Whether both have the same tower, weight by weight, and read it at the same layer."""
         ours, theirs = (model.reached("vision") for model in (self, other))
         return (
-            _seeing(self.model.config) == _seeing(other.model.config)
+            isinstance(other, Llava)
+            and _seeing(self.model.config) == _seeing(other.model.config)
             and ours.keys() == theirs.keys()
             and all(torch.equal(ours[name], theirs[name]) for name in ours)
         )
 
-    def project(self, features: Tensor) -> Tensor:
-        """P: features [P, F, vision width] -> tokens [P, image_tokens, language width]."""
+    def project(self, features: PerImage, images: Sequence[ImageInput] = ()) -> PerImage:
+        """P: features [P, F, width of V] -> visual tokens [P, M, width of L]; images are not looked at again."""
         return self.model.model.multi_modal_projector(features)
 
-    def understand(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
-        """L but for its head: the batch's text with visual tokens in place of its image tokens -> [N, D] where `keep`."""
-        embedded, reader = self._embed(batch, visual), self.model.model.language_model
-        with recomputed(reader.layers if "language" in self.recomputed else ()):
-            hidden = reader(
+    def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
+        embedded, language = self._embed(batch, tokens), self.model.model.language_model
+        with recomputed(language.layers if "language" in self.recomputed else ()):
+            hidden = language(
                 inputs_embeds=embedded,
                 attention_mask=_bias(batch.attention, embedded.dtype),
                 position_ids=batch.position,
@@ -181,28 +176,15 @@ class Llava(nn.Module):
             ).last_hidden_state
         return hidden[keep]
 
-    @property
-    def head(self) -> Tensor:
-        """The weights [V, D] of L's head, which has no bias."""
-        return self.model.lm_head.weight
+    def attention(self, batch: Batch, tokens: PerImage) -> PerImage:
+        """L's first layer: how much each token's query attends to each visual token, [P, T, M, heads].
 
-    def speak(self, hidden: Tensor) -> Tensor:
-        """L's head: last states [N, D] -> logits [N, V]."""
-        return self.model.lm_head(hidden)
-
-    def decode(self, batch: Batch, visual: Tensor, keep: Tensor) -> Tensor:
-        """L: logits [N, V] where `keep`."""
-        return self.speak(self.understand(batch, visual, keep))
-
-    def attend(self, batch: Batch, visual: Tensor) -> Tensor:
-        """L's first layer: how much each token's query attends to each image token, [P, T, image tokens, heads].
-
-        Of the rows with a picture, in their order. Queries that are no text, or see no picture, are 0. No layer but
-        the norm and the query and key of the first is computed (Qwen2's and Llama's are built alike).
+        Queries that are no text, or don't see the image, are 0. No layer is computed, only the norm and the query and
+        key of the first (Qwen2's and Llama's are built alike).
         """
         pictured, reader = batch.image.any(1), self.model.model.language_model
         layer = reader.layers[0]
-        hidden = layer.input_layernorm(self._embed(batch, visual)[pictured])
+        hidden = layer.input_layernorm(self._embed(batch, tokens)[pictured])
         query, key = (
             project(hidden).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
             for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
@@ -212,19 +194,51 @@ class Llava(nn.Module):
         scores = (query @ key.transpose(2, 3)).float() * layer.self_attn.scaling  # [P, heads, T, T]
         scores = scores.masked_fill(~_sight(batch.attention)[pictured], torch.finfo(torch.float32).min)
         image, text = batch.image[pictured], (batch.turn[pictured] >= 0) & ~batch.image[pictured]
-        weights = scores.softmax(-1).permute(0, 3, 2, 1)[image]  # [P * image tokens, T, heads]
-        weights = weights.unflatten(0, (len(image), self.image_tokens)).transpose(1, 2)
-        return weights * text[:, :, None, None]
+        weights = scores.softmax(-1).permute(0, 3, 2, 1)[image]  # [P * M, T, heads]
+        weights = weights.unflatten(0, (len(batch.images), self.inputs.image_tokens)).transpose(1, 2)
+        owners = torch.unique_consecutive(batch.image_rows, return_inverse=True)[1]
+        return weights * text[owners, :, None, None]
 
-    def _embed(self, batch: Batch, visual: Tensor) -> Tensor:
-        """[B, T, width]: the batch's tokens, visual ones in place of its image tokens."""
+    def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.model.set_attn_implementation("eager")  # the only one that keeps its weights
+        output = self.model.model.language_model(
+            inputs_embeds=self._embed(batch, self.project(self.encode(batch.images))),
+            attention_mask=batch.attention.long(),  # one conversation, nothing independent in it
+            position_ids=batch.position,
+            use_cache=False,
+            output_attentions=True,
+        )
+        return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
+
+    def generate(
+        self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
+    ) -> tuple[list[int], Tensor]:
+        words, mark = self.inputs.tokenizer, self.inputs.image_text
+        tokens = [image.tokens for each in images for image in each]
+        if tokens:
+            texts = [text.replace(mark, mark * len(tokens[0])) for text in texts]
+        opened = bool(words.bos_token) and texts[0].startswith(words.bos_token)
+        encoded = words(
+            list(texts), padding=True, padding_side="left", add_special_tokens=not opened, return_tensors="pt"
+        ).to(self.model.device)
+        embedded = self.model.get_input_embeddings()(encoded["input_ids"])
+        if tokens:
+            places = (encoded["input_ids"] == self.model.config.image_token_id)[..., None]
+            embedded = embedded.masked_scatter(places, torch.cat(tokens).to(embedded.dtype))
+        written = self.model.generate(
+            inputs_embeds=embedded, attention_mask=encoded["attention_mask"], generation_config=generation
+        )
+        return encoded["attention_mask"].sum(1).tolist(), written
+
+    def save(
+        self, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
+    ) -> list[str]:
+        return llava_save.save(self, folder, template=template, end=end, weights=weights)
+
+    def _embed(self, batch: Batch, tokens: PerImage) -> Tensor:
+        """[B, T, width]: the batch's text, and its visual tokens where they stand."""
         embedded = self.model.get_input_embeddings()(batch.input_ids)
-        return embedded.masked_scatter(batch.image[..., None], visual.to(embedded.dtype))
-
-
-def _inside(tower: nn.Module) -> nn.Module:
-    """The tower with the layers, which lie one module deeper before transformers 5.6."""
-    return getattr(tower, "vision_model", tower)
+        return embedded.masked_scatter(batch.image[..., None], flat(tokens).to(embedded.dtype))
 
 
 def _seeing(config: LlavaConfig) -> tuple[Any, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
 
 from switchkd_cli.engine.hub import NO_CODE, Stored, explained
-from switchkd_cli.engine.models import image_processors, ldpnet
+from switchkd_cli.engine.models import image_processors, ldpnet, tinyllava
 from switchkd_cli.engine.models.config_limits import check_config, read_config
-from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint
+from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS
 from switchkd_cli.engine.models.tokenizers import own_template, padding
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -36,7 +37,22 @@ ALTERING = (
 TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
 
 
-def read(stored: Stored) -> Blueprint:
+def is_whole(stored: Stored) -> bool:
+    """Whether the folder says that it holds a whole model of this family, and not one part of one."""
+    return model_type(stored) in (tinyllava.TYPE, *TYPES)
+
+
+def read_whole(stored: Stored) -> LlavaBlueprint:
+    """A whole checkpoint in either format, except its weights. Raises UserError for any other folder."""
+    return tinyllava.read(stored) if model_type(stored) == tinyllava.TYPE else read(stored)
+
+
+def model_type(stored: Stored) -> str | None:
+    """The kind of model that a folder's config.json names."""
+    return stored.json("config.json").get("model_type") if stored.has("config.json") else None
+
+
+def read(stored: Stored) -> LlavaBlueprint:
     """The folder's config and processor; of its weights only the files' headers are read.
 
     Raises UserError for a folder that is empty, broken or of another family.
@@ -50,9 +66,7 @@ def read(stored: Stored) -> Blueprint:
         )
     check_config(config, stored)
     with explained(f"{stored}: no readable processor"):
-        processor = AutoProcessor.from_pretrained(stored.folder, **image_processors.IN_PROCESSOR, **NO_CODE)
-        if not image_processors.IN_PROCESSOR and type(processor.image_processor).__name__.endswith("Fast"):
-            processor.image_processor = image_processors.read_pictures(stored)
+        processor = AutoProcessor.from_pretrained(stored.folder, **image_processors.PIL, **NO_CODE)
         if not isinstance(processor, LlavaProcessor):
             raise TypeError(f"{type(processor).__name__} is no LlavaProcessor")
         processor.chat_template = own_template(processor, processor.tokenizer)
@@ -60,7 +74,9 @@ def read(stored: Stored) -> Blueprint:
     check_weights(stored)
     weights = partial(load_weights, AutoModelForImageTextToText, stored)
     told = stored.json(GENERATION) if stored.has(GENERATION) else config.text_config.to_dict()
-    return Blueprint(config, counting(processor, config), weights, tuple(_notes(stored, told)), _ends(told))
+    return LlavaBlueprint.of(
+        config, counting(processor, config), weights, tuple(_notes(stored, told)), _ends(told)
+    )
 
 
 def _ends(told: Mapping[str, Any]) -> tuple[int, ...]:

@@ -23,12 +23,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, explained, fetch
 from switchkd_cli.engine.models import image_processors, tokenizers
 from switchkd_cli.engine.models.chat_template import IN_PARTS
 from switchkd_cli.engine.models.config_limits import check_config, check_sizes
-from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
+from switchkd_cli.engine.models.llava import LlavaBlueprint
+from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS, image_tokens_of
+from switchkd_cli.engine.models.tokenizers import IMAGE
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import template
@@ -65,7 +66,7 @@ PUBLISHED = {"siglip_vision_model": "siglip-", "clip_vision_model": "clip-vit-"}
 """How the published towers' names begin, whose picture processing is known (siglip2's is another)."""
 
 
-def read(stored: Stored) -> Blueprint:
+def read(stored: Stored) -> LlavaBlueprint:
     """The checkpoint's config, tokenizer and image processor in transformers' terms; of its weights only headers.
 
     Raises UserError, naming every problem, for what transformers' LLaVA can't express, weights that are not
@@ -77,7 +78,7 @@ def read(stored: Stored) -> Blueprint:
     words = tokenizers.read_tokenizer(_words_of(stored, told))
     config = _config(stored, told, words)
     processor, notes = _pictures(stored, told, config.vision_config)
-    return Blueprint(
+    return LlavaBlueprint.of(
         config,
         LlavaProcessor(
             image_processor=processor,

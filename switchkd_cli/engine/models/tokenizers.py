@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
 
-from switchkd_cli.engine.batch import IMAGE
 from switchkd_cli.engine.hub import NO_CODE, Stored, explained
 from switchkd_cli.errors import UserError
 
+IMAGE = "<image>"
+"""The token that stands for an image in the tokenizers of LLaVA models."""
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 TABLES = ("embed_tokens.weight", "lm_head.weight")  # how their names end
 

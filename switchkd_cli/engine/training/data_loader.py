@@ -24,7 +24,7 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
 from switchkd_cli.engine.data.sampling import grouped_order, order
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.protocol import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
 
@@ -158,7 +158,7 @@ def _pickled(collate_batch: Callable[[list], Batch], examples: list) -> bytes:
 
 def make_loader(
     stage: Stage,
-    student: Llava,
+    student: VisionLanguageModel,
     data: Conversations,
     visited: Sequence[int],
     micro_batch: int,
@@ -170,8 +170,7 @@ def make_loader(
     """
     collate_batch = partial(
         collate,
-        image_token=student.model.config.image_token_id,
-        pad_token=student.processor.tokenizer.pad_token_id,
+        pad_token=student.inputs.tokenizer.pad_token_id,
     )
     workers = count_workers(stage, data)
     batches = DataLoader(

@@ -88,7 +88,7 @@ class Objective:
     ) -> Normalizers:
         """Count over all micro-batches of a step, so that no split into micro-batches or processes changes the loss."""
         counts = [torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on]
-        images = sum(len(_rows_of_images(b)) for b in batches)
+        images = sum(len(b.image_rows) for b in batches)
         counts.append(torch.tensor(images, device=batches[0].image.device))
         together = sum_over_processes(torch.stack(counts))
         return Normalizers(dict(zip((*self.on, IMAGES), together, strict=True)), progress)
@@ -127,17 +127,12 @@ class Objective:
         positional = (arguments[name] for name in signature.positional)
         loss = self._losses[term.name]
         if signature.of_images:
-            return loss_per_image(loss, *positional, **term.parameters), _rows_of_images(batch)
+            return loss_per_image(loss, *positional, **term.parameters), batch.image_rows
         return loss(*positional, **term.parameters), rows
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms, which is minimised."""
         return sum((term.weight * parts[term.name] for term in self.terms), torch.zeros(()))
-
-
-def _rows_of_images(batch: Batch) -> Tensor:
-    """Return the row of the batch that each image belongs to, [P]."""
-    return batch.image.any(1).nonzero()[:, 0]
 
 
 def _output(term: Term, side: str, kind: str) -> str:

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.protocol import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
@@ -57,7 +57,9 @@ class Trainer:
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {p: unfreeze(paths.student, p) for p in stage.train}
         paths.one_tower = (
-            "vision" not in self.parts and paths.teacher is not None and paths.student.sees_as(paths.teacher)
+            "vision" not in self.parts
+            and paths.teacher is not None
+            and paths.student.same_vision(paths.teacher)
         )
         paths.states = None
         if stage.teacher_states != "batched" and stage.needs_teacher:
@@ -233,7 +235,7 @@ class Trainer:
             self.tracker.close()
 
 
-def unfreeze(student: Llava, part: str) -> list[nn.Parameter]:
+def unfreeze(student: VisionLanguageModel, part: str) -> list[nn.Parameter]:
     """Make the part trainable and return the parameters that its forward pass reaches."""
     parameters = list(student.reached(part).values())
     for parameter in parameters:

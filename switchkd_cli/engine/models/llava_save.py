@@ -9,29 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.chat_template import spoken
-from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.errors import UTF8
+
+if TYPE_CHECKING:
+    from switchkd_cli.engine.models.llava import Llava
 
 NAMES = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
-    "model.vision_tower.vision_model.": "vision_tower.vision_model.",  # before 5.6
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
 """A module's name in transformers 5 -> in published LLaVA checkpoints (llava-hf's)."""
-NAMES_GIVEN = "save_original_format" in signature(LlavaForConditionalGeneration.save_pretrained).parameters
-"""Whether weights are saved under given names. Releases before 5 can't, and write the published names."""
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 """The fields of a generation config that say whether others have an effect."""
@@ -48,13 +46,11 @@ def save(
     is written: to see whether all the rest can be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    processor = spoken(model.processor, template, end)
+    processor = spoken(model.inputs.processor, template, end)
     generation, idle = _generation(model.model.generation_config, processor, taught=end is not None)
     with _generating(model.model, generation):
         _save_model(model.model, folder, weights=weights)
     processor.save_pretrained(folder)
-    again = folder / "special_tokens_map.json"  # written before 5: all of it is in tokenizer_config.json
-    again.unlink(missing_ok=True)
     processor.image_processor.save_pretrained(folder)  # again on its own: older releases look nowhere else
     _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))
     tell_plainly(folder / "tokenizer_config.json")
@@ -69,10 +65,9 @@ def save(
 def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
     """Configs and weights; a projector that transformers has no class for keeps its own names."""
     plain = type(model) is LlavaForConditionalGeneration
-    state = published(model) if plain and NAMES_GIVEN else model.state_dict()
+    state = published(model) if plain else model.state_dict()
     held = state if weights else dict(islice(state.items(), 1))
-    named = {"save_original_format": not plain} if NAMES_GIVEN else {}
-    model.save_pretrained(folder, state_dict=held, max_shard_size=SHARD, **named)
+    model.save_pretrained(folder, state_dict=held, max_shard_size=SHARD, save_original_format=not plain)
 
 
 def _generation(

@@ -6,9 +6,11 @@ import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -21,14 +23,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from switchkd_cli.engine.batch import IMAGE
-from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, explained, fetch
+from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, configs_only, explained, fetch
 from switchkd_cli.engine.models import image_processors
-from switchkd_cli.engine.models.any_checkpoint import is_whole, read_whole
 from switchkd_cli.engine.models.config_limits import check_config, check_sizes, read_config
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava import CLASS_TOKENS, TOWERS, Blueprint, image_tokens_of
-from switchkd_cli.engine.models.tokenizers import own_template, read_tokenizer, widen
+from switchkd_cli.engine.models.llava import LlavaBlueprint
+from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS, image_tokens_of
+from switchkd_cli.engine.models.llava_folder import is_whole, read_whole
+from switchkd_cli.engine.models.protocol import Published
+from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
@@ -45,7 +48,7 @@ PART_HINT = (
 )
 
 
-def design(spec: Parts, who: str = "student") -> Blueprint:
+def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
     """The model of these parts: V and L from checkpoints or from scratch (`fresh`), P from scratch.
 
     Reads the parts' configs, the tokenizer, and the headers of the weights. Raises UserError for a part of
@@ -75,7 +78,7 @@ def design(spec: Parts, who: str = "student") -> Blueprint:
     check_weights(*filter(None, (None if whole else seen, read)))
     tower = partial(_tower, seen, whole, config) if seen else None
     notes = whole.notes if whole else ()
-    return Blueprint(
+    return LlavaBlueprint.of(
         config, processor, partial(_weights, model_class, config, words, tower, read, who), notes
     )
 
@@ -150,18 +153,18 @@ def _named_pictures(spec: Parts, who: str):
     raise UserError(f"{named}: no {image_processors.FILE} there, and no whole model")
 
 
-def _pictures(seen: Stored | None, whole: Blueprint | None):
+def _pictures(seen: Stored | None, whole: LlavaBlueprint | None):
     """The tower's own image processor, if it has one."""
     if whole:
-        return whole.processor.image_processor
+        return whole.inputs.processor.image_processor
     return image_processors.read_pictures(seen) if seen and seen.has(image_processors.FILE) else None
 
 
-def _tower_config(seen: Stored, whole: Blueprint | None) -> PretrainedConfig:
+def _tower_config(seen: Stored, whole: LlavaBlueprint | None) -> PretrainedConfig:
     return copy.deepcopy(whole.config.vision_config) if whole else part_config(seen)
 
 
-def _tower(seen: Stored, whole: Blueprint | None, config: LlavaConfig) -> PreTrainedModel:
+def _tower(seen: Stored, whole: LlavaBlueprint | None, config: LlavaConfig) -> PreTrainedModel:
     """The named tower with its weights."""
     if whole:
         return whole.weights(DTYPE).model.vision_tower
@@ -185,7 +188,7 @@ def part_config(part: Stored) -> PretrainedConfig:
     return config
 
 
-def fresh_config(part: str, source: Fresh, who: str) -> PretrainedConfig:
+def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
     """The config of a part with random weights. transformers takes any key: those it does not know are refused."""
     known = inspect.signature(FRESH[part]).parameters
     problems = [
@@ -208,3 +211,35 @@ def fresh_config(part: str, source: Fresh, who: str) -> PretrainedConfig:
             f"{who}.{part}.fresh: {heads} heads can't share {config.num_key_value_heads} num_key_value_heads"
         )
     return config
+
+
+def published_config(spec: Parts, who: str, published: Published) -> tuple[LlavaConfig, int] | None:
+    """The config of a model whose parts are not all here, and the number of its tokens; None where one is not known."""
+    vision, text = (_planned_part(spec, part, who, published) for part in ("vision", "language"))
+    if vision is None or text is None:
+        return None
+    facts = published("language", spec.language) if isinstance(spec.language, str) else {}
+    tokens = facts["tokens"] + 1 if "tokens" in facts else text.vocab_size
+    text.vocab_size = max(text.vocab_size, tokens)
+    config = PROJECTORS[spec.projector][0](
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokens - 1,
+        vision_feature_layer=spec.feature_layer,
+        vision_feature_select_strategy=spec.feature_select,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    return config, tokens
+
+
+def _planned_part(spec: Parts, part: str, who: str, published: Published) -> Any:
+    """A part's config: fresh, read from this machine, or published; None where it is not known."""
+    source = getattr(spec, part)
+    if isinstance(source, Fresh):
+        return fresh_config(part, source, who)
+    try:
+        with configs_only():
+            return part_config(fetch(source, f"{who}.{part}"))
+    except UserError:
+        facts = published(part, source)
+        return AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None

@@ -1,13 +1,8 @@
-"""The sizes of a model that its cost depends on, and how they are read from a LLaVA config."""
+"""The sizes of a model that its memory and its operations depend on, whatever its family."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import LlavaConfig
-
-from switchkd_cli.engine.models.llava import CLASS_TOKENS, features_of, image_tokens_of, layers_in_front
 
 
 @dataclass(frozen=True)
@@ -76,37 +71,3 @@ class ModelShape:
     vision: VisionShape
     projector: ProjectorShape
     language: LanguageShape
-
-
-def shape(config: LlavaConfig) -> ModelShape:
-    """Return the shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
-    vision: Any = config.vision_config  # transformers' annotation allows a dict or None, too
-    text: Any = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ModelShape(
-        VisionShape(
-            width=vision.hidden_size,
-            inner=vision.intermediate_size,
-            layers=layers_in_front(config),
-            positions=(vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type],
-            patch=vision.patch_size,
-            image=vision.image_size,
-            activation=vision.hidden_act,
-            input_norm=vision.model_type == "clip_vision_model",
-        ),
-        ProjectorShape(
-            input=vision.hidden_size,
-            width=text.hidden_size,
-            features=features_of(config),
-            tokens=image_tokens_of(config),
-        ),
-        LanguageShape(
-            width=text.hidden_size,
-            inner=text.intermediate_size,
-            layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            queries=text.num_attention_heads * head,
-            keys=text.num_key_value_heads * head,
-            vocabulary=text.vocab_size,
-        ),
-    )

@@ -1,0 +1,65 @@
+"""What a LLaVA config says of sizes: layers that are used, features and visual tokens of an image."""
+
+from typing import Any
+
+from transformers import CLIPVisionModel, LlavaConfig, SiglipVisionModel
+
+from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+
+TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
+CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+
+
+def features_of(config: LlavaConfig) -> int:
+    """Features of one image as the vision tower hands them to the projector.
+
+    "default" drops the first: CLIP's class token, or a SigLIP tower's first patch.
+    """
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    dropped = config.vision_feature_select_strategy == "default"
+    return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
+
+
+def layers_in_front(config: LlavaConfig) -> int:
+    """Layers of the vision tower in front of the features that `vision_feature_layer`, counted from the end, names."""
+    return config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
+
+
+def image_tokens_of(config: LlavaConfig) -> int:
+    """Tokens that one image takes in the language model's sequence; a pooling projector makes them fewer."""
+    return features_of(config) // getattr(config, "projector_pooling", 1) ** 2
+
+
+def shape(config: LlavaConfig) -> ModelShape:
+    """Return the shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
+    vision: Any = config.vision_config  # transformers declares what a config may be read from, too
+    text: Any = config.text_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelShape(
+        VisionShape(
+            width=vision.hidden_size,
+            inner=vision.intermediate_size,
+            layers=layers_in_front(config),
+            positions=(vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type],
+            patch=vision.patch_size,
+            image=vision.image_size,
+            activation=vision.hidden_act,
+            input_norm=vision.model_type == "clip_vision_model",
+        ),
+        ProjectorShape(
+            input=vision.hidden_size,
+            width=text.hidden_size,
+            features=features_of(config),
+            tokens=image_tokens_of(config),
+        ),
+        LanguageShape(
+            width=text.hidden_size,
+            inner=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            queries=text.num_attention_heads * head,
+            keys=text.num_key_value_heads * head,
+            vocabulary=text.vocab_size,
+        ),
+    )

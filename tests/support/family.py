@@ -1,0 +1,232 @@
+"""What every family of models has to do: a test class that each family's own tests inherit."""
+
+import copy
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GenerationConfig
+
+from switchkd_cli import registry
+from switchkd_cli.engine.batch import Batch, collate
+from switchkd_cli.engine.build import check_checkpoint
+from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.parameters import parameters
+from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.rows import Row, Rows
+from switchkd_cli.engine.models.protocol import ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.paths import PATHS, Paths
+from switchkd_cli.engine.training.loop import train
+from switchkd_cli.recipe.schema import Stage
+from tests.support.measured import micro_batch
+
+SIZES = {"a": (40, 24), "b": (24, 40), "c": (33, 25)}  # width and height of the images
+ROWS = [
+    Row("two", (("What differs?", "the dog"), ("And?", "a cat")), ("a.png", "b.png")),
+    Row("one", (("What is it?", "a bus"),), ("c.png",)),
+    Row("none", (("Say hi.", "hi there"),)),
+]
+OBJECTIVE = [
+    {"name": "ce", "loss": "cross_entropy"},
+    {"name": "align", "loss": "dbild", "of": "student", "to": "teacher"},
+    {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
+    {"name": "tokens", "loss": "token_mse", "of": "student", "to": "teacher", "weight": 0.1},
+]
+
+
+class FamilyTests(ABC):
+    """Inherit it as `class TestName(FamilyTests)` and say what the family's models are."""
+
+    family: str
+    """Its name in the registry."""
+
+    @abstractmethod
+    def student(self) -> VisionLanguageModel:
+        """A model of a few thousand parameters, always the same."""
+
+    @abstractmethod
+    def teacher(self) -> VisionLanguageModel:
+        """A wider one, with the student's build of vision encoder but other weights."""
+
+    @abstractmethod
+    def whole(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
+        """Logits [B, T, V] of the model's own forward pass, not taken apart."""
+
+    def data(self, model: VisionLanguageModel, folder: Path, rows: list[Row] | None = None) -> Conversations:
+        for number, (name, size) in enumerate(SIZES.items()):
+            pixels = np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+        return Conversations(Rows(rows or ROWS, lambda row: row, images=folder), model.inputs)
+
+    def batch(self, model: VisionLanguageModel, folder: Path, rows: list[Row] | None = None) -> Batch:
+        data = self.data(model, folder, rows)
+        return collate([data[i] for i in range(len(data))], pad_token=model.inputs.tokenizer.pad_token_id)
+
+    def paths(self, student: VisionLanguageModel, teacher: VisionLanguageModel) -> Paths:
+        return Paths(student, teacher, len(student.inputs.tokenizer)).eval()
+
+    @pytest.fixture(autouse=True)
+    def registered(self) -> None:
+        assert self.family in registry.FAMILIES
+
+    def test_a_batch_holds_examples_with_several_images_one_and_none(self, tmp_path):
+        batch = self.batch(self.student(), tmp_path)
+        assert batch.image_rows.tolist() == [0, 0, 1]
+        assert batch.image.any(1).tolist() == [True, True, False]
+
+    def test_an_example_in_a_batch_gives_what_it_gives_alone(self, tmp_path):
+        student = self.student()
+        batch = self.batch(student, tmp_path)
+        keep = batch.predicting("all")
+        with torch.no_grad():
+            tokens = student.project(student.encode(batch.images), batch.images)
+            together = student.logits(student.hidden_states(batch, tokens, keep))
+            alone = []
+            for part, kept in batch.rows(keep):
+                tokens = student.project(student.encode(part.images), part.images)
+                alone.append(student.logits(student.hidden_states(part, tokens, kept)))
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+    def test_the_parts_one_after_another_are_the_whole_forward(self, tmp_path):
+        student, teacher = self.student(), self.teacher()
+        batch = self.batch(student, tmp_path)
+        keep = batch.predicting("all")
+        with torch.no_grad():
+            logits = self.paths(student, teacher)(batch, {"student", "teacher"}, keep)
+            for path, model in (("student", student), ("teacher", teacher)):
+                torch.testing.assert_close(logits[path], self.whole(model, batch)[keep], rtol=1e-5, atol=1e-5)
+
+    def test_a_teacher_as_its_own_student_gives_three_equal_logits(self, tmp_path):
+        teacher = self.teacher()
+        batch = self.batch(teacher, tmp_path)
+        with torch.no_grad():
+            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, PATHS, batch.predicting("all"))
+        assert torch.equal(logits["student"], logits["teacher"])
+        assert torch.equal(logits["switch"], logits["teacher"])
+
+    def test_the_switch_gradient_reaches_the_student_s_vision_and_nothing_else(self, tmp_path):
+        student, teacher = self.student(), self.teacher()
+        paths = self.paths(student, teacher)
+        batch = self.batch(student, tmp_path)
+        paths(batch, {"switch"}, batch.predicting("answer"))["switch"].square().sum().backward()
+        with_gradient = {id(p) for p in (*paths.parameters(), *teacher.parameters()) if p.grad is not None}
+        assert with_gradient == {id(p) for p in student.reached("vision").values()}
+
+    def test_text_alone_gives_every_trained_part_a_gradient(self, tmp_path):
+        student, teacher = self.student(), self.teacher()
+        batch = self.batch(student, tmp_path, ROWS[2:])
+        logits = self.paths(student, teacher)(batch, {"student", "switch"}, batch.predicting("answer"))
+        sum(each.square().sum() for each in logits.values()).backward()
+        assert all(
+            p.grad is not None for part in ("vision", "projector") for p in student.reached(part).values()
+        )
+
+    def test_recomputing_layers_changes_no_gradient(self, tmp_path):
+        gradients = []
+        for what in ((), ("vision", "student", "switch")):
+            student, teacher = self.student(), self.teacher()
+            paths = self.paths(student, teacher)
+            paths.recompute(what)
+            batch = self.batch(student, tmp_path)
+            logits = paths(batch, {"student", "switch"}, batch.predicting("answer"))
+            sum(each.square().sum() for each in logits.values()).backward()
+            gradients.append([p.grad for p in student.parameters() if p.grad is not None])
+        assert len(gradients[0]) == len(gradients[1]) > 0
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+    def test_two_steps_are_trained_saved_read_again_and_answered(self, tmp_path):
+        student, teacher = self.student(), self.teacher()
+        data, lines = self.data(student, tmp_path), []
+        before = {name: p.clone() for name, p in student.named_parameters()}
+        settings = {
+            "name": "distill",
+            "data": "rows",
+            "train": ["vision", "projector", "language"],
+            "lr": 1e-3,
+        }
+        stage = Stage.model_validate(settings | {"batch": 3, "steps": 2, "objective": OBJECTIVE})
+        how = {"seed": 0, "precision": "fp32", "log": lines.append, "trackers": tmp_path / "tensorboard"}
+        train(stage, self.paths(student, teacher), data, **how)
+        assert [line["step"] for line in lines if "step" in line] == [1, 2]
+        moved = {name for name, p in student.named_parameters() if not torch.equal(p, before[name])}
+        assert {name for part in student.parts for name in student.reached(part)} and moved
+
+        assert student.eval().save(tmp_path / "model", template=data.chat_template, end=data.end) == []
+        again = check_checkpoint(str(tmp_path / "model"), family=self.family).build().eval()
+        batch = self.batch(again, tmp_path)
+        keep = batch.predicting("all")
+        with torch.no_grad():
+            logits = Paths(again, student, len(again.inputs.tokenizer))(batch, {"student", "teacher"}, keep)
+        assert torch.equal(logits["student"], logits["teacher"])
+        self.answers_are_the_forward_pass_s(again, tmp_path)
+
+    def answers_are_the_forward_pass_s(self, model: VisionLanguageModel, folder: Path) -> None:
+        """Greedy generation takes, token by token, what the forward pass has for its highest logit."""
+        row = Row("q", (("What is it?", "x"),), ("c.png",))
+        with Image.open(folder / "c.png") as image:
+            prepared = model.inputs.prepare([image.convert("RGB")])
+        content = [{"type": "image"}, {"type": "text", "text": row.exchanges[0][0]}]
+        text = model.inputs.apply_chat_template([{"role": "user", "content": content}], answer_next=True)
+        words = model.inputs.tokenizer
+        generation = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=4,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+        with torch.inference_mode():
+            inputs = [image.inputs for image in prepared]
+            tokens = model.project(model.encode(inputs), inputs)
+            shown = [ProjectedImage(image, each) for image, each in zip(prepared, tokens, strict=True)]
+            lengths, answers = model.generate([text, text], [shown, shown], generation)
+            assert torch.equal(answers[0], answers[1]) and lengths[0] == lengths[1]
+            example = self.data(model, folder, [row])[0]
+            prompt = example.input_ids[: lengths[0]]
+            for number, token in enumerate(answers[0].tolist()):
+                ids = torch.cat([prompt, answers[0][:number]])
+                turn = torch.zeros_like(ids)
+                position = model.inputs.position(ids, turn, inputs)
+                given = type(example)(
+                    "q", ids, ids, turn, ids == model.inputs.image_token, tuple(inputs), position
+                )
+                batch = collate([given], pad_token=words.pad_token_id)
+                keep = torch.arange(len(ids))[None] == len(ids) - 1
+                assert int(model.logits(model.hidden_states(batch, tokens, keep))[0].argmax()) == token
+                if token == words.eos_token_id:
+                    break
+
+    def test_the_plan_s_figures_are_those_that_are_measured(self, tmp_path):
+        student, teacher = self.student(), self.teacher()
+        family = registry.resolve("family", self.family)
+        for model in (student, teacher):
+            planned = parameters(family.skeleton(model.model.config))
+            for part, modules in model.parts.items():
+                unique = {id(p): p.numel() for module in modules for p in module.parameters()}
+                assert planned.total[part] == sum(unique.values())
+                assert planned.trainable[part] == sum(p.numel() for p in model.reached(part).values())
+        rows = [
+            Row(str(i), (("What is it?", "a bus" + " and" * i),), (self.usual_image(tmp_path),))
+            for i in range(2)
+        ]
+        batch = self.batch(student, tmp_path, rows)
+        assert int(batch.image.sum()) == 2 * family.image_tokens(student.model.config)
+        paths = self.paths(student, teacher)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            logits = paths(batch, set(PATHS), batch.predicting("answer"))
+            sum(each.square().sum() for path, each in logits.items() if path != "teacher").backward()
+        shapes = [family.shape(model.model.config) for model in (student, teacher)]
+        computed = Computation(frozenset(PATHS), frozenset(student.parts))
+        planned = sum(flops.step(*shapes, micro_batch(batch), computed).values())
+        assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+    def usual_image(self, folder: Path) -> str:
+        """An image of the size that a plan counts with."""
+        Image.new("RGB", (32, 32)).save(folder / "usual.png")
+        return "usual.png"
