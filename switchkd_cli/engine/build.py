@@ -10,7 +10,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.compatibility import Vocabulary, agree, check_alone, ended, noted, positions
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.hub import Stored, fetch
-from switchkd_cli.engine.models.protocol import Blueprint, Family, VisionLanguageModel
+from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage

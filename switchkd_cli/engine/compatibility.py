@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import after_answer, end_of, special
-from switchkd_cli.engine.models.protocol import Blueprint, InputProcessor, max_positions
+from switchkd_cli.engine.models.family import Blueprint, InputProcessor, max_positions
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage, Term
 

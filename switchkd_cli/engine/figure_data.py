@@ -19,7 +19,7 @@ from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import opened
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.models.protocol import VisionLanguageModel
+from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.knee_stats import KneeSpec, knee_specs, measure_knees
 from switchkd_cli.engine.training.processes import ALONE

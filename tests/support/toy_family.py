@@ -29,7 +29,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.hub import Stored
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
-from switchkd_cli.engine.models.protocol import Blueprint, Difference, ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.models.family import Blueprint, Difference, ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.models.recompute import recomputed
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.engine.per_image import PerImage, together
@@ -306,7 +306,7 @@ class ToyBlueprint(Blueprint):
 
 
 class ToyFamily:
-    """See `protocol.Family`."""
+    """See `family.Family`."""
 
     def recognises(self, config: Mapping) -> bool:
         return config.get("model_type") == NAME

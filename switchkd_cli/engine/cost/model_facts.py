@@ -17,7 +17,7 @@ from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.cost.parameters import Parameters, parameters
 from switchkd_cli.engine.hub import configs_only
-from switchkd_cli.engine.models.protocol import Blueprint, Family
+from switchkd_cli.engine.models.family import Blueprint, Family
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchkd_cli.engine.models.protocol import VisionLanguageModel
+from switchkd_cli.engine.models.family import VisionLanguageModel
 
 
 @dataclass(frozen=True)

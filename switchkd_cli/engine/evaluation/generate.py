@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item, digest
-from switchkd_cli.engine.models.protocol import ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.models.family import ProjectedImage, VisionLanguageModel
 
 GREY = (127, 127, 127)
 KEPT_BYTES = 2**28

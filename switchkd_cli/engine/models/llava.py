@@ -15,9 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.models import llava_checks, llava_save
-from switchkd_cli.engine.models.image_processors import prepared_pixels
-from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_in_front
-from switchkd_cli.engine.models.protocol import (
+from switchkd_cli.engine.models.family import (
     Blueprint,
     Difference,
     InputProcessor,
@@ -25,6 +23,8 @@ from switchkd_cli.engine.models.protocol import (
     ProjectedImage,
     VisionLanguageModel,
 )
+from switchkd_cli.engine.models.image_processors import prepared_pixels
+from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_in_front
 from switchkd_cli.engine.models.recompute import recomputed
 from switchkd_cli.engine.per_image import PerImage, flat
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from switchkd_cli.engine.hub import explained
+from switchkd_cli.engine.models.family import Blueprint, Difference
 from switchkd_cli.engine.models.image_processors import prepared_pixels
 from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of
-from switchkd_cli.engine.models.protocol import Blueprint, Difference
 from switchkd_cli.engine.models.tokenizers import IMAGE
 from switchkd_cli.errors import UserError
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from switchkd_cli.engine.hub import Stored
 from switchkd_cli.engine.models import llava_folder, llava_parts, tinyllava
+from switchkd_cli.engine.models.family import Published
 from switchkd_cli.engine.models.llava import Llava, LlavaBlueprint, LlavaInputs
 from switchkd_cli.engine.models.llava_config import image_tokens_of, shape
-from switchkd_cli.engine.models.protocol import Published
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.recipe.schema import Parts
 
@@ -47,7 +47,7 @@ processor = AutoProcessor.from_pretrained(FOLDER)
 
 
 class LlavaFamily:
-    """See `protocol.Family`."""
+    """See `family.Family`."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") in (tinyllava.TYPE, *llava_folder.TYPES)

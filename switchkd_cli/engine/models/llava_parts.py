@@ -26,11 +26,11 @@ from transformers import (
 from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, configs_only, explained, fetch
 from switchkd_cli.engine.models import image_processors
 from switchkd_cli.engine.models.config_limits import check_config, check_sizes, read_config
+from switchkd_cli.engine.models.family import Published
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS, image_tokens_of
 from switchkd_cli.engine.models.llava_folder import is_whole, read_whole
-from switchkd_cli.engine.models.protocol import Published
 from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean

@@ -24,7 +24,7 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
 from switchkd_cli.engine.data.sampling import grouped_order, order
-from switchkd_cli.engine.models.protocol import VisionLanguageModel
+from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
 

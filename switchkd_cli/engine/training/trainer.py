@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.models.protocol import VisionLanguageModel
+from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
