@@ -69,8 +69,9 @@ def family_of(stored: Stored) -> Family:
     for family in families:
         if family.recognises(config):
             return family
+    kind = f"is a {config['model_type']} checkpoint" if "model_type" in config else "names no model_type"
     raise UserError(
-        f"{stored} is a {config.get('model_type')} checkpoint, which no family reads ({', '.join(registry.FAMILIES)})",
+        f"{stored} {kind}, which no family reads ({', '.join(registry.FAMILIES)})",
         hint="name a whole vision-language model of such a family, for example a run's model/",
     )
 
