@@ -7,7 +7,7 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.paths import reading
+from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 
@@ -16,7 +16,7 @@ def total(
     objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str, Tensor], batch: Batch
 ) -> Tensor:
     """Return the value that is minimised, from each path's hidden states [N, D] and its head's weights [V, D]."""
-    outputs = {reading(path, "hidden"): values for path, values in states.items()}
+    outputs = {output_name(path, "hidden"): values for path, values in states.items()}
     columns = len(next(iter(heads.values())))
     keep, normalizers = objective.keep(batch), objective.normalizers([batch])
     return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, normalizers))[

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
-from switchkd_cli.engine.models.image_processors import usual_pictures
+from switchkd_cli.engine.models.image_processors import default_image_processor
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.engine.models.llava_config import image_tokens_of
 from switchkd_cli.engine.paths import Paths
@@ -142,7 +142,7 @@ def _model(config: LlavaConfig, device: torch.device) -> Llava:
         "float32"  # shipped weights are stored in half precision
     )
     processor = AutoProcessor.from_pretrained(TEACHER)
-    processor.image_processor = usual_pictures(config.vision_config)
+    processor.image_processor = default_image_processor(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
     with device:
         return Llava(LlavaForConditionalGeneration(config), LlavaInputs(processor, image_tokens_of(config)))

@@ -29,7 +29,7 @@ class ThreeForwards:
         self.student, self.teacher, self.loss = paths.student.model, paths.teacher.model, loss
         self.terms, self.cast, self.clip = {t.name: t for t in stage.objective}, cast, stage.grad_clip
         paths.student.requires_grad_(False)
-        self.trained = [p for part in stage.train for p in paths.student.reached(part).values()]
+        self.trained = [p for part in stage.train for p in paths.student.used_parameters(part).values()]
         for parameter in self.trained:
             parameter.requires_grad_(True)
         self.adamw = torch.optim.AdamW(self.trained, lr=stage.lr, weight_decay=stage.weight_decay)

@@ -160,7 +160,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     )
 
 
-def only(chosen: Tensor) -> Callable[[Tensor], Tensor]:
+def row_selector(chosen: Tensor) -> Callable[[Tensor], Tensor]:
     """What takes the chosen [N] of values [N, ...]: themselves, no copy, where all are chosen."""
     whole = bool(chosen.all())
     return lambda values: values if whole else values[chosen]

@@ -7,7 +7,14 @@ from pathlib import Path
 from transformers import set_seed
 
 from switchkd_cli import registry
-from switchkd_cli.engine.compatibility import Vocabulary, agree, check_alone, ended, noted, positions
+from switchkd_cli.engine.compatibility import (
+    Vocabulary,
+    check_alone,
+    positions,
+    shared_vocabulary,
+    small_differences,
+    with_end_tokens,
+)
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.hub import Stored, fetch
 from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
@@ -27,7 +34,7 @@ class Pair:
     """What was decided while reading, a line each."""
 
     @property
-    def given_teacher(self) -> Blueprint:
+    def required_teacher(self) -> Blueprint:
         """The teacher of a pair that was checked with one."""
         assert self.teacher is not None
         return self.teacher
@@ -49,17 +56,17 @@ def check_checkpoint(
     *,
     family: str | None = None,
     allow_pickle: bool = False,
-    speaks: bool = True,
+    needs_template: bool = True,
 ) -> Blueprint:
     """A whole checkpoint without its weights; of these only the files' headers are read. No remote code is run.
 
-    `family`: the family that it has to be of (None: the one that recognises it). `speaks`: see `check_alone`. Raises
+    `family`: the family that it has to be of (None: the one that recognises it). `needs_template`: see `check_alone`. Raises
     UserError for a folder that is empty, broken or of another family.
     """
     stored = fetch(name, who, allow_pickle=allow_pickle)
     blueprint = (registry.resolve("family", family) if family else family_of(stored)).read(stored)
-    check_alone(blueprint, who, speaks=speaks)
-    return ended(blueprint, who) if speaks else blueprint
+    check_alone(blueprint, who, needs_template=needs_template)
+    return with_end_tokens(blueprint, who) if needs_template else blueprint
 
 
 def family_of(stored: Stored) -> Family:
@@ -76,28 +83,34 @@ def family_of(stored: Stored) -> Family:
     )
 
 
-def check_model(spec: Model, who: str, *, speaks: bool = True) -> Blueprint:
+def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Blueprint:
     """All of a recipe's model but its weights, which are known to be there."""
     if isinstance(spec, Checkpoint):
         return check_checkpoint(
-            spec.checkpoint, who, family=spec.family, allow_pickle=spec.allow_pickle, speaks=speaks
+            spec.checkpoint,
+            who,
+            family=spec.family,
+            allow_pickle=spec.allow_pickle,
+            needs_template=needs_template,
         )
     blueprint = registry.resolve("family", spec.family).from_parts(spec, who)
-    check_alone(blueprint, who, speaks=speaks)
+    check_alone(blueprint, who, needs_template=needs_template)
     return blueprint
 
 
 def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     """Student and (if asked for) teacher, checked by themselves and against each other; no weight is read."""
-    student = check_model(recipe.student, "student", speaks=recipe.needs_template)
+    student = check_model(recipe.student, "student", needs_template=recipe.needs_template)
     teacher = None
     if recipe.teacher is not None and (with_teacher or recipe.evaluation is not None):
-        teacher = check_model(recipe.teacher, "teacher", speaks=recipe.evaluation is not None)
+        teacher = check_model(recipe.teacher, "teacher", needs_template=recipe.evaluation is not None)
     notes = (*student.notes, *(teacher.notes if teacher else ()))
     if not with_teacher:
         teacher = None
-    vocabulary = agree(student, teacher, [term for stage in recipe.stages for term in stage.objective])
-    return Pair(student, teacher, vocabulary, (*notes, *noted(student, teacher), str(vocabulary)))
+    vocabulary = shared_vocabulary(
+        student, teacher, [term for stage in recipe.stages for term in stage.objective]
+    )
+    return Pair(student, teacher, vocabulary, (*notes, *small_differences(student, teacher), str(vocabulary)))
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
@@ -105,7 +118,7 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
 
     Raises UserError where `check_checkpoint` and its blueprint's `build` do.
     """
-    return check_checkpoint(checkpoint, who, speaks=False).build()
+    return check_checkpoint(checkpoint, who, needs_template=False).build()
 
 
 def build_data(

@@ -37,19 +37,19 @@ class Vocabulary:
         return f"vocabulary: the first {self.shared:,} of {widths} logits are read"
 
 
-def check_alone(model: Blueprint, who: str, *, speaks: bool = True) -> None:
+def check_alone(model: Blueprint, who: str, *, needs_template: bool = True) -> None:
     """Raise UserError, naming every problem, where a model's config, tokenizer and image processor don't fit together.
 
-    `speaks`: its own chat template writes the conversations. Where every data set brings a template, a language
+    `needs_template`: its own chat template writes the conversations. Where every data set brings a template, a language
     model's own is not checked (Qwen2.5's writes no images).
     """
-    template = list(_template_problems(model.inputs)) if speaks else []
+    template = list(_template_problems(model.inputs)) if needs_template else []
     found = (*template, *_tokenizer_problems(model), *model.problems())
     if found:
         raise UserError([f"{who}: {problem}" for problem in found], hint=TEMPLATE_HINT if template else "")
 
 
-def ended(model: Blueprint, who: str) -> Blueprint:
+def with_end_tokens(model: Blueprint, who: str) -> Blueprint:
     """The model whose answers end with the token that its chat template writes after an answer, with a note if needed.
 
     Where the template writes none it is the tokenizer's end token. Of the other ids that the model's files name, those
@@ -73,7 +73,9 @@ def _named(words: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return " or ".join(f"{words.convert_ids_to_tokens(id)} ({id})" for id in ids)
 
 
-def agree(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
+def shared_vocabulary(
+    student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()
+) -> Vocabulary:
     """The vocabulary that both models share: every token of the student's tokenizer.
 
     Raises UserError, naming every pair that differs and what to do about it, where the student's visual features
@@ -94,7 +96,7 @@ def agree(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] =
     return Vocabulary(shared, student.vocabulary, teacher.vocabulary)
 
 
-def noted(student: Blueprint, teacher: Blueprint | None) -> list[str]:
+def small_differences(student: Blueprint, teacher: Blueprint | None) -> list[str]:
     """Differences between two models that are small enough, or that no term depends on: both values of each."""
     if teacher is None:
         return []

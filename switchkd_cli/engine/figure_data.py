@@ -36,7 +36,7 @@ LONGEST = 45  # characters of a question's first line: what stands readably over
 
 
 @torch.inference_mode()
-def position(folder: RunFolder) -> KneePosition | None:
+def knee_position(folder: RunFolder) -> KneePosition | None:
     """The finished student, its teacher and its switch where the answer to a question begins.
 
     Those that lead a term at their knees; None where none does, or its data has no question that can be shown.
@@ -48,7 +48,7 @@ def position(folder: RunFolder) -> KneePosition | None:
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = (
-        Paths(load(str(folder.model)), pair.given_teacher.build(), pair.vocabulary.shared)
+        Paths(load(str(folder.model)), pair.required_teacher.build(), pair.vocabulary.shared)
         .to(ALONE.device)
         .eval()
     )
@@ -69,7 +69,7 @@ def position(folder: RunFolder) -> KneePosition | None:
 
 
 @torch.inference_mode()
-def questions(folders: Sequence[RunFolder]) -> list[AttentionExample]:
+def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     """The same questions of the last stage's data put to the first run's teacher (if any) and each run's student.
 
     Looked from is the last word of the question, the first that can know all that is asked.
@@ -97,7 +97,7 @@ def _readers(
 ) -> Iterator[tuple[VisionLanguageModel, Conversations]]:
     """Teacher and students, one in memory at a time, each with the rows as it is asked them."""
     if run.config.teacher is not None:
-        teacher = check_pair(run.config, with_teacher=True).given_teacher.build().to(ALONE.device).eval()
+        teacher = check_pair(run.config, with_teacher=True).required_teacher.build().to(ALONE.device).eval()
         yield teacher, _asked(run, shown, teacher)
         del teacher
     for folder in folders:

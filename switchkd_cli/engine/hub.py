@@ -52,7 +52,7 @@ class Stored:
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file's mapping. Raises UserError where there is none."""
-        with explained(f"{self}: no readable {file}"):
+        with as_user_error(f"{self}: no readable {file}"):
             if exists(self.folder / file) and not self.has(file):  # a pipe would be waited for
                 raise OSError("not a file")
             held = json.loads((self.folder / file).read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
         hint = "a gated model needs a login; a model of yours is named by its folder"
         raise UserError(f"{who}: {name}: no such folder here, no such model on the hub", hint=hint) from None
     except OSError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else line(error)
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else one_line(error)
         raise UserError(
             f"{who}: {name}: not on this machine, and could not be fetched from the hub ({why})",
             hint="name a checkpoint folder, or fetch it where there is a network and copy the cache",
@@ -103,7 +103,7 @@ def weights_needed() -> bool:
 
 
 @contextmanager
-def explained(problem: str) -> Iterator[None]:
+def as_user_error(problem: str) -> Iterator[None]:
     """Turns whatever the libraries raise over a user's files and values into a UserError of one line."""
     try:
         yield
@@ -114,10 +114,10 @@ def explained(problem: str) -> Iterator[None]:
             raise UserError(f"{problem}: it needs code that came with it, which is never run") from error
         if isinstance(error, OSError) and error.errno in FULL:
             raise
-        raise UserError(f"{problem}: {line(error)}") from error
+        raise UserError(f"{problem}: {one_line(error)}") from error
 
 
-def line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:SAID] or type(error).__name__
 

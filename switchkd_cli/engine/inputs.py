@@ -66,7 +66,7 @@ class InputProcessor(ABC):
         """The images of one example, which is the unit: how an image is cut may depend on how many there are."""
 
     @abstractmethod
-    def unopened(self) -> Sequence[int]:
+    def placeholder_ids(self) -> Sequence[int]:
         """The token ids of an image that was not opened: as many as an ordinary one has."""
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor | None:

@@ -16,7 +16,7 @@ from switchkd_cli.engine.teacher_states import TeacherStates
 PATHS = ("student", "teacher", "switch")
 
 
-def reading(path: str, kind: str = "logits") -> str:
+def output_name(path: str, kind: str = "logits") -> str:
     """The name of what a path gives: `teacher` for its logits, `teacher.tokens` for what lies in front of them."""
     return path if kind == "logits" else f"{path}.{kind}"
 
@@ -78,15 +78,15 @@ class Paths(nn.Module):
             self.vocabulary,
         )
         twin.adapters, twin.one_tower, twin.states = copy.deepcopy(self.adapters), self.one_tower, self.states
-        twin.student.recomputed = self.student.recomputed
+        twin.student.recomputed_parts = self.student.recomputed_parts
         return twin
 
     def recompute(self, what: Collection[str]) -> None:
         """Activation checkpointing of the layers of V_S (`vision`), of L_S (`student`), of L_T in the switch pass (`switch`)."""
         ours = {"vision": "vision", "student": "language"}
-        self.student.recomputed = frozenset(ours[name] for name in what if name in ours)
+        self.student.recomputed_parts = frozenset(ours[name] for name in what if name in ours)
         if self.teacher is not None:  # its own pass takes no gradient and has none
-            self.teacher.recomputed = frozenset({"language"} if "switch" in what else ())
+            self.teacher.recomputed_parts = frozenset({"language"} if "switch" in what else ())
 
     def adapt(self, wanted: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draws new adapters for the wanted readings and returns their weights, to be trained.
@@ -98,15 +98,15 @@ class Paths(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for kind, ours in sorted(self.student.widths.items()):
             theirs = self.teacher.widths[kind] if self.teacher is not None else ours
-            compared = {reading("teacher", kind), reading("switch", kind)} & set(wanted)
-            if reading("student", kind) in wanted and compared and ours != theirs:
+            compared = {output_name("teacher", kind), output_name("switch", kind)} & set(wanted)
+            if output_name("student", kind) in wanted and compared and ours != theirs:
                 adapter = nn.Linear(ours, theirs, bias=False)
                 nn.init.xavier_uniform_(adapter.weight, generator=generator)
                 self.adapters[kind] = adapter
         return list(self.adapters.parameters())
 
     def forward(self, batch: Batch, wanted: Collection[str], keep: Tensor) -> dict[str, Any]:
-        """The wanted readings, by the names that `reading` gives them.
+        """The wanted readings, by the names that `output_name` gives them.
 
         `keep` is [B, T] bool with N true entries; logits are [N, vocabulary], in the order of `keep`'s rows.
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
@@ -124,7 +124,7 @@ class Paths(nn.Module):
                 readings |= _named("teacher", self._teach(features, batch, asked["teacher"], keep))
         if asked["switch"]:
             readings |= _named(
-                "switch", self._read(self._given_teacher, features, images, batch, asked["switch"], keep)
+                "switch", self._read(self._required_teacher, features, images, batch, asked["switch"], keep)
             )
         return readings
 
@@ -147,7 +147,7 @@ class Paths(nn.Module):
         self, features: PerImage, batch: Batch, kinds: Collection[str], keep: Tensor
     ) -> dict[str, PerImage]:
         """The teacher's outputs; hidden states row by row where they may be kept, or have to equal kept ones."""
-        teacher, states = self._given_teacher, self.states
+        teacher, states = self._required_teacher, self.states
         last = [] if states is None else [kind for kind in kinds if kind in ("hidden", "logits")]
         other = [kind for kind in kinds if kind not in last]
         given: dict[str, PerImage] = {}
@@ -162,12 +162,12 @@ class Paths(nn.Module):
 
     def _teacher_states(self, batch: Batch, keep: Tensor) -> Tensor:
         """The teacher's hidden states [N, D]."""
-        teacher = self._given_teacher
+        teacher = self._required_teacher
         tokens = teacher.project(teacher.encode(batch.images), batch.images)
         return teacher.hidden_states(batch, tokens, keep)
 
     @property
-    def _given_teacher(self) -> VisionLanguageModel:
+    def _required_teacher(self) -> VisionLanguageModel:
         """The teacher, where something that is wanted is computed with it."""
         if self.teacher is None:
             raise ValueError("these paths have no teacher")
@@ -204,4 +204,4 @@ def _kinds(wanted: Collection[str], path: str) -> list[str]:
 
 
 def _named(path: str, given: dict[str, PerImage]) -> dict[str, PerImage]:
-    return {reading(path, kind): value for kind, value in given.items()}
+    return {output_name(path, kind): value for kind, value in given.items()}

@@ -18,7 +18,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.fidelity import fidelity
 from switchkd_cli.engine.export import model_card
-from switchkd_cli.engine.hub import explained
+from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
 from switchkd_cli.engine.training.data_loader import micro_batch_size
@@ -118,7 +118,7 @@ def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder:
         )
     folder.checkpoints.mkdir(exist_ok=True)  # what a killed run leaves there is removed later
     with TemporaryDirectory(prefix=".rehearsal-", dir=folder.checkpoints) as scratch:
-        with explained("student: it could not be saved after training"):
+        with as_user_error("student: it could not be saved after training"):
             for rows in data.values():
                 left_out = paths.student.save(Path(scratch), **_template(rows), weights=False)
             model_card.write(run, folder, Path(scratch))

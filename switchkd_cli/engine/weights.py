@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, explained, line, weights_needed
+from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error, one_line, weights_needed
 from switchkd_cli.errors import MACHINE, UserError
 
 ADAPTERS = "adapter_config.json"
@@ -78,7 +78,7 @@ def _shards(stored: Stored, index: str) -> list[Path]:
     return [stored.folder / shard for shard in sorted(set(shards))]
 
 
-def tensors(stored: Stored) -> dict[str, Tensor]:
+def read_tensors(stored: Stored) -> dict[str, Tensor]:
     """Every tensor of the checkpoint by its stored name, mapped from the files rather than copied to memory.
 
     Pickles are read by `torch.load(weights_only=True)`: one that holds anything but tensors is refused.
@@ -86,7 +86,7 @@ def tensors(stored: Stored) -> dict[str, Tensor]:
     return {name: tensor for file in weight_files(stored) for name, tensor in _held(file, stored).items()}
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether it holds neither NaN nor an infinite value. One pass without a second tensor: 0.5 s for 10^9 values."""
     if not (tensor.is_floating_point() and tensor.numel()):
         return True
@@ -103,7 +103,7 @@ def load_weights(
     """
     files = weight_files(stored)
     safe = files[0].suffix == ".safetensors"
-    with explained(f"{stored}: no readable config"):
+    with as_user_error(f"{stored}: no readable config"):
         config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
         check_memory(model_class, config, str(stored), dtype, held=sum(file.stat().st_size for file in files))
     return _loaded(model_class, stored, stored.folder, dtype, (stored,), use_safetensors=safe, **options)
@@ -123,7 +123,7 @@ def take_weights(
     Raises as `load_weights` does.
     """
     held = sum(tensor.nbytes for tensor in state.values())
-    with explained(f"{stored}: no readable config"):
+    with as_user_error(f"{stored}: no readable config"):
         check_memory(model_class, options["config"], str(stored), dtype, held=held)
     return _loaded(model_class, stored, None, dtype, parts or (stored,), state_dict=dict(state), **options)
 
@@ -165,7 +165,7 @@ def _loaded(
     parts: Sequence[Stored],
     **options,
 ) -> AnyModel:
-    with explained(f"{stored}: no readable weights"):
+    with as_user_error(f"{stored}: no readable weights"):
         model, told = model_class.from_pretrained(
             where,
             dtype=dtype,
@@ -177,7 +177,7 @@ def _loaded(
         )
     _check_complete(stored, sorted(told["missing_keys"]), sorted(told["mismatched_keys"]))
     held = (*model.named_parameters(), *model.named_buffers())
-    if broken := [name for name, tensor in held if not finite(tensor)]:
+    if broken := [name for name, tensor in held if not is_finite(tensor)]:
         raise UserError(_not_finite(parts) or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
     return model
 
@@ -201,7 +201,7 @@ def _not_finite(parts: Sequence[Stored]) -> list[str]:
         for one in parts
         for file in weight_files(one)
         for name, tensor in _held(file, one).items()
-        if not finite(tensor)
+        if not is_finite(tensor)
     ]
     problems = [
         f"{name}: {count:,} of its {size:,} values are NaN or infinite" for name, count, size in counts
@@ -211,7 +211,7 @@ def _not_finite(parts: Sequence[Stored]) -> list[str]:
 
 
 def _held(file: Path, stored: Stored) -> dict[str, Tensor]:
-    with explained(f"{stored}: {file.name}: no readable weights"):
+    with as_user_error(f"{stored}: {file.name}: no readable weights"):
         return _safe(file) if file.suffix == ".safetensors" else _unpickled(file, stored)
 
 
@@ -243,4 +243,4 @@ def _damage(file: Path) -> str | None:
         with safe_open(file, "pt"):
             return None
     except (OSError, SafetensorError) as error:
-        return f"{file.name} is damaged or cut short ({line(error)})"
+        return f"{file.name} is damaged or cut short ({one_line(error)})"

@@ -178,13 +178,13 @@ class FigureData:
 
     def position(self, folder: run_folder.RunFolder) -> Any:
         with import_errors():
-            from switchkd_cli.engine.figure_data import position
-        return position(folder)
+            from switchkd_cli.engine.figure_data import knee_position
+        return knee_position(folder)
 
     def questions(self, folders: Sequence[run_folder.RunFolder]) -> Any:
         with import_errors():
-            from switchkd_cli.engine.figure_data import questions
-        return questions(folders)
+            from switchkd_cli.engine.figure_data import attention_examples
+        return attention_examples(folders)
 
 
 def main() -> int:

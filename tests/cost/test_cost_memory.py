@@ -45,7 +45,7 @@ def test_parameters_are_those_of_the_built_models():
             size = parameters(LLAVA.skeleton(model.model.config))
             assert size.all == sum(p.numel() for p in model.parameters())
             for part in ("vision", "projector", "language"):
-                assert size.trainable[part] == sum(p.numel() for p in model.reached(part).values())
+                assert size.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from switchkd_cli.engine.exif_orientation import upright
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     SiglipImageProcessorPil,
-    padded,
     prepared_pixels,
+    with_square_padding,
 )
 from switchkd_cli.errors import INPUT, UserError
 from tests.support import tiny
@@ -216,7 +216,7 @@ SQUARE = {"height": 24, "width": 24}
 PROCESSORS = {
     "siglip": SiglipImageProcessorPil(size=SQUARE, image_mean=[0.5] * 3, image_std=[0.5] * 3),
     "clip": CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=SQUARE),
-    "padded": padded(CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=SQUARE)),
+    "padded": with_square_padding(CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=SQUARE)),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.build import check_checkpoint
-from switchkd_cli.engine.compatibility import ended
+from switchkd_cli.engine.compatibility import with_end_tokens
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.prompt_template import after_answer, template_text
@@ -93,7 +93,7 @@ def test_an_end_that_the_tokenizer_does_not_name_is_the_conversations():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("chatml", processor)
     end, eos = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    opened = ended(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(eos,)), "model")
+    opened = with_end_tokens(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(eos,)), "model")
     assert opened.ends == (eos, end) and SAID in opened.notes[0]
 
 
@@ -101,7 +101,7 @@ def test_a_line_break_may_end_a_caption():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("pretrain", processor)
     (written,) = after_answer(processor)
-    opened = ended(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(written,)), "model")
+    opened = with_end_tokens(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(written,)), "model")
     assert opened.ends == (written, processor.tokenizer.eos_token_id)
 
 

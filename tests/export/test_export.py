@@ -29,7 +29,7 @@ SCRIPT = Path(exported.__file__)
 def taught(folder: Path, spec: Parts, template: str):
     """A student of parts with random weights, saved as a run that was taught in `template` leaves it."""
     torch.manual_seed(1)
-    model = check_model(spec, "student", speaks=False).build().eval()
+    model = check_model(spec, "student", needs_template=False).build().eval()
     rows = Rows([tiny.row("r", None, (exported.ASKED, "a dog"))], llava_row, images=folder)
     data = Conversations(rows, model.inputs, template=template)
     model.save(folder, template=data.chat_template, end=data.end)

@@ -98,7 +98,7 @@ def student(parts, tower="siglip", select="default", language="qwen2", projector
         feature_select=select,
     )
     torch.manual_seed(2)
-    return check_model(spec, "student", speaks=False).build().eval()
+    return check_model(spec, "student", needs_template=False).build().eval()
 
 
 def written(folder, model, template="chatml"):

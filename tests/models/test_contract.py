@@ -8,7 +8,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from switchkd_cli.engine.compatibility import Vocabulary, agree, check_alone, noted, positions
+from switchkd_cli.engine.compatibility import (
+    Vocabulary,
+    check_alone,
+    positions,
+    shared_vocabulary,
+    small_differences,
+)
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
@@ -51,7 +57,7 @@ def retold(folder, changes):
 
 def test_equal_tokenizers_share_all_their_ids():
     student, teacher = blueprint(), blueprint()
-    assert agree(student, teacher) == Vocabulary(WORDS, WORDS, WORDS)
+    assert shared_vocabulary(student, teacher) == Vocabulary(WORDS, WORDS, WORDS)
 
 
 def test_the_first_id_that_differs_is_named(tmp_path):
@@ -60,7 +66,7 @@ def test_the_first_id_that_differs_is_named(tmp_path):
     last = len(usual) - 1
     names = {usual.convert_ids_to_tokens(i): f"other{i}" for i in (last, last - 3)}
     teacher.inputs.processor.tokenizer = retold(tmp_path, names)
-    assert problems(agree, student, teacher) == [
+    assert problems(shared_vocabulary, student, teacher) == [
         (
             f"teacher: vocabulary: id {last - 3} is 'other{last - 3}', "
             f"the student's is {usual.convert_ids_to_tokens(last - 3)!r} (2 ids differ)"
@@ -72,13 +78,13 @@ def test_tokens_that_only_the_teacher_has_are_cut_off():
     student, teacher = blueprint(), blueprint()
     teacher.inputs.processor.tokenizer.add_tokens(["quokka"])
     teacher.config.text_config.vocab_size += 1
-    assert agree(student, teacher) == Vocabulary(WORDS, WORDS, WORDS + 1)
+    assert shared_vocabulary(student, teacher) == Vocabulary(WORDS, WORDS, WORDS + 1)
 
 
 def test_tokens_that_the_teacher_lacks_are_refused_and_the_first_is_named():
     student, teacher = blueprint(), blueprint()
     student.inputs.processor.tokenizer.add_tokens(["quokka", "wombat"])
-    assert problems(agree, student, teacher) == [
+    assert problems(shared_vocabulary, student, teacher) == [
         (
             f"teacher: vocabulary: {WORDS} tokens, the student's has {WORDS + 2}, "
             "'quokka' the first that the teacher lacks"
@@ -89,13 +95,13 @@ def test_tokens_that_the_teacher_lacks_are_refused_and_the_first_is_named():
 def test_without_a_teacher_only_the_students_padding_is_cut():
     student = blueprint()
     student.config.text_config.vocab_size += 9
-    assert agree(student, None) == Vocabulary(WORDS, WORDS + 9)
+    assert shared_vocabulary(student, None) == Vocabulary(WORDS, WORDS + 9)
 
 
 def test_heads_padded_to_the_widths_of_the_paper_are_no_difference_and_are_told():
     student, teacher = blueprint(), blueprint()
     student.config.text_config.vocab_size, teacher.config.text_config.vocab_size = 151936, 152064
-    agreed = agree(student, teacher)
+    agreed = shared_vocabulary(student, teacher)
     assert agreed == Vocabulary(WORDS, 151936, 152064)
     assert str(agreed) == (
         f"vocabulary: the first {WORDS:,} of the student's 151,936 and the teacher's 152,064 logits are read"
@@ -114,7 +120,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
                 tensor.copy_(weights[name])
             else:
                 tensor.fill_(1e4)[:size] = weights[name]
-    shared = agree(blueprint(student), blueprint(wide)).shared
+    shared = shared_vocabulary(blueprint(student), blueprint(wide)).shared
     assert shared == size
     batch = tiny.batch(student, tmp_path)
     keep = batch.predicting("answer")
@@ -129,7 +135,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
 def test_every_misfit_of_the_towers_is_told_at_once():
     teacher = blueprint(hidden_size=32, image_size=36)
     teacher.inputs.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
-    assert problems(agree, blueprint(), teacher) == [
+    assert problems(shared_vocabulary, blueprint(), teacher) == [
         "teacher: vision width is 32, the student's is 16",
         "teacher: image size is 36, the student's is 24",
         "teacher: patch grid is 3 x 3, the student's is 2 x 2",
@@ -148,7 +154,7 @@ def test_equal_pictures_cut_into_other_patches_are_refused():
         "teacher: feature count is 16, the student's is 4",
         "teacher: image token count is 16, the student's is 4",
     ]
-    assert problems(agree, blueprint(), blueprint(patch_size=6)) == expected
+    assert problems(shared_vocabulary, blueprint(), blueprint(patch_size=6)) == expected
 
 
 def prepared(by, **changes):
@@ -172,18 +178,18 @@ SQUARE = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24
 )
 def test_images_that_are_padded_cut_or_scaled_otherwise_are_refused_with_both_values(by, changes, expected):
     teacher = prepared(by, **changes)
-    (told,) = problems(agree, prepared(SiglipImageProcessorPil), teacher)
+    (told,) = problems(shared_vocabulary, prepared(SiglipImageProcessorPil), teacher)
     assert re.match(r"teacher: images are prepared otherwise \(\d+% apart\): ", told) and expected in told
-    assert "student.image_processor=" in hint(agree, blueprint(), teacher)
-    (other_way,) = problems(agree, teacher, prepared(SiglipImageProcessorPil))
+    assert "student.image_processor=" in hint(shared_vocabulary, blueprint(), teacher)
+    (other_way,) = problems(shared_vocabulary, teacher, prepared(SiglipImageProcessorPil))
     assert "are prepared otherwise" in other_way
 
 
 @pytest.mark.parametrize("resample", [0, 1, 2])
 def test_another_way_of_resampling_is_noted_with_both_values(resample):
     teacher = prepared(SiglipImageProcessorPil, resample=resample)
-    agree(prepared(SiglipImageProcessorPil), teacher)
-    (note,) = noted(prepared(SiglipImageProcessorPil), teacher)
+    shared_vocabulary(prepared(SiglipImageProcessorPil), teacher)
+    (note,) = small_differences(prepared(SiglipImageProcessorPil), teacher)
     assert note.startswith("teacher: images are prepared nearly alike (")
     assert note.endswith(f"apart): resample is {resample}, the student's is 3")
 
@@ -195,8 +201,8 @@ def test_settings_that_change_no_image_are_no_difference():
         prepared(SiglipImageProcessorPil, crop_size={"height": 9, "width": 9}),
         prepared(CLIPImageProcessorPil, do_center_crop=False),
     ):
-        agree(ours, teacher)
-        assert noted(ours, teacher) == []
+        shared_vocabulary(ours, teacher)
+        assert small_differences(ours, teacher) == []
 
 
 SWITCH = Term(name="vsd", loss="dbild", of="switch", to="teacher")
@@ -214,17 +220,19 @@ def read_at(layer):
 @pytest.mark.parametrize("terms", [[SWITCH], [FEATURES], [SWITCH, ALIGN, FEATURES]])
 def test_features_of_another_layer_are_refused_where_a_term_needs_them(terms):
     names = ", ".join(term.name for term in terms if term is not ALIGN)
-    assert problems(agree, read_at(-2), read_at(-1), terms) == [
+    assert problems(shared_vocabulary, read_at(-2), read_at(-1), terms) == [
         f"teacher: feature layer is -1, the student's is -2: {names} can't compare the two"
     ]
-    assert "student.feature_layer" in hint(agree, read_at(-2), read_at(-1), terms)
-    assert noted(read_at(-1), read_at(-1)) == []
+    assert "student.feature_layer" in hint(shared_vocabulary, read_at(-2), read_at(-1), terms)
+    assert small_differences(read_at(-1), read_at(-1)) == []
 
 
 def test_features_of_another_layer_are_noted_where_each_model_reads_its_own():
     """As in LLaVA-KD, where logits alone are compared."""
-    agree(read_at(-2), read_at(-1), [ALIGN, Term(loss="token_mse", to="teacher")])
-    assert noted(read_at(-2), read_at(-1)) == ["teacher: feature layer is -1, the student's is -2"]
+    shared_vocabulary(read_at(-2), read_at(-1), [ALIGN, Term(loss="token_mse", to="teacher")])
+    assert small_differences(read_at(-2), read_at(-1)) == [
+        "teacher: feature layer is -1, the student's is -2"
+    ]
 
 
 def test_positions_are_those_of_the_configs_stretched_where_they_are():
@@ -250,11 +258,11 @@ def hint(call, *arguments):
 def test_a_teacher_that_drops_a_patch_asks_for_a_student_that_does():
     teacher = blueprint()
     teacher.config.vision_feature_select_strategy = "default"
-    assert problems(agree, blueprint(), teacher) == [
+    assert problems(shared_vocabulary, blueprint(), teacher) == [
         "teacher: feature count is 3, the student's is 4",
         "teacher: image token count is 3, the student's is 4",
     ]
-    assert "student.feature_select" in hint(agree, blueprint(), teacher)
+    assert "student.feature_select" in hint(shared_vocabulary, blueprint(), teacher)
 
 
 def test_what_to_do_is_told_for_each_pair_that_differs(tmp_path):
@@ -263,7 +271,7 @@ def test_what_to_do_is_told_for_each_pair_that_differs(tmp_path):
     teacher.inputs.processor.tokenizer = retold(
         tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"}
     )
-    told = hint(agree, blueprint(), teacher)
+    told = hint(shared_vocabulary, blueprint(), teacher)
     assert "student.vision" in told and "student.tokenizer" in told
 
 

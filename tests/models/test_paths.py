@@ -60,7 +60,7 @@ def test_switch_gradient_reaches_every_trained_vision_tensor_and_nothing_else(st
     paths = paths_of(student, teacher)
     logits = paths(batch, {"switch"}, batch.predicting("answer"))["switch"]
     logits.log_softmax(-1)[:, 7].sum().backward()
-    reached = student.reached("vision")
+    reached = student.used_parameters("vision")
     for name, parameter in reached.items():
         # a key's bias shifts every attention score of a query alike, so its gradient is zero but for rounding
         assert parameter.grad is not None, name
@@ -72,7 +72,7 @@ def test_switch_gradient_reaches_every_trained_vision_tensor_and_nothing_else(st
 
 def test_unreached_vision_parameters_are_those_behind_the_feature_layer(student):
     everything = dict(student.model.model.vision_tower.named_parameters())
-    left_out = set(everything) - set(student.reached("vision"))
+    left_out = set(everything) - set(student.used_parameters("vision"))
     assert left_out == {n for n in everything if "layers.2." in n or "post_layernorm" in n}
 
 
@@ -80,7 +80,7 @@ def test_student_gradient_reaches_all_three_parts(student, teacher, batch):
     paths = paths_of(student, teacher)
     paths(batch, {"student"}, batch.predicting("answer"))["student"].logsumexp(-1).sum().backward()
     for part in ("vision", "projector", "language"):
-        assert all(p.grad is not None for p in student.reached(part).values()), part
+        assert all(p.grad is not None for p in student.used_parameters(part).values()), part
     assert all(p.grad is None for p in teacher.parameters())
 
 

@@ -143,8 +143,8 @@ def test_the_next_stage_is_as_it_says_itself(tmp_path):
         train(
             stage(steps=1, activation_checkpointing=told), paths, tiny.conversations(student, tmp_path), **how
         )
-        assert (paths.student.recomputed, paths.teacher.recomputed) == (student_s, teacher_s)
-        assert paths.twin().student.recomputed == student_s
+        assert (paths.student.recomputed_parts, paths.teacher.recomputed_parts) == (student_s, teacher_s)
+        assert paths.twin().student.recomputed_parts == student_s
 
 
 # --- the recipe's field

@@ -84,12 +84,12 @@ def test_a_student_around_it_distils(smollm2, tmp_path):
     pair = check_pair(recipe, with_teacher=True)
     assert (pair.vocabulary.shared, pair.vocabulary.student) == (49153, 49153)  # 49,152 and <image>
     paths, lines = pair.build(0), []
-    before = {n: p.clone() for n, p in paths.student.reached("vision").items()}
+    before = {n: p.clone() for n, p in paths.student.used_parameters("vision").items()}
     data = tiny.conversations(paths.student, tmp_path)
     train(recipe.stages[0], paths, data, seed=0, precision="fp32", log=lines.append, trackers=tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss/ce"] < lines[0]["loss/ce"]
-    assert any(not torch.equal(before[n], p) for n, p in paths.student.reached("vision").items())
+    assert any(not torch.equal(before[n], p) for n, p in paths.student.used_parameters("vision").items())
     paths.student.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["text_config"]["vocab_size"] == 49153
     assert check_checkpoint(str(tmp_path / "model")).inputs.image_tokens == 4

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from switchkd_cli.engine.batch import IGNORE, Example, collate
 from switchkd_cli.engine.build import check_checkpoint, check_pair
-from switchkd_cli.engine.compatibility import agree, noted
+from switchkd_cli.engine.compatibility import shared_vocabulary, small_differences
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.errors import UserError
@@ -413,10 +413,10 @@ def test_a_student_of_parts_is_shown_images_as_a_teacher_that_pads_them(home, fo
     fields["language"]["fresh"] |= {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     fields["language"]["fresh"] |= {"num_key_value_heads": 4}
     with pytest.raises(UserError, match="images are prepared otherwise"):
-        agree(design(Parts.model_validate(fields)), teacher)
+        shared_vocabulary(design(Parts.model_validate(fields)), teacher)
     alike = design(Parts.model_validate(fields | {"image_processor": str(folder)}))
-    agree(alike, teacher)
-    assert noted(alike, teacher) == []
+    shared_vocabulary(alike, teacher)
+    assert small_differences(alike, teacher) == []
 
 
 def test_eval_scores_it_as_it_is(home, tmp_path):

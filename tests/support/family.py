@@ -117,7 +117,7 @@ class FamilyTests(ABC):
         batch = self.batch(student, tmp_path)
         paths(batch, {"switch"}, batch.predicting("answer"))["switch"].square().sum().backward()
         with_gradient = {id(p) for p in (*paths.parameters(), *teacher.parameters()) if p.grad is not None}
-        assert with_gradient == {id(p) for p in student.reached("vision").values()}
+        assert with_gradient == {id(p) for p in student.used_parameters("vision").values()}
 
     def test_text_alone_gives_every_trained_part_a_gradient(self, tmp_path):
         student, teacher = self.student(), self.teacher()
@@ -125,7 +125,9 @@ class FamilyTests(ABC):
         logits = self.paths(student, teacher)(batch, {"student", "switch"}, batch.predicting("answer"))
         sum(each.square().sum() for each in logits.values()).backward()
         assert all(
-            p.grad is not None for part in ("vision", "projector") for p in student.reached(part).values()
+            p.grad is not None
+            for part in ("vision", "projector")
+            for p in student.used_parameters(part).values()
         )
 
     def test_recomputing_layers_changes_no_gradient(self, tmp_path):
@@ -156,7 +158,7 @@ class FamilyTests(ABC):
         train(stage, self.paths(student, teacher), data, **how)
         assert [line["step"] for line in lines if "step" in line] == [1, 2]
         moved = {name for name, p in student.named_parameters() if not torch.equal(p, before[name])}
-        assert {name for part in student.parts for name in student.reached(part)} and moved
+        assert {name for part in student.parts for name in student.used_parameters(part)} and moved
 
         assert student.eval().save(tmp_path / "model", template=data.chat_template, end=data.end) == []
         again = check_checkpoint(str(tmp_path / "model"), family=self.family).build().eval()
@@ -210,7 +212,7 @@ class FamilyTests(ABC):
             for part, modules in model.parts.items():
                 unique = {id(p): p.numel() for module in modules for p in module.parameters()}
                 assert planned.total[part] == sum(unique.values())
-                assert planned.trainable[part] == sum(p.numel() for p in model.reached(part).values())
+                assert planned.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
         rows = [
             Row(str(i), (("What is it?", "a bus" + " and" * i),), (self.usual_image(tmp_path),))
             for i in range(2)

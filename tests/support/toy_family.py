@@ -30,7 +30,7 @@ from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.hub import Stored
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.family import Blueprint, Difference, ProjectedImage, VisionLanguageModel
-from switchkd_cli.engine.models.recompute import recomputed
+from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.engine.per_image import PerImage, together
 from switchkd_cli.engine.weights import check_weights, load_weights
@@ -142,7 +142,7 @@ class ToyInputs(InputProcessor):
         before, behind = self.marks
         return [before, *[self.image_token] * (rows * columns // 2), behind]
 
-    def unopened(self) -> Sequence[int]:
+    def placeholder_ids(self) -> Sequence[int]:
         return self._ids(4, 4)
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor:
@@ -173,7 +173,7 @@ class Toy(VisionLanguageModel):
             "language": (model.columns, model.language),
         }
 
-    def reached(self, part: str) -> dict[str, nn.Parameter]:
+    def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
         inside = [id(p) for module in self.parts[part] for p in module.parameters()]
         return {name: p for name, p in self.model.named_parameters() if id(p) in inside}
 
@@ -188,7 +188,7 @@ class Toy(VisionLanguageModel):
     def encode(self, images: Sequence[ImageInput]) -> PerImage:
         if not images:
             return torch.zeros(0, 2, self.model.config.vision_width)
-        with recomputed(self.model.encoder if "vision" in self.recomputed else ()):
+        with recompute_layers(self.model.encoder if "vision" in self.recomputed_parts else ()):
             return together([self._encode(image["pixels"].to(self.model.dtype)) for image in images])
 
     def _encode(self, pixels: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class Toy(VisionLanguageModel):
 
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
         language = self.model.language.model
-        with recomputed(language.layers if "language" in self.recomputed else ()):
+        with recompute_layers(language.layers if "language" in self.recomputed_parts else ()):
             return language(
                 inputs_embeds=self._embed(batch.input_ids, batch.image, batch.position[1], tokens),
                 attention_mask=batch.attention.long(),
@@ -232,7 +232,7 @@ class Toy(VisionLanguageModel):
         raise NotImplementedError
 
     def same_vision(self, other: VisionLanguageModel) -> bool:
-        ours, theirs = (model.reached("vision") for model in (self, other))
+        ours, theirs = (model.used_parameters("vision") for model in (self, other))
         return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def generate(
@@ -287,7 +287,7 @@ class Toy(VisionLanguageModel):
 class ToyBlueprint(Blueprint):
     """A toy model before its weights are read."""
 
-    def taken_apart(self, model: PreTrainedModel) -> Toy:
+    def wrap(self, model: PreTrainedModel) -> Toy:
         return Toy(model, self.inputs)
 
     def problems(self) -> Iterator[str]:

@@ -63,7 +63,7 @@ def test_a_tower_that_is_trained_is_not_the_teachers(tmp_path):
 def test_other_weights_are_not_the_teachers(tmp_path):
     paths = pair()
     with torch.no_grad():
-        next(iter(paths.student.reached("vision").values())).add_(1e-3)
+        next(iter(paths.student.used_parameters("vision").values())).add_(1e-3)
     assert not begun(paths, tmp_path, train=["projector", "language"]).one_tower
 
 

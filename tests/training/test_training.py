@@ -53,7 +53,7 @@ def changed(now, before):
 
 def test_every_reached_student_tensor_is_trained_and_no_teacher_tensor_changes(tmp_path):
     paths, _, before = trained(tmp_path)
-    reached = {id(p) for part in paths.student.parts for p in paths.student.reached(part).values()}
+    reached = {id(p) for part in paths.student.parts for p in paths.student.used_parameters(part).values()}
     named = dict(paths.named_parameters())
     assert changed(paths, before) == {name for name, p in named.items() if id(p) in reached}
     assert not any(name.startswith("teacher.") for name in changed(paths, before))
@@ -62,7 +62,7 @@ def test_every_reached_student_tensor_is_trained_and_no_teacher_tensor_changes(t
 @pytest.mark.parametrize("part", ["vision", "projector", "language"])
 def test_only_the_named_part_is_trained(tmp_path, part):
     paths, _, before = trained(tmp_path, train=[part])
-    mine = {id(p) for p in paths.student.reached(part).values()}
+    mine = {id(p) for p in paths.student.used_parameters(part).values()}
     assert {id(dict(paths.named_parameters())[name]) for name in changed(paths, before)} == mine
 
 

@@ -78,22 +78,22 @@ def published() -> Mapping[str, Any]:
 
 
 def describe_model(
-    spec: Model, who: str, planned: Mapping[Path, Run], *, speaks: bool = True
+    spec: Model, who: str, planned: Mapping[Path, Run], *, needs_template: bool = True
 ) -> KnownModel | UnknownModel:
     """Return what is known of a model without reading its weights.
 
-    `planned`: by the model folders that they will write, runs whose students a checkpoint may be. `speaks`: see
+    `planned`: by the model folders that they will write, runs whose students a checkpoint may be. `needs_template`: see
     `compatibility.check_alone`.
     """
     folder = Path(spec.checkpoint).absolute() if isinstance(spec, Checkpoint) else None
     if folder is not None and folder in planned and not folder.exists():
         run = planned[folder]
-        student = describe_model(run.config.student, who, {}, speaks=run.config.needs_template)
+        student = describe_model(run.config.student, who, {}, needs_template=run.config.needs_template)
         source = f"not there yet: row {run.row} of this recipe makes it"
         return replace(student, source=source, blueprint=None) if isinstance(student, KnownModel) else student
     try:
         with configs_only():
-            blueprint = check_model(spec, who, speaks=speaks)
+            blueprint = check_model(spec, who, needs_template=needs_template)
         family = registry.resolve("family", spec.family)
         return KnownModel(family, blueprint.config, len(blueprint.inputs.tokenizer), HERE, blueprint)
     except UserError as error:

@@ -31,5 +31,5 @@ def parameters(model: VisionLanguageModel) -> Parameters:
     }
     return Parameters(
         {part: sum(p.numel() for p in held.values()) for part, held in unique.items()},
-        {part: sum(p.numel() for p in model.reached(part).values()) for part in unique},
+        {part: sum(p.numel() for p in model.used_parameters(part).values()) for part in unique},
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from switchkd_cli import registry
-from switchkd_cli.engine.compatibility import Vocabulary, agree, noted, positions
+from switchkd_cli.engine.compatibility import Vocabulary, positions, shared_vocabulary, small_differences
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
@@ -30,11 +30,11 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
     stage needs images that its data don't have.
     """
     config = run.config
-    student = describe_model(config.student, "student", planned, speaks=config.needs_template)
+    student = describe_model(config.student, "student", planned, needs_template=config.needs_template)
     models = {"student": student}
     if config.teacher is not None:
         scored = config.evaluation is not None  # as a teacher it reads what the student reads
-        models["teacher"] = describe_model(config.teacher, "teacher", planned, speaks=scored)
+        models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"] if taught else None
     sizes = {who: model.parameters() for who, model in models.items() if isinstance(model, KnownModel)}
@@ -85,7 +85,7 @@ def _shared_vocabulary(
     """Return the vocabulary that both models share, checked as training does if both are here, and the check's notes."""
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
-        return agree(*both, terms), noted(*both)
+        return shared_vocabulary(*both, terms), small_differences(*both)
     return Vocabulary(student.tokens, student.vocabulary, teacher.vocabulary if teacher else None), []
 
 

@@ -159,7 +159,7 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.inputs.unopened()] * len(row.images)
+            usual = [self.inputs.placeholder_ids()] * len(row.images)
             example = self._written(row, usual)
             images = self._prepared(row)
             if (ids := [image.ids for image in images]) != usual:
@@ -173,7 +173,7 @@ class Conversations(Dataset[Example]):
     def written(self, index: int) -> Example:
         """The row's text with its image tokens, no image opened. Raises Fault."""
         row = self.rows[index]
-        return self._written(row, [self.inputs.unopened()] * len(row.images))
+        return self._written(row, [self.inputs.placeholder_ids()] * len(row.images))
 
     def _prepared(self, row: Row) -> list[PreparedImage]:
         follow = self.rows.follow_links

@@ -1,4 +1,4 @@
-"""How a saved model is spoken to: the conversation that it was taught, whichever way a tool writes its messages."""
+"""The chat template that is saved with a model: it takes messages with plain text or with parts."""
 
 from __future__ import annotations
 
@@ -26,30 +26,33 @@ IN_PARTS = """\
 {%- endfor -%}
 {%- set messages = told.messages -%}
 """
-"""Written before a template that knows messages in parts only, it makes parts of plain text. lmms-eval's
-`llava_hf` puts "<image>\\n" before the question and asks with that: a template that doesn't expect it asks
-nothing, or puts the picture where the model never saw one. In it and in our templates is nothing but what llama.cpp's
-engines, @huggingface/jinja and minijinja know as well: no product of a list or a text, no `dict(...)`, no `replace`
-as a filter."""
+"""Jinja that turns plain-text messages into parts, written before a template that reads only messages in parts.
+
+lmms-eval's `llava_hf` sends "<image>\\n" and the question as plain text: a template that doesn't expect this drops the
+question, or puts the image where the model never saw one in training. This code and our templates use only what
+llama.cpp's engines, @huggingface/jinja and minijinja support too: no product of a list or a text, no `dict(...)`, no
+`replace` filter."""
 LAST = IN_PARTS.splitlines(keepends=True)[
     -1
-]  # what follows it is the template, also behind what older versions wrote
+]  # the template itself follows this line, also in files that older versions wrote
 
 
-def spoken(processor: LlavaProcessor, template: str | None, end: str | None) -> LlavaProcessor:
-    """A copy of the processor with the conversation that the model was taught, to be saved with it.
+def with_chat_template(processor: LlavaProcessor, template: str | None, end: str | None) -> LlavaProcessor:
+    """Return a copy of the processor with the chat template and the end token of the training, to be saved.
 
-    `template` is that conversation in Jinja and `end` the token that ends its answers; without them the
-    processor's own stay. Tools look for the template in the processor or in the tokenizer, so both have it.
+    `template` is Jinja and `end` the token that ends an answer; None keeps the processor's own. Tools look for the
+    template in the processor or in the tokenizer, so both get it.
     """
-    told = copy.deepcopy(processor)
+    saved = copy.deepcopy(processor)
     template = template or processor.chat_template
     if template:
-        told.chat_template = told.tokenizer.chat_template = IN_PARTS + template.rpartition(LAST)[2]
+        saved.chat_template = saved.tokenizer.chat_template = IN_PARTS + template.rpartition(LAST)[2]
     if end is not None:
-        told.tokenizer.eos_token = end
-    told.tokenizer.padding_side = "left"  # whoever generates in batches needs it
-    pictures = told.image_processor
-    if getattr(pictures, "crop_size", None) is None:  # SigLIP's has none; token counts are read from it
-        pictures.crop_size = dict(pictures.size)
-    return told
+        saved.tokenizer.eos_token = end
+    saved.tokenizer.padding_side = "left"  # generation in batches needs it
+    image_processor = saved.image_processor
+    if (
+        getattr(image_processor, "crop_size", None) is None
+    ):  # SigLIP's has none; token counts are read from it
+        image_processor.crop_size = dict(image_processor.size)
+    return saved

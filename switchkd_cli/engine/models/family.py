@@ -46,14 +46,14 @@ class VisionLanguageModel(nn.Module, ABC):
     """A model as vision encoder V, projector P and language model L (head included).
 
     `model` is a plain transformers model, so that what is saved loads without this package. The layers of the parts
-    in `recomputed` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
+    in `recomputed_parts` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: InputProcessor) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
-        self.recomputed: frozenset[str] = frozenset()
+        self.recomputed_parts: frozenset[str] = frozenset()
 
     @property
     @abstractmethod
@@ -61,7 +61,7 @@ class VisionLanguageModel(nn.Module, ABC):
         """The modules of `vision`, `projector` and `language`, the names that a recipe's `train` may hold."""
 
     @abstractmethod
-    def reached(self, part: str) -> dict[str, nn.Parameter]:
+    def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
         """The part's parameters that a forward pass uses, by name: those that training the part trains."""
 
     @property
@@ -143,10 +143,10 @@ class Blueprint(ABC):
         model = self.weights(dtype)
         if self.ends:
             model.generation_config.eos_token_id = list(self.ends) if len(self.ends) > 1 else self.ends[0]
-        return self.taken_apart(model)
+        return self.wrap(model)
 
     @abstractmethod
-    def taken_apart(self, model: PreTrainedModel) -> VisionLanguageModel:
+    def wrap(self, model: PreTrainedModel) -> VisionLanguageModel:
         """The model as V, P and L."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Image processors: the one that is stored with a vision tower, or the one that its kind is published with."""
+"""Image processors: read the one that is stored with a vision tower, or make the one that its kind is published with."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, explained
+from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
 
 PIL = {"backend": "pil"}  # the other backend needs torchvision
 
 FILE = "preprocessor_config.json"
 
 
-def read_pictures(stored: Stored):
-    """The image processor of a folder that has one."""
-    with explained(f"{stored}: no readable {FILE}"):
+def read_image_processor(stored: Stored):
+    """Return the image processor that is stored in a folder."""
+    with as_user_error(f"{stored}: no readable {FILE}"):
         return AutoImageProcessor.from_pretrained(stored.folder, **PIL, **NO_CODE)
 
 
-def usual_pictures(vision: PretrainedConfig):
-    """The published processing of the config's kind of tower, at the config's own size.
+def default_image_processor(vision: PretrainedConfig):
+    """Return the image processor that towers of this kind are published with, at the config's image size.
 
-    SigLIP: resized to a square, mean and deviation 0.5. CLIP: the short side resized, the middle cut out, CLIP's
-    own mean and deviation.
+    SigLIP: resize to a square, mean and standard deviation 0.5. CLIP: resize the short side, crop the centre, CLIP's
+    own mean and standard deviation.
     """
     side = vision.image_size
     square = {"height": side, "width": side}
@@ -40,22 +40,24 @@ def usual_pictures(vision: PretrainedConfig):
     return SiglipImageProcessorPil(size=square, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def padded(usual):
-    """The same processing of pictures that are first padded to squares with the mean colour."""
-    size = usual.size if usual.size.get("shortest_edge") else {"shortest_edge": usual.size["height"]}
+def with_square_padding(processor):
+    """Return the image processor that first pads images to squares with the mean colour, then does as `processor`."""
+    size = (
+        processor.size if processor.size.get("shortest_edge") else {"shortest_edge": processor.size["height"]}
+    )
     return LlavaImageProcessorPil(
         do_pad=True,
         size=dict(size),
-        crop_size=dict(getattr(usual, "crop_size", None) or usual.size),
-        resample=usual.resample,
-        image_mean=usual.image_mean,
-        image_std=usual.image_std,
+        crop_size=dict(getattr(processor, "crop_size", None) or processor.size),
+        resample=processor.resample,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
     )
 
 
 def prepared_pixels(image_processor: Callable[..., Mapping[str, Tensor]], images: Sequence[Image]) -> Tensor:
-    """Images as the tower takes them, [images, 3, H, W].
+    """Return images as pixel values for the vision tower, [images, 3, H, W].
 
-    Colours are said to come last: before transformers 5.6 a side of 1 or 3 pixels could be taken for them.
+    The layout (channels last) is given: before transformers 5.6 a side of 1 or 3 pixels could be read as the channels.
     """
     return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]

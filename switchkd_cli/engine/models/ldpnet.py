@@ -1,7 +1,7 @@
-"""LDPNetV2, MobileVLM V2's projector, in a LLaVA model: 144 tokens from CLIP's 576 features.
+"""LLaVA with LDPNetV2, MobileVLM V2's projector: 144 tokens from CLIP's 576 features.
 
-transformers' Llava has no other projector than its MLP. So this is a model type of its own, a subclass that
-differs in the projector alone; transformers' Auto classes know it once this module is imported.
+transformers' LLaVA has only an MLP as its projector. So this is a model type of its own, a subclass that differs only
+in the projector; transformers' Auto classes know it once this module is imported.
 """
 
 import math
@@ -12,17 +12,17 @@ from transformers.models.llava.modeling_llava import LlavaModel
 
 
 class LlavaLdpConfig(LlavaConfig):
-    """A LlavaConfig whose projector pools `projector_pooling` x `projector_pooling` features into a token."""
+    """A LlavaConfig whose projector pools `projector_pooling` x `projector_pooling` features into one token."""
 
     model_type = "llava_ldpnetv2"
     projector_pooling: int = 2
 
 
 class LDPNetV2(nn.Module):
-    """Linear, GELU, Linear on each feature; average pooling over the grid; a depth-wise 3x3 convolution added on.
+    """Linear, GELU, Linear on each feature; average pooling over the grid; plus a depth-wise 3x3 convolution of the result.
 
-    Source: MobileVLM V2 (arXiv 2402.03766), section 3.2. The pooling there is adaptive to 12 x 12; from its
-    24 x 24 grid that is the mean of each 2 x 2 block, which is what is computed here for any even grid.
+    Source: MobileVLM V2 (arXiv 2402.03766), section 3.2. There the pooling adapts to 12 x 12; from its
+    24 x 24 grid this is the mean of each 2 x 2 block, which this class computes for any even grid.
     """
 
     def __init__(self, config: LlavaLdpConfig) -> None:
@@ -43,7 +43,7 @@ class LDPNetV2(nn.Module):
 
 
 class LlavaLdpModel(LlavaModel):
-    """transformers' LlavaModel with LDPNetV2 between its halves."""
+    """transformers' LlavaModel with LDPNetV2 as its projector."""
 
     config: LlavaLdpConfig
 
@@ -54,7 +54,7 @@ class LlavaLdpModel(LlavaModel):
 
 
 class LlavaLdpForConditionalGeneration(LlavaForConditionalGeneration):
-    """transformers' LlavaForConditionalGeneration over such a model."""
+    """transformers' LlavaForConditionalGeneration with LDPNetV2 as its projector."""
 
     config: LlavaLdpConfig
 

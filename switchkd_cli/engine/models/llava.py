@@ -25,7 +25,7 @@ from switchkd_cli.engine.models.family import (
 )
 from switchkd_cli.engine.models.image_processors import prepared_pixels
 from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_in_front
-from switchkd_cli.engine.models.recompute import recomputed
+from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.per_image import PerImage, flat
 
 BUILT = (
@@ -50,9 +50,9 @@ class LlavaInputs(InputProcessor):
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
         """`pixel_values` [3, H, W] of each image."""
         pixels = prepared_pixels(self.processor.image_processor, list(images))
-        return [PreparedImage({"pixel_values": each}, self.unopened()) for each in pixels]
+        return [PreparedImage({"pixel_values": each}, self.placeholder_ids()) for each in pixels]
 
-    def unopened(self) -> Sequence[int]:
+    def placeholder_ids(self) -> Sequence[int]:
         return [self.image_token] * self.image_tokens
 
 
@@ -68,7 +68,7 @@ class LlavaBlueprint(Blueprint):
         """From transformers' processor; `rest` as in `Blueprint`."""
         return cls(config, LlavaInputs(processor, image_tokens_of(config)), *rest)
 
-    def taken_apart(self, model: LlavaForConditionalGeneration) -> Llava:
+    def wrap(self, model: LlavaForConditionalGeneration) -> Llava:
         return Llava(model, self.inputs)
 
     def problems(self) -> Iterator[str]:
@@ -105,7 +105,7 @@ class Llava(VisionLanguageModel):
             "language": (core.language_model, self.model.lm_head),
         }
 
-    def reached(self, part: str) -> dict[str, nn.Parameter]:
+    def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
         """The part's parameters that a forward pass uses, by name.
 
         The tower's features are taken at `vision_feature_layer`; what lies behind it (later layers, the last
@@ -146,14 +146,14 @@ class Llava(VisionLanguageModel):
         features = tower.embeddings(pixels)
         if hasattr(tower, "pre_layrnorm"):
             features = tower.pre_layrnorm(features)
-        with recomputed(layers if "vision" in self.recomputed else ()):
+        with recompute_layers(layers if "vision" in self.recomputed_parts else ()):
             for layer in layers:
                 features = layer(features, attention_mask=None)  # every patch sees every other
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
     def same_vision(self, other: VisionLanguageModel) -> bool:
         """Whether both have the same tower, weight by weight, and read it at the same layer."""
-        ours, theirs = (model.reached("vision") for model in (self, other))
+        ours, theirs = (model.used_parameters("vision") for model in (self, other))
         return (
             isinstance(other, Llava)
             and _seeing(self.model.config) == _seeing(other.model.config)
@@ -167,7 +167,7 @@ class Llava(VisionLanguageModel):
 
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
         embedded, language = self._embed(batch, tokens), self.model.model.language_model
-        with recomputed(language.layers if "language" in self.recomputed else ()):
+        with recompute_layers(language.layers if "language" in self.recomputed_parts else ()):
             hidden = language(
                 inputs_embeds=embedded,
                 attention_mask=_bias(batch.attention, embedded.dtype),

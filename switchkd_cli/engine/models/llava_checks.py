@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from switchkd_cli.engine.hub import explained
+from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.models.family import Blueprint, Difference
 from switchkd_cli.engine.models.image_processors import prepared_pixels
 from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of
@@ -127,7 +127,7 @@ def problems(model: LlavaBlueprint) -> Iterator[str]:
     if not isinstance(layer, int) or not -layers <= layer <= -1:
         yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
     try:
-        with explained("the image processor can't prepare a picture"):
+        with as_user_error("the image processor can't prepare a picture"):
             size, tokens = _prepared(model)
     except UserError as error:
         yield from error.problems

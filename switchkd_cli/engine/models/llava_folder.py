@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, explained
+from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
 from switchkd_cli.engine.models import image_processors, ldpnet, tinyllava
 from switchkd_cli.engine.models.config_limits import check_config, read_config
 from switchkd_cli.engine.models.llava import LlavaBlueprint
@@ -65,7 +65,7 @@ def read(stored: Stored) -> LlavaBlueprint:
             hint="name a LlavaForConditionalGeneration or TinyLLaVA folder, for example a run's model/",
         )
     check_config(config, stored)
-    with explained(f"{stored}: no readable processor"):
+    with as_user_error(f"{stored}: no readable processor"):
         processor = AutoProcessor.from_pretrained(stored.folder, **image_processors.PIL, **NO_CODE)
         if not isinstance(processor, LlavaProcessor):
             raise TypeError(f"{type(processor).__name__} is no LlavaProcessor")

@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, configs_only, explained, fetch
+from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, as_user_error, configs_only, fetch
 from switchkd_cli.engine.models import image_processors
 from switchkd_cli.engine.models.config_limits import check_config, check_sizes, read_config
 from switchkd_cli.engine.models.family import Published
@@ -88,7 +88,7 @@ def _processor(config: LlavaConfig, prepare, words: PreTrainedTokenizerBase) -> 
     pooling = getattr(config, "projector_pooling", 1)
     pooled = pooling > 1
     return LlavaProcessor(
-        image_processor=prepare or image_processors.usual_pictures(config.vision_config),
+        image_processor=prepare or image_processors.default_image_processor(config.vision_config),
         tokenizer=words,
         patch_size=config.vision_config.patch_size * pooling,
         vision_feature_select_strategy="full" if pooled else config.vision_feature_select_strategy,
@@ -108,7 +108,7 @@ def _weights(
     dtype: str,
 ) -> LlavaForConditionalGeneration:
     """The model with fresh weights, then those of the named parts."""
-    with explained(f"{who}: no model can be built of these parts"):
+    with as_user_error(f"{who}: no model can be built of these parts"):
         check_memory(model_class, config, who)
         model = model_class(config)
     model.generation_config.pad_token_id = words.pad_token_id
@@ -157,7 +157,7 @@ def _pictures(seen: Stored | None, whole: LlavaBlueprint | None):
     """The tower's own image processor, if it has one."""
     if whole:
         return whole.inputs.processor.image_processor
-    return image_processors.read_pictures(seen) if seen and seen.has(image_processors.FILE) else None
+    return image_processors.read_image_processor(seen) if seen and seen.has(image_processors.FILE) else None
 
 
 def _tower_config(seen: Stored, whole: LlavaBlueprint | None) -> PretrainedConfig:
@@ -199,7 +199,7 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
     if problems:
         raise UserError(problems)
     check_sizes(source.fresh, f"{who}.{part}.fresh")
-    with explained(f"{who}.{part}.fresh"):
+    with as_user_error(f"{who}.{part}.fresh"):
         config = FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
     check_config(config, f"{who}.{part}.fresh")
     width, heads = config.hidden_size, config.num_attention_heads

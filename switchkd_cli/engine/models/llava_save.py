@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from switchkd_cli.engine.models.chat_template import spoken
+from switchkd_cli.engine.models.chat_template import with_chat_template
 from switchkd_cli.errors import UTF8
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ def save(
     is written: to see whether all the rest can be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    processor = spoken(model.inputs.processor, template, end)
+    processor = with_chat_template(model.inputs.processor, template, end)
     generation, idle = _generation(model.model.generation_config, processor, taught=end is not None)
     with _generating(model.model, generation):
         _save_model(model.model, folder, weights=weights)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again on its own: older releases look nowhere else
     _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))
-    tell_plainly(folder / "tokenizer_config.json")
+    simplify_tokenizer_config(folder / "tokenizer_config.json")
     _edit(
         folder / "preprocessor_config.json", lambda told: told | {"processor_class": type(processor).__name__}
     )
@@ -136,7 +136,7 @@ def _plain_config(
     return told
 
 
-def tell_plainly(tokenizer_config: Path) -> None:
+def simplify_tokenizer_config(tokenizer_config: Path) -> None:
     """Rewrites a tokenizer_config.json for releases of transformers before 5, which refuse what 5 writes there."""
     _edit(tokenizer_config, _plain_tokenizer)
 

@@ -1,4 +1,4 @@
-"""The sizes of a model that its memory and its operations depend on, whatever its family."""
+"""The sizes of a model from which its memory and FLOPs are computed, the same for every family."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VisionShape:
-    """V: `positions` patches (and a class token, if there is one) through `layers` up to the feature layer.
+    """V: `positions` patches (and the class token, if any) through `layers` up to the feature layer.
 
-    `input_norm`: a norm stands in front of the first layer (CLIP's).
+    `input_norm`: there is a norm before the first layer (as in CLIP).
     """
 
     width: int
@@ -23,13 +23,13 @@ class VisionShape:
 
     @property
     def weights(self) -> int:
-        """Entries of one layer's matrices: query, key, value, output, and the two of its MLP."""
+        """Number of weights in one layer's matrices: query, key, value, output, and the two of its MLP."""
         return 4 * self.width**2 + 2 * self.width * self.inner
 
 
 @dataclass(frozen=True)
 class ProjectorShape:
-    """P: two matrices on each of `features`, then `tokens` (fewer where neighbours are pooled)."""
+    """P: two matrices on each of `features`, then `tokens` (fewer than `features` where it pools)."""
 
     input: int
     width: int
@@ -38,7 +38,7 @@ class ProjectorShape:
 
     @property
     def weights(self) -> tuple[int, int]:
-        """Entries of the first and of the second matrix."""
+        """Number of weights in the first and in the second matrix."""
         return self.input * self.width, self.width**2
 
     @property
@@ -60,7 +60,7 @@ class LanguageShape:
 
     @property
     def weights(self) -> int:
-        """Entries of one layer's matrices: query and output, key and value, and the three of its gated MLP."""
+        """Number of weights in one layer's matrices: query and output, key and value, and the three of its gated MLP."""
         return 2 * self.width * self.queries + 2 * self.width * self.keys + 3 * self.width * self.inner
 
 

@@ -23,14 +23,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, explained, fetch
+from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, as_user_error, fetch
 from switchkd_cli.engine.models import image_processors, tokenizers
 from switchkd_cli.engine.models.chat_template import IN_PARTS
 from switchkd_cli.engine.models.config_limits import check_config, check_sizes
 from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
-from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, take_weights, tensors
+from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, read_tensors, take_weights
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import template
 
@@ -144,7 +144,7 @@ def _words_of(stored: Stored, told: Mapping[str, Any]) -> Stored:
 
 def _config(stored: Stored, told: Mapping[str, Any], words: PreTrainedTokenizerBase) -> LlavaConfig:
     check_sizes(told, stored)
-    with explained(f"{stored}: no readable config"):
+    with as_user_error(f"{stored}: no readable config"):
         seeing, reading = _part_config(told["vision_config"]), _part_config(told["text_config"])
         if seeing.model_type == "siglip_vision_model":
             seeing.vision_use_head = False  # the pooling head would never see a gradient
@@ -180,10 +180,10 @@ def _pictures(stored: Stored, told: Mapping[str, Any], vision: PretrainedConfig)
     notes: tuple[str, ...] = ()
     for place in (stored, stored / "vision_tower"):
         if place.has(image_processors.FILE):
-            return _squared(image_processors.read_pictures(place), told), notes
+            return _squared(image_processors.read_image_processor(place), told), notes
     try:
         tower = fetch(named, f"{stored}: image processor", only=(image_processors.FILE,))
-        return _squared(image_processors.read_pictures(tower), told), notes
+        return _squared(image_processors.read_image_processor(tower), told), notes
     except UserError as error:
         if not named.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[vision.model_type]):
             raise UserError(
@@ -193,11 +193,15 @@ def _pictures(stored: Stored, told: Mapping[str, Any], vision: PretrainedConfig)
                 code=error.code,
             ) from error
     notes = (f"{stored}: {named} is not here: pictures are prepared as that tower is published",)
-    return _squared(image_processors.usual_pictures(vision), told), notes
+    return _squared(image_processors.default_image_processor(vision), told), notes
 
 
 def _squared(processor, told: Mapping[str, Any]):
-    return image_processors.padded(processor) if told.get("image_aspect_ratio") == "pad" else processor
+    return (
+        image_processors.with_square_padding(processor)
+        if told.get("image_aspect_ratio") == "pad"
+        else processor
+    )
 
 
 def _weights(
@@ -229,9 +233,9 @@ def _stored_tensors(stored: Stored) -> dict[str, Tensor]:
     """Every tensor under its name in the fine-tuned layout."""
     parts = _parts(stored)
     if parts == [stored]:
-        return tensors(stored)
+        return read_tensors(stored)
     return {
         prefix + name: tensor
         for part, prefix in zip(parts, LAYOUT.values(), strict=True)
-        for name, tensor in tensors(part).items()
+        for name, tensor in read_tensors(part).items()
     }

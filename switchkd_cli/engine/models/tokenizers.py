@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, explained
+from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
 from switchkd_cli.errors import UserError
 
 IMAGE = "<image>"
@@ -24,7 +24,7 @@ def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{stored}: no tokenizer there", hint=f"name one: {stored.who.split('.')[0]}.tokenizer=..."
         )
-    with explained(f"{stored}: no readable tokenizer"):
+    with as_user_error(f"{stored}: no readable tokenizer"):
         words = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
     if words.convert_tokens_to_ids(IMAGE) in (None, words.unk_token_id):
         words.add_special_tokens({"additional_special_tokens": [IMAGE]}, False)  # beside those it has

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from switchkd_cli.engine.lm_head import Heads, positions
-from switchkd_cli.engine.paths import PATHS, reading
+from switchkd_cli.engine.paths import PATHS, output_name
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits
 
 Logits = dict[str, Tensor]
@@ -34,7 +34,7 @@ class ChunkedObjective:
         self.on_logits = Objective([term for term in self.terms if objective.reads_logits(term)])
         self.on_others = Objective([term for term in self.terms if not objective.reads_logits(term)])
         self.paths = tuple(sorted(self.on_logits.outputs))
-        self.outputs = self.on_others.outputs | {reading(path, "hidden") for path in self.paths}
+        self.outputs = self.on_others.outputs | {output_name(path, "hidden") for path in self.paths}
 
     def __call__(
         self, inputs: LossInputs, on_logits: OnLogits | None = None
@@ -57,7 +57,7 @@ class ChunkedObjective:
         total = self.on_others.total(with_graph)
         if self.paths:
             heads = heads_of(inputs)
-            hidden = [inputs.outputs[reading(path, "hidden")] for path in self.paths]
+            hidden = [inputs.outputs[output_name(path, "hidden")] for path in self.paths]
             weights = [heads.weights[path] for path in self.paths]
             chunks = self._chunks(inputs.keep, heads.columns)
             total = total + _GradientInForward.apply(
@@ -145,7 +145,7 @@ def heads_of(inputs: LossInputs) -> Heads:
 
 
 def _hidden(inputs: LossInputs, path: str) -> Tensor:
-    return cast(Tensor, inputs.outputs[reading(path, "hidden")])
+    return cast(Tensor, inputs.outputs[output_name(path, "hidden")])
 
 
 class _GradientInForward(torch.autograd.Function):

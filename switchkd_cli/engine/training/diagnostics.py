@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, only
+from switchkd_cli.engine.batch import Batch, row_selector
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.forward_kl import forward_kl
 from switchkd_cli.engine.training.knee_stats import (
@@ -45,14 +45,16 @@ class Diagnostics:
         """Take in logits [N, V] by path, at the N positions of `keep` [B, T]."""
         answers = batch.predicting("answer")[keep]
         if "teacher" in logits and answers.any():
-            select = only(answers)
+            select = row_selector(answers)
             of_answers = {path: select(values) for path, values in logits.items()}
             for name, values in _against_teacher(of_answers, select(batch.targets[keep])).items():
                 self._at_answers.setdefault(name, []).append(values)
         for spec in dict.fromkeys(spec for _, spec in self.knees):  # what several terms share is sorted once
             chosen = batch.predicting(spec.on)[keep]
             if chosen.any():
-                self._stats.setdefault(spec, []).append(measure_knees(only(chosen)(logits[spec.path]), spec))
+                self._stats.setdefault(spec, []).append(
+                    measure_knees(row_selector(chosen)(logits[spec.path]), spec)
+                )
 
     def figures(self) -> dict[str, float]:
         """Return the figures over all positions taken in."""

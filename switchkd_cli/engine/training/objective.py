@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch, only
+from switchkd_cli.engine.batch import Batch, row_selector
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.paths import reading
+from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.per_image import PerImage, loss_per_image
 from switchkd_cli.recipe.schema import Term
 
@@ -113,7 +113,7 @@ class Objective:
         """Return a term at each position or image, [N], and the row of the batch that each belongs to, [N]."""
         outputs, _, batch, keep, normalizers = inputs
         # mostly all of [N, V] itself, not a copy of it for each term
-        signature, select = self._signatures[term.name], only(batch.predicting(term.on)[keep])
+        signature, select = self._signatures[term.name], row_selector(batch.predicting(term.on)[keep])
         rows = select(keep.nonzero()[:, 0])
         arguments: dict[str, Any] = {
             "targets": select(batch.targets[keep]),
@@ -137,4 +137,4 @@ class Objective:
 
 def _output(term: Term, side: str, kind: str) -> str:
     """Return the name of an output: a loss's student is the term's `of`, its teacher the term's `to`."""
-    return reading(term.of if side == "student" else term.to, kind)
+    return output_name(term.of if side == "student" else term.to, kind)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from switchkd_cli.engine.weights import finite
+from switchkd_cli.engine.weights import is_finite
 from switchkd_cli.errors import UTF8
 from switchkd_cli.runs.checkpoints import STATE, TENSORS
 
@@ -23,7 +23,7 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
     Raises ValueError for a non-finite weight or moment: such a state is not worth resuming from.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(state)}
-    if non_finite := [name for name, tensor in tensors.items() if not finite(tensor)]:
+    if non_finite := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
         raise ValueError(f"not finite: {', '.join(non_finite[:3])}" + " ..." * (len(non_finite) > 3))
     save_file(tensors, folder / TENSORS)
     plain = json.dumps(_with_references(state), ensure_ascii=False)

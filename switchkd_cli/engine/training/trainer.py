@@ -237,7 +237,7 @@ class Trainer:
 
 def unfreeze(student: VisionLanguageModel, part: str) -> list[nn.Parameter]:
     """Make the part trainable and return the parameters that its forward pass reaches."""
-    parameters = list(student.reached(part).values())
+    parameters = list(student.used_parameters(part).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
