@@ -14,6 +14,11 @@ from switchkd_cli.recipe.schema import Stage
 Loss = Callable[..., Tensor]  # teacher's and student's logits [N, V], a term's parameters -> [N]
 
 
+def pixels(batch: Batch) -> Tensor:
+    """[P, 3, H, W] of a batch with images."""
+    return torch.stack([image["pixel_values"] for image in batch.images])
+
+
 class ThreeForwards:
     """The package's models, loss and optimiser, without its optimisations.
 
@@ -55,7 +60,7 @@ class ThreeForwards:
         """Return a model's logits [B, T, V] from its own forward pass."""
         return model(
             input_ids=batch.input_ids,
-            pixel_values=batch.pictures,
+            pixel_values=pixels(batch),
             attention_mask=batch.attention.long(),
             position_ids=batch.position,
             use_cache=False,
@@ -64,7 +69,7 @@ class ThreeForwards:
     def _switch(self, batch: Batch) -> Tensor:
         """Return L_T(P_T(V_S(x))), [B, T, V]."""
         config = self.student.config
-        seen = self.student.model.vision_tower(batch.pictures, output_hidden_states=True)
+        seen = self.student.model.vision_tower(pixels(batch), output_hidden_states=True)
         tokens = self.teacher.model.multi_modal_projector(seen.hidden_states[config.vision_feature_layer])
         embedded = self.teacher.get_input_embeddings()(batch.input_ids)
         embedded = embedded.masked_scatter(batch.image[..., None], tokens.to(embedded.dtype))

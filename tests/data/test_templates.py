@@ -33,7 +33,7 @@ def processor():
 
 def written(processor, row, folder, parse=llava_row, turns="chained", **more):
     """The row's tokens, the supervised ones in brackets."""
-    data = Conversations(Rows([row], parse, images=folder, turns=turns), processor, 2, **more)
+    data = Conversations(Rows([row], parse, images=folder, turns=turns), LlavaInputs(processor, 2), **more)
     example = data._build(0)
     words = processor.tokenizer.convert_ids_to_tokens(example.input_ids)
     assert all(label in (IGNORE, id_) for label, id_ in zip(example.labels, example.input_ids, strict=True))
