@@ -221,7 +221,7 @@ def test_a_published_tower_that_is_not_here_is_known_and_the_run_is_told(folder,
         f"teacher: {folder}: {named} is not here: pictures are prepared as that tower is published",
     )
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 255, (30, 50, 3), np.uint8))
-    pixels = found.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = found.inputs.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, prepared(picture), rtol=0, atol=1e-5)
 
 

@@ -55,7 +55,7 @@ def test_a_chat_template_is_found_wherever_it_may_lie(folder, tmp_path, place):
     model = check_checkpoint(str(folder), "model").build()
     assert model.processor.chat_template == TEMPLATE
     model.save(tmp_path / "again")
-    assert check_checkpoint(str(tmp_path / "again")).processor.chat_template == IN_PARTS + TEMPLATE
+    assert check_checkpoint(str(tmp_path / "again")).inputs.processor.chat_template == IN_PARTS + TEMPLATE
 
 
 def test_a_folder_without_a_chat_template_or_a_default_one_can_not_be_asked(folder):
@@ -104,4 +104,4 @@ def test_a_whole_folder_gets_a_padding_token_as_parts_do(folder):
     PLACES["tokenizer_config.json"](folder)
     tell(folder / "tokenizer_config.json", pad_token=None)
     assert AutoTokenizer.from_pretrained(folder).pad_token is None
-    assert check_checkpoint(str(folder)).processor.tokenizer.pad_token == "<|end|>"
+    assert check_checkpoint(str(folder)).inputs.processor.tokenizer.pad_token == "<|end|>"
