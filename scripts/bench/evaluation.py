@@ -15,10 +15,10 @@ from scripts.bench.results import Level
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.build import load
-from switchkd_cli.engine.evaluation.generate import Reader
-from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item
-from switchkd_cli.engine.evaluation.request import Exam
-from switchkd_cli.engine.evaluation.score_model import examine
+from switchkd_cli.engine.evaluation.generate import GreedyModel
+from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
+from switchkd_cli.engine.evaluation.request import EvaluationRequest
+from switchkd_cli.engine.evaluation.score_model import score_request
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.recipe.model_paths import locate
 
@@ -27,7 +27,7 @@ MODEL = "playground:teacher"
 BATCH = 64  # the quickstart's
 
 
-class Recorder(Answerer):
+class Recorder(LmmsModel):
     """Record lmms-eval's requests and images, to repeat them without its data sets."""
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -56,7 +56,9 @@ def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
     """Measure the level on N items of each benchmark, without lmms-eval's own time and without reading images."""
     with TemporaryDirectory() as folder:
         asked = Recorder(longest=16)
-        examine(asked, Exam("playground", tuple(benchmarks), "test", items, 0), Path(folder))
+        score_request(
+            asked, EvaluationRequest("playground", tuple(benchmarks), "test", items, 0), Path(folder)
+        )
         model, written = load(locate(MODEL)), {}
         variants = [
             Variant(name, partial(_answering, name, model, asked, batch, written))
@@ -81,7 +83,7 @@ def _answering(
     """Return a reader without any cached image, each time."""
 
     def answers() -> None:
-        reader = Reader(model, batch=batch, longest=16)
+        reader = GreedyModel(model, batch=batch, longest=16)
         reader.task_dict = asked.task_dict
         written[name] = reader.generate_until(asked.again())
         seconds["answering"] = sum(reader.seconds.values())

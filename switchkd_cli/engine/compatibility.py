@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from switchkd_cli import registry
-from switchkd_cli.engine.data.prompt_template import after_answer, end_of, special
+from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.models.family import Blueprint, InputProcessor, max_positions
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage, Term
@@ -55,11 +55,11 @@ def with_end_tokens(model: Blueprint, who: str) -> Blueprint:
     Where the template writes none it is the tokenizer's end token. Of the other ids that the model's files name, those
     that are no special token stay only if the template writes them there: a word may not cut an answer.
     """
-    words, written = model.inputs.tokenizer, after_answer(model.inputs)
-    end = end_of(words, written)
+    words, written = model.inputs.tokenizer, tokens_after_answer(model.inputs)
+    end = end_token(words, written)
     source = "tokenizer" if end is None else "chat template"
     end = words.eos_token_id if end is None else end
-    known = {*special(words).values(), *written}
+    known = {*special_tokens(words).values(), *written}
     kept = [token for token in model.ends if token in known]
     ends = tuple(kept if end is None or end in kept else [*kept, end])
     if ends == model.ends:

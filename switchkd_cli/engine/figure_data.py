@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.image import opened
+from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
@@ -82,7 +82,7 @@ def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     ]
     return [
         AttentionExample(
-            opened(row.images[0], None),
+            open_image(row.images[0], None),
             _first_line(row),
             looks[0][0],
             row.exchanges[0][1],

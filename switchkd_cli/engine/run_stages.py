@@ -62,7 +62,7 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
         name: build_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
         for name in dict.fromkeys(stage.data for stage in stages)
     }
-    check_images(stages, {name: rows.has_pictures for name, rows in data.items()})
+    check_images(stages, {name: rows.has_images for name, rows in data.items()})
     if processes.first:
         left_out = _rehearse(run, paths, data, folder)
         if not folder.metrics.exists():  # otherwise the run is resumed
@@ -72,15 +72,15 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
                 for note in rows.notes:
                     folder.log({"event": "rows", "text": f"{name}: {note}"})
         for rows in data.values():
-            rows.ledger.list_in(folder.skipped)
+            rows.bad_rows.write_to(folder.skipped)
     for i, stage in enumerate(stages):
         trained = _take_stage(run, i, paths, data[stage.data], folder, processes)
     if processes.first:
         _take_model(run, folder, trained)
         for name, rows in data.items():
-            if rows.ledger.met and not folder.has_entry(event="skipped", data=name):
+            if rows.bad_rows.unusable and not folder.has_entry(event="skipped", data=name):
                 listed = {"of": len(rows), "listed": folder.skipped.name}
-                folder.log({"event": "skipped", "data": name, "rows": len(rows.ledger.met), **listed})
+                folder.log({"event": "skipped", "data": name, "rows": len(rows.bad_rows.unusable), **listed})
         checkpoints.mark(folder, SCORES)
 
 
@@ -219,7 +219,7 @@ def _take_stage(
             until_named.enter_context(
                 signals.deferred()
             )  # a stop signal waits until a trained stage is saved
-            unusable = len(data.ledger.met)
+            unusable = len(data.bad_rows.unusable)
             if processes.first and not folder.has_entry(event="stage", stage=stage.name):
                 together = {"processes": processes.count} if processes.count > 1 else {}
                 folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
@@ -243,8 +243,10 @@ def _take_stage(
             if partial is not None:  # in the first process
                 with _note_on_error(writer.newest()):
                     _save(run, index, paths, data, writer, partial)
-                if changed := [*run.changed(), *data.usable_again()]:
-                    broke = len(data.ledger.met) > unusable and changed == [f"data.{stage.data}.images"]
+                if changed := [*run.changed(), *data.recovered_rows()]:
+                    broke = len(data.bad_rows.unusable) > unusable and changed == [
+                        f"data.{stage.data}.images"
+                    ]
                     text = f"{', '.join(changed)}{' broke' * broke}: the stage is not shared"
                     about = {"fields": changed, "allowed": broke}  # a share of rows may break
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})

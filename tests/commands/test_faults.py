@@ -366,7 +366,7 @@ def test_a_data_folder_that_may_not_be_written_to_is_not(tmp_path):
 
 def nothing_kept():
     """Every image is read again each time, as in a set that is too large for the memory."""
-    conversation.KEPT = 0
+    conversation.CACHE_BYTES = 0
 
 
 def test_a_data_folder_that_vanishes(tmp_path):

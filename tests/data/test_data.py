@@ -158,10 +158,10 @@ def test_a_small_set_stays_in_memory_and_a_large_one_does_not(processor, tmp_pat
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     size = 3 * 24 * 24 * 4 + (3 * 8 + 1) * len(conversations(processor, tmp_path, row)[0].input_ids)
     for kept in (2 * size, 2 * size - 1):
-        monkeypatch.setattr(conversation, "KEPT", kept)
+        monkeypatch.setattr(conversation, "CACHE_BYTES", kept)
         data = conversations(processor, tmp_path, row, row)
         first, again = data[0], data[0]
-        assert (first is again) == data.fits == (kept == 2 * size)
+        assert (first is again) == data.fits_in_memory == (kept == 2 * size)
 
 
 # --- max_length: [image image user How many ? assistant dog end user What is assistant a dog end]
@@ -243,12 +243,12 @@ def test_independent_turns_take_the_positions_of_the_longest_alone(processor, tm
         for turns in ("chained", "independent")
     )
     with pytest.raises(Fault, match="tokens, the student is made for 12"):
-        chained.written(0)
-    example = independent.written(0)
+        chained.text_example(0)
+    example = independent.text_example(0)
     assert len(example.input_ids) > 12
     batch = tiny.collate([example], pad_token=0)
     assert int(batch.position.max()) < 12
     with pytest.raises(Fault, match=f"{int(batch.position.max()) + 1} tokens, the student is made for"):
         conversations(
             processor, tmp_path, row, turns="independent", positions={"student": int(batch.position.max())}
-        ).written(0)
+        ).text_example(0)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from switchkd_cli.engine.data import json_file, open_file, parquet_file
-from switchkd_cli.engine.data.image import opened
+from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.data.json_file import scan
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.messages import message_row, messages
@@ -73,9 +73,9 @@ def test_pictures_may_lie_in_the_parquet_file(tmp_path):
     pictured, text = {"id": 1, "conversations": turns}, tiny.row("t", None, ("What?", "dog"))
     file = saved(tmp_path / "llava.parquet", [pictured | {"image": picture}, text | {"id": 2}])
     found = llava_json(tmp_path / "cache", file=str(file))
-    assert found.survey.faults == () and found.survey.pictured.tolist() == [True, False]
+    assert found.survey.faults == () and found.survey.image_mask.tolist() == [True, False]
     assert found[0].images == (picture["bytes"],) and found[1].images == ()
-    assert opened(found[0].images[0], None).tobytes() == opened("a.png", tmp_path).tobytes()
+    assert open_image(found[0].images[0], None).tobytes() == open_image("a.png", tmp_path).tobytes()
     chat = as_messages(tiny.row("r", name, ("What?", "dog"))) | {"images": [picture]}
     found = messages(tmp_path / "cache", file=str(saved(tmp_path / "chat.parquet", [chat])))
     assert found.survey.faults == () and found[0].images == (picture["bytes"],)
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 
 @pytest.fixture
 def keeping(monkeypatch):
-    monkeypatch.setattr(open_file, "KEPT", 2)
+    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -206,7 +206,7 @@ def test_a_large_file_is_read_through_once(tmp_path, rows, ending, keeping, monk
     assert again.survey.faults == first.survey.faults
     (fault,) = again.survey.faults
     assert (fault.row, fault.id, fault.refused) == (5, "out", True)
-    for name in ("sizes", "pictured"):
+    for name in ("sizes", "image_mask"):
         assert np.array_equal(getattr(again.survey, name), getattr(first.survey, name))
 
 

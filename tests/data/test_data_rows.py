@@ -80,7 +80,7 @@ def test_good_rows_are_read_as_they_are(opened, tmp_path):
     assert ids(read) == ["a", "b", "c", "d"]
     assert read[2].exchanges == (("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat"))
     assert [read[i].images for i in range(4)] == [("a.png",), (), ("c.png",), ("d.png",)]
-    assert read.survey.pictured.tolist() == [True, False, True, True]
+    assert read.survey.image_mask.tolist() == [True, False, True, True]
     assert read.survey.sizes.tolist() == [len("What is it?dogHow many?three red apples"), 15, 37, 16]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, opened
+from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, open_image
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.data.turns import IMAGE
@@ -79,7 +79,7 @@ def test_a_picture_that_is_refused(tmp_path, name, where):
     (tmp_path / "a.png").write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Fault, match="unreadable image") as fault:
-        opened("a.png" if where == "file" else content, tmp_path)
+        open_image("a.png" if where == "file" else content, tmp_path)
     assert expected in str(fault.value) and not fault.value.refused
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB: nothing was decoded
 
@@ -88,12 +88,12 @@ def test_the_limits_hold_where_another_library_lifts_pillows(tmp_path, monkeypat
     """Tasks of lmms-eval do, for the whole process."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(Fault, match="pixels; the most are"):
-        opened(png(100_000, 100_000), None)
+        open_image(png(100_000, 100_000), None)
 
 
 def test_pictures_at_the_limits_are_read():
     for size in ((RATIO, 1), (1, RATIO), (SIDE, SIDE // RATIO + 1)):
-        assert opened(encoded(plain(size)), None).size == size
+        assert open_image(encoded(plain(size)), None).size == size
     picture._check_size(PIXELS >> 12, 1 << 12)
 
 
@@ -109,7 +109,7 @@ def test_a_thousand_scrambled_pictures():
             at = chance.randrange(len(content) if chance.random() < 0.5 else min(60, len(content)))
             content[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
         try:
-            image = opened(bytes(content), None)
+            image = open_image(bytes(content), None)
         except Fault as fault:
             assert str(fault).startswith("unreadable image: ")
             continue
@@ -122,14 +122,14 @@ def test_a_thousand_scrambled_pictures():
 
 
 def rgb(content):
-    return np.asarray(opened(content, None))
+    return np.asarray(open_image(content, None))
 
 
 def test_a_wrong_ending_does_not_matter(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(plain(), "JPEG", quality=100))
     (tmp_path / "a.txt").write_bytes(encoded(plain()))
-    assert np.abs(np.asarray(opened("a.png", tmp_path)).astype(int) - RED).max() < 3
-    assert np.asarray(opened("a.txt", tmp_path))[0, 0].tolist() == list(RED)
+    assert np.abs(np.asarray(open_image("a.png", tmp_path)).astype(int) - RED).max() < 3
+    assert np.asarray(open_image("a.txt", tmp_path))[0, 0].tolist() == list(RED)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "TIFF", "PNG"])
@@ -187,7 +187,7 @@ def test_a_picture_is_turned_as_its_exif_says(form, orientation):
     import datasets
 
     content = encoded(quartered(orientation), form, exif=tagged(orientation), **LOSSLESS[form])
-    found = opened(content, None)
+    found = open_image(content, None)
     theirs = datasets.Image(mode="RGB").decode_example({"bytes": content, "path": None})
     assert np.array_equal(np.asarray(found), np.asarray(theirs))
     assert found.size == (24, 48) and np.abs(np.asarray(found).astype(int) - quartered()).max() < 12
@@ -198,17 +198,17 @@ def test_a_picture_is_turned_as_its_exif_says(form, orientation):
     "damaged", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0no", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"x"]
 )
 def test_a_damaged_exif_block_says_nothing(damaged):
-    assert opened(encoded(quartered(), "JPEG", exif=damaged), None).size == (24, 48)
+    assert open_image(encoded(quartered(), "JPEG", exif=damaged), None).size == (24, 48)
 
 
 def test_an_orientation_that_there_is_not_says_nothing():
-    assert opened(encoded(quartered(), "PNG", exif=tagged(9)), None).size == (24, 48)
+    assert open_image(encoded(quartered(), "PNG", exif=tagged(9)), None).size == (24, 48)
 
 
 def test_warnings_of_the_decoder_stay_away(recwarn):
-    opened(encoded(plain().convert("P"), transparency=bytes(256)), None)
+    open_image(encoded(plain().convert("P"), transparency=bytes(256)), None)
     with pytest.raises(Fault):
-        opened(png(12_000, 12_000), None)  # Pillow warns, ours is the error
+        open_image(png(12_000, 12_000), None)  # Pillow warns, ours is the error
     assert not recwarn.list
 
 
@@ -227,7 +227,7 @@ PROCESSORS = {
 def test_pictures_of_every_shape_are_prepared_alike(name, size):
     """Sides of 1 and 3 pixels could be taken for colour channels."""
     image = Image.new("RGB", size, RED)
-    pixels = prepared_pixels(PROCESSORS[name], [opened(encoded(image), None)]).numpy()
+    pixels = prepared_pixels(PROCESSORS[name], [open_image(encoded(image), None)]).numpy()
     assert pixels.shape == (1, 3, 24, 24)
     middle = pixels[0, :, 12, 12]
     assert middle[0] > middle[1] == pytest.approx(middle[2], abs=0.3)
@@ -284,7 +284,7 @@ def test_a_linked_folder_ends_the_run_unless_links_are_followed(place):
         read(place, "coco/a.png").inspect()
     followed = read(place, "coco/a.png", follow_links=True)
     followed.inspect()
-    assert not followed.ledger.met
+    assert not followed.bad_rows.unusable
 
 
 def test_links_that_stay_inside_are_followed(place):
@@ -293,7 +293,7 @@ def test_links_that_stay_inside_are_followed(place):
     for images in ("pictures", "linked", "./linked/../pictures/."):
         data = read(place, "b.png", images=str(place / images))
         data.inspect()
-        assert not data.ledger.met
+        assert not data.bad_rows.unusable
 
 
 ODD = {
@@ -311,7 +311,9 @@ def test_what_is_no_file_is_no_picture(place, name):
     ODD[name](place / "pictures" / "x.png")
     data = read(place, "x.png")
     data.inspect()
-    assert {met.fault for met in data.ledger.met.values()} == {f"no such image: {place}/pictures/x.png"}
+    assert {met.fault for met in data.bad_rows.unusable.values()} == {
+        f"no such image: {place}/pictures/x.png"
+    }
 
 
 def test_no_file_outside_is_opened(place, monkeypatch):

@@ -16,7 +16,7 @@ from switchkd_cli.engine.data import open_file
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json, llava_row
 from switchkd_cli.engine.data.messages import messages
-from switchkd_cli.engine.data.rows import LONGEST, Fault, Rows, told
+from switchkd_cli.engine.data.rows import LONGEST, Fault, Rows, short_repr
 from switchkd_cli.engine.data.turns import IMAGE
 from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
@@ -102,8 +102,8 @@ def test_hundreds_of_rows_with_other_values(student, tmp_path, form, ending):
     assert stopped.value.code == INPUT
     told_of = "".join(stopped.value.problems)
     assert "image path leaves its folder" in told_of and "can't be used" not in told_of
-    assert set(data.ledger.met) == set(met)
-    data.ledger.list_in(tmp_path / "skipped.jsonl")
+    assert set(data.bad_rows.unusable) == set(met)
+    data.bad_rows.write_to(tmp_path / "skipped.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text("utf-8").splitlines()]
     assert {line["row"]: line["fault"] for line in listed} == {row: m.fault for row, m in met.items()}
     for line in listed:
@@ -243,7 +243,7 @@ def test_a_file_for_a_folder_of_images(tmp_path):
 
 
 def test_a_survey_that_was_kept_and_is_damaged_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_file, "KEPT", 2)
+    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
     monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([tiny.row(name, None, ("What?", "dog")) for name in "abc"]))
@@ -331,7 +331,7 @@ def test_what_a_row_holds_is_told_on_one_printable_line():
         float("nan"),
         10**4000,
     ):
-        line = told(value)
+        line = short_repr(value)
         assert not UNPRINTABLE.search(line) and len(line) < 200
 
 

@@ -33,30 +33,30 @@ def test_the_plain_order_stays_what_it_was():
 
 @pytest.mark.parametrize(("count", "batch"), [(1000, 16), (64, 16), (17, 4), (5, 8), (1, 3), (4, 4)])
 def test_every_row_is_visited_once_an_epoch(count, batch):
-    sizes, pictured = mixture(count)
+    sizes, image_mask = mixture(count)
     steps = -(-count // batch)  # an epoch, its last step filled from the next
-    visited = grouped_order(sizes, pictured, batch, steps * batch, seed=1)
+    visited = grouped_order(sizes, image_mask, batch, steps * batch, seed=1)
     assert len(visited) == steps * batch
     assert set(visited) == set(range(count))
-    counted = Counter(grouped_order(sizes, pictured, batch, -(-5 * count // batch) * batch, seed=1))
+    counted = Counter(grouped_order(sizes, image_mask, batch, -(-5 * count // batch) * batch, seed=1))
     assert min(counted.values()) >= 5 and max(counted.values()) <= 5 + -(-batch // count)
 
 
 def test_a_step_holds_one_kind_of_rows_the_longest_first():
-    sizes, pictured = mixture(1000)
-    visited = grouped_order(sizes, pictured, 16, 1008, seed=1)
+    sizes, image_mask = mixture(1000)
+    visited = grouped_order(sizes, image_mask, 16, 1008, seed=1)
     steps = [visited[i : i + 16] for i in range(0, 1008, 16)]
-    mixed = [step for step in steps if len(set(pictured[step])) > 1]
+    mixed = [step for step in steps if len(set(image_mask[step])) > 1]
     assert len(mixed) <= 3  # what fills no step of its kind, and the first of the next epoch
     assert all(sizes[step].tolist() == sorted(sizes[step], reverse=True) for step in steps[:-1])
-    kinds = [bool(pictured[step[0]]) for step in steps]
+    kinds = [bool(image_mask[step[0]]) for step in steps]
     assert any(kinds[:10]) and kinds != sorted(kinds) and kinds != sorted(kinds, reverse=True)
 
 
 def test_lengths_are_alike_within_micro_batches_only():
     """Which rows share a step is chance: else the gradient of a step would be that of short or of long rows."""
-    sizes, pictured = mixture(4000)
-    visited = grouped_order(sizes, pictured, 32, 3200, seed=1)
+    sizes, image_mask = mixture(4000)
+    visited = grouped_order(sizes, image_mask, 32, 3200, seed=1)
     steps = sizes[np.array(visited).reshape(-1, 32)]
     micro = sizes[np.array(visited).reshape(-1, 4)]
     assert np.ptp(micro, axis=1).mean() < 0.2 * np.ptp(steps, axis=1).mean()
@@ -64,15 +64,15 @@ def test_lengths_are_alike_within_micro_batches_only():
 
 
 def test_the_grouped_order_is_the_seeds_alone():
-    sizes, pictured = mixture(200)
+    sizes, image_mask = mixture(200)
     torch.manual_seed(0)
-    first = grouped_order(sizes, pictured, 8, 400, seed=1)
+    first = grouped_order(sizes, image_mask, 8, 400, seed=1)
     state = torch.random.get_rng_state()
     torch.manual_seed(1)
-    assert grouped_order(sizes, pictured, 8, 400, seed=1) == first
-    assert grouped_order(sizes, pictured, 8, 400, seed=2) != first
+    assert grouped_order(sizes, image_mask, 8, 400, seed=1) == first
+    assert grouped_order(sizes, image_mask, 8, 400, seed=2) != first
     torch.manual_seed(0)
-    grouped_order(sizes, pictured, 8, 400, seed=1)
+    grouped_order(sizes, image_mask, 8, 400, seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)  # and it draws from no one else's
 
 
@@ -80,7 +80,7 @@ def test_a_stage_says_which_order(tmp_path):
     data = tiny.conversations(tiny.model(), tmp_path)
     assert visit_order(stage(), data, 8, 1) == order(4, 8, 1)
     grouped = visit_order(stage(group_by="modality_length"), data, 8, 1)
-    assert grouped == grouped_order(data.sizes, data.pictured, 4, 8, 1)
+    assert grouped == grouped_order(data.sizes, data.image_mask, 4, 8, 1)
 
 
 # --- processes
@@ -130,7 +130,7 @@ def test_small_data_stays_in_this_process(tmp_path, monkeypatch):
     data.inspect()
     assert count_workers(stage(), data) == 0
     assert count_workers(stage(workers=3), data) == 3
-    data._bytes = 1 << 30  # as if its pictures were large
+    data._largest = 1 << 30  # as if its pictures were large
     monkeypatch.setattr("switchkd_cli.engine.training.data_loader.cores", lambda: 32)
     assert count_workers(stage(), data) == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")

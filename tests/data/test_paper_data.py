@@ -187,4 +187,4 @@ def test_the_rows_are_what_the_templates_say(place):
         )
         assert told == expected if name == "captions" else expected in told
         assert len(data) == 120 and data.sizes.shape == (120,)
-    assert data.pictured.sum() == 120 - 17
+    assert data.image_mask.sum() == 120 - 17

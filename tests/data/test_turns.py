@@ -16,7 +16,7 @@ from switchkd_cli.engine.data import open_file, parquet_file, rows
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_json, llava_row
 from switchkd_cli.engine.data.messages import message_row, messages
-from switchkd_cli.engine.data.rows import Fault, Rows, surveyed
+from switchkd_cli.engine.data.rows import Fault, Rows, survey_rows
 from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet, Parts
@@ -54,12 +54,12 @@ def learnt(form, raw, turns="chained"):
     data = Conversations(
         Rows([raw], FORMS[form][0], turns=turns), LlavaInputs(processor, 2), template="qwen2_base"
     )
-    words = processor.tokenizer.convert_ids_to_tokens([i for i in data.written(0).labels if i != IGNORE])
+    words = processor.tokenizer.convert_ids_to_tokens([i for i in data.text_example(0).labels if i != IGNORE])
     return "".join(words).replace("Ġ", " ").split("<|endoftext|>")[:-1]
 
 
 def told(form, *raw):
-    return list(surveyed(raw, FORMS[form][0], None).told())
+    return list(survey_rows(raw, FORMS[form][0], None).note_lines())
 
 
 both = pytest.mark.parametrize("form", FORMS)
@@ -170,7 +170,7 @@ def test_a_system_text_stands_in_the_place_of_the_templates_own(form):
         LlavaInputs(processor, 2),
         template="qwen2_base",
     )
-    first, second = (processor.tokenizer.decode(data.written(i).input_ids) for i in range(2))
+    first, second = (processor.tokenizer.decode(data.text_example(i).input_ids) for i in range(2))
     assert first.startswith("Be brief. USER: Two?") and second.startswith("A chat between")
 
 
@@ -182,12 +182,12 @@ def test_a_template_that_leaves_the_system_text_out_is_no_template_for_it(turns)
     data = Conversations(
         Rows([raw], message_row, turns=turns), LlavaInputs(processor, 2), template="pretrain"
     )
-    assert processor.tokenizer.decode(data.written(0).input_ids) == "three\ndog\n"
+    assert processor.tokenizer.decode(data.text_example(0).input_ids) == "three\ndog\n"
     data.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content[0].text }}|{% endfor %}"
     with pytest.raises(Fault, match="the chat template leaves out the system's text"):
-        data.written(0)
+        data.text_example(0)
     data.chat_template = "{% for m in messages %}{{ m.content[0].text | trim }}|{% endfor %}"
-    assert "Be brief.|Two?|three|" in processor.tokenizer.decode(data.written(0).input_ids)
+    assert "Be brief.|Two?|three|" in processor.tokenizer.decode(data.text_example(0).input_ids)
 
 
 @both
@@ -373,7 +373,7 @@ def parquet(tmp_path, *raw, **more):
     found = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
     assert [
         bool(row.images) for row in map(found.__getitem__, range(len(raw)))
-    ] == found.survey.pictured.tolist()
+    ] == found.survey.image_mask.tolist()
     assert found.survey.faults == ()
     return found
 
@@ -421,7 +421,7 @@ def test_a_column_of_bytes_alone(tmp_path):
 
 def test_pictures_stay_in_the_file_where_all_of_a_group_have_theirs(tmp_path, monkeypatch):
     """Text rows are null, pictures have bytes: reading a hundred gigabytes to see that would take minutes."""
-    monkeypatch.setattr(parquet_file, "FEW", None)  # what is read with the pictures can't be read
+    monkeypatch.setattr(parquet_file, "IMAGE_BLOCK", None)  # what is read with the pictures can't be read
     raw = [row("llava_json", image=None), asked("llava_json", image={"bytes": b"x", "path": None})]
     parquet(tmp_path, *raw)
     with pytest.raises(TypeError):
@@ -432,12 +432,12 @@ def test_pictures_stay_in_the_file_where_all_of_a_group_have_theirs(tmp_path, mo
 
 
 def test_notes_are_kept_with_a_large_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_file, "KEPT", 1)
+    monkeypatch.setattr(open_file, "CACHED_ROWS", 1)
     raw = row("messages", id="a", source="web")
     raw["messages"][1]["weight"] = 0
     (tmp_path / "rows.json").write_text(json.dumps([raw]))
     first, again = (messages(tmp_path / "cache", file=str(tmp_path / "rows.json")).survey for _ in range(2))
-    assert first.notes == again.notes and len(list(again.told())) == 2
+    assert first.notes == again.notes and len(list(again.note_lines())) == 2
 
 
 def test_rows_that_are_cut_are_counted(tmp_path):
@@ -447,7 +447,7 @@ def test_rows_that_are_cut_are_counted(tmp_path):
         data = Conversations(Rows(raw, llava_row), LlavaInputs(of, 2), max_length=length)
         data.inspect()
         assert (
-            data.notes == [f"cut: 1 of 2 rows looked at are longer than max_length ({length:,} tokens)"] * cut
+            data.notes == [f"cut: 1 of 2 rows checked are longer than max_length ({length:,} tokens)"] * cut
         )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data import conversation
-from switchkd_cli.engine.data.bad_rows import Ledger
+from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.conversation import Conversations, NoStandIn, stand_ins
 from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
@@ -58,7 +58,7 @@ def test_faults_up_to_the_share_are_let_through(student, tmp_path, count, faulty
         (tmp_path / row["image"]).unlink()
     sound = data(student, tmp_path, raw, max_faults=allowed)
     sound.inspect()
-    assert sorted(sound.ledger.met) == list(range(faulty))
+    assert sorted(sound.bad_rows.unusable) == list(range(faulty))
 
 
 @pytest.mark.parametrize(("count", "faulty", "allowed"), [(99, 1, 0.01), (4, 2, 0.25), (4, 1, 0.0)])
@@ -88,16 +88,16 @@ def test_one_path_that_leaves_its_folder_ends_the_run_whatever_the_share(student
 
 def test_of_a_large_set_a_sample_is_looked_at_and_all_texts(student, tmp_path, monkeypatch):
     """40 rows, 10 looked at: the pictures' share is that of the 10, the texts' that of all."""
-    monkeypatch.setattr(conversation, "LOOKED_AT", 10)
+    monkeypatch.setattr(conversation, "SAMPLE_ROWS", 10)
     raw = rows(tmp_path, 40)
     for row in raw[1::2]:
         (tmp_path / row["image"]).unlink()
     raw[0]["conversations"].pop()
     some = data(student, tmp_path, raw, max_faults=0.9)
     some.inspect()
-    looked_at = {i for i in some._kept} | {i for i in some.ledger.met}
-    pictures = len(some.ledger.met) - 1
-    assert 0 in some.ledger.met and 10 <= len(looked_at) <= 11 and 0 < pictures < 10
+    looked_at = {i for i in some._cache} | {i for i in some.bad_rows.unusable}
+    pictures = len(some.bad_rows.unusable) - 1
+    assert 0 in some.bad_rows.unusable and 10 <= len(looked_at) <= 11 and 0 < pictures < 10
     with pytest.raises(UserError) as stopped:
         data(student, tmp_path, raw, max_faults=1 / 40 + (pictures - 0.5) / 10).inspect()
     assert f"{1 / 40 + pictures / 10:.1%} of the rows can't be used, judged by 10 of 40" in stopped.value.hint
@@ -147,7 +147,7 @@ def test_rows_met_in_training_are_counted_once_and_listed(tmp_path, workers):
     of = data(student, tmp_path, raw, max_faults=0.25)
     for i in (1, 5):
         (tmp_path / f"{i}.png").unlink()
-    of.ledger.list_in(tmp_path / "skipped.jsonl")
+    of.bad_rows.write_to(tmp_path / "skipped.jsonl")
     trained(student, of, tmp_path, steps=6, workers=workers)
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert sorted(lines, key=lambda line: line["row"]) == [
@@ -186,10 +186,10 @@ def test_pictures_that_go_away_are_told_in_one_line(tmp_path, workers):
 
 
 def test_the_list_holds_rows_met_before_it_was_opened(tmp_path):
-    ledger = Ledger("rows.json", 100, 0.5)
-    ledger.open([Unusable(3, "c", "an answer is empty")], [], 100)
-    ledger.list_in(tmp_path / "skipped.jsonl")
-    ledger.add([Unusable(3, "c", "an answer is empty"), Unusable(1, "a", "no such image: é.png")])
+    bad_rows = BadRows("rows.json", 100, 0.5)
+    bad_rows.check_sample([Unusable(3, "c", "an answer is empty")], [], 100)
+    bad_rows.write_to(tmp_path / "skipped.jsonl")
+    bad_rows.add([Unusable(3, "c", "an answer is empty"), Unusable(1, "a", "no such image: é.png")])
     assert (tmp_path / "skipped.jsonl").read_text(encoding="utf-8") == (
         '{"data": "rows.json", "row": 3, "id": "c", "fault": "an answer is empty"}\n'
         '{"data": "rows.json", "row": 1, "id": "a", "fault": "no such image: é.png"}\n'
@@ -198,7 +198,7 @@ def test_the_list_holds_rows_met_before_it_was_opened(tmp_path):
 
 
 def test_without_unusable_rows_there_is_no_list(tmp_path):
-    ledger = Ledger("rows.json", 100, 0.5)
-    ledger.list_in(tmp_path / "skipped.jsonl")
-    ledger.add([])
+    bad_rows = BadRows("rows.json", 100, 0.5)
+    bad_rows.write_to(tmp_path / "skipped.jsonl")
+    bad_rows.add([])
     assert not list(tmp_path.iterdir())

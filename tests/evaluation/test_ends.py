@@ -11,7 +11,7 @@ from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.compatibility import with_end_tokens
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.llava_json import llava_row
-from switchkd_cli.engine.data.prompt_template import after_answer, template_text
+from switchkd_cli.engine.data.prompt_template import template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.models.llava import LlavaBlueprint, LlavaInputs
 from switchkd_cli.recipe.model_paths import ASSETS
@@ -100,7 +100,7 @@ def test_an_end_that_the_tokenizer_does_not_name_is_the_conversations():
 def test_a_line_break_may_end_a_caption():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("pretrain", processor)
-    (written,) = after_answer(processor)
+    (written,) = tokens_after_answer(processor)
     opened = with_end_tokens(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(written,)), "model")
     assert opened.ends == (written, processor.tokenizer.eos_token_id)
 
@@ -118,7 +118,7 @@ def test_an_end_that_was_added_as_a_plain_token_is_supervised_and_kept_out_of_te
     learnt = [label for label in data[0].labels.tolist() if label != IGNORE]
     assert data.end == "[END]" and processor.tokenizer.decode(learnt) == "two[END]"
     with pytest.raises(Fault, match=r"holds \[END\]"):
-        data.written(1)
+        data.text_example(1)
 
 
 def test_saving_a_checkpoint_as_it_is_keeps_all_that_ends_its_answers(teacher, tmp_path):

@@ -16,9 +16,9 @@ pytest.importorskip("lmms_eval")
 from PIL import Image
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
-from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item
-from switchkd_cli.engine.evaluation.request import Exam
-from switchkd_cli.engine.evaluation.score_model import evaluate, examine, majority
+from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
+from switchkd_cli.engine.evaluation.request import EvaluationRequest
+from switchkd_cli.engine.evaluation.score_model import evaluate, majority, score_request
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.text.prompts import STYLES, prompt
@@ -27,18 +27,18 @@ from switchkd_cli.report.stats.metric_units import read_answers, units
 ITEMS = 8
 
 
-def exam(*benchmarks: str, items: int = ITEMS) -> Exam:
-    return Exam("playground", benchmarks or STYLES, "test", items, 0)
+def exam(*benchmarks: str, items: int = ITEMS) -> EvaluationRequest:
+    return EvaluationRequest("playground", benchmarks or STYLES, "test", items, 0)
 
 
-class Oracle(Answerer):
+class Oracle(LmmsModel):
     """Knows the answers."""
 
     def answer(self, items: list[Item]) -> list[str]:
         return [item.target for item in items]
 
 
-class Always(Answerer):
+class Always(LmmsModel):
     """Says one thing, whatever is asked."""
 
     def __init__(self, said: str) -> None:
@@ -49,7 +49,7 @@ class Always(Answerer):
         return [self.said] * len(items)
 
 
-class Fickle(Answerer):
+class Fickle(LmmsModel):
     """Right, wrong, right and unreadable in turn."""
 
     def answer(self, items: list[Item]) -> list[str]:
@@ -82,14 +82,14 @@ def answers(folder: Path, task: str) -> list[dict]:
 
 
 def test_right_answers_score_100_on_all_ten(tmp_path: Path, sets: Path) -> None:
-    results = examine(Oracle(), exam(), tmp_path, sets)
+    results = score_request(Oracle(), exam(), tmp_path, sets)
     assert {task: score["score"] for task, score in results["scores"].items()} == dict.fromkeys(STYLES, 100.0)
     for task in STYLES:
         assert [line["score"] for line in answers(tmp_path, task)] == [1.0] * ITEMS
 
 
 def test_the_stock_tasks_ask_what_the_world_says_they_ask(tmp_path: Path, sets: Path) -> None:
-    examine(Oracle(), exam(), tmp_path, sets)
+    score_request(Oracle(), exam(), tmp_path, sets)
     for task in STYLES:
         told = {
             row.number: prompt(row.question)
@@ -99,7 +99,7 @@ def test_the_stock_tasks_ask_what_the_world_says_they_ask(tmp_path: Path, sets: 
 
 
 def test_wrong_answers_score_0(tmp_path: Path, sets: Path) -> None:
-    results = examine(Always("E"), exam(), tmp_path, sets)
+    results = score_request(Always("E"), exam(), tmp_path, sets)
     scores = {task: score["score"] for task, score in results["scores"].items()}
     chance = scores.pop("mmmu_val")  # the official rule takes a random option where it reads none
     assert set(scores.values()) == {0.0}
@@ -110,14 +110,14 @@ def test_wrong_answers_score_0(tmp_path: Path, sets: Path) -> None:
 def test_an_unreadable_mmbench_answer_is_wrong_and_nobody_is_asked(
     said: str, tmp_path: Path, sets: Path
 ) -> None:
-    results = examine(Always(said), exam("mmbench_en_dev", "mmbench_cn_dev"), tmp_path, sets)
+    results = score_request(Always(said), exam("mmbench_en_dev", "mmbench_cn_dev"), tmp_path, sets)
     assert [score["value"] for score in results["scores"].values()] == [0.0, 0.0]
     assert {line["score"] for line in answers(tmp_path, "mmbench_cn_dev")} == {0.0}
 
 
 def test_a_constant_letter_scores_its_share_item_by_item(tmp_path: Path, sets: Path) -> None:
     tasks = ("mmbench_en_dev", "mmmu_val", "scienceqa_img")
-    results = examine(Always("B"), exam(*tasks, items=40), tmp_path, sets)
+    results = score_request(Always("B"), exam(*tasks, items=40), tmp_path, sets)
     for task in tasks:
         lines = answers(tmp_path, task)
         assert [line["score"] for line in lines] == [float(line["target"] == "B") for line in lines]
@@ -125,14 +125,14 @@ def test_a_constant_letter_scores_its_share_item_by_item(tmp_path: Path, sets: P
 
 
 def test_mme_is_scored_in_pairs_over_the_categories_that_are_present(tmp_path: Path, sets: Path) -> None:
-    results = examine(Always("Yes"), exam("mme", items=40), tmp_path, sets)
+    results = score_request(Always("Yes"), exam("mme", items=40), tmp_path, sets)
     # One right of each pair: accuracy 50, both right never, so 50 of 200 points in every category.
     assert results["scores"]["mme"]["score"] == pytest.approx(25.0)
 
 
 def test_the_stored_answers_give_the_scores_again(tmp_path: Path, sets: Path) -> None:
     """All that `compare` resamples is in the answers files; a run half right, half wrong would show what is lost."""
-    results = examine(Fickle(), exam(items=40), tmp_path, sets)
+    results = score_request(Fickle(), exam(items=40), tmp_path, sets)
     for task, entry in results["scores"].items():
         made = units(task, read_answers(tmp_path / "answers", task))
         assert made.score == pytest.approx(entry["score"], abs=1e-3)
@@ -158,7 +158,7 @@ OPEN = {task for task, row in BENCHMARKS.items() if row.asks == "open"}
 def test_answers_that_a_metric_cannot_read_are_counted_as_it_reads_them(
     said: str, fault: str, tasks: set[str], tmp_path: Path, sets: Path
 ) -> None:
-    scores = examine(Always(said), exam(), tmp_path, sets)["scores"]
+    scores = score_request(Always(said), exam(), tmp_path, sets)["scores"]
     assert {task for task, score in scores.items() if score[fault] == ITEMS} == tasks
     assert all(score[fault] == 0 for task, score in scores.items() if task not in tasks | OPEN)
     for task, score in scores.items():
@@ -171,16 +171,16 @@ def test_answers_that_a_metric_cannot_read_are_counted_as_it_reads_them(
 def test_right_answers_in_a_sentence_are_no_answers_to_open_questions_and_it_is_counted(
     tmp_path: Path, sets: Path
 ) -> None:
-    class Talkative(Answerer):
+    class Talkative(LmmsModel):
         def answer(self, items: list[Item]) -> list[str]:
             return [f"I think it is {item.target} over there" for item in items]
 
-    scores = examine(Talkative(), exam(*OPEN), tmp_path, sets)["scores"]
+    scores = score_request(Talkative(), exam(*OPEN), tmp_path, sets)["scores"]
     assert {task: (score["score"], score["unreadable"]) for task, score in scores.items()} == dict.fromkeys(
         OPEN, (0.0, ITEMS)
     )
-    right = examine(Oracle(), exam(), tmp_path / "right", sets)["scores"]
-    wrong = examine(Always("E"), exam(*OPEN), tmp_path / "wrong", sets)["scores"]
+    right = score_request(Oracle(), exam(), tmp_path / "right", sets)["scores"]
+    wrong = score_request(Always("E"), exam(*OPEN), tmp_path / "wrong", sets)["scores"]
     assert not any(score["unreadable"] for score in (*right.values(), *wrong.values()))
 
 
@@ -193,7 +193,7 @@ def test_an_answer_that_ends_with_a_stop_word_was_not_cut_at_the_limit() -> None
 
 def test_answers_name_the_image_that_they_are_about(tmp_path: Path, sets: Path) -> None:
     """By its pixels: MME's pairs share one, and sets that draw from one sequence of scenes name them alike."""
-    examine(Oracle(), exam("mme", "gqa", "vqav2_val", items=40), tmp_path, sets)
+    score_request(Oracle(), exam("mme", "gqa", "vqav2_val", items=40), tmp_path, sets)
     mme, gqa, vqa = ([line["image"] for line in answers(tmp_path, t)] for t in ("mme", "gqa", "vqav2_val"))
     assert mme[::2] == mme[1::2] and len(set(mme)) == 20
     assert len(set(gqa)) == 40 and set(gqa) & set(vqa)
@@ -230,12 +230,12 @@ def test_the_majority_is_counted_by_kind_and_for_pope_it_says_yes(tmp_path: Path
 
 
 def test_an_answerer_that_fails_fails_the_evaluation(tmp_path: Path, sets: Path) -> None:
-    class Broken(Answerer):
+    class Broken(LmmsModel):
         def answer(self, items: list[Item]) -> list[str]:
             raise RuntimeError("the model broke")
 
     with pytest.raises(RuntimeError, match="the model broke"):
-        examine(Broken(), exam("gqa"), tmp_path, sets)
+        score_request(Broken(), exam("gqa"), tmp_path, sets)
     assert not (tmp_path / "answers").exists()
 
 
@@ -249,7 +249,7 @@ def test_a_rule_that_fails_is_raised_at_once(
 
     monkeypatch.setattr(EvalAIAnswerProcessor, "__call__", broken)
     with pytest.raises(ZeroDivisionError, match="the rule broke"):
-        examine(Oracle(), exam("vizwiz_vqa_val"), tmp_path, sets)
+        score_request(Oracle(), exam("vizwiz_vqa_val"), tmp_path, sets)
 
 
 def test_the_caller_is_left_as_it_was(
@@ -257,7 +257,7 @@ def test_the_caller_is_left_as_it_was(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     before = os.getcwd(), dict(os.environ), random.getstate()
-    examine(Oracle(), exam("gqa", "mmbench_en_dev"), tmp_path, sets)
+    score_request(Oracle(), exam("gqa", "mmbench_en_dev"), tmp_path, sets)
     assert (os.getcwd(), dict(os.environ), random.getstate()) == before
     assert capfd.readouterr() == ("", "")
     assert (tmp_path / "log.txt").stat().st_size
@@ -267,15 +267,17 @@ def test_the_caller_is_left_as_it_was(
 def test_the_datasets_library_caches_beside_the_sets(tmp_path: Path, sets: Path) -> None:
     import datasets
 
-    examine(Oracle(), exam("gqa"), tmp_path, sets)
+    score_request(Oracle(), exam("gqa"), tmp_path, sets)
     assert list(sets.glob("*/cache/*"))
     assert Path(datasets.config.HF_DATASETS_CACHE) not in sets.rglob("cache")
 
 
 def test_equal_exams_have_equal_keys_whoever_answers(tmp_path: Path, sets: Path) -> None:
-    first = examine(Oracle(), exam("gqa"), tmp_path / "a", sets)
-    second = examine(Always("no"), exam("gqa"), tmp_path / "b", tmp_path / "elsewhere")
-    other = examine(Oracle(), Exam("playground", ("gqa",), "validation", ITEMS, 0), tmp_path / "c", sets)
+    first = score_request(Oracle(), exam("gqa"), tmp_path / "a", sets)
+    second = score_request(Always("no"), exam("gqa"), tmp_path / "b", tmp_path / "elsewhere")
+    other = score_request(
+        Oracle(), EvaluationRequest("playground", ("gqa",), "validation", ITEMS, 0), tmp_path / "c", sets
+    )
     assert first["sets_key"] == second["sets_key"] != other["sets_key"]
     keys = [[line["key"] for line in answers(tmp_path / name, "gqa")] for name in "abc"]
     assert keys[0] == keys[1]
@@ -292,18 +294,20 @@ def test_published_sets_are_read_by_their_names(
     monkeypatch.chdir(exam("pope", "mme").home(sets))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(task, "_resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
-    results = examine(Oracle(), Exam("hub", ("pope", "mme"), "test", 5, 0), tmp_path / "run")
+    results = score_request(
+        Oracle(), EvaluationRequest("hub", ("pope", "mme"), "test", 5, 0), tmp_path / "run"
+    )
     assert [(score["score"], score["items"]) for score in results["scores"].values()] == [(100.0, 4)] * 2
     assert results["split"] == "published"
 
 
 def test_what_cannot_be_asked_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        Exam("playgruond", ("pop",), "test", None, 0)
+        EvaluationRequest("playgruond", ("pop",), "test", None, 0)
     assert "did you mean 'pope'" in caught.value.problems[0]
     with pytest.raises(UserError, match="items"):
-        Exam("playground", ("pope",), "test", None, 0)
-    assert Exam("hub", ("mme",), "test", 7, 0).limit == 6
+        EvaluationRequest("playground", ("pope",), "test", None, 0)
+    assert EvaluationRequest("hub", ("mme",), "test", 7, 0).limit == 6
 
 
 def test_without_lmms_eval_the_machine_lacks_something(

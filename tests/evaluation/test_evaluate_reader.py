@@ -17,11 +17,11 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from switchkd_cli.engine.build import load
-from switchkd_cli.engine.data.image import opened
-from switchkd_cli.engine.evaluation.generate import Reader
+from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item
-from switchkd_cli.engine.evaluation.request import Exam
-from switchkd_cli.engine.evaluation.score_model import evaluate, examine
+from switchkd_cli.engine.evaluation.request import EvaluationRequest
+from switchkd_cli.engine.evaluation.score_model import evaluate, score_request
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.text.prompts import prompt
 from tests.support.tiny_llava import save_tiny_llava
@@ -69,7 +69,7 @@ def test_pictures_are_seen_as_training_sees_them() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.effect_noise((24, 48), 50).save(stored, "PNG", exif=exif)
-    trained = opened(stored.getvalue(), None)
+    trained = open_image(stored.getvalue(), None)
     decoded = datasets.Image().decode_example({"bytes": stored.getvalue(), "path": None})
     for shown in (decoded, Image.open(stored), Image.open(stored).convert("RGB")):
         request = SimpleNamespace(args=("", {}, lambda doc: [doc["image"].convert("RGB")], 0, "pope", "test"))
@@ -98,11 +98,11 @@ def test_batched_answers_are_those_of_transformers_one_by_one(
 def test_answers_that_reach_the_limit_without_an_end_are_counted(
     checkpoint: Path, sets: Path, tmp_path: Path, stops: bool
 ) -> None:
-    reader = Reader(load(str(checkpoint)), batch=5, longest=16)
+    reader = GreedyModel(load(str(checkpoint)), batch=5, longest=16)
     every = reader.model.model.config.text_config.vocab_size
     reader.model.model.generation_config.eos_token_id = list(range(every)) if stops else every + 7
     tasks = ("textvqa_val", "vizwiz_vqa_val")  # no stop words that this model writes
-    results = examine(reader, Exam("playground", tasks, "test", 8, 0), tmp_path, sets)
+    results = score_request(reader, EvaluationRequest("playground", tasks, "test", 8, 0), tmp_path, sets)
     assert [score["at_limit"] for score in results["scores"].values()] == [0 if stops else 8] * 2
     assert all(("at_limit" in line["faults"]) != stops for task in tasks for line in lines(tmp_path, task))
 

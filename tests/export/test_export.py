@@ -87,4 +87,4 @@ def test_exported_students_generate_the_tokens_of_our_forward_pass(students, pyt
             ),
             opened.inputs,
         )
-        assert data.written(0).input_ids.tolist()[: len(said["prompt"])] == said["prompt"], name
+        assert data.text_example(0).input_ids.tolist()[: len(said["prompt"])] == said["prompt"], name

@@ -165,15 +165,15 @@ def test_an_image_that_was_away_for_a_while(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = tiny_run.write(tmp_path, teacher=False)
     recipe.write_text(recipe.read_text().replace("llava_json\n", "llava_json\n    max_faults: 0.5\n"))
-    opened = conversation.opened
+    open_image = conversation.open_image
 
     def away(image, *rest, **more):
         if image == "d.png":
             raise conversation.Fault("no such image: d.png")
-        return opened(image, *rest, **more)
+        return open_image(image, *rest, **more)
 
-    monkeypatch.setattr(conversation, "opened", away)
-    during(monkeypatch, "pretrain", lambda: monkeypatch.setattr(conversation, "opened", opened))
+    monkeypatch.setattr(conversation, "open_image", away)
+    during(monkeypatch, "pretrain", lambda: monkeypatch.setattr(conversation, "open_image", open_image))
     code, told = distil(monkeypatch, capsys)
     assert code == 2 and "1 of 1 rows that could not be used can be now" in told
 
@@ -297,7 +297,7 @@ def test_a_data_file_edited_in_place_is_read_again(tmp_path, monkeypatch, ending
     from switchkd_cli.engine.data import open_file
     from tests.data.test_data_files import saved
 
-    monkeypatch.setattr(open_file, "KEPT", 0)
+    monkeypatch.setattr(open_file, "CACHED_ROWS", 0)
     monkeypatch.setattr(parquet_file, "IN_MEMORY", 0)
 
     def said(answer):

@@ -75,16 +75,16 @@ def test_the_plan_estimates_what_training_pads(batch, micro):
     """Estimated from a sample of 200 examples; compared with training's orders of all of them."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(20, 900, 3000, np.int32)
-    pictured = draw.random(3000) < 0.8
-    lengths[pictured] += 728
+    image_mask = draw.random(3000) < 0.8
+    lengths[image_mask] += 728
     seen = [
         RowLengths(int(n), 728 * bool(p), 5, int(n) - 1, int(n) - 1)
-        for n, p in zip(lengths, pictured, strict=True)
+        for n, p in zip(lengths, image_mask, strict=True)
     ]
     sample = DataSample(3000, tuple(seen[:200]), False, "made up")
     wanted = 3000 // batch * batch
     plain = share(lengths[order(3000, wanted, 1)], micro)
-    by_length = share(lengths[grouped_order(lengths, pictured, batch, wanted, 1)], micro)
+    by_length = share(lengths[grouped_order(lengths, image_mask, batch, wanted, 1)], micro)
     assert sample.padding(batch, micro, grouped=False) == pytest.approx(plain, abs=0.03)
     assert sample.padding(batch, micro, grouped=True) == pytest.approx(by_length, abs=0.03)
     assert by_length < plain

@@ -97,9 +97,9 @@ def test_a_row_whose_picture_is_lost_has_none(tmp_path):
     model, lost = tiny.model(), tiny.row("z", "lost.png", ("What?", "a dog"))
     for rows, seen in (([lost, *TEXT], False), (tiny.rows(tmp_path), True), (TEXT, False)):
         data = tiny.conversations(model, tmp_path, which=rows)
-        data.ledger.allowed = 0.5
+        data.bad_rows.allowed = 0.5
         data.inspect()
-        assert data.has_pictures is seen
+        assert data.has_images is seen
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
-from switchkd_cli.engine.data.bad_rows import Ledger
+from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.errors import UserError
@@ -110,9 +110,9 @@ def sample_data(
     data = registry.resolve("source", spec.source)(cache, **parameters)
     conversations = None
     if model.blueprint is None:
-        ledger = Ledger(data.name, len(data), spec.max_faults)
-        ledger.open(data.survey.faults, (), 1)
-        notes, has_images = [*data.survey.told(), *ledger.notes], bool(data.survey.pictured.any())
+        bad_rows = BadRows(data.name, len(data), spec.max_faults)
+        bad_rows.check_sample(data.survey.faults, (), 1)
+        notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
         conversations = Conversations(
             data,
@@ -122,8 +122,8 @@ def sample_data(
             max_faults=spec.max_faults,
             positions=positions,
         )
-        conversations.inspect(pictures=check_images)
-        notes, has_images = conversations.notes, conversations.has_pictures
+        conversations.inspect(images=check_images)
+        notes, has_images = conversations.notes, conversations.has_images
     indices = list(range(len(data)))
     random.Random(0).shuffle(indices)
     lengths = []
@@ -132,7 +132,7 @@ def sample_data(
             if conversations is None:
                 lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
             else:
-                lengths.append(_counted(conversations.written(index), model))
+                lengths.append(_counted(conversations.text_example(index), model))
     if not lengths:
         raise UserError(
             f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used",

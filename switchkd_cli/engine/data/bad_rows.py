@@ -1,4 +1,4 @@
-"""The rows of a data set that can't be used: counted, listed, and past a stated share the end of the run."""
+"""Unusable rows of a data set: counted, listed in a file, and an error when their share is above `max_faults`."""
 
 import json
 from collections.abc import Iterable
@@ -10,55 +10,59 @@ from switchkd_cli.errors import UTF8, UserError
 SHOWN = 5  # rows named in an error; the rest are counted
 
 
-class Ledger:
-    """One data set's unusable rows, each once, in the order they were met. `allowed` is a share of its rows."""
+class BadRows:
+    """The unusable rows of one data set, each once. `allowed` is the share of the rows that may be unusable."""
 
     def __init__(self, name: str, rows: int, allowed: float) -> None:
         self.name = name
         self.rows = rows
         self.allowed = allowed
-        self.met: dict[int, Unusable] = {}
+        self.unusable: dict[int, Unusable] = {}  # by row number
         self._file: Path | None = None
 
     @property
     def notes(self) -> list[str]:
-        """A line on the rows met so far, if there are any."""
-        if not self.met:
+        """One line about the unusable rows so far; no line if there are none."""
+        if not self.unusable:
             return []
-        found = f"{len(self.met):,} of {self.rows:,} rows so far"
-        return [f"can't be used (another row stands in): {found}, the first: {self.met[min(self.met)]}"]
+        count = f"{len(self.unusable):,} of {self.rows:,} rows so far"
+        first = self.unusable[min(self.unusable)]
+        return [f"can't be used (another row stands in): {count}, the first: {first}"]
 
-    def open(self, texts: Iterable[Unusable], seen: Iterable[Unusable], looked_at: int) -> None:
-        """Takes what is known before training: of all texts, and of `looked_at` rows seen as training would see them.
+    def check_sample(self, texts: Iterable[Unusable], sample: Iterable[Unusable], sample_size: int) -> None:
+        """Check the share of unusable rows before training.
 
-        What those rows show beyond their texts is taken to be as frequent in the others. Raises UserError where
-        that is too much, or for a single row that is refused.
+        `texts` are the unusable rows among the texts of all rows, `sample` those among `sample_size` rows that were
+        prepared as for training. Rows that only the sample shows to be unusable are assumed to be as frequent in the
+        rest. Raises UserError where the share is too large, or for any single row that is refused.
         """
-        share = len(self._take(texts)) / self.rows + len(self._take(seen)) / looked_at
-        judged = f", judged by {looked_at:,} of {self.rows:,}" if looked_at < self.rows else ""
+        share = len(self._add_new(texts)) / self.rows + len(self._add_new(sample)) / sample_size
+        judged = f", judged by {sample_size:,} of {self.rows:,}" if sample_size < self.rows else ""
         self._check(share, f"{share:.1%} of the rows can't be used{judged}; nothing was trained")
 
-    def add(self, met: Iterable[Unusable]) -> None:
-        """Takes rows that were met in training. Raises UserError when they have become too many."""
-        if self._take(met):
+    def add(self, rows: Iterable[Unusable]) -> None:
+        """Add rows that turned out unusable in training. Raises UserError where there are too many by now."""
+        if self._add_new(rows):
             listed = f", listed in {self._file}" if self._file else ""
-            told = f"{len(self.met):,} of {self.rows:,} rows can't be used{listed}"
-            self._check(len(self.met) / self.rows, told)
+            self._check(
+                len(self.unusable) / self.rows,
+                f"{len(self.unusable):,} of {self.rows:,} rows can't be used{listed}",
+            )
 
-    def list_in(self, file: Path) -> None:
-        """From now on every row is also a line of this file, those met before included.
+    def write_to(self, file: Path) -> None:
+        """Write the unusable rows to this file, one line each: those so far now, later ones as they are added.
 
-        Those that stand there, from before the run was interrupted, count as met.
+        Rows that the file lists already, from before the run was interrupted, count as unusable.
         """
-        listed = _listed(file, self.name)
+        listed = _read_list(file, self.name)
         self._file = file
-        self._write(row for row in self.met.values() if row.row not in listed)
-        self.met |= {number: row for number, row in listed.items() if number not in self.met}
+        self._write(row for row in self.unusable.values() if row.row not in listed)
+        self.unusable |= {number: row for number, row in listed.items() if number not in self.unusable}
 
-    def _take(self, rows: Iterable[Unusable]) -> list[Unusable]:
-        """Those that are new."""
-        new = {row.row: row for row in rows if row.row not in self.met}
-        self.met |= new
+    def _add_new(self, rows: Iterable[Unusable]) -> list[Unusable]:
+        """Add the rows that were not known yet, and return these."""
+        new = {row.row: row for row in rows if row.row not in self.unusable}
+        self.unusable |= new
         self._write(new.values())
         return list(new.values())
 
@@ -71,9 +75,9 @@ class Ledger:
                 line = {"data": self.name, "row": r.row, "id": r.id, "fault": r.fault}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _check(self, share: float, told: str) -> None:
-        rows = sorted(self.met.values(), key=lambda row: row.row)
-        hint = f"mend or remove these rows: {told} (max_faults: {self.allowed:.1%})"
+    def _check(self, share: float, summary: str) -> None:
+        rows = sorted(self.unusable.values(), key=lambda row: row.row)
+        hint = f"mend or remove these rows: {summary} (max_faults: {self.allowed:.1%})"
         if share <= self.allowed:
             rows = [row for row in rows if row.refused]
             hint = "mend or remove these rows: a path that leaves the image folder is never read"
@@ -82,13 +86,13 @@ class Ledger:
             raise UserError([f"{self.name}: {row}" for row in rows[:SHOWN]] + rest, hint=hint)
 
 
-def _listed(file: Path, name: str) -> dict[int, Unusable]:
-    """The rows of a data set that the file lists."""
+def _read_list(file: Path, name: str) -> dict[int, Unusable]:
+    """Return the rows of data set `name` that the file lists, by row number."""
     if not file.exists():
         return {}
     lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
     return {
-        each["row"]: Unusable(each["row"], each["id"], each["fault"])
-        for each in lines
-        if each["data"] == name
+        line["row"]: Unusable(line["row"], line["id"], line["fault"])
+        for line in lines
+        if line["data"] == name
     }

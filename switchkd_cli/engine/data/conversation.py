@@ -1,4 +1,4 @@
-"""Conversations as training examples: written down by a chat template, masked, cut, the picture prepared."""
+"""Turn rows of conversations into training examples: chat template, label mask, truncation, image processing."""
 
 from __future__ import annotations
 
@@ -16,31 +16,37 @@ from jinja2 import TemplateError
 from torch.utils.data import Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
-from switchkd_cli.engine.data.bad_rows import Ledger
-from switchkd_cli.engine.data.image import opened
-from switchkd_cli.engine.data.prompt_template import after_answer, end_of, opening, special, template_text
+from switchkd_cli.engine.data.bad_rows import BadRows
+from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.prompt_template import (
+    end_token,
+    special_tokens,
+    start_tokens,
+    template_text,
+    tokens_after_answer,
+)
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 
-LOOKED_AT = 500  # rows that are prepared before training to see whether the data is sound
-KEPT = 512 << 20  # bytes of examples up to which a whole data set stays in memory
-TRIES = 100  # rows that may fail one after another before a stand-in is given up
+SAMPLE_ROWS = 500  # rows that are prepared before training to estimate the share of unusable ones
+CACHE_BYTES = 512 << 20  # a data set whose prepared examples take no more bytes stays in memory
+MAX_TRIES = 100  # rows that are tried in place of an unusable one before the run ends
 
 Piece = tuple[str, str]
-"""(prompt, answer): text that is not supervised and the text after it that is."""
+"""(prompt, answer): text without supervision, and the supervised text after it."""
 
 
 class NoStandIn(Exception):
-    """Row after row can't be used: the pictures are gone, most likely."""
+    """Raised where MAX_TRIES rows one after another are unusable: most likely the images were removed."""
 
 
 class Conversations(Dataset[Example]):
-    """Rows as examples of a model: answers are supervised, the rest is not.
+    """A data set of training examples, made from rows for one model. Only the answers are supervised.
 
-    An answer's supervised part ends with its last special token, if it has one. Tokens past `max_length` are cut;
-    a picture never is: a row whose image tokens would not all fit is unusable. So is one that, cut or not, is longer than
-    the `positions` that a model was made for (by who it is). For an unusable row another one, always the same, stands in
-    and says so (`Example.instead_of`); `ledger` counts them.
+    An answer's supervised part ends with its last special token, if it has one. An example is truncated to `max_length`
+    tokens, but an image is never truncated: a row whose image tokens don't all fit is unusable. So is a row that is still
+    longer than the `positions` of a model (by the model's role). An unusable row is replaced by another one, always the
+    same, whose example lists the rows that it replaces (`Example.instead_of`); `bad_rows` counts the unusable rows.
     """
 
     def __init__(
@@ -58,161 +64,166 @@ class Conversations(Dataset[Example]):
         self.inputs = inputs
         self.chat_template = template_text(template, inputs)
         self.max_length = max_length
-        self.ledger = Ledger(rows.name, len(rows), max_faults)
-        words = inputs.tokenizer
-        end = end_of(words, after_answer(inputs, self.chat_template))
-        self.end = None if end is None else words.convert_ids_to_tokens(end)
-        """The token that the template ends an answer with; None where it has none."""
-        marks = {*special(words), *([] if self.end is None else [self.end])}
-        self._special = frozenset({*special(words).values(), *([] if end is None else [end])})
-        self._marks = _marks(marks)
-        self._opening = opening(words)
-        self._looked_at = self._cut_short = 0
-        self._kept: dict[int, Example] = {}
-        self._bytes = 0  # of the largest example so far
+        self.bad_rows = BadRows(rows.name, len(rows), max_faults)
+        tokenizer = inputs.tokenizer
+        end = end_token(tokenizer, tokens_after_answer(inputs, self.chat_template))
+        self.end = None if end is None else tokenizer.convert_ids_to_tokens(end)
+        """The token that ends an answer in the template; None where there is none."""
+        forbidden = {*special_tokens(tokenizer), *([] if self.end is None else [self.end])}
+        self._special_ids = frozenset({*special_tokens(tokenizer).values(), *([] if end is None else [end])})
+        self._special_pattern = _pattern_of(forbidden)
+        self._start_tokens = start_tokens(tokenizer)
+        self._sample_size = self._truncated = 0
+        self._cache: dict[int, Example] = {}
+        self._largest = 0  # bytes of the largest example so far
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        met: list[Unusable] = []
+        replaced: list[Unusable] = []
         for candidate in stand_ins(index, len(self)):
             try:
                 example = self._example(candidate)
-                return replace(example, instead_of=tuple(met)) if met else example
+                return replace(example, instead_of=tuple(replaced)) if replaced else example
             except Fault as fault:
-                met.append(fault.at(candidate))
+                replaced.append(fault.at(candidate))
         raise NoStandIn(
-            f"{self.rows.name}: {TRIES} rows one after another can't be used, the last: {met[-1]}"
+            f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}"
         )
 
     @property
     def sizes(self) -> np.ndarray:
-        """[N] characters of each row."""
+        """[N]: number of characters of each row."""
         return self.rows.survey.sizes
 
     @property
-    def pictured(self) -> np.ndarray:
-        """[N] bool: rows with a picture."""
-        return self.rows.survey.pictured
+    def image_mask(self) -> np.ndarray:
+        """[N] bool: which rows have an image."""
+        return self.rows.survey.image_mask
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether some row has a picture, and was not found unusable so far."""
-        return any(int(row) not in self.ledger.met for row in self.pictured.nonzero()[0])
+    def has_images(self) -> bool:
+        """Whether any row has an image, without the rows that are known to be unusable."""
+        return any(int(row) not in self.bad_rows.unusable for row in self.image_mask.nonzero()[0])
 
     @property
-    def fits(self) -> bool:
-        """Whether the whole data set may stay in memory once it is prepared, as far as was seen."""
-        return self._bytes * len(self) <= KEPT
+    def fits_in_memory(self) -> bool:
+        """Whether all prepared examples fit into CACHE_BYTES, estimated by the largest one so far."""
+        return self._largest * len(self) <= CACHE_BYTES
 
-    def inspect(self, *, pictures: bool = True) -> None:
-        """Looks at the data before it is trained on: small sets whole, of large ones a sample (the same every time).
+    def inspect(self, *, images: bool = True) -> None:
+        """Check the data before training: all rows of a small set, a fixed random sample of a large one.
 
-        Without `pictures` at the texts alone. Raises UserError when more rows can't be used than `max_faults` allows, or a path leaves the image folder.
+        Without `images` only the texts are checked. Raises UserError where more rows are unusable than `max_faults`
+        allows, or where an image path leaves the image folder.
         """
         rows: Sequence[int] = range(len(self))
-        if len(self) > LOOKED_AT:
-            rows = sorted(random.Random(0).sample(rows, LOOKED_AT))
-        self._looked_at, self._cut_short = len(rows), 0
-        seen = [row for index in rows for row in self._unusable(index, pictures)]
-        self.ledger.open(self.rows.survey.faults, seen, len(rows))
+        if len(self) > SAMPLE_ROWS:
+            rows = sorted(random.Random(0).sample(rows, SAMPLE_ROWS))
+        self._sample_size, self._truncated = len(rows), 0
+        unusable = [row for index in rows for row in self._unusable(index, images)]
+        self.bad_rows.check_sample(self.rows.survey.faults, unusable, len(rows))
 
     @property
     def notes(self) -> list[str]:
-        """What of the rows is not used as the rest is, a line each, as far as `inspect` has seen."""
-        notes = [*self.rows.survey.told()]
-        if self._cut_short:
-            share = f"{self._cut_short:,} of {self._looked_at:,} rows looked at"
+        """Lines about unusual rows: keys that are not read, answers not learnt, truncated and unusable rows (`inspect`)."""
+        notes = list(self.rows.survey.note_lines())
+        if self._truncated:
+            share = f"{self._truncated:,} of {self._sample_size:,} rows checked"
             notes.append(f"cut: {share} are longer than max_length ({self.max_length:,} tokens)")
-        return notes + self.ledger.notes
+        return notes + self.bad_rows.notes
 
-    def usable_again(self) -> list[str]:
-        """Says so where rows that could not be used can be used now: their images came back meanwhile."""
-        met = list(self.ledger.met)[:LOOKED_AT]
-        usable = sum(not any(self._unusable(row)) for row in met)
+    def recovered_rows(self) -> list[str]:
+        """Return a line about unusable rows that are usable now, because their images are back; empty if there are none."""
+        rows = list(self.bad_rows.unusable)[:SAMPLE_ROWS]
+        usable = sum(not any(self._unusable(row)) for row in rows)
         return (
-            [f"{self.rows.name}: {usable} of {len(met)} rows that could not be used can be now"]
+            [f"{self.rows.name}: {usable} of {len(rows)} rows that could not be used can be now"]
             if usable
             else []
         )
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_kept": {}}
+        return self.__dict__ | {"_cache": {}}
 
-    def _unusable(self, index: int, pictures: bool = True) -> Iterator[Unusable]:
+    def _unusable(self, index: int, images: bool = True) -> Iterator[Unusable]:
+        """Yield the row if it is unusable; without `images` only its text is checked."""
         try:
-            example = self._example(index) if pictures else self.written(index)
-            self._cut_short += example.cut > 0
+            example = self._example(index) if images else self.text_example(index)
+            self._truncated += example.cut > 0
         except Fault as fault:
             yield fault.at(index)
 
     def _example(self, index: int) -> Example:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cache:
+            return self._cache[index]
         example = self._build(index)
-        self._bytes = max(self._bytes, example.nbytes)
-        if self.fits:
-            self._kept[index] = example
+        self._largest = max(self._largest, example.nbytes)
+        if self.fits_in_memory:
+            self._cache[index] = example
         return example
 
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
             usual = [self.inputs.placeholder_ids()] * len(row.images)
-            example = self._written(row, usual)
-            images = self._prepared(row)
+            example = self._text_example(row, usual)
+            images = self._prepare_images(row)
             if (ids := [image.ids for image in images]) != usual:
-                example = self._written(row, ids)
+                example = self._text_example(row, ids)
             tensors = tuple(image.inputs for image in images)
             position = self.inputs.position(example.input_ids, example.turn, tensors)
             return replace(example, images=tensors, position=position)
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
 
-    def written(self, index: int) -> Example:
-        """The row's text with its image tokens, no image opened. Raises Fault."""
+    def text_example(self, index: int) -> Example:
+        """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._written(row, [self.inputs.placeholder_ids()] * len(row.images))
+        return self._text_example(row, [self.inputs.placeholder_ids()] * len(row.images))
 
-    def _prepared(self, row: Row) -> list[PreparedImage]:
+    def _prepare_images(self, row: Row) -> list[PreparedImage]:
         follow = self.rows.follow_links
-        images = [opened(image, self.rows.images, follow_links=follow) for image in row.images]
+        images = [open_image(image, self.rows.images, follow_links=follow) for image in row.images]
         return self.inputs.prepare(images) if images else []
 
-    def _written(self, row: Row, images: Sequence[Sequence[int]]) -> Example:
-        """The row's text, with the token ids that stand for each of its images."""
+    def _text_example(self, row: Row, images: Sequence[Sequence[int]]) -> Example:
+        """Return the row's example without pixels. `images`: the token ids of each of its images."""
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
-            if mark := self._marks.search(text):
-                raise Fault(f"its text holds {mark[0]}, a special token of the tokenizer")
-        written = self._tokens(row, images)
-        tokens, labels, turn = map(torch.tensor, self._cut(*written))
+            if match := self._special_pattern.search(text):
+                raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
+        untruncated = self._tokens(row, images)
+        tokens, labels, turn = map(torch.tensor, self._truncate(*untruncated))
         visual = tokens == self.inputs.image_token
-        return Example(row.id, tokens, labels, turn, visual, cut=len(written[0]) - len(tokens))
+        return Example(row.id, tokens, labels, turn, visual, cut=len(untruncated[0]) - len(tokens))
 
     def _tokens(self, row: Row, images: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
-        """Token ids, labels and turns."""
+        """Return the row's token ids, labels and turn numbers, not truncated."""
         tokens, labels, turn = [], [], []
         independent = self.rows.turns == "independent"
         pieces = self._pieces(row)
-        if row.system and _left_out(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
+        if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
             raise Fault("the chat template leaves out the system's text")
-        for number, (asked, told) in enumerate(self._encoded(pieces, images, independent)):
-            if number == 0 and asked[: len(self._opening)] != self._opening:
-                asked = self._opening + asked
+        for number, (prompt, answer) in enumerate(self._tokenize(pieces, images, independent)):
+            if number == 0 and prompt[: len(self._start_tokens)] != self._start_tokens:
+                prompt = self._start_tokens + prompt
             learnt = number - independent not in row.unlearnt
-            tokens += asked + told
-            labels += [IGNORE] * len(asked) + (self._supervised(told) if learnt else [IGNORE] * len(told))
-            turn += [number if independent else 0] * (len(asked) + len(told))
+            tokens += prompt + answer
+            labels += [IGNORE] * len(prompt)
+            labels += self._answer_labels(answer) if learnt else [IGNORE] * len(answer)
+            turn += [number if independent else 0] * (len(prompt) + len(answer))
         return tokens, labels, turn
 
-    def _supervised(self, answer: list[int]) -> list[int]:
-        """Labels of an answer: what the template writes after its end (a line break, mostly) is not learnt."""
-        end = max((i for i, token in enumerate(answer) if token in self._special), default=len(answer) - 1)
+    def _answer_labels(self, answer: list[int]) -> list[int]:
+        """Return the labels of an answer. Tokens after its last special token (mostly a line break) are not learnt."""
+        end = max(
+            (i for i, token in enumerate(answer) if token in self._special_ids), default=len(answer) - 1
+        )
         return answer[: end + 1] + [IGNORE] * (len(answer) - end - 1)
 
-    def _cut(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
-        """At most `max_length` of each. Raises Fault where this would cut the picture or leave no answer."""
+    def _truncate(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
+        """Truncate each list to `max_length`. Raises Fault where that would truncate the image or leave no answer."""
         length = len(tokens) if self.max_length is None else self.max_length
         visual = self.inputs.image_token
         if visual in tokens[length:]:
@@ -220,19 +231,17 @@ class Conversations(Dataset[Example]):
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
         if all(label == IGNORE for label in labels[:length]):
             raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
-        of_turn = Counter(turn[:length])
-        reach = of_turn.pop(0, 0) + max(
-            of_turn.values(), default=0
-        )  # independent turns begin at one position
-        if reach > (most := min(self.positions.values(), default=reach)):
-            made_for = ", ".join(
-                f"the {who} is made for {places:,}" for who, places in self.positions.items()
-            )
-            raise Fault(f"{reach:,} tokens, {made_for} (max_length: {most} would cut it)")
+        turn_lengths = Counter(turn[:length])
+        positions = turn_lengths.pop(0, 0) + max(
+            turn_lengths.values(), default=0
+        )  # independent turns all start at the same position
+        if positions > (most := min(self.positions.values(), default=positions)):
+            limits = ", ".join(f"the {role} is made for {limit:,}" for role, limit in self.positions.items())
+            raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
         return tokens[:length], labels[:length], turn[:length]
 
     def _pieces(self, row: Row) -> list[Piece]:
-        """The row's text; for independent turns the first piece is the shared part."""
+        """Return the row's text as pieces; with independent turns the first piece is the part that all turns share."""
         images = len(row.images)
         if self.rows.turns == "chained":
             return self._chained(row.exchanges, images, row.system)
@@ -245,17 +254,18 @@ class Conversations(Dataset[Example]):
         return pieces
 
     def _chained(self, exchanges: Sequence[tuple[str, str]], images: int, system: str | None) -> list[Piece]:
+        """Return one piece an exchange, each written by the template after the exchanges before it."""
         messages = [_message("system", system)] if system is not None else []
-        said, pieces = "", []
+        before, pieces = "", []
         for number, (question, answer) in enumerate(exchanges):
             messages.append(_message("user", question, images if number == 0 else 0))
-            asked = self._render(messages, generation=True)
+            with_prompt = self._render(messages, generation=True)
             messages.append(_message("assistant", answer))
-            told = self._render(messages, generation=False)
-            if not (asked.startswith(said) and told.startswith(asked)):
+            with_answer = self._render(messages, generation=False)
+            if not (with_prompt.startswith(before) and with_answer.startswith(with_prompt)):
                 raise Fault("the chat template rewrites earlier turns")
-            pieces.append((asked[len(said) :], told[len(asked) :]))
-            said = told
+            pieces.append((with_prompt[len(before) :], with_answer[len(with_prompt) :]))
+            before = with_answer
         return pieces
 
     def _render(self, messages: Sequence[Mapping], *, generation: bool) -> str:
@@ -264,50 +274,55 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _encoded(
+    def _tokenize(
         self, pieces: list[Piece], images: Sequence[Sequence[int]], independent: bool
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """Each piece's tokens, cut from its text as a whole: alone, Llama's tokenizers put a space before it."""
+        """Yield each piece's (prompt, answer) tokens.
+
+        They are cut out of the tokens of the whole text: Llama's tokenizers put a space before a text of its own.
+        """
         shared = pieces[:1]
-        for seen in [shared, *([*shared, piece] for piece in pieces[1:])] if independent else [pieces]:
-            tokens = self._split([text for piece in seen for text in piece], images)
+        for visible in [shared, *([*shared, piece] for piece in pieces[1:])] if independent else [pieces]:
+            tokens = self._split([text for piece in visible for text in piece], images)
             pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
             yield from pairs[-1:] if independent else pairs
 
     def _split(self, texts: Sequence[str], images: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The tokens of texts that stand one after another; a token is its first character's."""
-        words = self.inputs.tokenizer
-        told = words("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        begins = [min(start, end - 1) for start, end in told["offset_mapping"]]  # also of a trimmed space
+        """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character."""
+        tokenizer = self.inputs.tokenizer
+        encoding = tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+        begins = [
+            min(start, end - 1) for start, end in encoding["offset_mapping"]
+        ]  # also for a trimmed space
         bounds = [bisect_left(begins, end) for end in accumulate(map(len, texts))]
-        pieces = [told["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
-        of_images = iter(images)
-        mark = words.convert_tokens_to_ids(self.inputs.image_text)
+        pieces = [encoding["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
+        image_ids = iter(images)
+        placeholder = tokenizer.convert_tokens_to_ids(self.inputs.image_text)
         return [
-            [id for token in piece for id in (next(of_images) if token == mark else (token,))]
+            [id for token in piece for id in (next(image_ids) if token == placeholder else (token,))]
             for piece in pieces
         ]
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:
-    """The row itself, then the rows that are tried in its place: the same ones in every process."""
+    """Yield the row's index, then those of the rows to try in its place: the same ones in every process."""
     yield index
     others = random.Random(index)
-    for _ in range(TRIES - 1):
+    for _ in range(MAX_TRIES - 1):
         yield others.randrange(rows)
 
 
-def _marks(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Finds special tokens in texts of data: there they would end a turn, or begin another speaker's."""
-    words = sorted(map(re.escape, filter(None, tokens)), key=len, reverse=True)
-    return re.compile("|".join(words) or r"(?!)")
+def _pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds special tokens in a row's texts, where they would end a turn or begin another one."""
+    longest_first = sorted(map(re.escape, filter(None, tokens)), key=len, reverse=True)
+    return re.compile("|".join(longest_first) or r"(?!)")
 
 
 def _message(role: str, text: str, images: int = 0) -> dict:
     return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
-def _left_out(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:
-    """Whether a template that writes questions (`pretrain` does not) has not written the system's text."""
-    asked = [question.strip() for question, _ in exchanges]
-    return system.strip() not in prompts and any(question and question in prompts for question in asked)
+def _omits_system(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:
+    """Whether the template wrote a question but not the system text. (`pretrain` writes no questions.)"""
+    questions = [question.strip() for question, _ in exchanges]
+    return system.strip() not in prompts and any(question and question in prompts for question in questions)

@@ -1,4 +1,4 @@
-"""One picture from its file or its bytes; anything wrong with it is a Fault."""
+"""Open an image from a file or from bytes. Raises Fault for an image that can't be used."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,42 +14,48 @@ from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.exif_orientation import upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is decoded. Pillow knows more; of those some start other programs (EPS runs Ghostscript)."""
+"""The formats that are decoded. Pillow knows more, but some start other programs (EPS runs Ghostscript)."""
 
-PIXELS = 1 << 26  # of a picture; 192 MiB once it is decoded
-SIDE = 1 << 14  # of its longer side: a processor may pad it to a square of that
-RATIO = 100  # longer to shorter side: a processor may scale the shorter side up
+PIXELS = 1 << 26  # the most an image may have; 192 MiB once it is decoded
+SIDE = 1 << 14  # pixels of the longer side, at most: a processor may pad the image to a square of this side
+RATIO = 100  # longer to shorter side, at most: a processor may scale the shorter side up
 
 
-def opened(image: str | bytes, images: Path | None, *, follow_links: bool = False) -> Image.Image:
-    """The picture in RGB: the first frame, without transparency, turned as its EXIF orientation says.
+def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = False) -> Image.Image:
+    """Return the image in RGB: its first frame, without transparency, turned as its EXIF orientation says.
 
-    A path is relative to `images` and stays in there, its links followed, unless `follow_links`. Raises Fault.
+    A path is relative to `images`. Raises Fault where it leads out of that folder, which symbolic links may do only with
+    `follow_links`.
     """
     if isinstance(image, bytes):
-        return _decoded(BytesIO(image), "unreadable image")
+        return _decode(BytesIO(image), "unreadable image")
     if images is None:
         raise Fault("has an image, but the data names no `images` folder")
     path = images / image
     if not isfile(path):
         raise Fault(f"no such image: {path}")
     if not follow_links and not Path(realpath(path)).is_relative_to(realpath(images)):
-        told = f"image path leaves its folder by a link: {image} (follow_links: true would allow it)"
-        raise Fault(told, refused=True)
-    return _decoded(path, f"unreadable image {path}")
+        raise Fault(
+            f"image path leaves its folder by a link: {image} (follow_links: true would allow it)",
+            refused=True,
+        )
+    return _decode(path, f"unreadable image {path}")
 
 
-def _decoded(source: Path | BytesIO, complaint: str) -> Image.Image:
+def _decode(source: Path | BytesIO, problem: str) -> Image.Image:
     try:
-        with _quietly_whole(), Image.open(source, formats=FORMATS) as picture:
-            _check_size(*picture.size)
-            return _rgb(upright(picture))
+        with _strict_decoding(), Image.open(source, formats=FORMATS) as image:
+            _check_size(*image.size)
+            return _rgb(upright(image))
     except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
-        raise Fault(f"{complaint}: {error}") from None
+        raise Fault(f"{problem}: {error}") from None
 
 
 def _check_size(width: int, height: int) -> None:
-    """Raises ValueError; nothing is decoded yet. Pillow's own limit is a warning first, and lmms-eval lifts it."""
+    """Raise ValueError for an image that is too large, before it is decoded.
+
+    Pillow's own limit is only a warning at first, and lmms-eval lifts it.
+    """
     if (
         width * height > PIXELS
         or max(width, height) > SIDE
@@ -61,23 +67,23 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits is scaled: Pillow would cut everything above 255 to white."""
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture, np.int64)
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB. Grey of more than 8 bits is scaled: Pillow would turn everything above 255 white."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image, np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError("levels of more than 16 bits")
-        picture = Image.fromarray((levels / 257).round().astype(np.uint8))
-    if picture.mode == "F":
+        image = Image.fromarray((levels / 257).round().astype(np.uint8))
+    if image.mode == "F":
         raise ValueError("levels in floating point, of no known range")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 @contextmanager
-def _quietly_whole() -> Iterator[None]:
-    """Without Pillow's warnings, and with its errors.
+def _strict_decoding() -> Iterator[None]:
+    """Silence Pillow's warnings, but have it raise an error for a truncated image.
 
-    Pillow can be told, for a whole process, to fill truncated pictures with grey: importing lmms-eval does so.
+    A setting for the whole process makes Pillow fill truncated images with grey; importing lmms-eval sets it.
     """
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:

@@ -1,7 +1,7 @@
-"""JSON files of any size as rows: where each row lies in the file is kept, the rows themselves are not.
+"""Read JSON files of any size row by row. Only the position of each row in the file stays in memory.
 
-A JSON list is read by the standard library's own decoder, one row after another through a small window: no decoder
-that was looked at (orjson, pyarrow, datasets) reads a list of a gigabyte without holding several in memory.
+A JSON list is decoded by the standard library, one row after another, through a small window. The other decoders that
+we tried (orjson, pyarrow, datasets) need several gigabytes of memory for a list of one gigabyte.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ WINDOW = 1 << 22  # bytes read at once
 SPACE = " \t\r\n"
 
 Span = tuple[int, int, object]
-"""Where a row begins and ends in the file, in bytes, and the row."""
+"""(begin, end, row): where a row begins and ends in the file, in bytes, and the row."""
 
 
 class NotRows(ValueError):
-    """The file is no list of rows; the text says why."""
+    """Raised for a file that is not a list of rows; the message says why."""
 
 
 def scan(file: Path) -> Iterator[Span]:
-    """Every row of a JSON list or, for a name that ends in `l`, of JSON lines. Raises NotRows and OSError."""
-    return _lines(file) if file.suffix == ".jsonl" else _listed(file)
+    """Yield every row of a JSON list, or of JSON lines where the name ends in .jsonl. Raises NotRows and OSError."""
+    return _json_lines(file) if file.suffix == ".jsonl" else _json_list(file)
 
 
 class JsonFile:
-    """Rows by number, read from the file when they are asked for; forked and spawned processes may share it."""
+    """Sequence of rows that are read from the file on access; forked and spawned processes may share it."""
 
     def __init__(self, file: Path, begins: np.ndarray, ends: np.ndarray) -> None:
         self.file = file
@@ -54,7 +54,7 @@ class JsonFile:
         return self.__dict__ | {"_open": None}
 
 
-def _lines(file: Path) -> Iterator[Span]:
+def _json_lines(file: Path) -> Iterator[Span]:
     begin = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -63,17 +63,17 @@ def _lines(file: Path) -> Iterator[Span]:
                 try:
                     yield begin, end, json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise NotRows(f"not readable as JSON: {_told(error)}, line {number}") from error
+                    raise NotRows(f"not readable as JSON: {_message(error)}, line {number}") from error
             begin = end
 
 
-def _listed(file: Path) -> Iterator[Span]:
-    """Rows between `[` and `]`."""
+def _json_list(file: Path) -> Iterator[Span]:
+    """Yield the rows between `[` and `]`."""
     with file.open("rb") as stream:
         window = _Window(stream)
         window.skip(SPACE + "\ufeff")
         if window.here != "[":
-            raise NotRows(_other(window))
+            raise NotRows(_not_a_list(window))
         window.take()
         window.skip(SPACE)
         while window.here != "]":
@@ -91,8 +91,8 @@ def _listed(file: Path) -> Iterator[Span]:
             raise window.broken("Extra data")
 
 
-def _other(window: _Window) -> str:
-    """What a file holds that is not a list."""
+def _not_a_list(window: _Window) -> str:
+    """Return an error message about a file that holds another value than a list."""
     _, _, value = window.value()
     window.skip(SPACE)
     lines = " followed by more (JSON lines? then its name must end in .jsonl)" if window.here else ""
@@ -100,7 +100,7 @@ def _other(window: _Window) -> str:
 
 
 class _Window:
-    """The part of a UTF-8 file that is being decoded, and where it lies."""
+    """The part of a UTF-8 file that is being decoded, and its position in the file."""
 
     def __init__(self, stream) -> None:
         self.stream = stream
@@ -110,7 +110,7 @@ class _Window:
 
     @property
     def here(self) -> str:
-        """The next character; nothing at the end of the file."""
+        """The next character; empty at the end of the file."""
         while self.at == len(self.text) and self._more():
             pass
         return self.text[self.at : self.at + 1]
@@ -120,36 +120,34 @@ class _Window:
             self.take(len(character.encode()))
 
     def take(self, size: int = 1) -> None:
-        """Steps over one character of `size` bytes."""
+        """Skip one character of `size` bytes."""
         self.at += 1
         self.begin += size
 
     def value(self) -> Span:
-        """The JSON value that begins here, and steps over it."""
+        """Decode the JSON value that begins here, and skip it."""
         while True:
             try:
                 value, end = self.parse(self.text, self.at)
                 break
             except json.JSONDecodeError as error:
-                # near the end, or in a string that has no end yet, more text may mend it
-                cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
-                if not (cut and self._more()):
+                # near the window's end, or in a string without an end, the value may only need more text
+                incomplete = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
+                if not (incomplete and self._more()):
                     raise self.broken(error.msg) from error
-            except (
-                RecursionError,
-                ValueError,
-            ) as error:  # too deep; a number of more digits than Python reads
-                raise self.broken(_told(error)) from error
-        read = self.text[self.at : end]
+            except (RecursionError, ValueError) as error:  # nested too deep; a number with too many digits
+                raise self.broken(_message(error)) from error
+        source = self.text[self.at : end]
         begin, self.at = self.begin, end
-        self.begin += len(read) if read.isascii() else len(read.encode())
+        self.begin += len(source) if source.isascii() else len(source.encode())
         return begin, self.begin, value
 
     def broken(self, why: str) -> NotRows:
+        """Return the error for a value here that can't be decoded."""
         return NotRows(f"not readable as JSON: {why}, near byte {self.begin}")
 
     def _more(self) -> bool:
-        """Reads on; False at the end of the file."""
+        """Read the next block; return False at the end of the file."""
         if self.done:
             return False
         block = self.stream.read(WINDOW)
@@ -157,10 +155,10 @@ class _Window:
         try:
             self.text = self.text[self.at :] + self.decode(block, final=self.done)
         except UnicodeDecodeError as error:
-            raise self.broken(_told(error)) from error
+            raise self.broken(_message(error)) from error
         self.at = 0
         return True
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 rows, the format of the paper's two data sets: `{id, image?, conversations: [{from, value}]}`."""
+"""Data source for LLaVA-1.5 rows, the format of the paper's two data sets: `{id, image?, conversations: [{from, value}]}`."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,9 @@ def llava_json(
     turns: Literal["chained", "independent"] = "chained",
     follow_links: bool = False,
 ) -> Rows:
-    """Rows of a .json, .jsonl or .parquet file; image paths are relative to `images`.
+    """Return the rows of a .json, .jsonl or .parquet file; image paths are relative to `images`.
 
-    `follow_links` lets symbolic links in there lead elsewhere.
+    With `follow_links` symbolic links may lead out of that folder.
     """
     return open_rows(
         Path(file),
@@ -37,5 +37,5 @@ def llava_json(
 
 
 def llava_row(value: object) -> Row:
-    """A raw LLaVA-1.5 row. Raises Fault."""
+    """Parse a raw LLaVA-1.5 row. Raises Fault."""
     return TURNS.row(value)

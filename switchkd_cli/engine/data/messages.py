@@ -1,4 +1,4 @@
-"""Chat rows, the format of most published sets: `{messages: [{role, content}], images?: [...], id?}`."""
+"""Data source for chat rows, the format of most published sets: `{messages: [{role, content}], images?: [...], id?}`."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,9 @@ def messages(
     turns: Literal["chained", "independent"] = "chained",
     follow_links: bool = False,
 ) -> Rows:
-    """Rows of a .json, .jsonl or .parquet file; image paths are relative to `images`.
+    """Return the rows of a .json, .jsonl or .parquet file; image paths are relative to `images`.
 
-    `follow_links` lets symbolic links in there lead elsewhere.
+    With `follow_links` symbolic links may lead out of that folder.
     """
     return open_rows(
         Path(file),
@@ -37,5 +37,5 @@ def messages(
 
 
 def message_row(value: object) -> Row:
-    """A raw row of messages. Raises Fault."""
+    """Parse a raw row of chat messages. Raises Fault."""
     return TURNS.row(value)

@@ -1,4 +1,4 @@
-"""A data file of any of the formats as Rows. A large file is read through once, and what was found is kept."""
+"""Open a data file of any format as Rows. The survey of a large file is cached, so that it is read only once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import pyarrow
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
-from switchkd_cli.engine.data.parquet_file import ParquetFile, texts
-from switchkd_cli.engine.data.rows import Parse, Rows, Survey, surveyed
+from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
+from switchkd_cli.engine.data.rows import Parse, Rows, Survey, survey_rows
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
 
 FORMATS = (".json", ".jsonl", ".parquet")
-KEPT = 20_000  # rows from which on a survey is kept: reading fewer again takes less than a second
-VERSION = 4  # of the kept survey; raise it when a check changes
+CACHED_ROWS = 20_000  # the survey of a file with this many rows or more is cached; smaller files are read in under a second
+VERSION = 4  # of the cached survey; raise it when a check changes
 
 Index = tuple[np.ndarray, np.ndarray]
-"""Where the N rows begin and end in a JSON file ([N] int64 each); empty for parquet."""
+"""(begins, ends): where the N rows begin and end in a JSON file ([N] int64 each); empty for parquet."""
 
 
 def open_rows(
@@ -43,23 +43,24 @@ def open_rows(
     limit: int | None,
     turns: str,
 ) -> Rows:
-    """The rows of a file. `form` says in a hint what they look like; copies of large files are made under `cache`.
+    """Open a data file. `form` describes its rows, for a hint; large parquet files are copied to Arrow under `cache`.
 
-    Raises UserError: no file, an ending that is not known, no image folder, a file that is no list of rows.
+    Raises UserError where the file or the image folder is missing, the file name has an unknown ending, or the file is
+    not a list of rows.
     """
     folder = Path(images) if images is not None else None
     _check(file, folder, limit)
-    kept = cache_home() / "indexes" / f"{_key(file, parse, folder, limit)}.npz"
+    cached_file = cache_home() / "indexes" / f"{_key(file, parse, folder, limit)}.npz"
     try:
-        held = _load(kept)
-        index, survey = held or _read(file, parse, folder, limit)
+        cached = _load(cached_file)
+        index, survey = cached or _read(file, parse, folder, limit)
     except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        told = str(error) if isinstance(error, NotRows) else f"not readable as {file.suffix[1:]}: {error}"
-        raise UserError(f"{file}: {told.splitlines()[0]}", hint=form) from error
+        problem = str(error) if isinstance(error, NotRows) else f"not readable as {file.suffix[1:]}: {error}"
+        raise UserError(f"{file}: {problem.splitlines()[0]}", hint=form) from error
     if not len(survey.sizes):
         raise UserError(f"{file}: holds no rows")
-    if len(survey.sizes) >= KEPT and held is None:
-        _save(kept, index, survey)
+    if len(survey.sizes) >= CACHED_ROWS and cached is None:
+        _save(cached_file, index, survey)
     raw: Any = (
         ParquetFile(file, cache / "indexes" / "arrow" / content(file), len(survey.sizes))
         if file.suffix == ".parquet"
@@ -82,23 +83,23 @@ def _check(file: Path, images: Path | None, limit: int | None) -> None:
 
 
 def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> tuple[Index, Survey]:
-    """One pass over the file."""
+    """Read the whole file once."""
     begins, ends = array("q"), array("q")
 
-    def spanned() -> Iterator[object]:
+    def json_rows() -> Iterator[object]:
         for begin, end, row in islice(scan(file), limit):
             begins.append(begin)
             ends.append(end)
             yield row
 
-    rows = islice(texts(file), limit) if file.suffix == ".parquet" else spanned()
-    survey = surveyed(rows, parse, images)
+    rows = islice(text_rows(file), limit) if file.suffix == ".parquet" else json_rows()
+    survey = survey_rows(rows, parse, images)
     return (np.array(begins, np.int64), np.array(ends, np.int64)), survey
 
 
 def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> str:
-    """A digest of all that a survey depends on."""
-    said = [
+    """Return a digest of all that a survey depends on."""
+    inputs = [
         VERSION,
         file.suffix,
         content(file),
@@ -106,39 +107,39 @@ def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> st
         images is None,
         limit,
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-def _save(kept: Path, index: Index, survey: Survey) -> None:
-    """For the next time; where the folder can't be written, the file is read through again."""
+def _save(cached_file: Path, index: Index, survey: Survey) -> None:
+    """Cache index and survey. Where the folder can't be written, the file will be read again next time."""
     notes = [[*note, count] for note, count in survey.notes.items()]
-    told = json.dumps([[vars(fault) for fault in survey.faults], notes])
+    findings = json.dumps([[vars(fault) for fault in survey.faults], notes])
     arrays = {
         "begins": index[0],
         "ends": index[1],
         "sizes": survey.sizes,
-        "pictured": survey.pictured,
+        "pictured": survey.image_mask,
         "images": np.frombuffer(survey.images, np.uint8),
-        "told": np.frombuffer(told.encode(), np.uint8),
+        "told": np.frombuffer(findings.encode(), np.uint8),
     }
     with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(kept) as temporary, temporary.open("wb") as stream:
+        cached_file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(cached_file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
-def _load(kept: Path) -> tuple[Index, Survey] | None:
-    """What was kept; None where nothing was, or it can't be read: the file itself can."""
+def _load(cached_file: Path) -> tuple[Index, Survey] | None:
+    """Return the cached index and survey; None where there are none or they can't be read."""
     try:
-        with np.load(kept, allow_pickle=False) as found:
-            faults, notes = json.loads(found["told"].tobytes())
+        with np.load(cached_file, allow_pickle=False) as arrays:
+            faults, notes = json.loads(arrays["told"].tobytes())
             survey = Survey(
-                found["sizes"],
-                found["pictured"],
+                arrays["sizes"],
+                arrays["pictured"],
                 tuple(Unusable(**fault) for fault in faults),
-                found["images"].tobytes(),
+                arrays["images"].tobytes(),
                 {(kind, what): count for kind, what, count in notes},
             )
-            return (found["begins"], found["ends"]), survey
+            return (arrays["begins"], arrays["ends"]), survey
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
         return None

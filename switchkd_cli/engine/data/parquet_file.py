@@ -1,4 +1,4 @@
-"""Parquet files as rows: small ones in memory, large ones through the memory-mapped Arrow copy of `datasets`."""
+"""Read parquet files row by row: small ones in memory, large ones through a memory-mapped Arrow copy (`datasets`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as pq
 
-IN_MEMORY = 1 << 28  # bytes of file up to which no copy is made
-BLOCK = 1024  # rows looked at together
-FEW = 64  # the same with their encoded pictures
+IN_MEMORY = 1 << 28  # bytes; a larger file is copied to Arrow
+BLOCK = 1024  # rows read at once
+IMAGE_BLOCK = 64  # rows read at once with their encoded images
 
 
 class ParquetFile:
-    """Rows by number; forked and spawned processes open the file for themselves."""
+    """Sequence of rows; each forked or spawned process opens the file itself."""
 
     def __init__(self, file: Path, cache: Path, rows: int) -> None:
         self.file = file
@@ -35,52 +35,59 @@ class ParquetFile:
         return self.__dict__ | {"_table": None}
 
 
-def texts(file: Path) -> Iterator[object]:
-    """Every row, its encoded pictures left in the file: `b""` stands for each.
+def text_rows(file: Path) -> Iterator[object]:
+    """Yield every row with `b""` in place of each encoded image, which is not read.
 
-    Only where a group of rows says that some of its images have none are that group's bytes read.
+    A row group's images are read only where its statistics say that some of them have no bytes.
     """
     parquet = pq.ParquetFile(file)
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
-    encoded = {i: leaf.split(".")[0] for i, leaf in enumerate(leaves) if _of_an_image(leaf)}
-    wanted = [leaf for i, leaf in enumerate(leaves) if i not in encoded]
-    beside = {i: [leaf for leaf in wanted if leaf.startswith(f"{name}.")][:1] for i, name in encoded.items()}
+    encoded = {i: leaf.split(".")[0] for i, leaf in enumerate(leaves) if _is_image_bytes(leaf)}
+    text_leaves = [leaf for i, leaf in enumerate(leaves) if i not in encoded]
+    siblings = {
+        i: [leaf for leaf in text_leaves if leaf.startswith(f"{name}.")][:1] for i, name in encoded.items()
+    }
 
-    def lacking(group: int) -> bool:
-        return not all(_all_have_bytes(parquet, group, i, named) for i, named in beside.items())
+    def lacks_bytes(group: int) -> bool:
+        return not all(_all_have_bytes(parquet, group, i, names) for i, names in siblings.items())
 
-    for whole, groups in groupby(range(parquet.num_row_groups), key=lacking):
-        size, columns = (FEW, leaves) if whole else (BLOCK, wanted)
+    for with_images, groups in groupby(range(parquet.num_row_groups), key=lacks_bytes):
+        size, columns = (IMAGE_BLOCK, leaves) if with_images else (BLOCK, text_leaves)
         for block in parquet.iter_batches(size, row_groups=list(groups), columns=columns):
             for row in block.to_pylist():
-                yield row | {name: _stand_in(row.get(name), whole) for name in encoded.values()}
+                yield row | {name: _without_bytes(row.get(name), with_images) for name in encoded.values()}
 
 
-def _of_an_image(leaf: str) -> bool:
-    """Whether a column holds the bytes of `{bytes, path}`, or of a list of these."""
+def _is_image_bytes(leaf: str) -> bool:
+    """Whether a column holds the `bytes` of an image `{bytes, path}`, or of a list of images."""
     return leaf.endswith(".bytes") and set(leaf.split(".")[1:-1]) <= {"list", "element", "item", "array"}
 
 
-def _all_have_bytes(parquet: pq.ParquetFile, group: int, column: int, beside: list[str]) -> bool:
-    """Whether, as its statistics say, no image of the group lacks its bytes: all nulls are rows without images."""
-    found = parquet.metadata.row_group(group).column(column).statistics
-    if not beside or found is None or not found.has_null_count:
+def _all_have_bytes(parquet: pq.ParquetFile, group: int, column: int, siblings: list[str]) -> bool:
+    """Whether every image of a row group has bytes, by its statistics: each null belongs to a row without images."""
+    statistics = parquet.metadata.row_group(group).column(column).statistics
+    if not siblings or statistics is None or not statistics.has_null_count:
         return False
-    blocks = parquet.iter_batches(BLOCK, row_groups=[group], columns=beside) if found.null_count else ()
-    return found.null_count == sum(_without(image) for b in blocks for image in b.column(0).to_pylist())
+    blocks = (
+        parquet.iter_batches(BLOCK, row_groups=[group], columns=siblings) if statistics.null_count else ()
+    )
+    return statistics.null_count == sum(
+        _nulls_without_image(image) for b in blocks for image in b.column(0).to_pylist()
+    )
 
 
-def _without(image: object) -> int:
-    """How many nulls a row without an image, or a list of images, has in the column of bytes."""
+def _nulls_without_image(image: object) -> int:
+    """Count the nulls in the column of bytes that come from absent images, not from images without bytes."""
     if isinstance(image, list):
-        return sum(map(_without, image)) if image else 1
+        return sum(map(_nulls_without_image, image)) if image else 1
     return int(image is None)
 
 
-def _stand_in(image: object, whole: bool) -> object:
+def _without_bytes(image: object, with_images: bool) -> object:
+    """Return the image with empty bytes; as it is where `with_images` shows that it has none."""
     if isinstance(image, list):
-        return [_stand_in(one, whole) for one in image]
-    if not isinstance(image, dict) or (whole and image["bytes"] is None):
+        return [_without_bytes(one, with_images) for one in image]
+    if not isinstance(image, dict) or (with_images and image["bytes"] is None):
         return image
     return {"bytes": b""}
 

@@ -1,4 +1,4 @@
-"""The embedded world as training data: drawn once by seed, then read as any LLaVA-1.5 JSON."""
+"""Data source for the playground: training data is drawn once by seed, then read like any LLaVA-1.5 JSON."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,9 +17,9 @@ def playground(
     turns: int = 8,
     seed: int = 0,
 ) -> Rows:
-    """`pictures` scenes with `turns` turns each (`kind`: questions, captions, instructions or text).
+    """Return the rows of `pictures` scenes with `turns` turns each (`kind`: questions, captions, instructions or text).
 
-    Each turn sees the picture and itself only, as the benchmarks ask.
+    Each turn sees only the image and itself, as in the benchmarks.
     """
     folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)

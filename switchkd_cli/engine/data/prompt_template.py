@@ -1,7 +1,4 @@
-"""A conversation template by name, checked against the tokenizer that is to read its markers.
-
-And what opens a text and ends an answer in it.
-"""
+"""Chat templates by name, checked against the tokenizer; start and end tokens of texts that they write."""
 
 import re
 
@@ -17,9 +14,9 @@ MARKER = re.compile(r"<\|\w+\|>|</\w+>")
 
 
 def template_text(name: str | None, inputs: InputProcessor) -> str:
-    """The Jinja text of a named template, or of the model's own chat template where no name is given.
+    """Return the Jinja text of a named template, or of the model's own chat template where no name is given.
 
-    Raises UserError where the model has none, or where a marker of the template is not one token to its tokenizer.
+    Raises UserError where the model has none, or where a marker of the template is not a token of its tokenizer.
     """
     if name is None:
         if not inputs.chat_template:
@@ -39,37 +36,37 @@ def template_text(name: str | None, inputs: InputProcessor) -> str:
     return text
 
 
-def opening(words: PreTrainedTokenizerBase) -> list[int]:
-    """The token that the tokenizer opens every text with: Llama's has one, Qwen2's none.
+def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token that the tokenizer puts before every text: one for Llama, none for Qwen2.
 
-    A text that a template begins with that token already does not get another, as in transformers' processors.
+    If the template already begins a text with that token, no second one is added, as in transformers' processors.
     """
-    return [token for token in words("")["input_ids"] if token == words.bos_token_id]
+    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
 
 
-def special(words: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The tokenizer's special tokens and their ids, by whichever list or flag they are special."""
-    added = {token.content: id for id, token in words.added_tokens_decoder.items() if token.special}
-    return added | dict(zip(words.all_special_tokens, words.all_special_ids, strict=True))
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return all special tokens of the tokenizer and their ids, in whichever list or flag they are marked as special."""
+    added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
-def after_answer(inputs: InputProcessor, text: str | None = None) -> list[int]:
-    """The tokens that a template's text (none: the processor's own) writes after an answer; none if it refuses one."""
-    said = [
-        {"role": role, "content": [{"type": "text", "text": words}]}
-        for role, words in (("user", "[question]"), ("assistant", ANSWER))
+def tokens_after_answer(inputs: InputProcessor, text: str | None = None) -> list[int]:
+    """Return the tokens that a template (None: the model's own) writes after an answer; none if it refuses an answer."""
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": content}]}
+        for role, content in (("user", "[question]"), ("assistant", ANSWER))
     ]
     try:
-        told = inputs.apply_chat_template(said, text)
+        conversation = inputs.apply_chat_template(messages, text)
     except (TemplateError, TypeError):
         return []
-    _, found, after = told.rpartition(ANSWER)
-    return inputs.tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    _, answer, after = conversation.rpartition(ANSWER)
+    return inputs.tokenizer(after, add_special_tokens=False)["input_ids"] if answer else []
 
 
-def end_of(words: PreTrainedTokenizerBase, written: list[int]) -> int | None:
-    """What ends an answer, of the tokens written after it: the last special one, else the last one added."""
-    for known in (set(special(words).values()), words.added_tokens_decoder):
-        if found := [token for token in written if token in known]:
-            return found[-1]
+def end_token(tokenizer: PreTrainedTokenizerBase, after: list[int]) -> int | None:
+    """Return the token that ends an answer, among those after it: the last special one, else the last added one."""
+    for known in (set(special_tokens(tokenizer).values()), tokenizer.added_tokens_decoder):
+        if candidates := [token for token in after if token in known]:
+            return candidates[-1]
     return None

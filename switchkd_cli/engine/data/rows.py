@@ -1,4 +1,4 @@
-"""Rows of data, whatever file they come from: conversations that may have one picture, their texts checked."""
+"""Rows of a data set from any file format: conversations with at most one image, their texts checked."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.errors import UserError, did_you_mean, printable
 
 TURNS = ("chained", "independent")
-LONGEST = (
-    1 << 20
-)  # characters of a row; a longer one is no conversation, and its tokens would fill the memory
-NAMED = 100  # characters of a row's id and of what it holds that are told
-NOTED = 1000  # different notes that are counted; every row could hold a key of its own
-SHOWN = 12  # notes of a kind that are shown
+LONGEST = 1 << 20  # characters a row may have: the tokens of a longer one would fill the memory
+NAMED = 100  # characters of a row's id or values that a message shows
+NOTED = 1000  # different notes that are counted; every row could have a key of its own
+SHOWN = 12  # notes of each kind that are shown
 
 LEFT_OUT, NOT_LEARNT, NOT_READ = "left out", "seen, but not learnt", "keys that are not read"
 Note = tuple[str, str]
-"""One of these kinds, and what it is of."""
+"""(kind, text): one of these three kinds, and what it is about."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One conversation: questions and answers without placeholders; its images come before the first question.
 
-    `images` are paths inside the data set's image folder, or encoded images. `unlearnt` are the exchanges
-    whose answers are read but not supervised. `notes` say what of the raw row is not used as the rest is.
+    `images` are paths inside the data set's image folder, or encoded images. `unlearnt` are the exchanges whose answers
+    are read but not supervised. `notes` name the parts of the raw row that are not used, or not learnt.
     """
 
     id: str
@@ -45,14 +43,14 @@ class Row:
 
     @property
     def size(self) -> int:
-        """Characters of its text: what rows of like length are found by."""
+        """Number of characters of its text; rows of similar length are grouped by it."""
         return sum(len(question) + len(answer) for question, answer in self.exchanges)
 
 
 class Fault(Exception):
-    """Why a row can't be used. `refused`: not even one such row is let through.
+    """Why a row can't be used. `refused`: a single such row ends the run, whatever `max_faults` allows.
 
-    What is quoted of the row is made `printable`: a row may hold anything.
+    The message is made `printable`, as it may quote anything that a row holds.
     """
 
     def __init__(self, text: str, id: str = "", *, refused: bool = False) -> None:
@@ -61,36 +59,37 @@ class Fault(Exception):
         super().__init__(printable(text, 5 * NAMED))
 
     def at(self, row: int) -> Unusable:
+        """Return the row of this number as an unusable one."""
         return Unusable(row, self.id, str(self), self.refused)
 
 
 Parse = Callable[[object], Row]
-"""A raw row (what JSON or parquet holds) -> Row. Raises Fault."""
+"""Turns a raw row (a value from JSON or parquet) into a Row. Raises Fault."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over the texts of all N rows finds, small enough to stay in memory."""
+    """What one pass over the texts of all N rows found, small enough to stay in memory."""
 
     sizes: np.ndarray  # [N] int32, characters
-    pictured: np.ndarray  # [N] bool
+    image_mask: np.ndarray  # [N] bool: rows with an image
     faults: tuple[Unusable, ...]
-    images: bytes  # the image paths of rows that can be used, as JSON: names of a million files take little memory
-    notes: Mapping[Note, int]  # in how many rows each was made
+    images: bytes  # image paths of usable rows, as JSON: a million file names take little memory so
+    notes: Mapping[Note, int]  # number of rows with each note
 
     @property
     def image_names(self) -> list[str]:
-        """The image paths, as the rows have them."""
+        """The image paths, as written in the rows."""
         return json.loads(self.images)
 
-    def told(self) -> Iterator[str]:
-        """The notes, a line for each kind, the most frequent first."""
+    def note_lines(self) -> Iterator[str]:
+        """Yield the notes, one line for each kind, the most frequent notes first."""
         for kind in (LEFT_OUT, NOT_LEARNT, NOT_READ):
-            found = [(count, what) for (of, what), count in self.notes.items() if of == kind]
-            found.sort(key=lambda each: (-each[0], each[1]))
-            shown = [f"{what} ({count:,} row{'s' * (count > 1)})" for count, what in found[:SHOWN]]
-            if len(found) > SHOWN:
-                shown.append(f"{len(found) - SHOWN:,} others")
+            counts = [(count, what) for (of, what), count in self.notes.items() if of == kind]
+            counts.sort(key=lambda pair: (-pair[0], pair[1]))
+            shown = [f"{what} ({count:,} row{'s' * (count > 1)})" for count, what in counts[:SHOWN]]
+            if len(counts) > SHOWN:
+                shown.append(f"{len(counts) - SHOWN:,} others")
             if shown:
                 yield f"{kind}: {', '.join(shown)}"
 
@@ -98,9 +97,9 @@ class Survey:
 class Rows:
     """The rows of one data set, read one at a time.
 
-    `images` is the folder that image paths are relative to; `follow_links` lets symbolic links lead out of it. With `turns="chained"` a row is one conversation, with
-    `"independent"` its turns share the picture and nothing else. Raises UserError for another `turns`, and Fault
-    when a faulty row is asked for.
+    `images` is the folder that image paths are relative to; `follow_links` lets symbolic links lead out of it. With
+    `turns="chained"` a row is one conversation; with `"independent"` its turns share only the image. Raises UserError
+    for another `turns`, and Fault on access to a faulty row.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class Rows:
         self.follow_links = follow_links
         self.turns = turns
         self.name = name
-        self.survey = survey or surveyed(raw, parse, images)
+        self.survey = survey or survey_rows(raw, parse, images)
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -130,23 +129,23 @@ class Rows:
     def __getitem__(self, index: int) -> Row:
         try:
             value = self.raw[index]
-        except (OSError, ValueError, RecursionError) as error:  # it could be read when the survey was made
+        except (OSError, ValueError, RecursionError) as error:  # the survey could still read it
             raise Fault(f"not readable any more: {error}") from error
-        row = checked(value, self.parse, self.images)
+        row = parse_row(value, self.parse, self.images)
         return row if row.id else replace(row, id=str(index))
 
 
-def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
-    """Looks at every row's text once; pictures are not opened."""
-    sizes, pictured = array("i"), array("b")
+def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
+    """Check the text of every row once, and return sizes, faults and notes. Images are not opened."""
+    sizes, image_mask = array("i"), array("b")
     faults: list[Unusable] = []
     names: dict[str, None] = {}
     notes: Counter[Note] = Counter()
     for number, value in enumerate(raw):
         try:
-            row = checked(value, parse, images)
+            row = parse_row(value, parse, images)
             sizes.append(row.size)
-            pictured.append(bool(row.images))
+            image_mask.append(bool(row.images))
             names |= {image: None for image in row.images if isinstance(image, str)}
             for kind, what in row.notes:
                 known = len(notes) < NOTED or (kind, what) in notes
@@ -154,15 +153,15 @@ def surveyed(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey
         except Fault as fault:
             faults.append(fault.at(number))
             sizes.append(0)
-            pictured.append(False)
-    told = json.dumps(list(names)).encode()
-    return Survey(np.array(sizes, np.int32), np.array(pictured, bool), tuple(faults), told, notes)
+            image_mask.append(False)
+    images_json = json.dumps(list(names)).encode()
+    return Survey(np.array(sizes, np.int32), np.array(image_mask, bool), tuple(faults), images_json, notes)
 
 
-def checked(value: object, parse: Parse, images: Path | None) -> Row:
-    """The row, its texts known to be text and its image path to stay inside the image folder. Raises Fault.
+def parse_row(value: object, parse: Parse, images: Path | None) -> Row:
+    """Parse a raw row and check its texts and image paths. Raises Fault.
 
-    Where symbolic links lead is seen when the picture is opened.
+    An image path must stay inside the image folder; symbolic links are checked when the image is opened.
     """
     row = parse(value)
     if (size := row.size + len(row.system or "")) > LONGEST:
@@ -174,20 +173,20 @@ def checked(value: object, parse: Parse, images: Path | None) -> Row:
             continue
         if images is None:
             raise Fault("has an image, but the data names no `images` folder", row.id)
-        if image.startswith("/") or ".." in image or "\\" in image:  # nearly never: look closer
+        if image.startswith("/") or ".." in image or "\\" in image:  # rare: check it closely
             path = Path(image.replace("\\", "/"))
             if path.is_absolute() or ".." in path.parts:
                 raise Fault(f"image path leaves its folder: {image}", row.id, refused=True)
     return row
 
 
-def told(value: object) -> str:
-    """A value of a row on a line of a message, cut where it is long or deep."""
+def short_repr(value: object) -> str:
+    """Return a row's value as one line for a message, shortened where it is long or deeply nested."""
     return printable(value if isinstance(value, str) else reprlib.repr(value), NAMED)
 
 
 def _is_text(text: str) -> bool:
-    """Whether it can be written down: JSON may hold halves of characters."""
+    """Whether the text can be encoded as UTF-8: JSON may hold lone surrogates."""
     if text.isascii():
         return True
     try:

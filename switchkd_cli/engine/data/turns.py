@@ -1,6 +1,6 @@
-"""A raw row as one conversation: who says what, which answers are learnt, the image.
+"""Parse a raw row as one conversation: its turns, the answers to learn, the image.
 
-A key with a known meaning is honoured or refused; of any other one that holds something a note is made.
+A key with a known meaning is used or refused; any other key that is not empty becomes a note.
 """
 
 from __future__ import annotations
@@ -11,22 +11,32 @@ from functools import cached_property
 from math import isnan
 from typing import Any
 
-from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault, Note, Row, told
+from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault, Note, Row, short_repr
 
 IMAGE = "<image>"  # stands for an image in the text of a row
 SHOWN = 5  # speakers shown of a conversation that is out of order
-SYSTEM = ("system", "developer")  # who may speak before the first question
-READ = {"id", "image", "images", "system"}  # of a row, besides its turns
+SYSTEM = ("system", "developer")  # speakers allowed before the first question
+READ_KEYS = {"id", "image", "images", "system"}  # keys of a row that are read, next to its turns
 
-MASKED = "masked"  # says the opposite of the others
-SHARES = {"weight", "loss_weight", "loss_scale", "loss_mask"}  # of the loss, 0 or 1
-LEARNT = SHARES | {"loss", "train", "training", "trainable", MASKED}
+MASKED = "masked"  # true means not learnt, unlike the others
+LEARN_KEYS = {
+    "weight",
+    "loss_weight",
+    "loss_scale",
+    "loss_mask",
+    "loss",
+    "train",
+    "training",
+    "trainable",
+    MASKED,
+}
+"""Keys of a turn that say whether its answer is learnt, 0 or 1."""
 
-REFUSED = {
+REFUSED_KEYS = {
     **dict.fromkeys(("video", "videos", "audio", "audios"), "only images can be used"),
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "function calls can't be written"),
 }
-REFUSED_OF_A_TURN = REFUSED | {
+REFUSED_TURN_KEYS = REFUSED_KEYS | {
     **dict.fromkeys(("train_detail", "training_detail"), "an answer is learnt whole or not at all"),
     **dict.fromkeys(("image", "images"), "name it in the row, and put <image> into the first question"),
 }
@@ -34,7 +44,7 @@ REFUSED_OF_A_TURN = REFUSED | {
 
 @dataclass(frozen=True)
 class Form:
-    """What a format calls the list of turns, a turn's speaker and its text, and the two speakers."""
+    """A format's keys for the list of turns, a turn's speaker and its text, and its names of the two speakers."""
 
     turns: str
     speaker: str
@@ -43,14 +53,14 @@ class Form:
     answers: str
 
     @cached_property
-    def _read(self) -> set[str]:
-        return READ | {self.turns}
+    def _read_keys(self) -> set[str]:
+        return READ_KEYS | {self.turns}
 
     def row(self, value: object) -> Row:
-        """The raw row as a Row. An answer before the first question is left out, as LLaVA does. Raises Fault."""
+        """Parse a raw row. An answer before the first question is left out, as in LLaVA. Raises Fault."""
         if not isinstance(value, dict):
             raise Fault(f"not a mapping with a `{self.turns}` list")
-        id = "" if absent(value.get("id")) else told(value["id"])
+        id = "" if absent(value.get("id")) else short_repr(value["id"])
         try:
             return self._row(value, id)
         except Fault as fault:
@@ -61,10 +71,12 @@ class Form:
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             raise Fault(f"no `{self.turns}` list")
         notes: set[Note] = set()
-        if not value.keys() <= self._read:
-            notes = {(NOT_READ, told(key)) for key, _ in _more(value, self._read, REFUSED)}
+        if not value.keys() <= self._read_keys:
+            notes = {
+                (NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self._read_keys, REFUSED_KEYS)
+            }
         images = _images(value)
-        system, turns = self._opened(value, turns, images, notes)
+        system, turns = self._split_system(value, turns, images, notes)
         texts: list[Any] = [turn.get(self.text) for turn in turns]
         if set(map(type, texts)) != {str}:
             texts = [self._text(text, images, notes) for text in texts]
@@ -84,75 +96,77 @@ class Form:
         exchanges = tuple(zip(_without_image(texts, bool(images)), answers, strict=True))
         return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)))
 
-    def _opened(
+    def _split_system(
         self, value: Mapping, turns: Sequence[Mapping], images: list, notes: set[Note]
     ) -> tuple[str | None, Sequence[Mapping]]:
-        """The system's text, by a key or by the first turn, and the turns from the first question on."""
-        heard = [turn.get(self.speaker) for turn in turns]
+        """Return the system text, from a key or from the first turn, and the turns from the first question on."""
+        all_speakers = [turn.get(self.speaker) for turn in turns]
         system, begin = value.get("system"), 0
         if absent(system):
             system = None
         elif not isinstance(system, str):
-            raise Fault(f"`system` is not text, got {told(system)}")
-        if heard[0] in SYSTEM:
+            raise Fault(f"`system` is not text, got {short_repr(system)}")
+        if all_speakers[0] in SYSTEM:
             self._learnt(turns[0], notes)
-            said, begin = self._text(turns[0].get(self.text), images, notes), 1
-            if system not in (None, said):
+            first_turn, begin = self._text(turns[0].get(self.text), images, notes), 1
+            if system not in (None, first_turn):
                 raise Fault("two system texts, a key's and a turn's")
-            system = said
-        if heard[begin : begin + 1] == [self.answers]:
+            system = first_turn
+        if all_speakers[begin : begin + 1] == [self.answers]:
             begin += 1
             notes.add((LEFT_OUT, "an answer before the first question"))
-        speakers = heard[begin:]
+        speakers = all_speakers[begin:]
         if not speakers or speakers != [self.asks, self.answers] * (len(speakers) // 2):
-            shown = ", ".join(map(told, heard[:SHOWN])) + (", ..." if len(heard) > SHOWN else "")
-            wanted = f"{self.asks}, {self.answers}, {self.asks}, {self.answers}, ..."
-            raise Fault(f"turns must go {wanted}; a conversation needs an answer, got {shown}")
+            shown = ", ".join(map(short_repr, all_speakers[:SHOWN])) + (
+                ", ..." if len(all_speakers) > SHOWN else ""
+            )
+            expected = f"{self.asks}, {self.answers}, {self.asks}, {self.answers}, ..."
+            raise Fault(f"turns must go {expected}; a conversation needs an answer, got {shown}")
         return system, turns[begin:]
 
-    def _text(self, said: object, images: list, notes: set[Note]) -> str:
-        """Text, or parts of which an image is as good as its placeholder; what these name goes to `images`."""
-        if isinstance(said, str):
-            return said
-        if isinstance(said, list) and all(isinstance(part, dict) for part in said):
-            parts = [_part(part, images, notes) for part in said]
+    def _text(self, content: object, images: list, notes: set[Note]) -> str:
+        """Return a turn's text, joined where it is a list of parts; an image part becomes a placeholder and joins `images`."""
+        if isinstance(content, str):
+            return content
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            parts = [_part(part, images, notes) for part in content]
             texts = [part for part in parts if isinstance(part, str)]
-            said = "".join(texts) if len(texts) == len(parts) else None
-        if not isinstance(said, str):
+            content = "".join(texts) if len(texts) == len(parts) else None
+        if not isinstance(content, str):
             raise Fault(f"a turn's {self.text} is not text")
-        return said
+        return content
 
     def _learnt(self, turn: Mapping, notes: set[Note]) -> bool:
-        """Whether the turn's keys let it be learnt; a question never is."""
+        """Whether the keys of a turn let its answer be learnt; always true for a question. Raises Fault for a refused key."""
         learnt = True
-        for key, held in _more(turn, {self.speaker, self.text}, REFUSED_OF_A_TURN, "a turn"):
-            if key not in LEARNT:
-                notes.add((NOT_READ, f"{told(key)} of a turn"))
-            elif held not in (0, 1):
-                raise Fault(f"`{key}` of a turn is 0 or 1, false or true, got {told(held)}")
+        for key, value in _other_keys(turn, {self.speaker, self.text}, REFUSED_TURN_KEYS, "a turn"):
+            if key not in LEARN_KEYS:
+                notes.add((NOT_READ, f"{short_repr(key)} of a turn"))
+            elif value not in (0, 1):
+                raise Fault(f"`{key}` of a turn is 0 or 1, false or true, got {short_repr(value)}")
             elif turn.get(self.speaker) != self.answers:
-                if held != (key == MASKED):
+                if value != (key == MASKED):
                     notes.add((NOT_READ, f"{key} of a question"))
-            elif held == (key == MASKED):
+            elif value == (key == MASKED):
                 learnt = False
-                notes.add((NOT_LEARNT, f"an answer with {key}: {told(held)}"))
+                notes.add((NOT_LEARNT, f"an answer with {key}: {short_repr(value)}"))
         return learnt
 
 
 def absent(value: object, deep: int = 3) -> bool:
-    """Whether a key says nothing: null (parquet gives every row every key), NaN (pandas), or empty."""
+    """Whether a value is empty: null (parquet gives every row every key), NaN (pandas), or an empty text or list."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return all(absent(one, deep - 1) for one in value) if deep else not value
+        return all(absent(item, deep - 1) for item in value) if deep else not value
     return value is None or value == "" or (isinstance(value, float) and isnan(value))
 
 
-def _more(
-    held: Mapping, read: Container[str], refused: Mapping[str, str], of: str = "a row"
+def _other_keys(
+    mapping: Mapping, read: Container[str], refused: Mapping[str, str], of: str = "a row"
 ) -> Iterator[tuple[str, object]]:
-    """The keys besides `read` that hold something. Raises Fault for one of `refused`."""
-    for key, value in held.items():
+    """Yield the keys that are not in `read`, and their values, without empty ones. Raises Fault for a `refused` key."""
+    for key, value in mapping.items():
         if key in read or absent(value):
             continue
         if key in refused:
@@ -161,44 +175,48 @@ def _more(
 
 
 def _part(part: Mapping, images: list, notes: set[Note]) -> object:
-    """What a part of a turn says: an image its placeholder."""
+    """Return the text of a part of a turn: for an image the placeholder, and the image joins `images`."""
     kind = part.get("type") or ("text" if absent(part.get("image")) else "image")
     if kind not in ("text", "image"):
-        raise Fault(f"a part of a turn is text or image, got {told(kind)}")
+        raise Fault(f"a part of a turn is text or image, got {short_repr(kind)}")
     read, refused = (
-        (("type", "image", "path"), REFUSED) if kind == "image" else (("type", "text"), REFUSED_OF_A_TURN)
+        (("type", "image", "path"), REFUSED_KEYS)
+        if kind == "image"
+        else (("type", "text"), REFUSED_TURN_KEYS)
     )
-    notes |= {(NOT_READ, f"{told(key)} of a part") for key, _ in _more(part, read, refused, "a part")}
+    notes |= {
+        (NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(part, read, refused, "a part")
+    }
     if kind == "text":
         return part.get("text")
     images += _images(part, ("image", "path"))
     return IMAGE
 
 
-def _images(held: Mapping, keys: Sequence[str] = ("image", "images")) -> list[str | bytes]:
-    """Every image that is named: a path, or (in parquet) `{bytes, path}`, where the bytes count if there are any."""
-    found = []
-    for named in map(held.get, keys):
-        for image in named if isinstance(named, list) else [named]:
+def _images(mapping: Mapping, keys: Sequence[str] = ("image", "images")) -> list[str | bytes]:
+    """Return the images under these keys: paths, or (in parquet) `{bytes, path}`, of which the bytes go first."""
+    images: list[str | bytes] = []
+    for value in map(mapping.get, keys):
+        for image in value if isinstance(value, list) else [value]:
             if isinstance(image, dict):
                 encoded, path = image.get("bytes"), image.get("path")
                 image = encoded if isinstance(encoded, bytes) else path if absent(encoded) and path else image
             if absent(image):
                 continue
             if not isinstance(image, str | bytes):
-                raise Fault(f"an image is named by one path, got {told(image)}")
-            found.append(image)
-    return found
+                raise Fault(f"an image is named by one path, got {short_repr(image)}")
+            images.append(image)
+    return images
 
 
-def _without_image(texts: Sequence[str], pictured: bool) -> Sequence[str]:
-    """The questions of alternating texts without the placeholder. Raises Fault.
+def _without_image(texts: Sequence[str], has_image: bool) -> Sequence[str]:
+    """Return the questions among alternating texts, without the image placeholder. Raises Fault.
 
-    An image is seen once, before the first question: the only place that its placeholder may say.
+    The image always comes once, before the first question, so the placeholder must be in the first question.
     """
-    if not texts[0].count(IMAGE) == "\n".join(texts).count(IMAGE) == int(pictured):
+    if not texts[0].count(IMAGE) == "\n".join(texts).count(IMAGE) == int(has_image):
         counts = [text.count(IMAGE) for text in texts]
-        expected = "one, in the first question" if pictured else "none, as the row has no image"
+        expected = "one, in the first question" if has_image else "none, as the row has no image"
         places = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
         raise Fault(f"{IMAGE} placeholders: {expected}; got {places}")
     first = texts[0].replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "")

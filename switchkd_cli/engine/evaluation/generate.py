@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
-from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item, digest
+from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel, digest
 from switchkd_cli.engine.models.family import ProjectedImage, VisionLanguageModel
 
 GREY = (127, 127, 127)
@@ -16,7 +16,7 @@ KEPT_BYTES = 2**28
 """Prepared images and visual tokens that are kept for images that come again."""
 
 
-class Reader(Answerer):
+class GreedyModel(LmmsModel):
     """Puts questions by the model's own chat template and answers greedily.
 
     Answers end at the end-of-sequence token. `blind` puts a mid-grey image in place of each image: what the model

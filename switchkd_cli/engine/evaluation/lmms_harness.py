@@ -28,7 +28,7 @@ from tenacity import RetryError, stop_after_attempt
 from tqdm import tqdm
 
 from switchkd_cli.benchmarks import Benchmark
-from switchkd_cli.engine.evaluation.lmms_model import Answerer
+from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 from switchkd_cli.errors import MACHINE, UTF8, UserError
 from switchkd_cli.files.locks import can_lock
 
@@ -36,7 +36,7 @@ TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
 def run(
-    answerer: Answerer, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None
+    answerer: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None
 ) -> dict:
     """lmms-eval's own result dictionary, samples included.
 

@@ -112,7 +112,7 @@ def digest(picture: Image) -> str:
     return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
-class Answerer(lmms):
+class LmmsModel(lmms):
     """A model for lmms-eval: asked for all items of all tasks at once, it answers them batch by batch."""
 
     is_simple = True

@@ -4,12 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item
+from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 
 LETTERS = frozenset("ABCDEFGH")
 
 
-class Majority(Answerer):
+class MajorityBaseline(LmmsModel):
     """Gives every item the most frequent right answer of its task and kind, counted in the set itself.
 
     That is an upper bound for constants: it has seen the answers. Multiple choice is one kind, whatever is

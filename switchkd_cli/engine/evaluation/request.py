@@ -14,7 +14,7 @@ WORLDS = ("playground", "hub")
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationRequest:
     """`items` questions of each benchmark. Raises UserError where there is no such exam.
 
     World "playground" draws them from scenes of `split` by `seed`; "hub" takes the first of the published

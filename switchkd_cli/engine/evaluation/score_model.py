@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli.benchmarks import FAULTS, Benchmark
-from switchkd_cli.engine.evaluation.request import Exam, short_hash
+from switchkd_cli.engine.evaluation.request import EvaluationRequest, short_hash
 from switchkd_cli.errors import UTF8
 from switchkd_cli.planning import library_versions
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
-    from switchkd_cli.engine.evaluation.lmms_model import Answerer, Item
+    from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
 """What a score depends on: runs that were scored with others are not compared."""
@@ -40,7 +40,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a saved checkpoint and writes `folder`/answers/<task>.jsonl; returns what results.json holds.
 
-    See `Exam` for what is asked. `allow_pickle` reads a checkpoint that has no safetensors. `blind` shows a mid-grey picture in place of each picture. Data sets are
+    See `EvaluationRequest` for what is asked. `allow_pickle` reads a checkpoint that has no safetensors. `blind` shows a mid-grey picture in place of each picture. Data sets are
     kept under `sets` and found there again (default: `folder`/sets). What lmms-eval prints goes to
     `folder`/log.txt; `progress` is told (answered, all). The playground needs no network and uses none.
 
@@ -48,19 +48,19 @@ def evaluate(
     MACHINE). What goes wrong inside lmms-eval or the model is raised as it is.
     """
     harness = ready()
-    exam = Exam(world, tuple(benchmarks), split, items, seed)
+    exam = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
     from switchkd_cli.engine.models.family import max_positions
 
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
-    from switchkd_cli.engine.evaluation.generate import Reader
+    from switchkd_cli.engine.evaluation.generate import GreedyModel
 
     with harness.quiet(folder / "log.txt"):
         # half precision is stored to be small and read to be fast: a CPU has only the first use for it
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        reader = Reader(
+        reader = GreedyModel(
             model,
             blind=blind,
             positions=max_positions(blueprint.config),
@@ -69,7 +69,7 @@ def evaluate(
             progress=progress,
         )
     told = {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind}
-    return {**told, **examine(reader, exam, folder, sets)}
+    return {**told, **score_request(reader, exam, folder, sets)}
 
 
 def majority(
@@ -82,15 +82,17 @@ def majority(
     folder: Path,
     sets: Path | None = None,
 ) -> dict[str, Any]:
-    """The scores of the best constant answers (see `Majority`) by the same metrics; arguments as above."""
+    """The scores of the best constant answers (see `MajorityBaseline`) by the same metrics; arguments as above."""
     ready()
-    from switchkd_cli.engine.evaluation.majority_baseline import Majority
+    from switchkd_cli.engine.evaluation.majority_baseline import MajorityBaseline
 
-    exam = Exam(world, tuple(benchmarks), split, items, seed)
-    return {"model": "majority", "blind": True, **examine(Majority(), exam, folder, sets)}
+    exam = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
+    return {"model": "majority", "blind": True, **score_request(MajorityBaseline(), exam, folder, sets)}
 
 
-def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = None) -> dict[str, Any]:
+def score_request(
+    answerer: LmmsModel, exam: EvaluationRequest, folder: Path, sets: Path | None = None
+) -> dict[str, Any]:
     """Puts an exam to any answerer: writes its answers to `folder`/answers and returns the scores."""
     harness = ready()
 
@@ -116,7 +118,7 @@ def examine(answerer: Answerer, exam: Exam, folder: Path, sets: Path | None = No
     }
 
 
-def _score(row: Benchmark, outcome: dict, answerer: Answerer, folder: Path) -> dict[str, Any]:
+def _score(row: Benchmark, outcome: dict, answerer: LmmsModel, folder: Path) -> dict[str, Any]:
     """One benchmark's score; its items go to `folder`."""
     from switchkd_cli.engine.evaluation.item_scores import categories, faults, item_scores, unit
 

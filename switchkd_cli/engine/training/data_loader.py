@@ -42,7 +42,7 @@ def count_steps(stage: Stage, rows: int) -> int:
 def visit_order(stage: Stage, data: Conversations, count: int, seed: int) -> list[int]:
     """Return the rows of the data that the stage visits, in order."""
     if stage.group_by == "modality_length":
-        return grouped_order(data.sizes, data.pictured, stage.batch, count, seed)
+        return grouped_order(data.sizes, data.image_mask, stage.batch, count, seed)
     return order(len(data), count, seed)
 
 
@@ -210,7 +210,7 @@ def count_workers(stage: Stage, data: Conversations) -> int:
     """Return the number of data workers: what the stage says; otherwise none for a data set that fits in memory."""
     if stage.workers is not None:
         return stage.workers
-    if data.fits:
+    if data.fits_in_memory:
         return 0
     mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_WORKERS, mine - 1))

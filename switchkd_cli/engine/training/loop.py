@@ -171,7 +171,7 @@ class Loop:
             if number is not None:
                 self._stop(number)
             try:
-                self.data.ledger.add(rows)
+                self.data.bad_rows.add(rows)
                 if problem is not None:
                     raise problem
             except UserError:
