@@ -1,4 +1,4 @@
-"""A recipe's names -> objects: the student, the teacher, data, paths."""
+"""Build what a recipe names: the student, the teacher, their logits paths, data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,22 +25,22 @@ from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
 @dataclass(frozen=True)
 class Pair:
-    """A recipe's models, known to be whole and to fit each other before any weight is read."""
+    """A recipe's models, checked to be complete and to fit each other before any weight is read."""
 
     student: Blueprint
     teacher: Blueprint | None
     vocabulary: Vocabulary
     notes: tuple[str, ...]
-    """What was decided while reading, a line each."""
+    """Decisions made while reading, one line each."""
 
     @property
     def required_teacher(self) -> Blueprint:
-        """The teacher of a pair that was checked with one."""
+        """The teacher; only for a pair that was checked with one."""
         assert self.teacher is not None
         return self.teacher
 
     def build(self, seed: int) -> Paths:
-        """The models themselves; fresh weights are drawn from `seed`."""
+        """Build the models and return their paths; fresh weights are drawn from `seed`."""
         set_seed(seed)
         student = self.student.build()
         return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
@@ -58,9 +58,9 @@ def check_checkpoint(
     allow_pickle: bool = False,
     needs_template: bool = True,
 ) -> Blueprint:
-    """A whole checkpoint without its weights; of these only the files' headers are read. No remote code is run.
+    """Read and check a checkpoint without its weights, of which only the headers are read. No remote code is run.
 
-    `family`: the family that it has to be of (None: the one that recognises it). `needs_template`: see `check_alone`. Raises
+    `family`: the family that it must belong to (None: the one that recognises it). `needs_template`: see `check_alone`. Raises
     UserError for a folder that is empty, broken or of another family.
     """
     stored = fetch(name, who, allow_pickle=allow_pickle)
@@ -70,7 +70,7 @@ def check_checkpoint(
 
 
 def family_of(stored: Stored) -> Family:
-    """The family that recognises a folder's config.json. Raises UserError where none does."""
+    """Return the family that recognises a folder's config.json. Raises UserError where none does."""
     config = stored.json("config.json")
     families = [registry.resolve("family", name) for name in registry.FAMILIES]
     for family in families:
@@ -84,7 +84,7 @@ def family_of(stored: Stored) -> Family:
 
 
 def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Blueprint:
-    """All of a recipe's model but its weights, which are known to be there."""
+    """Read and check one model of a recipe: all except its weights, whose files are checked to exist."""
     if isinstance(spec, Checkpoint):
         return check_checkpoint(
             spec.checkpoint,
@@ -99,7 +99,7 @@ def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Bluepr
 
 
 def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
-    """Student and (if asked for) teacher, checked by themselves and against each other; no weight is read."""
+    """Check student and (with `with_teacher`) teacher, each alone and against each other; no weight is read."""
     student = check_model(recipe.student, "student", needs_template=recipe.needs_template)
     teacher = None
     if recipe.teacher is not None and (with_teacher or recipe.evaluation is not None):
@@ -114,9 +114,9 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
-    """A whole checkpoint in float32, to train or to save: whether it can be asked is not looked at.
+    """Load a checkpoint in float32, to train or to save it: its chat template is not checked.
 
-    Raises UserError where `check_checkpoint` and its blueprint's `build` do.
+    Raises the UserErrors of `check_checkpoint` and of `Blueprint.build`.
     """
     return check_checkpoint(checkpoint, who, needs_template=False).build()
 
@@ -124,11 +124,10 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
 def build_data(
     spec: DataSet, model: VisionLanguageModel, cache: Path, positions: Mapping[str, int] | None = None
 ) -> Conversations:
-    """The rows of one named data set as examples for `model`, looked at before they are trained on.
+    """Open one named data set as examples for `model`, and inspect every row before training.
 
-    `positions`: see `Conversations`.
-
-    Raises UserError as `open_data` does, and where more rows can't be used than the data set allows.
+    `positions`: see `Conversations`. Raises UserError as `open_data` does, and where more rows are unusable than the data
+    set allows.
     """
     data = open_data(spec, model, cache, positions)
     data.inspect()
@@ -138,7 +137,7 @@ def build_data(
 def open_data(
     spec: DataSet, model: VisionLanguageModel, cache: Path, positions: Mapping[str, int] | None = None
 ) -> Conversations:
-    """The same rows, none of them prepared yet: for who takes a few of what was trained on.
+    """Open one named data set as examples for `model` without inspecting the rows, to take a few of them.
 
     Raises UserError for missing or broken files.
     """

@@ -1,6 +1,6 @@
-"""What a model must have to be trained or evaluated, and what a teacher and a student must share.
+"""Check that a model can be trained or evaluated, and that a teacher and a student fit together.
 
-All of it is read from configs, tokenizers and image processors, so it is known before any weight is read.
+The checks need only configs, tokenizers and image processors, so they come before any weight is read.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from switchkd_cli.recipe.schema import Stage, Term
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What is compared of the two models' logits: the first `shared` of `student` and `teacher` columns.
+    """The logits that are compared: the first `shared` columns of the `student` and `teacher` columns of the heads.
 
-    Heads are often padded, to widths of their own (Qwen2.5: 151,936 and 152,064 for 151,665 tokens). A padding
+    Heads are often padded to different widths (Qwen2.5: 151,936 and 152,064 for 151,665 tokens). A padding
     column is no token: it must never enter a softmax, a top-k or a knee.
     """
 
@@ -40,56 +40,56 @@ class Vocabulary:
 def check_alone(model: Blueprint, who: str, *, needs_template: bool = True) -> None:
     """Raise UserError, naming every problem, where a model's config, tokenizer and image processor don't fit together.
 
-    `needs_template`: its own chat template writes the conversations. Where every data set brings a template, a language
-    model's own is not checked (Qwen2.5's writes no images).
+    `needs_template`: its own chat template writes the conversations, so it is checked. It is not where every data set has
+    a template: that of a language model may write no images (Qwen2.5's).
     """
     template = list(_template_problems(model.inputs)) if needs_template else []
-    found = (*template, *_tokenizer_problems(model), *model.problems())
-    if found:
-        raise UserError([f"{who}: {problem}" for problem in found], hint=TEMPLATE_HINT if template else "")
+    problems = (*template, *_tokenizer_problems(model), *model.problems())
+    if problems:
+        raise UserError([f"{who}: {problem}" for problem in problems], hint=TEMPLATE_HINT if template else "")
 
 
 def with_end_tokens(model: Blueprint, who: str) -> Blueprint:
-    """The model whose answers end with the token that its chat template writes after an answer, with a note if needed.
+    """Return the model with the end token that its chat template writes after an answer, and a note if that changes it.
 
-    Where the template writes none it is the tokenizer's end token. Of the other ids that the model's files name, those
-    that are no special token stay only if the template writes them there: a word may not cut an answer.
+    Where the template writes none, it is the tokenizer's end token. Of the other ids that the model's files name, one that
+    is no special token stays only if the template writes it there: an ordinary word must not end an answer.
     """
-    words, written = model.inputs.tokenizer, tokens_after_answer(model.inputs)
-    end = end_token(words, written)
+    tokenizer, suffix = model.inputs.tokenizer, tokens_after_answer(model.inputs)
+    end = end_token(tokenizer, suffix)
     source = "tokenizer" if end is None else "chat template"
-    end = words.eos_token_id if end is None else end
-    known = {*special_tokens(words).values(), *written}
-    kept = [token for token in model.ends if token in known]
-    ends = tuple(kept if end is None or end in kept else [*kept, end])
+    end = tokenizer.eos_token_id if end is None else end
+    allowed = {*special_tokens(tokenizer).values(), *suffix}
+    file_ends = [token for token in model.ends if token in allowed]
+    ends = tuple(file_ends if end is None or end in file_ends else [*file_ends, end])
     if ends == model.ends:
         return model
-    said, wanted, here = (_named(words, ids) for ids in (model.ends, [end], ends))
-    note = f"{who}: its generation_config ends an answer with {said}, its {source} with {wanted}: here {here} ends one"
+    by_files, by_source, used = (_token_names(tokenizer, ids) for ids in (model.ends, [end], ends))
+    note = f"{who}: its generation_config ends an answer with {by_files}, its {source} with {by_source}: here {used} ends one"
     return replace(model, ends=ends, notes=(*model.notes, *([note] if model.ends else ())))
 
 
-def _named(words: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return " or ".join(f"{words.convert_ids_to_tokens(id)} ({id})" for id in ids)
+def _token_names(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return " or ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in ids)
 
 
 def shared_vocabulary(
     student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()
 ) -> Vocabulary:
-    """The vocabulary that both models share: every token of the student's tokenizer.
+    """Return the vocabulary that both models share: every token of the student's tokenizer.
 
-    Raises UserError, naming every pair that differs and what to do about it, where the student's visual features
+    Raises UserError, naming every difference and what to do about it, where the student's visual features
     can't pass through the teacher's projector, the teacher prepares images differently, or the teacher's tokenizer
     does not map all the student's ids to the same tokens. Tokens that only the teacher has never occur.
-    `terms`: those that compare features, or pass the student's to the teacher, need the same layer of both.
+    Terms that compare features, or pass the student's features to the teacher, need the same feature layer of both.
     """
     shared = len(student.inputs.tokenizer)
     if teacher is None:
         return Vocabulary(shared, student.vocabulary)
     faults = [*teacher.vision_differences(student), *_token_differences(student, teacher)]
-    layers, needing = teacher.layer_difference(student), [t.name for t in terms if _reads_features(t)]
-    if layers is not None and needing:
-        faults.append((f"{layers[0]}: {', '.join(needing)} can't compare the two", layers[1]))
+    layers, users = teacher.layer_difference(student), [t.name for t in terms if _reads_features(t)]
+    if layers is not None and users:
+        faults.append((f"{layers[0]}: {', '.join(users)} can't compare the two", layers[1]))
     if faults:
         problems, hints = zip(*faults, strict=True)
         raise UserError(problems, hint="; ".join(dict.fromkeys(hints)))
@@ -97,7 +97,7 @@ def shared_vocabulary(
 
 
 def small_differences(student: Blueprint, teacher: Blueprint | None) -> list[str]:
-    """Differences between two models that are small enough, or that no term depends on: both values of each."""
+    """Return notes of differences that don't matter: too small, or no term depends on them; each with both values."""
     if teacher is None:
         return []
     layers = teacher.layer_difference(student)
@@ -107,61 +107,61 @@ def small_differences(student: Blueprint, teacher: Blueprint | None) -> list[str
 def positions(
     data: str, stages: Iterable[Stage], student: PretrainedConfig, teacher: PretrainedConfig | None
 ) -> dict[str, int]:
-    """The positions that each model which reads a data set was made for, where its config says so."""
-    taught = any(stage.needs_teacher for stage in stages if stage.data == data)
-    models = {"student": student, "teacher": teacher if taught else None}
+    """Return, by model, the maximum positions of the models that read a data set, where their configs say it."""
+    uses_teacher = any(stage.needs_teacher for stage in stages if stage.data == data)
+    models = {"student": student, "teacher": teacher if uses_teacher else None}
     limits = {who: max_positions(config) for who, config in models.items() if config is not None}
     return {who: limit for who, limit in limits.items() if limit}
 
 
 QUESTION = "What?"
 TEMPLATE_HINT = (
-    "a student's data sets can bring a `template` each; a checkpoint's own belongs into its folder (Jinja), as "
+    "a student's data sets can bring a `template` each; a checkpoint's own belongs in its folder (Jinja), as "
     "chat_template.jinja"
 )
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
 
 def _reads_features(term: Term) -> bool:
-    """Whether a term compares features, or passes the student's through the teacher's projector."""
+    """Return whether a term compares features, or passes the student's through the teacher's projector."""
     kinds = [kind for _, kind in registry.signature("loss", term.loss).reads]
     return "switch" in term.paths or "features" in kinds
 
 
 def _token_differences(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[str, str]]:
-    """(problem, hint) where the teacher does not know the student's tokens by the same ids."""
+    """Yield (problem, hint) where the teacher maps the student's ids to other tokens."""
     ours, theirs = _tokens(student), _tokens(teacher)
     differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
     if differing:
         i = differing[0]
-        told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({len(differing)} ids differ)"
+        difference = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({len(differing)} ids differ)"
     elif len(theirs) < len(ours):
-        lacking = ours[len(theirs)]
-        told = f"{len(theirs)} tokens, the student's has {len(ours)}, {lacking!r} the first that the teacher lacks"
+        missing = ours[len(theirs)]
+        difference = f"{len(theirs)} tokens, the student's has {len(ours)}, {missing!r} the first that the teacher lacks"
     else:
         return
-    yield f"teacher: vocabulary: {told}", WORDS_HINT
+    yield f"teacher: vocabulary: {difference}", WORDS_HINT
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:
-    """Why a model's own chat template can't write a question about an image."""
+    """Yield why a model's own chat template can't write a question about an image."""
     if not inputs.chat_template:
-        yield "no chat template, in its processor or its tokenizer, so that a question can't be written down"
+        yield "no chat template, in its processor or its tokenizer, so a question can't be written"
         return
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     try:
         text = inputs.apply_chat_template([{"role": "user", "content": content}])
-    except (TemplateError, TypeError):  # a text model's adds words to a list
+    except (TemplateError, TypeError):  # a text model's template adds text to a list
         text = ""
     if text.count(inputs.image_text) != 1 or "'type'" in text:
-        yield f"the chat template writes no {inputs.image_text} where a picture is shown: it is a text model's"
+        yield f"the chat template writes no {inputs.image_text} for an image: it is a text model's"
     elif QUESTION not in text:
-        yield "the chat template leaves questions out: it only writes captions down, as after a first stage"
+        yield "the chat template leaves questions out: it only writes captions, as after a first stage"
 
 
 def _tokenizer_problems(model: Blueprint) -> Iterator[str]:
     tokenizer = model.inputs.tokenizer
-    if not tokenizer.is_fast:  # it says which characters a token stands for
+    if not tokenizer.is_fast:  # only a fast one says which characters a token stands for
         yield "the tokenizer has no fast form (a tokenizer.json, which AutoTokenizer would write)"
     if tokenizer.pad_token_id is None:
         yield "the tokenizer has no padding token"

@@ -1,10 +1,10 @@
-"""Pictures as viewers show them: cameras and phones often store them turned, with a note of how to turn them back."""
+"""Rotate images as their EXIF orientation says: cameras and phones often store them rotated, with that tag."""
 
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
-TURNS = {
+TRANSPOSES = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -15,19 +15,19 @@ TURNS = {
 }
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says, once: what is returned has no orientation left.
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image rotated as its EXIF orientation says; the result has no orientation left.
 
-    As `datasets`, `transformers` and so lmms-eval decode pictures. An EXIF block that can't be read says nothing (those
-    end with an error). Raises what decoding raises.
+    `datasets`, `transformers` and therefore lmms-eval decode images this way. An EXIF block that can't be read is ignored
+    (there it is an error). Raises the errors of decoding.
     """
-    picture.load()  # PNG may keep the block behind its pixels; TIFF is turned by Pillow itself
+    image.load()  # PNG may store the block after its pixels; Pillow itself rotates TIFF
     try:
-        turn = TURNS.get(picture.getexif().get(Base.Orientation, 0))
+        transpose = TRANSPOSES.get(image.getexif().get(Base.Orientation, 0))
     except Exception:  # noqa: BLE001 (readers of damaged blocks raise nearly anything)
-        return picture
-    if turn is None:
-        return picture
-    turned = picture.transpose(turn)
-    turned.info = {}
-    return turned
+        return image
+    if transpose is None:
+        return image
+    rotated = image.transpose(transpose)
+    rotated.info = {}
+    return rotated

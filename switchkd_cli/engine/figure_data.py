@@ -1,4 +1,4 @@
-"""What only the models can say for a picture: their logits at a position, and where they look."""
+"""Data for figures that needs a model: sorted logits at one position, and attention maps."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ from switchkd_cli.report.figures.attention_maps import AttentionExample, Attenti
 from switchkd_cli.report.figures.knee_positions import NAMED, KneePosition, LogitsCurve
 from switchkd_cli.runs.run_folder import RunFolder
 
-QUESTIONS = 3  # pictures of which attention is shown
-LOOKED_THROUGH = 300  # rows among which they are sought, far from one another
+EXAMPLES = 3  # examples whose attention is shown
+SEARCHED_ROWS = 300  # rows among which these examples are looked for, far from one another
 ORDER = ("teacher", "student", "switch")  # of the panels
-LONGEST = 45  # characters of a question's first line: what stands readably over a picture
+LONGEST = 45  # characters of a question's first line that are readable above an image
 
 
 @torch.inference_mode()
 def knee_position(folder: RunFolder) -> KneePosition | None:
-    """The finished student, its teacher and its switch where the answer to a question begins.
+    """Return the sorted logits of a finished student, its teacher and its switch where the answer to a question begins.
 
-    Those that lead a term at their knees; None where none does, or its data has no question that can be shown.
+    Only of paths whose knee selects the logits of a term; None where there is none, or no question in the data that can
+    be shown.
     """
     transformers_logging.disable_progress_bar()
     run = folder.run()
-    leading = _leading(run.config.stages[-1].objective)
-    if not leading:
+    knees = _knees_by_path(run.config.stages[-1].objective)
+    if not knees:
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = (
@@ -52,148 +53,151 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
         .to(ALONE.device)
         .eval()
     )
-    shown = _shown(run, folder, paths.student)[:1]
-    if not shown:
+    rows = _choose_rows(run, folder, paths.student)[:1]
+    if not rows:
         return None
-    batch = _batch(paths.student, _asked(run, shown, paths.student), 0).to(ALONE.device)
+    batch = _batch(paths.student, _conversations(run, rows, paths.student), 0).to(ALONE.device)
     keep = batch.predicting("answer")
     keep &= keep.cumsum(-1) == 1
-    logits = paths(batch, tuple(leading), keep)
-    words = paths.student.inputs.tokenizer
+    logits = paths(batch, tuple(knees), keep)
+    tokenizer = paths.student.inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
-        question=_first_line(shown[0]),
-        answer=words.decode(batch.targets[keep]).strip(),
-        paths=tuple(_sorted(logits[path].float(), leading[path], words) for path in ORDER if path in leading),
+        question=_first_line(rows[0]),
+        answer=tokenizer.decode(batch.targets[keep]).strip(),
+        paths=tuple(
+            _logits_curve(logits[path].float(), knees[path], tokenizer) for path in ORDER if path in knees
+        ),
     )
 
 
 @torch.inference_mode()
 def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
-    """The same questions of the last stage's data put to the first run's teacher (if any) and each run's student.
+    """Return attention maps of the first run's teacher (if any) and each run's student, for the same questions.
 
-    Looked from is the last word of the question, the first that can know all that is asked.
+    The questions are from the last stage's data. The attention is that of the question's last word, the first token that
+    sees the whole question.
     """
     transformers_logging.disable_progress_bar()
     run = folders[0].run()
-    shown = _shown(run, folders[0], load(str(folders[0].model)))
-    seen = [
-        [_look(model, rows, i) for i in range(len(shown))] for model, rows in _readers(run, folders, shown)
+    rows = _choose_rows(run, folders[0], load(str(folders[0].model)))
+    maps = [
+        [_attention_map(model, data, i) for i in range(len(rows))]
+        for model, data in _models(run, folders, rows)
     ]
     return [
         AttentionExample(
             open_image(row.images[0], None),
             _first_line(row),
-            looks[0][0],
+            row_maps[0][0],
             row.exchanges[0][1],
-            tuple(m for _, m in looks),
+            tuple(m for _, m in row_maps),
         )
-        for row, looks in zip(shown, zip(*seen, strict=True), strict=True)
+        for row, row_maps in zip(rows, zip(*maps, strict=True), strict=True)
     ]
 
 
-def _readers(
-    run: Run, folders: Sequence[RunFolder], shown: Sequence[Row]
+def _models(
+    run: Run, folders: Sequence[RunFolder], rows: Sequence[Row]
 ) -> Iterator[tuple[VisionLanguageModel, Conversations]]:
-    """Teacher and students, one in memory at a time, each with the rows as it is asked them."""
+    """Yield teacher and students, one in memory at a time, each with the rows as its conversations."""
     if run.config.teacher is not None:
         teacher = check_pair(run.config, with_teacher=True).required_teacher.build().to(ALONE.device).eval()
-        yield teacher, _asked(run, shown, teacher)
+        yield teacher, _conversations(run, rows, teacher)
         del teacher
     for folder in folders:
         student = load(str(folder.model)).to(ALONE.device).eval()
-        yield student, _asked(run, shown, student)
+        yield student, _conversations(run, rows, student)
 
 
-def _shown(run: Run, folder: RunFolder, model: VisionLanguageModel) -> list[Row]:
-    """Rows of the last stage's data with a picture, each cut to its shortest question.
+def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> list[Row]:
+    """Return rows of the last stage's data that have an image, each cut to its shortest question.
 
-    Only Latin letters: the pictures' font has no others.
+    Only Latin letters: the figures' font has no others.
     """
     data = open_data(run.config.data[run.config.stages[-1].data], model, folder.root)
-    found: list[Row] = []
-    looked_through = min(LOOKED_THROUGH, len(data))
-    for index in range(looked_through):
-        if index < len(found) * looked_through // QUESTIONS:
+    chosen: list[Row] = []
+    searched = min(SEARCHED_ROWS, len(data))
+    for index in range(searched):
+        if index < len(chosen) * searched // EXAMPLES:
             continue
-        with suppress(Fault, OSError):  # the ledger told of faulty rows before they were trained on
+        with suppress(Fault, OSError):  # faulty rows were reported before training
             row = data.rows[index]
-            taught = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
-            short = [e for e in taught if "".join(e).isascii() and _fits(e[0])]
+            trained = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
+            short = [e for e in trained if "".join(e).isascii() and _fits(e[0])]
             if row.images and short:
                 shortest = min(short, key=lambda e: len(e[0]))
                 image = _image_file(row.images[0], data)
-                found.append(replace(row, exchanges=(shortest,), unlearnt=frozenset(), images=(image,)))
-        if len(found) == QUESTIONS:
+                chosen.append(replace(row, exchanges=(shortest,), unlearnt=frozenset(), images=(image,)))
+        if len(chosen) == EXAMPLES:
             break
-    return found
+    return chosen
 
 
 def _fits(question: str) -> bool:
-    """Whether the question itself is its first line, and short."""
+    """Return whether the first line of a question is the question itself, and short."""
     first = question.split("\n")[0]
     return "?" in first and len(first) <= LONGEST
 
 
 def _image_file(image: str | bytes, data: Conversations) -> bytes:
-    """The bytes of an image's file: its row is put into other data than it came from."""
+    """Return the bytes of an image's file: its row moves to other data, without this folder."""
     return Path(data.rows.images or "", image).read_bytes() if isinstance(image, str) else image
 
 
-def _asked(run: Run, shown: Sequence[Row], model: VisionLanguageModel) -> Conversations:
-    """The rows as this model is asked them."""
+def _conversations(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> Conversations:
+    """Return the rows as conversations of this model."""
     spec = run.config.data[run.config.stages[-1].data]
-    rows = Rows(list(shown), lambda row: cast(Row, row))
-    return Conversations(rows, model.inputs, template=spec.template)
+    return Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=spec.template)
 
 
 def _batch(model: VisionLanguageModel, data: Conversations, index: int) -> Batch:
     return collate([data[index]], pad_token=model.inputs.tokenizer.pad_token_id)
 
 
-def _leading(terms: Sequence[Term]) -> dict[str, KneeSpec]:
-    """Each path that leads a term on text at its knees, and what the first such term seeks there."""
-    found: dict[str, KneeSpec] = {}
-    for _, at in knee_specs([term for term in terms if term.on != "image"]):
-        found.setdefault(at.path, at)
-    return found
+def _knees_by_path(terms: Sequence[Term]) -> dict[str, KneeSpec]:
+    """Return, by path, the knee of the first term on text that this path's knee selects logits for."""
+    knees: dict[str, KneeSpec] = {}
+    for _, spec in knee_specs([term for term in terms if term.on != "image"]):
+        knees.setdefault(spec.path, spec)
+    return knees
 
 
-def _sorted(logits: Tensor, at: KneeSpec, words: PreTrainedTokenizerBase) -> LogitsCurve:
-    """One path's logits [1, V], sorted, with the knee and what the term makes of it."""
-    found = measure_knees(logits, at)
+def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
+    """Return one path's logits [1, V] sorted, with its knee and the k that the term uses."""
+    knees = measure_knees(logits, spec)
     values, ids = logits[0].sort(descending=True)
     return LogitsCurve(
-        path=at.path,
+        path=spec.path,
         logits=values.cpu().numpy(),
-        window=at.window,
-        knee=int(found.knee),
-        k=int(found.k),
-        first=tuple(words.decode([i]).strip() for i in ids[:NAMED].tolist()),
+        window=spec.window,
+        knee=int(knees.knee),
+        k=int(knees.k),
+        first=tuple(tokenizer.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )
 
 
-def _look(model: VisionLanguageModel, data: Conversations, index: int) -> tuple[str, AttentionMap]:
-    """The word that one model is looked at from, and its map."""
+def _attention_map(model: VisionLanguageModel, data: Conversations, index: int) -> tuple[str, AttentionMap]:
+    """Return the word whose attention is shown, and one model's map of it."""
     batch = _batch(model, data, index).to(ALONE.device)
-    weights, said = _attention(model, batch)
+    weights, answer = _attention(model, batch)
     place = _last_word(batch, model)
     return model.inputs.tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(
-        _grid(weights[place]), said
+        _grid(weights[place]), answer
     )
 
 
 def _last_word(batch: Batch, model: VisionLanguageModel) -> int:
-    """The place of the last token with a letter before the first question mark after the picture."""
-    words = model.inputs.tokenizer
+    """Return the index of the last token with a letter before the first question mark after the image."""
+    tokenizer = model.inputs.tokenizer
     first = int(batch.image[0].nonzero().max()) + 1
-    texts = [words.decode([i]) for i in batch.input_ids[0, first:].tolist()]
+    texts = [tokenizer.decode([i]) for i in batch.input_ids[0, first:].tolist()]
     end = next(i for i, text in enumerate(texts) if "?" in text)
     return first + max(i for i in range(end + 1) if any(letter.isalpha() for letter in texts[i]))
 
 
 def _attention(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, str]:
-    """Mean attention [T, visual tokens] of every token to the image, and the model's choice at each answer token."""
+    """Return the mean attention [T, visual tokens] of each token to the image, and the model's own answer, token by token."""
     weights, logits = model.mean_attention(batch)
     answer = logits[batch.predicting("answer")[0]].argmax(-1)
     words = model.inputs.tokenizer.decode(answer, skip_special_tokens=True)
@@ -201,7 +205,7 @@ def _attention(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, str]:
 
 
 def _grid(weights: Tensor) -> np.ndarray:
-    """[image tokens] as a square; a tower that drops its first patches leaves holes at the top left."""
+    """Return [visual tokens] as a square; a tower that drops its first patches leaves holes at the top left."""
     side = int(np.ceil(len(weights) ** 0.5))
     holes = weights.new_full((side**2 - len(weights),), torch.nan)
     return torch.cat([holes, weights]).float().reshape(side, side).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What is stored under a checkpoint's name: found or fetched, so that every failure is a UserError."""
+"""Resolve a checkpoint name to a local folder, downloading it if needed; every failure is a UserError."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md") 
 PICKLES = ("*.bin",)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _CONFIGS_ONLY = ContextVar("configs_only", default=False)
-NO_CODE = {"trust_remote_code": False}  # said each time: left out, transformers would ask on the terminal
-SAID = 200  # characters of a library's message that are passed on
+NO_CODE = {"trust_remote_code": False}  # always given: without it transformers would ask on the terminal
+MESSAGE_LENGTH = 200  # characters of a library's message that are shown
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint's folder, the name it has in a recipe, and the field (`who`) that names it.
+    """A checkpoint's folder, its name in the recipe, and the recipe's field (`who`) that holds the name.
 
-    `allow_pickle` says that pickled weights may be read where there are no others (never with more than tensors
-    in them, see weights.py).
+    `allow_pickle`: pickled weights may be read where there are no others (only tensors, see weights.py).
     """
 
     name: str
@@ -43,39 +42,39 @@ class Stored:
         return f"{self.who}: {self.name}"
 
     def __truediv__(self, part: str) -> Stored:
-        """One of its sub-folders."""
+        """Return one of its sub-folders."""
         return replace(self, name=f"{self.name}/{part}", folder=self.folder / part)
 
     def has(self, *files: str) -> bool:
-        """Whether any of the files is there."""
+        """Return whether any of the files exists."""
         return any(isfile(self.folder / file) for file in files)
 
     def json(self, file: str) -> dict[str, Any]:
-        """A JSON file's mapping. Raises UserError where there is none."""
+        """Return the mapping in a JSON file. Raises UserError where there is none."""
         with as_user_error(f"{self}: no readable {file}"):
-            if exists(self.folder / file) and not self.has(file):  # a pipe would be waited for
+            if exists(self.folder / file) and not self.has(file):  # reading a pipe would wait forever
                 raise OSError("not a file")
-            held = json.loads((self.folder / file).read_text(encoding="utf-8"))
-        if not isinstance(held, dict):
-            raise UserError(f"{self}: {file} is not a mapping, but a {type(held).__name__}")
-        return held
+            content = json.loads((self.folder / file).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise UserError(f"{self}: {file} is not a mapping, but a {type(content).__name__}")
+        return content
 
 
 def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, ...] = ()) -> Stored:
-    """What the name stands for; a hub id is downloaded, or found in the cache without a network.
+    """Return the checkpoint of this name: a folder, or a hub id, which is taken from the cache or downloaded.
 
-    A hub id that is in the cache stays at the commit that is there, which keys stand for (`hf download ID` moves it on).
-    `only` names the files that are wanted of a hub id, where not all are. Raises UserError where there is no such
-    checkpoint, and with code MACHINE where the hub can't be reached.
+    A cached hub id stays at the cached commit, on which run keys depend (`hf download ID` updates it). `only`: patterns of
+    the files to download of a hub id, where not all are needed. Raises UserError where there is no such checkpoint, and
+    with code MACHINE where the hub can't be reached.
     """
     where = locate(name)
     if Path(where).is_dir():
         return Stored(name, who, Path(where), allow_pickle)
     try:
-        wanted = only or (*FILES, *PICKLES * allow_pickle)
+        patterns = only or (*FILES, *PICKLES * allow_pickle)
         if _CONFIGS_ONLY.get():
             return Stored(name, who, Path(snapshot_download(where, local_files_only=True)), allow_pickle)
-        return Stored(name, who, _snapshot(where, wanted), allow_pickle)
+        return Stored(name, who, _snapshot(where, patterns), allow_pickle)
     except (RepositoryNotFoundError, HFValidationError):
         hint = "a gated model needs a login; a model of yours is named by its folder"
         raise UserError(f"{who}: {name}: no such folder here, no such model on the hub", hint=hint) from None
@@ -90,7 +89,7 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
 
 @contextmanager
 def configs_only() -> Iterator[None]:
-    """Inside, nothing is downloaded, and a checkpoint counts as whole without its weights: enough for a plan."""
+    """Inside the block nothing is downloaded, and a checkpoint needs no weights: enough for a plan."""
     token = _CONFIGS_ONLY.set(True)
     try:
         yield
@@ -104,28 +103,30 @@ def weights_needed() -> bool:
 
 @contextmanager
 def as_user_error(problem: str) -> Iterator[None]:
-    """Turns whatever the libraries raise over a user's files and values into a UserError of one line."""
+    """Turn any error that a library raises about a user's files or values into a UserError of one line."""
     try:
         yield
     except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # OSError, ValueError, their own, plain Exception, and panics of Rust
+    except (
+        BaseException
+    ) as error:  # OSError, ValueError, libraries' own classes, plain Exception, and Rust panics
         if "trust_remote_code" in str(error):
-            raise UserError(f"{problem}: it needs code that came with it, which is never run") from error
+            raise UserError(f"{problem}: it needs its own code, which is never run") from error
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise UserError(f"{problem}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:SAID] or type(error).__name__
+    """Return an error's message on one line."""
+    return " ".join(str(error).split())[:MESSAGE_LENGTH] or type(error).__name__
 
 
 @cache
-def _snapshot(hub_id: str, wanted: tuple[str, ...]) -> Path:
+def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> Path:
     try:
         commit = Path(snapshot_download(hub_id, local_files_only=True)).name
     except LocalEntryNotFoundError:
         commit = None
-    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=list(wanted)))
+    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=list(patterns)))

@@ -1,4 +1,4 @@
-"""How conversations and images become a model's inputs: what a family of models says about its examples."""
+"""How a family of models turns conversations and images into its inputs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from switchkd_cli.engine.batch import ImageInput
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image, ready for V, and the token ids that stand for it in the text: visual tokens and marks around them."""
+    """One image, ready for V, and the token ids that stand for it in the text: visual tokens and any marker tokens around them."""
 
     inputs: ImageInput
     ids: Sequence[int]
 
 
 class InputProcessor(ABC):
-    """How conversations and images become a model's inputs, around the processor that transformers has for it.
+    """Turns conversations and images into a model's inputs; it wraps transformers' processor of that model.
 
-    It is sent to the processes that prepare data, so it can be pickled.
+    It must be picklable: it is sent to the processes that prepare data.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
@@ -37,12 +37,12 @@ class InputProcessor(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The model's own conversation (Jinja)."""
+        """The model's own chat template (Jinja)."""
         return self.processor.chat_template
 
     @property
     def image_text(self) -> str:
-        """What the chat template writes where an image is shown: one token of the tokenizer."""
+        """The text that the chat template writes for an image: one token of the tokenizer."""
         return self.processor.image_token
 
     @property
@@ -53,9 +53,9 @@ class InputProcessor(ABC):
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], template: str | None = None, *, answer_next: bool = False
     ) -> str:
-        """The text of a conversation, by the model's own template where none is given.
+        """Return the text of a conversation, by `template` or the model's own.
 
-        `answer_next` ends it where an answer begins. Raises jinja2.TemplateError where the template refuses it.
+        `answer_next` ends it where an answer begins. Raises jinja2.TemplateError where the template refuses the messages.
         """
         return self.processor.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=answer_next
@@ -63,12 +63,12 @@ class InputProcessor(ABC):
 
     @abstractmethod
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
-        """The images of one example, which is the unit: how an image is cut may depend on how many there are."""
+        """Prepare all images of one example together: how an image is cropped may depend on their number."""
 
     @abstractmethod
     def placeholder_ids(self) -> Sequence[int]:
-        """The token ids of an image that was not opened: as many as an ordinary one has."""
+        """Return the token ids of an image that is not opened: as many as an image of the usual size has."""
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor | None:
-        """Position ids of the family's own, [T] or [A, T]; None: they are counted along the turns (see `Example`)."""
+        """Return the family's own position ids, [T] or [A, T]; None: they are counted along the turns (see `Example`)."""
         return None

@@ -1,4 +1,4 @@
-"""The head of a language model, apart from the rest of it: from hidden states to logits."""
+"""LM heads as plain weights: from hidden states to logits, in chunks of positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 LOGITS = 2**24
-"""Logits of one path that exist at a time, 64 MiB in float32: 110 positions of 151,936."""
+"""Number of logits of one path that exist at a time, 64 MiB in float32: 110 positions of 151,936."""
 
 
 def positions(columns: int) -> int:

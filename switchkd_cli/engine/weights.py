@@ -1,4 +1,4 @@
-"""Weights: known to be whole before anything is built, and read from safetensors unless pickles are allowed."""
+"""Check and read a checkpoint's weights: from safetensors, or from pickles where these are allowed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 
 def check_weights(*stored: Stored) -> None:
-    """Raises UserError, naming all of them, unless the weights are whole files of a kind that may be read.
+    """Raise UserError, naming every problem, unless the weight files are complete and of a kind that may be read.
 
-    Of safetensors files the headers are read, of pickles nothing.
+    It reads the headers of safetensors files, and nothing of pickles.
     """
     problems: list[str] = []
     hint = "copy or fetch the checkpoint again"
@@ -51,18 +51,18 @@ def check_weights(*stored: Stored) -> None:
 
 
 def weight_files(stored: Stored) -> list[Path]:
-    """The files of a checkpoint's weights; safetensors where there are any."""
+    """Return a checkpoint's weight files: safetensors where there are any."""
     for name in (SAFE, PICKLED) if stored.allow_pickle else (SAFE,):
         if stored.has(name):
             return [stored.folder / name]
         if stored.has(f"{name}.index.json"):
             return _shards(stored, f"{name}.index.json")
-    pickled = sorted(file.name for pattern in PICKLES for file in stored.folder.glob(pattern))
-    if pickled and not stored.allow_pickle:
+    pickles = sorted(file.name for pattern in PICKLES for file in stored.folder.glob(pattern))
+    if pickles and not stored.allow_pickle:
         raise UserError(
-            f"{stored}: only pickled weights ({pickled[0]}), which could run code when read",
+            f"{stored}: only pickled weights ({pickles[0]}), which could run code when read",
             hint=f"save the model as {SAFE}: model.save_pretrained(folder) in transformers does; or allow reading "
-            "its tensors, and nothing else: allow_pickle: true beside the model's name, --allow-pickle of switchkd eval",
+            "its tensors, and nothing else: allow_pickle: true next to the model's name, --allow-pickle of switchkd eval",
         )
     raise UserError(
         f"{stored}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to"
@@ -70,43 +70,47 @@ def weight_files(stored: Stored) -> list[Path]:
 
 
 def _shards(stored: Stored, index: str) -> list[Path]:
-    """The files that an index names. Raises UserError where it names none, or one that lies elsewhere."""
-    named = stored.json(index).get("weight_map")
-    shards = list(named.values()) if isinstance(named, dict) else []
+    """Return the files that an index names. Raises UserError where it names none, or one in another folder."""
+    weight_map = stored.json(index).get("weight_map")
+    shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not shards or not all(isinstance(shard, str) and shard == Path(shard).name for shard in shards):
-        raise UserError(f"{stored}: {index} names no files beside it")
+        raise UserError(f"{stored}: {index} names no files next to it")
     return [stored.folder / shard for shard in sorted(set(shards))]
 
 
 def read_tensors(stored: Stored) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint by its stored name, mapped from the files rather than copied to memory.
+    """Return every tensor of a checkpoint by its stored name, memory-mapped from the files rather than copied.
 
-    Pickles are read by `torch.load(weights_only=True)`: one that holds anything but tensors is refused.
+    Pickles are read by `torch.load(weights_only=True)`: one that holds anything except tensors is refused.
     """
-    return {name: tensor for file in weight_files(stored) for name, tensor in _held(file, stored).items()}
+    return {
+        name: tensor for file in weight_files(stored) for name, tensor in _file_tensors(file, stored).items()
+    }
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether it holds neither NaN nor an infinite value. One pass without a second tensor: 0.5 s for 10^9 values."""
+    """Return whether a tensor has no NaN or infinite value. One pass without a second tensor: 0.5 s for 10^9 values."""
     if not (tensor.is_floating_point() and tensor.numel()):
         return True
-    return all(math.isfinite(end) for end in tensor.detach().aminmax())
+    return all(math.isfinite(extreme) for extreme in tensor.detach().aminmax())
 
 
 def load_weights(
     model_class: type[AnyModel], stored: Stored, dtype: str = "float32", **options: Any
 ) -> AnyModel:
-    """The model with the weights that are stored for it, in transformers' own layout.
+    """Return the model with its stored weights, which are in transformers' own layout.
 
-    Raises UserError where tensors are absent or of another shape: they would stay random, silently; and where they
-    hold values that are not finite: every answer would be wrong.
+    Raises UserError where tensors are missing or of another shape (they would silently stay random), and where they
+    hold non-finite values (every answer would be wrong).
     """
     files = weight_files(stored)
     safe = files[0].suffix == ".safetensors"
     with as_user_error(f"{stored}: no readable config"):
         config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
-        check_memory(model_class, config, str(stored), dtype, held=sum(file.stat().st_size for file in files))
-    return _loaded(model_class, stored, stored.folder, dtype, (stored,), use_safetensors=safe, **options)
+        check_memory(
+            model_class, config, str(stored), dtype, stored_bytes=sum(file.stat().st_size for file in files)
+        )
+    return _load(model_class, stored, stored.folder, dtype, (stored,), use_safetensors=safe, **options)
 
 
 def take_weights(
@@ -118,35 +122,40 @@ def take_weights(
     parts: Sequence[Stored] = (),
     **options,
 ) -> AnyModel:
-    """The model with the tensors of `state`, which are named as the model's own and were read from `parts`.
+    """Return the model with the tensors of `state`, which have the model's own names and were read from `parts`.
 
-    Raises as `load_weights` does.
+    Raises the same errors as `load_weights`.
     """
-    held = sum(tensor.nbytes for tensor in state.values())
+    stored_bytes = sum(tensor.nbytes for tensor in state.values())
     with as_user_error(f"{stored}: no readable config"):
-        check_memory(model_class, options["config"], str(stored), dtype, held=held)
-    return _loaded(model_class, stored, None, dtype, parts or (stored,), state_dict=dict(state), **options)
+        check_memory(model_class, options["config"], str(stored), dtype, stored_bytes=stored_bytes)
+    return _load(model_class, stored, None, dtype, parts or (stored,), state_dict=dict(state), **options)
 
 
 def check_memory(
-    model_class: type, config: PretrainedConfig, who: str, dtype: str = "float32", *, held: int | None = None
+    model_class: type,
+    config: PretrainedConfig,
+    who: str,
+    dtype: str = "float32",
+    *,
+    stored_bytes: int | None = None,
 ) -> None:
-    """Raises UserError where this machine could never hold the model, or its `held` bytes of weights never be all of it.
+    """Raise UserError where the model can't fit in this machine's memory, or has more parameters than stored bytes.
 
-    Counted on a model without memory; the random state stays as it was.
+    It counts on a model without memory (device "meta"); the random state doesn't change.
     """
     make = getattr(model_class, "from_config", model_class)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         count = sum(parameter.numel() for parameter in make(config).parameters())
-    if held is not None and count > held:  # a byte is the least that a parameter takes
+    if stored_bytes is not None and count > stored_bytes:  # a parameter takes at least one byte
         raise UserError(
-            f"{who}: config.json describes {count:,} parameters, the weights are {held:,} bytes",
+            f"{who}: config.json describes {count:,} parameters, the weights are {stored_bytes:,} bytes",
             hint="the weights and config.json are not of one model",
         )
-    # "auto" is the dtype that they are stored in
+    # "auto" is the dtype of the stored weights
     needed = (
-        held
-        if dtype == "auto" and held is not None
+        stored_bytes
+        if dtype == "auto" and stored_bytes is not None
         else count * getattr(torch, "float32" if dtype == "auto" else dtype).itemsize
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -157,7 +166,7 @@ def check_memory(
         )
 
 
-def _loaded(
+def _load(
     model_class: type[AnyModel],
     stored: Stored,
     where: Path | None,
@@ -166,41 +175,43 @@ def _loaded(
     **options,
 ) -> AnyModel:
     with as_user_error(f"{stored}: no readable weights"):
-        model, told = model_class.from_pretrained(
+        model, report = model_class.from_pretrained(
             where,
             dtype=dtype,
             output_loading_info=True,
             weights_only=True,
             **NO_CODE,
-            ignore_mismatched_sizes=True,  # not ignored: told below, in our words
+            ignore_mismatched_sizes=True,  # not ignored: _check_complete reports them in our words
             **options,
         )
-    _check_complete(stored, sorted(told["missing_keys"]), sorted(told["mismatched_keys"]))
-    held = (*model.named_parameters(), *model.named_buffers())
-    if broken := [name for name, tensor in held if not is_finite(tensor)]:
-        raise UserError(_not_finite(parts) or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
+    _check_complete(stored, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
+    named = (*model.named_parameters(), *model.named_buffers())
+    if broken := [name for name, tensor in named if not is_finite(tensor)]:
+        raise UserError(
+            _non_finite_tensors(parts) or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN
+        )
     return model
 
 
-def _check_complete(stored: Stored, absent: list[str], misshapen: Iterable[tuple]) -> None:
+def _check_complete(stored: Stored, missing: list[str], misshapen: Iterable[tuple]) -> None:
     problems = []
-    if absent:
-        problems.append(f"{stored}: {len(absent)} tensors are not in the weights, such as {absent[0]}")
+    if missing:
+        problems.append(f"{stored}: {len(missing)} tensors are not in the weights, such as {missing[0]}")
     if misshapen := list(misshapen):
-        tensor, theirs, wanted = misshapen[0]
-        shapes = f"{list(theirs)}, config.json says {list(wanted)}"
+        tensor, shape, expected = misshapen[0]
+        shapes = f"{list(shape)}, config.json says {list(expected)}"
         problems.append(f"{stored}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
     if problems:
         raise UserError(problems, hint="the weights and config.json are not of one model")
 
 
-def _not_finite(parts: Sequence[Stored]) -> list[str]:
-    """The files' tensors with values that are not finite, as they are named there; slow, as it counts."""
+def _non_finite_tensors(parts: Sequence[Stored]) -> list[str]:
+    """Return a line for each tensor with non-finite values, under its name in the files; slow, because it counts them."""
     counts = [
         (f"{one}: {file.name}: {name}", int((~tensor.isfinite()).sum()), tensor.numel())
         for one in parts
         for file in weight_files(one)
-        for name, tensor in _held(file, one).items()
+        for name, tensor in _file_tensors(file, one).items()
         if not is_finite(tensor)
     ]
     problems = [
@@ -210,31 +221,31 @@ def _not_finite(parts: Sequence[Stored]) -> list[str]:
     return problems[:SHOWN] + more
 
 
-def _held(file: Path, stored: Stored) -> dict[str, Tensor]:
+def _file_tensors(file: Path, stored: Stored) -> dict[str, Tensor]:
     with as_user_error(f"{stored}: {file.name}: no readable weights"):
-        return _safe(file) if file.suffix == ".safetensors" else _unpickled(file, stored)
+        return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file, stored)
 
 
-def _safe(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, "pt") as held:
-        return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as reader:
+        return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)
 
 
-def _unpickled(file: Path, stored: Stored) -> dict[str, Tensor]:
+def _read_pickle(file: Path, stored: Stored) -> dict[str, Tensor]:
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except UnpicklingError:
         raise UserError(
             f"{stored}: {file.name} holds more than tensors, and was not read: it could run code",
-            hint=f"ask whoever made it for {SAFE}",
+            hint=f"ask the author of the file for {SAFE}",
         ) from None
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{stored}: {file.name} is not a mapping of names to tensors")
-    return held
+    return content
 
 
 def _damage(file: Path) -> str | None:
-    """Why a file of weights can't be read, or None."""
+    """Return why a weight file can't be read, or None."""
     if not isfile(file):
         return f"{file.name} is missing"
     if file.suffix != ".safetensors":

@@ -358,7 +358,7 @@ SPOILED = [
         ": only pickled weights (pytorch_model.bin), which could run code when read",
         (
             "hint: save the model as model.safetensors: model.save_pretrained(folder) in transformers does; "
-            "or allow reading its tensors, and nothing else: allow_pickle: true beside the model's name, "
+            "or allow reading its tensors, and nothing else: allow_pickle: true next to the model's name, "
             "--allow-pickle of switchkd eval"
         ),
     ),

@@ -142,7 +142,7 @@ def test_every_misfit_of_the_towers_is_told_at_once():
         "teacher: feature count is 9, the student's is 4",
         "teacher: image token count is 9, the student's is 4",
         (
-            "teacher: picture normalisation (mean, std) is ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), "
+            "teacher: image normalisation (mean, std) is ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), "
             "the student's is ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
         ),
     ]
@@ -179,10 +179,10 @@ SQUARE = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24
 def test_images_that_are_padded_cut_or_scaled_otherwise_are_refused_with_both_values(by, changes, expected):
     teacher = prepared(by, **changes)
     (told,) = problems(shared_vocabulary, prepared(SiglipImageProcessorPil), teacher)
-    assert re.match(r"teacher: images are prepared otherwise \(\d+% apart\): ", told) and expected in told
+    assert re.match(r"teacher: images are prepared differently \(\d+% apart\): ", told) and expected in told
     assert "student.image_processor=" in hint(shared_vocabulary, blueprint(), teacher)
     (other_way,) = problems(shared_vocabulary, teacher, prepared(SiglipImageProcessorPil))
-    assert "are prepared otherwise" in other_way
+    assert "are prepared differently" in other_way
 
 
 @pytest.mark.parametrize("resample", [0, 1, 2])
@@ -330,12 +330,12 @@ def larger_pictures(model):
     [
         (
             no_template,
-            "no chat template, in its processor or its tokenizer, so that a question can't be written down",
+            "no chat template, in its processor or its tokenizer, so a question can't be written",
         ),
-        (text_template, "the chat template writes no <image> where a picture is shown: it is a text model's"),
+        (text_template, "the chat template writes no <image> for an image: it is a text model's"),
         (
             blind_template,
-            "the chat template writes no <image> where a picture is shown: it is a text model's",
+            "the chat template writes no <image> for an image: it is a text model's",
         ),
         (no_padding, "the tokenizer has no padding token"),
         (few_words, f"the tokenizer has {WORDS} tokens, the language model only 100"),
@@ -349,7 +349,7 @@ def larger_pictures(model):
         ),
         (
             larger_pictures,
-            "the image processor makes pictures of (48, 48), the vision tower takes 24 x 24",
+            "the image processor makes images of (48, 48), the vision tower takes 24 x 24",
         ),
     ],
 )

@@ -162,7 +162,7 @@ def test_code_in_a_folder_is_never_run(place, file, known):
 def test_a_part_that_brings_its_own_code(place):
     (place / "language" / "mine.py").write_text(CODE)
     edit(place / "language" / "config.json", auto_map=AUTO, model_type="mine")
-    assert "it needs code that came with it, which is never run" in refused(parts, place)[0]
+    assert "it needs its own code, which is never run" in refused(parts, place)[0]
     assert not (place / "pwned").exists()
 
 

@@ -333,7 +333,7 @@ def test_images_may_be_prepared_as_another_tower_s_or_a_whole_model_s_are(parts,
 
 
 def test_what_has_no_image_processor_can_not_say_how_images_are_prepared(parts):
-    told = f"student.image_processor: {parts}/qwen2: no preprocessor_config.json there, and no whole model"
+    told = f"student.image_processor: {parts}/qwen2: no preprocessor_config.json there, and no complete model"
     with pytest.raises(UserError, match=told):
         named = {"image_processor": str(parts / "qwen2")}
         check_model(spec(parts, "siglip", "qwen2").model_copy(update=named), "student")

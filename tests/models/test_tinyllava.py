@@ -218,7 +218,7 @@ def test_a_published_tower_that_is_not_here_is_known_and_the_run_is_told(folder,
     edit(folder, vision_config=vision | {"model_name_or_path": named}, vision_model_name_or_path=named)
     found = blueprint(folder)
     assert found.notes == (
-        f"teacher: {folder}: {named} is not here: pictures are prepared as that tower is published",
+        f"teacher: {folder}: {named} is not here: images are prepared as for the published tower of that name",
     )
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 255, (30, 50, 3), np.uint8))
     pixels = found.inputs.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
@@ -364,7 +364,7 @@ def test_what_can_not_be_expressed_is_told_all_at_once(folder):
         "config.json: a second vision tower, 'facebook/dinov2-large'",
         "holds LoRA adapters, not a whole model: merge them first",
     ]
-    assert hint.startswith("read are TinyLLaVA models")
+    assert hint.startswith("supported are TinyLLaVA models")
 
 
 # --- in a recipe
@@ -412,7 +412,7 @@ def test_a_student_of_parts_is_shown_images_as_a_teacher_that_pads_them(home, fo
     fields |= {"tokenizer": str(folder), "feature_select": "default"}
     fields["language"]["fresh"] |= {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     fields["language"]["fresh"] |= {"num_key_value_heads": 4}
-    with pytest.raises(UserError, match="images are prepared otherwise"):
+    with pytest.raises(UserError, match="images are prepared differently"):
         shared_vocabulary(design(Parts.model_validate(fields)), teacher)
     alike = design(Parts.model_validate(fields | {"image_processor": str(folder)}))
     shared_vocabulary(alike, teacher)

@@ -30,7 +30,9 @@ def test_the_tower_of_a_whole_checkpoint_is_taken_with_its_weights_and_its_pictu
         allow_pickle=True,
     )
     ours = check_model(spec, "student")
-    assert ours.inputs.processor.image_processor.to_dict() == theirs.inputs.processor.image_processor.to_dict()
+    assert (
+        ours.inputs.processor.image_processor.to_dict() == theirs.inputs.processor.image_processor.to_dict()
+    )
     took, had = (b.build().model.model.vision_tower.state_dict() for b in (ours, theirs))
     assert took.keys() == had.keys()
     for name, tensor in had.items():
@@ -59,7 +61,10 @@ def test_features_are_transformers_own_and_no_layer_behind_them_is_computed(made
     for number, one in enumerate(tower.encoder.layers):
         one.register_forward_hook(lambda *_, number=number: computed.append(number))
     tower.post_layernorm.register_forward_hook(lambda *_: computed.append("last norm"))
-    assert torch.equal(model.encode([{"pixel_values": each} for each in pictures]), expected[:, 1:] if select == "default" else expected)
+    assert torch.equal(
+        model.encode([{"pixel_values": each} for each in pictures]),
+        expected[:, 1:] if select == "default" else expected,
+    )
     assert computed == list(range(len(tower.encoder.layers) + 1 + layer))
 
 

@@ -1,1 +1,1 @@
-"""Model families, one a file: see an image, project its features, decode text."""
+"""Model families: encode images, project their features, generate text."""

@@ -1,7 +1,7 @@
-"""What the engine asks of a family of models: how it is read, how examples are prepared, and V, P and L one by one.
+"""The interface of a family of models: how it is read, how examples are prepared, and V, P and L one by one.
 
 A family is one file (or a few), a line of the registry, and a test class that inherits tests/support/family.py's.
-Nothing outside `engine/models` knows one family from another.
+No code outside `engine/models` depends on a particular family.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.recipe.schema import Parts
 
 Difference = tuple[str, str]
-"""What keeps a student's features from a teacher's projector, and a hint what to do about it."""
-
+"""Why a teacher's projector can't read a student's features, and a hint what to do about it."""
 
 Published = Callable[[str, str], Mapping[str, Any]]
-"""From a part (`vision`, `language`) and a model's name to its published `config` and `tokens`; empty: not known."""
+"""Maps a part (`vision`, `language`) and a model's name to its published `config` and `tokens`; empty: not known."""
 
 
 @dataclass(frozen=True)
 class ProjectedImage:
-    """A prepared image with its visual tokens [M, width of L]."""
+    """A prepared image and its visual tokens [M, width of L]."""
 
     prepared: PreparedImage
     tokens: Tensor
@@ -45,8 +44,8 @@ class ProjectedImage:
 class VisionLanguageModel(nn.Module, ABC):
     """A model as vision encoder V, projector P and language model L (head included).
 
-    `model` is a plain transformers model, so that what is saved loads without this package. The layers of the parts
-    in `recomputed_parts` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
+    `model` is a plain transformers model, so that a saved model loads without this package. The layers of the parts in
+    `recomputed_parts` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: InputProcessor) -> None:
@@ -58,16 +57,16 @@ class VisionLanguageModel(nn.Module, ABC):
     @property
     @abstractmethod
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """The modules of `vision`, `projector` and `language`, the names that a recipe's `train` may hold."""
+        """The modules of `vision`, `projector` and `language`, the names that a recipe's `train` accepts."""
 
     @abstractmethod
     def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
-        """The part's parameters that a forward pass uses, by name: those that training the part trains."""
+        """Return the part's parameters that a forward pass uses, by name: training the part trains these."""
 
     @property
     @abstractmethod
     def widths(self) -> dict[str, int]:
-        """The last axis of `features`, `tokens` and `attention`."""
+        """The size of the last axis of `features`, `tokens` and `attention`."""
 
     @property
     def head(self) -> Tensor:
@@ -76,7 +75,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def blank_image(self) -> ImageInput:
-        """An image without content. V runs on it where it is trained and a batch has no image."""
+        """Return an image without content. V runs on it where V is trained and a batch has no image."""
 
     @abstractmethod
     def encode(self, images: Sequence[ImageInput]) -> PerImage:
@@ -88,7 +87,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
-        """L without its head: the batch's text and visual tokens -> [N, D] at the N positions of `keep` [B, T]."""
+        """L without its head: the batch's text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """L's head: hidden states [N, D] -> logits [N, V]."""
@@ -100,27 +99,27 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For a figure, of a batch of one example: attention [T, T], its mean over layers and heads; logits [T, V]."""
+        """For figures: attention [T, T] of a batch of one example, the mean over layers and heads, and its logits [T, V]."""
 
     @abstractmethod
     def same_vision(self, other: VisionLanguageModel) -> bool:
-        """Whether both make the same features of every image."""
+        """Return whether both models compute the same features from every image."""
 
     @abstractmethod
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
-        """Answers to B texts, each with its images: the texts' lengths in tokens, and the new ids [B, at most the limit]."""
+        """Answer B texts, each with its images. Returns the texts' lengths in tokens, and the new ids [B, at most the limit]."""
 
     @abstractmethod
     def save(
         self, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
     ) -> list[str]:
-        """Write a folder, laid out as the family's published checkpoints are. Returns what was left out, in words.
+        """Write a folder in the layout of the family's published checkpoints. Returns notes of what was left out.
 
-        `template` is the conversation (Jinja) that the model was taught and `end` the token that ends its answers;
-        without them those of its processor stay. The model itself is left as it is. Without `weights`, one tensor of
-        them is written: to see whether all the rest can be.
+        `template` is the chat template (Jinja) of the training and `end` the token that ends an answer; None keeps those
+        of the processor. The model itself doesn't change. Without `weights` only one tensor is written, to check that
+        all other files can be.
         """
 
 
@@ -128,8 +127,8 @@ class VisionLanguageModel(nn.Module, ABC):
 class Blueprint(ABC):
     """All of a model except its weights, which `weights` reads or draws in a given dtype.
 
-    `ends` are the ids that end what the model generates, as far as its files say. `notes` says what was decided
-    while reading that the files themselves don't say.
+    `ends`: the ids that end an answer, by the model's files. `notes`: decisions made while reading that the files don't
+    settle.
     """
 
     config: PretrainedConfig
@@ -139,7 +138,7 @@ class Blueprint(ABC):
     ends: tuple[int, ...] = ()
 
     def build(self, dtype: str = "float32") -> VisionLanguageModel:
-        """The model itself. Raises UserError for weights that are not the config's."""
+        """Build the model. Raises UserError for weights that don't fit the config."""
         model = self.weights(dtype)
         if self.ends:
             model.generation_config.eos_token_id = list(self.ends) if len(self.ends) > 1 else self.ends[0]
@@ -147,67 +146,67 @@ class Blueprint(ABC):
 
     @abstractmethod
     def wrap(self, model: PreTrainedModel) -> VisionLanguageModel:
-        """The model as V, P and L."""
+        """Return the transformers model as V, P and L."""
 
     @abstractmethod
     def problems(self) -> Iterator[str]:
-        """Where the config, the tokenizer and the image processor don't fit together."""
+        """Yield where the config, the tokenizer and the image processor don't fit together."""
 
     @abstractmethod
     def vision_differences(self, student: Blueprint) -> Iterator[Difference]:
-        """Why this model's projector can't read the student's features."""
+        """Yield why this model's projector can't read the student's features."""
 
     @abstractmethod
     def layer_difference(self, student: Blueprint) -> Difference | None:
-        """The layers of V at which both read their features, where these differ."""
+        """Return the feature layers of both models' V where they differ, or None."""
 
     @abstractmethod
     def image_note(self, student: Blueprint) -> str | None:
-        """How both prepare images, where that differs too little to refuse."""
+        """Return a note of how the two prepare images differently, where it is too little to refuse, or None."""
 
     @property
     def vocabulary(self) -> int:
-        """Columns of the head."""
+        """Number of columns of the head."""
         return self.config.get_text_config().vocab_size
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """Positions that a model's L was made for; of stretched rotary positions the stretched ones. None: not said."""
+    """Return the number of positions that L was made for, after any scaling of rotary positions; None: not in the config."""
     text = config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None)
+    limit = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
-    made_for, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    return max(most, int(made_for * factor)) if most and made_for and factor else most
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(limit, int(original * factor)) if limit and original and factor else limit
 
 
 class Family(Protocol):
-    """How models of a family are recognised and read; a line of the registry names one."""
+    """How models of a family are recognised and read; each line of the registry's FAMILIES names one."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        """Whether a config.json is that of a whole model of this family."""
+        """Return whether a config.json describes a complete model of this family."""
 
     def read(self, stored: Stored) -> Blueprint:
-        """A whole checkpoint; of its weights only the headers are read. Raises UserError for any other folder."""
+        """Read a complete checkpoint, of its weights only the headers. Raises UserError for any other folder."""
 
     def from_parts(self, spec: Parts, who: str) -> Blueprint:
-        """A model put together from parts. Raises UserError where that can't be."""
+        """Put a model together from parts. Raises UserError where they don't fit."""
 
     def published_config(
         self, spec: Parts, who: str, published: Published
     ) -> tuple[PretrainedConfig, int] | None:
-        """For a plan, the config of parts that are not all on this machine, and how many tokens its tokenizer has.
+        """For a plan: the config of a model whose parts are not all on this machine, and its tokenizer's number of tokens.
 
-        None where a part is not known.
+        None where a part's config is not known.
         """
 
     def usage(self, config: Mapping[str, Any]) -> str:
-        """For a model card, how a saved model with this config.json is loaded and used, as Markdown."""
+        """Return Markdown for a model card: how to load and use a saved model with this config.json."""
 
     def skeleton(self, config: PretrainedConfig) -> VisionLanguageModel:
-        """A model without memory for its weights, on which parameters are counted."""
+        """Return a model without memory for its weights, to count its parameters."""
 
     def shape(self, config: PretrainedConfig) -> ModelShape:
-        """The sizes that a plan's memory and operations are computed from, of an image of the usual size."""
+        """Return the sizes from which a plan computes memory and FLOPs, for an image of the usual size."""
 
     def image_tokens(self, config: PretrainedConfig) -> int:
-        """Visual tokens of an image of the usual size."""
+        """Return the number of visual tokens of an image of the usual size."""

@@ -1,4 +1,4 @@
-"""The LLaVA family: transformers' own LlavaForConditionalGeneration, taken apart at its seams."""
+"""LLaVA as V, P and L: a wrapper of transformers' own LlavaForConditionalGeneration."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from switchkd_cli.engine.models.family import (
     VisionLanguageModel,
 )
 from switchkd_cli.engine.models.image_processors import prepared_pixels
-from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_in_front
+from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_before_features
 from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.per_image import PerImage, flat
 
-BUILT = (
+TOWER_FIELDS = (
     "hidden_size",
     "intermediate_size",
     "num_attention_heads",
@@ -37,7 +37,7 @@ BUILT = (
     "hidden_act",
     "layer_norm_eps",
 )
-"""What a tower's configuration says of its features, apart from its weights."""
+"""The fields of a tower's config on which its features depend, next to its weights."""
 
 
 class LlavaInputs(InputProcessor):
@@ -48,7 +48,7 @@ class LlavaInputs(InputProcessor):
         self.image_tokens = image_tokens
 
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
-        """`pixel_values` [3, H, W] of each image."""
+        """Return `pixel_values` [3, H, W] of each image."""
         pixels = prepared_pixels(self.processor.image_processor, list(images))
         return [PreparedImage({"pixel_values": each}, self.placeholder_ids()) for each in pixels]
 
@@ -65,7 +65,7 @@ class LlavaBlueprint(Blueprint):
 
     @classmethod
     def of(cls, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> Self:
-        """From transformers' processor; `rest` as in `Blueprint`."""
+        """Return a blueprint from transformers' processor; `rest` as in `Blueprint`."""
         return cls(config, LlavaInputs(processor, image_tokens_of(config)), *rest)
 
     def wrap(self, model: LlavaForConditionalGeneration) -> Llava:
@@ -92,12 +92,12 @@ class Llava(VisionLanguageModel):
 
     @property
     def processor(self) -> LlavaProcessor:
-        """transformers' own, which is saved with the model."""
+        """transformers' own processor, which is saved with the model."""
         return self.inputs.processor
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
-        """The modules behind each name that a recipe's `train` may hold."""
+        """The modules of each name that a recipe's `train` accepts."""
         core = self.model.model
         return {
             "vision": (core.vision_tower,),
@@ -106,16 +106,16 @@ class Llava(VisionLanguageModel):
         }
 
     def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
-        """The part's parameters that a forward pass uses, by name.
+        """Return the part's parameters that a forward pass uses, by name.
 
-        The tower's features are taken at `vision_feature_layer`; what lies behind it (later layers, the last
-        norm, a pooling head) is not computed, so it is never trained.
+        The tower's features are taken at `vision_feature_layer`; what follows it (later layers, the last norm, a pooling
+        head) is not computed, so it is never trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
         if part != "vision":
             return named
-        layers = [f"encoder.layers.{i}." for i in range(layers_in_front(self.model.config))]
+        layers = [f"encoder.layers.{i}." for i in range(layers_before_features(self.model.config))]
         return {n: p for n, p in named.items() if "embeddings." in n or any(key in n for key in layers)}
 
     @property
@@ -134,7 +134,7 @@ class Llava(VisionLanguageModel):
     def encode(self, images: Sequence[ImageInput]) -> Tensor:
         """V: P images -> features [P, F, width of V]; F is `features_of` the config.
 
-        Only what lies in front of the feature layer is computed: not the layers behind it, the last norm, a head.
+        The layers after the feature layer, the last norm and the pooling head are not computed.
         """
         config = self.model.config
         if not images:
@@ -142,7 +142,7 @@ class Llava(VisionLanguageModel):
             return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
         pixels = torch.stack([image["pixel_values"] for image in images]).to(self.model.dtype)
         tower = self.model.model.vision_tower
-        layers = tower.encoder.layers[: layers_in_front(config)]
+        layers = tower.encoder.layers[: layers_before_features(config)]
         features = tower.embeddings(pixels)
         if hasattr(tower, "pre_layrnorm"):
             features = tower.pre_layrnorm(features)
@@ -152,17 +152,17 @@ class Llava(VisionLanguageModel):
         return features[:, 1:] if config.vision_feature_select_strategy == "default" else features
 
     def same_vision(self, other: VisionLanguageModel) -> bool:
-        """Whether both have the same tower, weight by weight, and read it at the same layer."""
+        """Return whether both have the same tower, weight by weight, and read it at the same layer."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
         return (
             isinstance(other, Llava)
-            and _seeing(self.model.config) == _seeing(other.model.config)
+            and _feature_settings(self.model.config) == _feature_settings(other.model.config)
             and ours.keys() == theirs.keys()
             and all(torch.equal(ours[name], theirs[name]) for name in ours)
         )
 
     def project(self, features: PerImage, images: Sequence[ImageInput] = ()) -> PerImage:
-        """P: features [P, F, width of V] -> visual tokens [P, M, width of L]; images are not looked at again."""
+        """P: features [P, F, width of V] -> visual tokens [P, M, width of L]; `images` is not used."""
         return self.model.model.multi_modal_projector(features)
 
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
@@ -179,31 +179,31 @@ class Llava(VisionLanguageModel):
     def attention(self, batch: Batch, tokens: PerImage) -> PerImage:
         """L's first layer: how much each token's query attends to each visual token, [P, T, M, heads].
 
-        Queries that are no text, or don't see the image, are 0. No layer is computed, only the norm and the query and
-        key of the first (Qwen2's and Llama's are built alike).
+        Queries that are not text, or don't see the image, get 0. Only the first layer's norm, query and key are computed
+        (Qwen2 and Llama have the same ones).
         """
-        pictured, reader = batch.image.any(1), self.model.model.language_model
-        layer = reader.layers[0]
-        hidden = layer.input_layernorm(self._embed(batch, tokens)[pictured])
+        has_image, language = batch.image.any(1), self.model.model.language_model
+        layer = language.layers[0]
+        hidden = layer.input_layernorm(self._embed(batch, tokens)[has_image])
         query, key = (
             project(hidden).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
             for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
         )
-        query, key = apply_rotary_pos_emb(query, key, *reader.rotary_emb(hidden, batch.position[pictured]))
+        query, key = apply_rotary_pos_emb(query, key, *language.rotary_emb(hidden, batch.position[has_image]))
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         scores = (query @ key.transpose(2, 3)).float() * layer.self_attn.scaling  # [P, heads, T, T]
-        scores = scores.masked_fill(~_sight(batch.attention)[pictured], torch.finfo(torch.float32).min)
-        image, text = batch.image[pictured], (batch.turn[pictured] >= 0) & ~batch.image[pictured]
+        scores = scores.masked_fill(~_pair_mask(batch.attention)[has_image], torch.finfo(torch.float32).min)
+        image, text = batch.image[has_image], (batch.turn[has_image] >= 0) & ~batch.image[has_image]
         weights = scores.softmax(-1).permute(0, 3, 2, 1)[image]  # [P * M, T, heads]
         weights = weights.unflatten(0, (len(batch.images), self.inputs.image_tokens)).transpose(1, 2)
         owners = torch.unique_consecutive(batch.image_rows, return_inverse=True)[1]
         return weights * text[owners, :, None, None]
 
     def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.model.set_attn_implementation("eager")  # the only one that keeps its weights
+        self.model.set_attn_implementation("eager")  # the only implementation that returns attention weights
         output = self.model.model.language_model(
             inputs_embeds=self._embed(batch, self.project(self.encode(batch.images))),
-            attention_mask=batch.attention.long(),  # one conversation, nothing independent in it
+            attention_mask=batch.attention.long(),  # one conversation without independent turns
             position_ids=batch.position,
             use_cache=False,
             output_attentions=True,
@@ -213,22 +213,26 @@ class Llava(VisionLanguageModel):
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
-        words, mark = self.inputs.tokenizer, self.inputs.image_text
+        tokenizer, mark = self.inputs.tokenizer, self.inputs.image_text
         tokens = [image.tokens for each in images for image in each]
         if tokens:
             texts = [text.replace(mark, mark * len(tokens[0])) for text in texts]
-        opened = bool(words.bos_token) and texts[0].startswith(words.bos_token)
-        encoded = words(
-            list(texts), padding=True, padding_side="left", add_special_tokens=not opened, return_tensors="pt"
+        has_bos = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
+        encoded = tokenizer(
+            list(texts),
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not has_bos,
+            return_tensors="pt",
         ).to(self.model.device)
         embedded = self.model.get_input_embeddings()(encoded["input_ids"])
         if tokens:
             places = (encoded["input_ids"] == self.model.config.image_token_id)[..., None]
             embedded = embedded.masked_scatter(places, torch.cat(tokens).to(embedded.dtype))
-        written = self.model.generate(
+        new_ids = self.model.generate(
             inputs_embeds=embedded, attention_mask=encoded["attention_mask"], generation_config=generation
         )
-        return encoded["attention_mask"].sum(1).tolist(), written
+        return encoded["attention_mask"].sum(1).tolist(), new_ids
 
     def save(
         self, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
@@ -236,20 +240,20 @@ class Llava(VisionLanguageModel):
         return llava_save.save(self, folder, template=template, end=end, weights=weights)
 
     def _embed(self, batch: Batch, tokens: PerImage) -> Tensor:
-        """[B, T, width]: the batch's text, and its visual tokens where they stand."""
+        """Return input embeddings [B, T, width]: the batch's text, with the visual tokens in their places."""
         embedded = self.model.get_input_embeddings()(batch.input_ids)
         return embedded.masked_scatter(batch.image[..., None], flat(tokens).to(embedded.dtype))
 
 
-def _seeing(config: LlavaConfig) -> tuple[Any, ...]:
-    """What of a config says how features are made."""
+def _feature_settings(config: LlavaConfig) -> tuple[Any, ...]:
+    """Return the settings of a config on which the features depend."""
     vision = config.vision_config.to_dict()
-    built = {name: vision[name] for name in BUILT if name in vision}
-    return vision["model_type"], built, layers_in_front(config), config.vision_feature_select_strategy
+    fields = {name: vision[name] for name in TOWER_FIELDS if name in vision}
+    return vision["model_type"], fields, layers_before_features(config), config.vision_feature_select_strategy
 
 
-def _sight(attention: Tensor) -> Tensor:
-    """[B, 1, T, T] bool, query by key, of either form of a batch's mask."""
+def _pair_mask(attention: Tensor) -> Tensor:
+    """Return the mask [B, 1, T, T] bool, query by key, from either form of a batch's mask."""
     if attention.ndim == 4:
         return attention
     length = attention.shape[1]
@@ -257,7 +261,7 @@ def _sight(attention: Tensor) -> Tensor:
 
 
 def _bias(attention: Tensor, dtype: torch.dtype) -> Tensor:
-    """A [B, 1, T, T] mask as the additive bias every attention implementation takes; [B, T] masks pass."""
+    """Return a [B, 1, T, T] mask as the additive bias that every attention implementation takes, a [B, T] mask as integers."""
     if attention.ndim == 2:
         return attention.long()
     return torch.zeros_like(attention, dtype=dtype).masked_fill(~attention, torch.finfo(dtype).min)

@@ -1,4 +1,4 @@
-"""What a LLaVA config says of sizes: layers that are used, features and visual tokens of an image."""
+"""Sizes from a LLaVA config: layers that are used, features and visual tokens of an image."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
 
 
 def features_of(config: LlavaConfig) -> int:
-    """Features of one image as the vision tower hands them to the projector.
+    """Return the number of features of one image that the projector gets from the vision tower.
 
     "default" drops the first: CLIP's class token, or a SigLIP tower's first patch.
     """
@@ -21,26 +21,26 @@ def features_of(config: LlavaConfig) -> int:
     return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
 
 
-def layers_in_front(config: LlavaConfig) -> int:
-    """Layers of the vision tower in front of the features that `vision_feature_layer`, counted from the end, names."""
+def layers_before_features(config: LlavaConfig) -> int:
+    """Return the number of vision layers up to the features; `vision_feature_layer` is counted from the end."""
     return config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
 
 
 def image_tokens_of(config: LlavaConfig) -> int:
-    """Tokens that one image takes in the language model's sequence; a pooling projector makes them fewer."""
+    """Return the number of visual tokens of one image; a pooling projector makes fewer of them."""
     return features_of(config) // getattr(config, "projector_pooling", 1) ** 2
 
 
 def shape(config: LlavaConfig) -> ModelShape:
     """Return the shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
-    vision: Any = config.vision_config  # transformers declares what a config may be read from, too
+    vision: Any = config.vision_config  # transformers' declared type is wider than what is stored
     text: Any = config.text_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
         VisionShape(
             width=vision.hidden_size,
             inner=vision.intermediate_size,
-            layers=layers_in_front(config),
+            layers=layers_before_features(config),
             positions=(vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type],
             patch=vision.patch_size,
             image=vision.image_size,

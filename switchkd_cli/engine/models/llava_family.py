@@ -1,4 +1,4 @@
-"""The LLaVA family: Hugging Face and TinyLLaVA checkpoints, LDPNetV2's projector, models put together from parts."""
+"""The LLaVA family: Hugging Face and TinyLLaVA checkpoints, LDPNetV2's projector, and models from parts."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ model = AutoModelForImageTextToText.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER)
 content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
 text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-inputs = processor(images=picture, text=text, return_tensors="pt")
+inputs = processor(images=image, text=text, return_tensors="pt")
 new = model.generate(**inputs, do_sample=False, max_new_tokens=64)[:, inputs["input_ids"].shape[1] :]
 print(processor.batch_decode(new, skip_special_tokens=True)[0])
 ```
 
-It is transformers' own `LlavaForConditionalGeneration`: no remote code. lmms-eval's `llava_hf` scores it as
-`switchkd eval --model FOLDER` does. It has the names and fields that vLLM's LLaVA reads, but was not run there.
+It is transformers' own `LlavaForConditionalGeneration`, without remote code. lmms-eval's `llava_hf` gives it the scores of
+`switchkd eval --model FOLDER`. It has the names and fields that vLLM's LLaVA reads, but was not run there.
 """
 WITH_LDPNET = """\
-Its projector, LDPNetV2, is none that transformers has: **transformers by itself, lmms-eval's `llava_hf` and vLLM can't
+transformers doesn't have its projector, LDPNetV2: **transformers by itself, lmms-eval's `llava_hf` and vLLM can't
 load this model.** `switchkd` does, and so does transformers in a process that has imported the class:
 
 ```python
@@ -47,10 +47,10 @@ processor = AutoProcessor.from_pretrained(FOLDER)
 
 
 class LlavaFamily:
-    """See `family.Family`."""
+    """The LLaVA family; see `family.Family`."""
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") in (tinyllava.TYPE, *llava_folder.TYPES)
+        return config.get("model_type") in (tinyllava.TYPE, *llava_folder.MODEL_TYPES)
 
     def read(self, stored: Stored) -> LlavaBlueprint:
         return llava_folder.read_whole(stored)

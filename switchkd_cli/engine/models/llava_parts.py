@@ -1,4 +1,4 @@
-"""A LLaVA student from its parts: a vision tower, a language model and a fresh projector."""
+"""Build a LLaVA student from parts: a vision tower, a language model and a fresh projector."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from switchkd_cli.engine.weights import check_memory, check_weights, load_weight
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
 
-READERS = {"qwen2": Qwen2ForCausalLM, "llama": LlamaForCausalLM}
+LANGUAGE_MODELS = {"qwen2": Qwen2ForCausalLM, "llama": LlamaForCausalLM}
 PROJECTORS = {
     "mlp2x_gelu": (LlavaConfig, LlavaForConditionalGeneration),
     "ldpnetv2": (LlavaLdpConfig, LlavaLdpForConditionalGeneration),
@@ -49,51 +49,51 @@ PART_HINT = (
 
 
 def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
-    """The model of these parts: V and L from checkpoints or from scratch (`fresh`), P from scratch.
+    """Return the model of these parts: V and L from checkpoints or with fresh weights (`fresh`), P always fresh.
 
-    Reads the parts' configs, the tokenizer, and the headers of the weights. Raises UserError for a part of
-    another kind, a configuration key that does not exist, or a part without files; the blueprint's `build`
-    does for weights that are not the config's.
+    Reads the parts' configs, the tokenizer, and the headers of the weights. Raises UserError for a part of another kind, an
+    unknown configuration key, or a part without files; `build` of the blueprint does for weights that don't fit the config.
     """
-    seen, read = (_stored(spec, part, who) for part in ("vision", "language"))
-    whole = read_whole(seen) if seen and is_whole(seen) else None  # its vision half counts as a tower
-    words = read_tokenizer(_words_of(spec, read, who))
-    seeing = _tower_config(seen, whole) if seen else fresh_config("vision", spec.vision, who)
-    reading = part_config(read) if read else fresh_config("language", spec.language, who)
-    reading.vocab_size = max(reading.vocab_size, len(words)) if read else len(words)
-    seeing.dtype = reading.dtype = DTYPE  # a checkpoint may be stored in half precision; training is not
-    reading.pad_token_id, reading.eos_token_id = words.pad_token_id, words.eos_token_id
+    vision, language = (_part_folder(spec, part, who) for part in ("vision", "language"))
+    whole = read_whole(vision) if vision and is_whole(vision) else None  # its vision tower is the part
+    tokenizer = read_tokenizer(_tokenizer_folder(spec, language, who))
+    vision_config = _tower_config(vision, whole) if vision else fresh_config("vision", spec.vision, who)
+    text_config = part_config(language) if language else fresh_config("language", spec.language, who)
+    text_config.vocab_size = max(text_config.vocab_size, len(tokenizer)) if language else len(tokenizer)
+    vision_config.dtype = text_config.dtype = DTYPE  # a checkpoint may be in half precision; training is not
+    text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     config_class, model_class = PROJECTORS[spec.projector]
     config = config_class(
-        vision_config=seeing,
-        text_config=reading,
-        image_token_index=words.convert_tokens_to_ids(IMAGE),
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_layer=spec.feature_layer,
         vision_feature_select_strategy=spec.feature_select,
         projector_hidden_act="gelu",
-        tie_word_embeddings=reading.tie_word_embeddings,
+        tie_word_embeddings=text_config.tie_word_embeddings,
     )
     config.image_seq_length = image_tokens_of(config)
-    processor = _processor(config, _named_pictures(spec, who) or _pictures(seen, whole), words)
-    check_weights(*filter(None, (None if whole else seen, read)))
-    tower = partial(_tower, seen, whole, config) if seen else None
+    image_processor = _named_image_processor(spec, who) or _tower_image_processor(vision, whole)
+    processor = _processor(config, image_processor, tokenizer)
+    check_weights(*filter(None, (None if whole else vision, language)))
+    tower = partial(_load_tower, vision, whole, config) if vision else None
     notes = whole.notes if whole else ()
     return LlavaBlueprint.of(
-        config, processor, partial(_weights, model_class, config, words, tower, read, who), notes
+        config, processor, partial(_weights, model_class, config, tokenizer, tower, language, who), notes
     )
 
 
-def _processor(config: LlavaConfig, prepare, words: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """Counts an image token for each pooled block of patches, whatever the projector."""
+def _processor(config: LlavaConfig, image_processor, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """Return transformers' processor, which writes one image token for each visual token of either projector."""
     pooling = getattr(config, "projector_pooling", 1)
-    pooled = pooling > 1
+    pools = pooling > 1
     return LlavaProcessor(
-        image_processor=prepare or image_processors.default_image_processor(config.vision_config),
-        tokenizer=words,
+        image_processor=image_processor or image_processors.default_image_processor(config.vision_config),
+        tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size * pooling,
-        vision_feature_select_strategy="full" if pooled else config.vision_feature_select_strategy,
-        num_additional_image_tokens=0 if pooled else CLASS_TOKENS[config.vision_config.model_type],
-        chat_template=own_template(words),
+        vision_feature_select_strategy="full" if pools else config.vision_feature_select_strategy,
+        num_additional_image_tokens=0 if pools else CLASS_TOKENS[config.vision_config.model_type],
+        chat_template=own_template(tokenizer),
         image_token=IMAGE,
     )
 
@@ -101,23 +101,23 @@ def _processor(config: LlavaConfig, prepare, words: PreTrainedTokenizerBase) -> 
 def _weights(
     model_class: type[LlavaForConditionalGeneration],
     config: LlavaConfig,
-    words: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     tower: Callable[[], PreTrainedModel] | None,
-    read: Stored | None,
+    language: Stored | None,
     who: str,
     dtype: str,
 ) -> LlavaForConditionalGeneration:
-    """The model with fresh weights, then those of the named parts."""
+    """Return the model with fresh weights, except those that the named parts bring."""
     with as_user_error(f"{who}: no model can be built of these parts"):
         check_memory(model_class, config, who)
         model = model_class(config)
-    model.generation_config.pad_token_id = words.pad_token_id
-    model.generation_config.eos_token_id = words.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     if tower:
         model.model.vision_tower.load_state_dict(tower().state_dict())
-    if read:
-        reader = load_weights(READERS[config.text_config.model_type], read)
-        state = widen(reader.state_dict(), config.text_config.vocab_size)
+    if language:
+        language_model = load_weights(LANGUAGE_MODELS[config.text_config.model_type], language)
+        state = widen(language_model.state_dict(), config.text_config.vocab_size)
         model.lm_head.load_state_dict({"weight": state.pop("lm_head.weight")})
         model.model.language_model.load_state_dict(
             {name.removeprefix("model."): tensor for name, tensor in state.items()}
@@ -126,58 +126,62 @@ def _weights(
     return model.to(getattr(torch, dtype))
 
 
-def _stored(spec: Parts, part: str, who: str) -> Stored | None:
-    """Where a named part is; None for a fresh one."""
+def _part_folder(spec: Parts, part: str, who: str) -> Stored | None:
+    """Return where a named part is; None for a fresh one."""
     source = getattr(spec, part)
     if isinstance(source, Fresh):
         return None
     return fetch(source, f"{who}.{part}", allow_pickle=spec.allow_pickle)
 
 
-def _words_of(spec: Parts, read: Stored | None, who: str) -> Stored:
-    """Where the tokenizer is: named, or beside the language model."""
+def _tokenizer_folder(spec: Parts, language: Stored | None, who: str) -> Stored:
+    """Return where the tokenizer is: under its own name, or with the language model."""
     if spec.tokenizer is not None:
         return fetch(spec.tokenizer, f"{who}.tokenizer", only=TOKENIZER_FILES)
-    if read is None:
+    if language is None:
         raise UserError(f"{who}.tokenizer: missing", hint="a fresh language model needs `tokenizer: ...`")
-    return read
+    return language
 
 
-def _named_pictures(spec: Parts, who: str):
-    """The image processor of the named tower or whole model. Raises UserError where it has none."""
+def _named_image_processor(spec: Parts, who: str):
+    """Return the image processor of the tower or model that the recipe names for it. Raises UserError where it has none."""
     if spec.image_processor is None:
         return None
-    named = fetch(spec.image_processor, f"{who}.image_processor", allow_pickle=spec.allow_pickle)
-    if found := _pictures(named, read_whole(named) if is_whole(named) else None):
-        return found
-    raise UserError(f"{named}: no {image_processors.FILE} there, and no whole model")
+    folder = fetch(spec.image_processor, f"{who}.image_processor", allow_pickle=spec.allow_pickle)
+    if image_processor := _tower_image_processor(folder, read_whole(folder) if is_whole(folder) else None):
+        return image_processor
+    raise UserError(f"{folder}: no {image_processors.FILE} there, and no complete model")
 
 
-def _pictures(seen: Stored | None, whole: LlavaBlueprint | None):
-    """The tower's own image processor, if it has one."""
+def _tower_image_processor(vision: Stored | None, whole: LlavaBlueprint | None):
+    """Return the tower's own image processor, or None."""
     if whole:
         return whole.inputs.processor.image_processor
-    return image_processors.read_image_processor(seen) if seen and seen.has(image_processors.FILE) else None
+    return (
+        image_processors.read_image_processor(vision)
+        if vision and vision.has(image_processors.FILE)
+        else None
+    )
 
 
-def _tower_config(seen: Stored, whole: LlavaBlueprint | None) -> PretrainedConfig:
-    return copy.deepcopy(whole.config.vision_config) if whole else part_config(seen)
+def _tower_config(vision: Stored, whole: LlavaBlueprint | None) -> PretrainedConfig:
+    return copy.deepcopy(whole.config.vision_config) if whole else part_config(vision)
 
 
-def _tower(seen: Stored, whole: LlavaBlueprint | None, config: LlavaConfig) -> PreTrainedModel:
-    """The named tower with its weights."""
+def _load_tower(vision: Stored, whole: LlavaBlueprint | None, config: LlavaConfig) -> PreTrainedModel:
+    """Return the named tower with its weights."""
     if whole:
         return whole.weights(DTYPE).model.vision_tower
-    return load_weights(TOWERS[config.vision_config.model_type], seen, config=config.vision_config)
+    return load_weights(TOWERS[config.vision_config.model_type], vision, config=config.vision_config)
 
 
 def part_config(part: Stored) -> PretrainedConfig:
-    """The config of a named part; of a model of pictures and text (SigLIP, CLIP), that of its vision half."""
+    """Return the config of a named part; for a two-tower checkpoint (SigLIP, CLIP) that of its vision tower."""
     config = read_config(part)
-    seeing = part.who.endswith(".vision")
-    if seeing:
+    is_vision = part.who.endswith(".vision")
+    if is_vision:
         config = getattr(config, "vision_config", config)
-    known = TOWERS if seeing else READERS
+    known = TOWERS if is_vision else LANGUAGE_MODELS
     if config.model_type not in known:
         raise UserError(
             f"{part} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT
@@ -189,7 +193,7 @@ def part_config(part: Stored) -> PretrainedConfig:
 
 
 def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
-    """The config of a part with random weights. transformers takes any key: those it does not know are refused."""
+    """Return the config of a part with random weights. Unknown keys are refused: transformers would accept them."""
     known = inspect.signature(FRESH[part]).parameters
     problems = [
         f"{who}.{part}.fresh.{key}: unknown key{did_you_mean(key, known)}"
@@ -203,7 +207,7 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
         config = FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
     check_config(config, f"{who}.{part}.fresh")
     width, heads = config.hidden_size, config.num_attention_heads
-    unit = heads if part == "vision" else 2 * heads  # rotary positions turn pairs of a head's features
+    unit = heads if part == "vision" else 2 * heads  # rotary positions rotate pairs of a head's features
     if width % unit:
         raise UserError(f"{who}.{part}.fresh: hidden_size must be a multiple of {unit}, got {width}")
     if heads % getattr(config, "num_key_value_heads", heads):
@@ -214,26 +218,28 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
 
 
 def published_config(spec: Parts, who: str, published: Published) -> tuple[LlavaConfig, int] | None:
-    """The config of a model whose parts are not all here, and the number of its tokens; None where one is not known."""
-    vision, text = (_planned_part(spec, part, who, published) for part in ("vision", "language"))
-    if vision is None or text is None:
+    """Return the config of a model whose parts are not all on this machine, and its number of tokens; None: not known."""
+    vision_config, text_config = (
+        _planned_config(spec, part, who, published) for part in ("vision", "language")
+    )
+    if vision_config is None or text_config is None:
         return None
     facts = published("language", spec.language) if isinstance(spec.language, str) else {}
-    tokens = facts["tokens"] + 1 if "tokens" in facts else text.vocab_size
-    text.vocab_size = max(text.vocab_size, tokens)
+    tokens = facts["tokens"] + 1 if "tokens" in facts else text_config.vocab_size
+    text_config.vocab_size = max(text_config.vocab_size, tokens)
     config = PROJECTORS[spec.projector][0](
-        vision_config=vision,
-        text_config=text,
+        vision_config=vision_config,
+        text_config=text_config,
         image_token_index=tokens - 1,
         vision_feature_layer=spec.feature_layer,
         vision_feature_select_strategy=spec.feature_select,
-        tie_word_embeddings=text.tie_word_embeddings,
+        tie_word_embeddings=text_config.tie_word_embeddings,
     )
     return config, tokens
 
 
-def _planned_part(spec: Parts, part: str, who: str, published: Published) -> Any:
-    """A part's config: fresh, read from this machine, or published; None where it is not known."""
+def _planned_config(spec: Parts, part: str, who: str, published: Published) -> Any:
+    """Return a part's config: fresh, read from this machine, or published; None where it is not known."""
     source = getattr(spec, part)
     if isinstance(source, Fresh):
         return fresh_config(part, source, who)

@@ -1,7 +1,7 @@
-"""Saving a model as a plain Hugging Face folder, in the form that the most tools read.
+"""Save a model as a plain Hugging Face folder, in the form that most tools read.
 
-transformers 5 reads all that is written here. Older releases and vLLM (whose LLaVA is a class of its own) read
-published LLaVA checkpoints, so names and fields are the published ones where transformers 5 would write others.
+transformers 5 reads every file that is written here. Older releases and vLLM (whose LLaVA is a class of its own) read
+published LLaVA checkpoints, so names and fields are those of published checkpoints where transformers 5 would write others.
 """
 
 from __future__ import annotations
@@ -29,76 +29,79 @@ NAMES = {
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
-"""A module's name in transformers 5 -> in published LLaVA checkpoints (llava-hf's)."""
+"""Prefix of a tensor's name in transformers 5 -> in published LLaVA checkpoints (llava-hf's)."""
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
-"""The fields of a generation config that say whether others have an effect."""
-ANY_FAST = "PreTrainedTokenizerFast"  # the name of "whatever tokenizer.json says" in every release
+"""The fields of a generation config that decide whether other fields have an effect."""
+FAST_CLASS = (
+    "PreTrainedTokenizerFast"  # in every release, the class that reads everything from tokenizer.json
+)
 
 
 def save(
     model: Llava, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
 ) -> list[str]:
-    """Writes config, safetensors, processor and generation config into `folder`. Returns what was left out, in words.
+    """Write config, safetensors, processor and generation config into `folder`. Returns notes of what was left out.
 
-    `template` is the conversation (Jinja) that the model was taught and `end` the token that ends its answers;
-    without them those of its processor stay. The model itself is left as it is. Without `weights`, one tensor of them
-    is written: to see whether all the rest can be.
+    See `VisionLanguageModel.save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processor = with_chat_template(model.inputs.processor, template, end)
-    generation, idle = _generation(model.model.generation_config, processor, taught=end is not None)
-    with _generating(model.model, generation):
+    generation, unused = _generation_config(model.model.generation_config, processor, trained=end is not None)
+    with _with_generation_config(model.model, generation):
         _save_model(model.model, folder, weights=weights)
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # again on its own: older releases look nowhere else
-    _edit(folder / "config.json", lambda told: _plain_config(told, model.model.config, processor))
+    processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
+    _edit(folder / "config.json", lambda fields: _portable_config(fields, model.model.config, processor))
     simplify_tokenizer_config(folder / "tokenizer_config.json")
     _edit(
-        folder / "preprocessor_config.json", lambda told: told | {"processor_class": type(processor).__name__}
+        folder / "preprocessor_config.json",
+        lambda fields: fields | {"processor_class": type(processor).__name__},
     )
     return [
-        f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in idle
+        f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused
     ]
 
 
 def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
-    """Configs and weights; a projector that transformers has no class for keeps its own names."""
+    """Write configs and weights; a model with a projector that transformers doesn't have keeps its tensors' names."""
     plain = type(model) is LlavaForConditionalGeneration
     state = published(model) if plain else model.state_dict()
-    held = state if weights else dict(islice(state.items(), 1))
-    model.save_pretrained(folder, state_dict=held, max_shard_size=SHARD, save_original_format=not plain)
+    tensors = state if weights else dict(islice(state.items(), 1))
+    model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD, save_original_format=not plain)
 
 
-def _generation(
-    given: GenerationConfig, processor: LlavaProcessor, *, taught: bool
+def _generation_config(
+    current: GenerationConfig, processor: LlavaProcessor, *, trained: bool
 ) -> tuple[GenerationConfig, list[tuple[str, Any]]]:
-    """How the saved model generates, and the fields that have no effect on it, such as a temperature without sampling.
+    """Return the generation config to save, and the fields without effect, such as a temperature without sampling.
 
-    Published checkpoints have some. transformers reads them with a warning and refuses to save them.
+    Published checkpoints have such fields. transformers reads them with a warning and refuses to save them.
     """
-    told = given.to_diff_dict() | {"pad_token_id": processor.tokenizer.pad_token_id}
-    if taught or given.eos_token_id is None:
-        told["eos_token_id"] = processor.tokenizer.eos_token_id
-    told.pop("transformers_version", None)
-    modes = {name: told[name] for name in MODES if name in told}
-    idle = [(name, value) for name, value in told.items() if not _is_valid(modes | {name: value})]
-    generation = GenerationConfig(**{k: v for k, v in told.items() if k not in dict(idle)})
-    generation._from_model_config = False  # said here, not derived from fields that could say otherwise
-    return generation, idle
+    fields = current.to_diff_dict() | {"pad_token_id": processor.tokenizer.pad_token_id}
+    if trained or current.eos_token_id is None:
+        fields["eos_token_id"] = processor.tokenizer.eos_token_id
+    fields.pop("transformers_version", None)
+    modes = {name: fields[name] for name in MODES if name in fields}
+    unused = [(name, value) for name, value in fields.items() if not _is_valid(modes | {name: value})]
+    generation = GenerationConfig(**{k: v for k, v in fields.items() if k not in dict(unused)})
+    generation._from_model_config = False  # set here, not derived from the model config's fields
+    return generation, unused
 
 
-def _is_valid(told: dict[str, Any]) -> bool:
+def _is_valid(fields: dict[str, Any]) -> bool:
     try:
-        GenerationConfig(**told).validate(strict=True)
+        GenerationConfig(**fields).validate(strict=True)
     except ValueError:
         return False
     return True
 
 
 @contextmanager
-def _generating(model: LlavaForConditionalGeneration, generation: GenerationConfig) -> Iterator[None]:
-    """Inside, the model generates so."""
+def _with_generation_config(
+    model: LlavaForConditionalGeneration, generation: GenerationConfig
+) -> Iterator[None]:
+    """Inside the block the model has this generation config."""
     before, model.generation_config = model.generation_config, generation
     try:
         yield
@@ -107,55 +110,55 @@ def _generating(model: LlavaForConditionalGeneration, generation: GenerationConf
 
 
 def published(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
-    """The model's tensors under the names of published checkpoints; a tied head is not among them."""
+    """Return the model's tensors under the names of published checkpoints, without a tied head."""
     tied = model.config.tie_word_embeddings
     state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and "lm_head." in name)}
-    return {_published(name): tensor for name, tensor in state.items()}
+    return {_published_name(name): tensor for name, tensor in state.items()}
 
 
-def _published(name: str) -> str:
-    begins = next(prefix for prefix in NAMES if name.startswith(prefix))
-    return NAMES[begins] + name.removeprefix(begins)
+def _published_name(name: str) -> str:
+    prefix = next(prefix for prefix in NAMES if name.startswith(prefix))
+    return NAMES[prefix] + name.removeprefix(prefix)
 
 
-def _plain_config(
-    told: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor
+def _portable_config(
+    fields: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor
 ) -> dict[str, Any]:
-    """config.json with what vLLM needs of the language model, and rotary positions as older releases name them."""
-    text = told["text_config"]
-    for part in (told, text, told["vision_config"]):
-        part.pop("_name_or_path", None)  # where it lay on this machine
+    """Return config.json's fields with the language model's fields for vLLM, and rotary positions under their older names."""
+    text = fields["text_config"]
+    for part in (fields, text, fields["vision_config"]):
+        part.pop("_name_or_path", None)  # a path on this machine
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.text_config.model_type]]
     text["eos_token_id"] = processor.tokenizer.eos_token_id
-    told["tie_word_embeddings"] = text["tie_word_embeddings"] = config.tie_word_embeddings
+    fields["tie_word_embeddings"] = text["tie_word_embeddings"] = config.tie_word_embeddings
     rope = dict(text.get("rope_parameters") or {})
     if theta := rope.pop("rope_theta", None):
         text["rope_theta"] = theta
     if rope.get("rope_type", "default") != "default":
         text["rope_scaling"] = rope
-    return told
+    return fields
 
 
 def simplify_tokenizer_config(tokenizer_config: Path) -> None:
-    """Rewrites a tokenizer_config.json for releases of transformers before 5, which refuse what 5 writes there."""
-    _edit(tokenizer_config, _plain_tokenizer)
+    """Rewrite a tokenizer_config.json for transformers before 5, which refuses what transformers 5 writes there."""
+    _edit(tokenizer_config, _portable_tokenizer_config)
 
 
-def _plain_tokenizer(told: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json without transformers 5's own class name and list, which older releases refuse.
+def _portable_tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields without transformers 5's own class name and list, which older releases refuse.
 
-    And with what a LLaVA model takes: of an unnamed class of tokenizers they would ask for token types as well.
+    `model_input_names` is set, because for an unnamed tokenizer class they would ask for token types as well.
     """
-    told["model_input_names"] = ["input_ids", "attention_mask"]
-    if told["tokenizer_class"] == "TokenizersBackend":
-        told["tokenizer_class"] = ANY_FAST
-    if isinstance(told.get("extra_special_tokens"), list):
-        told["additional_special_tokens"] = told.pop("extra_special_tokens")
-    for how_read in ("backend", "is_local", "local_files_only", "name_or_path"):
-        told.pop(how_read, None)
-    return told
+    fields["model_input_names"] = ["input_ids", "attention_mask"]
+    if fields["tokenizer_class"] == "TokenizersBackend":
+        fields["tokenizer_class"] = FAST_CLASS
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    for field in ("backend", "is_local", "local_files_only", "name_or_path"):
+        fields.pop(field, None)
+    return fields
 
 
 def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    told = change(json.loads(file.read_text(encoding="utf-8")))
-    file.write_text(json.dumps(told, indent=2, ensure_ascii=False, sort_keys=True) + "\n", **UTF8)
+    fields = change(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False, sort_keys=True) + "\n", **UTF8)

@@ -1,4 +1,4 @@
-"""Tokenizers for a LLaVA model: an image token, a padding token, and embeddings with a row for each."""
+"""Tokenizers for a LLaVA model: add an image token, a padding token, and their rows in the embeddings."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ from switchkd_cli.errors import UserError
 IMAGE = "<image>"
 """The token that stands for an image in the tokenizers of LLaVA models."""
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-TABLES = ("embed_tokens.weight", "lm_head.weight")  # how their names end
+EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")  # ends of the tensors' names
 
 
 def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
-    """The tokenizer with `<image>` and a padding token; both are added where it has none.
+    """Return the tokenizer with `<image>` and a padding token; each is added where it is missing.
 
     A new token takes the next free id. Raises UserError where there is no tokenizer.
     """
-    if not stored.has(*FILES):  # transformers would make an empty one up
+    if not stored.has(*FILES):  # transformers would make an empty one
         raise UserError(
             f"{stored}: no tokenizer there", hint=f"name one: {stored.who.split('.')[0]}.tokenizer=..."
         )
     with as_user_error(f"{stored}: no readable tokenizer"):
-        words = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
-    if words.convert_tokens_to_ids(IMAGE) in (None, words.unk_token_id):
-        words.add_special_tokens({"additional_special_tokens": [IMAGE]}, False)  # beside those it has
-    return padding(words)
+        tokenizer = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
+    if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [IMAGE]}, False
+        )  # False: keep the other special tokens
+    return with_padding(tokenizer)
 
 
-def padding(words: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer with a padding token. Padding is never looked at, so the unknown or the end token serves."""
-    if words.pad_token is None:
-        words.pad_token = words.unk_token or words.eos_token
-    return words
+def with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with a padding token. Padding is masked, so the unknown or the end token will do."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
 
 
 def own_template(*holders: LlavaProcessor | PreTrainedTokenizerBase) -> str | None:
-    """The chat template of the first that has one; of several by name the default."""
+    """Return the chat template of the first holder that has one; of several named templates, the default."""
     for holder in holders:
-        told = holder.chat_template
-        if told := told.get("default") if isinstance(told, dict) else told:
-            return told
+        template = holder.chat_template
+        if template := template.get("default") if isinstance(template, dict) else template:
+            return template
     return None
 
 
 def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """The state with at least `rows` rows in the embeddings and the head.
+    """Return the state with at least `rows` rows in the embeddings and the head.
 
-    A checkpoint that was not padded has no row for a token that is added. Its new rows are the mean of the old
-    ones: a logit that is the mean of the others is never the largest.
+    An unpadded checkpoint has no row for an added token. New rows are the mean of the old ones: a logit that is the mean
+    of the others is never the largest.
     """
     for name, table in state.items():
-        if name.endswith(TABLES) and len(table) < rows:
+        if name.endswith(EMBEDDINGS) and len(table) < rows:
             mean = table.float().mean(0, keepdim=True).to(table.dtype)
             state[name] = torch.cat([table, mean.expand(rows - len(table), -1)])
     return state
