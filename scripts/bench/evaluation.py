@@ -35,7 +35,7 @@ class Recorder(LmmsModel):
         return super().generate_until(requests)
 
     def answer(self, items: Sequence[Item]) -> list[str]:
-        self.shown |= {(item.task, item.doc_id): item.pictures for item in items}
+        self.shown |= {(item.task, item.doc_id): item.images for item in items}
         return [""] * len(items)
 
     def again(self) -> list[Instance]:

@@ -54,7 +54,7 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
         _set_threads(folder)
     stages = run.config.stages
     if run.config.evaluation is not None and processes.first:
-        evaluation.ready()
+        evaluation.import_harness()
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken

@@ -130,7 +130,7 @@ def test_both_files_train_a_model_and_the_lost_picture_is_told(place, monkeypatc
     }
     assert "skipped: data instructions, rows 1, of 120, listed skipped.jsonl" in capsys.readouterr().err
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
-    assert "Rows that could not be used: 1," in card and "This run measured none." in card
+    assert "Rows that could not be used: 1," in card and "This run measured no scores." in card
     again = AutoProcessor.from_pretrained(run / "model", backend="pil")
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     asked = again.apply_chat_template(question, add_generation_prompt=True)

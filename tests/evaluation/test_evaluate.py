@@ -206,8 +206,8 @@ def test_a_question_without_an_image_names_none_and_several_images_are_one_name(
     names = []
     for pictures in ([], [one], [one.copy()], [two], [one, two]):
         item = Item(request=None, data=(), limit=1, until=())
-        item.pictures = pictures
-        names.append(item.image)
+        item.images = pictures
+        names.append(item.image_key)
     none, *named, both = names
     assert none is None and named[0] == named[1] != named[2] and both not in named
 
@@ -323,7 +323,7 @@ def test_without_lmms_eval_the_machine_lacks_something(
 
 
 def test_every_row_of_the_protocol_names_a_stock_task_and_metric() -> None:
-    from switchkd_cli.engine.evaluation.lmms_harness import index
+    from switchkd_cli.engine.evaluation.lmms_harness import task_manager
 
     rows = list(BENCHMARKS.values())
-    assert {row.task for row in rows} <= set(index(rows).all_subtasks)
+    assert {row.task for row in rows} <= set(task_manager(rows).all_subtasks)

@@ -73,7 +73,7 @@ def test_pictures_are_seen_as_training_sees_them() -> None:
     decoded = datasets.Image().decode_example({"bytes": stored.getvalue(), "path": None})
     for shown in (decoded, Image.open(stored), Image.open(stored).convert("RGB")):
         request = SimpleNamespace(args=("", {}, lambda doc: [doc["image"].convert("RGB")], 0, "pope", "test"))
-        (picture,) = Item(request, [{"image": shown}], 1, ()).pictures
+        (picture,) = Item(request, [{"image": shown}], 1, ()).images
         assert picture.size == (48, 24) and picture.tobytes() == trained.tobytes()
 
 

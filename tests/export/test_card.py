@@ -127,7 +127,7 @@ def test_a_model_without_a_teacher_is_not_called_distilled(written):
 
 def test_without_an_evaluation_there_is_no_number(written):
     _, text = written()
-    assert "This run measured none." in text and "| score" not in text
+    assert "This run measured no scores." in text and "| score" not in text
 
 
 def test_playground_scores_are_named_so_wherever_they_stand(written):

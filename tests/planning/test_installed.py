@@ -101,7 +101,7 @@ def test_a_library_under_lmms_eval_that_fails_is_the_machines_lack(monkeypatch, 
     monkeypatch.delitem(sys.modules, HARNESS, raising=False)
     monkeypatch.setitem(sys.modules, library, stand_in)
     with pytest.raises(UserError) as caught:
-        score_model.ready()
+        score_model.import_harness()
     assert caught.value.problems[0].startswith(told)
     assert (caught.value.code, caught.value.hint[:10]) == (MACHINE, "make setup")
 

@@ -1,1 +1,1 @@
-"""Benchmarks: lmms-eval's stock tasks, answered by a checkpoint, a constant or a test's stand-in."""
+"""Evaluation with lmms-eval's stock tasks: scores of a checkpoint and of the majority baseline."""

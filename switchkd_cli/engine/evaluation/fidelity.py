@@ -1,4 +1,4 @@
-"""How faithful a finished student is to its teacher: a student can gain without becoming like it."""
+"""Fidelity of a finished student to its teacher: a student can score better without becoming more like it."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from switchkd_cli.engine.losses.forward_kl import forward_kl
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.processes import ALONE
 
-ROWS = 64  # rows looked at: some thousand answer tokens
-AT_ONCE = 4  # rows of one forward pass, so that it needs less memory than a step of training
+ROWS = 64  # rows compared: several thousand answer tokens
+BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
 
 @torch.inference_mode()
 def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, Any]:
-    """Student against teacher on the answer tokens of up to 64 rows, the same for every student of this data.
+    """Compare student and teacher on the answer tokens of up to 64 rows, the same ones for every student of this data.
 
-    Returns `agreement` (share of positions where both have the same first choice), `kl` (mean KL(teacher || student)
-    in nats) and `positions`. Both read the same text, so the positions are the same for every student.
+    Returns `agreement` (share of positions where both predict the same token), `kl` (mean KL(teacher || student)
+    in nats) and `positions`. The positions are the same for every student, too.
     """
     device = ALONE.device
     paths = paths.to(device).eval()
     student = paths.student
     chosen = order(len(data), min(ROWS, len(data)), seed=0)
     agreed, divergence, positions = 0.0, 0.0, 0
-    for first in range(0, len(chosen), AT_ONCE):
+    for first in range(0, len(chosen), BATCH):
         batch = collate(
-            [data[i] for i in chosen[first : first + AT_ONCE]],
+            [data[i] for i in chosen[first : first + BATCH]],
             pad_token=student.inputs.tokenizer.pad_token_id,
         ).to(device)
         keep = batch.predicting("answer")

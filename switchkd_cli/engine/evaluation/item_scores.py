@@ -1,6 +1,6 @@
-"""Scores of single items, by the stock tasks' own rules, so that runs can be compared item by item.
+"""Scores and faults of single items, by the stock tasks' own rules, so that runs can be compared item by item.
 
-And which answers those rules can't read: what such an answer says does not matter.
+A fault is, for example, an answer that these rules can't read: then its content does not count.
 """
 
 import re
@@ -17,28 +17,28 @@ from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 
 from switchkd_cli.benchmarks import Benchmark
-from switchkd_cli.engine.evaluation.lmms_harness import no_judge, swapped
+from switchkd_cli.engine.evaluation.lmms_harness import no_judge, patched
 from switchkd_cli.engine.evaluation.lmms_model import Item
 
-CIRCLE = 1_000_000  # MMBench: indices that differ by a multiple of it are one question
+CIRCLE = 1_000_000  # MMBench: items whose indices differ by a multiple of this are one question
 
 
 def item_scores(row: Benchmark, samples: Sequence[dict]) -> list[float]:
-    """0..1 for each of lmms-eval's samples."""
-    rule = RULES.get(row.task_folder, _plain)
+    """Return a score from 0 to 1 for each of lmms-eval's samples."""
+    rule = RULES.get(row.task_folder, _own_score)
     with no_judge():
         return [rule(sample[row.metric]) for sample in samples]
 
 
 def categories(row: Benchmark, samples: Sequence[dict]) -> int:
-    """How many categories the samples have, where the metric adds them up; else 1."""
+    """Return the number of categories among the samples, where the metric adds them up; else 1."""
     return len({sample[row.metric]["category"] for sample in samples}) if row.per_category else 1
 
 
 def unit(row: Benchmark, sample: dict) -> dict[str, Any]:
-    """What the metric adds up, where it is not single items: `unit`, the same for all its items, and `category`.
+    """Return the `unit` and `category` of an item, where the metric does not add up single items; else nothing.
 
-    MME's units are the two questions of a picture; MMBench's a question in all its circulated orders.
+    A unit of MME is the two questions about an image; a unit of MMBench is a question in all orders of its options.
     """
     value = sample[row.metric]
     if row.task_folder == "mme":
@@ -47,51 +47,51 @@ def unit(row: Benchmark, sample: dict) -> dict[str, Any]:
 
 
 def faults(row: Benchmark, sample: dict, item: Item, score: float) -> list[str]:
-    """What is wrong with an answer itself, see protocol.FAULTS."""
+    """Return the faults of an answer (see `benchmarks.FAULTS`)."""
     answer = sample["filtered_resps"][0]
     if not answer:
-        unread = ["empty"]
+        faults_of_text = ["empty"]
     elif row.asks == "open":
-        unread = ["unreadable"] if score == 0 and _among(answer, item.target) else []
+        faults_of_text = ["unreadable"] if score == 0 and _contains(answer, item.target) else []
     else:
-        unread = [] if READ[row.task_folder](sample, answer) else ["unreadable"]
-    return unread + ["at_limit"] * item.at_limit + ["too_long"] * item.too_long
+        faults_of_text = [] if READABLE[row.task_folder](sample, answer) else ["unreadable"]
+    return faults_of_text + ["at_limit"] * item.at_limit + ["too_long"] * item.too_long
 
 
-def _among(answer: str, target: str) -> bool:
-    """Whether the right answer stands among others of its words, which no rule for open questions looks for."""
-    said, right = (" ".join(["", *re.findall(r"\w+", text.casefold()), ""]) for text in (answer, target))
-    return right in said != right
+def _contains(answer: str, target: str) -> bool:
+    """Whether the right answer occurs among other words, where the rules for open questions don't find it."""
+    words, right = (" ".join(["", *re.findall(r"\w+", text.casefold()), ""]) for text in (answer, target))
+    return right in words != right
 
 
-def _scienceqa(sample: dict, answer: str) -> bool:
-    """Whether it would be right if some option were."""
+def _scienceqa_readable(sample: dict, answer: str) -> bool:
+    """Whether the answer names any option: whether it would be right if that option were."""
     choices = sample["doc"]["choices"]
-    asked = [{"choices": choices, "answer": place} for place in range(len(choices))]
-    return any(sqa_process_results(doc, [answer])["exact_match"] for doc in asked)
+    variants = [{"choices": choices, "answer": place} for place in range(len(choices))]
+    return any(sqa_process_results(doc, [answer])["exact_match"] for doc in variants)
 
 
-def _mmmu_read(sample: dict, answer: str) -> bool:
-    """Whether its option is not a random one."""
+def _mmmu_readable(sample: dict, answer: str) -> bool:
+    """Whether the answer names an option; for one that does not, MMMU's rule draws an option at random."""
     if sample["doc"]["question_type"] != "multiple-choice":
         return True
     index, choices = mmmu_mcq_utils.get_multi_choice_info(literal_eval(sample["doc"]["options"]))
-    with swapped(mmmu_mcq_utils, random=SimpleNamespace(choice=lambda options: None)):
+    with patched(mmmu_mcq_utils, random=SimpleNamespace(choice=lambda options: None)):
         return mmmu_mcq_utils.parse_mmmu_multi_choice_response(answer, choices, index) is not None
 
 
-READ: dict[str, Callable[[dict, str], Any]] = {
+READABLE: dict[str, Callable[[dict, str], Any]] = {
     "mme": lambda sample, answer: parse_pred_ans(answer) != "other",
     "pope": lambda sample, answer: sample["pope_f1_score"]["prediction"] in ("yes", "no"),
     "mmbench": lambda sample, answer: MMBench_Evaluator().prefetch_answer(sample["gpt_eval_score"]),
-    "scienceqa": _scienceqa,
-    "mmmu": _mmmu_read,
+    "scienceqa": _scienceqa_readable,
+    "mmmu": _mmmu_readable,
 }
-"""By task folder, whether the stock rule finds one of the answers that it knows."""
+"""By task folder: whether the stock rule finds an answer that it knows."""
 
 
-def _plain(value: Any) -> float:
-    """A number, or a record with its score."""
+def _own_score(value: Any) -> float:
+    """Return the score that the task itself gives: a number, or a record with a `score`."""
     return float(value["score"] if isinstance(value, dict) else value)
 
 
@@ -105,4 +105,4 @@ def _mmmu(value: dict) -> float:
 
 
 RULES: dict[str, Callable[[Any], float]] = {"mmbench": _mmbench, "mmmu": _mmmu}
-"""By task folder; every other task says its items' scores itself."""
+"""Score rules by task folder; every other task scores its items itself."""

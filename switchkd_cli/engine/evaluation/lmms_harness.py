@@ -1,7 +1,7 @@
-"""lmms-eval run through its Python API: stock tasks, their prompts and their metrics, in one process.
+"""Run lmms-eval through its Python API: stock tasks, their prompts and their metrics, in one process.
 
-Nothing of a task is altered. What surrounds it is: where data and files lie, what is printed, and that no
-judge is ever called.
+The tasks themselves are unchanged. Changed are the places of data and files, the output, and that no judge model is
+ever called.
 """
 
 import logging
@@ -36,13 +36,13 @@ TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
 def run(
-    answerer: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None
+    model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None
 ) -> dict:
-    """lmms-eval's own result dictionary, samples included.
+    """Evaluate the model and return lmms-eval's own result dictionary, with samples.
 
-    `home` is a folder of local data sets (see playground/sets.py); without it the tasks load theirs from the
-    hub, the first `limit` items of each. Files that tasks write go to `folder`, all that is printed to
-    `folder`/log.txt. An exception of a task or of the answerer is raised as it is.
+    `home` is a folder of local data sets (see playground/benchmark_sets.py); without it the tasks load theirs from the
+    hub, the first `limit` items of each. Files that tasks write go to `folder`, all output goes to `folder`/log.txt.
+    Exceptions of a task or of the model are not changed.
     """
     folder = folder.resolve()
     with ExitStack() as stack:
@@ -50,26 +50,26 @@ def run(
         stack.enter_context(_one_process())
         stack.enter_context(no_judge())
         if home is not None:
-            stack.enter_context(_local(home.resolve()))
-        stack.enter_context(_fetched(home is None))
-        manager = index(rows)
+            stack.enter_context(_local_data(home.resolve()))
+        stack.enter_context(_download_errors(home is None))
+        manager = task_manager(rows)
         return evaluator.simple_evaluate(
-            model=answerer,
-            tasks=[_scored(row, manager) for row in rows],
+            model=model,
+            tasks=[_task(row, manager) for row in rows],
             task_manager=manager,
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
             numpy_random_seed=None,
             torch_random_seed=None,
-            process_docs_parallel=1,  # MMMU's random options come in order
+            process_docs_parallel=1,  # MMMU draws random options in this order
             cli_args=Namespace(output_path=str(folder), process_with_media=False),
         )
 
 
 @contextmanager
-def _fetched(published: bool) -> Iterator[None]:
-    """A published data set that does not come is the machine's lack, no crash."""
+def _download_errors(published: bool) -> Iterator[None]:
+    """Turn a failed download of a published data set into a UserError with code MACHINE."""
     try:
         yield
     except RetryError as error:
@@ -84,22 +84,22 @@ def _fetched(published: bool) -> Iterator[None]:
         ) from error
 
 
-def index(rows: Sequence[Benchmark]) -> TaskManager:
-    """Indexes the rows' task folders only: reading all of lmms-eval's 1,900 task files takes many seconds."""
+def task_manager(rows: Sequence[Benchmark]) -> TaskManager:
+    """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds."""
     folders = sorted({row.task_folder for row in rows})
     return TaskManager(include_path=[str(TASKS / name) for name in folders], include_defaults=False)
 
 
-def _scored(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
-    """The stock task without its submission file: an upload for a server, as a spreadsheet."""
+def _task(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
+    """Return the stock task without its submission file, a spreadsheet to upload to a server."""
     stock = lmms_eval.utils.load_yaml_config(manager.task_index[row.task]["yaml_path"], mode="full")
     metrics = [metric for metric in stock["metric_list"] if metric["metric"] != "submission"]
     return {"task": row.task, "metric_list": metrics}
 
 
 @contextmanager
-def swapped(owner: Any, **values: Any) -> Iterator[None]:
-    """Attributes of `owner` set for a while."""
+def patched(owner: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of `owner`, and restore them at the end."""
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
         setattr(owner, name, value)
@@ -112,11 +112,11 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
 
 @contextmanager
 def quiet(log: Path) -> Iterator[None]:
-    """What lmms-eval, its tasks and transformers print goes to a file; no progress bars."""
+    """Redirect the output of lmms-eval, its tasks and transformers to a file, without progress bars."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", **UTF8) as file, ExitStack() as stack:
         for name in ("httpx", "datasets", "huggingface_hub", "transformers"):
-            stack.enter_context(swapped(logging.getLogger(name), level=logging.ERROR))
+            stack.enter_context(patched(logging.getLogger(name), level=logging.ERROR))
         stack.callback(logger.add, sys.stderr)  # loguru's default
         logger.remove()
         stack.callback(logger.remove, logger.add(file, level="INFO"))
@@ -125,27 +125,27 @@ def quiet(log: Path) -> Iterator[None]:
             datasets.disable_progress_bars()
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
-        stack.enter_context(swapped(evaluator, tqdm=_still))
-        stack.enter_context(swapped(task_module, tqdm=_still))
+        stack.enter_context(patched(evaluator, tqdm=_hidden_tqdm))
+        stack.enter_context(patched(task_module, tqdm=_hidden_tqdm))
         yield
 
 
-def _still(*args: Any, **options: Any) -> tqdm:
+def _hidden_tqdm(*args: Any, **options: Any) -> tqdm:
     return tqdm(*args, **options | {"disable": True})
 
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """One process answers everything, also inside a distributed run; the caller's random state is kept.
+    """Evaluate in this process alone, also inside a distributed run, and restore the random state at the end.
 
-    lmms-eval would wait for processes that train and do not evaluate.
+    Otherwise lmms-eval would wait for the other training processes, which don't evaluate.
     """
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     before = {name: os.environ.get(name) for name in names}
     state = random.getstate()
     os.environ.update(names)
     try:
-        with swapped(torch.distributed, is_initialized=lambda: False):
+        with patched(torch.distributed, is_initialized=lambda: False):
             yield
     finally:
         random.setstate(state)
@@ -153,30 +153,30 @@ def _one_process() -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def _unreadable(self: MMBench_Evaluator, item: Any) -> tuple[str, str]:
-    """The fixed rule in the judge's place: no option, so wrong."""
+def _no_option(self: MMBench_Evaluator, item: Any) -> tuple[str, str]:
+    """Replaces the judge by a fixed rule: the answer names no option, so it is wrong."""
     return "", item["prediction"]
 
 
-def _refused(*args: Any, **kwargs: Any) -> None:
+def _raise_for_judge(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("a task tried to call a judge model: benchmarks here are scored by rules only")
 
 
 def no_judge() -> Any:
-    """MMBench answers that its rules can't read are wrong; nothing is sent, retried or drawn at random."""
-    return swapped(
+    """Score MMBench answers that its rules can't read as wrong: no request, no retry, no random option."""
+    return patched(
         MMBench_Evaluator,
-        extract_answer_from_item=_unreadable,
-        get_chat_response=_refused,
-        _post_request=_refused,
+        extract_answer_from_item=_no_option,
+        get_chat_response=_raise_for_judge,
+        _post_request=_raise_for_judge,
     )
 
 
 @contextmanager
-def _local(home: Path) -> Iterator[None]:
-    """Local data only: no network, the datasets cache inside `home`, no worker processes, no retries.
+def _local_data(home: Path) -> Iterator[None]:
+    """Use local data only: no network, the cache of `datasets` inside `home`, no worker processes, no retries.
 
-    Where no file of `home` can be locked, the cache is a folder of this machine, and removed.
+    Where files in `home` can't be locked, the cache is a temporary folder on this machine.
     """
     download = task_module.ConfigurableTask.download.retry
     scoring = task_module.ConfigurableTask.process_results.retry
@@ -186,12 +186,12 @@ def _local(home: Path) -> Iterator[None]:
         if not can_lock(home):
             cache = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(chdir(home))
-        stack.enter_context(swapped(huggingface_hub.constants, HF_HUB_OFFLINE=True))
-        stack.enter_context(swapped(datasets.config, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE=True))
-        stack.enter_context(swapped(task_module, _resolve_hf_datasets_cache_dir=lambda: str(cache)))
-        stack.enter_context(swapped(datasets.Dataset, map=_map_here))
-        stack.enter_context(swapped(download, **once))
-        stack.enter_context(swapped(scoring, **once))
+        stack.enter_context(patched(huggingface_hub.constants, HF_HUB_OFFLINE=True))
+        stack.enter_context(patched(datasets.config, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE=True))
+        stack.enter_context(patched(task_module, _resolve_hf_datasets_cache_dir=lambda: str(cache)))
+        stack.enter_context(patched(datasets.Dataset, map=_map_here))
+        stack.enter_context(patched(download, **once))
+        stack.enter_context(patched(scoring, **once))
         yield
 
 
@@ -199,6 +199,6 @@ _map = datasets.Dataset.map
 
 
 def _map_here(self: datasets.Dataset, function: Any = None, **options: Any) -> datasets.Dataset:
-    """`Dataset.map` in this process and in memory: GQA's, which joins pictures, would start 8 processes."""
+    """`Dataset.map` in this process and in memory: GQA's call, which joins images, would start 8 processes."""
     options |= {"num_proc": None, "keep_in_memory": True}
     return _map(self, function, new_fingerprint=f"{self._fingerprint}-here", **options)

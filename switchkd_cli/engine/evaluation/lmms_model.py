@@ -1,4 +1,4 @@
-"""What answers lmms-eval's questions: items in batches, each with a key by which runs can be paired."""
+"""Base class of the models that lmms-eval evaluates: batches of items, each with a key to pair items of two runs."""
 
 import hashlib
 import time
@@ -17,23 +17,23 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.exif_orientation import upright
 
 Progress = Callable[[int, int], None]
-"""Told (answered, all) after each batch."""
+"""Called with (answered, all) after each batch."""
 
 
 @dataclass
 class Item:
-    """One question as the stock task asks it. Its pictures are read when first looked at."""
+    """One question of a stock task. Its images are read on first access."""
 
     request: Instance
     data: Sequence  # the task's split, by doc_id
     limit: int  # new tokens
     until: tuple[str, ...]
-    at_limit: bool = False  # the answer was cut there, before its end
-    too_long: bool = False  # with its prompt it goes past the model's positions
+    at_limit: bool = False  # the answer was truncated at `limit`, before its end
+    too_long: bool = False  # prompt and answer need more positions than the model has
 
     @classmethod
     def of(cls, request: Instance, task_dict: dict, longest: int) -> "Item":
-        """Allows as many new tokens as the stock task does, but no more than `longest`."""
+        """Return a request's item, with as many new tokens as the stock task allows, but no more than `longest`."""
         _, settings, _, _, task, split = request.args
         until = settings.get("until") or ()
         return cls(
@@ -60,13 +60,13 @@ class Item:
         return self.data[self.doc_id]
 
     @cached_property
-    def pictures(self) -> list[Image]:
-        """As training sees them, whatever decoded them: `datasets` has turned them already."""
-        return [upright(picture) for picture in self.request.args[2](self._doc) or []]
+    def images(self) -> list[Image]:
+        """The images, turned by their EXIF orientation as in training (`datasets` has already turned those that it decoded)."""
+        return [upright(image) for image in self.request.args[2](self._doc) or []]
 
     @cached_property
     def kind(self) -> str:
-        """What is asked, where the set says so."""
+        """The kind of question, where the data set has one."""
         return self._doc.get("kind", "")
 
     @cached_property
@@ -78,48 +78,48 @@ class Item:
         return chr(ord("A") + value) if isinstance(value, int) else str(value)
 
     @cached_property
-    def image(self) -> str | None:
-        """Names the picture, or all pictures together; None for a question without one."""
+    def image_key(self) -> str | None:
+        """A digest of the item's images; None for a question without images."""
         if not self._digests:
             return None
         return hashlib.sha256("".join(self._digests).encode()).hexdigest()[:16]
 
     @cached_property
     def key(self) -> str:
-        """Names prompt and pictures, whatever the set's order: equal keys are the same question."""
+        """A digest of prompt and images, the same in any order of the data set: equal keys are the same question."""
         return hashlib.sha256("".join((self.prompt, *self._digests)).encode()).hexdigest()[:16]
 
     @cached_property
     def _digests(self) -> list[str]:
-        return [digest(picture) for picture in self.pictures]
+        return [digest(image) for image in self.images]
 
-    def forget(self) -> None:
-        """Lets the pictures go, but not what names the item."""
-        _ = self.key, self.image, self.target, self.kind
-        for name in ("pictures", "_doc"):
+    def free_images(self) -> None:
+        """Free the images, but compute keys, target and kind first."""
+        _ = self.key, self.image_key, self.target, self.kind
+        for name in ("images", "_doc"):
             self.__dict__.pop(name, None)
 
     def cut(self, answer: str) -> str:
-        """The answer up to the first stop string."""
+        """Return the answer up to the first stop string."""
         for stop in self.until:
-            answer, found, _ = answer.partition(stop)
-            self.at_limit = self.at_limit and not found
+            answer, stop_found, _ = answer.partition(stop)
+            self.at_limit = self.at_limit and not stop_found
         return answer.strip()
 
 
-def digest(picture: Image) -> str:
-    """Names a picture by its pixels."""
-    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
+def digest(image: Image) -> str:
+    """Return a digest of an image's pixels."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 class LmmsModel(lmms):
-    """A model for lmms-eval: asked for all items of all tasks at once, it answers them batch by batch."""
+    """A model for lmms-eval, which passes it all items of all tasks at once; it answers them batch by batch."""
 
     is_simple = True
 
     def __init__(self, *, batch: int = 64, longest: int = 1024, progress: Progress | None = None) -> None:
         super().__init__()
-        self.accelerator = None  # one process: lmms-eval needs none and would else make one
+        self.accelerator = None  # lmms-eval needs none in one process, and would create one without this
         self.batch = batch
         self.longest = longest
         self.progress = progress
@@ -128,27 +128,27 @@ class LmmsModel(lmms):
 
     @abstractmethod
     def answer(self, items: Sequence[Item]) -> list[str]:
-        """Answers to the items of one batch; all of them allow the same number of new tokens."""
+        """Return the answers to a batch of items, which all allow the same number of new tokens."""
 
     def prepare(self, items: Sequence[Item]) -> None:
-        """Called once with all items, before the first batch."""
+        """Hook that is called once with all items, before the first batch."""
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """What to sort by, so that a batch has little padding."""
+        """Return the lengths to sort the items by, so that a batch has little padding."""
         return [0] * len(items)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """lmms-eval's entry: one answer a request, in their order."""
+        """Return one answer per request, in their order; lmms-eval calls this."""
         items = [Item.of(r, self.task_dict, self.longest) for r in requests]
         self.prepare(items)
         answers: list[str] = [""] * len(items)
         done = 0
-        for chosen in self._batches(items):
+        for batch in self._batches(items):
             started = time.perf_counter()
-            for index, text in zip(chosen, self.answer([items[i] for i in chosen]), strict=True):
+            for index, text in zip(batch, self.answer([items[i] for i in batch]), strict=True):
                 answers[index] = items[index].cut(text)
-            self._record([items[i] for i in chosen], time.perf_counter() - started)
-            done += len(chosen)
+            self._record([items[i] for i in batch], time.perf_counter() - started)
+            done += len(batch)
             if self.progress:
                 self.progress(done, len(items))
         return answers
@@ -166,12 +166,12 @@ class LmmsModel(lmms):
         for item in items:
             self.items[item.task, item.doc_id] = item
             self.seconds[item.task] += seconds / len(items)
-            item.forget()
+            item.free_images()
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not asked for by any of the ten tasks."""
+        """Not used by any of the ten tasks."""
         raise NotImplementedError("the ten benchmarks generate answers")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not asked for by any of the ten tasks."""
+        """Not used by any of the ten tasks."""
         raise NotImplementedError("the ten benchmarks ask one round")

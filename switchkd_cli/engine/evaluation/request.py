@@ -1,4 +1,4 @@
-"""What is asked: which benchmarks, of which world, how many items."""
+"""A request for an evaluation: which benchmarks, of which world, how many items."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ WORLDS = ("playground", "hub")
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """`items` questions of each benchmark. Raises UserError where there is no such exam.
+    """Evaluate on `items` questions of each benchmark. Raises UserError for a request that is not possible.
 
-    World "playground" draws them from scenes of `split` by `seed`; "hub" takes the first of the published
-    data sets, or all where `items` is None, and has no `split` or `seed`.
+    World "playground" draws them from scenes of `split` by `seed`; "hub" takes the first `items` of the published data
+    sets, or all where `items` is None, and ignores `split` and `seed`.
     """
 
     world: str
@@ -46,29 +46,29 @@ class EvaluationRequest:
 
     @property
     def local(self) -> bool:
-        """Whether its data sets are made here."""
+        """Whether the data sets are made on this machine."""
         return self.world == "playground"
 
     @property
     def longest(self) -> int:
-        """New tokens an answer may take. The playground's are a word or two; lmms-eval allows up to 1,024."""
+        """The most new tokens of an answer. The playground's answers are a word or two; lmms-eval allows up to 1,024."""
         return 16 if self.local else 1024
 
     @property
     def limit(self) -> int | None:
-        """Items to take of each published set; MME asks in pairs."""
+        """Number of items to take from each published set, an even one: MME's questions come in pairs."""
         return None if self.local or self.items is None else self.items - self.items % 2
 
     def home(self, folder: Path) -> Path | None:
-        """The local data sets, written under `folder` unless they stand there; None for published ones."""
+        """Return the folder of the local data sets, written under `folder` if they are missing; None for published ones."""
         if not self.local:
             return None
-        named = {name: getattr(self, name) for name in ("benchmarks", "split", "items", "seed")}
+        fields = {name: getattr(self, name) for name in ("benchmarks", "split", "items", "seed")}
         return benchmark_sets.write_sets(
-            folder / short_hash(named | {"world": benchmark_sets.world_digest()}), **named
+            folder / short_hash(fields | {"world": benchmark_sets.world_digest()}), **fields
         )
 
 
-def short_hash(named: Any) -> str:
-    """16 hexadecimal digits that name a JSON value."""
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+def short_hash(value: Any) -> str:
+    """Return a hash of a JSON value, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

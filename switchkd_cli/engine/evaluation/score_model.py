@@ -1,4 +1,4 @@
-"""A checkpoint's scores on the ten benchmarks, by lmms-eval's stock tasks (see protocol.py)."""
+"""Score a checkpoint on the ten benchmarks with lmms-eval's stock tasks (see benchmarks.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is e
     from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
-"""What a score depends on: runs that were scored with others are not compared."""
+"""Libraries that a score depends on: runs scored with different versions are not compared."""
 Progress = Callable[[int, int], None]
 
 
@@ -38,17 +38,18 @@ def evaluate(
     sets: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Scores a saved checkpoint and writes `folder`/answers/<task>.jsonl; returns what results.json holds.
+    """Score a saved checkpoint, write `folder`/answers/<task>.jsonl and return the content of results.json.
 
-    See `EvaluationRequest` for what is asked. `allow_pickle` reads a checkpoint that has no safetensors. `blind` shows a mid-grey picture in place of each picture. Data sets are
-    kept under `sets` and found there again (default: `folder`/sets). What lmms-eval prints goes to
-    `folder`/log.txt; `progress` is told (answered, all). The playground needs no network and uses none.
+    See `EvaluationRequest` for world, benchmarks, split, items and seed. `allow_pickle` reads a checkpoint that has no
+    safetensors. `blind` replaces each image by a mid-grey one. Data sets are kept under `sets` for other evaluations
+    (default: `folder`/sets). The output of lmms-eval goes to `folder`/log.txt; `progress` is called with (answered,
+    all). The playground uses no network.
 
-    Raises UserError: no such exam, no whole checkpoint of a family we read, or lmms-eval can't be used (code
-    MACHINE). What goes wrong inside lmms-eval or the model is raised as it is.
+    Raises UserError where the request is not possible, the folder is no intact checkpoint of a known family, or
+    lmms-eval can't be used (code MACHINE). Exceptions inside lmms-eval or the model are not changed.
     """
-    harness = ready()
-    exam = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
+    harness = import_harness()
+    request = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
@@ -58,18 +59,18 @@ def evaluate(
     from switchkd_cli.engine.evaluation.generate import GreedyModel
 
     with harness.quiet(folder / "log.txt"):
-        # half precision is stored to be small and read to be fast: a CPU has only the first use for it
+        # half precision saves memory and time on a GPU; a CPU computes faster in float32
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        reader = GreedyModel(
+        greedy_model = GreedyModel(
             model,
             blind=blind,
             positions=max_positions(blueprint.config),
             batch=batch,
-            longest=exam.longest,
+            longest=request.longest,
             progress=progress,
         )
-    told = {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind}
-    return {**told, **score_request(reader, exam, folder, sets)}
+    scores = score_request(greedy_model, request, folder, sets)
+    return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **scores}
 
 
 def majority(
@@ -82,52 +83,57 @@ def majority(
     folder: Path,
     sets: Path | None = None,
 ) -> dict[str, Any]:
-    """The scores of the best constant answers (see `MajorityBaseline`) by the same metrics; arguments as above."""
-    ready()
+    """Score the best constant answers (see `MajorityBaseline`) by the same metrics; arguments as in `evaluate`."""
+    import_harness()
     from switchkd_cli.engine.evaluation.majority_baseline import MajorityBaseline
 
-    exam = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
-    return {"model": "majority", "blind": True, **score_request(MajorityBaseline(), exam, folder, sets)}
+    request = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
+    return {"model": "majority", "blind": True, **score_request(MajorityBaseline(), request, folder, sets)}
 
 
 def score_request(
-    answerer: LmmsModel, exam: EvaluationRequest, folder: Path, sets: Path | None = None
+    model: LmmsModel, request: EvaluationRequest, folder: Path, sets: Path | None = None
 ) -> dict[str, Any]:
-    """Puts an exam to any answerer: writes its answers to `folder`/answers and returns the scores."""
-    harness = ready()
+    """Evaluate any `LmmsModel`: write its answers to `folder`/answers and return the scores."""
+    harness = import_harness()
 
-    clock = [time.perf_counter()]
-    home = exam.home(sets or folder / "sets")
-    clock.append(time.perf_counter())
-    outcome = harness.run(answerer, exam.rows, folder=folder, home=home, limit=exam.limit)
-    clock.append(time.perf_counter())
-    scores = {row.task: _score(row, outcome, answerer, folder / "answers") for row in exam.rows}
-    clock.append(time.perf_counter())
-    written, ran, scored = (after - before for before, after in pairwise(clock))
-    answering = sum(answerer.seconds.values())
-    seconds = {"sets": written, "answers": answering, "lmms_eval": ran - answering, "items": scored}
+    times = [time.perf_counter()]
+    home = request.home(sets or folder / "sets")
+    times.append(time.perf_counter())
+    outcome = harness.run(model, request.rows, folder=folder, home=home, limit=request.limit)
+    times.append(time.perf_counter())
+    scores = {row.task: _score(row, outcome, model, folder / "answers") for row in request.rows}
+    times.append(time.perf_counter())
+    sets_time, run_time, items_time = (after - before for before, after in pairwise(times))
+    answering = sum(model.seconds.values())
+    seconds = {
+        "sets": sets_time,
+        "answers": answering,
+        "lmms_eval": run_time - answering,
+        "items": items_time,
+    }
     versions = provenance.versions()
     return {
-        "world": exam.world,
-        "split": exam.split if exam.local else "published",
-        "seed": exam.seed,
+        "world": request.world,
+        "split": request.split if request.local else "published",
+        "seed": request.seed,
         "scores": scores,
-        "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in answerer.items.values())),
+        "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
         "versions": {name: versions.get(name) for name in VERSIONS},
         "seconds": {part: round(value, 3) for part, value in seconds.items()},
     }
 
 
-def _score(row: Benchmark, outcome: dict, answerer: LmmsModel, folder: Path) -> dict[str, Any]:
-    """One benchmark's score; its items go to `folder`."""
+def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dict[str, Any]:
+    """Return one benchmark's score, and write its items to `folder`."""
     from switchkd_cli.engine.evaluation.item_scores import categories, faults, item_scores, unit
 
     samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
     lines = []
     for sample, score in zip(samples, item_scores(row, samples), strict=True):
-        item = answerer.items[row.task, sample["doc_id"]]
-        found = {"faults": faults(row, sample, item, score)}
-        lines.append(_line(sample, item, score) | unit(row, sample) | found)
+        item = model.items[row.task, sample["doc_id"]]
+        line = _line(sample, item, score) | unit(row, sample)
+        lines.append(line | {"faults": faults(row, sample, item, score)})
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
@@ -139,7 +145,7 @@ def _score(row: Benchmark, outcome: dict, answerer: LmmsModel, folder: Path) -> 
         "items": len(samples),
         **{fault: sum(fault in line["faults"] for line in lines) for fault in FAULTS},
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
-        "seconds": round(answerer.seconds[row.task], 3),
+        "seconds": round(model.seconds[row.task], 3),
     }
 
 
@@ -147,7 +153,7 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
     return {
         "doc_id": sample["doc_id"],
         "key": item.key,
-        "image": item.image,
+        "image": item.image_key,
         "kind": item.kind,
         "prompt": item.prompt,
         "answer": sample["filtered_resps"][0],
@@ -156,8 +162,8 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
     }
 
 
-def ready() -> Any:
-    """The harness around lmms-eval. Raises UserError, code MACHINE, where it can't be used: known before training."""
+def import_harness() -> Any:
+    """Import the lmms-eval harness. Raises UserError (code MACHINE) where it can't be used; call it before training."""
     library_versions.check(scoring=True)
     with library_versions.import_errors():
         import switchkd_cli.engine.evaluation.lmms_harness as harness

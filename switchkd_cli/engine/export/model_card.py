@@ -31,7 +31,7 @@ NAME = "README.md"
 
 
 def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
-    """Writes the card of the run's model, with its scores once there are any; `model`: where that lies meanwhile."""
+    """Write the model card of a run, with scores if there are any. `model`: the folder of the model until it is moved."""
     model = model or folder.model
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -40,13 +40,13 @@ def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    told = _told(run, folder, model)
-    text = environment.get_template(TEMPLATE).render(**told, front_matter=_front_matter(told))
+    fields = _card_fields(run, folder, model)
+    text = environment.get_template(TEMPLATE).render(**fields, front_matter=_front_matter(fields))
     write_text(model / NAME, text)
 
 
-def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
-    """What the card's text is made of."""
+def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
+    """Return the values that the card's template needs."""
     config, info, results = run.config, folder.info(), read_json(folder.results)
     model = read_json(where / "config.json")
     bases = list(_bases(run))
@@ -56,7 +56,7 @@ def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "name": f"{run.recipe}-{run.row}-seed{run.seed}",
         "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
         "hub_ids": [name for role, name in bases if role != "teacher" and _is_hub_id(name)],
-        "taught": any(stage.needs_teacher for stage in config.stages),
+        "distilled": any(stage.needs_teacher for stage in config.stages),
         "family": config.student.family,
         "usage": registry.resolve("family", config.student.family).usage(model).rstrip(),
         "library": "transformers" if model["model_type"] in CONFIG_MAPPING_NAMES else "switchkd-cli",
@@ -68,18 +68,18 @@ def _told(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "local": results is not None and results["world"] == "playground",
         "scores": list(_scores(results)) if results else [],
         "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
-        "skipped": _lines(folder.skipped),
+        "skipped": _count_lines(folder.skipped),
     }
 
 
 def _bases(run: Run) -> Iterator[tuple[str, str]]:
-    """(role, name) of every model that was read."""
+    """Yield (role, name) of every model that the run read."""
     student, teacher = run.config.student, run.config.teacher
     if isinstance(student, Checkpoint):
         yield "student", student.checkpoint
     else:
         yield from (
-            (part, getattr(student, part)) for part in ("vision", "language") if _named(student, part)
+            (part, name) for part in ("vision", "language") if isinstance(name := getattr(student, part), str)
         )
         if student.tokenizer:
             yield "tokenizer", student.tokenizer
@@ -87,27 +87,23 @@ def _bases(run: Run) -> Iterator[tuple[str, str]]:
         yield "teacher", teacher.checkpoint
 
 
-def _named(student: Any, part: str) -> bool:
-    return isinstance(getattr(student, part), str)
-
-
 def licence(name: str) -> str:
-    """The licence that a model's own card on this machine states."""
+    """Return the licence stated in the model's own card, if that is on this machine."""
     if name.startswith(SHIPPED):
         return "shipped with switchkd: its LICENSE, and its NOTICE for the drawings"
-    found = try_to_load_from_cache(name, NAME) if _is_hub_id(name) else Path(locate(name), NAME)
+    card = try_to_load_from_cache(name, NAME) if _is_hub_id(name) else Path(locate(name), NAME)
     try:
-        stated = metadata_load(found) or {} if found and Path(found).is_file() else {}
-    except (ValueError, YAMLError):  # someone's card need not be sound
-        stated = {}
-    said = stated.get("license_name") or stated.get("license")
-    return f"{said} (by its own card)" if said else "not stated where it was read from: see its page"
+        metadata = metadata_load(card) or {} if card and Path(card).is_file() else {}
+    except (ValueError, YAMLError):  # a model's card may be damaged
+        metadata = {}
+    stated = metadata.get("license_name") or metadata.get("license")
+    return f"{stated} (by its own card)" if stated else "not stated where it was read from: see its page"
 
 
 def _is_hub_id(name: str) -> bool:
     try:
         return not name.startswith(SHIPPED) and not Path(locate(name)).is_dir()
-    except UserError:  # a folder that has gone since
+    except UserError:  # a folder that was removed since
         return False
 
 
@@ -116,31 +112,29 @@ def _scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**score, "task": task, "column": BENCHMARKS[task].column}
 
 
-def _front_matter(told: Mapping[str, Any]) -> str:
-    tags = [told["family"], "vision-language-model", "switchkd"]
-    tags += ["knowledge-distillation"] * told["taught"] + ["playground"] * told["local"]
+def _front_matter(fields: Mapping[str, Any]) -> str:
+    tags = [fields["family"], "vision-language-model", "switchkd"]
+    tags += ["knowledge-distillation"] * fields["distilled"] + ["playground"] * fields["local"]
     return ModelCardData(
-        base_model=told["hub_ids"] or None,
-        library_name=told["library"],
+        base_model=fields["hub_ids"] or None,
+        library_name=fields["library"],
         pipeline_tag="image-text-to-text",
         license="other",
         license_name=LICENCE,
         tags=tags,
-        model_name=told["name"],
-        eval_results=[_eval_result(told, score) for score in told["scores"]] or None,
+        model_name=fields["name"],
+        eval_results=[_eval_result(fields, score) for score in fields["scores"]] or None,
     ).to_yaml()
 
 
-def _eval_result(told: Mapping[str, Any], score: Mapping[str, Any]) -> EvalResult:
-    """A score for the hub's table; the playground's is of a data set of that name, whatever format it borrows."""
-    local, results = told["local"], told["results"]
-    told_name = (
-        f"switchkd's playground, questions in {score['column']}'s format" if local else score["column"]
-    )
+def _eval_result(fields: Mapping[str, Any], score: Mapping[str, Any]) -> EvalResult:
+    """Return a score for the hub's table. A playground score counts for the playground, not for the benchmark it imitates."""
+    local, results = fields["local"], fields["results"]
+    data_set = f"switchkd's playground, questions in {score['column']}'s format" if local else score["column"]
     return EvalResult(
         task_type="image-text-to-text",
         dataset_type=PLAYGROUND if local else score["task"],
-        dataset_name=told_name,
+        dataset_name=data_set,
         dataset_config=score["task"],
         dataset_split=results["split"] if local else BENCHMARKS[score["task"]].split,
         dataset_args={"items": score["items"]},
@@ -150,5 +144,5 @@ def _eval_result(told: Mapping[str, Any], score: Mapping[str, Any]) -> EvalResul
     )
 
 
-def _lines(file: Path) -> int:
+def _count_lines(file: Path) -> int:
     return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
