@@ -60,7 +60,7 @@ def check_checkpoint(
 ) -> Blueprint:
     """Read and check a checkpoint without its weights, of which only the headers are read. No remote code is run.
 
-    `family`: the family that it must belong to (None: the one that recognises it). `needs_template`: see `check_alone`. Raises
+    `family`: its family (None: the one that recognises it). `needs_template`: see `check_alone`. Raises
     UserError for a folder that is empty, broken or of another family.
     """
     stored = fetch(name, who, allow_pickle=allow_pickle)

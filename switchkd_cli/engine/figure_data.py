@@ -197,7 +197,7 @@ def _last_word(batch: Batch, model: VisionLanguageModel) -> int:
 
 
 def _attention(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, str]:
-    """Return the mean attention [T, visual tokens] of each token to the image, and the model's own answer, token by token."""
+    """Return the mean attention [T, visual tokens] to the image, and the model's own choice at each answer token."""
     weights, logits = model.mean_attention(batch)
     answer = logits[batch.predicting("answer")[0]].argmax(-1)
     words = model.inputs.tokenizer.decode(answer, skip_special_tokens=True)

@@ -16,7 +16,7 @@ from switchkd_cli.engine.batch import ImageInput
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image, ready for V, and the token ids that stand for it in the text: visual tokens and any marker tokens around them."""
+    """One image, ready for V, and its token ids in the text: visual tokens and any marker tokens around them."""
 
     inputs: ImageInput
     ids: Sequence[int]

@@ -82,7 +82,7 @@ class Paths(nn.Module):
         return twin
 
     def recompute(self, layers: Collection[str]) -> None:
-        """Turn on activation checkpointing for layers of V_S (`vision`), of L_S (`student`), of L_T in the switch pass (`switch`)."""
+        """Turn on activation checkpointing for layers of V_S (`vision`), L_S (`student`), L_T in the switch path (`switch`)."""
         student_parts = {"vision": "vision", "student": "language"}
         self.student.recomputed_parts = frozenset(
             student_parts[name] for name in layers if name in student_parts

@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from switchkd_cli.engine.models.tokenizers import padding
+from switchkd_cli.engine.models.tokenizers import with_padding
 from tests.support import tiny_qwen
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
@@ -27,7 +27,7 @@ def words(split: str = "normalizer") -> PreTrainedTokenizerFast:
     text.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *bytes_]))
     text.normalizer, text.pre_tokenizer = SPLITS[split]
     text.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return padding(
+    return with_padding(
         PreTrainedTokenizerFast(
             tokenizer_object=text,
             unk_token="<unk>",

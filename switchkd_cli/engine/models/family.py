@@ -87,7 +87,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
-        """L without its head: the batch's text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
+        """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """L's head: hidden states [N, D] -> logits [N, V]."""
@@ -99,7 +99,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For figures: attention [T, T] of a batch of one example, the mean over layers and heads, and its logits [T, V]."""
+        """For figures, one example: attention [T, T], the mean over layers and heads, and logits [T, V]."""
 
     @abstractmethod
     def same_vision(self, other: VisionLanguageModel) -> bool:
@@ -109,7 +109,7 @@ class VisionLanguageModel(nn.Module, ABC):
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
-        """Answer B texts, each with its images. Returns the texts' lengths in tokens, and the new ids [B, at most the limit]."""
+        """Answer B texts, each with its images. Returns the texts' lengths in tokens and the new ids [B, <= limit]."""
 
     @abstractmethod
     def save(
@@ -171,7 +171,7 @@ class Blueprint(ABC):
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """Return the number of positions that L was made for, after any scaling of rotary positions; None: not in the config."""
+    """Return the number of positions that L supports, rotary scaling included; None: not in the config."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}

@@ -261,7 +261,7 @@ def _pair_mask(attention: Tensor) -> Tensor:
 
 
 def _bias(attention: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a [B, 1, T, T] mask as the additive bias that every attention implementation takes, a [B, T] mask as integers."""
+    """Return a [B, 1, T, T] mask as an additive bias, which every attention implementation takes; [B, T] as integers."""
     if attention.ndim == 2:
         return attention.long()
     return torch.zeros_like(attention, dtype=dtype).masked_fill(~attention, torch.finfo(dtype).min)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LARGEST = 1 << 12  # pixels of a side, as in config_limits.py
 PROBES = (96, 48), (48, 96)  # pixels of a wide and of a tall image
 NEAR, EQUAL = 0.05, 1e-3
-"""Shares of the range of an image's values. Another resampling differs by 0.01; padding, cropping or scaling by 0.25 and more."""
+"""Shares of an image's range of values. Another resampling differs by 0.01; padding, cropping, scaling by 0.25 or more."""
 PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -71,7 +71,7 @@ def vision_differences(teacher: LlavaBlueprint, student: Blueprint) -> Iterator[
 
 
 def _preparation_difference(student: Blueprint, teacher: Blueprint) -> tuple[float, str]:
-    """Return the largest difference between images that both prepare, as a share of their range, and the settings that differ.
+    """Return the largest difference between the images of both, as a share of their range, and the settings that differ.
 
     0 where the sizes differ: `vision_differences` reports these.
     """

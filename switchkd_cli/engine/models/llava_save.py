@@ -66,7 +66,7 @@ def save(
 def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
     """Write configs and weights; a model with a projector that transformers doesn't have keeps its tensors' names."""
     plain = type(model) is LlavaForConditionalGeneration
-    state = published(model) if plain else model.state_dict()
+    state = published_tensors(model) if plain else model.state_dict()
     tensors = state if weights else dict(islice(state.items(), 1))
     model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD, save_original_format=not plain)
 
@@ -109,7 +109,7 @@ def _with_generation_config(
         model.generation_config = before
 
 
-def published(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+def published_tensors(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     """Return the model's tensors under the names of published checkpoints, without a tied head."""
     tied = model.config.tie_word_embeddings
     state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and "lm_head." in name)}
@@ -124,7 +124,7 @@ def _published_name(name: str) -> str:
 def _portable_config(
     fields: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor
 ) -> dict[str, Any]:
-    """Return config.json's fields with the language model's fields for vLLM, and rotary positions under their older names."""
+    """Return config.json's fields, plus those that vLLM reads, and rotary positions under their older names."""
     text = fields["text_config"]
     for part in (fields, text, fields["vision_config"]):
         part.pop("_name_or_path", None)  # a path on this machine

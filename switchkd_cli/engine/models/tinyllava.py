@@ -1,6 +1,6 @@
 """Read TinyLLaVA checkpoints as transformers' LLaVA models: other names, the same computation.
 
-There are two layouts of the same model. A fine-tuned folder has one set of weights whose names begin with `language_model.`,
+A model has one of two layouts. A fine-tuned folder has one set of weights whose names begin with `language_model.`,
 `vision_tower._vision_tower.` and `connector._connector.`; a pre-trained folder has the sub-folders
 `language_model/`, `vision_tower/` and `connector/` with the rest of these names. Their vocabulary has no image
 token (visual tokens take the place of id -200), and their `patch` selection drops the first feature of
