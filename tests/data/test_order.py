@@ -99,8 +99,11 @@ def test_batches_are_the_same_however_many_processes_prepare_them(tmp_path, turn
     for workers in (1, 3):
         for one, other in zip(alone, batches(student, tmp_path, workers, turns), strict=True):
             assert one.ids == other.ids
-            for name in ("input_ids", "labels", "turn", "image", "pictures", "attention", "position"):
+            for name in ("input_ids", "labels", "turn", "image", "image_rows", "attention", "position"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
+            for image, its_like in zip(one.images, other.images, strict=True):
+                assert image.keys() == its_like.keys()
+                assert all(torch.equal(image[name], its_like[name]) for name in image)
 
 
 def test_training_is_the_same_with_processes_and_without(tmp_path):
