@@ -35,7 +35,7 @@ class ScoredRun:
     seed: int | None
     """None for a model of which only the scores are known: no seed, no training, no recipe."""
     results: Mapping[str, Any]
-    """results.json, written by engine/evaluation/evaluate.py."""
+    """results.json, written by engine/evaluation/score_model.py."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """The paper's printed numbers, by benchmark."""
     stages: tuple[Mapping[str, Any], ...] = ()
