@@ -123,7 +123,8 @@ class Paths(nn.Module):
             outputs |= _named("student", values)
         if kinds["teacher"]:
             with torch.no_grad():
-                outputs |= _named("teacher", self._teacher_outputs(features, batch, kinds["teacher"], keep))
+                values = self._teacher_outputs(features, images, batch, kinds["teacher"], keep)
+                outputs |= _named("teacher", values)
         if kinds["switch"]:
             outputs |= _named(
                 "switch",
@@ -149,7 +150,12 @@ class Paths(nn.Module):
         return self.student.encode(images), images
 
     def _teacher_outputs(
-        self, features: PerImage, batch: Batch, kinds: Collection[str], keep: Tensor
+        self,
+        features: PerImage,
+        images: Sequence[ImageInput],
+        batch: Batch,
+        kinds: Collection[str],
+        keep: Tensor,
     ) -> dict[str, PerImage]:
         """Return the teacher's outputs; its hidden states come from `states` where that is set."""
         teacher, states = self._required_teacher, self.states
@@ -157,8 +163,11 @@ class Paths(nn.Module):
         other = [kind for kind in kinds if kind not in from_states]
         values: dict[str, PerImage] = {}
         if other:
-            vision = apply(Tensor.detach, features) if self.one_tower else teacher.encode(batch.images)
-            values = self._project_and_read(teacher, vision, batch.images, batch, other, keep)
+            if self.one_tower:
+                features = apply(Tensor.detach, features)
+            else:
+                features, images = teacher.encode(batch.images), batch.images
+            values = self._project_and_read(teacher, features, images, batch, other, keep)
         if states is not None and from_states:
             values["hidden"] = hidden = states(batch, keep, self._teacher_states)
             if "logits" in from_states:
