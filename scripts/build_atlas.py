@@ -63,9 +63,7 @@ def main() -> None:
     assets.mkdir(exist_ok=True)
     atlas.save(assets / "atlas.png", optimize=True)
     index = {"cell": CELL, "cells": cells}
-    (assets / "atlas.json").write_text(
-        json.dumps(index, indent=None, separators=(",", ":")) + "\n", encoding="utf-8"
-    )
+    (assets / "atlas.json").write_text(json.dumps(index, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,22 +23,7 @@ FOLDERS = {
     "vg/VG_100K_2": 43_208,
     None: 40_688,
 }
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "red",
-    "dog",
-    "two",
-    "left",
-    "café",
-    "picture",
-    "question",
-    "“quoted”",
-    "\\",
-    "数",
-    "yes",
-]
+WORDS = ["the", "a", "of", "red", "dog", "two", "left", "café", "picture", "question", "“quoted”", "\\", "数", "yes"]
 
 
 def write(file: Path) -> None:

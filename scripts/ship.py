@@ -41,19 +41,11 @@ def language(model: Llava, folder: Path) -> None:
     reader.half().save_pretrained(folder)
 
 
-SHIPPED = {
-    "teacher": whole,
-    "tower": tower,
-    "tower-early": tower,
-    "reader": language,
-    "language": language,
-}
+SHIPPED = {"teacher": whole, "tower": tower, "tower-early": tower, "reader": language, "language": language}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="the model/ folder of a finished run")
     parser.add_argument("name", choices=SHIPPED)
     asked = parser.parse_args()

@@ -56,9 +56,7 @@ def write(source: Path, folder: Path) -> Path:
     )
     model = Qwen2ForCausalLM(config)
     result = model.load_state_dict(llama.state_dict(), strict=False)
-    biases = {
-        f"model.layers.{i}.self_attn.{n}_proj.bias" for i in range(config.num_hidden_layers) for n in "qkv"
-    }
+    biases = {f"model.layers.{i}.self_attn.{n}_proj.bias" for i in range(config.num_hidden_layers) for n in "qkv"}
     if result.unexpected_keys or set(result.missing_keys) != biases:
         raise SystemExit(f"{source / FILE}: not the model that was expected: {result}")
     with torch.no_grad():

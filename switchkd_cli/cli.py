@@ -56,13 +56,9 @@ Overrides = Annotated[
 Row = Annotated[str | None, typer.Option(help="The row of the recipe to run. Default: its first.")]
 
 
-@app.command(
-    cls=GroupedHelp, epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100"
-)
+@app.command(cls=GroupedHelp, epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
 @with_options
-def pretrain(
-    recipe: RecipeOrRun = None, overrides: Overrides = None, row: Row = None, *, options: RunOptions
-) -> None:
+def pretrain(recipe: RecipeOrRun = None, overrides: Overrides = None, row: Row = None, *, options: RunOptions) -> None:
     """Train the leading stages that need no teacher, and stop."""
     from switchkd_cli.commands import pretrain
 
@@ -70,8 +66,7 @@ def pretrain(
 
 
 @app.command(
-    cls=GroupedHelp,
-    epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1",
+    cls=GroupedHelp, epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1"
 )
 @with_options
 def distill(
@@ -111,8 +106,7 @@ def ablate(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted up from the first.")] = 1,
     jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of runs at the same time. Default: 2 if there are enough cores."),
+        int | None, typer.Option(min=1, help="Number of runs at the same time. Default: 2 if there are enough cores.")
     ] = None,
     *,
     options: RunOptions,
@@ -130,18 +124,14 @@ def ablate(
 @app.command("eval", epilog="Example: switchkd eval --benchmarks mme,pope,gqa")
 def evaluate(
     model: Annotated[
-        str | None,
-        typer.Option(help="A run folder, a model folder or a hub id. Default: the newest finished run."),
+        str | None, typer.Option(help="A run folder, a model folder or a hub id. Default: the newest finished run.")
     ] = None,
     benchmarks: Annotated[str | None, typer.Option(help="lmms-eval tasks, separated by commas.")] = None,
     split: Annotated[str | None, typer.Option(help="validation, test or hard (playground).")] = None,
     items: Annotated[int | None, typer.Option(min=1, help="Number of questions of each benchmark.")] = None,
-    world: Annotated[
-        str | None, typer.Option(help="playground (made here) or hub (the real data sets).")
-    ] = None,
+    world: Annotated[str | None, typer.Option(help="playground (made here) or hub (the real data sets).")] = None,
     allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Read tensors from pytorch_model.bin if there is no other file."),
+        bool, typer.Option("--allow-pickle", help="Read tensors from pytorch_model.bin if there is no other file.")
     ] = False,
     out: Out = RUNS,
 ) -> None:
@@ -156,26 +146,20 @@ def compare(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RUN ... | RECIPE ...",
-            help="Run folders, folders of switchkd eval, or recipes. Default: all runs.",
+            metavar="RUN ... | RECIPE ...", help="Run folders, folders of switchkd eval, or recipes. Default: all runs."
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="ROW",
-            help="The row that differences are taken from. Default: the first control, or the first row.",
+            metavar="ROW", help="The row that differences are taken from. Default: the first control, or the first row."
         ),
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(
-            "--format", help="text, markdown, latex, csv or json. Default: the ending of --out-file."
-        ),
+        typer.Option("--format", help="text, markdown, latex, csv or json. Default: the ending of --out-file."),
     ] = None,
-    out_file: Annotated[
-        Path | None, typer.Option(help="Write the table to this file, not to the screen.")
-    ] = None,
+    out_file: Annotated[Path | None, typer.Option(help="Write the table to this file, not to the screen.")] = None,
     world: World = None,
     out: Out = RUNS,
     figures: Annotated[
@@ -189,9 +173,7 @@ def compare(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write a report of the named recipes into this folder, HTML and Markdown."
-        ),
+        typer.Option(metavar="FOLDER", help="Write a report of the named recipes into this folder, HTML and Markdown."),
     ] = None,
 ) -> None:
     """Show finished runs next to each other and to the paper's numbers.

@@ -51,16 +51,7 @@ class Encoding(TypedDict):
 
 UTF8: Encoding = {"encoding": "utf-8", "errors": "backslashreplace"}
 """How files are written: half a character, from a path that is not UTF-8 or from JSON, becomes `\\udcff`, as in JSON."""
-SUBSTITUTES = {
-    **dict.fromkeys("–—−", "-"),
-    "±": "+-",
-    "·": "|",
-    "×": "x",
-    "…": "...",
-    "“": '"',
-    "”": '"',
-    "’": "'",
-}
+SUBSTITUTES = {**dict.fromkeys("–—−", "-"), "±": "+-", "·": "|", "×": "x", "…": "...", "“": '"', "”": '"', "’": "'"}
 """Replacements of characters in our tables and lines, for a terminal whose encoding lacks them."""
 
 

@@ -50,9 +50,7 @@ EXTRAS = ("targets", "rows", "progress")
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-FAMILIES: dict[str, str] = {
-    "llava": "switchkd_cli.engine.models.llava_family:LLAVA",
-}
+FAMILIES: dict[str, str] = {"llava": "switchkd_cli.engine.models.llava_family:LLAVA"}
 
 SOURCES: dict[str, str] = {
     "llava_json": "switchkd_cli.engine.data.llava_json:llava_json",
@@ -153,9 +151,7 @@ def _signature(module: str, attribute: str) -> Signature:
             case ast.FunctionDef(name=name) if name == attribute:
                 arguments = node.args
                 keywords = {
-                    argument.arg: Parameter(
-                        _annotation(argument.annotation), default is None, _literal(default)
-                    )
+                    argument.arg: Parameter(_annotation(argument.annotation), default is None, _literal(default))
                     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
                 }
                 positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))

@@ -7,10 +7,7 @@ import threading
 from pathlib import Path
 
 # what a shell starts in the background ignores Ctrl-C, and so would all that the tests start
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    and threading.current_thread() is threading.main_thread()
-):
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _hashes = tempfile.TemporaryDirectory(prefix="switchkd-tests-")  # removed when the process ends

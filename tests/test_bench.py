@@ -31,9 +31,7 @@ MACHINE = Machine(
 
 def row(name: str, *rounds: list[float], extra: int | None = None, alive: int = 0, **figures: float) -> Row:
     seconds = Spread.of(rounds) if rounds else None
-    return Row(
-        group="work", name=name, seconds=seconds, extra_bytes=extra, alive_bytes=alive, figures=figures
-    )
+    return Row(group="work", name=name, seconds=seconds, extra_bytes=extra, alive_bytes=alive, figures=figures)
 
 
 def bench(*rows: Row, **machine) -> Bench:
@@ -47,9 +45,7 @@ def bench(*rows: Row, **machine) -> Bench:
 
 
 def target(**told) -> Target:
-    return Target.model_validate(
-        {"target": "t", "level": "made", "group": "work", "quantity": "seconds"} | told
-    )
+    return Target.model_validate({"target": "t", "level": "made", "group": "work", "quantity": "seconds"} | told)
 
 
 def judged(given: Bench, **told) -> tuple[float | None, bool | None]:
@@ -143,9 +139,7 @@ def drawn(given: Bench) -> str:
 
 
 def test_the_tables_name_machine_rows_ratios_and_targets():
-    text = drawn(
-        bench(row("a", [0.5], extra=2**20), row("b", [1.5], extra=3 * 2**20, **{"tokens/s": 1234.0}))
-    )
+    text = drawn(bench(row("a", [0.5], extra=2**20), row("b", [1.5], extra=3 * 2**20, **{"tokens/s": 1234.0})))
     assert "a processor, 2 cores, 8 GiB" in text and "OMP_WAIT_POLICY=PASSIVE" in text
     (line,) = [line.split() for line in text.splitlines() if line.startswith("b ")]
     assert line == ["b", "3", "3", "3", "1.50", "s", "3", "3", "MiB", "1,234"]
@@ -179,8 +173,7 @@ def test_a_level_that_does_not_exist_ends_with_those_that_do(monkeypatch, capsys
         command.main()
     assert ended.value.code == 2
     assert (
-        "no such level: sleep (known: loss, step, data, startup, evaluation, shared, matrix)"
-        in capsys.readouterr().err
+        "no such level: sleep (known: loss, step, data, startup, evaluation, shared, matrix)" in capsys.readouterr().err
     )
 
 

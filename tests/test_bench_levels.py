@@ -225,8 +225,7 @@ def test_the_step_level(pair):
 def test_a_row_that_spares_operations_has_a_lower_floor(pair):
     given = batch(TINY, pair, CPU)
     whole, spared = (
-        step.floor(pair, given, step.Row("r", step.SWITCH, spared=names))
-        for names in ((), ("teacher: forward",))
+        step.floor(pair, given, step.Row("r", step.SWITCH, spared=names)) for names in ((), ("teacher: forward",))
     )
     assert 0 < spared < whole
 

@@ -149,14 +149,10 @@ def test_a_conversation_template(here, monkeypatch):
     monkeypatch.setitem(registry.TEMPLATES, "shouted", (str(here / "shouted"), "<|end|>"))
     rows = [tiny.row("a", tiny.picture(here, "a.png", 1), ("What is it?", "a dog"))] * 4
     recipe = tiny_run.write(here, teacher=False, rows=rows, distill={"steps": 2})
-    recipe.write_text(
-        recipe.read_text().replace("source: llava_json", "source: llava_json\n    template: shouted")
-    )
+    recipe.write_text(recipe.read_text().replace("source: llava_json", "source: llava_json\n    template: shouted"))
     trained(recipe, here / "runs")
     model = here / "runs/tiny/switch-kd/seed0/model"
-    assert (
-        "part.text|upper" in (model / "chat_template.jinja").read_text()
-    )  # the model carries what it was taught with
+    assert "part.text|upper" in (model / "chat_template.jinja").read_text()  # the model carries what it was taught with
 
 
 def test_a_paper_s_table_with_its_rows_and_printed_numbers(here):
@@ -192,9 +188,7 @@ def test_a_stand_in(here):
     recipe.write_text(text.replace("language: Qwen/Qwen2.5-0.5B ", "language: org/new-reader "))
     with pytest.raises(UserError, match="nothing stands in for it"):
         load(recipe, world="playground")
-    world.write_text(
-        world.read_text().replace("models:\n", "models:\n  org/new-reader: playground:language\n", 1)
-    )
+    world.write_text(world.read_text().replace("models:\n", "models:\n  org/new-reader: playground:language\n", 1))
     run = load(recipe, world="playground")
     assert run.config.student.language == "playground:language"
     assert run.config.stand_ins["org/new-reader"] == "playground:language"

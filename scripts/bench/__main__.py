@@ -39,18 +39,11 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     known = (*LEVELS, *LONG)
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.bench", description="What distillation costs here."
-    )
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="What distillation costs here.")
     parser.add_argument(
-        "levels",
-        nargs="*",
-        metavar="LEVEL",
-        help=f"some of {', '.join(known)}; all but the last if none is named",
+        "levels", nargs="*", metavar="LEVEL", help=f"some of {', '.join(known)}; all but the last if none is named"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes, few repetitions: to see that it works"
-    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions: to see that it works")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help=f"the JSON file ({OUT})")
     parser.add_argument("--show", type=Path, metavar="FILE", help="only show a file that was written before")
     parser.add_argument("--measure", choices=(*known, "machine"), help=argparse.SUPPRESS)
@@ -77,9 +70,7 @@ def _benches(levels: Sequence[str], *, quick: bool) -> Iterator[Bench]:
         for name in levels:
             start = time.monotonic()
             failed = _apart(name, quick, file)
-            level = (
-                Level(title=name, failed=failed) if failed else Level.model_validate_json(file.read_text())
-            )
+            level = Level(title=name, failed=failed) if failed else Level.model_validate_json(file.read_text())
             found[name] = level.model_copy(update={"took": time.monotonic() - start})
             yield Bench(began=began, quick=quick, machine=machine, levels=dict(found))
 

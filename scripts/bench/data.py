@@ -47,12 +47,7 @@ def measure_at(sizes: list[Size], rows: int, effort: Effort) -> Level:
         for size in sizes:
             paths = build(size, device())
             found += _of_size(size, paths, Path(folder), rows, effort)
-    setting = {
-        "rows": rows,
-        "pictures": f"{PICTURE[0]} x {PICTURE[1]} JPEG",
-        "workers": workers(),
-        "time": STARTED,
-    }
+    setting = {"rows": rows, "pictures": f"{PICTURE[0]} x {PICTURE[1]} JPEG", "workers": workers(), "time": STARTED}
     return Level(title="data: the loader beside the steps", setting=setting, rows=found)
 
 
@@ -71,19 +66,14 @@ def write(folder: Path, rows: int) -> None:
         pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
         name = f"{number}.jpg"
         Image.fromarray(pixels).save(folder / name, quality=90)
-        said = [
-            {"from": "human", "value": f"<image>\n{TEXT[0]}"},
-            {"from": "gpt", "value": TEXT[1]},
-        ]
+        said = [{"from": "human", "value": f"<image>\n{TEXT[0]}"}, {"from": "gpt", "value": TEXT[1]}]
         entries.append({"id": str(number), "image": name, "conversations": said})
     (folder / "rows.json").write_text(json.dumps(entries))
 
 
 def _of_size(size: Size, paths: Paths, folder: Path, rows: int, effort: Effort) -> list[Row]:
     counts = {"in the training's process": 0, f"in {workers()} of its own": workers()}
-    alone = [
-        Variant(label, partial(_loading, size, paths, folder, rows, count)) for label, count in counts.items()
-    ]
+    alone = [Variant(label, partial(_loading, size, paths, folder, rows, count)) for label, count in counts.items()]
     beside = [
         Variant(f"{method}, {label}", partial(_training, size, paths, folder, rows, count, method))
         for method in METHODS
@@ -96,9 +86,7 @@ def _of_size(size: Size, paths: Paths, folder: Path, rows: int, effort: Effort) 
 def _stage(size: Size, count: int, method: str = "SFT") -> Stage:
     plain = {"name": "bench", "data": "rows", "train": ("vision", "projector", "language"), "lr": 1e-9}
     fields = {"batch": size.rows, "workers": count, "steps": 10**6}
-    return Stage.model_validate(
-        plain | fields | {"objective": tuple(TERMS[name] for name in METHODS[method])}
-    )
+    return Stage.model_validate(plain | fields | {"objective": tuple(TERMS[name] for name in METHODS[method])})
 
 
 def _batches(stage: Stage, paths: Paths, folder: Path, rows: int) -> Iterator:
@@ -122,9 +110,7 @@ def _loading(size: Size, paths: Paths, folder: Path, rows: int, count: int) -> I
 
 
 @contextmanager
-def _training(
-    size: Size, paths: Paths, folder: Path, rows: int, count: int, method: str
-) -> Iterator[Running]:
+def _training(size: Size, paths: Paths, folder: Path, rows: int, count: int, method: str) -> Iterator[Running]:
     stage, clock = _stage(size, count, method), {}
     with TemporaryDirectory() as logs, closing(trainer_of(stage, paths, logs)) as trainer:
 

@@ -56,9 +56,7 @@ def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
     """Measure the level on N items of each benchmark, without lmms-eval's own time and without reading images."""
     with TemporaryDirectory() as folder:
         asked = Recorder(longest=16)
-        score_request(
-            asked, EvaluationRequest("playground", tuple(benchmarks), "test", items, 0), Path(folder)
-        )
+        score_request(asked, EvaluationRequest("playground", tuple(benchmarks), "test", items, 0), Path(folder))
         model, written = load(locate(MODEL)), {}
         variants = [
             Variant(name, partial(_answering, name, model, asked, batch, written))
@@ -67,12 +65,7 @@ def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
         rows = measure("answers", variants, effort)
     alone, batched = written.values()
     same = sum(a == b for a, b in zip(alone, batched, strict=True)) / len(alone)
-    setting = {
-        "model": MODEL,
-        "benchmarks": len(benchmarks),
-        "questions": len(alone),
-        "same answers": f"{same:.1%}",
-    }
+    setting = {"model": MODEL, "benchmarks": len(benchmarks), "questions": len(alone), "same answers": f"{same:.1%}"}
     return Level(title="evaluation: answers a second", setting=setting, rows=rows)
 
 

@@ -51,8 +51,7 @@ def _led(
     i, j = torch.triu_indices(width, width, 1, device=ids.device)
     outside = j >= k[:, None]
     log_p, log_q = (
-        _log_shares(logits.gather(-1, ids[:, :width]), i, j, outside, temperature)
-        for logits in (student, teacher)
+        _log_shares(logits.gather(-1, ids[:, :width]), i, j, outside, temperature) for logits in (student, teacher)
     )
     return (log_p.exp() * (log_p - log_q)).masked_fill(outside, 0.0).sum(-1)
 

@@ -65,18 +65,14 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
     ranks = {window: effective_k(pair[0][:64], window=window).float().mean().item() for window in WINDOWS}
     knees = {f"mean k, {knee_range(window)}": round(rank, 1) for window, rank in ranks.items()}
     rows = measure(
-        FROM_LOGITS,
-        [_variant(name, partial(_of_logits, loss, pair)) for name, loss in LOSSES.items()],
-        effort,
+        FROM_LOGITS, [_variant(name, partial(_of_logits, loss, pair)) for name, loss in LOSSES.items()], effort
     )
     rows = [_beyond_gradient(row, pair[1].nbytes) for row in rows]
     del pair
     rows += _from_states(positions, columns, widths, effort)
     setting = {"positions": positions, "vocabulary": columns, "teacher's width": widths[0]}
     return Level(
-        title="loss: forward and backward",
-        setting={**setting, "student's width": widths[1], **knees},
-        rows=rows,
+        title="loss: forward and backward", setting={**setting, "student's width": widths[1], **knees}, rows=rows
     )
 
 
@@ -109,9 +105,7 @@ def _from_states(positions: int, columns: int, widths: tuple[int, int], effort: 
         for name in ("forward KL", *(windowed("DBiLD", window) for window in WINDOWS))
     ]
     ours = partial(_ours, states, heads, columns)
-    variants += [
-        _variant(windowed("DBiLD, the package's way", w), partial(ours, positions, w)) for w in WINDOWS
-    ]
+    variants += [_variant(windowed("DBiLD, the package's way", w), partial(ours, positions, w)) for w in WINDOWS]
     half = max(1, positions // 2)
     growing = [
         _variant(f"the package's way, {label}", partial(ours, count, None), timed=False)
@@ -166,9 +160,7 @@ def _variant(name: str, setup: Setup, timed: bool = True) -> Variant:
 
         def backward() -> None:
             found.pop().backward()
-            for leaf in (
-                leaves
-            ):  # memory left by a run would be released in the next one, and hide as much of its own
+            for leaf in leaves:  # memory left by a run would be released in the next one, and hide as much of its own
                 leaf.grad = None
 
         yield Running({"forward": forward, "backward": backward})

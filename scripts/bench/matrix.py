@@ -32,19 +32,11 @@ def measure_at(rows: tuple[str, ...], steps: int, items: int) -> Level:
         for number, row in enumerate(rows, 1):
             apart += _ablated([row], changes, Path(folder) / row, "--jobs", "1")
             left = (2 * len(rows) - number) * apart / number / 60
-            print(
-                f"matrix: {number} of {len(rows)} rows apart; at most {left:.0f} minutes left",
-                file=sys.stderr,
-            )
+            print(f"matrix: {number} of {len(rows)} rows apart; at most {left:.0f} minutes left", file=sys.stderr)
         together = _ablated(rows, changes, Path(folder) / "together")
     seconds = {APART: apart, TOGETHER: together}
     found = [
-        Row(
-            group="matrix",
-            name=name,
-            seconds=Spread.of([[value]]),
-            figures={"rows/h": len(rows) / value * 3600},
-        )
+        Row(group="matrix", name=name, seconds=Spread.of([[value]]), figures={"rows/h": len(rows) / value * 3600})
         for name, value in seconds.items()
     ]
     setting = {"rows": ", ".join(rows), "steps of a stage": steps, "items of a benchmark": items}
@@ -54,10 +46,7 @@ def measure_at(rows: tuple[str, ...], steps: int, items: int) -> Level:
 
 def shorter(steps: int, items: int) -> list[str]:
     """Return the overrides that make the recipe shorter."""
-    return [
-        *(f"stages.{stage}.steps={steps}" for stage in ("pretrain", "distill")),
-        f"evaluation.items={items}",
-    ]
+    return [*(f"stages.{stage}.steps={steps}" for stage in ("pretrain", "distill")), f"evaluation.items={items}"]
 
 
 def _ablated(rows: list[str] | tuple[str, ...], changes: list[str], out: Path, *how: str) -> float:

@@ -8,13 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import (
-    AutoProcessor,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
 from switchkd_cli.engine.models.image_processors import default_image_processor
@@ -100,32 +94,16 @@ SO400M = {
     "image_size": 384,
     "patch_size": 14,
 }
-QWEN = {
-    "0.5B": (896, 4864, 24, 14, 2),
-    "1.5B": (1536, 8960, 28, 12, 2),
-    "3B": (2048, 11008, 36, 16, 2),
-}
+QWEN = {"0.5B": (896, 4864, 24, 14, 2), "1.5B": (1536, 8960, 28, 12, 2), "3B": (2048, 11008, 36, 16, 2)}
 """Qwen2.5's width, inner width, layers, heads and key heads."""
-FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
+FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 def paper(teacher: str) -> Size:
     """Return the paper's pair: SigLIP-so400m with Qwen2.5 0.5B, and a larger teacher."""
     student, larger = (dict(zip(FIELDS, QWEN[name], strict=True)) for name in ("0.5B", teacher))
     return Size(
-        f"paper's, {teacher}",
-        rows=4,
-        text=256,
-        vocabulary=151_936,
-        tower=SO400M,
-        student=student,
-        teacher=larger,
+        f"paper's, {teacher}", rows=4, text=256, vocabulary=151_936, tower=SO400M, student=student, teacher=larger
     )
 
 
@@ -138,9 +116,7 @@ def build(size: Size, device: torch.device, seed: int = 0) -> Paths:
 
 def _model(config: LlavaConfig, device: torch.device) -> Llava:
     config.image_seq_length = image_tokens_of(config)
-    config.text_config.dtype = config.vision_config.dtype = (
-        "float32"  # shipped weights are stored in half precision
-    )
+    config.text_config.dtype = config.vision_config.dtype = "float32"  # shipped weights are stored in half precision
     processor = AutoProcessor.from_pretrained(TEACHER)
     processor.image_processor = default_image_processor(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
@@ -151,11 +127,7 @@ def _model(config: LlavaConfig, device: torch.device) -> Llava:
 def batch(size: Size, paths: Paths, device: torch.device) -> Batch:
     """Return a micro-batch of random examples: one image each, texts of evenly spread lengths, the last third supervised."""
     config = paths.student.model.config
-    image, side, columns = (
-        config.image_token_id,
-        config.vision_config.image_size,
-        config.text_config.vocab_size,
-    )
+    image, side, columns = (config.image_token_id, config.vision_config.image_size, config.text_config.vocab_size)
     draw = torch.Generator().manual_seed(0)
     rows = []
     for number, share in enumerate(torch.linspace(FEWEST, 1, size.rows).tolist()):

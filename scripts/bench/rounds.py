@@ -76,9 +76,7 @@ def measure(group: str, variants: Sequence[Variant], effort: Effort) -> list[Row
         for variant in standing[first:] + standing[:first]:
             clocked[variant.name].append(_timed(variant, effort.runs, figures[variant.name]))
     for name, rounds in clocked.items():
-        phases = {
-            phase: Spread.of([[run[phase] for run in runs] for runs in rounds]) for phase in rounds[0][0]
-        }
+        phases = {phase: Spread.of([[run[phase] for run in runs] for runs in rounds]) for phase in rounds[0][0]}
         medians = {figure: statistics.median(values) for figure, values in figures[name].items()}
         seconds = Spread.of([[sum(run.values()) for run in runs] for runs in rounds])
         found = {"seconds": seconds, "phases": phases if len(phases) > 1 else {}, "figures": medians}

@@ -40,9 +40,7 @@ LOOKED_AT = 5.0  # seconds in which the share is measured
 
 
 def measure_level(quick: bool) -> Level:
-    return measure_at(
-        steps=15 if quick else 60, rounds=1 if quick else 3, files=FILES[:1] if quick else FILES
-    )
+    return measure_at(steps=15 if quick else 60, rounds=1 if quick else 3, files=FILES[:1] if quick else FILES)
 
 
 def measure_at(steps: int, rounds: int, files: tuple[str, ...]) -> Level:
@@ -66,9 +64,7 @@ def measure_at(steps: int, rounds: int, files: tuple[str, ...]) -> Level:
 def _rows(group: str, taken: Mapping[str, list[Mapping[str, float]]]) -> list[Row]:
     rows = []
     for name, rounds in taken.items():
-        figures = {
-            key: statistics.median(each[key] for each in rounds) for key in rounds[0] if key != "seconds"
-        }
+        figures = {key: statistics.median(each[key] for each in rounds) for key in rounds[0] if key != "seconds"}
         seconds = Spread.of([[each["seconds"]] for each in rounds])
         rows.append(Row(group=group, name=name, seconds=seconds, figures=figures))
     alone, beside = with_ratios(rows)
@@ -108,10 +104,7 @@ def _steps(count: int) -> dict[str, float]:
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [line for line in lines if line.get("stage") == "distill" and "tokens_per_second" in line]
     seconds = steps[-1]["seconds"] - steps[UNTIMED - 1]["seconds"]
-    return {
-        "seconds": seconds,
-        "tokens/s": statistics.median(s["tokens_per_second"] for s in steps[UNTIMED:]),
-    }
+    return {"seconds": seconds, "tokens/s": statistics.median(s["tokens_per_second"] for s in steps[UNTIMED:])}
 
 
 def _tests(files: tuple[str, ...]) -> dict[str, float]:

@@ -39,9 +39,7 @@ def show(bench: Bench, to: Console) -> None:
 
 def _machine(bench: Bench) -> Iterator[str]:
     machine = bench.machine
-    versions = ", ".join(
-        f"{name} {machine.versions.get(name)}" for name in ("torch", "transformers", "switchkd")
-    )
+    versions = ", ".join(f"{name} {machine.versions.get(name)}" for name in ("torch", "transformers", "switchkd"))
     yield f"bench of {bench.began}{', quick: small sizes, few repetitions' if bench.quick else ''}"
     yield f"{machine.processor}, {machine.cores} cores, {size(machine.memory_bytes)}, {machine.system}"
     on = f"on {machine.device}" + (f", {size(machine.device_bytes)}" if machine.device_bytes else "")
@@ -62,16 +60,10 @@ def _load(machine: Machine) -> Iterator[str]:
 def _table(group: str, rows: Sequence[Row]) -> Table:
     figures = list(dict.fromkeys(name for row in rows for name in row.figures))
     timed, counted = any(row.seconds for row in rows), any(row.extra_bytes for row in rows)
-    table = Table(
-        title=f"{group} (x: over the first row)", title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
+    table = Table(title=f"{group} (x: over the first row)", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     times = ["time x", "from", "to", "time"] if timed else []
-    bytes_ = (
-        ["memory x", "memory", *(["in all"] if any(row.alive_bytes for row in rows) else [])]
-        if counted
-        else []
-    )
+    bytes_ = ["memory x", "memory", *(["in all"] if any(row.alive_bytes for row in rows) else [])] if counted else []
     for name in (*times, *bytes_, *figures):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -90,11 +82,7 @@ def _times(row: Row) -> dict[str, str]:
 
 
 def _bytes(row: Row) -> dict[str, str]:
-    return {
-        "memory x": number(row.memory_ratio),
-        "memory": size(row.extra_bytes),
-        "in all": size(row.peak_bytes),
-    }
+    return {"memory x": number(row.memory_ratio), "memory": size(row.extra_bytes), "in all": size(row.peak_bytes)}
 
 
 def _targets(bench: Bench) -> Table:
@@ -103,9 +91,7 @@ def _targets(bench: Bench) -> Table:
         table.add_column(name, justify="right" if name == "measured" else "left")
     for judged in judge(bench):
         style = {True: "green", False: "red", None: "dim"}[judged.met]
-        table.add_row(
-            judged.target.target, judged.target.bound, number(judged.value), MET[judged.met], style=style
-        )
+        table.add_row(judged.target.target, judged.target.bound, number(judged.value), MET[judged.met], style=style)
     return table
 
 

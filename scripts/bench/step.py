@@ -98,9 +98,7 @@ def _of_size(size: Size, effort: Effort) -> tuple[list[Measured], str]:
     rows = measure(f"{size.name} pair", variants, effort)
     floors = {row.name: floor(paths, given, row) for row in ROWS}
     measured = [_with_figures(row, rows[0], floors, given) for row in rows]
-    student, teacher = (
-        sum(p.numel() for p in model.parameters()) / 1e6 for model in (paths.student, paths.teacher)
-    )
+    student, teacher = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (paths.student, paths.teacher))
     count, length = given.input_ids.shape
     kept = int(given.predicting("answer").sum())
     models = f"student {student:,.1f} M, teacher {teacher:,.1f} M parameters"

@@ -74,10 +74,7 @@ class ThreeForwards:
         embedded = self.teacher.get_input_embeddings()(batch.input_ids)
         embedded = embedded.masked_scatter(batch.image[..., None], tokens.to(embedded.dtype))
         hidden = self.teacher.model.language_model(
-            inputs_embeds=embedded,
-            attention_mask=batch.attention.long(),
-            position_ids=batch.position,
-            use_cache=False,
+            inputs_embeds=embedded, attention_mask=batch.attention.long(), position_ids=batch.position, use_cache=False
         ).last_hidden_state
         return self.teacher.lm_head(hidden)
 

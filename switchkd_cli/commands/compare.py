@@ -28,9 +28,7 @@ def compare(
 ) -> None:
     if report is not None:
         options = {"--against": against, "--format": form, "--out-file": out_file, "--figures": figures}
-        return _report(
-            names, world, root, report, [name for name, value in options.items() if value is not None]
-        )
+        return _report(names, world, root, report, [name for name, value in options.items() if value is not None])
     from switchkd_cli.report.formats.export import chosen_format
 
     form = chosen_format(form, out_file)
@@ -43,9 +41,7 @@ def compare(
             console.say(f"{folder.path}: left out, it has no scores")
     folders = [folder for folder in folders if folder.results.exists()]
     if not folders:
-        raise UserError(
-            f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml"
-        )
+        raise UserError(f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml")
     trained = [folder.run() for folder in folders if folder.record.exists()]
     # a table has one line for the teacher: with several teachers, none is shown
     same_teacher = len({run.teacher_key for run in trained}) == 1
@@ -65,19 +61,13 @@ def compare(
             console.say(str(drawn))
 
 
-def _report(
-    names: Sequence[str], world: str | None, root: Path, folder: Path, other_options: Sequence[str]
-) -> None:
+def _report(names: Sequence[str], world: str | None, root: Path, folder: Path, other_options: Sequence[str]) -> None:
     problems = [f"{name}: can't be combined with --report, which chooses it itself" for name in other_options]
     problems += [] if names else ["--report: no recipe is named"]
-    problems += [
-        f"{name}: a run folder; a report is of recipes" for name in names if finished_run(name) is not None
-    ]
+    problems += [f"{name}: a run folder; a report is of recipes" for name in names if finished_run(name) is not None]
     problems += [f"--report: {folder} is a file"] if folder.is_file() else []
     if problems:
-        raise UserError(
-            problems, hint=f"switchkd compare components loss --world playground --report {folder}"
-        )
+        raise UserError(problems, hint=f"switchkd compare components loss --world playground --report {folder}")
     from switchkd_cli.report.reproduction.write import write_report
 
     files = [find(name) for name in names]

@@ -15,16 +15,11 @@ from switchkd_cli.scheduler.failures import exit_code, show_failures
 from switchkd_cli.terminal import console
 
 
-def distill(
-    recipe: str | None, overrides: Sequence[str], row: str | None, jobs: int, options: RunOptions
-) -> None:
+def distill(recipe: str | None, overrides: Sequence[str], row: str | None, jobs: int, options: RunOptions) -> None:
     """All runs are checked before the first one starts; the first failure ends the command."""
     config = options.launch_config()
     planned, root, file = planned_runs(
-        recipe,
-        overrides,
-        options,
-        lambda file: load_with_controls(file, row, overrides, options.seed, options.world),
+        recipe, overrides, options, lambda file: load_with_controls(file, row, overrides, options.seed, options.world)
     )
     if options.dry_run:
         return show_plans(planned, root, options.machine, [file], options.world, config)
@@ -33,9 +28,7 @@ def distill(
     overwrite, resume = options.overwrite, options.resume
     launch.prepare(planned, root, overwrite=overwrite)
     if jobs > 1 and not is_distributed():
-        failures = pool.in_workers(
-            planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True
-        )
+        failures = pool.in_workers(planned, root, jobs=jobs, overwrite=overwrite, resume=resume, stop_at_failure=True)
         if failures:
             show_failures(failures)
             raise SystemExit(exit_code(failures))

@@ -26,14 +26,11 @@ def show_plans(
     """Print the plan of each different run, then of all. Every problem is reported before the engine is imported."""
     gpus = launch_config.world_size if launch_config else None
     machines = [
-        planned_machine(machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus)
-        for run in runs
+        planned_machine(machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus) for run in runs
     ]
     if gpus is not None:
         preflight.check_batches(runs, gpus)
-    planned = {
-        run_folder.folder(root, run).model: run for file in files for run in load_rows(file, world=world)
-    }
+    planned = {run_folder.folder(root, run).model: run for file in files for run in load_rows(file, world=world)}
     preflight.check(runs, planned)
     estimates: list[RunEstimate] = []
     first: dict[str, Run] = {}

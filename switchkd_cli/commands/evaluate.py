@@ -51,9 +51,7 @@ def evaluate(
     try:
         question = Evaluation.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
-        raise UserError(
-            [f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        ) from None
+        raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
     path = locate(str(folder.model) if folder else str(model))
     key = digest(path, Fingerprints().model(path), question)
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": allow_pickle})

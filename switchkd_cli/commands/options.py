@@ -26,9 +26,7 @@ several = partial(typer.Option, rich_help_panel="Several processes")
 class RunOptions:
     """Where runs go, what happens to earlier ones, what is only checked, and in how many processes they train."""
 
-    seed: Annotated[
-        int | None, typer.Option(help="The seed, or the first of several. Default: the recipe's.")
-    ] = None
+    seed: Annotated[int | None, typer.Option(help="The seed, or the first of several. Default: the recipe's.")] = None
     world: World = None
     out: Out = RUNS
     resume: Annotated[
@@ -38,9 +36,7 @@ class RunOptions:
             help="Resume even if code or library versions changed (otherwise the same command resumes by itself).",
         ),
     ] = False
-    overwrite: Annotated[
-        bool, earlier_runs("--overwrite", help="Move earlier runs aside and train again.")
-    ] = False
+    overwrite: Annotated[bool, earlier_runs("--overwrite", help="Move earlier runs aside and train again.")] = False
     check: Annotated[
         bool,
         checks(
@@ -48,9 +44,7 @@ class RunOptions:
             help="At each stage's first step, compare the chunked objective with the dense one: loss and gradients.",
         ),
     ] = False
-    dry_run: Annotated[
-        bool, checks("--dry-run", help="Print what would run and what it needs, and stop.")
-    ] = False
+    dry_run: Annotated[bool, checks("--dry-run", help="Print what would run and what it needs, and stop.")] = False
     machine: Annotated[
         str | None,
         checks(
@@ -65,17 +59,15 @@ class RunOptions:
     processes: Annotated[
         int | None, several(min=1, help="Processes on the CPU instead of GPUs, to try things out.")
     ] = None
-    nodes: Annotated[
-        int | None, several(min=1, help="Machines; run this command on each (detected under srun).")
-    ] = None
+    nodes: Annotated[int | None, several(min=1, help="Machines; run this command on each (detected under srun).")] = (
+        None
+    )
     node_rank: Annotated[int | None, several(min=0, help="Number of this machine, from 0.")] = None
     rdzv_endpoint: Annotated[
-        str | None,
-        several("--rdzv-endpoint", "--meet", metavar="HOST:PORT", help="Rendezvous address on machine 0."),
+        str | None, several("--rdzv-endpoint", "--meet", metavar="HOST:PORT", help="Rendezvous address on machine 0.")
     ] = None
     hostfile: Annotated[
-        Path | None,
-        several(help="File of 'host slots=8' lines: machines for DeepSpeed's launcher, over ssh."),
+        Path | None, several(help="File of 'host slots=8' lines: machines for DeepSpeed's launcher, over ssh.")
     ] = None
 
     def changes(self, overrides: Sequence[str] | None) -> list[str]:
@@ -84,9 +76,7 @@ class RunOptions:
 
     def launch_config(self) -> LaunchConfig | None:
         """The processes to start; None when this process trains alone or was started by a launcher."""
-        return launch_config(
-            self.gpus, self.processes, self.nodes, self.node_rank, self.rdzv_endpoint, self.hostfile
-        )
+        return launch_config(self.gpus, self.processes, self.nodes, self.node_rank, self.rdzv_endpoint, self.hostfile)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,10 +16,7 @@ from switchkd_cli.terminal import console
 def pretrain(recipe: str | None, overrides: Sequence[str], row: str | None, options: RunOptions) -> None:
     config = options.launch_config()
     (run,), root, file = planned_runs(
-        recipe,
-        overrides,
-        options,
-        lambda file: [load(file, row, overrides, options.seed, options.world).leading()],
+        recipe, overrides, options, lambda file: [load(file, row, overrides, options.seed, options.world).leading()]
     )
     if options.dry_run:
         return show_plans([run], root, options.machine, [file], options.world, config)

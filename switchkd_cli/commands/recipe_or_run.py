@@ -14,10 +14,7 @@ from switchkd_cli.runs.run_folder import RunFolder
 
 
 def planned_runs(
-    recipe: str | None,
-    overrides: Sequence[str],
-    options: RunOptions,
-    load: Callable[[Path], Sequence[Run]],
+    recipe: str | None, overrides: Sequence[str], options: RunOptions, load: Callable[[Path], Sequence[Run]]
 ) -> tuple[Sequence[Run], Path, Path]:
     """The runs that `load` reads from the recipe, or the run to resume; the folder of all runs; the recipe's file."""
     if options.resume and (folder := _interrupted(recipe, overrides, options.out)) is not None:

@@ -39,8 +39,6 @@ def _quota() -> int | None:
         limit, period = (CGROUP / "cpu.max").read_text().split()
         return None if limit == "max" else max(1, ceil(int(limit) / int(period)))
     with suppress(OSError, ValueError):
-        quota, length = (
-            int((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
-        )
+        quota, length = (int((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return None if quota < 0 else max(1, ceil(quota / length))
     return None

@@ -42,9 +42,7 @@ class ExitReport:
         if self.problems:
             return UserError(list(self.problems), self.hint, self.code)
         lines = self.text.rstrip().splitlines()
-        return UserError(
-            [*lines, f"process {self.rank} of {world_size} failed; the others were ended"], code=CRASH
-        )
+        return UserError([*lines, f"process {self.rank} of {world_size} failed; the others were ended"], code=CRASH)
 
 
 @contextmanager

@@ -16,9 +16,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALLED = 128  # plus the signal's number: the exit code of a process that a signal ended
-REPEAT_AFTER = (
-    2.0  # seconds: an earlier second signal is the same request, sent to the process and to its group
-)
+REPEAT_AFTER = 2.0  # seconds: an earlier second signal is the same request, sent to the process and to its group
 POLL = 2.0  # seconds between two looks at a child's parent
 GRACE = 10.0  # seconds that the main thread has to end by itself after a second signal
 

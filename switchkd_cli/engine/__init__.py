@@ -7,6 +7,4 @@ from switchkd_cli.distributed.cpu_cores import set_thread_variables
 set_thread_variables()  # torch reads it when it is first imported
 
 # On a machine without a GPU, importing DeepSpeed warns that there is no GPU.
-logging.getLogger("DeepSpeed").addFilter(
-    lambda record: "Setting accelerator to CPU" not in record.getMessage()
-)
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

@@ -130,8 +130,7 @@ class Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         images = tuple(
-            {name: value.to(device, non_blocking=True) for name, value in image.items()}
-            for image in self.images
+            {name: value.to(device, non_blocking=True) for name, value in image.items()} for image in self.images
         )
         return replace(self, images=images, **moved)  # type: ignore[arg-type]
 
@@ -148,9 +147,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         labels=_stack([e.labels for e in examples], length, IGNORE),
         turn=turn,
         image=_stack(
-            [none if e.image is None else e.image for e, none in zip(examples, no_image, strict=True)],
-            length,
-            False,
+            [none if e.image is None else e.image for e, none in zip(examples, no_image, strict=True)], length, False
         ),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),

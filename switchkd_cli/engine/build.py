@@ -87,11 +87,7 @@ def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Bluepr
     """Read and check one model of a recipe: all except its weights, whose files are checked to exist."""
     if isinstance(spec, Checkpoint):
         return check_checkpoint(
-            spec.checkpoint,
-            who,
-            family=spec.family,
-            allow_pickle=spec.allow_pickle,
-            needs_template=needs_template,
+            spec.checkpoint, who, family=spec.family, allow_pickle=spec.allow_pickle, needs_template=needs_template
         )
     blueprint = registry.resolve("family", spec.family).from_parts(spec, who)
     check_alone(blueprint, who, needs_template=needs_template)
@@ -107,9 +103,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     notes = (*student.notes, *(teacher.notes if teacher else ()))
     if not with_teacher:
         teacher = None
-    vocabulary = shared_vocabulary(
-        student, teacher, [term for stage in recipe.stages for term in stage.objective]
-    )
+    vocabulary = shared_vocabulary(student, teacher, [term for stage in recipe.stages for term in stage.objective])
     return Pair(student, teacher, vocabulary, (*notes, *small_differences(student, teacher), str(vocabulary)))
 
 

@@ -73,9 +73,7 @@ def _token_names(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return " or ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in ids)
 
 
-def shared_vocabulary(
-    student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()
-) -> Vocabulary:
+def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
     """Return the vocabulary that both models share: every token of the student's tokenizer.
 
     Raises UserError, naming every difference and what to do about it, where the student's visual features
@@ -137,7 +135,9 @@ def _token_differences(student: Blueprint, teacher: Blueprint) -> Iterator[tuple
         difference = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({len(differing)} ids differ)"
     elif len(theirs) < len(ours):
         missing = ours[len(theirs)]
-        difference = f"{len(theirs)} tokens, the student's has {len(ours)}, {missing!r} the first that the teacher lacks"
+        difference = (
+            f"{len(theirs)} tokens, the student's has {len(ours)}, {missing!r} the first that the teacher lacks"
+        )
     else:
         return
     yield f"teacher: vocabulary: {difference}", WORDS_HINT

@@ -49,9 +49,7 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = (
-        Paths(load(str(folder.model)), pair.required_teacher.build(), pair.vocabulary.shared)
-        .to(ALONE.device)
-        .eval()
+        Paths(load(str(folder.model)), pair.required_teacher.build(), pair.vocabulary.shared).to(ALONE.device).eval()
     )
     rows = _choose_rows(run, folder, paths.student)[:1]
     if not rows:
@@ -65,9 +63,7 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(rows[0]),
         answer=tokenizer.decode(batch.targets[keep]).strip(),
-        paths=tuple(
-            _logits_curve(logits[path].float(), knees[path], tokenizer) for path in ORDER if path in knees
-        ),
+        paths=tuple(_logits_curve(logits[path].float(), knees[path], tokenizer) for path in ORDER if path in knees),
     )
 
 
@@ -81,10 +77,7 @@ def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     transformers_logging.disable_progress_bar()
     run = folders[0].run()
     rows = _choose_rows(run, folders[0], load(str(folders[0].model)))
-    maps = [
-        [_attention_map(model, data, i) for i in range(len(rows))]
-        for model, data in _models(run, folders, rows)
-    ]
+    maps = [[_attention_map(model, data, i) for i in range(len(rows))] for model, data in _models(run, folders, rows)]
     return [
         AttentionExample(
             open_image(row.images[0], None),

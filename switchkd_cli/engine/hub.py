@@ -108,9 +108,7 @@ def as_user_error(problem: str) -> Iterator[None]:
         yield
     except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except (
-        BaseException
-    ) as error:  # OSError, ValueError, libraries' own classes, plain Exception, and Rust panics
+    except BaseException as error:  # OSError, ValueError, libraries' own classes, plain Exception, and Rust panics
         if "trust_remote_code" in str(error):
             raise UserError(f"{problem}: it needs its own code, which is never run") from error
         if isinstance(error, OSError) and error.errno in FULL:

@@ -48,9 +48,7 @@ class Paths(nn.Module):
     `one_tower` is set where V_S stays equal to V_T: the student's features are the teacher's too, and V_T doesn't run.
     """
 
-    def __init__(
-        self, student: VisionLanguageModel, teacher: VisionLanguageModel | None, vocabulary: int
-    ) -> None:
+    def __init__(self, student: VisionLanguageModel, teacher: VisionLanguageModel | None, vocabulary: int) -> None:
         super().__init__()
         self.student = student
         self._untracked = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
@@ -73,9 +71,7 @@ class Paths(nn.Module):
     def twin(self) -> "Paths":
         """Return paths with a copy of the student and its adapters, and the same teacher."""
         twin = Paths(
-            type(self.student)(copy.deepcopy(self.student.model), self.student.inputs),
-            self.teacher,
-            self.vocabulary,
+            type(self.student)(copy.deepcopy(self.student.model), self.student.inputs), self.teacher, self.vocabulary
         )
         twin.adapters, twin.one_tower, twin.states = copy.deepcopy(self.adapters), self.one_tower, self.states
         twin.student.recomputed_parts = self.student.recomputed_parts
@@ -84,9 +80,7 @@ class Paths(nn.Module):
     def recompute(self, layers: Collection[str]) -> None:
         """Turn on activation checkpointing for layers of V_S (`vision`), L_S (`student`), L_T in the switch path (`switch`)."""
         student_parts = {"vision": "vision", "student": "language"}
-        self.student.recomputed_parts = frozenset(
-            student_parts[name] for name in layers if name in student_parts
-        )
+        self.student.recomputed_parts = frozenset(student_parts[name] for name in layers if name in student_parts)
         if self.teacher is not None:  # the teacher path takes no gradient and needs no checkpointing
             self.teacher.recomputed_parts = frozenset({"language"} if "switch" in layers else ())
 
@@ -127,10 +121,7 @@ class Paths(nn.Module):
                 outputs |= _named("teacher", values)
         if kinds["switch"]:
             outputs |= _named(
-                "switch",
-                self._project_and_read(
-                    self._required_teacher, features, images, batch, kinds["switch"], keep
-                ),
+                "switch", self._project_and_read(self._required_teacher, features, images, batch, kinds["switch"], keep)
             )
         return outputs
 
@@ -142,20 +133,13 @@ class Paths(nn.Module):
 
     def _encode(self, images: Sequence[ImageInput]) -> tuple[PerImage, Sequence[ImageInput]]:
         """Return the student's features and their images: one blank image where V_S or P_S is trained and there is none."""
-        parameters = (
-            p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters()
-        )
+        parameters = (p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters())
         if not images and torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             images = [self.student.blank_image()]
         return self.student.encode(images), images
 
     def _teacher_outputs(
-        self,
-        features: PerImage,
-        images: Sequence[ImageInput],
-        batch: Batch,
-        kinds: Collection[str],
-        keep: Tensor,
+        self, features: PerImage, images: Sequence[ImageInput], batch: Batch, kinds: Collection[str], keep: Tensor
     ) -> dict[str, PerImage]:
         """Return the teacher's outputs; its hidden states come from `states` where that is set."""
         teacher, states = self._required_teacher, self.states

@@ -43,7 +43,6 @@ def loss_per_image(loss: Callable[..., Tensor], *arguments: Any, **parameters: A
         return argument[image][None] if isinstance(argument, Tensor | tuple) else argument
 
     values = [
-        loss(*(of_image(argument, image) for argument in arguments), **parameters)
-        for image in range(len(ragged[0]))
+        loss(*(of_image(argument, image) for argument in arguments), **parameters) for image in range(len(ragged[0]))
     ]
     return torch.cat(values)

@@ -207,18 +207,14 @@ def _take_stage(
     if processes.first and checkpoints.marked(folder, stage.name) is None:
         checkpoints.mark(folder, stage.name)
     waiting = {"event": "waiting", "stage": stage.name}
-    building = (
-        shared.build(lambda text: folder.log({**waiting, "text": text})) if processes.first else nullcontext()
-    )
+    building = shared.build(lambda text: folder.log({**waiting, "text": text})) if processes.first else nullcontext()
     with ExitStack() as until_named, building as partial:
         if processes.decide(lambda: partial is None):
             if processes.first and not folder.has_entry(stage=stage.name):
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
             paths.student.load_state_dict(load(str(shared.path)).state_dict())
         else:
-            until_named.enter_context(
-                signals.deferred()
-            )  # a stop signal waits until a trained stage is saved
+            until_named.enter_context(signals.deferred())  # a stop signal waits until a trained stage is saved
             unusable = len(data.bad_rows.unusable)
             if processes.first and not folder.has_entry(event="stage", stage=stage.name):
                 together = {"processes": processes.count} if processes.count > 1 else {}
@@ -244,9 +240,7 @@ def _take_stage(
                 with _note_on_error(writer.newest()):
                     _save(run, index, paths, data, writer, partial)
                 if changed := [*run.changed(), *data.recovered_rows()]:
-                    broke = len(data.bad_rows.unusable) > unusable and changed == [
-                        f"data.{stage.data}.images"
-                    ]
+                    broke = len(data.bad_rows.unusable) > unusable and changed == [f"data.{stage.data}.images"]
                     text = f"{', '.join(changed)}{' broke' * broke}: the stage is not shared"
                     about = {"fields": changed, "allowed": broke}  # a share of rows may break
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
@@ -258,12 +252,7 @@ def _take_stage(
 
 def _states(run: Run, root: Path, processes: Processes) -> Path:
     """Return the file of the teacher's cached hidden states: one for each setup that computes the same bits."""
-    computed = [
-        torch.__version__,
-        transformers.__version__,
-        str(processes.device.type),
-        torch.get_num_threads(),
-    ]
+    computed = [torch.__version__, transformers.__version__, str(processes.device.type), torch.get_num_threads()]
     if processes.device.type == "cuda":
         computed.append(torch.cuda.get_device_name(processes.device))
     return run_folder.states(root, digest(run.teacher_digest, computed))
@@ -279,9 +268,7 @@ def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Proces
     write_json(folder.deepspeed / f"{stage.name}.json", config)
 
 
-def _save(
-    run: Run, index: int, paths: Paths, data: Conversations, writer: CheckpointWriter, target: Path
-) -> None:
+def _save(run: Run, index: int, paths: Paths, data: Conversations, writer: CheckpointWriter, target: Path) -> None:
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     template = _template(data)
     paths.student.save(target, **template)

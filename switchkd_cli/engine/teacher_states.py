@@ -69,9 +69,7 @@ class _Cache:
         with self._user_error():
             file.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(file, timeout=PATIENCE)
-            self._database.execute(
-                "create table if not exists rows (row blob primary key, states blob not null)"
-            )
+            self._database.execute("create table if not exists rows (row blob primary key, states blob not null)")
 
     def read(self, keys: list[bytes]) -> dict[bytes, bytes]:
         marks = ", ".join("?" * len(keys))
@@ -103,13 +101,7 @@ class _Cache:
 def _digest(row: Batch, keep: Tensor) -> bytes:
     """Return a digest of all that a model reads of an example, and of the positions of its states."""
     digest = hashlib.blake2b(digest_size=16)
-    read = {
-        "tokens": row.input_ids,
-        "turn": row.turn,
-        "image": row.image,
-        "keep": keep,
-        "position": row.position,
-    }
+    read = {"tokens": row.input_ids, "turn": row.turn, "image": row.image, "keep": keep, "position": row.position}
     for number, image in enumerate(row.images):
         read |= {f"image {number}: {name}": tensor for name, tensor in image.items()}
     for name, tensor in read.items():

@@ -23,7 +23,9 @@ ADAPTERS = "adapter_config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 5  # tensors named in an error
-BROKEN = "the training that wrote them broke down, or the file is damaged: take an earlier checkpoint, or fetch it again"
+BROKEN = (
+    "the training that wrote them broke down, or the file is damaged: take an earlier checkpoint, or fetch it again"
+)
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
@@ -64,9 +66,7 @@ def weight_files(stored: Stored) -> list[Path]:
             hint=f"save the model as {SAFE}: model.save_pretrained(folder) in transformers does; or allow reading "
             "its tensors, and nothing else: allow_pickle: true next to the model's name, --allow-pickle of switchkd eval",
         )
-    raise UserError(
-        f"{stored}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to"
-    )
+    raise UserError(f"{stored}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to")
 
 
 def _shards(stored: Stored, index: str) -> list[Path]:
@@ -83,9 +83,7 @@ def read_tensors(stored: Stored) -> dict[str, Tensor]:
 
     Pickles are read by `torch.load(weights_only=True)`: one that holds anything except tensors is refused.
     """
-    return {
-        name: tensor for file in weight_files(stored) for name, tensor in _file_tensors(file, stored).items()
-    }
+    return {name: tensor for file in weight_files(stored) for name, tensor in _file_tensors(file, stored).items()}
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -95,9 +93,7 @@ def is_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(extreme) for extreme in tensor.detach().aminmax())
 
 
-def load_weights(
-    model_class: type[AnyModel], stored: Stored, dtype: str = "float32", **options: Any
-) -> AnyModel:
+def load_weights(model_class: type[AnyModel], stored: Stored, dtype: str = "float32", **options: Any) -> AnyModel:
     """Return the model with its stored weights, which are in transformers' own layout.
 
     Raises UserError where tensors are missing or of another shape (they would silently stay random), and where they
@@ -107,9 +103,7 @@ def load_weights(
     safe = files[0].suffix == ".safetensors"
     with as_user_error(f"{stored}: no readable config"):
         config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
-        check_memory(
-            model_class, config, str(stored), dtype, stored_bytes=sum(file.stat().st_size for file in files)
-        )
+        check_memory(model_class, config, str(stored), dtype, stored_bytes=sum(file.stat().st_size for file in files))
     return _load(model_class, stored, stored.folder, dtype, (stored,), use_safetensors=safe, **options)
 
 
@@ -133,12 +127,7 @@ def take_weights(
 
 
 def check_memory(
-    model_class: type,
-    config: PretrainedConfig,
-    who: str,
-    dtype: str = "float32",
-    *,
-    stored_bytes: int | None = None,
+    model_class: type, config: PretrainedConfig, who: str, dtype: str = "float32", *, stored_bytes: int | None = None
 ) -> None:
     """Raise UserError where the model can't fit in this machine's memory, or has more parameters than stored bytes.
 
@@ -161,18 +150,12 @@ def check_memory(
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(
-            f"{who}: {count:,} parameters take {needed >> 30:,} GiB, this machine has {memory >> 30:,}",
-            code=MACHINE,
+            f"{who}: {count:,} parameters take {needed >> 30:,} GiB, this machine has {memory >> 30:,}", code=MACHINE
         )
 
 
 def _load(
-    model_class: type[AnyModel],
-    stored: Stored,
-    where: Path | None,
-    dtype: str,
-    parts: Sequence[Stored],
-    **options,
+    model_class: type[AnyModel], stored: Stored, where: Path | None, dtype: str, parts: Sequence[Stored], **options
 ) -> AnyModel:
     with as_user_error(f"{stored}: no readable weights"):
         model, report = model_class.from_pretrained(
@@ -187,9 +170,7 @@ def _load(
     _check_complete(stored, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
     named = (*model.named_parameters(), *model.named_buffers())
     if broken := [name for name, tensor in named if not is_finite(tensor)]:
-        raise UserError(
-            _non_finite_tensors(parts) or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN
-        )
+        raise UserError(_non_finite_tensors(parts) or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
     return model
 
 
@@ -214,9 +195,7 @@ def _non_finite_tensors(parts: Sequence[Stored]) -> list[str]:
         for name, tensor in _file_tensors(file, one).items()
         if not is_finite(tensor)
     ]
-    problems = [
-        f"{name}: {count:,} of its {size:,} values are NaN or infinite" for name, count, size in counts
-    ]
+    problems = [f"{name}: {count:,} of its {size:,} values are NaN or infinite" for name, count, size in counts]
     more = [f"... and {len(problems) - SHOWN} more tensors"] if len(problems) > SHOWN else []
     return problems[:SHOWN] + more
 

@@ -43,12 +43,7 @@ KEYS = ("gpus", "memory", "tflops", "zero", "utilisation")  # of --machine; the 
 
 
 def planned_machine(
-    text: str | None,
-    precision: str,
-    *,
-    zero: int | None = None,
-    offload: str = "none",
-    gpus: int | None = None,
+    text: str | None, precision: str, *, zero: int | None = None, offload: str = "none", gpus: int | None = None
 ) -> Machine:
     """Return the machine to plan for: the default one of a recipe's precision, changed by `gpus=4,memory=40`.
 

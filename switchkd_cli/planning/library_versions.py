@@ -25,18 +25,13 @@ def check(*, scoring: bool = False) -> None:
     are imported.
     """
     if scoring and importlib.util.find_spec("lmms_eval") is None:
-        raise UserError(
-            "lmms-eval is not installed, and scores need it", hint=INSTALL_LMMS_EVAL, code=MACHINE
-        )
+        raise UserError("lmms-eval is not installed, and scores need it", hint=INSTALL_LMMS_EVAL, code=MACHINE)
     if outside := _outside_range(SCORING if scoring else ""):
         pip = " ".join(f"'{name}{declared}'" for name, _, declared in outside if name != "lmms-eval")
         commands = [f"pip install {pip}"] * bool(pip)
         commands += [INSTALL_LMMS_EVAL for name, _, _ in outside if name == "lmms-eval"]
         raise UserError(
-            [
-                f"{name} {version} is installed, switchkd needs {declared}"
-                for name, version, declared in outside
-            ],
+            [f"{name} {version} is installed, switchkd needs {declared}" for name, version, declared in outside],
             hint=" && ".join(commands),
             code=MACHINE,
         )
@@ -62,9 +57,7 @@ def import_errors() -> Iterator[None]:
             ours = Path(last.filename).is_relative_to(Path(__file__).parents[1])
         if ours:
             raise
-        problem = (
-            f"a library can't be imported: {' '.join(str(error).split())} ({last.filename}:{last.lineno})"
-        )
+        problem = f"a library can't be imported: {' '.join(str(error).split())} ({last.filename}:{last.lineno})"
         hint = "make setup, which installs the versions that were tested together"
         if isinstance(error, ModuleNotFoundError):
             problem, hint = f"{error.name} is not installed", "make setup"

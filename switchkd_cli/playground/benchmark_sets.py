@@ -38,9 +38,7 @@ def write_sets(folder: Path, *, benchmarks: Sequence[str], split: str, items: in
     Raises UserError for an unknown benchmark or split, fewer than two items, or a folder of other files.
     """
     problems = [
-        f"benchmark: unknown, got {name!r}{did_you_mean(name, STYLES)}"
-        for name in benchmarks
-        if name not in STYLES
+        f"benchmark: unknown, got {name!r}{did_you_mean(name, STYLES)}" for name in benchmarks if name not in STYLES
     ]
     if split not in SPLITS:
         problems.append(f"split: unknown, got {split!r}{did_you_mean(split, SPLITS)}")
@@ -104,9 +102,7 @@ def _write(owner: Path, task: str, items: Sequence[BenchmarkItem]) -> None:
     data, _, configuration = benchmark.data.partition("/")
     if task == "gqa":
         configuration, images = GQA_NAMES
-        _table(
-            owner / data / images / benchmark.split, GQA_IMAGES, list({i.scene: i for i in items}.values())
-        )
+        _table(owner / data / images / benchmark.split, GQA_IMAGES, list({i.scene: i for i in items}.values()))
     _table(owner / data / (configuration or "default") / benchmark.split, COLUMNS[task] | KIND, items)
 
 

@@ -17,11 +17,7 @@ from switchkd_cli.playground.world import SPLITS, Scene, draw, scenes
 VERSION = 1  # of the rows; raise it when the same request gives other rows
 IMAGE = "<image>\n"
 DESCRIPTIONS = 0.35  # their share among the turns of kind "instructions"
-STYLE_WEIGHTS = {
-    "gqa": 1.5,
-    "vqav2_val": 1.5,
-    "textvqa_val": 2.0,
-}  # styles with more to learn are more frequent
+STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
 
 Turn = tuple[str, str]
 
@@ -94,9 +90,7 @@ def _build(folder: Path, request: Mapping[str, Any]) -> None:
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
 
-def _turns(
-    scene: Scene, make: Callable[[Scene, random.Random], Turn], count: int, rng: random.Random
-) -> list[Turn]:
+def _turns(scene: Scene, make: Callable[[Scene, random.Random], Turn], count: int, rng: random.Random) -> list[Turn]:
     """Return `count` turns. A repeated one is made again up to four times: a small scene has few questions."""
     turns: list[Turn] = []
     for _ in range(count):

@@ -57,11 +57,7 @@ def recipes() -> dict[str, Path]:
 
 def yaml_files(subfolder: str) -> dict[str, Path]:
     """Return the YAML files in a subfolder of recipes/ (`worlds`, `printed`) by name, the nearest folder's first."""
-    return {
-        file.stem: file
-        for folder in reversed(FOLDERS)
-        for file in sorted((folder / subfolder).glob("*.yaml"))
-    }
+    return {file.stem: file for folder in reversed(FOLDERS) for file in sorted((folder / subfolder).glob("*.yaml"))}
 
 
 def _bare(name: str) -> str:

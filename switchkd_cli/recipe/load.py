@@ -109,9 +109,7 @@ class _RecipeFile:
                 found = list(schema_problems(error))
             problems += [line(data, path, message, self.file) for path, message in [*found, *check(data)]]
         problems += [
-            f"override: {key}: {missed[0]}"
-            for key, missed in misfits.items()
-            if known and len(missed) == len(known)
+            f"override: {key}: {missed[0]}" for key, missed in misfits.items() if known and len(missed) == len(known)
         ]
         if problems:
             raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))

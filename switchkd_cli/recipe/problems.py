@@ -49,9 +49,7 @@ def line(data: Any, path: Sequence[Step], message: str, file: str = "") -> str:
     return f"{where(data, path) or file}: {'.'.join(words) or 'recipe'}: {message}"
 
 
-def schema_problems(
-    error: ValidationError, schema: type[BaseModel] = Recipe
-) -> Iterator[tuple[tuple[Step, ...], str]]:
+def schema_problems(error: ValidationError, schema: type[BaseModel] = Recipe) -> Iterator[tuple[tuple[Step, ...], str]]:
     """Yield the path and message of each problem that pydantic has with a recipe or another of the package's files."""
     items = error.errors(include_url=False)
     for item in items:

@@ -85,8 +85,7 @@ def _model_form(value: Any) -> str:
 
 
 Model = Annotated[
-    Annotated[Parts, Tag(TAG + "parts")] | Annotated[Checkpoint, Tag(TAG + "checkpoint")],
-    Discriminator(_model_form),
+    Annotated[Parts, Tag(TAG + "parts")] | Annotated[Checkpoint, Tag(TAG + "checkpoint")], Discriminator(_model_form)
 ]
 
 
@@ -113,9 +112,7 @@ def _recomputed(value: Any) -> Any:
         return RECOMPUTED if value else ()
     if not isinstance(value, list | tuple):
         expected = ", ".join(RECOMPUTED)
-        raise PydanticCustomError(
-            "layers_type", "must be true, false or a list of {expected}", {"expected": expected}
-        )
+        raise PydanticCustomError("layers_type", "must be true, false or a list of {expected}", {"expected": expected})
     return value
 
 

@@ -145,9 +145,7 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
 
-def _sides(
-    term: Mapping[str, Any], path: Location, train: list[str], *, has_teacher: bool
-) -> Iterator[Problem]:
+def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_teacher: bool) -> Iterator[Problem]:
     """Yield what is wrong with a term's `of` and `to`, and with what it trains."""
     of, to, trained = term.get("of", "student"), term.get("to", "labels"), ", ".join(train)
     for key, side in (("of", of), ("to", to)):
@@ -174,9 +172,7 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
-    terms = [
-        term for _, stage in mappings(data.get("stages")) for _, term in mappings(stage.get("objective"))
-    ]
+    terms = [term for _, stage in mappings(data.get("stages")) for _, term in mappings(stage.get("objective"))]
     figures = [*LOWER, *HIGHER, *dict.fromkeys(f"loss/{item_name(term)}" for term in terms)]
     best = mapping(data.get("checkpoints")).get("best")
     yield from _unknown(("checkpoints", "best"), "figure", best, figures)
@@ -210,9 +206,7 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield from _unknown(("rows", row, "paper", name), "benchmark", name, [*BENCHMARKS, AVERAGE])
 
 
-def _parameters(
-    kind: registry.Kind, name: str, values: Mapping[str, Any], path: Location
-) -> Iterator[Problem]:
+def _parameters(kind: registry.Kind, name: str, values: Mapping[str, Any], path: Location) -> Iterator[Problem]:
     """Compare the parameters in a recipe with the keyword-only arguments of the function that takes them."""
     keywords = registry.signature(kind, name).keywords
     for key, value in values.items():

@@ -59,9 +59,7 @@ class SavedState:
         manifest = read_json(self.path / MANIFEST)
         if not _is_manifest(manifest):
             return [f"{self}: {MANIFEST} is missing or broken"]
-        faults = [
-            f"{self}: {fault}" for name, entry in manifest.items() if (fault := self._fault(name, entry))
-        ]
+        faults = [f"{self}: {fault}" for name, entry in manifest.items() if (fault := self._fault(name, entry))]
         return faults or ([] if _are_lengths(self.state.get("lengths")) else [f"{self}: {STATE} is no state"])
 
     def _fault(self, name: str, entry: Mapping[str, Any]) -> str | None:
@@ -110,9 +108,7 @@ def prune(folder: RunFolder, stage: str, *, keep: int, best: bool) -> None:
 
 def best_of(folder: RunFolder, stage: str) -> SavedState | None:
     """The checkpoint with the lowest score; of equals the oldest."""
-    scored = [
-        (score, state.step, state) for state in saved(folder, stage) if (score := state.score) is not None
-    ]
+    scored = [(score, state.step, state) for state in saved(folder, stage) if (score := state.score) is not None]
     return min(scored, key=lambda one: one[:2])[-1] if scored else None
 
 

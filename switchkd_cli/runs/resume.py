@@ -41,14 +41,10 @@ def resume_point(folder: RunFolder, run: Run) -> ResumePoint | None:
     if not marks:
         return None
     stages = [stage.name for stage in run.config.stages]
-    untrained = [
-        name for i, name in enumerate(stages) if not run_folder.stage(folder.root, run.stage_key(i)).done
-    ]
+    untrained = [name for i, name in enumerate(stages) if not run_folder.stage(folder.root, run.stage_key(i)).done]
     part = untrained[0] if untrained else SCORES
     if part in marks:
-        return (
-            _newest_intact(folder, part, marks[part]) if untrained else ResumePoint(None, lengths=marks[part])
-        )
+        return _newest_intact(folder, part, marks[part]) if untrained else ResumePoint(None, lengths=marks[part])
     newest = next((name for name in reversed(stages) if name in marks), stages[0])
     last: dict[str, Any] = next((entry for entry in reversed(list(folder.entries())) if "steps" in entry), {})
     # without its last step in the metrics, another run has trained this stage to its end meanwhile

@@ -193,9 +193,7 @@ def set_aside(path: Path, word: str) -> Path:
 def folder(root: Path, run: Run) -> RunFolder:
     """The folder of a run under `root`."""
     if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, STATES, INDEXES):
-        raise UserError(
-            f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use"
-        )
+        raise UserError(f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use")
     if run.recipe.startswith(".") or UNPRINTABLE.search(run.recipe):
         raise UserError(
             f"{run.recipe}.yaml: a recipe can't have this name: its runs go to a folder of that name",
@@ -247,9 +245,7 @@ def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
     """All finished runs, or those of one recipe, the oldest first. Raises UserError for wrong fields of a run.json."""
     runs = _runs(root, recipe if recipe == "*" else escape(recipe))
     done = [
-        (info.get("ended", ""), str(folder.path), folder)
-        for folder, info in runs
-        if info.get("status") == "finished"
+        (info.get("ended", ""), str(folder.path), folder) for folder, info in runs if info.get("status") == "finished"
     ]
     return [folder for *_, folder in sorted(done)]
 
@@ -261,9 +257,7 @@ def by_key(root: Path) -> dict[str, RunFolder]:
 
 def newest_unfinished(root: Path) -> RunFolder:
     """The unfinished run that was started last. Raises UserError when there is none."""
-    unfinished = [
-        (info.get("started", ""), folder) for folder, info in _runs(root) if info.get("status") != "finished"
-    ]
+    unfinished = [(info.get("started", ""), folder) for folder, info in _runs(root) if info.get("status") != "finished"]
     if not unfinished:
         raise UserError(f"{root}: no interrupted run", hint="switchkd distill recipes/quickstart.yaml")
     return max(unfinished, key=lambda one: one[0])[1]

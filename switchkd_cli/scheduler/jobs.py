@@ -45,9 +45,7 @@ def scoring_jobs(runs: Iterable[Run]) -> list[Job]:
         if run.config.evaluation is not None:
             teachers.setdefault(run.teacher_key, run)
     title = "the teacher and the baselines"
-    return [
-        Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run in teachers.values()
-    ]
+    return [Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run in teachers.values()]
 
 
 def _prefix(run: Run) -> str:

@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.distributed import exit_status, hostfile, signals
-from switchkd_cli.distributed.launch_config import (
-    LaunchConfig,
-    exit_process,
-    is_distributed,
-    is_first,
-    launch_config,
-)
+from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, is_distributed, is_first, launch_config
 from switchkd_cli.errors import UserError, print_in_any_encoding, system_errors
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
@@ -105,9 +99,7 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
     return folder
 
 
-def take_over(
-    run: Run, source: run_folder.RunFolder, root: Path, *, overwrite: bool = False
-) -> run_folder.RunFolder:
+def take_over(run: Run, source: run_folder.RunFolder, root: Path, *, overwrite: bool = False) -> run_folder.RunFolder:
     """Reuse `source`, a finished run with the same key, under this run's name; nothing is trained or scored."""
     target = run_folder.folder(root, run)
     with reuse.taken_over(run, source, target, overwrite=overwrite) as folder:

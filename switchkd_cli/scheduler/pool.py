@@ -119,9 +119,7 @@ def _queue(
         else:
             seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, root, console.say)
-    waiting += [
-        job for job in scoring_jobs(score_teachers_of) if launch.known_teacher_results(job.run, root) is None
-    ]
+    waiting += [job for job in scoring_jobs(score_teachers_of) if launch.known_teacher_results(job.run, root) is None]
     return failures, waiting, seconds
 
 
@@ -156,9 +154,7 @@ class _Worker:
         return self.output.read()
 
 
-def _start(
-    job: Job, root: Path, *, jobs: int, overwrite: bool, resume: bool, config: LaunchConfig | None
-) -> _Worker:
+def _start(job: Job, root: Path, *, jobs: int, overwrite: bool, resume: bool, config: LaunchConfig | None) -> _Worker:
     run = job.run
     command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--resume"] * resume]
     command += ["--teacher"] if job.scoring else config.options if config else []
@@ -169,12 +165,7 @@ def _start(
         "PYTHONIOENCODING": "utf-8",  # the output is read back from a file
     }
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
-        text=True,
-        env={**os.environ, **variables},
+        command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **variables}
     )
     assert process.stdin is not None
     process.stdin.write(run.dumps())
@@ -184,9 +175,7 @@ def _start(
     return _Worker(job, process, output, metrics)
 
 
-def _finish(
-    worker: _Worker, root: Path, display: Progress, matrix: Matrix, *, overwrite: bool
-) -> list[Failure]:
+def _finish(worker: _Worker, root: Path, display: Progress, matrix: Matrix, *, overwrite: bool) -> list[Failure]:
     """Save the worker's output in its run's log, say how it ended, and reuse its run under its other names."""
     job, code, text = worker.job, worker.process.returncode, worker.text()
     display.forget(worker.metrics)

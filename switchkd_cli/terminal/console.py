@@ -82,9 +82,7 @@ def show_scores(title: str, results: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right" if column in ("score", "items") else "left", overflow="fold")
     for task, score in results["scores"].items():
         name = BENCHMARKS[task].column if task in BENCHMARKS else task
-        table.add_row(
-            name, f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", ""))
-        )
+        table.add_row(name, f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
     console = stdout()
     console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
     console.print(table)

@@ -18,9 +18,7 @@ def line(step: Mapping[str, Any]) -> str:
 
 def figures(step: Mapping[str, Any]) -> str:
     """The losses, learning rate and memory of a step."""
-    terms = [
-        f"{key.removeprefix('loss/')} {_number(value)}" for key, value in step.items() if key[:5] == "loss/"
-    ]
+    terms = [f"{key.removeprefix('loss/')} {_number(value)}" for key, value in step.items() if key[:5] == "loss/"]
     parts = [f"loss {_number(step.get('loss'))}" + (f" ({', '.join(terms)})" if terms else "")]
     if step.get("lr") is not None:
         parts.append(f"lr {step['lr']:.1e}")
@@ -38,9 +36,7 @@ def event(entry: Mapping[str, Any]) -> str:
     """An event as a line of text: its name and stage, its text, and its other fields."""
     name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
     others = [
-        f"{key} {_number(value)}"
-        for key, value in entry.items()
-        if key not in ("event", "stage", "text", "about")
+        f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "stage", "text", "about")
     ]
     return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(others)) if part)
 

@@ -29,9 +29,7 @@ class Follower:
     label: str
     idle: str = "no step yet"  # the run loads its models, or waits for a stage that another run trains
     offset: int = 0
-    file: int = (
-        0  # inode: when a run starts again, its earlier file is moved away and another one takes its place
-    )
+    file: int = 0  # inode: when a run starts again, its earlier file is moved away and another one takes its place
     step: dict[str, Any] = field(default_factory=dict)
 
     def read(self) -> Iterator[dict[str, Any]]:

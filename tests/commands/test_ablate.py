@@ -75,9 +75,7 @@ def test_a_shared_run_says_where_it_is_from_and_keeps_what_was_measured(tmp_path
     assert reused["command"] == theirs["command"] == ["switchkd", "ablate", *map(str, recipes)]
     assert (ours["recipe"], ours["row"], ours["title"]) == ("other", "both", "Both terms")
     own = {"recipe", "row", "title", "paper"}
-    assert {k: v for k, v in ours.items() if k not in own} == {
-        k: v for k, v in theirs.items() if k not in own
-    }
+    assert {k: v for k, v in ours.items() if k not in own} == {k: v for k, v in theirs.items() if k not in own}
     for name in ("metrics.jsonl", "results.json", "model/config.json"):
         assert (taken.path / name).samefile(source.path / name)
     assert (taken.model / "README.md").read_text() == "other both"
@@ -138,9 +136,7 @@ def test_overwrite_trains_what_is_shared_once_more_and_only_once(tmp_path, recip
         assert folder(tmp_path, old).info()["status"] == "finished"
 
 
-def test_a_shared_run_that_fails_is_tried_once_and_told_under_all_its_names(
-    tmp_path, recipes, monkeypatch, capsys
-):
+def test_a_shared_run_that_fails_is_tried_once_and_told_under_all_its_names(tmp_path, recipes, monkeypatch, capsys):
     small, other = recipes
     small.write_text(small.read_text() + LONG)
     other.write_text(other.read_text() + LONG.replace("long", "longer"))
@@ -172,10 +168,7 @@ def test_a_taken_folder_of_another_run_is_a_failure_of_that_row_alone(tmp_path, 
     assert "hint: add --overwrite" in err
     assert err.splitlines()[-1] == "1 of 5 runs failed; the same command tries again"
     assert folder(tmp_path, "small/switch-kd/seed0").info()["status"] == "finished"
-    assert (
-        load(other, "both", ["stages.distill.steps=3"]).key
-        == folder(tmp_path, "other/both/seed0").info()["key"]
-    )
+    assert load(other, "both", ["stages.distill.steps=3"]).key == folder(tmp_path, "other/both/seed0").info()["key"]
 
 
 def test_rows_are_taken_where_they_exist(tmp_path, recipes, monkeypatch):
@@ -200,10 +193,7 @@ def test_rows_are_taken_where_they_exist(tmp_path, recipes, monkeypatch):
         ),
         (("small.yaml", "small.yaml"), ["small.yaml: named twice"]),
         (("small.yaml", "./sub/small.yaml"), ["sub/small.yaml: has the name of small.yaml"]),
-        (
-            ("smal.yaml", "compnents"),
-            ["compnents: no recipe has this name (did you mean 'components'?)"],
-        ),
+        (("smal.yaml", "compnents"), ["compnents: no recipe has this name (did you mean 'components'?)"]),
         (
             ("smal.yaml", "othr.yaml"),
             [

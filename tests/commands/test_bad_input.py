@@ -152,9 +152,7 @@ def program(*arguments, **environment):
         ),
         (
             ("pretrain", "small.yaml", "stages.pretrian.lr=1"),
-            [
-                "override: stages.pretrian.lr: no such field in stages, got 'pretrian' (did you mean 'pretrain'?)"
-            ],
+            ["override: stages.pretrian.lr: no such field in stages, got 'pretrian' (did you mean 'pretrain'?)"],
         ),
         (
             ("distill", "small.yaml", "data.captions.parameters.turns=chain"),
@@ -168,10 +166,7 @@ def program(*arguments, **environment):
             ("eval", "--benchmarks", "mme,popes"),
             ["--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)"],
         ),
-        (
-            ("eval", "--out", "nowhere"),
-            ["nowhere: no finished run", "hint: switchkd distill recipes/quickstart.yaml"],
-        ),
+        (("eval", "--out", "nowhere"), ["nowhere: no finished run", "hint: switchkd distill recipes/quickstart.yaml"]),
     ],
 )
 def test_what_the_recipe_or_the_command_line_gets_wrong(place, arguments, expected):
@@ -214,9 +209,7 @@ def test_every_fault_of_the_rows_is_told_before_anything_is_trained(place, refus
     (place / "bad.json").write_text(json.dumps([*tiny.rows(pictures), *rows, silent]))
     # the stage before has sound data: it isn't trained either
     lines = refused("distill", "small.yaml", "data.questions.parameters.file=bad.json")
-    assert [line.split(": ")[:3] for line in lines[:5]] == [
-        ["bad.json", f"row {4 + i}", f"bad{i}"] for i in range(5)
-    ]
+    assert [line.split(": ")[:3] for line in lines[:5]] == [["bad.json", f"row {4 + i}", f"bad{i}"] for i in range(5)]
     assert "unreadable image pictures/cut.png: " in lines[0]
     assert "unreadable image pictures/text.png: cannot identify image file" in lines[1]
     assert lines[2:] == [
@@ -224,10 +217,7 @@ def test_every_fault_of_the_rows_is_told_before_anything_is_trained(place, refus
         "bad.json: row 7: bad3: image path leaves its folder: ../outside.png",
         f"bad.json: row 8: bad4: image path leaves its folder: {place}/outside.png",
         "... and 1 more of 10 rows",
-        (
-            "hint: mend or remove these rows: 60.0% of the rows can't be used; nothing was trained"
-            " (max_faults: 1.0%)"
-        ),
+        ("hint: mend or remove these rows: 60.0% of the rows can't be used; nothing was trained (max_faults: 1.0%)"),
     ]
 
 
@@ -236,8 +226,7 @@ def test_a_conversation_without_an_answer(place, refused):
     silent["conversations"].pop()
     (place / "bad.json").write_text(json.dumps([silent]))
     assert refused("pretrain", "small.yaml", "data.captions.parameters.file=bad.json")[0] == (
-        "bad.json: row 0: silent: turns must go human, gpt, human, gpt, ...; "
-        "a conversation needs an answer, got human"
+        "bad.json: row 0: silent: turns must go human, gpt, human, gpt, ...; a conversation needs an answer, got human"
     )
 
 
@@ -362,21 +351,13 @@ SPOILED = [
             "--allow-pickle of switchkd eval"
         ),
     ),
-    (
-        cut_short,
-        ": model.safetensors is damaged or cut short (",
-        "hint: copy or fetch the checkpoint again",
-    ),
+    (cut_short, ": model.safetensors is damaged or cut short (", "hint: copy or fetch the checkpoint again"),
     (
         lacking,
         ": 1 tensors are not in the weights, such as model.multi_modal_projector.linear_1.bias",
         "hint: the weights and config.json are not of one model",
     ),
-    (
-        of_other_shapes,
-        ": 6 tensors of another shape: ",
-        "hint: the weights and config.json are not of one model",
-    ),
+    (of_other_shapes, ": 6 tensors of another shape: ", "hint: the weights and config.json are not of one model"),
     (remove("tokenizer.json", "tokenizer_config.json"), ": no readable processor: ", None),
     (remove("processor_config.json", "preprocessor_config.json"), ": no readable processor: ", None),
 ]
@@ -441,18 +422,12 @@ def test_an_empty_or_absent_checkpoint_folder(place, refused, name, problem):
             "student.vision=./cut",
             "student.vision: ./cut: model.safetensors is damaged or cut short (Error while deserializing header",
         ),
-        (
-            "student.tokenizer=./tower",
-            "student.tokenizer: ./tower: no tokenizer there",
-        ),
+        ("student.tokenizer=./tower", "student.tokenizer: ./tower: no tokenizer there"),
         (
             "student.vision.fresh.hiden_size=8",
             "student.vision.fresh.hiden_size: unknown key (did you mean 'hidden_size'?)",
         ),
-        (
-            "student.vision.fresh.hidden_size=wide",
-            "student.vision.fresh: Validation error for field 'hidden_size'",
-        ),
+        ("student.vision.fresh.hidden_size=wide", "student.vision.fresh: Validation error for field 'hidden_size'"),
         (
             "student.language.fresh.num_attention_heads=3",
             "student.language.fresh: hidden_size must be a multiple of 6, got 16",
@@ -461,14 +436,8 @@ def test_an_empty_or_absent_checkpoint_folder(place, refused, name, problem):
             "student.language.fresh.num_key_value_heads=32",
             "student.language.fresh: 2 heads can't share 32 num_key_value_heads",
         ),
-        (
-            "student.vision.fresh.hidden_act=gleu",
-            "student: no model can be built of these parts: ",
-        ),
-        (
-            "student.feature_layer=-9",
-            "student: feature_layer is counted from the end, -1 to -3, got -9",
-        ),
+        ("student.vision.fresh.hidden_act=gleu", "student: no model can be built of these parts: "),
+        ("student.feature_layer=-9", "student: feature_layer is counted from the end, -1 to -3, got -9"),
     ],
 )
 def test_a_student_of_parts_that_do_not_fit(place, refused, override, expected):
@@ -503,10 +472,7 @@ def test_published_data_sets_that_can_not_be_fetched(refused, monkeypatch):
     asked = ("--world", "hub", "--benchmarks", "mme", "--items", 2)
     problem, hint = refused("eval", "--model", "./teacher", *asked, code=3)
     assert problem.startswith("evaluation: a published data set could not be fetched (")
-    assert (
-        hint
-        == "hint: log in to the hub where there is a network (hf auth login), or ask for --world playground"
-    )
+    assert hint == "hint: log in to the hub where there is a network (hf auth login), or ask for --world playground"
 
 
 # --- the machine and the run folders

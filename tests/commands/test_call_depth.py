@@ -35,10 +35,6 @@ def test_at_most_nine_calls_from_the_command_to_a_forward_pass(tmp_path, monkeyp
     assert end.value.code == 0 and stacks
     for stack in stacks:
         ours = [frame for frame in stack if frame.filename.startswith(OURS)]
-        start = max(
-            i for i, frame in enumerate(ours) if frame.name == "distill" and frame.filename == cli.__file__
-        )
-        calls = [f"{frame.filename[len(OURS) + 1 :]}: {frame.name}" for frame in ours[start + 1 :]] + [
-            "forward"
-        ]
+        start = max(i for i, frame in enumerate(ours) if frame.name == "distill" and frame.filename == cli.__file__)
+        calls = [f"{frame.filename[len(OURS) + 1 :]}: {frame.name}" for frame in ours[start + 1 :]] + ["forward"]
         assert len(calls) <= MOST, "\n".join(calls)

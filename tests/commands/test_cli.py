@@ -101,10 +101,7 @@ def test_ablate_plans_its_rows_and_seeds(tmp_path):
     arguments = ("--rows", "sft,long", "--seeds", 3, "--dry-run")
     _, out, err = switchkd("ablate", write(tmp_path), *arguments, cwd=tmp_path, heavy=True)
     assert "row sft" in out and "row long" in out and "row switch-kd" not in out
-    assert err == [
-        "seeds: 0, 1, 2 (the figures are of the first)",
-        "runs: 6, of them 6 different; 0 finished",
-    ]
+    assert err == ["seeds: 0, 1, 2 (the figures are of the first)", "runs: 6, of them 6 different; 0 finished"]
 
 
 def test_ablate_plans_what_recipes_share_once(tmp_path):
@@ -146,11 +143,7 @@ def test_a_name_stands_for_a_recipe_of_the_folder(tmp_path):
             ("stages.distil.lr=1",),
             "override: stages.distil.lr: no such field in stages, got 'distil' (did you mean 'distill'?)",
         ),
-        (
-            (),
-            ("stages.distill.lr",),
-            "override: stages.distill.lr: must be key=value, such as stages.distill.lr=1e-4",
-        ),
+        ((), ("stages.distill.lr",), "override: stages.distill.lr: must be key=value, such as stages.distill.lr=1e-4"),
         ((), ("student.vision=runs/a/b/model",), "small: student.vision: runs/a/b/model: no such folder"),
         ((), ("student.vision=./none",), "small: student.vision: ./none: no such folder"),
         (
@@ -176,10 +169,7 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
             ("distill", "small.yaml", "--row", "swich-kd"),
             "small.yaml: row: unknown row, got 'swich-kd' (did you mean 'switch-kd'?)",
         ),
-        (
-            ("pretrain", "small.yaml", "--row", "stf"),
-            "small.yaml: row: unknown row, got 'stf' (did you mean 'sft'?)",
-        ),
+        (("pretrain", "small.yaml", "--row", "stf"), "small.yaml: row: unknown row, got 'stf' (did you mean 'sft'?)"),
         (
             ("ablate", "small.yaml", "--rows", "sft,lung"),
             "small.yaml: row: unknown row, got 'lung' (did you mean 'long'?)",
@@ -187,22 +177,13 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
         (("ablate", "small.yaml", "--rows", ","), "--rows: names no row"),
         (("distill", "smal.yaml"), "smal.yaml: no such recipe (did you mean 'small.yaml'?)"),
         (("distill", "."), ".: no recipe has this name"),
-        (
-            ("ablate", "trainning-scheme"),
-            "trainning-scheme: no recipe has this name (did you mean 'training-scheme'?)",
-        ),
+        (("ablate", "trainning-scheme"), "trainning-scheme: no recipe has this name (did you mean 'training-scheme'?)"),
         (("pretrain", "wieghts"), "wieghts: no recipe has this name (did you mean 'weights'?)"),
         (("eval",), "runs: no finished run"),
-        (
-            ("eval", "--benchmarks", "mme,popes"),
-            "--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)",
-        ),
+        (("eval", "--benchmarks", "mme,popes"), "--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)"),
         (("eval", "--model", "./none"), "./none: no such folder"),
         (("compare",), "runs: no finished run with scores"),
-        (
-            ("compare", "small"),
-            "small: neither a run folder, nor the folder that switchkd eval named, nor a recipe",
-        ),
+        (("compare", "small"), "small: neither a run folder, nor the folder that switchkd eval named, nor a recipe"),
     ],
 )
 def test_what_does_not_exist_is_named(tmp_path, arguments, expected):
@@ -310,9 +291,7 @@ def test_every_command_checks_the_recipe_and_the_models(tmp_path, command):
 
 
 def test_markup_in_a_message_is_text(tmp_path):
-    file = write(
-        tmp_path, ("title: small", "title: [student]"), ("data: captions", "data: '[red]captions[/red]'")
-    )
+    file = write(tmp_path, ("title: small", "title: [student]"), ("data: captions", "data: '[red]captions[/red]'"))
     assert any("got '[red]captions[/red]'" in line for line in switchkd("distill", file, cwd=tmp_path)[2])
 
 

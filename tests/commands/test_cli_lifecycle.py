@@ -83,10 +83,7 @@ def test_wrong_data_leaves_nothing_behind(tmp_path, calls, monkeypatch, capsys):
     file = write(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert switchkd(monkeypatch, "distill", file, "stages.distill.batch=7") == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "data.questions: no such folder: pictures",
-        "hint: mend it",
-    ]
+    assert capsys.readouterr().err.splitlines() == ["data.questions: no such folder: pictures", "hint: mend it"]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -105,9 +102,7 @@ def test_ablate_runs_rows_and_seeds_and_goes_on_after_a_failure(tmp_path, calls,
     assert "the crash of this row" in crashed.text_log.read_text()
     assert names(calls) == ["print_ablation"]
     (folders, _), more = calls[-1][1:]
-    assert [(f.info()["row"], f.info()["seed"]) for f in folders] == sorted(
-        done, key=lambda x: (x[0] == "sft", x[1])
-    )
+    assert [(f.info()["row"], f.info()["seed"]) for f in folders] == sorted(done, key=lambda x: (x[0] == "sft", x[1]))
     assert [(run.row, run.seed) for run in more["planned"]][-1] == ("long", 1)
     assert list(more["controls"]) == ["sft"]
 
@@ -143,9 +138,7 @@ def test_ablate_tells_a_user_s_error_of_one_row_and_finishes_the_others(tmp_path
     assert names(calls) == ["print_ablation"]
 
 
-def test_a_teacher_that_can_t_be_scored_is_told_and_the_rows_have_their_table(
-    tmp_path, calls, monkeypatch, capsys
-):
+def test_a_teacher_that_can_t_be_scored_is_told_and_the_rows_have_their_table(tmp_path, calls, monkeypatch, capsys):
     file = write(tmp_path, ("items: 4", "items: 5"))
     assert switchkd(monkeypatch, "ablate", file, "--rows", "sft") == 2
     told = capsys.readouterr().err.splitlines()
@@ -164,17 +157,12 @@ def test_a_table_that_can_t_be_made_is_a_failure_too(tmp_path, calls, monkeypatc
 
     monkeypatch.setattr(sys.modules["switchkd_cli.report.show"], "print_ablation", refused)
     assert switchkd(monkeypatch, "ablate", write(tmp_path), "--rows", "sft") == 2
-    assert (
-        "small.yaml: its table: failed\n  sft: items is 4, that of switch-kd is 8\n"
-        in capsys.readouterr().err
-    )
+    assert "small.yaml: its table: failed\n  sft: items is 4, that of switch-kd is 8\n" in capsys.readouterr().err
 
 
 def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkeypatch):
     program = tmp_path / "worker.py"
-    program.write_text(
-        "import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)"
-    )
+    program.write_text("import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
     failures = pool.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
     told = "ended by signal 9 (Killed), most likely out of memory: fewer --jobs need less"
@@ -191,9 +179,7 @@ def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
 def test_workers_share_the_cores(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(pool, "cores", lambda: 8)
     program = tmp_path / "worker.py"
-    program.write_text(
-        "import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)"
-    )
+    program.write_text("import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
     failures = pool.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
     assert [failure.text for failure in failures] == ["threads 4\n"]

@@ -151,9 +151,7 @@ def test_rows_without_a_common_seed_are_not_compared_and_it_is_said(root):
     folders = [finished(root, "switch-kd", seed) for seed in (1, 2)] + [finished(root, "sft", 3)]
     report = compared(*folders)
     assert [t.title.split(":")[0] for t in report.tables] == ["scores", "the average over seeds", "protocol"]
-    assert (
-        "Switch-KD minus SFT: no seed in common, so not compared: name runs of the same seeds" in report.notes
-    )
+    assert "Switch-KD minus SFT: no seed in common, so not compared: name runs of the same seeds" in report.notes
 
 
 def test_two_runs_of_one_row_are_put_beside_each_other(root):
@@ -192,10 +190,7 @@ def test_a_benchmark_that_does_not_count_is_in_parentheses_and_in_no_verdict(roo
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            {"prompt": "What is image zero?"},
-            "GQA: 1 of 40 prompts differ; item 0 has 'What is image zero?'",
-        ),
+        ({"prompt": "What is image zero?"}, "GQA: 1 of 40 prompts differ; item 0 has 'What is image zero?'"),
         ({"key": "other"}, "GQA: 1 of 40 images differ; item 0 has 'other'"),
         ({"target": "maybe"}, "GQA: 1 of 40 right answers differ; item 0 has 'maybe'"),
         ({"doc_id": 77}, "GQA: 1 of 40 items differ; item 77 has 77"),

@@ -139,9 +139,7 @@ def test_an_interrupted_matrix_is_gone_on_with(plain, tmp_path):
     assert program.end() == 0, program.text
     for run in both:
         expected = tiny_run.trace(other / run)
-        assert [
-            step for step in tiny_run.trace(root / run) if "step" in step and step["stage"] == "distill"
-        ] == [
+        assert [step for step in tiny_run.trace(root / run) if "step" in step and step["stage"] == "distill"] == [
             step for step in expected if "step" in step and step["stage"] == "distill"
         ]  # which of the two trains the stage that they share is the race's
         assert info(root / run)["status"] == "finished"
@@ -230,9 +228,7 @@ def test_a_student_that_can_not_be_saved_is_refused_before_the_first_step(plain,
 
     program = switchkd("distill", recipe, "--out", tmp_path / "runs", cwd=tmp_path, first=refuse)
     assert program.end() == 2, program.text
-    assert program.lines == [
-        "student: it could not be saved after training: this processor is not to be saved"
-    ]
+    assert program.lines == ["student: it could not be saved after training: this processor is not to be saved"]
     assert not folder(tmp_path / "runs").exists()
 
 

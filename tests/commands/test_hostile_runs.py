@@ -38,14 +38,7 @@ def place(tmp_path, monkeypatch):
         folder.answers.mkdir()
         for task, score in SCORES.items():
             lines = [
-                {
-                    "doc_id": i,
-                    "prompt": "?",
-                    "key": "k",
-                    "target": "yes",
-                    "answer": "no",
-                    "score": score / 100,
-                }
+                {"doc_id": i, "prompt": "?", "key": "k", "target": "yes", "answer": "no", "score": score / 100}
                 for i in range(4)
             ]
             (folder.answers / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -139,9 +132,7 @@ def test_a_file_that_was_edited(place, compare, file, change, expected):
 
 
 @pytest.mark.parametrize("file", [RECORD, RESULTS, METRICS, RECIPE, "answers/mme.jsonl"])
-@pytest.mark.parametrize(
-    "made", [os.mkfifo, lambda path: path.mkdir(), lambda path: path.symlink_to(path.name)]
-)
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.mkdir(), lambda path: path.symlink_to(path.name)])
 def test_a_file_of_a_run_that_is_no_file(place, compare, file, made):
     """A pipe that nobody writes to would be waited for."""
     path = place / "runs" / "quick" / "sft" / "seed0" / file
@@ -224,9 +215,7 @@ def test_a_title_is_text_and_no_markup(place, compare, title, form):
 
 
 def test_an_error_is_shown_without_what_a_terminal_would_obey(capsys):
-    error(
-        UserError(["\x1b[31mred", "two\nlines", "half \ud800", "turned \u202e", "x" * 10_000], hint="\x07[/]")
-    )
+    error(UserError(["\x1b[31mred", "two\nlines", "half \ud800", "turned \u202e", "x" * 10_000], hint="\x07[/]"))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:4] == ["\\x1b[31mred", "two\\nlines", "half \\ud800", "turned \\u202e"]
     assert len(lines) == 6 and len(lines[4]) < 1100 and lines[5] == "hint: \\x07[/]"

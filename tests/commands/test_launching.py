@@ -33,9 +33,7 @@ if os.environ.get("RANK") == "1":
 
 @pytest.fixture
 def recipe(tmp_path):
-    return tiny_run.write(
-        tmp_path, distill={"steps": STEPS}, checkpoints={"every_steps": 5}, deepspeed={"zero": 2}
-    )
+    return tiny_run.write(tmp_path, distill={"steps": STEPS}, checkpoints={"every_steps": 5}, deepspeed={"zero": 2})
 
 
 def start(recipe: Path, *more: str, path: Path | None = None) -> subprocess.Popen:
@@ -92,8 +90,7 @@ def test_two_processes_stop_when_asked_and_one_goes_on(recipe):
     stopped, resume = told.splitlines()[-2:]
     assert stopped.startswith("stopped: SIGTERM: stage distill, after step ") and stopped.endswith(": saved")
     assert resume == "resume: " + shlex.join(
-        ["switchkd", "distill", str(recipe), "--out"]
-        + [str(recipe.parent / "runs"), "--processes", "2", "--resume"]
+        ["switchkd", "distill", str(recipe), "--out"] + [str(recipe.parent / "runs"), "--processes", "2", "--resume"]
     )
     done = len(steps(recipe))
     assert 0 < done < STEPS

@@ -41,18 +41,7 @@ def runs(tmp_path_factory):
 def test_distill_ends_with_the_table(runs):
     _, printed = runs
     table = printed[printed.index("playground") :]
-    for word in (
-        "teacher",
-        "SFT",
-        "Switch-KD",
-        "gain",
-        "majority",
-        "blind",
-        "MMB-CN",
-        "POPE",
-        "Avg",
-        "files",
-    ):
+    for word in ("teacher", "SFT", "Switch-KD", "gain", "majority", "blind", "MMB-CN", "POPE", "Avg", "files"):
         assert word in table, word
 
 
@@ -94,12 +83,7 @@ def test_the_model_loads_in_transformers_without_this_package(runs):
     )
     folder = root / "quickstart" / "switch-kd" / "seed1" / "model"
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=root,
-        timeout=120,
+        [sys.executable, "-c", code, str(folder)], check=False, capture_output=True, text=True, cwd=root, timeout=120
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
 
@@ -129,9 +113,7 @@ def test_compare_draws_its_pictures(runs, tmp_path):
     root, _ = runs
     switchkd("compare", "recipes/quickstart.yaml", "--out", str(root), "--pictures", str(tmp_path))
     names = ("radar", "curves", "cost", "knees", "attention")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{n}.{kind}" for n in names for kind in ("png", "svg")
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("png", "svg")}
 
 
 def test_compare_writes_a_report_with_every_picture(runs, tmp_path):
@@ -172,18 +154,11 @@ def test_pretrain_stops_before_distillation(tmp_path):
 def readme_commands() -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    lines = [
-        line.split("#")[0].strip()
-        for language, block in blocks
-        if not language
-        for line in block.splitlines()
-    ]
+    lines = [line.split("#")[0].strip() for language, block in blocks if not language for line in block.splitlines()]
     return [line for line in lines if line.startswith("switchkd ")]
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in readme_commands() if c.split()[1] in ("distill", "pretrain", "ablate")]
-)
+@pytest.mark.parametrize("command", [c for c in readme_commands() if c.split()[1] in ("distill", "pretrain", "ablate")])
 def test_readme_training_commands_plan(command, tmp_path):
     words = shlex.split(command)[1:]
     words = [str(tmp_path) if word == "elsewhere" else word for word in words]
@@ -191,10 +166,4 @@ def test_readme_training_commands_plan(command, tmp_path):
 
 
 def test_readme_shows_all_five_commands():
-    assert {command.split()[1] for command in readme_commands()} == {
-        "pretrain",
-        "distill",
-        "ablate",
-        "eval",
-        "compare",
-    }
+    assert {command.split()[1] for command in readme_commands()} == {"pretrain", "distill", "ablate", "eval", "compare"}

@@ -35,13 +35,7 @@ def test_every_shared_option_is_in_the_help_under_its_title(command):
     text = invoke(command, "--help")
     for field in dataclasses.fields(RunOptions):
         assert f"--{field.name.replace('_', '-')}" in text
-    titles = (
-        "Arguments:",
-        "Options:",
-        "Resume or replace earlier runs:",
-        "Check and plan:",
-        "Several processes:",
-    )
+    titles = ("Arguments:", "Options:", "Resume or replace earlier runs:", "Check and plan:", "Several processes:")
     places = [text.index(f"\n{title}\n") for title in titles]
     assert places == sorted(places)
     assert text.index("--seed") < places[2] < text.index("--overwrite") < places[3] < text.index("--machine")
@@ -51,22 +45,7 @@ def test_every_shared_option_is_in_the_help_under_its_title(command):
 def test_options_reach_the_command_as_one_object(monkeypatch, name):
     calls = []
     monkeypatch.setattr(distill, "distill", lambda *arguments: calls.append(arguments))
-    invoke(
-        "distill",
-        "r.yaml",
-        "a=1",
-        "--check",
-        "--jobs",
-        3,
-        "--gpus",
-        8,
-        "--nodes",
-        2,
-        name,
-        "a:1",
-        "--seed",
-        4,
-    )
+    invoke("distill", "r.yaml", "a=1", "--check", "--jobs", 3, "--gpus", 8, "--nodes", 2, name, "a:1", "--seed", 4)
     ((recipe, overrides, row, jobs, options),) = calls
     assert (recipe, overrides, row, jobs) == ("r.yaml", ["a=1", "check=true"], None, 3)
     expected = RunOptions(seed=4, check=True, gpus=8, nodes=2, rdzv_endpoint="a:1")

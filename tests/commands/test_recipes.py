@@ -34,9 +34,7 @@ def small(file):
     rows = load_rows(file)
     first, named = rows[0].config, {stage.name: None for run in rows for stage in run.config.stages}
     stages = [
-        f"stages.{stage}.{field}"
-        for stage in named
-        for field in ("epochs=null", "steps=2", "batch=4", "micro_batch=2")
+        f"stages.{stage}.{field}" for stage in named for field in ("epochs=null", "steps=2", "batch=4", "micro_batch=2")
     ]
     data = [f"data.{name}.parameters.{field}" for name in first.data for field in ("pictures=6", "turns=2")]
     return [*stages, *data, "evaluation=null"]

@@ -34,9 +34,7 @@ def make(tmp_path):
     def made(*variables):
         command = ["make", "reproduce", *variables]
         alone = {"PATH": os.environ["PATH"]}  # make hands its own variables on to the tests that it runs
-        done = subprocess.run(
-            command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60, env=alone
-        )
+        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60, env=alone)
         asked = tmp_path / "asked"
         lines = asked.read_text().splitlines() if asked.exists() else []
         asked.unlink(missing_ok=True)
@@ -97,19 +95,9 @@ def _seconds(run):
 
 
 def test_the_rows_and_tables_can_be_named(make):
-    variables = (
-        "TABLES=loss knee",
-        "ROWS=sft,bild",
-        "SEEDS=2",
-        "JOBS=4",
-        "RUNS=o",
-        "REPORT=r",
-        "CHANGES=a=1 b=2",
-    )
+    variables = ("TABLES=loss knee", "ROWS=sft,bild", "SEEDS=2", "JOBS=4", "RUNS=o", "REPORT=r", "CHANGES=a=1 b=2")
     _, (ablate, compare), said = make(*variables)
-    assert ablate == (
-        "ablate loss knee a=1 b=2 --world playground --out o --seeds 2 --rows sft,bild --jobs 4"
-    )
+    assert ablate == ("ablate loss knee a=1 b=2 --world playground --out o --seeds 2 --rows sft,bild --jobs 4")
     assert compare == "compare loss knee --world playground --out o --report r"
     assert "left out" not in said
 

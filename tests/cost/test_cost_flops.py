@@ -44,10 +44,7 @@ def test_a_step_takes_the_operations_that_are_planned(kind, tmp_path):
     for wanted, train in ways():
         over = OVERCOUNTED if kind == "clip" and "projector" in train else 0
         measured = counted(paths, batch, wanted, train) - over
-        assert planned(paths, batch, Computation(wanted, train)) == pytest.approx(measured, rel=ERROR), (
-            wanted,
-            train,
-        )
+        assert planned(paths, batch, Computation(wanted, train)) == pytest.approx(measured, rel=ERROR), (wanted, train)
 
 
 @pytest.mark.parametrize("what", [*RECOMPUTED, "all"])

@@ -137,11 +137,7 @@ def peaks(names, cast, recomputed, tmp_path):
     paths, objective = pair(64, columns=COLUMNS), objective_of(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, normalizers, chunks = (
-        objective.keep(batch),
-        objective.normalizers([batch]),
-        ChunkedObjective(objective),
-    )
+    keep, normalizers, chunks = (objective.keep(batch), objective.normalizers([batch]), ChunkedObjective(objective))
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 

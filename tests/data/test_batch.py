@@ -36,9 +36,7 @@ def test_answer_positions_predict_the_answers_and_their_end(student, tmp_path, t
 def test_text_positions_leave_out_image_tokens_and_padding(student, tmp_path):
     batch = tiny.batch(student, tmp_path)
     assert said(student, batch, "text")[3] == "<|user|>What is it?<|assistant|>a bus<|end|>"
-    assert (
-        said(student, batch, "text")[1] == "Say hi.<|assistant|>hi there<|end|>"
-    )  # nothing predicts a first token
+    assert said(student, batch, "text")[1] == "Say hi.<|assistant|>hi there<|end|>"  # nothing predicts a first token
 
 
 def test_all_positions_are_every_step_inside_the_row(student, tmp_path):

@@ -100,9 +100,7 @@ def test_the_image_comes_first_wherever_its_placeholder_stands(processor, tmp_pa
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), ("How many?", "dog"))
     row["conversations"][0]["value"] = question
     tokens = " ".join(written(processor, conversations(processor, tmp_path, row, turns=turns)[0]))
-    assert (
-        tokens.replace(" 1:", "") == "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]"
-    )
+    assert tokens.replace(" 1:", "") == "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]"
 
 
 def test_a_picture_alone_can_be_the_question(processor, tmp_path):

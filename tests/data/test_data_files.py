@@ -119,27 +119,15 @@ def test_a_row_without_an_id_is_called_by_its_number(tmp_path):
         ({"messages": "hi"}, "no `messages` list"),
         ({"messages": ["hi"]}, "no `messages` list"),
         (chat(), "no `messages` list"),
-        (
-            chat(("system", "Hi.")),
-            "turns must go user, assistant, .*; a conversation needs an answer, got system",
-        ),
+        (chat(("system", "Hi.")), "turns must go user, assistant, .*; a conversation needs an answer, got system"),
         (chat(("user", "Hi?")), "a conversation needs an answer, got user"),
         (chat(("assistant", "Hi."), ("user", "Hi?")), "got assistant, user"),
         (chat(("user", None), ("assistant", "ho")), "a turn's content is not text"),
-        (
-            chat(("user", [{"type": "video"}]), ("assistant", "ho")),
-            "a part of a turn is text or image, got video",
-        ),
+        (chat(("user", [{"type": "video"}]), ("assistant", "ho")), "a part of a turn is text or image, got video"),
         (chat(("user", "Hi?"), ("assistant", " ")), "no answer to learn: an empty answer"),
-        (
-            chat(("user", "Hi?"), ("assistant", "ho"), images=["a.png"]),
-            "one, in the first question; got none",
-        ),
+        (chat(("user", "Hi?"), ("assistant", "ho"), images=["a.png"]), "one, in the first question; got none"),
         (chat(("user", "<image>"), ("assistant", "ho"), images=[]), "none, as the row has no image"),
-        (
-            chat(("user", "<image><image>"), ("assistant", "ho"), images=["a", "b"]),
-            "at most one image is used, got 2",
-        ),
+        (chat(("user", "<image><image>"), ("assistant", "ho"), images=["a", "b"]), "at most one image is used, got 2"),
     ],
 )
 def test_a_faulty_row_of_messages(row, expected):
@@ -170,10 +158,7 @@ def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path, rows):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ('{"id": 1}\n{"id": \n', "not readable as JSON: Expecting value, line 2"),
-        ("\n\n", "holds no rows"),
-    ],
+    [('{"id": 1}\n{"id": \n', "not readable as JSON: Expecting value, line 2"), ("\n\n", "holds no rows")],
 )
 def test_lines_that_are_no_rows_are_named(tmp_path, text, expected):
     (tmp_path / "rows.jsonl").write_text(text)

@@ -111,10 +111,7 @@ def test_good_rows_are_read_as_they_are(opened, tmp_path):
         (said(("human", "Hi?"), ("gpt", " \n")), "r: no answer to learn: an empty answer"),
         (said(("human", "Hi?"), ("gpt", 7)), "r: a turn's value is not text"),
         (said(("human", None), ("gpt", "ho")), "r: a turn's value is not text"),
-        (
-            spoiled(question="What?"),
-            "r: <image> placeholders: one, in the first question; got none",
-        ),
+        (spoiled(question="What?"), "r: <image> placeholders: one, in the first question; got none"),
         (
             spoiled(question="<image>\n<image>\nWhat?"),
             "r: <image> placeholders: one, in the first question; got 2 in turn 1",
@@ -127,10 +124,7 @@ def test_good_rows_are_read_as_they_are(opened, tmp_path):
             spoiled("a.png", "<image>\nWhat?", ("human", "And?"), ("gpt", "<image>")),
             "r: <image> placeholders: one, in the first question; got 1 in turn 1, 1 in turn 4",
         ),
-        (
-            without(spoiled(), "image"),
-            "r: <image> placeholders: none, as the row has no image; got 1 in turn 1",
-        ),
+        (without(spoiled(), "image"), "r: <image> placeholders: none, as the row has no image; got 1 in turn 1"),
         (spoiled(image=["a.png", "b.png"]), "r: at most one image is used, got 2"),
         (spoiled(image="../a.png"), "r: image path leaves its folder: ../a.png"),
         (spoiled(image="b/../a.png"), "r: image path leaves its folder: b/../a.png"),
@@ -185,10 +179,7 @@ def test_every_faulty_row_is_counted_and_the_first_are_named(refused, tmp_path):
         ("[{}, ", "not readable as JSON: Expecting value"),
         ('[{"id": "a', "not readable as JSON: Unterminated string"),
         ("[{}] []", "not readable as JSON: Extra data"),
-        (
-            "{}\n{}",
-            "not a JSON list of rows, but a dict followed by more (JSON lines? then its name must end",
-        ),
+        ("{}\n{}", "not a JSON list of rows, but a dict followed by more (JSON lines? then its name must end"),
     ],
 )
 def test_a_file_that_is_no_list_of_rows_is_refused(refused, tmp_path, text, expected):

@@ -221,9 +221,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-@pytest.mark.parametrize(
-    "size", [(1, 1), (1, 3), (3, 1), (3, 3), (1, 100), (100, 1), (3, 240), (2, 3), (4, 1)]
-)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (3, 3), (1, 100), (100, 1), (3, 240), (2, 3), (4, 1)])
 def test_pictures_of_every_shape_are_prepared_alike(name, size):
     """Sides of 1 and 3 pixels could be taken for colour channels."""
     image = Image.new("RGB", size, RED)
@@ -311,9 +309,7 @@ def test_what_is_no_file_is_no_picture(place, name):
     ODD[name](place / "pictures" / "x.png")
     data = read(place, "x.png")
     data.inspect()
-    assert {met.fault for met in data.bad_rows.unusable.values()} == {
-        f"no such image: {place}/pictures/x.png"
-    }
+    assert {met.fault for met in data.bad_rows.unusable.values()} == {f"no such image: {place}/pictures/x.png"}
 
 
 def test_no_file_outside_is_opened(place, monkeypatch):

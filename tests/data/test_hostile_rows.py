@@ -225,9 +225,7 @@ def test_a_nasty_data_file(tmp_path, file, name):
     assert list(tmp_path.iterdir()) == [tmp_path / file]
 
 
-@pytest.mark.parametrize(
-    "made", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()]
-)
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
 def test_a_data_file_that_is_no_file(tmp_path, made):
     made(tmp_path / "rows.json")
     with pytest.raises(UserError, match="no such data file"):
@@ -321,16 +319,7 @@ def test_an_unusable_row(student, tmp_path, name):
 
 
 def test_what_a_row_holds_is_told_on_one_printable_line():
-    for value in (
-        "\x1b[2J",
-        "a\nb",
-        "\ud800",
-        "x" * 10**6,
-        [[[]]] * 10**5,
-        {"a": "\x1b"},
-        float("nan"),
-        10**4000,
-    ):
+    for value in ("\x1b[2J", "a\nb", "\ud800", "x" * 10**6, [[[]]] * 10**5, {"a": "\x1b"}, float("nan"), 10**4000):
         line = short_repr(value)
         assert not UNPRINTABLE.search(line) and len(line) < 200
 
@@ -346,9 +335,9 @@ def test_a_special_token_in_a_text_would_be_one(where, token):
     with pytest.raises(Fault, match=f"its text holds {re.escape(token)}, a special token of the tokenizer"):
         data._build(0)
     for harmless in (token[:-1], token[1:], "<b>dog</b>", "a < b", "<s", "two"):
-        Conversations(
-            Rows([row(**{where: harmless})], llava_row), LlavaInputs(processor, 4), template="chatml"
-        )._build(0)
+        Conversations(Rows([row(**{where: harmless})], llava_row), LlavaInputs(processor, 4), template="chatml")._build(
+            0
+        )
 
 
 def test_a_chat_template_that_refuses_a_row_makes_it_unusable(student, tmp_path):

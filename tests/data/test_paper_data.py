@@ -13,14 +13,7 @@ from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.recipe.schema import DataSet
 from tests.support import tiny, tiny_qwen
 
-FOLDERS = (
-    "coco/train2017",
-    "gqa/images",
-    "ocr_vqa/images",
-    "textvqa/train_images",
-    "vg/VG_100K",
-    "vg/VG_100K_2",
-)
+FOLDERS = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K", "vg/VG_100K_2")
 DATA = {
     "captions": {
         "source": "llava_json",
@@ -182,9 +175,7 @@ def test_the_rows_are_what_the_templates_say(place):
     ):
         data = build_data(DataSet.model_validate(DATA[name]), student, place / "runs")
         words = student.processor.tokenizer.convert_ids_to_tokens(data[0].input_ids)
-        told = " ".join(
-            w if label == IGNORE else f"[{w}]" for w, label in zip(words, data[0].labels, strict=True)
-        )
+        told = " ".join(w if label == IGNORE else f"[{w}]" for w, label in zip(words, data[0].labels, strict=True))
         assert told == expected if name == "captions" else expected in told
         assert len(data) == 120 and data.sizes.shape == (120,)
     assert data.image_mask.sum() == 120 - 17

@@ -37,9 +37,7 @@ def written(processor, row, folder, parse=llava_row, turns="chained", **more):
     example = data._build(0)
     words = processor.tokenizer.convert_ids_to_tokens(example.input_ids)
     assert all(label in (IGNORE, id_) for label, id_ in zip(example.labels, example.input_ids, strict=True))
-    return " ".join(
-        word if label == IGNORE else f"[{word}]" for word, label in zip(words, example.labels, strict=True)
-    )
+    return " ".join(word if label == IGNORE else f"[{word}]" for word, label in zip(words, example.labels, strict=True))
 
 
 PICTURED = {
@@ -107,10 +105,7 @@ def test_a_picture_alone_can_be_the_question(processor, tmp_path):
     ("template", "expected"),
     [
         ("qwen2_base", "A Ġdog . ĠUSER : ĠWhat"),
-        (
-            "chatml",
-            "<|im_start|> system Ċ A Ġdog . <|im_end|> Ċ <|im_start|> user Ċ What",
-        ),
+        ("chatml", "<|im_start|> system Ċ A Ġdog . <|im_end|> Ċ <|im_start|> user Ċ What"),
     ],
 )
 def test_a_row_may_bring_its_own_system_message(processor, tmp_path, template, expected):
@@ -146,9 +141,7 @@ def test_a_llama_reads_tinyllavas_words_and_ends_with_its_own_token(tmp_path, sp
     )
 
 
-KINDS = {"qwen": tiny_qwen.processor} | {
-    split: partial(tiny_llama.processor, split) for split in tiny_llama.SPLITS
-}
+KINDS = {"qwen": tiny_qwen.processor} | {split: partial(tiny_llama.processor, split) for split in tiny_llama.SPLITS}
 
 
 FITTING = [
@@ -164,9 +157,7 @@ def test_a_row_has_the_tokens_of_its_text_as_one_piece(kind, tmp_path, template)
     """What training sees is what the tokenizer makes of the whole conversation, as when the model is asked."""
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     processor = KINDS[kind]()
-    data = Conversations(
-        Rows([row], llava_row, images=tmp_path), LlavaInputs(processor, 2), template=template
-    )
+    data = Conversations(Rows([row], llava_row, images=tmp_path), LlavaInputs(processor, 2), template=template)
     text = "".join(prompt + answer for prompt, answer in data._pieces(data.rows[0]))
     whole = processor.tokenizer(text.replace("<image>", "<image>" * 2))["input_ids"]
     assert data[0].input_ids.tolist() == whole
@@ -178,9 +169,7 @@ def test_turns_of_their_own_have_the_tokens_of_the_conversation_that_they_stand_
     processor, picture = KINDS[kind](), tiny.picture(tmp_path, "r.png", 1)
     several, *alone = (
         Conversations(
-            Rows([row], llava_row, images=tmp_path, turns=turns),
-            LlavaInputs(processor, 2),
-            template="tinyllava",
+            Rows([row], llava_row, images=tmp_path, turns=turns), LlavaInputs(processor, 2), template="tinyllava"
         )[0]
         for row, turns in (
             (tiny.row("r", picture, *ASKED), "independent"),
@@ -218,9 +207,7 @@ def test_without_a_name_the_model_speaks_its_own_template(processor, tmp_path):
 
 
 def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at(processor, tmp_path):
-    processor.chat_template = (
-        "{{ messages | length }}{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
-    )
+    processor.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
     with pytest.raises(Fault, match="rewrites earlier turns"):
         written(processor, tiny.row("r", None, *ASKED), tmp_path)
 
@@ -229,17 +216,13 @@ def test_a_model_without_a_template_needs_a_named_one(processor):
     processor.chat_template = None
     with pytest.raises(UserError, match="no chat template of its own") as refused:
         template_text(None, processor)
-    assert (
-        refused.value.hint == "give the data set a `template`: chatml, llama, pretrain, qwen2_base, tinyllava"
-    )
+    assert refused.value.hint == "give the data set a `template`: chatml, llama, pretrain, qwen2_base, tinyllava"
 
 
 def test_a_template_whose_markers_the_tokenizer_lacks_is_refused():
     with pytest.raises(UserError) as refused:
         template_text("chatml", tiny.model().processor)
-    assert refused.value.problems == (
-        "template chatml: the model's tokenizer has no token <|im_start|>, <|im_end|>",
-    )
+    assert refused.value.problems == ("template chatml: the model's tokenizer has no token <|im_start|>, <|im_end|>",)
 
 
 def test_a_finished_model_is_asked_by_the_template_that_taught_it(processor, tmp_path):

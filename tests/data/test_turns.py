@@ -36,11 +36,7 @@ def turn(form, speaker, text, **more):
 
 def row(form, *turns, **more):
     """Two exchanges, or these turns."""
-    plain = [
-        turn(form, speaker, text)
-        for pair in PAIRS
-        for speaker, text in zip(("ask", "answer"), pair, strict=True)
-    ]
+    plain = [turn(form, speaker, text) for pair in PAIRS for speaker, text in zip(("ask", "answer"), pair, strict=True)]
     return {FORMS[form][1]: list(turns) or plain, **more}
 
 
@@ -51,9 +47,7 @@ def parsed(form, raw):
 def learnt(form, raw, turns="chained"):
     """The supervised words of the row's text."""
     processor = tiny_qwen.processor()
-    data = Conversations(
-        Rows([raw], FORMS[form][0], turns=turns), LlavaInputs(processor, 2), template="qwen2_base"
-    )
+    data = Conversations(Rows([raw], FORMS[form][0], turns=turns), LlavaInputs(processor, 2), template="qwen2_base")
     words = processor.tokenizer.convert_ids_to_tokens([i for i in data.text_example(0).labels if i != IGNORE])
     return "".join(words).replace("Ġ", " ").split("<|endoftext|>")[:-1]
 
@@ -67,23 +61,9 @@ both = pytest.mark.parametrize("form", FORMS)
 
 # --- which answers are learnt
 
-OFF = [
-    ("weight", 0),
-    ("weight", 0.0),
-    ("loss", False),
-    ("train", False),
-    ("training", False),
-    ("trainable", False),
-]
+OFF = [("weight", 0), ("weight", 0.0), ("loss", False), ("train", False), ("training", False), ("trainable", False)]
 OFF += [("loss_mask", 0), ("loss_weight", 0), ("loss_scale", 0.0), ("masked", True), ("masked", 1)]
-ON = [
-    ("weight", 1),
-    ("loss", True),
-    ("train", True),
-    ("masked", False),
-    ("loss", None),
-    ("weight", float("nan")),
-]
+ON = [("weight", 1), ("loss", True), ("train", True), ("masked", False), ("loss", None), ("weight", float("nan"))]
 
 
 @both
@@ -94,9 +74,7 @@ def test_an_answer_that_is_not_to_be_learnt_is_read_only(form, turns, key, value
     raw[FORMS[form][1]][1][key] = value
     assert parsed(form, raw).exchanges == PAIRS
     assert learnt(form, raw, turns) == [" dog"]
-    assert told(form, raw, raw, row(form)) == [
-        f"seen, but not learnt: an answer with {key}: {value} (2 rows)"
-    ]
+    assert told(form, raw, raw, row(form)) == [f"seen, but not learnt: an answer with {key}: {value} (2 rows)"]
 
 
 @both
@@ -179,9 +157,7 @@ def test_a_template_that_leaves_the_system_text_out_is_no_template_for_it(turns)
     """`pretrain` leaves the questions out too, and says so."""
     processor = tiny_qwen.processor()
     raw = row("messages", system=" Be brief. ")
-    data = Conversations(
-        Rows([raw], message_row, turns=turns), LlavaInputs(processor, 2), template="pretrain"
-    )
+    data = Conversations(Rows([raw], message_row, turns=turns), LlavaInputs(processor, 2), template="pretrain")
     assert processor.tokenizer.decode(data.text_example(0).input_ids) == "three\ndog\n"
     data.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content[0].text }}|{% endfor %}"
     with pytest.raises(Fault, match="the chat template leaves out the system's text"):
@@ -223,9 +199,7 @@ def test_keys_that_are_not_read_are_counted_and_told_in_one_line(form, monkeypat
 def test_keys_that_change_what_a_row_means_are_refused(form, where, key):
     raw = row(form)
     (raw if where == "row" else raw[FORMS[form][1]][1])[key] = ["x"]
-    with pytest.raises(
-        Fault, match=f"`{key}` of a {where}: (only images can be used|function calls can't be written)"
-    ):
+    with pytest.raises(Fault, match=f"`{key}` of a {where}: (only images can be used|function calls can't be written)"):
         parsed(form, raw)
     for nothing in (None, "", [], {}, [None], [{"name": None}], float("nan")):
         (raw if where == "row" else raw[FORMS[form][1]][1])[key] = nothing
@@ -253,9 +227,7 @@ def test_keys_of_a_turn_that_can_not_be_honoured_are_refused(form, key, value):
 @pytest.mark.parametrize("speaker", ["tool", "function", "observation", None, ["human"]])
 def test_other_speakers_are_refused(form, speaker):
     with pytest.raises(Fault, match="turns must go .*; a conversation needs an answer, got "):
-        parsed(
-            form, row(form, turn(form, "ask", "Hi?"), turn(form, speaker, "{}"), turn(form, "answer", "ho"))
-        )
+        parsed(form, row(form, turn(form, "ask", "Hi?"), turn(form, speaker, "{}"), turn(form, "answer", "ho")))
 
 
 # --- images
@@ -288,8 +260,7 @@ def test_one_image_may_be_named_in_many_ways(form, named):
 
 @both
 @pytest.mark.parametrize(
-    "nothing",
-    [None, "", [], float("nan"), {"bytes": None, "path": None}, [{"bytes": None, "path": None}], [""]],
+    "nothing", [None, "", [], float("nan"), {"bytes": None, "path": None}, [{"bytes": None, "path": None}], [""]]
 )
 @pytest.mark.parametrize("key", ["image", "images"])
 def test_an_image_may_be_said_to_be_none_in_many_ways(form, key, nothing):
@@ -329,9 +300,7 @@ def test_more_images_or_other_ways_to_name_one_are_refused(form, named, fault):
 )
 def test_a_part_may_name_the_image(form, part):
     raw = asked(form, text=[part, {"type": "text", "text": "Two?", "image": None}], images=["a.png"])
-    assert parsed(form, raw).images == ("a.png",) and told(form, raw) == told(
-        form, asked(form, images=["a.png"])
-    )
+    assert parsed(form, raw).images == ("a.png",) and told(form, raw) == told(form, asked(form, images=["a.png"]))
     with pytest.raises(Fault, match="at most one image is used, got 2|placeholders"):
         parsed(form, raw | {"images": ["b.png"] if "path" in part or "image" in part else []})
 
@@ -340,10 +309,7 @@ def test_a_part_may_name_the_image(form, part):
 @pytest.mark.parametrize(
     ("part", "fault"),
     [
-        (
-            {"type": "image_url", "image_url": {"url": "a.png"}},
-            "a part of a turn is text or image, got image_url",
-        ),
+        ({"type": "image_url", "image_url": {"url": "a.png"}}, "a part of a turn is text or image, got image_url"),
         ({"type": "audio", "text": "Two?"}, "a part of a turn is text or image, got audio"),
         ({"type": "text", "text": "Two?", "image": "a.png"}, "`image` of a part: "),
         ({"type": "text", "text": None}, "is not text"),
@@ -359,9 +325,7 @@ def test_parts_of_other_kinds_are_refused(form, part, fault):
 @both
 def test_keys_of_parts_are_counted_too(form):
     raw = asked(form, text=[{"type": "text", "text": "Two?", "index": 0, "cache_control": {"type": "x"}}])
-    assert told(form, raw) == [
-        "keys that are not read: cache_control of a part (1 row), index of a part (1 row)"
-    ]
+    assert told(form, raw) == ["keys that are not read: cache_control of a part (1 row), index of a part (1 row)"]
 
 
 # --- parquet gives every row every key
@@ -371,9 +335,7 @@ def parquet(tmp_path, *raw, **more):
     file = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(raw)), file, **more)
     found = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
-    assert [
-        bool(row.images) for row in map(found.__getitem__, range(len(raw)))
-    ] == found.survey.image_mask.tolist()
+    assert [bool(row.images) for row in map(found.__getitem__, range(len(raw)))] == found.survey.image_mask.tolist()
     assert found.survey.faults == ()
     return found
 
@@ -413,9 +375,7 @@ def test_text_rows_among_embedded_pictures(tmp_path, text, shape, group, statist
 
 
 def test_a_column_of_bytes_alone(tmp_path):
-    found = parquet(
-        tmp_path, row("llava_json", image={"bytes": None}), asked("llava_json", image={"bytes": b"x"})
-    )
+    found = parquet(tmp_path, row("llava_json", image={"bytes": None}), asked("llava_json", image={"bytes": b"x"}))
     assert found[1].images == (b"x",)
 
 
@@ -446,9 +406,7 @@ def test_rows_that_are_cut_are_counted(tmp_path):
     for length, cut in ((10, 1), (2000, 0)):
         data = Conversations(Rows(raw, llava_row), LlavaInputs(of, 2), max_length=length)
         data.inspect()
-        assert (
-            data.notes == [f"cut: 1 of 2 rows checked are longer than max_length ({length:,} tokens)"] * cut
-        )
+        assert data.notes == [f"cut: 1 of 2 rows checked are longer than max_length ({length:,} tokens)"] * cut
 
 
 def told_by_the_program(monkeypatch, capsys, *arguments):
@@ -489,17 +447,13 @@ NOTES = [
 
 def test_a_dry_run_tells_what_training_would(recipe, monkeypatch, capsys):
     code, out, _ = told_by_the_program(monkeypatch, capsys, "distill", recipe(0.5), "--dry-run")
-    assert (
-        code == 0 and [line[9:] for line in out.splitlines() if line.startswith("note     rows: ")] == NOTES
-    )
+    assert code == 0 and [line[9:] for line in out.splitlines() if line.startswith("note     rows: ")] == NOTES
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_what_training_would_refuse_a_dry_run_refuses(recipe, monkeypatch, capsys, dry):
     code, out, err = told_by_the_program(monkeypatch, capsys, "distill", recipe(0.1), *dry)
-    assert (
-        code == 2 and "rows.json: row 3: d: at most one image is used, got 2" in err and "download" not in out
-    )
+    assert code == 2 and "rows.json: row 3: d: at most one image is used, got 2" in err and "download" not in out
     assert "25.0% of the rows can't be used; nothing was trained (max_faults: 10.0%)" in err
 
 
@@ -524,9 +478,7 @@ def test_rows_of_a_model_that_is_not_here_are_told_of_too(recipe, tmp_path):
     parameters = {"file": str(tmp_path / "rows.json"), "images": str(tmp_path)}
     for faults in (0.5, 0.1):
         spec = DataSet(source="llava_json", parameters=parameters, max_faults=faults)
-        with (
-            nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: at most one image")
-        ):
+        with nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: at most one image"):
             sample = data_sample.sample_data(spec, away, tmp_path / "runs", tmp_path, {})
     assert [f"rows: {note}" for note in sample.notes] == NOTES and len(sample.lengths) == 3
 

@@ -136,9 +136,7 @@ def test_when_all_rows_fail_there_is_no_stand_in(student, tmp_path):
     of = data(student, tmp_path, rows(tmp_path, 3))
     for file in tmp_path.glob("*.png"):
         file.unlink()
-    with pytest.raises(
-        NoStandIn, match=r"rows.json: 100 rows one after another can't be used, the last: row"
-    ):
+    with pytest.raises(NoStandIn, match=r"rows.json: 100 rows one after another can't be used, the last: row"):
         of[0]
 
 
@@ -156,8 +154,7 @@ def test_rows_met_in_training_are_counted_once_and_listed(tmp_path, workers):
     trained(student, of, tmp_path, steps=6, workers=workers)
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert sorted(lines, key=lambda line: line["row"]) == [
-        {"data": "rows.json", "row": i, "id": f"r{i}", "fault": f"no such image: {tmp_path}/{i}.png"}
-        for i in (1, 5)
+        {"data": "rows.json", "row": i, "id": f"r{i}", "fault": f"no such image: {tmp_path}/{i}.png"} for i in (1, 5)
     ]
 
 

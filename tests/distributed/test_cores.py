@@ -62,10 +62,6 @@ def test_in_a_container_there_are_no_more_threads_than_cores(cgroup):
 def test_it_is_said_before_torch_reads_it():
     """The variables are set when the engine is first imported, and nothing of it imports torch before."""
     code = "import sys, os, switchkd_cli.engine; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "KMP", "OMP"))
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "KMP", "OMP"))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1000\n"

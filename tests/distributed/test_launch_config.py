@@ -135,11 +135,7 @@ def test_the_cause_comes_before_what_follows_from_it(tmp_path):
 
 def test_a_report_gives_back_what_was_raised():
     error = ExitReport(3, 0.0, 3, problems=("no such file",), hint="look").error(4)
-    assert isinstance(error, UserError) and (error.problems, error.hint, error.code) == (
-        ("no such file",),
-        "look",
-        3,
-    )
+    assert isinstance(error, UserError) and (error.problems, error.hint, error.code) == (("no such file",), "look", 3)
     assert isinstance(ExitReport(0, 0.0, 143, text="saved", signal=15).error(4), Stopped)
 
 

@@ -125,8 +125,6 @@ def test_a_wrong_end_in_generation_config_changes_no_answer_and_is_said(tmp_path
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
     capsys.readouterr()
     assert scored(monkeypatch, (tmp_path / "b").mkdir() or tmp_path / "b", model) == whole
-    assert (
-        "note: model: its generation_config ends an answer with <|assistant|> (3)" in capsys.readouterr().err
-    )
+    assert "note: model: its generation_config ends an answer with <|assistant|> (3)" in capsys.readouterr().err
     (results,) = (tmp_path / "b" / "runs" / "evaluations").glob("*/results.json")
     assert "<|end|>" in json.loads(results.read_text())["notes"][0]

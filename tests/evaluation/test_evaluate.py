@@ -55,8 +55,7 @@ class Fickle(LmmsModel):
     def answer(self, items: list[Item]) -> list[str]:
         said = ({}, {"yes": "no", "no": "yes", "A": "B"}, {}, None)
         return [
-            "well" if (of := said[i % 4]) is None else of.get(item.target, item.target)
-            for i, item in enumerate(items)
+            "well" if (of := said[i % 4]) is None else of.get(item.target, item.target) for i, item in enumerate(items)
         ]
 
 
@@ -91,10 +90,7 @@ def test_right_answers_score_100_on_all_ten(tmp_path: Path, sets: Path) -> None:
 def test_the_stock_tasks_ask_what_the_world_says_they_ask(tmp_path: Path, sets: Path) -> None:
     score_request(Oracle(), exam(), tmp_path, sets)
     for task in STYLES:
-        told = {
-            row.number: prompt(row.question)
-            for row in benchmark_items(task, split="test", items=ITEMS, seed=0)
-        }
+        told = {row.number: prompt(row.question) for row in benchmark_items(task, split="test", items=ITEMS, seed=0)}
         assert {line["doc_id"]: line["prompt"] for line in answers(tmp_path, task)} == told
 
 
@@ -107,9 +103,7 @@ def test_wrong_answers_score_0(tmp_path: Path, sets: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "I can't tell.", "A B", "option five"])
-def test_an_unreadable_mmbench_answer_is_wrong_and_nobody_is_asked(
-    said: str, tmp_path: Path, sets: Path
-) -> None:
+def test_an_unreadable_mmbench_answer_is_wrong_and_nobody_is_asked(said: str, tmp_path: Path, sets: Path) -> None:
     results = score_request(Always(said), exam("mmbench_en_dev", "mmbench_cn_dev"), tmp_path, sets)
     assert [score["value"] for score in results["scores"].values()] == [0.0, 0.0]
     assert {line["score"] for line in answers(tmp_path, "mmbench_cn_dev")} == {0.0}
@@ -214,9 +208,7 @@ def test_a_question_without_an_image_names_none_and_several_images_are_one_name(
 
 def test_the_majority_is_counted_by_kind_and_for_pope_it_says_yes(tmp_path: Path, sets: Path) -> None:
     tasks = ("gqa", "mmbench_en_dev", "pope", "textvqa_val")
-    results = majority(
-        world="playground", benchmarks=tasks, split="test", items=40, seed=0, folder=tmp_path, sets=sets
-    )
+    results = majority(world="playground", benchmarks=tasks, split="test", items=40, seed=0, folder=tmp_path, sets=sets)
     scores = {task: score["score"] for task, score in results["scores"].items()}
     gqa, letters, pope = (answers(tmp_path, task) for task in tasks[:3])
     by_kind = Counter((line["kind"], line["target"]) for line in gqa)
@@ -239,9 +231,7 @@ def test_an_answerer_that_fails_fails_the_evaluation(tmp_path: Path, sets: Path)
     assert not (tmp_path / "answers").exists()
 
 
-def test_a_rule_that_fails_is_raised_at_once(
-    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rule_that_fails_is_raised_at_once(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
 
     def broken(self: object, text: str) -> str:
@@ -284,9 +274,7 @@ def test_equal_exams_have_equal_keys_whoever_answers(tmp_path: Path, sets: Path)
     assert not set(keys[0]) & set(keys[2])
 
 
-def test_published_sets_are_read_by_their_names(
-    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_sets_are_read_by_their_names(tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub can't be reached from here: a working directory with sets of those names takes its place."""
     import datasets
     from lmms_eval.api import task
@@ -294,9 +282,7 @@ def test_published_sets_are_read_by_their_names(
     monkeypatch.chdir(exam("pope", "mme").home(sets))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(task, "_resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
-    results = score_request(
-        Oracle(), EvaluationRequest("hub", ("pope", "mme"), "test", 5, 0), tmp_path / "run"
-    )
+    results = score_request(Oracle(), EvaluationRequest("hub", ("pope", "mme"), "test", 5, 0), tmp_path / "run")
     assert [(score["score"], score["items"]) for score in results["scores"].values()] == [(100.0, 4)] * 2
     assert results["split"] == "published"
 
@@ -310,9 +296,7 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(tmp_path: Path) -> No
     assert EvaluationRequest("hub", ("mme",), "test", 7, 0).limit == 6
 
 
-def test_without_lmms_eval_the_machine_lacks_something(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_lmms_eval_the_machine_lacks_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lmms_eval" else find(name))
     asked_for = {"world": "playground", "benchmarks": ["gqa"], "split": "test", "items": 2, "seed": 0}

@@ -77,9 +77,7 @@ def test_pictures_are_seen_as_training_sees_them() -> None:
         assert picture.size == (48, 24) and picture.tobytes() == trained.tobytes()
 
 
-def test_batched_answers_are_those_of_transformers_one_by_one(
-    answered: tuple[dict, Path], checkpoint: Path
-) -> None:
+def test_batched_answers_are_those_of_transformers_one_by_one(answered: tuple[dict, Path], checkpoint: Path) -> None:
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
     given = {line["doc_id"]: line["answer"] for line in lines(answered[1], "textvqa_val")}
@@ -108,9 +106,7 @@ def test_answers_that_reach_the_limit_without_an_end_are_counted(
 
 
 @pytest.mark.parametrize("most", [20, 4096])
-def test_answers_past_a_model_s_positions_are_counted(
-    checkpoint: Path, sets: Path, tmp_path: Path, most: int
-) -> None:
+def test_answers_past_a_model_s_positions_are_counted(checkpoint: Path, sets: Path, tmp_path: Path, most: int) -> None:
     """An image alone takes 36 tokens."""
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     told = json.loads((folder / "config.json").read_text())

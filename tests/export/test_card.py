@@ -151,9 +151,7 @@ def test_published_scores_say_how_many_items_were_asked(written):
 
 
 def test_answers_that_are_none_stand_below_the_scores(written, monkeypatch):
-    monkeypatch.setitem(
-        SCORES, "pope", SCORES["pope"] | {"score": 0.0, "unreadable": 200, "example": "*Yes.*"}
-    )
+    monkeypatch.setitem(SCORES, "pope", SCORES["pope"] | {"score": 0.0, "unreadable": 200, "example": "*Yes.*"})
     for world in ("hub", "playground"):
         _, text = written(world=world)
         told = text.partition("## Scores")[2].partition("## How it was made")[0]

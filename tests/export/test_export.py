@@ -51,12 +51,7 @@ def students(parts, tmp_path_factory):  # noqa: F811
         ("tinyllava", parts / "llama", "tinyllava"),
         ("llamas own", home / "llama", "llama"),
     ):
-        spec = Parts(
-            family="llava",
-            vision=str(parts / "siglip"),
-            language=str(language),
-            feature_select="default",
-        )
+        spec = Parts(family="llava", vision=str(parts / "siglip"), language=str(language), feature_select="default")
         made[name] = taught(home / name, spec, template)
     return home, made
 
@@ -71,9 +66,7 @@ def test_exported_students_generate_the_tokens_of_our_forward_pass(students, pyt
         [python, SCRIPT, *folders], check=False, capture_output=True, text=True, timeout=600, cwd=home
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for (name, model), said in zip(
-        made.items(), json.loads(done.stdout.splitlines()[-1])["said"], strict=True
-    ):
+    for (name, model), said in zip(made.items(), json.loads(done.stdout.splitlines()[-1])["said"], strict=True):
         opened = check_checkpoint(str(home / name))
         pixels = model.processor.image_processor(exported.picture(), return_tensors="pt")["pixel_values"][0]
         wanted = our_greedy(model, said["prompt"], pixels, exported.LIMIT)
@@ -82,9 +75,7 @@ def test_exported_students_generate_the_tokens_of_our_forward_pass(students, pyt
         assert said["tokens"] == said["apart"] == wanted, name
         assert said["pipeline"].strip() == said["text"].strip(), name
         data = Conversations(
-            Rows(
-                [tiny.row("r", tiny.picture(home, "r.png", 1), (exported.ASKED, "a"))], llava_row, images=home
-            ),
+            Rows([tiny.row("r", tiny.picture(home, "r.png", 1), (exported.ASKED, "a"))], llava_row, images=home),
             opened.inputs,
         )
         assert data.text_example(0).input_ids.tolist()[: len(said["prompt"])] == said["prompt"], name

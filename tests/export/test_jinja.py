@@ -82,13 +82,7 @@ def test_huggingface_jinja_writes_what_transformers_does(written):
 
     def run(code: str, told: str = "") -> subprocess.CompletedProcess:
         return subprocess.run(
-            [node, "-e", code],
-            input=told,
-            env=where,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            [node, "-e", code], input=told, env=where, check=False, capture_output=True, text=True, timeout=300
         )
 
     if not node or run("require('@huggingface/jinja')").returncode:

@@ -160,8 +160,7 @@ def test_a_folder_is_whole(parts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("template", "end"),
-    [("chatml", "<|im_end|>"), ("qwen2_base", "<|endoftext|>"), ("pretrain", "<|endoftext|>")],
+    ("template", "end"), [("chatml", "<|im_end|>"), ("qwen2_base", "<|endoftext|>"), ("pretrain", "<|endoftext|>")]
 )
 def test_answers_end_where_the_conversation_ends_them(parts, tmp_path, template, end):
     mine = student(parts)
@@ -178,9 +177,7 @@ def test_saving_twice_changes_nothing(parts, tmp_path):
     check_checkpoint(str(first)).build().save(tmp_path / "again")
     for file in first.iterdir():
         again = (tmp_path / "again" / file.name).read_bytes()
-        if (
-            file.name == "tokenizer_config.json"
-        ):  # read through AutoProcessor, the class may have a general name
+        if file.name == "tokenizer_config.json":  # read through AutoProcessor, the class may have a general name
             again = re.sub(rb'(?<="tokenizer_class": ")\w+', b"Qwen2Tokenizer", again)
         assert again == file.read_bytes(), file.name
 
@@ -240,11 +237,7 @@ def test_large_weights_are_sharded_and_read_again(parts, tmp_path, monkeypatch):
 def test_text_with_placeholders_asks_what_parts_ask(name, pictures):
     """lmms-eval's llava_hf writes "<image> <image>\\n" and the question as one text."""
     processor = tiny_qwen.processor()
-    template = (
-        (ASSETS / "tokenizer" / "chat_template.jinja").read_text()
-        if name == "playground"
-        else registered(name)
-    )
+    template = (ASSETS / "tokenizer" / "chat_template.jinja").read_text() if name == "playground" else registered(name)
     in_parts = [{"type": "image"}] * pictures + [{"type": "text", "text": ASKED}]
     in_text = " ".join(["<image>"] * pictures) + "\n" * bool(pictures) + ASKED
     before, after = (
@@ -279,11 +272,7 @@ def test_a_tokenizer_that_opens_texts_opens_them_once_in_training_and_in_use(par
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), (ASKED, "a dog"))
     for template in ("qwen2_base", None):
         mine.processor.chat_template = "{{ bos_token }}" + template_text("qwen2_base", mine.processor)
-        data = Conversations(
-            Rows([row], llava_row, images=tmp_path, turns="chained"),
-            mine.inputs,
-            template=template,
-        )
+        data = Conversations(Rows([row], llava_row, images=tmp_path, turns="chained"), mine.inputs, template=template)
         trained = data[0].input_ids.tolist()
         content = [{"type": "image", "image": picture()}, {"type": "text", "text": ASKED}]
         used = mine.processor.apply_chat_template(
@@ -351,13 +340,7 @@ def test_what_vllm_reads_is_there_and_agrees(parts, tmp_path, tower, select, lan
     inputs = processor(images=picture(), text="<image>", return_tensors="pt")
     counted = int((inputs["input_ids"] == config["image_token_index"]).sum())
     from_sizes = processor._get_num_multimodal_tokens(image_sizes=[(60, 80)])["num_image_tokens"]
-    assert (
-        vllm_tokens(config)
-        == counted
-        == from_sizes[0]
-        == config["image_seq_length"]
-        == mine.inputs.image_tokens
-    )
+    assert vllm_tokens(config) == counted == from_sizes[0] == config["image_seq_length"] == mine.inputs.image_tokens
     assert inputs["pixel_values"].shape[2:] == (SIDE, SIDE)  # vLLM checks that they are image_size
 
     with safe_open(folder / "model.safetensors", "pt") as held:
@@ -397,9 +380,7 @@ def test_vllm_sees_that_messages_come_in_parts(parts, tmp_path, template):
 def test_what_releases_before_5_read_is_there(parts, tmp_path, language):
     folder = written(tmp_path, student(parts, "clip", "default", language))
     config = json.loads((folder / "config.json").read_text())
-    assert (
-        config["text_config"]["rope_theta"] == THETA
-    )  # 5 writes it into rope_parameters only, and reads it there
+    assert config["text_config"]["rope_theta"] == THETA  # 5 writes it into rope_parameters only, and reads it there
     again = AutoConfig.from_pretrained(folder)
     assert getattr(again.text_config, "rope_parameters", config["text_config"])["rope_theta"] == THETA
     told = json.loads((folder / "tokenizer_config.json").read_text())
@@ -432,12 +413,8 @@ def test_ldpnetv2_is_refused_by_transformers_alone_and_read_with_the_import(part
     folder = written(tmp_path, student(parts, "clip", "default", "qwen2", "ldpnetv2"))
     read = "from transformers import AutoModelForImageTextToText as M; print(type(M.from_pretrained({!r})).__name__)"
     read = read.format(str(folder))
-    alone = subprocess.run(
-        [sys.executable, "-c", read], check=False, capture_output=True, text=True, timeout=300
-    )
+    alone = subprocess.run([sys.executable, "-c", read], check=False, capture_output=True, text=True, timeout=300)
     assert alone.returncode and "llava_ldpnetv2" in alone.stderr
     code = f"import switchkd_cli.engine.models.ldpnet; {read}"
-    known = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300
-    )
+    known = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
     assert known.stdout.split() == ["LlavaLdpForConditionalGeneration"], known.stderr[-2000:]

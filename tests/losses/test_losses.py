@@ -287,9 +287,7 @@ def test_recipe_parameters_can_be_read_without_importing(name):
     if isinstance(loss, partial):  # a variant with some of them fixed
         loss, name = loss.func, loss.func.__name__
     module = inspect.getmodule(inspect.unwrap(loss))
-    (function,) = (
-        node for node in ast.parse(inspect.getsource(module)).body if getattr(node, "name", "") == name
-    )
+    (function,) = (node for node in ast.parse(inspect.getsource(module)).body if getattr(node, "name", "") == name)
     assert [argument.arg for argument in function.args.args] in (
         ["teacher_logits", "student_logits"],
         ["targets", "student_logits"],

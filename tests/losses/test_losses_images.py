@@ -85,10 +85,7 @@ def ragged_axis(name, position):
 def test_images_may_have_different_numbers_of_visual_tokens(name):
     given, parameters, formula = CASES[name]
     teacher, student, *others = [
-        tuple(
-            one.narrow(ragged_axis(name, position), 0, count)
-            for one, count in zip(argument, (6, 2, 4), strict=True)
-        )
+        tuple(one.narrow(ragged_axis(name, position), 0, count) for one, count in zip(argument, (6, 2, 4), strict=True))
         for position, argument in enumerate(given)
     ]
     leaves = [image.clone().requires_grad_() for image in student]

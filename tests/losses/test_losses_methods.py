@@ -50,9 +50,7 @@ def test_equals_the_explicit_formula(name, parameters):
     torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "name", ["decoupled_kd", "sinkhorn"]
-)  # TAID's target moves with the student, undifferentiated
+@pytest.mark.parametrize("name", ["decoupled_kd", "sinkhorn"])  # TAID's target moves with the student, undifferentiated
 def test_gradient_is_the_slope(name):
     teacher, student = language_logits(6, 97, seed=2)
     assert gradcheck(lambda z: ours(name)(teacher, z), student.requires_grad_(), fast_mode=True)
@@ -106,9 +104,7 @@ def test_no_positions_no_loss(name):
 
 def test_decoupled_kd_is_forward_kl_when_its_halves_are_weighed_as_there():
     teacher, student = language_logits(6, 97, seed=5)
-    apart = [
-        losses.decoupled_kd(teacher, student, TARGETS, alpha=alpha, beta=1 - alpha) for alpha in (1.0, 0.0)
-    ]
+    apart = [losses.decoupled_kd(teacher, student, TARGETS, alpha=alpha, beta=1 - alpha) for alpha in (1.0, 0.0)]
     share = teacher.softmax(-1)[torch.arange(6), TARGETS]
     torch.testing.assert_close(apart[0] + (1 - share) * apart[1], losses.forward_kl(teacher, student))
 

@@ -104,8 +104,7 @@ def test_absent_columns_are_as_in_the_sorted_row(seed, columns, share, window, d
     seed=st.integers(0, 10**6),
     columns=st.integers(1, 40) | st.integers(100, 2000),
     broken=st.lists(
-        st.tuples(st.integers(0, 2), st.integers(0, 10**4), st.sampled_from([torch.nan, torch.inf])),
-        min_size=1,
+        st.tuples(st.integers(0, 2), st.integers(0, 10**4), st.sampled_from([torch.nan, torch.inf])), min_size=1
     ),
     window=st.none() | st.integers(1, 30),
 )

@@ -8,13 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_alone,
-    positions,
-    shared_vocabulary,
-    small_differences,
-)
+from switchkd_cli.engine.compatibility import Vocabulary, check_alone, positions, shared_vocabulary, small_differences
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
@@ -124,9 +118,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
     assert shared == size
     batch = tiny.batch(student, tmp_path)
     keep = batch.predicting("answer")
-    cut, plain = (
-        Paths(student, t, shared)(batch, {"student", "teacher", "switch"}, keep) for t in (wide, narrow)
-    )
+    cut, plain = (Paths(student, t, shared)(batch, {"student", "teacher", "switch"}, keep) for t in (wide, narrow))
     for path, logits in cut.items():
         assert logits.shape == (int(keep.sum()), size)
         torch.testing.assert_close(logits, plain[path])
@@ -230,9 +222,7 @@ def test_features_of_another_layer_are_refused_where_a_term_needs_them(terms):
 def test_features_of_another_layer_are_noted_where_each_model_reads_its_own():
     """As in LLaVA-KD, where logits alone are compared."""
     shared_vocabulary(read_at(-2), read_at(-1), [ALIGN, Term(loss="token_mse", to="teacher")])
-    assert small_differences(read_at(-2), read_at(-1)) == [
-        "teacher: feature layer is -1, the student's is -2"
-    ]
+    assert small_differences(read_at(-2), read_at(-1)) == ["teacher: feature layer is -1, the student's is -2"]
 
 
 def test_positions_are_those_of_the_configs_stretched_where_they_are():
@@ -268,9 +258,7 @@ def test_a_teacher_that_drops_a_patch_asks_for_a_student_that_does():
 def test_what_to_do_is_told_for_each_pair_that_differs(tmp_path):
     teacher = blueprint(hidden_size=32)
     usual = teacher.inputs.processor.tokenizer
-    teacher.inputs.processor.tokenizer = retold(
-        tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"}
-    )
+    teacher.inputs.processor.tokenizer = retold(tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"})
     told = hint(shared_vocabulary, blueprint(), teacher)
     assert "student.vision" in told and "student.tokenizer" in told
 
@@ -328,15 +316,9 @@ def larger_pictures(model):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (
-            no_template,
-            "no chat template, in its processor or its tokenizer, so a question can't be written",
-        ),
+        (no_template, "no chat template, in its processor or its tokenizer, so a question can't be written"),
         (text_template, "the chat template writes no <image> for an image: it is a text model's"),
-        (
-            blind_template,
-            "the chat template writes no <image> for an image: it is a text model's",
-        ),
+        (blind_template, "the chat template writes no <image> for an image: it is a text model's"),
         (no_padding, "the tokenizer has no padding token"),
         (few_words, f"the tokenizer has {WORDS} tokens, the language model only 100"),
         (another_image_token, "<image> is token 4 of the tokenizer, the config says 7"),
@@ -347,10 +329,7 @@ def larger_pictures(model):
             no_deviation,
             "the image processor makes values that are not finite (mean (0.5, 0.5, 0.5), std (0.0, 0.5, 0.5))",
         ),
-        (
-            larger_pictures,
-            "the image processor makes images of (48, 48), the vision tower takes 24 x 24",
-        ),
+        (larger_pictures, "the image processor makes images of (48, 48), the vision tower takes 24 x 24"),
     ],
 )
 def test_a_model_that_does_not_fit_itself_is_told(spoil, expected):

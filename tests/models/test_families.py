@@ -39,9 +39,7 @@ class TestToy(FamilyTests):
         return toy_family.model(24, seed=2)
 
     def whole(self, model, batch):
-        return model.model(
-            batch.input_ids, [image["pixels"] for image in batch.images], batch.attention.long()
-        )
+        return model.model(batch.input_ids, [image["pixels"] for image in batch.images], batch.attention.long())
 
     def test_images_have_different_numbers_of_visual_tokens(self, tmp_path):
         student = self.student()

@@ -127,8 +127,7 @@ def test_a_part_that_is_a_pickle(place, part):
 
 CODE = 'open("pwned", "w")\nfrom transformers import *\nclass Mine: pass\n'
 AUTO = {
-    name: "mine.Mine"
-    for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText")
+    name: "mine.Mine" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText")
 }
 
 
@@ -338,8 +337,7 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize(
-    "file",
-    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"],
+    "file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
 )
 def test_a_file_of_a_checkpoint_that_is_no_file(place, file, odd):
     """A pipe that nobody writes to would be waited for, and a device read for ever."""
@@ -460,9 +458,7 @@ GARBAGE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "file", ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
-)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"])
 def test_garbage_for_a_json_file(place, file):
     for content in (*GARBAGE, b"\xff\xfe", b"\x80\x04."):
         (place / "whole" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -478,24 +474,7 @@ def test_garbage_for_a_json_file(place, file):
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "processor_config.json"])
 def test_scrambled_values_of_a_json_file(place, file):
     """Single values of the file changed at random: a model, or a UserError."""
-    values = (
-        None,
-        True,
-        -1,
-        0,
-        10**9,
-        10**400,
-        0.5,
-        "",
-        "x",
-        "\x1b[31m",
-        [],
-        {},
-        [[]],
-        {"": 0},
-        "../x",
-        float("nan"),
-    )
+    values = (None, True, -1, 0, 10**9, 10**400, 0.5, "", "x", "\x1b[31m", [], {}, [[]], {"": 0}, "../x", float("nan"))
     chance, plain = random.Random(SEED), json.loads((place / "whole" / file).read_text())
     read_ones = 0
     for _ in range(CONFIGS_SCRAMBLED):

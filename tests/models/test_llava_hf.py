@@ -66,12 +66,7 @@ def test_the_shipped_teacher_saved_again(llava_hf, tmp_path):
 @pytest.mark.parametrize("template", ["chatml", "qwen2_base"])
 def test_a_student_that_was_taught_in_a_named_template(llava_hf, parts, template, tmp_path):  # noqa: F811
     """Random weights, so what it says depends on every token of the prompt and on where it ends."""
-    spec = Parts(
-        family="llava",
-        vision=str(parts / "siglip"),
-        language=str(parts / "qwen2"),
-        feature_select="default",
-    )
+    spec = Parts(family="llava", vision=str(parts / "siglip"), language=str(parts / "qwen2"), feature_select="default")
     model = check_model(spec, "student", needs_template=False).build()
     end = "<|im_end|>" if template == "chatml" else "<|endoftext|>"
     model.save(tmp_path / "model", template=template_text(template, model.processor), end=end)

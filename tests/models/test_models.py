@@ -77,9 +77,9 @@ def parts(tmp_path_factory):
     tokenizer = tiny.model().processor.tokenizer
     for name, (config_class, model_class) in READERS.items():
         padded = len(tokenizer) + (5 if name == "qwen2" else 0)
-        model_class(
-            config_class(**TEXT, vocab_size=padded, tie_word_embeddings=name == "qwen2")
-        ).save_pretrained(folder / name)
+        model_class(config_class(**TEXT, vocab_size=padded, tie_word_embeddings=name == "qwen2")).save_pretrained(
+            folder / name
+        )
         tokenizer.save_pretrained(folder / name)
     return folder
 
@@ -110,8 +110,7 @@ def test_parts_keep_their_weights(parts, tower, reader):
     with torch.no_grad():
         wanted = alone(pixels, output_hidden_states=True).hidden_states[-2]
         torch.testing.assert_close(
-            model.encode([{"pixel_values": each} for each in pixels]),
-            wanted[:, 1:] if tower == "clip" else wanted,
+            model.encode([{"pixel_values": each} for each in pixels]), wanted[:, 1:] if tower == "clip" else wanted
         )
         torch.testing.assert_close(model.model(input_ids=ids).logits, language(ids).logits)
 
@@ -157,9 +156,7 @@ def test_transformers_own_processor_counts_the_models_image_tokens(parts, tmp_pa
     model = check_model(spec(parts, tower, "llama"), "student").build()
     model.save(tmp_path)
     alone = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    inputs = AutoProcessor.from_pretrained(tmp_path)(
-        images=picture(), text="<image>What?", return_tensors="pt"
-    )
+    inputs = AutoProcessor.from_pretrained(tmp_path)(images=picture(), text="<image>What?", return_tensors="pt")
     assert int((inputs["input_ids"] == alone.config.image_token_id).sum()) == tokens
     assert torch.isfinite(alone(**inputs).logits).all()
 
@@ -176,9 +173,7 @@ def test_the_names_of_published_llava_folders_are_read(parts, tmp_path):
         "model.multi_modal_projector.": "multi_modal_projector.",
     }
     held = {
-        next(
-            new + name.removeprefix(mine) for mine, new in published.items() if name.startswith(mine)
-        ): tensor
+        next(new + name.removeprefix(mine) for mine, new in published.items() if name.startswith(mine)): tensor
         for name, tensor in model.model.state_dict().items()
     }
     save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -290,11 +285,7 @@ def test_ldpnetv2_makes_144_tokens_of_clips_576_features(parts):
 
 def test_every_ldpnetv2_weight_is_trained(parts):
     model = check_model(spec(parts, "clip", "qwen2", "ldpnetv2"), "student").build()
-    assert {name.split(".")[0] for name in model.used_parameters("projector")} == {
-        "linear_1",
-        "linear_2",
-        "position",
-    }
+    assert {name.split(".")[0] for name in model.used_parameters("projector")} == {"linear_1", "linear_2", "position"}
 
 
 def test_a_saved_ldpnetv2_is_not_taken_for_another_model_by_transformers(parts, tmp_path):

@@ -63,10 +63,7 @@ def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
         if batch.attention.ndim == 4:
             mask = torch.zeros(batch.attention.shape).masked_fill(~batch.attention, -1e9)
         whole = language(
-            inputs_embeds=embedded,
-            attention_mask=mask,
-            position_ids=batch.position,
-            output_attentions=True,
+            inputs_embeds=embedded, attention_mask=mask, position_ids=batch.position, output_attentions=True
         ).attentions[0]  # [B, heads, T, T]
     pictured = [row for row in range(len(batch.ids)) if batch.image[row].any()]
     assert ours.shape == (3, batch.input_ids.shape[1], 4, 2)
@@ -126,9 +123,7 @@ def test_gradients_of_every_term_are_equal_for_any_split(paths, tmp_path):
     paths.adapt(Objective(PICTURES).outputs)
     whole = gradients(paths, [tiny.together(paths.student, examples)], PICTURES)
     split = gradients(
-        paths,
-        [tiny.together(paths.student, part) for part in (examples[:1], examples[1:2], examples[2:])],
-        PICTURES,
+        paths, [tiny.together(paths.student, part) for part in (examples[:1], examples[1:2], examples[2:])], PICTURES
     )
     assert any("adapters" in name for name in whole)
     # a step's micro-batch without a picture leaves the vision tower's gradient alone

@@ -140,9 +140,7 @@ def test_the_next_stage_is_as_it_says_itself(tmp_path):
         (["switch"], set(), {"language"}),
         (False, set(), set()),
     ):
-        train(
-            stage(steps=1, activation_checkpointing=told), paths, tiny.conversations(student, tmp_path), **how
-        )
+        train(stage(steps=1, activation_checkpointing=told), paths, tiny.conversations(student, tmp_path), **how)
         assert (paths.student.recomputed_parts, paths.teacher.recomputed_parts) == (student_s, teacher_s)
         assert paths.twin().student.recomputed_parts == student_s
 
@@ -152,12 +150,7 @@ def test_the_next_stage_is_as_it_says_itself(tmp_path):
 
 @pytest.mark.parametrize(
     ("told", "meant"),
-    [
-        ("true", RECOMPUTED),
-        ("false", ()),
-        ("[switch]", ("switch",)),
-        ("[vision, student]", ("vision", "student")),
-    ],
+    [("true", RECOMPUTED), ("false", ()), ("[switch]", ("switch",)), ("[vision, student]", ("vision", "student"))],
 )
 def test_it_is_a_field_of_a_stage_and_makes_no_other_run(told, meant, tmp_path):
     file = write(tmp_path)

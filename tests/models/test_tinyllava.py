@@ -67,10 +67,7 @@ def pictures(*seeds: int) -> torch.Tensor:
     """[rows, 3, side, side] of noise; zeros for a seed of 0, as TinyLLaVA does for a row without a picture."""
     shape = (3, theirs.SIDE, theirs.SIDE)
     return torch.stack(
-        [
-            torch.randn(shape, generator=torch.Generator().manual_seed(s)) if s else torch.zeros(shape)
-            for s in seeds
-        ]
+        [torch.randn(shape, generator=torch.Generator().manual_seed(s)) if s else torch.zeros(shape) for s in seeds]
     )
 
 
@@ -189,9 +186,7 @@ def test_a_head_that_is_not_tied_is_read(home, tmp_path):
 
 def test_a_vocabulary_without_padding_grows_by_a_row_that_changes_no_answer(home, tmp_path):
     held = theirs.state(vocabulary=TOKENS)
-    folder = theirs.write_fine_tuned(
-        tmp_path / "m", held, theirs.config(str(home / "tower"), vocabulary=TOKENS)
-    )
+    folder = theirs.write_fine_tuned(tmp_path / "m", held, theirs.config(str(home / "tower"), vocabulary=TOKENS))
     rows, shown = ROWS["mixed"][0], pictures(1, 0, 2)
     found = torch.cat(ours(blueprint(folder).build().eval(), rows, shown))
     wanted = torch.cat(theirs.logits(held, rows, shown))
@@ -235,10 +230,7 @@ def test_a_path_that_is_not_here_and_not_known_is_told_with_what_to_do(folder):
             "(config.json: vision_config.model_name_or_path)"
         )
     ]
-    assert (
-        hint
-        == "copy the preprocessor_config.json of the vision tower that it was trained with into its folder"
-    )
+    assert hint == "copy the preprocessor_config.json of the vision tower that it was trained with into its folder"
 
 
 def test_pictures_are_padded_to_squares_where_the_model_was_trained_so(folder):
@@ -274,9 +266,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(folder, tmp_path, mon
     assert found.notes == ()
     rows, shown = ROWS["mixed"][0], pictures(1, 0, 2)
     wanted = torch.cat(theirs.logits(theirs.state(), rows, shown))
-    torch.testing.assert_close(
-        torch.cat(ours(found.build().eval(), rows, shown)), wanted, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(torch.cat(ours(found.build().eval(), rows, shown)), wanted, rtol=1e-4, atol=1e-4)
 
 
 # --- weights
@@ -404,11 +394,7 @@ def test_a_student_of_parts_is_shown_images_as_a_teacher_that_pads_them(home, fo
     """Its tower squashes them: named, the teacher's way is taken."""
     edit(folder, image_aspect_ratio="pad")
     teacher = blueprint(folder)
-    fields = {
-        "family": "llava",
-        "vision": str(home / "fine-tuned"),
-        "language": {"fresh": {"hidden_size": 32}},
-    }
+    fields = {"family": "llava", "vision": str(home / "fine-tuned"), "language": {"fresh": {"hidden_size": 32}}}
     fields |= {"tokenizer": str(folder), "feature_select": "default"}
     fields["language"]["fresh"] |= {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     fields["language"]["fresh"] |= {"num_key_value_heads": 4}
@@ -423,17 +409,8 @@ def test_eval_scores_it_as_it_is(home, tmp_path):
     pytest.importorskip("lmms_eval")
     from switchkd_cli.engine.evaluation.score_model import evaluate
 
-    asked = {
-        "world": "playground",
-        "benchmarks": ("gqa",),
-        "split": "test",
-        "items": 2,
-        "seed": 0,
-        "batch": 2,
-    }
+    asked = {"world": "playground", "benchmarks": ("gqa",), "split": "test", "items": 2, "seed": 0, "batch": 2}
     told = evaluate(home / "pre-trained", folder=tmp_path, allow_pickle=True, **asked)
     assert told["scores"]["gqa"]["items"] == 2
-    answers = [
-        json.loads(line)["answer"] for line in (tmp_path / "answers" / "gqa.jsonl").read_text().splitlines()
-    ]
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "answers" / "gqa.jsonl").read_text().splitlines()]
     assert any(answers)

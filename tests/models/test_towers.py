@@ -30,9 +30,7 @@ def test_the_tower_of_a_whole_checkpoint_is_taken_with_its_weights_and_its_pictu
         allow_pickle=True,
     )
     ours = check_model(spec, "student")
-    assert (
-        ours.inputs.processor.image_processor.to_dict() == theirs.inputs.processor.image_processor.to_dict()
-    )
+    assert ours.inputs.processor.image_processor.to_dict() == theirs.inputs.processor.image_processor.to_dict()
     took, had = (b.build().model.model.vision_tower.state_dict() for b in (ours, theirs))
     assert took.keys() == had.keys()
     for name, tensor in had.items():

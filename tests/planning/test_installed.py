@@ -41,9 +41,7 @@ def test_what_is_installed_here_is_what_is_declared():
 
 
 def test_every_library_outside_its_range_is_reported_at_once(versions):
-    versions(
-        ["numpy>=1.26", "filelock<4.3,>=3.16", "torch>=2.6"], numpy="1.20.3", filelock="4.3.1", torch="2.6.0"
-    )
+    versions(["numpy>=1.26", "filelock<4.3,>=3.16", "torch>=2.6"], numpy="1.20.3", filelock="4.3.1", torch="2.6.0")
     error = problems()
     assert error.problems == (
         "numpy 1.20.3 is installed, switchkd needs >=1.26",
@@ -90,11 +88,7 @@ def test_the_version_of_lmms_eval_is_checked_where_scores_are_needed(versions):
     ("library", "stand_in", "told"),
     [
         ("loguru", None, "loguru is not installed"),
-        (
-            "tenacity",
-            ModuleType("tenacity"),
-            "a library can't be imported: cannot import name",
-        ),
+        ("tenacity", ModuleType("tenacity"), "a library can't be imported: cannot import name"),
     ],
 )
 def test_a_library_under_lmms_eval_that_fails_is_the_machines_lack(monkeypatch, library, stand_in, told):
@@ -107,9 +101,7 @@ def test_a_library_under_lmms_eval_that_fails_is_the_machines_lack(monkeypatch, 
 
 
 def test_any_failure_inside_a_library_is_reported_and_ours_keep_their_traceback(monkeypatch, tmp_path):
-    (tmp_path / "broken_library.py").write_text(
-        "raise OSError('libcudart.so.12: cannot open shared object file')"
-    )
+    (tmp_path / "broken_library.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     told = r"libcudart.so.12: .*broken_library.py:1"
     with pytest.raises(UserError, match=told) as caught, library_versions.import_errors():

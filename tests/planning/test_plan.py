@@ -39,10 +39,7 @@ def estimate(recipe, root, *overrides, row=None, on=None):
 def test_the_paper_s_run_is_planned_without_its_models(away):
     plan = estimate("table1_0.5b.yaml", away)
     student, teacher = plan.models
-    assert (
-        student.parameters["language"] == LANGUAGE["0.5B"]
-        and teacher.parameters["language"] == LANGUAGE["3B"]
-    )
+    assert student.parameters["language"] == LANGUAGE["0.5B"] and teacher.parameters["language"] == LANGUAGE["3B"]
     assert student.parameters["projector"] == 1152 * 896 + 896 + 896 * 896 + 896
     assert (student.source, teacher.source) == (PUBLISHED, PUBLISHED)
     assert student.image_tokens == teacher.image_tokens == 728
@@ -82,9 +79,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits(away):
     assert sum(twice.stages[1].memory.values()) > 0.9 * 80 * GIB
     assert any("does not fit" in note for note in twice.notes)
     tight = estimate("table1_0.5b.yaml", away, on=Machine(memory=8.0))
-    assert tight.stages[1].largest_micro_batch is None and any(
-        "not even one row" in note for note in tight.notes
-    )
+    assert tight.stages[1].largest_micro_batch is None and any("not even one row" in note for note in tight.notes)
 
 
 def test_hours_follow_from_operations_and_machine(away):
@@ -183,17 +178,13 @@ def test_disk_is_what_a_saved_student_takes(away, tmp_path):
 
 
 def test_cached_states_of_the_teacher_are_noted_with_their_size_on_disk(away):
-    assert not [
-        note for note in estimate("table1_0.5b.yaml", away).notes if "teacher's hidden states" in note
-    ]
+    assert not [note for note in estimate("table1_0.5b.yaml", away).notes if "teacher's hidden states" in note]
     plan = estimate("table1_0.5b.yaml", away, "stages.distill.teacher_states=cached")
     (note,) = [note for note in plan.notes if "teacher's hidden states" in note]
     rows, answers = plan.stages[1].steps * plan.stages[1].batch, plan.stages[1].data.answer
     rows = min(rows, plan.stages[1].data.rows)
     gigabytes = rows * answers * 2048 * 2 / 1e9
-    assert (
-        f"writes up to {gigabytes:,.2g} GB of the teacher's hidden states of {rows:,} rows to states/" in note
-    )
+    assert f"writes up to {gigabytes:,.2g} GB of the teacher's hidden states of {rows:,} rows to states/" in note
 
 
 def test_a_machine_is_read_from_words():

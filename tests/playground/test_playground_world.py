@@ -123,9 +123,7 @@ def test_the_atlas_has_every_concept_and_digit_by_every_hand():
     assert set(index["cells"]) == {f"{name}/{hand}" for name in names for hand in HANDS}
     with (ASSETS / "atlas.png").open("rb") as file:
         atlas = Image.open(file).convert("RGBA")
-    cells = {
-        atlas.crop((x, y, x + index["cell"], y + index["cell"])).tobytes() for x, y in index["cells"].values()
-    }
+    cells = {atlas.crop((x, y, x + index["cell"], y + index["cell"])).tobytes() for x, y in index["cells"].values()}
     assert len(cells) == len(index["cells"])
 
 
@@ -168,9 +166,7 @@ def many(scene: Scene, symbol: str) -> int:
 
 def beside(scene: Scene, name: str, down: int, across: int) -> str | None:
     (thing,) = (t for t in scene.things if t.concept == name)
-    other = next(
-        (t for t in scene.things if (t.row, t.column) == (thing.row + down, thing.column + across)), None
-    )
+    other = next((t for t in scene.things if (t.row, t.column) == (thing.row + down, thing.column + across)), None)
     return other.concept if other else None
 
 
@@ -192,9 +188,7 @@ def true_answer(scene: Scene, question) -> str:
         (thing,) = (t for t in scene.things if t.concept == named_in(text)[0])
         return PLACES[thing.row, thing.column].name
     if question.kind == "count":
-        symbols = [
-            s for s in ("thing", *CATEGORIES) if f"{plural(s)} " in text or f"个{say(s, 'zh')}？" in text
-        ]
+        symbols = [s for s in ("thing", *CATEGORIES) if f"{plural(s)} " in text or f"个{say(s, 'zh')}？" in text]
         return str(many(scene, (named_in(text) or symbols)[0]))
     if question.kind in STEPS:
         return beside(scene, named_in(text)[0], *STEPS[question.kind])
@@ -215,9 +209,7 @@ def holds(scene: Scene, text: str) -> bool:
         item = at(scene, place_in(text))
         return isinstance(item, Thing) and named_in(text) == [item.concept]
     if "Is there" in text:
-        return any(
-            with_article(s) in text for t in scene.things for s in (t.concept, CONCEPTS[t.concept].category)
-        )
+        return any(with_article(s) in text for t in scene.things for s in (t.concept, CONCEPTS[t.concept].category))
     first, second = (next(t for t in scene.things if t.concept == name) for name in named_in(text))
     return {
         "left": first.column < second.column,
@@ -360,9 +352,7 @@ def test_wrong_requests_are_reported_together_and_foreign_files_kept(tmp_path):
 
 def test_prompts_captions_and_lessons_round_trip(tokenizer):
     texts = [prompt(question) for style in STYLES for _, question in asked(style, 150)]
-    texts += [
-        text for make in KINDS.values() for scene in SOME[:100] for text in make(scene, random.Random(1))
-    ]
+    texts += [text for make in KINDS.values() for scene in SOME[:100] for text in make(scene, random.Random(1))]
     texts += ["Something else: naïve 猫科 cats\n\n  hats?"]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text

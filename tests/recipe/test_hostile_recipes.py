@@ -143,11 +143,7 @@ def test_any_mutation_is_refused_or_is_a_recipe(tmp_path, chance, by_text):
     """The same once more with hypothesis, which looks for what fails and makes it small."""
     file = write(tmp_path)
     text = file.read_text()
-    changed = (
-        scrambled(text, chance)
-        if by_text
-        else yaml_positions.write(mutated(yaml_positions.value(text), chance))
-    )
+    changed = scrambled(text, chance) if by_text else yaml_positions.write(mutated(yaml_positions.value(text), chance))
     survived(file, [changed])
 
 
@@ -173,10 +169,7 @@ NASTY = {
     "an alias of itself": ("title: &a [*a]\n", "aliases are not read"),
     "a merge key": ("title: {<<: {a: 1}}\n", "must be text, got a mapping"),
     "lists in lists": (f"title: {'[' * 5000}{']' * 5000}\n", "nested deeper than 30 levels"),
-    "mappings in mappings": (
-        "\n".join(" " * n + f"k{n}:" for n in range(200)),
-        "nested deeper than 30 levels",
-    ),
+    "mappings in mappings": ("\n".join(" " * n + f"k{n}:" for n in range(200)), "nested deeper than 30 levels"),
     "a key twice": ("title: x\ntitle: y\n", "title: written twice (first at "),
     "a number without end": (f"seed: {'9' * 5000}\n", "not a int, got '999"),
     "a number beyond all": (f"seed: {'9' * 4000}\n", "seed: must be below 4.29497e+09, got 999"),
@@ -307,9 +300,7 @@ def test_a_file_of_a_strange_name_in_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["distill", "pretrain", "ablate", "compare"])
-@pytest.mark.parametrize(
-    "name", ["a tag that runs code", "an alias bomb", "lists in lists", "not text", "nothing"]
-)
+@pytest.mark.parametrize("name", ["a tag that runs code", "an alias bomb", "lists in lists", "not text", "nothing"])
 def test_a_nasty_recipe_on_the_command_line(tmp_path, monkeypatch, capsys, command, name):
     monkeypatch.chdir(tmp_path)
     text, expected = NASTY[name]

@@ -46,9 +46,7 @@ def shape(config, reader):
     tower = TOWERS[config.student.vision]
     features = (tower.image // tower.patch) ** 2 - (tower.patch == 14 and tower.image == 384)
     tokens = features // 4 if config.student.projector == "ldpnetv2" else features
-    return ModelShape(
-        tower, ProjectorShape(tower.width, READERS[reader].width, features, tokens), READERS[reader]
-    )
+    return ModelShape(tower, ProjectorShape(tower.width, READERS[reader].width, features, tokens), READERS[reader])
 
 
 def cost(run):

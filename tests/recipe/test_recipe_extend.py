@@ -36,9 +36,7 @@ def test_a_run_of_it_shares_the_stages_of_what_it_extends(tmp_path):
 
 def test_its_keys_take_the_place_of_the_others_then_drop_and_set_patch(tmp_path):
     text = (
-        "evaluation: {benchmarks: [gqa], items: 2}\n"
-        "drop: [vsd]\n"
-        "set: {evaluation.items: 6, stages.distill.lr: 0.5}\n"
+        "evaluation: {benchmarks: [gqa], items: 2}\ndrop: [vsd]\nset: {evaluation.items: 6, stages.distill.lr: 0.5}\n"
     )
     config = load(child(tmp_path, text)).config
     assert (config.evaluation.benchmarks, config.evaluation.items) == (("gqa",), 6)

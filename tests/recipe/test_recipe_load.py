@@ -46,11 +46,7 @@ def test_paths_follow_from_the_terms(tmp_path):
 
 
 def test_overrides_are_yaml_and_go_into_the_resolved_text(tmp_path):
-    changes = [
-        "stages.distill.lr=1e-4",
-        "stages.distill.train=[projector, language]",
-        "stages.distill.lr_scale={}",
-    ]
+    changes = ["stages.distill.lr=1e-4", "stages.distill.train=[projector, language]", "stages.distill.lr_scale={}"]
     run = load(write(tmp_path), "sft", changes, seed=7)
     stage = run.config.stages[1]
     assert (stage.lr, stage.train, run.seed) == (1e-4, ("projector", "language"), 7)
@@ -166,8 +162,6 @@ def test_the_leading_stages_need_no_teacher(tmp_path):
     assert leading.stage_key(0) == load(file).stage_key(0)
     bare = load(file, "sft", ["evaluation=null"])
     assert bare.leading() is bare
-    all_distilled = write(
-        tmp_path, ("objective: [{loss: cross_entropy}]", "objective: [{loss: dbild, to: teacher}]")
-    )
+    all_distilled = write(tmp_path, ("objective: [{loss: cross_entropy}]", "objective: [{loss: dbild, to: teacher}]"))
     with pytest.raises(UserError, match="needs the teacher"):
         load(all_distilled).leading()

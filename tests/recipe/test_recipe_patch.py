@@ -19,14 +19,8 @@ def data():
 def test_paths_walk_lists_by_name_and_by_number():
     assert overrides.apply(data(), {"stages.a.lr": 2})["stages"][0]["lr"] == 2
     assert overrides.apply(data(), {"stages.0.lr": 2})["stages"][0]["lr"] == 2
-    assert (
-        overrides.apply(data(), {"stages.b.objective.vsd.weight": 0})["stages"][1]["objective"][1]["weight"]
-        == 0
-    )
-    assert (
-        overrides.apply(data(), {"stages.b.objective.ce.weight": 3})["stages"][1]["objective"][0]["weight"]
-        == 3
-    )
+    assert overrides.apply(data(), {"stages.b.objective.vsd.weight": 0})["stages"][1]["objective"][1]["weight"] == 0
+    assert overrides.apply(data(), {"stages.b.objective.ce.weight": 3})["stages"][1]["objective"][0]["weight"] == 3
     assert overrides.apply(data(), {"stages.a.train.1": "z"})["stages"][0]["train"] == ["x", "z"]
 
 
@@ -54,10 +48,7 @@ def test_drop_takes_the_terms_out_of_every_stage():
         ("stages.2.lr", "no such field in stages, got '2' (known: a, b)"),
         ("stages.a.train.5", "no such field in stages.a.train, got '5'"),
         ("title.x", "title is a value, it has no 'x'"),
-        (
-            "stages.b.objective.vds.weight",
-            "no such field in stages.b.objective, got 'vds' (did you mean 'vsd'?)",
-        ),
+        ("stages.b.objective.vds.weight", "no such field in stages.b.objective, got 'vds' (did you mean 'vsd'?)"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_explained(path, message):
@@ -70,9 +61,7 @@ def test_places_follow_the_values():
     read = yaml_positions.read("stages:\n- name: a\n  objective:\n  - {loss: ce}\n  - {loss: kl}\n", "f")
     dropped = overrides.drop(read, ["ce"])
     assert yaml_positions.where(dropped, ("stages", 0, "objective", 0, "loss")) == "f:5"
-    assert (
-        yaml_positions.where(overrides.apply(dropped, {"stages.a.lr": 1}), ("stages", 0, "lr")) == "override"
-    )
+    assert yaml_positions.where(overrides.apply(dropped, {"stages.a.lr": 1}), ("stages", 0, "lr")) == "override"
     assert yaml_positions.where(dropped, ("stages", 0, "missing")) == "f:2"
 
 
@@ -92,8 +81,7 @@ def test_yaml_is_read_by_its_newer_rules():
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["1e-3", "true", "on", "012", "", "~", "2024-01-01", "a: b", "[x]", "é中", 1e-7, 0.1, 3, None, True],
+    "value", ["1e-3", "true", "on", "012", "", "~", "2024-01-01", "a: b", "[x]", "é中", 1e-7, 0.1, 3, None, True]
 )
 def test_text_that_is_written_reads_back(value):
     assert yaml_positions.read(yaml_positions.write({"k": [value], "on": {"n": value}}), "f") == {

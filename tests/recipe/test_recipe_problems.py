@@ -24,11 +24,7 @@ def problems(file, *arguments, **more):
             "lr_scales",
             "13: stages.distill.lr_scales: unknown key, got 'lr_scales' (did you mean 'lr_scale'?)",
         ),
-        (
-            "family: llava",
-            "family: lava",
-            "2: student.family: unknown family, got 'lava' (did you mean 'llava'?)",
-        ),
+        ("family: llava", "family: lava", "2: student.family: unknown family, got 'lava' (did you mean 'llava'?)"),
         (
             "checkpoint:",
             "chekpoint:",
@@ -40,11 +36,7 @@ def problems(file, *arguments, **more):
         ("steps: 10", "steps: 1.5", "15: stages.distill.steps: must be a whole number, got 1.5"),
         ("steps: 10", "epochs: -1", "15: stages.distill.epochs: must be above 0, got -1"),
         ("steps: 10", "epochs: .nan", "15: stages.distill.epochs: must be a finite number, got nan"),
-        (
-            "steps: 10",
-            "warmup: 0",
-            "9: stages.distill.steps: a stage takes either steps or epochs, got neither",
-        ),
+        ("steps: 10", "warmup: 0", "9: stages.distill.steps: a stage takes either steps or epochs, got neither"),
         (
             "steps: 10",
             "steps: 10\n    epochs: 1",
@@ -152,11 +144,7 @@ def problems(file, *arguments, **more):
             "5: data.captions.source: unknown source, got 'llava_jsn' (did you mean 'llava_json'?)",
         ),
         ("{file: captions.json, ", "{", "5: data.captions.parameters.file: missing: llava_json needs it"),
-        (
-            "file: captions.json",
-            "file: 3",
-            "5: data.captions.parameters.file: should be a valid string, got 3",
-        ),
+        ("file: captions.json", "file: 3", "5: data.captions.parameters.file: should be a valid string, got 3"),
         (
             "source: llava_json,",
             "source: llava_json, template: qwen_base,",
@@ -185,11 +173,7 @@ def problems(file, *arguments, **more):
             "data: questions\n    group_by: length\n",
             "11: stages.distill.group_by: must be one of modality_length, got 'length' (did you mean 'modality_length'?)",
         ),
-        (
-            "limit: 8",
-            "limit: many",
-            "6: data.questions.parameters.limit: should be a valid integer, got 'many'",
-        ),
+        ("limit: 8", "limit: many", "6: data.questions.parameters.limit: should be a valid integer, got 'many'"),
         (
             "[mme, pope]",
             "[mme, popes]",
@@ -200,11 +184,7 @@ def problems(file, *arguments, **more):
             "[mme]",
             "20: evaluation.items: missing: the playground has no fixed number of questions",
         ),
-        (
-            "controls: [sft]",
-            "controls: [stf]",
-            "21: controls.0: unknown row, got 'stf' (did you mean 'sft'?)",
-        ),
+        ("controls: [sft]", "controls: [stf]", "21: controls.0: unknown row, got 'stf' (did you mean 'sft'?)"),
         (
             "gqa: 61.6",
             "gqaa: 61.6",
@@ -225,11 +205,7 @@ def problems(file, *arguments, **more):
             "stages.distill.stepz",
             "25: stages.distill.stepz: unknown key, got 'stepz' (did you mean 'steps'?)",
         ),
-        (
-            "stages.distill.steps: 20",
-            "stages.distill.steps: 0",
-            "25: stages.distill.steps: must be 1 or more, got 0",
-        ),
+        ("stages.distill.steps: 20", "stages.distill.steps: 0", "25: stages.distill.steps: must be 1 or more, got 0"),
         ("  sft:", "  s.ft:", "24: rows.s.ft: a name is a letter, then letters, digits, - or _, got 's.ft'"),
         ("title: small", "title: small\ntitle: again", "2: title: written twice (first at"),
         ("title: small", "title: &a small", None),
@@ -276,9 +252,7 @@ def test_terms_need_a_teacher(tmp_path):
 
 
 def test_a_trained_part_needs_a_term_that_trains_it(tmp_path):
-    file = write(
-        tmp_path, ("      - {name: ce, loss: cross_entropy}\n", ""), ("drop: [align, vsd]", "drop: [align]")
-    )
+    file = write(tmp_path, ("      - {name: ce, loss: cross_entropy}\n", ""), ("drop: [align, vsd]", "drop: [align]"))
     found = problems(file, "sft")
     assert "11: stages.distill.train: no term of the objective trains it, got 'projector'" in found
     assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in found
@@ -315,10 +289,7 @@ def test_what_lies_behind_a_term_is_not_trained_by_it(tmp_path):
     file = write(
         tmp_path,
         ("      - {name: ce, loss: cross_entropy}\n", ""),
-        (
-            "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}",
-            "loss: token_mse, to: teacher",
-        ),
+        ("loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}", "loss: token_mse, to: teacher"),
     )
     assert "11: stages.distill.train: no term of the objective trains it, got 'language'" in problems(file)
 
@@ -333,20 +304,14 @@ def test_a_fresh_language_model_needs_a_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        (
-            "stages.distill.lr",
-            "override: stages.distill.lr: must be key=value, such as stages.distill.lr=1e-4",
-        ),
+        ("stages.distill.lr", "override: stages.distill.lr: must be key=value, such as stages.distill.lr=1e-4"),
         ("stages.distill.lr=fast", "override: stages.distill.lr: must be a number, got 'fast'"),
         (
             "stages.distil.lr=1",
             "override: stages.distil.lr: no such field in stages, got 'distil' (did you mean 'distill'?)",
         ),
         ("stages.distill.lrr=1", "override: stages.distill.lrr: unknown key, got 'lrr' (did you mean 'lr'?)"),
-        (
-            "stages.distill.lr.x=1",
-            "override: stages.distill.lr.x: stages.distill.lr is a value, it has no 'x'",
-        ),
+        ("stages.distill.lr.x=1", "override: stages.distill.lr.x: stages.distill.lr is a value, it has no 'x'"),
         ("title=[", "override: title: not readable as YAML, got '['"),
         ("rows.sft.title=x", "override: rows.sft.title: rows are chosen with --row, or changed in the file"),
     ],

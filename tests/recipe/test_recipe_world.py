@@ -129,9 +129,7 @@ def test_what_has_no_stand_in_is_told_where_it_is_named(recipe, tmp_path):
 
 def test_a_broken_recipe_is_told_the_same_in_any_world(recipe):
     text = recipe.read_text()
-    recipe.write_text(
-        text.replace("lr_scale: {vision: 0.3}", "lr_scale: 3").replace("family: llava", "family: lava")
-    )
+    recipe.write_text(text.replace("lr_scale: {vision: 0.3}", "lr_scale: 3").replace("family: llava", "family: lava"))
     assert problems(recipe) == problems(recipe, world=None)
 
 

@@ -24,10 +24,7 @@ def questions(scores) -> Units:
 
 def lines(scores, images, **more) -> list[dict]:
     given = zip(scores, images, strict=True)
-    return [
-        {"doc_id": i, "key": f"k{i}", "kind": "a", "score": s, "image": n} | more
-        for i, (s, n) in enumerate(given)
-    ]
+    return [{"doc_id": i, "key": f"k{i}", "kind": "a", "score": s, "image": n} | more for i, (s, n) in enumerate(given)]
 
 
 def test_an_image_with_all_its_questions_is_one_unit():
@@ -50,15 +47,12 @@ def test_mmes_pairs_stand_inside_their_image_and_category():
     made = units("mme", asked)
     assert made.gained.tolist() == [1.25, 1.0] and made.possible.tolist() == [2, 1]
     assert [at.tolist() for at in made.strata] == [[0], [1]]
-    assert (
-        made.score == units("mme", [line | {"image": None} for line in asked]).score == pytest.approx(81.25)
-    )
+    assert made.score == units("mme", [line | {"image": None} for line in asked]).score == pytest.approx(81.25)
 
 
 def test_mmbenchs_orders_of_one_question_stand_inside_their_image():
     asked = [
-        line | {"unit": u}
-        for line, u in zip(lines([1.0, 1.0, 0.0, 1.0], list("xxxx")), (1, 2, 2, 3), strict=True)
+        line | {"unit": u} for line, u in zip(lines([1.0, 1.0, 0.0, 1.0], list("xxxx")), (1, 2, 2, 3), strict=True)
     ]
     made = units("mmbench_en_dev", asked)
     assert (made.gained.tolist(), made.possible.tolist()) == ([2.0], [3.0])
@@ -66,9 +60,7 @@ def test_mmbenchs_orders_of_one_question_stand_inside_their_image():
 
 def test_popes_f1_is_resampled_by_image():
     asked = lines([0.0] * 4, list("xxyy"))
-    for line, (said, true) in zip(
-        asked, (("yes", "yes"), ("no", "yes"), ("yes", "no"), ("well", "yes")), strict=True
-    ):
+    for line, (said, true) in zip(asked, (("yes", "yes"), ("no", "yes"), ("yes", "no"), ("well", "yes")), strict=True):
         line |= {"answer": said, "target": true}
     made = units("pope", asked)
     assert made.gained.tolist() == [2, 0] and made.possible.tolist() == [3, 1]

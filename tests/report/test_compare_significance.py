@@ -58,11 +58,7 @@ def test_many_graded_scores_get_scipys_permutation_test():
     ours = random.integers(0, 4, 150) / 3
     theirs = np.clip(ours + random.normal(-0.03, 0.2, 150), 0, 1)
     direct = stats.permutation_test(
-        (ours - theirs,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=20_000,
-        rng=np.random.default_rng(9),
+        (ours - theirs,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(9)
     ).pvalue
     assert 0.01 < direct < 0.5  # the case says something
     assert p_value([one(mean_of(*ours), mean_of(*theirs))]) == pytest.approx(direct, abs=0.02)
@@ -193,9 +189,7 @@ def test_so_does_that_of_f1(quick):
     held = []
     for _ in range(RUNS):
         true = random.random(200) < 0.5
-        ours, theirs = (
-            random.random(200) < np.where(true, hit, false) for hit, false in ((0.8, 0.3), (0.7, 0.2))
-        )
+        ours, theirs = (random.random(200) < np.where(true, hit, false) for hit, false in ((0.8, 0.3), (0.7, 0.2)))
         low, high = interval([one(f1_of(ours, true), f1_of(theirs, true))])
         held.append(low <= truth <= high)
     assert 0.93 <= np.mean(held) <= 0.97

@@ -63,9 +63,7 @@ def test_pope_is_lmms_evals_f1(yes):
     stock = pope_aggregate_f1_score(
         [{"prediction": a.lower().strip(), "ground_truth": t} for a, t in zip(said, true, strict=True)]
     )
-    lines = [
-        line(i, 0.0, answer=str(a), target=str(t)) for i, (a, t) in enumerate(zip(said, true, strict=True))
-    ]
+    lines = [line(i, 0.0, answer=str(a), target=str(t)) for i, (a, t) in enumerate(zip(said, true, strict=True))]
     assert units("pope", lines).score == pytest.approx(100 * stock)
 
 
@@ -79,9 +77,7 @@ def on_images(random, share: float, most: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("most", [2, 9, 60])
 def test_the_standard_error_of_a_mean_is_lmms_evals_clustered_one(most):
     values, images = on_images(np.random.default_rng(3), 0.4, most)
-    assert standard_error(values, images) == pytest.approx(
-        clustered_stderr(list(values), list(images)), rel=1e-12
-    )
+    assert standard_error(values, images) == pytest.approx(clustered_stderr(list(values), list(images)), rel=1e-12)
 
 
 def test_so_is_the_bootstraps():
@@ -96,6 +92,4 @@ def test_so_is_the_bootstraps():
     assert detectable(pair) / 2.8016 == pytest.approx(expected, rel=0.03)  # normal quantiles of 0.975 and 0.8
     low, high = interval(pair)
     assert (high - low) / 2 == pytest.approx(1.96 * expected, rel=0.05)
-    assert (
-        100 * np.std(ours - theirs) / len(ours) ** 0.5 < 0.8 * expected
-    )  # what independent questions would have
+    assert 100 * np.std(ours - theirs) / len(ours) ** 0.5 < 0.8 * expected  # what independent questions would have

@@ -41,9 +41,7 @@ def run(root, row, title, seed=0, gain=0.0, *, seconds=100.0, mib=1024.0):
 
 @pytest.fixture
 def runs(tmp_path: Path):
-    ours = [
-        run(tmp_path, "switch-kd", "Switch-KD", seed, 2.0 + seed, seconds=300, mib=2048) for seed in (0, 1)
-    ]
+    ours = [run(tmp_path, "switch-kd", "Switch-KD", seed, 2.0 + seed, seconds=300, mib=2048) for seed in (0, 1)]
     return [*ours, *(run(tmp_path, "sft", "SFT", seed) for seed in (0, 1))]
 
 

@@ -14,9 +14,7 @@ def model():
 
 
 def batch(model, folder):
-    return tiny.batch(
-        model, folder, which=[tiny.row("a", tiny.picture(folder, "a.png", 1), ("What is it?", "dog"))]
-    )
+    return tiny.batch(model, folder, which=[tiny.row("a", tiny.picture(folder, "a.png", 1), ("What is it?", "dog"))])
 
 
 def test_attention_is_the_mean_over_layers_and_heads_of_transformers_own_forward_pass(model, tmp_path):

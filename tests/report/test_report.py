@@ -38,10 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 def pair(root: Path, **asked) -> list[RunFolder]:
     """Switch-KD and its control."""
-    return [
-        made.run(root, "switch-kd", "Switch-KD", OURS, paper=PAPER),
-        made.run(root, "sft", "SFT", SFT, **asked),
-    ]
+    return [made.run(root, "switch-kd", "Switch-KD", OURS, paper=PAPER), made.run(root, "sft", "SFT", SFT, **asked)]
 
 
 def lines(report, table=0) -> dict[str, list[str]]:
@@ -82,12 +79,8 @@ def test_a_benchmark_the_teacher_does_not_clear_is_in_nobodys_average(root):
 def test_stand_ins_are_noted_with_the_names_that_they_make_alike(root):
     small, large = "org/small", "org/large"
     runs = [
-        made.run(
-            root, "a", "A", OURS, stages=made.STAGES + f"stand_ins: {{{small}: toy:reader, org/v: toy:v}}"
-        ),
-        made.run(
-            root, "b", "B", SFT, stages=made.STAGES + f"stand_ins: {{{large}: toy:reader, org/v: toy:v}}"
-        ),
+        made.run(root, "a", "A", OURS, stages=made.STAGES + f"stand_ins: {{{small}: toy:reader, org/v: toy:v}}"),
+        made.run(root, "b", "B", SFT, stages=made.STAGES + f"stand_ins: {{{large}: toy:reader, org/v: toy:v}}"),
     ]
     notes = comparison([read(run) for run in runs], TEACHER).notes
     assert [note for note in notes if "stands in for" in note] == [
@@ -188,10 +181,7 @@ def test_all_differences_are_named_at_once(root):
     ours, sft = pair(root, split="hard", items=30, sets_key="other")
     with pytest.raises(UserError) as refused:
         print_comparison([read(ours), read(sft)], None)
-    assert [problem.split(": ", 1)[1].split(" is ")[0] for problem in refused.value.problems] == [
-        "split",
-        "items",
-    ]
+    assert [problem.split(": ", 1)[1].split(" is ")[0] for problem in refused.value.problems] == ["split", "items"]
 
 
 def test_other_benchmarks_are_refused(root):
@@ -241,9 +231,7 @@ def test_piped_output_is_whole_plain_and_narrow(root):
 def test_numbers_stay_whole_however_long_the_titles(root):
     everything = {task: 100.0 - i / 10 for i, task in enumerate(BENCHMARKS)}
     runs = [
-        made.run(
-            root, row, "a title that goes on and on, with [markup] and more than a line of words", everything
-        )
+        made.run(root, row, "a title that goes on and on, with [markup] and more than a line of words", everything)
         for row in ("one", "two")
     ]
     teacher = made.teacher(everything, everything, everything, {task: ["blind"] for task in everything})

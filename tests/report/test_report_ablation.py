@@ -39,14 +39,7 @@ def made_up() -> dict[str, np.ndarray]:
 def finished(root: Path, rows=tuple(ROWS), seeds=range(4)) -> list:
     scores = made_up()
     return [
-        made.run(
-            root,
-            row,
-            ROWS[row],
-            dict(zip(TASKS, scores[row][s], strict=True)),
-            seed=s,
-            seconds=100.0 + RISE[row],
-        )
+        made.run(root, row, ROWS[row], dict(zip(TASKS, scores[row][s], strict=True)), seed=s, seconds=100.0 + RISE[row])
         for row in rows
         for s in seeds
         if (row, s) != MISSING
@@ -133,9 +126,7 @@ def test_cost_is_the_clock_of_the_last_stage(report):
 
 def test_means_of_each_benchmark(report):
     scores = line(report, "SFT", table=1)
-    assert [scores[head].value for head in ("MME", "GQA", "POPE")] == pytest.approx(
-        made_up()["sft"].mean(axis=0)
-    )
+    assert [scores[head].value for head in ("MME", "GQA", "POPE")] == pytest.approx(made_up()["sft"].mean(axis=0))
     assert scores["Avg"].value == pytest.approx(line(report, "SFT")["average"].value)
     assert not scores["GQA"].counted
     assert line(report, "blind", table=1)["Avg"].value == 20.0
@@ -150,16 +141,12 @@ def test_one_seed_shows_no_interval_and_proves_nothing(tmp_path):
 
 def test_the_reference_is_the_first_control(tmp_path):
     runs = [read(run) for run in finished(tmp_path)]
-    assert (
-        "minus SFT, encoder frozen" in ablation(runs, TEACHER, controls=["frozen", "sft"]).tables[0].columns
-    )
+    assert "minus SFT, encoder frozen" in ablation(runs, TEACHER, controls=["frozen", "sft"]).tables[0].columns
     assert "minus SFT" in ablation(runs, TEACHER).tables[0].columns
 
 
 def test_the_studied_row_alone_has_no_differences(tmp_path):
-    report = ablation(
-        [read(run) for run in finished(tmp_path, rows=["switch-kd"])], TEACHER, controls=["sft"]
-    )
+    report = ablation([read(run) for run in finished(tmp_path, rows=["switch-kd"])], TEACHER, controls=["sft"])
     assert report.tables[0].columns == ("row", "seeds", "average", "train s")
 
 

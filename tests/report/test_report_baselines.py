@@ -34,16 +34,12 @@ def test_a_clear_lead_counts(folder):
 
 def test_the_baseline_that_is_not_beaten_is_named(folder):
     where = folder(teacher=[1] * 50 + [0] * 50, majority=[0] * 52 + [1] * 48, blind=[0] * 100)
-    assert with_verdict(where, results(teacher=50.0, majority=48.0, blind=0.0))["not_beaten"] == {
-        "gqa": ["majority"]
-    }
+    assert with_verdict(where, results(teacher=50.0, majority=48.0, blind=0.0))["not_beaten"] == {"gqa": ["majority"]}
 
 
 def test_the_reported_score_must_lead_too(folder):
     where = folder(teacher=[1] * 65 + [0] * 35, majority=[1] * 40 + [0] * 60, blind=[0] * 100)
-    verdict = with_verdict(
-        where, results(teacher=60.0, majority=66.7, blind=0.0)
-    )  # an F1 that favours a constant
+    verdict = with_verdict(where, results(teacher=60.0, majority=66.7, blind=0.0))  # an F1 that favours a constant
     assert verdict["not_beaten"] == {"gqa": ["majority"]}
 
 

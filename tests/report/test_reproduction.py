@@ -127,9 +127,7 @@ def test_every_row_is_measured_by_sft_at_equal_steps_and_at_equal_compute(root, 
 
 
 def test_kinds_of_answer_are_measured_apart(root, file):
-    found = next(
-        table for table in tables(chapter(composed(root, file))) if "open questions" in table.columns
-    )
+    found = next(table for table in tables(chapter(composed(root, file))) if "open questions" in table.columns)
     assert found.columns[1::3] == tuple(ANSWER_KINDS.values())
     line = next(line for line in found.lines if line.name == "Switch-KD")
     gains = (made.stored(root, "switch-kd") - made.stored(root, "sft"))[:, 0]
@@ -177,12 +175,8 @@ def test_what_did_not_finish_is_counted_and_named(root, file):
     shutil.rmtree(root / "components" / "sft" / "seed2")
     document = composed(root, file)
     assert table(document, "row")["Align"]["seeds"] == "2 of 3"
-    assert callouts(chapter(document)) == [
-        "2 runs are missing: Align: failed, seed 1; SFT: never started, seed 2."
-    ]
-    assert any(
-        "1 failed, 1 never started" in block.words for block in document.blocks if isinstance(block, Callout)
-    )
+    assert callouts(chapter(document)) == ["2 runs are missing: Align: failed, seed 1; SFT: never started, seed 2."]
+    assert any("1 failed, 1 never started" in block.words for block in document.blocks if isinstance(block, Callout))
 
 
 def test_a_row_that_failed_with_every_seed_keeps_its_line_and_one_that_was_not_run_is_named(root, file):
@@ -383,9 +377,7 @@ def test_a_finding_that_nothing_tests_says_why(root, file, tmp_path):
             shutil.rmtree(root / "components" / row / f"seed{seed}")
     assert judged(root, file, "switch-kd", "align").verdict.text == "not clear (one seed)"
     both = [root / "components" / row / "seed0" / "run.json" for row in ("switch-kd", "align")]
-    both[1].write_text(
-        json.dumps(json.loads(both[1].read_text()) | {"key": json.loads(both[0].read_text())["key"]})
-    )
+    both[1].write_text(json.dumps(json.loads(both[1].read_text()) | {"key": json.loads(both[0].read_text())["key"]}))
     assert "one and the same run" in judged(root, file, "switch-kd", "align").verdict.text
 
 
@@ -395,9 +387,7 @@ def test_findings_name_rows_that_are_there_and_print_what_the_paper_does(finding
         rows = {run.row: run.paper for run in load_rows(RECIPES / f"{name}.yaml")}
         ours, theirs = rows[finding.ours], rows[finding.theirs]
         if finding.benchmark in ours and finding.benchmark in theirs and name != "quickstart":
-            assert finding.printed == pytest.approx(
-                ours[finding.benchmark] - theirs[finding.benchmark], abs=0.051
-            )
+            assert finding.printed == pytest.approx(ours[finding.benchmark] - theirs[finding.benchmark], abs=0.051)
         else:
             assert finding.benchmark == AVERAGE or name == "quickstart"
 
@@ -428,10 +418,7 @@ def test_a_number_is_bold_only_where_its_interval_leaves_0_out(root, file, tmp_p
     ("arguments", "problem"),
     [
         ((), "--report: no recipe is named"),
-        (
-            ("{recipe}", "--format", "csv"),
-            "--format: can't be combined with --report, which chooses it itself",
-        ),
+        (("{recipe}", "--format", "csv"), "--format: can't be combined with --report, which chooses it itself"),
         (("{run}",), "{run}: a run folder; a report is of recipes"),
         (("componets",), "componets: no recipe has this name"),
     ],

@@ -38,9 +38,7 @@ def pair(ours, theirs) -> PairedUnits:
 def lines(of, fewest=2, most=8, runs=1):
     """Scores of two rows with `runs` runs each, all of one length."""
     length = st.integers(fewest, most)
-    row = length.flatmap(
-        lambda n: st.lists(st.lists(of, min_size=n, max_size=n), min_size=2 * runs, max_size=2 * runs)
-    )
+    row = length.flatmap(lambda n: st.lists(st.lists(of, min_size=n, max_size=n), min_size=2 * runs, max_size=2 * runs))
     return row.map(lambda scores: (scores[:runs], scores[runs:]))
 
 
@@ -93,9 +91,7 @@ def test_right_and_wrong_answers_get_scipys_binomial_test_of_those_that_differ(r
 def test_few_graded_answers_get_scipys_exact_permutation_test(rows):
     """Of the mean over two runs a side: the units are exchanged in both at once."""
     gains = np.mean(rows[0], axis=0) - np.mean(rows[1], axis=0)
-    direct = stats.permutation_test(
-        (gains,), lambda x, axis: np.mean(x, axis=axis), vectorized=True, **ALWAYS
-    )
+    direct = stats.permutation_test((gains,), lambda x, axis: np.mean(x, axis=axis), vectorized=True, **ALWAYS)
     assert p_value([pair(*rows)]) == pytest.approx(direct.pvalue)
 
 
@@ -105,9 +101,7 @@ def test_few_graded_answers_get_scipys_exact_permutation_test(rows):
 def test_of_several_benchmarks_the_average_is_permuted_with_each_weighed_alike(one, other):
     gains = [np.array(a[0]) - np.array(b[0]) for a, b in (one, other)]
     weighed = np.concatenate([each * (12 // len(each)) for each in gains])  # thirds would not tie in binary
-    direct = stats.permutation_test(
-        (weighed,), lambda x, axis: np.sum(x, axis=axis), vectorized=True, **ALWAYS
-    )
+    direct = stats.permutation_test((weighed,), lambda x, axis: np.sum(x, axis=axis), vectorized=True, **ALWAYS)
     assert p_value([pair(*one), pair(*other)]) == pytest.approx(direct.pvalue)
 
 

@@ -94,9 +94,7 @@ def test_a_manifest_tells_every_file(folder):
     assert manifest.keys() == {"state.json", "state.safetensors"}
     assert all(set(told) == {"bytes", "sha256"} for told in manifest.values())
     (one.path / "state.json").write_text("{}")
-    assert one.faults() == [
-        f"checkpoints/distill-2: state.json has 2 bytes of {manifest['state.json']['bytes']}"
-    ]
+    assert one.faults() == [f"checkpoints/distill-2: state.json has 2 bytes of {manifest['state.json']['bytes']}"]
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"state.json": 1, "state.safetensors": 2}', "{"])
@@ -123,9 +121,7 @@ def test_marks_that_are_none_are_passed_over(folder, run, marks):
     assert checkpoints.marks(folder) == {} and resume_point(folder, run) is None
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("weights"), ValueError("other parameters"), RuntimeError("sizes")]
-)
+@pytest.mark.parametrize("error", [KeyError("weights"), ValueError("other parameters"), RuntimeError("sizes")])
 def test_a_state_that_can_not_be_loaded_is_a_users_error(folder, error):
     writer = save(folder, 2)
 
@@ -328,10 +324,7 @@ def test_another_program_asks_first(tmp_path, left, run):
     write_json(folder.record, {**folder.info(), "versions": {"torch": "1.0"}})
     with pytest.raises(UserError) as asked, claim_folder(root, run):
         pass
-    assert any(
-        "interrupted at stage distill, step 2, and begun with torch 1.0, now" in p
-        for p in asked.value.problems
-    )
+    assert any("interrupted at stage distill, step 2, and begun with torch 1.0, now" in p for p in asked.value.problems)
     assert asked.value.hint.startswith("add --resume")
     with claim_folder(root, run, resume=True) as (_, state):
         assert state == "resumed"

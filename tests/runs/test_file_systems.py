@@ -69,9 +69,7 @@ def test_a_file_that_is_never_the_same_ends_with_a_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_there_the_machine_s_own_temporary_folder_has_them(
-    tmp_path, monkeypatch, capsys, number
-):
+def test_without_locks_there_the_machine_s_own_temporary_folder_has_them(tmp_path, monkeypatch, capsys, number):
     local = tmp_path / "local"
     local.mkdir()
     monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(local))

@@ -37,9 +37,7 @@ class Left(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}, {"workers": 2}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}, {"workers": 2}], ids=str)
 def test_a_stage_goes_on_where_its_state_was_taken(tmp_path, settings):
     dropout = settings.pop("dropout", 0.0)
     lines, again = [], []
@@ -61,9 +59,7 @@ def test_a_stage_goes_on_where_its_state_was_taken(tmp_path, settings):
     def keep(group, **more):
         if first.step == 3:
             state.update(
-                torch.utils._pytree.tree_map(
-                    lambda v: v.clone() if torch.is_tensor(v) else v, first.state_dict()
-                )
+                torch.utils._pytree.tree_map(lambda v: v.clone() if torch.is_tensor(v) else v, first.state_dict())
             )
         return take(group, **more)
 

@@ -44,12 +44,7 @@ def test_a_new_run_gets_a_folder_with_its_recipe_and_record(root, run):
         assert folder.root == root.absolute()
         assert folder.recipe.read_text() == run.text
         info = folder.info()
-        assert (info["status"], info["seed"], info["key"], info["row"]) == (
-            "running",
-            0,
-            run.key,
-            "switch-kd",
-        )
+        assert (info["status"], info["seed"], info["key"], info["row"]) == ("running", 0, run.key, "switch-kd")
         assert info["versions"]["torch"] and info["versions"]["python"]
     info = folder.info()
     assert info["status"] == "finished" and info["seconds"] >= 0 and info["ended"] >= info["started"]
@@ -167,10 +162,7 @@ def test_a_killed_process_does_not_keep_its_folder(root, run, tmp_path):
     process.wait()
     process.stdout.close()
     folder = finish(root, run)
-    assert (
-        json.loads((folder.path.parent / "unfinished-seed0-1" / "run.json").read_text())["status"]
-        == "running"
-    )
+    assert json.loads((folder.path.parent / "unfinished-seed0-1" / "run.json").read_text())["status"] == "running"
 
 
 def test_newest_finished(root, run, tmp_path):
@@ -192,9 +184,7 @@ def test_metrics_are_lines_of_valid_json(root, run):
             return 0.5
 
     with claim_folder(root, run) as (folder, _):
-        folder.log(
-            {"stage": "a", "step": 1, "loss": float("nan"), "gap": float("inf"), "x": Number(), "text": "é"}
-        )
+        folder.log({"stage": "a", "step": 1, "loss": float("nan"), "gap": float("inf"), "x": Number(), "text": "é"})
         folder.log({"event": "warning", "text": "b"})
         lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert lines[0] == {"stage": "a", "step": 1, "loss": None, "gap": None, "x": 0.5, "text": "é"}

@@ -98,11 +98,7 @@ def test_runs_side_by_side_end_with_the_last_of_them():
     assert matrix.left == 130  # in their order: both b first
 
 
-@given(
-    costs=st.lists(st.integers(1, 100), min_size=1, max_size=12),
-    jobs=st.integers(1, 4),
-    gone=st.integers(0, 12),
-)
+@given(costs=st.lists(st.integers(1, 100), min_size=1, max_size=12), jobs=st.integers(1, 4), gone=st.integers(0, 12))
 def test_what_is_foretold_is_what_comes_when_runs_take_what_their_rows_took(costs, jobs, gone):
     """A simulated launcher, event after event, from any point on."""
     rows = [str(cost) for cost in costs]
@@ -150,9 +146,7 @@ def test_the_last_line_tells_no_time():
     assert matrix.over and matrix_line(matrix, NOON) == "1 of 1 done"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3725, "1:02:05")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3725, "1:02:05")])
 def test_a_clock(seconds, text):
     assert clock(seconds) == text
 

@@ -9,13 +9,7 @@ import sys
 
 import transformers
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    pipeline,
-)
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
 
 ASKED, LIMIT = "What is it?", 8
 
@@ -26,10 +20,7 @@ def picture():
 
 
 def say(folder):
-    model, processor = (
-        AutoModelForImageTextToText.from_pretrained(folder),
-        AutoProcessor.from_pretrained(folder),
-    )
+    model, processor = (AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
     content = [{"type": "image"}, {"type": "text", "text": ASKED}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=picture(), text=text, return_tensors="pt")
@@ -44,11 +35,7 @@ def say(folder):
 
     content[0]["image"] = picture()
     talk = pipeline("image-text-to-text", model=folder)
-    told = talk(
-        text=[{"role": "user", "content": content}],
-        max_new_tokens=LIMIT,
-        generate_kwargs={"do_sample": False},
-    )
+    told = talk(text=[{"role": "user", "content": content}], max_new_tokens=LIMIT, generate_kwargs={"do_sample": False})
     return {
         "prompt": inputs["input_ids"][0].tolist(),
         "tokens": tokens,
@@ -59,8 +46,4 @@ def say(folder):
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(
-            {"transformers": transformers.__version__, "said": [say(folder) for folder in sys.argv[1:]]}
-        )
-    )
+    print(json.dumps({"transformers": transformers.__version__, "said": [say(folder) for folder in sys.argv[1:]]}))

@@ -27,9 +27,7 @@ def train_stages(run, folder):
     folder.log({"event": "stage", "stage": stage.name, "rows": 8})
     for step in range(1, 11):
         entry = {"stage": stage.name, "step": step, "steps": 10, "seconds": step * 0.5, "loss": 1 / step}
-        folder.log(
-            {**entry, "loss/ce": 0.5 / step, "lr": 1e-3, "tokens_per_second": 1234.0, "memory_mib": 100.0}
-        )
+        folder.log({**entry, "loss/ce": 0.5 / step, "lr": 1e-3, "tokens_per_second": 1234.0, "memory_mib": 100.0})
     if run.row == "long":
         raise ZeroDivisionError("the crash of this row")
     folder.model.mkdir()

@@ -125,9 +125,7 @@ class FamilyTests(ABC):
         logits = self.paths(student, teacher)(batch, {"student", "switch"}, batch.predicting("answer"))
         sum(each.square().sum() for each in logits.values()).backward()
         assert all(
-            p.grad is not None
-            for part in ("vision", "projector")
-            for p in student.used_parameters(part).values()
+            p.grad is not None for part in ("vision", "projector") for p in student.used_parameters(part).values()
         )
 
     def test_recomputing_layers_changes_no_gradient(self, tmp_path):
@@ -147,12 +145,7 @@ class FamilyTests(ABC):
         student, teacher = self.student(), self.teacher()
         data, lines = self.data(student, tmp_path), []
         before = {name: p.clone() for name, p in student.named_parameters()}
-        settings = {
-            "name": "distill",
-            "data": "rows",
-            "train": ["vision", "projector", "language"],
-            "lr": 1e-3,
-        }
+        settings = {"name": "distill", "data": "rows", "train": ["vision", "projector", "language"], "lr": 1e-3}
         stage = Stage.model_validate(settings | {"batch": 3, "steps": 2, "objective": OBJECTIVE})
         how = {"seed": 0, "precision": "fp32", "log": lines.append, "trackers": tmp_path / "tensorboard"}
         train(stage, self.paths(student, teacher), data, **how)
@@ -179,10 +172,7 @@ class FamilyTests(ABC):
         text = model.inputs.apply_chat_template([{"role": "user", "content": content}], answer_next=True)
         words = model.inputs.tokenizer
         generation = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=4,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
+            do_sample=False, max_new_tokens=4, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
         )
         with torch.inference_mode():
             inputs = [image.inputs for image in prepared]
@@ -196,9 +186,7 @@ class FamilyTests(ABC):
                 ids = torch.cat([prompt, answers[0][:number]])
                 turn = torch.zeros_like(ids)
                 position = model.inputs.position(ids, turn, inputs)
-                given = type(example)(
-                    "q", ids, ids, turn, ids == model.inputs.image_token, tuple(inputs), position
-                )
+                given = type(example)("q", ids, ids, turn, ids == model.inputs.image_token, tuple(inputs), position)
                 batch = collate([given], pad_token=words.pad_token_id)
                 keep = torch.arange(len(ids))[None] == len(ids) - 1
                 assert int(model.logits(model.hidden_states(batch, tokens, keep))[0].argmax()) == token
@@ -214,10 +202,7 @@ class FamilyTests(ABC):
                 unique = {id(p): p.numel() for module in modules for p in module.parameters()}
                 assert planned.total[part] == sum(unique.values())
                 assert planned.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
-        rows = [
-            Row(str(i), (("What is it?", "a bus" + " and" * i),), (self.usual_image(tmp_path),))
-            for i in range(2)
-        ]
+        rows = [Row(str(i), (("What is it?", "a bus" + " and" * i),), (self.usual_image(tmp_path),)) for i in range(2)]
         batch = self.batch(student, tmp_path, rows)
         assert int(batch.image.sum()) == 2 * family.image_tokens(student.model.config)
         paths = self.paths(student, teacher)

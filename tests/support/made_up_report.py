@@ -72,25 +72,9 @@ def write(root: Path, run, right) -> run_folder.RunFolder:
     folder = run_folder.folder(root, run)
     folder.answers.mkdir(parents=True)
     folder.recipe.write_text(run.text)
-    record = {
-        "status": "finished",
-        "recipe": run.recipe,
-        "row": run.row,
-        "title": run.title,
-        "seed": run.seed,
-    }
-    record |= {
-        "paper": dict(run.paper),
-        "key": run.key,
-        "command": ["switchkd", "ablate", "x"],
-        "seconds": 30.0,
-    }
-    record |= {
-        "machine": "a machine",
-        "ended": "2026-01-01T00:00:00",
-        "versions": {"torch": "2"},
-        "commit": "c0ffee",
-    }
+    record = {"status": "finished", "recipe": run.recipe, "row": run.row, "title": run.title, "seed": run.seed}
+    record |= {"paper": dict(run.paper), "key": run.key, "command": ["switchkd", "ablate", "x"], "seconds": 30.0}
+    record |= {"machine": "a machine", "ended": "2026-01-01T00:00:00", "versions": {"torch": "2"}, "commit": "c0ffee"}
     folder.record.write_text(json.dumps(record))
     for step in range(1, 4):
         folder.log({"stage": "distill", "step": step, "steps": 3, "seconds": 7.0 * step, "loss/ce": 1 / step})

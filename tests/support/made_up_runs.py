@@ -10,34 +10,15 @@ STAGES = "stages: [{name: pretrain, steps: 60, batch: 32}, {name: distill, steps
 
 
 def results(scores, *, world="playground", split="test", items=ITEMS, sets_key="k"):
-    entries = {
-        task: {"score": value, "metric": "m", "items": items, "seconds": 1.0}
-        for task, value in scores.items()
-    }
-    return {
-        "world": world,
-        "split": split,
-        "seed": 0,
-        "scores": entries,
-        "sets_key": sets_key,
-        "versions": {},
-    }
+    entries = {task: {"score": value, "metric": "m", "items": items, "seconds": 1.0} for task, value in scores.items()}
+    return {"world": world, "split": split, "seed": 0, "scores": entries, "sets_key": sets_key, "versions": {}}
 
 
-def run(
-    root: Path, row: str, title: str, scores, *, seed=0, paper=None, seconds=100.0, stages=STAGES, **asked
-):
+def run(root: Path, row: str, title: str, scores, *, seed=0, paper=None, seconds=100.0, stages=STAGES, **asked):
     """A finished run's folder under `root`."""
     folder = RunFolder(root / "quick" / row / f"seed{seed}")
     folder.path.mkdir(parents=True)
-    info = {
-        "status": "finished",
-        "recipe": "quick",
-        "row": row,
-        "title": title,
-        "seed": seed,
-        "paper": paper or {},
-    }
+    info = {"status": "finished", "recipe": "quick", "row": row, "title": title, "seed": seed, "paper": paper or {}}
     folder.record.write_text(json.dumps(info))
     folder.recipe.write_text(stages)
     lines = [

@@ -66,12 +66,7 @@ def model_pair(paths: Paths) -> ModelPair:
 
 def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:
     """Yield every set of paths that an objective can compute, with every set of parts that a gradient then reaches."""
-    for paths in (
-        {"student"},
-        {"student", "teacher"},
-        {"switch", "teacher"},
-        {"student", "teacher", "switch"},
-    ):
+    for paths in ({"student"}, {"student", "teacher"}, {"switch", "teacher"}, {"student", "teacher", "switch"}):
         for count in (1, 2, 3):
             for train in itertools.combinations(PARTS, count):
                 reached = {"vision"} if "student" not in paths else set(PARTS)
@@ -117,12 +112,7 @@ def bytes_kept(forward: Callable) -> int:
 
 def _clip(width: int, layers: int) -> Llava:
     vision = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=48,
-        patch_size=12,
+        hidden_size=24, intermediate_size=80, num_hidden_layers=3, num_attention_heads=2, image_size=48, patch_size=12
     )
     text = Qwen2Config(
         vocab_size=64,

@@ -56,9 +56,7 @@ def kl(log_p, log_q):
 def led_side(leader, weight, other, k, temperature):
     """KL(weight || other) over the differences of the leader's top k."""
     ids = sorted(range(len(leader)), key=lambda column: -float(leader[column]))[:k]
-    return kl(
-        pair_log_probabilities(weight[ids] / temperature), pair_log_probabilities(other[ids] / temperature)
-    )
+    return kl(pair_log_probabilities(weight[ids] / temperature), pair_log_probabilities(other[ids] / temperature))
 
 
 def dbild(teacher, student, *, temperature=3.0, window=None, min_k=3, max_k=None):

@@ -68,20 +68,12 @@ def rows(folder: Path) -> list[dict]:
     return [
         row("a", picture(folder, "a.png", 1), ("What is it?", "dog"), ("How many?", "three red apples")),
         row("b", None, ("Say hi.", "hi there")),
-        row(
-            "c",
-            picture(folder, "c.png", 2),
-            ("Where?", "at the top left"),
-            ("Yes?", "no"),
-            ("What?", "a cat"),
-        ),
+        row("c", picture(folder, "c.png", 2), ("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat")),
         row("d", picture(folder, "d.png", 3), ("What is it?", "a bus")),
     ]
 
 
-def conversations(
-    of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None
-) -> Conversations:
+def conversations(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Conversations:
     read = Rows(which or rows(folder), llava_row, images=folder, turns=turns)
     return Conversations(read, of.inputs)
 

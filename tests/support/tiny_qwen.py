@@ -41,14 +41,10 @@ def processor() -> LlavaProcessor:
         {
             "eos_token": "<|endoftext|>",
             "pad_token": "<|endoftext|>",
-            "additional_special_tokens": [
-                AddedToken(marker, special=True, normalized=False) for marker in SPECIAL[1:]
-            ],
+            "additional_special_tokens": [AddedToken(marker, special=True, normalized=False) for marker in SPECIAL[1:]],
         }
     )
-    pictures = SiglipImageProcessorPil(
-        size={"height": 24, "width": 24}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    pictures = SiglipImageProcessorPil(size={"height": 24, "width": 24}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return LlavaProcessor(
         image_processor=pictures,
         tokenizer=words,

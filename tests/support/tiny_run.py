@@ -37,10 +37,7 @@ def write(folder: Path, *, teacher: bool = True, rows: list | None = None, **mor
         "student": STUDENT,
         **({"teacher": {"family": "llava", "checkpoint": str(folder / "teacher")}} if teacher else {}),
         "data": {
-            "rows": {
-                "source": "llava_json",
-                "parameters": {"file": str(folder / "rows.json"), "images": str(folder)},
-            }
+            "rows": {"source": "llava_json", "parameters": {"file": str(folder / "rows.json"), "images": str(folder)}}
         },
         "stages": [{**first, "objective": [CE]}, last],
         "checkpoints": {"every_steps": 2, "keep": 2},

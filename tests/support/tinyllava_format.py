@@ -212,13 +212,10 @@ def write_fine_tuned(folder: Path, held: dict[str, Tensor], told: dict, *, shard
     folder.mkdir(parents=True)
     names = list(held)
     files = {
-        name: f"model-{i * shards // len(names) + 1:05}-of-{shards:05}.safetensors"
-        for i, name in enumerate(names)
+        name: f"model-{i * shards // len(names) + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)
     }
     for file in dict.fromkeys(files.values()):
-        save_file(
-            {n: held[n].clone() for n in names if files[n] == file}, folder / file, metadata={"format": "pt"}
-        )
+        save_file({n: held[n].clone() for n in names if files[n] == file}, folder / file, metadata={"format": "pt"})
     size = sum(tensor.nbytes for tensor in held.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -250,9 +247,7 @@ def _write_rest(folder: Path, told: dict) -> None:
     (folder / "config.json").write_text(json.dumps(told))
     end = told["text_config"]["eos_token_id"]
     generation = {"bos_token_id": end, "do_sample": False, "eos_token_id": end, "max_new_tokens": 2048}
-    (folder / "generation_config.json").write_text(
-        json.dumps(generation | {"transformers_version": "4.39.3"})
-    )
+    (folder / "generation_config.json").write_text(json.dumps(generation | {"transformers_version": "4.39.3"}))
     (folder / "trainer_state.json").write_text(json.dumps({"epoch": 1.0, "log_history": []}))
     write_words(folder)
 
@@ -277,9 +272,7 @@ def write_tower(folder: Path, *, mean: float = 0.5) -> Path:
     return folder
 
 
-def logits(
-    held: dict[str, Tensor], rows: list[list[int]], pictures: Tensor, *, tied: bool = True
-) -> list[Tensor]:
+def logits(held: dict[str, Tensor], rows: list[list[int]], pictures: Tensor, *, tied: bool = True) -> list[Tensor]:
     """Logits [length, vocabulary] of each row, where IMAGE is the place of a picture's features.
 
     `pictures` [rows, 3, SIDE, SIDE] holds one for every row, zeros for a row without one: it is encoded and

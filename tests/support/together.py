@@ -29,16 +29,7 @@ BETA = 0.9  # AdamW's: its first moment after one step is (1 - BETA) of the grad
 
 def rows(folder: Path) -> list[dict]:
     """Return eight examples, two of them with an image, so that some process gets none; one to nine answer tokens each."""
-    answers = [
-        "hi",
-        "a dog and a cat",
-        "no",
-        "three red apples on the table",
-        "yes",
-        "at the top",
-        "two",
-        "a bus",
-    ]
+    answers = ["hi", "a dog and a cat", "no", "three red apples on the table", "yes", "at the top", "two", "a bus"]
     images = {1: "b.png", 6: "g.png"}
     for number, name in images.items():
         tiny.picture(folder, name, number)
@@ -109,9 +100,7 @@ def trained(
     loop.steps = until
     images = []
     step = loop.trainer.step
-    loop.trainer.step = lambda group, **more: (
-        images.append(sum(len(b.images) for b in group)) or step(group, **more)
-    )
+    loop.trainer.step = lambda group, **more: images.append(sum(len(b.images) for b in group)) or step(group, **more)
     error = None
     try:
         loop.run()

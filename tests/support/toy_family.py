@@ -150,9 +150,7 @@ class ToyInputs(InputProcessor):
         columns = torch.zeros_like(input_ids)
         of_images = [
             torch.arange(rows * pairs) % pairs
-            for rows, pairs in (
-                (i["pixels"].shape[1] // PATCH, i["pixels"].shape[2] // PATCH // 2) for i in images
-            )
+            for rows, pairs in ((i["pixels"].shape[1] // PATCH, i["pixels"].shape[2] // PATCH // 2) for i in images)
         ]
         columns[input_ids == self.image_token] = torch.cat(of_images) if of_images else columns[:0]
         return torch.stack([torch.arange(len(input_ids)), columns])
@@ -253,21 +251,15 @@ class Toy(VisionLanguageModel):
         pad = generation.pad_token_id
         return lengths, torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
 
-    def _continued(
-        self, ids: list[int], shown: Sequence[ProjectedImage], generation: GenerationConfig
-    ) -> list[int]:
+    def _continued(self, ids: list[int], shown: Sequence[ProjectedImage], generation: GenerationConfig) -> list[int]:
         ends = generation.eos_token_id
         answer: list[int] = []
         while len(answer) < generation.max_new_tokens:
             given = torch.tensor(ids + answer)
             image = given == self.inputs.image_token
             place, columns = self.inputs.position(given, given, [one.prepared.inputs for one in shown])
-            embedded = self._embed(
-                given[None], image[None], columns[None], tuple(one.tokens for one in shown)
-            )
-            hidden = self.model.language.model(
-                inputs_embeds=embedded, position_ids=place[None]
-            ).last_hidden_state
+            embedded = self._embed(given[None], image[None], columns[None], tuple(one.tokens for one in shown))
+            hidden = self.model.language.model(inputs_embeds=embedded, position_ids=place[None]).last_hidden_state
             answer.append(int(self.logits(hidden[0, -1]).argmax()))
             if answer[-1] in (ends if isinstance(ends, list) else [ends]):
                 break
@@ -342,9 +334,7 @@ class ToyFamily:
     def shape(self, config: ToyConfig) -> ModelShape:
         vision, language = config.vision(), config.language()
         return ModelShape(
-            VisionShape(
-                config.vision_width, vision.intermediate_size, 2, 16, PATCH, 4 * PATCH, vision.hidden_act
-            ),
+            VisionShape(config.vision_width, vision.intermediate_size, 2, 16, PATCH, 4 * PATCH, vision.hidden_act),
             ProjectorShape(2 * config.vision_width, config.width, 8, 8),
             LanguageShape(
                 config.width,
@@ -366,7 +356,5 @@ def model(width: int = 16, seed: int = 0, vision_width: int = 16) -> Toy:
     torch.manual_seed(seed)
     processor = AutoProcessor.from_pretrained(ASSETS / "teacher", backend="pil")
     inputs = ToyInputs(processor)
-    config = ToyConfig(
-        vision_width, width, vocab_size=len(processor.tokenizer), image_token=inputs.image_token
-    )
+    config = ToyConfig(vision_width, width, vocab_size=len(processor.tokenizer), image_token=inputs.image_token)
     return Toy(ToyModel(config), inputs).eval()

@@ -16,9 +16,7 @@ from switchkd_cli.recipe.schema import Term
 from tests.support import tiny
 
 SPOKEN = [
-    name
-    for name in registry.LOSSES
-    if any(kind == "logits" for _, kind in registry.signature("loss", name).reads)
+    name for name in registry.LOSSES if any(kind == "logits" for _, kind in registry.signature("loss", name).reads)
 ]
 SWITCH_KD = [
     Term(name="ce", loss="cross_entropy"),
@@ -31,9 +29,7 @@ BESIDE = [Term(loss="token_mse", to="teacher"), Term(loss="hidden_correlation", 
 @pytest.fixture(scope="module")
 def paths():
     student = tiny.model(seed=1)
-    return Paths(
-        student, tiny.model(24, seed=2), len(student.processor.tokenizer) - 3
-    )  # narrower than the heads
+    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer) - 3)  # narrower than the heads
 
 
 @pytest.fixture(params=["chained", "independent"])
@@ -51,9 +47,7 @@ def computed(how, paths, batch, objective, look=None):
     paths.zero_grad()
     paths.adapt(objective.outputs)
     way, keep = how(objective), objective.keep(batch)
-    inputs = LossInputs(
-        paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
-    )
+    inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
     total, parts = way(inputs, look)
     total.backward()
     moved = {name: p.grad.clone() for name, p in paths.named_parameters() if p.grad is not None}
@@ -133,9 +127,7 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
     found = {}
     for how in (DenseObjective, ChunkedObjective):
         way, keep = how(objective), objective.keep(batch)
-        inputs = LossInputs(
-            paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
-        )
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
         weights = list(paths.student.model.model.vision_tower.parameters())[:1]
         found[how] = {
             name: torch.autograd.grad(value, weights, retain_graph=True)[0]
@@ -149,16 +141,11 @@ def test_mixed_precision_computes_the_logits_that_the_models_own_heads_would(pat
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     keep, normalizers = objective.keep(batch), objective.normalizers([batch])
     seen = []
-    for way, heads in (
-        (DenseObjective(objective), None),
-        (ChunkedObjective(objective), paths.heads(torch.bfloat16)),
-    ):
+    for way, heads in ((DenseObjective(objective), None), (ChunkedObjective(objective), paths.heads(torch.bfloat16))):
         with torch.autocast("cpu", torch.bfloat16):
             outputs = paths(batch, way.outputs, keep)
         logits = {}
-        total, _ = way(
-            LossInputs(outputs, heads, batch, keep, normalizers), lambda z, *_, into=logits: into.update(z)
-        )
+        total, _ = way(LossInputs(outputs, heads, batch, keep, normalizers), lambda z, *_, into=logits: into.update(z))
         paths.zero_grad()
         total.backward()
         seen.append((logits, {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}))
@@ -189,9 +176,7 @@ def test_the_rows_that_are_no_number_are_named(paths, tmp_path, monkeypatch):
 def test_going_back_twice_is_refused_and_not_wrong(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     way, keep = ChunkedObjective(objective), objective.keep(batch)
-    inputs = LossInputs(
-        paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
-    )
+    inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
     total, _ = way(inputs)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass"):
@@ -202,9 +187,7 @@ def test_without_a_gradient_nothing_is_taken_back(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     way, keep = ChunkedObjective(objective), objective.keep(batch)
     with torch.no_grad():
-        inputs = LossInputs(
-            paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch])
-        )
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
         total, parts = way(inputs)
 
     assert not total.requires_grad and set(parts) == {"ce", "align", "vsd"}
@@ -233,9 +216,7 @@ def test_a_chunk_is_gone_before_the_next_one_is_there(paths, tmp_path, monkeypat
     assert len(at_once) > 2 and not any(at_once)
 
 
-def test_terms_at_all_positions_read_the_logits_themselves_and_the_teachers_lead_once(
-    paths, tmp_path, monkeypatch
-):
+def test_terms_at_all_positions_read_the_logits_themselves_and_the_teachers_lead_once(paths, tmp_path, monkeypatch):
     """A copy for each term and side would take most of a chunk's memory."""
     terms = [term.model_copy(update={"on": "answer"}) for term in SWITCH_KD]
     sought, shown, real = [], [], knee.sort_to_knee

@@ -57,9 +57,7 @@ def told(logits, batch, keep, terms):
 
 
 def leaders(figures):
-    return {
-        name.removesuffix("/mean") for name in figures if name.startswith("k/") and name.endswith("/mean")
-    }
+    return {name.removesuffix("/mean") for name in figures if name.startswith("k/") and name.endswith("/mean")}
 
 
 def test_who_stands_beside_the_teacher_is_asked_on_supervised_tokens_only(logits, batch):
@@ -155,9 +153,7 @@ def test_what_two_terms_seek_alike_is_sorted_once(logits, batch, monkeypatch):
     from switchkd_cli.engine.training import diagnostics
 
     searched, measure = [], diagnostics.measure_knees
-    monkeypatch.setattr(
-        diagnostics, "measure_knees", lambda z, spec: searched.append(spec.path) or measure(z, spec)
-    )
+    monkeypatch.setattr(diagnostics, "measure_knees", lambda z, spec: searched.append(spec.path) or measure(z, spec))
     asked(logits, batch, CE, term(), term(of="switch", name="vsd"))
     assert sorted(searched) == ["student", "switch", "teacher"]
 

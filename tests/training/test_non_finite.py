@@ -61,9 +61,7 @@ def test_the_term_the_step_and_the_row_are_named_and_nothing_is_changed(folder):
         some.run()
     assert stopped.value.problems == ("stage distill, step 1: loss/align is nan; examples d",)
     assert stopped.value.code == 1
-    assert (
-        "stages.distill.lr=" in stopped.value.hint and "stages.distill.not_finite=skip" in stopped.value.hint
-    )
+    assert "stages.distill.lr=" in stopped.value.hint and "stages.distill.not_finite=skip" in stopped.value.hint
     assert all(torch.equal(before[name], now) for name, now in weights(some).items())
     (line,) = map(json.loads, folder.not_finite.read_text().splitlines())
     assert (line["stage"], line["step"], line["figures"]) == ("distill", 1, {"loss/align": "nan"})
@@ -116,9 +114,7 @@ def test_weights_that_are_lost_are_not_saved(folder):
     with torch.no_grad():
         next(iter(some.trainer.trained.values())).fill_(math.nan)
     some.step = 4
-    with pytest.raises(
-        UserError, match="distill-4: not written, the weights are lost: not finite: weights/"
-    ) as lost:
+    with pytest.raises(UserError, match="distill-4: not written, the weights are lost: not finite: weights/") as lost:
         some.save()
     assert "the newest intact checkpoint is checkpoints/distill-3" in lost.value.hint
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["distill-2", "distill-3"]

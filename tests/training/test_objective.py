@@ -46,9 +46,7 @@ def test_gradients_are_equal_for_any_split(paths, tmp_path, turns, borders):
     examples = [data[i] for i in range(4)]  # rows with unlike numbers of answer tokens, one without a picture
     cuts = [0, *borders, 4]
     whole = gradients(paths, [tiny.together(paths.student, examples)])
-    split = gradients(
-        paths, [tiny.together(paths.student, examples[a:b]) for a, b in itertools.pairwise(cuts)]
-    )
+    split = gradients(paths, [tiny.together(paths.student, examples[a:b]) for a, b in itertools.pairwise(cuts)])
     assert whole.keys() == split.keys()
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-4, atol=1e-7, msg=name)
@@ -101,11 +99,7 @@ def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
 def alone():
     """Every loss as the only term, of each path that it may have, with each single part that it trains."""
     for loss in registry.LOSSES:
-        to = (
-            "teacher"
-            if any(side == "teacher" for side, _ in registry.signature("loss", loss).reads)
-            else "labels"
-        )
+        to = "teacher" if any(side == "teacher" for side, _ in registry.signature("loss", loss).reads) else "labels"
         for of in ("student", "switch"):
             term = {"name": "only", "loss": loss, "of": of, "to": to}
             yield from ((term, part) for part in sorted(_reach(term)))
@@ -155,9 +149,7 @@ def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path
 def test_a_term_on_images_takes_a_ragged_number_of_visual_tokens(paths, tmp_path):
     """Its value is the mean over images, whatever the number of visual tokens of each."""
     batch = tiny.batch(paths.student, tmp_path)
-    objective = Objective(
-        [Term(loss="token_mse", to="teacher"), Term(loss="hidden_correlation", to="teacher")]
-    )
+    objective = Objective([Term(loss="token_mse", to="teacher"), Term(loss="hidden_correlation", to="teacher")])
     keep = objective.keep(batch)
     outputs = paths(batch, objective.outputs - {"student.tokens", "teacher.tokens"}, keep)
     drawn = torch.Generator().manual_seed(0)

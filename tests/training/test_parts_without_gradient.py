@@ -31,9 +31,7 @@ def loop_of(folder, *, rows=None, **changes):
     student = tiny.model(seed=1)
     paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
     data, lines = tiny.conversations(student, folder, which=rows), []
-    return Loop(
-        stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder
-    ), lines
+    return Loop(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder), lines
 
 
 def trained(folder, *, rows=None, spoil=None, **changes):
@@ -58,11 +56,7 @@ def problems(call, *arguments, **more):
 @pytest.mark.parametrize(
     ("changes", "expected", "hint"),
     [
-        (
-            {"train": ["projector"]},
-            ["train: projector"],
-            "give it examples that train them (stages.distill.data)",
-        ),
+        ({"train": ["projector"]}, ["train: projector"], "give it examples that train them (stages.distill.data)"),
         (
             {},
             ["train: vision", "train: projector"],
@@ -82,9 +76,7 @@ def problems(call, *arguments, **more):
 )
 def test_what_needs_pictures_is_refused_where_the_data_have_none(changes, expected, hint):
     told, why = problems(check_images, [stage(**changes)], {"rows": False})
-    assert told == [
-        f"stages.distill.{what} needs images, and no usable example of rows has one" for what in expected
-    ]
+    assert told == [f"stages.distill.{what} needs images, and no usable example of rows has one" for what in expected]
     assert why == hint
     check_images([stage(**changes)], {"rows": True})
 
@@ -107,9 +99,7 @@ def test_a_row_whose_picture_is_lost_has_none(tmp_path):
 def test_a_whole_run_ends_before_its_first_step(tmp_path, option):
     recipe = tiny_run.write(tmp_path, teacher=False, rows=TEXT)
     command = ["-m", "switchkd_cli", "distill", recipe, "--out", "out", option]
-    ended = subprocess.run(
-        [sys.executable, *command], check=False, capture_output=True, text=True, cwd=tmp_path
-    )
+    ended = subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2
     assert "stages.pretrain.train: projector needs images" in ended.stderr
     assert "stages.distill.train: vision needs images" in ended.stderr

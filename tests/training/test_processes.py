@@ -56,9 +56,7 @@ CASES = {
         "resumed, zero 3": {"zero": 3, "after": "INTERRUPTED"},
     },
 }
-TRACED = [
-    (count, name) for count, cases in CASES.items() for name in cases if name.startswith(("torch", "zero"))
-]
+TRACED = [(count, name) for count, cases in CASES.items() for name in cases if name.startswith(("torch", "zero"))]
 
 
 def run(count: int, folder: Path, cases: dict) -> dict[str, tuple[list[dict], dict]]:
@@ -117,9 +115,7 @@ def results(two, four):
 def close(some: dict, others: dict, **tolerances: float) -> None:
     assert some.keys() == others.keys()
     for name, tensor in some.items():
-        torch.testing.assert_close(
-            tensor, others[name], msg=lambda m, name=name: f"{name}: {m}", **tolerances
-        )
+        torch.testing.assert_close(tensor, others[name], msg=lambda m, name=name: f"{name}: {m}", **tolerances)
 
 
 @pytest.mark.parametrize("split", range(2, 9))
@@ -166,9 +162,7 @@ def test_moments_are_whole_and_those_of_one_process(count, name, results, alone)
         close(state["moments"][parameter], kept, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["gradient, torch", "gradient, zero 1", "gradient, zero 2", "gradient, zero 3"]
-)
+@pytest.mark.parametrize("name", ["gradient, torch", "gradient, zero 1", "gradient, zero 2", "gradient, zero 3"])
 def test_one_step_has_the_gradient_of_one_process(name, two, alone):
     """Every gradient, also through the frozen teacher, from AdamW's first moment after one step."""
     close(together.gradients(two[name][1]), together.gradients(alone[2]), rtol=1e-4, atol=1e-6)

@@ -60,9 +60,7 @@ def test_losses_are_bit_equal_with_and_without_kept_states(tmp_path, turns):
     first, told = losses(tmp_path, "cached", file=file, turns=turns)
     again, told_again = losses(tmp_path, "cached", file=file, turns=turns)
     assert figures(without) == figures(first) == figures(again)
-    (told,), (told_again,) = (
-        [e for e in each if e["event"] == "teacher states"] for each in (told, told_again)
-    )
+    (told,), (told_again,) = ([e for e in each if e["event"] == "teacher states"] for each in (told, told_again))
     assert (told["found"], told["computed"]) == (8, 4)  # three epochs of four rows
     assert (told_again["found"], told_again["computed"]) == (12, 0)
     assert told["mib"] > 0
@@ -135,9 +133,7 @@ def _write_for_ever(file, begun):
     states = TeacherStates(file)
     number = 0
     while True:
-        states._cache.write(
-            {number.to_bytes(8, "big"): os.urandom(1 << 16) for number in range(number, number + 4)}
-        )
+        states._cache.write({number.to_bytes(8, "big"): os.urandom(1 << 16) for number in range(number, number + 4)})
         number += 4
         begun.set()
 
@@ -215,7 +211,6 @@ def test_kept_states_are_plain_tensors(paths, tmp_path):
     states, batch = TeacherStates(tmp_path / "s.sqlite"), tiny.batch(paths.student, tmp_path)
     found, _ = asked(states, paths, batch)
     kept = [
-        module.load(value)["states"]
-        for (value,) in sqlite3.connect(states.file).execute("select states from rows")
+        module.load(value)["states"] for (value,) in sqlite3.connect(states.file).execute("select states from rows")
     ]
     assert sum(len(each) for each in kept) == len(found)

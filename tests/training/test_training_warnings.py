@@ -86,9 +86,7 @@ def test_the_switch_is_weighed_on_the_vision_tower_only(tmp_path):
     first = next(line for line in log_of(tmp_path) if "step" in line)
     measured = {name for name in first if name.startswith("grad/")}
     parts = stage().train
-    assert measured == {f"grad/{term}/{part}" for term in ("ce", "align") for part in parts} | {
-        "grad/vsd/vision"
-    }
+    assert measured == {f"grad/{term}/{part}" for term in ("ce", "align") for part in parts} | {"grad/vsd/vision"}
 
 
 def test_gradient_norms_are_the_norms_of_the_weighted_gradients_of_the_vectors():
@@ -116,9 +114,7 @@ def test_a_warning_is_said_once_and_not_before_there_is_enough_to_average():
 
 def test_a_warning_is_one_line_of_progress(tmp_path):
     file, output = tmp_path / "metrics.jsonl", io.StringIO()
-    file.write_text(
-        '{"event": "warning", "stage": "distill", "about": "teacher", "text": "it is worse: 2 nats"}\n'
-    )
+    file.write_text('{"event": "warning", "stage": "distill", "about": "teacher", "text": "it is worse: 2 nats"}\n')
     with Progress(output) as shown:
         shown.follow(file, "SFT (seed 1)")
     assert output.getvalue() == "SFT (seed 1): warning distill: it is worse: 2 nats\n"

@@ -16,16 +16,7 @@ def logged(folder, *, check=True, precision="fp32", **changes):
     paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
     lines = []
     data = tiny.conversations(student, folder)
-    train(
-        stage(**changes),
-        paths,
-        data,
-        seed=0,
-        precision=precision,
-        log=lines.append,
-        trackers=folder,
-        check=check,
-    )
+    train(stage(**changes), paths, data, seed=0, precision=precision, log=lines.append, trackers=folder, check=check)
     return lines
 
 
@@ -60,9 +51,7 @@ def test_the_command_line_asks_for_it(tmp_path, monkeypatch):
     from switchkd_cli.commands import distill
 
     asked = []
-    monkeypatch.setattr(
-        distill, "load_with_controls", lambda path, row, overrides, *_: asked.append(overrides) or []
-    )
+    monkeypatch.setattr(distill, "load_with_controls", lambda path, row, overrides, *_: asked.append(overrides) or [])
     monkeypatch.setattr(distill, "show_plans", lambda *_: None)
     given = [str(small_recipe.write(tmp_path)), "stages.distill.steps=3", "--check", "--dry-run"]
     found = CliRunner().invoke(cli.app, ["distill", *given])

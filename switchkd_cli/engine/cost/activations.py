@@ -62,11 +62,7 @@ class Activations:
 
 
 def activations(
-    student: ModelShape,
-    teacher: ModelShape | None,
-    batch: MicroBatch,
-    computed: Computation,
-    precision: Precision,
+    student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation, precision: Precision
 ) -> Activations:
     """Return the bytes of all paths of one micro-batch together."""
     total = Activations()
@@ -76,9 +72,7 @@ def activations(
     if "student" in computed.paths:
         trained = "language" in train
         _add_language(total, student.language, batch, precision, trained, recomputed="student" in recomputed)
-        total.saved += (
-            trained * batch.positions * student.language.width * precision.compute
-        )  # the head's input
+        total.saved += trained * batch.positions * student.language.width * precision.compute  # the head's input
         if train & {"vision", "projector"}:
             _add_projector(total, student.projector, batch, precision, trained="projector" in train)
     if teacher is not None and "switch" in computed.paths:
@@ -87,17 +81,13 @@ def activations(
     return total
 
 
-def _add_vision(
-    total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool
-) -> None:
+def _add_vision(total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool) -> None:
     """V up to its feature layer, all of it trained."""
     positions, layer_input = batch.images * v.positions, p.residual * v.width
     matrices = (4 * p.compute if p.cast else 2 * p.residual) + 4 * p.compute
     mlp = SAVED_BY_MLP.get(v.activation, 2) * p.compute * v.inner
     layer = 2 * p.residual * v.width + matrices * v.width + mlp
-    total.saved += positions * (
-        v.layers * (layer_input if recomputed else layer) + v.input_norm * layer_input
-    )
+    total.saved += positions * (v.layers * (layer_input if recomputed else layer) + v.input_norm * layer_input)
     total.saved += batch.images * 3 * v.image**2 * p.compute
     total.cast += p.cast * p.compute * (v.layers * v.weights + 3 * v.patch**2 * v.width)
     if recomputed:
@@ -129,9 +119,7 @@ def _add_language(
     total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 
 
-def _add_projector(
-    total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool
-) -> None:
+def _add_projector(total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool) -> None:
     """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
     inputs = m.features * (m.width + trained * (m.input + m.width))
     pooled = m.pooled * (m.features + m.tokens) * m.width

@@ -22,9 +22,7 @@ from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 
 
-def step(
-    student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation
-) -> dict[str, float]:
+def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation) -> dict[str, float]:
     """Return the operations of one micro-batch by purpose, e.g. "switch: backward"."""
     flops: dict[str, float] = {}
     paths, train, recomputed = computed.paths, computed.train, computed.recomputed

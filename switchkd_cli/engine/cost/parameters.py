@@ -26,8 +26,7 @@ class Parameters:
 def parameters(model: VisionLanguageModel) -> Parameters:
     """Count a model's parameters, with the code that later picks what a stage trains; it may be without weights."""
     unique = {
-        part: {id(p): p for module in modules for p in module.parameters()}
-        for part, modules in model.parts.items()
+        part: {id(p): p for module in modules for p in module.parameters()} for part, modules in model.parts.items()
     }
     return Parameters(
         {part: sum(p.numel() for p in held.values()) for part, held in unique.items()},

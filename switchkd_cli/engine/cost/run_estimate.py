@@ -95,10 +95,7 @@ def _model(who: str, model: KnownModel | UnknownModel, size: Parameters | None) 
 
 
 def _assumptions(
-    run: Run,
-    models: Iterable[KnownModel | UnknownModel],
-    samples: Mapping[str, DataSample],
-    machine: Machine,
+    run: Run, models: Iterable[KnownModel | UnknownModel], samples: Mapping[str, DataSample], machine: Machine
 ) -> Iterator[str]:
     """Yield what the figures rest on."""
     if any(model.source == PUBLISHED for model in models):

@@ -78,9 +78,7 @@ def step_memory(
     }
 
 
-def _chunk_gradients(
-    models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision
-) -> float:
+def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision) -> float:
     """Bytes of the gradients that chunks add up: of hidden states through which one goes, of a head that is trained."""
     student, width, head = models.student.language, 0, 0
     if "student" in computed.paths:

@@ -45,8 +45,7 @@ class BadRows:
         if self._add_new(rows):
             listed = f", listed in {self._file}" if self._file else ""
             self._check(
-                len(self.unusable) / self.rows,
-                f"{len(self.unusable):,} of {self.rows:,} rows can't be used{listed}",
+                len(self.unusable) / self.rows, f"{len(self.unusable):,} of {self.rows:,} rows can't be used{listed}"
             )
 
     def write_to(self, file: Path) -> None:
@@ -91,8 +90,4 @@ def _read_list(file: Path, name: str) -> dict[int, Unusable]:
     if not file.exists():
         return {}
     lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return {
-        line["row"]: Unusable(line["row"], line["id"], line["fault"])
-        for line in lines
-        if line["data"] == name
-    }
+    return {line["row"]: Unusable(line["row"], line["id"], line["fault"]) for line in lines if line["data"] == name}

@@ -88,9 +88,7 @@ class Conversations(Dataset[Example]):
                 return replace(example, instead_of=tuple(replaced)) if replaced else example
             except Fault as fault:
                 replaced.append(fault.at(candidate))
-        raise NoStandIn(
-            f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}"
-        )
+        raise NoStandIn(f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}")
 
     @property
     def sizes(self) -> np.ndarray:
@@ -138,11 +136,7 @@ class Conversations(Dataset[Example]):
         """Return a line about unusable rows that are usable now, because their images are back; empty if there are none."""
         rows = list(self.bad_rows.unusable)[:SAMPLE_ROWS]
         usable = sum(not any(self._unusable(row)) for row in rows)
-        return (
-            [f"{self.rows.name}: {usable} of {len(rows)} rows that could not be used can be now"]
-            if usable
-            else []
-        )
+        return [f"{self.rows.name}: {usable} of {len(rows)} rows that could not be used can be now"] if usable else []
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": {}}
@@ -217,9 +211,7 @@ class Conversations(Dataset[Example]):
 
     def _answer_labels(self, answer: list[int]) -> list[int]:
         """Return the labels of an answer. Tokens after its last special token (mostly a line break) are not learnt."""
-        end = max(
-            (i for i, token in enumerate(answer) if token in self._special_ids), default=len(answer) - 1
-        )
+        end = max((i for i, token in enumerate(answer) if token in self._special_ids), default=len(answer) - 1)
         return answer[: end + 1] + [IGNORE] * (len(answer) - end - 1)
 
     def _truncate(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
@@ -291,9 +283,7 @@ class Conversations(Dataset[Example]):
         """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character."""
         tokenizer = self.inputs.tokenizer
         encoding = tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        begins = [
-            min(start, end - 1) for start, end in encoding["offset_mapping"]
-        ]  # also for a trimmed space
+        begins = [min(start, end - 1) for start, end in encoding["offset_mapping"]]  # also for a trimmed space
         bounds = [bisect_left(begins, end) for end in accumulate(map(len, texts))]
         pieces = [encoding["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
         image_ids = iter(images)

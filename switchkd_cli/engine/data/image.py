@@ -36,8 +36,7 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
         raise Fault(f"no such image: {path}")
     if not follow_links and not Path(realpath(path)).is_relative_to(realpath(images)):
         raise Fault(
-            f"image path leaves its folder by a link: {image} (follow_links: true would allow it)",
-            refused=True,
+            f"image path leaves its folder by a link: {image} (follow_links: true would allow it)", refused=True
         )
     return _decode(path, f"unreadable image {path}")
 
@@ -56,11 +55,7 @@ def _check_size(width: int, height: int) -> None:
 
     Pillow's own limit is only a warning at first, and lmms-eval lifts it.
     """
-    if (
-        width * height > PIXELS
-        or max(width, height) > SIDE
-        or max(width, height) > RATIO * min(width, height)
-    ):
+    if width * height > PIXELS or max(width, height) > SIDE or max(width, height) > RATIO * min(width, height):
         raise ValueError(
             f"{width} x {height} pixels; the most are {PIXELS >> 20} Mi pixels, a side of {SIDE}, "
             f"and one side {RATIO} times the other"

@@ -25,14 +25,7 @@ def llava_json(
     With `follow_links` symbolic links may lead out of that folder.
     """
     return open_rows(
-        Path(file),
-        llava_row,
-        FORMAT,
-        cache=cache,
-        images=images,
-        follow_links=follow_links,
-        limit=limit,
-        turns=turns,
+        Path(file), llava_row, FORMAT, cache=cache, images=images, follow_links=follow_links, limit=limit, turns=turns
     )
 
 

@@ -25,7 +25,9 @@ from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
 
 FORMATS = (".json", ".jsonl", ".parquet")
-CACHED_ROWS = 20_000  # the survey of a file with this many rows or more is cached; smaller files are read in under a second
+CACHED_ROWS = (
+    20_000  # the survey of a file with this many rows or more is cached; smaller files are read in under a second
+)
 VERSION = 4  # of the cached survey; raise it when a check changes
 
 Index = tuple[np.ndarray, np.ndarray]
@@ -66,9 +68,7 @@ def open_rows(
         if file.suffix == ".parquet"
         else JsonFile(file, *index)
     )
-    return Rows(
-        raw, parse, images=folder, follow_links=follow_links, turns=turns, name=str(file), survey=survey
-    )
+    return Rows(raw, parse, images=folder, follow_links=follow_links, turns=turns, name=str(file), survey=survey)
 
 
 def _check(file: Path, images: Path | None, limit: int | None) -> None:
@@ -99,14 +99,7 @@ def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> t
 
 def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> str:
     """Return a digest of all that a survey depends on."""
-    inputs = [
-        VERSION,
-        file.suffix,
-        content(file),
-        f"{parse.__module__}.{parse.__qualname__}",
-        images is None,
-        limit,
-    ]
+    inputs = [VERSION, file.suffix, content(file), f"{parse.__module__}.{parse.__qualname__}", images is None, limit]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 

@@ -44,9 +44,7 @@ def text_rows(file: Path) -> Iterator[object]:
     leaves = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
     encoded = {i: leaf.split(".")[0] for i, leaf in enumerate(leaves) if _is_image_bytes(leaf)}
     text_leaves = [leaf for i, leaf in enumerate(leaves) if i not in encoded]
-    siblings = {
-        i: [leaf for leaf in text_leaves if leaf.startswith(f"{name}.")][:1] for i, name in encoded.items()
-    }
+    siblings = {i: [leaf for leaf in text_leaves if leaf.startswith(f"{name}.")][:1] for i, name in encoded.items()}
 
     def lacks_bytes(group: int) -> bool:
         return not all(_all_have_bytes(parquet, group, i, names) for i, names in siblings.items())
@@ -68,9 +66,7 @@ def _all_have_bytes(parquet: pq.ParquetFile, group: int, column: int, siblings: 
     statistics = parquet.metadata.row_group(group).column(column).statistics
     if not siblings or statistics is None or not statistics.has_null_count:
         return False
-    blocks = (
-        parquet.iter_batches(BLOCK, row_groups=[group], columns=siblings) if statistics.null_count else ()
-    )
+    blocks = parquet.iter_batches(BLOCK, row_groups=[group], columns=siblings) if statistics.null_count else ()
     return statistics.null_count == sum(
         _nulls_without_image(image) for b in blocks for image in b.column(0).to_pylist()
     )

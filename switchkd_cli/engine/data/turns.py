@@ -19,17 +19,7 @@ SYSTEM = ("system", "developer")  # speakers allowed before the first question
 READ_KEYS = {"id", "image", "images", "system"}  # keys of a row that are read, next to its turns
 
 MASKED = "masked"  # true means not learnt, unlike the others
-LEARN_KEYS = {
-    "weight",
-    "loss_weight",
-    "loss_scale",
-    "loss_mask",
-    "loss",
-    "train",
-    "training",
-    "trainable",
-    MASKED,
-}
+LEARN_KEYS = {"weight", "loss_weight", "loss_scale", "loss_mask", "loss", "train", "training", "trainable", MASKED}
 """Keys of a turn that say whether its answer is learnt, 0 or 1."""
 
 REFUSED_KEYS = {
@@ -72,9 +62,7 @@ class Form:
             raise Fault(f"no `{self.turns}` list")
         notes: set[Note] = set()
         if not value.keys() <= self._read_keys:
-            notes = {
-                (NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self._read_keys, REFUSED_KEYS)
-            }
+            notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self._read_keys, REFUSED_KEYS)}
         images = _images(value)
         system, turns = self._split_system(value, turns, images, notes)
         texts: list[Any] = [turn.get(self.text) for turn in turns]
@@ -90,9 +78,7 @@ class Form:
             notes.add((NOT_LEARNT, "an empty answer"))
             unlearnt |= {n for n, answer in enumerate(answers) if not answer.strip()}
         if len(unlearnt) == len(answers):
-            raise Fault(
-                f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}"
-            )
+            raise Fault(f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}")
         exchanges = tuple(zip(_without_image(texts, bool(images)), answers, strict=True))
         return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)))
 
@@ -117,9 +103,7 @@ class Form:
             notes.add((LEFT_OUT, "an answer before the first question"))
         speakers = all_speakers[begin:]
         if not speakers or speakers != [self.asks, self.answers] * (len(speakers) // 2):
-            shown = ", ".join(map(short_repr, all_speakers[:SHOWN])) + (
-                ", ..." if len(all_speakers) > SHOWN else ""
-            )
+            shown = ", ".join(map(short_repr, all_speakers[:SHOWN])) + (", ..." if len(all_speakers) > SHOWN else "")
             expected = f"{self.asks}, {self.answers}, {self.asks}, {self.answers}, ..."
             raise Fault(f"turns must go {expected}; a conversation needs an answer, got {shown}")
         return system, turns[begin:]
@@ -180,13 +164,9 @@ def _part(part: Mapping, images: list, notes: set[Note]) -> object:
     if kind not in ("text", "image"):
         raise Fault(f"a part of a turn is text or image, got {short_repr(kind)}")
     read, refused = (
-        (("type", "image", "path"), REFUSED_KEYS)
-        if kind == "image"
-        else (("type", "text"), REFUSED_TURN_KEYS)
+        (("type", "image", "path"), REFUSED_KEYS) if kind == "image" else (("type", "text"), REFUSED_TURN_KEYS)
     )
-    notes |= {
-        (NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(part, read, refused, "a part")
-    }
+    notes |= {(NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(part, read, refused, "a part")}
     if kind == "text":
         return part.get("text")
     images += _images(part, ("image", "path"))

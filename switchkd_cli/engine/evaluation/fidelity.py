@@ -29,8 +29,7 @@ def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, 
     agreed, divergence, positions = 0.0, 0.0, 0
     for first in range(0, len(chosen), BATCH):
         batch = collate(
-            [data[i] for i in chosen[first : first + BATCH]],
-            pad_token=student.inputs.tokenizer.pad_token_id,
+            [data[i] for i in chosen[first : first + BATCH]], pad_token=student.inputs.tokenizer.pad_token_id
         ).to(device)
         keep = batch.predicting("answer")
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

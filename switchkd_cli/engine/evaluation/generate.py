@@ -68,11 +68,7 @@ class GreedyModel(LmmsModel):
         keys = [tuple(map(digest, images)) for images in images_by_question]
         if not set(keys) <= self._projected.keys() and self._cached_bytes() > CACHE_BYTES:
             self._projected.clear()
-        new = {
-            key: images
-            for key, images in zip(keys, images_by_question, strict=True)
-            if key not in self._projected
-        }
+        new = {key: images for key, images in zip(keys, images_by_question, strict=True) if key not in self._projected}
         prepared = [image for images in new.values() if images for image in self.inputs.prepare(images)]
         device = self.model.model.device
         inputs = [{name: value.to(device) for name, value in image.inputs.items()} for image in prepared]

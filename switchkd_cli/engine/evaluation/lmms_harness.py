@@ -35,9 +35,7 @@ from switchkd_cli.files.locks import can_lock
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
-def run(
-    model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None
-) -> dict:
+def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None) -> dict:
     """Evaluate the model and return lmms-eval's own result dictionary, with samples.
 
     `home` is a folder of local data sets (see playground/benchmark_sets.py); without it the tasks load theirs from the

@@ -106,12 +106,7 @@ def score_request(
     times.append(time.perf_counter())
     sets_time, run_time, items_time = (after - before for before, after in pairwise(times))
     answering = sum(model.seconds.values())
-    seconds = {
-        "sets": sets_time,
-        "answers": answering,
-        "lmms_eval": run_time - answering,
-        "items": items_time,
-    }
+    seconds = {"sets": sets_time, "answers": answering, "lmms_eval": run_time - answering, "items": items_time}
     versions = provenance.versions()
     return {
         "world": request.world,

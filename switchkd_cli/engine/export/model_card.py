@@ -78,9 +78,7 @@ def _bases(run: Run) -> Iterator[tuple[str, str]]:
     if isinstance(student, Checkpoint):
         yield "student", student.checkpoint
     else:
-        yield from (
-            (part, name) for part in ("vision", "language") if isinstance(name := getattr(student, part), str)
-        )
+        yield from ((part, name) for part in ("vision", "language") if isinstance(name := getattr(student, part), str))
         if student.tokenizer:
             yield "tokenizer", student.tokenizer
     if teacher and any(stage.needs_teacher for stage in run.config.stages):

@@ -20,8 +20,6 @@ def attention_kl(teacher_focus: Tensor, student_focus: Tensor, *, renormalise: b
     teacher, student = at_least_float32(teacher_focus.detach()), at_least_float32(student_focus)
     sees_image = (teacher != 0).any(-1)  # [P, T]
     if renormalise:
-        teacher, student = (
-            shares / shares.sum(-1, keepdim=True).clamp(min=TINY) for shares in (teacher, student)
-        )
+        teacher, student = (shares / shares.sum(-1, keepdim=True).clamp(min=TINY) for shares in (teacher, student))
     log_ratio = teacher.clamp(min=TINY).log() - student.clamp(min=TINY).log()
     return ((teacher * log_ratio).sum(-1) * sees_image).sum(1) / sees_image.sum(1).clamp(min=1)

@@ -37,9 +37,7 @@ def dbild(
     leaders: "teacher" is L_t alone, "student" L_s alone: each ignores what only the other model ranks high.
     divergence: "forward" is KL(p_T || p_S); with min_k = max_k it is BiLD.
     """
-    compare = partial(
-        reverse_pairwise_kl if divergence == "reverse" else forward_pairwise_kl, temperature=temperature
-    )
+    compare = partial(reverse_pairwise_kl if divergence == "reverse" else forward_pairwise_kl, temperature=temperature)
     select = TopKAtKnee(window, min_k, max_k)
     if leaders == "both":
         return sum_over_leaders(compare, teacher_logits, student_logits, select)

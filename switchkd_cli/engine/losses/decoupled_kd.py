@@ -26,9 +26,7 @@ def decoupled_kd(
     teacher, student = without_padding(teacher_logits, student_logits)
     is_target = torch.zeros_like(teacher, dtype=torch.bool).scatter_(1, targets.clamp(min=0)[:, None], True)
     two_t, two_s = (_two_way(z / temperature, is_target) for z in (teacher, student))
-    rest_t, rest_s = (
-        (z / temperature).masked_fill(is_target, FLOOR).log_softmax(-1) for z in (teacher, student)
-    )
+    rest_t, rest_s = ((z / temperature).masked_fill(is_target, FLOOR).log_softmax(-1) for z in (teacher, student))
     loss = alpha * kl(two_t, two_s) + beta * kl(rest_t, rest_s)
     return torch.where(targets >= 0, loss, 0.0)
 

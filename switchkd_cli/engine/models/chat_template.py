@@ -51,8 +51,6 @@ def with_chat_template(processor: LlavaProcessor, template: str | None, end: str
         saved.tokenizer.eos_token = end
     saved.tokenizer.padding_side = "left"  # generation in batches needs it
     image_processor = saved.image_processor
-    if (
-        getattr(image_processor, "crop_size", None) is None
-    ):  # SigLIP's has none; token counts are read from it
+    if getattr(image_processor, "crop_size", None) is None:  # SigLIP's has none; token counts are read from it
         image_processor.crop_size = dict(image_processor.size)
     return saved

@@ -59,10 +59,7 @@ def check_config(config: PretrainedConfig, who: object) -> None:
     parts = {"": config, "vision_config.": None, "text_config.": None}
     parts |= {name: getattr(config, name[:-1], None) for name in parts if name}
     problems = [
-        f"{who}: config: {name}{problem}"
-        for name, part in parts.items()
-        if part
-        for problem in _field_problems(part)
+        f"{who}: config: {name}{problem}" for name, part in parts.items() if part for problem in _field_problems(part)
     ]
     if problems:
         raise UserError(problems, hint=DAMAGED)

@@ -191,9 +191,7 @@ class Family(Protocol):
     def from_parts(self, spec: Parts, who: str) -> Blueprint:
         """Put a model together from parts. Raises UserError where they don't fit."""
 
-    def published_config(
-        self, spec: Parts, who: str, published: Published
-    ) -> tuple[PretrainedConfig, int] | None:
+    def published_config(self, spec: Parts, who: str, published: Published) -> tuple[PretrainedConfig, int] | None:
         """For a plan: the config of a model whose parts are not all on this machine, and its tokenizer's number of tokens.
 
         None where a part's config is not known.

@@ -42,9 +42,7 @@ def default_image_processor(vision: PretrainedConfig):
 
 def with_square_padding(processor):
     """Return the image processor that first pads images to squares with the mean colour, then does as `processor`."""
-    size = (
-        processor.size if processor.size.get("shortest_edge") else {"shortest_edge": processor.size["height"]}
-    )
+    size = processor.size if processor.size.get("shortest_edge") else {"shortest_edge": processor.size["height"]}
     return LlavaImageProcessorPil(
         do_pad=True,
         size=dict(size),

@@ -219,11 +219,7 @@ class Llava(VisionLanguageModel):
             texts = [text.replace(mark, mark * len(tokens[0])) for text in texts]
         has_bos = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
         encoded = tokenizer(
-            list(texts),
-            padding=True,
-            padding_side="left",
-            add_special_tokens=not has_bos,
-            return_tensors="pt",
+            list(texts), padding=True, padding_side="left", add_special_tokens=not has_bos, return_tensors="pt"
         ).to(self.model.device)
         embedded = self.model.get_input_embeddings()(encoded["input_ids"])
         if tokens:

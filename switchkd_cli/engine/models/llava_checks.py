@@ -104,11 +104,7 @@ def layer_difference(teacher: LlavaBlueprint, student: Blueprint) -> Difference 
     """Return the feature layers of both towers where they differ, or None."""
     ours = getattr(student.config, "vision_feature_layer", None)
     theirs = teacher.config.vision_feature_layer
-    return (
-        None
-        if ours == theirs
-        else (f"teacher: feature layer is {theirs}, the student's is {ours}", LAYER_HINT)
-    )
+    return None if ours == theirs else (f"teacher: feature layer is {theirs}, the student's is {ours}", LAYER_HINT)
 
 
 def image_note(teacher: LlavaBlueprint, student: Blueprint) -> str | None:

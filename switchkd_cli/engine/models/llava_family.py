@@ -66,9 +66,7 @@ class LlavaFamily:
 
     def skeleton(self, config: LlavaConfig) -> Llava:
         with torch.device("meta"):
-            return Llava(
-                AutoModelForImageTextToText.from_config(config), LlavaInputs(None, image_tokens_of(config))
-            )
+            return Llava(AutoModelForImageTextToText.from_config(config), LlavaInputs(None, image_tokens_of(config)))
 
     def shape(self, config: LlavaConfig) -> ModelShape:
         return shape(config)

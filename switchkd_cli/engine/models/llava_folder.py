@@ -75,11 +75,7 @@ def read(stored: Stored) -> LlavaBlueprint:
     weights = partial(load_weights, AutoModelForImageTextToText, stored)
     generation = stored.json(GENERATION) if stored.has(GENERATION) else config.text_config.to_dict()
     return LlavaBlueprint.of(
-        config,
-        with_token_counts(processor, config),
-        weights,
-        tuple(_notes(stored, generation)),
-        _end_ids(generation),
+        config, with_token_counts(processor, config), weights, tuple(_notes(stored, generation)), _end_ids(generation)
     )
 
 

@@ -43,9 +43,7 @@ PROJECTORS = {
 }
 DTYPE = "float32"
 FRESH = {"vision": SiglipVisionConfig, "language": Qwen2Config}
-PART_HINT = (
-    "a part is a folder or hub id of a SigLIP or CLIP tower (vision), of a Qwen2 or Llama model (language)"
-)
+PART_HINT = "a part is a folder or hub id of a SigLIP or CLIP tower (vision), of a Qwen2 or Llama model (language)"
 
 
 def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
@@ -157,11 +155,7 @@ def _tower_image_processor(vision: Stored | None, whole: LlavaBlueprint | None):
     """Return the tower's own image processor, or None."""
     if whole:
         return whole.inputs.processor.image_processor
-    return (
-        image_processors.read_image_processor(vision)
-        if vision and vision.has(image_processors.FILE)
-        else None
-    )
+    return image_processors.read_image_processor(vision) if vision and vision.has(image_processors.FILE) else None
 
 
 def _tower_config(vision: Stored, whole: LlavaBlueprint | None) -> PretrainedConfig:
@@ -183,9 +177,7 @@ def part_config(part: Stored) -> PretrainedConfig:
         config = getattr(config, "vision_config", config)
     known = TOWERS if is_vision else LANGUAGE_MODELS
     if config.model_type not in known:
-        raise UserError(
-            f"{part} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT
-        )
+        raise UserError(f"{part} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT)
     check_config(config, part)
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # the pooling head would never see a gradient
@@ -196,9 +188,7 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
     """Return the config of a part with random weights. Unknown keys are refused: transformers would accept them."""
     known = inspect.signature(FRESH[part]).parameters
     problems = [
-        f"{who}.{part}.fresh.{key}: unknown key{did_you_mean(key, known)}"
-        for key in source.fresh
-        if key not in known
+        f"{who}.{part}.fresh.{key}: unknown key{did_you_mean(key, known)}" for key in source.fresh if key not in known
     ]
     if problems:
         raise UserError(problems)
@@ -219,9 +209,7 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
 
 def published_config(spec: Parts, who: str, published: Published) -> tuple[LlavaConfig, int] | None:
     """Return the config of a model whose parts are not all on this machine, and its number of tokens; None: not known."""
-    vision_config, text_config = (
-        _planned_config(spec, part, who, published) for part in ("vision", "language")
-    )
+    vision_config, text_config = (_planned_config(spec, part, who, published) for part in ("vision", "language"))
     if vision_config is None or text_config is None:
         return None
     facts = published("language", spec.language) if isinstance(spec.language, str) else {}

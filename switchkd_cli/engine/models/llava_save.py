@@ -33,9 +33,7 @@ NAMES = {
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 """The fields of a generation config that decide whether other fields have an effect."""
-FAST_CLASS = (
-    "PreTrainedTokenizerFast"  # in every release, the class that reads everything from tokenizer.json
-)
+FAST_CLASS = "PreTrainedTokenizerFast"  # in every release, the class that reads everything from tokenizer.json
 
 
 def save(
@@ -54,13 +52,8 @@ def save(
     processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
     _edit(folder / "config.json", lambda fields: _portable_config(fields, model.model.config, processor))
     simplify_tokenizer_config(folder / "tokenizer_config.json")
-    _edit(
-        folder / "preprocessor_config.json",
-        lambda fields: fields | {"processor_class": type(processor).__name__},
-    )
-    return [
-        f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused
-    ]
+    _edit(folder / "preprocessor_config.json", lambda fields: fields | {"processor_class": type(processor).__name__})
+    return [f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused]
 
 
 def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
@@ -98,9 +91,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _with_generation_config(
-    model: LlavaForConditionalGeneration, generation: GenerationConfig
-) -> Iterator[None]:
+def _with_generation_config(model: LlavaForConditionalGeneration, generation: GenerationConfig) -> Iterator[None]:
     """Inside the block the model has this generation config."""
     before, model.generation_config = model.generation_config, generation
     try:
@@ -121,9 +112,7 @@ def _published_name(name: str) -> str:
     return NAMES[prefix] + name.removeprefix(prefix)
 
 
-def _portable_config(
-    fields: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor
-) -> dict[str, Any]:
+def _portable_config(fields: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor) -> dict[str, Any]:
     """Return config.json's fields, plus those that vLLM reads, and rotary positions under their older names."""
     text = fields["text_config"]
     for part in (fields, text, fields["vision_config"]):

@@ -37,11 +37,7 @@ from switchkd_cli.registry import template
 TYPE = "tinyllava"
 LANGUAGE_MODELS = ("qwen2", "llama")
 SELECTIONS = {"patch": "default", "cls_patch": "full"}  # TinyLLaVA's value -> transformers'
-LAYOUT = {
-    "language_model": "language_model.",
-    "vision_tower": "vision_tower._vision_tower.",
-    "connector": "connector.",
-}
+LAYOUT = {"language_model": "language_model.", "vision_tower": "vision_tower._vision_tower.", "connector": "connector."}
 """Pre-trained layout: sub-folder -> prefix that turns its names into those of the fine-tuned layout."""
 NAMES = {
     "language_model.": "language_model.",
@@ -50,11 +46,7 @@ NAMES = {
     "connector._connector.2.": "multi_modal_projector.linear_2.",
 }
 """Prefix in the fine-tuned layout -> in LLaVA checkpoints published for transformers."""
-UNUSED = (
-    ".vision_model.head.",
-    ".position_ids",
-    ".inv_freq",
-)  # the pooling head, and values that the model computes
+UNUSED = (".vision_model.head.", ".position_ids", ".inv_freq")  # the pooling head, and values that the model computes
 NOT_CONFIG = {
     "_name_or_path",
     "architectures",
@@ -90,8 +82,7 @@ def read(stored: Stored) -> LlavaBlueprint:
             patch_size=config.vision_config.patch_size,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             num_additional_image_tokens=CLASS_TOKENS[config.vision_config.model_type],
-            chat_template=IN_PARTS
-            + template("tinyllava"),  # a base and an instruct model differ in their end token
+            chat_template=IN_PARTS + template("tinyllava"),  # a base and an instruct model differ in their end token
             image_token=IMAGE,
         ),
         partial(_weights, stored, config, tokenizer),
@@ -119,8 +110,7 @@ def _check(stored: Stored, fields: Mapping[str, Any]) -> None:
         problems.append(f"{stored}: holds LoRA adapters, not a whole model: merge them first")
     if problems:
         raise UserError(
-            problems,
-            hint="supported are TinyLLaVA models of SigLIP or CLIP, an MLP projector, and Qwen2 or Llama",
+            problems, hint="supported are TinyLLaVA models of SigLIP or CLIP, an MLP projector, and Qwen2 or Llama"
         )
 
 
@@ -132,11 +122,7 @@ def _part_fields(fields: Mapping[str, Any], part: str) -> Mapping[str, Any]:
 def _weight_folders(stored: Stored) -> list[Stored]:
     """Return where the weights are: the folder itself, or its three sub-folders."""
     one_folder = any(stored.has(name, f"{name}.index.json") for name in (SAFE, PICKLED))
-    return (
-        [stored]
-        if one_folder or not (stored.folder / "connector").is_dir()
-        else [stored / part for part in LAYOUT]
-    )
+    return [stored] if one_folder or not (stored.folder / "connector").is_dir() else [stored / part for part in LAYOUT]
 
 
 def _tokenizer_folder(stored: Stored, fields: Mapping[str, Any]) -> Stored:
@@ -170,9 +156,7 @@ def _config(stored: Stored, fields: Mapping[str, Any], tokenizer: PreTrainedToke
 
 def _part_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     """Return a part's config. Fields that TinyLLaVA didn't write have the class's defaults, which are the same today."""
-    return AutoConfig.for_model(
-        fields["model_type"], **{k: v for k, v in fields.items() if k not in NOT_CONFIG}
-    )
+    return AutoConfig.for_model(fields["model_type"], **{k: v for k, v in fields.items() if k not in NOT_CONFIG})
 
 
 def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: PretrainedConfig):
@@ -181,9 +165,7 @@ def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: Pretrain
     TinyLLaVA saves none. It is still looked for in the folder, then under the tower's name, which may be a path on another
     machine; published SigLIP and CLIP towers are recognised by the last part of that name.
     """
-    name = str(
-        fields["vision_config"].get("model_name_or_path") or fields.get("vision_model_name_or_path") or ""
-    )
+    name = str(fields["vision_config"].get("model_name_or_path") or fields.get("vision_model_name_or_path") or "")
     notes: tuple[str, ...] = ()
     for folder in (stored, stored / "vision_tower"):
         if folder.has(image_processors.FILE):
@@ -204,11 +186,7 @@ def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: Pretrain
 
 
 def _with_padding(processor, fields: Mapping[str, Any]):
-    return (
-        image_processors.with_square_padding(processor)
-        if fields.get("image_aspect_ratio") == "pad"
-        else processor
-    )
+    return image_processors.with_square_padding(processor) if fields.get("image_aspect_ratio") == "pad" else processor
 
 
 def _weights(
@@ -226,9 +204,7 @@ def _weights(
     if unknown:
         raise UserError(f"{stored}: {len(unknown)} tensors of no known part, such as {unknown[0]}")
     if config.tie_word_embeddings:
-        state.pop(
-            "language_model.lm_head.weight", None
-        )  # saved, but TinyLLaVA ties the head again on loading
+        state.pop("language_model.lm_head.weight", None)  # saved, but TinyLLaVA ties the head again on loading
     tokenizers.widen(state, config.text_config.vocab_size)
     model = take_weights(
         LlavaForConditionalGeneration, stored, state, dtype, parts=_weight_folders(stored), config=config

@@ -21,9 +21,7 @@ def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
     A new token takes the next free id. Raises UserError where there is no tokenizer.
     """
     if not stored.has(*FILES):  # transformers would make an empty one
-        raise UserError(
-            f"{stored}: no tokenizer there", hint=f"name one: {stored.who.split('.')[0]}.tokenizer=..."
-        )
+        raise UserError(f"{stored}: no tokenizer there", hint=f"name one: {stored.who.split('.')[0]}.tokenizer=...")
     with as_user_error(f"{stored}: no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
     if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):

@@ -16,9 +16,7 @@ from switchkd_cli.engine.paths import PATHS, output_name
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits
 
 Logits = dict[str, Tensor]
-LossOfChunk = Callable[
-    [Logits, Tensor], Tensor
-]  # logits, and the mask of their positions -> a scalar with a graph
+LossOfChunk = Callable[[Logits, Tensor], Tensor]  # logits, and the mask of their positions -> a scalar with a graph
 Chunk = tuple[slice, Tensor]  # which of the N positions, and the same as a mask [B, T]
 
 
@@ -36,9 +34,7 @@ class ChunkedObjective:
         self.paths = tuple(sorted(self.on_logits.outputs))
         self.outputs = self.on_others.outputs | {output_name(path, "hidden") for path in self.paths}
 
-    def __call__(
-        self, inputs: LossInputs, on_logits: OnLogits | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, inputs: LossInputs, on_logits: OnLogits | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum to minimise, for one backward pass, and each term's part of it, unweighted, detached.
 
         `on_logits` is called with each chunk's logits.
@@ -60,9 +56,7 @@ class ChunkedObjective:
             hidden = [inputs.outputs[output_name(path, "hidden")] for path in self.paths]
             weights = [heads.weights[path] for path in self.paths]
             chunks = self._chunks(inputs.keep, heads.columns)
-            total = total + _GradientInForward.apply(
-                loss_of_chunk, chunks, self.paths, heads, *hidden, *weights
-            )
+            total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
         return total, {term.name: parts[term.name] for term in self.terms}
 
     def weighted_terms(self, inputs: LossInputs) -> Iterator[tuple[str, Tensor]]:
@@ -110,9 +104,7 @@ class DenseObjective:
         self.objective, self.outputs = objective, objective.outputs
         self.paths = tuple(path for path in PATHS if path in self.outputs)
 
-    def __call__(
-        self, inputs: LossInputs, on_logits: OnLogits | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, inputs: LossInputs, on_logits: OnLogits | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """As `ChunkedObjective`; the parts have their graph, too."""
         inputs = self._with_logits(inputs)
         parts = self.objective(inputs)

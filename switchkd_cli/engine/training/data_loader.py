@@ -82,9 +82,7 @@ class Loader:
             if look + 1 == WARN_AFTER:
                 self.warn(f"none for {WARN_AFTER * POLL} seconds: {self._worker_states()}")
         where = f"stages.{self.stage}"
-        raise self._workers_error(
-            f"{where}: no data for {GIVE_UP_AFTER * POLL} seconds: {self._worker_states()}"
-        )
+        raise self._workers_error(f"{where}: no data for {GIVE_UP_AFTER * POLL} seconds: {self._worker_states()}")
 
     def died(self, error: BaseException) -> UserError | None:
         """Return what to raise for an error of torch's, wherever it was raised, that says that a worker died."""
@@ -136,7 +134,9 @@ class Loader:
         return ", ".join(f"process {p.pid} {states.get(p.pid, 'ended')}" for p in self._batches._workers)
 
     def _workers_error(self, what: str) -> UserError:
-        hint = f"stages.{self.stage}.workers=0 prepares data in the training's own process; fewer workers need less memory"
+        hint = (
+            f"stages.{self.stage}.workers=0 prepares data in the training's own process; fewer workers need less memory"
+        )
         return UserError(what, hint=hint, code=MACHINE)
 
 
@@ -168,10 +168,7 @@ def make_loader(
 
     It has its own random generator, so that resuming in the middle draws nothing from the global one.
     """
-    collate_batch = partial(
-        collate,
-        pad_token=student.inputs.tokenizer.pad_token_id,
-    )
+    collate_batch = partial(collate, pad_token=student.inputs.tokenizer.pad_token_id)
     workers = count_workers(stage, data)
     batches = DataLoader(
         data,

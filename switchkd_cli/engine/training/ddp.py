@@ -69,9 +69,7 @@ class TorchReplica:
         with self.autocast:
             return self.module(*arguments)
 
-    def outputs_to_probe(
-        self, outputs: Mapping[str, PerImage], *arguments: Any
-    ) -> Mapping[str, PerImage] | None:
+    def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""
         return outputs
 

@@ -8,13 +8,7 @@ from torch import Tensor
 from switchkd_cli.engine.batch import Batch, row_selector
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.forward_kl import forward_kl
-from switchkd_cli.engine.training.knee_stats import (
-    KneeSpec,
-    KneeStats,
-    concatenate,
-    knee_specs,
-    measure_knees,
-)
+from switchkd_cli.engine.training.knee_stats import KneeSpec, KneeStats, concatenate, knee_specs, measure_knees
 from switchkd_cli.recipe.schema import Term
 
 
@@ -52,9 +46,7 @@ class Diagnostics:
         for spec in dict.fromkeys(spec for _, spec in self.knees):  # what several terms share is sorted once
             chosen = batch.predicting(spec.on)[keep]
             if chosen.any():
-                self._stats.setdefault(spec, []).append(
-                    measure_knees(row_selector(chosen)(logits[spec.path]), spec)
-                )
+                self._stats.setdefault(spec, []).append(measure_knees(row_selector(chosen)(logits[spec.path]), spec))
 
     def figures(self) -> dict[str, float]:
         """Return the figures over all positions taken in."""

@@ -46,9 +46,7 @@ def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
     for term in terms:
         signature = registry.signature("loss", term.loss)
         for side in signature.leaders(term.parameters):
-            bounds = {
-                name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS
-            }
+            bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
             specs.append((term.name, KneeSpec(term.of if side == "student" else term.to, term.on, **bounds)))
     return specs
 

@@ -68,15 +68,7 @@ class Loop:
         self.stage, self.data, self.log, self.writer, self.processes = stage, data, log, writer, processes
         self.steps = count_steps(stage, len(data))
         self.trainer = Trainer(
-            stage,
-            paths,
-            self.steps,
-            precision,
-            trackers,
-            seed,
-            processes=processes,
-            deepspeed=deepspeed,
-            states=states,
+            stage, paths, self.steps, precision, trackers, seed, processes=processes, deepspeed=deepspeed, states=states
         )
         self.warnings = TrainingWarnings(stage)
         self.order = visit_order(stage, data, self.steps * stage.batch, seed)
@@ -246,9 +238,7 @@ class Loop:
         where, terms = f"stage {self.stage.name}", self.warnings.idle
         parts = [part for part in self.stage.train if not self.trainer.got_gradient(part)]
         in_steps = f"in {self.step} steps"
-        problems = [
-            f"{where}: {part}: no gradient reached it {in_steps}: it did not change" for part in parts
-        ]
+        problems = [f"{where}: {part}: no gradient reached it {in_steps}: it did not change" for part in parts]
         problems += [f"{where}: {term}: no example had what it compares {in_steps}" for term in terms]
         if problems:
             raise UserError(problems, hint=remedy(self.stage, parts, terms) + "; no model was saved")
@@ -257,8 +247,7 @@ class Loop:
         """Log a warning about steps in which no term had anything to compare."""
         if self.warnings.empty:
             text = (
-                f"in {self.warnings.empty} of {self.steps} steps no term had anything to compare: "
-                "they trained nothing"
+                f"in {self.warnings.empty} of {self.steps} steps no term had anything to compare: they trained nothing"
             )
             self.log({"event": "warning", "stage": self.stage.name, "about": "empty steps", "text": text})
 
@@ -302,12 +291,7 @@ def _names(rows: Sequence[str]) -> str:
 
 
 def train(
-    stage: Stage,
-    paths: Paths,
-    data: Conversations,
-    *,
-    writer: CheckpointWriter | None = None,
-    **settings: Any,
+    stage: Stage, paths: Paths, data: Conversations, *, writer: CheckpointWriter | None = None, **settings: Any
 ) -> None:
     """Train the stage's parts of `paths.student` in place and log a line of figures for every step.
 

@@ -30,9 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: BaseException) -> UserError:
     """Return an error that says what used memory when an allocation failed, and which settings need less."""
     examples, tokens = len(group[0].ids), max(batch.input_ids.shape[1] for batch in group)
-    parts = ", ".join(
-        f"{what} {size / MIB:,.0f} MiB" for what, size in memory_in_use(trainer).items() if size
-    )
+    parts = ", ".join(f"{what} {size / MIB:,.0f} MiB" for what, size in memory_in_use(trainer).items() if size)
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(
         [
@@ -67,13 +65,9 @@ def _smaller_settings(trainer: Trainer, examples: int, tokens: int) -> str:
     name, first = f"stages.{stage.name}", []
     if smaller := max((n for n in range(1, examples // 2 + 1) if stage.batch % n == 0), default=None):
         count = stage.batch // smaller
-        first = [
-            f"{name}.micro_batch={smaller} needs about half, the same gradient from {count} micro-batches"
-        ]
+        first = [f"{name}.micro_batch={smaller} needs about half, the same gradient from {count} micro-batches"]
     if set(stage.activation_checkpointing) != set(RECOMPUTED):
-        first.append(
-            f"{name}.activation_checkpointing=true keeps only layers' inputs, for one more forward pass"
-        )
+        first.append(f"{name}.activation_checkpointing=true keeps only layers' inputs, for one more forward pass")
     if smaller:
         return "; ".join([*first, "--dry-run --machine memory=GIB says what fits"])
     shorter = f"cut examples (data.{stage.data}.max_length={tokens // 2})"

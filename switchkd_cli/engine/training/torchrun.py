@@ -48,26 +48,18 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     for name in list(logging.root.manager.loggerDict):  # switchkd reports what the agent would log
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with (
-        tempfile.TemporaryDirectory(prefix="switchkd-") as scratch,
-        _environment(config, scratch),
-        _handlers(),
-    ):
+    with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch, _environment(config, scratch), _handlers():
         try:
             with (
                 nullcontext()
                 if config.nodes == 1
-                else meeting(
-                    f"machine {config.node_rank} of {config.nodes}", str(config.rdzv_endpoint), after=0
-                )
+                else meeting(f"machine {config.node_rank} of {config.nodes}", str(config.rdzv_endpoint), after=0)
             ):
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
             raise _cause(failed, config, Path(scratch)) from None
         except SignalException as stop:
-            for child in psutil.Process().children(
-                recursive=True
-            ):  # there are some only after a second Ctrl-C
+            for child in psutil.Process().children(recursive=True):  # there are some only after a second Ctrl-C
                 child.kill()
             reports = exit_status.read_reports(Path(scratch))
             raise Stopped(stop.sigval, next((r.text for r in reports if r.signal), "")) from None
@@ -153,6 +145,4 @@ def _killed(rank: int, failure: ProcessFailure, config: LaunchConfig, scratch: P
         for file in sorted(scratch.glob(f"output/*/attempt_0/{failure.local_rank}/stderr.log"))
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     ]
-    return UserError(
-        [f"process {rank} of {config.world_size}: {ended}; the others were ended", *output], hint, CRASH
-    )
+    return UserError([f"process {rank} of {config.world_size}: {ended}; the others were ended", *output], hint, CRASH)

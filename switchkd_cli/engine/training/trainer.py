@@ -57,9 +57,7 @@ class Trainer:
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {p: unfreeze(paths.student, p) for p in stage.train}
         paths.one_tower = (
-            "vision" not in self.parts
-            and paths.teacher is not None
-            and paths.student.same_vision(paths.teacher)
+            "vision" not in self.parts and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         )
         paths.states = None
         if stage.teacher_states != "batched" and stage.needs_teacher:

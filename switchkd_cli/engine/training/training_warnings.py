@@ -110,9 +110,7 @@ class TrainingWarnings:
 
     def _k_at_bound(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         for way, bound in (("raised", "min_k"), ("cut", "max_k")):
-            shares = {
-                " ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")
-            }
+            shares = {" ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")}
             above = ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED)
             if above:
                 where = f"effective k sits at {bound}, not at the knee"
@@ -130,7 +128,4 @@ class TrainingWarnings:
                 if norm < FAINT * norms[strongest]:
                     share = f"{norm / norms[strongest]:.1g} of {strongest}'s"
                     both = f"({norm:.2g} against {norms[strongest]:.2g}) at step {step + 1}"
-                    yield (
-                        f"gradient of {term} on {part}",
-                        f"{term}'s gradient on the {part} is {share} {both}",
-                    )
+                    yield (f"gradient of {term} on {part}", f"{term}'s gradient on the {part} is {share} {both}")

@@ -23,9 +23,7 @@ def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, fl
     The gradients are those on hidden states and heads. The step itself is not changed. Raises UserError (code CRASH)
     for a distance beyond rounding.
     """
-    chunked, dense = (
-        _loss_and_gradients(way(objective), inputs) for way in (ChunkedObjective, DenseObjective)
-    )
+    chunked, dense = (_loss_and_gradients(way(objective), inputs) for way in (ChunkedObjective, DenseObjective))
     distances = [_distance(a, b) for a, b in zip(chunked, dense, strict=True)]
     figures = {LOSS: distances[0], GRADIENT: max(distances[1:], default=0.0)}
     heads = heads_of(inputs)

@@ -10,11 +10,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_optimizer_state,
-)
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -110,9 +106,7 @@ class ZeroReplica:
         with _quiet():
             return self.engine(*arguments)
 
-    def outputs_to_probe(
-        self, outputs: Mapping[str, PerImage], *arguments: Any
-    ) -> Mapping[str, PerImage] | None:
+    def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass.
 
         DeepSpeed takes every gradient for the one backward pass of its own, so they are computed again without it. None

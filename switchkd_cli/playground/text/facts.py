@@ -37,9 +37,7 @@ def _name(scene: Scene, rng: random.Random) -> Fact:
 
 def _category(scene: Scene, rng: random.Random) -> Fact:
     thing = rng.choice(scene.things)
-    return Fact(
-        "category", thing.category, tuple(CATEGORIES), {"place": thing.place}, tuple(scene.categories)
-    )
+    return Fact("category", thing.category, tuple(CATEGORIES), {"place": thing.place}, tuple(scene.categories))
 
 
 def _color(scene: Scene, rng: random.Random) -> Fact:

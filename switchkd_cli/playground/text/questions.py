@@ -69,9 +69,7 @@ def ask_pair(scene: Scene, rng: random.Random) -> tuple[Question, Question]:
     return _question("mme", kind, yes, "yes"), _question("mme", kind, no, "no")
 
 
-def _first(
-    rng: random.Random, kinds: tuple[str, ...], make: Callable[[str], Made | None]
-) -> tuple[str, Made]:
+def _first(rng: random.Random, kinds: tuple[str, ...], make: Callable[[str], Made | None]) -> tuple[str, Made]:
     """Return the first kind, in random order, for which `make` gives something, and what it gives."""
     for kind in rng.sample(kinds, len(kinds)):
         if (made := make(kind)) is not None:
@@ -100,11 +98,7 @@ def _open(scene: Scene, style: str, rng: random.Random, *kinds: str) -> Question
 def _textvqa(scene: Scene, rng: random.Random) -> Question:
     if scene.digit is None:
         raise ValueError(f"textvqa_val has no question for scene {scene.id}: it shows no sign")
-    wordings = (
-        fill(ASK["number"], {}),
-        "What digit is shown?",
-        f"What number is at the {scene.digit.place}?",
-    )
+    wordings = (fill(ASK["number"], {}), "What digit is shown?", f"What number is at the {scene.digit.place}?")
     return _question("textvqa_val", "number", rng.choice(wordings), str(scene.digit.value))
 
 

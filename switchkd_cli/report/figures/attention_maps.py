@@ -74,9 +74,7 @@ def _plot(axes: Axes, attention: AttentionMap, image: Image) -> None:
     axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation=SMOOTH)
     strength = np.nan_to_num(attention.weights / np.nanmax(attention.weights))
     # interpolation is not "none", with which an SVG loses the alpha
-    axes.imshow(
-        strength, alpha=0.85 * strength, extent=extent, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest"
-    )
+    axes.imshow(strength, alpha=0.85 * strength, extent=extent, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
 
 
 def _frame(axes: Axes, title: str, below: str, colour: str | None = None) -> None:

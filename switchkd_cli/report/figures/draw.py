@@ -78,10 +78,7 @@ def draw(
             f"needs the row {reference or SFT} and another one, with an average",
         ),
         "curves": (partial(curves, rows), "no step was logged"),
-        "knees": (
-            partial(_knees, rows, models),
-            "needs the saved model of a run with a term that uses knees",
-        ),
+        "knees": (partial(_knees, rows, models), "needs the saved model of a run with a term that uses knees"),
         "attention": (
             partial(_attention, rows, models),
             "needs saved models and questions about images in Latin letters",

@@ -39,19 +39,15 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure |
     if len(columns.tasks) < 3:
         return None
     webs: list[Web] = [
-        (row.means(), {"label": row.title, "color": row.colour, "marker": row.mark, "lw": 1.8})
-        for row in rows
+        (row.means(), {"label": row.title, "color": row.colour, "marker": row.mark, "lw": 1.8}) for row in rows
     ]
     if teacher and "teacher" in teacher:
         looks = {"label": "teacher", "color": TEACHER, "marker": "", "ls": DASHED, "lw": 1.2}
         webs.append((scores(teacher["teacher"]), looks))
-    groups = {
-        name: [task for task in tasks if task in columns.counted_tasks] for name, tasks in GROUPS.items()
-    }
+    groups = {name: [task for task in tasks if task in columns.counted_tasks] for name, tasks in GROUPS.items()}
     groups = {name: tasks for name, tasks in groups.items() if tasks}
     grouped: list[Web] = [
-        ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks)
-        for values, looks in webs
+        ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks) for values, looks in webs
     ]
     drawn = new_figure(10.5, 5.8)
     sides = (
@@ -93,13 +89,9 @@ def _plot(axes: PolarAxes, webs: Sequence[Web], spokes: Sequence[str], columns: 
     rings = range(STEP, int(highest // STEP + 1) * STEP + 1, STEP)
     axes.set_ylim(0, max(highest * 1.03, rings[-1]))
     axes.spines["polar"].set_color(FAINT)
-    axes.set_rgrids(
-        list(rings), labels=list(map(str, rings)), angle=180 / len(spokes), color=GREY, fontsize=7
-    )
+    axes.set_rgrids(list(rings), labels=list(map(str, rings)), angle=180 / len(spokes), color=GREY, fontsize=7)
     heads = [BENCHMARKS[spoke].column if spoke in BENCHMARKS else spoke for spoke in spokes]
-    axes.set_xticks(
-        angles, [f"({h})" if s in columns.not_beaten else h for s, h in zip(spokes, heads, strict=True)]
-    )
+    axes.set_xticks(angles, [f"({h})" if s in columns.not_beaten else h for s, h in zip(spokes, heads, strict=True)])
     for label, spoke, angle in zip(axes.get_xticklabels(), spokes, angles, strict=True):
         label.set_color(GREY if spoke in columns.not_beaten else "black")
         # labels grow away from the web

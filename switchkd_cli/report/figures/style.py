@@ -61,9 +61,7 @@ def plotted_rows(runs: Sequence[ScoredRun]) -> list[PlottedRow]:
         rows.setdefault((run.recipe, run.row), []).append(run)
     several = len({run.recipe for run in runs if run.is_run}) > 1
     plotted = []
-    for ((recipe, _), own), (colour, mark) in zip(
-        rows.items(), _looks([row for _, row in rows]), strict=True
-    ):
+    for ((recipe, _), own), (colour, mark) in zip(rows.items(), _looks([row for _, row in rows]), strict=True):
         title = f"{recipe}: {own[0].title}" if several and own[0].is_run else own[0].title
         plotted.append(PlottedRow(title, title, tuple(own), colour, mark))
     return plotted

@@ -50,9 +50,7 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     A panel per term and per diagnostic; the terms' gradients share a panel for each part that they train.
     """
     rows = [row for row in rows if row.runs[0].stages]  # without models that were only scored
-    steps = {
-        row: [_last_stage(read_metrics(RunFolder(run.path).metrics)) for run in row.runs] for row in rows
-    }
+    steps = {row: [_last_stage(read_metrics(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
     every = [run for own in steps.values() for run in own]
     terms = [term for row in rows for term in row.runs[0].stages[-1].get("objective", ())]
     panels = list(_panels(every, terms))
@@ -134,9 +132,7 @@ def _on_grid(runs: Sequence[Steps], name: str) -> list[np.ndarray]:
     """The value of each run that has it, on one grid; smoothed where every step has it."""
     curves = []
     for steps in runs:
-        points = [
-            (100 * line["step"] / line["steps"], line[name]) for line in steps if line.get(name) is not None
-        ]
+        points = [(100 * line["step"] / line["steps"], line[name]) for line in steps if line.get(name) is not None]
         if not points:
             continue
         x, y = np.array(points, dtype=float).T

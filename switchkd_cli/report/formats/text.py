@@ -75,15 +75,11 @@ def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
             indent = "  "
         for line in group:
             faded = [isinstance(cell, Number) and not cell.counted for cell in line.cells]
-            texts = [
-                Text(words(c), "dim" if faint else style) for c, faint in zip(line.cells, faded, strict=True)
-            ]
+            texts = [Text(words(c), "dim" if faint else style) for c, faint in zip(line.cells, faded, strict=True)]
             drawn.add_row(Text(indent + line.name, style), *texts)
     return drawn
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
     """Lines that break no word, so that a path stays in one piece."""
-    return textwrap.wrap(
-        text, max(width, 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.wrap(text, max(width, 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

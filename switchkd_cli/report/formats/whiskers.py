@@ -18,11 +18,7 @@ def whiskers(table: Table) -> dict[str, str]:
     place = table.columns.index(table.plotted) - 1
     cells = {line.name: line.cells[place] for line in table.lines}
     numbers = {name: cell for name, cell in cells.items() if isinstance(cell, Number)}
-    ends = [
-        end
-        for of in numbers.values()
-        for end in (of.value - (of.interval or 0), of.value + (of.interval or 0))
-    ]
+    ends = [end for of in numbers.values() for end in (of.value - (of.interval or 0), of.value + (of.interval or 0))]
     low, high = min(0.0, *ends, 0.0), max(0.0, *ends, 0.0)
     if low == high:
         return {}

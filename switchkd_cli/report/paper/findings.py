@@ -57,9 +57,7 @@ class CheckedFinding:
     """Paired by seed; None where the finding could not be tested."""
 
 
-def check_findings(
-    recipes: Sequence[RecipeRuns], findings: Sequence[Finding] = FINDINGS
-) -> list[CheckedFinding]:
+def check_findings(recipes: Sequence[RecipeRuns], findings: Sequence[Finding] = FINDINGS) -> list[CheckedFinding]:
     """Every finding, also those that nothing here can test."""
     by_stem = {recipe.stem: recipe for recipe in reversed(recipes)}
     return [_checked(finding, by_stem) for finding in findings]

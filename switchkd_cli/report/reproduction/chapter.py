@@ -54,9 +54,7 @@ def _head(recipe: RecipeRuns) -> Iterator[Block]:
     finished = f"{len(recipe.runs)} of {len(recipe.states)} runs finished and scored{seeds}."
     not_started = f" Not run: {'; '.join(recipe.rows_not_started)}." if recipe.rows_not_started else ""
     yield Text(f"{len(recipe.started_rows)} rows, {finished}{not_started}")
-    if missing := [
-        f"{title}: {STATES[state]}, {seeds_in_words(own)}" for state, title, own in recipe.unfinished()
-    ]:
+    if missing := [f"{title}: {STATES[state]}, {seeds_in_words(own)}" for state, title, own in recipe.unfinished()]:
         count = sum(state != "finished" for state in recipe.states.values())
         many = "One run is" if count == 1 else f"{count} runs are"
         yield Callout(f"{many} missing: {'; '.join(missing)}.", "problem")
@@ -79,9 +77,7 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> dict[s
             parts[title] = [Text(recipe_tables.verdict(rows)), *tables]
         else:
             controls = [run.title for run in recipe.controls.every(kind)]
-            lacking = (
-                f"no finished run of {' or '.join(controls)}" if controls else "the recipe has no such row"
-            )
+            lacking = f"no finished run of {' or '.join(controls)}" if controls else "the recipe has no such row"
             parts[title] = [Text(f"No control to compare with: {lacking}.")]
     return parts
 

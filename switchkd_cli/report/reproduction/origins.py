@@ -31,9 +31,7 @@ def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[
     each = [f"{seeds}: {', '.join(own)}" for seeds, own in titles.items()]
     yield "Seeds", "; ".join(each if len(titles) > 1 else titles)
     # a row that another recipe has too is that recipe's run under a name of its own
-    own = {
-        run.info.get("reused", {}).get("from") or "/".join(run.path.parts[-3:]): run for run in runs
-    }.values()
+    own = {run.info.get("reused", {}).get("from") or "/".join(run.path.parts[-3:]): run for run in runs}.values()
     if shared := len(runs) - len(own):
         yield "In common", f"{shared} of them are rows that another recipe has too, trained and scored once"
     trained = _clock(sum(run.trained for run in own))

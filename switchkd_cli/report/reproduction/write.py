@@ -37,9 +37,7 @@ HUB = (
 )
 
 
-def write_report(
-    files: Sequence[Path], world: str | None, root: Path, folder: Path, models: Models
-) -> Iterator[str]:
+def write_report(files: Sequence[Path], world: str | None, root: Path, folder: Path, models: Models) -> Iterator[str]:
     """Write report.html, report.md and pictures/ from the finished runs of the recipes; yield what was written.
 
     Raises UserError where no recipe has a run with scores.
@@ -108,9 +106,7 @@ def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]
 def _problems(recipes: Sequence[RecipeRuns]) -> Iterator[Block]:
     """Every planned run that is not in the tables, counted."""
     counts = Counter(state for recipe in recipes for state in recipe.states.values())
-    lacking = [
-        f"{counts[state]} {words}" for state, words in STATES.items() if state != "finished" and counts[state]
-    ]
+    lacking = [f"{counts[state]} {words}" for state, words in STATES.items() if state != "finished" and counts[state]]
     empty = [recipe.title for recipe in recipes if not recipe.states]
     rows = sum(len(recipe.rows_not_started) for recipe in recipes if recipe.states)
     lacking += [f"{rows} rows without any run"] if rows else []

@@ -88,13 +88,8 @@ class ScoredRun:
     @property
     def length(self) -> str:
         """Training length, such as `pretrain 60 steps of 32, distill 300 steps of 32`."""
-        lengths = (
-            f"{s['steps']} steps" if s.get("steps") else f"{s['epochs']:g} epochs in steps"
-            for s in self.stages
-        )
-        return ", ".join(
-            f"{s['name']} {n} of {s['batch']}" for s, n in zip(self.stages, lengths, strict=True)
-        )
+        lengths = (f"{s['steps']} steps" if s.get("steps") else f"{s['epochs']:g} epochs in steps" for s in self.stages)
+        return ", ".join(f"{s['name']} {n} of {s['batch']}" for s, n in zip(self.stages, lengths, strict=True))
 
 
 def read(folder: RunFolder) -> ScoredRun:
@@ -114,9 +109,7 @@ def read(folder: RunFolder) -> ScoredRun:
     resolved = check(Resolved, _yaml(folder.recipe), folder.recipe)
     lines = read_metrics(folder.metrics)
     clocks = {
-        line["stage"]: line["seconds"]
-        for line in lines
-        if "step" in line and type(line.get("seconds")) in (int, float)
+        line["stage"]: line["seconds"] for line in lines if "step" in line and type(line.get("seconds")) in (int, float)
     }  # of each trained stage at its last step, in their order
     peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
     warnings = [line for line in lines if line.get("event") == "warning"]

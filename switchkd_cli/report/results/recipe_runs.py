@@ -60,9 +60,7 @@ class Controls:
             return False
         last, studied = run.config.stages[-1], self.rows[0].config.stages[-1]
         length, equal = (float(stage.steps or stage.epochs or 0) for stage in (last, studied))
-        return set(last.train) == set(studied.train) and (
-            length == equal if kind == "steps" else length > equal
-        )
+        return set(last.train) == set(studied.train) and (length == equal if kind == "steps" else length > equal)
 
 
 @dataclass(frozen=True)
@@ -150,10 +148,7 @@ def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:
     seeds = sorted({seed for _, seed in folders})
     started = {row for row, _ in folders}
     states = {
-        (run.row, seed): _state(folders.get((run.row, seed)))
-        for run in planned
-        for seed in seeds
-        if run.row in started
+        (run.row, seed): _state(folders.get((run.row, seed))) for run in planned for seed in seeds if run.row in started
     }
     runs = tuple(read(folders[place]) for place, state in states.items() if state == "finished")
     first = {run.row: run_folder.RunFolder(run.path).run() for run in reversed(runs)}

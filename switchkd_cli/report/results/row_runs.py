@@ -80,9 +80,7 @@ def reference(rows: Sequence[RowRuns], controls: Sequence[str], against: str | N
     by_name = {row.row: row for row in reversed(rows)}
     if against is not None:
         if against not in by_name:
-            raise UserError(
-                f"--against: no run of this row here, got {against!r}{did_you_mean(against, by_name)}"
-            )
+            raise UserError(f"--against: no run of this row here, got {against!r}{did_you_mean(against, by_name)}")
         return by_name[against]
     return next((by_name[name] for name in (*controls, SFT) if name in by_name), rows[0])
 

@@ -33,9 +33,7 @@ def with_verdict(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict
         return ours > theirs and clearly_beats(*items)
 
     teacher = results["teacher"]["scores"] if "teacher" in results else ()
-    verdict = {
-        task: [name for name in BASELINES if name in results and not beats(name, task)] for task in teacher
-    }
+    verdict = {task: [name for name in BASELINES if name in results and not beats(name, task)] for task in teacher}
     return {**results, "not_beaten": {task: names for task, names in verdict.items() if names}}
 
 

@@ -61,9 +61,7 @@ def over_seeds(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, half, count, deviation, detectable)
 
 
-def paired_difference(
-    ours: Mapping[int | None, float], theirs: Mapping[int | None, float]
-) -> Estimate | None:
+def paired_difference(ours: Mapping[int | None, float], theirs: Mapping[int | None, float]) -> Estimate | None:
     """The mean of ours minus theirs over the seeds that both have; None when they share none.
 
     Pairing removes what a seed does to both: the initialisation and the order of the data.

@@ -34,9 +34,7 @@ def ablation(
         for name, title in {run.row: run.title for run in planned}.items()
     }
     averages = {name: row.by_seed(columns.run_average) for name, row in rows.items()}
-    missing = {
-        name: [s for s in seeds if s not in {run.seed for run in row.runs}] for name, row in rows.items()
-    }
+    missing = {name: [s for s in seeds if s not in {run.seed for run in row.runs}] for name, row in rows.items()}
 
     def minus(ours: str, theirs: str) -> Number | None:
         """One row's average minus another's, paired by seed."""
@@ -68,20 +66,13 @@ def ablation(
         "±: half the 95 % t interval over seeds; differences are paired by seed",
         "not clear: the interval includes 0 (or there is none); not corrected for the number of rows",
         footnotes.MDE,
-        *(
-            f"{rows[name].title}: no finished run for {seeds_in_words(own)}"
-            for name, own in missing.items()
-            if own
-        ),
+        *(f"{rows[name].title}: no finished run for {seeds_in_words(own)}" for name, own in missing.items() if own),
         *footnotes.of_scores(runs, columns, teacher),
         *footnotes.lengths(runs),
         f"train s: seconds of the last stage ({runs[0].stages[-1]['name']}), mean over seeds",
         *footnotes.files([runs[0].path.parents[1]]),
     )
-    tables = (
-        Table((*heads, "train s"), tuple(gains)),
-        columns.table("mean over seeds", teacher, scores, runs),
-    )
+    tables = (Table((*heads, "train s"), tuple(gains)), columns.table("mean over seeds", teacher, scores, runs))
     return Document(f"{footnotes.title(runs)}, {seeds_in_words(seeds)}", (*tables, Points(notes)))
 
 

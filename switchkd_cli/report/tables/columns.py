@@ -9,12 +9,7 @@ from statistics import fmean
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document.cells import Cell, Number
 from switchkd_cli.report.document.model import AVERAGE_HEAD, Line, Table
-from switchkd_cli.report.results.finished_run import (
-    ScoredRun,
-    TeacherScores,
-    require_same_questions,
-    scores,
-)
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
 from switchkd_cli.report.results.row_runs import Score
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.runs.run_folder import shown
@@ -65,16 +60,11 @@ class Columns:
     @property
     def figures(self) -> dict[str, Score]:
         """What each column shows of a run, by task, then the average under `AVERAGE`."""
-        return {task: lambda run, task=task: run.scores[task] for task in self.tasks} | {
-            AVERAGE: self.run_average
-        }
+        return {task: lambda run, task=task: run.scores[task] for task in self.tasks} | {AVERAGE: self.run_average}
 
     def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
         """A line of scores, or of differences, with its average."""
-        each = [
-            Number(scores[task], difference=difference, counted=task not in self.not_beaten)
-            for task in self.tasks
-        ]
+        each = [Number(scores[task], difference=difference, counted=task not in self.not_beaten) for task in self.tasks]
         average = self.average(scores)
         return (*each, None if average is None else Number(average, difference=difference))
 
@@ -92,12 +82,7 @@ class Columns:
                 yield Line(name, self.cells(scores(teacher[name])), "baseline")
 
     def table(
-        self,
-        head: str,
-        teacher: TeacherScores | None,
-        rows: Iterable[Line],
-        runs: Sequence[ScoredRun],
-        title: str = "",
+        self, head: str, teacher: TeacherScores | None, rows: Iterable[Line], runs: Sequence[ScoredRun], title: str = ""
     ) -> Table:
         """A table of scores: the teacher, the rows, the baselines, the paper's numbers of the rows' runs."""
         lines = (*self.of_teacher(teacher), *rows, *self.of_baselines(teacher), *self._of_paper(runs))

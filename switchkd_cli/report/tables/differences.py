@@ -122,10 +122,7 @@ def with_correction(rows: Sequence[RowDifference]) -> list[RowDifference]:
     """The same, the p-values corrected for all of them together."""
     corrected = iter(holm([d.p for row in rows for d in row.each if d.p is not None]))
     return [
-        replace(
-            row,
-            each=tuple(d if d.p is None else replace(d, corrected=next(corrected)) for d in row.each),
-        )
+        replace(row, each=tuple(d if d.p is None else replace(d, corrected=next(corrected)) for d in row.each))
         for row in rows
     ]
 

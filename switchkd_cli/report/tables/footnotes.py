@@ -69,9 +69,7 @@ def answers(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Iterato
 def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     """The same of results by name, by benchmark and fault; a warning where one has more than half such answers."""
     for task, row in BENCHMARKS.items():
-        scores = {
-            name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in named.items()
-        }
+        scores = {name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in named.items()}
         for fault, words in FAULTS.items():
             counts = [text for name, each in scores.items() if (text := _count(name, each, fault))]
             line = f"{row.column}: answers that {words}: {', '.join(counts)}"

@@ -35,9 +35,7 @@ def scores(recipe: RecipeRuns, columns: Columns) -> Table:
     lines += [replace(line, cells=(None, *line.cells)) for line in baselines]
     caption = "0 to 100, the mean over seeds ± half of its 95 % t interval."
     if recipe.teacher:
-        caption += (
-            " Majority: the most frequent right answer of each kind; blind: the teacher shown a grey image."
-        )
+        caption += " Majority: the most frequent right answer of each kind; blind: the teacher shown a grey image."
     if columns.not_beaten:
         caption += " In grey and parentheses: left out of the average."
     return Table(("row", "seeds", *columns.heads), tuple(lines), caption=caption)
@@ -59,9 +57,7 @@ def compare_with_controls(
     return with_correction([row for row in found if row.seeds])
 
 
-def gains(
-    rows: Sequence[RowDifference], columns: Columns, kind: ControlKind, studied: str
-) -> tuple[Table, Table]:
+def gains(rows: Sequence[RowDifference], columns: Columns, kind: ControlKind, studied: str) -> tuple[Table, Table]:
     """The gain of each row over its control: on average with all tests, then benchmark by benchmark."""
     titles = {row.theirs.title for row in rows}
     several = len(titles) > 1
@@ -114,12 +110,8 @@ def answer_kinds(recipe: RecipeRuns, columns: Columns) -> Table | None:
     tasks_by_kind = {name: tasks for name, tasks in tasks_by_kind.items() if tasks}
     if len(tasks_by_kind) < 2:
         return None
-    kinds = [
-        kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls.every(kind))
-    ]
-    heads = [
-        head for name in tasks_by_kind for head in (name, *(f"minus {CONTROL_KINDS[kind]}" for kind in kinds))
-    ]
+    kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls.every(kind))]
+    heads = [head for name in tasks_by_kind for head in (name, *(f"minus {CONTROL_KINDS[kind]}" for kind in kinds))]
     lines = []
     for row in recipe.rows:
         cells: list[Cell] = []

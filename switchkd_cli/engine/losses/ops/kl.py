@@ -5,9 +5,7 @@ from torch import Tensor
 from switchkd_cli.engine.losses.ops.vocabulary import without_padding
 
 
-def log_probabilities(
-    teacher_logits: Tensor, student_logits: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def log_probabilities(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return log softmax(z / temperature) of both logits [N, V], without padding columns, the teacher's detached."""
     teacher, student = without_padding(teacher_logits, student_logits)
     return (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)

@@ -27,9 +27,7 @@ def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
     return _farthest_below(y, y.gather(-1, last), last)
 
 
-def effective_k(
-    logits: Tensor, *, window: int | None = None, min_k: int = 3, max_k: int | None = None
-) -> Tensor:
+def effective_k(logits: Tensor, *, window: int | None = None, min_k: int = 3, max_k: int | None = None) -> Tensor:
     """Return the k that dbild takes where these logits [N, V] lead, int64 [N].
 
     dbild also leaves out columns that are padding in the other model only, which this can't know.

@@ -24,9 +24,7 @@ from torch.nn.functional import pad
 from switchkd_cli.engine.losses.ops.leaders import LeaderTopK
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR
 
-MAX_SPREAD = (
-    300.0  # nats between the highest and the lowest of a row; exp(-2 * MAX_SPREAD) is still a normal float64
-)
+MAX_SPREAD = 300.0  # nats between the highest and the lowest of a row; exp(-2 * MAX_SPREAD) is still a normal float64
 
 
 def pairwise_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
@@ -56,8 +54,7 @@ class _PairwiseKL(torch.autograd.Function):
         in_top_k = torch.arange(of.shape[-1], device=of.device) < torch.where(k < 2, 0, k)[:, None]
         # only differences count: both begin at 0
         u, v = (
-            torch.where(in_top_k, (values - values[:, :1]) / temperature, 0.0)
-            for values in (of.double(), to.double())
+            torch.where(in_top_k, (values - values[:, :1]) / temperature, 0.0) for values in (of.double(), to.double())
         )
         compute = _by_sums if all(_spread(values) <= MAX_SPREAD for values in (u, v)) else _by_log_sums
         value, *gradients = compute(u, v, in_top_k, ctx.needs_input_grad)
