@@ -18,23 +18,8 @@ INPUT = 2
 MACHINE = 3
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
-NO_BUG = FULL + tuple(
-    getattr(errno, name)
-    for name in [
-        "EACCES",
-        "EPERM",
-        "EROFS",
-        "EIO",
-        "ESTALE",
-        "ENOTCONN",
-        "EHOSTDOWN",
-        "ETIMEDOUT",
-        "ENAMETOOLONG",
-        "ELOOP",
-        "EMFILE",
-        "ENFILE",
-    ]
-)
+_NAMES = "EACCES EPERM EROFS EIO ESTALE ENOTCONN EHOSTDOWN ETIMEDOUT ENAMETOOLONG ELOOP EMFILE ENFILE"
+NO_BUG = FULL + tuple(getattr(errno, name) for name in _NAMES.split())
 """Errors of the system about a path that no program can avoid."""
 
 LONGEST = 1000  # characters of a problem that are shown

@@ -1,6 +1,6 @@
 """The names that recipes use, and where their code is: losses, model families, data sources, conversation templates.
 
-Nothing is imported before it is used; signatures are read from the source text.
+registry.yaml lists them. Nothing is imported before it is used; signatures are read from the source text.
 """
 
 from __future__ import annotations
@@ -14,32 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from switchkd_cli.errors import UserError, did_you_mean
 
-LOSSES: dict[str, str] = {
-    "cross_entropy": "switchkd_cli.engine.losses.cross_entropy:cross_entropy",
-    "forward_kl": "switchkd_cli.engine.losses.forward_kl:forward_kl",
-    "reverse_kl": "switchkd_cli.engine.losses.reverse_kl:reverse_kl",
-    "jensen_shannon": "switchkd_cli.engine.losses.jensen_shannon:jensen_shannon",
-    "skewed_kl": "switchkd_cli.engine.losses.skewed_kl:skewed_kl",
-    "skewed_reverse_kl": "switchkd_cli.engine.losses.skewed_reverse_kl:skewed_reverse_kl",
-    "bild": "switchkd_cli.engine.losses.bild:bild",
-    "dbild": "switchkd_cli.engine.losses.dbild:dbild",
-    "dbild_forward": "switchkd_cli.engine.losses.dbild:dbild_forward",
-    "dbild_teacher_led": "switchkd_cli.engine.losses.dbild:dbild_teacher_led",
-    "dbild_student_led": "switchkd_cli.engine.losses.dbild:dbild_student_led",
-    "knee_kl": "switchkd_cli.engine.losses.knee_kl:knee_kl",
-    "decoupled_kd": "switchkd_cli.engine.losses.decoupled_kd:decoupled_kd",
-    "sinkhorn": "switchkd_cli.engine.losses.sinkhorn:sinkhorn",
-    "taid": "switchkd_cli.engine.losses.taid:taid",
-    "self_correlation": "switchkd_cli.engine.losses.self_correlation:self_correlation",
-    "hidden_correlation": "switchkd_cli.engine.losses.hidden_correlation:hidden_correlation",
-    "feature_mse": "switchkd_cli.engine.losses.feature_mse:feature_mse",
-    "token_mse": "switchkd_cli.engine.losses.token_mse:token_mse",
-    "attended_token_mse": "switchkd_cli.engine.losses.attended_token_mse:attended_token_mse",
-    "attention_mse": "switchkd_cli.engine.losses.attention_mse:attention_mse",
-    "attention_kl": "switchkd_cli.engine.losses.attention_kl:attention_kl",
-}
+REGISTRIES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+LOSSES: dict[str, str] = REGISTRIES["loss"]
+FAMILIES: dict[str, str] = REGISTRIES["family"]
+SOURCES: dict[str, str] = REGISTRIES["source"]
+TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
@@ -50,29 +33,7 @@ EXTRAS = ("targets", "rows", "progress")
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-FAMILIES: dict[str, str] = {"llava": "switchkd_cli.engine.models.llava_family:LLAVA"}
-
-SOURCES: dict[str, str] = {
-    "llava_json": "switchkd_cli.engine.data.llava_json:llava_json",
-    "messages": "switchkd_cli.engine.data.messages:messages",
-    "playground": "switchkd_cli.engine.data.playground:playground",
-}
-
-# Conversation templates: a Jinja file in engine/data/templates, and the text that ends an answer where the file leaves it
-# open (None: the tokenizer's end token).
-TEMPLATES: dict[str, tuple[str, str | None]] = {
-    "chatml": ("chatml", None),
-    "llama": ("tinyllava", "</s>"),
-    "pretrain": ("pretrain", None),
-    "qwen2_base": ("tinyllava", "<|endoftext|>"),
-    "tinyllava": ("tinyllava", None),
-}
-_TEMPLATE_FILES = Path(__file__).parent / "engine" / "data" / "templates"
-# Templates without questions: a model whose last stage uses one can't answer any.
-QUESTIONLESS = ("pretrain",)
-
 Kind = Literal["loss", "family", "source"]
-REGISTRIES: dict[str, dict[str, str]] = {"loss": LOSSES, "family": FAMILIES, "source": SOURCES}
 
 # The names that annotations of recipe parameters may use. A parameter with another annotation is not checked by type.
 _TYPES = (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)
@@ -129,9 +90,10 @@ def signature(kind: Kind, name: str) -> Signature:
 
 def template(name: str) -> str:
     """Return the Jinja text of a registered conversation template."""
-    file, end = TEMPLATES[name]
-    prefix = "" if end is None else f"{{%- set eos_token = '{end}' -%}}\n"
-    return prefix + (_TEMPLATE_FILES / f"{file}.jinja").read_text(encoding="utf-8")
+    entry = TEMPLATES[name]
+    prefix = f"{{%- set eos_token = '{entry['end']}' -%}}\n" if "end" in entry else ""
+    file = Path(__file__).parent / "engine" / "data" / "templates" / f"{entry['file']}.jinja"
+    return prefix + file.read_text(encoding="utf-8")
 
 
 def _target(kind: Kind, name: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """CONTRIBUTING.md's table "Where a new thing goes": each thing is made in a temporary folder, registered, and run.
 
 One file and, at most, one line of a registry are all that a test may write. To register is to add an entry to the registry's
-dict, as its line in registry.py does; a recipe, printed numbers and a world are registered by the folder that they are in.
+dict, as its line in registry.yaml does; a recipe, printed numbers and a world are registered by the folder that they are in.
 """
 
 import importlib
@@ -146,7 +146,7 @@ TEMPLATE = (
 
 def test_a_conversation_template(here, monkeypatch):
     (here / "shouted.jinja").write_text(TEMPLATE)
-    monkeypatch.setitem(registry.TEMPLATES, "shouted", (str(here / "shouted"), "<|end|>"))
+    monkeypatch.setitem(registry.TEMPLATES, "shouted", {"file": str(here / "shouted"), "end": "<|end|>"})
     rows = [tiny.row("a", tiny.picture(here, "a.png", 1), ("What is it?", "a dog"))] * 4
     recipe = tiny_run.write(here, teacher=False, rows=rows, distill={"steps": 2})
     recipe.write_text(recipe.read_text().replace("source: llava_json", "source: llava_json\n    template: shouted"))

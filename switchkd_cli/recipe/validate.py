@@ -192,7 +192,11 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
     stages = mappings(data.get("stages"))
     last = stages[-1][1].get("data") if stages else None
     template = mapping(mapping(data.get("data")).get(last)).get("template") if isinstance(last, str) else None
-    if data.get("evaluation") is not None and template in registry.QUESTIONLESS:
+    if (
+        data.get("evaluation") is not None
+        and template in registry.TEMPLATES
+        and not registry.TEMPLATES[template].get("questions", True)
+    ):
         problem = "leaves questions out, and the last stage trains with it: the model could not be scored"
         yield ("data", str(last), "template"), f"{problem}, got {template!r}"
 
