@@ -20,9 +20,9 @@ from switchkd_cli.engine.models.llava_save import simplify_tokenizer_config
 from switchkd_cli.playground.text import prompts
 from switchkd_cli.playground.text.captions import description_turn
 from switchkd_cli.playground.text.lessons import lesson
-from switchkd_cli.playground.text.prompts import STYLES, prompt
+from switchkd_cli.playground.text.prompts import prompt
 from switchkd_cli.playground.text.questions import ask, suits
-from switchkd_cli.playground.text.words import SYMBOLS, plural, say
+from switchkd_cli.playground.text.words import STYLES, SYMBOLS, plural, say
 from switchkd_cli.playground.world import CONCEPTS, scenes
 
 FOLDER = Path(__file__).resolve().parent.parent / "switchkd_cli" / "playground" / "assets" / "tokenizer"

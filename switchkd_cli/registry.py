@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import PositiveInt
 
 from switchkd_cli.errors import UserError, did_you_mean
 
@@ -37,7 +38,7 @@ Kind = Literal["loss", "family", "source"]
 
 # The names that annotations of recipe parameters may use. A parameter with another annotation is not checked by type.
 _TYPES = (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)
-_ANNOTATIONS = {"Any": Any, "Literal": Literal} | {kind.__name__: kind for kind in _TYPES}
+_ANNOTATIONS = {"Any": Any, "Literal": Literal, "PositiveInt": PositiveInt} | {kind.__name__: kind for kind in _TYPES}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+import yaml
 
 from switchkd_cli.playground.text.prompts import LETTERS, Question
 
@@ -25,85 +27,46 @@ class BenchmarkItem:
     """Its position in the set, from 0."""
 
 
-def _image(item: BenchmarkItem) -> dict:
-    return {"bytes": item.png, "path": f"{item.scene}.png"}
-
-
-def _option(index: int) -> "Fill":
-    """Return the filler of an option's column, which is empty where the question has fewer options."""
-    return lambda item: item.question.options[index] if index < len(item.question.options) else None
-
-
-def _annotations(item: BenchmarkItem) -> list[dict]:
-    return [
-        {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-        for number, answer in enumerate(item.question.answers, 1)
-    ]
-
-
 Fill = Callable[[BenchmarkItem], object]
 Columns = dict[str, tuple[pa.DataType, Fill]]
 
-_IMAGE: Columns = {"image": (IMAGE, _image)}
-_QUESTION: Columns = {"question": (TEXT, lambda item: item.question.text)}
-_ANSWER: Columns = {"answer": (TEXT, lambda item: item.question.answer)}
-_ANSWERS: Columns = {"answers": (TEXTS, lambda item: list(item.question.answers))}
-_NUMBERED: Columns = {"question_id": (NUMBER, lambda item: item.number)}
-_NAMED: Columns = {"question_id": (TEXT, lambda item: str(item.number))}
-_KIND: Columns = {"category": (TEXT, lambda item: item.question.kind)}
-
-_MMBENCH: Columns = {
-    "index": (NUMBER, lambda item: item.number),
+_HOLDS: Columns = {
+    "number": (NUMBER, lambda item: item.number),
+    "number as text": (TEXT, lambda item: str(item.number)),
+    "MMMU name": (TEXT, lambda item: f"validation_Playground_{item.number + 1}"),
+    "image": (IMAGE, lambda item: {"bytes": item.png, "path": f"{item.scene}.png"}),
+    "image name": (TEXT, lambda item: item.scene),
     "question": (TEXT, lambda item: item.question.text),
-    "hint": (TEXT, lambda item: item.question.hint or None),
+    "kind": (TEXT, lambda item: item.question.kind),
+    "hint": (TEXT, lambda item: item.question.hint),
+    "hint or null": (TEXT, lambda item: item.question.hint or None),
+    "options": (TEXTS, lambda item: list(item.question.options)),
+    "options as text": (TEXT, lambda item: repr(list(item.question.options))),
     "answer": (TEXT, lambda item: item.question.answer),
-    **{letter: (TEXT, _option(i)) for i, letter in enumerate(LETTERS)},
-    "category": (TEXT, lambda item: item.question.kind),
-    "L2-category": (TEXT, lambda item: item.question.kind),
-    "source": (TEXT, lambda item: "playground"),
-    "split": (TEXT, lambda item: "dev"),
-    **_IMAGE,
+    "index of answer": (NUMBER, lambda item: LETTERS.index(item.question.answer)),
+    "answers": (TEXTS, lambda item: list(item.question.answers)),
+    "annotated answers": (
+        pa.list_(ANNOTATION),
+        lambda item: [(answer, "yes", number) for number, answer in enumerate(item.question.answers, 1)],
+    ),
 }
 
-# Both questions of a pair have the image's name as their id: MME scores them together.
-_PAIRED: Columns = {"question_id": (TEXT, lambda item: item.scene)}
 
+def _column(holds: str) -> tuple[pa.DataType, Fill]:
+    if holds.startswith("="):
+        return TEXT, lambda item: holds[1:]
+    if holds.startswith("option "):  # null where the question has fewer options
+        return TEXT, lambda item: dict(zip(LETTERS, item.question.options, strict=False)).get(holds[-1])
+    return _HOLDS[holds]
+
+
+_TASKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 COLUMNS: dict[str, Columns] = {
-    "mme": _PAIRED | _IMAGE | _QUESTION | _ANSWER | _KIND,
-    "pope": _NAMED | _QUESTION | _ANSWER | _KIND | _IMAGE,
-    "gqa": {"id": (TEXT, lambda item: str(item.number)), "imageId": (TEXT, lambda item: item.scene)}
-    | _QUESTION
-    | _ANSWER,
-    "mmbench_en_dev": _MMBENCH,
-    "mmbench_cn_dev": _MMBENCH,
-    "scienceqa_img": _IMAGE
-    | _QUESTION
-    | {
-        "choices": (TEXTS, lambda item: list(item.question.options)),
-        "answer": (NUMBER, lambda item: LETTERS.index(item.question.answer)),
-        "hint": (TEXT, lambda item: item.question.hint),
-    },
-    "textvqa_val": _NUMBERED | _QUESTION | _IMAGE | _ANSWERS,
-    "vizwiz_vqa_val": _NAMED | _IMAGE | _QUESTION | _ANSWERS | _KIND,
-    "mmmu_val": {
-        "id": (TEXT, lambda item: f"validation_Playground_{item.number + 1}"),
-        "question": (TEXT, lambda item: item.question.text),
-        "options": (TEXT, lambda item: repr(list(item.question.options))),
-        "image_1": (IMAGE, _image),
-        "answer": (TEXT, lambda item: item.question.answer),
-        "question_type": (TEXT, lambda item: "multiple-choice"),
-    },
-    "vqav2_val": _NUMBERED
-    | _QUESTION
-    | {
-        "multiple_choice_answer": (TEXT, lambda item: item.question.answer),
-        "answers": (pa.list_(ANNOTATION), _annotations),
-    }
-    | _IMAGE,
+    task: {column: _column(holds) for column, holds in columns.items()} for task, columns in _TASKS.items()
 }
 """The columns of each task's questions. GQA has its images in a second table, `GQA_IMAGES`."""
 
-KIND: Columns = {"kind": (TEXT, lambda item: item.question.kind)}
+KIND: Columns = {"kind": _HOLDS["kind"]}
 """A further column of every table of questions: what is asked for. No task reads it."""
 
-GQA_IMAGES: Columns = {"id": (TEXT, lambda item: item.scene)} | _IMAGE
+GQA_IMAGES: Columns = {"id": _HOLDS["image name"], "image": _HOLDS["image"]}

@@ -26,64 +26,23 @@ _ASSETS = files("switchkd_cli.playground") / "assets"
 
 
 @dataclass(frozen=True)
-class Concept:
-    """A thing's names: English singular and plural, Chinese; and its category's English name."""
-
-    name: str
-    plural: str
-    zh: str
-    category: str
-
-
-@dataclass(frozen=True)
-class Colour:
-    name: str
-    zh: str
-    rgb: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Place:
-    """One cell of the layout; row 0 is at the top, column 0 at the left."""
-
-    name: str
-    zh: str
-    row: int
-    column: int
-
-
 class Placed:
-    """Something in a cell of the layout."""
+    """A thing, or a sign (a keycap that shows a digit), in a cell of the layout; row 0 is at the top, column 0 at the left."""
 
+    name: str
+    """A concept, or a digit from "0" to "9"."""
+    hand: str
     row: int
     column: int
 
     @property
     def place(self) -> str:
         """The name of its cell, such as "top left"."""
-        return PLACES[self.row, self.column].name
-
-
-@dataclass(frozen=True)
-class Thing(Placed):
-    concept: str
-    hand: str
-    row: int
-    column: int
+        return PLACES[self.row, self.column]
 
     @property
-    def category(self) -> str:
-        return CONCEPTS[self.concept].category
-
-
-@dataclass(frozen=True)
-class Sign(Placed):
-    """A keycap that shows one digit, 0 to 9."""
-
-    value: int
-    hand: str
-    row: int
-    column: int
+    def is_sign(self) -> bool:
+        return self.name.isdigit()
 
 
 @dataclass(frozen=True)
@@ -93,66 +52,58 @@ class Scene:
     id: str
     split: str
     background: str
-    things: tuple[Thing, ...]
-    digit: Sign | None = None
+    things: tuple[Placed, ...]
+    digit: Placed | None = None
 
     @property
     def composition(self) -> str:
         """All that the image shows, except by which hand it is drawn: equal compositions look alike."""
-        things = ";".join(f"{t.row}{t.column}{t.concept}" for t in self.things)
-        sign = f"{self.digit.row}{self.digit.column}{self.digit.value}" if self.digit else ""
+        things = ";".join(f"{t.row}{t.column}{t.name}" for t in self.things)
+        sign = f"{self.digit.row}{self.digit.column}{self.digit.name}" if self.digit else ""
         return f"{self.background}|{things}|{sign}"
 
     @property
-    def items(self) -> list[Thing | Sign]:
+    def items(self) -> list[Placed]:
         """The things and, last, the sign."""
         return [*self.things, *([self.digit] if self.digit else [])]
 
     @cached_property
     def concepts(self) -> Counter[str]:
         """How often each concept is shown."""
-        return Counter(thing.concept for thing in self.things)
+        return Counter(thing.name for thing in self.things)
 
     @cached_property
     def categories(self) -> Counter[str]:
         """How many things of each category are shown."""
-        return Counter(thing.category for thing in self.things)
+        return Counter(CONCEPTS[thing.name] for thing in self.things)
 
     @property
-    def unique_things(self) -> list[Thing]:
+    def unique_things(self) -> list[Placed]:
         """The things whose concept occurs once, so that "the dog" is clear."""
-        return [thing for thing in self.things if self.concepts[thing.concept] == 1]
+        return [thing for thing in self.things if self.concepts[thing.name] == 1]
 
     @property
     def relations(self) -> list[tuple[str, str, str]]:
         """(a, side, b) for all unique things a and b: a is to the left or right of, above or below b."""
         return [
-            (a.concept, side, b.concept)
+            (a.name, side, b.name)
             for a in self.unique_things
             for b in self.unique_things
-            for side, holds in (
-                ("left", a.column < b.column),
-                ("right", a.column > b.column),
-                ("above", a.row < b.row),
-                ("below", a.row > b.row),
-            )
-            if holds
+            for side, (down, across) in SIDES.items()
+            if down * (a.row - b.row) + across * (a.column - b.column) > 0
         ]
 
 
-_WORDS = yaml.safe_load((files("switchkd_cli.playground") / "names.yaml").read_text(encoding="utf-8"))
-CATEGORIES: dict[str, str] = {name: entry["zh"] for name, entry in _WORDS["categories"].items()}
-CONCEPTS: dict[str, Concept] = {
-    name: Concept(name, entry.get("plural", name + "s"), entry["zh"], entry["category"])
-    for name, entry in _WORDS["concepts"].items()
-}
-COLOURS: dict[str, Colour] = {
-    name: Colour(name, entry["zh"], tuple(entry["rgb"])) for name, entry in _WORDS["colours"].items()
-}
-PLACES: dict[tuple[int, int], Place] = {
-    tuple(entry["cell"]): Place(name, entry["zh"], *entry["cell"]) for name, entry in _WORDS["places"].items()
-}
-PLACE_NAMES = tuple(place.name for place in PLACES.values())
+SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
+"""The steps (down, across) from a cell to its neighbours."""
+
+WORDS = yaml.safe_load((files("switchkd_cli.playground") / "names.yaml").read_text(encoding="utf-8"))
+CONCEPTS: dict[str, str] = {name: entry["category"] for name, entry in WORDS["concepts"].items()}
+"""The category of each concept."""
+CATEGORIES = tuple(WORDS["categories"])
+COLOURS: dict[str, tuple[int, int, int]] = {name: tuple(entry["rgb"]) for name, entry in WORDS["colours"].items()}
+PLACES: dict[tuple[int, int], str] = {tuple(entry["cell"]): name for name, entry in WORDS["places"].items()}
+PLACE_NAMES = tuple(PLACES.values())
 _CONCEPT_NAMES = tuple(CONCEPTS)
 _COLOUR_NAMES = tuple(COLOURS)
 _CELLS = tuple(PLACES)
@@ -171,12 +122,7 @@ def _hands(name: str, hard: bool) -> tuple[str, ...]:
 
 
 def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
-    """Yield the first `count` scenes of a split's endless sequence: more scenes begin with the fewer ones.
-
-    Raises ValueError for an unknown split.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    """Yield the first `count` scenes of a split's endless sequence: more scenes begin with the fewer ones."""
     rng = random.Random(f"scenes-{split}-{seed}")
     for index in range(count):
         scene = _candidate(rng, f"{split}-{seed}-{index}", split)
@@ -195,25 +141,23 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
     hard = split == "hard"
     digit = None
     if filled > 1 and rng.random() < 0.45:
-        value = rng.randrange(10)
-        digit = Sign(value, rng.choice(_hands(str(value), hard)), *cells.pop())
-    things: list[Thing] = []
+        value = str(rng.randrange(10))
+        digit = Placed(value, rng.choice(_hands(value, hard)), *cells.pop())
+    things: list[Placed] = []
     for row, column in sorted(cells):
         repeat = things and rng.random() < 0.3
-        concept = rng.choice(things).concept if repeat else rng.choice(_CONCEPT_NAMES)
-        things.append(Thing(concept, rng.choice(_hands(concept, hard)), row, column))
+        concept = rng.choice(things).name if repeat else rng.choice(_CONCEPT_NAMES)
+        things.append(Placed(concept, rng.choice(_hands(concept, hard)), row, column))
     return Scene(scene_id, split, rng.choice(_COLOUR_NAMES), tuple(things), digit)
 
 
 def draw(scene: Scene) -> Image.Image:
     """Return the scene as an RGB image of SIZE x SIZE pixels. Sizes and positions vary a little with the scene's id."""
     jitter = random.Random(scene.id)
-    image = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background].rgb)
+    image = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background])
     for item in scene.items:
-        if isinstance(item, Thing):
-            drawing = _drawing(item.concept, item.hand, jitter.randint(29, 34))
-        else:
-            drawing = _drawing(str(item.value), item.hand, jitter.randint(27, 32))
+        smallest = 27 if item.is_sign else 29
+        drawing = _drawing(item.name, item.hand, jitter.randint(smallest, smallest + 5))
         slack = CELL - drawing.width
         corner = (item.column * CELL + jitter.randint(0, slack), item.row * CELL + jitter.randint(0, slack))
         image.paste(drawing, corner, drawing)

@@ -181,8 +181,11 @@ def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
     evaluation = mapping(data.get("evaluation"))
     in_playground = bool(evaluation) and evaluation.get("world", "playground") == "playground"
-    if in_playground and evaluation.get("items") is None:
+    items = evaluation.get("items")
+    if in_playground and items is None:
         yield ("evaluation", "items"), "missing: the playground has no fixed number of questions"
+    if in_playground and items == 1:
+        yield ("evaluation", "items"), "the playground asks at least 2 questions (MME's come in pairs), got 1"
     names = evaluation.get("benchmarks")
     listed = list(enumerate(names)) if isinstance(names, list) else []
     yield from _repeated("benchmarks", [(("evaluation", "benchmarks", i), name) for i, name in listed])

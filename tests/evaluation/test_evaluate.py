@@ -21,14 +21,15 @@ from switchkd_cli.engine.evaluation.request import EvaluationRequest
 from switchkd_cli.engine.evaluation.score_model import evaluate, majority, score_request
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
-from switchkd_cli.playground.text.prompts import STYLES, prompt
+from switchkd_cli.playground.text.prompts import prompt
+from switchkd_cli.playground.text.words import STYLES
 from switchkd_cli.report.stats.metric_units import read_answers, units
 
 ITEMS = 8
 
 
 def exam(*benchmarks: str, items: int = ITEMS) -> EvaluationRequest:
-    return EvaluationRequest("playground", benchmarks or STYLES, "test", items, 0)
+    return EvaluationRequest("playground", benchmarks or tuple(STYLES), "test", items, 0)
 
 
 class Oracle(LmmsModel):

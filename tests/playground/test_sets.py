@@ -8,9 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.engine.evaluation.request import EvaluationRequest
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items, write_sets
-from switchkd_cli.playground.text.prompts import STYLES
+from switchkd_cli.playground.text.words import STYLES
+from switchkd_cli.recipe.load import load
+from tests.support.small_recipe import write
 
 REQUEST = {"split": "test", "items": 6, "seed": 3}
 
@@ -94,11 +97,19 @@ def test_gqa_keeps_each_picture_once_and_its_questions_name_it(tmp_path) -> None
 
 
 def test_every_problem_is_named_at_once(tmp_path) -> None:
+    changes = ["evaluation.benchmarks=[gqq]", "evaluation.split=tset", "evaluation.items=1"]
     with pytest.raises(UserError) as caught:
-        write_sets(tmp_path / "sets", benchmarks=["gqq"], split="tset", items=1, seed=0)
-    assert len(caught.value.problems) == 3
-    assert "did you mean 'gqa'" in caught.value.problems[0]
-    assert not (tmp_path / "sets").exists()
+        load(write(tmp_path), None, changes)
+    assert caught.value.problems == (
+        "override: evaluation.split: must be one of train, validation, test, hard, got 'tset' (did you mean 'test'?)",
+        "override: evaluation.items: the playground asks at least 2 questions (MME's come in pairs), got 1",
+        "override: evaluation.benchmarks.0: unknown benchmark, got 'gqq' (did you mean 'gqa'?)",
+    )
+
+
+def test_the_fewest_questions_are_a_pair() -> None:
+    with pytest.raises(UserError, match="at least 2"):
+        EvaluationRequest("playground", ("mme",), "test", 1, 0)
 
 
 def test_writing_sets_imports_nothing_heavy() -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from switchkd_cli.engine.data.llava_json import llava_json
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.playground.training_rows import write_rows
@@ -12,9 +14,9 @@ def playground(
     cache: Path,
     *,
     kind: Literal["captions", "questions", "instructions", "text"],
-    pictures: int,
+    pictures: PositiveInt,
     split: Literal["train", "validation", "test", "hard"] = "train",
-    turns: int = 8,
+    turns: PositiveInt = 8,
     seed: int = 0,
 ) -> Rows:
     """Return the rows of `pictures` scenes with `turns` turns each (`kind`: questions, captions, instructions or text).

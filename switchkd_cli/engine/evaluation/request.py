@@ -35,8 +35,8 @@ class EvaluationRequest:
         ]
         if self.world not in WORLDS:
             problems.append(f"evaluation: world must be one of {', '.join(WORLDS)}, got {self.world!r}")
-        if self.world == "playground" and self.items is None:
-            problems.append("evaluation: the playground has no end: say how many `items` a benchmark has")
+        if self.world == "playground" and (self.items is None or self.items < 2):
+            problems.append("evaluation: the playground has no end: say how many `items` a benchmark has, at least 2")
         if problems:
             raise UserError(problems)
 

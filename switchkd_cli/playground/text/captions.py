@@ -3,7 +3,7 @@
 import random
 
 from switchkd_cli.playground.text.words import say, with_article
-from switchkd_cli.playground.world import PLACE_NAMES, Scene, Sign, Thing
+from switchkd_cli.playground.world import PLACE_NAMES, Placed, Scene
 
 DESCRIBE = "Describe the image."
 DESCRIBE_ZH = "描述这张图。"
@@ -16,7 +16,7 @@ def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
     """Return a sentence with every thing and sign, its place, and the background, which `rng` puts first or last."""
     items = sorted(scene.items, key=lambda item: (item.row, item.column))
     if language == "zh":
-        parts = [f"{say(item.place, 'zh')}有{_name_zh(item)}" for item in items]
+        parts = [f"{say(item.place, 'zh')}有{_name(item, 'zh')}" for item in items]
         background = f"{say(scene.background, 'zh')}背景"
     else:
         parts = [f"{_name(item)} at the {item.place}" for item in items]
@@ -32,17 +32,15 @@ def description_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
     if form in (DESCRIBE, DESCRIBE_ZH):
         return form, caption(scene, rng, "en" if form == DESCRIBE else "zh")
     if form == LIST:
-        return form, ", ".join(thing.concept for thing in scene.things)
+        return form, ", ".join(thing.name for thing in scene.things)
     if form == LIST_ZH:
-        return form, "，".join(say(thing.concept, "zh") for thing in scene.things)
+        return form, "，".join(say(thing.name, "zh") for thing in scene.things)
     items = {item.place: item for item in scene.items}
     place = rng.choice(PLACE_NAMES)
     return form.format(place), _name(items[place]) if place in items else "nothing"
 
 
-def _name(item: Thing | Sign) -> str:
-    return with_article(item.concept) if isinstance(item, Thing) else f"the number {item.value}"
-
-
-def _name_zh(item: Thing | Sign) -> str:
-    return say(item.concept, "zh") if isinstance(item, Thing) else f"数字{item.value}"
+def _name(item: Placed, language: str = "en") -> str:
+    if language == "zh":
+        return f"数字{item.name}" if item.is_sign else say(item.name, "zh")
+    return f"the number {item.name}" if item.is_sign else with_article(item.name)

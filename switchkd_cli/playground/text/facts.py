@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from switchkd_cli.playground.text.words import plural
-from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACE_NAMES, Scene
+from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACE_NAMES, SIDES, Scene
 
 COUNTS = ("1", "2", "3", "4")
 DIGITS = tuple("0123456789")
@@ -32,12 +32,12 @@ def counted(scene: Scene, rng: random.Random) -> tuple[str, int]:
 
 def _name(scene: Scene, rng: random.Random) -> Fact:
     thing = rng.choice(scene.things)
-    return Fact("name", thing.concept, tuple(CONCEPTS), {"place": thing.place}, tuple(scene.concepts))
+    return Fact("name", thing.name, tuple(CONCEPTS), {"place": thing.place}, tuple(scene.concepts))
 
 
 def _category(scene: Scene, rng: random.Random) -> Fact:
     thing = rng.choice(scene.things)
-    return Fact("category", thing.category, tuple(CATEGORIES), {"place": thing.place}, tuple(scene.categories))
+    return Fact("category", CONCEPTS[thing.name], CATEGORIES, {"place": thing.place}, tuple(scene.categories))
 
 
 def _color(scene: Scene, rng: random.Random) -> Fact:
@@ -48,7 +48,7 @@ def _place(scene: Scene, rng: random.Random) -> Fact | None:
     if not (things := scene.unique_things):
         return None
     thing = rng.choice(things)
-    return Fact("place", thing.place, PLACE_NAMES, {"thing": thing.concept})
+    return Fact("place", thing.place, PLACE_NAMES, {"thing": thing.name})
 
 
 def _count(scene: Scene, rng: random.Random) -> Fact:
@@ -57,25 +57,24 @@ def _count(scene: Scene, rng: random.Random) -> Fact:
 
 
 def _number(scene: Scene, rng: random.Random) -> Fact | None:
-    return Fact("number", str(scene.digit.value), DIGITS) if scene.digit else None
+    return Fact("number", scene.digit.name, DIGITS) if scene.digit else None
 
 
 def _neighbour(scene: Scene, rng: random.Random) -> Fact | None:
     """What is to the left or right of, above or below a unique thing."""
-    steps = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
     at = {(thing.row, thing.column): thing for thing in scene.things}
     pairs = [
         (thing, side, at[cell])
         for thing in scene.unique_things
-        for side, (down, across) in steps.items()
+        for side, (down, across) in SIDES.items()
         if (cell := (thing.row + down, thing.column + across)) in at
     ]
     if not pairs:
         return None
     thing, side, other = rng.choice(pairs)
-    pool = tuple(name for name in CONCEPTS if name != thing.concept)
-    near = tuple(name for name in scene.concepts if name != thing.concept)
-    return Fact(side, other.concept, pool, {"thing": thing.concept}, near)
+    pool = tuple(name for name in CONCEPTS if name != thing.name)
+    near = tuple(name for name in scene.concepts if name != thing.name)
+    return Fact(side, other.name, pool, {"thing": thing.name}, near)
 
 
 def _compare(scene: Scene, rng: random.Random) -> Fact | None:

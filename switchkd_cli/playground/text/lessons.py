@@ -3,12 +3,10 @@
 import random
 
 from switchkd_cli.playground.text.captions import DESCRIBE, DESCRIBE_ZH, caption, description_turn
-from switchkd_cli.playground.text.prompts import STYLES, prompt
+from switchkd_cli.playground.text.prompts import prompt
 from switchkd_cli.playground.text.questions import ask, suits
-from switchkd_cli.playground.text.words import say, with_article
-from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACE_NAMES, Scene
-
-_WORDS = (*CONCEPTS, *CATEGORIES, *COLOURS, *PLACE_NAMES)
+from switchkd_cli.playground.text.words import STYLES, SYMBOLS, say, with_article
+from switchkd_cli.playground.world import CATEGORIES, CONCEPTS, Scene
 
 
 def lesson(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -33,23 +31,22 @@ def _description(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _category(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    concept = rng.choice(list(CONCEPTS.values()))
+    concept, category = rng.choice(list(CONCEPTS.items()))
     if rng.random() < 0.3:
-        return f"{concept.zh}是哪一类？", say(concept.category, "zh")
-    return f"What kind of thing is {with_article(concept.name)}?", concept.category
+        return f"{say(concept, 'zh')}是哪一类？", say(category, "zh")
+    return f"What kind of thing is {with_article(concept)}?", category
 
 
 def _is_a(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    concept = rng.choice(list(CONCEPTS.values()))
+    concept, own = rng.choice(list(CONCEPTS.items()))
     truth = rng.random() < 0.5
-    others = [name for name in CATEGORIES if name != concept.category]
-    category = concept.category if truth else rng.choice(others)
-    return f"Is {with_article(concept.name)} {with_article(category)}?", "yes" if truth else "no"
+    category = own if truth else rng.choice([name for name in CATEGORIES if name != own])
+    return f"Is {with_article(concept)} {with_article(category)}?", "yes" if truth else "no"
 
 
 def _word(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """Return a word in the other language."""
-    word = rng.choice(_WORDS)
+    word = rng.choice(SYMBOLS[:-1])  # all but "thing"
     if rng.random() < 0.5:
         return f"What is {word} in Chinese?", say(word, "zh")
     return f"What is {say(word, 'zh')} in English?", word

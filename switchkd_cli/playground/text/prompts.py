@@ -11,12 +11,6 @@ YES_OR_NO = " Please answer yes or no."
 IMAGE_1 = "<image 1>"
 LETTERS = "ABCD"
 
-STYLES = (
-    *("mme", "pope", "gqa", "mmbench_en_dev", "mmbench_cn_dev", "scienceqa_img", "textvqa_val"),
-    *("vizwiz_vqa_val", "mmmu_val", "vqav2_val"),
-)
-"""The tasks whose manner of asking the playground has. Random choices depend on their order."""
-
 
 @dataclass(frozen=True)
 class Question:

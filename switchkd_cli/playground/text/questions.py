@@ -1,20 +1,18 @@
 """Questions about a scene, in the manner of each of the ten benchmarks."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from switchkd_cli.playground.text.facts import FACTS, Fact
-from switchkd_cli.playground.text.prompts import IMAGE_1, LETTERS, STYLES, YES_OR_NO, Question
+from switchkd_cli.playground.text.prompts import IMAGE_1, LETTERS, YES_OR_NO, Question
 from switchkd_cli.playground.text.statements import STATEMENTS
-from switchkd_cli.playground.text.words import ASK, ASK_HINTED, HINT, fill, say
+from switchkd_cli.playground.text.words import ASK, ASK_HINTED, HINT, STYLES, fill, say
 from switchkd_cli.playground.world import CONCEPTS, PLACE_NAMES, Scene
 
 ANNOTATED = ("textvqa_val", "vizwiz_vqa_val", "vqav2_val")
 ANNOTATORS = 10
 UNANSWERABLE = "unanswerable"
-MME_KINDS = ("existence", "count", "position", "relation", "color", "OCR")
-CHOICE_KINDS = ("name", "category", "color", "place", "count", "number", "neighbour")
 
 Made = TypeVar("Made")
 
@@ -29,33 +27,17 @@ def ask(scene: Scene, style: str, rng: random.Random) -> Question:
 
     Raises KeyError for an unknown style, ValueError where the style does not suit the scene (see `suits`).
     """
-    if style not in STYLES:
-        raise KeyError(style)
-    match style:
-        case "mme":
-            return _yes_no(scene, style, rng, *MME_KINDS)
-        case "pope":
-            return _yes_no(scene, style, rng, "existence")
-        case "gqa":
-            if rng.random() < 0.25:
-                return _yes_no(scene, style, rng, "position", "relation")
-            return _open(scene, style, rng, "name", "category", "color", "place", "neighbour")
-        case "vqav2_val":
-            if rng.random() < 0.3:
-                return _yes_no(scene, style, rng, "category", "existence", "count")
-            return _open(scene, style, rng, "name", "count")
-        case "mmbench_en_dev":
-            return _choice(scene, style, rng, *CHOICE_KINDS, hinted=0.3)
-        case "mmbench_cn_dev":
-            return _choice(scene, style, rng, *CHOICE_KINDS, language="zh", hinted=0.3)
-        case "scienceqa_img":
-            return _choice(scene, style, rng, "name", "category", "compare", sizes=(2, 3, 4), hinted=0.5)
-        case "mmmu_val":
-            return _choice(scene, style, rng, "name", "category", "count", "number", image_1=True)
-        case "textvqa_val":
-            return _textvqa(scene, rng)
-        case _:
-            return _vizwiz(scene, rng)
+    manner = STYLES[style]
+    if "choice" in manner:
+        return _choice(scene, style, rng)
+    if "yes_no" in manner and ("open" not in manner or rng.random() < manner["share"]):
+        truth = rng.random() < 0.5
+        kind, text = _first(rng, manner["yes_no"], lambda kind: STATEMENTS[kind](scene, rng, truth))
+        return _question(style, kind, text, "yes" if truth else "no")
+    if "open" in manner:
+        _, fact = _first(rng, manner["open"], lambda kind: FACTS[kind](scene, rng))
+        return _question(style, fact.kind, fill(ASK[fact.kind], fact.slots), fact.answer)
+    return _textvqa(scene, rng) if style == "textvqa_val" else _vizwiz(scene, rng)
 
 
 def ask_pair(scene: Scene, rng: random.Random) -> tuple[Question, Question]:
@@ -65,11 +47,11 @@ def ask_pair(scene: Scene, rng: random.Random) -> tuple[Question, Question]:
         yes, no = STATEMENTS[kind](scene, rng, True), STATEMENTS[kind](scene, rng, False)
         return None if yes is None or no is None else (yes, no)
 
-    kind, (yes, no) = _first(rng, MME_KINDS, both)
+    kind, (yes, no) = _first(rng, STYLES["mme"]["yes_no"], both)
     return _question("mme", kind, yes, "yes"), _question("mme", kind, no, "no")
 
 
-def _first(rng: random.Random, kinds: tuple[str, ...], make: Callable[[str], Made | None]) -> tuple[str, Made]:
+def _first(rng: random.Random, kinds: Sequence[str], make: Callable[[str], Made | None]) -> tuple[str, Made]:
     """Return the first kind, in random order, for which `make` gives something, and what it gives."""
     for kind in rng.sample(kinds, len(kinds)):
         if (made := make(kind)) is not None:
@@ -84,22 +66,11 @@ def _question(style: str, kind: str, text: str, answer: str) -> Question:
     return Question(style, kind, text, answer, answers=(answer,) * (ANNOTATORS * (style in ANNOTATED)))
 
 
-def _yes_no(scene: Scene, style: str, rng: random.Random, *kinds: str) -> Question:
-    truth = rng.random() < 0.5
-    kind, text = _first(rng, kinds, lambda kind: STATEMENTS[kind](scene, rng, truth))
-    return _question(style, kind, text, "yes" if truth else "no")
-
-
-def _open(scene: Scene, style: str, rng: random.Random, *kinds: str) -> Question:
-    _, fact = _first(rng, kinds, lambda kind: FACTS[kind](scene, rng))
-    return _question(style, fact.kind, fill(ASK[fact.kind], fact.slots), fact.answer)
-
-
 def _textvqa(scene: Scene, rng: random.Random) -> Question:
     if scene.digit is None:
         raise ValueError(f"textvqa_val has no question for scene {scene.id}: it shows no sign")
     wordings = (fill(ASK["number"], {}), "What digit is shown?", f"What number is at the {scene.digit.place}?")
-    return _question("textvqa_val", "number", rng.choice(wordings), str(scene.digit.value))
+    return _question("textvqa_val", "number", rng.choice(wordings), scene.digit.name)
 
 
 def _vizwiz(scene: Scene, rng: random.Random) -> Question:
@@ -108,7 +79,7 @@ def _vizwiz(scene: Scene, rng: random.Random) -> Question:
 
     def text_and_answer(kind: str) -> tuple[str, str] | None:
         if kind == "name":
-            concepts = {thing.place: thing.concept for thing in scene.things}
+            concepts = {thing.place: thing.name for thing in scene.things}
             taken = {item.place for item in scene.items}
             places = list(concepts) if answerable else [place for place in PLACE_NAMES if place not in taken]
             if not places:
@@ -127,30 +98,23 @@ def _vizwiz(scene: Scene, rng: random.Random) -> Question:
             return f"Can you tell me what is next to the {fact.slots['thing']}?", fact.answer
         if answerable != (scene.digit is not None):
             return None
-        return "Hi, what number is this?", str(scene.digit.value) if scene.digit else UNANSWERABLE
+        return "Hi, what number is this?", scene.digit.name if scene.digit else UNANSWERABLE
 
     kind, (text, answer) = _first(rng, ("name", "neighbour", "number"), text_and_answer)
     return _question("vizwiz_vqa_val", kind, text, answer)
 
 
-def _choice(
-    scene: Scene,
-    style: str,
-    rng: random.Random,
-    *kinds: str,
-    language: str = "en",
-    sizes: tuple[int, ...] = (4,),
-    hinted: float = 0.0,
-    image_1: bool = False,
-) -> Question:
+def _choice(scene: Scene, style: str, rng: random.Random) -> Question:
     """Return a multiple choice; the answer's letter is uniform over the options."""
-    _, fact = _first(rng, kinds, lambda kind: FACTS[kind](scene, rng))
+    manner = STYLES[style]
+    language = manner.get("language", "en")
+    _, fact = _first(rng, manner["choice"], lambda kind: FACTS[kind](scene, rng))
     hint, text = "", fill(ASK[fact.kind], fact.slots, language)
-    if fact.kind in ASK_HINTED and rng.random() < hinted:
+    if fact.kind in ASK_HINTED and rng.random() < manner.get("hinted", 0.0):
         hint, text = fill(HINT, fact.slots, language), fill(ASK_HINTED[fact.kind], fact.slots, language)
-    if image_1:
+    if "image_1" in manner:
         text = rng.choice((f"{IMAGE_1} {text}", f"{text} {IMAGE_1}"))
-    symbols = _options(fact, rng.choice(sizes), rng)
+    symbols = _options(fact, rng.choice(manner.get("sizes", [4])), rng)
     options = tuple(say(symbol, language) for symbol in symbols)
     return Question(style, fact.kind, text, LETTERS[symbols.index(fact.answer)], options, hint, language)
 

@@ -17,9 +17,7 @@ def _concept(scene: Scene, rng: random.Random, truth: bool) -> str:
     shown = rng.choice(list(scene.concepts))
     if truth:
         return shown
-    category = CONCEPTS[shown].category
-    absent = [name for name, c in CONCEPTS.items() if c.category == category and name not in scene.concepts]
-    return rng.choice(absent)
+    return rng.choice([name for name in CONCEPTS if CONCEPTS[name] == CONCEPTS[shown] and name not in scene.concepts])
 
 
 def _existence(scene: Scene, rng: random.Random, truth: bool) -> str:
@@ -41,10 +39,10 @@ def _count(scene: Scene, rng: random.Random, truth: bool) -> str:
 def _position(scene: Scene, rng: random.Random, truth: bool) -> str:
     """Ask for a concept at a place; a false place is that of another thing where there is one."""
     thing = rng.choice(scene.things)
-    own = {t.place for t in scene.things if t.concept == thing.concept}
+    own = {t.place for t in scene.things if t.name == thing.name}
     taken = [t.place for t in scene.things if t.place not in own]
     free = [place for place in PLACE_NAMES if place not in own]
-    concept, place = thing.concept, thing.place
+    concept, place = thing.name, thing.place
     if not truth and free:
         place = rng.choice(taken or free)
     elif not truth:
@@ -68,7 +66,7 @@ def _color(scene: Scene, rng: random.Random, truth: bool) -> str:
 def _number(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     if scene.digit is None:
         return None
-    true = str(scene.digit.value)
+    true = scene.digit.name
     return f"Is the number on the sign {true if truth else _other(DIGITS, true, rng)}?"
 
 
