@@ -11,7 +11,7 @@ from rich.console import Console
 
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.report.document.model import Document
+from switchkd_cli.report.document import Document
 from switchkd_cli.report.formats.export import FORMATS, to_json
 from switchkd_cli.report.formats.text import show
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
@@ -26,10 +26,7 @@ def print_distillation(
     runs: Sequence[RunFolder], teacher: TeacherScores | None, *, console: Console | None = None
 ) -> Document:
     """The first run, its controls, and its gain over each. Writes table.json into the first run's folder."""
-    document = distillation([read(run) for run in runs], teacher)
-    write_text(runs[0].path / NAME, to_json(document))
-    show(document, console)
-    return document
+    return _print(distillation([read(run) for run in runs], teacher), runs[0].path, console)
 
 
 def print_ablation(
@@ -42,7 +39,11 @@ def print_ablation(
 ) -> Document:
     """One recipe's rows over seeds, see `ablation`. Writes table.json into the recipe's folder."""
     document = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
-    write_text(runs[0].path.parents[1] / NAME, to_json(document))
+    return _print(document, runs[0].path.parents[1], console)
+
+
+def _print(document: Document, folder: Path, console: Console | None) -> Document:
+    write_text(folder / NAME, to_json(document))
     show(document, console)
     return document
 

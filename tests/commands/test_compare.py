@@ -12,7 +12,7 @@ from scipy import stats
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.commands.compare import compare
 from switchkd_cli.errors import INPUT, UserError
-from switchkd_cli.report.document.cells import Interval, Number, Probability
+from switchkd_cli.report.document import Interval, Number, Probability
 from switchkd_cli.report.formats import export
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.results.row_runs import seeds_in_words

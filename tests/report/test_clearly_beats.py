@@ -16,7 +16,7 @@ def test_a_large_paired_gain_is_clear_and_the_interval_is_the_normal_one() -> No
     items, baseline = scored([1.0] * 60 + [0.0] * 40), scored([1.0] * 30 + [0.0] * 70)
     found = minus(items, baseline)
     # 30 of 100 differences are 1: sd = sqrt(0.21 * 100 / 99), half = 1.96 * sd / 10
-    assert found.mean == pytest.approx(30.0)
+    assert found.value == pytest.approx(30.0)
     assert found.low == pytest.approx(30 - 9.027, abs=0.01)
     assert found.high == pytest.approx(30 + 9.027, abs=0.01)
     assert clearly_beats(items, baseline)
@@ -24,7 +24,7 @@ def test_a_large_paired_gain_is_clear_and_the_interval_is_the_normal_one() -> No
 
 def test_a_gain_within_the_noise_is_not_clear() -> None:
     items, baseline = scored([1.0, 0.0] * 50), scored([0.0, 1.0] * 49 + [0.0, 0.0])
-    assert minus(items, baseline).mean > 0
+    assert minus(items, baseline).value > 0
     assert not clearly_beats(items, baseline)
 
 

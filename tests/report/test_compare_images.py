@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.report.document.cells import Interval, Number
+from switchkd_cli.report.document import Interval, Number
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.baselines import clearly_beats
 from switchkd_cli.report.stats.intervals import over_seeds
 from switchkd_cli.report.stats.metric_units import Units, units
-from switchkd_cli.report.stats.significance import PairedUnits, detectable, interval, p_value
+from switchkd_cli.report.stats.significance import PairedUnits, interval, p_value
 from tests.commands.test_compare import compared, finished, root, stored, table, write  # noqa: F401
 
 MDE = 2.801585  # standard errors: normal quantiles of 0.975 and 0.8
+from tests.support.paired import ends_of, gains_of
 
 
 def questions(scores) -> Units:
@@ -111,7 +112,7 @@ def test_the_interval_by_image_holds_the_truth_95_times_of_100(quick, shape, tru
     held, alone = [], []
     for _ in range(RUNS):
         (ours, theirs), _, gains = shape(random)
-        low, high = interval([PairedUnits((ours,), (theirs,))])
+        low, high = ends_of([PairedUnits((ours,), (theirs,))])
         held.append(low <= truth <= high)
         if gains is not None:
             half = 196 * np.std(gains) / len(gains) ** 0.5
@@ -130,16 +131,16 @@ def in_the_playgrounds_shape(random):
 @pytest.mark.slow
 def test_so_does_that_of_the_average_over_sets_about_the_same_images(quick):
     random = np.random.default_rng(11)
-    ends = [interval(in_the_playgrounds_shape(random)) for _ in range(RUNS)]
+    ends = [ends_of(in_the_playgrounds_shape(random)) for _ in range(RUNS)]
     assert 0.93 <= np.mean([low <= 10 <= high for low, high in ends]) <= 0.97
 
 
 def test_sets_about_the_same_images_are_drawn_together():
     pairs = in_the_playgrounds_shape(np.random.default_rng(3))
-    by_image = np.mean([pair.gains() for pair in pairs], axis=0)
-    assert detectable(pairs) / MDE == pytest.approx(100 * by_image.std() / 200**0.5, rel=0.03)
+    by_image = np.mean([gains_of(pair) for pair in pairs], axis=0)
+    assert interval(pairs).detectable / MDE == pytest.approx(100 * by_image.std() / 200**0.5, rel=0.03)
     alone = [PairedUnits((questions(p.ours[0].gained),), (questions(p.theirs[0].gained),)) for p in pairs]
-    assert detectable(alone) < 0.95 * detectable(pairs)
+    assert interval(alone).detectable < 0.95 * interval(pairs).detectable
 
 
 def test_an_image_is_exchanged_in_every_set_that_asks_about_it():
@@ -156,7 +157,7 @@ def test_categories_that_share_images_are_drawn_together_and_the_others_apart():
     nothing = Units(np.zeros(84), np.ones(84), strata, False, shared.images)
     pair = PairedUnits((shared,), (nothing,))
     assert [len(part) for part in significance.ImagePool([pair]).parts()] == [40, 4]
-    assert interval([pair]) == pytest.approx((100 / 3, 100 / 3))  # within a category nothing varies
+    assert ends_of([pair]) == pytest.approx((100 / 3, 100 / 3))  # within a category nothing varies
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_rows_that_are_alike_are_told_apart_by_image_no_more_than_5_times_of_100
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_the_minimum_detectable_effect_over_seeds_is_found_in_80_of_100_cases(seeds):
     values = np.random.default_rng(0).normal(size=seeds)
-    found = over_seeds(list(values / values.std(ddof=1)))  # a deviation of 1
+    found = over_seeds(list(values / values.std(ddof=1)), difference=True)  # a deviation of 1
     for effect, low, high in ((found.detectable, 0.79, 0.81), (found.detectable / 2, 0.2, 0.5)):
         draws = np.random.default_rng(1).normal(effect, 1.0, (40_000, seeds))
         clear = np.abs(draws.mean(axis=1)) > found.interval * draws.std(axis=1, ddof=1)
@@ -184,7 +185,7 @@ def test_the_minimum_detectable_effect_over_seeds_is_found_in_80_of_100_cases(se
 def test_that_over_items_is_found_in_80_of_100_draws_of_the_items():
     random = np.random.default_rng(5)
     gains = random.normal(size=900)
-    effect = detectable([PairedUnits((questions(gains),), (questions(np.zeros(900)),))]) / 100
+    effect = interval([PairedUnits((questions(gains),), (questions(np.zeros(900)),))]).detectable / 100
     draws = random.normal(effect, gains.std(), (4_000, 900))
     clear = np.abs(draws.mean(axis=1)) > 1.96 * draws.std(axis=1) / 30
     assert clear.mean() == pytest.approx(0.8, abs=0.03)

@@ -8,7 +8,8 @@ from scipy import stats
 
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.metric_units import Units
-from switchkd_cli.report.stats.significance import PairedUnits, holm, interval, p_value
+from switchkd_cli.report.stats.significance import PairedUnits, holm, p_value
+from tests.support.paired import difference_of, ends_of
 
 
 def mean_of(*values, single=True) -> Units:
@@ -41,7 +42,7 @@ def test_right_and_wrong_answers_get_mcnemars_exact_test():
 
 def test_runs_that_answer_alike_differ_by_nothing():
     same = one(mean_of(1, 0, 1, 1), mean_of(1, 0, 1, 1))
-    assert p_value([same]) == 1 and interval([same]) == (0, 0)
+    assert p_value([same]) == 1 and ends_of([same]) == (0, 0)
 
 
 def test_graded_scores_get_every_exchange_counted():
@@ -75,7 +76,7 @@ def test_f1_is_computed_anew_for_every_exchange():
         found.append(f1(a, true) - f1(b, true))
     expected = np.mean(np.abs(found) >= abs(seen) - 1e-12)
     pair = one(f1_of(ours, true), f1_of(theirs, true))
-    assert pair.difference == pytest.approx(100 * seen)
+    assert difference_of(pair) == pytest.approx(100 * seen)
     assert p_value([pair]) == pytest.approx(expected)
 
 
@@ -84,7 +85,7 @@ def test_the_interval_of_a_mean_is_that_of_the_items_differences():
     ours, theirs = random.random(400), random.random(400) * 0.8
     gains = 100 * (ours - theirs)
     half = 1.96 * gains.std() / 20
-    low, high = interval([one(mean_of(*ours), mean_of(*theirs))])
+    low, high = ends_of([one(mean_of(*ours), mean_of(*theirs))])
     assert (low, high) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.15 * half)
 
 
@@ -92,7 +93,7 @@ def test_pairing_narrows_the_interval():
     random = np.random.default_rng(5)
     theirs = random.integers(0, 2, 200)
     ours = np.where(random.random(200) < 0.05, 1, theirs)  # agrees nearly everywhere
-    low, high = interval([one(mean_of(*ours), mean_of(*theirs))])
+    low, high = ends_of([one(mean_of(*ours), mean_of(*theirs))])
     apart = 2 * 196 * np.sqrt(ours.var() / 200 + theirs.var() / 200)
     assert high - low < apart / 3
 
@@ -104,7 +105,7 @@ def test_the_interval_of_f1_is_a_plain_loops_over_resampled_items():
     draws = random.integers(0, 120, (4000, 120))
     found = [100 * (f1(ours[at], true[at]) - f1(theirs[at], true[at])) for at in draws]
     expected = np.percentile(found, [2.5, 97.5])
-    got = interval([one(f1_of(ours, true), f1_of(theirs, true))])
+    got = ends_of([one(f1_of(ours, true), f1_of(theirs, true))])
     assert got == pytest.approx(tuple(expected), abs=0.06 * (expected[1] - expected[0]))
 
 
@@ -114,7 +115,7 @@ def test_the_average_weighs_benchmarks_alike_and_resamples_each_on_its_own():
     gains = [100 * (p.ours[0].gained - p.theirs[0].gained) for p in pairs]
     mean = np.mean([g.mean() for g in gains])
     half = 1.96 * np.sqrt(sum(g.var() / len(g) for g in gains)) / 2
-    assert interval(pairs) == pytest.approx((mean - half, mean + half), abs=0.15 * half)
+    assert ends_of(pairs) == pytest.approx((mean - half, mean + half), abs=0.15 * half)
     normal = 2 * stats.norm.sf(abs(mean) / (half / 1.96))
     assert p_value(pairs) == pytest.approx(normal, abs=0.05)
 
@@ -124,8 +125,8 @@ def test_categories_weigh_alike_whatever_their_size():
     gained = np.r_[np.zeros(40), np.ones(4)]
     strata = (np.arange(40), np.arange(40, 44))
     pair = one(Units(gained, np.ones(44), strata, False), Units(np.zeros(44), np.ones(44), strata, False))
-    assert pair.difference == pytest.approx(50)
-    assert interval([pair]) == pytest.approx((50, 50))  # within a category nothing varies
+    assert difference_of(pair) == pytest.approx(50)
+    assert ends_of([pair]) == pytest.approx((50, 50))  # within a category nothing varies
 
 
 def test_over_several_seeds_the_mean_is_tested():
@@ -133,7 +134,7 @@ def test_over_several_seeds_the_mean_is_tested():
     c, d = mean_of(1, 1, 1, 0, 1, 0), mean_of(0, 0, 1, 0, 0, 0)
     both = PairedUnits((a, c), (b, d))
     gains = [1.0, 0.5, 0.0, 0.0, 0.5, 0.0]
-    assert both.difference == pytest.approx(100 * np.mean(gains))
+    assert difference_of(both) == pytest.approx(100 * np.mean(gains))
     sums = [abs(sum(s * g for s, g in zip(x, gains, strict=True))) for x in product((1, -1), repeat=6)]
     assert p_value([both]) == pytest.approx(np.mean(np.array(sums) >= 2.0 - 1e-12))
 
@@ -141,13 +142,13 @@ def test_over_several_seeds_the_mean_is_tested():
 def test_one_unit_has_no_interval_and_proves_nothing():
     for single in (True, False):
         alone = one(mean_of(1, single=single), mean_of(0, single=single))
-        assert interval([alone]) is None and p_value([alone]) == 1
+        assert ends_of([alone]) is None and p_value([alone]) == 1
 
 
 def test_the_same_answers_give_the_same_figures():
     random = np.random.default_rng(8)
     pair = one(mean_of(*random.random(50)), mean_of(*random.random(50)))
-    assert interval([pair]) == interval([pair]) and p_value([pair]) == p_value([pair])
+    assert ends_of([pair]) == ends_of([pair]) and p_value([pair]) == p_value([pair])
 
 
 def test_holms_correction_by_hand():
@@ -175,9 +176,7 @@ def test_the_interval_holds_the_truth_95_times_of_100(quick):
     truth = 100 * (stats.norm.cdf(0.6 / 2**0.5) - stats.norm.cdf(0.2 / 2**0.5))
     held = [
         low <= truth <= high
-        for low, high in (
-            interval([one(*(mean_of(*x) for x in simulated(random, 150, 0.6, 0.2)))]) for _ in range(RUNS)
-        )
+        for low, high in (ends_of([one(*(mean_of(*x) for x in simulated(random, 150, 0.6, 0.2)))]) for _ in range(RUNS))
     ]
     assert 0.93 <= np.mean(held) <= 0.97
 
@@ -190,7 +189,7 @@ def test_so_does_that_of_f1(quick):
     for _ in range(RUNS):
         true = random.random(200) < 0.5
         ours, theirs = (random.random(200) < np.where(true, hit, false) for hit, false in ((0.8, 0.3), (0.7, 0.2)))
-        low, high = interval([one(f1_of(ours, true), f1_of(theirs, true))])
+        low, high = ends_of([one(f1_of(ours, true), f1_of(theirs, true))])
         held.append(low <= truth <= high)
     assert 0.93 <= np.mean(held) <= 0.97
 

@@ -10,7 +10,8 @@ from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
 from switchkd_cli.report.stats.intervals import standard_error
 from switchkd_cli.report.stats.metric_units import units
-from switchkd_cli.report.stats.significance import PairedUnits, detectable, interval
+from switchkd_cli.report.stats.significance import PairedUnits, interval
+from tests.support.paired import ends_of
 
 
 def line(place, score, **more):
@@ -89,7 +90,7 @@ def test_so_is_the_bootstraps():
     ]
     pair = [PairedUnits((of_rows[0],), (of_rows[1],))]
     expected = 100 * clustered_stderr(list(ours - theirs), list(images))
-    assert detectable(pair) / 2.8016 == pytest.approx(expected, rel=0.03)  # normal quantiles of 0.975 and 0.8
-    low, high = interval(pair)
+    assert interval(pair).detectable / 2.8016 == pytest.approx(expected, rel=0.03)  # normal quantiles of 0.975 and 0.8
+    low, high = ends_of(pair)
     assert (high - low) / 2 == pytest.approx(1.96 * expected, rel=0.05)
     assert 100 * np.std(ours - theirs) / len(ours) ** 0.5 < 0.8 * expected  # what independent questions would have

@@ -154,7 +154,7 @@ def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():
 def test_attention_names_every_model_with_the_share_it_spends_on_the_picture():
     picture = Image.new("RGB", (24, 24), "white")
     maps = tuple(AttentionMap(np.full((2, 2), share / 4), "dog") for share in (0.2, 0.8))
-    drawn = attention([AttentionExample(picture, "What is it?", "it", "dog", maps)], ["SFT"], ["#E69F00"])
+    drawn = attention([AttentionExample(picture, "What is it?", "it", "dog", maps)], [("SFT", "#E69F00")])
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.axes]
     assert titles == ["What is [it]?", "teacher (20%)", "SFT (80%)"]
 
@@ -162,7 +162,7 @@ def test_attention_names_every_model_with_the_share_it_spends_on_the_picture():
 def test_a_map_in_an_svg_lets_the_picture_through_and_brings_all_it_shows(tmp_path):
     picture = Image.new("RGB", (24, 24), "white")
     maps = (AttentionMap(np.array([[0.4, 0.1], [0.0, 0.0]]), "dog"),)
-    drawn = attention([AttentionExample(picture, "What is it?", "it", "dog", maps)], [], [])
+    drawn = attention([AttentionExample(picture, "What is it?", "it", "dog", maps)], [])
     _, path = style.write(drawn, tmp_path, "attention")
     links = re.findall(r'href="([^"]{0,22})([^"]*)"', path.read_text())
     assert all(start.startswith(("#", "data:image/png;base64,")) for start, _ in links)

@@ -5,8 +5,7 @@ import subprocess
 
 import pytest
 
-from switchkd_cli.report.document.cells import Interval, Number, Probability
-from switchkd_cli.report.document.model import Document, Line, Points, Table
+from switchkd_cli.report.document import Document, Interval, Line, Number, Points, Probability, Table
 from switchkd_cli.report.formats.latex import PACKAGES, to_latex
 
 LATIN = r"[50% & {more} of_x #1 ~ ^ $\tau$ <b> a|b --seeds -2.8 ± 1 × 2² · é ü ß ñ ł Ž λ ≥ → – “so” … 1/2"

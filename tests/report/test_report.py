@@ -12,7 +12,7 @@ from rich.console import Console
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import INPUT, UserError
-from switchkd_cli.report.document.cells import words
+from switchkd_cli.report.document import words
 from switchkd_cli.report.formats.markdown import plain, to_markdown
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_comparison, print_distillation

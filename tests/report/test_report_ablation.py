@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from switchkd_cli.report.document.cells import words
+from switchkd_cli.report.document import words
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_ablation
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
@@ -164,9 +164,9 @@ def test_printed_and_written(tmp_path):
 
 def test_estimates_by_hand():
     three = over_seeds([1.0, 2.0, 3.0])
-    assert (three.mean, three.count) == (2.0, 3)
+    assert (three.value, three.seeds) == (2.0, 3)
     assert three.interval == pytest.approx(4.30265 / 3**0.5, abs=1e-4)  # t(0.975, 2), s = 1
     assert over_seeds([]) is None
     assert over_seeds([5.0]).interval is None
     assert paired_difference({0: 1.0, 1: 2.0}, {2: 1.0}) is None
-    assert paired_difference({0: 1.0, 1: 4.0}, {1: 1.0, 0: 0.0}).mean == 2.0
+    assert paired_difference({0: 1.0, 1: 4.0}, {1: 1.0, 0: 0.0}).value == 2.0

@@ -14,15 +14,13 @@ from switchkd_cli import cli
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.report.document.cells import Number
-from switchkd_cli.report.document.model import Callout, Facts, Line, Table
-from switchkd_cli.report.formats.html import to_html
+from switchkd_cli.report.document import Callout, Facts, Line, Number, Table
+from switchkd_cli.report.formats.html import to_html, whiskers
 from switchkd_cli.report.formats.markdown import to_markdown
-from switchkd_cli.report.formats.whiskers import whiskers
 from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
 from switchkd_cli.report.reproduction.origins import command
 from switchkd_cli.report.reproduction.write import compose, write_report
-from switchkd_cli.report.results.recipe_runs import Controls, gather
+from switchkd_cli.report.results.recipe_runs import control_of, gather
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.tables.columns import AVERAGE
 from tests.support import made_up_report as made
@@ -352,7 +350,7 @@ def judged(root, file, ours, theirs, **more):
 def test_a_finding_agrees_or_is_opposite_where_the_interval_leaves_0_out(root, file):
     found = judged(root, file, "switch-kd", "sft-frozen")
     gains = (made.stored(root, "switch-kd") - made.stored(root, "sft-frozen")).mean(axis=1)
-    assert (found.difference.mean, found.difference.interval) == pytest.approx((gains.mean(), half(gains)))
+    assert (found.difference.value, found.difference.interval) == pytest.approx((gains.mean(), half(gains)))
     assert found.verdict.tone == "agrees"
     assert judged(root, file, "sft-frozen", "switch-kd").verdict.tone == "opposite"
 
@@ -360,7 +358,7 @@ def test_a_finding_agrees_or_is_opposite_where_the_interval_leaves_0_out(root, f
 def test_a_finding_on_one_benchmark_is_measured_there(root, file):
     found = judged(root, file, "switch-kd", "sft", benchmark="gqa")
     gains = (made.stored(root, "switch-kd") - made.stored(root, "sft"))[:, 0]
-    assert found.difference.mean == pytest.approx(gains.mean())
+    assert found.difference.value == pytest.approx(gains.mean())
 
 
 def test_rows_called_alike_must_be_shown_to_be(root, file, tmp_path):
@@ -395,16 +393,15 @@ def test_findings_name_rows_that_are_there_and_print_what_the_paper_does(finding
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_each_recipe_has_both_controls_for_the_row_that_it_studies(file):
     rows = load_rows(file)
-    controls = Controls(rows)
     length = {run.row: run.config.stages[-1].steps or run.config.stages[-1].epochs for run in rows}
-    steps, compute = (controls.of(rows[0].row, kind) for kind in ("steps", "compute"))
+    steps, compute = (control_of(rows, rows[0].row, kind) for kind in ("steps", "compute"))
     assert length[steps] == length[rows[0].row] < length[compute]
-    assert controls.of(steps, "steps") is None and controls.of(compute, "compute") is None
+    assert control_of(rows, steps, "steps") is None and control_of(rows, compute, "compute") is None
 
 
 def test_each_student_is_measured_by_its_own_sft():
-    controls = Controls(load_rows(RECIPES / "teacher_size.yaml"))
-    assert controls.of("t7-large", "steps") == "sft-large" and controls.of("t7-small", "steps") == "sft-small"
+    rows = load_rows(RECIPES / "teacher_size.yaml")
+    assert control_of(rows, "t7-large", "steps") == "sft-large" and control_of(rows, "t7-small", "steps") == "sft-small"
 
 
 def test_a_number_is_bold_only_where_its_interval_leaves_0_out(root, file, tmp_path):

@@ -6,16 +6,17 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from switchkd_cli.report.document.cells import Interval, Number
+from switchkd_cli.report.document import Interval, Number
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.intervals import Estimate, over_seeds, paired_difference
+from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.stats.metric_units import Units
-from switchkd_cli.report.stats.significance import PairedUnits, holm, interval, p_value
+from switchkd_cli.report.stats.significance import PairedUnits, holm, p_value
 
 SEVERAL = settings(max_examples=20, deadline=None)
 SCORES = st.floats(0, 100, allow_nan=False).map(lambda x: round(x, 3))
 QUARTERS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])  # exact in binary: ties are ties
 ALWAYS = {"n_resamples": np.inf, "permutation_type": "samples"}
+from tests.support.paired import difference_of, ends_of, gains_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,17 +48,17 @@ def lines(of, fewest=2, most=8, runs=1):
 def test_a_mean_over_seeds_has_scipys_t_interval(values):
     assume(np.ptp(values) > 0.01)
     found, direct = over_seeds(values), stats.ttest_1samp(values, 0).confidence_interval()
-    assert (found.mean - found.interval, found.mean + found.interval) == pytest.approx(tuple(direct))
-    assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    assert (found.low, found.high) == pytest.approx(tuple(direct))
+    assert found.value == pytest.approx(np.mean(values))
 
 
 @given(st.floats(-9, 9), st.floats(0, 9) | st.none())
 def test_one_rule_says_what_is_clear_in_every_cell_and_verdict(mean, half):
-    estimate = Estimate(mean, half, 3, detectable=1.0)
+    number = Number(mean, half, 3, difference=True, detectable=1.0)
     expected = 0 if half is None or abs(mean) <= half else 1 if mean > 0 else -1
-    assert estimate.side == Number.minus(estimate).side == expected
+    assert number.side == expected
     if half is not None:
-        assert bool(Interval(estimate.low, estimate.high, 1.0).mde) == (expected == 0)
+        assert bool(Interval(number.low, number.high, 1.0).mde) == (expected == 0)
 
 
 @SEVERAL
@@ -69,9 +70,9 @@ def test_a_paired_difference_is_scipys_over_the_seeds_in_common(ours, theirs):
         assert found is None
         return
     a, b = np.array([ours[s] for s in common]), np.array([theirs[s] for s in common])
-    assert (found.count, found.mean) == (len(common), pytest.approx(float(np.mean(a - b))))
+    assert (found.seeds, found.value) == (len(common), pytest.approx(float(np.mean(a - b))))
     if len(common) == 1:
-        assert found.interval is found.deviation is None
+        assert found.interval is None
     elif np.ptp(a - b) > 0.01:
         low, high = stats.ttest_rel(a, b).confidence_interval()
         assert found.interval == pytest.approx((high - low) / 2)
@@ -117,17 +118,17 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_differences(rows):
         method="percentile",
         rng=np.random.default_rng(significance.SEED),
     ).confidence_interval
-    assert interval([pair(*rows)]) == pytest.approx((100 * direct.low, 100 * direct.high))
+    assert ends_of([pair(*rows)]) == pytest.approx((100 * direct.low, 100 * direct.high))
 
 
 @SEVERAL
 @given(lines(QUARTERS, most=12, runs=2))
 def test_the_other_way_round_it_is_the_same_with_the_other_sign(rows):
     there, back = pair(*rows), pair(*rows[::-1])
-    low, high = interval([there])
-    assert interval([back]) == pytest.approx((-high, -low))
+    low, high = ends_of([there])
+    assert ends_of([back]) == pytest.approx((-high, -low))
     assert p_value([back]) == p_value([there])
-    assert low - 1e-9 <= there.difference <= high + 1e-9 or np.ptp(there.gains()) > 0
+    assert low - 1e-9 <= difference_of(there) <= high + 1e-9 or np.ptp(gains_of(there)) > 0
 
 
 @SEVERAL

@@ -23,13 +23,8 @@ class AttentionMap:
     """One model's attention to one image, and its answer."""
 
     weights: np.ndarray
-    """[rows, columns] of the patches, NaN where a patch has no token; they sum to `share`."""
+    """[rows, columns] of the patches, NaN where a patch has no token; the sum is the token's attention to the image."""
     answer: str
-
-    @property
-    def share(self) -> float:
-        """Share of the token's attention that goes to the image."""
-        return float(np.nansum(self.weights))
 
 
 @dataclass(frozen=True)
@@ -43,22 +38,22 @@ class AttentionExample:
     maps: tuple[AttentionMap, ...]
 
 
-def attention(examples: Sequence[AttentionExample], names: Sequence[str], colours: Sequence[str]) -> Figure:
+def attention(examples: Sequence[AttentionExample], students: Sequence[tuple[str, str]]) -> Figure:
     """A line for each example: the image, then each model's map over it, on a scale of its own.
 
-    `names` and `colours` are the students', whose maps come last; a map before them is the teacher's.
+    `students` are the names and colours of the models whose maps come last; a map before them is the teacher's.
     """
-    width = 1 + len(examples[0].maps)
-    looks = [("teacher", TEACHER)] * (width - 1 - len(names)) + list(zip(names, colours, strict=True))
-    drawn = new_figure(1.9 * width, 2.55 * len(examples) + 0.5)
-    lines = drawn.subplots(len(examples), width, squeeze=False)
+    count = len(examples[0].maps)
+    looks = [("teacher", TEACHER)] * (count - len(students)) + list(students)
+    drawn = new_figure(1.9 * (1 + count), 2.55 * len(examples) + 0.5)
+    lines = drawn.subplots(len(examples), 1 + count, squeeze=False)
     for (first, *others), example in zip(lines, examples, strict=True):
         first.imshow(example.image, interpolation=SMOOTH)
         before, word, after = example.question.rpartition(example.token)
         _frame(first, f"{before}[{word}]{after}", f"right: {example.answer}")
         for axes, each, (name, colour) in zip(others, example.maps, looks, strict=True):
-            _plot(axes, each, example.image)
-            _frame(axes, f"{name} ({each.share:.0%})", f"says: {each.answer}", colour)
+            _plot(axes, each.weights, example.image)
+            _frame(axes, f"{name} ({np.nansum(each.weights):.0%})", f"says: {each.answer}", colour)
     drawn.suptitle(
         "attention from the bracketed token to the image's patches, mean over layers and heads (paper, Figure 3)\n"
         "darkest: the map's own highest patch · per cent: share of the token's attention that goes to the image",
@@ -67,20 +62,18 @@ def attention(examples: Sequence[AttentionExample], names: Sequence[str], colour
     return drawn
 
 
-def _plot(axes: Axes, attention: AttentionMap, image: Image) -> None:
-    across, down = image.size
-    extent = (0.0, float(across), float(down), 0.0)
+def _plot(axes: Axes, weights: np.ndarray, image: Image) -> None:
     below = PALE + (1 - PALE) * np.asarray(image.convert("L")) / 255
+    extent = (0.0, float(image.width), float(image.height), 0.0)
     axes.imshow(below, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation=SMOOTH)
-    strength = np.nan_to_num(attention.weights / np.nanmax(attention.weights))
+    strength = np.nan_to_num(weights / np.nanmax(weights))
     # interpolation is not "none", with which an SVG loses the alpha
     axes.imshow(strength, alpha=0.85 * strength, extent=extent, cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
 
 
 def _frame(axes: Axes, title: str, below: str, colour: str | None = None) -> None:
     """No ticks; the row's colour around a map, as in the other figures."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set(visible=colour is not None, color=colour, linewidth=2.5)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 import matplotlib
@@ -21,18 +19,11 @@ from switchkd_cli.report.figures.radar import radar
 from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
+from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs.run_folder import RunFolder, shown
 
+FIGURES = TEXTS["figure"]  # captions, and what a figure can't be drawn without, in the order in which they are drawn
 MOST_MAPS = 8  # models next to one another in the figure of attention
-
-CAPTIONS = {
-    "radar": "Scores, the mean over seeds: groups of benchmarks as in the paper's Figure 1, and every benchmark.",
-    "cost": "The gain of each row over SFT on average, paired by seed, for the seconds and the memory of its last stage.",
-    "curves": "Terms and diagnostics of the last stage: the mean over seeds, and the range from lowest to highest.",
-    "knees": "The sorted logits of each path where one real answer begins, their knees and the k used (paper, Figure 2b).",
-    "attention": "The attention of each model from the last word of a question, and its answer (paper, Figure 3).",
-}
-"""Caption of each figure, in the order in which they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -63,52 +54,42 @@ def draw(
     folder: Path,
     *,
     reference: str | None = SFT,
-    forms: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    forms: Callable[[str], Sequence[str]] = lambda name: style.FORMS,
 ) -> Iterator[DrawnFigure]:
-    """Draw radar, cost, curves, knees and attention, each as PNG and SVG; yield what was drawn, and what can't be.
+    """Draw radar, cost, curves, knees and attention; yield what was drawn, and what can't be.
 
-    `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
-    Of a row with several seeds, the first saved model is used.
+    `forms` gives the suffixes to write, by a figure's name; `reference` is the row that gains are measured against. Of a
+    row with several seeds, the first saved model is used.
     """
     rows = style.plotted_rows(runs)
-    figures: dict[str, tuple[Callable[[], Figure | None], str]] = {
-        "radar": (partial(radar, rows, teacher), "needs three benchmarks"),
-        "cost": (
-            partial(gain_and_cost, rows, teacher, reference),
-            f"needs the row {reference or SFT} and another one, with an average",
-        ),
-        "curves": (partial(curves, rows), "no step was logged"),
-        "knees": (partial(_knees, rows, models), "needs the saved model of a run with a term that uses knees"),
-        "attention": (
-            partial(_attention, rows, models),
-            "needs saved models and questions about images in Latin letters",
-        ),
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "radar": lambda: radar(rows, teacher),
+        "cost": lambda: gain_and_cost(rows, teacher, reference),
+        "curves": lambda: curves(rows),
+        "knees": lambda: _knees(rows, models),
+        "attention": lambda: _attention(rows, models),
     }
     with matplotlib.rc_context(style.SETTINGS):
-        for name, (make, reason) in figures.items():
-            made = make()
-            if made is None:
-                yield DrawnFigure(name, reason=reason)
+        for name, texts in FIGURES.items():
+            if made := figures[name]():
+                yield DrawnFigure(name, style.write(made, folder, name, forms(name)))
             else:
-                yield DrawnFigure(name, style.write(made, folder, name, forms.get(name, style.FORMS)))
+                yield DrawnFigure(name, reason=texts["lacks"].format(reference=reference or SFT))
 
 
 def _knees(rows: Sequence[style.PlottedRow], models: Models) -> Figure | None:
     for row in rows:
         losses = {term["loss"] for stage in row.runs[0].stages[-1:] for term in stage.get("objective", ())}
-        if any(signature("loss", name).knees for name in losses & LOSSES.keys()):
-            folder = _saved(row)
-            if folder and (position := models.position(folder)):
-                return knees(position, row.colour)
+        with_knees = any(signature("loss", name).knees for name in losses & LOSSES.keys())
+        if with_knees and (folder := _saved(row)) and (position := models.position(folder)):
+            return knees(position, row.colour)
     return None
 
 
 def _attention(rows: Sequence[style.PlottedRow], models: Models) -> Figure | None:
     saved = [(row, folder) for row in rows if (folder := _saved(row))][:MOST_MAPS]
     examples = models.questions([folder for _, folder in saved]) if saved else []
-    if not examples:
-        return None
-    return attention(examples, [row.title for row, _ in saved], [row.colour for row, _ in saved])
+    return attention(examples, [(row.title, row.colour) for row, _ in saved]) if examples else None
 
 
 def _saved(row: style.PlottedRow) -> RunFolder | None:

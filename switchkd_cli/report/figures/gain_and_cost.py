@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from switchkd_cli.report.figures.style import GREY, PlottedRow, new_figure
+from switchkd_cli.report.figures.style import GREY, PlottedRow, legend_below, new_figure
 from switchkd_cli.report.results.finished_run import TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
-from switchkd_cli.report.stats.intervals import paired_difference
 from switchkd_cli.report.tables.columns import Columns
 
 
@@ -27,24 +25,19 @@ def gain_and_cost(
     drawn = new_figure(10.5, 4.6)
     left, right = drawn.subplots(1, 2, sharey=True)
     for row in rows:
-        gain = paired_difference(row.by_seed(columns.run_average), reference.by_seed(columns.run_average))
-        if gain is None:
-            continue
-        seconds = [run.seconds for run in row.runs if run.seconds is not None]
-        memory = [run.gib for run in row.runs if run.gib is not None]
-        bar = gain.interval if row is not reference else None
-        for axes, values in ((left, seconds), (right, memory)):
-            if values:
+        gain = row.minus(reference, columns.run_average)
+        for axes, cost in ((left, row.mean(lambda run: run.seconds)), (right, row.mean(lambda run: run.gib))):
+            if gain and cost:
+                bar = gain.interval if row is not reference else None
                 looks = {"color": row.colour, "marker": row.mark, "ms": 8, "lw": 1.3, "ls": ""}
-                axes.errorbar(fmean(values), gain.mean, yerr=bar, capsize=3, label=row.title, **looks)
+                axes.errorbar(cost.value, gain.value, yerr=bar, capsize=3, label=row.title, **looks)
     left.set_xlabel("seconds of the last stage")
     right.set_xlabel("peak memory, GiB")
     left.set_ylabel(f"points over {reference.title}, average of {len(columns.counted_tasks)} benchmarks")
     for axes in (left, right):
         axes.axhline(0, color=GREY, lw=0.8)
         axes.set_xlim(0, axes.get_xlim()[1] * 1.04)
-    handles, labels = left.get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    legend_below(drawn, left, most=6)
     seeds = len(reference.runs)
     bars = f"mean over {seeds} seeds, bars: 95 % t interval of the paired differences"
     drawn.suptitle(bars if seeds > 1 else "one seed: no interval", fontsize=9, color=GREY)

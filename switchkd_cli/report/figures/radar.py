@@ -8,11 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.projections.polar import PolarAxes
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.report.figures.style import DASHED, FAINT, GREY, TEACHER, PlottedRow, new_figure
+from switchkd_cli.report.figures.style import DASHED, FAINT, GREY, TEACHER, PlottedRow, legend_below, new_figure
 from switchkd_cli.report.results.finished_run import TeacherScores, scores
 from switchkd_cli.report.tables.columns import Columns
 
@@ -41,40 +40,28 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure |
     webs: list[Web] = [
         (row.means(), {"label": row.title, "color": row.colour, "marker": row.mark, "lw": 1.8}) for row in rows
     ]
-    if teacher and "teacher" in teacher:
+    if "teacher" in columns.teacher:
         looks = {"label": "teacher", "color": TEACHER, "marker": "", "ls": DASHED, "lw": 1.2}
-        webs.append((scores(teacher["teacher"]), looks))
+        webs.append((scores(columns.teacher["teacher"]), looks))
     groups = {name: [task for task in tasks if task in columns.counted_tasks] for name, tasks in GROUPS.items()}
     groups = {name: tasks for name, tasks in groups.items() if tasks}
     grouped: list[Web] = [
         ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks) for values, looks in webs
     ]
-    drawn = new_figure(10.5, 5.8)
-    sides = (
-        (grouped, list(groups), "Groups of benchmarks (paper, Figure 1)"),
-        (webs, list(columns.tasks), "Every benchmark"),
-    )
-    shown = [side for side in sides if len(side[1]) > 2]
-    for i, (each, spokes, title) in enumerate(shown):
-        axes = drawn.add_subplot(1, len(shown), i + 1, projection="polar")
+    sides = {"Groups of benchmarks (paper, Figure 1)": (grouped, list(groups))} if len(groups) > 2 else {}
+    sides["Every benchmark"] = (webs, list(columns.tasks))
+    drawn = new_figure(10.5, 5.8, h_pad=0.12, w_pad=0.1)  # labels hang out of their axes
+    for i, (title, (each, spokes)) in enumerate(sides.items(), 1):
+        axes = drawn.add_subplot(1, len(sides), i, projection="polar")
         assert isinstance(axes, PolarAxes)
         _plot(axes, each, spokes, columns)
         axes.set_title(title, loc="center", pad=12)
-    handles, labels = drawn.axes[0].get_legend_handles_labels()
     results = rows[0].runs[0].results
     counts = sorted({len(row.runs) for row in rows if row.is_run} or {1})
     runs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = "one seed" if counts == [1] else f"means over {runs} seeds"
-    drawn.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(4, len(labels)),
-        title=f"{results['world']}, {results['split']} split · score 0..100 · {seeds}",
-    )
-    layout = drawn.get_layout_engine()
-    if isinstance(layout, ConstrainedLayoutEngine):
-        layout.set(h_pad=0.12, w_pad=0.1)  # labels hang out of their axes
+    title = f"{results['world']}, {results['split']} split · score 0..100 · {seeds}"
+    legend_below(drawn, drawn.axes[0], title=title)
     return drawn
 
 
@@ -95,8 +82,5 @@ def _plot(axes: PolarAxes, webs: Sequence[Web], spokes: Sequence[str], columns: 
     for label, spoke, angle in zip(axes.get_xticklabels(), spokes, angles, strict=True):
         label.set_color(GREY if spoke in columns.not_beaten else "black")
         # labels grow away from the web
-        if abs(sin(angle)) < 0.1:
-            label.set_horizontalalignment("center")
-        else:
-            label.set_horizontalalignment("left" if sin(angle) > 0 else "right")
+        label.set_horizontalalignment("center" if abs(sin(angle)) < 0.1 else "left" if sin(angle) > 0 else "right")
     axes.tick_params(axis="x", pad=2)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.row_runs import RowRuns
@@ -76,9 +78,15 @@ def _looks(names: Sequence[str]) -> list[tuple[str, str]]:
     return [look or next(free) for look in own]
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, **pads: Any) -> Figure:
     """An empty figure, in inches. No screen and no global state: it is drawn by Agg when it is written."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**pads))
+
+
+def legend_below(drawn: Figure, axes: Axes, most: int = 4, **more: Any) -> None:
+    """A legend of the whole figure under it, of what `axes` show, in lines of `most` entries."""
+    handles, labels = axes.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(most, len(labels)), **more)
 
 
 def write(drawn: Figure, folder: Path, name: str, forms: Sequence[str] = FORMS) -> tuple[Path, ...]:

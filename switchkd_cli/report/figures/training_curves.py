@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,18 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
-from switchkd_cli.report.results.finished_run import read_metrics
-from switchkd_cli.runs.run_folder import RunFolder
+from switchkd_cli.report.texts import TEXTS
 
 GRID = np.linspace(0, 100, 101)  # per cent of the stage: rows with different numbers of steps share one axis
 SMOOTHED = 0.04  # share of a stage over which a curve with a value at every step is averaged
-PANELS = {
-    "grad_norm": "gradient norm",
-    "agreement/student": "student agrees with the teacher",
-    "agreement/switch": "switch agrees with the teacher",
-    "kl/student": "KL(teacher, student), nats",
-    "switch_gap": "switch gap KL(teacher, switch), nats",
-}
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 DECADE = 10  # a positive curve that spans more gets a logarithmic axis
 COLUMNS = 3
@@ -35,8 +26,7 @@ Steps = Sequence[Mapping[str, Any]]
 """The logged steps of one run's last stage."""
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One pair of axes: names of logged values with their line styles, and the teacher's own value."""
 
     title: str
@@ -50,34 +40,33 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     A panel per term and per diagnostic; the terms' gradients share a panel for each part that they train.
     """
     rows = [row for row in rows if row.runs[0].stages]  # without models that were only scored
-    steps = {row: [_last_stage(read_metrics(RunFolder(run.path).metrics)) for run in row.runs] for row in rows}
+    steps = {row: [_last_stage(run.log) for run in row.runs] for row in rows}
     every = [run for own in steps.values() for run in own]
     terms = [term for row in rows for term in row.runs[0].stages[-1].get("objective", ())]
     panels = list(_panels(every, terms))
     if not panels:
         return None
-    height, marked = ceil(len(panels) / COLUMNS), len(rows) > len(PALETTE)
+    height = ceil(len(panels) / COLUMNS)
+    marks = {row: row.mark if len(rows) > len(PALETTE) else "" for row in rows}  # tell rows of one colour apart
     drawn = new_figure(11, 0.9 + 2.3 * height)
     drawn.subplots(height, COLUMNS, squeeze=False, sharex=True)
     for panel, axes in zip(panels, drawn.axes, strict=False):
-        lines = [
-            (_on_grid(own, name), row.colour, line_style, row.mark if marked else "")
-            for row, own in steps.items()
-            for name, line_style in panel.names.items()
-        ]
-        lines += [(_on_grid(every, panel.teacher), TEACHER, DASHED, "")] if panel.teacher else []
-        _scale(axes, [span for line in lines if (span := _line(axes, *line))])
+        for row, own in steps.items():
+            for name, line_style in panel.names.items():
+                _plot(axes, own, name, color=row.colour, ls=line_style, marker=marks[row])
+        if panel.teacher:
+            _plot(axes, every, panel.teacher, color=TEACHER, ls=DASHED)
+        _scale(axes)
         axes.set_title(panel.title)
         if len(panel.names) > 1:  # which line style is which term's
             keys = [Line2D([], [], color=GREY, ls=line_style) for line_style in panel.names.values()]
             axes.legend(keys, [name.split("/")[1] for name in panel.names], fontsize=7, loc="best")
-    for i, axes in enumerate(drawn.axes):
-        if i >= len(panels):
-            axes.set_visible(False)
-        elif i >= len(panels) - COLUMNS or i // COLUMNS == height - 1:
-            axes.set_xlabel("per cent of the stage")
-            axes.tick_params(labelbottom=True)
-    keys = [Line2D([], [], color=row.colour, lw=2, marker=row.mark if marked else "") for row in rows]
+    for axes in drawn.axes[: len(panels)][-COLUMNS:]:
+        axes.set_xlabel("per cent of the stage")
+        axes.tick_params(labelbottom=True)
+    for axes in drawn.axes[len(panels) :]:
+        axes.set_visible(False)
+    keys = [Line2D([], [], color=row.colour, lw=2, marker=mark) for row, mark in marks.items()]
     keys.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
     names = [*(row.title for row in rows), "teacher, on the same tokens"]
     drawn.legend(keys, names, loc="outside lower center", ncols=min(4, len(names)))
@@ -104,7 +93,7 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if name.startswith("loss/"):
             teacher = "teacher_ce" if name in supervised else None
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
-    for name, title in PANELS.items():
+    for name, title in TEXTS["figure"]["curves"]["panels"].items():
         if name in names:
             yield Panel(title, {name: "-"})
     yield from _knees([name for name in names if name.startswith("k/") and name.endswith("/mean")])
@@ -118,50 +107,38 @@ def _knees(names: Sequence[str]) -> Iterator[Panel]:
     """`k/<term>/<path>/mean`: each leading path with the teacher's k; the teacher's alone where it leads alone."""
     terms: dict[str, dict[str, str]] = {}
     for name in names:
-        _, *term, path, _ = name.split("/")  # older runs name no term
-        terms.setdefault("".join(term), {})[path] = name
-    for label, paths in terms.items():
+        _, *labels, path, _ = name.split("/")  # older runs name no term
+        terms.setdefault("".join(f"{label}: " for label in labels), {})[path] = name
+    for term, paths in terms.items():
         others = {path: name for path, name in paths.items() if path != "teacher"}
-        of = f"{label}: " if label else ""
         for path, name in (others or paths).items():
             teacher = paths.get("teacher") if others else None
-            yield Panel(f"{of}effective k of the {path}", {name: "-"}, teacher)
+            yield Panel(f"{term}effective k of the {path}", {name: "-"}, teacher)
 
 
-def _on_grid(runs: Sequence[Steps], name: str) -> list[np.ndarray]:
-    """The value of each run that has it, on one grid; smoothed where every step has it."""
+def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:
+    """The mean and range of the runs that have a value, on one grid; smoothed where every step has it."""
     curves = []
     for steps in runs:
         points = [(100 * line["step"] / line["steps"], line[name]) for line in steps if line.get(name) is not None]
         if not points:
             continue
         x, y = np.array(points, dtype=float).T
-        width = max(1, round(SMOOTHED * len(steps)))
-        if len(points) == len(steps) and width > 1:
-            weights = np.ones(width)
+        weights = np.ones(max(1, round(SMOOTHED * len(steps))))
+        if len(points) == len(steps):
             y = np.convolve(y, weights, "same") / np.convolve(np.ones_like(y), weights, "same")
         curves.append(np.interp(GRID, x, y, left=np.nan, right=np.nan))
-    return curves
+    if curves:
+        each = np.ma.masked_invalid(np.stack(curves))
+        axes.plot(GRID, each.mean(0), lw=1.5, markevery=(10, 20), ms=4, **looks)
+        if len(curves) > 1:
+            axes.fill_between(GRID, each.min(0), each.max(0), color=looks["color"], alpha=0.12, lw=0)
 
 
-def _line(
-    axes: Axes, runs: Sequence[np.ndarray], colour: str, line_style: Any, mark: str
-) -> tuple[float, float] | None:
-    """Plot the runs' mean and range; return the mean's lowest and highest. Marks tell rows of one colour apart."""
-    if not runs:
-        return None
-    each = np.ma.masked_invalid(np.stack(runs))
-    mean = each.mean(0)
-    axes.plot(GRID, mean, color=colour, lw=1.5, ls=line_style, marker=mark, markevery=(10, 20), ms=4)
-    if len(runs) > 1:
-        axes.fill_between(GRID, each.min(0), each.max(0), color=colour, alpha=0.12, lw=0)
-    return float(mean.min()), float(mean.max())
-
-
-def _scale(axes: Axes, spans: Sequence[tuple[float, float]]) -> None:
+def _scale(axes: Axes) -> None:
     """A logarithmic axis for what spans decades; plain numbers on both kinds."""
-    lowest, highest = min(low for low, _ in spans), max(high for _, high in spans)
-    if 0 < lowest * DECADE < highest:
+    values = np.ma.concatenate([line.get_ydata() for line in axes.lines])
+    if 0 < values.min() * DECADE < values.max():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")

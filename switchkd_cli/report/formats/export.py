@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.report.document.cells import Cell, Interval, Number, Probability
-from switchkd_cli.report.document.model import Document
+from switchkd_cli.report.document import Cell, Document, Interval, Number, Probability
 from switchkd_cli.report.formats.latex import to_latex
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.formats.text import to_text
@@ -57,12 +54,8 @@ def to_json(document: Document) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[Document], str]] = MappingProxyType(
-    {"text": to_text, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
-)
-SUFFIXES: Mapping[str, str] = MappingProxyType(
-    {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
-)
+FORMATS = {"text": to_text, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
+SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
 
 
 def chosen_format(name: str | None, file: Path | None) -> str | None:

@@ -7,49 +7,47 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from switchkd_cli.benchmarks import ANSWER_KINDS
-from switchkd_cli.report.document.cells import Cell, Interval, Number, Verdict, words
-from switchkd_cli.report.document.model import AVERAGE_HEAD, HEADINGS, Document, FigureFile, Line, Table
-from switchkd_cli.report.formats.whiskers import CLASSES, whiskers
+from switchkd_cli.report import document as model
+from switchkd_cli.report.document import Cell, Document, FigureFile, Line, Number, Table, words
+from switchkd_cli.report.formats.template import render
 
-TEMPLATES = Path(__file__).with_name("templates")
 HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell of more words gets room
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
+WIDTH, HEIGHT, EDGE = 240, 22, 8  # of a whisker, in pixels
+OVER = 12  # pixels by which the line of zero reaches into the lines above and below
+CLASSES = {1: "up", -1: "down", 0: "unclear", None: ""}
+"""Class of a clear or unclear difference, by `Number.side`."""
 
 
 def to_html(document: Document, folder: Path) -> str:
     """The whole document; figures are read from the folder."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.globals |= {
-        "lines": _lines,
-        "cell": _cell,
+
+    def drawn(figure: FigureFile) -> str:
+        return _drawn(figure, folder / figure.path)
+
+    own: dict[str, Any] = {
+        "groups": _groups,
         "looks": _looks,
         "heads": _heads,
-        "whiskers": lambda table: {name: Markup(svg) for name, svg in whiskers(table).items()},
-        "drawn": lambda figure: _drawn(figure, folder / figure.path),
+        "whiskers": whiskers,
+        "cell": _cell,
+        "drawn": drawn,
     }
-    environment.filters["kind"] = lambda block: type(block).__name__.lower()
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template("report.html.jinja").render(document=document, style=style)
+    return render("report.html.jinja", document, own)
 
 
 def _cell(cell: Cell) -> str:
     """A cell's content, escaped."""
     if not isinstance(cell, Number):
         text = words(cell)
-        return escape(text.replace("-", "−") if isinstance(cell, Interval) else text)
+        return escape(text.replace("-", "−") if isinstance(cell, model.Interval) else text)
     value = cell.points.replace("-", "−")
     star = "<sup>*</sup>" if cell.beyond else ""
     small = filter(None, (cell.spread.replace(" ", HAIR), cell.mde))
@@ -64,7 +62,7 @@ def _looks(cell: Cell, head: str) -> str:
 
 def _heads(table: Table, place: int) -> str | None:
     """The classes of a column's head, which aligns with its cells."""
-    cells = [line.cells[place - 1] for line in table.lines] if place else []
+    cells = table.cells(place - 1) if place else []
     figures = any(_kind(cell).startswith("n") for cell in cells if cell is not None)
     return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
 
@@ -72,7 +70,7 @@ def _heads(table: Table, place: int) -> str | None:
 def _kind(cell: Cell) -> str:
     if isinstance(cell, Number):
         return " ".join(filter(None, ("n", CLASSES[cell.side], "" if cell.counted else "out")))
-    if isinstance(cell, Verdict):
+    if isinstance(cell, model.Verdict):
         return f"verdict {cell.tone}"
     if isinstance(cell, str) and not FIGURE.fullmatch(cell):
         return "words long" if len(cell) > LONG else "words"
@@ -81,13 +79,13 @@ def _kind(cell: Cell) -> str:
 
 def _column(head: str) -> str:
     """The class of a column that is set apart from those before it."""
-    return "total" if head == AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
+    return "total" if head == model.AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
 
 
-def _lines(table: Table) -> Iterator[tuple[str, list[Line]]]:
+def _groups(table: Table) -> Iterator[tuple[str, list[Line]]]:
     """Groups of lines under their headings; the paper's table has a label instead."""
     for kind, lines in groupby(table.lines, key=lambda line: line.kind):
-        yield ("" if table.source == "paper" else HEADINGS.get(kind, "")), list(lines)
+        yield ("" if table.source == "paper" else model.HEADINGS.get(kind, "")), list(lines)
 
 
 def _drawn(figure: FigureFile, path: Path) -> str:
@@ -102,3 +100,30 @@ def _drawn(figure: FigureFile, path: Path) -> str:
     head, body = svg.split(">", 1)
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     return Markup(f'{head} role="img" aria-label="{title}">{body}')
+
+
+def whiskers(table: Table) -> dict[str, str]:
+    """The table's plotted column as SVGs on one scale, by the line's name: a dot for a mean, a line for its interval."""
+    if table.plotted not in table.columns:
+        return {}
+    cells = zip(table.lines, table.cells(table.columns.index(table.plotted) - 1), strict=True)
+    numbers = {line.name: cell for line, cell in cells if isinstance(cell, Number)}
+    low = min(0.0, *(of.low for of in numbers.values()), 0.0)
+    high = max(0.0, *(of.high for of in numbers.values()), 0.0)
+    if low == high:
+        return {}
+    scale = (WIDTH - 2 * EDGE) / (high - low)
+
+    def at(points: float) -> str:
+        return f"{EDGE + (points - low) * scale:.1f}"
+
+    middle = HEIGHT / 2
+    return {
+        name: Markup(
+            f'<svg class="whisker {CLASSES[of.side or 0]}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" aria-hidden="true">'
+            f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="{-OVER}" y2="{HEIGHT + OVER}"/>'
+            f'<line x1="{at(of.low)}" x2="{at(of.high)}" y1="{middle}" y2="{middle}"/>'
+            f'<circle cx="{at(of.value)}" cy="{middle}" r="4.5"/></svg>'
+        )
+        for name, of in numbers.items()
+    }

@@ -8,8 +8,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from switchkd_cli.report.document.cells import Cell, are_words, words
-from switchkd_cli.report.document.model import HEADINGS, Document, Table
+from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
 
 if TYPE_CHECKING:
     from pylatexenc.latexencode import UnicodeToLatexEncoder
@@ -45,7 +44,7 @@ def to_latex(document: Document) -> str:
 
 
 def _table(table: Table, title: str) -> str:
-    columns = [_column([line.cells[i] for line in table.lines]) for i in range(len(table.columns) - 1)]
+    columns = [_column(table.cells(i)) for i in range(len(table.columns) - 1)]
     body = [r"\toprule", _row(table.columns)]
     for heading, lines in groupby(table.lines, key=lambda line: HEADINGS.get(line.kind)):
         body.append(r"\midrule" if heading is None else r"\addlinespace")

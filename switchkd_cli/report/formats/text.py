@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
-from switchkd_cli.report.document.cells import Number, are_words, words
-from switchkd_cli.report.document.model import HEADINGS, WARNING, Document, Table
+from switchkd_cli.report.document import HEADINGS, WARNING, Document, Number, Table, are_words, words
 from switchkd_cli.terminal.console import stdout
 
 WIDTH = 100  # columns, where no terminal says how many there are
@@ -57,7 +56,7 @@ def to_text(document: Document) -> str:
 def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
-    columns = [[line.cells[place] for line in table.lines] for place in range(len(table.columns) - 1)]
+    columns = [table.cells(place) for place in range(len(table.columns) - 1)]
     wrapped = [any(are_words(cell, WORDS) for cell in cells) for cells in columns]
     for head, cells, wraps in zip(table.columns[1:], columns, wrapped, strict=True):
         needed = max((len(words(cell)) for cell in cells), default=0)

@@ -11,14 +11,11 @@ from typing import Literal
 import yaml
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.report.document.cells import Number, Tone, Verdict
-from switchkd_cli.report.document.model import Line, Table
-from switchkd_cli.report.results.finished_run import SAFE
+from switchkd_cli.report.document import Column, Number, Table, Tone, Verdict
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns
-from switchkd_cli.report.stats.intervals import Estimate, paired_difference
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
-from switchkd_cli.report.tables.footnotes import MDE
+from switchkd_cli.report.texts import CAPTIONS, MDE, SAFE
 
 ALIKE = 1.0
 """Points: two rows are as good as one another when the whole interval of their difference is this close to 0."""
@@ -32,7 +29,7 @@ class Finding:
     claim: str
     tag: Literal["S", "C", "I", "T"]
     source: str
-    recipes: tuple[str, ...]
+    recipes: Sequence[str]
     """Where it can be tested; the first of them that a report holds is taken."""
     ours: str
     theirs: str
@@ -43,7 +40,7 @@ class Finding:
 
 
 _listed = yaml.load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"), Loader=SAFE)
-FINDINGS = tuple(Finding(**entry | {"recipes": tuple(entry["recipes"])}) for entry in _listed)
+FINDINGS = tuple(Finding(**entry) for entry in _listed)
 
 
 @dataclass(frozen=True)
@@ -53,42 +50,42 @@ class CheckedFinding:
     finding: Finding
     recipe: str | None
     verdict: Verdict
-    difference: Estimate | None = None
+    difference: Number | None = None
     """Paired by seed; None where the finding could not be tested."""
 
 
 def check_findings(recipes: Sequence[RecipeRuns], findings: Sequence[Finding] = FINDINGS) -> list[CheckedFinding]:
     """Every finding, also those that nothing here can test."""
     by_stem = {recipe.stem: recipe for recipe in reversed(recipes)}
-    return [_checked(finding, by_stem) for finding in findings]
+    checked = []
+    for finding in findings:
+        recipe = next((by_stem[name] for name in finding.recipes if name in by_stem), None)
+        stem, found = recipe.stem if recipe else None, _difference(finding, recipe)
+        if isinstance(found, Number):
+            tone = _tone(found, alike=finding.alike)
+            words = WORDS[tone] if found.interval is not None else "not clear (one seed)"
+            checked.append(CheckedFinding(finding, stem, Verdict(words, tone), found))
+        else:
+            checked.append(CheckedFinding(finding, stem, Verdict(f"not tested: {found}", "untested")))
+    return checked
 
 
-def _checked(finding: Finding, recipes: Mapping[str, RecipeRuns]) -> CheckedFinding:
-    recipe = next((recipes[name] for name in finding.recipes if name in recipes), None)
-
-    def untested(reason: str) -> CheckedFinding:
-        verdict = Verdict(f"not tested: {reason}", "untested")
-        return CheckedFinding(finding, recipe.stem if recipe else None, verdict)
-
+def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
+    """The difference that the finding is about, or why it can't be tested."""
     if recipe is None:
-        return untested(f"{' or '.join(finding.recipes)} is not in this report")
+        return f"{' or '.join(finding.recipes)} is not in this report"
     ours, theirs = recipe.row(finding.ours), recipe.row(finding.theirs)
     if ours is None or theirs is None:
         lacking = [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if row is None]
-        return untested(f"no finished run of {' and '.join(lacking)}")
+        return f"no finished run of {' and '.join(lacking)}"
     if _same(ours, theirs):
-        return untested("the two rows are one and the same run here")
+        return "the two rows are one and the same run here"
     columns = Columns.of(ours.runs[0].scores, recipe.teacher)
     if finding.benchmark in columns.not_beaten:
         head = BENCHMARKS[finding.benchmark].column
-        return untested(f"{head} is left out here: the teacher does not clearly beat the baselines")
+        return f"{head} is left out here: the teacher does not clearly beat the baselines"
     figure = columns.figures.get(finding.benchmark, lambda run: None)
-    difference = paired_difference(ours.by_seed(figure), theirs.by_seed(figure))
-    if difference is None:
-        return untested("no seed in common, or no score")
-    tone = _tone(difference, alike=finding.alike)
-    words = WORDS[tone] if difference.interval is not None else "not clear (one seed)"
-    return CheckedFinding(finding, recipe.stem, Verdict(words, tone), difference)
+    return ours.minus(theirs, figure) or "no seed in common, or no score"
 
 
 def _same(ours: RowRuns, theirs: RowRuns) -> bool:
@@ -97,39 +94,27 @@ def _same(ours: RowRuns, theirs: RowRuns) -> bool:
     return one == other and None not in one.values()
 
 
-def _tone(difference: Estimate, *, alike: bool) -> Tone:
-    if difference.interval is None:
-        return "unclear"
-    if alike:
-        within = difference.low >= -ALIKE and difference.high <= ALIKE
-        beyond = difference.low > ALIKE or difference.high < -ALIKE
-        return "agrees" if within else "opposite" if beyond else "unclear"
-    tones: dict[int, Tone] = {1: "agrees", -1: "opposite", 0: "unclear"}
-    return tones[difference.side]
+def _tone(difference: Number, *, alike: bool) -> Tone:
+    tones: Mapping[int, Tone] = {1: "agrees", -1: "opposite", 0: "unclear"}
+    if not alike or difference.interval is None:
+        return tones[difference.side or 0]
+    within = difference.low >= -ALIKE and difference.high <= ALIKE
+    beyond = difference.low > ALIKE or difference.high < -ALIKE
+    return "agrees" if within else "opposite" if beyond else "unclear"
 
 
 def table(findings: Sequence[CheckedFinding]) -> Table | None:
     """The findings whose recipe is in the report; None where there is none."""
-    heads = ("the paper's finding", "paper", "here", "verdict", "tested in", "said by")
-    lines = []
-    for each in findings:
-        if each.recipe:
-            printed = each.finding.printed
-            cells = (
-                None if printed is None else Number(printed, difference=True),
-                None if each.difference is None else Number.minus(each.difference),
-                each.verdict,
-                each.recipe,
-                f"[{each.finding.tag}] {each.finding.source}",
-            )
-            lines.append(Line(each.finding.claim, cells))
-    caption = (
-        "Here: the first row minus the second, paired by seed, ± half of the 95 % t interval. A finding agrees or is "
-        "opposite when that interval excludes 0; rows that the paper calls alike agree when it lies within "
-        f"{ALIKE:g} point of 0. Not corrected for the number of findings. [S] stated by the authors, [C] "
-        f"computed from numbers that they print, [I] inferred, [T] a third party's reading of the paper. {MDE}."
+    columns: tuple[Column, ...] = (
+        ("the paper's finding", "finding.claim"),
+        ("paper", lambda each: None if (p := each.finding.printed) is None else Number(p, difference=True)),
+        ("here", "difference"),
+        ("verdict", "verdict"),
+        ("tested in", "recipe"),
+        ("said by", lambda each: f"[{each.finding.tag}] {each.finding.source}"),
     )
-    return Table(heads, tuple(lines), caption=caption) if lines else None
+    tested = [each for each in findings if each.recipe]
+    return Table.of(tested, columns, caption=CAPTIONS["findings"].format(alike=ALIKE, mde=MDE)) if tested else None
 
 
 def summary(findings: Sequence[CheckedFinding]) -> str:
@@ -137,8 +122,7 @@ def summary(findings: Sequence[CheckedFinding]) -> str:
     counts = Counter(each.verdict.tone for each in findings)
     counted = ", ".join(f"{words} {counts[tone]}" for tone, words in WORDS.items())
     text = f"{len(findings)} findings: {counted}, not tested {counts['untested']}."
-    absent = [each.finding.recipes[0] for each in findings if each.recipe is None]
-    if absent:
+    if absent := [each.finding.recipes[0] for each in findings if each.recipe is None]:
         names = ", ".join(dict.fromkeys(absent))
         text += f" For {len(absent)} of them the recipe is not in this report: {names}."
     return text

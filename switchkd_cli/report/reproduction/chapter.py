@@ -1,51 +1,57 @@
-"""One recipe's chapter: its tables, the gains over its controls, their cost, and notes."""
+"""One recipe's chapter: its scores, the paper's numbers, gains over the controls, kinds of answer, cost, and notes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import fmean
 
+from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.errors import UserError
-from switchkd_cli.report.document.model import WARNING, Block, Callout, Points, Section, Text
-from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, RecipeRuns
-from switchkd_cli.report.results.row_runs import seeds_in_words
-from switchkd_cli.report.stats.paired_items import AnswerUnits, answer_units
-from switchkd_cli.report.tables import footnotes, recipe_tables
+from switchkd_cli.report import document as model
+from switchkd_cli.report.document import Block, Callout, Cell, Column, Line, Number, Points, Table, Text
+from switchkd_cli.report.results.finished_run import ScoredRun
+from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
+from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, ControlKind, RecipeRuns
+from switchkd_cli.report.results.row_runs import RowRuns, Score, seeds_in_words
+from switchkd_cli.report.stats.significance import ALPHA
+from switchkd_cli.report.tables import footnotes
 from switchkd_cli.report.tables.columns import Columns
+from switchkd_cli.report.tables.differences import PAPER, TESTS, RowDifference, compare
+from switchkd_cli.report.texts import CAPTIONS, MDE
 
 
-def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> Section:
+def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
     """All runs of a recipe. Runs that can't stand in one table are refused here, with the reasons."""
     head = tuple(_head(recipe))
     if not recipe.runs:
-        nothing = Callout("No run has scores: nothing to show.", "problem")
-        return Section(recipe.title, recipe.stem, (*head, nothing))
+        head += (Callout("No run has scores: nothing to show."),)
+        return model.Section(recipe.title, recipe.stem, head)
     try:
         columns = Columns.of_runs(recipe.runs, recipe.teacher)
         answers = answer_units(recipe.runs, columns.tasks)
     except UserError as refused:
-        reasons = "These runs can't be compared: " + "; ".join(refused.problems)
-        return Section(recipe.title, recipe.stem, (*head, Callout(reasons, "problem")))
+        head += (Callout("These runs can't be compared: " + "; ".join(refused.problems)),)
+        return model.Section(recipe.title, recipe.stem, head)
     warned = [
         f"{runs[0].title}, {len(runs)} of {sum(r.title == runs[0].title for r in recipe.runs)} runs: {text}"
         for runs, text in footnotes.shared_warnings(recipe.runs)
     ]
     parts: dict[str, Sequence[Block]] = {
         "Scores": list(_scores(recipe, columns)),
-        **_gains(recipe, columns, answers),
-        "By kind of answer": [
-            recipe_tables.answer_kinds(recipe, columns)
-            or Text("The benchmarks that count ask for one kind of answer only.")
-        ],
-        "Gain, fidelity and cost": [recipe_tables.costs(recipe, columns)],
+        **{title: list(_gains(recipe, columns, answers, kind)) for kind, title in CONTROL_KINDS.items()},
+        "By kind of answer": [_answer_kinds(recipe, columns)],
+        "Gain, fidelity and cost": [_costs(recipe, columns)],
         "Figures": figures or [Text("None: the lines at the top of the report say why.")],
         "Diagnostics": [Points(tuple(warned)) if warned else Text("No run gave a warning.")],
         "Notes": [Points(tuple(_notes(recipe, columns, answers)))],
     }
     sections = tuple(
-        Section(title, f"{recipe.stem}-{'-'.join(title.lower().replace(',', '').split())}", tuple(blocks))
+        model.Section(title, f"{recipe.stem}-{'-'.join(title.lower().replace(',', '').split())}", tuple(blocks))
         for title, blocks in parts.items()
     )
-    return Section(recipe.title, recipe.stem, head, sections)
+    return model.Section(recipe.title, recipe.stem, head, sections)
 
 
 def _head(recipe: RecipeRuns) -> Iterator[Block]:
@@ -55,36 +61,147 @@ def _head(recipe: RecipeRuns) -> Iterator[Block]:
     not_started = f" Not run: {'; '.join(recipe.rows_not_started)}." if recipe.rows_not_started else ""
     yield Text(f"{len(recipe.started_rows)} rows, {finished}{not_started}")
     if missing := [f"{title}: {STATES[state]}, {seeds_in_words(own)}" for state, title, own in recipe.unfinished()]:
-        count = sum(state != "finished" for state in recipe.states.values())
-        many = "One run is" if count == 1 else f"{count} runs are"
-        yield Callout(f"{many} missing: {'; '.join(missing)}.", "problem")
+        count = len(recipe.states) - len(recipe.runs)
+        yield Callout(f"{'One run is' if count == 1 else f'{count} runs are'} missing: {'; '.join(missing)}.")
 
 
 def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
-    yield recipe_tables.scores(recipe, columns)
-    for note in footnotes.answers(recipe.runs, recipe.teacher):
-        yield Callout(note, "problem") if note.startswith(WARNING) else Text(note)
-    yield from recipe_tables.paper_numbers(recipe, columns)
+    """A line for each row, the mean over its seeds; the teacher above, the baselines below; the paper's apart."""
+
+    def line(title: str, row: RowRuns | None) -> Line:
+        count, planned = len(row.runs) if row else 0, len(recipe.seeds)
+        means = {name: _mean(figure)(row) if row else None for name, figure in columns.figures.items()}
+        cells = [mean and replace(mean, counted=name not in columns.not_beaten) for name, mean in means.items()]
+        return Line(title, (count if count == planned else f"{count} of {planned}", *cells))
+
+    teacher, baselines = (
+        [replace(line, cells=(None, *line.cells)) for line in lines]
+        for lines in (columns.teacher_lines(), columns.baseline_lines())
+    )
+    rows = [line(run.title, recipe.row(run.row)) for run in recipe.started_rows]
+    said = {"scores": True, "baselines": recipe.teacher, "left out": columns.not_beaten}
+    caption = " ".join(CAPTIONS[name] for name, true in said.items() if true)
+    yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)
+    for note in footnotes.answers(recipe.runs, columns.teacher):
+        yield Callout(note) if note.startswith(model.WARNING) else Text(note)
+    if printed := [Line(run.title, columns.printed(run.paper)) for run in recipe.started_rows if run.paper]:
+        yield Table(("as printed", *columns.heads), tuple(printed), caption=CAPTIONS["paper"], source="paper")
 
 
-def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> dict[str, Sequence[Block]]:
-    """The gains over each kind of control."""
-    parts: dict[str, Sequence[Block]] = {}
-    for kind, title in CONTROL_KINDS.items():
-        rows = recipe_tables.compare_with_controls(recipe, columns, answers, kind)
-        if rows:
-            tables = recipe_tables.gains(rows, columns, kind, recipe.planned_rows[0].title)
-            parts[title] = [Text(recipe_tables.verdict(rows)), *tables]
-        else:
-            controls = [run.title for run in recipe.controls.every(kind)]
-            lacking = f"no finished run of {' or '.join(controls)}" if controls else "the recipe has no such row"
-            parts[title] = [Text(f"No control to compare with: {lacking}.")]
-    return parts
+def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: ControlKind) -> Iterator[Block]:
+    """Every row minus its control of that kind, where both have a run of one seed.
+
+    What the seeds say of the averages in words; the average with all tests; the gains benchmark by benchmark.
+    """
+    pairs = [(row, recipe.control(row, kind)) for row in recipe.rows]
+    seeds = {row: {run.seed for run in row.runs} for row in recipe.rows}
+    rows = compare([(row, by) for row, by in pairs if by and seeds[row] & seeds[by]], columns, answers)
+    if not rows:
+        controls = [run.title for run in recipe.controls(kind)]
+        lacking = f"no finished run of {' or '.join(controls)}" if controls else "the recipe has no such row"
+        yield Text(f"No control to compare with: {lacking}.")
+        return
+    several = len({row.theirs.title for row in rows}) > 1
+    name = f"minus {CONTROL_KINDS[kind] if several else rows[0].theirs.title}"
+    minus: list[Column] = [("minus", "theirs.title")] if several else []
+
+    def over_seeds(head: str) -> Callable[[RowDifference], Cell]:
+        return lambda row: next((d.over_seeds for d in row.each if d.head == head), None)
+
+    with_average = [row for row in rows if row.average]
+    tests = [*TESTS, PAPER] if any(row.average and row.average.printed for row in rows) else TESTS
+    average: list[Column] = [
+        (f"average {name}", "ours.title"),
+        *minus,
+        ("seeds", lambda row: len(row.seeds)),
+        ("difference", "average.over_seeds"),
+        *((head, f"average.{test}") for head, test in tests),
+    ]
+    each: list[Column] = [(name, "ours.title"), *minus, *((head, over_seeds(head)) for head in columns.heads)]
+    tested = CAPTIONS["tests"].format(tests=sum(bool(d.p) for row in rows for d in row.each))
+    tested += f" Equal to the compute of {recipe.planned_rows[0].title}." if kind == "compute" else ""
+    yield Text(_verdict(rows))
+    yield Table.of(with_average, average, caption=tested, plotted="difference")
+    yield Table.of(rows, each, caption=CAPTIONS["gains"].format(alpha=ALPHA, mde=MDE))
+
+
+def _verdict(rows: Sequence[RowDifference]) -> str:
+    """What the seeds say of the averages, in words."""
+    titles: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for row in rows:
+        if row.average:
+            gain = row.average.over_seeds
+            titles[gain.side or 0].append(f"{row.ours.title} ({gain.mde})" if gain.mde else row.ours.title)
+    words = {"Clearly above on average": 1, "Clearly below": -1, "Not clear": 0}
+    return " ".join(f"{said}: {'; '.join(titles[side]) or 'none'}." for said, side in words.items())
+
+
+def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
+    """Means over the benchmarks of one kind of answer, and what each row adds to its controls there."""
+    every = {
+        name: [task for task in columns.counted_tasks if BENCHMARKS[task].asks == kind]
+        for kind, name in ANSWER_KINDS.items()
+    }
+    tasks_by_kind = {name: tasks for name, tasks in every.items() if tasks}
+    if len(tasks_by_kind) < 2:
+        return Text("The benchmarks that count ask for one kind of answer only.")
+    kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls(kind))]
+    shown: list[Column] = [("row", "title")]
+    for name, tasks in tasks_by_kind.items():
+        score = partial(_mean_score, tasks)
+        shown += [(name, _mean(score)), *(_minus_control(recipe, kind, score) for kind in kinds)]
+    groups = [
+        f"{name[0].upper()}{name[1:]}: {', '.join(BENCHMARKS[task].column for task in tasks)}"
+        for name, tasks in tasks_by_kind.items()
+    ]
+    return Table.of(recipe.rows, shown, caption=f"Means over benchmarks and seeds. {'. '.join(groups)}.")
+
+
+def _mean_score(tasks: Sequence[str], run: ScoredRun) -> float:
+    return fmean(run.scores[task] for task in tasks)
+
+
+def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
+    """Gain, fidelity and cost next to one another."""
+
+    def column(head: str, form: str, score: Score) -> Column:
+        return head, lambda row: format(mean.value, form) if (mean := row.mean(score)) else None
+
+    measured = any(run.fidelity for run in recipe.runs)
+    fidelity = [
+        column("agreement, %", ".1f", lambda run: 100 * run.fidelity["agreement"] if run.fidelity else None),
+        column("KL, nats", ".2f", lambda run: run.fidelity["kl"] if run.fidelity else None),
+    ]
+    shown: list[Column] = [
+        ("row", "title"),
+        ("average", _mean(columns.run_average)),
+        _minus_control(recipe, "steps", columns.run_average),
+        *(fidelity if measured else ()),
+        column("last stage, s", ",.0f", lambda run: run.seconds),
+        column("peak memory, GiB", ".2f", lambda run: run.gib),
+    ]
+    caption = f"{CAPTIONS['fidelity' if measured else 'no fidelity']} {CAPTIONS['costs']}"
+    return Table.of(recipe.rows, shown, caption=caption)
+
+
+def _mean(score: Score) -> Callable[[RowRuns], Number | None]:
+    """A row's mean over seeds; a single seed's has no interval, and no question mark for one."""
+
+    def mean(row: RowRuns) -> Number | None:
+        found = row.mean(score)
+        return replace(found, seeds=None) if found and found.interval is None else found
+
+    return mean
+
+
+def _minus_control(recipe: RecipeRuns, kind: ControlKind, score: Score) -> Column:
+    """The column of each row's difference from its control."""
+    return f"minus {CONTROL_KINDS[kind]}", lambda row: row.minus(recipe.control(row, kind), score)
 
 
 def _notes(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> Iterator[str]:
     yield from footnotes.benchmarks_left_out(columns)
-    if not recipe.teacher or "teacher" not in recipe.teacher:
+    if "teacher" not in columns.teacher:
         yield "no scores of one teacher: no benchmark was checked against the baselines, all are in the average"
     yield from answers.notes
     yield from footnotes.stand_ins(recipe.runs)

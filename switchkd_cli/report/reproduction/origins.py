@@ -7,17 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from switchkd_cli.recipe.find import find_or_none
-from switchkd_cli.report.document.model import Block, Commands, Facts, Points, Text
+from switchkd_cli.report.document import Block, Commands, Facts, Points, Text
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import seeds_in_words
+from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs.run_folder import shown
-
-HOW_TO_READ = (
-    "every number here is in, or computed from, the files of a finished run, or printed in the paper",
-    "over seeds: would other trainings say the same on these questions? Over items: would other questions say the same of these models? docs/compare.md has the tests",
-    "intervals over seeds are t intervals of the mean; with one seed there is none, and nothing is called clear",
-)
 
 
 def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[tuple[str, str]]:
@@ -34,13 +29,11 @@ def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[
     own = {run.info.get("reused", {}).get("from") or "/".join(run.path.parts[-3:]): run for run in runs}.values()
     if shared := len(runs) - len(own):
         yield "In common", f"{shared} of them are rows that another recipe has too, trained and scored once"
-    trained = _clock(sum(run.trained for run in own))
-    yield "Training", f"{trained} in all (the stages' own clocks, some at the same time)"
+    trained = sum(sum(run.clocks.values()) for run in own)
+    yield "Training", f"{_clock(trained)} in all (the stages' own clocks, some at the same time)"
     yield "Runs with scoring", _clock(sum(float(run.info.get("seconds") or 0) for run in own))
-    machines = sorted({str(run.info["machine"]) for run in runs if run.info.get("machine")})
-    yield "Machine", "; ".join(machines) or "not recorded in these runs"
-    times = sorted(str(run.info["ended"])[:16].replace("T", " ") for run in runs if run.info.get("ended"))
-    if times:
+    yield "Machine", "; ".join(sorted(_recorded(runs, "machine"))) or "not recorded in these runs"
+    if times := sorted(time[:16].replace("T", " ") for time in _recorded(runs, "ended")):
         yield "Finished", f"{times[0]} to {times[-1]} UTC"
 
 
@@ -50,13 +43,12 @@ def how_it_was_made(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) ->
     yield Commands(tuple(command(recipe) for recipe in recipes))
     records = [record for run in runs for record in (run.info, run.info.get("reused") or {})]
     commands = dict.fromkeys(tuple(record.get("command") or ()) for record in records)
-    typed = [shlex.join(words) for words in commands if words[1:2] in (("ablate",), ("distill",))]
-    if typed:
+    if typed := [shlex.join(words) for words in commands if words[1:2] in (("ablate",), ("distill",))]:
         yield Text("The commands as typed:")
         yield Commands(tuple(typed))
     yield Facts(tuple(_versions(runs)))
     yield Text("How to read it:")
-    yield Points(HOW_TO_READ)
+    yield Points(tuple(TEXTS["how to read"]))
 
 
 def command(recipe: RecipeRuns) -> str:
@@ -79,13 +71,16 @@ def command(recipe: RecipeRuns) -> str:
 
 def _versions(runs: Sequence[ScoredRun]) -> Iterator[tuple[str, str]]:
     """Versions of training, scoring and this code; a library appears once per version."""
-    trained = [run.versions for run in runs]
     scored = [run.results.get("versions") or {} for run in runs]
-    for name, versions in (("Trained with", trained), ("Scored with", scored)):
+    for name, versions in (("Trained with", [run.versions for run in runs]), ("Scored with", scored)):
         pairs = {(library, str(v)) for each in versions for library, v in each.items() if v}
         yield name, ", ".join(f"{library} {version}" for library, version in sorted(pairs)) or "not recorded"
-    commits = dict.fromkeys(str(run.info["commit"]) for run in runs if run.info.get("commit"))
-    yield "Commits", ", ".join(commits) or "not recorded"
+    yield "Commits", ", ".join(_recorded(runs, "commit")) or "not recorded"
+
+
+def _recorded(runs: Sequence[ScoredRun], what: str) -> list[str]:
+    """The different values that the runs' records have under a name."""
+    return list(dict.fromkeys(str(run.info[what]) for run in runs if run.info.get(what)))
 
 
 def _clock(seconds: float) -> str:

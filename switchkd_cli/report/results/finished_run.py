@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from switchkd_cli.errors import UserError, printable
 from switchkd_cli.files.atomic import read_json
+from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder, shown
 
 UNKNOWN = "–"  # the recipe of a model that was only scored
-SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
+NAMES = ("recipe", "row", "title", "seed")  # of a run, in its run.json
 
 TeacherScores = Mapping[str, Any]
 """Results of "teacher", "majority" and "blind", and "not_beaten": see `stats.baselines.with_verdict`."""
@@ -36,24 +35,47 @@ class ScoredRun:
     """None for a model of which only the scores are known: no seed, no training, no recipe."""
     results: Mapping[str, Any]
     """results.json, written by engine/evaluation/score_model.py."""
-    paper: Mapping[str, float] = field(default_factory=dict)
-    """The paper's printed numbers, by benchmark."""
-    stages: tuple[Mapping[str, Any], ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """run.json: key, command, commit, machine, versions, times."""
+    stages: Sequence[Mapping[str, Any]] = ()
     """The stages of the resolved recipe."""
-    seconds: float | None = None
-    """Training time of the last stage; earlier stages may be shared between runs."""
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     """Name in the recipe -> its stand-in, where the run used another world than its recipe's."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Library versions of the training; those of the scoring are in `results`."""
-    warnings: Mapping[str, str] = field(default_factory=dict)
-    """Training warnings: subject -> text."""
-    trained: float = 0.0
-    """Seconds of all stages that this run trained itself; a stage that it reused counts 0."""
-    gib: float | None = None
-    """The highest logged peak: the accelerator's memory, or the process's where there is none."""
-    info: Mapping[str, Any] = field(default_factory=dict)
-    """run.json: key, command, commit, machine, times."""
+    log: Sequence[Mapping[str, Any]] = ()
+    """The lines of metrics.jsonl: steps and events."""
+
+    @property
+    def paper(self) -> Mapping[str, float]:
+        """The paper's printed numbers, by benchmark."""
+        return self.info.get("paper") or {}
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Library versions of the training; those of the scoring are in `results`."""
+        return self.info.get("versions") or {}
+
+    @cached_property
+    def clocks(self) -> dict[str, float]:
+        """Seconds of each stage that this run trained itself, in their order, by its last step; not of reused ones."""
+        steps = (line for line in self.log if "step" in line and type(line.get("seconds")) in (int, float))
+        return {line["stage"]: line["seconds"] for line in steps}
+
+    @property
+    def seconds(self) -> float | None:
+        """Training time of the last stage; earlier stages may be shared between runs."""
+        return next(reversed(self.clocks.values()), None)
+
+    @property
+    def gib(self) -> float | None:
+        """The highest logged peak: the accelerator's memory, or the process's where there is none."""
+        peaks = [line["memory_mib"] for line in self.log if type(line.get("memory_mib")) in (int, float)]
+        return max(peaks) / 1024 if peaks else None
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """Training warnings: subject -> text."""
+        warned = (line for line in self.log if line.get("event") == "warning")
+        return {printable(str(line.get("about"))): printable(str(line.get("text"))) for line in warned}
 
     @property
     def is_run(self) -> bool:
@@ -63,17 +85,6 @@ class ScoredRun:
     @property
     def name(self) -> str:
         return f"{self.title} (seed {self.seed})" if self.is_run else self.title
-
-    @property
-    def home(self) -> Path:
-        """The row's folder, which its runs share; a scored model has only its own."""
-        return self.path.parent if self.is_run else self.path
-
-    @property
-    def ablation(self) -> str:
-        """The command that runs all rows of its recipe in the same world."""
-        recipe, _, world = self.recipe.partition("@")
-        return f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -104,44 +115,18 @@ def read(folder: RunFolder) -> ScoredRun:
         path = Path(name)
         name = SHIPPED + str(path.relative_to(ASSETS)) if path.is_relative_to(ASSETS) else shown(path)
         return ScoredRun(folder.path, UNKNOWN, name, name, None, results)
-    if absent := [field for field in ("recipe", "row", "title", "seed") if field not in info]:
+    if absent := [name for name in NAMES if name not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
-    resolved = check(Resolved, _yaml(folder.recipe), folder.recipe)
-    lines = read_metrics(folder.metrics)
-    clocks = {
-        line["stage"]: line["seconds"] for line in lines if "step" in line and type(line.get("seconds")) in (int, float)
-    }  # of each trained stage at its last step, in their order
-    peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
-    warnings = [line for line in lines if line.get("event") == "warning"]
+    resolved = check(Resolved, inherit.read(folder.recipe)[0], folder.recipe)
     return ScoredRun(
         path=folder.path,
-        recipe=info["recipe"],
-        row=info["row"],
-        title=info["title"],
-        seed=info["seed"],
+        **{name: info[name] for name in NAMES},
         results=results,
-        paper=info.get("paper") or {},
-        stages=tuple(resolved["stages"]),
-        seconds=next(reversed(clocks.values()), None),
-        stand_ins=resolved.get("stand_ins") or {},
-        versions=info.get("versions") or {},
-        warnings={printable(str(w.get("about"))): printable(str(w.get("text"))) for w in warnings},
-        trained=sum(clocks.values()),
-        gib=max(peaks) / 1024 if peaks else None,
         info=info,
+        stages=resolved["stages"],
+        stand_ins=resolved.get("stand_ins") or {},
+        log=read_metrics(folder.metrics),
     )
-
-
-def _yaml(file: Path) -> Any:
-    """Raises UserError where the file can't be read as YAML."""
-    try:
-        if not file.is_file():
-            raise OSError("no such file")
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=SAFE)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not readable as YAML: {printable(str(error).splitlines()[0])}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable: {error}") from None
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, float]:
@@ -159,24 +144,26 @@ def require_same_questions(named: Sequence[tuple[str, Mapping[str, Any]]]) -> No
 
     Raises UserError with every field that differs: scores of different questions stand in no table.
     """
-    (first, reference), *others = [(name, _questions(results)) for name, results in named]
-    problems = []
-    for name, theirs in others:
-        differing = [what for what in reference if reference[what] != theirs[what]]
-        if "benchmarks" in differing:  # then the items differ because of it
-            differing.remove("items")
-        for what in differing:
-            if what != "sets_key" or differing == ["sets_key"]:
-                values = one_or_each(theirs[what]), one_or_each(reference[what])
-                problems.append(f"{name}: {what} is {values[0]}, that of {first} is {values[1]}")
-    if problems:
+    same = ("world", "split", "sets_key")
+    asked = [
+        (name, {what: of[what] for what in same} | {"benchmarks": sorted(of["scores"]), "items": items(of)})
+        for name, of in named
+    ]
+    if problems := list(unlike_the_first(asked)):
         raise UserError(problems, hint="compare runs that were asked the same questions: switchkd eval")
 
 
-def _questions(results: Mapping[str, Any]) -> dict[str, Any]:
-    counts = items(results)
-    same = {field: results[field] for field in ("world", "split")}
-    return same | {"benchmarks": sorted(counts), "items": counts, "sets_key": results["sets_key"]}
+def unlike_the_first(named: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """A line for each field in which one of them differs from the first, without those that follow from another."""
+    (first, reference), *others = named
+    for name, theirs in others:
+        fields = dict.fromkeys((*reference, *theirs))
+        differing = [what for what in fields if reference.get(what) != theirs.get(what)]
+        for what in differing:
+            follows = "benchmarks" in differing if what == "items" else what == "sets_key" and len(differing) > 1
+            if not follows:
+                values = one_or_each(theirs.get(what)), one_or_each(reference.get(what))
+                yield f"{name}: {what} is {values[0]}, that of {first} is {values[1]}"
 
 
 def one_or_each(value: Any) -> str:

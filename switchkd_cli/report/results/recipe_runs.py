@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,43 +24,8 @@ STATES: Mapping[State, str] = {
     "unfinished": "still running or cut off",
     "missing": "never started",
 }
-
-
 ControlKind = Literal["steps", "compute"]
 CONTROL_KINDS: Mapping[ControlKind, str] = {"steps": "SFT at equal steps", "compute": "SFT at equal compute"}
-
-
-@dataclass(frozen=True)
-class Controls:
-    """Rows of one recipe; a control is found by what it does, not by its name."""
-
-    rows: tuple[Run, ...]
-    """In the recipe's order and with the models that it names; the first is the studied row."""
-
-    def of(self, row: str, kind: ControlKind) -> str | None:
-        """The control of `row`; None for the control itself, or where the recipe has none.
-
-        That is the SFT of the row's own student, else of the studied row's.
-        """
-        own = next(run for run in self.rows if run.row == row)
-        for like in (own, self.rows[0]):
-            found = [run.row for run in self.rows if self._is_control(run, like, kind)]
-            if found:
-                return found[0] if found[0] != row else None
-        return None
-
-    def every(self, kind: ControlKind) -> list[Run]:
-        """The controls of that kind, in the recipe's order."""
-        names = {self.of(run.row, kind) for run in self.rows}
-        return [run for run in self.rows if run.row in names]
-
-    def _is_control(self, run: Run, like: Run, kind: ControlKind) -> bool:
-        """Whether a run is SFT of `like`'s student that trains the same parts as the studied row."""
-        if any(s.needs_teacher for s in run.config.stages) or run.config.student != like.config.student:
-            return False
-        last, studied = run.config.stages[-1], self.rows[0].config.stages[-1]
-        length, equal = (float(stage.steps or stage.epochs or 0) for stage in (last, studied))
-        return set(last.train) == set(studied.train) and (length == equal if kind == "steps" else length > equal)
 
 
 @dataclass(frozen=True)
@@ -116,16 +81,17 @@ class RecipeRuns:
         runs = [(run.title, tuple(r for r in self.runs if r.row == run.row)) for run in self.planned_rows]
         return tuple(RowRuns(title, title, own) for title, own in runs if own)
 
-    @cached_property
-    def controls(self) -> Controls:
-        return Controls(self.own_world_rows)
-
     def row(self, name: str | None) -> RowRuns | None:
         return next((row for row in self.rows if row.row == name), None)
 
     def control(self, row: RowRuns, kind: ControlKind) -> RowRuns | None:
         """The finished runs of a row's control."""
-        return self.row(self.controls.of(row.row, kind))
+        return self.row(control_of(self.own_world_rows, row.row, kind))
+
+    def controls(self, kind: ControlKind) -> list[Run]:
+        """The rows that are a control of that kind, in the recipe's order."""
+        names = {control_of(self.own_world_rows, run.row, kind) for run in self.own_world_rows}
+        return [run for run in self.own_world_rows if run.row in names]
 
     def unfinished(self) -> Iterator[tuple[State, str, list[int]]]:
         """State, row title and seeds of the runs that did not finish with scores."""
@@ -133,6 +99,29 @@ class RecipeRuns:
             for run in self.started_rows if state != "finished" else ():
                 if seeds := [seed for seed in self.seeds if self.states[run.row, seed] == state]:
                     yield state, run.title, seeds
+
+
+def control_of(rows: Sequence[Run], row: str, kind: ControlKind) -> str | None:
+    """The control of `row`, found by what it does; None for the control itself, or where the recipe has none.
+
+    That is the SFT of the row's own student, else of the studied row's. `rows` are all of the recipe, in its order and
+    with the models that it names; the first is the studied row.
+    """
+    own = next(run for run in rows if run.row == row)
+    for like in (own, rows[0]):
+        for run in rows:
+            if _is_control(run, like, rows[0], kind):
+                return run.row if run.row != row else None
+    return None
+
+
+def _is_control(run: Run, like: Run, studied: Run, kind: ControlKind) -> bool:
+    """Whether a run is SFT of `like`'s student that trains the same parts as the studied row."""
+    if any(s.needs_teacher for s in run.config.stages) or run.config.student != like.config.student:
+        return False
+    last, same = run.config.stages[-1], studied.config.stages[-1]
+    length, equal = (float(stage.steps or stage.epochs or 0) for stage in (last, same))
+    return set(last.train) == set(same.train) and (length == equal if kind == "steps" else length > equal)
 
 
 def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:

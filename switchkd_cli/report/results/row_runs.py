@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.report.document import Number
 from switchkd_cli.report.results.finished_run import ScoredRun
+from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.runs.run_folder import shown
 
 SFT = "sft"  # the default reference row
@@ -41,34 +44,39 @@ class RowRuns:
         values = {run.seed: score(run) for run in self.runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
+    def mean(self, score: Score) -> Number | None:
+        """The mean over the runs that have this figure; None without one."""
+        return over_seeds(list(self.by_seed(score).values()))
+
+    def minus(self, other: RowRuns | None, score: Score) -> Number | None:
+        """The difference of a figure, paired by seed; None without a seed in common."""
+        return paired_difference(self.by_seed(score), other.by_seed(score)) if other else None
+
     def means(self) -> dict[str, float]:
         """Mean score over the runs, by task."""
         return {task: fmean(run.scores[task] for run in self.runs) for task in self.runs[0].scores}
 
 
 def group_by_row(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
-    """The runs by row folder, in the given order; runs of a single row each stand alone."""
-    runs = list({run.path: run for run in runs}.values())
-    rows: dict[object, list[ScoredRun]] = {}
-    for run in runs:
-        rows.setdefault(run.home, []).append(run)
+    """The runs by row folder (of a scored model its own), in the given order; runs of a single row each stand alone."""
+    rows: dict[Path, list[ScoredRun]] = {}
+    for run in {run.path: run for run in runs}.values():
+        rows.setdefault(run.path.parent if run.is_run else run.path, []).append(run)
     if len(rows) == 1:
-        rows = {run.path: [run] for run in runs}
-    groups = [sorted(row, key=lambda run: run.seed or 0) for row in rows.values()]
+        rows = {run.path: [run] for own in rows.values() for run in own}
+    groups = {folder: sorted(own, key=lambda run: run.seed or 0) for folder, own in rows.items()}
     plain = names = [
         own[0].name if len(own) == 1 else f"{own[0].title} ({seeds_in_words([run.seed for run in own])})"
-        for own in groups
+        for own in groups.values()
     ]
-    for prefixes in ([own[0].recipe for own in groups], [shown(own[0].home) for own in groups]):
+    for prefixes in ([own[0].recipe for own in groups.values()], [shown(folder) for folder in groups]):
         count = Counter(names)  # rows of one name get their recipe, and their folder if that is not enough
-        names = [
-            f"{prefix}: {short}" if count[name] > 1 else name
-            for prefix, short, name in zip(prefixes, plain, names, strict=True)
-        ]
-    titles = Counter(own[0].title for own in groups)
+        named = zip(prefixes, plain, names, strict=True)
+        names = [f"{prefix}: {short}" if count[name] > 1 else name for prefix, short, name in named]
+    titles = Counter(own[0].title for own in groups.values())
     return tuple(
         RowRuns(name, own[0].title if titles[own[0].title] == 1 else name, tuple(own))
-        for name, own in zip(names, groups, strict=True)
+        for name, own in zip(names, groups.values(), strict=True)
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
-from switchkd_cli.report.stats.intervals import LEVEL, Estimate, standard_error
+from switchkd_cli.report.document import Number
+from switchkd_cli.report.stats.intervals import UPPER, standard_error
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}
 """Field of the teacher's results -> what the teacher has to beat."""
@@ -43,13 +44,12 @@ def read_items(answers: Path) -> dict[Item, float]:
     return {(line["doc_id"], line["key"], line.get("image")): line["score"] for line in lines}
 
 
-def clearly_beats(items: Items, *baselines: Items, confidence: float = LEVEL) -> bool:
+def clearly_beats(items: Items, *baselines: Items) -> bool:
     """Whether `items` lie clearly above each baseline (majority and blind); items of one image prove nothing."""
-    several = len(set(_images(items))) > 1
-    return several and all(minus(items, baseline, confidence).side == 1 for baseline in baselines)
+    return len(set(_images(items))) > 1 and all(minus(items, baseline).side == 1 for baseline in baselines)
 
 
-def minus(items: Items, baseline: Items, confidence: float = LEVEL) -> Estimate:
+def minus(items: Items, baseline: Items) -> Number:
     """Mean of `items` minus `baseline`, item by item, in points, with the normal interval of the mean over images.
 
     Raises ValueError where the two don't hold the same items, or show fewer than two images.
@@ -60,8 +60,8 @@ def minus(items: Items, baseline: Items, confidence: float = LEVEL) -> Estimate:
     if len(set(images)) < 2:
         raise ValueError("an interval needs two images or more")
     differences = [100 * (score - baseline[key]) for key, score in items.items()]
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * standard_error(differences, images)
-    return Estimate(fmean(differences), half, len(items))
+    half = NormalDist().inv_cdf(UPPER) * standard_error(differences, images)
+    return Number(fmean(differences), half, len(items), difference=True)
 
 
 def _images(items: Items) -> list[object]:

@@ -1,72 +1,37 @@
-"""Means over seeds with 95 % intervals, paired differences, and the one rule for "more than chance"."""
+"""Means over seeds with 95 % intervals, paired differences, and standard errors over images."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Literal
+
+from switchkd_cli.report.document import Number
 
 LEVEL = 0.95
 UPPER = (1 + LEVEL) / 2
 POWER = 0.8
 
 
-def side(low: float, high: float) -> Literal[-1, 0, 1]:
-    """1 or -1 where an interval lies above or below 0 as a whole; 0 where it includes 0: not more than chance.
-
-    Every verdict over seeds or over items, in tables, reports and on the teacher, is this one.
-    """
-    return 1 if low > 0 else -1 if high < 0 else 0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean of `count` values (seeds, or items) and half of its interval (None with one value)."""
-
-    mean: float
-    interval: float | None
-    count: int
-    deviation: float | None = None
-    """Standard deviation over the seeds."""
-    detectable: float | None = None
-    """Minimum detectable effect: the true mean that as many seeds tell from 0 in 80 of 100 cases."""
-
-    @property
-    def low(self) -> float:
-        return self.mean - (self.interval or 0.0)
-
-    @property
-    def high(self) -> float:
-        return self.mean + (self.interval or 0.0)
-
-    @property
-    def side(self) -> Literal[-1, 0, 1]:
-        """See `side`; 0 without an interval."""
-        return 0 if self.interval is None else side(self.low, self.high)
-
-
-def over_seeds(values: Sequence[float]) -> Estimate | None:
+def over_seeds(values: Sequence[float], *, difference: bool = False) -> Number | None:
     """The mean of one value per seed and its 95 % Student-t interval; None without a value."""
     if not values:
         return None
     mean, count = fmean(values), len(values)
     if count < 2:
-        return Estimate(mean, None, count)
-    deviation = stdev(values)
-    half, detectable = (errors * deviation / sqrt(count) for errors in _standard_errors(count - 1))
-    return Estimate(mean, half, count, deviation, detectable)
+        return Number(mean, None, count, difference)
+    half, detectable = (errors * stdev(values) / sqrt(count) for errors in _standard_errors(count - 1))
+    return Number(mean, half, count, difference, detectable=detectable if difference else None)
 
 
-def paired_difference(ours: Mapping[int | None, float], theirs: Mapping[int | None, float]) -> Estimate | None:
+def paired_difference(ours: Mapping[int | None, float], theirs: Mapping[int | None, float]) -> Number | None:
     """The mean of ours minus theirs over the seeds that both have; None when they share none.
 
     Pairing removes what a seed does to both: the initialisation and the order of the data.
     """
-    return over_seeds([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return over_seeds([ours[seed] - theirs[seed] for seed in ours if seed in theirs], difference=True)
 
 
 def standard_error(values: Sequence[float], images: Sequence[Hashable]) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from switchkd_cli.report.document import Interval
 from switchkd_cli.report.stats.intervals import LEVEL, POWER, UPPER
 from switchkd_cli.report.stats.metric_units import Array, Units, ratio
 
@@ -40,31 +41,18 @@ class PairedUnits:
     ours: tuple[Units, ...]
     theirs: tuple[Units, ...]
 
-    @property
-    def size(self) -> int:
-        """The number of units."""
-        return len(self.ours[0].gained)
-
-    @property
-    def difference(self) -> float:
-        """In points."""
-        return float(np.mean([a.score - b.score for a, b in zip(self.ours, self.theirs, strict=True)]))
-
     def binary(self) -> bool:
         """Whether there is one run a side and each unit is one question, right or wrong."""
         sides = (*self.ours, *self.theirs)
         return len(sides) == 2 and all(u.single and np.isin(u.gained, (0, 1)).all() for u in sides)
 
-    def gains(self) -> Array:
-        """The rows' difference in each unit, [units], the mean over the runs."""
-        return np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
-
     def added(self) -> tuple[Array, Array, ToDifference]:
         """Each unit's part of the sums [units, sums], how an exchange changes it, and from sums to the difference."""
         runs = (*self.ours, *self.theirs)
         if all(np.array_equal(runs[0].possible, units.possible) for units in runs):
-            # the same is possible in every run: gains may be averaged first
-            sums = np.stack([self.gains(), runs[0].possible], axis=-1)
+            # the same is possible in every run: gains may be averaged first, [units]
+            gains = np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
+            sums = np.stack([gains, runs[0].possible], axis=-1)
             return sums, sums * (-2, 0), lambda of: ratio(of[..., 0], of[..., 1])
         sums = np.stack([column for units in runs for column in (units.gained, units.possible)], axis=-1)
         return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums, _difference
@@ -78,7 +66,7 @@ class ImagePool:
         self.strata: list[list[tuple[Array, Array, Array, ToDifference]]] = []
         """By benchmark and stratum: the image of each unit, then `PairedUnits.added` of these units."""
         for place, pair in enumerate(benchmarks):
-            names = pair.ours[0].images or [None] * pair.size
+            names = pair.ours[0].images or [None] * len(pair.ours[0].gained)
             keys = [image or (place, number) for number, image in enumerate(names)]
             images = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
             sums, change, difference = pair.added()
@@ -134,9 +122,7 @@ def _remembered(computed: Callable[[Sequence[PairedUnits]], Any]) -> Callable[[S
 
     @wraps(computed)
     def remembered(benchmarks: Sequence[PairedUnits]) -> Any:
-        sides = [side for pair in benchmarks for side in (pair.ours, pair.theirs)]
-        fields = [[(u.gained, u.possible, u.strata, u.single, u.images) for u in side] for side in sides]
-        key = (hashlib.sha256(pickle.dumps(fields)).digest(), RESAMPLES)
+        key = (hashlib.sha256(pickle.dumps([(pair.ours, pair.theirs) for pair in benchmarks])).digest(), RESAMPLES)
         if key not in known:
             known[key] = computed(benchmarks)
         return known[key]
@@ -144,26 +130,14 @@ def _remembered(computed: Callable[[Sequence[PairedUnits]], Any]) -> Callable[[S
     return remembered
 
 
-def interval(benchmarks: Sequence[PairedUnits]) -> tuple[float, float] | None:
+@_remembered
+def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
     """The 95 % percentile interval of the mean difference over benchmarks, in points, by a paired bootstrap.
 
-    Images are resampled within each benchmark, for MME within each category. Benchmarks or categories that share
-    images are drawn together. None where a stratum has only one unit.
+    Its minimum detectable effect is the difference that would be found in 80 of 100 draws of as many images. Images
+    are resampled within each benchmark, for MME within each category. Benchmarks or categories that share images are
+    drawn together. None where a stratum has only one unit.
     """
-    found = _resampled(benchmarks)
-    return found and found[:2]
-
-
-def detectable(benchmarks: Sequence[PairedUnits]) -> float | None:
-    """The minimum detectable effect over these items, in points: the difference that would be found in 80 of 100
-    draws of as many images. By the same bootstrap; None where there is no interval."""
-    found = _resampled(benchmarks)
-    return found and found[2] * sum(NormalDist().inv_cdf(p) for p in (UPPER, POWER))
-
-
-@_remembered
-def _resampled(benchmarks: Sequence[PairedUnits]) -> tuple[float, float, float] | None:
-    """The interval's two ends, and the standard error."""
     if any(len(at) < 2 for pair in benchmarks for at in pair.ours[0].strata):
         return None
     from scipy.stats import bootstrap
@@ -183,8 +157,8 @@ def _resampled(benchmarks: Sequence[PairedUnits]) -> tuple[float, float, float] 
         vectorized=True,
         rng=np.random.default_rng(SEED),
     )
-    ends = drawn.confidence_interval
-    return float(ends.low), float(ends.high), float(drawn.standard_error)
+    ends, errors = drawn.confidence_interval, sum(NormalDist().inv_cdf(p) for p in (UPPER, POWER))
+    return Interval(float(ends.low), float(ends.high), float(drawn.standard_error) * errors)
 
 
 @_remembered

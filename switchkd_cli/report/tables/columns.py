@@ -1,16 +1,16 @@
-"""The columns of every table of scores (benchmarks in the paper's order, then their average), and lines under them."""
+"""The columns of every table of scores: benchmarks in the paper's order, then their average; and how each was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
+from typing import Any
 
-from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.report.document.cells import Cell, Number
-from switchkd_cli.report.document.model import AVERAGE_HEAD, Line, Table
+from switchkd_cli.benchmarks import BENCHMARKS, LMMS_EVAL
+from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
-from switchkd_cli.report.results.row_runs import Score
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.runs.run_folder import shown
 
@@ -22,16 +22,13 @@ class Columns:
     """The benchmarks shown, and why some of them do not count."""
 
     tasks: tuple[str, ...]
-    not_beaten: Mapping[str, tuple[str, ...]]
-    """By task: the baselines that the teacher does not clearly beat. Such a task is in no average."""
+    teacher: TeacherScores
+    """Empty without a teacher: then every task counts."""
 
     @classmethod
     def of(cls, tasks: Iterable[str], teacher: TeacherScores | None) -> Columns:
-        """Without a teacher every task counts."""
-        shown = set(tasks)
-        verdict = teacher["not_beaten"] if teacher else {}
-        not_beaten = {task: tuple(names) for task, names in verdict.items() if task in shown}
-        return cls(tuple(task for task in BENCHMARKS if task in shown), not_beaten)
+        asked = set(tasks)
+        return cls(tuple(task for task in BENCHMARKS if task in asked), teacher or {})
 
     @classmethod
     def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Columns:
@@ -40,6 +37,12 @@ class Columns:
         named += [(name, teacher[name]) for name in ("teacher", *BASELINES) if teacher and name in teacher]
         require_same_questions(named)
         return cls.of(runs[0].scores, teacher)
+
+    @cached_property
+    def not_beaten(self) -> dict[str, tuple[str, ...]]:
+        """By task: the baselines that the teacher does not clearly beat. Such a task is in no average."""
+        verdict = self.teacher.get("not_beaten", {})
+        return {task: tuple(names) for task, names in verdict.items() if task in self.tasks}
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -58,7 +61,7 @@ class Columns:
         return self.average(run.scores)
 
     @property
-    def figures(self) -> dict[str, Score]:
+    def figures(self) -> dict[str, Callable[[ScoredRun], Any]]:
         """What each column shows of a run, by task, then the average under `AVERAGE`."""
         return {task: lambda run, task=task: run.scores[task] for task in self.tasks} | {AVERAGE: self.run_average}
 
@@ -72,23 +75,37 @@ class Columns:
         """A line of the paper's numbers, its average as printed."""
         return tuple(Number(paper[name]) if name in paper else None for name in (*self.tasks, AVERAGE))
 
-    def of_teacher(self, teacher: TeacherScores | None) -> Iterator[Line]:
-        if teacher and "teacher" in teacher:
-            yield Line("teacher", self.cells(scores(teacher["teacher"])), "teacher")
+    def teacher_lines(self) -> list[Line]:
+        return (
+            [Line("teacher", self.cells(scores(self.teacher["teacher"])), "teacher")]
+            if "teacher" in self.teacher
+            else []
+        )
 
-    def of_baselines(self, teacher: TeacherScores | None) -> Iterator[Line]:
-        for name in BASELINES:
-            if teacher and name in teacher:
-                yield Line(name, self.cells(scores(teacher[name])), "baseline")
+    def baseline_lines(self) -> list[Line]:
+        names = [name for name in BASELINES if name in self.teacher]
+        return [Line(name, self.cells(scores(self.teacher[name])), "baseline") for name in names]
 
-    def table(
-        self, head: str, teacher: TeacherScores | None, rows: Iterable[Line], runs: Sequence[ScoredRun], title: str = ""
-    ) -> Table:
-        """A table of scores: the teacher, the rows, the baselines, the paper's numbers of the rows' runs."""
-        lines = (*self.of_teacher(teacher), *rows, *self.of_baselines(teacher), *self._of_paper(runs))
-        return Table((head, *self.heads), lines, title)
+    def table(self, head: str, rows: Iterable[Line], runs: Sequence[ScoredRun], title: str = "") -> Table:
+        """A table of scores: the teacher, the rows, the baselines, the printed numbers of each row that has some."""
+        printed = {(run.recipe, run.row): run for run in runs if run.paper}.values()
+        paper = [Line(run.title, self.printed(run.paper), "paper") for run in printed]
+        return Table((head, *self.heads), (*self.teacher_lines(), *rows, *self.baseline_lines(), *paper), title)
 
-    def _of_paper(self, runs: Sequence[ScoredRun]) -> Iterator[Line]:
-        """The printed numbers, a line for each row of a recipe that has some."""
-        for run in {(run.recipe, run.row): run for run in runs if run.paper}.values():
-            yield Line(run.title, self.printed(run.paper), "paper")
+
+def protocol(tasks: Sequence[str], world: str, split: str) -> Table:
+    """How each benchmark was measured; where the paper differs, its way stands in parentheses."""
+
+    def differs(here: str, paper: str) -> str:
+        return here if here == paper else f"{here} (paper: {paper})"
+
+    columns: tuple[Column, ...] = (
+        ("protocol", "column"),
+        ("split", lambda row: differs(row.split if world == "hub" else f"{world}, {split}", row.paper_split)),
+        ("metric", "metric"),
+        ("scale", "scale"),
+        ("OCR", lambda row: differs(*("on" if flag else "off" for flag in (row.ocr, row.paper_ocr)))),
+        ("scored by", lambda row: f"{row.task}: {differs(row.judge, row.paper_judge or row.judge)}"),
+    )
+    title = f"protocol: stock tasks of lmms-eval {LMMS_EVAL}, and the paper's where it differs"
+    return Table.of([BENCHMARKS[task] for task in tasks], columns, title=title, source="protocol")

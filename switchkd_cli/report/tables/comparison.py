@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import stdev
 
-from switchkd_cli.report.document.cells import Number
-from switchkd_cli.report.document.model import Document, Line, Points, Table
+from switchkd_cli.report.document import Column, Document, Line, Number, Points, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
+from switchkd_cli.report.results.paired_items import answer_units
 from switchkd_cli.report.results.row_runs import RowRuns, group_by_row, reference
-from switchkd_cli.report.stats.intervals import over_seeds
-from switchkd_cli.report.stats.paired_items import answer_units
 from switchkd_cli.report.tables import differences, footnotes
-from switchkd_cli.report.tables.columns import Columns
-from switchkd_cli.report.tables.protocol import conditions
+from switchkd_cli.report.tables.columns import Columns, protocol
 from switchkd_cli.runs.run_folder import shown
 
 
@@ -28,14 +26,15 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Do
         gain = {task: score - control.scores[task] for task, score in ours.scores.items()}
         name = f"gain: {ours.title} minus {control.title}"
         rows.append(Line(name, columns.cells(gain, difference=True), "gain"))
+    recipe, _, world = ours.recipe.partition("@")
+    again = f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
     notes = (
-        *footnotes.of_scores(runs, columns, teacher),
-        f"one seed ({ours.seed}), so chance is not ruled out: {ours.ablation} --seeds 5",
+        *footnotes.of_scores(runs, columns),
+        f"one seed ({ours.seed}), so chance is not ruled out: {again} --seeds 5",
         *footnotes.lengths(last),
         *footnotes.files(run.path for run in runs),
     )
-    table = columns.table("points", teacher, rows, last)
-    return Document(footnotes.title(runs), (table, Points(notes)))
+    return Document(footnotes.title(runs), (columns.table("points", rows, last), Points(notes)))
 
 
 def comparison(
@@ -55,16 +54,14 @@ def comparison(
     base = reference(rows, controls, against)
     every = [run for row in rows for run in row.runs]
     answers = answer_units(every, columns.tasks if len(rows) > 1 else ())
-    compared = differences.with_correction(
-        [differences.row_difference(row, base, columns, answers) for row in rows if row is not base]
-    )
+    compared = differences.compare([(row, base) for row in rows if row is not base], columns, answers)
     lines = [Line(row.name, columns.cells(row.means())) for row in rows]
     single = [row.title for row in rows if len(row.runs) == 1 and row.is_run]
     alone = "one seed, so training's chance is not ruled out (switchkd ablate RECIPE --seeds 5)"
     notes = (
         *differences.notes(compared),
         *answers.notes,
-        *footnotes.of_scores(runs, columns, teacher),
+        *footnotes.of_scores(runs, columns),
         *([f"{alone}: {'; '.join(single)}"] if single else []),
         *footnotes.scored_models(every),
         *footnotes.lengths(every),
@@ -73,10 +70,10 @@ def comparison(
     )
     results = runs[0].results
     tables = (
-        columns.table("points", teacher, lines, every, "scores"),
+        columns.table("points", lines, every, "scores"),
         *_over_seeds(rows, columns),
         *differences.tables(compared),
-        conditions(columns.tasks, results["world"], results["split"]),
+        protocol(columns.tasks, results["world"], results["split"]),
     )
     return Document(footnotes.title(runs), (*tables, Points(notes)))
 
@@ -92,15 +89,12 @@ def _files(rows: Sequence[RowRuns]) -> Iterator[str]:
 
 def _over_seeds(rows: Sequence[RowRuns], columns: Columns) -> Iterator[Table]:
     """Each row's average over its own seeds, where some row has several."""
-    if all(len(row.runs) == 1 for row in rows):
-        return
-    lines = []
-    for row in rows:
-        if not (average := over_seeds(list(row.by_seed(columns.run_average).values()))):
-            continue
-        if row.is_run:
-            deviation = None if average.deviation is None else Number(average.deviation)
-            lines.append(Line(row.name, (average.count, Number.mean(average), deviation)))
-        else:
-            lines.append(Line(row.name, (None, Number(average.mean), None)))
-    yield Table(("average", "seeds", "mean, 95 % t", "sd"), tuple(lines), "the average over seeds")
+    averages = {row: list(row.by_seed(columns.run_average).values()) for row in rows}
+    if any(len(row.runs) > 1 for row in rows):
+        shown: tuple[Column, ...] = (
+            ("average", "name"),
+            ("seeds", lambda row: len(averages[row]) if row.is_run else None),
+            ("mean, 95 % t", lambda row: row.mean(columns.run_average) if row.is_run else Number(averages[row][0])),
+            ("sd", lambda row: Number(stdev(averages[row])) if len(averages[row]) > 1 else None),
+        )
+        yield Table.of([row for row in rows if averages[row]], shown, title="the average over seeds")

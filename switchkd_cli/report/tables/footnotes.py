@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.errors import printable
-from switchkd_cli.report.document.model import WARNING
+from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, items, one_or_each
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
@@ -19,10 +19,6 @@ from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.runs.run_folder import shown
 
 Key = TypeVar("Key", bound=Hashable)
-MDE = (
-    "MDE: minimum detectable effect, the smallest true difference that as many images or seeds would show to be clear in "
-    "80 of 100 cases; next to every interval that includes 0"
-)
 
 
 def title(runs: Sequence[ScoredRun]) -> str:
@@ -33,16 +29,16 @@ def title(runs: Sequence[ScoredRun]) -> str:
     return f"{recipes}: {results['world']}, {results['split']} split{small}"
 
 
-def of_scores(runs: Sequence[ScoredRun], columns: Columns, teacher: TeacherScores | None) -> Iterator[str]:
+def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
     """The notes that every table of scores needs."""
     yield from benchmarks_left_out(columns)
-    if not teacher or "teacher" not in teacher:
+    if "teacher" not in columns.teacher:
         yield "no teacher was scored: no benchmark was checked against baselines, all are in the average"
     else:
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey image"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
-    yield from answers(runs, teacher)
+    yield from answers(runs, columns.teacher)
     yield from stand_ins(runs)
     yield from fidelity(runs)
     yield from warnings(runs)
@@ -55,12 +51,9 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns, teacher: TeacherScore
             yield from (f"{row.column}: {row.note}" for row in rows if row.note)
 
 
-def answers(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Iterator[str]:
+def answers(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Iterator[str]:
     """Answers that are wrong whatever the model knows, counted for each row over its seeds."""
-    named: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for name in ("teacher", "blind"):
-        if teacher and name in teacher:
-            named[name].append(teacher[name])
+    named = defaultdict(list, {name: [teacher[name]] for name in ("teacher", "blind") if name in teacher})
     for run in runs:
         named[run.title].append(run.results)
     yield from faults(named)

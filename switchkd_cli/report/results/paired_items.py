@@ -10,8 +10,9 @@ from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
-from switchkd_cli.report.results.finished_run import ScoredRun
+from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
 from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
+from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder, shown
 
 IMAGE = "image"
@@ -40,69 +41,55 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
     Raises UserError with every version, item, prompt, image or right answer in which a run differs from
     the first. Answers that were not kept, or don't give the score in the results, are noted.
     """
-    problems, notes = list(_other_versions(runs)), []
+    problems = list(unlike_the_first([(shown(run.path), run.results.get("versions") or {}) for run in runs]))
     by_task: dict[str, dict[Path, Units]] = {}
     images_by_task: dict[str, Images | None] = {}
+    notes = []
     for task in tasks:
         head = BENCHMARKS[task].column
         lines = {run.path: read_answers(RunFolder(run.path).answers, task) for run in runs}
-        kept = [(run, own) for run in runs if (own := lines[run.path]) is not None]
+        kept = {path: own for path, own in lines.items() if own is not None}
         problems += _other_items(head, kept)
-        if len(kept) < len(runs):
-            missing = [shown(run.path) for run in runs if lines[run.path] is None]
+        if missing := [shown(path) for path in lines if path not in kept]:
             notes.append(f"{head}: answers not kept, no test over items: {', '.join(missing)}")
         elif not problems:
             # runs whose keys agree show the same images, so one run that names them is enough
-            images = next((found for _, own in kept if (found := _images(own))), None)
-            images_by_task[task] = images
-            made, wrong = {}, False
-            for run, own in kept:
-                given = _units(task, own, images)
-                if given is not None and abs(given.score - run.scores[task]) < NEAR:
-                    made[run.path] = given
-                else:
-                    wrong, got = True, "no score" if given is None else f"{given.score:.2f}"
-                    notes.append(
-                        f"{head}: no test over items: the answers of {shown(run.path)} give {got}, "
-                        f"its results {run.scores[task]:.2f}"
-                    )
+            images = images_by_task[task] = next((found for own in kept.values() if (found := _images(own))), None)
+            made = {path: _units(task, own, images) for path, own in kept.items()}
+            wrong = [
+                f"{head}: no test over items: the answers of {shown(run.path)} give "
+                f"{f'{given.score:.2f}' if given else 'no score'}, its results {run.scores[task]:.2f}"
+                for run in runs
+                if (given := made[run.path]) is None or abs(given.score - run.scores[task]) >= NEAR
+            ]
+            notes += wrong
             if not wrong:
-                by_task[task] = made
+                by_task[task] = {path: given for path, given in made.items() if given}
     if problems:
         raise UserError(problems, hint=HINT)
     return AnswerUnits(by_task, (*notes, *_on_images(images_by_task)))
 
 
-def _other_versions(runs: Sequence[ScoredRun]) -> Iterator[str]:
-    """Versions of the scoring in which a run differs from the first."""
-    first, *others = runs
-    theirs = first.results.get("versions") or {}
-    for run in others:
-        ours = run.results.get("versions") or {}
-        for name in dict.fromkeys((*theirs, *ours)):
-            if ours.get(name) != theirs.get(name):
-                than = f"that of {shown(first.path)} is {theirs.get(name)}"
-                yield f"{shown(run.path)}: {name} is {ours.get(name)}, {than}"
-
-
-def _other_items(head: str, kept: Sequence[tuple[ScoredRun, Sequence[AnswerLine]]]) -> Iterator[str]:
+def _other_items(head: str, kept: Mapping[Path, Sequence[AnswerLine]]) -> Iterator[str]:
     """Fields of the answers in which a run differs from the first."""
-    for run, lines in kept[1:]:
-        first, reference = kept[0]
-        name, than = shown(run.path), shown(first.path)
+    named = [(shown(path), lines) for path, lines in kept.items()]
+    for name, lines in named[1:]:
+        than, reference = named[0]
         if len(lines) != len(reference):
             yield f"{name}: {head}: {len(lines)} answers, {than} has {len(reference)}"
             continue
         for field, word in FIELDS.items():
             if field == IMAGE and (_images(lines) is None or _images(reference) is None):
                 continue  # written before it was: the key tells
-            places = [i for i, line in enumerate(lines) if line.get(field) != reference[i].get(field)]
-            if places:
-                at = places[0]
-                ours, theirs = _apart(lines[at].get(field), reference[at].get(field))
+            pairs = [
+                (line.get(field), of.get(field), line["doc_id"]) for line, of in zip(lines, reference, strict=True)
+            ]
+            if differing := [pair for pair in pairs if pair[0] != pair[1]]:
+                ours, theirs, item = differing[0]
+                ours, theirs = _apart(ours, theirs)
                 yield (
-                    f"{name}: {head}: {len(places)} of {len(lines)} {word} differ; "
-                    f"item {lines[at]['doc_id']} has {ours}, that of {than} {theirs}"
+                    f"{name}: {head}: {len(differing)} of {len(lines)} {word} differ; "
+                    f"item {item} has {ours}, that of {than} {theirs}"
                 )
                 break
 
@@ -138,7 +125,4 @@ def _on_images(images: Mapping[str, Images | None]) -> Iterator[str]:
     if few := [f"{heads[task]} {count}" for task, (_, count) in counts.items() if count < FEW]:
         yield f"fewer than {FEW} images, so the intervals over items are too narrow: {', '.join(few)}"
     if unknown := [heads[task] for task, of in images.items() if of is None]:
-        yield (
-            "answers written before they named their image: questions are taken as independent, and where several "
-            f"are about one image, the intervals over items are too narrow: {', '.join(unknown)}"
-        )
+        yield f"{NOTES['no images']}: {', '.join(unknown)}"

@@ -1,1 +1,0 @@
-"""The model of a document, before it is written in any format."""
