@@ -16,7 +16,7 @@ from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.losses.dbild import dbild
 from switchkd_cli.engine.losses.ops.knee import effective_k
 from switchkd_cli.engine.models.llava_config import shape
-from switchkd_cli.recipe.load_many import load_many
+from switchkd_cli.recipe.load import load_many
 from tests.support import tiny
 
 ONCE = Effort(1, 1)

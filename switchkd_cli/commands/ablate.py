@@ -12,8 +12,7 @@ from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed,
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.find import find_or_none
-from switchkd_cli.recipe.load import load_with_controls
-from switchkd_cli.recipe.load_many import LoadedRecipe, load_many
+from switchkd_cli.recipe.load import LoadedRecipe, load_many, load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
@@ -109,5 +108,5 @@ def _print_table(table: LoadedRecipe, root: Path) -> None:
         return console.say(f"{table.file}: {reason}, so no table")
     run = _teacher_run(table.runs)
     teacher = None if run is None else launch.known_teacher_results(run, root)
-    controls = [control.row for control in load_with_controls(table.file)[1:]]
+    controls = [control.row for control in load_rows(table.file, [None], controls=True)[1:]]
     print_ablation(finished, teacher, planned=table.runs, controls=controls)

@@ -9,7 +9,7 @@ from switchkd_cli.commands.evaluate import finished_run
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.find import find, find_or_none
-from switchkd_cli.recipe.load import load_rows, load_with_controls
+from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch
@@ -79,7 +79,7 @@ def _controls(names: Sequence[str], world: str | None) -> list[str]:
     """The control rows of the recipe, when exactly one recipe was named."""
     if len(names) != 1 or finished_run(names[0]) or _evaluation(names[0]):
         return []
-    return [control.row for control in load_with_controls(find(names[0]), world=world)[1:]]
+    return [control.row for control in load_rows(find(names[0]), [None], world=world, controls=True)[1:]]
 
 
 def _folders(name: str, world: str | None, root: Path) -> list[RunFolder]:

@@ -8,7 +8,7 @@ from switchkd_cli.commands.dry_run import show_plans
 from switchkd_cli.commands.options import RunOptions
 from switchkd_cli.commands.recipe_or_run import planned_runs
 from switchkd_cli.distributed.launch_config import is_distributed, is_first
-from switchkd_cli.recipe.load import load_with_controls
+from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.runs import run_folder
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.failures import exit_code, show_failures
@@ -19,7 +19,10 @@ def distill(recipe: str | None, overrides: Sequence[str], row: str | None, jobs:
     """All runs are checked before the first one starts; the first failure ends the command."""
     config = options.launch_config()
     planned, root, file = planned_runs(
-        recipe, overrides, options, lambda file: load_with_controls(file, row, overrides, options.seed, options.world)
+        recipe,
+        overrides,
+        options,
+        lambda file: load_rows(file, [row], overrides, options.seed, options.world, controls=True),
     )
     if options.dry_run:
         return show_plans(planned, root, options.machine, [file], options.world, config)

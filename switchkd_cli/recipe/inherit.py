@@ -8,16 +8,15 @@ written, so that errors point at the right file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import overrides, problems, yaml_positions
+from switchkd_cli.recipe import overrides, yaml_positions
 from switchkd_cli.recipe.find import HERE, recipes, yaml_files
-from switchkd_cli.recipe.yaml_positions import PlacedDict, Step
+from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, line, listed, mapping
 
 EXTENDS = "extends"
 NOT_INHERITED = ("title", "rows", "controls")
@@ -29,42 +28,25 @@ def read(path: Path) -> tuple[PlacedDict, list[str]]:
     Raises UserError for a file that can't be read, is no mapping, or extends what it can't.
     """
     data, found = _merged(path, ())
-    rows = data.get("rows")
-    for name, row in rows.items() if isinstance(rows, dict) else ():
-        if isinstance(row, dict) and isinstance(entry := row.get("paper"), str):
+    for name, row in mapping(data.get("rows")).items():
+        if isinstance(entry := at(row, "paper"), str):
             printed = _printed()
-            if entry in printed:
-                row["paper"] = printed[entry]
-            else:
+            if entry not in printed:
                 message = f"unknown printed row, got {entry!r}{did_you_mean(entry, printed)}"
-                found.append(problems.line(data, ("rows", name, "paper"), message))
-                row["paper"] = {}
+                found.append(line(data, ("rows", name, "paper"), message))
+            row["paper"] = printed.get(entry, {})
     return data, found
 
 
-def patch(layer: Any, data: Any, at: tuple[Step, ...] = ()) -> tuple[Any, list[str]]:
-    """Apply the `drop` and `set` of `layer`, written at the path `at` in it, to `data`, as far as they can be applied.
+def patch(layer: Any, data: Any, path: Sequence[Step] = ()) -> tuple[Any, list[str]]:
+    """Apply the `drop` and `set` of `layer`, written at `path` in it, to `data`, as far as they can be applied.
 
     Returns the patched data and a line for each part that can't be applied.
     """
-    source = layer
-    for step in at:
-        source = source[step]
-    dropped, values = source.get("drop"), source.get("set")
-    changes: list[tuple[tuple[Step, ...], Callable[[Any], Any]]] = []
-    for term in dropped if isinstance(dropped, list) else ():
-        changes.append(((*at, "drop"), partial(overrides.drop, names=[term])))
-    for dotted, value in values.items() if isinstance(values, dict) else ():
-        path = (*at, "set", dotted)
-        place = yaml_positions.where(layer, path)
-        changes.append((path, partial(overrides.apply, values={dotted: value}, place=place)))
-    found = []
-    for path, change in changes:
-        try:
-            data = change(data)
-        except overrides.PatchError as error:
-            found.append(problems.line(layer, path, str(error)))
-    return data, found
+    data, unknown = overrides.drop(data, listed(at(layer, *path, "drop")))
+    data, misfits = overrides.apply(data, mapping(at(layer, *path, "set")))
+    found = [line(layer, (*path, "drop"), message) for message in unknown]
+    return data, found + [line(layer, (*path, "set", key), message) for key, message in misfits.items()]
 
 
 def _merged(path: Path, above: Sequence[Path]) -> tuple[PlacedDict, list[str]]:
@@ -88,7 +70,7 @@ def _extended(data: PlacedDict, path: Path, above: Sequence[Path]) -> Path:
     """Return the file that `data`, read from `path`, extends. Raises UserError where it can't be extended."""
 
     def refuse(key: str, message: str) -> UserError:
-        return UserError(problems.line(data, (key,), message))
+        return UserError(line(data, (key,), message))
 
     name = data[EXTENDS]
     if not isinstance(name, str) or "/" in name or name.strip(".") == "":
@@ -110,8 +92,7 @@ def _printed() -> dict[str, Any]:
     """Return the entries of all files in recipes/printed/, with their places."""
     entries: dict[str, Any] = {}
     for file in yaml_files("printed").values():
-        data = yaml_positions.read(file.read_text(encoding="utf-8"), str(file))
-        entries |= data if isinstance(data, dict) else {}
+        entries |= mapping(yaml_positions.read(file.read_text(encoding="utf-8"), str(file)))
     return entries
 
 

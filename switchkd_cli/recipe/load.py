@@ -1,25 +1,29 @@
-"""Load a recipe file as runs: read it, patch it with a row, a world and overrides, check everything, and freeze it."""
+"""Load recipe files as runs: read, patch with a row, a world and overrides, check everything, and freeze."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, TypeVar
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import inherit, yaml_positions
 from switchkd_cli.recipe import overrides as patches
+from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.fingerprint import Fingerprints
-from switchkd_cli.recipe.problems import line, schema_problems
+from switchkd_cli.recipe.problems import parse
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.recipe.stand_ins import World
 from switchkd_cli.recipe.validate import check
+from switchkd_cli.recipe.yaml_positions import line, listed, mapping
 
 BASE = "base"  # the only row of a recipe that names no rows
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def load(
@@ -33,100 +37,141 @@ def load(
 
     Every row of the file is checked. Raises UserError with all problems at once.
     """
-    recipe = _RecipeFile(path, world)
-    return recipe.runs([row or recipe.rows[0]], overrides, seed)[0]
-
-
-def load_with_controls(
-    path: str | Path,
-    row: str | None = None,
-    overrides: Sequence[str] = (),
-    seed: int | None = None,
-    world: str | None = None,
-) -> tuple[Run, ...]:
-    """Return a row and, after it, the recipe's control rows. An override must fit at least one of them."""
-    recipe = _RecipeFile(path, world)
-    controls = recipe.data.get("controls")
-    known = [name for name in controls if name in recipe.rows] if isinstance(controls, list) else []
-    return recipe.runs(list(dict.fromkeys([row or recipe.rows[0], *known])), overrides, seed)
+    return RecipeFile(path, world).runs([row], overrides, seed)[0]
 
 
 def load_rows(
     path: str | Path,
-    rows: Iterable[str] | None = None,
+    rows: Iterable[str | None] | None = None,
     overrides: Sequence[str] = (),
     seed: int | None = None,
     world: str | None = None,
-    fingerprints: Fingerprints | None = None,
+    *,
+    controls: bool = False,
 ) -> tuple[Run, ...]:
-    """Return the named rows, or all, in the order of the file. An override must fit at least one of them.
+    """Return the named rows (None: the first one), or all, in the order of the file; then the recipe's `controls`, if asked.
 
-    Several calls may share their `fingerprints`, so that a checkpoint or data set that they all name is read once.
+    An override must fit at least one of them.
     """
-    recipe = _RecipeFile(path, world, fingerprints)
-    order = {name: i for i, name in enumerate(recipe.rows)}
-    names = dict.fromkeys(order if rows is None else rows)
-    return recipe.runs(sorted(names, key=lambda name: order.get(name, -1)), overrides, seed)
+    return RecipeFile(path, world).runs(rows, overrides, seed, controls=controls)
 
 
-def row_names(path: str | Path) -> tuple[str, ...]:
-    """Return the names of a recipe's rows, in the order of its file; nothing else is checked."""
-    return _RecipeFile(path, None).rows
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and the runs that are wanted of it, row after row, each with its seeds."""
+
+    file: Path
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> list[Run]:
+        """The runs of the first seed."""
+        return [run for run in self.runs if run.seed == self.runs[0].seed]
 
 
-class _RecipeFile:
+def load_many(
+    names: Sequence[str],
+    rows: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    seeds: int = 1,
+    seed: int | None = None,
+    world: str | None = None,
+) -> list[LoadedRecipe]:
+    """Load recipes by name or file: of each recipe those of the named rows that it has, or all its rows.
+
+    Raises UserError with the problems of all recipes, also for a row that no recipe has, for a recipe that has none of the
+    rows, and for recipes of one name.
+    """
+    fingerprints = Fingerprints()  # a checkpoint or data set that several recipes name is read once
+    recipes = _for_each(names, lambda name: RecipeFile(find(name), world, fingerprints))
+    files = {recipe.name: [r.file for r in recipes if r.name == recipe.name] for recipe in recipes}
+    if repeated := [f"{name}: {', '.join(same)}: recipes of one name" for name, same in files.items() if len(same) > 1]:
+        raise UserError(repeated, hint="name each recipe once; runs of one name would go to one folder")
+    every = {row for recipe in recipes for row in recipe.rows}
+
+    def runs(recipe: RecipeFile) -> LoadedRecipe:
+        wanted = None if rows is None else [row for row in rows if row in recipe.rows or row not in every]
+        if wanted == []:
+            problem = f"{recipe.file}: has none of the rows {', '.join(rows or ())} (known: {', '.join(recipe.rows)})"
+            raise UserError(problem, hint="leave out the recipe, or --rows for all rows")
+        first = recipe.runs(wanted, overrides, seed)
+        others = [recipe.runs(wanted, overrides, first[0].seed + i) for i in range(1, seeds)]
+        return LoadedRecipe(Path(recipe.file), tuple(run for row in zip(first, *others, strict=True) for run in row))
+
+    return _for_each(recipes, runs)
+
+
+def _for_each(items: Sequence[Item], read: Callable[[Item], Result]) -> list[Result]:
+    """Return what `read` returns for each item; raises one UserError with the problems of all."""
+    results: list[Result] = []
+    problems: list[str] = []
+    hints: dict[str, None] = {}
+    for item in items:
+        try:
+            results.append(read(item))
+        except UserError as error:
+            problems += error.problems
+            hints[error.hint] = None
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, hints)))
+    return results
+
+
+class RecipeFile:
     """A recipe file as plain data, and the way from there to runs."""
 
-    def __init__(self, path: str | Path, world: str | None, fingerprints: Fingerprints | None = None) -> None:
+    def __init__(self, path: str | Path, world: str | None = None, fingerprints: Fingerprints | None = None) -> None:
         self.fingerprints = fingerprints or Fingerprints()
         self.file = str(path)
         self.name = Path(path).stem
         self.world = World.read(world) if world is not None else None
         self.data, self.problems = inherit.read(Path(path))
-        rows = self.data.get("rows")
-        self.rows: tuple[str, ...] = tuple(rows) if isinstance(rows, dict) and rows else (BASE,)
+        self.rows: tuple[str, ...] = tuple(mapping(self.data.get("rows"))) or (BASE,)
 
-    def runs(self, names: Sequence[str], overrides: Sequence[str], seed: int | None) -> tuple[Run, ...]:
-        """Return the named rows as runs. Raises UserError with every problem of the file and of the arguments."""
-        known = [name for name in names if name in self.rows]
-        problems = [*self.problems]
-        problems += [
-            f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, self.rows)}"
-            for name in names
-            if name not in self.rows
-        ]
-        values = _parsed(overrides, problems)
-        misfits: dict[str, list[str]] = {key: [] for key in values}
-        recipes: dict[str, Recipe] = {}
+    def runs(
+        self,
+        rows: Iterable[str | None] | None = None,
+        overrides: Sequence[str] = (),
+        seed: int | None = None,
+        *,
+        controls: bool = False,
+    ) -> tuple[Run, ...]:
+        """See `load_rows`. Raises UserError with every problem of the file and of the arguments."""
+        order = {name: i for i, name in enumerate(self.rows)}
+        names = {name or self.rows[0] for name in (self.rows if rows is None else rows)}
+        wanted = sorted(names, key=lambda name: order.get(name, -1))
+        if controls:
+            known = [name for name in listed(self.data.get("controls")) if name in self.rows]
+            wanted = list(dict.fromkeys([*wanted, *known]))
+        unknown = [name for name in wanted if name not in order]
+        values, wrong = _parsed(overrides)
+        problems = [f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, order)}" for name in unknown]
+        problems = [*self.problems, *problems, *wrong]
+        recipes: dict[str, Any] = {}
+        misfits: list[dict[str, str]] = []
         for name in self.rows:
-            data = self._patched(name, problems)
-            if name in names:
-                data = _overridden(data, values, misfits, seed)
-            try:
-                recipes[name] = Recipe.model_validate(data)
-                found = []
-            except ValidationError as error:
-                found = list(schema_problems(error))
-            problems += [line(data, path, message, self.file) for path, message in [*found, *check(data)]]
-        problems += [
-            f"override: {key}: {missed[0]}" for key, missed in misfits.items() if known and len(missed) == len(known)
-        ]
+            data, found = self._patched(name)
+            if name in wanted:
+                data, misfit = patches.apply(data, values)  # a term that this row drops may be meant for another row
+                misfits.append(misfit)
+                data = data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")[0]
+            recipes[name], wrong = parse(Recipe, data, self.file)
+            problems += [*found, *wrong, *(line(data, path, message, self.file) for path, message in check(data))]
+        for key in values:
+            if misfits and all(key in misfit for misfit in misfits):
+                problems.append(f"override: {key}: {misfits[0][key]}")
         if problems:
             raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))
-        return tuple(self._run(name, recipes[name]) for name in names)
+        return tuple(self._run(name, recipes[name]) for name in wanted)
 
-    def _patched(self, name: str, problems: list[str]) -> Any:
+    def _patched(self, name: str) -> tuple[Any, list[str]]:
         """Return the data of one row, its `drop` and `set` applied as far as they can be, in the chosen world."""
-        data: Any = self.data
-        rows = data.get("rows")
-        if isinstance(rows, dict) and isinstance(rows.get(name), dict):
-            data, found = inherit.patch(self.data, data, ("rows", name))
-            problems += found
-        if self.world is None:
-            return data
-        replaced, missing = self.world.replace(data)
-        problems += [line(data, path, message, self.file) for path, message in missing]
-        return replaced
+        data, problems = inherit.patch(self.data, self.data, ("rows", name))
+        if self.world is not None:
+            before = data
+            data, missing = self.world.replace(before)
+            problems += [line(before, path, message, self.file) for path, message in missing]
+        return data, problems
 
     def _run(self, name: str, recipe: Recipe) -> Run:
         row = recipe.rows.get(name)
@@ -136,9 +181,10 @@ class _RecipeFile:
         return Run(recipe_name, name, title, config, row.paper if row else {}, self.fingerprints)
 
 
-def _parsed(overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    """Return the values of `key=value` overrides by key, and add what is wrong with the others to `problems`."""
+def _parsed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of `key=value` overrides by key, and what is wrong with the others."""
     values: dict[str, Any] = {}
+    problems: list[str] = []
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -150,17 +196,7 @@ def _parsed(overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
                 values[key] = yaml_positions.value(value)
             except UserError:
                 problems.append(f"override: {key}: not readable as YAML, got {value!r}")
-    return values
-
-
-def _overridden(data: Any, values: dict[str, Any], misfits: dict[str, list[str]], seed: int | None) -> Any:
-    """Return the data with the overrides that fit it; a term that this row drops may be meant for another row."""
-    for key, value in values.items():
-        try:
-            data = patches.apply(data, {key: value})
-        except patches.PatchError as error:
-            misfits[key].append(str(error))
-    return data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")
+    return values, problems
 
 
 def _file_and_line(problem: str) -> tuple[str, int]:

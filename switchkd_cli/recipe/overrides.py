@@ -7,74 +7,66 @@ number: `stages.distill.objective.vsd.weight`. The input is never changed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switchkd_cli.errors import did_you_mean
-from switchkd_cli.recipe.yaml_positions import PlacedDict
+from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, item_name, listed, mappings
 
 OPTIONAL_GROUPS = ("checkpoints", "deepspeed")
 """Groups of settings that all have defaults: a path may lead into them although the recipe does not have them."""
 
 
-class PatchError(Exception):
-    """A path or a term's name that does not exist. The message says what it got and what was near."""
+class PathError(Exception):
+    """A path that does not exist. The message says what it got and what was near."""
 
 
-def item_name(item: Any) -> str | None:
-    """Return the name of a list item: its `name`, or else its `loss`."""
-    name = item.get("name", item.get("loss")) if isinstance(item, Mapping) else None
-    return name if isinstance(name, str) else None
+def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tuple[Any, dict[str, str]]:
+    """Set each dotted path to its value, where it exists. Only the last key may be new, and the `OPTIONAL_GROUPS`.
 
-
-def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> Any:
-    """Set each dotted path to its value. Only the last key may be new, and the `OPTIONAL_GROUPS`."""
-    data = copy.deepcopy(data)
+    Returns the changed data and, by path, why a value could not be set. Values were written at `place`, or where `values`
+    was read from.
+    """
+    data, misfits = copy.deepcopy(data), {}
     for dotted, value in values.items():
-        *parents, last = dotted.split(".")
-        group = parents[0] if parents else None
-        if group in OPTIONAL_GROUPS and isinstance(data, dict) and not data.get(group):
-            _put(data, group, PlacedDict(place), place)
-        target = data
-        for done, step in enumerate(parents):
-            target = target[_step(target, step, parents[:done])]
-        key = last if isinstance(target, dict) else _step(target, last, parents)
-        _put(target, key, copy.deepcopy(value), place)
-    return data
+        try:
+            _set(data, dotted, value, getattr(values, "places", {}).get(dotted, place))
+        except PathError as error:
+            misfits[dotted] = str(error)
+    return data, misfits
 
 
-def drop(data: Any, names: Iterable[str]) -> Any:
-    """Remove the named terms from every stage's objective."""
+def drop(data: Any, names: Sequence[Any]) -> tuple[Any, list[str]]:
+    """Remove the named terms from every stage's objective. Returns the changed data, and a message for each unknown name."""
     data = copy.deepcopy(data)
-    names = list(names)
-    objectives = list(_objectives(data))
-    known = {name for terms in objectives for name in map(item_name, terms) if name}
-    for name in names:
-        if not isinstance(name, str) or name not in known:
-            raise PatchError(f"no such term, got {name!r}{did_you_mean(name, sorted(known))}")
+    objectives = [listed(stage.get("objective")) for _, stage in mappings(at(data, "stages"))]
+    known = sorted({name for terms in objectives for name in map(item_name, terms) if name})
     for terms in objectives:
-        for index in reversed(range(len(terms))):
-            if item_name(terms[index]) in names:
-                del terms[index]
-                if hasattr(terms, "places"):
-                    del terms.places[index]
-    return data
+        kept = [i for i, term in enumerate(terms) if item_name(term) not in names]
+        if hasattr(terms, "places"):
+            terms.places = {new: terms.places[i] for new, i in enumerate(kept) if i in terms.places}
+        terms[:] = [terms[i] for i in kept]
+    return data, [f"no such term, got {name!r}{did_you_mean(name, known)}" for name in names if name not in known]
 
 
-def _put(target: Any, key: str | int | None, value: Any, place: str) -> None:
+def _set(data: Any, dotted: str, value: Any, place: str) -> None:
+    *parents, last = dotted.split(".")
+    if parents and parents[0] in OPTIONAL_GROUPS and isinstance(data, dict) and not data.get(parents[0]):
+        _put(data, parents[0], PlacedDict(place), place)
+    target = data
+    for done, step in enumerate(parents):
+        target = target[_step(target, step, parents[:done])]
+    key = last if isinstance(target, dict) else _step(target, last, parents)
+    _put(target, key, copy.deepcopy(value), place)
+
+
+def _put(target: Any, key: Step, value: Any, place: str) -> None:
     target[key] = value
     if hasattr(target, "places"):
         target.places[key] = place
 
 
-def _objectives(data: Any) -> Iterator[list[Any]]:
-    stages = data.get("stages") if isinstance(data, Mapping) else None
-    for stage in stages if isinstance(stages, list) else ():
-        if isinstance(stage, Mapping) and isinstance(stage.get("objective"), list):
-            yield stage["objective"]
-
-
-def _step(target: Any, step: str, done: list[str]) -> str | int:
+def _step(target: Any, step: str, done: list[str]) -> Step:
     """Return the key or index that `step` means in `target`."""
     if isinstance(target, dict):
         if step in target:
@@ -88,6 +80,6 @@ def _step(target: Any, step: str, done: list[str]) -> str | int:
             return int(step)
         known = [name for name in names if name]
     else:
-        raise PatchError(f"{'.'.join(done)} is a value, it has no {step!r}")
+        raise PathError(f"{'.'.join(done)} is a value, it has no {step!r}")
     inside = f" in {'.'.join(done)}" if done else ""
-    raise PatchError(f"no such field{inside}, got {step!r}{did_you_mean(step, known)}")
+    raise PathError(f"no such field{inside}, got {step!r}{did_you_mean(step, known)}")

@@ -8,18 +8,19 @@ are multiplied by a factor, and an epoch becomes a number of steps: a row that d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import overrides, yaml_positions
 from switchkd_cli.recipe.find import yaml_files
-from switchkd_cli.recipe.problems import line, schema_problems
+from switchkd_cli.recipe.problems import parse
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
-from switchkd_cli.recipe.validate import Problem, mapping, mappings
+from switchkd_cli.recipe.validate import Problem
+from switchkd_cli.recipe.yaml_positions import at, mapping, mappings
 
 T = TypeVar("T")
 
@@ -53,21 +54,14 @@ class StandInFields(Strict):
     recipe: dict[str, Any]
 
 
-class StandIns(Strict):
-    """The stand-in of each model and each data set, and the fields that change with them."""
+class World(Strict):
+    """A world: its name, the file that it was read from, and the stand-in of each model and each data set."""
 
+    name: str = ""
+    file: str = ""
     models: dict[Text, Text]
     data: dict[str, StandInData]
     fields: StandInFields
-
-
-@dataclass(frozen=True)
-class World:
-    """A world: its name, the file that it was read from, and its stand-ins."""
-
-    name: str
-    file: str
-    stand_ins: StandIns
 
     @classmethod
     def read(cls, name: str) -> World:
@@ -77,18 +71,16 @@ class World:
             raise UserError(f"--world: unknown world, got {name!r}{did_you_mean(name, files)}")
         file = str(files[name])
         data = yaml_positions.read(Path(file).read_text(encoding="utf-8"), file)
-        try:
-            return cls(name, file, StandIns.model_validate(data))
-        except ValidationError as error:
-            found = schema_problems(error, StandIns)
-            raise UserError([line(data, path, message, file) for path, message in found]) from None
+        world, problems = parse(cls, data, file)
+        if world is None:
+            raise UserError(problems)
+        return world.model_copy(update={"name": name, "file": file})
 
     def replace(self, data: Any) -> tuple[Any, list[Problem]]:
         """Return a row's data with this world's stand-ins, and a problem for each name that has none.
 
         Models and data that already are the world's own stay, and so do broken fields.
         """
-        recipe, fields = mapping(data), self.stand_ins.fields
         values: dict[str, Any] = {}  # by dotted path
         stand_ins: dict[str, str] = {}  # by the name that is replaced
         missing: list[Problem] = []
@@ -99,31 +91,28 @@ class World:
                 missing.append((path, problem))
             return known.get(name)
 
-        for model in ("student", "teacher"):
-            for key in NAMED:
-                name = mapping(recipe.get(model)).get(key)
-                if not isinstance(name, str) or name.startswith(f"{self.name}:"):
-                    continue
-                if stand_in := find(name, self.stand_ins.models, model, key):
-                    values[f"{model}.{key}"] = stand_ins[name] = stand_in
-                    parts = fields.parts if key != "checkpoint" else {}
-                    values |= {f"{model}.{part}": value for part, value in parts.items()}
-        for name, spec in mapping(recipe.get("data")).items():
-            if mapping(spec).get("source") == self.name:
+        for model, key in product(("student", "teacher"), NAMED):
+            name = at(data, model, key)
+            if not isinstance(name, str) or name.startswith(f"{self.name}:"):
                 continue
-            if data_set := find(name, self.stand_ins.data, "data", name):
+            if stand_in := find(name, self.models, model, key):
+                values[f"{model}.{key}"] = stand_ins[name] = stand_in
+                parts = self.fields.parts if key != "checkpoint" else {}
+                values |= {f"{model}.{part}": value for part, value in parts.items()}
+        for name, spec in mapping(at(data, "data")).items():
+            if at(spec, "source") != self.name and (data_set := find(name, self.data, "data", name)):
                 values[f"data.{name}"] = data_set.model_dump(exclude={"pace"}, exclude_defaults=True)
                 parameters = ", ".join(f"{key} {value}" for key, value in data_set.parameters.items())
                 stand_ins[name] = f"{data_set.source}: {parameters}"
-                for i, stage in mappings(recipe.get("stages")):
+                for i, stage in mappings(at(data, "stages")):
                     if stage.get("data") == name:
-                        changed = _paced(stage, data_set.pace) | fields.stage
+                        changed = _paced(stage, data_set.pace) | self.fields.stage
                         values |= {f"stages.{i}.{key}": value for key, value in changed.items()}
         if stand_ins:
-            if isinstance(recipe.get("evaluation"), Mapping):
-                values |= {f"evaluation.{key}": value for key, value in fields.evaluation.items()}
-            values |= {**fields.recipe, "world": self.name, "stand_ins": stand_ins}
-        return overrides.apply(data, values, place=self.file), missing
+            if at(data, "evaluation") is not None:
+                values |= {f"evaluation.{key}": value for key, value in self.fields.evaluation.items()}
+            values |= {**self.fields.recipe, "world": self.name, "stand_ins": stand_ins}
+        return overrides.apply(data, values, place=self.file)[0], missing
 
 
 def _paced(stage: Mapping[str, Any], pace: Pace) -> dict[str, Any]:

@@ -6,20 +6,21 @@ Every check reads plain data of which other parts may be broken, so that all pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import did_you_mean
-from switchkd_cli.recipe.overrides import item_name
+from switchkd_cli.recipe.problems import misfit
 from switchkd_cli.recipe.schema import HIGHER, LOWER
-from switchkd_cli.recipe.yaml_positions import Step
+from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings
 
 Location = tuple[Step, ...]
 Problem = tuple[Location, str]
 
+NO_INFINITY = ConfigDict(allow_inf_nan=False)
 AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed numbers
 
 # The parts that a term's gradient reaches: by the path that it is a term of (the teacher is frozen), and by what its loss
@@ -37,24 +38,8 @@ REACH_OF_KIND: dict[str, frozenset[str]] = {
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    yield from _models(data)
-    yield from _data_sets(data)
-    yield from _stages(data)
-    yield from _deepspeed(data)
-    yield from _checkpoints(data)
-    yield from _evaluation(data)
-    yield from _rows(data)
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return `value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def mappings(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return the mappings in a list, with their indices; none for anything but a list."""
-    items = value if isinstance(value, list) else []
-    return [(i, item) for i, item in enumerate(items) if isinstance(item, Mapping)]
+    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _evaluation, _rows):
+        yield from checks(data)
 
 
 def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -68,11 +53,8 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in mapping(data.get("data")).items():
         spec, path = mapping(value), ("data", name)
-        source = spec.get("source")
         yield from _unknown((*path, "template"), "template", spec.get("template"), registry.TEMPLATES)
-        yield from _unknown((*path, "source"), "source", source, registry.SOURCES)
-        if isinstance(source, str) and source in registry.SOURCES:
-            yield from _parameters("source", source, mapping(spec.get("parameters")), (*path, "parameters"))
+        yield from _registered("source", spec, path)
 
 
 def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -97,20 +79,19 @@ def _budget(stage: Mapping[str, Any], path: Location) -> Iterator[Problem]:
 
 def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
     terms = [((*path, "objective", i), term) for i, term in mappings(stage.get("objective"))]
-    yield from _repeated("terms", [((*at, "name"), item_name(term)) for at, term in terms])
-    train = stage.get("train")
-    train = [part for part in train if isinstance(part, str)] if isinstance(train, list) else []
+    yield from _repeated("terms", [((*place, "name"), item_name(term)) for place, term in terms])
+    train = [part for part in listed(stage.get("train")) if isinstance(part, str)]
     yield from _repeated("trained parts", [((*path, "train"), part) for part in train])
     for part, scale in mapping(stage.get("lr_scale")).items():
-        at = (*path, "lr_scale", part)
+        place = (*path, "lr_scale", part)
         if scale == 0 and part in train:
-            yield at, f"trains nothing of it: take it out of train instead, got {scale}"
+            yield place, f"trains nothing of it: take it out of train instead, got {scale}"
         if train and part in REACH["student"] and part not in train:
-            yield at, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
+            yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
     reached: set[str] = set()
-    for at, term in terms:
-        yield from _loss(term, at)
-        yield from _sides(term, at, train, has_teacher=has_teacher)
+    for place, term in terms:
+        yield from _loss(term, place)
+        yield from _sides(term, place, train, has_teacher=has_teacher)
         reached |= _reach(term) if term.get("weight") != 0 else set()
     silent = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
     for part in train:
@@ -121,20 +102,18 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
 def _reach(term: Mapping[str, Any]) -> frozenset[str]:
     """Return the parts that a term's gradient reaches; all parts of its path where its loss is unknown."""
     reach = REACH.get(str(term.get("of", "student")), REACH["student"])
-    if not isinstance(term.get("loss"), str) or term["loss"] not in registry.LOSSES:
+    if (signature := _signature("loss", term)) is None:
         return reach
-    kinds = [kind for side, kind in registry.signature("loss", term["loss"]).reads if side == "student"]
+    kinds = [kind for side, kind in signature.reads if side == "student"]
     return reach & frozenset().union(*(REACH_OF_KIND.get(kind, reach) for kind in kinds))
 
 
 def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
     """Yield what does not fit the loss of a term: its name, parameters, `to` and `on`."""
-    loss, to = term.get("loss"), term.get("to", "labels")
-    yield from _unknown((*path, "loss"), "loss", loss, registry.LOSSES)
-    if not isinstance(loss, str) or loss not in registry.LOSSES:
+    yield from _registered("loss", term, path)
+    if (signature := _signature("loss", term)) is None:
         return
-    yield from _parameters("loss", loss, mapping(term.get("parameters")), (*path, "parameters"))
-    signature = registry.signature("loss", loss)
+    loss, to = term["loss"], term.get("to", "labels")
     needs_labels = not any(side == "teacher" for side, _ in signature.reads)
     if needs_labels and to != "labels":
         yield (*path, "to"), f"{loss} compares with the labels, got {to!r} (did you mean 'labels'?)"
@@ -165,10 +144,9 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_tea
 def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     settings = mapping(data.get("deepspeed"))
     zero, offload = settings.get("zero", 0), settings.get("offload", "none")
-    if offload == "optimizer" and zero == 0:
-        yield ("deepspeed", "offload"), "needs zero: 1 or more, got 'optimizer'"
-    if offload == "parameters" and zero != 3:
-        yield ("deepspeed", "offload"), "needs zero: 3, which shards the parameters, got 'parameters'"
+    for what, needed in (("optimizer", 1), ("parameters", 3)):  # the stage that shards it
+        if offload == what and zero in range(needed):
+            yield ("deepspeed", "offload"), f"needs zero: {needed}{' or more' * (needed < 3)}, got {what!r}"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -186,56 +164,51 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield ("evaluation", "items"), "missing: the playground has no fixed number of questions"
     if in_playground and items == 1:
         yield ("evaluation", "items"), "the playground asks at least 2 questions (MME's come in pairs), got 1"
-    names = evaluation.get("benchmarks")
-    listed = list(enumerate(names)) if isinstance(names, list) else []
-    yield from _repeated("benchmarks", [(("evaluation", "benchmarks", i), name) for i, name in listed])
-    for i, name in listed:
-        yield from _unknown(("evaluation", "benchmarks", i), "benchmark", name, BENCHMARKS)
+    names = [(("evaluation", "benchmarks", i), name) for i, name in enumerate(listed(evaluation.get("benchmarks")))]
+    yield from _repeated("benchmarks", names)
+    for path, name in names:
+        yield from _unknown(path, "benchmark", name, BENCHMARKS)
     # A model that is scored is asked questions in the template of its last stage.
-    stages = mappings(data.get("stages"))
-    last = stages[-1][1].get("data") if stages else None
-    template = mapping(mapping(data.get("data")).get(last)).get("template") if isinstance(last, str) else None
-    if (
-        data.get("evaluation") is not None
-        and template in registry.TEMPLATES
-        and not registry.TEMPLATES[template].get("questions", True)
-    ):
+    last = at(data, "stages", -1, "data")
+    template = at(data, "data", last, "template")
+    if data.get("evaluation") is not None and at(registry.TEMPLATES, template, "questions") is False:
         problem = "leaves questions out, and the last stage trains with it: the model could not be scored"
         yield ("data", str(last), "template"), f"{problem}, got {template!r}"
 
 
 def _rows(data: Mapping[str, Any]) -> Iterator[Problem]:
     rows, controls = mapping(data.get("rows")), data.get("controls")
-    for i, name in enumerate(controls if isinstance(controls, list) else ()):
+    for i, name in enumerate(listed(controls)):
         yield from _unknown(("controls", i), "row", name, rows)
     for row, spec in rows.items():
         for name in mapping(mapping(spec).get("paper")):
             yield from _unknown(("rows", row, "paper", name), "benchmark", name, [*BENCHMARKS, AVERAGE])
 
 
-def _parameters(kind: registry.Kind, name: str, values: Mapping[str, Any], path: Location) -> Iterator[Problem]:
-    """Compare the parameters in a recipe with the keyword-only arguments of the function that takes them."""
-    keywords = registry.signature(kind, name).keywords
-    for key, value in values.items():
+def _signature(kind: Literal["loss", "source"], spec: Mapping[str, Any]) -> registry.Signature | None:
+    """Return the signature of the loss or source that `spec` names; None where it is unknown."""
+    return registry.signature(kind, spec[kind]) if at(registry.REGISTRIES, kind, spec.get(kind)) else None
+
+
+def _registered(kind: Literal["loss", "source"], spec: Mapping[str, Any], path: Location) -> Iterator[Problem]:
+    """Yield an unknown loss or source, or what is wrong with the parameters, its function's keyword-only arguments."""
+    name, values = spec.get(kind), mapping(spec.get("parameters"))
+    yield from _unknown((*path, kind), kind, name, registry.REGISTRIES[kind])
+    signature = _signature(kind, spec)
+    keywords = signature.keywords if signature else {}
+    for key, value in values.items() if signature else ():
         if key not in keywords:
-            yield (*path, key), f"{name} takes no such parameter, got {key!r}{did_you_mean(key, keywords)}"
-        elif (misfit := _misfit(keywords[key].annotation, value)) is not None:
-            yield (*path, key), f"{misfit}, got {value!r}"
+            problem = f"{name} takes no such parameter, got {key!r}{did_you_mean(key, keywords)}"
+            yield (*path, "parameters", key), problem
+            continue
+        strict = not isinstance(value, list | dict)  # `true` is no number
+        try:
+            TypeAdapter(keywords[key].annotation, config=NO_INFINITY).validate_python(value, strict=strict)
+        except ValidationError as error:
+            yield (*path, "parameters", key), misfit(error.errors(include_url=False))
     for key, parameter in keywords.items():
         if parameter.required and key not in values:
-            yield (*path, key), f"missing: {name} needs it"
-
-
-def _misfit(annotation: Any, value: Any) -> str | None:
-    """Return why `value` does not fit `annotation`, or None. Scalars are compared strictly: `true` is no number."""
-    strict = not isinstance(value, list | dict)
-    try:
-        TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=strict)
-    except PydanticUserError:  # an annotation that takes no configuration of ours
-        return None
-    except ValidationError as error:
-        return " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in error.errors()))
-    return None
+            yield (*path, "parameters", key), f"missing: {name} needs it"
 
 
 def _repeated(what: str, names: Iterable[tuple[Location, Any]]) -> Iterator[Problem]:

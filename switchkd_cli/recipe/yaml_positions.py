@@ -7,8 +7,9 @@ of more than one line, control characters and very deep nesting, because what is
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import yaml
@@ -61,22 +62,21 @@ for _name, (_pattern, _starts) in _CORE.items():
         _side.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _starts)
 
 
-class PlacedDict(dict):
-    """A mapping that knows where it and each of its values were written (`file:line`, or `override`)."""
+class _Placed:
+    """Knows where it and each of its values were written (`file:line`, or `override`)."""
 
     def __init__(self, place: str) -> None:
         super().__init__()
         self.place = place
-        self.places: dict[str, str] = {}
+        self.places: dict[Step, str] = {}  # by key or index
 
 
-class PlacedList(list):
-    """A list that knows where it and each of its items were written."""
+class PlacedDict(_Placed, dict):
+    """A mapping with places."""
 
-    def __init__(self, place: str) -> None:
-        super().__init__()
-        self.place = place
-        self.places: list[str] = []
+
+class PlacedList(_Placed, list):
+    """A list with places."""
 
 
 def read(text: str, file: str) -> Any:
@@ -100,7 +100,7 @@ def read(text: str, file: str) -> Any:
 
 def value(text: str) -> Any:
     """Parse the right-hand side of a `key=value` override, by the same rules. Raises UserError."""
-    return _without_places(read(text, "override"))
+    return json.loads(json.dumps(read(text, "override")))  # without places
 
 
 def write(data: Any) -> str:
@@ -112,15 +112,49 @@ def where(data: Any, path: Iterable[Step]) -> str:
     """Return where the value at `path` was written; for a missing value, where its nearest ancestor was."""
     place = getattr(data, "place", "")
     for step in path:
-        try:
-            place = data.places[step]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            place = getattr(data, "place", place)
+        place = getattr(data, "places", {}).get(step) or getattr(data, "place", place)
+        data = at(data, step)
+    return place
+
+
+def at(data: Any, *path: Step) -> Any:
+    """Return the value at a path; None where there is none."""
+    for step in path:
         try:
             data = data[step]
         except (KeyError, IndexError, TypeError):
-            break
-    return place
+            return None
+    return data
+
+
+def line(data: Any, path: Sequence[Step], message: str, file: str = "") -> str:
+    """Return `FILE:LINE: dotted.path: message`; `file` is named where the value's line is unknown."""
+    words = [str(step) for step in path]
+    for i, step in enumerate(path):
+        if isinstance(step, int):
+            words[i] = item_name(at(data, *path[: i + 1])) or words[i]
+    return f"{where(data, path) or file}: {'.'.join(words) or 'recipe'}: {message}"
+
+
+def item_name(item: Any) -> str | None:
+    """Return the name of a list item: its `name`, or else its `loss`."""
+    name = item.get("name", item.get("loss")) if isinstance(item, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return `value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """Return `value` if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def mappings(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return the mappings in a list, with their indices; none for anything but a list."""
+    return [(i, item) for i, item in enumerate(listed(value)) if isinstance(item, Mapping)]
 
 
 def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
@@ -130,7 +164,7 @@ def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         items = PlacedList(place)
         items.extend(_plain(item, file, problems) for item in node.value)
-        items.places = [_place(item, file) for item in node.value]
+        items.places |= {i: _place(item, file) for i, item in enumerate(node.value)}
         return items
     if not _is_core_scalar(node):
         problems.append(f"{place}: tags are not read, got {node.tag!r}")
@@ -167,10 +201,3 @@ def _place(node: yaml.Node, file: str) -> str:
 def _is_core_scalar(node: yaml.Node) -> bool:
     """Return whether a node is a scalar of one of the dialect's types."""
     return isinstance(node, yaml.ScalarNode) and node.tag.removeprefix(_TAG) in {*_CORE, "str"}
-
-
-def _without_places(data: Any) -> Any:
-    """Return the same data as plain mappings and lists."""
-    if isinstance(data, dict):
-        return {key: _without_places(value) for key, value in data.items()}
-    return [_without_places(item) for item in data] if isinstance(data, list) else data

@@ -185,15 +185,24 @@ def test_rows_are_taken_where_they_exist(tmp_path, recipes, monkeypatch):
     [
         (
             ("small.yaml", "other.yaml", "--rows", "sft,alone"),
-            ["--rows: no such row in any of the recipes, got 'alone' (did you mean 'align'?)"],
+            [
+                "small.yaml: row: unknown row, got 'alone' (known: switch-kd, sft)",
+                "other.yaml: row: unknown row, got 'alone' (did you mean 'align'?)",
+            ],
         ),
         (
             ("small.yaml", "other.yaml", "--rows", "align"),
             ["small.yaml: has none of the rows align (known: switch-kd, sft)"],
         ),
-        (("small.yaml", "small.yaml"), ["small.yaml: named twice"]),
-        (("small.yaml", "./sub/small.yaml"), ["sub/small.yaml: has the name of small.yaml"]),
-        (("smal.yaml", "compnents"), ["compnents: no recipe has this name (did you mean 'components'?)"]),
+        (("small.yaml", "small.yaml"), ["small: small.yaml, small.yaml: recipes of one name"]),
+        (("small.yaml", "./sub/small.yaml"), ["small: small.yaml, sub/small.yaml: recipes of one name"]),
+        (
+            ("smal.yaml", "compnents"),
+            [
+                "smal.yaml: no such recipe (did you mean 'small.yaml'?)",
+                "compnents: no recipe has this name (did you mean 'components'?)",
+            ],
+        ),
         (
             ("smal.yaml", "othr.yaml"),
             [

@@ -9,7 +9,7 @@ import pytest
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.find import find
-from switchkd_cli.recipe.load import load, load_rows, load_with_controls
+from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.scheduler import launch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -111,9 +111,8 @@ def test_the_commands_of_its_header_run_what_they_say(file):
             rows = said["--rows"].split(",") if "--rows" in said else None
             runs = load_rows(file, rows, world=said.get("--world"))
         else:
-            reads = {"distill": load_with_controls, "pretrain": load}[command]
-            runs = reads(file, said.get("--row"), world=said.get("--world"))
-            runs = runs if command == "distill" else [runs.leading()]
+            runs = load_rows(file, [said.get("--row")], world=said.get("--world"), controls=command == "distill")
+            runs = runs if command == "distill" else [runs[0].leading()]
         if number == 0 or "--world" in said:
             preflight.check(runs)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.recipe.load_many import load_many
+from switchkd_cli.recipe.load import load_many
 from switchkd_cli.scheduler.jobs import unique_jobs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -340,10 +340,10 @@ def test_wrong_requests_are_reported_together(tmp_path):
         load(file)
     at = f"{file}:5: data.captions.parameters"
     assert [problem for problem in error.value.problems if problem.startswith(at)] == [
-        f"{at}.kind: should be 'captions', 'questions', 'instructions' or 'text', got 'riddles'",
-        f"{at}.split: should be 'train', 'validation', 'test' or 'hard', got 'dev'",
-        f"{at}.pictures: should be greater than 0, got 0",
-        f"{at}.turns: should be greater than 0, got -1",
+        f"{at}.kind: must be one of captions, questions, instructions, text, got 'riddles'",
+        f"{at}.split: must be one of train, validation, test, hard, got 'dev'",
+        f"{at}.pictures: must be greater than 0, got 0",
+        f"{at}.turns: must be greater than 0, got -1",
     ]
 
 

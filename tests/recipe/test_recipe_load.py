@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.load import load, load_rows, load_with_controls
+from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.run import Run
 from tests.support.small_recipe import write
 
@@ -55,7 +55,7 @@ def test_overrides_are_yaml_and_go_into_the_resolved_text(tmp_path):
 
 def test_an_override_may_be_meant_for_another_of_the_rows(tmp_path):
     change = ["stages.distill.objective.vsd.weight=3"]
-    main, control = load_with_controls(write(tmp_path), overrides=change)
+    main, control = load_rows(write(tmp_path), [None], change, controls=True)
     assert main.config.stages[1].objective[2].weight == 3
     assert (control.row, terms(control)) == ("sft", ["ce"])
     with pytest.raises(UserError, match="override: stages.distill.objective.vsd.weight: no such field"):
@@ -69,7 +69,7 @@ def test_rows_come_in_file_order(tmp_path):
 
 
 def test_controls_do_not_repeat_the_chosen_row(tmp_path):
-    assert [run.row for run in load_with_controls(write(tmp_path), "sft")] == ["sft"]
+    assert [run.row for run in load_rows(write(tmp_path), ["sft"], controls=True)] == ["sft"]
 
 
 def test_a_recipe_without_rows_has_one(tmp_path):

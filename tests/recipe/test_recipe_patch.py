@@ -17,15 +17,15 @@ def data():
 
 
 def test_paths_walk_lists_by_name_and_by_number():
-    assert overrides.apply(data(), {"stages.a.lr": 2})["stages"][0]["lr"] == 2
-    assert overrides.apply(data(), {"stages.0.lr": 2})["stages"][0]["lr"] == 2
-    assert overrides.apply(data(), {"stages.b.objective.vsd.weight": 0})["stages"][1]["objective"][1]["weight"] == 0
-    assert overrides.apply(data(), {"stages.b.objective.ce.weight": 3})["stages"][1]["objective"][0]["weight"] == 3
-    assert overrides.apply(data(), {"stages.a.train.1": "z"})["stages"][0]["train"] == ["x", "z"]
+    assert overrides.apply(data(), {"stages.a.lr": 2})[0]["stages"][0]["lr"] == 2
+    assert overrides.apply(data(), {"stages.0.lr": 2})[0]["stages"][0]["lr"] == 2
+    assert overrides.apply(data(), {"stages.b.objective.vsd.weight": 0})[0]["stages"][1]["objective"][1]["weight"] == 0
+    assert overrides.apply(data(), {"stages.b.objective.ce.weight": 3})[0]["stages"][1]["objective"][0]["weight"] == 3
+    assert overrides.apply(data(), {"stages.a.train.1": "z"})[0]["stages"][0]["train"] == ["x", "z"]
 
 
 def test_a_new_key_may_be_set_in_a_mapping():
-    assert overrides.apply(data(), {"student.language": "l"})["student"] == {"vision": "v", "language": "l"}
+    assert overrides.apply(data(), {"student.language": "l"})[0]["student"] == {"vision": "v", "language": "l"}
 
 
 def test_the_input_is_left_alone():
@@ -36,8 +36,8 @@ def test_the_input_is_left_alone():
 
 
 def test_drop_takes_the_terms_out_of_every_stage():
-    dropped = overrides.drop(data(), ["ce"])
-    assert [[overrides.item_name(t) for t in s["objective"]] for s in dropped["stages"]] == [[], ["vsd"]]
+    dropped, _ = overrides.drop(data(), ["ce"])
+    assert [[yaml_positions.item_name(t) for t in s["objective"]] for s in dropped["stages"]] == [[], ["vsd"]]
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,14 @@ def test_drop_takes_the_terms_out_of_every_stage():
     ],
 )
 def test_a_path_that_leads_nowhere_is_explained(path, message):
-    with pytest.raises(overrides.PatchError) as caught:
-        overrides.apply(data(), {path: 1})
-    assert str(caught.value) == message
+    assert overrides.apply(data(), {path: 1}) == (data(), {path: message})
 
 
 def test_places_follow_the_values():
     read = yaml_positions.read("stages:\n- name: a\n  objective:\n  - {loss: ce}\n  - {loss: kl}\n", "f")
-    dropped = overrides.drop(read, ["ce"])
+    dropped, _ = overrides.drop(read, ["ce"])
     assert yaml_positions.where(dropped, ("stages", 0, "objective", 0, "loss")) == "f:5"
-    assert yaml_positions.where(overrides.apply(dropped, {"stages.a.lr": 1}), ("stages", 0, "lr")) == "override"
+    assert yaml_positions.where(overrides.apply(dropped, {"stages.a.lr": 1})[0], ("stages", 0, "lr")) == "override"
     assert yaml_positions.where(dropped, ("stages", 0, "missing")) == "f:2"
 
 

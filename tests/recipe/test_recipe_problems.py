@@ -32,9 +32,9 @@ def problems(file, *arguments, **more):
         ),
         ("steps: 10", "steps: ten", "15: stages.distill.steps: must be a whole number, got 'ten'"),
         ("steps: 10", "steps: true", "15: stages.distill.steps: must be a whole number, got True"),
-        ("steps: 10", "steps: 0", "15: stages.distill.steps: must be 1 or more, got 0"),
+        ("steps: 10", "steps: 0", "15: stages.distill.steps: must be greater than or equal to 1, got 0"),
         ("steps: 10", "steps: 1.5", "15: stages.distill.steps: must be a whole number, got 1.5"),
-        ("steps: 10", "epochs: -1", "15: stages.distill.epochs: must be above 0, got -1"),
+        ("steps: 10", "epochs: -1", "15: stages.distill.epochs: must be greater than 0, got -1"),
         ("steps: 10", "epochs: .nan", "15: stages.distill.epochs: must be a finite number, got nan"),
         ("steps: 10", "warmup: 0", "9: stages.distill.steps: a stage takes either steps or epochs, got neither"),
         (
@@ -95,12 +95,12 @@ def problems(file, *arguments, **more):
         (
             "temperature: 2",
             "temperature: hot",
-            "18: stages.distill.objective.align.parameters.temperature: should be a valid number, got 'hot'",
+            "18: stages.distill.objective.align.parameters.temperature: must be a number, got 'hot'",
         ),
         (
             "temperature: 2",
             "temperature: true",
-            "18: stages.distill.objective.align.parameters.temperature: should be a valid number, got True",
+            "18: stages.distill.objective.align.parameters.temperature: must be a number, got True",
         ),
         (
             "dbild, to: teacher",
@@ -132,7 +132,11 @@ def problems(file, *arguments, **more):
             "name: align",
             "19: stages.distill.objective.align.name: terms need different names, got 'align' twice",
         ),
-        ("weight: 0.5", "weight: -1", "19: stages.distill.objective.vsd.weight: must be 0 or more, got -1"),
+        (
+            "weight: 0.5",
+            "weight: -1",
+            "19: stages.distill.objective.vsd.weight: must be greater than or equal to 0, got -1",
+        ),
         (
             "on: answer",
             "on: answers",
@@ -144,7 +148,7 @@ def problems(file, *arguments, **more):
             "5: data.captions.source: unknown source, got 'llava_jsn' (did you mean 'llava_json'?)",
         ),
         ("{file: captions.json, ", "{", "5: data.captions.parameters.file: missing: llava_json needs it"),
-        ("file: captions.json", "file: 3", "5: data.captions.parameters.file: should be a valid string, got 3"),
+        ("file: captions.json", "file: 3", "5: data.captions.parameters.file: must be text, got 3"),
         (
             "source: llava_json,",
             "source: llava_json, template: qwen_base,",
@@ -161,19 +165,19 @@ def problems(file, *arguments, **more):
         (
             "source: llava_json,",
             "source: llava_json, max_faults: 1.0,",
-            "5: data.captions.max_faults: must be below 1, got 1.0",
+            "5: data.captions.max_faults: must be less than 1, got 1.0",
         ),
         (
             "source: llava_json,",
             "source: llava_json, max_length: 0,",
-            "5: data.captions.max_length: must be 1 or more, got 0",
+            "5: data.captions.max_length: must be greater than or equal to 1, got 0",
         ),
         (
             "data: questions\n",
             "data: questions\n    group_by: length\n",
             "11: stages.distill.group_by: must be one of modality_length, got 'length' (did you mean 'modality_length'?)",
         ),
-        ("limit: 8", "limit: many", "6: data.questions.parameters.limit: should be a valid integer, got 'many'"),
+        ("limit: 8", "limit: many", "6: data.questions.parameters.limit: must be a whole number, got 'many'"),
         (
             "[mme, pope]",
             "[mme, popes]",
@@ -205,7 +209,11 @@ def problems(file, *arguments, **more):
             "stages.distill.stepz",
             "25: stages.distill.stepz: unknown key, got 'stepz' (did you mean 'steps'?)",
         ),
-        ("stages.distill.steps: 20", "stages.distill.steps: 0", "25: stages.distill.steps: must be 1 or more, got 0"),
+        (
+            "stages.distill.steps: 20",
+            "stages.distill.steps: 0",
+            "25: stages.distill.steps: must be greater than or equal to 1, got 0",
+        ),
         ("  sft:", "  s.ft:", "24: rows.s.ft: a name is a letter, then letters, digits, - or _, got 's.ft'"),
         ("title: small", "title: small\ntitle: again", "2: title: written twice (first at"),
         ("title: small", "title: &a small", None),
@@ -237,7 +245,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path):
 
 def test_a_broken_row_is_reported_when_another_is_asked_for(tmp_path):
     file = write(tmp_path, ("stages.distill.steps: 20", "stages.distill.steps: 0"))
-    assert problems(file, "sft") == ["25: stages.distill.steps: must be 1 or more, got 0"]
+    assert problems(file, "sft") == ["25: stages.distill.steps: must be greater than or equal to 1, got 0"]
 
 
 def test_a_problem_that_all_rows_share_is_reported_once(tmp_path):
@@ -328,7 +336,7 @@ def test_an_unknown_row_is_named(tmp_path):
 
 
 def test_the_seed_of_the_command_line_is_checked(tmp_path):
-    assert problems(write(tmp_path), None, [], -1) == ["--seed: seed: must be 0 or more, got -1"]
+    assert problems(write(tmp_path), None, [], -1) == ["--seed: seed: must be greater than or equal to 0, got -1"]
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "\x00", "a: {b: [c}", "? [a]\n: b\n"])

@@ -51,7 +51,7 @@ def test_the_command_line_asks_for_it(tmp_path, monkeypatch):
     from switchkd_cli.commands import distill
 
     asked = []
-    monkeypatch.setattr(distill, "load_with_controls", lambda path, row, overrides, *_: asked.append(overrides) or [])
+    monkeypatch.setattr(distill, "load_rows", lambda path, row, overrides, *_, **more: asked.append(overrides) or [])
     monkeypatch.setattr(distill, "show_plans", lambda *_: None)
     given = [str(small_recipe.write(tmp_path)), "stages.distill.steps=3", "--check", "--dry-run"]
     found = CliRunner().invoke(cli.app, ["distill", *given])
