@@ -53,7 +53,7 @@ def evaluate(
     except ValidationError as error:
         raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
     path = locate(str(folder.model) if folder else str(model))
-    key = digest(path, Fingerprints().model(path), question)
+    key = digest(path, Fingerprints().named(path), question)
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ def benchmark_items(task: str, *, split: str, items: int, seed: int) -> Iterator
     """Yield the questions of one benchmark, each with its image as PNG."""
     rng = random.Random(f"sets-{task}-{split}-{seed}")
     number = 0
-    for scene in _all_scenes(split, seed):
+    for scene in scenes(split, sys.maxsize, seed):
         if not suits(scene, task):
             continue
         questions = ask_pair(scene, rng) if task == "mme" else (ask(scene, task, rng),)
@@ -59,14 +60,6 @@ def benchmark_items(task: str, *, split: str, items: int, seed: int) -> Iterator
         for question in questions:
             yield BenchmarkItem(question, _png(scene), scene.id, number)
             number += 1
-
-
-def _all_scenes(split: str, seed: int) -> Iterator[Scene]:
-    """Yield the split's endless sequence of scenes; `scenes` gives the same ones first for any count."""
-    start, count = 0, 64
-    while True:
-        yield from list(scenes(split, count, seed))[start:]
-        start, count = count, 2 * count
 
 
 @cache
@@ -118,15 +111,10 @@ def _feature(kind: pa.DataType) -> dict:
 
 def _describe(data: Path) -> None:
     """Write the data set card, which names configurations and splits: one folder and one file each."""
-    configs = [
-        {
-            "config_name": configuration.name,
-            "data_files": [
-                {"split": file.stem, "path": f"{configuration.name}/{file.name}"}
-                for file in sorted(configuration.glob("*.parquet"))
-            ],
-        }
-        for configuration in sorted(data.iterdir())
-    ]
+    configs = []
+    for configuration in sorted(data.iterdir()):
+        tables = sorted(configuration.glob("*.parquet"))
+        data_files = [{"split": table.stem, "path": f"{configuration.name}/{table.name}"} for table in tables]
+        configs.append({"config_name": configuration.name, "data_files": data_files})
     card = yaml.safe_dump({"configs": configs}, sort_keys=False)
     (data / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")

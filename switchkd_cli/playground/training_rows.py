@@ -50,8 +50,7 @@ def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int
     alone, another request's rows are replaced, and the new folder appears complete or not at all.
     Raises UserError for a folder of files that are not the playground's.
     """
-    request: dict[str, Any] = {"version": VERSION, "kind": kind, "split": split}
-    request |= {"pictures": pictures, "turns": turns, "seed": seed}
+    request = {"version": VERSION, "kind": kind, "split": split, "pictures": pictures, "turns": turns, "seed": seed}
     return write_folder(Path(folder), request, lambda fresh: _build(fresh, request)) / "rows.json"
 
 
@@ -69,11 +68,8 @@ def _build(folder: Path, request: Mapping[str, Any]) -> None:
             row["image"] = f"images/{scene.id}.png"
             draw(scene).save(folder / row["image"], compress_level=1)
             turns[0] = (IMAGE + turns[0][0], turns[0][1])
-        row["conversations"] = [
-            {"from": speaker, "value": value}
-            for turn in turns
-            for speaker, value in zip(("human", "gpt"), turn, strict=True)
-        ]
+        pairs = (({"from": "human", "value": asked}, {"from": "gpt", "value": answer}) for asked, answer in turns)
+        row["conversations"] = [message for pair in pairs for message in pair]
         rows.append(row)
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 

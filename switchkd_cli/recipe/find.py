@@ -30,7 +30,7 @@ def find(name: str) -> Path:
 
 def find_or_none(name: str) -> Path | None:
     """Return the same as `find`, but None for a bare name that no recipe has."""
-    if not is_path(name):
+    if not name.endswith((".yaml", ".yml")) and "/" not in name:
         return recipes().get(_bare(name))
     path = Path(name)
     shipped = [folder / path.name for folder in FOLDERS if path.parent == HERE != folder]
@@ -42,11 +42,6 @@ def _is_shipped(file: Path) -> bool:
     if file.is_file():
         print(f"{HERE / file.name}: not in this folder, read from the package: {file}", file=sys.stderr)
     return file.is_file()
-
-
-def is_path(name: str) -> bool:
-    """Return whether a name is a file's path rather than a bare name."""
-    return name.endswith((".yaml", ".yml")) or "/" in name
 
 
 def recipes() -> dict[str, Path]:

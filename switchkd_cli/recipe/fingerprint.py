@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from os.path import exists, isdir, isfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
@@ -16,8 +15,6 @@ from switchkd_cli.recipe.model_paths import locate
 if TYPE_CHECKING:
     from switchkd_cli.recipe.schema import DataSet
 
-T = TypeVar("T")
-
 CARD = "README.md"  # describes a model, and is no part of it
 
 
@@ -25,39 +22,34 @@ class Fingerprints:
     """The digests that one command needs, each computed once, when it is first asked for."""
 
     def __init__(self) -> None:
-        self._digests: dict[tuple, Any] = {}
+        self._digests: dict[str, str | None] = {}
 
-    def model(self, name: str) -> str | None:
-        """Return a digest of a checkpoint's folder without its card, or the commit of a hub id in the hub's cache.
+    def named(self, name: str) -> str | None:
+        """Return a digest of a file, of a checkpoint's folder without its card, or a hub id's commit in the hub's cache.
 
         None where nothing is on this machine. Raises UserError for a file that can't be read.
         """
-        return self._once(("model", name), lambda: fingerprint(name))
-
-    def file(self, path: str) -> str:
-        """Return a digest of one file. Raises UserError where it can't be read."""
-        return self._once(("file", path), lambda: content(Path(path)))
+        if name not in self._digests:
+            self._digests[name] = fingerprint(name)
+        return self._digests[name]
 
     def images(self, spec: DataSet) -> str | None:
         """Return a digest of the images that a data set's usable examples name, compared as `images_by` says.
 
         None where there is no folder of images, or where the examples can't be read: opening the data set reports why.
         """
-        key = ("images", spec.source, json.dumps(spec.parameters, sort_keys=True), spec.images_by)
-        return self._once(key, lambda: _images(spec))
+        key = json.dumps([spec.source, spec.parameters, spec.images_by], sort_keys=True)
+        if key not in self._digests:
+            self._digests[key] = _images(spec)
+        return self._digests[key]
 
     def forget(self) -> None:
         """Drop all digests: the next call reads everything again."""
         self._digests.clear()
 
-    def _once(self, key: tuple, compute: Callable[[], T]) -> T:
-        if key not in self._digests:
-            self._digests[key] = compute()
-        return self._digests[key]
-
 
 def fingerprint(name: str) -> str | None:
-    """Return a digest of what a model's name stands for now: see `Fingerprints.model`."""
+    """Return a digest of what a model's name stands for now: see `Fingerprints.named`."""
     if isfile(name):
         return content(Path(name))
     try:

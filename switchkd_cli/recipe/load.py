@@ -104,16 +104,15 @@ def load_many(
 def _for_each(items: Sequence[Item], read: Callable[[Item], Result]) -> list[Result]:
     """Return what `read` returns for each item; raises one UserError with the problems of all."""
     results: list[Result] = []
-    problems: list[str] = []
-    hints: dict[str, None] = {}
+    errors: list[UserError] = []
     for item in items:
         try:
             results.append(read(item))
         except UserError as error:
-            problems += error.problems
-            hints[error.hint] = None
-    if problems:
-        raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, hints)))
+            errors.append(error)
+    if errors:
+        problems = dict.fromkeys(problem for error in errors for problem in error.problems)
+        raise UserError(list(problems), hint="; ".join(dict.fromkeys(error.hint for error in errors if error.hint)))
     return results
 
 
@@ -129,28 +128,26 @@ class RecipeFile:
         self.rows: tuple[str, ...] = tuple(mapping(self.data.get("rows"))) or (BASE,)
 
     def runs(
-        self,
-        rows: Iterable[str | None] | None = None,
-        overrides: Sequence[str] = (),
-        seed: int | None = None,
-        *,
-        controls: bool = False,
+        self, rows: Iterable[str | None] | None, overrides: Sequence[str], seed: int | None, *, controls: bool = False
     ) -> tuple[Run, ...]:
         """See `load_rows`. Raises UserError with every problem of the file and of the arguments."""
         order = {name: i for i, name in enumerate(self.rows)}
-        names = {name or self.rows[0] for name in (self.rows if rows is None else rows)}
+        names = dict.fromkeys(name or self.rows[0] for name in (self.rows if rows is None else rows))
         wanted = sorted(names, key=lambda name: order.get(name, -1))
         if controls:
             known = [name for name in listed(self.data.get("controls")) if name in self.rows]
             wanted = list(dict.fromkeys([*wanted, *known]))
         unknown = [name for name in wanted if name not in order]
-        values, wrong = _parsed(overrides)
         problems = [f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, order)}" for name in unknown]
-        problems = [*self.problems, *problems, *wrong]
+        values, wrong = _parsed(overrides)
+        problems += [*wrong, *self.problems]
         recipes: dict[str, Any] = {}
         misfits: list[dict[str, str]] = []
         for name in self.rows:
-            data, found = self._patched(name)
+            data, found = inherit.patch(self.data, self.data, ("rows", name))
+            if self.world is not None:
+                data, missing = self.world.replace(data)
+                found += missing
             if name in wanted:
                 data, misfit = patches.apply(data, values)  # a term that this row drops may be meant for another row
                 misfits.append(misfit)
@@ -163,15 +160,6 @@ class RecipeFile:
         if problems:
             raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))
         return tuple(self._run(name, recipes[name]) for name in wanted)
-
-    def _patched(self, name: str) -> tuple[Any, list[str]]:
-        """Return the data of one row, its `drop` and `set` applied as far as they can be, in the chosen world."""
-        data, problems = inherit.patch(self.data, self.data, ("rows", name))
-        if self.world is not None:
-            before = data
-            data, missing = self.world.replace(before)
-            problems += [line(before, path, message, self.file) for path, message in missing]
-        return data, problems
 
     def _run(self, name: str, recipe: Recipe) -> Run:
         row = recipe.rows.get(name)

@@ -24,7 +24,8 @@ def locate(name: str) -> str:
             shipped = ", ".join(sorted(SHIPPED + p.parent.name for p in ASSETS.glob("*/config.json")))
             raise UserError(f"{name}: no such model in this package", hint=f"shipped: {shipped}")
         return str(folder)
-    if not _only_a_folder(name):
+    beside = "/" in name and isdir(name.partition("/")[0])
+    if not (beside or name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None or exists(name)):
         return name
     try:
         folder = Path(name).expanduser()
@@ -35,12 +36,3 @@ def locate(name: str) -> str:
     if not any((folder / file).is_file() for file in ("config.json", "tokenizer.json")):
         raise UserError(f"{name}: no config.json or tokenizer.json in this folder", hint=HINT)
     return str(folder)
-
-
-def _only_a_folder(name: str) -> bool:
-    return (
-        name.startswith((".", "/", "~"))
-        or HUB_ID.fullmatch(name) is None
-        or exists(name)
-        or ("/" in name and isdir(name.partition("/")[0]))
-    )

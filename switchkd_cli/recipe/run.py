@@ -64,11 +64,8 @@ class Run:
     @property
     def compared(self) -> str:
         """By what a run that is reused for this one was compared with it."""
-        exceptions = [
-            f"images of {name} by {spec.images_by}"
-            for name, spec in self.config.data.items()
-            if spec.images_by != "content"
-        ]
+        looser = {name: spec.images_by for name, spec in self.config.data.items() if spec.images_by != "content"}
+        exceptions = [f"images of {name} by {how}" for name, how in looser.items()]
         return ", ".join(["same recipe, models and data, byte by byte", *exceptions])
 
     def changed(self) -> list[str]:
@@ -133,7 +130,7 @@ class Run:
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
         names = [*model_names("student", student), *model_names("teacher", teacher)]
-        return {field: self.fingerprints.model(name) for field, name in names}
+        return {field: self.fingerprints.named(name) for field, name in names}
 
     def _data(self, names: Iterable[str]) -> dict[str, str | None]:
         """Return the digests of files that parameters of data sets name, and of the images of their examples."""
@@ -142,7 +139,7 @@ class Run:
             spec = self.config.data[name]
             for parameter, value in spec.parameters.items():
                 if isinstance(value, str) and isfile(value):
-                    digests[f"data.{name}.{parameter}"] = self.fingerprints.file(value)
+                    digests[f"data.{name}.{parameter}"] = self.fingerprints.named(value)
             digests[f"data.{name}.images"] = self.fingerprints.images(spec)
         return digests
 

@@ -30,6 +30,11 @@ HIGHER = ("agreement/student", "agreement/switch")
 TAG = "is "  # begins the tags of unions, to tell them from fields in the locations of pydantic's errors
 
 
+def _left_out(default: Any) -> Any:
+    """Leave a field with its default value out of keys, so that runs from before the field existed are found again."""
+    return Field(exclude_if=lambda value: value == default)
+
+
 class Strict(BaseModel):
     """A frozen model without unknown keys, NaN or infinity."""
 
@@ -65,7 +70,7 @@ class Parts(Strict):
     language: PartSource
     projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
     tokenizer: Text | None = None
-    image_processor: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
+    image_processor: Annotated[Text | None, _left_out(None)] = None
     feature_layer: Annotated[int, Field(strict=True)] = -2
     feature_select: Literal["full", "default"] = "full"
     allow_pickle: bool = False
@@ -111,8 +116,7 @@ def _recomputed(value: Any) -> Any:
     if isinstance(value, bool):
         return RECOMPUTED if value else ()
     if not isinstance(value, list | tuple):
-        expected = ", ".join(RECOMPUTED)
-        raise PydanticCustomError("layers_type", "must be true, false or a list of {expected}", {"expected": expected})
+        raise PydanticCustomError("layers_type", f"must be true, false or a list of {', '.join(RECOMPUTED)}")
     return value
 
 
@@ -168,12 +172,8 @@ class Stage(Strict):
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
-    not_finite: Annotated[Literal["stop", "skip"], Field(exclude_if=lambda value: value == "stop")] = (
-        "stop"  # a default is left out of keys, so that runs from before this field existed are found again
-    )
-    teacher_states: Annotated[
-        Literal["batched", "by_row", "cached"], Field(exclude_if=lambda value: value == "batched")
-    ] = "batched"
+    not_finite: Annotated[Literal["stop", "skip"], _left_out("stop")] = "stop"
+    teacher_states: Annotated[Literal["batched", "by_row", "cached"], _left_out("batched")] = "batched"
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
 
     @property

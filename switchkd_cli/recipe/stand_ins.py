@@ -19,8 +19,7 @@ from switchkd_cli.recipe import overrides, yaml_positions
 from switchkd_cli.recipe.find import yaml_files
 from switchkd_cli.recipe.problems import parse
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
-from switchkd_cli.recipe.validate import Problem
-from switchkd_cli.recipe.yaml_positions import at, mapping, mappings
+from switchkd_cli.recipe.yaml_positions import at, line, mapping, mappings
 
 T = TypeVar("T")
 
@@ -76,19 +75,19 @@ class World(Strict):
             raise UserError(problems)
         return world.model_copy(update={"name": name, "file": file})
 
-    def replace(self, data: Any) -> tuple[Any, list[Problem]]:
-        """Return a row's data with this world's stand-ins, and a problem for each name that has none.
+    def replace(self, data: Any) -> tuple[Any, list[str]]:
+        """Return a row's data with this world's stand-ins, and a line for each name that has none.
 
         Models and data that already are the world's own stay, and so do broken fields.
         """
         values: dict[str, Any] = {}  # by dotted path
         stand_ins: dict[str, str] = {}  # by the name that is replaced
-        missing: list[Problem] = []
+        missing: list[str] = []
 
         def find(name: str, known: Mapping[str, T], *path: str) -> T | None:
             if name not in known:
                 problem = f"nothing stands in for it in {self.file}, got {name!r}{did_you_mean(name, known)}"
-                missing.append((path, problem))
+                missing.append(line(data, path, problem))
             return known.get(name)
 
         for model, key in product(("student", "teacher"), NAMED):

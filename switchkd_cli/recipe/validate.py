@@ -5,7 +5,7 @@ Every check reads plain data of which other parts may be broken, so that all pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -25,15 +25,8 @@ AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed 
 
 # The parts that a term's gradient reaches: by the path that it is a term of (the teacher is frozen), and by what its loss
 # reads of that path (parts that come later have no influence on it).
-REACH: dict[str, frozenset[str]] = {
-    "student": frozenset({"vision", "projector", "language"}),
-    "switch": frozenset({"vision"}),
-    "teacher": frozenset(),
-}
-REACH_OF_KIND: dict[str, frozenset[str]] = {
-    "features": frozenset({"vision"}),
-    "tokens": frozenset({"vision", "projector"}),
-}
+REACH: dict[str, set[str]] = {"student": {"vision", "projector", "language"}, "switch": {"vision"}, "teacher": set()}
+REACH_OF_KIND: dict[str, set[str]] = {"features": {"vision"}, "tokens": {"vision", "projector"}}
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -99,13 +92,13 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
 
 
-def _reach(term: Mapping[str, Any]) -> frozenset[str]:
+def _reach(term: Mapping[str, Any]) -> set[str]:
     """Return the parts that a term's gradient reaches; all parts of its path where its loss is unknown."""
     reach = REACH.get(str(term.get("of", "student")), REACH["student"])
     if (signature := _signature("loss", term)) is None:
         return reach
     kinds = [kind for side, kind in signature.reads if side == "student"]
-    return reach & frozenset().union(*(REACH_OF_KIND.get(kind, reach) for kind in kinds))
+    return reach & set().union(*(REACH_OF_KIND.get(kind, reach) for kind in kinds))
 
 
 def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
@@ -144,9 +137,9 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_tea
 def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     settings = mapping(data.get("deepspeed"))
     zero, offload = settings.get("zero", 0), settings.get("offload", "none")
-    for what, needed in (("optimizer", 1), ("parameters", 3)):  # the stage that shards it
+    for what, needed in (("optimizer", 1), ("parameters", 3)):  # the first stage that shards it
         if offload == what and zero in range(needed):
-            yield ("deepspeed", "offload"), f"needs zero: {needed}{' or more' * (needed < 3)}, got {what!r}"
+            yield ("deepspeed", "offload"), f"needs zero: {needed} or more, got {what!r}"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -170,7 +163,7 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown(path, "benchmark", name, BENCHMARKS)
     # A model that is scored is asked questions in the template of its last stage.
     last = at(data, "stages", -1, "data")
-    template = at(data, "data", last, "template")
+    template = at(data, "data", str(last), "template")
     if data.get("evaluation") is not None and at(registry.TEMPLATES, template, "questions") is False:
         problem = "leaves questions out, and the last stage trains with it: the model could not be scored"
         yield ("data", str(last), "template"), f"{problem}, got {template!r}"
@@ -211,13 +204,10 @@ def _registered(kind: Literal["loss", "source"], spec: Mapping[str, Any], path: 
             yield (*path, "parameters", key), f"missing: {name} needs it"
 
 
-def _repeated(what: str, names: Iterable[tuple[Location, Any]]) -> Iterator[Problem]:
-    earlier: set[str] = set()
-    for path, name in names:
-        if isinstance(name, str) and name in earlier:
+def _repeated(what: str, names: Sequence[tuple[Location, Any]]) -> Iterator[Problem]:
+    for i, (path, name) in enumerate(names):
+        if isinstance(name, str) and any(name == earlier for _, earlier in names[:i]):
             yield path, f"{what} need different names, got {name!r} twice"
-        elif isinstance(name, str):
-            earlier.add(name)
 
 
 def _unknown(path: Location, what: str, name: Any, known: Iterable[str]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Read and write recipe text; every value that is read remembers the file and line where it was written.
+"""Read and write recipe text as plain data of which parts may be broken; every value remembers its file and line.
 
 The dialect is the core of YAML 1.2: only `true` and `false` are booleans (`on` stays a word), and `1e-3` is a number.
 Aliases and tags are refused: a recipe writes its values out, and rows are the way to change them. Also refused are values
@@ -38,11 +38,10 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        problem = f"nested deeper than {DEEPEST} levels" if self.depth > DEEPEST else ""
         if self.check_event(yaml.AliasEvent):
             problem = "aliases are not read: write the value out, or use rows"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
-        if self.depth > DEEPEST:
-            problem = f"nested deeper than {DEEPEST} levels"
+        if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)

@@ -36,7 +36,7 @@ def check(planned: Sequence[Run]) -> None:
     for run in planned:
         for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
             for field, name in model_names(who, model):
-                if model is not None and run.fingerprints.model(name) is None:
+                if model is not None and run.fingerprints.named(name) is None:
                     with import_errors():
                         from switchkd_cli.engine import hub
                     only = hub.TOKENIZER_FILES if field.endswith(".tokenizer") else ()
