@@ -1,12 +1,11 @@
 """Write a folder of generated files for a request: complete or not at all, and once for the same request."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import remove_folder
+from switchkd_cli.files.atomic import read_json, remove_folder, write_json
 from switchkd_cli.files.hashes import digest_of
 
 MANIFEST = "manifest.json"
@@ -29,8 +28,7 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], sub
         fresh = Path(temporary, folder.name)
         fresh.mkdir()
         build(fresh)
-        manifest = {**request, "files": _digest(fresh / subfolder)}
-        (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        write_json(fresh / MANIFEST, {**request, "files": _digest(fresh / subfolder)})
         try:
             if _request_in(folder, subfolder) != request:
                 if (folder / MANIFEST).exists():
@@ -44,9 +42,7 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], sub
 
 def _request_in(folder: Path, subfolder: str) -> dict | None:
     """Return the request that a folder holds; an empty one where its files have changed, None without a manifest."""
-    try:
-        request = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if (request := read_json(folder / MANIFEST)) is None:
         return None
     return request if request.pop("files", None) == _digest(folder / subfolder) else {}
 

@@ -78,10 +78,9 @@ def _turns(scene: Scene, make: Callable[[Scene, random.Random], Turn], count: in
     """Return `count` turns. A repeated one is made again up to four times: a small scene has few questions."""
     turns: list[Turn] = []
     for _ in range(count):
-        turn = make(scene, rng)
-        for _ in range(4):
+        for _ in range(5):
+            turn = make(scene, rng)
             if turn not in turns:
                 break
-            turn = make(scene, rng)
         turns.append(turn)
     return turns

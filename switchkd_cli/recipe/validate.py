@@ -163,7 +163,7 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown(path, "benchmark", name, BENCHMARKS)
     # A model that is scored is asked questions in the template of its last stage.
     last = at(data, "stages", -1, "data")
-    template = at(data, "data", str(last), "template")
+    template = at(data, "data", last, "template")
     if data.get("evaluation") is not None and at(registry.TEMPLATES, template, "questions") is False:
         problem = "leaves questions out, and the last stage trains with it: the model could not be scored"
         yield ("data", str(last), "template"), f"{problem}, got {template!r}"

@@ -116,7 +116,7 @@ def where(data: Any, path: Iterable[Step]) -> str:
     return place
 
 
-def at(data: Any, *path: Step) -> Any:
+def at(data: Any, *path: Any) -> Any:
     """Return the value at a path; None where there is none."""
     for step in path:
         try:
