@@ -156,7 +156,9 @@ def program(*arguments, **environment):
         ),
         (
             ("distill", "small.yaml", "data.captions.parameters.turns=chain"),
-            ["override: data.captions.parameters.turns: should be 'chained' or 'independent', got 'chain'"],
+            [
+                "override: data.captions.parameters.turns: must be one of chained, independent, got 'chain' (did you mean 'chained'?)"
+            ],
         ),
         (
             ("distill", "small.yaml", "student.projector=linear"),
