@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperCommand
 
 from switchkd_cli import __version__
-from switchkd_cli.commands.options import RUNS, Out, RunOptions, World, with_options
+from switchkd_cli.commands.options import CompareOptions, EvalOptions, with_options
 from switchkd_cli.distributed import exit_status, signals
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, print_in_any_encoding, system_errors
+from switchkd_cli.scheduler.run_options import RunOptions
 
 app = typer.Typer(
     name="switchkd",
@@ -41,28 +42,15 @@ class GroupedHelp(TyperCommand):
                 formatter.write_dl(records)
 
 
-RecipeOrRun = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[RECIPE]",
-        help="A recipe file, or the name of one in recipes/. With --resume also a run folder, or nothing: the run "
-        "that was interrupted last.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE ...", help="Changes to the recipe, such as stages.distill.lr=1e-4."),
-]
-Row = Annotated[str | None, typer.Option(help="The row of the recipe to run. Default: its first.")]
-
-
 @app.command(cls=GroupedHelp, epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
 @with_options
-def pretrain(recipe: RecipeOrRun = None, overrides: Overrides = None, row: Row = None, *, options: RunOptions) -> None:
+def pretrain(
+    recipe: str | None = None, overrides: list[str] | None = None, row: str | None = None, *, options: RunOptions
+) -> None:
     """Train the leading stages that need no teacher, and stop."""
-    from switchkd_cli.commands import pretrain
+    from switchkd_cli.commands.train import train
 
-    pretrain.pretrain(recipe, options.changes(overrides), row, options)
+    train(recipe, options.changes(overrides), row, options, leading=True)
 
 
 @app.command(
@@ -70,10 +58,10 @@ def pretrain(recipe: RecipeOrRun = None, overrides: Overrides = None, row: Row =
 )
 @with_options
 def distill(
-    recipe: RecipeOrRun = None,
-    overrides: Overrides = None,
-    row: Row = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Number of runs at the same time.")] = 1,
+    recipe: str | None = None,
+    overrides: list[str] | None = None,
+    row: str | None = None,
+    jobs: int = 1,
     *,
     options: RunOptions,
 ) -> None:
@@ -81,9 +69,9 @@ def distill(
 
     Ends with a table: teacher, rows, gain, each benchmark.
     """
-    from switchkd_cli.commands import distill
+    from switchkd_cli.commands.train import train
 
-    distill.distill(recipe, options.changes(overrides), row, jobs, options)
+    train(recipe, options.changes(overrides), row, options, jobs)
 
 
 @app.command(
@@ -93,96 +81,46 @@ def distill(
 )
 @with_options
 def ablate(
-    recipes: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE ... [KEY=VALUE ...]",
-            help="Recipe files, or names of recipes/, and changes to each of them.",
-        ),
-    ],
-    rows: Annotated[
-        str | None,
-        typer.Option(help="Rows, separated by commas; of several recipes those that each has. Default: all."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted up from the first.")] = 1,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Number of runs at the same time. Default: 2 if there are enough cores.")
-    ] = None,
-    *,
-    options: RunOptions,
+    recipes: list[str], rows: str | None = None, seeds: int = 1, jobs: int | None = None, *, options: RunOptions
 ) -> None:
     """Run the rows of recipes over several seeds: the paper's ablations by name, or any recipe files.
 
     Finished runs are skipped; runs and stages that several recipes share are trained once. A failed run is reported,
     and the others continue.
     """
-    from switchkd_cli.commands import ablate
+    from switchkd_cli.commands.ablate import ablate
 
-    ablate.ablate(options.changes(recipes), rows, seeds, jobs, options)
+    ablate(options.changes(recipes), rows, seeds, jobs, options)
 
 
 @app.command("eval", epilog="Example: switchkd eval --benchmarks mme,pope,gqa")
-def evaluate(
-    model: Annotated[
-        str | None, typer.Option(help="A run folder, a model folder or a hub id. Default: the newest finished run.")
-    ] = None,
-    benchmarks: Annotated[str | None, typer.Option(help="lmms-eval tasks, separated by commas.")] = None,
-    split: Annotated[str | None, typer.Option(help="validation, test or hard (playground).")] = None,
-    items: Annotated[int | None, typer.Option(min=1, help="Number of questions of each benchmark.")] = None,
-    world: Annotated[str | None, typer.Option(help="playground (made here) or hub (the real data sets).")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read tensors from pytorch_model.bin if there is no other file.")
-    ] = False,
-    out: Out = RUNS,
-) -> None:
+@with_options
+def evaluate(options: EvalOptions) -> None:
     """Score a model on benchmarks, through lmms-eval."""
-    from switchkd_cli.commands import evaluate
+    from switchkd_cli.commands.evaluate import evaluate
 
-    evaluate.evaluate(model, benchmarks, split, items, world, out, allow_pickle=allow_pickle)
+    evaluate(options)
 
 
 @app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
-def compare(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN ... | RECIPE ...", help="Run folders, folders of switchkd eval, or recipes. Default: all runs."
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ROW", help="The row that differences are taken from. Default: the first control, or the first row."
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="text, markdown, latex, csv or json. Default: the ending of --out-file."),
-    ] = None,
-    out_file: Annotated[Path | None, typer.Option(help="Write the table to this file, not to the screen.")] = None,
-    world: World = None,
-    out: Out = RUNS,
-    figures: Annotated[
-        Path | None,
-        typer.Option(
-            "--figures",
-            "--pictures",
-            metavar="FOLDER",
-            help="Draw figures into this folder (PNG, SVG): radar, curves, cost, knees, attention.",
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write a report of the named recipes into this folder, HTML and Markdown."),
-    ] = None,
-) -> None:
+@with_options
+def compare(options: CompareOptions) -> None:
     """Show finished runs next to each other and to the paper's numbers.
 
     Differences over the same items and over seeds, with 95 % intervals and corrected p-values.
     """
-    from switchkd_cli.commands import compare
+    from switchkd_cli.commands.compare import compare
 
-    compare.compare(names or [], world, out, against, form, out_file, figures, report)
+    compare(options)
+
+
+@app.command(hidden=True)
+@with_options
+def worker(file: Path, scoring: bool = False, *, options: RunOptions) -> None:
+    """Train the run in a file, or score its teacher: one process of a matrix of runs."""
+    from switchkd_cli.scheduler.launch import work
+
+    work(file, options, scoring=scoring)
 
 
 def _version(shown: bool) -> None:
@@ -206,7 +144,7 @@ def switchkd(
 def main() -> None:
     """Run the program. A user's error becomes lines, a hint and an exit code; a bug of ours keeps its traceback."""
     print_in_any_encoding()
-    child = exit_status.FOLDER in os.environ
+    child = exit_status.FOLDER in os.environ or "worker" in sys.argv[1:2]
     try:
         with exit_status.report_exit(), system_errors(), signals.stop_on_signals(child=child):
             try:
@@ -215,19 +153,17 @@ def main() -> None:
                 problem = f"the working directory can't be used: {error.strerror}"
                 raise UserError(problem, hint='cd "$HOME", or to another folder') from error
             app(prog_name="switchkd")
-    except UserError as error:
+    except (UserError, signals.Stopped) as end:
         from switchkd_cli.terminal import console
 
-        console.error(error)
-        exit_process(error.code)
-    except signals.Stopped as stopped:
-        from switchkd_cli.terminal import console
-
-        console.say(f"stopped: {stopped}")
-        words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-        if words and words[0] in ("pretrain", "distill", "ablate"):
-            console.say(f"resume: {shlex.join(['switchkd', *words, '--resume'])}")
-        exit_process(stopped.code)
+        if isinstance(end, UserError):
+            console.say("\n".join(end.lines))
+        else:
+            console.say(f"stopped: {end}")
+            words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+            if words and words[0] in ("pretrain", "distill", "ablate"):
+                console.say(f"resume: {shlex.join(['switchkd', *words, '--resume'])}")
+        exit_process(end.code)
     except Exception:  # noqa: BLE001 (shown with its traceback, and ended with our exit code)
         import traceback
 

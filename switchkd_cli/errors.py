@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO, TypedDict
+from typing import Any, TextIO, TypedDict
 
 CRASH = 1
 INPUT = 2
@@ -53,6 +53,15 @@ class UserError(Exception):
         self.hint = printable(hint)
         self.code = code
         super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is pickled for another process."""
+        return type(self), (self.problems, self.hint, self.code), self.__dict__
+
+    @property
+    def lines(self) -> list[str]:
+        """What the user reads: every problem on its line, then the hint and the notes."""
+        return [*self.problems, *[f"hint: {self.hint}"] * bool(self.hint), *getattr(self, "__notes__", ())]
 
 
 @contextmanager

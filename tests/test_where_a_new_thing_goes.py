@@ -19,6 +19,7 @@ from switchkd_cli.recipe import find
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.schema import Checkpoint
 from switchkd_cli.scheduler import launch
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import small_recipe, tiny, tiny_run, toy_family
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ def here(tmp_path, monkeypatch):
 def trained(recipe, root, *overrides):
     """The first run of a recipe after its stages were trained, and its metrics."""
     run = load(recipe, None, overrides)
-    folder = launch.run_one(run, root)
+    folder = launch.run_one(run, RunOptions(out=root))
     return run, [json.loads(line) for line in folder.metrics.read_text().splitlines()]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from switchkd_cli.commands.dry_run import show_counts, show_plans
-from switchkd_cli.commands.options import RunOptions, comma_separated
+from switchkd_cli.commands.dry_run import show_plans
+from switchkd_cli.commands.options import comma_separated
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.errors import UserError
@@ -17,52 +17,42 @@ from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.failures import Failure, exit_code, failed_runs, show_failures
-from switchkd_cli.scheduler.jobs import Job
+from switchkd_cli.scheduler.pool import Failure, Job, exit_code, show_failures
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 
 
 def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None, options: RunOptions) -> None:
     """`words` are recipes and, among them, changes (`key=value`) to each of them."""
-    config = options.launch_config()
+    config, root = options.launch_config(), options.out
     row_names = comma_separated(rows)
     if row_names is not None and not row_names:
         raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
-    names = [word for word in words if not _is_change(word)]
+    changes = [word for word in words if _is_change(word)]
+    names = [word for word in words if word not in changes]
     if not names:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
-    changes = [word for word in words if _is_change(word)]
     tables = load_many(names, row_names, changes, seeds, options.seed, options.world)
     planned = [run for table in tables for run in table.runs]
-    root, overwrite, resume = options.out, options.overwrite, options.resume
     if options.dry_run:
-        first_seed = [run for table in tables for run in table.first]
-        files = [table.file for table in tables]
-        show_plans(first_seed, root, options.machine, files, options.world, config)
-        return show_counts(planned, root)
+        show_plans([run for table in tables for run in table.first], [table.file for table in tables], options, config)
+        return _show_counts(planned, root)
     if config is not None and (config.nodes > 1 or config.hostfile is not None):
         return pool.relaunch(planned, config)
     teachers = [run for table in tables if (run := _teacher_run(table.runs)) is not None]
     failures: list[Failure] = []
     if is_distributed():  # one run after another; the first failure ends the command
-        launch.prepare(planned, root, overwrite=overwrite)
+        launch.prepare(planned, options)
         for run in planned:
-            launch.run_one(run, root, overwrite=overwrite, resume=resume)
+            launch.run_one(run, options)
         if not is_first():
             return
         for run in teachers:
             launch.teacher_results(run, root)
     else:
         launch.check(planned)
-        failures = pool.in_workers(
-            planned,
-            root,
-            jobs=_jobs(jobs, planned, config),
-            overwrite=overwrite,
-            resume=resume,
-            score_teachers_of=teachers,
-            config=config,
-        )
+        jobs = _jobs(jobs, planned, config)
+        failures = pool.in_workers(planned, options, jobs=jobs, config=config, score_teachers_of=teachers)
         show_failures(failures)
     for table in tables:
         try:
@@ -71,10 +61,24 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
             failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
             show_failures(failures[-1:])
     if failures:
-        failed = failed_runs(failures)
+        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
         what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
         console.say(f"{what}; the same command tries again")
         raise SystemExit(exit_code(failures))
+
+
+def _is_change(word: str) -> bool:
+    """Whether a word is `key=value`, or meant to be; a path may also contain a `=`, after its first `/`."""
+    return "=" in word.partition("/")[0] or ("." in word and find_or_none(word) is None)
+
+
+def _show_counts(runs: Sequence[Run], root: Path) -> None:
+    """Print how many runs all recipes and seeds make, and how many of them are finished."""
+    seeds = dict.fromkeys(run.seed for run in runs)
+    keys, finished = {run.key for run in runs}, run_folder.by_key(root)
+    first = " (the figures are of the first)" if len(seeds) > 1 else ""
+    console.say(f"seeds: {', '.join(map(str, seeds))}{first}")
+    console.say(f"runs: {len(runs)}, of them {len(keys)} different; {len(keys & finished.keys())} finished")
 
 
 def _jobs(jobs: int | None, planned: Sequence[Run], config: LaunchConfig | None) -> int:
@@ -85,11 +89,6 @@ def _jobs(jobs: int | None, planned: Sequence[Run], config: LaunchConfig | None)
         raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
     preflight.check_batches(planned, config.world_size)
     return 1
-
-
-def _is_change(word: str) -> bool:
-    """Whether a word is `key=value`, or meant to be; a path may also contain a `=`, after its first `/`."""
-    return "=" in word.partition("/")[0] or ("." in word and find_or_none(word) is None)
 
 
 def _teacher_run(planned: Sequence[Run]) -> Run | None:

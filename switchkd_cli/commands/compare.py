@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from switchkd_cli.commands.evaluate import finished_run
+from switchkd_cli.commands.options import CompareOptions
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.find import find, find_or_none
@@ -16,53 +17,46 @@ from switchkd_cli.scheduler import launch
 from switchkd_cli.terminal import console
 
 
-def compare(
-    names: Sequence[str],
-    world: str | None,
-    root: Path,
-    against: str | None = None,
-    form: str | None = None,
-    out_file: Path | None = None,
-    figures: Path | None = None,
-    report: Path | None = None,
-) -> None:
-    if report is not None:
-        options = {"--against": against, "--format": form, "--out-file": out_file, "--figures": figures}
-        return _report(names, world, root, report, [name for name, value in options.items() if value is not None])
+def compare(options: CompareOptions) -> None:
+    names, root = options.names or [], options.out
+    if options.report is not None:
+        return _report(names, options, options.report)
     from switchkd_cli.report.formats.export import chosen_format
 
-    form = chosen_format(form, out_file)
-    if names:
-        folders = [folder for name in names for folder in _folders(name, world, root)]
-    else:
-        folders = run_folder.finished(root)
-    for folder in folders:
-        if not folder.results.exists():
+    form = chosen_format(options.form, options.out_file)
+    found = [folder for name in names for folder in _folders(name, options)] if names else run_folder.finished(root)
+    folders = [folder for folder in found if folder.results.exists()]
+    for folder in found:
+        if folder not in folders:
             console.say(f"{folder.path}: left out, it has no scores")
-    folders = [folder for folder in folders if folder.results.exists()]
     if not folders:
         raise UserError(f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml")
     trained = [folder.run() for folder in folders if folder.record.exists()]
     # a table has one line for the teacher: with several teachers, none is shown
     same_teacher = len({run.teacher_key for run in trained}) == 1
     teacher = launch.known_teacher_results(trained[0], root) if same_teacher else None
+    controls = []
+    if len(names) == 1 and _scored_folder(names[0]) is None:  # a recipe
+        controls = [control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]]
     from switchkd_cli.report.results.finished_run import read
     from switchkd_cli.report.show import print_comparison
 
     scored = [read(folder) for folder in folders]
-    controls = _controls(names, world)
-    print_comparison(scored, teacher, controls=controls, against=against, form=form, file=out_file)
-    if out_file is not None:
-        console.say(f"file: {out_file}")
-    if figures is not None:
+    print_comparison(scored, teacher, controls=controls, against=options.against, form=form, file=options.out_file)
+    if options.out_file is not None:
+        console.say(f"file: {options.out_file}")
+    if options.figures is not None:
         from switchkd_cli.report.figures.draw import draw
 
-        for drawn in draw(scored, teacher, launch.FigureData(), figures):
+        for drawn in draw(scored, teacher, launch.FigureData(), options.figures):
             console.say(str(drawn))
 
 
-def _report(names: Sequence[str], world: str | None, root: Path, folder: Path, other_options: Sequence[str]) -> None:
-    problems = [f"{name}: can't be combined with --report, which chooses it itself" for name in other_options]
+def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None:
+    others = {"--against": options.against, "--format": options.form}
+    others |= {"--out-file": options.out_file, "--figures": options.figures}
+    chosen = [name for name, value in others.items() if value is not None]
+    problems = [f"{name}: can't be combined with --report, which chooses it itself" for name in chosen]
     problems += [] if names else ["--report: no recipe is named"]
     problems += [f"{name}: a run folder; a report is of recipes" for name in names if finished_run(name) is not None]
     problems += [f"--report: {folder} is a file"] if folder.is_file() else []
@@ -71,35 +65,30 @@ def _report(names: Sequence[str], world: str | None, root: Path, folder: Path, o
     from switchkd_cli.report.reproduction.write import write_report
 
     files = [find(name) for name in names]
-    for line in write_report(files, world, root, folder, launch.FigureData()):
+    for line in write_report(files, options.world, options.out, folder, launch.FigureData()):
         console.say(line)
 
 
-def _controls(names: Sequence[str], world: str | None) -> list[str]:
-    """The control rows of the recipe, when exactly one recipe was named."""
-    if len(names) != 1 or finished_run(names[0]) or _evaluation(names[0]):
-        return []
-    return [control.row for control in load_rows(find(names[0]), [None], world=world, controls=True)[1:]]
-
-
-def _folders(name: str, world: str | None, root: Path) -> list[RunFolder]:
+def _folders(name: str, options: CompareOptions) -> list[RunFolder]:
     """The folders with scores of a run, of an evaluation, or of a recipe's runs in the order of its rows."""
-    if (folder := finished_run(name) or _evaluation(name)) is not None:
+    if (folder := _scored_folder(name)) is not None:
         return [folder]
-    path = find_or_none(name)
+    root, path = options.out, find_or_none(name)
     if path is None or not path.is_file():
         raise UserError(
             f"{name}: neither a run folder, nor the folder that switchkd eval named, nor a recipe",
             hint=f"ls -d {root}/*/*/seed* {run_folder.evaluation(root, '*').path}",
         )
-    rows = load_rows(path, world=world)
+    rows = load_rows(path, world=options.world)
     order = [run.row for run in rows]
     folders = [f for f in run_folder.finished(root, rows[0].recipe) if f.info().get("row") in order]
     return sorted(folders, key=lambda f: (order.index(f.info()["row"]), f.info().get("seed", 0)))
 
 
-def _evaluation(name: str) -> RunFolder | None:
-    """The folder in which `switchkd eval` wrote a model's scores; None when it is not one."""
+def _scored_folder(name: str) -> RunFolder | None:
+    """The folder of a finished run, or of a model that `switchkd eval` scored; None when it is neither."""
+    if (run := finished_run(name)) is not None:
+        return run
     folder = RunFolder(Path(name).absolute())
     results = read_json(folder.results)
     return folder if isinstance(results, dict) and {"model", "scores"} <= results.keys() else None

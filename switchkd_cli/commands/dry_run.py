@@ -1,54 +1,215 @@
-"""What `--dry-run` prints: the plan of each run of a command, then what all of them need together."""
+"""What `--dry-run` prints: the plan of each run of a command, what it needs, and what all of them need together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.planning import preflight
-from switchkd_cli.planning.estimate import RunEstimate, planned_machine
+from switchkd_cli.planning.estimate import GIB, RunEstimate, StageEstimate, planned_machine
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Stage, Term
 from switchkd_cli.runs import run_folder
+from switchkd_cli.runs.claim import FolderState, folder_state
 from switchkd_cli.scheduler import launch
-from switchkd_cli.terminal import console, plan_table
+from switchkd_cli.scheduler.run_options import RunOptions
+from switchkd_cli.terminal.console import stdout, table
+
+UNKNOWN = "unknown"
+PARTS = ("vision", "projector", "language")
+
+
+STATES: dict[FolderState, str] = {
+    "new": "new",
+    "finished": "finished: would be reused",
+    "interrupted": "interrupted: would be resumed",
+    "unfinished": "unfinished: would be moved aside",
+    "other": "holds another run: needs --overwrite or --out",
+}
 
 
 def show_plans(
-    runs: Sequence[Run],
-    root: Path,
-    machine: str | None,
-    files: Sequence[Path],
-    world: str | None,
-    launch_config: LaunchConfig | None = None,
+    runs: Sequence[Run], files: Sequence[Path], options: RunOptions, config: LaunchConfig | None = None
 ) -> None:
     """Print the plan of each different run, then of all. Every problem is reported before the engine is imported."""
-    gpus = launch_config.world_size if launch_config else None
+    root, gpus = options.out, config.world_size if config else None
     machines = [
-        planned_machine(machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus) for run in runs
+        planned_machine(options.machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus)
+        for run in runs
     ]
     if gpus is not None:
         preflight.check_batches(runs, gpus)
-    planned = {run_folder.folder(root, run).model: run for file in files for run in load_rows(file, world=world)}
+    rows = [run for file in files for run in load_rows(file, world=options.world)]
+    planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)
     estimates: list[RunEstimate] = []
     first: dict[str, Run] = {}
-    for run, on in zip(runs, machines, strict=True):
-        if (same := first.setdefault(run.key, run)) is not run:
-            console.show_same(run, same)
-            continue
-        console.show_plan(preflight.plan(run, root))
-        before = estimates[-1] if estimates else None
-        estimates.append(launch.estimate(run, on, root, planned))
-        plan_table.show_run(estimates[-1], before)
-    plan_table.show_all(estimates)
+    for run, machine in zip(runs, machines, strict=True):
+        same = first.setdefault(run.key, run)
+        show_plan(run, root, same)
+        if same is run:
+            before = estimates[-1] if estimates else None
+            estimates.append(launch.estimate(run, machine, root, planned))
+            _show_run(estimates[-1], before)
+    _show_all(estimates)
 
 
-def show_counts(runs: Sequence[Run], root: Path) -> None:
-    """Print how many runs all recipes and seeds make, and how many of them are finished."""
-    seeds = dict.fromkeys(run.seed for run in runs)
-    keys, finished = {run.key for run in runs}, run_folder.by_key(root)
-    first = " (the figures are of the first)" if len(seeds) > 1 else ""
-    console.say(f"seeds: {', '.join(map(str, seeds))}{first}")
-    console.say(f"runs: {len(runs)}, of them {len(keys)} different; {len(keys & finished.keys())} finished")
+def show_plan(run: Run, root: Path, same: Run) -> None:
+    """Print what the run would do, or of which earlier run (`same`, if not itself) it is the same."""
+    config, folder = run.config, run_folder.folder(root, run)
+    lines = [("run", f"{run.recipe}, row {run.row}: {run.title}")]
+    if same is not run:
+        lines.append(("", f"the same run as {same.recipe}, row {same.row}"))
+    else:
+        done = [i for i in range(len(config.stages)) if run_folder.stage(root, run.stage_key(i)).done]
+        lines += [
+            ("folder", f"{folder.path} ({STATES[folder_state(folder, run)]})"),
+            ("seed", f"{run.seed}, {config.precision}"),
+            ("student", _model(config.student)),
+            ("teacher", _model(config.teacher) if config.teacher else "none"),
+            *(("stage", _stage(stage, reused=i <= max(done, default=-1))) for i, stage in enumerate(config.stages)),
+        ]
+        if (e := config.evaluation) is not None:
+            items = f"{e.items} items each" if e.items else "all items"
+            lines.append(("scores", f"{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}"))
+    for name, text in lines:
+        print(f"{name:<9}{text}")
+    print()
+
+
+def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
+    """Print one run's models, if they are not those of the run before, and its stages, a column a stage."""
+    if before is None or before.models != estimate.models:
+        models = table("parameters", *PARTS, "all", "tokens an image", text=("parameters",))
+        for model in estimate.models:
+            counts = [*map(model.parameters.get, PARTS), sum(model.parameters.values()) or None]
+            models.add_row(model.who, *map(_count, counts), _number(model.image_tokens))
+        stdout().print(models)
+        for model in estimate.models:
+            print(f"{model.who}: {model.source}")
+    print(estimate.vocabulary)
+    stages = estimate.stages
+    lines = table("stage", *(stage.name for stage in stages), text=("stage",))
+    for name, cell in _LINES.items():
+        lines.add_row(name, *map(cell, stages))
+    for name in dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size):
+        lines.add_row(f"  {name}", *(_memory(stage.memory.get(name)) for stage in stages))
+    together = [_memory(sum(stage.memory.values()) or None) for stage in stages]
+    lines.add_row(f"  together, of {estimate.machine.memory:g} GiB", *together)
+    lines.add_row("TFLOP a step", *(_number(stage.flops and stage.flops / 1e12) for stage in stages))
+    lines.add_row("time", *("reused" if stage.reused else _time(stage.hours) for stage in stages))
+    lines.add_row("saved student", *(_file_size(stage.saved_bytes) for stage in stages))
+    stdout().print(lines)
+    for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
+        print(source)
+    print()
+
+
+def _show_all(estimates: Sequence[RunEstimate]) -> None:
+    """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
+    stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
+    downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
+    for machine in dict.fromkeys(estimate.machine for estimate in estimates):
+        print(f"machine  {machine}")
+    print(f"time     {_sum([stage.hours for stage in stages.values()], _time)} for what is to be trained")
+    print(f"disk     {_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
+    for download in downloads.values():
+        size = "" if download.size is None else f", {_file_size(download.size)}"
+        note = f" ({download.note})" if download.note else ""
+        print(f"fetch    {download.name}{size} -> {download.where}{note}")
+    for note in dict.fromkeys(note for estimate in estimates for note in estimate.notes):
+        print(f"note     {note}")
+
+
+def _stage(s: Stage, *, reused: bool) -> str:
+    length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
+    parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
+    micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
+    lines = [
+        f"{s.name}, {length} of {s.batch} rows{micro} from {s.data}" + (", reused" if reused else ""),
+        f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
+        f"  computes {', '.join(sorted(s.paths))}",
+        *(f"  {_term(term)}" for term in s.objective),
+    ]
+    return "\n         ".join(lines)
+
+
+def _term(term: Term) -> str:
+    parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
+    on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
+    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
+
+
+def _model(model: Model) -> str:
+    if isinstance(model, Checkpoint):
+        return f"{model.family}: {model.checkpoint}"
+    parts = (model.vision, model.projector, model.language)
+    return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
+
+
+def _largest(stage: StageEstimate) -> str:
+    fits_none = stage.micro_batch is not None and stage.largest_micro_batch is None
+    return "none" if fits_none else _number(stage.largest_micro_batch)
+
+
+def _tokens(stage: StageEstimate) -> float | None:
+    parts = [part for part in (stage.data.image, stage.data.prompt, stage.data.answer) if part is not None]
+    return sum(parts) if parts else None
+
+
+def _number(value: float | None) -> str:
+    """No decimals from a hundred on; two digits of small numbers."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, int) or value >= 100 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _scaled(value: float | None, large: tuple[float, str], small: tuple[float, str]) -> str:
+    """In the large unit from a tenth of it on."""
+    if value is None:
+        return UNKNOWN
+    size, unit = large if value >= large[0] / 10 else small
+    return f"{value / size:,.1f} {unit}"
+
+
+_count = partial(_scaled, large=(1e6, "M"), small=(1e3, "K"))
+_memory = partial(_scaled, large=(GIB, "GiB"), small=(2**20, "MiB"))
+_file_size = partial(_scaled, large=(1e9, "GB"), small=(1e6, "MB"))
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return UNKNOWN
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+
+
+def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
+    known = form(sum(value for value in values if value is not None))
+    return f"at least {known}, not all are known" if None in values else known
+
+
+_LINES: dict[str, Callable[[StageEstimate], str]] = {
+    "rows of data": lambda stage: _number(stage.data.rows),
+    "tokens a row": lambda stage: _number(_tokens(stage)),
+    "  image": lambda stage: _number(stage.data.image),
+    "  prompt": lambda stage: _number(stage.data.prompt),
+    "  answer": lambda stage: _number(stage.data.answer),
+    "  longest row": lambda stage: _number(stage.data.longest),
+    "steps": lambda stage: _number(stage.steps),
+    "rows a step": lambda stage: _number(stage.batch),
+    "  micro x accumulation x GPUs": lambda stage: (
+        f"{_number(stage.micro_batch)} x {_number(stage.accumulation)} x {stage.gpus}"
+    ),
+    "  largest micro-batch that fits": _largest,
+    "  padding, of all tokens": lambda stage: UNKNOWN if stage.padding is None else f"{stage.padding:.0%}",
+    "parameters trained": lambda stage: _count(stage.trained),
+    "memory of one GPU": lambda stage: "",
+}

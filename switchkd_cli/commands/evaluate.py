@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.commands.options import comma_separated
+from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.model_paths import locate
@@ -22,39 +22,27 @@ from switchkd_cli.terminal import console
 ITEMS = 200  # default number of questions of each benchmark, for a model that is not from a run
 
 
-def evaluate(
-    model: str | None,
-    benchmarks: str | None,
-    split: str | None,
-    items: int | None,
-    world: str | None,
-    root: Path,
-    *,
-    allow_pickle: bool,
-) -> None:
-    names = comma_separated(benchmarks)
-    problems = [
-        f"--benchmarks: unknown benchmark, got {name!r}{did_you_mean(name, BENCHMARKS)}"
-        for name in names or ()
-        if name not in BENCHMARKS
-    ]
-    if problems:
-        raise UserError(problems)
-    folder = run_folder.newest_finished(root) if model is None else finished_run(model)
+def evaluate(options: EvalOptions) -> None:
+    model, root = options.model, options.out
+    names = comma_separated(options.benchmarks)
+    if unknown := [name for name in names or () if name not in BENCHMARKS]:
+        known = [f"{name!r}{did_you_mean(name, BENCHMARKS)}" for name in unknown]
+        raise UserError([f"--benchmarks: unknown benchmark, got {name}" for name in known])
+    folder = run_folder.newest(root) if model is None else finished_run(model)
     # the command line's options, then those of the run's recipe, then all ten benchmarks
     recipe = folder.run().config.evaluation if folder else None
     fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": tuple(BENCHMARKS)}
-    if recipe is None and world != "hub":
+    if recipe is None and options.world != "hub":
         fields["items"] = ITEMS
-    options = {"benchmarks": names, "split": split, "items": items, "world": world}
-    fields |= {key: value for key, value in options.items() if value is not None}
+    asked = {"benchmarks": names, "split": options.split, "items": options.items, "world": options.world}
+    fields |= {key: value for key, value in asked.items() if value is not None}
     try:
         question = Evaluation.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
         raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
     path = locate(str(folder.model) if folder else str(model))
     key = digest(path, Fingerprints().named(path), question)
-    results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": allow_pickle})
+    results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
     console.show_scores(model or str(folder and folder.path), results)

@@ -53,32 +53,29 @@ def launch_config(
     Under srun with one task per machine, SLURM's values stand in for options that are absent. Raises UserError for
     options that contradict each other.
     """
-    adopt_slurm(environment, one_per_node=gpus is not None or processes is not None)
+    per_node, tasks = gpus or processes, int(environment.get("SLURM_STEP_NUM_TASKS", "1"))  # srun's; 1 without srun
+    if tasks > 1 and "WORLD_SIZE" not in environment:
+        address = _slurm_address(environment)
+        if per_node is None:  # srun is the launcher: a task is a process
+            _adopt_slurm(environment, tasks, *address.split(":"))
+        elif nodes is None:  # a task is a machine
+            nodes, node_rank = tasks, int(environment["SLURM_PROCID"])
+            rdzv_endpoint = rdzv_endpoint or address
     if is_distributed(environment):
         return None
-    if nodes is None and (tasks := _slurm_tasks(environment)) > 1:
-        nodes, node_rank = tasks, int(environment["SLURM_PROCID"])
-        rdzv_endpoint = rdzv_endpoint or _slurm_address(environment)
-    problems = []
-    if gpus is not None and processes is not None:
-        problems.append("--gpus and --processes: give one of them: GPUs, or processes on the CPU")
-    if (nodes or 1) > 1 and hostfile is None and (node_rank is None or rdzv_endpoint is None):
-        problems.append(
-            "--nodes: run the same command on each, with --node-rank 0, 1, ... and --rdzv-endpoint HOST:PORT"
-        )
-    if rdzv_endpoint is not None and not re.fullmatch(r"[^\s:]+:\d+", rdzv_endpoint):
-        problems.append(f"--rdzv-endpoint: must be HOST:PORT, got {rdzv_endpoint!r}")
-    if node_rank is not None and not 0 <= node_rank < (nodes or 1):
-        problems.append(f"--node-rank: must be 0 to {(nodes or 1) - 1}, got {node_rank}")
-    if hostfile is not None and not hostfile.is_file():
-        problems.append(f"--hostfile: no such file, got {str(hostfile)!r}")
-    if hostfile is not None and (gpus is None or processes is not None):
-        problems.append("--hostfile: say how many GPUs of each host, as in --gpus 8")
-    if gpus is None and processes is None and (nodes is not None or rdzv_endpoint is not None):
-        problems.append("--nodes: say how many GPUs of each, as in --gpus 8")
-    if problems:
+    no_address = rdzv_endpoint is not None and not re.fullmatch(r"[^\s:]+:\d+", rdzv_endpoint)
+    several = "--nodes: run the same command on each, with --node-rank 0, 1, ... and --rdzv-endpoint HOST:PORT"
+    wrong = {
+        "--gpus and --processes: give one of them: GPUs, or processes on the CPU": None not in (gpus, processes),
+        several: (nodes or 1) > 1 and hostfile is None and None in (node_rank, rdzv_endpoint),
+        f"--rdzv-endpoint: must be HOST:PORT, got {rdzv_endpoint!r}": no_address,
+        f"--node-rank: must be 0 to {(nodes or 1) - 1}, got {node_rank}": (node_rank or 0) >= (nodes or 1),
+        f"--hostfile: no such file, got {str(hostfile)!r}": hostfile is not None and not hostfile.is_file(),
+        "--hostfile: say how many GPUs of each host, as in --gpus 8": hostfile is not None and gpus is None,
+        "--nodes: say how many GPUs of each, as in --gpus 8": per_node is None and (nodes or rdzv_endpoint),
+    }
+    if problems := [text for text, found in wrong.items() if found]:
         raise UserError(problems, hint="see docs/scale.md")
-    per_node = gpus or processes
     if per_node is None or (per_node * (nodes or 1) == 1 and hostfile is None):
         return None
     return LaunchConfig(per_node, gpus is not None, nodes or 1, node_rank or 0, rdzv_endpoint, hostfile)
@@ -94,15 +91,8 @@ def is_first(environment: MutableMapping[str, str] = os.environ) -> bool:
     return not is_distributed(environment) or environment.get("RANK", "0") == "0"
 
 
-def adopt_slurm(environment: MutableMapping[str, str], *, one_per_node: bool) -> None:
-    """Set torch's variables (RANK, WORLD_SIZE, ...) when srun started several tasks.
-
-    Nothing is set with `one_per_node`: each task is the only one of its machine, and starts processes itself.
-    """
-    tasks = _slurm_tasks(environment)
-    if one_per_node or tasks < 2 or "WORLD_SIZE" in environment:
-        return
-    host, port = _slurm_address(environment).split(":")
+def _adopt_slurm(environment: MutableMapping[str, str], tasks: int, host: str, port: str) -> None:
+    """Set torch's variables (RANK, WORLD_SIZE, ...) when srun started several tasks."""
     environment["RANK"] = environment["SLURM_PROCID"]
     environment["WORLD_SIZE"] = str(tasks)
     environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
@@ -118,11 +108,6 @@ def exit_process(code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _slurm_tasks(environment: MutableMapping[str, str]) -> int:
-    """Number of tasks of the srun that started this process; a batch script without srun counts as one."""
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
 def _slurm_address(environment: MutableMapping[str, str]) -> str:

@@ -27,7 +27,10 @@ class Stopped(BaseException):
     def __init__(self, number: int, text: str = "") -> None:
         self.number = number
         self.text = text
-        super().__init__(text or signal.Signals(number).name)
+        super().__init__(number, text)
+
+    def __str__(self) -> str:
+        return self.text or signal.Signals(self.number).name
 
     @property
     def code(self) -> int:

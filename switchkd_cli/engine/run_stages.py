@@ -46,7 +46,7 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
     A stage's output is shared under its key by all runs whose recipes agree up to it: the first run trains it, the others
     load it. An interrupted run resumes: finished stages and steps are not repeated.
     """
-    if checkpoints.marked(folder, SCORES) is not None:
+    if SCORES in checkpoints.marks(folder):
         return
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -204,7 +204,7 @@ def _take_stage(
     stage, key = run.config.stages[index], processes.decide(lambda: run.stage_key(index))
     shared = run_folder.stage(folder.root, key)
     student = shared.path
-    if processes.first and checkpoints.marked(folder, stage.name) is None:
+    if processes.first and stage.name not in checkpoints.marks(folder):
         checkpoints.mark(folder, stage.name)
     waiting = {"event": "waiting", "stage": stage.name}
     building = shared.build(lambda text: folder.log({**waiting, "text": text})) if processes.first else nullcontext()
@@ -246,7 +246,7 @@ def _take_stage(
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
                     student = run_folder.set_aside(partial, CHANGED)
     if processes.first:
-        checkpoints.drop(folder, stage.name)
+        checkpoints.prune(folder, stage.name, keep=0, best=False)
     return student
 
 

@@ -1,45 +1,26 @@
-"""What a run would do on this machine, checked before anything heavy is imported or written."""
+"""Whether this machine has what a run needs: models, libraries in the declared ranges, an even share of each batch.
+
+It is checked before anything heavy is imported or written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+import importlib.util
+import traceback
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
-from switchkd_cli.errors import UserError
-from switchkd_cli.planning import library_versions
+from switchkd_cli.benchmarks import LMMS_EVAL
+from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, model_names
-from switchkd_cli.recipe.schema import Stage
-from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import folder_state
 
-
-@dataclass(frozen=True)
-class StagePlan:
-    """A stage, and whether its output is already there."""
-
-    stage: Stage
-    reused: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run, its folder, what the folder holds (`state`), and its stages."""
-
-    run: Run
-    folder: run_folder.RunFolder
-    state: str
-    stages: tuple[StagePlan, ...]
-
-
-def plan(run: Run, root: Path) -> Plan:
-    """Return what the run would do; nothing is written."""
-    folder = run_folder.folder(root, run)
-    done = [run_folder.stage(root, run.stage_key(i)).done for i in range(len(run.config.stages))]
-    last = max((i for i, is_done in enumerate(done) if is_done), default=-1)
-    stages = tuple(StagePlan(stage, i <= last) for i, stage in enumerate(run.config.stages))
-    return Plan(run, folder, folder_state(folder, run), stages)
+PACKAGE = "switchkd-cli"
+SCORING = "eval-full"  # the extra that declares lmms-eval
+INSTALL_LMMS_EVAL = f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
 
 
 def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
@@ -63,7 +44,7 @@ def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
                 hints.append(error.hint)
     if problems:
         raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, dict.fromkeys(hints))))
-    library_versions.check(scoring=any(run.config.evaluation for run in runs))
+    check_libraries(scoring=any(run.config.evaluation for run in runs))
 
 
 def check_batches(runs: Iterable[Run], processes: int) -> None:
@@ -75,3 +56,72 @@ def check_batches(runs: Iterable[Run], processes: int) -> None:
         smallest = min(stage.batch for stage in uneven)
         divisor = max(n for n in range(1, processes) if smallest % n == 0)
         raise UserError(list(dict.fromkeys(problems)), hint=f"--gpus {divisor}, or change the batch")
+
+
+def check_libraries(*, scoring: bool = False) -> None:
+    """Raise UserError, code MACHINE, naming every library whose version is outside the range declared for it.
+
+    `scoring`: lmms-eval is checked too, and must be installed. Other libraries that are missing are reported when they
+    are imported.
+    """
+    if scoring and importlib.util.find_spec("lmms_eval") is None:
+        raise UserError("lmms-eval is not installed, and scores need it", hint=INSTALL_LMMS_EVAL, code=MACHINE)
+    if outside := _outside_range(SCORING if scoring else ""):
+        pip = " ".join(f"'{name}{declared}'" for name, _, declared in outside if name != "lmms-eval")
+        commands = [f"pip install {pip}"] * bool(pip)
+        commands += [INSTALL_LMMS_EVAL for name, _, _ in outside if name == "lmms-eval"]
+        raise UserError(
+            [f"{name} {version} is installed, switchkd needs {declared}" for name, version, declared in outside],
+            hint=" && ".join(commands),
+            code=MACHINE,
+        )
+
+
+@contextmanager
+def import_errors() -> Iterator[None]:
+    """Around an import of the engine, or of a part of it that needs further libraries.
+
+    Raises UserError, code MACHINE, where a library is outside its range, missing or fails to import; an import that
+    fails by a fault of this package keeps its traceback.
+    """
+    check_libraries()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        name = getattr(error, "name", None) if isinstance(error, ImportError) else None
+        ours = (
+            name.startswith("switchkd_cli") if name else Path(last.filename).is_relative_to(Path(__file__).parents[1])
+        )
+        if ours:
+            raise
+        problem = f"a library can't be imported: {' '.join(str(error).split())} ({last.filename}:{last.lineno})"
+        hint = "make setup, which installs the versions that were tested together"
+        if isinstance(error, ModuleNotFoundError):
+            problem, hint = f"{error.name} is not installed", "make setup"
+        raise UserError(problem, hint=hint, code=MACHINE) from error
+
+
+@cache
+def _outside_range(extra: str) -> tuple[tuple[str, str, str], ...]:
+    """Return name, installed version and declared range of each requirement that isn't met."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    try:
+        declared = [Requirement(text) for text in metadata.requires(PACKAGE) or ()]
+    except metadata.PackageNotFoundError:  # run from its sources alone: nothing is declared
+        return ()
+    outside = []
+    for requirement in declared:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            try:
+                version = metadata.version(requirement.name)
+            except metadata.PackageNotFoundError:
+                continue
+            # "2.6.0a0+nv25.01", in NVIDIA's containers, counts as 2.6.0
+            if not requirement.specifier.contains(Version(version).base_version):
+                outside.append((requirement.name, version, str(requirement.specifier)))
+    return tuple(outside)

@@ -19,6 +19,7 @@ from switchkd_cli.recipe.schema import Model, Recipe
 NOT_IN_KEYS = {"title", "rows", "controls", "world", "stand_ins", "checkpoints", "check", "deepspeed"}
 NOT_IN_KEYS_OF_STAGES = {"activation_checkpointing"}
 NAMED_PARTS = ("checkpoint", "vision", "language", "tokenizer", "image_processor")
+NAMES = ("recipe", "row", "title", "paper")
 FORMAT = 2  # part of every key: raise it when the same recipe no longer gives the same weights
 
 
@@ -36,6 +37,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its row is called, and the paper's scores of that row: a run that is reused for another has its own."""
+        return {name: getattr(self, name) for name in NAMES}
 
     @property
     def name(self) -> str:
@@ -93,8 +99,7 @@ class Run:
 
     def dumps(self) -> str:
         """Return the run as one line of text, for another process."""
-        fields = {name: getattr(self, name) for name in ("recipe", "row", "title", "paper", "text")}
-        return json.dumps(fields)
+        return json.dumps({**self.names, "text": self.text})
 
     @classmethod
     def loads(cls, line: str) -> Run:

@@ -1,4 +1,4 @@
-"""A training's checkpoints on disk: written whole or not at all, verified before use, and removed when they are old.
+"""A training's checkpoints on disk: written whole or not at all, verified before a run resumes, removed when old.
 
 <run>/checkpoints/<stage>-<step>/   state.safetensors, state.json, and manifest.json with their sizes and hashes
 <run>/checkpoints/marks.json        lengths of the run's growing files at the beginning of each part
@@ -8,7 +8,6 @@ A folder whose name begins with a dot was never finished.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.files.atomic import atomic_folder, read_json, remove_folder, sync, write_json
 from switchkd_cli.files.hashes import sha256
+from switchkd_cli.recipe.run import Run
+from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = "state.safetensors"
 SCORES = "=scores"  # the part after the last stage; no stage can have this name
-_NAME = re.compile(r"(?P<stage>[A-Za-z][A-Za-z0-9_-]*)-(?P<step>\d+)$")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class SavedState:
     """A checkpoint: the state of a stage after `step` steps."""
 
     path: Path
-    stage: str
     step: int
 
     def __str__(self) -> str:
@@ -43,11 +43,6 @@ class SavedState:
         """The plain values; empty when they can't be read."""
         state = read_json(self.path / STATE)
         return state if isinstance(state, dict) else {}
-
-    @property
-    def lengths(self) -> Mapping[str, int]:
-        """Lengths of the run's growing files at that step."""
-        return self.state["lengths"]
 
     @property
     def score(self) -> float | None:
@@ -73,10 +68,8 @@ class SavedState:
 
 def saved(folder: RunFolder, stage: str) -> list[SavedState]:
     """A stage's checkpoints, the newest first."""
-    if not folder.checkpoints.is_dir():
-        return []
-    named = [(path, _NAME.match(path.name)) for path in folder.checkpoints.iterdir() if path.is_dir()]
-    states = [SavedState(path, m["stage"], int(m["step"])) for path, m in named if m and m["stage"] == stage]
+    steps = {path: path.name.removeprefix(f"{stage}-") for path in folder.checkpoints.glob(f"{stage}-*/")}
+    states = [SavedState(path, int(step)) for path, step in steps.items() if step.isdecimal()]
     return sorted(states, key=lambda state: -state.step)
 
 
@@ -99,10 +92,9 @@ def writing(folder: RunFolder, stage: str, step: int) -> Iterator[Path]:
 
 def prune(folder: RunFolder, stage: str, *, keep: int, best: bool) -> None:
     """Remove all checkpoints of a stage except the `keep` newest and, with `best`, the best."""
-    states = saved(folder, stage)
-    kept = states[:keep] + ([state] if best and (state := best_of(folder, stage)) else [])
-    for state in states:
-        if state not in kept:
+    best_state = best_of(folder, stage) if best else None
+    for state in saved(folder, stage)[keep:]:
+        if state != best_state:
             remove_folder(state.path)
 
 
@@ -116,11 +108,6 @@ def mark(folder: RunFolder, part: str) -> None:
     """Record that a part of the run (a stage, or `SCORES`) begins here."""
     folder.checkpoints.mkdir(exist_ok=True)
     write_json(folder.checkpoints / "marks.json", {**marks(folder), part: folder.lengths()})
-
-
-def marked(folder: RunFolder, part: str) -> Mapping[str, int] | None:
-    """Lengths of the growing files at the beginning of the part; None when it has not begun."""
-    return marks(folder).get(part)
 
 
 def marks(folder: RunFolder) -> dict[str, dict[str, int]]:
@@ -138,15 +125,69 @@ def sweep(folder: RunFolder) -> None:
             path.unlink(missing_ok=True)
 
 
-def drop(folder: RunFolder, stage: str) -> None:
-    """Remove a stage's checkpoints, once its student is saved."""
-    for state in saved(folder, stage):
-        remove_folder(state.path)
+@dataclass(frozen=True)
+class ResumePoint:
+    """The `step` of a `stage` that training resumes from. `stage` is None when all stages are trained.
+
+    `lengths` are those of the run's growing files at that moment (None: leave them), `damaged` the newer checkpoints
+    that can't be used, with their `faults`.
+    """
+
+    stage: str | None
+    step: int = 0
+    lengths: Mapping[str, int] | None = None
+    damaged: tuple[SavedState, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"stage {self.stage}, step {self.step}" if self.stage else "its scores"
 
 
-def clear(folder: RunFolder) -> None:
-    """Remove all checkpoints of a finished run."""
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+def resume_point(folder: RunFolder, run: Run) -> ResumePoint | None:
+    """Where the run in the folder resumes; None when it has nothing to resume from.
+
+    Raises UserError when its stage has checkpoints and none of them is intact.
+    """
+    if not (begun := marks(folder)):
+        return None
+    stages = [stage.name for stage in run.config.stages]
+    untrained = [name for i, name in enumerate(stages) if not run_folder.stage(folder.root, run.stage_key(i)).done]
+    part = untrained[0] if untrained else SCORES
+    if part in begun:
+        return _newest_intact(folder, part, begun[part]) if untrained else ResumePoint(None, lengths=begun[part])
+    newest = next((name for name in reversed(stages) if name in begun), stages[0])
+    last: dict[str, Any] = next((entry for entry in reversed(list(folder.entries())) if "steps" in entry), {})
+    # without its last step in the metrics, another run has trained this stage to its end meanwhile
+    complete = last.get("stage") == newest and last.get("step") == last.get("steps")
+    return ResumePoint(untrained[0] if untrained else None, lengths=None if complete else begun[newest])
+
+
+def rewind(folder: RunFolder, point: ResumePoint) -> None:
+    """Bring the folder back to the state that it had at that point."""
+    for one in point.damaged:
+        shutil.move(one.path, one.path.with_name(f"{one.path.name}.damaged"))
+    sweep(folder)
+    if point.lengths is not None:
+        folder.cut(point.lengths)
+
+
+def _newest_intact(folder: RunFolder, stage: str, lengths: Mapping[str, int]) -> ResumePoint:
+    """The newest intact checkpoint of a stage, or its beginning when there is no checkpoint."""
+    damaged: list[SavedState] = []
+    faults: list[str] = []
+    for one in saved(folder, stage):
+        found = one.faults()
+        if not found:
+            return ResumePoint(stage, one.step, one.state["lengths"], tuple(damaged), tuple(faults))
+        damaged.append(one)
+        faults += found
+    if damaged:
+        raise UserError(
+            [*faults, f"{folder.path}: no checkpoint of stage {stage} is intact"],
+            hint="restore the files from a copy, or add --overwrite to start again",
+            code=CRASH,
+        )
+    return ResumePoint(stage, 0, lengths)
 
 
 def _is_manifest(value: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Exclusive access to a run folder. Unfinished runs resume; if code or versions changed, `--resume` is required.
+"""Exclusive access to a run folder: a new run, one that resumes, or one that reuses a finished run of another name.
 
 The run's key says that recipe, models and data are the same, so resuming gives what a new start would give, for less.
+If code or versions changed, `--resume` is required. Recipes share rows, and each is trained and scored once.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any, Literal
 
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import FULL, MACHINE, UserError
-from switchkd_cli.files.atomic import atomic_folder, write_json, write_text
+from switchkd_cli.files.atomic import atomic_folder, link_files, write_json, write_text
 from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
-from switchkd_cli.runs.resume import ResumePoint, resume_point, rewind
+from switchkd_cli.runs.checkpoints import ResumePoint, resume_point, rewind
 from switchkd_cli.runs.run_folder import RunFolder, exclusive, folder, set_aside, shown
 
 CHANGED = "inputs_changed"  # the event of a stage whose inputs changed while it trained
@@ -44,9 +45,11 @@ def claim_folder(
         state = folder_state(target, run)
         point = resume_point(target, run) if state == "interrupted" and not overwrite else None
         if state == "finished" and not overwrite:
-            checkpoints.clear(target)  # left when the run was killed at its very end
+            shutil.rmtree(target.checkpoints, ignore_errors=True)  # left when the run was killed at its very end
             yield target, "finished"
-        elif point is not None:
+            return
+        aside = None
+        if point is not None:
             if not resume and (changed := changed_versions(target)):
                 where = f"{shown(target.path)}: interrupted at {point}"
                 raise UserError(
@@ -54,13 +57,37 @@ def claim_folder(
                     hint="add --resume to resume all the same, or --overwrite to start again",
                 )
             _resume(target, point)
-            with _recorded(target, run, None, is_new=False):
-                yield target, "resumed"
         else:
             aside = make_room(target, run, overwrite=overwrite)
             _create(target, run)
-            with _recorded(target, run, aside, is_new=True):
-                yield target, "new"
+        with _recorded(target, run, aside, is_new=point is None):
+            yield target, "new" if point is None else "resumed"
+
+
+@contextmanager
+def taken_over(
+    run: Run, source: RunFolder, target: RunFolder, *, overwrite: bool = False
+) -> Iterator[RunFolder | None]:
+    """Create the run's folder `target` from `source`, a finished run with the same key: the same files, its own names.
+
+    Gives the new folder before it is in its place, for whatever else holds the run's name; None when the run is
+    already finished. Measurements stay: run.json keeps the times, versions and command of the run that was trained and
+    scored, and names that run in "reused". Raises UserError as `claim_folder` does.
+    """
+    with exclusive(target.path):
+        if folder_state(target, run) == "finished" and not overwrite:
+            yield None
+            return
+        with atomic_folder(target.path, replace=False) as path:
+            partial = RunFolder(path)
+            link_files(source.path, path, exclude={source.recipe.name, source.record.name, source.text_log.name})
+            write_text(partial.recipe, run.text)
+            info = source.info()
+            trained_as = info.get("reused", {}).get("from", source.place)
+            reused = {"from": trained_as, "at": now(), "command": provenance.command()}
+            write_json(partial.record, {**info, **run.names, "reused": reused})
+            yield partial
+            make_room(target, run, overwrite=overwrite)
 
 
 def folder_state(target: RunFolder, run: Run) -> FolderState:
@@ -96,16 +123,11 @@ def check_free(root: Path, run: Run) -> None:
 
 def changed_versions(target: RunFolder) -> list[str]:
     """Versions, and the commit, that differ from those that the run was begun with."""
-    info, versions, commit = target.info(), provenance.versions(), provenance.commit()
-    before = info.get("versions", {})
-    changed = [
-        f"{name} {before.get(name, 'absent')}, now {versions.get(name, 'absent')}"
-        for name in sorted(before.keys() | versions.keys())
-        if before.get(name) != versions.get(name)
-    ]
-    if info.get("commit") != commit:
-        changed.append(f"commit {info.get('commit')}, now {commit}")
-    return changed
+    info, made_with = target.info(), provenance.made_with()
+    before = {**(info.get("versions") or {}), "commit": info.get("commit")}
+    current = {**made_with["versions"], "commit": made_with["commit"]}
+    changed = changed_fields(before, current)
+    return [f"{name} {before.get(name, 'absent')}, now {current.get(name, 'absent')}" for name in changed]
 
 
 def make_room(target: RunFolder, run: Run, *, overwrite: bool) -> Path | None:
@@ -131,9 +153,7 @@ def _resume(target: RunFolder, point: ResumePoint) -> None:
         "at": now(),
         "stage": point.stage,
         "step": point.step,
-        "command": provenance.command(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.made_with(),
         **({"not_used": list(point.faults)} if point.faults else {}),
     }
     others = {key: value for key, value in info.items() if key not in ("ended", "error")}
@@ -145,17 +165,12 @@ def _create(target: RunFolder, run: Run) -> None:
         leftover.unlink()
     record = {
         "status": "running",
-        "recipe": run.recipe,
-        "row": run.row,
-        "title": run.title,
-        "paper": dict(run.paper),
+        **run.names,
         "seed": run.seed,
         "key": run.key,
         "inputs": run.inputs,
-        "command": provenance.command(),
-        "versions": provenance.versions(),
+        **provenance.made_with(),
         "machine": provenance.machine(),
-        "commit": provenance.commit(),
         "started": now(),
     }
     with atomic_folder(target.path, replace=False) as partial:
@@ -187,7 +202,7 @@ def _recorded(target: RunFolder, run: Run, aside: Path | None, *, is_new: bool) 
     changed = list(dict.fromkeys([*run.changed(), *(field for event in events for field in event["fields"])]))
     allowed = {field for event in events if event["allowed"] for field in event["fields"]}
     _end(target, "finished", began, **({"key": "", "changed": changed} if changed else {}))
-    checkpoints.clear(target)
+    shutil.rmtree(target.checkpoints, ignore_errors=True)
     if faults := [field for field in changed if field not in allowed]:
         raise UserError(
             [f"{shown(target.path)}: changed while it ran: {field}" for field in faults],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli import __version__
 from switchkd_cli.distributed.cpu_cores import cores
@@ -40,8 +41,7 @@ def commit() -> str | None:
     here = Path(__file__)
     try:
         _git(here.parent, "ls-files", "--error-unmatch", here.name)  # fails inside somebody else's repository
-        changed = _git(here.parent, "status", "--porcelain", "-uno")
-        return _git(here.parent, "rev-parse", "HEAD") + ("-dirty" if changed else "")
+        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -51,6 +51,11 @@ def command() -> list[str]:
     if COMMAND in os.environ:
         return json.loads(os.environ[COMMAND])
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def made_with() -> dict[str, Any]:
+    """Command, versions and commit, as a run's record has them."""
+    return {"command": command(), "versions": versions(), "commit": commit()}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -25,7 +25,7 @@ from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
 from switchkd_cli.files.atomic import atomic_folder, read_json, sync, write_bytes
 from switchkd_cli.files.locks import InUse, Tell, hold, print_late
 from switchkd_cli.recipe.load import load
-from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.run import NAMES, Run
 from switchkd_cli.runs.file_schemas import Info, Results, Teacher, check
 
 STAGES = "stages"
@@ -33,6 +33,7 @@ EVALUATIONS = "evaluations"
 PLAYGROUND = "playground"
 STATES = "states"
 INDEXES = "indexes"  # the engine's data sources write there
+OTHER_USES = (STAGES, EVALUATIONS, PLAYGROUND, STATES, INDEXES)
 
 
 class _Path:
@@ -135,7 +136,7 @@ class RunFolder:
     def run(self) -> Run:
         """The run that this folder was created for, read from its own files."""
         info, resolved = self.info(), load(self.recipe)
-        if absent := [field for field in ("recipe", "row", "title", "paper") if field not in info]:
+        if absent := [field for field in NAMES if field not in info]:
             raise UserError(f"{self.record}: says no {', '.join(absent)}")
         return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"] or {})
 
@@ -163,12 +164,6 @@ class SharedFolder:
             with atomic_folder(self.path) as partial:
                 yield partial
 
-    def set_aside(self) -> None:
-        """Rename the folder, so that it is built again. Raises UserError while another process builds it."""
-        with exclusive(self.path):
-            if self.done:
-                set_aside(self.path, "old")
-
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
@@ -192,12 +187,10 @@ def set_aside(path: Path, word: str) -> Path:
 
 def folder(root: Path, run: Run) -> RunFolder:
     """The folder of a run under `root`."""
-    if run.recipe in (STAGES, EVALUATIONS, PLAYGROUND, STATES, INDEXES):
-        raise UserError(f"{run.recipe}.yaml: a recipe can't have this name: {root / run.recipe} has another use")
-    if run.recipe.startswith(".") or UNPRINTABLE.search(run.recipe):
+    if run.recipe in OTHER_USES or run.recipe.startswith(".") or UNPRINTABLE.search(run.recipe):
         raise UserError(
-            f"{run.recipe}.yaml: a recipe can't have this name: its runs go to a folder of that name",
-            hint="rename the file: no dot in front, no line breaks, no control characters",
+            f"{run.recipe}.yaml: a recipe can't have this name: its runs go to {root / run.recipe}",
+            hint=f"rename the file: no dot in front, no control characters, not {', '.join(OTHER_USES)}",
         )
     return RunFolder(root.absolute() / run.recipe / run.row / f"seed{run.seed}")
 
@@ -212,9 +205,11 @@ def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
 
     Raises UserError while another process trains one of them.
     """
-    keys = {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}
-    for key in keys:
-        stage(root, key).set_aside()
+    for key in {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}:
+        shared = stage(root, key)
+        with exclusive(shared.path):
+            if shared.done:
+                set_aside(shared.path, "old")
 
 
 def evaluation(root: Path, key: str) -> SharedFolder:
@@ -243,11 +238,8 @@ def scores(shared: SharedFolder) -> Any:
 
 def finished(root: Path, recipe: str = "*") -> list[RunFolder]:
     """All finished runs, or those of one recipe, the oldest first. Raises UserError for wrong fields of a run.json."""
-    runs = _runs(root, recipe if recipe == "*" else escape(recipe))
-    done = [
-        (info.get("ended", ""), str(folder.path), folder) for folder, info in runs if info.get("status") == "finished"
-    ]
-    return [folder for *_, folder in sorted(done)]
+    pattern = recipe if recipe == "*" else escape(recipe)
+    return [folder for folder, info in _runs(root, pattern, by="ended") if info.get("status") == "finished"]
 
 
 def by_key(root: Path) -> dict[str, RunFolder]:
@@ -255,19 +247,17 @@ def by_key(root: Path) -> dict[str, RunFolder]:
     return {info["key"]: folder for folder in reversed(finished(root)) if (info := folder.info()).get("key")}
 
 
-def newest_unfinished(root: Path) -> RunFolder:
-    """The unfinished run that was started last. Raises UserError when there is none."""
-    unfinished = [(info.get("started", ""), folder) for folder, info in _runs(root) if info.get("status") != "finished"]
-    if not unfinished:
-        raise UserError(f"{root}: no interrupted run", hint="switchkd distill recipes/quickstart.yaml")
-    return max(unfinished, key=lambda one: one[0])[1]
+def newest(root: Path, *, interrupted: bool = False) -> RunFolder:
+    """The run that finished last, or with `interrupted` the unfinished one that started last.
 
-
-def newest_finished(root: Path) -> RunFolder:
-    """The run that finished last. Raises UserError when there is none."""
+    Raises UserError when there is none.
+    """
     runs = finished(root)
+    if interrupted:
+        runs = [folder for folder, info in _runs(root, by="started") if info.get("status") != "finished"]
     if not runs:
-        raise UserError(f"{root}: no finished run", hint="switchkd distill recipes/quickstart.yaml")
+        word = "interrupted" if interrupted else "finished"
+        raise UserError(f"{root}: no {word} run", hint="switchkd distill recipes/quickstart.yaml")
     return runs[-1]
 
 
@@ -278,9 +268,10 @@ def shown(path: Path) -> str:
     return str(path)
 
 
-def _runs(root: Path, recipe: str = "*") -> list[tuple[RunFolder, dict[str, Any]]]:
-    folders = [RunFolder(path.parent.absolute()) for path in root.glob(f"{recipe}/*/seed*/run.json")]
-    return [(folder, folder.info()) for folder in folders]
+def _runs(root: Path, pattern: str = "*", *, by: str) -> list[tuple[RunFolder, dict[str, Any]]]:
+    """All runs and their run.json, in the order of one of its times."""
+    folders = [RunFolder(path.parent.absolute()) for path in root.glob(f"{pattern}/*/seed*/run.json")]
+    return sorted(((f, f.info()) for f in folders), key=lambda run: (run[1].get(by, ""), str(run[0].path)))
 
 
 def _plain(value: Any) -> Any:

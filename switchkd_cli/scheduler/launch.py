@@ -6,25 +6,29 @@ seconds to import. `import_errors` turns a library that is missing or broken int
 
 from __future__ import annotations
 
-import argparse
+import os
+import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.distributed import exit_status, hostfile, signals
-from switchkd_cli.distributed.launch_config import LaunchConfig, exit_process, is_distributed, is_first, launch_config
-from switchkd_cli.errors import UserError, print_in_any_encoding, system_errors
+from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
+from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Machine, RunEstimate
-from switchkd_cli.planning.library_versions import import_errors
+from switchkd_cli.planning.preflight import import_errors
 from switchkd_cli.recipe.run import Run, model_names
-from switchkd_cli.runs import reuse, run_folder
-from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished
+from switchkd_cli.runs import run_folder
+from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
-from switchkd_cli.terminal.progress import progress
+from switchkd_cli.terminal.progress import Progress
+
+SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
+"""With these, ssh asks for no password and notices a machine that is gone."""
 
 
 def check(planned: Sequence[Run]) -> None:
@@ -45,26 +49,26 @@ def check(planned: Sequence[Run]) -> None:
                     run.fingerprints.forget()
 
 
-def prepare(planned: Sequence[Run], root: Path, *, overwrite: bool) -> None:
-    """Check all runs before the first one starts; with `overwrite`, move their shared stages aside.
+def prepare(planned: Sequence[Run], options: RunOptions) -> None:
+    """Check all runs before the first one starts; with --overwrite, move their shared stages aside.
 
-    Raises UserError as `check` does, and without `overwrite` when a run's folder holds another run.
+    Raises UserError as `check` does, and without --overwrite when a run's folder holds another run.
     """
     check(planned)
-    if not overwrite:
+    if not options.overwrite:
         for run in planned:
-            check_free(root, run)
+            check_free(options.out, run)
     elif is_first():
-        run_folder.set_stages_aside(root, planned)
+        run_folder.set_stages_aside(options.out, planned)
 
 
-def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = False) -> run_folder.RunFolder:
+def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
     """Train and evaluate one run. A finished run with the same key is reused; an unfinished one is resumed.
 
     When a launcher started several processes, each of them calls this: the first one holds the folder, draws and
     scores, the others only train.
     """
-    processes = None
+    root, overwrite, processes = options.out, options.overwrite, None
     if is_distributed():
         with import_errors():
             from switchkd_cli.engine.training.processes import join_processes
@@ -77,12 +81,12 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
             train_stages(run, folder, processes)
         return folder
     if not overwrite and not is_finished(root, run) and (source := run_folder.by_key(root).get(run.key)):
-        folder = take_over(run, source, root)
+        folder = take_over(run, source, options)
         console.say(f"{run.name}: the same run as {source.place}, reused: {run.compared} ({folder.path})")
         if processes is not None:
             processes.decide(lambda: "finished")
         return folder
-    with claim_folder(root, run, overwrite=overwrite, resume=resume) as (folder, state):
+    with claim_folder(root, run, overwrite=overwrite, resume=options.resume) as (folder, state):
         if processes is not None:
             processes.decide(lambda: state)
         if state == "finished":
@@ -92,17 +96,18 @@ def run_one(run: Run, root: Path, *, overwrite: bool = False, resume: bool = Fal
             return folder
         with import_errors():
             from switchkd_cli.engine.run_stages import evaluate, train_stages
-        with progress(folder.metrics, run.name):
+        with Progress() as display:
+            display.follow(folder.metrics, run.name)
             train_stages(run, folder, *([processes] if processes is not None else []))
             if run.config.evaluation is not None:
                 evaluate(run, folder)
     return folder
 
 
-def take_over(run: Run, source: run_folder.RunFolder, root: Path, *, overwrite: bool = False) -> run_folder.RunFolder:
+def take_over(run: Run, source: run_folder.RunFolder, options: RunOptions) -> run_folder.RunFolder:
     """Reuse `source`, a finished run with the same key, under this run's name; nothing is trained or scored."""
-    target = run_folder.folder(root, run)
-    with reuse.taken_over(run, source, target, overwrite=overwrite) as folder:
+    target = run_folder.folder(options.out, run)
+    with taken_over(run, source, target, overwrite=options.overwrite) as folder:
         if folder is not None:
             with import_errors():
                 from switchkd_cli.engine.export.model_card import write
@@ -111,13 +116,42 @@ def take_over(run: Run, source: run_folder.RunFolder, root: Path, *, overwrite: 
 
 
 def start_processes(command: Sequence[str], config: LaunchConfig) -> None:
-    """Run `command` (arguments of this Python) in every process. Raises the error of the first one that failed."""
-    if config.hostfile is not None:
-        hostfile.launch(command, config)
-    else:
+    """Run `command` (`-m`, a module, its arguments) in every process. Raises UserError when one failed.
+
+    Of processes on this machine it is the error of the first one that failed. With a host file, DeepSpeed's launcher
+    starts them over ssh: their own output, from several machines, says what went wrong, and is passed on unchanged.
+    """
+    if config.hostfile is None:
         with import_errors():
             from switchkd_cli.engine.training import torchrun
-        torchrun.launch(command, config)
+        return torchrun.launch(command, config)
+    environment = {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS, **os.environ}
+    launcher = deepspeed_command(command, config)
+    with subprocess.Popen(launcher, env=environment, stdin=subprocess.DEVNULL) as process:
+        try:
+            code = process.wait()
+        except Stopped:  # if it were killed, the processes on the other machines would stay
+            process.terminate()
+            raise
+    if code:
+        raise UserError(
+            f"the processes ended with exit code {code}: the first error is in the output above", code=CRASH
+        )
+
+
+def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]:
+    """The command line of DeepSpeed's launcher for `command`: `-m`, a module's name and its arguments."""
+    address = []
+    if config.rdzv_endpoint is not None:
+        host, port = config.rdzv_endpoint.split(":")
+        address = ["--master_addr", host, "--master_port", port]
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--num_gpus", str(config.per_node), "--hostfile", str(config.hostfile)),
+        *(["--num_nodes", str(config.nodes)] if config.nodes > 1 else []),
+        *address,
+        *("--no_local_rank", "--module", *command[1:]),
+    ]
 
 
 def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
@@ -179,43 +213,12 @@ class FigureData:
         return attention_examples(folders)
 
 
-def main() -> int:
-    """A worker process. It reads one run from standard input, or from a file that several processes share.
-
-    With --teacher it scores the run's teacher instead of training.
-    """
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--teacher", action="store_true")
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--gpus", type=int)
-    parser.add_argument("--processes", type=int)
-    arguments = parser.parse_args()
-    print_in_any_encoding()
-    try:
-        with exit_status.report_exit(), system_errors(), signals.stop_on_signals(child=True):
-            text = arguments.run.read_text(encoding="utf-8") if arguments.run else sys.stdin.read()
-            if arguments.teacher:
-                score_teacher(Run.loads(text), arguments.out)
-            elif config := launch_config(arguments.gpus, arguments.processes):
-                with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
-                    file = Path(scratch) / "run.json"
-                    file.write_text(text, encoding="utf-8")
-                    same = ["-m", "switchkd_cli.scheduler.launch", *sys.argv[1:], "--run", str(file)]
-                    start_processes(same, config)
-            else:
-                resume, overwrite = arguments.resume, arguments.overwrite
-                run_one(Run.loads(text), arguments.out, overwrite=overwrite, resume=resume)
-    except UserError as error:
-        console.error(error)
-        return error.code
-    except signals.Stopped as stopped:
-        console.say(f"stopped: {stopped}")
-        return stopped.code
-    return 0
-
-
-if __name__ == "__main__":
-    exit_process(main())
+def work(file: Path, options: RunOptions, *, scoring: bool) -> None:
+    """The work of a process of the pool: train the run that a file holds, or with `scoring` score its teacher."""
+    run = Run.loads(file.read_text(encoding="utf-8"))
+    if scoring:
+        score_teacher(run, options.out)
+    elif config := options.launch_config():
+        start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)
+    else:
+        run_one(run, options)

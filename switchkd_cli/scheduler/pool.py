@@ -1,4 +1,4 @@
-"""A pool of worker processes that work through a matrix of runs."""
+"""A pool of worker processes that work through jobs: planned runs, de-duplicated by key, and their teachers' scores."""
 
 from __future__ import annotations
 
@@ -7,30 +7,64 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryDirectory
 
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
 from switchkd_cli.files.locks import tidy
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import provenance, run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.failures import Failure
-from switchkd_cli.scheduler.jobs import Job, scoring_jobs, unique_jobs
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Progress
 from switchkd_cli.terminal.time_left import Matrix
 
-WORKER = (sys.executable, "-m", "switchkd_cli.scheduler.launch")
+WORKER = (sys.executable, "-m", "switchkd_cli")
+TAIL = 15  # lines of a failed worker's output that are shown
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work of one worker process."""
+
+    name: str
+    """Its name on the screen."""
+    runs: tuple[Run, ...]
+    """One run under its several names: the first is trained and scored, the others reuse it."""
+    scoring: bool = False
+    """Score the first run's teacher and the baselines instead of training."""
+
+    @property
+    def run(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def cost_group(self) -> str:
+        """Jobs of one group take about equally long."""
+        return "scoring" if self.scoring else f"{self.run.recipe}/{self.run.row}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed, its exit code and its output."""
+
+    job: Job
+    code: int
+    text: str
+
+    @classmethod
+    def of(cls, job: Job, error: UserError) -> Failure:
+        """The failure of a job that has no process of its own."""
+        return cls(job, error.code, "\n".join(error.lines))
 
 
 def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
@@ -47,14 +81,12 @@ def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
 
 def in_workers(
     planned: Sequence[Run],
-    root: Path,
+    options: RunOptions,
     *,
     jobs: int,
-    overwrite: bool = False,
-    resume: bool = False,
-    stop_at_failure: bool = False,
-    score_teachers_of: Sequence[Run] = (),
     config: LaunchConfig | None = None,
+    score_teachers_of: Sequence[Run] = (),
+    stop_at_failure: bool = False,
 ) -> list[Failure]:
     """Do every unfinished run in a worker process, `jobs` at the same time. Returns the failures; other runs continue.
 
@@ -62,14 +94,16 @@ def in_workers(
     Finished runs count as done, and their times help to estimate the end. With `config`, each run trains in several
     processes.
     """
-    if overwrite:
-        run_folder.set_stages_aside(root, planned)
-    failures, waiting, seconds = _queue(planned, score_teachers_of, root, overwrite=overwrite)
+    if options.overwrite:
+        run_folder.set_stages_aside(options.out, planned)
+    failures, waiting, seconds = _queue(planned, score_teachers_of, options)
+    threads = max(1, cores() // (config.per_node if config else jobs))
     active: list[_Worker] = []
     matrix = Matrix([job.cost_group for job in waiting], jobs=jobs, took=seconds)
     with ExitStack() as stack:
         for run in planned:
-            stack.enter_context(tidy(run_folder.folder(root, run).path))
+            stack.enter_context(tidy(run_folder.folder(options.out, run).path))
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="switchkd-")))
         display = stack.enter_context(Progress(matrix=matrix))
         try:
             while waiting or active:
@@ -79,7 +113,7 @@ def in_workers(
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
                     job = waiting.pop(0)
-                    worker = _start(job, root, jobs=jobs, overwrite=overwrite, resume=resume, config=config)
+                    worker = _start(job, scratch / str(len(waiting)), options, config, threads)
                     active.append(worker)
                     matrix.start(worker.metrics, job.run.config.stages[-1].name)
                     idle = {"idle": "being scored"} if job.scoring else {}
@@ -87,7 +121,10 @@ def in_workers(
                 time.sleep(0.1)
                 for worker in [w for w in active if w.process.poll() is not None]:
                     active.remove(worker)
-                    failures += _finish(worker, root, display, matrix, overwrite=overwrite)
+                    display.forget(worker.metrics)
+                    failures += _finish(worker, options, display.say)
+                    matrix.end(worker.metrics, failed=bool(worker.process.returncode))
+                    display.tell_matrix()
         finally:
             for worker in active:
                 worker.process.terminate()
@@ -103,13 +140,12 @@ def in_workers(
 
 
 def _queue(
-    planned: Sequence[Run], score_teachers_of: Sequence[Run], root: Path, *, overwrite: bool
+    planned: Sequence[Run], score_teachers_of: Sequence[Run], options: RunOptions
 ) -> tuple[list[Failure], list[Job], dict[str, list[float]]]:
     """Failures to reuse a finished run, the jobs that are left, and the seconds of finished jobs by cost group."""
-    finished = 0 if overwrite else sum(is_finished(root, run) for run in planned)
-    if finished:
+    sources = {} if options.overwrite else run_folder.by_key(options.out)
+    if finished := sum(is_finished(options.out, run) for run in planned if not options.overwrite):
         console.say(f"{finished} of {len(planned)} runs finished before, reused: {planned[0].compared}")
-    sources = {} if overwrite else run_folder.by_key(root)
     failures: list[Failure] = []
     waiting: list[Job] = []
     seconds: dict[str, list[float]] = {}
@@ -118,22 +154,45 @@ def _queue(
             waiting.append(job)
         else:
             seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
-            failures += _reuse(job, source, root, console.say)
-    waiting += [job for job in scoring_jobs(score_teachers_of) if launch.known_teacher_results(job.run, root) is None]
+            failures += _reuse(job, source, options, console.say)
+    scoring = scoring_jobs(score_teachers_of)
+    waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
     return failures, waiting, seconds
 
 
-def _reuse(
-    job: Job, source: run_folder.RunFolder, root: Path, say: Callable[[str], None], *, overwrite: bool = False
-) -> list[Failure]:
+def unique_jobs(planned: Sequence[Run]) -> list[Job]:
+    """One job per key, in the order in which the keys first appear."""
+    by_key: dict[str, list[Run]] = {}
+    for run in planned:
+        by_key.setdefault(run.key, []).append(run)
+    several = len({run.recipe for run in planned}) > 1
+    return [Job(_prefix(same[0]) * several + same[0].name, tuple(same)) for same in by_key.values()]
+
+
+def scoring_jobs(runs: Iterable[Run]) -> list[Job]:
+    """One job per different teacher of the runs; none for recipes without an evaluation."""
+    teachers: dict[str, Run] = {}
+    for run in runs:
+        if run.config.evaluation is not None:
+            teachers.setdefault(run.teacher_key, run)
+    title = "the teacher and the baselines"
+    return [Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run in teachers.values()]
+
+
+def _prefix(run: Run) -> str:
+    """The recipe's name without its world, in front of a job's name when there are several recipes."""
+    return f"{run.recipe.partition('@')[0]}: "
+
+
+def _reuse(job: Job, source: run_folder.RunFolder, options: RunOptions, say: Callable[[str], None]) -> list[Failure]:
     """Reuse the finished run in `source` under each of the job's names that is not finished. Returns failures."""
     failures = []
     for run in job.runs:
-        place = run_folder.folder(root, run).place
-        if place == source.place or (is_finished(root, run) and not overwrite):
+        place = run_folder.folder(options.out, run).place
+        if place == source.place or (is_finished(options.out, run) and not options.overwrite):
             continue
         try:
-            launch.take_over(run, source, root, overwrite=overwrite)
+            launch.take_over(run, source, options)
             say(f"{place}: the same run as {source.place}, reused")
         except UserError as error:
             failures.append(Failure.of(Job(place, (run,)), error))
@@ -145,54 +204,61 @@ class _Worker:
     """A worker process, the file with its output, and the file in which its steps are logged."""
 
     job: Job
-    process: subprocess.Popen[str]
-    output: IO[str] = field(repr=False)
+    process: subprocess.Popen[bytes]
+    output: Path
     metrics: Path
 
     def text(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
+        return self.output.read_text(encoding="utf-8", errors="replace")
 
 
-def _start(job: Job, root: Path, *, jobs: int, overwrite: bool, resume: bool, config: LaunchConfig | None) -> _Worker:
-    run = job.run
-    command = [*WORKER, "--out", str(root), *["--overwrite"] * overwrite, *["--resume"] * resume]
-    command += ["--teacher"] if job.scoring else config.options if config else []
-    output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the worker's)
+def _start(job: Job, file: Path, options: RunOptions, config: LaunchConfig | None, threads: int) -> _Worker:
+    """Start a worker that reads its run from `file`."""
+    run, root, output = job.run, options.out, file.with_suffix(".txt")
+    file.write_text(run.dumps(), encoding="utf-8")
+    command = [*WORKER, "worker", str(file), "--out", str(root)]
+    command += [*["--overwrite"] * options.overwrite, *["--resume"] * options.resume]
+    command += ["--scoring"] if job.scoring else config.options if config else []
     variables = {
-        "OMP_NUM_THREADS": str(max(1, cores() // (config.per_node if config else jobs))),
+        "OMP_NUM_THREADS": str(threads),
         provenance.COMMAND: json.dumps(provenance.command()),
         "PYTHONIOENCODING": "utf-8",  # the output is read back from a file
     }
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True, env={**os.environ, **variables}
-    )
-    assert process.stdin is not None
-    process.stdin.write(run.dumps())
-    process.stdin.close()
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**os.environ, **variables}
+        )
     scores = run_folder.evaluation(root, run.teacher_key).path
     metrics = scores.with_suffix(".jsonl") if job.scoring else run_folder.folder(root, run).metrics
     return _Worker(job, process, output, metrics)
 
 
-def _finish(worker: _Worker, root: Path, display: Progress, matrix: Matrix, *, overwrite: bool) -> list[Failure]:
+def _finish(worker: _Worker, options: RunOptions, say: Callable[[str], None]) -> list[Failure]:
     """Save the worker's output in its run's log, say how it ended, and reuse its run under its other names."""
     job, code, text = worker.job, worker.process.returncode, worker.text()
-    display.forget(worker.metrics)
-    worker.output.close()
-    folder = run_folder.folder(root, job.run)
+    folder = run_folder.folder(options.out, job.run)
     if folder.path.exists() and not job.scoring:
         with folder.text_log.open("a", encoding="utf-8") as log:
             log.write(text)
     where = "" if job.scoring else f" ({folder.path})"
-    display.say(f"{job.name}: {'failed' if code else 'done'}{where}")
+    say(f"{job.name}: {'failed' if code else 'done'}{where}")
+    if not code:
+        return _reuse(job, folder, options, say)
     if code < 0:  # ended by the system, without a word of its own
         why = ", most likely out of memory: fewer --jobs need less" if -code == signal.SIGKILL else ""
         text = f"{text.rstrip()}\nended by signal {-code} ({signal.strsignal(-code)}){why}".lstrip()
-    if code:
-        failures = [Failure(job, code, text or f"exit code {code}")]
-    else:
-        failures = _reuse(job, folder, root, display.say, overwrite=overwrite)
-    matrix.end(worker.metrics, failed=bool(code))
-    display.tell_matrix()
-    return failures
+    return [Failure(job, code, text or f"exit code {code}")]
+
+
+def exit_code(failures: Sequence[Failure]) -> int:
+    """The exit code that all failures share (INPUT or MACHINE); CRASH when they differ."""
+    codes = {failure.code for failure in failures}
+    return codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
+
+
+def show_failures(failures: Sequence[Failure]) -> None:
+    for failure in failures:
+        console.say(f"{failure.job.name}: failed")
+        console.say("".join(f"  {line}\n" for line in failure.text.splitlines()[-TAIL:]).rstrip())
+        if others := [f"{run.recipe}/{run.row}" for run in failure.job.runs[1:]]:
+            console.say(f"  the same run under other names failed with it: {', '.join(others)}")

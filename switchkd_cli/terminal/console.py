@@ -1,4 +1,4 @@
-"""Messages, errors, plans and scores on the screen. Live progress is in progress.py.
+"""Messages and scores on the screen. Live progress is in progress.py.
 
 Messages go to stderr and tables to stdout. Nothing is read as markup: `[student]` in a message is text.
 """
@@ -6,18 +6,15 @@ Messages go to stderr and tables to stdout. Nothing is read as markup: `[student
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.errors import UserError, discard_output, printable
-from switchkd_cli.planning.preflight import Plan, StagePlan
-from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
+from switchkd_cli.errors import discard_output, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def stdout() -> Console:
@@ -35,89 +32,24 @@ def say(text: str) -> None:
         discard_output(sys.stderr)
 
 
-def error(problem: UserError) -> None:
-    """Print every problem on its line, then the hint and the notes."""
-    for line in problem.problems:
-        say(line)
-    if problem.hint:
-        say(f"hint: {problem.hint}")
-    for note in getattr(problem, "__notes__", ()):
-        say(note)
-
-
-def show_plan(plan: Plan) -> None:
-    """Print the plan of one run, for `--dry-run`."""
-    run, config = plan.run, plan.run.config
-    lines = {
-        "run": f"{run.recipe}, row {run.row}: {run.title}",
-        "folder": f"{plan.folder.path} ({_STATES[plan.state]})",
-        "seed": f"{run.seed}, {config.precision}",
-        "student": _model(config.student),
-        "teacher": _model(config.teacher) if config.teacher else "none",
-    }
-    for name, text in lines.items():
-        print(f"{name:<9}{text}")
-    for planned in plan.stages:
-        print("stage".ljust(9) + "\n         ".join(_stage(planned)))
-    if config.evaluation is not None:
-        e = config.evaluation
-        items = f"{e.items} items each" if e.items else "all items"
-        print(f"{'scores':<9}{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}")
-    print()
-
-
-def show_same(run: Run, same: Run) -> None:
-    """Print a run that is the same as an earlier one under another name, for `--dry-run`."""
-    print(f"{'run':<9}{run.recipe}, row {run.row}: {run.title}")
-    print(f"{'':<9}the same run as {same.recipe}, row {same.row}\n")
-
-
-def show_scores(title: str, results: Mapping[str, Any]) -> None:
-    """Print one model's scores, one benchmark per line."""
+def table(*columns: str, text: Collection[str]) -> Table:
+    """An empty table; columns of `text` are left-aligned, those of numbers right-aligned."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("benchmark", "score", "metric", "items"):
-        table.add_column(column, justify="right" if column in ("score", "items") else "left", overflow="fold")
+    for name in columns:
+        justify: Literal["left", "right"] = "left" if name in text else "right"
+        table.add_column(name, justify=justify, no_wrap=name == columns[0], overflow="fold")
+    return table
+
+
+def show_scores(title: str, results: Mapping[str, Any]) -> None:
+    """Print one model's scores, one benchmark per line."""
+    scores = table("benchmark", "score", "metric", "items", text=("benchmark", "metric"))
     for task, score in results["scores"].items():
         name = BENCHMARKS[task].column if task in BENCHMARKS else task
-        table.add_row(name, f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
+        scores.add_row(name, f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
     console = stdout()
     console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
-    console.print(table)
-
-
-_STATES = {
-    "new": "new",
-    "finished": "finished: would be reused",
-    "interrupted": "interrupted: would be resumed",
-    "unfinished": "unfinished: would be moved aside",
-    "other": "holds another run: needs --overwrite or --out",
-}
-
-
-def _stage(planned: StagePlan) -> list[str]:
-    s = planned.stage
-    length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
-    parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
-    micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
-    return [
-        f"{s.name}, {length} of {s.batch} rows{micro} from {s.data}" + (", reused" if planned.reused else ""),
-        f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
-        f"  computes {', '.join(sorted(s.paths))}",
-        *(f"  {_term(term)}" for term in s.objective),
-    ]
-
-
-def _term(term: Term) -> str:
-    parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
-    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
-
-
-def _model(model: Model) -> str:
-    if isinstance(model, Checkpoint):
-        return f"{model.family}: {model.checkpoint}"
-    parts = (model.vision, model.projector, model.language)
-    return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
+    console.print(scores)

@@ -6,16 +6,14 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from switchkd_cli.errors import discard_output
-from switchkd_cli.terminal.log_lines import event, figures, left, line, matrix_line, speed
-from switchkd_cli.terminal.time_left import Matrix
+from switchkd_cli.terminal.time_left import Matrix, seconds_left
 
 POLL = 0.25  # seconds between two looks at the files
 PLAIN_LINES = 10  # per stage, where nothing can be redrawn
@@ -99,30 +97,22 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
+        def bar(done: int, total: int, before: Sequence[Any], after: Sequence[str]) -> Table:
+            row = Table.grid(padding=(0, 1))
+            row.add_row(*before, ProgressBar(total=total, completed=done, width=24), *after)
+            return row
+
         lines: list[Any] = []
         if self.matrix is not None:
             ended = self.matrix.done + self.matrix.failed
-            row = Table.grid(padding=(0, 1))
-            row.add_row(
-                ProgressBar(total=self.matrix.total, completed=ended, width=24),
-                Text(matrix_line(self.matrix, datetime.now())),
-            )
-            lines.append(row)
+            lines.append(bar(ended, self.matrix.total, (), [matrix_line(self.matrix, datetime.now())]))
         for follower in self.followed:
-            if not (s := follower.step):
-                if self.matrix is not None:
-                    lines.append(Text(f"{follower.label}  {follower.idle}", style="dim"))
-                continue
-            bar = Table.grid(padding=(0, 1))
-            bar.add_row(
-                Text(follower.label, style="bold"),
-                Text(str(s.get("stage", ""))),
-                ProgressBar(total=s["steps"], completed=s["step"], width=24),
-                Text(f"{s['step']}/{s['steps']}"),
-                Text(left(s)),
-                Text(speed(s)),
-            )
-            lines += [bar, Text("  " + figures(s), style="dim")]
+            if s := follower.step:
+                before = [Text(follower.label, style="bold"), str(s.get("stage", ""))]
+                lines.append(bar(s["step"], s["steps"], before, [f"{s['step']}/{s['steps']}", left(s), speed(s)]))
+                lines.append(Text("  " + figures(s), style="dim"))
+            elif self.matrix is not None:
+                lines.append(Text(f"{follower.label}  {follower.idle}", style="dim"))
         return Group(*lines)
 
     def _poll(self) -> None:
@@ -168,16 +158,70 @@ class Progress:
             self._live.stop()
 
 
-@contextmanager
-def progress(path: Path, label: str) -> Iterator[Progress]:
-    """Show one run while the block lasts."""
-    with Progress() as shown:
-        shown.follow(path, label)
-        yield shown
-
-
 def _crosses(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a tenth of the stage was completed since the earlier entry."""
     if before.get("stage") != now.get("stage") or before.get("step", 0) > now["step"]:
         return True
     return before["step"] * PLAIN_LINES // now["steps"] < now["step"] * PLAIN_LINES // now["steps"]
+
+
+def line(step: Mapping[str, Any]) -> str:
+    """One step as a line of text."""
+    share = 100 * step["step"] // step["steps"]
+    head = f"{step.get('stage', '')} {step['step']}/{step['steps']} ({share}%)"
+    return " · ".join(part for part in (head, left(step), speed(step), figures(step)) if part)
+
+
+def figures(step: Mapping[str, Any]) -> str:
+    """The losses, learning rate and memory of a step."""
+    terms = [f"{key.removeprefix('loss/')} {_number(value)}" for key, value in step.items() if key[:5] == "loss/"]
+    parts = [f"loss {_number(step.get('loss'))}" + (f" ({', '.join(terms)})" if terms else "")]
+    if step.get("lr") is not None:
+        parts.append(f"lr {step['lr']:.1e}")
+    if step.get("memory_mib") is not None:
+        parts.append(f"{step['memory_mib']:,.0f} MiB")
+    return " · ".join(parts)
+
+
+def speed(step: Mapping[str, Any]) -> str:
+    rate = step.get("tokens_per_second")
+    return f"{rate:,.0f} tokens/s" if rate else ""
+
+
+def event(entry: Mapping[str, Any]) -> str:
+    """An event as a line of text: its name and stage, its text, and its other fields."""
+    name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
+    others = [
+        f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "stage", "text", "about")
+    ]
+    return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(others)) if part)
+
+
+def left(step: Mapping[str, Any]) -> str:
+    """The time that the stage still needs, from its speed so far."""
+    seconds = seconds_left(step)
+    return "" if seconds is None else f"{clock(seconds)} left"
+
+
+def clock(seconds: float) -> str:
+    """`2:15`, or `1:02:15` from an hour on."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def matrix_line(matrix: Matrix, now: datetime) -> str:
+    """Counts of runs, and the estimated end of the last one; `now` is the reader's local time."""
+    counts = {"failed": matrix.failed, "running": len(matrix.running), "to come": len(matrix.waiting)}
+    head = f"{matrix.done} of {matrix.total} done"
+    parts = [", ".join([head, *(f"{count} {word}" for word, count in counts.items() if count)])]
+    if seconds := matrix.left:
+        end = now + timedelta(seconds=seconds)
+        day = "" if end.date() == now.date() else f"{end:%a %d %b} "
+        parts += [f"{clock(seconds)} left", f"ends about {day}{end:%H:%M}"]
+    return " · ".join(parts)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "non-finite" if value is None else str(value)

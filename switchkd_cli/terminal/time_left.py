@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -74,32 +74,23 @@ class Matrix:
     @property
     def left(self) -> float | None:
         """Estimated seconds until the last run ends; None while there is nothing to estimate them from."""
-        running, waiting = list(self.running.values()), list(self.waiting)  # another thread may change them
-        known = self._known(running)
+        running, waiting, now = list(self.running.values()), list(self.waiting), self._now()  # threads may change them
+        # before its last stage, a run's end is not known: later stages have another speed
+        steps = [seconds_left(run.step) if run.step.get("stage") == run.last else None for run in running]
+        known = {row: fmean(seconds) for row, seconds in list(self.took.items()) if seconds}
+        for run, rest in zip(running, steps, strict=True):
+            if rest is not None:
+                known.setdefault(run.row, now - run.began + rest)
+        if not known:
+            return None if running or waiting else 0.0
+        mean = fmean(known.values())
         workers = [0.0] * (self._jobs - len(running))  # seconds until each worker is free
-        for run in running:
-            if (rest := self._rest(run, known)) is None:
-                return None
-            workers.append(rest)
+        for run, rest in zip(running, steps, strict=True):
+            workers.append(max(rest or 0.0, known.get(run.row, mean) - (now - run.began)))
         heapq.heapify(workers)
         for row in waiting:
-            if (cost := _expected(row, known)) is None:
-                return None
-            heapq.heappush(workers, heapq.heappop(workers) + cost)
+            heapq.heapreplace(workers, workers[0] + known.get(row, mean))
         return max(workers, default=0.0)
-
-    def _known(self, running: Iterable[Running]) -> dict[str, float]:
-        """The seconds of a run by row: of finished runs, else of runs in their last stage."""
-        known = {row: fmean(seconds) for row, seconds in list(self.took.items()) if seconds}
-        for run in running:
-            if run.row not in known and (rest := _until_trained(run)) is not None:
-                known[run.row] = self._now() - run.began + rest
-        return known
-
-    def _rest(self, run: Running, known: Mapping[str, float]) -> float | None:
-        cost = _expected(run.row, known)
-        rests = [_until_trained(run), None if cost is None else max(0.0, cost - (self._now() - run.began))]
-        return max((rest for rest in rests if rest is not None), default=None)
 
 
 def seconds_left(step: Mapping[str, Any]) -> float | None:
@@ -107,13 +98,3 @@ def seconds_left(step: Mapping[str, Any]) -> float | None:
     if not step.get("seconds"):
         return None
     return step["seconds"] / step["step"] * (step["steps"] - step["step"])
-
-
-def _until_trained(run: Running) -> float | None:
-    """Estimated seconds until a run is trained; None before its last stage: later stages have another speed."""
-    return seconds_left(run.step) if run.step.get("stage") == run.last else None
-
-
-def _expected(row: str, known: Mapping[str, float]) -> float | None:
-    """A run's expected seconds: those of its row, else the mean of all known rows."""
-    return known.get(row, fmean(known.values()) if known else None)

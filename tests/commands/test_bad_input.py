@@ -19,7 +19,7 @@ from switchkd_cli import cli
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.models import llava_checks
 from switchkd_cli.files.locks import hold
-from switchkd_cli.planning import library_versions
+from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.runs.run_folder import folder as run_folder
@@ -504,7 +504,7 @@ def test_with_a_library_outside_its_range_nothing_is_trained_or_scored(refused, 
     real = metadata.version
     monkeypatch.setattr(metadata, "requires", lambda name: ["filelock<4.3,>=3.16"])
     monkeypatch.setattr(metadata, "version", lambda name: "4.3.1" if name == "filelock" else real(name))
-    monkeypatch.setattr(library_versions, "_outside_range", library_versions._outside_range.__wrapped__)
+    monkeypatch.setattr(preflight, "_outside_range", preflight._outside_range.__wrapped__)
     problem, hint = refused(*command, code=3)
     assert problem.startswith("filelock 4.3.1 is installed, switchkd needs ")
     assert hint == "hint: pip install 'filelock<4.3,>=3.16'"

@@ -297,7 +297,7 @@ def test_markup_in_a_message_is_text(tmp_path):
 
 def test_our_own_bugs_keep_their_traceback(tmp_path):
     file = write(tmp_path)
-    program = "import switchkd_cli.commands.distill as c; c.load_rows = None\nfrom switchkd_cli.cli import main; main()"
+    program = "import switchkd_cli.commands.train as c; c.load_rows = None\nfrom switchkd_cli.cli import main; main()"
     command = [sys.executable, "-c", program, "distill", str(file)]
     done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 1
@@ -306,7 +306,7 @@ def test_our_own_bugs_keep_their_traceback(tmp_path):
 
 def test_an_interrupt_is_exit_130(tmp_path):
     program = (
-        "import switchkd_cli.commands.distill as c\n"
+        "import switchkd_cli.commands.train as c\n"
         "def stop(*a, **k): raise KeyboardInterrupt\n"
         "c.load_rows = stop\nfrom switchkd_cli.cli import main; main()"
     )

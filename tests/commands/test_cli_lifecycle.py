@@ -11,7 +11,8 @@ from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.failures import exit_code
+from switchkd_cli.scheduler.pool import exit_code
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import fake_engine
 from tests.support.small_recipe import write
 
@@ -164,7 +165,7 @@ def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkey
     program = tmp_path / "worker.py"
     program.write_text("import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
-    failures = pool.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=1)
+    failures = pool.in_workers([load(write(tmp_path))], RunOptions(out=tmp_path / "runs"), jobs=1)
     told = "ended by signal 9 (Killed), most likely out of memory: fewer --jobs need less"
     assert failures[0].text.splitlines() == ["so far", told]
     assert exit_code(failures) == 1
@@ -181,7 +182,7 @@ def test_workers_share_the_cores(tmp_path, calls, monkeypatch):
     program = tmp_path / "worker.py"
     program.write_text("import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
-    failures = pool.in_workers([load(write(tmp_path))], tmp_path / "runs", jobs=2)
+    failures = pool.in_workers([load(write(tmp_path))], RunOptions(out=tmp_path / "runs"), jobs=2)
     assert [failure.text for failure in failures] == ["threads 4\n"]
 
 

@@ -3,8 +3,7 @@
 import io
 import json
 
-from switchkd_cli.terminal.log_lines import event, figures, line
-from switchkd_cli.terminal.progress import Follower, Progress, progress
+from switchkd_cli.terminal.progress import Follower, Progress, event, figures, line
 from switchkd_cli.terminal.time_left import Matrix
 
 STEP = {
@@ -183,6 +182,7 @@ def test_a_terminal_keeps_only_the_matrix_s_last_line(tmp_path, monkeypatch):
 def test_the_display_ends_with_the_block(tmp_path):
     import threading
 
-    with progress(tmp_path / "m", "x"):
+    with Progress() as display:
+        display.follow(tmp_path / "m", "x")
         assert any(thread.name == "progress" for thread in threading.enumerate())
     assert not any(thread.name == "progress" for thread in threading.enumerate())

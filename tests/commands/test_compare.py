@@ -11,6 +11,7 @@ from scipy import stats
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.commands.compare import compare
+from switchkd_cli.commands.options import CompareOptions
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import Interval, Number, Probability
 from switchkd_cli.report.formats import export
@@ -349,8 +350,9 @@ def test_the_command_writes_the_file_and_nothing_beside_the_runs(root, tmp_path,
     ours, theirs = finished(root, "switch-kd"), finished(root, "sft")
     monkeypatch.setattr(RunFolder, "run", lambda folder: type("Run", (), {"teacher_key": "none"}))
     before = sorted(root.rglob("*"))
-    compare([str(ours.path), str(theirs.path)], None, root, out_file=tmp_path / "table.md")
+    names = [str(ours.path), str(theirs.path)]
+    compare(CompareOptions(names, out=root, out_file=tmp_path / "table.md"))
     assert "| GQA |" in (tmp_path / "table.md").read_text() and capsys.readouterr().out == ""
-    compare([str(ours.path), str(theirs.path)], None, root, form="csv", against="switch-kd")
+    compare(CompareOptions(names, out=root, form="csv", against="switch-kd"))
     assert "SFT minus Switch-KD" in capsys.readouterr().out
     assert sorted(root.rglob("*")) == before

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from switchkd_cli.commands.compare import compare
+from switchkd_cli.commands.options import CompareOptions
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.report.results.finished_run import read
@@ -102,9 +103,9 @@ def test_a_model_is_called_as_one_would_type_it(root, monkeypatch):
 def test_the_command_takes_its_folder(root, monkeypatch, capsys):
     ours, theirs = runs.finished(root, "switch-kd"), evaluation(root)
     monkeypatch.setattr(RunFolder, "run", lambda folder: type("Run", (), {"teacher_key": "none"}))
-    compare([str(ours.path), str(theirs.path)], None, root, form="csv")
+    compare(CompareOptions([str(ours.path), str(theirs.path)], out=root, form="csv"))
     assert f"{MODEL} minus Switch-KD" in capsys.readouterr().out
-    compare([str(theirs.path)], None, root, form="csv")
+    compare(CompareOptions([str(theirs.path)], out=root, form="csv"))
     assert MODEL in capsys.readouterr().out
 
 

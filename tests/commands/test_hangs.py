@@ -18,12 +18,14 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from switchkd_cli.distributed import hostfile, signals
+from switchkd_cli.distributed import signals
+from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.files import locks
 from switchkd_cli.files.locks import hold
+from switchkd_cli.scheduler import launch
 from tests.support import forked, tiny, tiny_run
 from tests.support.forked import steps, switchkd
 
@@ -342,7 +344,7 @@ def test_the_runs_of_an_ablation_that_is_killed_save_and_end(tmp_path):
 def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
     """DeepSpeed's, killed, would leave its processes on the other machines."""
     script = f"trap 'echo asked > {tmp_path}/asked; exit 1' TERM; touch {tmp_path}/up; while true; do sleep 0.05; done"
-    monkeypatch.setattr(hostfile, "deepspeed_command", lambda *_: ["sh", "-c", script])
+    monkeypatch.setattr(launch, "deepspeed_command", lambda *_: ["sh", "-c", script])
 
     def ask():
         while not (tmp_path / "up").exists():
@@ -351,5 +353,5 @@ def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
 
     threading.Thread(target=ask).start()
     with pytest.raises(signals.Stopped), signals.stop_on_signals():
-        hostfile.launch([], None)
+        launch.start_processes([], LaunchConfig(1, hostfile=tmp_path / "hosts"))
     assert (tmp_path / "asked").exists()

@@ -14,7 +14,7 @@ from switchkd_cli.report.formats.markdown import plain
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
-from switchkd_cli.terminal.console import error
+from switchkd_cli.terminal import console
 from tests.support import made_up_runs
 from tests.support.small_recipe import write
 
@@ -215,7 +215,8 @@ def test_a_title_is_text_and_no_markup(place, compare, title, form):
 
 
 def test_an_error_is_shown_without_what_a_terminal_would_obey(capsys):
-    error(UserError(["\x1b[31mred", "two\nlines", "half \ud800", "turned \u202e", "x" * 10_000], hint="\x07[/]"))
+    error = UserError(["\x1b[31mred", "two\nlines", "half \ud800", "turned \u202e", "x" * 10_000], hint="\x07[/]")
+    console.say("\n".join(error.lines))
     lines = capsys.readouterr().err.splitlines()
     assert lines[:4] == ["\\x1b[31mred", "two\\nlines", "half \\ud800", "turned \\u202e"]
     assert len(lines) == 6 and len(lines[4]) < 1100 and lines[5] == "hint: \\x07[/]"

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 import switchkd_cli
 from switchkd_cli import cli
-from switchkd_cli.commands import distill, pretrain
-from switchkd_cli.commands.options import RunOptions
+from switchkd_cli.commands import compare, train
+from switchkd_cli.scheduler.run_options import RunOptions
 
 PACKAGE = Path(switchkd_cli.__file__).parent
 MOST = 8
@@ -44,9 +44,9 @@ def test_every_shared_option_is_in_the_help_under_its_title(command):
 @pytest.mark.parametrize("name", ["--rdzv-endpoint", "--meet"])
 def test_options_reach_the_command_as_one_object(monkeypatch, name):
     calls = []
-    monkeypatch.setattr(distill, "distill", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(train, "train", lambda *arguments: calls.append(arguments))
     invoke("distill", "r.yaml", "a=1", "--check", "--jobs", 3, "--gpus", 8, "--nodes", 2, name, "a:1", "--seed", 4)
-    ((recipe, overrides, row, jobs, options),) = calls
+    ((recipe, overrides, row, options, jobs),) = calls
     assert (recipe, overrides, row, jobs) == ("r.yaml", ["a=1", "check=true"], None, 3)
     expected = RunOptions(seed=4, check=True, gpus=8, nodes=2, rdzv_endpoint="a:1")
     assert options == expected
@@ -54,19 +54,17 @@ def test_options_reach_the_command_as_one_object(monkeypatch, name):
 
 def test_without_options_the_command_has_their_defaults(monkeypatch):
     calls = []
-    monkeypatch.setattr(pretrain, "pretrain", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(train, "train", lambda *arguments, leading: calls.append((*arguments, leading)))
     invoke("pretrain")
-    assert calls == [(None, [], None, RunOptions())]
+    assert calls == [(None, [], None, RunOptions(), True)]
 
 
 @pytest.mark.parametrize("name", ["--figures", "--pictures"])
 def test_figures_have_their_former_name_too(monkeypatch, name):
-    from switchkd_cli.commands import compare
-
     calls = []
-    monkeypatch.setattr(compare, "compare", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(compare, "compare", calls.append)
     invoke("compare", "a", name, "drawn")
-    assert calls[0][6] == Path("drawn")
+    assert (calls[0].names, calls[0].figures) == (["a"], Path("drawn"))
 
 
 def test_overrides_can_t_be_combined_with_resuming_a_run(tmp_path):

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from switchkd_cli.commands import dry_run
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.scheduler import launch
+from switchkd_cli.scheduler.run_options import RunOptions
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name not in ("worlds", "printed"))
@@ -161,13 +163,16 @@ def test_rows_are_read_as_they_were_taught_to_be_written(file):
 
 
 @files
-def test_plans_at_its_own_size_and_in_the_playground(file, root):
+def test_plans_at_its_own_size_and_in_the_playground(file, root, capsys):
     for world in (None, "playground"):
         planned = load_rows(file, world=world)
         others = [run for run in planned if file.stem != "align_kd" or world]  # its teacher is trained first
         preflight.check(others)
         for run in planned:
-            assert [stage.stage for stage in preflight.plan(run, root).stages] == list(run.config.stages)
+            dry_run.show_plan(run, root, run)
+            lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+            stages = [words[1].rstrip(",") for words in lines if words[:1] == ["stage"]]
+            assert stages == [stage.name for stage in run.config.stages]
 
 
 @papers
@@ -184,7 +189,7 @@ def test_the_playground_changes_neither_terms_nor_stages(file):
 @files
 def test_two_steps_of_each_row(file, root):
     for run in load_rows(file, overrides=small(file), world="playground"):
-        folder = launch.run_one(run, root)
+        folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
         assert resolved["world"] == ("playground" if file in PAPER else None)
         assert (folder.path.parents[1].name == f"{file.stem}@playground") is (file in PAPER)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.recipe.load import load_many
-from switchkd_cli.scheduler.jobs import unique_jobs
+from switchkd_cli.scheduler.pool import unique_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHKD = """\

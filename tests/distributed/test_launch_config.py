@@ -1,17 +1,17 @@
 """How many processes a command starts, from options, SLURM and other launchers; and which process's error is shown."""
 
-import json
 import signal
+import sys
 
 import pytest
 
-from switchkd_cli.distributed import exit_status, hostfile
-from switchkd_cli.distributed.exit_status import ExitReport
+from switchkd_cli.distributed import exit_status
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first, launch_config
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.scheduler import launch
 from tests.support.small_recipe import write
 
 SRUN = {
@@ -97,7 +97,7 @@ def test_a_hostfile_goes_to_deepspeed_s_launcher(tmp_path):
     file = tmp_path / "hosts"
     file.write_text("one slots=8\ntwo slots=8\n")
     found = launch_config(8, None, 2, None, "one:29501", file, environment={})
-    command = hostfile.deepspeed_command(["-m", "switchkd_cli", "distill", "r.yaml"], found)
+    command = launch.deepspeed_command(["-m", "switchkd_cli", "distill", "r.yaml"], found)
     assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
     assert command[3:] == [
         *("--num_gpus", "8", "--hostfile", str(file), "--num_nodes", "2"),
@@ -120,23 +120,39 @@ def test_a_batch_that_can_t_be_shared_out_is_told_before_anything_starts(tmp_pat
     assert refused.value.hint == "--gpus 2, or change the batch"
 
 
-def test_the_cause_comes_before_what_follows_from_it(tmp_path):
-    reports = [
-        ExitReport(0, 1.0, 1, text="RuntimeError: Connection closed by peer", follows=True),
-        ExitReport(1, 1.5, 143, text="saved", signal=signal.SIGTERM),
-        ExitReport(2, 2.0, 1, text="Traceback\nZeroDivisionError: here"),
-    ]
-    for report in reports:
-        (tmp_path / f"{report.rank}.json").write_text(json.dumps(vars(report)))
-    assert [report.rank for report in exit_status.read_reports(tmp_path)] == [2, 0, 1]
-    error = exit_status.read_reports(tmp_path)[0].error(4)
-    assert error.problems[1:] == ("ZeroDivisionError: here", "process 2 of 4 failed; the others were ended")
+@pytest.fixture
+def reported(tmp_path, monkeypatch):
+    """Report the end of four processes, one after another: reads what a launcher reads."""
+    monkeypatch.setenv(exit_status.FOLDER, str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+    def report(*errors):
+        for rank, error in enumerate(errors):
+            monkeypatch.setenv("RANK", str(rank))
+            with pytest.raises(SystemExit) as end, monkeypatch.context() as patched, exit_status.report_exit():
+                patched.setattr(exit_status, "exit_process", sys.exit)
+                raise error
+            assert end.value.code == getattr(error, "code", 1)
+        return [report.error for report in exit_status.read_reports(tmp_path)]
+
+    return report
 
 
-def test_a_report_gives_back_what_was_raised():
-    error = ExitReport(3, 0.0, 3, problems=("no such file",), hint="look").error(4)
-    assert isinstance(error, UserError) and (error.problems, error.hint, error.code) == (("no such file",), "look", 3)
-    assert isinstance(ExitReport(0, 0.0, 143, text="saved", signal=15).error(4), Stopped)
+def test_the_cause_comes_before_what_follows_from_it(reported):
+    lost, bug = RuntimeError("Connection closed by peer"), ZeroDivisionError("here")
+    first, second, third = reported(lost, Stopped(signal.SIGTERM, "saved"), bug)
+    assert first.problems[-2:] == ("ZeroDivisionError: here", "process 2 of 4 failed; the others were ended")
+    assert first.problems[0].startswith("Traceback") and first.code == 1
+    assert second.problems[-1].startswith("process 0 of 4") and str(third) == "saved"
+
+
+def test_a_report_gives_back_what_was_raised(reported):
+    raised = UserError(["no such file", "nor that one"], hint="look", code=3)
+    raised.add_note("the weights are there")
+    error, stopped = reported(raised, Stopped(signal.SIGTERM))
+    assert isinstance(error, UserError) and (error.lines, error.code, str(error)) == (raised.lines, 3, str(raised))
+    assert error.lines == ["no such file", "nor that one", "hint: look", "the weights are there"]
+    assert isinstance(stopped, Stopped) and (str(stopped), stopped.code) == ("SIGTERM", 143)
 
 
 @pytest.mark.parametrize(

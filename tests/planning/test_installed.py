@@ -8,7 +8,7 @@ import pytest
 
 from switchkd_cli.engine.evaluation import score_model
 from switchkd_cli.errors import MACHINE, UserError
-from switchkd_cli.planning import library_versions
+from switchkd_cli.planning import preflight
 
 HARNESS = "switchkd_cli.engine.evaluation.lmms_harness"
 
@@ -22,22 +22,22 @@ def versions(monkeypatch):
         if declared is not None:
             monkeypatch.setattr(metadata, "requires", lambda name: declared)
         monkeypatch.setattr(metadata, "version", lambda name: found[name] if name in found else real(name))
-        library_versions._outside_range.cache_clear()
+        preflight._outside_range.cache_clear()
 
     yield pretend
     monkeypatch.undo()
-    library_versions._outside_range.cache_clear()
+    preflight._outside_range.cache_clear()
 
 
 def problems(scoring=False):
     with pytest.raises(UserError) as caught:
-        library_versions.check(scoring=scoring)
+        preflight.check_libraries(scoring=scoring)
     assert caught.value.code == MACHINE
     return caught.value
 
 
 def test_what_is_installed_here_is_what_is_declared():
-    library_versions.check(scoring=True)
+    preflight.check_libraries(scoring=True)
 
 
 def test_every_library_outside_its_range_is_reported_at_once(versions):
@@ -53,7 +53,7 @@ def test_every_library_outside_its_range_is_reported_at_once(versions):
 @pytest.mark.parametrize("found", ["2.6.0", "2.6.0+cu124", "2.6.0a0+ecf3bae40a.nv25.1", "2.14.1"])
 def test_builds_of_a_release_count_as_the_release(versions, found):
     versions(["torch>=2.6"], torch=found)
-    library_versions.check()
+    preflight.check_libraries()
 
 
 def test_a_candidate_of_a_release_that_is_too_new_is_too_new(versions):
@@ -63,7 +63,7 @@ def test_a_candidate_of_a_release_that_is_too_new_is_too_new(versions):
 
 def test_other_platforms_extras_and_absent_packages_are_not_checked(versions):
     versions(["numpy>99; sys_platform == 'none'", "numpy>99; extra == 'test'", "no-such-package>1"])
-    library_versions.check()
+    preflight.check_libraries()
 
 
 def test_a_checkout_that_is_not_installed_declares_nothing(monkeypatch, versions):
@@ -73,12 +73,12 @@ def test_a_checkout_that_is_not_installed_declares_nothing(monkeypatch, versions
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", absent)
-    library_versions.check()
+    preflight.check_libraries()
 
 
 def test_the_version_of_lmms_eval_is_checked_where_scores_are_needed(versions):
     versions(**{"lmms-eval": "0.5.0"})
-    library_versions.check()
+    preflight.check_libraries()
     error = problems(scoring=True)
     assert error.problems[0].startswith("lmms-eval 0.5.0 is installed, switchkd needs >=")
     assert error.hint == "pip install --no-deps lmms-eval==0.7.3"
@@ -104,8 +104,8 @@ def test_any_failure_inside_a_library_is_reported_and_ours_keep_their_traceback(
     (tmp_path / "broken_library.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     told = r"libcudart.so.12: .*broken_library.py:1"
-    with pytest.raises(UserError, match=told) as caught, library_versions.import_errors():
+    with pytest.raises(UserError, match=told) as caught, preflight.import_errors():
         import broken_library  # noqa: F401
     assert caught.value.code == MACHINE
-    with pytest.raises(ModuleNotFoundError), library_versions.import_errors():
+    with pytest.raises(ModuleNotFoundError), preflight.import_errors():
         import switchkd_cli.engine.no_such_module  # noqa: F401

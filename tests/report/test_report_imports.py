@@ -17,10 +17,10 @@ def test_the_report_imports_nothing_heavy():
 def test_comparing_and_drawing_runs_whose_models_are_gone_imports_no_engine(tmp_path):
     folders = [str(made.finished(tmp_path, row).path) for row in ("switch-kd", "sft")]
     code = (
-        "import sys; from pathlib import Path; from switchkd_cli.commands.compare import compare\nfrom switchkd_cli.runs import run_folder as runs\n"
+        "import sys; from pathlib import Path; from switchkd_cli.commands.compare import compare; from switchkd_cli.commands.options import CompareOptions\nfrom switchkd_cli.runs import run_folder as runs\n"
         "runs.RunFolder.run = lambda folder: type('Run', (), {'teacher_key': 'none'})\n"
         "root = Path(sys.argv[1])\n"
-        "compare(sys.argv[2:], None, root, form='json', figures=root / 'pictures')\n"
+        "compare(CompareOptions(sys.argv[2:], form='json', out=root, figures=root / 'pictures'))\n"
         "print(*sys.modules, file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, str(tmp_path), *folders]

@@ -12,9 +12,8 @@ from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.schema import Saving
 from switchkd_cli.runs import checkpoints, run_folder
-from switchkd_cli.runs.checkpoints import SCORES
+from switchkd_cli.runs.checkpoints import SCORES, ResumePoint, resume_point, rewind
 from switchkd_cli.runs.claim import claim_folder, folder_state
-from switchkd_cli.runs.resume import ResumePoint, resume_point, rewind
 from tests.support.small_recipe import write
 
 
@@ -229,7 +228,7 @@ def test_a_stage_that_another_run_has_trained_meanwhile_is_cut_off_whole(folder,
     begin(folder, run, stage="pretrain", steps=2, all_steps=4)
     done(folder, run, 0)
     at = resume_point(folder, run)
-    assert at.stage == "distill" and at.lengths == checkpoints.marked(folder, "pretrain")
+    assert at.stage == "distill" and at.lengths == checkpoints.marks(folder)["pretrain"]
 
 
 def test_a_stage_that_this_run_has_trained_stays(folder, run):

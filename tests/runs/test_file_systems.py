@@ -13,8 +13,8 @@ from switchkd_cli.files import locks
 from switchkd_cli.files.atomic import link_files, sync
 from switchkd_cli.files.locks import InUse, hold
 from switchkd_cli.recipe.load import load
-from switchkd_cli.runs import checkpoints, reuse, run_folder
-from switchkd_cli.runs.claim import claim_folder
+from switchkd_cli.runs import checkpoints, run_folder
+from switchkd_cli.runs.claim import claim_folder, taken_over
 from tests.support.small_recipe import write
 
 
@@ -137,7 +137,7 @@ def test_a_run_is_taken_over_without_links(tmp_path, run, monkeypatch):
         folder.log({"stage": "distill", "step": 1})
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     other = run_folder.RunFolder(folder.path.parents[1] / "other" / "seed0")
-    with reuse.taken_over(run, folder, other) as taken:
+    with taken_over(run, folder, other) as taken:
         assert taken is not None
     assert other.metrics.read_text() == folder.metrics.read_text()
     assert other.info()["reused"]["from"] == folder.place

@@ -167,13 +167,13 @@ def test_a_killed_process_does_not_keep_its_folder(root, run, tmp_path):
 
 def test_newest_finished(root, run, tmp_path):
     with pytest.raises(UserError, match="no finished run") as caught:
-        run_folder.newest_finished(root)
+        run_folder.newest(root)
     assert caught.value.hint.startswith("switchkd ")
     finish(root, run)
     last = finish(root, load(tmp_path / "small.yaml", "sft"))
     with pytest.raises(ZeroDivisionError), claim_folder(root, load(tmp_path / "small.yaml", "long")):
         1 / 0  # noqa: B018
-    assert run_folder.newest_finished(root) == last
+    assert run_folder.newest(root) == last
     assert [f.info()["row"] for f in run_folder.finished(root)] == ["switch-kd", "sft"]
     assert run_folder.finished(root, "other") == []
 

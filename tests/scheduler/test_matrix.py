@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from switchkd_cli.terminal.log_lines import clock, matrix_line
+from switchkd_cli.terminal.progress import clock, matrix_line
 from switchkd_cli.terminal.time_left import Matrix, seconds_left
 
 LAST = "distill"

@@ -96,6 +96,6 @@ def install(monkeypatch=None):
 
 if __name__ == "__main__":
     install()
-    from switchkd_cli.scheduler import launch
+    from switchkd_cli import cli
 
-    sys.exit(launch.main())
+    cli.main()

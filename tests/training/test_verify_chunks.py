@@ -48,11 +48,11 @@ def test_the_command_line_asks_for_it(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from switchkd_cli import cli
-    from switchkd_cli.commands import distill
+    from switchkd_cli.commands import train
 
     asked = []
-    monkeypatch.setattr(distill, "load_rows", lambda path, row, overrides, *_, **more: asked.append(overrides) or [])
-    monkeypatch.setattr(distill, "show_plans", lambda *_: None)
+    monkeypatch.setattr(train, "load_rows", lambda path, row, overrides, *_, **more: asked.append(overrides) or [])
+    monkeypatch.setattr(train, "show_plans", lambda *_: None)
     given = [str(small_recipe.write(tmp_path)), "stages.distill.steps=3", "--check", "--dry-run"]
     found = CliRunner().invoke(cli.app, ["distill", *given])
     assert found.exit_code == 0, found.output

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from switchkd_cli.benchmarks import FAULTS, Benchmark
 from switchkd_cli.engine.evaluation.request import EvaluationRequest, short_hash
 from switchkd_cli.errors import UTF8
-from switchkd_cli.planning import library_versions
+from switchkd_cli.planning import preflight
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
@@ -159,7 +159,7 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
 
 def import_harness() -> Any:
     """Import the lmms-eval harness. Raises UserError (code MACHINE) where it can't be used; call it before training."""
-    library_versions.check(scoring=True)
-    with library_versions.import_errors():
+    preflight.check_libraries(scoring=True)
+    with preflight.import_errors():
         import switchkd_cli.engine.evaluation.lmms_harness as harness
     return harness

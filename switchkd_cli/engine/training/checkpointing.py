@@ -25,7 +25,7 @@ class CheckpointWriter:
         self._step = 0  # of the newest one
 
     def restore(self, load: Callable[[dict[str, Any]], None]) -> None:
-        """Load the newest state, if there is one; runs/resume.py has already removed incomplete ones.
+        """Load the newest state, if there is one; runs/checkpoints.py has already removed incomplete ones.
 
         Raises UserError for a complete state of another training.
         """

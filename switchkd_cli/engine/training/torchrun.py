@@ -62,7 +62,8 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
             for child in psutil.Process().children(recursive=True):  # there are some only after a second Ctrl-C
                 child.kill()
             reports = exit_status.read_reports(Path(scratch))
-            raise Stopped(stop.sigval, next((r.text for r in reports if r.signal), "")) from None
+            texts = [report.error.text for report in reports if isinstance(report.error, Stopped)]
+            raise Stopped(stop.sigval, *texts[:1]) from None
 
 
 def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
@@ -122,13 +123,13 @@ def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> Bas
     """Return why the processes ended: the earliest failure that is not a consequence of another."""
     reports = exit_status.read_reports(scratch)
     killed = {r: f for r, f in failed.failures.items() if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
-    if reports and not reports[0].follows and reports[0].signal is None:
-        return reports[0].error(config.world_size)
+    if reports and not reports[0].follows and not isinstance(reports[0].error, Stopped):
+        return reports[0].error
     if killed:
         rank, failure = next(iter(killed.items()))
         return _killed(rank, failure, config, scratch)
     if reports:
-        return reports[0].error(config.world_size)
+        return reports[0].error
     rank, failure = failed.get_first_failure()
     return _killed(rank, failure, config, scratch)
 
