@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +17,7 @@ from switchkd_cli import __version__
 from switchkd_cli.commands.options import CompareOptions, EvalOptions, with_options
 from switchkd_cli.distributed import exit_status, signals
 from switchkd_cli.distributed.launch_config import exit_process
-from switchkd_cli.errors import CRASH, UserError, print_in_any_encoding, system_errors
+from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
 from switchkd_cli.scheduler.run_options import RunOptions
 
 app = typer.Typer(
@@ -42,8 +44,13 @@ class GroupedHelp(TyperCommand):
                 formatter.write_dl(records)
 
 
-@app.command(cls=GroupedHelp, epilog="Example: switchkd pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
-@with_options
+def command(example: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command, with its options and an example below its help."""
+    register = app.command(cls=GroupedHelp, epilog=f"Example: switchkd {example}", **settings)
+    return lambda function: register(with_options(function))
+
+
+@command("pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
 def pretrain(
     recipe: str | None = None, overrides: list[str] | None = None, row: str | None = None, *, options: RunOptions
 ) -> None:
@@ -53,10 +60,7 @@ def pretrain(
     train(recipe, options.changes(overrides), row, options, leading=True)
 
 
-@app.command(
-    cls=GroupedHelp, epilog="Example: switchkd distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1"
-)
-@with_options
+@command("distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
 def distill(
     recipe: str | None = None,
     overrides: list[str] | None = None,
@@ -74,12 +78,10 @@ def distill(
     train(recipe, options.changes(overrides), row, options, jobs)
 
 
-@app.command(
-    cls=GroupedHelp,
-    epilog="Example: switchkd ablate components loss --world playground --seeds 5. The paper's ablations: "
-    "training-scheme, components, loss, knee, visual-encoder, teacher-size, weights.",
+@command(
+    "ablate components loss --world playground --seeds 5. The paper's ablations: training-scheme, components, loss, "
+    "knee, visual-encoder, teacher-size, weights."
 )
-@with_options
 def ablate(
     recipes: list[str], rows: str | None = None, seeds: int = 1, jobs: int | None = None, *, options: RunOptions
 ) -> None:
@@ -93,8 +95,7 @@ def ablate(
     ablate(options.changes(recipes), rows, seeds, jobs, options)
 
 
-@app.command("eval", epilog="Example: switchkd eval --benchmarks mme,pope,gqa")
-@with_options
+@command("eval --benchmarks mme,pope,gqa", name="eval")
 def evaluate(options: EvalOptions) -> None:
     """Score a model on benchmarks, through lmms-eval."""
     from switchkd_cli.commands.evaluate import evaluate
@@ -102,8 +103,7 @@ def evaluate(options: EvalOptions) -> None:
     evaluate(options)
 
 
-@app.command(epilog="Example: switchkd compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
-@with_options
+@command("compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
 def compare(options: CompareOptions) -> None:
     """Show finished runs next to each other and to the paper's numbers.
 
@@ -114,8 +114,7 @@ def compare(options: CompareOptions) -> None:
     compare(options)
 
 
-@app.command(hidden=True)
-@with_options
+@command("worker run.json --out runs", hidden=True)
 def worker(file: Path, scoring: bool = False, *, options: RunOptions) -> None:
     """Train the run in a file, or score its teacher: one process of a matrix of runs."""
     from switchkd_cli.scheduler.launch import work
@@ -146,7 +145,7 @@ def main() -> None:
     print_in_any_encoding()
     child = exit_status.FOLDER in os.environ or "worker" in sys.argv[1:2]
     try:
-        with exit_status.report_exit(), system_errors(), signals.stop_on_signals(child=child):
+        with exit_status.report_exit(), system_errors(), import_errors(), signals.stop_on_signals(child=child):
             try:
                 os.getcwd()
             except OSError as error:  # it was deleted: nearly every path would fail with a line of its own
@@ -165,8 +164,6 @@ def main() -> None:
                 console.say(f"resume: {shlex.join(['switchkd', *words, '--resume'])}")
         exit_process(end.code)
     except Exception:  # noqa: BLE001 (shown with its traceback, and ended with our exit code)
-        import traceback
-
         traceback.print_exc()
         exit_process(CRASH)
 

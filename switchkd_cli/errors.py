@@ -9,8 +9,10 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
 CRASH = 1
@@ -77,11 +79,42 @@ def system_errors() -> Iterator[None]:
         raise problem from error
 
 
+@contextmanager
+def import_errors() -> Iterator[None]:
+    """Inside, a library that is missing or fails to be imported is a UserError (code MACHINE).
+
+    An import that fails by a fault of this package, and any other error, keep their traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        *_, last = frames = traceback.extract_tb(error.__traceback__)
+        name = error.name if isinstance(error, ImportError) else None
+        ours = name.startswith("switchkd_cli") if name else Path(last.filename).is_relative_to(Path(__file__).parent)
+        importing = isinstance(error, ImportError) or any(frame.name == "<module>" for frame in frames)
+        if ours or not importing:
+            raise
+        problem = f"a library can't be imported: {' '.join(str(error).split())} ({last.filename}:{last.lineno})"
+        hint = "make setup, which installs the versions that were tested together"
+        if isinstance(error, ModuleNotFoundError):
+            problem, hint = f"{error.name} is not installed", "make setup"
+        raise UserError(problem, hint, MACHINE) from error
+
+
 def printable(text: str, most: int | None = None) -> str:
     """The text on one line, safe for a terminal: `\\x1b` for an escape; cut in its middle after `most` characters."""
     if most is not None and len(text) > most:
         text = f"{text[: most // 2]} ... {text[-most // 2 :]}"
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def shown(path: Path) -> str:
+    """The path as the user would write it: relative to the working directory where it lies below it."""
+    with suppress(OSError, ValueError):  # the working directory may have been deleted meanwhile
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def print_in_any_encoding() -> None:

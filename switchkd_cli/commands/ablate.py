@@ -8,7 +8,7 @@ from pathlib import Path
 from switchkd_cli.commands.dry_run import show_plans
 from switchkd_cli.commands.options import comma_separated
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
+from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.find import find_or_none
@@ -51,7 +51,11 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
             launch.teacher_results(run, root)
     else:
         launch.check(planned)
-        jobs = _jobs(jobs, planned, config)
+        if config is not None:
+            if (jobs or 1) > 1:
+                raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
+            preflight.check_batches(planned, config.world_size)
+        jobs = jobs or (min(2, cores()) if config is None else 1)
         failures = pool.in_workers(planned, options, jobs=jobs, config=config, score_teachers_of=teachers)
         show_failures(failures)
     for table in tables:
@@ -79,16 +83,6 @@ def _show_counts(runs: Sequence[Run], root: Path) -> None:
     first = " (the figures are of the first)" if len(seeds) > 1 else ""
     console.say(f"seeds: {', '.join(map(str, seeds))}{first}")
     console.say(f"runs: {len(runs)}, of them {len(keys)} different; {len(keys & finished.keys())} finished")
-
-
-def _jobs(jobs: int | None, planned: Sequence[Run], config: LaunchConfig | None) -> int:
-    """Number of runs at the same time. Raises UserError for several runs at once in several processes each."""
-    if config is None:
-        return jobs or min(2, cores())
-    if (jobs or 1) > 1:
-        raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
-    preflight.check_batches(planned, config.world_size)
-    return 1
 
 
 def _teacher_run(planned: Sequence[Run]) -> Run | None:

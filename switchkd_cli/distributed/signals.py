@@ -54,9 +54,6 @@ def stop_on_signals(*, child: bool = False) -> Iterator[None]:
     A second signal ends the process even if its main thread is in a call that can't be interrupted. A `child` is also
     stopped when the process that started it has ended.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         if before[number] is not signal.SIG_IGN:

@@ -3,7 +3,9 @@
 import logging
 
 from switchkd_cli.distributed.cpu_cores import set_thread_variables
+from switchkd_cli.planning.preflight import check_libraries
 
+check_libraries()
 set_thread_variables()  # torch reads it when it is first imported
 
 # On a machine without a GPU, importing DeepSpeed warns that there is no GPU.

@@ -26,7 +26,7 @@ from switchkd_cli.engine.training.loop import train
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.state_files import read_state, restore_weights
 from switchkd_cli.engine.training.training_warnings import check_images
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, digest
@@ -135,7 +135,7 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
     """
     arguments = _evaluation_arguments(run, folder.root)
     folder.log({"event": "evaluate", "benchmarks": len(arguments["benchmarks"])})
-    with _note_on_error(f"the trained student is {run_folder.shown(folder.model)}"):
+    with _note_on_error(f"the trained student is {shown(folder.model)}"):
         results = evaluation.evaluate(str(folder.model), folder=folder.path, **arguments)
         if run.config.teacher is not None:
             try:
@@ -295,7 +295,7 @@ def _note_on_error(where: str) -> Iterator[None]:
 
 def _take_model(run: Run, folder: RunFolder, trained: Path) -> None:
     """Copy the last stage's student into the run's folder."""
-    with _note_on_error(f"the trained student is {run_folder.shown(trained)}"):
+    with _note_on_error(f"the trained student is {shown(trained)}"):
         with atomic_folder(folder.model) as partial:
             link_files(trained, partial)
         model_card.write(run, folder)

@@ -60,26 +60,21 @@ def digest_of(
     A file that can't be read counts as absent, or with `needed` raises UserError.
     """
     states = [_state(f"{folder}/{name}") for name in names]
+    parts: list[Any] = [state[:2] for state in states]
     if by_content:
-        hashes = _hashes(folder, names, states, hint)
-        parts: list[Any] = [hash.hex() for hash in hashes]
-        absent = [name for name, hash in zip(names, hashes, strict=True) if hash == NOTHING]
-    else:
-        parts = [state[:2] for state in states]
-        absent = [name for name, state in zip(names, states, strict=True) if state == NO_FILE]
+        parts = [hash.hex() for hash in _hashes(folder, names, states, hint)]
+    absent = [name for name, part in zip(names, parts, strict=True) if part in (NO_FILE[:2], NOTHING.hex())]
     if needed and absent:
         raise UserError([f"{folder}/{name}: not readable" for name in absent[:SHOWN]])
     return hashlib.sha256(json.dumps([names, parts]).encode()).hexdigest()
 
 
 def _state(path: str) -> tuple[int, int, int, int]:
-    try:
+    with suppress(OSError, ValueError):
         about = os.stat(path)
-    except (OSError, ValueError):
-        return NO_FILE
-    if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait
-        return NO_FILE
-    return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+        if stat.S_ISREG(about.st_mode):  # reading a pipe would wait
+            return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+    return NO_FILE
 
 
 def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: str) -> list[bytes]:
@@ -123,18 +118,16 @@ def sha256(path: str | Path) -> bytes:
 
 
 def _read(path: str) -> bytes:
-    try:
+    with suppress(OSError):
         return sha256(path)
-    except OSError:
-        return NOTHING
+    return NOTHING
 
 
 def _cached(file: Path, states: Sequence[tuple]) -> list[bytes]:
     """The hash of each file that has not changed since it was read; NOTHING for the others."""
-    try:
+    records = b""
+    with suppress(OSError):
         records = file.read_bytes()
-    except OSError:
-        records = b""
     if len(records) != len(states) * RECORD.size:
         return [NOTHING] * len(states)
     cached = zip(states, RECORD.iter_unpack(records), strict=True)

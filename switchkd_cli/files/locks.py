@@ -23,7 +23,7 @@ from os.path import exists  # unlike Path.exists, it raises no error
 from pathlib import Path
 from typing import IO
 
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UserError, shown
 
 TRIES = 100  # to lock a file that other processes remove meanwhile: each of them removes it once
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of some network file systems
@@ -35,20 +35,16 @@ Tell = Callable[[str], None]
 print_late: Tell = partial(print, file=sys.stderr, flush=True)
 
 
-class InUse(Exception):
-    """Another process holds the lock. The message names it."""
-
-
 @contextmanager
 def hold(path: Path, *, wait: bool = True, tell: Tell = print_late) -> Iterator[None]:
     """Be the only process in such a block for `path`, whether the path exists or not.
 
     Waits for another process as long as it takes, as it may train a model; after some seconds `tell` is called with its
-    name. With `wait=False` raises InUse instead. Parent folders are created; those that are empty when the block ends are
-    removed. Raises UserError when they can't be created (code MACHINE when nothing can be locked).
+    name. With `wait=False` raises UserError instead. Parent folders are created; those that are empty when the block ends
+    are removed. Raises UserError when they can't be created (code MACHINE when nothing can be locked).
     """
     with tidy(path):
-        stream = _lock(path.with_name(f".{path.name}.lock"), wait=wait, tell=tell)
+        stream = _lock(path, path.with_name(f".{path.name}.lock"), wait=wait, tell=tell)
         try:
             yield
         finally:
@@ -68,8 +64,8 @@ def tidy(path: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _lock(file: Path, *, wait: bool, tell: Tell) -> IO[str]:
-    """Open and lock the file, and write this process's name into it."""
+def _lock(path: Path, file: Path, *, wait: bool, tell: Tell) -> IO[str]:
+    """Open and lock the file, for `path`, and write this process's name into it."""
     reason = "its inode is never the same"
     for _ in range(TRIES):
         try:
@@ -88,10 +84,10 @@ def _lock(file: Path, *, wait: bool, tell: Tell) -> IO[str]:
                 except BlockingIOError:
                     if not wait:
                         stream.close()
-                        raise InUse(_holder(file)) from None
+                        hint = f"wait for it, or {HINT}"
+                        raise UserError(f"{shown(path)}: in use by a running process: {_holder(file)}", hint) from None
                     if attempt == TELL_AFTER:
-                        name = file.name[1:].removesuffix(".lock")
-                        tell(f"waiting for {name}, held by {_holder(file)}; Ctrl-C ends the wait")
+                        tell(f"waiting for {path.name}, held by {_holder(file)}; Ctrl-C ends the wait")
                     time.sleep(POLL)
             if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
                 with suppress(OSError):  # on a full disk
@@ -105,7 +101,7 @@ def _lock(file: Path, *, wait: bool, tell: Tell) -> IO[str]:
             file.unlink(missing_ok=True)
             if error.errno not in NO_LOCKS or file.parent == Path(tempfile.gettempdir()):
                 raise UserError(f"{file}: can't be locked: {error.strerror}", HINT, MACHINE) from error
-            return _lock(_on_this_machine(file), wait=wait, tell=tell)
+            return _lock(path, _on_this_machine(file), wait=wait, tell=tell)
         stream.close()  # its last holder removed the file meanwhile: lock the new one
     raise UserError(f"{file.parent}: no file can be created and locked there ({reason})", HINT, MACHINE)
 

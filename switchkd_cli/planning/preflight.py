@@ -6,9 +6,7 @@ It is checked before anything heavy is imported or written.
 from __future__ import annotations
 
 import importlib.util
-import traceback
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -75,33 +73,6 @@ def check_libraries(*, scoring: bool = False) -> None:
             hint=" && ".join(commands),
             code=MACHINE,
         )
-
-
-@contextmanager
-def import_errors() -> Iterator[None]:
-    """Around an import of the engine, or of a part of it that needs further libraries.
-
-    Raises UserError, code MACHINE, where a library is outside its range, missing or fails to import; an import that
-    fails by a fault of this package keeps its traceback.
-    """
-    check_libraries()
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        name = getattr(error, "name", None) if isinstance(error, ImportError) else None
-        ours = (
-            name.startswith("switchkd_cli") if name else Path(last.filename).is_relative_to(Path(__file__).parents[1])
-        )
-        if ours:
-            raise
-        problem = f"a library can't be imported: {' '.join(str(error).split())} ({last.filename}:{last.lineno})"
-        hint = "make setup, which installs the versions that were tested together"
-        if isinstance(error, ModuleNotFoundError):
-            problem, hint = f"{error.name} is not installed", "make setup"
-        raise UserError(problem, hint=hint, code=MACHINE) from error
 
 
 @cache

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from switchkd_cli.distributed.signals import Stopped
-from switchkd_cli.errors import FULL, MACHINE, UserError
+from switchkd_cli.errors import FULL, MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json, write_text
+from switchkd_cli.files.locks import hold
 from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
 from switchkd_cli.runs.checkpoints import ResumePoint, resume_point, rewind
-from switchkd_cli.runs.run_folder import RunFolder, exclusive, folder, set_aside, shown
+from switchkd_cli.runs.run_folder import RunFolder, folder, set_aside
 
 CHANGED = "inputs_changed"  # the event of a stage whose inputs changed while it trained
 FolderState = Literal["new", "finished", "interrupted", "unfinished", "other"]
@@ -41,7 +42,7 @@ def claim_folder(
     when another process holds it.
     """
     target = folder(root, run)
-    with exclusive(target.path):
+    with hold(target.path, wait=False):
         state = folder_state(target, run)
         point = resume_point(target, run) if state == "interrupted" and not overwrite else None
         if state == "finished" and not overwrite:
@@ -74,7 +75,7 @@ def taken_over(
     already finished. Measurements stay: run.json keeps the times, versions and command of the run that was trained and
     scored, and names that run in "reused". Raises UserError as `claim_folder` does.
     """
-    with exclusive(target.path):
+    with hold(target.path, wait=False):
         if folder_state(target, run) == "finished" and not overwrite:
             yield None
             return
@@ -185,7 +186,8 @@ def _recorded(target: RunFolder, run: Run, aside: Path | None, *, is_new: bool) 
     try:
         yield
     except BaseException as error:
-        if isinstance(error, UserError) and is_new and not any("step" in entry for entry in target.entries()):
+        undone = is_new and isinstance(error, UserError | ImportError)
+        if undone and not any("step" in entry for entry in target.entries()):
             shutil.rmtree(target.path)
             if aside is not None:
                 shutil.move(aside, target.path)

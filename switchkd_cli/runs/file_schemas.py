@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UNPRINTABLE, UserError
@@ -19,14 +19,8 @@ def _one_line(text: str) -> str:
     return text
 
 
-def _benchmark(task: str) -> str:
-    if task not in BENCHMARKS:
-        raise ValueError("not a benchmark")
-    return task
-
-
 OneLine = Annotated[str, Field(strict=True), AfterValidator(_one_line)]
-Task = Annotated[str, AfterValidator(_benchmark)]
+Task = Annotated[str, Field(pattern=f"^({'|'.join(BENCHMARKS)})$")]
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 
@@ -122,7 +116,7 @@ class Answer(Lenient):
 def check(kind: type[BaseModel], data: Any, file: object, hint: str = "") -> Any:
     """Return the data unchanged. Raises UserError, naming the file and each wrong field, when it breaks the schema."""
     try:
-        TypeAdapter(kind).validate_python(data)
+        kind.model_validate(data)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         problems = [f"{file}: {'.'.join(map(str, e['loc'])) or 'all of it'}: {e['msg']}" for e in errors[:10]]

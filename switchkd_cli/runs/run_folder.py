@@ -23,7 +23,7 @@ from typing import Any
 
 from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
 from switchkd_cli.files.atomic import atomic_folder, read_json, sync, write_bytes
-from switchkd_cli.files.locks import InUse, Tell, hold, print_late
+from switchkd_cli.files.locks import Tell, hold, print_late
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import NAMES, Run
 from switchkd_cli.runs.file_schemas import Info, Results, Teacher, check
@@ -165,17 +165,6 @@ class SharedFolder:
                 yield partial
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Be the only process in such a block for a folder. Raises UserError when another one is."""
-    try:
-        with hold(path, wait=False):
-            yield
-    except InUse as holder:
-        hint = "wait for it, or add --out FOLDER to write elsewhere"
-        raise UserError(f"{shown(path)}: in use by a running process: {holder}", hint=hint) from None
-
-
 def set_aside(path: Path, word: str) -> Path:
     """Move a file or folder to `<word>-<its name>-<number>`. Returns its new path."""
     number = 1
@@ -207,7 +196,7 @@ def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
     """
     for key in {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}:
         shared = stage(root, key)
-        with exclusive(shared.path):
+        with hold(shared.path, wait=False):
             if shared.done:
                 set_aside(shared.path, "old")
 
@@ -259,13 +248,6 @@ def newest(root: Path, *, interrupted: bool = False) -> RunFolder:
         word = "interrupted" if interrupted else "finished"
         raise UserError(f"{root}: no {word} run", hint="switchkd distill recipes/quickstart.yaml")
     return runs[-1]
-
-
-def shown(path: Path) -> str:
-    """The path as the user would write it: relative to the working directory where it lies below it."""
-    with suppress(OSError, ValueError):  # the working directory may have been deleted meanwhile
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
 
 
 def _runs(root: Path, pattern: str = "*", *, by: str) -> list[tuple[RunFolder, dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """Run one planned run in this process, and put every other question to the engine.
 
 This is the only module outside the engine that imports it: inside functions, when it is needed, because torch takes
-seconds to import. `import_errors` turns a library that is missing or broken into a line and exit code 3.
+seconds to import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Machine, RunEstimate
-from switchkd_cli.planning.preflight import import_errors
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
@@ -41,8 +40,8 @@ def check(planned: Sequence[Run]) -> None:
         for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
             for field, name in model_names(who, model):
                 if model is not None and run.fingerprints.named(name) is None:
-                    with import_errors():
-                        from switchkd_cli.engine import hub
+                    from switchkd_cli.engine import hub
+
                     only = hub.TOKENIZER_FILES if field.endswith(".tokenizer") else ()
                     who_asks = field.removesuffix(".checkpoint")
                     hub.fetch(name, who_asks, allow_pickle=model.allow_pickle, only=only)
@@ -70,14 +69,14 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
     """
     root, overwrite, processes = options.out, options.overwrite, None
     if is_distributed():
-        with import_errors():
-            from switchkd_cli.engine.training.processes import join_processes
+        from switchkd_cli.engine.training.processes import join_processes
+
         processes = join_processes()
     if processes is not None and not processes.first:
         folder = run_folder.folder(root, run)
         if processes.decide(str) != "finished":
-            with import_errors():
-                from switchkd_cli.engine.run_stages import train_stages
+            from switchkd_cli.engine.run_stages import train_stages
+
             train_stages(run, folder, processes)
         return folder
     if not overwrite and not is_finished(root, run) and (source := run_folder.by_key(root).get(run.key)):
@@ -94,8 +93,8 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
             if changed := changed_versions(folder):
                 console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
-        with import_errors():
-            from switchkd_cli.engine.run_stages import evaluate, train_stages
+        from switchkd_cli.engine.run_stages import evaluate, train_stages
+
         with Progress() as display:
             display.follow(folder.metrics, run.name)
             train_stages(run, folder, *([processes] if processes is not None else []))
@@ -109,8 +108,8 @@ def take_over(run: Run, source: run_folder.RunFolder, options: RunOptions) -> ru
     target = run_folder.folder(options.out, run)
     with taken_over(run, source, target, overwrite=options.overwrite) as folder:
         if folder is not None:
-            with import_errors():
-                from switchkd_cli.engine.export.model_card import write
+            from switchkd_cli.engine.export.model_card import write
+
             write(run, folder)
     return target
 
@@ -122,8 +121,8 @@ def start_processes(command: Sequence[str], config: LaunchConfig) -> None:
     starts them over ssh: their own output, from several machines, says what went wrong, and is passed on unchanged.
     """
     if config.hostfile is None:
-        with import_errors():
-            from switchkd_cli.engine.training import torchrun
+        from switchkd_cli.engine.training import torchrun
+
         return torchrun.launch(command, config)
     environment = {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS, **os.environ}
     launcher = deepspeed_command(command, config)
@@ -168,8 +167,8 @@ def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
 
 
 def score_teacher(run: Run, root: Path) -> dict[str, Any]:
-    with import_errors():
-        from switchkd_cli.engine.run_stages import evaluate_teacher
+    from switchkd_cli.engine.run_stages import evaluate_teacher
+
     return evaluate_teacher(run, root)
 
 
@@ -185,8 +184,8 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
         if partial is None:
             console.say(f"evaluated before, reused: same model, byte by byte, and questions ({shared.path})")
         else:
-            with import_errors():
-                from switchkd_cli.engine.evaluation.score_model import evaluate
+            from switchkd_cli.engine.evaluation.score_model import evaluate
+
             results = evaluate(model, folder=partial, sets=run_folder.sets(root), **question)
             write_json(partial / "results.json", results)
     return run_folder.scores(shared), shared.path
@@ -194,8 +193,8 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
 
 def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run]) -> RunEstimate:
     """Estimate what the run needs on a machine; nothing is loaded, downloaded or trained."""
-    with import_errors():
-        from switchkd_cli.engine.cost.run_estimate import estimate_run
+    from switchkd_cli.engine.cost.run_estimate import estimate_run
+
     return estimate_run(run, machine, root, planned)
 
 
@@ -203,13 +202,13 @@ class FigureData:
     """Data for figures that needs the saved models of finished runs; the engine is imported at the first question."""
 
     def position(self, folder: run_folder.RunFolder) -> Any:
-        with import_errors():
-            from switchkd_cli.engine.figure_data import knee_position
+        from switchkd_cli.engine.figure_data import knee_position
+
         return knee_position(folder)
 
     def questions(self, folders: Sequence[run_folder.RunFolder]) -> Any:
-        with import_errors():
-            from switchkd_cli.engine.figure_data import attention_examples
+        from switchkd_cli.engine.figure_data import attention_examples
+
         return attention_examples(folders)
 
 

@@ -115,13 +115,12 @@ def in_workers(
                     job = waiting.pop(0)
                     worker = _start(job, scratch / str(len(waiting)), options, config, threads)
                     active.append(worker)
-                    matrix.start(worker.metrics, job.run.config.stages[-1].name)
                     idle = {"idle": "being scored"} if job.scoring else {}
-                    display.follow(worker.metrics, job.name, **idle)
+                    matrix.start(worker.metrics, job.run.config.stages[-1].name, job.name, **idle)
                 time.sleep(0.1)
                 for worker in [w for w in active if w.process.poll() is not None]:
                     active.remove(worker)
-                    display.forget(worker.metrics)
+                    display.read()  # its last steps
                     failures += _finish(worker, options, display.say)
                     matrix.end(worker.metrics, failed=bool(worker.process.returncode))
                     display.tell_matrix()

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from switchkd_cli.errors import discard_output
-from switchkd_cli.terminal.time_left import Matrix, seconds_left
+from switchkd_cli.terminal.time_left import Follower, Matrix, seconds_left
 
 POLL = 0.25  # seconds between two looks at the files
 PLAIN_LINES = 10  # per stage, where nothing can be redrawn
-
-
-@dataclass
-class Follower:
-    """One growing metrics file: the position up to which it was read, and the newest step."""
-
-    path: Path
-    label: str
-    idle: str = "no step yet"  # the run loads its models, or waits for a stage that another run trains
-    offset: int = 0
-    file: int = 0  # inode: when a run starts again, its earlier file is moved away and another one takes its place
-    step: dict[str, Any] = field(default_factory=dict)
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """The entries that were completed since the last call; all of them when another file took its place.
-
-        A line that can't be read becomes an event that says so; the run itself is not affected.
-        """
-        try:
-            with self.path.open("rb") as stream:
-                if (file := os.fstat(stream.fileno()).st_ino) != self.file:
-                    self.file, self.offset = file, 0
-                stream.seek(self.offset)
-                text = stream.read()
-        except FileNotFoundError:
-            return
-        complete = text[: text.rfind(b"\n") + 1]
-        self.offset += len(complete)
-        for entry in complete.splitlines():
-            try:
-                yield json.loads(entry)
-            except ValueError:
-                yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
 class Progress:
@@ -57,27 +21,20 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None, matrix: Matrix | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.matrix = matrix
+        self.matrix = matrix or Matrix([], jobs=1)
+        self._shows_matrix = matrix is not None
         self._estimated = False  # whether the matrix's end was estimated before
-        self.followed: list[Follower] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._live: Any = None
 
-    def follow(self, path: Path, label: str, idle: str = Follower.idle) -> None:
-        """Show what is logged to a file; `idle` is the text before the first step."""
-        with self._lock:
-            self.followed.append(Follower(path, label, idle))
-
-    def forget(self, path: Path) -> None:
-        """Read the file to its end and stop drawing it."""
-        self._poll()
-        with self._lock:
-            self.followed = [f for f in self.followed if f.path != path]
+    def follow(self, path: Path, label: str) -> None:
+        """Show what a single run logs to a file."""
+        self.matrix.running[path] = Follower(path, label)
 
     def tell_matrix(self) -> None:
         """Print a line on the whole matrix: always where nothing is drawn, otherwise when all runs have ended."""
-        if self.matrix is not None and (self._live is None or self.matrix.over):
+        if self._shows_matrix and (self._live is None or self.matrix.over):
             self.say(matrix_line(self.matrix, datetime.now()))
 
     def say(self, text: str) -> None:
@@ -103,21 +60,22 @@ class Progress:
             return row
 
         lines: list[Any] = []
-        if self.matrix is not None:
+        if self._shows_matrix:
             ended = self.matrix.done + self.matrix.failed
             lines.append(bar(ended, self.matrix.total, (), [matrix_line(self.matrix, datetime.now())]))
-        for follower in self.followed:
+        for follower in list(self.matrix.running.values()):
             if s := follower.step:
                 before = [Text(follower.label, style="bold"), str(s.get("stage", ""))]
                 lines.append(bar(s["step"], s["steps"], before, [f"{s['step']}/{s['steps']}", left(s), speed(s)]))
                 lines.append(Text("  " + figures(s), style="dim"))
-            elif self.matrix is not None:
+            elif self._shows_matrix:
                 lines.append(Text(f"{follower.label}  {follower.idle}", style="dim"))
         return Group(*lines)
 
-    def _poll(self) -> None:
+    def read(self) -> None:
+        """Show what was logged since the last call."""
         with self._lock:
-            for follower in self.followed:
+            for follower in list(self.matrix.running.values()):
                 for entry in follower.read():
                     self._entry(follower, entry)
 
@@ -128,15 +86,13 @@ class Progress:
             before, follower.step = follower.step, entry
             if self._live is None and _crosses(before, entry):
                 self.say(f"{follower.label}: {line(entry)}")
-            if self.matrix is not None:
-                self.matrix.step(follower.path, entry)
-                if not self._estimated and self.matrix.left is not None:
-                    self._estimated = True
-                    self.tell_matrix()
+            if not self._estimated and self.matrix.left is not None:
+                self._estimated = True
+                self.tell_matrix()
 
     def _watch(self) -> None:
         while not self._stop.wait(POLL):
-            self._poll()
+            self.read()
 
     def __enter__(self) -> Self:
         if self.stream.isatty():
@@ -153,7 +109,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._poll()
+        self.read()
         if self._live is not None:
             self._live.stop()
 

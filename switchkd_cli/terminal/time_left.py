@@ -1,4 +1,4 @@
-"""Progress of a matrix of runs: how many are done, and an estimate of the time that the rest needs.
+"""Runs that are followed while they train: how many are done, and an estimate of the time that the rest needs.
 
 Rows differ in cost. A run's time is estimated from finished runs of its own row; without one, from its own progress
 once it is in its last stage; then from the other rows. Waiting runs are assigned to workers in their order, as they
@@ -8,8 +8,10 @@ will be started.
 from __future__ import annotations
 
 import heapq
+import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -17,13 +19,39 @@ from typing import Any
 
 
 @dataclass
-class Running:
-    """A run that was started: its row, its last stage, the time of its start, and its newest step."""
+class Follower:
+    """A run that was started, and its growing metrics file: the position up to which it was read, and the newest step."""
 
-    row: str
-    last: str
-    began: float
-    step: Mapping[str, Any] = field(default_factory=dict)
+    path: Path
+    label: str
+    idle: str = "no step yet"  # the run loads its models, or waits for a stage that another run trains
+    row: str = ""
+    last: str = ""  # its last stage
+    began: float = 0.0
+    offset: int = 0
+    file: int = 0  # inode: when a run starts again, its earlier file is moved away and another one takes its place
+    step: dict[str, Any] = field(default_factory=dict)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The entries that were completed since the last call; all of them when another file took its place.
+
+        A line that can't be read becomes an event that says so; the run itself is not affected.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                if (file := os.fstat(stream.fileno()).st_ino) != self.file:
+                    self.file, self.offset = file, 0
+                stream.seek(self.offset)
+                text = stream.read()
+        except FileNotFoundError:
+            return
+        complete = text[: text.rfind(b"\n") + 1]
+        self.offset += len(complete)
+        for entry in complete.splitlines():
+            try:
+                yield json.loads(entry)
+            except ValueError:
+                yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
 class Matrix:
@@ -41,7 +69,7 @@ class Matrix:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.waiting = list(waiting)
-        self.running: dict[Path, Running] = {}
+        self.running: dict[Path, Follower] = {}
         self.took = {row: list(seconds) for row, seconds in (took or {}).items()}
         self.done = sum(map(len, self.took.values()))
         self.failed = 0
@@ -49,14 +77,9 @@ class Matrix:
         self._jobs = jobs
         self._now = now
 
-    def start(self, path: Path, last: str) -> None:
+    def start(self, path: Path, last: str, label: str = "", idle: str = Follower.idle) -> None:
         """The next waiting run begins; it is named by the path of its metrics, and `last` is its last stage."""
-        self.running[path] = Running(self.waiting.pop(0), last, self._now())
-
-    def step(self, path: Path, entry: Mapping[str, Any]) -> None:
-        """Take the newest step that a run logged."""
-        if (run := self.running.get(path)) is not None:
-            run.step = entry
+        self.running[path] = Follower(path, label, idle, self.waiting.pop(0), last, self._now())
 
     def end(self, path: Path, *, failed: bool) -> None:
         """A run ended. The time of a failed one estimates nothing."""

@@ -3,8 +3,8 @@
 import io
 import json
 
-from switchkd_cli.terminal.progress import Follower, Progress, event, figures, line
-from switchkd_cli.terminal.time_left import Matrix
+from switchkd_cli.terminal.progress import Progress, event, figures, line
+from switchkd_cli.terminal.time_left import Follower, Matrix
 
 STEP = {
     "stage": "distill",
@@ -72,7 +72,7 @@ def test_an_unreadable_line_is_told_and_the_display_goes_on(tmp_path):
     with Progress(stream) as display:
         display.follow(file, "run")
         file.write_text("{torn\n" + json.dumps({**STEP, "step": 1}) + "\n")
-        display.forget(file)
+        display.read()
     told, step = stream.getvalue().splitlines()
     assert "unreadable line" in told and str(file) in told
     assert step.startswith("run: ")
@@ -107,7 +107,7 @@ def test_the_live_drawing(tmp_path):
 
     display = Progress(io.StringIO())
     display.follow(tmp_path / "m", "Switch-KD [a]")
-    display.followed[0].step = STEP
+    display.matrix.running[tmp_path / "m"].step = STEP
     out = io.StringIO()
     Console(file=out, width=160, markup=False).print(display.draw())
     text = out.getvalue()
@@ -124,36 +124,34 @@ def test_the_live_drawing(tmp_path):
         assert part in text
 
 
-def matrix_in_progress(tmp_path):
+def matrix_in_progress(tmp_path, jobs=1):
     """Three runs of a row that took 90 seconds, the first of them at its STEP."""
-    matrix = Matrix(["a", "a", "b"], jobs=1, took={"a": [90.0]}, now=lambda: 0.0)
-    matrix.start(tmp_path / "m", "distill")
+    matrix = Matrix(["a", "a", "b"], jobs=jobs, took={"a": [90.0]}, now=lambda: 0.0)
+    matrix.start(tmp_path / "m", "distill", "Switch-KD")
     return matrix
 
 
 def test_the_live_drawing_opens_with_the_matrix(tmp_path):
     from rich.console import Console
 
-    display = Progress(io.StringIO(), matrix_in_progress(tmp_path))
-    display.follow(tmp_path / "m", "Switch-KD")
-    display.follow(tmp_path / "n", "SFT")
-    display.followed[0].step = STEP
+    display = Progress(io.StringIO(), matrix_in_progress(tmp_path, jobs=2))
+    display.matrix.start(tmp_path / "n", "distill", "SFT")
+    display.matrix.running[tmp_path / "m"].step = STEP
     out = io.StringIO()
     Console(file=out, width=160, markup=False).print(display.draw())
     first, second, _, fourth = out.getvalue().splitlines()
     assert fourth.strip() == "SFT  no step yet"
-    assert "1 of 4 done, 1 running, 2 to come · 4:30 left · ends about " in first
+    assert "1 of 4 done, 2 running, 1 to come · 3:00 left · ends about " in first
     assert "Switch-KD" in second and "30/300" in second
 
 
 def test_plain_output_tells_the_matrix_s_end_as_soon_as_it_can_be_foretold(tmp_path):
     stream, file = io.StringIO(), tmp_path / "m"
     matrix = Matrix(["a", "a"], jobs=1, now=lambda: 0.0)
-    matrix.start(file, "distill")
+    matrix.start(file, "distill", "run")
     with Progress(stream, matrix) as display:
-        display.follow(file, "run")
         file.write_text("".join(json.dumps({**STEP, "step": n}) + "\n" for n in range(1, 31)))
-        display.forget(file)
+        display.read()
         matrix.end(file, failed=False)
         display.tell_matrix()
     told = [line for line in stream.getvalue().splitlines() if " done" in line]

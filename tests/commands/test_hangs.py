@@ -307,7 +307,7 @@ def test_who_waits_for_a_lock_is_told_who_holds_it_and_gets_it_when_that_one_die
 
 def test_who_doesn_t_wait_is_told_too(held):
     path, process = held
-    with pytest.raises(locks.InUse, match=f"process {process.pid} on "), hold(path, wait=False):
+    with pytest.raises(UserError, match=f"process {process.pid} on "), hold(path, wait=False):
         pass
 
 

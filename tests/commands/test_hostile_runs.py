@@ -99,7 +99,7 @@ NASTY = [
     (RESULTS, {"scores": {"mme": {"score": 61.0}}}, "scores.mme.items: Field required"),
     (RESULTS, {"scores": {"mme": {"score": float("nan"), "items": 4}}}, "scores.mme.score: Input should be"),
     (RESULTS, {"scores": {"mme": {"score": 1e9, "items": 4}}}, "scores.mme.score: Input should be less than"),
-    (RESULTS, {"scores": {"../../x": {"score": 1.0, "items": 4}}}, "not a benchmark"),
+    (RESULTS, {"scores": {"../../x": {"score": 1.0, "items": 4}}}, "should match pattern '^(mme|"),
     (RESULTS, {"world": "\x1b[2J"}, "world: Value error, must be one line without control characters"),
     (METRICS, "no JSON\n{\n[]\n", "3 lines of metrics.jsonl can't be read"),
     (METRICS, DEEP, "1 lines of metrics.jsonl can't be read"),

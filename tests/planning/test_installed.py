@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from switchkd_cli.engine.evaluation import score_model
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UserError, import_errors
 from switchkd_cli.planning import preflight
 
 HARNESS = "switchkd_cli.engine.evaluation.lmms_harness"
@@ -104,8 +104,8 @@ def test_any_failure_inside_a_library_is_reported_and_ours_keep_their_traceback(
     (tmp_path / "broken_library.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     told = r"libcudart.so.12: .*broken_library.py:1"
-    with pytest.raises(UserError, match=told) as caught, preflight.import_errors():
+    with pytest.raises(UserError, match=told) as caught, import_errors():
         import broken_library  # noqa: F401
     assert caught.value.code == MACHINE
-    with pytest.raises(ModuleNotFoundError), preflight.import_errors():
+    with pytest.raises(ModuleNotFoundError), import_errors():
         import switchkd_cli.engine.no_such_module  # noqa: F401

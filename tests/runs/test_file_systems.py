@@ -11,7 +11,7 @@ import pytest
 from switchkd_cli.errors import MACHINE, UserError, system_errors
 from switchkd_cli.files import locks
 from switchkd_cli.files.atomic import link_files, sync
-from switchkd_cli.files.locks import InUse, hold
+from switchkd_cli.files.locks import hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.claim import claim_folder, taken_over
@@ -78,7 +78,7 @@ def test_without_locks_there_the_machine_s_own_temporary_folder_has_them(tmp_pat
     path = tmp_path / "runs" / "a"
     with hold(path):
         assert [file.suffix for file in local.iterdir()] == [".lock"]
-        with pytest.raises(InUse), hold(path, wait=False):
+        with pytest.raises(UserError, match="runs/a: in use"), hold(path, wait=False):
             pass
         with hold(path.with_name("b"), wait=False):
             pass

@@ -13,7 +13,7 @@ import pytest
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json, write_json
-from switchkd_cli.files.locks import InUse, hold
+from switchkd_cli.files.locks import hold
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import provenance, run_folder
 from switchkd_cli.runs.claim import claim_folder, folder_state
@@ -235,7 +235,7 @@ def test_processes_share_the_work(tmp_path):
 
 
 def test_a_lock_is_let_go(tmp_path):
-    with hold(tmp_path / "a"), pytest.raises(InUse), hold(tmp_path / "a", wait=False):
+    with hold(tmp_path / "a"), pytest.raises(UserError, match="in use"), hold(tmp_path / "a", wait=False):
         pass
     with hold(tmp_path / "a", wait=False):
         pass

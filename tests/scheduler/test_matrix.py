@@ -44,7 +44,7 @@ def test_nothing_foretells_a_first_run():
     assert matrix.left is None
     matrix.start(Path("0"), LAST)
     now.seconds += 30
-    matrix.step(Path("0"), step(5, 10, 20.0, stage="pretrain"))
+    matrix.running[Path("0")].step = step(5, 10, 20.0, stage="pretrain")
     assert matrix.left is None  # how long the next stage takes is not known in this one
 
 
@@ -52,7 +52,7 @@ def test_a_run_in_its_last_stage_foretells_itself_and_its_like():
     matrix, now = matrix_of("a", "a", "a")
     matrix.start(Path("0"), LAST)
     now.seconds += 30
-    matrix.step(Path("0"), step(5, 10, 20.0))
+    matrix.running[Path("0")].step = step(5, 10, 20.0)
     assert matrix.left == 20 + 2 * (30 + 20)
 
 
@@ -79,7 +79,7 @@ def test_what_runs_needs_less_as_time_goes_on_and_never_less_than_nothing():
     for gone, left in ((0, 100), (60, 60 - 20), (100, 0), (500, 0)):
         now.seconds = 1000 + gone
         assert matrix.left == left
-    matrix.step(Path("0"), step(1, 2, 70.0))
+    matrix.running[Path("0")].step = step(1, 2, 70.0)
     assert matrix.left == 70  # slower than its like: its own steps say so
 
 

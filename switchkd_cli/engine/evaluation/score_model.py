@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchkd_cli.benchmarks import FAULTS, Benchmark
 from switchkd_cli.engine.evaluation.request import EvaluationRequest, short_hash
-from switchkd_cli.errors import UTF8
+from switchkd_cli.errors import UTF8, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.runs import provenance
 
@@ -160,6 +160,6 @@ def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
 def import_harness() -> Any:
     """Import the lmms-eval harness. Raises UserError (code MACHINE) where it can't be used; call it before training."""
     preflight.check_libraries(scoring=True)
-    with preflight.import_errors():
+    with import_errors():
         import switchkd_cli.engine.evaluation.lmms_harness as harness
     return harness

@@ -10,6 +10,7 @@ from typing import Protocol
 import matplotlib
 from matplotlib.figure import Figure
 
+from switchkd_cli.errors import shown
 from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.figures import style
 from switchkd_cli.report.figures.attention_maps import AttentionExample, attention
@@ -20,7 +21,7 @@ from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.report.texts import TEXTS
-from switchkd_cli.runs.run_folder import RunFolder, shown
+from switchkd_cli.runs.run_folder import RunFolder
 
 FIGURES = TEXTS["figure"]  # captions, and what a figure can't be drawn without, in the order in which they are drawn
 MOST_MAPS = 8  # models next to one another in the figure of attention

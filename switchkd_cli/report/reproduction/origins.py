@@ -6,13 +6,13 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from switchkd_cli.errors import shown
 from switchkd_cli.recipe.find import find_or_none
 from switchkd_cli.report.document import Block, Commands, Facts, Points, Text
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.texts import TEXTS
-from switchkd_cli.runs.run_folder import shown
 
 
 def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, shown
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.report.document import Block, Callout, Document, Facts, FigureFile, Section, Text
 from switchkd_cli.report.formats.html import to_html
@@ -19,7 +19,6 @@ from switchkd_cli.report.reproduction.chapter import chapter
 from switchkd_cli.report.results.recipe_runs import STATES, RecipeRuns, control_of, gather
 from switchkd_cli.report.tables.columns import protocol
 from switchkd_cli.report.texts import TEXTS
-from switchkd_cli.runs.run_folder import shown
 
 if TYPE_CHECKING:
     from switchkd_cli.report.figures.draw import Models

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.errors import UserError, printable
+from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
-from switchkd_cli.runs.run_folder import RunFolder, shown
+from switchkd_cli.runs.run_folder import RunFolder
 
 UNKNOWN = "–"  # the recipe of a model that was only scored
 NAMES = ("recipe", "row", "title", "seed")  # of a run, in its run.json

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
 from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
 from switchkd_cli.report.texts import NOTES
-from switchkd_cli.runs.run_folder import RunFolder, shown
+from switchkd_cli.runs.run_folder import RunFolder
 
 IMAGE = "image"
 FIELDS = {"doc_id": "items", "prompt": "prompts", IMAGE: "images", "key": "images", "target": "right answers"}

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.errors import UserError, did_you_mean, shown
 from switchkd_cli.report.document import Number
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
-from switchkd_cli.runs.run_folder import shown
 
 SFT = "sft"  # the default reference row
 

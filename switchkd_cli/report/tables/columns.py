@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS, LMMS_EVAL
+from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
 from switchkd_cli.report.stats.baselines import BASELINES
-from switchkd_cli.runs.run_folder import shown
 
 AVERAGE = "average"  # its name among a recipe's printed numbers
 

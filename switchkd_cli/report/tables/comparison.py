@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import stdev
 
+from switchkd_cli.errors import shown
 from switchkd_cli.report.document import Column, Document, Line, Number, Points, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.paired_items import answer_units
 from switchkd_cli.report.results.row_runs import RowRuns, group_by_row, reference
 from switchkd_cli.report.tables import differences, footnotes
 from switchkd_cli.report.tables.columns import Columns, protocol
-from switchkd_cli.runs.run_folder import shown
 
 
 def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Document:

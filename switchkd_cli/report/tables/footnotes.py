@@ -10,13 +10,12 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
-from switchkd_cli.errors import printable
+from switchkd_cli.errors import printable, shown
 from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, items, one_or_each
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.tables.columns import Columns
-from switchkd_cli.runs.run_folder import shown
 
 Key = TypeVar("Key", bound=Hashable)
 
