@@ -37,7 +37,9 @@ def compare(options: CompareOptions) -> None:
     teacher = launch.known_teacher_results(trained[0], root) if same_teacher else None
     controls = []
     if len(names) == 1 and _scored_folder(names[0]) is None:  # a recipe
-        controls = [control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]]
+        controls = [
+            control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]
+        ]
     from switchkd_cli.report.results.finished_run import read
     from switchkd_cli.report.show import print_comparison
 
@@ -53,9 +55,8 @@ def compare(options: CompareOptions) -> None:
 
 
 def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None:
-    others = {"--against": options.against, "--format": options.form}
-    others |= {"--out-file": options.out_file, "--figures": options.figures}
-    chosen = [name for name, value in others.items() if value is not None]
+    others = {"against": "--against", "form": "--format", "out_file": "--out-file", "figures": "--figures"}
+    chosen = [name for field, name in others.items() if getattr(options, field) is not None]
     problems = [f"{name}: can't be combined with --report, which chooses it itself" for name in chosen]
     problems += [] if names else ["--report: no recipe is named"]
     problems += [f"{name}: a run folder; a report is of recipes" for name in names if finished_run(name) is not None]

@@ -11,6 +11,7 @@ from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
@@ -35,12 +36,13 @@ def train(
     """
     config = options.launch_config()
     if options.resume and (folder := _interrupted(recipe, overrides, options.out)) is not None:
-        planned, file, options = [folder.run()], folder.recipe, replace(options, out=folder.root)
+        planned: Sequence[Run] = [folder.run()]
+        file, options = folder.recipe, replace(options, out=folder.root)
     elif recipe is None:
         raise UserError("which recipe?", hint="switchkd distill recipes/quickstart.yaml")
     else:
-        file, seed, world = find(recipe), options.seed, options.world
-        planned = load_rows(file, [row], overrides, seed, world, controls=not leading)
+        file = find(recipe)
+        planned = load_rows(file, [row], overrides, options.seed, options.world, controls=not leading)
         if leading:
             planned = [planned[0].leading()]
     if options.dry_run:
