@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from switchkd_cli.distributed.signals import Stopped
-from switchkd_cli.errors import FULL, MACHINE, UserError, shown
+from switchkd_cli.errors import FULL, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json, write_text
 from switchkd_cli.files.locks import hold
 from switchkd_cli.recipe.run import Run, changed_fields
@@ -196,9 +196,7 @@ def _recorded(target: RunFolder, run: Run, aside: Path | None, *, is_new: bool) 
             with suppress(OSError):  # on a full disk, the error itself matters more
                 _end(target, status, began, error=f"{type(error).__name__}: {error}"[:500])
         if isinstance(error, OSError) and error.errno in FULL:
-            where = f": {error.filename}" if error.filename else ""
-            hint = "free some space and give the same command again: it resumes from the last checkpoint"
-            raise UserError(f"{shown(target.path)}: {error.strerror}{where}", hint, MACHINE) from error
+            error.add_note("free some space and give the same command again: it resumes from the last checkpoint")
         raise
     events = [entry["about"] for entry in target.entries() if entry.get("event") == CHANGED]
     changed = list(dict.fromkeys([*run.changed(), *(field for event in events for field in event["fields"])]))
