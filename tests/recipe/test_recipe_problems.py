@@ -188,6 +188,16 @@ def problems(file, *arguments, **more):
             "[mme]",
             "20: evaluation.items: missing: the playground has no fixed number of questions",
         ),
+        (
+            "title: small",
+            "title: small\ndeepspeed: {zero: 2, offload: parameters}",
+            "2: deepspeed.offload: needs zero: 3 or more, got 'parameters'",
+        ),
+        (
+            "title: small",
+            "title: small\ndeepspeed: {offload: optimizer}",
+            "2: deepspeed.offload: needs zero: 1 or more, got 'optimizer'",
+        ),
         ("controls: [sft]", "controls: [stf]", "21: controls.0: unknown row, got 'stf' (did you mean 'sft'?)"),
         (
             "gqa: 61.6",
