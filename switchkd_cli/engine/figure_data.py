@@ -25,8 +25,7 @@ from switchkd_cli.engine.training.knee_stats import KneeSpec, knee_specs, measur
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Term
-from switchkd_cli.report.figures.attention_maps import AttentionExample, AttentionMap
-from switchkd_cli.report.figures.knee_positions import NAMED, KneePosition, LogitsCurve
+from switchkd_cli.report.figures.saved_models import NAMED, AttentionExample, AttentionMap, KneePosition, LogitsCurve
 from switchkd_cli.runs.run_folder import RunFolder
 
 EXAMPLES = 3  # examples whose attention is shown

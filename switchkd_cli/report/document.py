@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Side = Literal[-1, 0, 1]
 Tone = Literal["agrees", "opposite", "unclear", "untested"]
@@ -34,7 +34,7 @@ class Number:
     interval: float | None = None
     """Half of its 95 % interval; None with one seed."""
     seeds: int | None = None
-    """The number of seeds (or items) it is the mean of; None for a single run's number and where no interval is needed."""
+    """The number of seeds (or items) it is the mean of; None for a single run's and where no interval is needed."""
     difference: bool = False
     counted: bool = True
     """Whether its benchmark is in the average."""
@@ -186,44 +186,38 @@ class Table:
         return [line.cells[place] for line in self.lines]
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph."""
 
     words: str
 
 
-@dataclass(frozen=True)
-class Callout:
+class Callout(NamedTuple):
     """A paragraph that readers must not miss."""
 
     words: str
     tone: Literal["world", "problem"] = "problem"
 
 
-@dataclass(frozen=True)
-class Points:
+class Points(NamedTuple):
     """A list of notes."""
 
     items: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """Names and their values."""
 
     pairs: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Commands:
+class Commands(NamedTuple):
     """Lines for a shell."""
 
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class FigureFile:
+class FigureFile(NamedTuple):
     """A figure in the document's folder."""
 
     path: PurePosixPath
@@ -235,8 +229,7 @@ class FigureFile:
 Block = Text | Callout | Points | Facts | Commands | Table | FigureFile
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A chapter, or a part of one. Links point to the anchor."""
 
     title: str
@@ -245,8 +238,7 @@ class Section:
     sections: tuple[Section, ...] = ()
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """Blocks, then chapters. A command's document has tables and notes only."""
 
     title: str

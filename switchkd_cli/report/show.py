@@ -15,8 +15,7 @@ from switchkd_cli.report.document import Document
 from switchkd_cli.report.formats.export import FORMATS, to_json
 from switchkd_cli.report.formats.text import show
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
-from switchkd_cli.report.tables.ablation import ablation
-from switchkd_cli.report.tables.comparison import comparison, distillation
+from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
 
 NAME = "table.json"

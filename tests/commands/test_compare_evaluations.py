@@ -111,8 +111,7 @@ def test_the_command_takes_its_folder(root, monkeypatch, capsys):
 
 def test_figures_are_drawn_of_what_there_is(root, tmp_path):
     from switchkd_cli.report.figures import style
-    from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
-    from switchkd_cli.report.figures.radar import radar
+    from switchkd_cli.report.figures.scores import gain_and_cost, radar
     from switchkd_cli.report.figures.training_curves import curves
 
     theirs, ours = read(evaluation(root)), read(runs.finished(root, "sft"))

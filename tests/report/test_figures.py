@@ -11,10 +11,15 @@ import pytest
 from PIL import Image
 
 from switchkd_cli.report.figures import draw, style
-from switchkd_cli.report.figures.attention_maps import AttentionExample, AttentionMap, attention
-from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
-from switchkd_cli.report.figures.knee_positions import KneePosition, LogitsCurve, knees
-from switchkd_cli.report.figures.radar import radar
+from switchkd_cli.report.figures.saved_models import (
+    AttentionExample,
+    AttentionMap,
+    KneePosition,
+    LogitsCurve,
+    attention,
+    knees,
+)
+from switchkd_cli.report.figures.scores import gain_and_cost, radar
 from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import read
 from tests.support import made_up_runs as made

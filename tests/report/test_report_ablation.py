@@ -14,7 +14,7 @@ from switchkd_cli.report.document import words
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_ablation
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
-from switchkd_cli.report.tables.ablation import ablation
+from switchkd_cli.report.tables.comparison import ablation
 from tests.support import made_up_runs as made
 
 TASKS = ("mme", "gqa", "pope")

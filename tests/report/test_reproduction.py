@@ -14,8 +14,8 @@ from switchkd_cli import cli
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.report.document import Callout, Facts, Line, Number, Table
-from switchkd_cli.report.formats.html import to_html, whiskers
+from switchkd_cli.report.document import Callout, Document, Facts, Line, Number, Table
+from switchkd_cli.report.formats.html import to_html
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
 from switchkd_cli.report.reproduction.origins import command
@@ -290,18 +290,23 @@ def test_one_seed_has_no_interval_and_calls_nothing_clear(file, tmp_path):
     assert "Clearly above on average: none. Clearly below: none." in text and "| **+" not in text
 
 
-def test_differences_are_drawn_on_one_scale_with_zero():
+def test_differences_are_drawn_on_one_scale_with_zero(tmp_path):
     lines = tuple(
         Line(name, (Number(value, half, 3, difference=True),))
         for name, value, half in (("a", 4.0, 1.0), ("b", -2.0, 3.0))
     )
-    drawn = whiskers(Table(("row", "difference"), lines, plotted="difference"))
-    at = {name: float(re.search(r'cx="([\d.]+)"', svg)[1]) for name, svg in drawn.items()}
-    zeros = {re.search(r'class="zero" x1="([\d.]+)"', svg)[1] for svg in drawn.values()}
+
+    def drawn(**more):
+        page = to_html(Document("gains", (Table(("row", "difference"), lines, **more),)), tmp_path)
+        return dict(zip("ab", re.findall(r"<svg.*?</svg>", page), strict=False))
+
+    marks = drawn(plotted="difference")
+    at = {name: float(re.search(r'cx="([\d.]+)"', svg)[1]) for name, svg in marks.items()}
+    zeros = {re.search(r'class="zero" x1="([\d.]+)"', svg)[1] for svg in marks.values()}
     assert len(zeros) == 1 and at["b"] < float(*zeros) < at["a"]
     assert (at["a"] - at["b"]) / (at["a"] - float(*zeros)) == pytest.approx(6 / 4, rel=0.01)
-    assert "whisker up" in drawn["a"] and "whisker unclear" in drawn["b"]
-    assert whiskers(Table(("row", "difference"), lines)) == {}
+    assert "whisker up" in marks["a"] and "whisker unclear" in marks["b"]
+    assert drawn() == {}
 
 
 class Parts(HTMLParser):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -13,10 +12,8 @@ from matplotlib.figure import Figure
 from switchkd_cli.errors import shown
 from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.figures import style
-from switchkd_cli.report.figures.attention_maps import AttentionExample, attention
-from switchkd_cli.report.figures.gain_and_cost import gain_and_cost
-from switchkd_cli.report.figures.knee_positions import KneePosition, knees
-from switchkd_cli.report.figures.radar import radar
+from switchkd_cli.report.figures.saved_models import AttentionExample, KneePosition, attention, knees
+from switchkd_cli.report.figures.scores import gain_and_cost, radar
 from switchkd_cli.report.figures.training_curves import curves
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
@@ -27,8 +24,7 @@ FIGURES = TEXTS["figure"]  # captions, and what a figure can't be drawn without,
 MOST_MAPS = 8  # models next to one another in the figure of attention
 
 
-@dataclass(frozen=True)
-class DrawnFigure:
+class DrawnFigure(NamedTuple):
     """A figure's files, or why there is none."""
 
     name: str
@@ -59,8 +55,8 @@ def draw(
 ) -> Iterator[DrawnFigure]:
     """Draw radar, cost, curves, knees and attention; yield what was drawn, and what can't be.
 
-    `forms` gives the suffixes to write, by a figure's name; `reference` is the row that gains are measured against. Of a
-    row with several seeds, the first saved model is used.
+    `forms` gives the suffixes to write, by a figure's name; `reference` is the row that gains are measured against.
+    Of a row with several seeds, the first saved model is used.
     """
     rows = style.plotted_rows(runs)
     figures: dict[str, Callable[[], Figure | None]] = {
@@ -70,7 +66,7 @@ def draw(
         "knees": lambda: _knees(rows, models),
         "attention": lambda: _attention(rows, models),
     }
-    with matplotlib.rc_context(style.SETTINGS):
+    with matplotlib.rc_context(fname=style.SETTINGS):
         for name, texts in FIGURES.items():
             if made := figures[name]():
                 yield DrawnFigure(name, style.write(made, folder, name, forms(name)))

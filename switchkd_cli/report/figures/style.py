@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.row_runs import RowRuns
 
@@ -34,18 +35,7 @@ KNOWN = {
 FORMS = ("png", "svg")
 MARKS = "oXs^vDP*<>hp"
 
-SETTINGS: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
-    "svg.hashsalt": "switchkd",  # the same figure is the same file
-}
+SETTINGS = Path(__file__).with_name("report.mplstyle")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +48,7 @@ class PlottedRow(RowRuns):
 
 def plotted_rows(runs: Sequence[ScoredRun]) -> list[PlottedRow]:
     """Runs by recipe and row, in the given order."""
-    rows: dict[tuple[str, str], list[ScoredRun]] = {}
-    for run in runs:
-        rows.setdefault((run.recipe, run.row), []).append(run)
+    rows = grouped(((run.recipe, run.row), run) for run in runs)
     several = len({run.recipe for run in runs if run.is_run}) > 1
     plotted = []
     for ((recipe, _), own), (colour, mark) in zip(rows.items(), _looks([row for _, row in rows]), strict=True):

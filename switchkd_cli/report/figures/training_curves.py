@@ -14,8 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.texts import TEXTS
 
+TEXT = TEXTS["figure"]["curves"]
 GRID = np.linspace(0, 100, 101)  # per cent of the stage: rows with different numbers of steps share one axis
 SMOOTHED = 0.04  # share of a stage over which a curve with a value at every step is averaged
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -70,13 +72,8 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     keys.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
     names = [*(row.title for row in rows), "teacher, on the same tokens"]
     drawn.legend(keys, names, loc="outside lower center", ncols=min(4, len(names)))
-    stage = rows[0].runs[0].stages[-1]["name"]
-    drawn.suptitle(
-        f"stage {stage} · line: mean over runs · band: lowest to highest run"
-        f" · figures of every step: running mean over {SMOOTHED:.0%} of the stage",
-        fontsize=9,
-        color=GREY,
-    )
+    title = TEXT["title"].format(stage=rows[0].runs[0].stages[-1]["name"], smoothed=SMOOTHED)
+    drawn.suptitle(title, fontsize=9, color=GREY)
     return drawn
 
 
@@ -93,27 +90,24 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if name.startswith("loss/"):
             teacher = "teacher_ce" if name in supervised else None
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
-    for name, title in TEXTS["figure"]["curves"]["panels"].items():
+    for name, title in TEXT["panels"].items():
         if name in names:
             yield Panel(title, {name: "-"})
     yield from _knees([name for name in names if name.startswith("k/") and name.endswith("/mean")])
-    gradients = [name for name in names if name.startswith("grad/")]
-    for part in dict.fromkeys(name.split("/")[2] for name in gradients):
-        own = [name for name in gradients if name.endswith(f"/{part}")]
+    gradients = grouped((name.split("/")[2], name) for name in names if name.startswith("grad/"))
+    for part, own in gradients.items():
         yield Panel(f"gradients on {part}", dict(zip(own, cycle(STYLES), strict=False)))
 
 
 def _knees(names: Sequence[str]) -> Iterator[Panel]:
     """`k/<term>/<path>/mean`: each leading path with the teacher's k; the teacher's alone where it leads alone."""
-    terms: dict[str, dict[str, str]] = {}
-    for name in names:
-        _, *labels, path, _ = name.split("/")  # older runs name no term
-        terms.setdefault("".join(f"{label}: " for label in labels), {})[path] = name
-    for term, paths in terms.items():
-        others = {path: name for path, name in paths.items() if path != "teacher"}
+    parts = [(name, name.split("/")[1:-1]) for name in names]
+    for term, led in grouped(("".join(labels[:-1]), (labels[-1], name)) for name, labels in parts).items():
+        paths = dict(led)
+        others = {path: name for path, name in led if path != "teacher"}
         for path, name in (others or paths).items():
-            teacher = paths.get("teacher") if others else None
-            yield Panel(f"{term}effective k of the {path}", {name: "-"}, teacher)
+            of = f"{term}: " if term else ""  # older runs name no term
+            yield Panel(f"{of}effective k of the {path}", {name: "-"}, paths.get("teacher") if others else None)
 
 
 def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -20,8 +19,7 @@ HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell of more words gets room
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
-WIDTH, HEIGHT, EDGE = 240, 22, 8  # of a whisker, in pixels
-OVER = 12  # pixels by which the line of zero reaches into the lines above and below
+WIDTH, EDGE = 240, 8  # of a whisker, in pixels
 CLASSES = {1: "up", -1: "down", 0: "unclear", None: ""}
 """Class of a clear or unclear difference, by `Number.side`."""
 
@@ -32,15 +30,7 @@ def to_html(document: Document, folder: Path) -> str:
     def drawn(figure: FigureFile) -> str:
         return _drawn(figure, folder / figure.path)
 
-    own: dict[str, Any] = {
-        "groups": _groups,
-        "looks": _looks,
-        "heads": _heads,
-        "whiskers": whiskers,
-        "cell": _cell,
-        "drawn": drawn,
-    }
-    return render("report.html.jinja", document, own)
+    return render("report.html.jinja", document, _groups, _looks, _heads, _whiskers, _cell, drawn)
 
 
 def _cell(cell: Cell) -> str:
@@ -102,28 +92,17 @@ def _drawn(figure: FigureFile, path: Path) -> str:
     return Markup(f'{head} role="img" aria-label="{title}">{body}')
 
 
-def whiskers(table: Table) -> dict[str, str]:
-    """The table's plotted column as SVGs on one scale, by the line's name: a dot for a mean, a line for its interval."""
+def _whiskers(table: Table) -> dict[str, dict[str, str]]:
+    """Where the marks of the table's plotted column are on one scale, in pixels, by the line's name."""
     if table.plotted not in table.columns:
         return {}
     cells = zip(table.lines, table.cells(table.columns.index(table.plotted) - 1), strict=True)
     numbers = {line.name: cell for line, cell in cells if isinstance(cell, Number)}
     low = min(0.0, *(of.low for of in numbers.values()), 0.0)
     high = max(0.0, *(of.high for of in numbers.values()), 0.0)
-    if low == high:
-        return {}
-    scale = (WIDTH - 2 * EDGE) / (high - low)
 
-    def at(points: float) -> str:
-        return f"{EDGE + (points - low) * scale:.1f}"
+    def places(of: Number) -> dict[str, str]:
+        points = {"zero": 0.0, "low": of.low, "mean": of.value, "high": of.high}
+        return {name: f"{EDGE + (at - low) * (WIDTH - 2 * EDGE) / (high - low):.1f}" for name, at in points.items()}
 
-    middle = HEIGHT / 2
-    return {
-        name: Markup(
-            f'<svg class="whisker {CLASSES[of.side or 0]}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" aria-hidden="true">'
-            f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="{-OVER}" y2="{HEIGHT + OVER}"/>'
-            f'<line x1="{at(of.low)}" x2="{at(of.high)}" y1="{middle}" y2="{middle}"/>'
-            f'<circle cx="{at(of.value)}" cy="{middle}" r="4.5"/></svg>'
-        )
-        for name, of in numbers.items()
-    }
+    return {name: {"side": CLASSES[of.side or 0], **places(of)} for name, of in numbers.items()} if low < high else {}

@@ -13,7 +13,7 @@ MARKS = re.compile(r"([\\`*_<\[\]])")
 
 def to_markdown(document: Document) -> str:
     """The whole document; paths of figures are relative to its folder. A title without chapters is no heading."""
-    return render("report.md.jinja", document, {"plain": plain, "cell": _cell, "row": _row}).rstrip() + "\n"
+    return render("report.md.jinja", document, plain, _cell, _row).rstrip() + "\n"
 
 
 def plain(text: str) -> str:

@@ -1,28 +1,40 @@
-"""Fill in the templates of the report's page and of its Markdown."""
+"""Fill in the templates of the page, the Markdown and the LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from switchkd_cli.report.document import Document
+from switchkd_cli.report.document import Block, Document
 
 TEMPLATES = Path(__file__).with_name("templates")
+LATEX: dict[str, Any] = {
+    "block_start_string": "<%",
+    "block_end_string": "%>",
+    "variable_start_string": "<<",
+    "variable_end_string": ">>",
+}
+"""Signs around statements and values in LaTeX, which needs braces itself."""
 
 
-def render(name: str, document: Document, filters: Mapping[str, Callable[..., Any]]) -> str:
-    """A document in a template that uses these filters. In HTML what they return is escaped, unless it is `Markup`."""
+def render(name: str, document: Document, *filters: Callable[..., Any]) -> str:
+    """A document in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=".html" in name,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        **(LATEX if ".tex" in name else {}),
     )
-    environment.filters |= {"kind": lambda block: type(block).__name__.lower(), **filters}
+    environment.filters |= {of.__name__.lstrip("_"): of for of in (_kind, *filters)}
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(name).render(document=document, style=style)
+
+
+def _kind(block: Block) -> str:
+    return type(block).__name__.lower()

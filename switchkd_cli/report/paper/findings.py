@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 
@@ -22,8 +21,7 @@ ALIKE = 1.0
 WORDS: Mapping[Tone, str] = {"agrees": "agrees", "opposite": "opposite", "unclear": "not clear"}
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """`ours` lies above `theirs`, by `printed` points if the paper says by how much."""
 
     claim: str
@@ -43,8 +41,7 @@ _listed = yaml.load(Path(__file__).with_name("claims.yaml").read_text(encoding="
 FINDINGS = tuple(Finding(**entry) for entry in _listed)
 
 
-@dataclass(frozen=True)
-class CheckedFinding:
+class CheckedFinding(NamedTuple):
     """A finding, the recipe whose runs check it, and the verdict."""
 
     finding: Finding

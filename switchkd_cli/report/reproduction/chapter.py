@@ -8,9 +8,10 @@ from functools import partial
 from statistics import fmean
 
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
-from switchkd_cli.errors import UserError
+from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report import document as model
 from switchkd_cli.report.document import Block, Callout, Cell, Column, Line, Number, Points, Table, Text
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, ControlKind, RecipeRuns
@@ -127,22 +128,16 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
 
 def _verdict(rows: Sequence[RowDifference]) -> str:
     """What the seeds say of the averages, in words."""
-    titles: dict[int, list[str]] = {1: [], -1: [], 0: []}
-    for row in rows:
-        if row.average:
-            gain = row.average.over_seeds
-            titles[gain.side or 0].append(f"{row.ours.title} ({gain.mde})" if gain.mde else row.ours.title)
+    gains = [(row.ours.title, row.average.over_seeds) for row in rows if row.average]
+    titles = grouped((int(gain.side or 0), f"{title} ({gain.mde})" if gain.mde else title) for title, gain in gains)
     words = {"Clearly above on average": 1, "Clearly below": -1, "Not clear": 0}
-    return " ".join(f"{said}: {'; '.join(titles[side]) or 'none'}." for said, side in words.items())
+    return " ".join(f"{said}: {'; '.join(titles.get(side, ())) or 'none'}." for said, side in words.items())
 
 
 def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
     """Means over the benchmarks of one kind of answer, and what each row adds to its controls there."""
-    every = {
-        name: [task for task in columns.counted_tasks if BENCHMARKS[task].asks == kind]
-        for kind, name in ANSWER_KINDS.items()
-    }
-    tasks_by_kind = {name: tasks for name, tasks in every.items() if tasks}
+    every = grouped((ANSWER_KINDS[BENCHMARKS[task].asks], task) for task in columns.counted_tasks)
+    tasks_by_kind = {name: every[name] for name in ANSWER_KINDS.values() if name in every}
     if len(tasks_by_kind) < 2:
         return Text("The benchmarks that count ask for one kind of answer only.")
     kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls(kind))]
@@ -209,4 +204,4 @@ def _notes(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits) -> Iterat
     yield from footnotes.versions(recipe.runs)
     if recipe.changed_rows:
         yield f"made with overrides, or with another text of the recipe than today's: {'; '.join(recipe.changed_rows)}"
-    yield from footnotes.files([recipe.runs[0].path.parents[1]])
+    yield f"files: {shown(recipe.runs[0].path.parents[1])}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from switchkd_cli.errors import shown
 from switchkd_cli.recipe.find import find_or_none
 from switchkd_cli.report.document import Block, Commands, Facts, Points, Text
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import seeds_in_words
@@ -20,9 +20,7 @@ def facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[
     started = sum(len(recipe.states) for recipe in recipes)
     many = f"{len(recipes)} recipes" if len(recipes) > 1 else "one recipe"
     yield "Runs", f"{len(runs)} finished and scored of {started} started or planned, in {many}"
-    titles: dict[str, list[str]] = defaultdict(list)
-    for recipe in recipes:
-        titles[seeds_in_words(recipe.seeds) if recipe.seeds else "no runs"].append(recipe.title)
+    titles = grouped((seeds_in_words(of.seeds) if of.seeds else "no runs", of.title) for of in recipes)
     each = [f"{seeds}: {', '.join(own)}" for seeds, own in titles.items()]
     yield "Seeds", "; ".join(each if len(titles) > 1 else titles)
     # a row that another recipe has too is that recipe's run under a name of its own

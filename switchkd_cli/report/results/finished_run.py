@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
+from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -181,19 +181,9 @@ def read_metrics(metrics: Path) -> list[dict[str, Any]]:
 
     Lines that can't be read become one warning that counts them.
     """
-    if not metrics.is_file():
-        return []
-    lines, unreadable = [], 0
-    for text in metrics.read_bytes().splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if isinstance(line, dict):
-            lines.append(line)
-        else:
-            unreadable += 1
-    if unreadable:
+    lines = json_lines(metrics) if metrics.is_file() else []
+    known = [line for line in lines if isinstance(line, dict)]
+    if unreadable := len(lines) - len(known):
         words = f"{unreadable} lines of {metrics.name} can't be read"
-        lines.append({"event": "warning", "about": metrics.name, "text": words})
-    return lines
+        known.append({"event": "warning", "about": metrics.name, "text": words})
+    return known

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError, shown
@@ -26,8 +25,7 @@ HINT = "train and score the runs with one installation, on one world: switchkd d
 Images = Sequence[str | None]
 
 
-@dataclass(frozen=True)
-class AnswerUnits:
+class AnswerUnits(NamedTuple):
     """The units of every run, and notes on what can't be compared item by item."""
 
     units: Mapping[str, Mapping[Path, Units]]

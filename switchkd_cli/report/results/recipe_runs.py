@@ -135,10 +135,8 @@ def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:
         if (seed := path.name.removeprefix("seed")).isdecimal()
     }
     seeds = sorted({seed for _, seed in folders})
-    started = {row for row, _ in folders}
-    states = {
-        (run.row, seed): _state(folders.get((run.row, seed))) for run in planned for seed in seeds if run.row in started
-    }
+    started = dict.fromkeys(row for row, _ in folders)  # in the recipe's order
+    states = {(row, seed): _state(folders.get((row, seed))) for row in started for seed in seeds}
     runs = tuple(read(folders[place]) for place, state in states.items() if state == "finished")
     first = {run.row: run_folder.RunFolder(run.path).run() for run in reversed(runs)}
     changed = (run.title for run in planned if run.row in first and _config(first[run.row]) != _config(run))
@@ -148,12 +146,10 @@ def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:
 
 
 def _state(folder: run_folder.RunFolder | None) -> State:
-    status = folder.info().get("status") if folder is not None else None
-    if folder is None or status is None:
-        return "missing"
-    if status == "finished":
+    status = folder and folder.info().get("status")
+    if folder and status == "finished":
         return "finished" if read_json(folder.results) else "unscored"
-    return "failed" if status == "failed" else "unfinished"
+    return "missing" if status is None else "failed" if status == "failed" else "unfinished"
 
 
 def _config(run: Run) -> Recipe:

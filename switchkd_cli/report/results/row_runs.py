@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from switchkd_cli.errors import UserError, did_you_mean, shown
 from switchkd_cli.report.document import Number
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 
@@ -58,11 +58,10 @@ class RowRuns:
 
 def group_by_row(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
     """The runs by row folder (of a scored model its own), in the given order; runs of a single row each stand alone."""
-    rows: dict[Path, list[ScoredRun]] = {}
-    for run in {run.path: run for run in runs}.values():
-        rows.setdefault(run.path.parent if run.is_run else run.path, []).append(run)
+    once = {run.path: run for run in runs}.values()
+    rows = grouped((run.path.parent if run.is_run else run.path, run) for run in once)
     if len(rows) == 1:
-        rows = {run.path: [run] for own in rows.values() for run in own}
+        rows = {run.path: [run] for run in once}
     groups = {folder: sorted(own, key=lambda run: run.seed or 0) for folder, own in rows.items()}
     plain = names = [
         own[0].name if len(own) == 1 else f"{own[0].title} ({seeds_in_words([run.seed for run in own])})"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
 from switchkd_cli.report.document import Number
+from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.intervals import UPPER, standard_error
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}
@@ -40,8 +40,7 @@ def with_verdict(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict
 
 def read_items(answers: Path) -> dict[Item, float]:
     """The items' scores from one answers file."""
-    lines = map(json.loads, answers.read_text(encoding="utf-8").splitlines())
-    return {(line["doc_id"], line["key"], line.get("image")): line["score"] for line in lines}
+    return {(line["doc_id"], line["key"], line.get("image")): line["score"] for line in json_lines(answers)}
 
 
 def clearly_beats(items: Items, *baselines: Items) -> bool:

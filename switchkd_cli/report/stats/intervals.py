@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from math import sqrt
 from statistics import fmean, stdev
 
 from switchkd_cli.report.document import Number
+from switchkd_cli.report.grouping import grouped
 
 LEVEL = 0.95
 UPPER = (1 + LEVEL) / 2
@@ -40,9 +40,7 @@ def standard_error(values: Sequence[float], images: Sequence[Hashable]) -> float
     The variance of independent values plus what the values of one image have in common (Miller 2024, equation 4).
     """
     mean, count = fmean(values), len(values)
-    by_image: dict[Hashable, list[float]] = defaultdict(list)
-    for value, image in zip(values, images, strict=True):
-        by_image[image].append(value - mean)
+    by_image = grouped((image, value - mean) for value, image in zip(values, images, strict=True))
     alone = sum(d * d for of in by_image.values() for d in of)
     together = sum(sum(of) ** 2 for of in by_image.values())
     return sqrt(alone / (count * (count - 1)) + (together - alone) / count**2)

@@ -12,7 +12,7 @@ questions is the unit.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +23,8 @@ import numpy as np
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
+from switchkd_cli.report.grouping import grouped
+from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.runs.file_schemas import Answer, check
 
 AnswerLine = dict[str, Any]
@@ -74,14 +76,10 @@ def read_answers(answers: Path, task: str) -> list[AnswerLine] | None:
     file = answers / f"{task}.jsonl"
     if not file.is_file():
         return None
-    lines = []
-    for number, text in enumerate(file.read_bytes().splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: not readable as JSON: {error}") from None
-        lines.append(check(Answer, line, f"{file}:{number}"))
-    return lines
+    lines = json_lines(file)
+    if None in lines:
+        raise UserError(f"{file}:{1 + lines.index(None)}: not readable as JSON")
+    return [check(Answer, line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def units(task: str, lines: Sequence[AnswerLine]) -> Units:
@@ -89,46 +87,33 @@ def units(task: str, lines: Sequence[AnswerLine]) -> Units:
 
     Raises ValueError where the answers can't be combined into what the task's metric adds up.
     """
-    made, firsts = METRICS.get(BENCHMARKS[task].task_folder, _questions)(lines)
-    return made.of_images([line.get("image") for line in firsts])
+    return METRICS.get(BENCHMARKS[task].task_folder, _questions)(lines)
 
 
-Metric = Callable[[Sequence[AnswerLine]], tuple[Units, Sequence[AnswerLine]]]
-"""From answers to what a metric adds up, and the first question of each unit: the others show the same image."""
+def _questions(lines: Sequence[AnswerLine]) -> Units:
+    """The score of each question; in MMBench it counts as right when it is right in every order of its options."""
+    circles = grouped((str(line.get("unit", place)), line) for place, line in enumerate(lines)).values()
+    return _units([min(line["score"] for line in circle) for circle in circles], [circle[0] for circle in circles])
 
 
-def _questions(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
-    return _one_stratum([line["score"] for line in lines]), lines
-
-
-def _pairs(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
+def _pairs(lines: Sequence[AnswerLine]) -> Units:
     """MME: half a point for each right answer of an image's pair, another whole one for both, of two possible."""
-    pairs: dict[tuple[str, str], list[AnswerLine]] = {}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    named = []
     for line in lines:
         category = line.get("category") or line["kind"]
-        place = counts[category] = counts.get(category, -1) + 1
-        unit = str(line.get("unit", place // 2))  # answers written before `unit` was: pairs stand together
-        pairs.setdefault((category, unit), []).append(line)
+        # answers written before `unit` was: pairs stand together
+        named.append(((category, str(line.get("unit", counts[category] // 2))), line))
+        counts[category] += 1
+    pairs = grouped(named)
     if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("questions of a category don't come in pairs")
     sums = np.array([sum(line["score"] for line in pair) for pair in pairs.values()])
-    categories = np.array([category for category, _ in pairs])
-    strata = tuple(np.flatnonzero(categories == category) for category in counts)
-    gained = sums / 4 + (sums == 2) / 2
-    return Units(gained, np.ones(len(gained)), strata, single=False), [pair[0] for pair in pairs.values()]
+    firsts = [pair[0] for pair in pairs.values()]
+    return _units(sums / 4 + (sums == 2) / 2, firsts, categories=[category for category, _ in pairs])
 
 
-def _circles(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
-    """MMBench: a question counts as right when it is right in every order of its options."""
-    circles: dict[str, list[AnswerLine]] = {}
-    for place, line in enumerate(lines):
-        circles.setdefault(str(line.get("unit", place)), []).append(line)
-    gained = [min(line["score"] for line in circle) for circle in circles.values()]
-    return _one_stratum(gained), [circle[0] for circle in circles.values()]
-
-
-def _f1(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
+def _f1(lines: Sequence[AnswerLine]) -> Units:
     """POPE: F1 of `yes`, 2 x true positives / (said yes + is yes), over all questions.
 
     As in lmms-eval, a `yes` that was answered neither yes nor no is no miss.
@@ -137,13 +122,17 @@ def _f1(lines: Sequence[AnswerLine]) -> tuple[Units, Sequence[AnswerLine]]:
     said = np.array([answer == "yes" for answer in answers], dtype=float)
     read = np.array([answer in ("yes", "no") for answer in answers], dtype=float)
     true = np.array([line["target"].lower().strip() == "yes" for line in lines], dtype=float)
-    return Units(2 * said * true, said + true * read, (np.arange(len(said)),), single=False), lines
+    return _units(2 * said * true, lines, possible=said + true * read)
 
 
-def _one_stratum(scores: Sequence[float]) -> Units:
-    gained = np.array(scores, dtype=float)
-    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True)
+def _units(gained: Any, firsts: Sequence[AnswerLine], *, possible: Any = None, categories: Any = None) -> Units:
+    """Units of one image each. `firsts` are the first question of each unit; its others show the same image."""
+    of = np.array(categories or [""] * len(gained))
+    strata = tuple(np.flatnonzero(of == category) for category in dict.fromkeys(of.tolist()))
+    single = possible is None and categories is None
+    made = Units(np.array(gained, dtype=float), np.ones(len(of)) if possible is None else possible, strata, single)
+    return made.of_images([line.get("image") for line in firsts])
 
 
-METRICS: dict[str, Metric] = {"mme": _pairs, "mmbench": _circles, "pope": _f1}
+METRICS: dict[str, Callable[[Sequence[AnswerLine]], Units]] = {"mme": _pairs, "pope": _f1}
 """By task folder; every other metric is the mean of its questions' scores."""

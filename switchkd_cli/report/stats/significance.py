@@ -72,8 +72,10 @@ class ImagePool:
             sums, change, difference = pair.added()
             self.strata.append([(images[at], sums[at], change[at], difference) for at in pair.ours[0].strata])
         self.size = len(numbers)
-        self.batch = max(1, BATCH // max(1, self.size))
-        """Resamples at a time."""
+
+    def sampling(self) -> dict[str, Any]:
+        """How often scipy draws, and how many resamples at a time."""
+        return {"n_resamples": RESAMPLES, "batch": max(1, BATCH // max(1, self.size)), "vectorized": True}
 
     def parts(self) -> list[Array]:
         """The images [images] of each group of strata that share some; strata without common images stay apart."""
@@ -147,16 +149,8 @@ def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
     def mean(*images: Array, axis: int = -1) -> Array:
         return 100 * pool.drawn(np.concatenate(images, axis=-1).astype(int))
 
-    drawn = bootstrap(
-        pool.parts(),
-        mean,
-        n_resamples=RESAMPLES,
-        batch=pool.batch,
-        confidence_level=LEVEL,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(SEED),
-    )
+    rng = np.random.default_rng(SEED)
+    drawn = bootstrap(pool.parts(), mean, confidence_level=LEVEL, method="percentile", rng=rng, **pool.sampling())
     ends, errors = drawn.confidence_interval, sum(NormalDist().inv_cdf(p) for p in (UPPER, POWER))
     return Interval(float(ends.low), float(ends.high), float(drawn.standard_error) * errors)
 
@@ -200,12 +194,8 @@ def _permuted(benchmarks: Sequence[PairedUnits]) -> float:
     from scipy.stats import monte_carlo_test
 
     random = np.random.default_rng(SEED)
-    found = monte_carlo_test(
-        np.zeros(pool.size),
-        lambda size: random.integers(0, 2, size, dtype=np.int8).astype(float),
-        mean,
-        n_resamples=RESAMPLES,
-        batch=pool.batch,
-        vectorized=True,
-    )
-    return float(found.pvalue)
+
+    def swapped(size: tuple[int, ...]) -> Array:
+        return random.integers(0, 2, size, dtype=np.int8).astype(float)
+
+    return float(monte_carlo_test(np.zeros(pool.size), swapped, mean, **pool.sampling()).pvalue)

@@ -1,4 +1,4 @@
-"""The columns of every table of scores: benchmarks in the paper's order, then their average; and how each was measured."""
+"""The columns of every table of scores: benchmarks in the paper's order, their average, and how each was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of runs next to each other: teacher, runs, gains, baselines, the paper's numbers."""
+"""The tables that end `distill`, `ablate` and `compare`: teacher, runs, gains, baselines, the paper's numbers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from statistics import stdev
 
 from switchkd_cli.errors import shown
+from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.document import Column, Document, Line, Number, Points, Table
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.paired_items import answer_units
-from switchkd_cli.report.results.row_runs import RowRuns, group_by_row, reference
+from switchkd_cli.report.results.row_runs import SFT, RowRuns, group_by_row, reference, seeds_in_words
 from switchkd_cli.report.tables import differences, footnotes
 from switchkd_cli.report.tables.columns import Columns, protocol
+from switchkd_cli.report.texts import MDE
 
 
 def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Document:
@@ -32,9 +35,70 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Do
         *footnotes.of_scores(runs, columns),
         f"one seed ({ours.seed}), so chance is not ruled out: {again} --seeds 5",
         *footnotes.lengths(last),
-        *footnotes.files(run.path for run in runs),
+        *(f"files: {shown(run.path)}" for run in runs),
     )
     return Document(footnotes.title(runs), (columns.table("points", rows, last), Points(notes)))
+
+
+def ablation(
+    runs: Sequence[ScoredRun],
+    teacher: TeacherScores | None,
+    *,
+    planned: Sequence[Run | ScoredRun] = (),
+    controls: Sequence[str] = (),
+) -> Document:
+    """The rows in the planned order. The first is the studied one; all are measured against the first control.
+
+    `planned` defaults to the finished runs. Raises UserError when the runs were not asked the same questions.
+    """
+    columns = Columns.of_runs(runs, teacher)
+    planned = planned or runs
+    seeds = sorted({run.seed for run in planned}, key=lambda seed: seed or 0)
+    rows = {
+        name: RowRuns(title, title, tuple({run.seed: run for run in runs if run.row == name}.values()))
+        for name, title in {run.row: run.title for run in planned}.items()
+    }
+    ours = next(iter(rows.values()))
+    reference = next((rows[name] for name in (*controls, SFT) if name in rows and rows[name] is not ours), None)
+    missing = {row: [s for s in seeds if s not in {run.seed for run in row.runs}] for row in rows.values()}
+    gains = {row: ours.minus(row, columns.run_average) for row in missing if row is not ours}
+    verdicts = grouped((_verdict(gain), row.title) for row, gain in gains.items() if gain)
+
+    def count(row: RowRuns) -> str | int:
+        return f"{len(row.runs)} of {len(row.runs) + len(missing[row])}" if missing[row] else len(row.runs)
+
+    def over_reference(row: RowRuns) -> Number | None:
+        return None if row is reference else row.minus(reference, columns.run_average)
+
+    def seconds(row: RowRuns) -> int | None:
+        mean = row.mean(lambda run: run.seconds)
+        return round(mean.value) if mean else None
+
+    gained: list[Column] = [("row", "title"), ("seeds", count)]
+    gained += [("average", lambda row: row.mean(columns.run_average))]
+    gained += [(f"minus {reference.title}", over_reference)] if reference else []
+    gained += [(f"{ours.title} minus it", gains.get)] if gains else []
+    scores = [Line(row.title, columns.cells(row.means())) for row in missing if row.runs]
+    notes = (
+        *(f"{ours.title} {verdict}: {'; '.join(titles)}" for verdict, titles in verdicts.items()),
+        "±: half the 95 % t interval over seeds; differences are paired by seed",
+        "not clear: the interval includes 0 (or there is none); not corrected for the number of rows",
+        MDE,
+        *(f"{row.title}: no finished run for {seeds_in_words(own)}" for row, own in missing.items() if own),
+        *footnotes.of_scores(runs, columns),
+        *footnotes.lengths(runs),
+        f"train s: seconds of the last stage ({runs[0].stages[-1]['name']}), mean over seeds",
+        f"files: {shown(runs[0].path.parents[1])}",
+    )
+    tables = (Table.of(missing, [*gained, ("train s", seconds)]), columns.table("mean over seeds", scores, runs))
+    return Document(f"{footnotes.title(runs)}, {seeds_in_words(seeds)}", (*tables, Points(notes)))
+
+
+def _verdict(gain: Number) -> str:
+    if gain.interval is None:
+        return "can't be told from (one seed in common)"
+    words = {1: "is clearly better than", -1: "is clearly worse than"}
+    return words.get(gain.side or 0, "does not clearly differ from")
 
 
 def comparison(
@@ -66,7 +130,7 @@ def comparison(
         *footnotes.scored_models(every),
         *footnotes.lengths(every),
         *footnotes.versions(every),
-        *_files(rows),
+        *map(_files, rows),
     )
     results = runs[0].results
     tables = (
@@ -78,13 +142,11 @@ def comparison(
     return Document(footnotes.title(runs), (*tables, Points(notes)))
 
 
-def _files(rows: Sequence[RowRuns]) -> Iterator[str]:
-    for row in rows:
-        if len(row.runs) == 1:
-            yield from footnotes.files([row.runs[0].path])
-        else:  # as a shell expands it
-            seeds = ",".join(str(run.seed) for run in row.runs)
-            yield f"files: {shown(row.runs[0].path.parent)}/seed{{{seeds}}}"
+def _files(row: RowRuns) -> str:
+    """The folders of a row's runs, as a shell expands it."""
+    seeds = ",".join(str(run.seed) for run in row.runs)
+    first = row.runs[0].path
+    return f"files: {shown(first)}" if len(row.runs) == 1 else f"files: {shown(first.parent)}/seed{{{seeds}}}"
 
 
 def _over_seeds(rows: Sequence[RowRuns], columns: Columns) -> Iterator[Table]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
-from switchkd_cli.errors import printable, shown
+from switchkd_cli.errors import printable
 from switchkd_cli.report.document import WARNING
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, items, one_or_each
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.tables.columns import Columns
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def title(runs: Sequence[ScoredRun]) -> str:
@@ -52,10 +48,8 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
 
 def answers(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Iterator[str]:
     """Answers that are wrong whatever the model knows, counted for each row over its seeds."""
-    named = defaultdict(list, {name: [teacher[name]] for name in ("teacher", "blind") if name in teacher})
-    for run in runs:
-        named[run.title].append(run.results)
-    yield from faults(named)
+    named = [(name, teacher[name]) for name in ("teacher", "blind") if name in teacher]
+    yield from faults(grouped([*named, *((run.title, run.results) for run in runs)]))
 
 
 def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
@@ -82,7 +76,7 @@ def _count(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
 def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     """Which benchmarks are in parentheses, and why."""
     tasks = [task for task in columns.tasks if task in columns.not_beaten]
-    for names, heads in _by((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks):
+    for names, heads in grouped((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks).items():
         beaten = " or ".join(BASELINES[name] for name in names)
         yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
     if len(columns.not_beaten) == len(columns.tasks):
@@ -92,21 +86,19 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
 def stand_ins(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Stand-ins and the names they replaced; rows that differ only in names of one stand-in are the same row."""
     pairs = ((stand_in, name) for run in runs for name, stand_in in run.stand_ins.items())
-    for stand_in, replaced in _by(pairs):
+    for stand_in, replaced in grouped(dict.fromkeys(pairs)).items():
         alike = " alike: they can't be told apart here" if len(replaced) > 1 else ""
         yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
 
 
 def fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """How close each row came to the teacher, the mean over its runs: gains don't make a student faithful."""
-    rows: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for run in runs:
-        if measured := run.fidelity:
-            rows[measured["data"], measured["positions"], run.title].append(measured)
-    for (data, positions), group in groupby(rows.items(), key=lambda row: row[0][:2]):
+    measured = [(run.title, run.fidelity) for run in runs if run.fidelity]
+    by_data = grouped(((of["data"], of["positions"]), (title, of)) for title, of in measured)
+    for (data, positions), rows in by_data.items():
         each = [
             f"{title} {100 * fmean(m['agreement'] for m in own):.1f} % and {fmean(m['kl'] for m in own):.2f} nats"
-            for (_, _, title), own in group
+            for title, own in grouped(rows).items()
         ]
         tokens = f"the same {positions:,} answer tokens of {data}"
         yield f"fidelity, agreement with the teacher and KL to it on {tokens}: {'; '.join(each)}"
@@ -119,20 +111,16 @@ def warnings(runs: Sequence[ScoredRun]) -> Iterator[str]:
         yield f"{WARNING}, {warned[0].title} ({seeds}): {text}"
 
 
-def shared_warnings(runs: Sequence[ScoredRun]) -> Iterator[tuple[list[ScoredRun], str]]:
+def shared_warnings(runs: Sequence[ScoredRun]) -> list[tuple[list[ScoredRun], str]]:
     """Training warnings, each with the runs of one row that share it and the first run's text."""
-    shared: dict[tuple[str, str], list[ScoredRun]] = defaultdict(list)
-    for run in runs:
-        for about in run.warnings:
-            shared[run.title, about].append(run)
-    for (_, about), warned in shared.items():
-        yield warned, warned[0].warnings[about]
+    shared = grouped(((run.title, about), run) for run in runs for about in run.warnings)
+    return [(warned, warned[0].warnings[about]) for (_, about), warned in shared.items()]
 
 
 def lengths(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Training length of each run; one note when it is the same for all."""
-    groups = _by((run.length, run.title) for run in runs if run.is_run)
-    for length, titles in groups:
+    groups = grouped(dict.fromkeys((run.length, run.title) for run in runs if run.is_run))
+    for length, titles in groups.items():
         same = f"trained equally long: {length}"
         yield same if len(groups) == 1 else f"not {same}: {'; '.join(titles)}"
 
@@ -147,20 +135,7 @@ def versions(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """Library versions that differed between trainings; runs scored with different versions are in no table."""
     runs = [run for run in runs if run.is_run]
     for name in dict.fromkeys(name for run in runs for name in run.versions):
-        groups = _by((run.versions.get(name, "unknown"), run.title) for run in runs)
+        groups = grouped(dict.fromkeys((run.versions.get(name, "unknown"), run.title) for run in runs))
         if len(groups) > 1:
-            each = "; ".join(f"{version}: {', '.join(titles)}" for version, titles in groups)
+            each = "; ".join(f"{version}: {', '.join(titles)}" for version, titles in groups.items())
             yield f"not trained with the same {name}: {each}"
-
-
-def _by(pairs: Iterable[tuple[Key, str]]) -> list[tuple[Key, list[str]]]:
-    """Each key with its texts, each text once, in the order given."""
-    groups: dict[Key, list[str]] = defaultdict(list)
-    for key, text in dict.fromkeys(pairs):
-        groups[key].append(text)
-    return list(groups.items())
-
-
-def files(folders: Iterable[Path]) -> Iterator[str]:
-    for folder in folders:
-        yield f"files: {shown(folder)}"

@@ -1,4 +1,4 @@
-"""The radar of the paper's Figure 1: groups of benchmarks on the left, every benchmark on the right."""
+"""Figures of scores: the radar of the paper's Figure 1, and the gain against its cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.projections.polar import PolarAxes
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.figures.style import DASHED, FAINT, GREY, TEACHER, PlottedRow, legend_below, new_figure
 from switchkd_cli.report.results.finished_run import TeacherScores, scores
+from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.report.tables.columns import Columns
 
 GROUPS = {
@@ -30,9 +31,10 @@ Web = tuple[Mapping[str, float], Mapping[str, Any]]
 
 
 def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure | None:
-    """Scores of the rows (means over their runs) and the teacher; None with fewer than three benchmarks.
+    """Groups of benchmarks on the left, every benchmark on the right; None with fewer than three benchmarks.
 
-    A benchmark on which the teacher does not clearly beat the baselines is grey, and in no group.
+    Scores of the rows (means over their runs) and of the teacher. A benchmark on which the teacher does not clearly
+    beat the baselines is grey, and in no group.
     """
     columns = Columns.of(rows[0].runs[0].scores, teacher)
     if len(columns.tasks) < 3:
@@ -43,8 +45,8 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure |
     if "teacher" in columns.teacher:
         looks = {"label": "teacher", "color": TEACHER, "marker": "", "ls": DASHED, "lw": 1.2}
         webs.append((scores(columns.teacher["teacher"]), looks))
-    groups = {name: [task for task in tasks if task in columns.counted_tasks] for name, tasks in GROUPS.items()}
-    groups = {name: tasks for name, tasks in groups.items() if tasks}
+    counted = set(columns.counted_tasks)
+    groups = {name: [task for task in tasks if task in counted] for name, tasks in GROUPS.items() if counted & {*tasks}}
     grouped: list[Web] = [
         ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks) for values, looks in webs
     ]
@@ -84,3 +86,35 @@ def _plot(axes: PolarAxes, webs: Sequence[Web], spokes: Sequence[str], columns: 
         # labels grow away from the web
         label.set_horizontalalignment("center" if abs(sin(angle)) < 0.1 else "left" if sin(angle) > 0 else "right")
     axes.tick_params(axis="x", pad=2)
+
+
+def gain_and_cost(
+    rows: Sequence[PlottedRow], teacher: TeacherScores | None, measured_by: str | None = SFT
+) -> Figure | None:
+    """Each row's gain over SFT, paired by seed, against the last stage's seconds and memory; None without SFT."""
+    reference = next((row for row in rows if row.row == measured_by), None)
+    if reference is None or len(rows) < 2:
+        return None
+    columns = Columns.of(reference.runs[0].scores, teacher)
+    if not columns.counted_tasks:
+        return None
+    drawn = new_figure(10.5, 4.6)
+    left, right = drawn.subplots(1, 2, sharey=True)
+    for row in rows:
+        gain = row.minus(reference, columns.run_average)
+        for axes, cost in ((left, row.mean(lambda run: run.seconds)), (right, row.mean(lambda run: run.gib))):
+            if gain and cost:
+                bar = gain.interval if row is not reference else None
+                looks = {"color": row.colour, "marker": row.mark, "ms": 8, "lw": 1.3, "ls": ""}
+                axes.errorbar(cost.value, gain.value, yerr=bar, capsize=3, label=row.title, **looks)
+    count = len(columns.counted_tasks)
+    left.set(xlabel="seconds of the last stage", ylabel=f"points over {reference.title}, average of {count} benchmarks")
+    right.set_xlabel("peak memory, GiB")
+    for axes in (left, right):
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.04)
+    legend_below(drawn, left, most=6)
+    seeds = len(reference.runs)
+    bars = f"mean over {seeds} seeds, bars: 95 % t interval of the paired differences"
+    drawn.suptitle(bars if seeds > 1 else "one seed: no interval", fontsize=9, color=GREY)
+    return drawn
