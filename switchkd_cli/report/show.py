@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from rich.console import Console
-
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.document import Document
@@ -21,30 +19,22 @@ from switchkd_cli.runs.run_folder import RunFolder
 NAME = "table.json"
 
 
-def print_distillation(
-    runs: Sequence[RunFolder], teacher: TeacherScores | None, *, console: Console | None = None
-) -> Document:
+def print_distillation(runs: Sequence[RunFolder], teacher: TeacherScores | None) -> None:
     """The first run, its controls, and its gain over each. Writes table.json into the first run's folder."""
-    return _print(distillation([read(run) for run in runs], teacher), runs[0].path, console)
+    _print(distillation([read(run) for run in runs], teacher), runs[0].path)
 
 
 def print_ablation(
-    runs: Sequence[RunFolder],
-    teacher: TeacherScores | None,
-    *,
-    planned: Sequence[Run] = (),
-    controls: Sequence[str] = (),
-    console: Console | None = None,
-) -> Document:
+    runs: Sequence[RunFolder], teacher: TeacherScores | None, *, planned: Sequence[Run], controls: Sequence[str]
+) -> None:
     """One recipe's rows over seeds, see `ablation`. Writes table.json into the recipe's folder."""
     document = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
-    return _print(document, runs[0].path.parents[1], console)
+    _print(document, runs[0].path.parents[1])
 
 
-def _print(document: Document, folder: Path, console: Console | None) -> Document:
+def _print(document: Document, folder: Path) -> None:
     write_text(folder / NAME, to_json(document))
-    show(document, console)
-    return document
+    show(document)
 
 
 def print_comparison(
@@ -55,19 +45,17 @@ def print_comparison(
     against: str | None = None,
     form: str | None = None,
     file: Path | None = None,
-    console: Console | None = None,
-) -> Document:
+) -> None:
     """Finished runs next to each other and the paper, see `comparison`: printed, or in one of `FORMATS`.
 
     Written to `file` if one is given. Nothing is written into the runs' folders: they may come from anywhere.
     """
     document = comparison(runs, teacher, controls=controls, against=against)
     if form is None:
-        show(document, console)
+        show(document)
     elif file is not None:
         write_text(file, FORMATS[form](document))
     else:
         if form != "text" and isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # read by a program, as the file would be
         print(FORMATS[form](document), end="")
-    return document

@@ -14,6 +14,7 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import words
 from switchkd_cli.report.formats.markdown import plain, to_markdown
+from switchkd_cli.report.formats.text import show
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_comparison, print_distillation
 from switchkd_cli.report.tables.comparison import comparison, distillation
@@ -49,10 +50,10 @@ def distilled(root: Path):
     return distillation([read(run) for run in pair(root)], TEACHER)
 
 
-def piped(show) -> str:
-    """What `show` prints on a console that is no terminal."""
+def piped(report) -> str:
+    """What is printed of it on a console that is no terminal."""
     output = io.StringIO()
-    show(Console(file=output, markup=False, highlight=False))
+    show(report, Console(file=output, markup=False, highlight=False))
     return output.getvalue()
 
 
@@ -217,7 +218,7 @@ def test_compare_keeps_the_order_and_tells_namesakes_apart(root):
 
 def test_piped_output_is_whole_plain_and_narrow(root):
     runs = pair(root)
-    text = piped(lambda console: print_distillation(runs, TEACHER, console=console))
+    text = piped(distillation([read(run) for run in runs], TEACHER))
     assert "\x1b" not in text and "…" not in text
     cells = Counter(
         cell for cells in lines(distillation([read(run) for run in runs], TEACHER)).values() for cell in cells
@@ -235,7 +236,7 @@ def test_numbers_stay_whole_however_long_the_titles(root):
         for row in ("one", "two")
     ]
     teacher = made.teacher(everything, everything, everything, {task: ["blind"] for task in everything})
-    text = piped(lambda console: print_distillation(runs, teacher, console=console))
+    text = piped(distillation([read(run) for run in runs], teacher))
     for value in everything.values():
         assert len(re.findall(rf"(?<![\d.])\({value:.1f}\)", text)) == 5  # teacher, two runs, two baselines
     assert "[markup]" in text
@@ -246,7 +247,7 @@ def test_numbers_stay_whole_however_long_the_titles(root):
 def test_a_terminal_gets_the_same_numbers(root):
     output = io.StringIO()
     narrow = Console(file=output, force_terminal=True, width=40, markup=False)
-    print_distillation(pair(root), TEACHER, console=narrow)
+    show(distilled(root), narrow)
     plain = re.sub(r"\x1b\[[\d;]*m", "", output.getvalue())
     assert {"(+98.0)", "+5.4", "56.1"} <= set(plain.split())
 
@@ -262,9 +263,9 @@ def test_markdown_holds_the_same_cells(root):
 
 
 def test_the_json_beside_the_results_is_the_report(root):
-    console = Console(file=io.StringIO())
     runs = pair(root)
-    report = print_distillation(runs, TEACHER, console=console)
+    report = distillation([read(run) for run in runs], TEACHER)
+    print_distillation(runs, TEACHER)
     written = json.loads((runs[0].path / "table.json").read_text())
     assert written["title"] == report.title and written["notes"] == list(report.notes)
     gain = next(line for line in written["tables"][0]["lines"] if line["kind"] == "gain")

@@ -1,13 +1,11 @@
 """The ablation table: means, intervals and paired differences, recomputed here another way."""
 
-import io
 import json
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
 from switchkd_cli.report.document import words
@@ -15,6 +13,7 @@ from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_ablation
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.tables.comparison import ablation
+from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
 
 TASKS = ("mme", "gqa", "pope")
@@ -150,11 +149,10 @@ def test_the_studied_row_alone_has_no_differences(tmp_path):
     assert report.tables[0].columns == ("row", "seeds", "average", "train s")
 
 
-def test_printed_and_written(tmp_path):
-    output = io.StringIO()
-    runs = finished(tmp_path)
-    report = print_ablation(runs, TEACHER, planned=PLANNED, controls=["sft"], console=Console(file=output))
-    text = output.getvalue()
+def test_printed_and_written(tmp_path, report, capsys):
+    runs = [RunFolder(path) for path in sorted((tmp_path / "quick").glob("*/*"))]
+    print_ablation(runs, TEACHER, planned=PLANNED, controls=["sft"])
+    text = capsys.readouterr().out
     assert "\x1b" not in text
     assert all(words(cell) in text for table in report.tables for row in table.lines for cell in row.cells)
     assert all(len(row) <= 100 for row in text.splitlines() if str(tmp_path) not in row)
