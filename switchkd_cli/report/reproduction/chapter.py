@@ -16,6 +16,7 @@ from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, ControlKind, RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns, Score, seeds_in_words
+from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.stats.significance import ALPHA
 from switchkd_cli.report.tables import footnotes
 from switchkd_cli.report.tables.columns import Columns
@@ -75,13 +76,10 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
         cells = [mean and replace(mean, counted=name not in columns.not_beaten) for name, mean in means.items()]
         return Line(title, (count if count == planned else f"{count} of {planned}", *cells))
 
-    teacher, baselines = (
-        [replace(line, cells=(None, *line.cells)) for line in lines]
-        for lines in (columns.teacher_lines(), columns.baseline_lines())
-    )
     rows = [line(run.title, recipe.row(run.row)) for run in recipe.started_rows]
     said = {"scores": True, "baselines": recipe.teacher, "left out": columns.not_beaten}
     caption = " ".join(CAPTIONS[name] for name, true in said.items() if true)
+    teacher, baselines = (columns.scored(*names, before=(None,)) for names in (("teacher",), BASELINES))
     yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)
     for note in footnotes.answers(recipe.runs, columns.teacher):
         yield Callout(note) if note.startswith(model.WARNING) else Text(note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -10,7 +10,7 @@ from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS, LMMS_EVAL
 from switchkd_cli.errors import shown
-from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, Number, Table
+from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
 from switchkd_cli.report.stats.baselines import BASELINES
 
@@ -26,9 +26,8 @@ class Columns:
     """Empty without a teacher: then every task counts."""
 
     @classmethod
-    def of(cls, tasks: Iterable[str], teacher: TeacherScores | None) -> Columns:
-        asked = set(tasks)
-        return cls(tuple(task for task in BENCHMARKS if task in asked), teacher or {})
+    def of(cls, tasks: Collection[str], teacher: TeacherScores | None) -> Columns:
+        return cls(tuple(task for task in BENCHMARKS if task in tasks), teacher or {})
 
     @classmethod
     def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Columns:
@@ -75,22 +74,17 @@ class Columns:
         """A line of the paper's numbers, its average as printed."""
         return tuple(Number(paper[name]) if name in paper else None for name in (*self.tasks, AVERAGE))
 
-    def teacher_lines(self) -> list[Line]:
-        return (
-            [Line("teacher", self.cells(scores(self.teacher["teacher"])), "teacher")]
-            if "teacher" in self.teacher
-            else []
-        )
-
-    def baseline_lines(self) -> list[Line]:
-        names = [name for name in BASELINES if name in self.teacher]
-        return [Line(name, self.cells(scores(self.teacher[name])), "baseline") for name in names]
+    def scored(self, *names: str, before: tuple[Cell, ...] = ()) -> list[Line]:
+        """The lines of the teacher or of baselines, where they were scored, with other cells before the scores."""
+        kinds: dict[str, LineKind] = {"teacher": "teacher", **dict.fromkeys(BASELINES, "baseline")}
+        known = [name for name in names if name in self.teacher]
+        return [Line(name, (*before, *self.cells(scores(self.teacher[name]))), kinds[name]) for name in known]
 
     def table(self, head: str, rows: Iterable[Line], runs: Sequence[ScoredRun], title: str = "") -> Table:
         """A table of scores: the teacher, the rows, the baselines, the printed numbers of each row that has some."""
         printed = {(run.recipe, run.row): run for run in runs if run.paper}.values()
         paper = [Line(run.title, self.printed(run.paper), "paper") for run in printed]
-        return Table((head, *self.heads), (*self.teacher_lines(), *rows, *self.baseline_lines(), *paper), title)
+        return Table((head, *self.heads), (*self.scored("teacher"), *rows, *self.scored(*BASELINES), *paper), title)
 
 
 def protocol(tasks: Sequence[str], world: str, split: str) -> Table:
