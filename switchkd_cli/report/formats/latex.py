@@ -14,7 +14,6 @@ from switchkd_cli.report.formats.template import render
 if TYPE_CHECKING:
     from pylatexenc.latexencode import UnicodeToLatexEncoder
 
-PACKAGES = "array,booktabs,graphicx"
 WRAPPED = 22  # characters; a column with a longer cell wraps
 OWN_RULES = {
     r"(?:^|(?<=[\s\[(]))-(?=\d)": r"\\(-\\)",  # a minus, not a hyphen
@@ -32,14 +31,8 @@ OWN_RULES = {
 
 def to_latex(document: Document) -> str:
     """A table environment for each table, then the notes as a list; the head names the packages it needs."""
-    body = render("tables.tex.jinja", document, _groups, _alignment, _row, _held, _escaped, words)
-    head = [f"% {_one_line(document.title)}", f"% \\usepackage{{{PACKAGES}}}"]
-    if strange := "".join(dict.fromkeys(re.findall(r"[^\x00-\x7f]", body))):
-        head.append(
-            f"% pdflatex can't set {strange} by itself: \\usepackage{{CJKutf8}} and\n"
-            "% \\begin{CJK}{UTF8}{gbsn}\\input{...}\\end{CJK} do for Chinese; lualatex with a font that has it for any"
-        )
-    return "\n".join([*head, "", body.rstrip(), ""])
+    filters = (_groups, _alignment, _row, _held, _escaped, _one_line, _strange, words)
+    return render("tables.tex.jinja", document, *filters).rstrip() + "\n"
 
 
 def _groups(table: Table) -> Iterator[Any]:
@@ -85,3 +78,8 @@ def _encoder() -> UnicodeToLatexEncoder:
         unknown_char_policy="keep",
         unknown_char_warning=False,
     )
+
+
+def _strange(text: str) -> str:
+    """The characters that pdflatex has no font for."""
+    return "".join(dict.fromkeys(re.findall(r"[^\x00-\x7f]", text)))
