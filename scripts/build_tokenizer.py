@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from switchkd_cli.engine.models.llava_save import simplify_tokenizer_config
+from switchkd_cli.engine.models.llava_save import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
 from switchkd_cli.playground.text.captions import description_turn
 from switchkd_cli.playground.text.lessons import lesson
@@ -107,7 +107,7 @@ def main() -> None:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(FOLDER)
-    simplify_tokenizer_config(FOLDER / "tokenizer_config.json")
+    edit_json(FOLDER / "tokenizer_config.json", portable_tokenizer_config)
     print(json.dumps({"ids": len(fast), "folder": str(FOLDER.name)}))
 
 

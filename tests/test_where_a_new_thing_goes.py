@@ -83,7 +83,7 @@ def test_a_loss_has_its_parameters_checked(here, loss):
 
 
 SOURCE = '''
-from switchkd_cli.engine.data.llava_json import llava_row
+from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.data.rows import Rows
 
 

@@ -17,10 +17,10 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.build import load
 from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
-from switchkd_cli.engine.evaluation.request import EvaluationRequest
 from switchkd_cli.engine.evaluation.score_model import score_request
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.schema import Evaluation
 
 MODEL = "playground:teacher"
 """The only complete trained model that ships: an untrained one's answers would all reach the limit."""
@@ -56,7 +56,11 @@ def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
     """Measure the level on N items of each benchmark, without lmms-eval's own time and without reading images."""
     with TemporaryDirectory() as folder:
         asked = Recorder(longest=16)
-        score_request(asked, EvaluationRequest("playground", tuple(benchmarks), "test", items, 0), Path(folder))
+        score_request(
+            asked,
+            Evaluation(world="playground", benchmarks=tuple(benchmarks), split="test", items=items, seed=0),
+            Path(folder),
+        )
         model, written = load(locate(MODEL)), {}
         variants = [
             Variant(name, partial(_answering, name, model, asked, batch, written))

@@ -129,7 +129,7 @@ def build_data(
 
 
 def open_data(
-    spec: DataSet, model: VisionLanguageModel, cache: Path, positions: Mapping[str, int] | None = None
+    spec: DataSet, model: VisionLanguageModel | Blueprint, cache: Path, positions: Mapping[str, int] | None = None
 ) -> Conversations:
     """Open one named data set as examples for `model` without inspecting the rows, to take a few of them.
 

@@ -160,14 +160,12 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
     with shared.build() as partial:
         if partial is not None:
             arguments = _evaluation_arguments(run, root.absolute())
-            batch = arguments.pop("batch")
             results = {"majority": evaluation.majority(folder=partial / "majority", **arguments)}
             if (teacher := run.config.teacher) is not None:
                 for name, blind in (("teacher", False), ("blind", True)):
                     results[name] = evaluation.evaluate(
                         locate(teacher.checkpoint),
                         folder=partial / name,
-                        batch=batch,
                         blind=blind,
                         allow_pickle=teacher.allow_pickle,
                         **arguments,

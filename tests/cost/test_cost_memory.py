@@ -6,11 +6,17 @@ from torch.optim import AdamW
 
 from scripts.bench.allocated import peak_bytes_on_cpu
 from switchkd_cli import registry
-from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, activations
 from switchkd_cli.engine.cost.loss_memory import bytes_per_logit
-from switchkd_cli.engine.cost.parameters import parameters
-from switchkd_cli.engine.cost.step_memory import persistent_memory, precision_of, step_memory
-from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.cost.step_memory import (
+    AUTOCAST,
+    BF16,
+    FP32,
+    activations,
+    persistent_memory,
+    precision_of,
+    step_memory,
+)
+from switchkd_cli.engine.cost.workload import Computation, count_parameters
 from switchkd_cli.engine.models.llava_config import shape
 from switchkd_cli.engine.models.llava_family import LLAVA
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -42,7 +48,7 @@ def shapes(paths):
 def test_parameters_are_those_of_the_built_models():
     for paths in (pair(), clip_pair()):
         for model in (paths.student, paths.teacher):
-            size = parameters(LLAVA.skeleton(model.model.config))
+            size = count_parameters(LLAVA.skeleton(model.model.config))
             assert size.all == sum(p.numel() for p in model.parameters())
             for part in ("vision", "projector", "language"):
                 assert size.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
@@ -168,7 +174,7 @@ def test_what_stays_from_step_to_step_is_as_planned():
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)
     optimiser.step()
-    student, teacher = parameters(paths.student), parameters(paths.teacher)
+    student, teacher = count_parameters(paths.student), count_parameters(paths.teacher)
     sizes = student.all, student.trained(train), teacher.all
     planned = persistent_memory(*sizes, FP32, Machine(gpus=1, zero=0))
     moments = [t for state in optimiser.state.values() for t in state.values() if t.ndim]

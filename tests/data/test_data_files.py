@@ -12,9 +12,9 @@ import pytest
 from switchkd_cli.engine.data import json_file, open_file, parquet_file
 from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.data.json_file import scan
-from switchkd_cli.engine.data.llava_json import llava_json
-from switchkd_cli.engine.data.messages import message_row, messages
+from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import Fault, Row
+from switchkd_cli.engine.data.turns import message_row
 from switchkd_cli.errors import UserError
 from tests.support import tiny
 

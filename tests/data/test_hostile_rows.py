@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from switchkd_cli.engine.data import open_file
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.llava_json import llava_json, llava_row
-from switchkd_cli.engine.data.messages import messages
+from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import LONGEST, Fault, Rows, short_repr
-from switchkd_cli.engine.data.turns import IMAGE
+from switchkd_cli.engine.data.turns import IMAGE, llava_row
 from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
 from tests.support import tiny, tiny_qwen

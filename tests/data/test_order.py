@@ -80,7 +80,7 @@ def test_a_stage_says_which_order(tmp_path):
     data = tiny.conversations(tiny.model(), tmp_path)
     assert visit_order(stage(), data, 8, 1) == order(4, 8, 1)
     grouped = visit_order(stage(group_by="modality_length"), data, 8, 1)
-    assert grouped == grouped_order(data.sizes, data.image_mask, 4, 8, 1)
+    assert grouped == grouped_order(data.rows.survey.sizes, data.rows.survey.image_mask, 4, 8, 1)
 
 
 # --- processes

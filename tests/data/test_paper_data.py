@@ -177,5 +177,5 @@ def test_the_rows_are_what_the_templates_say(place):
         words = student.processor.tokenizer.convert_ids_to_tokens(data[0].input_ids)
         told = " ".join(w if label == IGNORE else f"[{w}]" for w, label in zip(words, data[0].labels, strict=True))
         assert told == expected if name == "captions" else expected in told
-        assert len(data) == 120 and data.sizes.shape == (120,)
-    assert data.image_mask.sum() == 120 - 17
+        assert len(data) == 120 and data.rows.survey.sizes.shape == (120,)
+    assert data.rows.survey.image_mask.sum() == 120 - 17

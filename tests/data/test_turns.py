@@ -14,9 +14,9 @@ from switchkd_cli.engine.cost import data_sample
 from switchkd_cli.engine.cost.model_facts import KnownModel, describe_model
 from switchkd_cli.engine.data import open_file, parquet_file, rows
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.llava_json import llava_json, llava_row
-from switchkd_cli.engine.data.messages import message_row, messages
+from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import Fault, Rows, survey_rows
+from switchkd_cli.engine.data.turns import llava_row, message_row
 from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet, Parts

@@ -14,22 +14,23 @@ import pytest
 pytest.importorskip("lmms_eval")
 
 from PIL import Image
+from pydantic import ValidationError
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
-from switchkd_cli.engine.evaluation.request import EvaluationRequest
-from switchkd_cli.engine.evaluation.score_model import evaluate, majority, score_request
+from switchkd_cli.engine.evaluation.score_model import evaluate, local_sets, majority, score_request
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.text.prompts import prompt
 from switchkd_cli.playground.text.words import STYLES
+from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.stats.metric_units import read_answers, units
 
 ITEMS = 8
 
 
-def exam(*benchmarks: str, items: int = ITEMS) -> EvaluationRequest:
-    return EvaluationRequest("playground", benchmarks or tuple(STYLES), "test", items, 0)
+def exam(*benchmarks: str, items: int = ITEMS) -> Evaluation:
+    return Evaluation(world="playground", benchmarks=benchmarks or tuple(STYLES), split="test", items=items, seed=0)
 
 
 class Oracle(LmmsModel):
@@ -180,7 +181,7 @@ def test_right_answers_in_a_sentence_are_no_answers_to_open_questions_and_it_is_
 
 
 def test_an_answer_that_ends_with_a_stop_word_was_not_cut_at_the_limit() -> None:
-    item = Item(request=None, data=(), limit=4, until=("USER:",), at_limit=True)
+    item = Item("gqa", 0, "", (), list, limit=4, until=("USER:",), at_limit=True)
     assert item.cut("a cup USER: and") == "a cup" and not item.at_limit
     item.at_limit = True
     assert item.cut("a cup and ") == "a cup and" and item.at_limit
@@ -200,8 +201,10 @@ def test_a_question_without_an_image_names_none_and_several_images_are_one_name(
     one, two = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
     names = []
     for pictures in ([], [one], [one.copy()], [two], [one, two]):
-        item = Item(request=None, data=(), limit=1, until=())
-        item.images = pictures
+        item = Item(
+            "gqa", 0, "", [{"answer": "", "pictures": pictures}], lambda doc: doc["pictures"], limit=1, until=()
+        )
+        item.read()
         names.append(item.image_key)
     none, *named, both = names
     assert none is None and named[0] == named[1] != named[2] and both not in named
@@ -267,7 +270,10 @@ def test_equal_exams_have_equal_keys_whoever_answers(tmp_path: Path, sets: Path)
     first = score_request(Oracle(), exam("gqa"), tmp_path / "a", sets)
     second = score_request(Always("no"), exam("gqa"), tmp_path / "b", tmp_path / "elsewhere")
     other = score_request(
-        Oracle(), EvaluationRequest("playground", ("gqa",), "validation", ITEMS, 0), tmp_path / "c", sets
+        Oracle(),
+        Evaluation(world="playground", benchmarks=("gqa",), split="validation", items=ITEMS, seed=0),
+        tmp_path / "c",
+        sets,
     )
     assert first["sets_key"] == second["sets_key"] != other["sets_key"]
     keys = [[line["key"] for line in answers(tmp_path / name, "gqa")] for name in "abc"]
@@ -280,21 +286,25 @@ def test_published_sets_are_read_by_their_names(tmp_path: Path, sets: Path, monk
     import datasets
     from lmms_eval.api import task
 
-    monkeypatch.chdir(exam("pope", "mme").home(sets))
+    monkeypatch.chdir(local_sets(exam("pope", "mme"), sets))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(task, "_resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
-    results = score_request(Oracle(), EvaluationRequest("hub", ("pope", "mme"), "test", 5, 0), tmp_path / "run")
+    results = score_request(
+        Oracle(), Evaluation(world="hub", benchmarks=("pope", "mme"), split="test", items=5, seed=0), tmp_path / "run"
+    )
     assert [(score["score"], score["items"]) for score in results["scores"].values()] == [(100.0, 4)] * 2
     assert results["split"] == "published"
 
 
-def test_what_cannot_be_asked_is_said_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        EvaluationRequest("playgruond", ("pop",), "test", None, 0)
-    assert "did you mean 'pope'" in caught.value.problems[0]
-    with pytest.raises(UserError, match="items"):
-        EvaluationRequest("playground", ("pope",), "test", None, 0)
-    assert EvaluationRequest("hub", ("mme",), "test", 7, 0).limit == 6
+def test_what_cannot_be_asked_is_said_before_anything_runs(tmp_path: Path, sets: Path) -> None:
+    asked = {"world": "playground", "benchmarks": ["pope"], "split": "test", "items": 2, "seed": 0}
+    for wrong in ({"world": "playgruond"}, {"split": "tset"}, {"items": 0}, {"benchmarks": []}):
+        with pytest.raises(ValidationError):
+            majority(folder=tmp_path, **asked | wrong)
+    for items in (None, 1):
+        with pytest.raises(UserError, match="items"):
+            majority(folder=tmp_path, **asked | {"items": items})
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_lmms_eval_the_machine_lacks_something(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,10 +19,10 @@ from switchkd_cli.engine.build import load
 from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item
-from switchkd_cli.engine.evaluation.request import EvaluationRequest
 from switchkd_cli.engine.evaluation.score_model import evaluate, score_request
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.text.prompts import prompt
+from switchkd_cli.recipe.schema import Evaluation
 from tests.support.tiny_llava import save_tiny_llava
 
 TASKS = ("pope", "textvqa_val", "mmbench_cn_dev")
@@ -72,8 +71,10 @@ def test_pictures_are_seen_as_training_sees_them() -> None:
     trained = open_image(stored.getvalue(), None)
     decoded = datasets.Image().decode_example({"bytes": stored.getvalue(), "path": None})
     for shown in (decoded, Image.open(stored), Image.open(stored).convert("RGB")):
-        request = SimpleNamespace(args=("", {}, lambda doc: [doc["image"].convert("RGB")], 0, "pope", "test"))
-        (picture,) = Item(request, [{"image": shown}], 1, ()).images
+        row = {"image": shown, "answer": "yes"}
+        item = Item("pope", 0, "", [row], lambda doc: [doc["image"].convert("RGB")], limit=1, until=())
+        item.read()
+        (picture,) = item.images
         assert picture.size == (48, 24) and picture.tobytes() == trained.tobytes()
 
 
@@ -100,7 +101,9 @@ def test_answers_that_reach_the_limit_without_an_end_are_counted(
     every = reader.model.model.config.text_config.vocab_size
     reader.model.model.generation_config.eos_token_id = list(range(every)) if stops else every + 7
     tasks = ("textvqa_val", "vizwiz_vqa_val")  # no stop words that this model writes
-    results = score_request(reader, EvaluationRequest("playground", tasks, "test", 8, 0), tmp_path, sets)
+    results = score_request(
+        reader, Evaluation(world="playground", benchmarks=tasks, split="test", items=8, seed=0), tmp_path, sets
+    )
     assert [score["at_limit"] for score in results["scores"].values()] == [0 if stops else 8] * 2
     assert all(("at_limit" in line["faults"]) != stops for task in tasks for line in lines(tmp_path, task))
 
@@ -131,18 +134,6 @@ def test_a_seeing_model_answers_pictures_and_a_blind_one_prompts(
 
     assert most_answers_to_one_prompt(answered[1]) > 1
     assert most_answers_to_one_prompt(tmp_path) == 1
-
-
-def test_progress_is_told_after_each_batch(checkpoint: Path, sets: Path, tmp_path: Path) -> None:
-    told = []
-
-    def tell(done: int, of: int) -> None:
-        told.append((done, of))
-
-    evaluate(checkpoint, batch=5, folder=tmp_path, sets=sets, progress=tell, **ASKED)
-    assert told[-1] == (24, 24)
-    assert all(of == 24 for _, of in told)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
 def test_printing_is_left_to_the_command_line(

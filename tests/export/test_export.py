@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.recipe.schema import Parts
 from tests.export.test_written import READ, our_greedy, parts  # noqa: F401 (a fixture)
 from tests.support import exported, tiny, tiny_llama

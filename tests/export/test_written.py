@@ -30,12 +30,12 @@ from transformers import (
 from switchkd_cli.engine.batch import Example, collate
 from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models import llava_save
-from switchkd_cli.engine.models.chat_template import IN_PARTS
 from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
+from switchkd_cli.engine.models.tokenizers import IN_PARTS
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.recipe.schema import Parts
 from switchkd_cli.registry import TEMPLATES

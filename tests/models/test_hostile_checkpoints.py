@@ -367,7 +367,7 @@ def test_a_file_of_a_checkpoint_that_is_no_file(place, file, odd):
         ({"vision_config__patch_size": 0}, "vision_config.patch_size must be a whole number"),
         ({"vision_config__num_channels": 10**9}, "vision_config.num_channels must be 3"),
         ({"vision_config__num_hidden_layers": -1}, "vision_config.num_hidden_layers must be a whole number"),
-        ({"vision_config__hidden_size": 16.5}, "no readable config"),
+        ({"vision_config__hidden_size": 16.5}, "vision_config.hidden_size must be a whole number"),
         ({"vision_config": "siglip_vision_model"}, "teacher: "),
         ({"text_config": None, "vision_config": None}, "teacher: "),
         ({"vision_feature_layer": 10**9}, "feature_layer is counted from the end"),

@@ -17,9 +17,8 @@ pytest.importorskip("lmms_eval")
 from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.evaluation import lmms_harness
-from switchkd_cli.engine.evaluation.request import EvaluationRequest
 from switchkd_cli.engine.evaluation.score_model import evaluate
-from switchkd_cli.recipe.schema import Parts
+from switchkd_cli.recipe.schema import Evaluation, Parts
 from tests.export.test_written import parts  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
@@ -40,7 +39,7 @@ def llava_hf(monkeypatch):
 
 def compare(llava_hf, model: Path, place: Path, *tasks: str) -> list[str]:
     """Asserts equal answers and scores; returns the answers."""
-    exam = EvaluationRequest("playground", tasks, "test", ITEMS, 0)
+    exam = Evaluation(world="playground", benchmarks=tasks, split="test", items=ITEMS, seed=0)
     asked = {"world": "playground", "benchmarks": tasks, "split": "test", "items": ITEMS, "seed": 0}
     ours = evaluate(model, batch=4, folder=place / "ours", sets=place / "sets", **asked)
     theirs = llava_hf(pretrained=str(model), device="cpu", device_map="cpu", batch_size=1)

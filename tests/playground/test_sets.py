@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.engine.evaluation.request import EvaluationRequest
+from switchkd_cli.engine.evaluation.score_model import local_sets
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items, write_sets
 from switchkd_cli.playground.text.words import STYLES
 from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.schema import Evaluation
 from tests.support.small_recipe import write
 
 REQUEST = {"split": "test", "items": 6, "seed": 3}
@@ -107,9 +108,9 @@ def test_every_problem_is_named_at_once(tmp_path) -> None:
     )
 
 
-def test_the_fewest_questions_are_a_pair() -> None:
+def test_the_fewest_questions_are_a_pair(tmp_path) -> None:
     with pytest.raises(UserError, match="at least 2"):
-        EvaluationRequest("playground", ("mme",), "test", 1, 0)
+        local_sets(Evaluation(benchmarks=("mme",), items=1), tmp_path)
 
 
 def test_writing_sets_imports_nothing_heavy() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from switchkd_cli import cli
 from switchkd_cli.engine.data import parquet_file
-from switchkd_cli.engine.data.llava_json import llava_json
+from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.files import hashes
 from switchkd_cli.playground.benchmark_sets import write_sets
 from switchkd_cli.playground.training_rows import write_rows

@@ -178,6 +178,7 @@ def problems(file, *arguments, **more):
             "11: stages.distill.group_by: must be one of modality_length, got 'length' (did you mean 'modality_length'?)",
         ),
         ("limit: 8", "limit: many", "6: data.questions.parameters.limit: must be a whole number, got 'many'"),
+        ("limit: 8", "limit: 0", "6: data.questions.parameters.limit: must be greater than 0, got 0"),
         (
             "[mme, pope]",
             "[mme, popes]",

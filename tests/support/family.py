@@ -17,8 +17,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.parameters import parameters
-from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.cost.workload import Computation, count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.family import ProjectedImage, VisionLanguageModel
@@ -197,21 +196,21 @@ class FamilyTests(ABC):
         student, teacher = self.student(), self.teacher()
         family = registry.resolve("family", self.family)
         for model in (student, teacher):
-            planned = parameters(family.skeleton(model.model.config))
+            planned = count_parameters(family.skeleton(model.model.config))
             for part, modules in model.parts.items():
                 unique = {id(p): p.numel() for module in modules for p in module.parameters()}
                 assert planned.total[part] == sum(unique.values())
                 assert planned.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
         rows = [Row(str(i), (("What is it?", "a bus" + " and" * i),), (self.usual_image(tmp_path),)) for i in range(2)]
         batch = self.batch(student, tmp_path, rows)
-        assert int(batch.image.sum()) == 2 * family.image_tokens(student.model.config)
+        assert int(batch.image.sum()) == 2 * family.shape(student.model.config).projector.tokens
         paths = self.paths(student, teacher)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             logits = paths(batch, set(PATHS), batch.predicting("answer"))
             sum(each.square().sum() for path, each in logits.items() if path != "teacher").backward()
         shapes = [family.shape(model.model.config) for model in (student, teacher)]
         computed = Computation(frozenset(PATHS), frozenset(student.parts))
-        planned = sum(flops.step(*shapes, micro_batch(batch), computed).values())
+        planned = flops.step(*shapes, micro_batch(batch), computed)
         assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
     def usual_image(self, folder: Path) -> str:

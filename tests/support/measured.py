@@ -9,8 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, Qwen2Config
 
 from switchkd_cli.engine.batch import Batch, Example, collate
-from switchkd_cli.engine.cost.parameters import parameters
-from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
+from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair, count_parameters
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.engine.models.llava_config import image_tokens_of, shape
@@ -60,7 +59,7 @@ def micro_batch(batch: Batch) -> MicroBatch:
 def model_pair(paths: Paths) -> ModelPair:
     """Student and teacher as the plan describes them."""
     student, teacher = paths.student.model.config, paths.teacher.model.config
-    sizes = [parameters(LLAVA.skeleton(config)) for config in (student, teacher)]
+    sizes = [count_parameters(LLAVA.skeleton(config)) for config in (student, teacher)]
     return ModelPair(shape(student), sizes[0], paths.vocabulary, shape(teacher), sizes[1].all)
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.llava_json import llava_row
 from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.recipe.schema import Parts

@@ -328,9 +328,6 @@ class ToyFamily:
         with torch.device("meta"):
             return Toy(ToyModel(config), None)
 
-    def image_tokens(self, config: ToyConfig) -> int:
-        return 8
-
     def shape(self, config: ToyConfig) -> ModelShape:
         vision, language = config.vision(), config.language()
         return ModelShape(

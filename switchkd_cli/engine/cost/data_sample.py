@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import POSITIONS, Example
+from switchkd_cli.engine.batch import POSITIONS, Example, collate
+from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
-from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet
@@ -107,38 +107,31 @@ def sample_data(
         return _published(spec, model)
     elif parameters.get("images") and not Path(parameters["images"]).is_dir():
         parameters["images"], check_images = str(scratch), False  # texts are enough
-    data = registry.resolve("source", spec.source)(cache, **parameters)
-    conversations = None
+    spec = spec.model_copy(update={"parameters": parameters})
     if model.blueprint is None:
+        data = registry.resolve("source", spec.source)(cache, **parameters)
         bad_rows = BadRows(data.name, len(data), spec.max_faults)
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
-        conversations = Conversations(
-            data,
-            model.blueprint.inputs,
-            template=spec.template,
-            max_length=spec.max_length,
-            max_faults=spec.max_faults,
-            positions=positions,
-        )
+        conversations = open_data(spec, model.blueprint, cache, positions)
         conversations.inspect(images=check_images)
-        notes, has_images = conversations.notes, conversations.has_images
+        data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
     indices = list(range(len(data)))
     random.Random(0).shuffle(indices)
     lengths = []
     for index in indices[:SAMPLE_SIZE]:
         with suppress(Fault):
-            if conversations is None:
+            if model.blueprint is None:
                 lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
             else:
-                lengths.append(_counted(conversations.text_example(index), model))
+                lengths.append(_counted(conversations.text_example(index)))
     if not lengths:
         raise UserError(
             f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used",
             hint="; ".join(notes),
         )
-    guess = f", a token taken as {CHARACTERS} characters" if conversations is None else ""
+    guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     return DataSample(
         rows=rows or len(data),
         lengths=tuple(lengths),
@@ -149,8 +142,8 @@ def sample_data(
     )
 
 
-def _counted(example: Example, model: KnownModel) -> RowLengths:
-    batch = model.batch(example)
+def _counted(example: Example) -> RowLengths:
+    batch = collate([example], pad_token=0)
     return RowLengths(len(example.input_ids), **{on: int(batch.predicting(on).sum()) for on in POSITIONS})
 
 

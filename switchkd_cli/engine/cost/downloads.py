@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.cost.model_facts import published, published_part
-from switchkd_cli.engine.cost.parameters import Parameters
+from switchkd_cli.engine.cost.workload import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import Download
@@ -40,7 +40,7 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
 
 def _of_model(who: str, model: Model | None, parameters: Parameters | None) -> Iterator[Download]:
     for field, name in model_names(who, model):
-        if not _is_hub_id(name) or _is_here(name, who):
+        if not _is_missing(name, who):
             continue
         facts, size = published_part("vision", name), None
         if "gigabytes" in facts:
@@ -51,19 +51,16 @@ def _of_model(who: str, model: Model | None, parameters: Parameters | None) -> I
         yield Download(name, size, constants.HF_HUB_CACHE, facts.get("note", ""))
 
 
-def _is_hub_id(name: str) -> bool:
-    """Whether a name stands for a model of the hub; others are folders, or made by another run."""
+def _is_missing(name: str, who: str) -> bool:
+    """Whether a name stands for a model of the hub whose weights or tokenizer are not in the hub's cache."""
     try:
-        return locate(name) == name
-    except UserError:
+        if locate(name) != name:  # a folder, or shipped with the package
+            return False
+    except UserError:  # no folder yet: another run makes it
         return False
-
-
-def _is_here(name: str, who: str) -> bool:
-    """Whether a model's weights or a tokenizer are in their folder or in the hub's cache."""
     try:
         with configs_only():
             found = fetch(name, who)
     except UserError:
-        return False
-    return found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS)
+        return True
+    return not (found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS))

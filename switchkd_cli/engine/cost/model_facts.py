@@ -13,9 +13,8 @@ import yaml
 from transformers import PretrainedConfig
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.build import check_model
-from switchkd_cli.engine.cost.parameters import Parameters, parameters
+from switchkd_cli.engine.cost.workload import Parameters, count_parameters
 from switchkd_cli.engine.hub import configs_only
 from switchkd_cli.engine.models.family import Blueprint, Family
 from switchkd_cli.engine.models.shape import ModelShape
@@ -43,7 +42,7 @@ class KnownModel:
     @property
     def image_tokens(self) -> int:
         """Tokens that one image takes in the language model's sequence."""
-        return self.family.image_tokens(self.config)
+        return self.shape.projector.tokens
 
     @property
     def vocabulary(self) -> int:
@@ -56,12 +55,7 @@ class KnownModel:
 
     def parameters(self) -> Parameters:
         """Count the model's parameters. Raises what transformers raises."""
-        return parameters(self.family.skeleton(self.config))
-
-    def batch(self, example: Example) -> Batch:
-        """Return one example as a batch; the tokenizer must be on this machine."""
-        assert self.blueprint is not None
-        return collate([example], pad_token=self.blueprint.inputs.tokenizer.pad_token_id)
+        return count_parameters(self.family.skeleton(self.config))
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ class UnknownModel:
     """A model that can't be planned for, and why."""
 
     source: str
+    image_tokens: None = None
 
 
 @cache

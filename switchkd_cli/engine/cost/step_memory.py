@@ -4,18 +4,59 @@ ZeRO 0 is torch's own mixed precision: float32 weights and gradients, two float3
 matrices for the time of a micro-batch; several GPUs add DDP's buckets. ZeRO 1 to 3 is a bf16 model as DeepSpeed trains
 it: bf16 weights and gradients, and float32 weights and moments, sharded over the GPUs. ZeRO 1 shards AdamW's state, 2 the
 gradients too (which it adds up in float32), 3 the student's weights too. Every GPU holds the complete teacher.
+
+What a forward pass leaves for the backward pass follows from what transformers' modules save;
+tests/cost/test_cost_memory.py compares the formulas with autograd's hooks on small models.
+
+Per position of a layer of width d and inner width f, with r bytes a number in the residual stream
+and c in a matrix product:
+
+    language  norms        2 (4 d + 4), and 2 r d where their weights are trained
+              matrices     their inputs where trained: (3 + 2) c d if each is cast by itself, else 2 r d
+              attention    query, key, value, output c each (keys repeated for every head under a mask), 4 a head
+              mask         c T, once for all layers where turns are independent and nothing is cast
+              gated MLP    3 c f, and c f where trained
+    vision    norms        2 r d
+              matrices     their inputs: (3 + 1) c d if each is cast by itself, else 2 r d
+              attention    4 c d
+              MLP          2 c f; 3 c f with CLIP's quick GELU
+
+A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
+r d; in addition its part leaves, once, the mask (T, or r T where turns are independent) and the rotary angles (2 r h, h
+the width of a head). In the backward pass one such layer at a time holds all of its bytes.
 """
 
 from __future__ import annotations
 
-from switchkd_cli.engine.cost.activations import AUTOCAST, BF16, FP32, Precision, activations
+from dataclasses import dataclass
+
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
 from switchkd_cli.engine.lm_head import positions
+from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.planning.estimate import Machine
 
 MOMENTS = 8  # bytes of AdamW's two float32 moments of a parameter
 MASTER = 4  # bytes of a float32 copy of a bf16 parameter
 OFFLOADED = {"none": (), "optimizer": ("optimiser",), "parameters": ("student weights", "optimiser")}
+SAVED_BY_MLP = {"quick_gelu": 3}  # tensors of inner width; other activations leave two
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of a number: stored weights, residual stream, matrix products. `cast`: weights are cast for each pass."""
+
+    weight: int
+    residual: int
+    compute: int
+
+    @property
+    def cast(self) -> bool:
+        return self.compute != self.residual
+
+
+FP32 = Precision(4, 4, 4)
+AUTOCAST = Precision(4, 4, 2)  # torch's mixed precision
+BF16 = Precision(2, 2, 2)  # a bf16 model, as DeepSpeed trains it
 
 
 def precision_of(name: str, zero: int) -> Precision:
@@ -87,3 +128,83 @@ def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation
     if models.teacher is not None and "switch" in computed.paths:
         width += models.teacher.language.width
     return precision.residual * batch.positions * width + precision.weight * head
+
+
+@dataclass
+class Activations:
+    """Bytes that a micro-batch takes: `saved` by the forward pass for the backward pass, `cast` copies of matrices.
+
+    `recomputed_layer`: the most that one layer holds while it is recomputed, with its cast matrices and the gradient of its
+    output; 0 where none is. Autocast casts matrices anew for every micro-batch; those of trained layers stay to the end of
+    the forward pass, frozen ones that are recomputed do not.
+    """
+
+    saved: float = 0.0
+    cast: float = 0.0
+    recomputed_layer: float = 0.0
+
+
+def activations(
+    student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation, precision: Precision
+) -> Activations:
+    """Return the bytes of all paths of one micro-batch together."""
+    total = Activations()
+    train, recomputed = computed.train, computed.recomputed
+    if "vision" in train:
+        _add_vision(total, student.vision, batch, precision, recomputed="vision" in recomputed)
+    if "student" in computed.paths:
+        trained = "language" in train
+        _add_language(total, student.language, batch, precision, trained, recomputed="student" in recomputed)
+        total.saved += trained * batch.positions * student.language.width * precision.compute  # the head's input
+        if train & {"vision", "projector"}:
+            _add_projector(total, student.projector, batch, precision, trained="projector" in train)
+    if teacher is not None and "switch" in computed.paths:
+        _add_language(total, teacher.language, batch, precision, False, recomputed="switch" in recomputed)
+        _add_projector(total, teacher.projector, batch, precision, trained=False)
+    return total
+
+
+def _add_vision(total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool) -> None:
+    """V up to its feature layer, all of it trained."""
+    positions, layer_input = batch.images * v.positions, p.residual * v.width
+    matrices = (4 * p.compute if p.cast else 2 * p.residual) + 4 * p.compute
+    mlp = SAVED_BY_MLP.get(v.activation, 2) * p.compute * v.inner
+    layer = 2 * p.residual * v.width + matrices * v.width + mlp
+    total.saved += positions * (v.layers * (layer_input if recomputed else layer) + v.input_norm * layer_input)
+    total.saved += batch.images * 3 * v.image**2 * p.compute
+    total.cast += p.cast * p.compute * (v.layers * v.weights + 3 * v.patch**2 * v.width)
+    if recomputed:
+        held = positions * (layer + layer_input) + p.cast * p.compute * v.weights
+        total.recomputed_layer = max(total.recomputed_layer, held)
+
+
+def _add_language(
+    total: Activations, lm: LanguageShape, batch: MicroBatch, p: Precision, trained: bool, *, recomputed: bool
+) -> None:
+    """L, through which a gradient goes to its input, and its head's weights."""
+    positions, layer_input = batch.examples * batch.length, p.residual * lm.width
+    norm = 4 * lm.width + 4 + trained * layer_input
+    matrices = trained * lm.width * (5 * p.compute if p.cast else 2 * p.residual)
+    keys = lm.queries if batch.masked else lm.keys
+    attention = p.compute * (2 * lm.queries + 2 * keys) + 4 * lm.heads
+    layer = 2 * norm + matrices + attention + (3 + trained) * p.compute * lm.inner
+    mask = batch.masked * p.compute * batch.length
+    if recomputed:
+        angles = 2 * p.residual * lm.queries / lm.heads
+        masks = batch.masked * (p.residual if batch.independent else 1) * batch.length
+        total.saved += positions * (lm.layers * layer_input + angles + masks + norm)
+        held = positions * (layer + mask + layer_input) + p.cast * p.compute * lm.weights
+        total.recomputed_layer = max(total.recomputed_layer, held)
+    else:
+        masks = mask * (1 if batch.independent and not p.cast else lm.layers)
+        total.saved += positions * (lm.layers * layer + masks + norm)
+    layers = lm.layers if trained or not recomputed else 0
+    total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
+
+
+def _add_projector(total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool) -> None:
+    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
+    inputs = m.features * (m.width + trained * (m.input + m.width))
+    pooled = m.pooled * (m.features + m.tokens) * m.width
+    total.saved += p.compute * batch.images * (inputs + pooled)
+    total.cast += p.cast * p.compute * sum(m.weights)

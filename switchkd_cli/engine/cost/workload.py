@@ -1,10 +1,10 @@
-"""What a training step works on: the models, one micro-batch, and what is computed from it."""
+"""What a training step works on: the models and their parameters, one micro-batch, and what is computed from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchkd_cli.engine.cost.parameters import Parameters
+from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.engine.models.shape import ModelShape
 
 
@@ -34,6 +34,32 @@ class Computation:
     paths: frozenset[str]
     train: frozenset[str]
     recomputed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts by part: `total` (a tied head counts once), and `trainable`: those that the forward pass uses."""
+
+    total: dict[str, int]
+    trainable: dict[str, int]
+
+    @property
+    def all(self) -> int:
+        return sum(self.total.values())
+
+    def trained(self, parts: frozenset[str]) -> int:
+        """How many parameters a stage trains that trains these parts."""
+        return sum(self.trainable[part] for part in parts)
+
+
+def count_parameters(model: VisionLanguageModel) -> Parameters:
+    """Count a model's parameters, with the code that later picks what a stage trains; it may be without weights."""
+    total, trainable = {}, {}
+    for part, modules in model.parts.items():
+        unique = {id(p): p for module in modules for p in module.parameters()}
+        total[part] = sum(p.numel() for p in unique.values())
+        trainable[part] = sum(p.numel() for p in model.used_parameters(part).values())
+    return Parameters(total, trainable)
 
 
 @dataclass(frozen=True)

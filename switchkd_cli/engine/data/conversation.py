@@ -6,11 +6,10 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch.utils.data import Dataset
@@ -26,7 +25,7 @@ from switchkd_cli.engine.data.prompt_template import (
     tokens_after_answer,
 )
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
+from switchkd_cli.engine.inputs import InputProcessor
 
 SAMPLE_ROWS = 500  # rows that are prepared before training to estimate the share of unusable ones
 CACHE_BYTES = 512 << 20  # a data set whose prepared examples take no more bytes stays in memory
@@ -69,10 +68,13 @@ class Conversations(Dataset[Example]):
         end = end_token(tokenizer, tokens_after_answer(inputs, self.chat_template))
         self.end = None if end is None else tokenizer.convert_ids_to_tokens(end)
         """The token that ends an answer in the template; None where there is none."""
-        forbidden = {*special_tokens(tokenizer), *([] if self.end is None else [self.end])}
-        self._special_ids = frozenset({*special_tokens(tokenizer).values(), *([] if end is None else [end])})
-        self._special_pattern = _pattern_of(forbidden)
+        special = special_tokens(tokenizer) | ({} if self.end is None else {self.end: end})
+        self._special_ids = frozenset(special.values())
+        # in a row's texts special tokens would end a turn or begin another one
+        longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(longest_first) or r"(?!)")
         self._start_tokens = start_tokens(tokenizer)
+        self._independent = rows.turns == "independent"
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
         self._largest = 0  # bytes of the largest example so far
@@ -91,19 +93,9 @@ class Conversations(Dataset[Example]):
         raise NoStandIn(f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}")
 
     @property
-    def sizes(self) -> np.ndarray:
-        """[N]: number of characters of each row."""
-        return self.rows.survey.sizes
-
-    @property
-    def image_mask(self) -> np.ndarray:
-        """[N] bool: which rows have an image."""
-        return self.rows.survey.image_mask
-
-    @property
     def has_images(self) -> bool:
         """Whether any row has an image, without the rows that are known to be unusable."""
-        return any(int(row) not in self.bad_rows.unusable for row in self.image_mask.nonzero()[0])
+        return any(int(row) not in self.bad_rows.unusable for row in self.rows.survey.image_mask.nonzero()[0])
 
     @property
     def fits_in_memory(self) -> bool:
@@ -163,7 +155,8 @@ class Conversations(Dataset[Example]):
         try:
             usual = [self.inputs.placeholder_ids()] * len(row.images)
             example = self._text_example(row, usual)
-            images = self._prepare_images(row)
+            opened = [open_image(i, self.rows.images, follow_links=self.rows.follow_links) for i in row.images]
+            images = self.inputs.prepare(opened) if opened else []
             if (ids := [image.ids for image in images]) != usual:
                 example = self._text_example(row, ids)
             tensors = tuple(image.inputs for image in images)
@@ -177,11 +170,6 @@ class Conversations(Dataset[Example]):
         row = self.rows[index]
         return self._text_example(row, [self.inputs.placeholder_ids()] * len(row.images))
 
-    def _prepare_images(self, row: Row) -> list[PreparedImage]:
-        follow = self.rows.follow_links
-        images = [open_image(image, self.rows.images, follow_links=follow) for image in row.images]
-        return self.inputs.prepare(images) if images else []
-
     def _text_example(self, row: Row, images: Sequence[Sequence[int]]) -> Example:
         """Return the row's example without pixels. `images`: the token ids of each of its images."""
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
@@ -192,27 +180,23 @@ class Conversations(Dataset[Example]):
         visual = tokens == self.inputs.image_token
         return Example(row.id, tokens, labels, turn, visual, cut=len(untruncated[0]) - len(tokens))
 
-    def _tokens(self, row: Row, images: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
+    def _tokens(self, row: Row, images: Sequence[Sequence[int]]) -> tuple[list[int], ...]:
         """Return the row's token ids, labels and turn numbers, not truncated."""
-        tokens, labels, turn = [], [], []
-        independent = self.rows.turns == "independent"
         pieces = self._pieces(row)
         if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
             raise Fault("the chat template leaves out the system's text")
-        for number, (prompt, answer) in enumerate(self._tokenize(pieces, images, independent)):
+        tokens, labels, turn = [], [], []
+        for number, (prompt, answer) in enumerate(self._tokenize(pieces, images)):
             if number == 0 and prompt[: len(self._start_tokens)] != self._start_tokens:
                 prompt = self._start_tokens + prompt
-            learnt = number - independent not in row.unlearnt
+            learnt = 0  # of an answer; tokens after its last special token (mostly a line break) are not learnt
+            if number - self._independent not in row.unlearnt:
+                special = (i for i, token in enumerate(answer) if token in self._special_ids)
+                learnt = max(special, default=len(answer) - 1) + 1
             tokens += prompt + answer
-            labels += [IGNORE] * len(prompt)
-            labels += self._answer_labels(answer) if learnt else [IGNORE] * len(answer)
-            turn += [number if independent else 0] * (len(prompt) + len(answer))
+            labels += [IGNORE] * len(prompt) + answer[:learnt] + [IGNORE] * (len(answer) - learnt)
+            turn += [number if self._independent else 0] * (len(prompt) + len(answer))
         return tokens, labels, turn
-
-    def _answer_labels(self, answer: list[int]) -> list[int]:
-        """Return the labels of an answer. Tokens after its last special token (mostly a line break) are not learnt."""
-        end = max((i for i, token in enumerate(answer) if token in self._special_ids), default=len(answer) - 1)
-        return answer[: end + 1] + [IGNORE] * (len(answer) - end - 1)
 
     def _truncate(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
         """Truncate each list to `max_length`. Raises Fault where that would truncate the image or leave no answer."""
@@ -224,9 +208,8 @@ class Conversations(Dataset[Example]):
         if all(label == IGNORE for label in labels[:length]):
             raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
         turn_lengths = Counter(turn[:length])
-        positions = turn_lengths.pop(0, 0) + max(
-            turn_lengths.values(), default=0
-        )  # independent turns all start at the same position
+        # independent turns all start at the same position
+        positions = turn_lengths.pop(0, 0) + max(turn_lengths.values(), default=0)
         if positions > (most := min(self.positions.values(), default=positions)):
             limits = ", ".join(f"the {role} is made for {limit:,}" for role, limit in self.positions.items())
             raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
@@ -235,7 +218,7 @@ class Conversations(Dataset[Example]):
     def _pieces(self, row: Row) -> list[Piece]:
         """Return the row's text as pieces; with independent turns the first piece is the part that all turns share."""
         images = len(row.images)
-        if self.rows.turns == "chained":
+        if not self._independent:
             return self._chained(row.exchanges, images, row.system)
         pieces = [("", "")]
         for exchange in row.exchanges:
@@ -266,18 +249,16 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _tokenize(
-        self, pieces: list[Piece], images: Sequence[Sequence[int]], independent: bool
-    ) -> Iterator[tuple[list[int], list[int]]]:
+    def _tokenize(self, pieces: list[Piece], images: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
         """Yield each piece's (prompt, answer) tokens.
 
         They are cut out of the tokens of the whole text: Llama's tokenizers put a space before a text of its own.
         """
         shared = pieces[:1]
-        for visible in [shared, *([*shared, piece] for piece in pieces[1:])] if independent else [pieces]:
+        for visible in [shared, *([*shared, piece] for piece in pieces[1:])] if self._independent else [pieces]:
             tokens = self._split([text for piece in visible for text in piece], images)
             pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
-            yield from pairs[-1:] if independent else pairs
+            yield from pairs[-1:] if self._independent else pairs
 
     def _split(self, texts: Sequence[str], images: Sequence[Sequence[int]]) -> list[list[int]]:
         """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character."""
@@ -300,12 +281,6 @@ def stand_ins(index: int, rows: int) -> Iterator[int]:
     others = random.Random(index)
     for _ in range(MAX_TRIES - 1):
         yield others.randrange(rows)
-
-
-def _pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that finds special tokens in a row's texts, where they would end a turn or begin another one."""
-    longest_first = sorted(map(re.escape, filter(None, tokens)), key=len, reverse=True)
-    return re.compile("|".join(longest_first) or r"(?!)")
 
 
 def _message(role: str, text: str, images: int = 0) -> dict:

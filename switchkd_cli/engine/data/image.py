@@ -82,8 +82,7 @@ def _strict_decoding() -> Iterator[None]:
     """
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -6,16 +6,16 @@ we tried (orjson, pyarrow, datasets) need several gigabytes of memory for a list
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
-WINDOW = 1 << 22  # bytes read at once
+WINDOW = 1 << 22  # characters read at once
 SPACE = " \t\r\n"
 
 Span = tuple[int, int, object]
@@ -34,20 +34,19 @@ def scan(file: Path) -> Iterator[Span]:
 class JsonFile:
     """Sequence of rows that are read from the file on access; forked and spawned processes may share it."""
 
-    def __init__(self, file: Path, begins: np.ndarray, ends: np.ndarray) -> None:
+    def __init__(self, file: Path, spans: np.ndarray) -> None:
         self.file = file
-        self.begins = begins  # [N] int64
-        self.ends = ends  # [N] int64
+        self.spans = spans  # [N, 2] int64: where each row begins and ends, in bytes
         self._open: int | None = None
 
     def __len__(self) -> int:
-        return len(self.begins)
+        return len(self.spans)
 
     def __getitem__(self, index: int) -> object:
         if self._open is None:
             self._open = os.open(self.file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._open)
-        begin, end = int(self.begins[index]), int(self.ends[index])
+        begin, end = self.spans[index].tolist()
         return json.loads(os.pread(self._open, end - begin, begin))
 
     def __getstate__(self) -> dict:
@@ -69,55 +68,47 @@ def _json_lines(file: Path) -> Iterator[Span]:
 
 def _json_list(file: Path) -> Iterator[Span]:
     """Yield the rows between `[` and `]`."""
-    with file.open("rb") as stream:
+    with file.open(encoding="utf-8", newline="") as stream:
         window = _Window(stream)
-        window.skip(SPACE + "\ufeff")
-        if window.here != "[":
-            raise NotRows(_not_a_list(window))
+        if window.here == "\ufeff":
+            window.take(3)
+        if window.after_space != "[":
+            _, _, value = window.value()
+            lines = " followed by more (JSON lines? then its name must end in .jsonl)" if window.after_space else ""
+            raise NotRows(f"not a JSON list of rows, but a {type(value).__name__}{lines}")
         window.take()
-        window.skip(SPACE)
-        while window.here != "]":
+        while window.after_space != "]":
             yield window.value()
-            window.skip(SPACE)
-            if window.here == "]":
-                break
-            if window.here != ",":
+            if window.after_space == ",":
+                window.take()
+            elif window.here != "]":
                 raise window.broken("Expecting ',' delimiter")
-            window.take()
-            window.skip(SPACE)
         window.take()
-        window.skip(SPACE)
-        if window.here:
+        if window.after_space:
             raise window.broken("Extra data")
-
-
-def _not_a_list(window: _Window) -> str:
-    """Return an error message about a file that holds another value than a list."""
-    _, _, value = window.value()
-    window.skip(SPACE)
-    lines = " followed by more (JSON lines? then its name must end in .jsonl)" if window.here else ""
-    return f"not a JSON list of rows, but a {type(value).__name__}{lines}"
 
 
 class _Window:
     """The part of a UTF-8 file that is being decoded, and its position in the file."""
 
-    def __init__(self, stream) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.decode = codecs.getincrementaldecoder("utf-8")().decode
         self.parse = json.JSONDecoder().raw_decode
-        self.text, self.at, self.begin, self.done = "", 0, 0, False  # begin: bytes of the file before `at`
+        self.text, self.at, self.begin = "", 0, 0  # begin: bytes of the file before `at`
 
     @property
     def here(self) -> str:
         """The next character; empty at the end of the file."""
-        while self.at == len(self.text) and self._more():
-            pass
+        if self.at == len(self.text):
+            self._more()
         return self.text[self.at : self.at + 1]
 
-    def skip(self, characters: str) -> None:
-        while (character := self.here) and character in characters:
-            self.take(len(character.encode()))
+    @property
+    def after_space(self) -> str:
+        """The next character that is no space, up to which all is skipped; empty at the end of the file."""
+        while self.here and self.here in SPACE:
+            self.take()
+        return self.here
 
     def take(self, size: int = 1) -> None:
         """Skip one character of `size` bytes."""
@@ -148,16 +139,12 @@ class _Window:
 
     def _more(self) -> bool:
         """Read the next block; return False at the end of the file."""
-        if self.done:
-            return False
-        block = self.stream.read(WINDOW)
-        self.done = not block
         try:
-            self.text = self.text[self.at :] + self.decode(block, final=self.done)
+            block = self.stream.read(WINDOW)
         except UnicodeDecodeError as error:
             raise self.broken(_message(error)) from error
-        self.at = 0
-        return True
+        self.text, self.at = self.text[self.at :] + block, 0
+        return bool(block)
 
 
 def _message(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Open a data file of any format as Rows. The survey of a large file is cached, so that it is read only once."""
+"""Data sources: files of LLaVA-1.5 rows or chat messages (.json, .jsonl, .parquet), and the playground.
+
+The survey of a large file is cached, so that it is read only once.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,95 @@ import json
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow
+from pydantic import PositiveInt
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
 from switchkd_cli.engine.data.rows import Parse, Rows, Survey, survey_rows
+from switchkd_cli.engine.data.turns import FORMS
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
+from switchkd_cli.playground.training_rows import write_rows
 
 FORMATS = (".json", ".jsonl", ".parquet")
-CACHED_ROWS = (
-    20_000  # the survey of a file with this many rows or more is cached; smaller files are read in under a second
-)
-VERSION = 4  # of the cached survey; raise it when a check changes
-
-Index = tuple[np.ndarray, np.ndarray]
-"""(begins, ends): where the N rows begin and end in a JSON file ([N] int64 each); empty for parquet."""
+CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
+VERSION = 5  # of the cached survey; raise it when a check changes
 
 
 def open_rows(
-    file: Path,
-    parse: Parse,
-    form: str,
-    *,
     cache: Path,
-    images: str | None,
-    follow_links: bool,
-    limit: int | None,
-    turns: str,
+    *,
+    form: str,
+    file: str,
+    images: str | None = None,
+    limit: PositiveInt | None = None,
+    turns: Literal["chained", "independent"] = "chained",
+    follow_links: bool = False,
 ) -> Rows:
-    """Open a data file. `form` describes its rows, for a hint; large parquet files are copied to Arrow under `cache`.
+    """Return the rows of a .json, .jsonl or .parquet file; `form` names one of `FORMS`.
 
-    Raises UserError where the file or the image folder is missing, the file name has an unknown ending, or the file is
-    not a list of rows.
+    Image paths are relative to `images`; with `follow_links` symbolic links may lead out of that folder. Large parquet
+    files are copied to Arrow under `cache`. Raises UserError where the file or the image folder is missing, the file name
+    has an unknown ending, or the file is not a list of rows.
     """
-    folder = Path(images) if images is not None else None
-    _check(file, folder, limit)
-    cached_file = cache_home() / "indexes" / f"{_key(file, parse, folder, limit)}.npz"
-    try:
-        cached = _load(cached_file)
-        index, survey = cached or _read(file, parse, folder, limit)
-    except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        problem = str(error) if isinstance(error, NotRows) else f"not readable as {file.suffix[1:]}: {error}"
-        raise UserError(f"{file}: {problem.splitlines()[0]}", hint=form) from error
+    path, folder, parse = Path(file), Path(images) if images is not None else None, FORMS[form].row
+    _check(path, folder)
+    inputs = [VERSION, path.suffix, content(path), form, images is None, limit]  # all that a survey depends on
+    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    cached_file = cache_home() / "indexes" / f"{digest}.npz"
+    survey = _load(cached_file)
+    if survey is None:
+        try:
+            survey = _read(path, parse, folder, limit)
+        except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
+            problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
+            raise UserError(f"{file}: {problem.splitlines()[0]}", hint=FORMS[form].rows) from error
+        if len(survey.sizes) >= CACHED_ROWS:
+            _save(cached_file, survey)
     if not len(survey.sizes):
         raise UserError(f"{file}: holds no rows")
-    if len(survey.sizes) >= CACHED_ROWS and cached is None:
-        _save(cached_file, index, survey)
-    raw: Any = (
-        ParquetFile(file, cache / "indexes" / "arrow" / content(file), len(survey.sizes))
-        if file.suffix == ".parquet"
-        else JsonFile(file, *index)
-    )
-    return Rows(raw, parse, images=folder, follow_links=follow_links, turns=turns, name=str(file), survey=survey)
+    raw: Any = JsonFile(path, survey.spans)
+    if path.suffix == ".parquet":
+        raw = ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(survey.sizes))
+    return Rows(raw, parse, images=folder, follow_links=follow_links, turns=turns, name=file, surveyed=survey)
 
 
-def _check(file: Path, images: Path | None, limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise UserError(f"limit: must be 1 or more, got {limit}")
+llava_json = partial(open_rows, form="llava")
+messages = partial(open_rows, form="messages")
+
+
+def playground(
+    cache: Path,
+    *,
+    kind: Literal["captions", "questions", "instructions", "text"],
+    pictures: PositiveInt,
+    split: Literal["train", "validation", "test", "hard"] = "train",
+    turns: PositiveInt = 8,
+    seed: int = 0,
+) -> Rows:
+    """Return the rows of `pictures` scenes of the playground with `turns` turns each, drawn once by seed.
+
+    Their `kind`: questions, captions, instructions or text. Each turn sees only the image and itself, as in the benchmarks.
+    """
+    folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
+    file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
+    images = None if kind == "text" else str(file.parent)
+    return llava_json(cache, file=str(file), images=images, turns="independent")
+
+
+def _check(file: Path, images: Path | None) -> None:
     if not isfile(file):
         raise UserError(f"{file}: no such data file", hint="check the recipe's `data`")
     if file.suffix not in FORMATS:
@@ -82,57 +107,46 @@ def _check(file: Path, images: Path | None, limit: int | None) -> None:
         raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
 
 
-def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> tuple[Index, Survey]:
+def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> Survey:
     """Read the whole file once."""
-    begins, ends = array("q"), array("q")
+    if file.suffix == ".parquet":
+        return survey_rows(islice(text_rows(file), limit), parse, images)
+    spans = array("q")
 
     def json_rows() -> Iterator[object]:
         for begin, end, row in islice(scan(file), limit):
-            begins.append(begin)
-            ends.append(end)
+            spans.extend((begin, end))
             yield row
 
-    rows = islice(text_rows(file), limit) if file.suffix == ".parquet" else json_rows()
-    survey = survey_rows(rows, parse, images)
-    return (np.array(begins, np.int64), np.array(ends, np.int64)), survey
+    survey = survey_rows(json_rows(), parse, images)
+    return replace(survey, spans=np.array(spans, np.int64).reshape(-1, 2))
 
 
-def _key(file: Path, parse: Parse, images: Path | None, limit: int | None) -> str:
-    """Return a digest of all that a survey depends on."""
-    inputs = [VERSION, file.suffix, content(file), f"{parse.__module__}.{parse.__qualname__}", images is None, limit]
-    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-
-
-def _save(cached_file: Path, index: Index, survey: Survey) -> None:
-    """Cache index and survey. Where the folder can't be written, the file will be read again next time."""
+def _save(cached_file: Path, survey: Survey) -> None:
+    """Cache a survey. Where the folder can't be written, the file will be read again next time."""
     notes = [[*note, count] for note, count in survey.notes.items()]
-    findings = json.dumps([[vars(fault) for fault in survey.faults], notes])
-    arrays = {
-        "begins": index[0],
-        "ends": index[1],
-        "sizes": survey.sizes,
-        "pictured": survey.image_mask,
-        "images": np.frombuffer(survey.images, np.uint8),
-        "told": np.frombuffer(findings.encode(), np.uint8),
+    texts = json.dumps([[vars(fault) for fault in survey.faults], notes])
+    arrays = {name: getattr(survey, name) for name in ("sizes", "image_mask", "spans")}
+    arrays |= {
+        name: np.frombuffer(text, np.uint8) for name, text in (("images", survey.images), ("texts", texts.encode()))
     }
     with suppress(OSError):
         cached_file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(cached_file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)
 
 
-def _load(cached_file: Path) -> tuple[Index, Survey] | None:
-    """Return the cached index and survey; None where there are none or they can't be read."""
+def _load(cached_file: Path) -> Survey | None:
+    """Return the cached survey; None where there is none or it can't be read."""
     try:
-        with np.load(cached_file, allow_pickle=False) as arrays:
-            faults, notes = json.loads(arrays["told"].tobytes())
-            survey = Survey(
-                arrays["sizes"],
-                arrays["pictured"],
-                tuple(Unusable(**fault) for fault in faults),
-                arrays["images"].tobytes(),
-                {(kind, what): count for kind, what, count in notes},
-            )
-            return (arrays["begins"], arrays["ends"]), survey
+        with np.load(cached_file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        faults, notes = json.loads(arrays.pop("texts").tobytes())
+        return Survey(
+            faults=tuple(Unusable(**fault) for fault in faults),
+            notes={(kind, what): count for kind, what, count in notes},
+            images=arrays.pop("images").tobytes(),
+            **arrays,
+        )
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
         return None

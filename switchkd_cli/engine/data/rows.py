@@ -7,7 +7,8 @@ import reprlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ class Survey:
     faults: tuple[Unusable, ...]
     images: bytes  # image paths of usable rows, as JSON: a million file names take little memory so
     notes: Mapping[Note, int]  # number of rows with each note
+    spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # rows' first and last byte, if JSON
 
     @property
     def image_names(self) -> list[str]:
@@ -94,34 +96,28 @@ class Survey:
                 yield f"{kind}: {', '.join(shown)}"
 
 
+@dataclass(eq=False)
 class Rows:
     """The rows of one data set, read one at a time.
 
     `images` is the folder that image paths are relative to; `follow_links` lets symbolic links lead out of it. With
-    `turns="chained"` a row is one conversation; with `"independent"` its turns share only the image. Raises UserError
-    for another `turns`, and Fault on access to a faulty row.
+    `turns="chained"` a row is one conversation; with `"independent"` its turns share only the image. `surveyed`: what an
+    earlier pass over the rows found. Raises UserError for another `turns`, and Fault on access to a faulty row.
     """
 
-    def __init__(
-        self,
-        raw: Sequence[object],
-        parse: Parse,
-        *,
-        images: Path | None = None,
-        follow_links: bool = False,
-        turns: str = "chained",
-        name: str = "rows",
-        survey: Survey | None = None,
-    ) -> None:
-        if turns not in TURNS:
-            raise UserError(f"turns: unknown value, got {turns!r}{did_you_mean(turns, TURNS)}")
-        self.raw = raw
-        self.parse = parse
-        self.images = images
-        self.follow_links = follow_links
-        self.turns = turns
-        self.name = name
-        self.survey = survey or survey_rows(raw, parse, images)
+    raw: Sequence[object]
+    parse: Parse
+    _: KW_ONLY
+    images: Path | None = None
+    follow_links: bool = False
+    turns: str = "chained"
+    name: str = "rows"
+    surveyed: Survey | None = None
+
+    def __post_init__(self) -> None:
+        if self.turns not in TURNS:
+            raise UserError(f"turns: unknown value, got {self.turns!r}{did_you_mean(self.turns, TURNS)}")
+        self.survey = self.surveyed or survey_rows(self.raw, self.parse, self.images)
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -164,10 +160,13 @@ def parse_row(value: object, parse: Parse, images: Path | None) -> Row:
     An image path must stay inside the image folder; symbolic links are checked when the image is opened.
     """
     row = parse(value)
-    if (size := row.size + len(row.system or "")) > LONGEST:
-        raise Fault(f"{size:,} characters of text, {LONGEST:,} are the most", row.id)
-    if not all(map(_is_text, (*(text for pair in row.exchanges for text in pair), row.system or ""))):
-        raise Fault("its text holds half a character (a lone surrogate)", row.id)
+    text = "".join((row.system or "", *chain.from_iterable(row.exchanges)))
+    if len(text) > LONGEST:
+        raise Fault(f"{len(text):,} characters of text, {LONGEST:,} are the most", row.id)
+    try:
+        text.encode()  # JSON may hold lone surrogates
+    except UnicodeEncodeError:
+        raise Fault("its text holds half a character (a lone surrogate)", row.id) from None
     for image in row.images:
         if isinstance(image, bytes):
             continue
@@ -183,14 +182,3 @@ def parse_row(value: object, parse: Parse, images: Path | None) -> Row:
 def short_repr(value: object) -> str:
     """Return a row's value as one line for a message, shortened where it is long or deeply nested."""
     return printable(value if isinstance(value, str) else reprlib.repr(value), NAMED)
-
-
-def _is_text(text: str) -> bool:
-    """Whether the text can be encoded as UTF-8: JSON may hold lone surrogates."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

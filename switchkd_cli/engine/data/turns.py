@@ -8,43 +8,43 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from math import isnan
 from typing import Any
+
+import yaml
 
 from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault, Note, Row, short_repr
 
 IMAGE = "<image>"  # stands for an image in the text of a row
+IMAGE_KEYS = ("image", "path")  # keys of a part of a turn that name an image
 SHOWN = 5  # speakers shown of a conversation that is out of order
 SYSTEM = ("system", "developer")  # speakers allowed before the first question
-READ_KEYS = {"id", "image", "images", "system"}  # keys of a row that are read, next to its turns
-
-MASKED = "masked"  # true means not learnt, unlike the others
-LEARN_KEYS = {"weight", "loss_weight", "loss_scale", "loss_mask", "loss", "train", "training", "trainable", MASKED}
-"""Keys of a turn that say whether its answer is learnt, 0 or 1."""
-
-REFUSED_KEYS = {
-    **dict.fromkeys(("video", "videos", "audio", "audios"), "only images can be used"),
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "function calls can't be written"),
-}
-REFUSED_TURN_KEYS = REFUSED_KEYS | {
-    **dict.fromkeys(("train_detail", "training_detail"), "an answer is learnt whole or not at all"),
-    **dict.fromkeys(("image", "images"), "name it in the row, and put <image> into the first question"),
-}
+MASKED = "masked"  # of the keys that say whether an answer is learnt, the one that means the opposite
+KEYS: Mapping[str, Any] = yaml.safe_load(files(__package__).joinpath("row_forms.yaml").read_text(encoding="utf-8"))
+REFUSED_KEYS, REFUSED_OF_TURN = (
+    {key: why for why, keys in KEYS[name].items() for key in keys} for name in ("refused", "refused_of_turn")
+)
+REFUSED_TURN_KEYS = REFUSED_KEYS | REFUSED_OF_TURN
 
 
 @dataclass(frozen=True)
 class Form:
-    """A format's keys for the list of turns, a turn's speaker and its text, and its names of the two speakers."""
+    """A format's keys for the list of turns, a turn's speaker and its text, and its names of the two speakers.
+
+    `rows` describes a file of such rows, for a hint.
+    """
 
     turns: str
     speaker: str
     text: str
     asks: str
     answers: str
+    rows: str
 
     @cached_property
     def _read_keys(self) -> set[str]:
-        return READ_KEYS | {self.turns}
+        return {*KEYS["read"], self.turns}
 
     def row(self, value: object) -> Row:
         """Parse a raw row. An answer before the first question is left out, as in LLaVA. Raises Fault."""
@@ -124,7 +124,7 @@ class Form:
         """Whether the keys of a turn let its answer be learnt; always true for a question. Raises Fault for a refused key."""
         learnt = True
         for key, value in _other_keys(turn, {self.speaker, self.text}, REFUSED_TURN_KEYS, "a turn"):
-            if key not in LEARN_KEYS:
+            if key not in KEYS["learn"]:
                 notes.add((NOT_READ, f"{short_repr(key)} of a turn"))
             elif value not in (0, 1):
                 raise Fault(f"`{key}` of a turn is 0 or 1, false or true, got {short_repr(value)}")
@@ -135,6 +135,11 @@ class Form:
                 learnt = False
                 notes.add((NOT_LEARNT, f"an answer with {key}: {short_repr(value)}"))
         return learnt
+
+
+FORMS = {name: Form(**keys) for name, keys in KEYS["forms"].items()}
+"""LLaVA-1.5's rows and chat messages."""
+llava_row, message_row = (form.row for form in FORMS.values())
 
 
 def absent(value: object, deep: int = 3) -> bool:
@@ -163,13 +168,11 @@ def _part(part: Mapping, images: list, notes: set[Note]) -> object:
     kind = part.get("type") or ("text" if absent(part.get("image")) else "image")
     if kind not in ("text", "image"):
         raise Fault(f"a part of a turn is text or image, got {short_repr(kind)}")
-    read, refused = (
-        (("type", "image", "path"), REFUSED_KEYS) if kind == "image" else (("type", "text"), REFUSED_TURN_KEYS)
-    )
+    read, refused = (("type", "text"), REFUSED_TURN_KEYS) if kind == "text" else (("type", *IMAGE_KEYS), REFUSED_KEYS)
     notes |= {(NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(part, read, refused, "a part")}
     if kind == "text":
         return part.get("text")
-    images += _images(part, ("image", "path"))
+    images += _images(part, IMAGE_KEYS)
     return IMAGE
 
 

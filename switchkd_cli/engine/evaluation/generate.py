@@ -24,16 +24,10 @@ class GreedyModel(LmmsModel):
     """
 
     def __init__(
-        self,
-        model: VisionLanguageModel,
-        *,
-        blind: bool = False,
-        positions: int | None = None,
-        device: str | None = None,
-        **options,
+        self, model: VisionLanguageModel, *, blind: bool = False, positions: int | None = None, **options
     ) -> None:
         super().__init__(**options)
-        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.inputs = model.inputs
         self.blind = blind
         self.positions = positions or math.inf
@@ -45,18 +39,15 @@ class GreedyModel(LmmsModel):
 
     @torch.inference_mode()
     def answer(self, items: Sequence[Item]) -> list[str]:
-        images = self._project([self._images_of(item) for item in items])
+        images = self._project(
+            [[Image.new("RGB", i.size, GREY) if self.blind else i for i in item.images] for item in items]
+        )
         texts = [self._text(item.prompt, len(each)) for item, each in zip(items, images, strict=True)]
         lengths, answers = self.model.generate(texts, images, self._greedy(items[0].limit))
         for item, prompt, length in zip(items, lengths, self._answer_lengths(answers), strict=True):
             item.at_limit = length > item.limit
             item.too_long = prompt + min(length, item.limit) > self.positions
         return self.inputs.tokenizer.batch_decode(answers, skip_special_tokens=True)
-
-    def _images_of(self, item: Item) -> list[Image.Image]:
-        if self.blind:
-            return [Image.new("RGB", image.size, GREY) for image in item.images]
-        return item.images
 
     def _text(self, prompt: str, images: int) -> str:
         """Return the conversation up to the answer, with the template's placeholder for each image."""
@@ -66,7 +57,8 @@ class GreedyModel(LmmsModel):
     def _project(self, images_by_question: Sequence[list[Image.Image]]) -> list[list[ProjectedImage]]:
         """Prepare and project the images of each question; those of earlier questions come from the cache."""
         keys = [tuple(map(digest, images)) for images in images_by_question]
-        if not set(keys) <= self._projected.keys() and self._cached_bytes() > CACHE_BYTES:
+        cached = sum(image.nbytes for images in self._projected.values() for image in images)
+        if not set(keys) <= self._projected.keys() and cached > CACHE_BYTES:
             self._projected.clear()
         new = {key: images for key, images in zip(keys, images_by_question, strict=True) if key not in self._projected}
         prepared = [image for images in new.values() if images for image in self.inputs.prepare(images)]
@@ -76,9 +68,6 @@ class GreedyModel(LmmsModel):
         projected = (ProjectedImage(image, next(tokens)) for image in prepared)
         self._projected |= {key: [next(projected) for _ in images] for key, images in new.items()}
         return [self._projected[key] for key in keys]
-
-    def _cached_bytes(self) -> int:
-        return sum(image.nbytes for images in self._projected.values() for image in images)
 
     def _answer_lengths(self, answers: Tensor) -> list[int]:
         """Return the length of each answer [B, T] with its end token; T + 1 where no end token was generated."""

@@ -8,6 +8,7 @@ from ast import literal_eval
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pandas
 from lmms_eval.tasks._task_utils import mmmu_mcq_utils
@@ -17,7 +18,7 @@ from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 
 from switchkd_cli.benchmarks import Benchmark
-from switchkd_cli.engine.evaluation.lmms_harness import no_judge, patched
+from switchkd_cli.engine.evaluation.lmms_harness import no_judge
 from switchkd_cli.engine.evaluation.lmms_model import Item
 
 CIRCLE = 1_000_000  # MMBench: items whose indices differ by a multiple of this are one question
@@ -76,7 +77,7 @@ def _mmmu_readable(sample: dict, answer: str) -> bool:
     if sample["doc"]["question_type"] != "multiple-choice":
         return True
     index, choices = mmmu_mcq_utils.get_multi_choice_info(literal_eval(sample["doc"]["options"]))
-    with patched(mmmu_mcq_utils, random=SimpleNamespace(choice=lambda options: None)):
+    with patch.object(mmmu_mcq_utils, "random", SimpleNamespace(choice=lambda options: None)):
         return mmmu_mcq_utils.parse_mmmu_multi_choice_response(answer, choices, index) is not None
 
 
@@ -100,9 +101,8 @@ def _mmbench(value: dict) -> float:
     return float(MMBench_Evaluator().eval_sub_data(pandas.DataFrame([value]), truth))
 
 
-def _mmmu(value: dict) -> float:
-    return float(evaluate_mmmu([value])[1]["acc"])
-
-
-RULES: dict[str, Callable[[Any], float]] = {"mmbench": _mmbench, "mmmu": _mmmu}
+RULES: dict[str, Callable[[Any], float]] = {
+    "mmbench": _mmbench,
+    "mmmu": lambda value: float(evaluate_mmmu([value])[1]["acc"]),
+}
 """Score rules by task folder; every other task scores its items itself."""

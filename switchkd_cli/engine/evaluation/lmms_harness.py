@@ -14,6 +14,7 @@ from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redire
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import huggingface_hub.constants
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
+from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError
 from switchkd_cli.files.locks import can_lock
 
@@ -40,7 +42,8 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path
 
     `home` is a folder of local data sets (see playground/benchmark_sets.py); without it the tasks load theirs from the
     hub, the first `limit` items of each. Files that tasks write go to `folder`, all output goes to `folder`/log.txt.
-    Exceptions of a task or of the model are not changed.
+    Raises UserError (code MACHINE) where a published data set can't be fetched; exceptions of a task or of the model are
+    not changed.
     """
     folder = folder.resolve()
     with ExitStack() as stack:
@@ -49,37 +52,27 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path
         stack.enter_context(no_judge())
         if home is not None:
             stack.enter_context(_local_data(home.resolve()))
-        stack.enter_context(_download_errors(home is None))
         manager = task_manager(rows)
-        return evaluator.simple_evaluate(
-            model=model,
-            tasks=[_task(row, manager) for row in rows],
-            task_manager=manager,
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            numpy_random_seed=None,
-            torch_random_seed=None,
-            process_docs_parallel=1,  # MMMU draws random options in this order
-            cli_args=Namespace(output_path=str(folder), process_with_media=False),
-        )
-
-
-@contextmanager
-def _download_errors(published: bool) -> Iterator[None]:
-    """Turn a failed download of a published data set into a UserError with code MACHINE."""
-    try:
-        yield
-    except RetryError as error:
-        if not published:
-            raise
-        cause = error.last_attempt.exception()
-        raise UserError(
-            f"evaluation: a published data set could not be fetched ({type(cause).__name__}:"
-            f" {' '.join(str(cause).split())[:200]})",
-            hint="log in to the hub where there is a network (hf auth login), or ask for --world playground",
-            code=MACHINE,
-        ) from error
+        try:
+            return evaluator.simple_evaluate(
+                model=model,
+                tasks=[_task(row, manager) for row in rows],
+                task_manager=manager,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+                process_docs_parallel=1,  # MMMU draws random options in this order
+                cli_args=Namespace(output_path=str(folder), process_with_media=False),
+            )
+        except RetryError as error:  # local data is not read again
+            cause: Any = error.last_attempt.exception()
+            raise UserError(
+                f"evaluation: a published data set could not be fetched ({type(cause).__name__}: {one_line(cause)})",
+                hint="log in to the hub where there is a network (hf auth login), or ask for --world playground",
+                code=MACHINE,
+            ) from error
 
 
 def task_manager(rows: Sequence[Benchmark]) -> TaskManager:
@@ -96,25 +89,12 @@ def _task(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
 
 
 @contextmanager
-def patched(owner: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of `owner`, and restore them at the end."""
-    before = {name: getattr(owner, name) for name in values}
-    for name, value in values.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
-
-
-@contextmanager
 def quiet(log: Path) -> Iterator[None]:
     """Redirect the output of lmms-eval, its tasks and transformers to a file, without progress bars."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", **UTF8) as file, ExitStack() as stack:
         for name in ("httpx", "datasets", "huggingface_hub", "transformers"):
-            stack.enter_context(patched(logging.getLogger(name), level=logging.ERROR))
+            stack.enter_context(patch.object(logging.getLogger(name), "level", logging.ERROR))
         stack.callback(logger.add, sys.stderr)  # loguru's default
         logger.remove()
         stack.callback(logger.remove, logger.add(file, level="INFO"))
@@ -123,13 +103,11 @@ def quiet(log: Path) -> Iterator[None]:
             datasets.disable_progress_bars()
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
-        stack.enter_context(patched(evaluator, tqdm=_hidden_tqdm))
-        stack.enter_context(patched(task_module, tqdm=_hidden_tqdm))
+        for module in (evaluator, task_module):
+            stack.enter_context(
+                patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | {"disable": True}))
+            )
         yield
-
-
-def _hidden_tqdm(*args: Any, **options: Any) -> tqdm:
-    return tqdm(*args, **options | {"disable": True})
 
 
 @contextmanager
@@ -138,17 +116,13 @@ def _one_process() -> Iterator[None]:
 
     Otherwise lmms-eval would wait for the other training processes, which don't evaluate.
     """
-    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    before = {name: os.environ.get(name) for name in names}
     state = random.getstate()
-    os.environ.update(names)
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     try:
-        with patched(torch.distributed, is_initialized=lambda: False):
+        with patch.dict(os.environ, alone), patch.object(torch.distributed, "is_initialized", lambda: False):
             yield
     finally:
         random.setstate(state)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 def _no_option(self: MMBench_Evaluator, item: Any) -> tuple[str, str]:
@@ -162,7 +136,7 @@ def _raise_for_judge(*args: Any, **kwargs: Any) -> None:
 
 def no_judge() -> Any:
     """Score MMBench answers that its rules can't read as wrong: no request, no retry, no random option."""
-    return patched(
+    return patch.multiple(
         MMBench_Evaluator,
         extract_answer_from_item=_no_option,
         get_chat_response=_raise_for_judge,
@@ -176,20 +150,18 @@ def _local_data(home: Path) -> Iterator[None]:
 
     Where files in `home` can't be locked, the cache is a temporary folder on this machine.
     """
-    download = task_module.ConfigurableTask.download.retry
-    scoring = task_module.ConfigurableTask.process_results.retry
-    once = {"stop": stop_after_attempt(1), "reraise": True}
+    task = task_module.ConfigurableTask
     with ExitStack() as stack:
         cache = home / "cache"
         if not can_lock(home):
             cache = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(chdir(home))
-        stack.enter_context(patched(huggingface_hub.constants, HF_HUB_OFFLINE=True))
-        stack.enter_context(patched(datasets.config, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE=True))
-        stack.enter_context(patched(task_module, _resolve_hf_datasets_cache_dir=lambda: str(cache)))
-        stack.enter_context(patched(datasets.Dataset, map=_map_here))
-        stack.enter_context(patched(download, **once))
-        stack.enter_context(patched(scoring, **once))
+        stack.enter_context(patch.multiple(huggingface_hub.constants, HF_HUB_OFFLINE=True))
+        stack.enter_context(patch.multiple(datasets.config, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE=True))
+        stack.enter_context(patch.multiple(task_module, _resolve_hf_datasets_cache_dir=lambda: str(cache)))
+        stack.enter_context(patch.multiple(datasets.Dataset, map=_map_here))
+        for method in (task.download, task.process_results):
+            stack.enter_context(patch.multiple(method.retry, stop=stop_after_attempt(1), reraise=True))
         yield
 
 

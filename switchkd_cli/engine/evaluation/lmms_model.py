@@ -1,13 +1,12 @@
-"""Base class of the models that lmms-eval evaluates: batches of items, each with a key to pair items of two runs."""
+"""Models that lmms-eval evaluates, in batches of items with a key to pair items of two runs; the majority baseline."""
 
 import hashlib
 import time
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -16,88 +15,54 @@ from PIL.Image import Image
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.exif_orientation import upright
 
-Progress = Callable[[int, int], None]
-"""Called with (answered, all) after each batch."""
+LETTERS = frozenset("ABCDEFGH")
 
 
 @dataclass
 class Item:
-    """One question of a stock task. Its images are read on first access."""
+    """One question of a stock task; what its row of the data set holds is there once it was `read`."""
 
-    request: Instance
+    task: str
+    doc_id: int
+    prompt: str
     data: Sequence  # the task's split, by doc_id
+    read_images: Callable[[dict], list[Image] | None]
     limit: int  # new tokens
     until: tuple[str, ...]
+    images: list[Image] = field(default_factory=list)
+    key: str = ""  # a digest of prompt and images, the same in any order of the data set: equal keys are one question
+    image_key: str | None = None  # a digest of the images; None for a question without images
+    kind: str = ""  # the kind of question, where the data set has one
+    target: str = ""  # the right answer: a letter, a word, or the most frequent of several
+    answer: str = ""
     at_limit: bool = False  # the answer was truncated at `limit`, before its end
     too_long: bool = False  # prompt and answer need more positions than the model has
 
     @classmethod
     def of(cls, request: Instance, task_dict: dict, longest: int) -> "Item":
         """Return a request's item, with as many new tokens as the stock task allows, but no more than `longest`."""
-        _, settings, _, _, task, split = request.args
+        prompt, settings, read_images, doc_id, task, split = request.args
         until = settings.get("until") or ()
-        return cls(
-            request=request,
-            data=task_dict[task][split],
-            limit=min(settings.get("max_new_tokens", longest), longest),
-            until=(until,) if isinstance(until, str) else tuple(u for u in until if u),
-        )
+        until = (until,) if isinstance(until, str) else tuple(filter(None, until))
+        limit = min(settings.get("max_new_tokens", longest), longest)
+        return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until)
 
-    @property
-    def prompt(self) -> str:
-        return self.request.args[0]
+    def read(self) -> None:
+        """Read the images, the right answer and the kind, once.
 
-    @property
-    def task(self) -> str:
-        return self.request.args[4]
-
-    @property
-    def doc_id(self) -> int:
-        return self.request.args[3]
-
-    @cached_property
-    def _doc(self) -> dict:
-        return self.data[self.doc_id]
-
-    @cached_property
-    def images(self) -> list[Image]:
-        """The images, turned by their EXIF orientation as in training (`datasets` has already turned those that it decoded)."""
-        return [upright(image) for image in self.request.args[2](self._doc) or []]
-
-    @cached_property
-    def kind(self) -> str:
-        """The kind of question, where the data set has one."""
-        return self._doc.get("kind", "")
-
-    @cached_property
-    def target(self) -> str:
-        """The right answer: a letter, a word, or the most frequent of several."""
-        value = self._doc[BENCHMARKS[self.task].target]
+        Images are turned by their EXIF orientation as in training (`datasets` has already turned those that it decoded).
+        """
+        if self.key:
+            return
+        doc = self.data[self.doc_id]
+        self.images = [upright(image) for image in self.read_images(doc) or []]
+        digests = [digest(image) for image in self.images]
+        self.key = _joint_digest([self.prompt, *digests])
+        self.image_key = _joint_digest(digests) if digests else None
+        self.kind, value = doc.get("kind", ""), doc[BENCHMARKS[self.task].target]
         if isinstance(value, list):
-            return Counter(value).most_common(1)[0][0]
-        return chr(ord("A") + value) if isinstance(value, int) else str(value)
-
-    @cached_property
-    def image_key(self) -> str | None:
-        """A digest of the item's images; None for a question without images."""
-        if not self._digests:
-            return None
-        return hashlib.sha256("".join(self._digests).encode()).hexdigest()[:16]
-
-    @cached_property
-    def key(self) -> str:
-        """A digest of prompt and images, the same in any order of the data set: equal keys are the same question."""
-        return hashlib.sha256("".join((self.prompt, *self._digests)).encode()).hexdigest()[:16]
-
-    @cached_property
-    def _digests(self) -> list[str]:
-        return [digest(image) for image in self.images]
-
-    def free_images(self) -> None:
-        """Free the images, but compute keys, target and kind first."""
-        _ = self.key, self.image_key, self.target, self.kind
-        for name in ("images", "_doc"):
-            self.__dict__.pop(name, None)
+            value = Counter(value).most_common(1)[0][0]
+        self.target = chr(ord("A") + value) if isinstance(value, int) else str(value)
 
     def cut(self, answer: str) -> str:
         """Return the answer up to the first stop string."""
@@ -112,17 +77,20 @@ def digest(image: Image) -> str:
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
 
+def _joint_digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+
+
 class LmmsModel(lmms):
     """A model for lmms-eval, which passes it all items of all tasks at once; it answers them batch by batch."""
 
     is_simple = True
 
-    def __init__(self, *, batch: int = 64, longest: int = 1024, progress: Progress | None = None) -> None:
+    def __init__(self, *, batch: int = 64, longest: int = 1024) -> None:
         super().__init__()
         self.accelerator = None  # lmms-eval needs none in one process, and would create one without this
         self.batch = batch
         self.longest = longest
-        self.progress = progress
         self.items: dict[tuple[str, int], Item] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -140,38 +108,53 @@ class LmmsModel(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return one answer per request, in their order; lmms-eval calls this."""
         items = [Item.of(r, self.task_dict, self.longest) for r in requests]
+        self.items |= {(item.task, item.doc_id): item for item in items}
         self.prepare(items)
-        answers: list[str] = [""] * len(items)
-        done = 0
         for batch in self._batches(items):
             started = time.perf_counter()
-            for index, text in zip(batch, self.answer([items[i] for i in batch]), strict=True):
-                answers[index] = items[index].cut(text)
-            self._record([items[i] for i in batch], time.perf_counter() - started)
-            done += len(batch)
-            if self.progress:
-                self.progress(done, len(items))
-        return answers
+            for item in batch:
+                item.read()
+            for item, text in zip(batch, self.answer(batch), strict=True):
+                item.answer = item.cut(text)
+            seconds = time.perf_counter() - started
+            for item in batch:
+                self.seconds[item.task] += seconds / len(batch)
+                item.images = []  # no longer needed
+        return [item.answer for item in items]
 
-    def _batches(self, items: Sequence[Item]) -> list[list[int]]:
-        lengths = self.lengths(items)
-        order = sorted(range(len(items)), key=lambda i: (items[i].limit, lengths[i], i))
-        batches = []
-        for _, same in groupby(order, key=lambda i: items[i].limit):
-            indices = list(same)
-            batches += [indices[i : i + self.batch] for i in range(0, len(indices), self.batch)]
-        return batches
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        by_length = sorted(zip(self.lengths(items), items, strict=True), key=lambda pair: (pair[1].limit, pair[0]))
+        for _, same in groupby((item for _, item in by_length), key=lambda item: item.limit):
+            while batch := list(islice(same, self.batch)):
+                yield batch
 
-    def _record(self, items: Sequence[Item], seconds: float) -> None:
+    # abstract in lmms-eval, and not used: the ten benchmarks read one answer to one question
+    loglikelihood = generate_until_multi_round = None
+
+
+class MajorityBaseline(LmmsModel):
+    """Answers every item with the most frequent right answer of its task and kind, counted in the data set itself.
+
+    That is an upper bound for constant answers, as it uses the right ones. All multiple-choice questions are one kind.
+    Where the metric counts only one answer (POPE's F1: yes), the constant is that answer.
+    """
+
+    def prepare(self, items: Sequence[Item]) -> None:
+        counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for item in items:
-            self.items[item.task, item.doc_id] = item
-            self.seconds[item.task] += seconds / len(items)
-            item.free_images()
+            item.read()
+            item.images = []
+            counts[_group(item)][item.target] += 1
+        self.constants = {
+            (task, kind): BENCHMARKS[task].counted or max(sorted(count), key=count.__getitem__)
+            for (task, kind), count in counts.items()
+        }
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not used by any of the ten tasks."""
-        raise NotImplementedError("the ten benchmarks generate answers")
+    def answer(self, items: Sequence[Item]) -> list[str]:
+        return [self.constants[_group(item)] for item in items]
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not used by any of the ten tasks."""
-        raise NotImplementedError("the ten benchmarks ask one round")
+
+def _group(item: Item) -> tuple[str, str]:
+    if item.target in LETTERS:
+        return item.task, "letter"
+    return item.task, item.kind or ("yes/no" if item.target.lower() in ("yes", "no") else "open")

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switchkd_cli.benchmarks import FAULTS, Benchmark
-from switchkd_cli.engine.evaluation.request import EvaluationRequest, short_hash
-from switchkd_cli.errors import UTF8, import_errors
+from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, Benchmark
+from switchkd_cli.errors import UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
+from switchkd_cli.playground import benchmark_sets
+from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
-    from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
+    from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
 """Libraries that a score depends on: runs scored with different versions are not compared."""
-Progress = Callable[[int, int], None]
+LONGEST = {"playground": 16, "hub": 1024}
+"""The most new tokens of an answer. The playground's answers are a word or two; lmms-eval allows up to 1,024."""
+
+
+def local_sets(asked: Evaluation, folder: Path) -> Path:
+    """Return the folder of the playground's data sets for an evaluation, written under `folder` if they are missing."""
+    if asked.items is None or asked.items < 2:
+        raise UserError("evaluation: the playground has no end: say how many `items` a benchmark has, at least 2")
+    fields = asked.model_dump(mode="json", include={"benchmarks", "split", "items", "seed"})
+    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": benchmark_sets.world_digest()}), **fields)
+
+
+def short_hash(value: Any) -> str:
+    """Return a hash of a JSON value, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def evaluate(
     model_folder: str | Path,
     *,
-    world: str,
-    benchmarks: Sequence[str],
-    split: str,
-    items: int | None,
-    seed: int,
-    batch: int,
     folder: Path,
     blind: bool = False,
     allow_pickle: bool = False,
     sets: Path | None = None,
-    progress: Progress | None = None,
+    **asked: Any,
 ) -> dict[str, Any]:
     """Score a saved checkpoint, write `folder`/answers/<task>.jsonl and return the content of results.json.
 
-    See `EvaluationRequest` for world, benchmarks, split, items and seed. `allow_pickle` reads a checkpoint that has no
-    safetensors. `blind` replaces each image by a mid-grey one. Data sets are kept under `sets` for other evaluations
-    (default: `folder`/sets). The output of lmms-eval goes to `folder`/log.txt; `progress` is called with (answered,
-    all). The playground uses no network.
+    `asked` are the fields of a recipe's `evaluation`; world "hub" takes the first `items` of the published data sets, or
+    all, and ignores `split` and `seed`. `allow_pickle` reads a checkpoint that has no safetensors. `blind` replaces each
+    image by a mid-grey one. Data sets are kept under `sets` for other evaluations (default: `folder`/sets). The output of
+    lmms-eval goes to `folder`/log.txt. The playground uses no network.
 
     Raises UserError where the request is not possible, the folder is no intact checkpoint of a known family, or
     lmms-eval can't be used (code MACHINE). Exceptions inside lmms-eval or the model are not changed.
     """
     harness = import_harness()
-    request = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
+    questions = Evaluation(**asked)
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
@@ -61,57 +70,42 @@ def evaluate(
     with harness.quiet(folder / "log.txt"):
         # half precision saves memory and time on a GPU; a CPU computes faster in float32
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        greedy_model = GreedyModel(
-            model,
-            blind=blind,
-            positions=max_positions(blueprint.config),
-            batch=batch,
-            longest=request.longest,
-            progress=progress,
-        )
-    scores = score_request(greedy_model, request, folder, sets)
+        positions, longest = max_positions(blueprint.config), LONGEST[questions.world]
+        greedy_model = GreedyModel(model, blind=blind, positions=positions, batch=questions.batch, longest=longest)
+    scores = score_request(greedy_model, questions, folder, sets)
     return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **scores}
 
 
-def majority(
-    *,
-    world: str,
-    benchmarks: Sequence[str],
-    split: str,
-    items: int | None,
-    seed: int,
-    folder: Path,
-    sets: Path | None = None,
-) -> dict[str, Any]:
+def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[str, Any]:
     """Score the best constant answers (see `MajorityBaseline`) by the same metrics; arguments as in `evaluate`."""
     import_harness()
-    from switchkd_cli.engine.evaluation.majority_baseline import MajorityBaseline
+    from switchkd_cli.engine.evaluation.lmms_model import MajorityBaseline
 
-    request = EvaluationRequest(world, tuple(benchmarks), split, items, seed)
-    return {"model": "majority", "blind": True, **score_request(MajorityBaseline(), request, folder, sets)}
+    scores = score_request(MajorityBaseline(), Evaluation(**asked), folder, sets)
+    return {"model": "majority", "blind": True, **scores}
 
 
-def score_request(
-    model: LmmsModel, request: EvaluationRequest, folder: Path, sets: Path | None = None
-) -> dict[str, Any]:
+def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path | None = None) -> dict[str, Any]:
     """Evaluate any `LmmsModel`: write its answers to `folder`/answers and return the scores."""
     harness = import_harness()
-
+    rows = [BENCHMARKS[name] for name in dict.fromkeys(asked.benchmarks)]
+    local = asked.world == "playground"
+    limit = None if local or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
     times = [time.perf_counter()]
-    home = request.home(sets or folder / "sets")
+    home = local_sets(asked, sets or folder / "sets") if local else None
     times.append(time.perf_counter())
-    outcome = harness.run(model, request.rows, folder=folder, home=home, limit=request.limit)
+    outcome = harness.run(model, rows, folder=folder, home=home, limit=limit)
     times.append(time.perf_counter())
-    scores = {row.task: _score(row, outcome, model, folder / "answers") for row in request.rows}
+    scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
     times.append(time.perf_counter())
     sets_time, run_time, items_time = (after - before for before, after in pairwise(times))
     answering = sum(model.seconds.values())
     seconds = {"sets": sets_time, "answers": answering, "lmms_eval": run_time - answering, "items": items_time}
     versions = provenance.versions()
     return {
-        "world": request.world,
-        "split": request.split if request.local else "published",
-        "seed": request.seed,
+        "world": asked.world,
+        "split": asked.split if local else "published",
+        "seed": asked.seed,
         "scores": scores,
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
         "versions": {name: versions.get(name) for name in VERSIONS},
@@ -127,8 +121,17 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
     lines = []
     for sample, score in zip(samples, item_scores(row, samples), strict=True):
         item = model.items[row.task, sample["doc_id"]]
-        line = _line(sample, item, score) | unit(row, sample)
-        lines.append(line | {"faults": faults(row, sample, item, score)})
+        answer = {
+            "doc_id": sample["doc_id"],
+            "key": item.key,
+            "image": item.image_key,
+            "kind": item.kind,
+            "prompt": item.prompt,
+            "answer": sample["filtered_resps"][0],
+            "target": item.target,
+            "score": score,
+        }
+        lines.append(answer | unit(row, sample) | {"faults": faults(row, sample, item, score)})
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
@@ -141,19 +144,6 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
         **{fault: sum(fault in line["faults"] for line in lines) for fault in FAULTS},
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
         "seconds": round(model.seconds[row.task], 3),
-    }
-
-
-def _line(sample: dict, item: Item, score: float) -> dict[str, Any]:
-    return {
-        "doc_id": sample["doc_id"],
-        "key": item.key,
-        "image": item.image_key,
-        "kind": item.kind,
-        "prompt": item.prompt,
-        "answer": sample["filtered_resps"][0],
-        "target": item.target,
-        "score": score,
     }
 
 

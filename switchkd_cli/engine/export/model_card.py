@@ -18,8 +18,7 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.model_paths import SHIPPED, locate
-from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint
+from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.report.formats.markdown import plain
 from switchkd_cli.report.tables.footnotes import faults
 from switchkd_cli.runs.run_folder import RunFolder
@@ -41,8 +40,7 @@ def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
         undefined=StrictUndefined,
     )
     fields = _card_fields(run, folder, model)
-    text = environment.get_template(TEMPLATE).render(**fields, front_matter=_front_matter(fields))
-    write_text(model / NAME, text)
+    write_text(model / NAME, environment.get_template(TEMPLATE).render(**fields, front_matter=_front_matter(fields)))
 
 
 def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
@@ -61,28 +59,26 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "usage": registry.resolve("family", config.student.family).usage(model).rstrip(),
         "library": "transformers" if model["model_type"] in CONFIG_MAPPING_NAMES else "switchkd-cli",
         "tokens": model.get("image_seq_length"),
+        "info": info,
         "command": shlex.join(info["command"]),
-        "commit": info["commit"],
-        "versions": info["versions"],
         "results": results,
         "local": results is not None and results["world"] == "playground",
-        "scores": list(_scores(results)) if results else [],
+        "scores": [
+            {**score, "task": task, "column": BENCHMARKS[task].column}
+            for task, score in (results["scores"] if results else {}).items()
+        ],
         "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
-        "skipped": _count_lines(folder.skipped),
+        "skipped": folder.skipped.read_bytes().count(b"\n") if folder.skipped.exists() else 0,
     }
 
 
 def _bases(run: Run) -> Iterator[tuple[str, str]]:
     """Yield (role, name) of every model that the run read."""
-    student, teacher = run.config.student, run.config.teacher
-    if isinstance(student, Checkpoint):
-        yield "student", student.checkpoint
-    else:
-        yield from ((part, name) for part in ("vision", "language") if isinstance(name := getattr(student, part), str))
-        if student.tokenizer:
-            yield "tokenizer", student.tokenizer
-    if teacher and any(stage.needs_teacher for stage in run.config.stages):
-        yield "teacher", teacher.checkpoint
+    for field, name in model_names("student", run.config.student):
+        if (role := field.removeprefix("student.")) != "image_processor":
+            yield "student" if role == "checkpoint" else role, name
+    if run.config.teacher and any(stage.needs_teacher for stage in run.config.stages):
+        yield "teacher", run.config.teacher.checkpoint
 
 
 def licence(name: str) -> str:
@@ -103,11 +99,6 @@ def _is_hub_id(name: str) -> bool:
         return not name.startswith(SHIPPED) and not Path(locate(name)).is_dir()
     except UserError:  # a folder that was removed since
         return False
-
-
-def _scores(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for task, score in results["scores"].items():
-        yield {**score, "task": task, "column": BENCHMARKS[task].column}
 
 
 def _front_matter(fields: Mapping[str, Any]) -> str:
@@ -140,7 +131,3 @@ def _eval_result(fields: Mapping[str, Any], score: Mapping[str, Any]) -> EvalRes
         metric_name=f"{score['metric']}, 0..100",
         metric_value=round(score["score"], 2),
     )
-
-
-def _count_lines(file: Path) -> int:
-    return len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0

@@ -205,6 +205,3 @@ class Family(Protocol):
 
     def shape(self, config: PretrainedConfig) -> ModelShape:
         """Return the sizes from which a plan computes memory and FLOPs, for an image of the usual size."""
-
-    def image_tokens(self, config: PretrainedConfig) -> int:
-        """Return the number of visual tokens of an image of the usual size."""

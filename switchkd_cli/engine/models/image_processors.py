@@ -1,10 +1,11 @@
-"""Image processors: read the one that is stored with a vision tower, or make the one that its kind is published with."""
+"""Image processors: read a stored one, make the one that a kind of tower is published with, compare two of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from PIL.Image import Image
+import numpy as np
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -15,10 +16,15 @@ from transformers import (
 )
 
 from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
+from switchkd_cli.engine.models.checkpoint_files import FIELDS
+from switchkd_cli.errors import UserError
 
 PIL = {"backend": "pil"}  # the other backend needs torchvision
 
 FILE = "preprocessor_config.json"
+PROBES = (96, 48), (48, 96)  # pixels of a wide and of a tall image
+NEAR, EQUAL = 0.05, 1e-3
+"""Shares of an image's range of values. Another resampling differs by 0.01; padding, cropping, scaling by 0.25 or more."""
 
 
 def read_image_processor(stored: Stored):
@@ -53,9 +59,59 @@ def with_square_padding(processor):
     )
 
 
-def prepared_pixels(image_processor: Callable[..., Mapping[str, Tensor]], images: Sequence[Image]) -> Tensor:
+def prepared_pixels(image_processor: Callable[..., Mapping[str, Tensor]], images: Sequence[Image.Image]) -> Tensor:
     """Return images as pixel values for the vision tower, [images, 3, H, W].
 
     The layout (channels last) is given: before transformers 5.6 a side of 1 or 3 pixels could be read as the channels.
     """
     return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+
+
+def prepared_probes(image_processor) -> Tensor:
+    """Return a wide and a tall test image, prepared by an image processor, [2, 3, H, W].
+
+    They are colour gradients, so that each place has its own colour: padding, cropping or squashing shows clearly,
+    another resampling hardly at all. Raises UserError for a processor that fails, or makes images of a size that no
+    tower takes, or values that are not finite.
+    """
+    most = FIELDS["limits"]["image_size"]
+    images = []
+    for width, height in PROBES:
+        across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+        images.append(Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8)))
+    with as_user_error("the image processor can't prepare an image"), np.errstate(all="ignore"):
+        for size in (image_processor.size, getattr(image_processor, "crop_size", None)):
+            if size and not all(1 <= side <= most for side in _sides(size).values()):
+                raise UserError(f"the image processor makes images of {_sides(size)}, {most} is the most")
+        pixels = prepared_pixels(image_processor, images)
+    if not pixels.isfinite().all():
+        mean, std = normalisation(image_processor)
+        raise UserError(f"the image processor makes values that are not finite (mean {mean}, std {std})")
+    return pixels
+
+
+def normalisation(image_processor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of each channel."""
+    return tuple(image_processor.image_mean or ()), tuple(image_processor.image_std or ())
+
+
+def preparation_difference(student, teacher) -> tuple[float, str]:
+    """Return the largest difference between images of two image processors, as a share of their range, and the settings.
+
+    0 where the sizes differ: what depends on them is checked elsewhere.
+    """
+    ours, theirs = (prepared_probes(image_processor) for image_processor in (student, teacher))
+    apart = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else 0.0
+    apart /= (ours.max() - ours.min()).item() or 1.0
+    if apart < EQUAL:
+        return 0.0, ""
+    students, teachers = student.to_dict(), teacher.to_dict()
+    return apart, "; ".join(
+        f"{name} is {teachers.get(name)}, the student's is {students.get(name)}"
+        for name in students | teachers
+        if students.get(name) != teachers.get(name)
+    )
+
+
+def _sides(size: Mapping[str, int | None]) -> dict[str, int]:
+    return {name: side for name, side in dict(size).items() if side is not None}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -14,30 +12,13 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.models import llava_checks, llava_save
-from switchkd_cli.engine.models.family import (
-    Blueprint,
-    Difference,
-    InputProcessor,
-    PreparedImage,
-    ProjectedImage,
-    VisionLanguageModel,
-)
+from switchkd_cli.engine.models import llava_save
+from switchkd_cli.engine.models.checkpoint_files import FIELDS
+from switchkd_cli.engine.models.family import InputProcessor, PreparedImage, ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.models.image_processors import prepared_pixels
-from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of, layers_before_features
+from switchkd_cli.engine.models.llava_config import features_of, layers_before_features
 from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.per_image import PerImage, flat
-
-TOWER_FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
-"""The fields of a tower's config on which its features depend, next to its weights."""
 
 
 class LlavaInputs(InputProcessor):
@@ -54,34 +35,6 @@ class LlavaInputs(InputProcessor):
 
     def placeholder_ids(self) -> Sequence[int]:
         return [self.image_token] * self.image_tokens
-
-
-@dataclass(frozen=True)
-class LlavaBlueprint(Blueprint):
-    """A LLaVA model before its weights are read."""
-
-    config: LlavaConfig
-    inputs: LlavaInputs
-
-    @classmethod
-    def of(cls, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> Self:
-        """Return a blueprint from transformers' processor; `rest` as in `Blueprint`."""
-        return cls(config, LlavaInputs(processor, image_tokens_of(config)), *rest)
-
-    def wrap(self, model: LlavaForConditionalGeneration) -> Llava:
-        return Llava(model, self.inputs)
-
-    def problems(self) -> Iterator[str]:
-        return llava_checks.problems(self)
-
-    def vision_differences(self, student: Blueprint) -> Iterator[Difference]:
-        return llava_checks.vision_differences(self, student)
-
-    def layer_difference(self, student: Blueprint) -> Difference | None:
-        return llava_checks.layer_difference(self, student)
-
-    def image_note(self, student: Blueprint) -> str | None:
-        return llava_checks.image_note(self, student)
 
 
 class Llava(VisionLanguageModel):
@@ -230,10 +183,7 @@ class Llava(VisionLanguageModel):
         )
         return encoded["attention_mask"].sum(1).tolist(), new_ids
 
-    def save(
-        self, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
-    ) -> list[str]:
-        return llava_save.save(self, folder, template=template, end=end, weights=weights)
+    save = llava_save.save
 
     def _embed(self, batch: Batch, tokens: PerImage) -> Tensor:
         """Return input embeddings [B, T, width]: the batch's text, with the visual tokens in their places."""
@@ -244,7 +194,7 @@ class Llava(VisionLanguageModel):
 def _feature_settings(config: LlavaConfig) -> tuple[Any, ...]:
     """Return the settings of a config on which the features depend."""
     vision = config.vision_config.to_dict()
-    fields = {name: vision[name] for name in TOWER_FIELDS if name in vision}
+    fields = {name: vision[name] for name in FIELDS["tower"] if name in vision}
     return vision["model_type"], fields, layers_before_features(config), config.vision_feature_select_strategy
 
 

@@ -1,13 +1,68 @@
-"""Sizes from a LLaVA config: layers that are used, features and visual tokens of an image."""
+"""A LLaVA model's config and processor, made of its parts', and the sizes that follow from a config."""
 
 from typing import Any
 
-from transformers import CLIPVisionModel, LlavaConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
 
+from switchkd_cli.engine.models.image_processors import default_image_processor
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.models.tokenizers import IMAGE
 
+LANGUAGE_MODELS = ("qwen2", "llama")
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
+
+
+def joined(
+    vision: PretrainedConfig,
+    text: PretrainedConfig,
+    *,
+    tokens: int,
+    image_token: int,
+    layer: int,
+    select: str,
+    kind: type[LlavaConfig] = LlavaConfig,
+) -> LlavaConfig:
+    """Return the config of a model of a tower and a language model, whose head gets a column for each of `tokens`."""
+    text.vocab_size = max(text.vocab_size, tokens)
+    config = kind(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=select,
+        projector_hidden_act="gelu",
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    config.image_seq_length = image_tokens_of(config)
+    return config
+
+
+def processor_for(
+    config: LlavaConfig, image_processor: Any, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+) -> LlavaProcessor:
+    """Return transformers' processor, which writes one image token for each visual token of either projector.
+
+    Without an image processor it is the usual one of the vision tower's kind.
+    """
+    pooling = getattr(config, "projector_pooling", 1)
+    pools = pooling > 1
+    return LlavaProcessor(
+        image_processor=image_processor or default_image_processor(config.vision_config),
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size * pooling,
+        vision_feature_select_strategy="full" if pools else config.vision_feature_select_strategy,
+        num_additional_image_tokens=0 if pools else CLASS_TOKENS[config.vision_config.model_type],
+        chat_template=chat_template,
+        image_token=IMAGE,
+    )
 
 
 def features_of(config: LlavaConfig) -> int:

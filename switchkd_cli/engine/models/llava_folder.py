@@ -6,34 +6,18 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaConfig, LlavaProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
 
 from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
 from switchkd_cli.engine.models import image_processors, ldpnet, tinyllava
-from switchkd_cli.engine.models.config_limits import check_config, read_config
-from switchkd_cli.engine.models.llava import LlavaBlueprint
-from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS
+from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, read_config
+from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
+from switchkd_cli.engine.models.llava_config import TOWERS, processor_for
 from switchkd_cli.engine.models.tokenizers import own_template, with_padding
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 
 GENERATION = "generation_config.json"
-ANSWER_FIELDS = (
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "encoder_repetition_penalty",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "guidance_scale",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "sequence_bias",
-    "stop_strings",
-    "suppress_tokens",
-)
 MODEL_TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
 
 
@@ -71,12 +55,13 @@ def read(stored: Stored) -> LlavaBlueprint:
             raise TypeError(f"{type(processor).__name__} is not a LlavaProcessor")
         processor.chat_template = own_template(processor, processor.tokenizer)
         with_padding(processor.tokenizer)
+        if processor.patch_size is None:  # older saved ones lack the fields from which image tokens are counted
+            parts = processor.image_processor, processor.tokenizer, processor.chat_template
+            processor = processor_for(config, *parts)
     check_weights(stored)
     weights = partial(load_weights, AutoModelForImageTextToText, stored)
     generation = stored.json(GENERATION) if stored.has(GENERATION) else config.text_config.to_dict()
-    return LlavaBlueprint.of(
-        config, with_token_counts(processor, config), weights, tuple(_notes(stored, generation)), _end_ids(generation)
-    )
+    return LlavaBlueprint.of(config, processor, weights, tuple(_notes(stored, generation)), _end_ids(generation))
 
 
 def _end_ids(generation: Mapping[str, Any]) -> tuple[int, ...]:
@@ -88,15 +73,6 @@ def _end_ids(generation: Mapping[str, Any]) -> tuple[int, ...]:
 def _notes(stored: Stored, generation: Mapping[str, Any]) -> Iterator[str]:
     """Yield a note of other settings there that change answers: transformers always applies them."""
     if settings := ", ".join(
-        f"{key} {generation[key]}" for key in ANSWER_FIELDS if generation.get(key) not in (None, 0, 1, [])
+        f"{key} {generation[key]}" for key in FIELDS["answers"] if generation.get(key) not in (None, 0, 1, [])
     ):
         yield f"{stored}: {GENERATION}: answers are generated with {settings}, as other tools do"
-
-
-def with_token_counts(processor: LlavaProcessor, config: LlavaConfig) -> LlavaProcessor:
-    """Return the processor with the fields from which it counts image tokens; older saved ones lack them."""
-    if processor.patch_size is None:
-        processor.patch_size = config.vision_config.patch_size
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-        processor.num_additional_image_tokens = CLASS_TOKENS[config.vision_config.model_type]
-    return processor

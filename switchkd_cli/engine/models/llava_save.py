@@ -7,8 +7,7 @@ published LLaVA checkpoints, so names and fields are those of published checkpoi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +16,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from switchkd_cli.engine.models.chat_template import with_chat_template
+from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
+from switchkd_cli.engine.models.tokenizers import with_chat_template
 from switchkd_cli.errors import UTF8
 
 if TYPE_CHECKING:
     from switchkd_cli.engine.models.llava import Llava
 
-NAMES = {
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-    "model.vision_tower.": "vision_tower.vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
-"""Prefix of a tensor's name in transformers 5 -> in published LLaVA checkpoints (llava-hf's)."""
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 """The fields of a generation config that decide whether other fields have an effect."""
@@ -46,13 +39,18 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     processor = with_chat_template(model.inputs.processor, template, end)
     generation, unused = _generation_config(model.model.generation_config, processor, trained=end is not None)
-    with _with_generation_config(model.model, generation):
+    before, model.model.generation_config = model.model.generation_config, generation
+    try:
         _save_model(model.model, folder, weights=weights)
+    finally:
+        model.model.generation_config = before
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
-    _edit(folder / "config.json", lambda fields: _portable_config(fields, model.model.config, processor))
-    simplify_tokenizer_config(folder / "tokenizer_config.json")
-    _edit(folder / "preprocessor_config.json", lambda fields: fields | {"processor_class": type(processor).__name__})
+    edit_json(folder / "config.json", lambda fields: _portable_config(fields, model.model.config, processor))
+    edit_json(folder / "tokenizer_config.json", portable_tokenizer_config)
+    edit_json(
+        folder / "preprocessor_config.json", lambda fields: fields | {"processor_class": type(processor).__name__}
+    )
     return [f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused]
 
 
@@ -90,26 +88,11 @@ def _is_valid(fields: dict[str, Any]) -> bool:
     return True
 
 
-@contextmanager
-def _with_generation_config(model: LlavaForConditionalGeneration, generation: GenerationConfig) -> Iterator[None]:
-    """Inside the block the model has this generation config."""
-    before, model.generation_config = model.generation_config, generation
-    try:
-        yield
-    finally:
-        model.generation_config = before
-
-
 def published_tensors(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     """Return the model's tensors under the names of published checkpoints, without a tied head."""
     tied = model.config.tie_word_embeddings
     state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and "lm_head." in name)}
-    return {_published_name(name): tensor for name, tensor in state.items()}
-
-
-def _published_name(name: str) -> str:
-    prefix = next(prefix for prefix in NAMES if name.startswith(prefix))
-    return NAMES[prefix] + name.removeprefix(prefix)
+    return {renamed(name, FIELDS["published_tensors"]) or name: tensor for name, tensor in state.items()}
 
 
 def _portable_config(fields: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor) -> dict[str, Any]:
@@ -128,13 +111,8 @@ def _portable_config(fields: dict[str, Any], config: PretrainedConfig, processor
     return fields
 
 
-def simplify_tokenizer_config(tokenizer_config: Path) -> None:
-    """Rewrite a tokenizer_config.json for transformers before 5, which refuses what transformers 5 writes there."""
-    _edit(tokenizer_config, _portable_tokenizer_config)
-
-
-def _portable_tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields without transformers 5's own class name and list, which older releases refuse.
+def portable_tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a tokenizer_config.json without transformers 5's class name and list, which older ones refuse.
 
     `model_input_names` is set, because for an unnamed tokenizer class they would ask for token types as well.
     """
@@ -148,6 +126,7 @@ def _portable_tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _edit(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def edit_json(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite a JSON file of one mapping."""
     fields = change(json.loads(file.read_text(encoding="utf-8")))
     file.write_text(json.dumps(fields, indent=2, ensure_ascii=False, sort_keys=True) + "\n", **UTF8)

@@ -13,51 +13,27 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
 from transformers import (
     AutoConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
+from switchkd_cli import registry
 from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, as_user_error, fetch
 from switchkd_cli.engine.models import image_processors, tokenizers
-from switchkd_cli.engine.models.chat_template import IN_PARTS
-from switchkd_cli.engine.models.config_limits import check_config, check_sizes
-from switchkd_cli.engine.models.llava import LlavaBlueprint
-from switchkd_cli.engine.models.llava_config import CLASS_TOKENS, TOWERS, image_tokens_of
-from switchkd_cli.engine.models.tokenizers import IMAGE
+from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, renamed
+from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
+from switchkd_cli.engine.models.llava_config import LANGUAGE_MODELS, TOWERS, joined, processor_for
+from switchkd_cli.engine.models.tokenizers import IMAGE, IN_PARTS
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, read_tensors, take_weights
 from switchkd_cli.errors import UserError
-from switchkd_cli.registry import template
 
 TYPE = "tinyllava"
-LANGUAGE_MODELS = ("qwen2", "llama")
 SELECTIONS = {"patch": "default", "cls_patch": "full"}  # TinyLLaVA's value -> transformers'
-LAYOUT = {"language_model": "language_model.", "vision_tower": "vision_tower._vision_tower.", "connector": "connector."}
-"""Pre-trained layout: sub-folder -> prefix that turns its names into those of the fine-tuned layout."""
-NAMES = {
-    "language_model.": "language_model.",
-    "vision_tower._vision_tower.": "vision_tower.",
-    "connector._connector.0.": "multi_modal_projector.linear_1.",
-    "connector._connector.2.": "multi_modal_projector.linear_2.",
-}
-"""Prefix in the fine-tuned layout -> in LLaVA checkpoints published for transformers."""
 UNUSED = (".vision_model.head.", ".position_ids", ".inv_freq")  # the pooling head, and values that the model computes
-NOT_CONFIG = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "model_name_or_path",
-    "model_name_or_path2",
-    "model_type",
-    "torch_dtype",
-    "transformers_version",
-}
 PUBLISHED = {"siglip_vision_model": "siglip-", "clip_vision_model": "clip-vit-"}
 """Prefix of the names of published towers whose image processing is known (siglip2's differs)."""
 
@@ -74,20 +50,11 @@ def read(stored: Stored) -> LlavaBlueprint:
     tokenizer = tokenizers.read_tokenizer(_tokenizer_folder(stored, fields))
     config = _config(stored, fields, tokenizer)
     image_processor, notes = _image_processor(stored, fields, config.vision_config)
-    return LlavaBlueprint.of(
-        config,
-        LlavaProcessor(
-            image_processor=image_processor,
-            tokenizer=tokenizer,
-            patch_size=config.vision_config.patch_size,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            num_additional_image_tokens=CLASS_TOKENS[config.vision_config.model_type],
-            chat_template=IN_PARTS + template("tinyllava"),  # a base and an instruct model differ in their end token
-            image_token=IMAGE,
-        ),
-        partial(_weights, stored, config, tokenizer),
-        notes,
-    )
+    if fields.get("image_aspect_ratio") == "pad":
+        image_processor = image_processors.with_square_padding(image_processor)
+    template = IN_PARTS + registry.template("tinyllava")  # a base and an instruct model differ in their end token
+    processor = processor_for(config, image_processor, tokenizer, template)
+    return LlavaBlueprint.of(config, processor, partial(_weights, stored, config, tokenizer), notes)
 
 
 def _check(stored: Stored, fields: Mapping[str, Any]) -> None:
@@ -119,10 +86,12 @@ def _part_fields(fields: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return part_fields if isinstance(part_fields, Mapping) else {}
 
 
-def _weight_folders(stored: Stored) -> list[Stored]:
-    """Return where the weights are: the folder itself, or its three sub-folders."""
+def _weight_folders(stored: Stored) -> dict[Stored, str]:
+    """Return where the weights are and the prefix of their names: the folder itself, or its three sub-folders."""
     one_folder = any(stored.has(name, f"{name}.index.json") for name in (SAFE, PICKLED))
-    return [stored] if one_folder or not (stored.folder / "connector").is_dir() else [stored / part for part in LAYOUT]
+    if one_folder or not (stored.folder / "connector").is_dir():
+        return {stored: ""}
+    return {stored / part: prefix for part, prefix in FIELDS["tinyllava_folders"].items()}
 
 
 def _tokenizer_folder(stored: Stored, fields: Mapping[str, Any]) -> Stored:
@@ -134,29 +103,28 @@ def _tokenizer_folder(stored: Stored, fields: Mapping[str, Any]) -> Stored:
 
 
 def _config(stored: Stored, fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
-    check_sizes(fields, stored)
+    check_config(fields, stored)
     with as_user_error(f"{stored}: no readable config"):
-        vision, language = _part_config(fields["vision_config"]), _part_config(fields["text_config"])
+        vision, text = _part_config(fields["vision_config"]), _part_config(fields["text_config"])
         if vision.model_type == "siglip_vision_model":
             vision.vision_use_head = False  # the pooling head would never see a gradient
-        language.vocab_size = max(language.vocab_size, len(tokenizer))
-        config = LlavaConfig(
-            vision_config=vision,
-            text_config=language,
-            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-            vision_feature_layer=fields.get("vision_feature_layer", -2),
-            vision_feature_select_strategy=SELECTIONS[fields.get("vision_feature_select_strategy", "patch")],
-            projector_hidden_act="gelu",
-            tie_word_embeddings=language.tie_word_embeddings,
+        config = joined(
+            vision,
+            text,
+            tokens=len(tokenizer),
+            image_token=tokenizer.convert_tokens_to_ids(IMAGE),
+            layer=fields.get("vision_feature_layer", -2),
+            select=SELECTIONS[fields.get("vision_feature_select_strategy", "patch")],
         )
-        check_config(config, stored)
-        config.image_seq_length = image_tokens_of(config)
+    check_config(config, stored)
     return config
 
 
 def _part_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     """Return a part's config. Fields that TinyLLaVA didn't write have the class's defaults, which are the same today."""
-    return AutoConfig.for_model(fields["model_type"], **{k: v for k, v in fields.items() if k not in NOT_CONFIG})
+    return AutoConfig.for_model(
+        fields["model_type"], **{k: v for k, v in fields.items() if k not in FIELDS["tinyllava_names"]}
+    )
 
 
 def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: PretrainedConfig):
@@ -166,13 +134,12 @@ def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: Pretrain
     machine; published SigLIP and CLIP towers are recognised by the last part of that name.
     """
     name = str(fields["vision_config"].get("model_name_or_path") or fields.get("vision_model_name_or_path") or "")
-    notes: tuple[str, ...] = ()
     for folder in (stored, stored / "vision_tower"):
         if folder.has(image_processors.FILE):
-            return _with_padding(image_processors.read_image_processor(folder), fields), notes
+            return image_processors.read_image_processor(folder), ()
     try:
         tower = fetch(name, f"{stored}: image processor", only=(image_processors.FILE,))
-        return _with_padding(image_processors.read_image_processor(tower), fields), notes
+        return image_processors.read_image_processor(tower), ()
     except UserError as error:
         if not name.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[vision.model_type]):
             raise UserError(
@@ -181,46 +148,29 @@ def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: Pretrain
                 hint=f"copy the {image_processors.FILE} of the vision tower that it was trained with into its folder",
                 code=error.code,
             ) from error
-    notes = (f"{stored}: {name} is not here: images are prepared as for the published tower of that name",)
-    return _with_padding(image_processors.default_image_processor(vision), fields), notes
-
-
-def _with_padding(processor, fields: Mapping[str, Any]):
-    return image_processors.with_square_padding(processor) if fields.get("image_aspect_ratio") == "pad" else processor
+    note = f"{stored}: {name} is not here: images are prepared as for the published tower of that name"
+    return image_processors.default_image_processor(vision), (note,)
 
 
 def _weights(
     stored: Stored, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> LlavaForConditionalGeneration:
     state, unknown = {}, []
-    for name, tensor in _stored_tensors(stored).items():
-        prefix = next((prefix for prefix in NAMES if name.startswith(prefix)), None)
-        if any(part in name for part in UNUSED):
-            continue
-        if prefix is None:
-            unknown.append(name)
-        else:
-            state[NAMES[prefix] + name.removeprefix(prefix)] = tensor
+    for folder, prefix in _weight_folders(stored).items():
+        for stored_name, tensor in read_tensors(folder).items():
+            if any(part in prefix + stored_name for part in UNUSED):
+                continue
+            if (name := renamed(prefix + stored_name, FIELDS["tinyllava_tensors"])) is None:
+                unknown.append(prefix + stored_name)
+            else:
+                state[name] = tensor
     if unknown:
         raise UserError(f"{stored}: {len(unknown)} tensors of no known part, such as {unknown[0]}")
     if config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)  # saved, but TinyLLaVA ties the head again on loading
     tokenizers.widen(state, config.text_config.vocab_size)
-    model = take_weights(
-        LlavaForConditionalGeneration, stored, state, dtype, parts=_weight_folders(stored), config=config
-    )
+    parts = tuple(_weight_folders(stored))
+    model = take_weights(LlavaForConditionalGeneration, stored, state, dtype, parts=parts, config=config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
-
-
-def _stored_tensors(stored: Stored) -> dict[str, Tensor]:
-    """Return every tensor under its name in the fine-tuned layout."""
-    parts = _weight_folders(stored)
-    if parts == [stored]:
-        return read_tensors(stored)
-    return {
-        prefix + name: tensor
-        for part, prefix in zip(parts, LAYOUT.values(), strict=True)
-        for name, tensor in read_tensors(part).items()
-    }

@@ -1,6 +1,9 @@
-"""Tokenizers for a LLaVA model: add an image token, a padding token, and their rows in the embeddings."""
+"""Tokenizers and chat templates for a LLaVA model: what is added when they are read, and when they are saved."""
 
 from __future__ import annotations
+
+import copy
+from importlib.resources import files
 
 import torch
 from torch import Tensor
@@ -13,6 +16,17 @@ IMAGE = "<image>"
 """The token that stands for an image in the tokenizers of LLaVA models."""
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")  # ends of the tensors' names
+
+
+IN_PARTS = files(__package__).joinpath("messages_in_parts.jinja").read_text(encoding="utf-8")
+"""Jinja that turns plain-text messages into parts, written before a template that reads only messages in parts.
+
+lmms-eval's `llava_hf` sends "<image>\\n" and the question as plain text: a template that doesn't expect this drops the
+question, or puts the image where the model never saw one in training. This code and our templates use only what
+llama.cpp's engines, @huggingface/jinja and minijinja support too: no product of a list or a text, no `dict(...)`, no
+`replace` filter."""
+LAST = IN_PARTS.splitlines(keepends=True)[-1]
+"""The template itself follows this line, also in files that older versions wrote."""
 
 
 def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
@@ -58,3 +72,22 @@ def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
             mean = table.float().mean(0, keepdim=True).to(table.dtype)
             state[name] = torch.cat([table, mean.expand(rows - len(table), -1)])
     return state
+
+
+def with_chat_template(processor: LlavaProcessor, template: str | None, end: str | None) -> LlavaProcessor:
+    """Return a copy of the processor with the chat template and the end token of the training, to be saved.
+
+    `template` is Jinja and `end` the token that ends an answer; None keeps the processor's own. Tools look for the
+    template in the processor or in the tokenizer, so both get it.
+    """
+    saved = copy.deepcopy(processor)
+    template = template or processor.chat_template
+    if template:
+        saved.chat_template = saved.tokenizer.chat_template = IN_PARTS + template.rpartition(LAST)[2]
+    if end is not None:
+        saved.tokenizer.eos_token = end
+    saved.tokenizer.padding_side = "left"  # generation in batches needs it
+    image_processor = saved.image_processor
+    if getattr(image_processor, "crop_size", None) is None:  # SigLIP's has none; token counts are read from it
+        image_processor.crop_size = dict(image_processor.size)
+    return saved

@@ -42,7 +42,7 @@ def count_steps(stage: Stage, rows: int) -> int:
 def visit_order(stage: Stage, data: Conversations, count: int, seed: int) -> list[int]:
     """Return the rows of the data that the stage visits, in order."""
     if stage.group_by == "modality_length":
-        return grouped_order(data.sizes, data.image_mask, stage.batch, count, seed)
+        return grouped_order(data.rows.survey.sizes, data.rows.survey.image_mask, stage.batch, count, seed)
     return order(len(data), count, seed)
 
 
