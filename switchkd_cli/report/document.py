@@ -61,7 +61,7 @@ class Number:
     @property
     def points(self) -> str:
         """The value alone."""
-        return _points(self.value, signed=self.difference)
+        return f"{round(self.value, 1) + 0.0:{'+' if self.difference else ''}.1f}"  # + 0.0: no minus zero
 
     @property
     def spread(self) -> str:
@@ -73,7 +73,7 @@ class Number:
     @property
     def mde(self) -> str:
         """The minimum detectable effect of an unclear difference; else empty."""
-        return _mde(self.detectable) if self.side == 0 else ""
+        return f"MDE {self.detectable:.1f}" if self.detectable and self.side == 0 else ""  # not 0: nothing varied
 
     def __str__(self) -> str:
         unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.side == 0 else ""
@@ -93,11 +93,11 @@ class Interval:
     @property
     def mde(self) -> str:
         """The minimum detectable effect where the interval includes 0; else empty."""
-        return _mde(self.detectable) if side(self.low, self.high) == 0 else ""
+        return f"MDE {self.detectable:.1f}" if self.detectable and side(self.low, self.high) == 0 else ""
 
     def __str__(self) -> str:
-        ends = f"[{_points(self.low, signed=True)}, {_points(self.high, signed=True)}]"
-        return f"{ends} {self.mde}".rstrip()
+        low, high = (Number(end, difference=True).points for end in (self.low, self.high))
+        return f"[{low}, {high}] {self.mde}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,6 @@ def words(cell: Cell) -> str:
 def are_words(cell: Cell, longer_than: int) -> bool:
     """Whether a cell holds a sentence, which may wrap: numbers stay on one line."""
     return not isinstance(cell, Number | Interval) and len(words(cell)) > longer_than
-
-
-def _mde(value: float | None) -> str:
-    return f"MDE {value:.1f}" if value else ""  # 0: nothing varied, which says nothing
-
-
-def _points(value: float, *, signed: bool) -> str:
-    return f"{round(value, 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: no minus zero
 
 
 @dataclass(frozen=True)

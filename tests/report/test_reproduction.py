@@ -18,8 +18,7 @@ from switchkd_cli.report.document import Callout, Document, Facts, Line, Number,
 from switchkd_cli.report.formats.html import to_html
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
-from switchkd_cli.report.reproduction.origins import command
-from switchkd_cli.report.reproduction.write import compose, write_report
+from switchkd_cli.report.reproduction.write import command, compose, write_report
 from switchkd_cli.report.results.recipe_runs import control_of, gather
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.tables.columns import AVERAGE
