@@ -84,11 +84,10 @@ def reference(rows: Sequence[RowRuns], controls: Sequence[str], against: str | N
     Raises UserError when no row is called `against`.
     """
     by_name = {row.row: row for row in reversed(rows)}
-    if against is not None:
-        if against not in by_name:
-            raise UserError(f"--against: no run of this row here, got {against!r}{did_you_mean(against, by_name)}")
-        return by_name[against]
-    return next((by_name[name] for name in (*controls, SFT) if name in by_name), rows[0])
+    if against is not None and against not in by_name:
+        raise UserError(f"--against: no run of this row here, got {against!r}{did_you_mean(against, by_name)}")
+    names = (*controls, SFT) if against is None else (against,)
+    return next((by_name[name] for name in names if name in by_name), rows[0])
 
 
 def pair_runs(ours: RowRuns, theirs: RowRuns) -> list[tuple[ScoredRun, ScoredRun]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from itertools import product
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ ToDifference = Callable[[Array], Array]
 """From sums [..., sums] to the rows' difference [...]."""
 
 
-@dataclass(frozen=True)
-class PairedUnits:
+class PairedUnits(NamedTuple):
     """One benchmark answered by two rows, a run of each for every seed paired; units are never parted.
 
     With several seeds a row's score is its mean over them.
@@ -124,7 +122,7 @@ def _remembered(computed: Callable[[Sequence[PairedUnits]], Any]) -> Callable[[S
 
     @wraps(computed)
     def remembered(benchmarks: Sequence[PairedUnits]) -> Any:
-        key = (hashlib.sha256(pickle.dumps([(pair.ours, pair.theirs) for pair in benchmarks])).digest(), RESAMPLES)
+        key = (hashlib.sha256(pickle.dumps(list(benchmarks))).digest(), RESAMPLES)
         if key not in known:
             known[key] = computed(benchmarks)
         return known[key]

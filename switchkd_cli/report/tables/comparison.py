@@ -26,9 +26,10 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Do
     last = (*controls, ours)
     rows = [Line(run.name, columns.cells(run.scores)) for run in last]
     for control in controls:
-        gain = {task: score - control.scores[task] for task, score in ours.scores.items()}
-        name = f"gain: {ours.title} minus {control.title}"
-        rows.append(Line(name, columns.cells(gain, difference=True), "gain"))
+        gain = columns.cells(
+            {task: score - control.scores[task] for task, score in ours.scores.items()}, difference=True
+        )
+        rows.append(Line(f"gain: {ours.title} minus {control.title}", gain, "gain"))
     recipe, _, world = ours.recipe.partition("@")
     again = f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
     notes = (
