@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,15 +135,14 @@ def _fix(signature: Signature, fixed: Mapping[str | None, Any]) -> Signature:
 
 
 def _source_file(module: str) -> Path:
-    """Return the file of a module. Only its top package is looked up: find_spec on a submodule imports its parents."""
+    """Return the file of a module without importing its packages, as find_spec on a submodule would."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
+    for part in rest:
+        spec = PathFinder.find_spec(part, spec.submodule_search_locations or []) if spec else None
     if spec is None or spec.origin is None:
-        raise LookupError(f"no package {top!r}")
-    if not rest:
-        return Path(spec.origin)
-    base = Path(spec.origin).parent.joinpath(*rest)
-    return base / "__init__.py" if base.is_dir() else base.with_name(base.name + ".py")
+        raise LookupError(f"no module {module!r}")
+    return Path(spec.origin)
 
 
 def _knees(function: ast.FunctionDef) -> tuple[str, ...]:

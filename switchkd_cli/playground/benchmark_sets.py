@@ -72,11 +72,9 @@ def _png(scene: Scene) -> bytes:
 @cache
 def world_digest() -> str:
     """Return a digest of the playground's code, words and drawings: sets made by others are written again."""
-    digest = hashlib.sha256()
     package = Path(__file__).parent
-    for file in sorted([*package.rglob("*.py"), *package.rglob("*.yaml"), *package.glob("assets/atlas.*")]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    files = sorted([*package.rglob("*.py"), *package.rglob("*.yaml"), *package.glob("assets/atlas.*")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _write(owner: Path, task: str, items: Sequence[BenchmarkItem]) -> None:

@@ -104,14 +104,11 @@ CATEGORIES = tuple(WORDS["categories"])
 COLOURS: dict[str, tuple[int, int, int]] = {name: tuple(entry["rgb"]) for name, entry in WORDS["colours"].items()}
 PLACES: dict[tuple[int, int], str] = {tuple(entry["cell"]): name for name, entry in WORDS["places"].items()}
 PLACE_NAMES = tuple(PLACES.values())
-_CONCEPT_NAMES = tuple(CONCEPTS)
-_COLOUR_NAMES = tuple(COLOURS)
-_CELLS = tuple(PLACES)
 
 
 def held_out_hand(name: str) -> str:
     """Return the hand whose drawing of this concept, or of this digit ("0" to "9"), only split `hard` shows."""
-    order = int(name) if name.isdigit() else _CONCEPT_NAMES.index(name)
+    order = int(name) if name.isdigit() else list(CONCEPTS).index(name)
     return HANDS[order % len(HANDS)]
 
 
@@ -137,7 +134,7 @@ def _bucket(scene: Scene) -> int:
 
 def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
     filled = rng.choices((1, 2, 3, 4), weights=(10, 20, 35, 35))[0]
-    cells = rng.sample(_CELLS, filled)
+    cells = rng.sample(list(PLACES), filled)
     hard = split == "hard"
     digit = None
     if filled > 1 and rng.random() < 0.45:
@@ -146,9 +143,9 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
     things: list[Placed] = []
     for row, column in sorted(cells):
         repeat = things and rng.random() < 0.3
-        concept = rng.choice(things).name if repeat else rng.choice(_CONCEPT_NAMES)
+        concept = rng.choice(things).name if repeat else rng.choice(list(CONCEPTS))
         things.append(Placed(concept, rng.choice(_hands(concept, hard)), row, column))
-    return Scene(scene_id, split, rng.choice(_COLOUR_NAMES), tuple(things), digit)
+    return Scene(scene_id, split, rng.choice(list(COLOURS)), tuple(things), digit)
 
 
 def draw(scene: Scene) -> Image.Image:

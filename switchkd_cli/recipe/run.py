@@ -76,8 +76,7 @@ class Run:
 
     def changed(self) -> list[str]:
         """Return the fields whose inputs have changed since the keys were computed."""
-        now = replace(self, fingerprints=Fingerprints()).inputs
-        return changed_fields(self.inputs, now)
+        return changed_fields(self.inputs, replace(self, fingerprints=Fingerprints()).inputs)
 
     def leading(self) -> Run:
         """Return the run of the leading stages, those that need no teacher; the run itself where that is all it does.
@@ -86,16 +85,12 @@ class Run:
         """
         count = next((i for i, stage in enumerate(self.config.stages) if stage.needs_teacher), None)
         if count == 0:
-            first = self.config.stages[0].name
-            raise UserError(
-                f"{self.recipe}: {self.row}: the first stage ({first}) needs the teacher",
-                hint="run the whole recipe with switchkd distill",
-            )
+            problem = f"{self.recipe}: {self.row}: the first stage ({self.config.stages[0].name}) needs the teacher"
+            raise UserError(problem, hint="run the whole recipe with switchkd distill")
         config = self.config.model_copy(update={"stages": self.config.stages[:count], "evaluation": None})
         if config == self.config:
             return self
-        title = f"{self.title}, pre-trained"
-        return replace(self, row=f"{self.row}.pretrain", title=title, config=config, paper={})
+        return replace(self, row=f"{self.row}.pretrain", title=f"{self.title}, pre-trained", config=config, paper={})
 
     def dumps(self) -> str:
         """Return the run as one line of text, for another process."""

@@ -56,18 +56,14 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
     for i, stage in stages:
         path: Location = ("stages", i)
         yield from _unknown((*path, "data"), "data set", stage.get("data"), mapping(data.get("data")))
-        yield from _budget(stage, path)
+        steps, epochs = stage.get("steps"), stage.get("epochs")
+        if (steps is None) == (epochs is None):
+            got = "neither" if steps is None else "both"
+            yield (*path, "steps"), f"a stage takes either steps or epochs, got {got}"
+        batch, micro = stage.get("batch"), stage.get("micro_batch")
+        if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
+            yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
-
-
-def _budget(stage: Mapping[str, Any], path: Location) -> Iterator[Problem]:
-    steps, epochs = stage.get("steps"), stage.get("epochs")
-    if (steps is None) == (epochs is None):
-        got = "neither" if steps is None else "both"
-        yield (*path, "steps"), f"a stage takes either steps or epochs, got {got}"
-    batch, micro = stage.get("batch"), stage.get("micro_batch")
-    if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
-        yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
 
 
 def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:

@@ -157,9 +157,22 @@ def mappings(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
 
 
 def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
+    """Return the value of a node; what can't be read is left out, or None, and told in `problems`."""
     place = _place(node, file)
     if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-        return _plain_mapping(node, file, problems)
+        mapping = PlacedDict(place)
+        for key_node, value_node in node.value:
+            at_key, key = _place(key_node, file), key_node.value
+            if not _is_core_scalar(key_node):
+                problems.append(f"{at_key}: a key must be a word")
+            elif UNPRINTABLE.search(key):
+                problems.append(f"{at_key}: a key is one line without control characters, got {key!r}")
+            elif key in mapping:
+                problems.append(f"{at_key}: {key}: written twice (first at {mapping.places[key]})")
+            else:
+                mapping[key] = _plain(value_node, file, problems)
+                mapping.places[key] = at_key
+        return mapping
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         items = PlacedList(place)
         items.extend(_plain(item, file, problems) for item in node.value)
@@ -175,22 +188,6 @@ def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
         except (ValueError, LookupError):  # too many digits; `!!bool` before something else
             problems.append(f"{place}: not a {node.tag.removeprefix(_TAG)}, got {node.value!r}")
     return None
-
-
-def _plain_mapping(node: yaml.MappingNode, file: str, problems: list[str]) -> PlacedDict:
-    mapping = PlacedDict(_place(node, file))
-    for key_node, value_node in node.value:
-        place, key = _place(key_node, file), key_node.value
-        if not _is_core_scalar(key_node):
-            problems.append(f"{place}: a key must be a word")
-        elif UNPRINTABLE.search(key):
-            problems.append(f"{place}: a key is one line without control characters, got {key!r}")
-        elif key in mapping:
-            problems.append(f"{place}: {key}: written twice (first at {mapping.places[key]})")
-        else:
-            mapping[key] = _plain(value_node, file, problems)
-            mapping.places[key] = place
-    return mapping
 
 
 def _place(node: yaml.Node, file: str) -> str:

@@ -36,8 +36,6 @@ def prompt(question: Question) -> str:
     text, hint = question.text, question.hint
     options = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, question.options, strict=False))
     match question.style:
-        case "mme":
-            return text.replace(YES_OR_NO, "") + SHORT
         case "textvqa_val":
             return text.capitalize() + SHORT
         case "vizwiz_vqa_val":
@@ -51,4 +49,4 @@ def prompt(question: Question) -> str:
             ending = LETTER_ZH if question.language == "zh" else LETTER
             return (f"{hint} " if hint else "") + f"{text} {OPTIONS}\n{options}\n{ending}"
         case _:
-            return text + SHORT
+            return text.replace(YES_OR_NO, "") + SHORT

@@ -4,9 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from switchkd_cli.playground.text.facts import FACTS, Fact
+from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, Fact
 from switchkd_cli.playground.text.prompts import IMAGE_1, LETTERS, YES_OR_NO, Question
-from switchkd_cli.playground.text.statements import STATEMENTS
 from switchkd_cli.playground.text.words import ASK, ASK_HINTED, HINT, STYLES, fill, say
 from switchkd_cli.playground.world import CONCEPTS, PLACE_NAMES, Scene
 
