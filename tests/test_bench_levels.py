@@ -14,10 +14,10 @@ from scripts.bench.judge import targets
 from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.losses.ops.knee import effective_k
 from switchkd_cli.engine.models.llava_config import shape
 from switchkd_cli.recipe.load import load_many
 from tests.support import tiny
+from tests.support.registered_losses import effective_k
 
 ONCE = Effort(1, 1)
 LANGUAGE = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}

@@ -18,7 +18,7 @@ from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure
 from switchkd_cli.engine.losses.bild import bild
 from switchkd_cli.engine.losses.dbild import dbild
 from switchkd_cli.engine.losses.forward_kl import forward_kl
-from switchkd_cli.engine.losses.ops.knee import effective_k
+from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.recipe.schema import Term
 
@@ -62,7 +62,8 @@ def measure_at(positions: int, columns: int, widths: tuple[int, int], effort: Ef
     """Measure the level at a given size. `widths` are the teacher's and the student's."""
     where = device()
     pair = [logits.to(where) for logits in realistic.logits(positions, columns)]
-    ranks = {window: effective_k(pair[0][:64], window=window).float().mean().item() for window in WINDOWS}
+    leading = pair[0][:64]  # without padding
+    ranks = {window: TopKAtKnee(window, 3, None)(leading, None)[1].float().mean().item() for window in WINDOWS}
     knees = {f"mean k, {knee_range(window)}": round(rank, 1) for window, rank in ranks.items()}
     rows = measure(
         FROM_LOGITS, [_variant(name, partial(_of_logits, loss, pair)) for name, loss in LOSSES.items()], effort

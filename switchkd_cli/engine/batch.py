@@ -96,14 +96,8 @@ class Batch:
         """
         if on == "image":
             return self.image
-        if on == "answer":
-            chosen = self.labels != IGNORE
-        elif on == "text":
-            chosen = (self.turn >= 0) & ~self.image
-        elif on == "all":
-            chosen = self.turn >= 0
-        else:
-            raise ValueError(f"positions are one of {', '.join(POSITIONS)}, got {on!r}")
+        real = self.turn >= 0
+        chosen = {"answer": self.labels != IGNORE, "text": real & ~self.image, "all": real}[on]
         follows = (_shift_left(self.turn, -1) == self.turn) | (self.turn == 0)
         return _shift_left(chosen, False) & follows
 
@@ -139,16 +133,14 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     """Return a batch of examples, padded on the right to one length, with its attention mask."""
     length = max(len(e.input_ids) for e in examples)
     turn = _stack([e.turn for e in examples], length, -1)
-    no_image = [torch.zeros_like(e.turn, dtype=torch.bool) for e in examples]
+    image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
     positions = [e.position for e in examples if e.position is not None]
     return Batch(
         ids=tuple(e.id for e in examples),
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),
         labels=_stack([e.labels for e in examples], length, IGNORE),
         turn=turn,
-        image=_stack(
-            [none if e.image is None else e.image for e, none in zip(examples, no_image, strict=True)], length, False
-        ),
+        image=_stack(image, length, False),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
         attention=_attention(turn),
@@ -165,11 +157,9 @@ def row_selector(chosen: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _attention(turn: Tensor) -> Tensor:
     """Return the attention mask: [B, T] bool where only padding is masked, [B, 1, T, T] where turns are independent."""
-    return _turn_mask(turn) if bool((turn > 0).any()) else turn >= 0
-
-
-def _turn_mask(turn: Tensor) -> Tensor:
-    """Return [B, 1, T, T] bool: query t sees key s if s is not later, and is shared or of the same turn."""
+    if not (turn > 0).any():
+        return turn >= 0
+    # query t sees key s if s is not later, and is shared or of the same turn
     query, key = turn[:, :, None], turn[:, None, :]
     causal = turn.new_ones(turn.shape[1], turn.shape[1], dtype=torch.bool).tril()
     mask = causal & ((key == 0) | (key == query)) & (key >= 0)

@@ -7,14 +7,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from switchkd_cli import registry
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_alone,
-    positions,
-    shared_vocabulary,
-    small_differences,
-    with_end_tokens,
-)
+from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.hub import Stored, fetch
 from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
@@ -29,25 +22,19 @@ class Pair:
 
     student: Blueprint
     teacher: Blueprint | None
-    vocabulary: Vocabulary
+    vocabulary: compatibility.Vocabulary
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
 
-    @property
-    def required_teacher(self) -> Blueprint:
-        """The teacher; only for a pair that was checked with one."""
-        assert self.teacher is not None
-        return self.teacher
-
-    def build(self, seed: int) -> Paths:
-        """Build the models and return their paths; fresh weights are drawn from `seed`."""
+    def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
+        """Build the models and return their paths; fresh weights are drawn from `seed`. `trained`: where the student is."""
         set_seed(seed)
-        student = self.student.build()
+        student = load(str(trained)) if trained else self.student.build()
         return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
         """See `compatibility.positions`."""
-        return positions(data, stages, self.student.config, self.teacher.config if self.teacher else None)
+        return compatibility.positions(data, stages, self.student.config, self.teacher.config if self.teacher else None)
 
 
 def check_checkpoint(
@@ -65,8 +52,8 @@ def check_checkpoint(
     """
     stored = fetch(name, who, allow_pickle=allow_pickle)
     blueprint = (registry.resolve("family", family) if family else family_of(stored)).read(stored)
-    check_alone(blueprint, who, needs_template=needs_template)
-    return with_end_tokens(blueprint, who) if needs_template else blueprint
+    compatibility.check_alone(blueprint, who, needs_template=needs_template)
+    return compatibility.with_end_tokens(blueprint, who) if needs_template else blueprint
 
 
 def family_of(stored: Stored) -> Family:
@@ -90,7 +77,7 @@ def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Bluepr
             spec.checkpoint, who, family=spec.family, allow_pickle=spec.allow_pickle, needs_template=needs_template
         )
     blueprint = registry.resolve("family", spec.family).from_parts(spec, who)
-    check_alone(blueprint, who, needs_template=needs_template)
+    compatibility.check_alone(blueprint, who, needs_template=needs_template)
     return blueprint
 
 
@@ -103,8 +90,10 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     notes = (*student.notes, *(teacher.notes if teacher else ()))
     if not with_teacher:
         teacher = None
-    vocabulary = shared_vocabulary(student, teacher, [term for stage in recipe.stages for term in stage.objective])
-    return Pair(student, teacher, vocabulary, (*notes, *small_differences(student, teacher), str(vocabulary)))
+    terms = [term for stage in recipe.stages for term in stage.objective]
+    vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
+    notes += (*compatibility.small_differences(student, teacher), str(vocabulary))
+    return Pair(student, teacher, vocabulary, notes)
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
@@ -115,32 +104,13 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
     return check_checkpoint(checkpoint, who, needs_template=False).build()
 
 
-def build_data(
-    spec: DataSet, model: VisionLanguageModel, cache: Path, positions: Mapping[str, int] | None = None
-) -> Conversations:
-    """Open one named data set as examples for `model`, and inspect every row before training.
-
-    `positions`: see `Conversations`. Raises UserError as `open_data` does, and where more rows are unusable than the data
-    set allows.
-    """
-    data = open_data(spec, model, cache, positions)
-    data.inspect()
-    return data
-
-
 def open_data(
     spec: DataSet, model: VisionLanguageModel | Blueprint, cache: Path, positions: Mapping[str, int] | None = None
 ) -> Conversations:
-    """Open one named data set as examples for `model` without inspecting the rows, to take a few of them.
+    """Open one named data set as examples for `model`, without inspecting its rows. `positions`: see `Conversations`.
 
     Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
-    return Conversations(
-        rows,
-        model.inputs,
-        template=spec.template,
-        max_length=spec.max_length,
-        max_faults=spec.max_faults,
-        positions=positions,
-    )
+    fields = spec.model_dump(include={"template", "max_length", "max_faults"})
+    return Conversations(rows, model.inputs, positions=positions, **fields)

@@ -128,19 +128,17 @@ def _reads_features(term: Term) -> bool:
 
 def _token_differences(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[str, str]]:
     """Yield (problem, hint) where the teacher maps the student's ids to other tokens."""
-    ours, theirs = _tokens(student), _tokens(teacher)
-    differing = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
-    if differing:
-        i = differing[0]
-        difference = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({len(differing)} ids differ)"
-    elif len(theirs) < len(ours):
-        missing = ours[len(theirs)]
+    tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
+    ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
+    if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
+        i, count = differing[0], len(differing)
+        difference = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
+        yield f"teacher: vocabulary: {difference}", WORDS_HINT
+    elif missing := ours[len(theirs) :]:
         difference = (
-            f"{len(theirs)} tokens, the student's has {len(ours)}, {missing!r} the first that the teacher lacks"
+            f"{len(theirs)} tokens, the student's has {len(ours)}, {missing[0]!r} the first that the teacher lacks"
         )
-    else:
-        return
-    yield f"teacher: vocabulary: {difference}", WORDS_HINT
+        yield f"teacher: vocabulary: {difference}", WORDS_HINT
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:
@@ -167,8 +165,3 @@ def _tokenizer_problems(model: Blueprint) -> Iterator[str]:
         yield "the tokenizer has no padding token"
     if len(tokenizer) > model.vocabulary:
         yield f"the tokenizer has {len(tokenizer)} tokens, the language model only {model.vocabulary}"
-
-
-def _tokens(model: Blueprint) -> list[str]:
-    tokenizer = model.inputs.tokenizer
-    return tokenizer.convert_ids_to_tokens(range(len(tokenizer)))

@@ -20,11 +20,9 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.family import VisionLanguageModel
-from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.knee_stats import KneeSpec, knee_specs, measure_knees
+from switchkd_cli.engine.training.diagnostics import KneeSpec, knee_specs, measure_knees
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.figures.saved_models import NAMED, AttentionExample, AttentionMap, KneePosition, LogitsCurve
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -43,17 +41,15 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     """
     transformers_logging.disable_progress_bar()
     run = folder.run()
-    knees = _knees_by_path(run.config.stages[-1].objective)
+    specs = knee_specs([term for term in run.config.stages[-1].objective if term.on != "image"])
+    knees = {spec.path: spec for _, spec in reversed(specs)}  # of several terms, the first one's
     if not knees:
         return None
-    pair = check_pair(run.config, with_teacher=True)
-    paths = (
-        Paths(load(str(folder.model)), pair.required_teacher.build(), pair.vocabulary.shared).to(ALONE.device).eval()
-    )
+    paths = check_pair(run.config, with_teacher=True).build(trained=folder.model).to(ALONE.device).eval()
     rows = _choose_rows(run, folder, paths.student)[:1]
     if not rows:
         return None
-    batch = _batch(paths.student, _conversations(run, rows, paths.student), 0).to(ALONE.device)
+    (batch,) = _batches(run, rows, paths.student)
     keep = batch.predicting("answer")
     keep &= keep.cumsum(-1) == 1
     logits = paths(batch, tuple(knees), keep)
@@ -76,30 +72,25 @@ def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     transformers_logging.disable_progress_bar()
     run = folders[0].run()
     rows = _choose_rows(run, folders[0], load(str(folders[0].model)))
-    maps = [[_attention_map(model, data, i) for i in range(len(rows))] for model, data in _models(run, folders, rows)]
+    maps = [[_attention_map(model, batch) for batch in _batches(run, rows, model)] for model in _models(run, folders)]
     return [
         AttentionExample(
             open_image(row.images[0], None),
             _first_line(row),
-            row_maps[0][0],
+            each[0][0],
             row.exchanges[0][1],
-            tuple(m for _, m in row_maps),
+            tuple(m for _, m in each),
         )
-        for row, row_maps in zip(rows, zip(*maps, strict=True), strict=True)
+        for row, each in zip(rows, zip(*maps, strict=True), strict=True)
     ]
 
 
-def _models(
-    run: Run, folders: Sequence[RunFolder], rows: Sequence[Row]
-) -> Iterator[tuple[VisionLanguageModel, Conversations]]:
-    """Yield teacher and students, one in memory at a time, each with the rows as its conversations."""
-    if run.config.teacher is not None:
-        teacher = check_pair(run.config, with_teacher=True).required_teacher.build().to(ALONE.device).eval()
-        yield teacher, _conversations(run, rows, teacher)
-        del teacher
+def _models(run: Run, folders: Sequence[RunFolder]) -> Iterator[VisionLanguageModel]:
+    """Yield teacher and students, one in memory at a time."""
+    if run.config.teacher is not None and (teacher := check_pair(run.config, with_teacher=True).teacher):
+        yield teacher.build().to(ALONE.device).eval()
     for folder in folders:
-        student = load(str(folder.model)).to(ALONE.device).eval()
-        yield student, _conversations(run, rows, student)
+        yield load(str(folder.model)).to(ALONE.device).eval()
 
 
 def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> list[Row]:
@@ -119,7 +110,9 @@ def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> lis
             short = [e for e in trained if "".join(e).isascii() and _fits(e[0])]
             if row.images and short:
                 shortest = min(short, key=lambda e: len(e[0]))
-                image = _image_file(row.images[0], data)
+                # its row moves to other data, without this folder
+                image = row.images[0]
+                image = Path(data.rows.images or "", image).read_bytes() if isinstance(image, str) else image
                 chosen.append(replace(row, exchanges=(shortest,), unlearnt=frozenset(), images=(image,)))
         if len(chosen) == EXAMPLES:
             break
@@ -132,27 +125,12 @@ def _fits(question: str) -> bool:
     return "?" in first and len(first) <= LONGEST
 
 
-def _image_file(image: str | bytes, data: Conversations) -> bytes:
-    """Return the bytes of an image's file: its row moves to other data, without this folder."""
-    return Path(data.rows.images or "", image).read_bytes() if isinstance(image, str) else image
-
-
-def _conversations(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> Conversations:
-    """Return the rows as conversations of this model."""
+def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> list[Batch]:
+    """Return each row as a batch of its own, as a conversation of this model."""
     spec = run.config.data[run.config.stages[-1].data]
-    return Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=spec.template)
-
-
-def _batch(model: VisionLanguageModel, data: Conversations, index: int) -> Batch:
-    return collate([data[index]], pad_token=model.inputs.tokenizer.pad_token_id)
-
-
-def _knees_by_path(terms: Sequence[Term]) -> dict[str, KneeSpec]:
-    """Return, by path, the knee of the first term on text that this path's knee selects logits for."""
-    knees: dict[str, KneeSpec] = {}
-    for _, spec in knee_specs([term for term in terms if term.on != "image"]):
-        knees.setdefault(spec.path, spec)
-    return knees
+    data = Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=spec.template)
+    pad_token = model.inputs.tokenizer.pad_token_id
+    return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(rows))]
 
 
 def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
@@ -162,21 +140,20 @@ def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizer
     return LogitsCurve(
         path=spec.path,
         logits=values.cpu().numpy(),
-        window=spec.window,
+        window=spec.select.window,
         knee=int(knees.knee),
         k=int(knees.k),
         first=tuple(tokenizer.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )
 
 
-def _attention_map(model: VisionLanguageModel, data: Conversations, index: int) -> tuple[str, AttentionMap]:
-    """Return the word whose attention is shown, and one model's map of it."""
-    batch = _batch(model, data, index).to(ALONE.device)
-    weights, answer = _attention(model, batch)
-    place = _last_word(batch, model)
-    return model.inputs.tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(
-        _grid(weights[place]), answer
-    )
+def _attention_map(model: VisionLanguageModel, batch: Batch) -> tuple[str, AttentionMap]:
+    """Return the word whose attention is shown, and one model's map of it, with its own choice at each answer token."""
+    tokenizer, place = model.inputs.tokenizer, _last_word(batch, model)
+    attention, logits = model.mean_attention(batch)
+    answer = tokenizer.decode(logits[batch.predicting("answer")[0]].argmax(-1), skip_special_tokens=True)
+    weights = attention[place, batch.image[0]]
+    return tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(_grid(weights), answer.strip())
 
 
 def _last_word(batch: Batch, model: VisionLanguageModel) -> int:
@@ -186,14 +163,6 @@ def _last_word(batch: Batch, model: VisionLanguageModel) -> int:
     texts = [tokenizer.decode([i]) for i in batch.input_ids[0, first:].tolist()]
     end = next(i for i, text in enumerate(texts) if "?" in text)
     return first + max(i for i in range(end + 1) if any(letter.isalpha() for letter in texts[i]))
-
-
-def _attention(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, str]:
-    """Return the mean attention [T, visual tokens] to the image, and the model's own choice at each answer token."""
-    weights, logits = model.mean_attention(batch)
-    answer = logits[batch.predicting("answer")[0]].argmax(-1)
-    words = model.inputs.tokenizer.decode(answer, skip_special_tokens=True)
-    return weights[:, batch.image[0]], words.strip()
 
 
 def _grid(weights: Tensor) -> np.ndarray:

@@ -72,9 +72,8 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
         return Stored(name, who, Path(where), allow_pickle)
     try:
         patterns = only or (*FILES, *PICKLES * allow_pickle)
-        if _CONFIGS_ONLY.get():
-            return Stored(name, who, Path(snapshot_download(where, local_files_only=True)), allow_pickle)
-        return Stored(name, who, _snapshot(where, patterns), allow_pickle)
+        folder = snapshot_download(where, local_files_only=True) if _CONFIGS_ONLY.get() else _snapshot(where, patterns)
+        return Stored(name, who, Path(folder), allow_pickle)
     except (RepositoryNotFoundError, HFValidationError):
         hint = "a gated model needs a login; a model of yours is named by its folder"
         raise UserError(f"{who}: {name}: no such folder here, no such model on the hub", hint=hint) from None
@@ -122,9 +121,9 @@ def one_line(error: BaseException) -> str:
 
 
 @cache
-def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> Path:
+def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> str:
     try:
         commit = Path(snapshot_download(hub_id, local_files_only=True)).name
     except LocalEntryNotFoundError:
         commit = None
-    return Path(snapshot_download(hub_id, revision=commit, allow_patterns=list(patterns)))
+    return snapshot_download(hub_id, revision=commit, allow_patterns=list(patterns))

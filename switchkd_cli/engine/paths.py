@@ -15,6 +15,9 @@ from switchkd_cli.engine.teacher_states import TeacherStates
 
 PATHS = ("student", "teacher", "switch")
 
+Seen = tuple[PerImage, Sequence[ImageInput]]
+"""A vision tower's features of images, and the images."""
+
 
 def output_name(path: str, kind: str = "logits") -> str:
     """Return the name of a path's output: `teacher` for its logits, `teacher.tokens` for its visual tokens."""
@@ -69,13 +72,9 @@ class Paths(nn.Module):
         return super()._apply(change, recurse)
 
     def twin(self) -> "Paths":
-        """Return paths with a copy of the student and its adapters, and the same teacher."""
-        twin = Paths(
-            type(self.student)(copy.deepcopy(self.student.model), self.student.inputs), self.teacher, self.vocabulary
-        )
-        twin.adapters, twin.one_tower, twin.states = copy.deepcopy(self.adapters), self.one_tower, self.states
-        twin.student.recomputed_parts = self.student.recomputed_parts
-        return twin
+        """Return paths with a copy of the student and its adapters; the teacher, processor and states are the same."""
+        shared = self._untracked, self.student.inputs, self.states
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def recompute(self, layers: Collection[str]) -> None:
         """Turn on activation checkpointing for layers of V_S (`vision`), L_S (`student`), L_T in the switch path (`switch`)."""
@@ -107,22 +106,17 @@ class Paths(nn.Module):
         `keep` is [B, T] bool with N true entries; logits are [N, vocabulary], in the order of `keep`'s rows.
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
-        kinds = {path: _kinds(names, path) for path in PATHS}
-        needs_vision = kinds["student"] or kinds["switch"] or (kinds["teacher"] and self.one_tower)
-        features, images = self._encode(batch.images) if needs_vision else ((), batch.images)
+        kinds: dict[str, list[str]] = {path: [] for path in PATHS}
+        for name in sorted(names):
+            path, _, kind = name.partition(".")
+            kinds[path].append(kind or "logits")
+        seen: Seen = (), ()
+        if kinds["student"] or kinds["switch"] or (kinds["teacher"] and self.one_tower):
+            seen = self._encode(batch.images)
         outputs: dict[str, PerImage] = {}
-        if kinds["student"]:
-            values = self._project_and_read(self.student, features, images, batch, kinds["student"], keep)
-            values |= {k: apply(adapter, values[k]) for k, adapter in self.adapters.items() if k in values}
-            outputs |= _named("student", values)
-        if kinds["teacher"]:
-            with torch.no_grad():
-                values = self._teacher_outputs(features, images, batch, kinds["teacher"], keep)
-                outputs |= _named("teacher", values)
-        if kinds["switch"]:
-            outputs |= _named(
-                "switch", self._project_and_read(self._required_teacher, features, images, batch, kinds["switch"], keep)
-            )
+        for path in (path for path in PATHS if kinds[path]):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and path != "teacher"):
+                outputs |= self._read(path, kinds[path], batch, keep, seen)
         return outputs
 
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
@@ -131,75 +125,50 @@ class Paths(nn.Module):
         weights = {path: model.head for path, model in models.items() if model is not None}
         return Heads(weights, self.vocabulary, dtype)
 
-    def _encode(self, images: Sequence[ImageInput]) -> tuple[PerImage, Sequence[ImageInput]]:
+    def _encode(self, images: Sequence[ImageInput]) -> Seen:
         """Return the student's features and their images: one blank image where V_S or P_S is trained and there is none."""
         parameters = (p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters())
         if not images and torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             images = [self.student.blank_image()]
         return self.student.encode(images), images
 
-    def _teacher_outputs(
-        self, features: PerImage, images: Sequence[ImageInput], batch: Batch, kinds: Collection[str], keep: Tensor
-    ) -> dict[str, PerImage]:
-        """Return the teacher's outputs; its hidden states come from `states` where that is set."""
-        teacher, states = self._required_teacher, self.states
-        from_states = [] if states is None else [kind for kind in kinds if kind in ("hidden", "logits")]
-        other = [kind for kind in kinds if kind not in from_states]
-        values: dict[str, PerImage] = {}
-        if other:
-            if self.one_tower:
-                features = apply(Tensor.detach, features)
-            else:
-                features, images = teacher.encode(batch.images), batch.images
-            values = self._project_and_read(teacher, features, images, batch, other, keep)
-        if states is not None and from_states:
-            values["hidden"] = hidden = states(batch, keep, self._teacher_states)
-            if "logits" in from_states:
-                values["logits"] = teacher.logits(hidden)[:, : self.vocabulary]
-        return {kind: values[kind] for kind in kinds}
-
     def _teacher_states(self, batch: Batch, keep: Tensor) -> Tensor:
         """Return the teacher's hidden states [N, D]."""
-        teacher = self._required_teacher
+        teacher = self.teacher
+        assert teacher is not None
         tokens = teacher.project(teacher.encode(batch.images), batch.images)
         return teacher.hidden_states(batch, tokens, keep)
 
-    @property
-    def _required_teacher(self) -> VisionLanguageModel:
-        """The teacher. Raises ValueError where these paths have none."""
-        if self.teacher is None:
-            raise ValueError("these paths have no teacher")
-        return self.teacher
-
-    def _project_and_read(
-        self,
-        model: VisionLanguageModel,
-        features: PerImage,
-        images: Sequence[ImageInput],
-        batch: Batch,
-        kinds: Collection[str],
-        keep: Tensor,
-    ) -> dict[str, PerImage]:
-        """Return the outputs of one model's P and L for these features; it stops after the last step that `kinds` need."""
-        values: dict[str, PerImage] = {"features": features}
-        if set(kinds) - {"features"}:
+    def _read(self, path: str, kinds: Collection[str], batch: Batch, keep: Tensor, seen: Seen) -> dict[str, PerImage]:
+        """Return the outputs of one path by name, for what V_S has seen; it stops after the last step that `kinds` need."""
+        model = self.student if path == "student" else self.teacher
+        assert model is not None, "these paths have no teacher"
+        states = self.states if path == "teacher" else None
+        of_text = {"hidden", "logits"} & set(kinds)
+        from_images = set(kinds) if states is None else set(kinds) - of_text
+        values: dict[str, PerImage] = {}
+        if from_images:
+            features, images = seen
+            if path == "teacher" and self.one_tower:
+                features = apply(Tensor.detach, features)
+            elif path == "teacher":
+                features, images = model.encode(batch.images), batch.images
+            values["features"] = features
+        if from_images - {"features"}:
             values["tokens"] = model.project(features, images)
-        if {"attention", "focus"} & set(kinds):
+        if from_images & {"attention", "focus"}:
             values["attention"] = model.attention(batch, values["tokens"])
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
-        if {"logits", "hidden"} & set(kinds):
-            values["hidden"] = hidden = model.hidden_states(batch, values["tokens"], keep)
+        if of_text:
+            if states is None:
+                hidden = model.hidden_states(batch, values["tokens"], keep)
+            else:
+                hidden = states(batch, keep, self._teacher_states)
+            values["hidden"] = hidden
             if "logits" in kinds:
                 values["logits"] = model.logits(hidden)[:, : self.vocabulary]
         real = slice(len(batch.images))  # without the blank image
-        return {k: values[k] if k in ("logits", "hidden") else values[k][real] for k in kinds}
-
-
-def _kinds(names: Collection[str], path: str) -> list[str]:
-    """Return the kinds of output that `names` hold for one path."""
-    split = (name.partition(".") for name in sorted(names))
-    return [kind or "logits" for of, _, kind in split if of == path]
-
-
-def _named(path: str, values: dict[str, PerImage]) -> dict[str, PerImage]:
-    return {output_name(path, kind): value for kind, value in values.items()}
+        values = {kind: values[kind] if kind in of_text else values[kind][real] for kind in kinds}
+        if path == "student":
+            values |= {kind: apply(adapter, values[kind]) for kind, adapter in self.adapters.items() if kind in values}
+        return {output_name(path, kind): value for kind, value in values.items()}

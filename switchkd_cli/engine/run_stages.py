@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.engine.build import build_data, check_checkpoint, check_pair, load, open_data
+from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.fidelity import fidelity
@@ -21,16 +21,14 @@ from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
-from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.state_files import read_state, restore_weights
+from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, digest
-from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.stats.baselines import with_verdict
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.checkpoints import SCORES
@@ -59,9 +57,11 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
     data = {
-        name: build_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
+        name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
         for name in dict.fromkeys(stage.data for stage in stages)
     }
+    for rows in data.values():
+        rows.inspect()
     check_images(stages, {name: rows.has_images for name, rows in data.items()})
     if processes.first:
         left_out = _rehearse(run, paths, data, folder)
@@ -162,14 +162,10 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
             arguments = _evaluation_arguments(run, root.absolute())
             results = {"majority": evaluation.majority(folder=partial / "majority", **arguments)}
             if (teacher := run.config.teacher) is not None:
+                checkpoint, how = locate(teacher.checkpoint), {"allow_pickle": teacher.allow_pickle, **arguments}
                 for name, blind in (("teacher", False), ("blind", True)):
-                    results[name] = evaluation.evaluate(
-                        locate(teacher.checkpoint),
-                        folder=partial / name,
-                        blind=blind,
-                        allow_pickle=teacher.allow_pickle,
-                        **arguments,
-                    )
+                    target = partial / name
+                    results[name] = evaluation.evaluate(checkpoint, folder=target, blind=blind, **how)
             write_json(partial / "results.json", with_verdict(partial, results))
     return run_folder.scores(shared)
 
@@ -177,8 +173,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
 def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Compare the finished student with its teacher, on data of its last stage."""
     pair = check_pair(run.config, with_teacher=True)
-    teacher = pair.teacher.build() if pair.teacher is not None else None
-    paths = Paths(load(str(folder.model)), teacher, pair.vocabulary.shared)
+    paths = pair.build(trained=folder.model)
     name = run.config.stages[-1].data
     positions = pair.positions(name, run.config.stages)
     rows = open_data(run.config.data[name], paths.student, folder.root, positions)
@@ -187,8 +182,7 @@ def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
 
 def _evaluation_arguments(run: Run, root: Path) -> dict[str, Any]:
     """Return the recipe's evaluation as arguments; its data sets are stored under the runs' root."""
-    if run.config.evaluation is None:
-        raise ValueError("the recipe has no evaluation")
+    assert run.config.evaluation is not None
     return {**run.config.evaluation.model_dump(), "sets": run_folder.sets(root)}
 
 
@@ -218,7 +212,11 @@ def _take_stage(
                 together = {"processes": processes.count} if processes.count > 1 else {}
                 folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
             if processes.first and run.config.deepspeed.zero:
-                _write_settings(run, stage, folder, processes)
+                from switchkd_cli.engine.training.zero import deepspeed_config
+
+                settings = deepspeed_config(stage, run.config.deepspeed, run.config.precision, processes)
+                folder.deepspeed.mkdir(exist_ok=True)
+                write_json(folder.deepspeed / f"{stage.name}.json", settings)
             writer = CheckpointWriter(folder, stage.name, run.config.checkpoints)
             train(
                 stage,
@@ -256,22 +254,12 @@ def _states(run: Run, root: Path, processes: Processes) -> Path:
     return run_folder.states(root, digest(run.teacher_digest, computed))
 
 
-def _write_settings(run: Run, stage: Stage, folder: RunFolder, processes: Processes) -> None:
-    """Write DeepSpeed's configuration of the stage into the run's folder."""
-    from switchkd_cli.engine.training.zero import deepspeed_config
-
-    micro_batch = micro_batch_size(stage, processes.count)
-    config = deepspeed_config(stage, run.config.deepspeed, run.config.precision, micro_batch, processes)
-    folder.deepspeed.mkdir(exist_ok=True)
-    write_json(folder.deepspeed / f"{stage.name}.json", config)
-
-
 def _save(run: Run, index: int, paths: Paths, data: Conversations, writer: CheckpointWriter, target: Path) -> None:
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     template = _template(data)
     paths.student.save(target, **template)
     if index == len(run.config.stages) - 1 and (best := writer.best()) is not None:
-        restore_weights(paths, read_state(best))
+        paths.load_state_dict(read_state(best)["weights"], strict=False)
         with atomic_folder(writer.folder.best) as partial:
             paths.student.save(partial, **template)
 

@@ -32,7 +32,11 @@ class TeacherStates:
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
         self.found = self.computed = 0  # examples
-        self._cache = None if file is None else _Cache(file)
+        if file is not None:
+            with self._user_error():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._database = sqlite3.connect(file, timeout=PATIENCE)
+                self._database.execute("create table if not exists rows (row blob primary key, states blob not null)")
 
     def __call__(self, batch: Batch, keep: Tensor, hidden_states: HiddenStates) -> Tensor:
         """Return the hidden states [N, D] at the N positions of `keep` [B, T], in their order.
@@ -40,50 +44,32 @@ class TeacherStates:
         Raises UserError (code MACHINE) if the file can't be read or written.
         """
         examples = list(batch.rows(keep))
-        if self._cache is None:
+        if self.file is None:
             self.computed += len(examples)
             return torch.cat([hidden_states(*example) for example in examples])
         keys = [_digest(*example) for example in examples]
-        cached = self._cache.read(keys)
+        with self._user_error():
+            marks = ", ".join("?" * len(keys))
+            cached = dict(self._database.execute(f"select row, states from rows where row in ({marks})", keys))
         states, new = [], {}
         for example, key in zip(examples, keys, strict=True):
             if key in cached:
                 states.append(load(cached[key])["states"].to(keep.device))
             else:
                 states.append(hidden_states(*example))
-                new[key] = states[-1]
+                new[key] = save({"states": states[-1].cpu().contiguous()})
         self.found, self.computed = self.found + len(examples) - len(new), self.computed + len(new)
-        self._cache.write({key: save({"states": value.cpu().contiguous()}) for key, value in new.items()})
+        self._write(new)
         return torch.cat(states)
 
-    def close(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
-
-
-class _Cache:
-    """An SQLite file of serialised states by key."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        with self._user_error():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(file, timeout=PATIENCE)
-            self._database.execute("create table if not exists rows (row blob primary key, states blob not null)")
-
-    def read(self, keys: list[bytes]) -> dict[bytes, bytes]:
-        marks = ", ".join("?" * len(keys))
-        with self._user_error():
-            return dict(self._database.execute(f"select row, states from rows where row in ({marks})", keys))
-
-    def write(self, new: Mapping[bytes, bytes]) -> None:
+    def _write(self, new: Mapping[bytes, bytes]) -> None:
         """Write all of them or none: a process that is killed meanwhile leaves the file as it was."""
-        if new:
-            with self._user_error(), self._database:
-                self._database.executemany("insert or ignore into rows values (?, ?)", new.items())
+        with self._user_error(), self._database:
+            self._database.executemany("insert or ignore into rows values (?, ?)", new.items())
 
     def close(self) -> None:
-        self._database.close()
+        if self.file is not None:
+            self._database.close()
 
     @contextmanager
     def _user_error(self) -> Iterator[None]:

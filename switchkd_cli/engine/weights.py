@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +13,7 @@ from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -23,9 +24,7 @@ ADAPTERS = "adapter_config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 5  # tensors named in an error
-BROKEN = (
-    "the training that wrote them broke down, or the file is damaged: take an earlier checkpoint, or fetch it again"
-)
+BROKEN = "the training that wrote them broke down, or the file is damaged: take an earlier checkpoint or fetch it again"
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
@@ -93,37 +92,55 @@ def is_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(extreme) for extreme in tensor.detach().aminmax())
 
 
-def load_weights(model_class: type[AnyModel], stored: Stored, dtype: str = "float32", **options: Any) -> AnyModel:
-    """Return the model with its stored weights, which are in transformers' own layout.
-
-    Raises UserError where tensors are missing or of another shape (they would silently stay random), and where they
-    hold non-finite values (every answer would be wrong).
-    """
-    files = weight_files(stored)
-    safe = files[0].suffix == ".safetensors"
-    with as_user_error(f"{stored}: no readable config"):
-        config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
-        check_memory(model_class, config, str(stored), dtype, stored_bytes=sum(file.stat().st_size for file in files))
-    return _load(model_class, stored, stored.folder, dtype, (stored,), use_safetensors=safe, **options)
-
-
-def take_weights(
+def load_weights(
     model_class: type[AnyModel],
     stored: Stored,
-    state: Mapping[str, Tensor],
     dtype: str = "float32",
     *,
+    state: Mapping[str, Tensor] | None = None,
     parts: Sequence[Stored] = (),
-    **options,
+    **options: Any,
 ) -> AnyModel:
-    """Return the model with the tensors of `state`, which have the model's own names and were read from `parts`.
+    """Return the model with its stored weights, which are in transformers' own layout.
 
-    Raises the same errors as `load_weights`.
+    `state`: tensors with the model's own names, in place of the stored ones; they were read from `parts`. Raises UserError
+    where tensors are missing or of another shape (they would silently stay random), and where they hold non-finite values
+    (every answer would be wrong).
     """
-    stored_bytes = sum(tensor.nbytes for tensor in state.values())
+    if state is None:
+        files = weight_files(stored)
+        stored_bytes = sum(file.stat().st_size for file in files)
+        options["use_safetensors"] = files[0].suffix == ".safetensors"
+    else:
+        stored_bytes = sum(tensor.nbytes for tensor in state.values())
+        options["state_dict"] = dict(state)
     with as_user_error(f"{stored}: no readable config"):
-        check_memory(model_class, options["config"], str(stored), dtype, stored_bytes=stored_bytes)
-    return _load(model_class, stored, None, dtype, parts or (stored,), state_dict=dict(state), **options)
+        config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
+        check_memory(model_class, config, str(stored), dtype, stored_bytes=stored_bytes)
+    with as_user_error(f"{stored}: no readable weights"):
+        model, report = model_class.from_pretrained(
+            stored.folder if state is None else None,
+            dtype=dtype,
+            output_loading_info=True,
+            weights_only=True,
+            **NO_CODE,
+            ignore_mismatched_sizes=True,  # not ignored: they are reported in our words
+            **options,
+        )
+    problems = []
+    if missing := sorted(report["missing_keys"]):
+        problems.append(f"{stored}: {len(missing)} tensors are not in the weights, such as {missing[0]}")
+    if misshapen := sorted(report["mismatched_keys"]):
+        tensor, shape, expected = misshapen[0]
+        shapes = f"{list(shape)}, config.json says {list(expected)}"
+        problems.append(f"{stored}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
+    if problems:
+        raise UserError(problems, hint="the weights and config.json are not of one model")
+    named = (*model.named_parameters(), *model.named_buffers())
+    if broken := [name for name, tensor in named if not is_finite(tensor)]:
+        found = _non_finite_tensors(parts or (stored,))
+        raise UserError(found or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
+    return model
 
 
 def check_memory(
@@ -142,48 +159,12 @@ def check_memory(
             hint="the weights and config.json are not of one model",
         )
     # "auto" is the dtype of the stored weights
-    needed = (
-        stored_bytes
-        if dtype == "auto" and stored_bytes is not None
-        else count * getattr(torch, "float32" if dtype == "auto" else dtype).itemsize
-    )
+    needed = (stored_bytes or 0) if dtype == "auto" else count * getattr(torch, dtype).itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(
             f"{who}: {count:,} parameters take {needed >> 30:,} GiB, this machine has {memory >> 30:,}", code=MACHINE
         )
-
-
-def _load(
-    model_class: type[AnyModel], stored: Stored, where: Path | None, dtype: str, parts: Sequence[Stored], **options
-) -> AnyModel:
-    with as_user_error(f"{stored}: no readable weights"):
-        model, report = model_class.from_pretrained(
-            where,
-            dtype=dtype,
-            output_loading_info=True,
-            weights_only=True,
-            **NO_CODE,
-            ignore_mismatched_sizes=True,  # not ignored: _check_complete reports them in our words
-            **options,
-        )
-    _check_complete(stored, sorted(report["missing_keys"]), sorted(report["mismatched_keys"]))
-    named = (*model.named_parameters(), *model.named_buffers())
-    if broken := [name for name, tensor in named if not is_finite(tensor)]:
-        raise UserError(_non_finite_tensors(parts) or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
-    return model
-
-
-def _check_complete(stored: Stored, missing: list[str], misshapen: Iterable[tuple]) -> None:
-    problems = []
-    if missing:
-        problems.append(f"{stored}: {len(missing)} tensors are not in the weights, such as {missing[0]}")
-    if misshapen := list(misshapen):
-        tensor, shape, expected = misshapen[0]
-        shapes = f"{list(shape)}, config.json says {list(expected)}"
-        problems.append(f"{stored}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
-    if problems:
-        raise UserError(problems, hint="the weights and config.json are not of one model")
 
 
 def _non_finite_tensors(parts: Sequence[Stored]) -> list[str]:
@@ -202,22 +183,15 @@ def _non_finite_tensors(parts: Sequence[Stored]) -> list[str]:
 
 def _file_tensors(file: Path, stored: Stored) -> dict[str, Tensor]:
     with as_user_error(f"{stored}: {file.name}: no readable weights"):
-        return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file, stored)
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, "pt") as reader:
-        return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)
-
-
-def _read_pickle(file: Path, stored: Stored) -> dict[str, Tensor]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except UnpicklingError:
-        raise UserError(
-            f"{stored}: {file.name} holds more than tensors, and was not read: it could run code",
-            hint=f"ask the author of the file for {SAFE}",
-        ) from None
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        except UnpicklingError:
+            raise UserError(
+                f"{stored}: {file.name} holds more than tensors, and was not read: it could run code",
+                hint=f"ask the author of the file for {SAFE}",
+            ) from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{stored}: {file.name} is not a mapping of names to tensors")
     return content

@@ -72,6 +72,7 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
         from switchkd_cli.engine.training.processes import join_processes
 
         processes = join_processes()
+        preflight.check_batches([run], processes.count)
     if processes is not None and not processes.first:
         folder = run_folder.folder(root, run)
         if processes.decide(str) != "finished":

@@ -8,7 +8,7 @@ from transformers import AutoProcessor
 
 from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
-from switchkd_cli.engine.build import build_data
+from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.recipe.schema import DataSet
 from tests.support import tiny, tiny_qwen
@@ -173,7 +173,8 @@ def test_the_rows_are_what_the_templates_say(place):
         ("captions", "<image> <image> <image> <image> [a] [Ġdog] [Ċ]"),
         ("instructions", "Ġquestions . ĠUSER : Ġ <image> <image> <image> <image> Ċ How Ġmany Ġdogs ?"),
     ):
-        data = build_data(DataSet.model_validate(DATA[name]), student, place / "runs")
+        data = open_data(DataSet.model_validate(DATA[name]), student, place / "runs")
+        data.inspect()
         words = student.processor.tokenizer.convert_ids_to_tokens(data[0].input_ids)
         told = " ".join(w if label == IGNORE else f"[{w}]" for w, label in zip(words, data[0].labels, strict=True))
         assert told == expected if name == "captions" else expected in told

@@ -51,10 +51,8 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     built, build = [], Conversations._build
     monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
-    monkeypatch.setattr(run_stages, "load", lambda _: student)
-    shared = SimpleNamespace(shared=len(student.processor.tokenizer))
-    models = {"teacher": SimpleNamespace(build=lambda: teacher), "vocabulary": shared}
-    pair = SimpleNamespace(**models, positions=lambda *_: {})
+    paths = Paths(student, teacher, len(student.processor.tokenizer))
+    pair = SimpleNamespace(build=lambda trained: paths, positions=lambda *_: {})
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
     config = SimpleNamespace(stages=[SimpleNamespace(data="mine")], data={"mine": data}, precision="fp32")

@@ -11,9 +11,10 @@ from switchkd_cli import registry
 from switchkd_cli.engine.losses.bild import bild
 from switchkd_cli.engine.losses.dbild import dbild, dbild_student_led, dbild_teacher_led
 from switchkd_cli.engine.losses.ops import leaders, pairwise_kl
-from switchkd_cli.engine.losses.ops.knee import effective_k, knee_rank
+from switchkd_cli.engine.losses.ops.knee import knee_rank
 from tests.support import reference_losses as reference
 from tests.support.reference_losses import expected, language_logits, value_and_gradient
+from tests.support.registered_losses import effective_k
 
 QWEN = 151_936
 ONE_SIDED = (dbild_teacher_led, dbild_student_led)

@@ -128,7 +128,7 @@ def test_the_top_k_are_those_of_the_sorted_row(shape, seed, columns, k, dtype):
     logits = rows_of(shape, 3, columns, seed).to(dtype)
     logits = torch.where(logits.isfinite(), logits, 0.0)
     absent = logits.float() <= FLOOR
-    ids, found = knee.TopK(k)(logits, padding_columns(logits))
+    ids, found = knee.TopKAtKnee(window=k, min_k=k, max_k=k)(logits, padding_columns(logits))
     assert found.tolist() == [min(k, n) for n in (~absent).sum(-1).tolist()]
     order = [row[:n].tolist() for row, n in zip(sorted_whole(logits, absent).indices, found, strict=True)]
     assert taken(ids, found)[1] == order
@@ -149,7 +149,7 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
 
     monkeypatch.setattr(topk, "sort_whole_rows", refuse)
     teacher, student = language_logits(2, 20_000, seed=4, dtype=torch.float32)
-    ranked, _ = knee.find_knee(teacher, None, window=None, at_least=3)
+    ranked, *_ = knee.TopKAtKnee(window=None, min_k=3, max_k=None).search(teacher, None)
     k = knee.TopKAtKnee(window=None, min_k=3, max_k=None)(teacher, None)[1]
     assert ranked.logits.shape[1] < 2 * k.max()
     for loss, bounds in ((dbild, {}), (dbild, {"window": 64}), (bild, {})):

@@ -20,7 +20,8 @@ def batch(model, folder):
 def test_attention_is_the_mean_over_layers_and_heads_of_transformers_own_forward_pass(model, tmp_path):
     asked = batch(model, tmp_path)
     with torch.inference_mode():
-        weights, said = figure_data._attention(model, asked)
+        place = figure_data._last_word(asked, model)
+        word, found = figure_data._attention_map(model, asked)
         model.model.set_attn_implementation("eager")
         output = model.model(
             input_ids=asked.input_ids,
@@ -28,10 +29,11 @@ def test_attention_is_the_mean_over_layers_and_heads_of_transformers_own_forward
             attention_mask=asked.attention.long(),
             output_attentions=True,
         )
-    expected = torch.stack(output.attentions).mean((0, 2))[0][:, asked.image[0]]
-    torch.testing.assert_close(weights, expected)
+    expected = torch.stack(output.attentions).mean((0, 2))[0][place, asked.image[0]]
+    torch.testing.assert_close(torch.from_numpy(found.weights), expected.reshape(2, 2))
     chosen = output.logits[asked.predicting("answer")].argmax(-1)
-    assert said == model.processor.tokenizer.decode(chosen, skip_special_tokens=True).strip()
+    assert word == model.processor.tokenizer.decode([asked.input_ids[0, place]]).strip()
+    assert found.answer == model.processor.tokenizer.decode(chosen, skip_special_tokens=True).strip()
 
 
 def test_it_is_looked_from_the_last_word_of_the_question(model, tmp_path):

@@ -1,6 +1,7 @@
 """The chunked objective: the dense one's values and gradients, and never more logits than a chunk's."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from switchkd_cli import registry
 from switchkd_cli.engine.losses.ops import knee
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
+from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
 from tests.support import tiny
 
+dense_objective = partial(ChunkedObjective, dense=True)
 SPOKEN = [
     name for name in registry.LOSSES if any(kind == "logits" for _, kind in registry.signature("loss", name).reads)
 ]
@@ -63,7 +65,7 @@ def computed(how, paths, batch, objective, look=None):
 )
 def test_chunks_have_the_dense_objectives_values_and_gradients(paths, batch, terms, positions, monkeypatch):
     objective = Objective(terms)
-    whole = computed(DenseObjective, paths, batch, objective)
+    whole = computed(dense_objective, paths, batch, objective)
     few(monkeypatch, paths, positions)
     parted = computed(ChunkedObjective, paths, batch, objective)
     torch.testing.assert_close(parted[0], whole[0], rtol=1e-5, atol=1e-7)
@@ -99,7 +101,7 @@ def test_no_more_logits_than_a_chunks_ever_exist(paths, tmp_path, positions, mon
     whole = objective.keep(batch).sum()
     assert positions <= seen.most <= 2 * positions < whole  # a loss holds both its sides
     with Widest(paths.vocabulary) as seen:  # and it is seen when there are
-        computed(DenseObjective, paths, batch, objective)
+        computed(dense_objective, paths, batch, objective)
     assert seen.most >= whole
 
 
@@ -114,7 +116,7 @@ def test_losses_that_compare_a_rows_positions_are_given_whole_rows(paths, tmp_pa
 
 def test_what_is_diagnosed_is_the_same_in_any_chunks(paths, batch, monkeypatch):
     whole, parted = Diagnostics(SWITCH_KD), Diagnostics(SWITCH_KD)
-    computed(DenseObjective, paths, batch, Objective(SWITCH_KD), whole.add)
+    computed(dense_objective, paths, batch, Objective(SWITCH_KD), whole.add)
     few(monkeypatch, paths, 3)
     computed(ChunkedObjective, paths, batch, Objective(SWITCH_KD), parted.add)
     assert parted.figures() == pytest.approx(whole.figures(), rel=1e-4, abs=1e-7)
@@ -125,7 +127,7 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
     few(monkeypatch, paths, 4)
     objective = Objective([*SWITCH_KD, Term(name="unweighed", loss="forward_kl", to="teacher", weight=0)])
     found = {}
-    for how in (DenseObjective, ChunkedObjective):
+    for how in (dense_objective, ChunkedObjective):
         way, keep = how(objective), objective.keep(batch)
         inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
         weights = list(paths.student.model.model.vision_tower.parameters())[:1]
@@ -134,14 +136,14 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
             for name, value in way.weighted_terms(inputs)
         }
     assert list(found[ChunkedObjective]) == ["ce", "align", "vsd"]
-    torch.testing.assert_close(found[ChunkedObjective], found[DenseObjective], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found[ChunkedObjective], found[dense_objective], rtol=1e-4, atol=1e-7)
 
 
 def test_mixed_precision_computes_the_logits_that_the_models_own_heads_would(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     keep, normalizers = objective.keep(batch), objective.normalizers([batch])
     seen = []
-    for way, heads in ((DenseObjective(objective), None), (ChunkedObjective(objective), paths.heads(torch.bfloat16))):
+    for way, heads in ((dense_objective(objective), None), (ChunkedObjective(objective), paths.heads(torch.bfloat16))):
         with torch.autocast("cpu", torch.bfloat16):
             outputs = paths(batch, way.outputs, keep)
         logits = {}

@@ -7,11 +7,11 @@ import torch
 
 from switchkd_cli import registry
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.ops.knee import effective_k
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.recipe.schema import Term
 from tests.support import reference_losses as reference
 from tests.support import tiny
+from tests.support.registered_losses import effective_k
 
 CE = Term(name="ce", loss="cross_entropy")
 WIDE = 1000  # columns: all ids of the rows are below
@@ -168,5 +168,5 @@ def test_a_micro_batch_without_the_terms_positions_says_nothing_of_it(logits, ba
 
 def test_rows_are_looked_at_block_by_block_with_the_same_figures(logits, batch, monkeypatch):
     whole = asked(logits, batch, CE, term())
-    monkeypatch.setattr("switchkd_cli.engine.training.knee_stats.BLOCK", 3 * WIDE)
+    monkeypatch.setattr("switchkd_cli.engine.training.diagnostics.BLOCK", 3 * WIDE)
     assert asked(logits, batch, CE, term()) == pytest.approx(whole)

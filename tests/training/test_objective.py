@@ -1,20 +1,21 @@
 """The objective: terms and normalizers; no split of a step into micro-batches changes its gradient."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
 from switchkd_cli import registry
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
+from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import unfreeze
-from switchkd_cli.engine.training.verify_chunks import compare_with_dense
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.recipe.validate import _reach
 from tests.support import tiny
 
+dense_objective = partial(ChunkedObjective, dense=True)
 TERMS = (
     Term(loss="cross_entropy"),
     Term(name="align", loss="dbild", of="student", to="teacher", weight=0.5),
@@ -118,7 +119,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     pictured, text = (tiny.together(paths.student, [data[i] for i in rows]) for rows in ((0, 2), (1,)))
     normalizers = objective.normalizers([text, pictured])
     paths.adapt(objective.outputs)
-    for way in (DenseObjective(objective), ChunkedObjective(objective)):
+    for way in (dense_objective(objective), ChunkedObjective(objective)):
         found = []
         for batches in ([text, pictured], [pictured]):
             paths.zero_grad()
@@ -174,4 +175,4 @@ def test_a_broken_image_of_a_ragged_batch_is_named_by_its_row(paths, tmp_path):
     broken = (tokens[0], tokens[1] + torch.nan, tokens[2])
     outputs = {"student.tokens": broken, "teacher.tokens": tokens}
     inputs = LossInputs(outputs, None, batch, objective.keep(batch), objective.normalizers([batch]))
-    assert DenseObjective(objective).non_finite_rows(["token_mse"], inputs) == {"token_mse": {"c"}}
+    assert dense_objective(objective).non_finite_rows(["token_mse"], inputs) == {"token_mse": {"c"}}

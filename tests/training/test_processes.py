@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from switchkd_cli.engine.training.data_loader import micro_batch_size, rows_of_process
 from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.errors import UserError
+from switchkd_cli.planning.preflight import check_batches
 from tests.support import together
 from tests.support.together import VSD
 
@@ -122,8 +124,9 @@ def close(some: dict, others: dict, **tolerances: float) -> None:
 def test_a_batch_that_can_t_be_shared_out_evenly_is_refused(split):
     stage = together.stage_of(micro=3)
     if together.BATCH % split:
+        run = SimpleNamespace(config=SimpleNamespace(stages=[stage]))
         with pytest.raises(UserError, match=f"multiple of the {split} processes, got 8"):
-            micro_batch_size(stage, split)
+            check_batches([run], split)
     else:
         assert together.BATCH % (micro_batch_size(stage, split) * split) == 0
         assert micro_batch_size(stage, split) <= 3

@@ -56,7 +56,7 @@ def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
     assert "not better than the student on the training tokens" in text and "nats at step" in text
     ahead = {"teacher_ce": 0.5, "student_ce": 1.0}
     assert not warnings_of(ahead)
-    assert [w["about"] for w in warnings_of({"teacher_ce": 1.0, "student_ce": 1.0})] == ["teacher"]
+    assert [about for about, _ in warnings_of({"teacher_ce": 1.0, "student_ce": 1.0})] == ["teacher"]
 
 
 @pytest.mark.parametrize(

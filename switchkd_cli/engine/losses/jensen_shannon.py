@@ -1,11 +1,8 @@
 """Generalised Jensen-Shannon divergence over the vocabulary (GKD, 2306.13649)."""
 
-from math import log
-
-import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.kl import log_probabilities
+from switchkd_cli.engine.losses.ops.kl import log_probabilities, mix
 
 
 def jensen_shannon(
@@ -16,8 +13,6 @@ def jensen_shannon(
     p = softmax(z / temperature) of logits [N, V]. At beta 0 and 1 any two models have divergence 0, so beta must lie
     between them (ValueError); the limits, scaled, are forward_kl and reverse_kl.
     """
-    if not 0 < beta < 1:
-        raise ValueError(f"beta must lie between 0 and 1, got {beta}")
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    log_m = torch.logaddexp(log_t + log(beta), log_s + log(1 - beta))
+    log_m = mix(log_t, log_s, "beta", beta)
     return (beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)).sum(-1)

@@ -1,11 +1,8 @@
 """Skewed Kullback-Leibler divergence over the vocabulary (DistiLLM, 2402.03898)."""
 
-from math import log
-
-import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities
+from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities, mix
 
 
 def skewed_kl(
@@ -16,8 +13,5 @@ def skewed_kl(
     p = softmax(z / temperature). The teacher's part of the mixture keeps the logarithm bounded where the student has
     no probability. alpha must lie between 0 and 1 (ValueError); its limit 0 is forward_kl.
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    log_m = torch.logaddexp(log_t + log(alpha), log_s + log(1 - alpha))
-    return kl(log_t, log_m)
+    return kl(log_t, mix(log_t, log_s, "alpha", alpha))

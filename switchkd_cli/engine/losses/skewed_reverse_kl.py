@@ -1,11 +1,8 @@
 """Skewed reverse Kullback-Leibler divergence over the vocabulary (DistiLLM, 2402.03898)."""
 
-from math import log
-
-import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities
+from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities, mix
 
 
 def skewed_reverse_kl(
@@ -17,8 +14,5 @@ def skewed_reverse_kl(
     no probability: no row costs more than -log(alpha). The gradient also goes through that part. alpha must lie
     between 0 and 1 (ValueError); its limit 0 is reverse_kl.
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    log_m = torch.logaddexp(log_s + log(alpha), log_t + log(1 - alpha))
-    return kl(log_s, log_m)
+    return kl(log_s, mix(log_s, log_t, "alpha", alpha))

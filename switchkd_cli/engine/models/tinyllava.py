@@ -28,7 +28,7 @@ from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, re
 from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import LANGUAGE_MODELS, TOWERS, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, IN_PARTS
-from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, read_tensors, take_weights
+from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, load_weights, read_tensors
 from switchkd_cli.errors import UserError
 
 TYPE = "tinyllava"
@@ -170,7 +170,7 @@ def _weights(
         state.pop("language_model.lm_head.weight", None)  # saved, but TinyLLaVA ties the head again on loading
     tokenizers.widen(state, config.text_config.vocab_size)
     parts = tuple(_weight_folders(stored))
-    model = take_weights(LlavaForConditionalGeneration, stored, state, dtype, parts=parts, config=config)
+    model = load_weights(LlavaForConditionalGeneration, stored, dtype, state=state, parts=parts, config=config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model

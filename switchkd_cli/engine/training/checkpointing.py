@@ -86,9 +86,7 @@ class CheckpointWriter:
 
     def best(self) -> Path | None:
         """Return the best checkpoint's folder, if the recipe wants one and a score was taken."""
-        if self.saving.best is None:
-            return None
-        best = checkpoints.best_of(self.folder, self.stage)
+        best = checkpoints.best_of(self.folder, self.stage) if self.saving.best is not None else None
         return best.path if best else None
 
     def _name(self, step: int) -> str:

@@ -1,9 +1,13 @@
-"""The objective computed from hidden states in chunks of positions, so that the logits of one chunk exist at a time."""
+"""The objective computed from hidden states in chunks of positions, so that the logits of one chunk exist at a time.
+
+`compare_with_dense` checks it against the objective from all logits at once (`--check`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,10 +17,16 @@ from torch.nn.functional import linear
 
 from switchkd_cli.engine.lm_head import Heads, positions
 from switchkd_cli.engine.paths import PATHS, output_name
-from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits
+from switchkd_cli.engine.per_image import PerImage, apply
+from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
+from switchkd_cli.errors import CRASH, UserError
 
-Logits = dict[str, Tensor]
-LossOfChunk = Callable[[Logits, Tensor], Tensor]  # logits, and the mask of their positions -> a scalar with a graph
+LOSS, GRADIENT = "check/loss", "check/gradient"
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Relative to the largest value, by the dtype of the logits: sums of chunks are rounded in other places."""
+
+LossOfChunk = Callable[[dict[str, Tensor], Tensor], Tensor]
+"""From logits and the mask of their positions to a scalar with a graph."""
 Chunk = tuple[slice, Tensor]  # which of the N positions, and the same as a mask [B, T]
 
 
@@ -25,35 +35,44 @@ class ChunkedObjective:
 
     Each chunk goes through the heads and the losses and back at once, and leaves its gradient on the hidden states and
     on the heads' weights. Losses that compare an example's positions with one another get whole examples.
+
+    `dense`: the same objective from all logits at once, which the chunks must equal; for outputs with logits, of paths
+    whose head weights only their own forward pass can use.
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self.terms = objective.terms
-        self.on_logits = Objective([term for term in self.terms if objective.reads_logits(term)])
-        self.on_others = Objective([term for term in self.terms if not objective.reads_logits(term)])
-        self.paths = tuple(sorted(self.on_logits.outputs))
-        self.outputs = self.on_others.outputs | {output_name(path, "hidden") for path in self.paths}
+    def __init__(self, objective: Objective, *, dense: bool = False) -> None:
+        self.terms, self.dense = objective.terms, dense
+        self.on_logits = Objective([term for term in self.terms if dense or objective.reads_logits(term)])
+        self.on_others = Objective([term for term in self.terms if not (dense or objective.reads_logits(term))])
+        self.paths = tuple(sorted(self.on_logits.outputs & set(PATHS)))
+        hidden = {output_name(path, "hidden") for path in self.paths}
+        self.outputs = self.on_logits.outputs if dense else self.on_others.outputs | hidden
 
-    def __call__(self, inputs: LossInputs, on_logits: OnLogits | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, inputs: LossInputs, on_logits: OnLogits | None = None, on_values: OnValues | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum to minimise, for one backward pass, and each term's part of it, unweighted, detached.
 
-        `on_logits` is called with each chunk's logits.
+        `on_logits` and `on_values` are called with what each chunk has.
         """
-        with_graph = self.on_others(inputs)
+        with_graph = self.on_others(inputs, on_values)
         parts = {name: value.detach() for name, value in with_graph.items()}
 
-        def loss_of_chunk(logits: Logits, mask: Tensor) -> Tensor:
-            of_chunk = self.on_logits(inputs._replace(outputs=logits, keep=mask))
+        def loss_of_chunk(outputs: Mapping[str, PerImage], mask: Tensor) -> Tensor:
+            of_chunk = self.on_logits(inputs._replace(outputs=outputs, keep=mask), on_values)
             for name, value in of_chunk.items():
                 parts[name] = parts.get(name, 0.0) + value.detach()
             if on_logits is not None:
-                on_logits(logits, inputs.batch, mask)
+                on_logits({path: cast(Tensor, outputs[path]) for path in self.paths}, inputs.batch, mask)
             return self.on_logits.total(of_chunk)
 
+        if self.dense:
+            return loss_of_chunk(inputs.outputs, inputs.keep), parts
         total = self.on_others.total(with_graph)
         if self.paths:
-            heads = heads_of(inputs)
-            hidden = [inputs.outputs[output_name(path, "hidden")] for path in self.paths]
+            heads = inputs.heads
+            assert heads is not None, "outputs without logits need the paths' heads"
+            hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
             weights = [heads.weights[path] for path in self.paths]
             chunks = self._chunks(inputs.keep, heads.columns)
             total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
@@ -63,18 +82,18 @@ class ChunkedObjective:
         """Yield the terms with a weight, one after another: name and weighted part, with its graph."""
         for term in self.terms:
             if term.weight:
-                yield term.name, ChunkedObjective(Objective([term]))(inputs)[0]
+                yield term.name, ChunkedObjective(Objective([term]), dense=self.dense)(inputs)[0]
 
     @torch.no_grad()
     def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
         """Return, for each of the terms named, the ids of the batch's examples with a non-finite value."""
-        ids = self.on_others.non_finite_rows(terms, inputs)
-        heads = heads_of(inputs)
-        for at, mask in self._chunks(inputs.keep, heads.columns):
-            logits = {path: heads(path, _hidden(inputs, path)[at]) for path in self.paths}
-            of_chunk = self.on_logits.non_finite_rows(terms, inputs._replace(outputs=logits, keep=mask))
-            for name, rows in of_chunk.items():
-                ids[name] = ids.get(name, set()) | rows
+        ids: dict[str, set[str]] = {name: set() for name in terms}
+
+        def note(name: str, values: Tensor, rows: Tensor) -> None:
+            ids[name] |= {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
+
+        named = Objective([term for term in self.terms if term.name in ids])
+        ChunkedObjective(named, dense=self.dense)(inputs, on_values=note)
         return ids
 
     def _chunks(self, keep: Tensor, columns: int) -> list[Chunk]:
@@ -92,52 +111,6 @@ class ChunkedObjective:
             mask[places[at, 0], places[at, 1]] = True
             chunks.append((at, mask))
         return chunks
-
-
-class DenseObjective:
-    """The same objective from all logits at once: what `ChunkedObjective` must equal.
-
-    It also takes outputs with logits, of paths whose head weights only their own forward pass can use.
-    """
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective, self.outputs = objective, objective.outputs
-        self.paths = tuple(path for path in PATHS if path in self.outputs)
-
-    def __call__(self, inputs: LossInputs, on_logits: OnLogits | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `ChunkedObjective`; the parts have their graph, too."""
-        inputs = self._with_logits(inputs)
-        parts = self.objective(inputs)
-        if on_logits is not None:
-            logits = {path: cast(Tensor, inputs.outputs[path]) for path in self.paths}
-            on_logits(logits, inputs.batch, inputs.keep)
-        return self.objective.total(parts), parts
-
-    def weighted_terms(self, inputs: LossInputs) -> Iterator[tuple[str, Tensor]]:
-        """As `ChunkedObjective`."""
-        parts = self(inputs)[1]
-        yield from ((t.name, t.weight * parts[t.name]) for t in self.objective.terms if t.weight)
-
-    def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
-        """As `ChunkedObjective`."""
-        return self.objective.non_finite_rows(terms, self._with_logits(inputs))
-
-    def _with_logits(self, inputs: LossInputs) -> LossInputs:
-        """Return the inputs with the logits that they lack."""
-        missing = [path for path in self.paths if path not in inputs.outputs]
-        logits = {path: heads_of(inputs)(path, _hidden(inputs, path)) for path in missing}
-        return inputs._replace(outputs={**inputs.outputs, **logits})
-
-
-def heads_of(inputs: LossInputs) -> Heads:
-    """Return the heads of inputs that come without logits."""
-    if inputs.heads is None:
-        raise ValueError("outputs without logits need the paths' heads")
-    return inputs.heads
-
-
-def _hidden(inputs: LossInputs, path: str) -> Tensor:
-    return cast(Tensor, inputs.outputs[output_name(path, "hidden")])
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -208,3 +181,49 @@ def _group_neighbours(lengths: Sequence[int], size: int) -> Iterator[slice]:
             first = end
         end += length
     yield slice(first, end)
+
+
+def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, float]:
+    """Return how far the chunked loss and its gradients lie from the dense ones, relative to the largest value of each.
+
+    The gradients are those on hidden states and heads. The step itself is not changed. Raises UserError (code CRASH)
+    for a distance beyond rounding.
+    """
+    heads = inputs.heads
+    assert heads is not None
+    ways = (ChunkedObjective(objective, dense=dense) for dense in (False, True))
+    chunked, dense = (_loss_and_gradients(way, inputs, heads) for way in ways)
+    distances = [_distance(a, b) for a, b in zip(chunked, dense, strict=True)]
+    figures = {LOSS: distances[0], GRADIENT: max(distances[1:], default=0.0)}
+    allowed = TOLERANCE[heads.dtype or next(iter(heads.weights.values())).dtype]
+    if far := [f"{name} is {value:.2g}" for name, value in figures.items() if not value <= allowed]:
+        raise UserError(
+            f"chunked and dense objectives differ beyond rounding: {', '.join(far)}, allowed {allowed:.0e}",
+            hint="please report this with the recipe",
+            code=CRASH,
+        )
+    return figures
+
+
+def _loss_and_gradients(objective: ChunkedObjective, inputs: LossInputs, heads: Heads) -> list[Tensor]:
+    """Return the loss, and its gradients on copies of those outputs and head weights that need one."""
+    outputs = {name: apply(_leaf, value) for name, value in inputs.outputs.items()}
+    heads = replace(heads, weights={path: _leaf(weight) for path, weight in heads.weights.items()})
+    values = [*outputs.values(), *heads.weights.values()]
+    tensors = [one for value in values for one in ((value,) if isinstance(value, Tensor) else value)]
+    leaves = [tensor for tensor in tensors if tensor.requires_grad]
+    if objective.dense:
+        outputs |= {path: heads(path, cast(Tensor, outputs[output_name(path, "hidden")])) for path in objective.paths}
+    total, _ = objective(inputs._replace(outputs=outputs, heads=heads))
+    gradients = torch.autograd.grad(total, leaves, materialize_grads=True) if leaves else ()
+    return [total.detach(), *gradients]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """Return the largest distance of two tensors, relative to the largest value of the other one."""
+    largest, apart = (values.abs().amax().item() if values.numel() else 0.0 for values in (other, one - other))
+    return apart / largest if largest else apart

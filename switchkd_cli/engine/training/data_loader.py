@@ -4,12 +4,11 @@ import math
 import multiprocessing
 import os
 import pickle
-import queue
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -54,8 +53,7 @@ class Loader:
     """
 
     def __init__(self, batches: DataLoader, stage: str, warn: Callable[[str], None]) -> None:
-        self.count, self.stage, self.warn, self._closed = batches.num_workers, stage, warn, False
-        self._ready: queue.Queue[Batch | Exception] = queue.Queue(1)
+        self.count, self.stage, self.warn = batches.num_workers, stage, warn
         try:
             if self.count:
                 multiprocessing.Lock()  # fails first, where torch's failure would leave its own messages
@@ -64,8 +62,7 @@ class Loader:
             what = f"{self.count} data workers can't be started: {error}"
             raise self._workers_error(f"stages.{stage}.workers: {what} ({_shared_memory()})") from error
         if self.count:
-            self._thread = threading.Thread(target=self._fetch, daemon=True, name="data")
-            self._thread.start()
+            self._fetch()
 
     def __iter__(self) -> Self:
         return self
@@ -75,8 +72,17 @@ class Loader:
             return next(self._batches)
         # looks are counted, not seconds, which also pass while the whole program is suspended
         for look in range(GIVE_UP_AFTER):
-            with suppress(queue.Empty):
-                return self._get(POLL)
+            try:
+                batch = self._next.result(timeout=POLL)
+                self._fetch()
+                return batch
+            except TimeoutError:
+                pass
+            except RuntimeError as error:
+                if (died := self.died(error)) is None:
+                    raise
+                if signals.stop_signal() is None:  # otherwise the stop signal has ended the worker, too
+                    raise died from None
             if signals.stop_signal() is not None:
                 raise StopIteration
             if look + 1 == WARN_AFTER:
@@ -96,37 +102,23 @@ class Loader:
     def close(self) -> None:
         """End the workers, also those that don't react."""
         if self.count:
-            self._closed = True
-            with suppress(queue.Empty):
-                self._ready.get_nowait()
             self._thread.join(POLL)
             self._batches._shutdown_workers()  # torch's own, which waits only seconds for each
             for process in self._batches._workers:
                 process.kill()
 
     def _fetch(self) -> None:
-        """Receive batches from the workers. In a thread: reading from a worker that stopped half-way never ends."""
-        try:
-            for batch in self._batches:
-                self._ready.put(pickle.loads(batch))
-                if self._closed:
-                    return
-            self._ready.put(StopIteration())
-        except Exception as error:  # noqa: BLE001 (raised where the batch is waited for)
-            self._ready.put(error)
+        """Receive the next batch from the workers, in a thread: reading from a worker that stopped half-way never ends."""
+        self._next = coming = Future[Batch]()
 
-    def _get(self, seconds: float) -> Batch:
-        try:
-            batch = self._ready.get(timeout=seconds)
-            if isinstance(batch, Exception):
-                raise batch
-            return batch
-        except RuntimeError as error:
-            if (died := self.died(error)) is None:
-                raise
-            if signals.stop_signal() is not None:  # the stop signal has ended the worker, too
-                raise StopIteration from None
-            raise died from None
+        def receive() -> None:
+            try:
+                coming.set_result(pickle.loads(next(self._batches)))
+            except Exception as error:  # noqa: BLE001 (raised where the batch is waited for)
+                coming.set_exception(error)
+
+        self._thread = threading.Thread(target=receive, daemon=True, name="data")
+        self._thread.start()
 
     def _worker_states(self) -> str:
         """Return the workers and the system's state of each, such as "stopped" or "disk-sleep"."""
@@ -184,15 +176,9 @@ def make_loader(
 def micro_batch_size(stage: Stage, processes: int) -> int:
     """Return how many examples a process holds at once: `micro_batch`, or the largest number below that divides its share.
 
-    Raises UserError if the batch can't be divided evenly among the processes.
+    The batch can be divided evenly among the processes: `preflight.check_batches` has checked it.
     """
-    each, rest = divmod(stage.batch, processes)
-    if rest:
-        fits = max(n for n in range(1, processes) if stage.batch % n == 0)
-        raise UserError(
-            f"stages.{stage.name}.batch: must be a multiple of the {processes} processes, got {stage.batch}",
-            hint=f"train in {fits} of them, or change stages.{stage.name}.batch",
-        )
+    each = stage.batch // processes
     most = min(stage.micro_batch or each, each)
     return max(n for n in range(1, most + 1) if each % n == 0)
 

@@ -2,8 +2,8 @@
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.processes import Processes
+from switchkd_cli.recipe.schema import Stage
 
 
 class TorchReplica:
@@ -28,18 +29,17 @@ class TorchReplica:
         paths: Paths,
         groups: Sequence[Mapping[str, Any]],
         processes: Processes,
+        stage: Stage,
         *,
-        weight_decay: float,
-        grad_clip: float | None,
         precision: str,
         find_unused_parameters: bool = False,
     ) -> None:
         self.device = processes.device
         self.paths = paths.to(self.device)
-        self.module: nn.Module = self.paths
+        self.module: Any = self.paths
         self.parameters = [p for group in groups for p in group["params"]]
-        self.adamw = AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
-        self.max_norm = grad_clip or math.inf
+        self.adamw = AdamW([dict(group) for group in groups], weight_decay=stage.weight_decay, fused=True)
+        self.max_norm = stage.grad_clip or math.inf
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         if processes.count > 1:
@@ -56,14 +56,9 @@ class TorchReplica:
         """What turns hidden states into logits; None if only a forward pass of the whole student can."""
         return self.paths.heads(self.dtype)
 
-    @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: processes exchange gradients in the step's last one."""
-        if isinstance(self.module, DistributedDataParallel) and not last:
-            with self.module.no_sync():
-                yield
-        else:
-            yield
+        return nullcontext() if last or self.module is self.paths else self.module.no_sync()
 
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         with self.autocast:

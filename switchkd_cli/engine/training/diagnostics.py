@@ -1,15 +1,38 @@
 """Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, row_selector
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.forward_kl import forward_kl
-from switchkd_cli.engine.training.knee_stats import KneeSpec, KneeStats, concatenate, knee_specs, measure_knees
+from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
+from switchkd_cli.engine.losses.ops.leaders import BLOCK
+from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
 from switchkd_cli.recipe.schema import Term
+
+
+class KneeSpec(NamedTuple):
+    """Where a loss takes the knee of rows of logits: whose logits lead (`path`), at which positions (`on`), within what."""
+
+    path: str
+    on: str
+    select: TopKAtKnee
+
+
+class KneeStats(NamedTuple):
+    """Of N rows of logits."""
+
+    knee: Tensor
+    """[N] 1 + the knee's rank: how many logits lie at or before it."""
+    k: Tensor
+    """[N] what the loss takes: the knee within its bounds."""
+    mass: Tensor
+    """[N] probability of the top k."""
 
 
 class Diagnostics:
@@ -53,8 +76,38 @@ class Diagnostics:
         figures = {name: torch.cat(values).mean().item() for name, values in self._at_answers.items()}
         for term, spec in self.knees:
             if spec in self._stats:
-                figures |= _knee_figures(f"{term}/{spec.path}", concatenate(self._stats[spec]))
+                figures |= _knee_figures(f"{term}/{spec.path}", _concatenate(self._stats[spec]))
         return figures
+
+
+def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
+    """Return the terms' names with each of their knees, as their losses declare (`registry.Signature.leaders`)."""
+    specs = []
+    for term in terms:
+        signature = registry.signature("loss", term.loss)
+        for side in signature.leaders(term.parameters):
+            bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
+            specs.append(
+                (term.name, KneeSpec(term.of if side == "student" else term.to, term.on, TopKAtKnee(**bounds)))
+            )
+    return specs
+
+
+@torch.no_grad()
+def measure_knees(logits: Tensor, spec: KneeSpec) -> KneeStats:
+    """Return the knees of rows of logits [N, V], computed a block of rows at a time."""
+    stats = []
+    for block in logits.split(max(1, BLOCK // logits.shape[-1])):
+        padding = padding_columns(block)
+        top, rank, k = spec.select.search(block, padding)
+        beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
+        log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
+        stats.append(KneeStats(1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
+    return _concatenate(stats)
+
+
+def _concatenate(blocks: Sequence[KneeStats]) -> KneeStats:
+    return KneeStats(*(torch.cat(column) for column in zip(*blocks, strict=True)))
 
 
 def gradient_norms_by_term(
@@ -78,6 +131,22 @@ def gradient_norms_by_term(
                 name = f"grad/{term}/{part}"
                 squares[name] = squares.get(name, 0.0) + gradient.float().square().sum().item()
     return {name: value**0.5 for name, value in squares.items()}
+
+
+def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]) -> dict[str, float]:
+    """Return each diagnostic's mean over the processes that have it, weighted by the positions that they looked at.
+
+    This is exact for means over positions; of quantiles and norms it is the mean.
+    """
+    if len(diagnostics) == 1:
+        return dict(diagnostics[0])
+    figures = {}
+    for name in dict.fromkeys(name for each in diagnostics for name in each):
+        pairs = zip(diagnostics, positions, strict=True)
+        having = [(each[name], count) for each, count in pairs if name in each and count]
+        if having:
+            figures[name] = sum(count * value for value, count in having) / sum(count for _, count in having)
+    return figures
 
 
 def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from transformers import set_seed
@@ -15,24 +15,16 @@ from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training import data_loader
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
-from switchkd_cli.engine.training.data_loader import (
-    Loader,
-    count_steps,
-    make_loader,
-    next_micro_batches,
-    rows_of_process,
-    visit_order,
-)
-from switchkd_cli.engine.training.oom import is_out_of_memory, out_of_memory, peak_memory_mib
+from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
+from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.reduce import NonFinite
 from switchkd_cli.engine.training.rng import random_state, set_random_state
-from switchkd_cli.engine.training.trainer import NO_DEEPSPEED, Trainer
+from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
-from switchkd_cli.engine.training.verify_chunks import GRADIENT, LOSS
 from switchkd_cli.errors import CRASH, MACHINE, UserError
-from switchkd_cli.recipe.schema import DeepSpeed, Stage
+from switchkd_cli.recipe.schema import Stage
 
 Log = Callable[[dict], None]
 DIAGNOSED = 20  # about how many steps of a stage are diagnosed
@@ -45,6 +37,7 @@ class Loop:
 
     Which examples come next follows from `step` and the seed; the weights that are not trained follow from the recipe and
     the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
+    `settings` are `Trainer`'s.
     """
 
     def __init__(
@@ -54,25 +47,19 @@ class Loop:
         data: Conversations,
         *,
         seed: int,
-        precision: str,
         log: Log,
-        trackers: Path,
         writer: CheckpointWriter | None = None,
         processes: Processes = ALONE,
-        deepspeed: DeepSpeed = NO_DEEPSPEED,
         check: bool = False,
-        states: Path | None = None,
+        **settings: Any,
     ) -> None:
         set_seed(seed)
-        self.check = check
         self.stage, self.data, self.log, self.writer, self.processes = stage, data, log, writer, processes
-        self.steps = count_steps(stage, len(data))
-        self.trainer = Trainer(
-            stage, paths, self.steps, precision, trackers, seed, processes=processes, deepspeed=deepspeed, states=states
-        )
+        self.check = check
+        self.steps = data_loader.count_steps(stage, len(data))
+        self.trainer = Trainer(stage, paths, self.steps, seed=seed, processes=processes, **settings)
         self.warnings = TrainingWarnings(stage)
-        self.order = visit_order(stage, data, self.steps * stage.batch, seed)
-        self.student = paths.student
+        self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
         self.skipped = 0  # the last of them in a row that changed no weight
@@ -103,40 +90,41 @@ class Loop:
         processes, micro_batch = self.processes, self.trainer.micro_batch
         count = self.stage.batch // (micro_batch * processes.count)
         left = self.order[self.step * self.stage.batch :]
-        rows = rows_of_process(left, micro_batch, processes.rank, processes.count)
-        loader = make_loader(self.stage, self.student, self.data, rows, micro_batch, self._log_slow_data)
+        rows = data_loader.rows_of_process(left, micro_batch, processes.rank, processes.count)
+        warn = partial(self._log, "data")
+        loader = data_loader.make_loader(self.stage, self.trainer.paths.student, self.data, rows, micro_batch, warn)
         began = time.monotonic() - self.seconds
         with closing(loader), processes.needed():
             while self.step < self.steps:
                 step_began = time.monotonic()
                 group = self._next(loader, count)
                 waited = time.monotonic() - step_began
-                diagnosed = self.step % math.ceil(self.steps / DIAGNOSED) == 0 or self.step == self.steps - 1
+                last = self.step == self.steps - 1
+                diagnosed = last or self.step % math.ceil(self.steps / DIAGNOSED) == 0
                 checked = self.check and self.step == 0
                 try:
                     figures, non_finite = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
                 except (MemoryError, RuntimeError) as error:
-                    if (died := loader.died(error)) is not None:
-                        raise died from None
-                    if not is_out_of_memory(error):
-                        raise
-                    where = f"stage {self.stage.name}, step {self.step + 1}"
-                    raise out_of_memory(self.trainer, group, where, error) from error
+                    if cause := loader.died(error) or out_of_memory(self.trainer, group, self._where, error):
+                        raise cause from error
+                    raise
                 now = time.monotonic()
                 figures |= self._speed(group, waited, now - step_began)
                 self.seconds = now - began
                 self.trainer.write(figures, self.step)
                 at = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
                 self.log({**at, "seconds": self.seconds, **figures})
-                if checked:
-                    self._log_check(figures)
+                if checked and LOSS in figures:
+                    text = "chunked and dense objectives agree up to rounding:"
+                    self._log("check", text, loss=figures[LOSS], gradient=figures[GRADIENT])
+                elif checked:
+                    self._log("check", "nothing to compare: all logits are computed at once")
                 self.skipped = self.skipped + 1 if non_finite else 0
                 if non_finite:
                     self._skip_step(non_finite, group)
                 elif diagnosed:
-                    last = self.step == self.steps - 1
-                    for warning in self.warnings.check(self.step, figures, last=last):
-                        self.log({"event": "warning", "stage": self.stage.name, **warning})
+                    for about, text in self.warnings.check(self.step, figures, last=last):
+                        self._log("warning", text, about=about)
                 self.warnings.count(self.trainer.compared)
                 self.step += 1
                 if self.writer is not None and not non_finite:
@@ -145,7 +133,14 @@ class Loop:
                 if self.step == math.ceil(len(self.data) / self.stage.batch) and not non_finite:
                     self.check_idle()  # every example was used once: a part without gradient will not get one later
 
-    def _next(self, loader: Loader, count: int) -> list[Batch]:
+    @property
+    def _where(self) -> str:
+        return f"stage {self.stage.name}, step {self.step + 1}"
+
+    def _log(self, event: str, text: str, **more: Any) -> None:
+        self.log({"event": event, "stage": self.stage.name, **more, "text": text})
+
+    def _next(self, loader: data_loader.Loader, count: int) -> list[Batch]:
         """Return this process's micro-batches of the step.
 
         If any process has no data left, saves and raises UserError; if any got a stop signal meanwhile, saves and raises
@@ -154,7 +149,7 @@ class Loop:
         group: list[Batch] = []
         unusable, failure = [], None
         try:
-            group = next_micro_batches(loader, count)
+            group = data_loader.next_micro_batches(loader, count)
             unusable = [row for batch in group for row in batch.unusable]
         except UserError as error:
             failure = error
@@ -206,33 +201,6 @@ class Loop:
             if self.processes.first:
                 self.writer.save(self.step, state, scored=scored)
 
-    def save_last(self) -> None:
-        """Write a checkpoint of the last step, so that nothing is lost if the student then can't be saved.
-
-        Where there is no room for it, there may be room for the student: that is logged. Raises UserError (code CRASH)
-        for non-finite weights.
-        """
-        try:
-            self.save(scored=False)  # it may be of too few steps to be called the best
-        except UserError as error:
-            if error.code != MACHINE:
-                raise
-            self.log({"event": "warning", "stage": self.stage.name, "text": str(error)})
-
-    def log_teacher_states(self) -> None:
-        """Log how many examples' teacher states came from the cache and how many were computed, over all processes."""
-        states = self.trainer.paths.states
-        if states is None or states.file is None:
-            return
-        counts = self.processes.gather((states.found, states.computed))
-        found, computed = (sum(each) for each in zip(*counts, strict=True))
-        mib = states.file.stat().st_size / 2**20
-        where = {"event": "teacher states", "stage": self.stage.name}
-        self.log({**where, "found": found, "computed": computed, "mib": mib})
-
-    def _log_slow_data(self, text: str) -> None:
-        self.log({"event": "data", "stage": self.stage.name, "text": text})
-
     def check_idle(self) -> None:
         """Raise UserError if a trained part never got a gradient, or a term never had anything to compare."""
         where, terms = f"stage {self.stage.name}", self.warnings.idle
@@ -243,42 +211,50 @@ class Loop:
         if problems:
             raise UserError(problems, hint=remedy(self.stage, parts, terms) + "; no model was saved")
 
-    def warn_of_empty_steps(self) -> None:
-        """Log a warning about steps in which no term had anything to compare."""
-        if self.warnings.empty:
-            text = (
-                f"in {self.warnings.empty} of {self.steps} steps no term had anything to compare: they trained nothing"
-            )
-            self.log({"event": "warning", "stage": self.stage.name, "about": "empty steps", "text": text})
+    def finish(self) -> None:
+        """Check that every part and term was trained, write the last checkpoint, log what the stage came to, and close.
 
-    def _log_check(self, figures: dict[str, float]) -> None:
-        """Log how far the chunked objective is from the dense one."""
-        text = "chunked and dense objectives agree up to rounding:"
-        if LOSS not in figures:
-            text = "nothing to compare: all logits are computed at once"
-        distances = {name.partition("/")[2]: figures[name] for name in (LOSS, GRADIENT) if name in figures}
-        self.log({"event": "check", "stage": self.stage.name, "text": text, **distances})
+        Without room for a checkpoint there may be room for the student: that is logged. Raises UserError as `check_idle`
+        does, and (code CRASH) for non-finite weights.
+        """
+        self.check_idle()
+        if empty := self.warnings.empty:
+            text = f"in {empty} of {self.steps} steps no term had anything to compare: they trained nothing"
+            self._log("warning", text, about="empty steps")
+        try:
+            self.save(scored=False)  # it may be of too few steps to be called the best
+        except UserError as error:
+            if error.code != MACHINE:
+                raise
+            self._log("warning", str(error))
+        states = self.trainer.paths.states
+        if states is not None and states.file is not None:  # over all processes
+            counts = self.processes.gather((states.found, states.computed))
+            found, computed = (sum(each) for each in zip(*counts, strict=True))
+            figures = {"found": found, "computed": computed, "mib": states.file.stat().st_size / 2**20}
+            self.log({"event": "teacher states", "stage": self.stage.name, **figures})
+        self.trainer.close()
+        self.trainer.paths.eval()
 
     def _skip_step(self, non_finite: list[NonFinite], group: Sequence[Batch]) -> None:
         """Record a step with non-finite figures and continue, or raise UserError (code CRASH), as the stage says.
 
         The step changed no weight. If it ends the run, no checkpoint is written: the existing ones are older.
         """
-        at = {"stage": self.stage.name, "step": self.step + 1}
         texts = [f"{b.figure} is {b.value}; examples {_names(b.rows)}" for b in non_finite]
         ids = [ids for each in self.processes.gather([list(b.ids) for b in group]) for ids in each]
         if self.writer is not None and self.processes.first:
             figures = {b.figure: str(b.value) for b in non_finite}
             rows = list(dict.fromkeys(row for b in non_finite for row in b.rows))
+            at = {"stage": self.stage.name, "step": self.step + 1}
             self.writer.record_non_finite({**at, "figures": figures, "rows": rows, "micro_batches": ids})
         if self.stage.not_finite == "skip" and self.skipped < MAX_SKIPPED:
-            self.log({"event": "skipped step", **at, "text": "; ".join(texts)})
+            self._log("skipped step", "; ".join(texts), step=self.step + 1)
             return
-        where = f"stage {self.stage.name}, step {self.step + 1}"
         in_a_row = f" ({MAX_SKIPPED} such steps in a row)" if self.skipped >= MAX_SKIPPED > 1 else ""
         name = f"stages.{self.stage.name}"
         raise UserError(
-            [f"{where}: {text}{in_a_row}" for text in texts],
+            [f"{self._where}: {text}{in_a_row}" for text in texts],
             hint=f"look at these examples, lower the learning rate ({name}.lr={self.stage.lr / 3:.1e}), or skip such "
             f"steps ({name}.not_finite=skip)",
             code=CRASH,
@@ -306,9 +282,4 @@ def train(
     if writer is not None:
         writer.restore(loop.load_state_dict)
     loop.run()
-    loop.check_idle()
-    loop.warn_of_empty_steps()
-    loop.save_last()
-    loop.log_teacher_states()
-    loop.trainer.close()
-    paths.eval()
+    loop.finish()

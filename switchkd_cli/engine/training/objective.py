@@ -21,6 +21,9 @@ IMAGES = "images"
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask [B, T] of the n positions that they are of."""
 
+OnValues = Callable[[str, Tensor, Tensor], None]
+"""Called with a term's name, its value at each of n positions or images, [n], and the row of the batch of each, [n]."""
+
 
 @dataclass(frozen=True)
 class Normalizers:
@@ -93,21 +96,15 @@ class Objective:
         together = sum_over_processes(torch.stack(counts))
         return Normalizers(dict(zip((*self.on, IMAGES), together, strict=True)), progress)
 
-    def __call__(self, inputs: LossInputs) -> dict[str, Tensor]:
+    def __call__(self, inputs: LossInputs, on_values: OnValues | None = None) -> dict[str, Tensor]:
         """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
-        return {
-            term.name: self._values(term, inputs)[0].sum() / inputs.normalizers[self.counted(term)]
-            for term in self.terms
-        }
-
-    @torch.no_grad()
-    def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
-        """Return, for each of the terms named, the ids of the batch's examples with a non-finite value."""
-        ids: dict[str, set[str]] = {}
-        for term in (term for term in self.terms if term.name in terms):
+        parts = {}
+        for term in self.terms:
             values, rows = self._values(term, inputs)
-            ids[term.name] = {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
-        return ids
+            if on_values is not None:
+                on_values(term.name, values, rows)
+            parts[term.name] = values.sum() / inputs.normalizers[self.counted(term)]
+        return parts
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position or image, [N], and the row of the batch that each belongs to, [N]."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.hub import one_line
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import RECOMPUTED
@@ -27,14 +28,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: BaseException) -> UserError:
-    """Return an error that says what used memory when an allocation failed, and which settings need less."""
+def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: BaseException) -> UserError | None:
+    """Return what used memory when an allocation failed, and which settings need less; None for any other error."""
+    if not is_out_of_memory(error):
+        return None
     examples, tokens = len(group[0].ids), max(batch.input_ids.shape[1] for batch in group)
-    parts = ", ".join(f"{what} {size / MIB:,.0f} MiB" for what, size in memory_in_use(trainer).items() if size)
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    sizes = {what: sum(tensor.nbytes for tensor in tensors) for what, tensors in memory_in_use(trainer).items()}
+    parts = ", ".join(f"{what} {size / MIB:,.0f} MiB" for what, size in sizes.items() if size)
     return UserError(
         [
-            f"{where}: out of memory: {reason}",
+            f"{where}: out of memory: {one_line(error)}",
             f"{where}: alive: {parts}; peak {peak_memory_mib():,.0f} MiB",
             f"{where}: remaining memory: activations of {examples} examples padded to {tokens:,} tokens",
         ],
@@ -43,37 +46,32 @@ def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: B
     )
 
 
-def memory_in_use(trainer: Trainer) -> dict[str, int]:
-    """Return the bytes that stay allocated from step to step."""
+def memory_in_use(trainer: Trainer) -> dict[str, Sequence[torch.Tensor]]:
+    """Return the tensors that stay allocated from step to step."""
     replica = trainer.replica
     weights = [replica.computed_as(parameter) for parameter in trainer.trained.values()]
     trained = {id(p) for p in weights}
     moments = [value for state in replica.adamw.state.values() for value in state.values()]
     models = [replica.paths, *filter(None, [replica.paths.teacher])]
-    frozen = [p for model in models for p in model.parameters() if id(p) not in trained]
     return {
-        "trained weights": _bytes(weights),
-        "their gradients": _bytes([p.grad for p in weights if p.grad is not None]),
-        "AdamW's moments": _bytes([value for value in moments if torch.is_tensor(value)]),
-        "frozen weights and the teacher": _bytes(frozen),
+        "trained weights": weights,
+        "their gradients": [p.grad for p in weights if p.grad is not None],
+        "AdamW's moments": [value for value in moments if torch.is_tensor(value)],
+        "frozen weights and the teacher": [p for m in models for p in m.parameters() if id(p) not in trained],
     }
 
 
 def _smaller_settings(trainer: Trainer, examples: int, tokens: int) -> str:
     """Return a smaller micro-batch and activation checkpointing; if one example is too much, what makes it smaller."""
     stage = trainer.stage
-    name, first = f"stages.{stage.name}", []
+    name, ways = f"stages.{stage.name}", []
     if smaller := max((n for n in range(1, examples // 2 + 1) if stage.batch % n == 0), default=None):
         count = stage.batch // smaller
-        first = [f"{name}.micro_batch={smaller} needs about half, the same gradient from {count} micro-batches"]
+        ways = [f"{name}.micro_batch={smaller} needs about half, the same gradient from {count} micro-batches"]
     if set(stage.activation_checkpointing) != set(RECOMPUTED):
-        first.append(f"{name}.activation_checkpointing=true keeps only layers' inputs, for one more forward pass")
-    if smaller:
-        return "; ".join([*first, "--dry-run --machine memory=GIB says what fits"])
-    shorter = f"cut examples (data.{stage.data}.max_length={tokens // 2})"
-    cut = f"{shorter}, train fewer parts, or set precision=bf16 (on a GPU)"
-    return f"one example is too much: {'; or '.join([*first, cut])}"
-
-
-def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+        ways.append(f"{name}.activation_checkpointing=true keeps only layers' inputs, for one more forward pass")
+    if not smaller:
+        ways.append(
+            f"data.{stage.data}.max_length={tokens // 2} cuts examples; fewer parts, or precision=bf16, need less"
+        )
+    return "; ".join([*ways, "--dry-run --machine memory=GIB says what fits"])

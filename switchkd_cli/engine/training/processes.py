@@ -40,7 +40,7 @@ POLL = 0.1  # seconds between two looks at what the first process decides
 class Processes:
     """This process as number `rank` of `count`, and number `local` on its machine.
 
-    `heartbeat` finds the process for which a collective call waits in vain.
+    `heartbeat` finds the process for which a collective call waits in vain; there is none if this is the only process.
     """
 
     rank: int = 0
@@ -62,17 +62,17 @@ class Processes:
 
     def sum(self, numbers: Tensor) -> Tensor:
         """Return the sum over all processes of tensors of the same shape. Every process must call this."""
-        if self.count > 1:
-            self._count_exchange()
+        if self.heartbeat is not None:
+            self.heartbeat.exchanges += 1
             dist.all_reduce(numbers)
         return numbers
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, in order. For small plain data; every process must call this."""
-        if self.count == 1:
+        if self.heartbeat is None:
             return [value]
         values: list[Any] = [None] * self.count
-        self._count_exchange()
+        self.heartbeat.exchanges += 1
         dist.all_gather_object(values, value)
         return values
 
@@ -86,10 +86,6 @@ class Processes:
         finally:
             if self.heartbeat is not None:
                 self.heartbeat.needed -= 1
-
-    def _count_exchange(self) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.exchanges += 1
 
     def decide(self, what: Callable[[], T]) -> T:
         """Return what the first process computes (plain data); the others wait for it, however long it takes.
@@ -121,27 +117,22 @@ def backend() -> str:
 def join_processes() -> Processes:
     """Join the processes that a launcher started with RANK, WORLD_SIZE, ... in the environment.
 
-    Returns ALONE if there are no others.
+    Returns ALONE if there are no others. Raises UserError (code MACHINE) if some don't start.
     """
     if not is_distributed():
         return ALONE
-    store, rank, count = _rendezvous()
+    patience = timedelta(seconds=MEETING)
+    with meeting(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}", os.environ["MASTER_ADDR"]):
+        store, rank, count = next(dist.rendezvous("env://", timeout=patience))
+        store.set(f"met/{rank}", "")
+        store.wait([f"met/{other}" for other in range(count)], patience)
+        store.set_timeout(PATIENCE)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
     dist.init_process_group(backend(), store=store, rank=rank, world_size=count, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     return Processes(rank, count, local, dist.PrefixStore("decisions", store), Heartbeat(rank, count))
-
-
-def _rendezvous() -> tuple[dist.Store, int, int]:
-    """Return the processes' store, this one's rank, and their number. Raises UserError (MACHINE) if some don't start."""
-    with meeting(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}", os.environ["MASTER_ADDR"]):
-        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING)))
-        store.set(f"met/{rank}", "")
-        store.wait([f"met/{other}" for other in range(count)], timedelta(seconds=MEETING))
-        store.set_timeout(PATIENCE)
-    return store, rank, count
 
 
 @contextmanager

@@ -6,21 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
+PYTHON = ("version", "words", "gauss")
+NUMPY = ("name", "keys", "position", "has_gauss", "cached")  # of the legacy form, a tuple
+
 
 def random_state() -> dict[str, Any]:
     """Return the states of Python, numpy, torch and of each accelerator."""
-    version, words, gauss = random.getstate()
-    state: Any = np.random.get_state()  # the legacy form, a tuple
-    name, keys, position, has_gauss, cached = state
+    numpy: dict[str, Any] = dict(zip(NUMPY, np.random.get_state(), strict=True))
     return {
-        "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {
-            "name": name,
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "position": position,
-            "has_gauss": has_gauss,
-            "cached": cached,
-        },
+        "python": dict(zip(PYTHON, random.getstate(), strict=True)),
+        "numpy": {**numpy, "keys": torch.from_numpy(numpy["keys"].astype(np.int64))},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -28,10 +23,10 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Continue drawing where `random_state` was taken."""
-    python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    keys = numpy["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    version, words, gauss = (state["python"][name] for name in PYTHON)
+    random.setstate((version, tuple(words), gauss))
+    numpy = {**state["numpy"], "keys": state["numpy"]["keys"].numpy().astype(np.uint32)}
+    np.random.set_state(tuple(numpy[name] for name in NUMPY))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -10,10 +10,9 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -25,7 +24,7 @@ from torch.distributed.launcher.api import launch_agent
 from switchkd_cli.distributed import exit_status
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig
-from switchkd_cli.distributed.signals import SIGNALS, Stopped
+from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.training.processes import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 
@@ -36,7 +35,8 @@ TAIL = 15  # lines of a process's output that are shown
 def launch(command: Sequence[str], config: LaunchConfig) -> None:
     """Run `command` (of this Python) in every process of this machine; the first process prints where this one does.
 
-    Raises the error of the first process that failed; Stopped when a signal ended them.
+    It is the last that this process does: its environment and its signals are then those of the others' agent. Raises the
+    error of the first process that failed; Stopped when a signal ended them.
     """
     if config.use_gpus and (count := torch.cuda.device_count()) < config.per_node:
         on_cpu = f"--processes {config.per_node} trains on the CPU (slowly)"
@@ -48,13 +48,12 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     for name in list(logging.root.manager.loggerDict):  # switchkd reports what the agent would log
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch, _environment(config, scratch), _handlers():
+    who = f"machine {config.node_rank} of {config.nodes}"
+    meet = nullcontext() if config.nodes == 1 else meeting(who, str(config.rdzv_endpoint), after=0)
+    with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
+        os.environ.update(_variables(config, scratch))
         try:
-            with (
-                nullcontext()
-                if config.nodes == 1
-                else meeting(f"machine {config.node_rank} of {config.nodes}", str(config.rdzv_endpoint), after=0)
-            ):
+            with meet:
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))
         except ChildFailedError as failed:
             raise _cause(failed, config, Path(scratch)) from None
@@ -67,70 +66,38 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
 
 
 def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
-    printing = 0 if config.node_rank == 0 else None
+    printing, alone = 0 if config.node_rank == 0 else None, config.nodes == 1
     redirects = {rank: Std.ALL for rank in range(config.per_node) if rank != printing}
-    rendezvous: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    if config.nodes > 1:
-        rendezvous = {
-            "rdzv_backend": "static",
-            "rdzv_endpoint": config.rdzv_endpoint,
-            "rdzv_configs": {"rank": config.node_rank, "timeout": MEETING},
-        }
-    if "signals_to_handle" in AgentConfig.__dataclass_fields__:  # before torch 2.9: always these, and SIGQUIT
-        rendezvous["signals_to_handle"] = ",".join(number.name for number in SIGNALS)
     return AgentConfig(
         min_nodes=config.nodes,
         max_nodes=config.nodes,
         nproc_per_node=config.per_node,
-        run_id=uuid.uuid4().hex if config.nodes == 1 else "switchkd",
+        run_id=uuid.uuid4().hex if alone else "switchkd",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint="localhost:0" if alone else str(config.rdzv_endpoint),
+        rdzv_configs={} if alone else {"rank": config.node_rank, "timeout": MEETING},
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "output"), redirects=redirects),
-        **rendezvous,
     )
 
 
-@contextmanager
-def _environment(config: LaunchConfig, scratch: str) -> Iterator[None]:
-    """Set the processes' environment variables, in addition to torch's own."""
+def _variables(config: LaunchConfig, scratch: str) -> dict[str, str]:
+    """Return the processes' environment variables, in addition to torch's own."""
     variables = {
         exit_status.FOLDER: scratch,
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node))),
     }
-    if not config.use_gpus:
-        variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextmanager
-def _handlers() -> Iterator[None]:
-    """Restore the signal handlers, which the agent replaces by its own."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return variables if config.use_gpus else {**variables, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> BaseException:
     """Return why the processes ended: the earliest failure that is not a consequence of another."""
     reports = exit_status.read_reports(scratch)
     killed = {r: f for r, f in failed.failures.items() if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
-    if reports and not reports[0].follows and not isinstance(reports[0].error, Stopped):
+    if reports and (not killed or not (reports[0].follows or isinstance(reports[0].error, Stopped))):
         return reports[0].error
-    if killed:
-        rank, failure = next(iter(killed.items()))
-        return _killed(rank, failure, config, scratch)
-    if reports:
-        return reports[0].error
-    rank, failure = failed.get_first_failure()
+    rank, failure = next(iter(killed.items()), None) or failed.get_first_failure()
     return _killed(rank, failure, config, scratch)
 
 

@@ -4,9 +4,8 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
@@ -15,18 +14,24 @@ from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
-from switchkd_cli.engine.training.chunked import ChunkedObjective, DenseObjective
+from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.ddp import TorchReplica
-from switchkd_cli.engine.training.diagnostics import Diagnostics, gradient_norms_by_term
+from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.reduce import NonFinite, ProcessFigures, average_diagnostics, sum_losses
-from switchkd_cli.engine.training.verify_chunks import compare_with_dense
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 NO_DEEPSPEED = DeepSpeed()
 SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
+
+
+class NonFinite(NamedTuple):
+    """A non-finite figure of a step, and the ids of the examples that it comes from."""
+
+    figure: str
+    value: float
+    rows: tuple[str, ...]
 
 
 class Trainer:
@@ -80,22 +85,14 @@ class Trainer:
         if self.deepspeed.zero:
             from switchkd_cli.engine.training.zero import ZeroReplica, deepspeed_config
 
-            config = deepspeed_config(stage, self.deepspeed, self.precision, self.micro_batch, self.processes)
-            self.replica: TorchReplica | ZeroReplica = ZeroReplica(
-                paths, groups, self.processes, weight_decay=stage.weight_decay, config=config
-            )
+            config = deepspeed_config(stage, self.deepspeed, self.precision, self.processes)
+            self.replica: TorchReplica | ZeroReplica = ZeroReplica(paths, groups, self.processes, stage, config)
         else:
+            unused = "student" not in self.objective.outputs
             self.replica = TorchReplica(
-                paths,
-                groups,
-                self.processes,
-                weight_decay=stage.weight_decay,
-                grad_clip=stage.grad_clip,
-                precision=self.precision,
-                find_unused_parameters="student" not in self.objective.outputs,
+                paths, groups, self.processes, stage, precision=self.precision, find_unused_parameters=unused
             )
-        dense = self.replica.heads is None
-        self.loss = DenseObjective(self.objective) if dense else ChunkedObjective(self.objective)
+        self.loss = ChunkedObjective(self.objective, dense=self.replica.heads is None)
         warmup = round(stage.warmup * self.steps)
         self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
 
@@ -136,9 +133,9 @@ class Trainer:
                 # processes' gradients are averaged; the normalizers have divided by all of them already
                 loss = loss * self.processes.count
                 self.replica.backward(loss * math.nan if broken else loss)  # no step is taken on NaN
-        of_process = ProcessFigures(losses, non_finite, diagnostics, int(keep.sum()))
-        of_processes = self.processes.gather(of_process)
-        non_finite = [figure for each in of_processes for figure in each.non_finite]
+        of_processes = self.processes.gather((losses, non_finite, diagnostics, int(keep.sum())))
+        of_losses, of_broken, of_diagnostics, positions = zip(*of_processes, strict=True)
+        non_finite = [figure for each in of_broken for figure in each]
         norm = self.replica.step()
         if not (non_finite or math.isfinite(norm)):
             ids = self.processes.gather([i for batch in group for i in batch.ids])
@@ -146,9 +143,10 @@ class Trainer:
         with warnings.catch_warnings():  # a first step that changes no weight would cause one
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
-        figures = {**rates, **sum_losses(of_processes), "grad_norm": norm}
+        # the normalizers have divided every process's part by the positions of all
+        figures = {**rates, **{name: sum(each[name] for each in of_losses) for name in losses}, "grad_norm": norm}
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
-        return figures | ({} if non_finite else average_diagnostics(of_processes)), non_finite
+        return figures | ({} if non_finite else average(of_diagnostics, positions)), non_finite
 
     def _learning_rates(self) -> dict[str, float]:
         """Return the stage's learning rate now, `lr`, and `lr/<part>` of each part that has a scale of its own."""
@@ -213,9 +211,7 @@ class Trainer:
         if unlike := sorted(state["weights"].keys() ^ self.trained.keys()):
             raise ValueError(f"other parameters were trained: {', '.join(unlike[:3])}")
         self.replica.close()
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state["weights"][name])
+        self.paths.load_state_dict(state["weights"], strict=False)
         self._begin()
         self.replica.set_moments({self.trained[name]: m for name, m in state["moments"].items()})
         for group, saved in zip(self.replica.adamw.param_groups, state["groups"], strict=True):

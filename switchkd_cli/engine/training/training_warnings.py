@@ -26,12 +26,10 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
     for stage in (stage for stage in stages if not has_images.get(stage.data, True)):
         parts = [part for part in stage.train if part != "language"]
         terms = [term.name for term in stage.objective if term.weight and _needs_image(term)]
-        for field, names in (("train", parts), ("objective", terms)):
-            problems += [
-                f"stages.{stage.name}.{field}: {name} needs images, and no usable example of {stage.data} has one"
-                for name in names
-            ]
-        hints += [remedy(stage, parts, terms)] if parts or terms else []
+        needing = [*(f"train: {part}" for part in parts), *(f"objective: {term}" for term in terms)]
+        none = f"needs images, and no usable example of {stage.data} has one"
+        problems += [f"stages.{stage.name}.{who} {none}" for who in needing]
+        hints += [remedy(stage, parts, terms)] if needing else []
     if problems:
         raise UserError(problems, hint="; ".join(hints))
 
@@ -51,7 +49,7 @@ def _needs_image(term: Term) -> bool:
 
 
 class TrainingWarnings:
-    """Turns the figures of a stage's diagnosed steps into warnings: what each is `about` and its `text`.
+    """Turns the figures of a stage's diagnosed steps into warnings.
 
     `empty` counts the steps in which no term had a position or an image to compare; `idle` are the terms that never had
     one.
@@ -79,8 +77,8 @@ class TrainingWarnings:
         self.idle = [term for term in self.idle if term not in compared]
         self.empty += not compared
 
-    def check(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[dict[str, str]]:
-        """Return the new warnings after a diagnosed step (from 0).
+    def check(self, step: int, figures: Mapping[str, float], *, last: bool) -> list[tuple[str, str]]:
+        """Return the new warnings after a diagnosed step (from 0): what each is about, and its text.
 
         There are none until enough steps can be averaged, except at the last step.
         """
@@ -91,41 +89,28 @@ class TrainingWarnings:
             name: fmean(each[name] for each in self.recent if name in each)
             for name in dict.fromkeys(name for each in self.recent for name in each)
         }
-        warnings = [
-            *self._teacher_no_better(step, means),
-            *self._k_at_bound(step, means),
-            *self._faint_gradient(step, means),
-        ]
-        new = [(about, text) for about, text in warnings if about not in self.emitted]
+        new = [(about, text) for about, text in self._warnings(means) if about not in self.emitted]
         self.emitted |= {about for about, _ in new}
-        return [{"about": about, "text": text} for about, text in new]
+        return [(about, f"{text} at step {step + 1}") for about, text in new]
 
-    def _teacher_no_better(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        if "teacher_ce" not in means or "student_ce" not in means:
-            return
-        teacher, student = means["teacher_ce"], means["student_ce"]
-        if teacher >= student:
-            both = f"cross-entropy {teacher:.3g} against {student:.3g} nats at step {step + 1}"
+    def _warnings(self, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Yield what each warning is about, and its text."""
+        teacher, student = means.get("teacher_ce"), means.get("student_ce")
+        if teacher is not None and student is not None and teacher >= student:
+            both = f"cross-entropy {teacher:.3g} against {student:.3g} nats"
             yield "teacher", f"the teacher is not better than the student on the training tokens: {both}"
-
-    def _k_at_bound(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         for way, bound in (("raised", "min_k"), ("cut", "max_k")):
             shares = {" ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")}
-            above = ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED)
-            if above:
-                where = f"effective k sits at {bound}, not at the knee"
-                yield f"k {way}", f"{where}: {above} of the positions at step {step + 1}"
-
-    def _faint_gradient(self, step: int, means: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+            if above := ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED):
+                yield f"k {way}", f"effective k sits at {bound}, not at the knee: {above} of the positions"
         for part in self.stage.train:
-            norms = {
-                name.split("/")[1]: value
-                for name, value in means.items()
-                if name.startswith("grad/") and name.endswith(f"/{part}")
+            names = {
+                name.split("/")[1]: name for name in means if name.startswith("grad/") and name.endswith(f"/{part}")
             }
+            norms = {term: means[name] for term, name in names.items()}
             strongest = max(norms, key=norms.__getitem__, default="")
             for term, norm in norms.items():
                 if norm < FAINT * norms[strongest]:
                     share = f"{norm / norms[strongest]:.1g} of {strongest}'s"
-                    both = f"({norm:.2g} against {norms[strongest]:.2g}) at step {step + 1}"
-                    yield (f"gradient of {term} on {part}", f"{term}'s gradient on the {part} is {share} {both}")
+                    both = f"({norm:.2g} against {norms[strongest]:.2g})"
+                    yield f"gradient of {term} on {part}", f"{term}'s gradient on the {part} is {share} {both}"

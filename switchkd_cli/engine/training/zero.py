@@ -17,19 +17,16 @@ from torch.optim import AdamW
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.per_image import PerImage
+from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
-
-NO_BUILDS = ("deepspeed_shm_comm",)
-"""Parts of DeepSpeed that it would compile at the start on CPUs; gloo does the same without them."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def deepspeed_config(
-    stage: Stage, deepspeed: DeepSpeed, precision: str, micro_batch: int, processes: Processes
-) -> dict[str, Any]:
+def deepspeed_config(stage: Stage, deepspeed: DeepSpeed, precision: str, processes: Processes) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a stage. No field that changes the numbers is left to its default."""
+    micro_batch = micro_batch_size(stage, processes.count)
     on_host = {"device": "cpu", "pin_memory": processes.device.type == "cuda"}
     zero: dict[str, Any] = {"stage": deepspeed.zero}
     if deepspeed.offload != "none":
@@ -64,8 +61,7 @@ class ZeroReplica:
         paths: Paths,
         groups: Sequence[Mapping[str, Any]],
         processes: Processes,
-        *,
-        weight_decay: float,
+        stage: Stage,
         config: Mapping[str, Any],
     ) -> None:
         _prepare_deepspeed(processes)
@@ -76,13 +72,12 @@ class ZeroReplica:
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
-        self.adamw = AdamW(own, weight_decay=weight_decay, fused=True)
+        self.adamw = AdamW(own, weight_decay=stage.weight_decay, fused=True)
         self.complete = config["zero_optimization"]["stage"] < 3  # each process has all weights
         self.steps = 0.0  # taken by AdamW
-        with _quiet():
-            self.engine, *_ = deepspeed.initialize(
-                model=self.paths, optimizer=self.adamw, config=dict(config), dist_init_required=False
-            )
+        self.engine, *_ = deepspeed.initialize(
+            model=self.paths, optimizer=self.adamw, config=dict(config), dist_init_required=False
+        )
         _create_moments(self.engine.optimizer)
 
     def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -103,8 +98,7 @@ class ZeroReplica:
             self.engine.step()  # only counts micro-batches
 
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
-        with _quiet():
-            return self.engine(*arguments)
+        return self.engine(*arguments)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass.
@@ -115,13 +109,11 @@ class ZeroReplica:
         return self.paths(*arguments) if self.complete else None
 
     def backward(self, loss: Tensor) -> None:
-        with _quiet():
-            self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> float:
         """Clip and take the step, unless the norm of all gradients, which is returned, is non-finite."""
-        with _quiet():
-            self.engine.step()
+        self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
         self.steps += math.isfinite(norm)
         return norm
@@ -175,17 +167,13 @@ def _create_moments(zero: Any) -> None:
 
 
 def _prepare_deepspeed(processes: Processes) -> None:
-    """Set up what DeepSpeed needs: a process group, even of one, and this process's number on its machine."""
-    for part in NO_BUILDS:
-        getattr(deepspeed.ops, "__compatible_ops__", {})[part] = False
+    """Set up what DeepSpeed needs: a process group, even of one, and this process's number on its machine.
+
+    Its warnings about names that torch has deprecated are hidden.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
+    # it would be compiled at the start on CPUs; gloo does the same without it
+    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", str(processes.local))
     if not dist.is_initialized():
         dist.init_process_group(backend(), store=dist.HashStore(), rank=0, world_size=1)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide DeepSpeed's warnings about names that torch has deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed")
-        yield

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def group_by_row(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -9,11 +10,7 @@ def group_by_row(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
     ``rows`` [N] int64 says which example each value belongs to; equal ones are neighbours. ``out[mask]`` is ``values``.
     """
-    _, group, count = rows.unique_consecutive(return_inverse=True, return_counts=True)
-    place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[group]
-    shape = (len(count), int(count.max()) if len(count) else 0)
-    padded = values.new_zeros(*shape, *values.shape[1:]).index_put((group, place), values)
-    mask = torch.zeros(shape, dtype=torch.bool, device=rows.device).index_put(
-        (group, place), torch.ones_like(rows, dtype=torch.bool)
-    )
-    return padded, mask
+    _, count = rows.unique_consecutive(return_counts=True)
+    count = count if len(count) else count.new_zeros(1)  # no value: one example without any
+    padded = pad_sequence(values.split(count.tolist()), batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=rows.device) < count[:, None]

@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.topk import SortedLogits, sort_to_knee, sort_top_k
-from switchkd_cli.engine.losses.ops.vocabulary import (
-    FLOOR,
-    at_least_float32,
-    count_columns,
-    mask_padding,
-    padding_columns,
-)
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, at_least_float32, count_columns, mask_padding
 
 
 def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
@@ -27,17 +21,9 @@ def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
     return _farthest_below(y, y.gather(-1, last), last)
 
 
-def effective_k(logits: Tensor, *, window: int | None = None, min_k: int = 3, max_k: int | None = None) -> Tensor:
-    """Return the k that dbild takes where these logits [N, V] lead, int64 [N].
-
-    dbild also leaves out columns that are padding in the other model only, which this can't know.
-    """
-    return TopKAtKnee(window, min_k, max_k)(logits, padding_columns(logits))[1]
-
-
 @dataclass(frozen=True)
 class TopKAtKnee:
-    """Selects a leader's highest ids up to its knee. Raises ValueError for bounds that can't be met.
+    """Selects a leader's highest ids up to its knee; min_k = max_k are a fixed number. Raises ValueError for bad bounds.
 
     window: search the knee among this many of the highest logits; None: among all.
     """
@@ -55,45 +41,24 @@ class TopKAtKnee:
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the ids [N, K] of the highest logits [N, V], descending, and k, how many of them each row takes, [N].
+        """Return the ids [N, K] of the highest logits [N, V], descending, and k, how many of them each row takes, [N]."""
+        top, _, k = self.search(logits, padding)
+        return top.ids[:, : max([2, *k.tolist()])].clone(), k  # a view would hold whole rows until the backward pass
+
+    def search(self, logits: Tensor, padding: Tensor | None) -> tuple[SortedLogits, Tensor, Tensor]:
+        """Return the rows of logits [N, V] sorted up to the knee or beyond it, the knee's rank [N], and k [N].
 
         k is 1 + the knee's rank, clamped to [min_k, max_k], and at most the number of columns that are not padding.
         """
-        top, rank = find_knee(logits, padding, window=self.window, at_least=self.min_k)
-        k = (1 + rank).clamp(min=self.min_k, max=self.max_k)
-        return _cut(top.ids, k, count_columns(logits, padding))
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Selects a leader's k highest ids; fewer if it has fewer columns. Raises ValueError for k below 1."""
-
-    k: int
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be 1 or more, got {self.k}")
-
-    @torch.no_grad()
-    def __call__(self, logits: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the ids [N, K] of the highest logits [N, V], descending, and k [N]."""
-        ids = sort_top_k(mask_padding(logits, padding), max(self.k, 2)).ids
-        return _cut(ids, torch.full_like(ids[:, 0], self.k), count_columns(logits, padding))
-
-
-def find_knee(
-    logits: Tensor, padding: Tensor | None, *, window: int | None, at_least: int
-) -> tuple[SortedLogits, Tensor]:
-    """Return the rows of logits [N, V] sorted up to the knee or beyond it, and the knee's rank [N]."""
-    at_least = max(at_least, 2)
-    z = mask_padding(logits, padding)
-    if window is not None:
-        top = sort_top_k(z, max(window, at_least))
-        return top, knee_rank(top.logits, window)
-    lowest = mask_padding(z, padding, torch.inf).amin(-1, keepdim=True)
-    last = count_columns(logits, padding)[:, None] - 1
-    top = sort_to_knee(z, lowest, last, at_least)
-    return top, _farthest_below(top.logits, lowest, last)
+        z, columns, at_least = mask_padding(logits, padding), count_columns(logits, padding), max(self.min_k, 2)
+        if self.window is not None:
+            top = sort_top_k(z, max(self.window, at_least))
+            rank = knee_rank(top.logits, self.window)
+        else:
+            lowest, last = mask_padding(z, padding, torch.inf).amin(-1, keepdim=True), columns[:, None] - 1
+            top = sort_to_knee(z, lowest, last, at_least)
+            rank = _farthest_below(top.logits, lowest, last)
+        return top, rank, (1 + rank).clamp(min=self.min_k, max=self.max_k).minimum(columns)
 
 
 def _farthest_below(y: Tensor, lowest: Tensor, last: Tensor) -> Tensor:
@@ -101,9 +66,3 @@ def _farthest_below(y: Tensor, lowest: Tensor, last: Tensor) -> Tensor:
     x = torch.arange(y.shape[-1], device=y.device).to(y.dtype) / last.clamp(min=1)
     height = (y - lowest) / (y[:, :1] - lowest).clamp(min=torch.finfo(y.dtype).tiny)
     return ((1 - x) - height).masked_fill(y <= FLOOR, -torch.inf).argmax(-1)
-
-
-def _cut(ids: Tensor, k: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sorted ids up to the largest k, and k bounded by the number of columns."""
-    k = k.minimum(columns)
-    return ids[:, : max([2, *k.tolist()])].clone(), k  # a view would hold whole rows until the backward pass
