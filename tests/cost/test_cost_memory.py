@@ -161,7 +161,7 @@ def peaks(names, cast, recomputed, tmp_path):
         Computation(objective.outputs, train, recomputed),
         precision,
         Machine(gpus=1, zero=0),
-        bytes_per_logit(objective.terms, precision.compute),
+        bytes_per_logit(objective.terms, precision.compute, COLUMNS),
     )
     moving = ("bf16 copies", "activations", "logits", "recomputed layer")
     return sum(planned[name] for name in moving), peak_bytes_on_cpu(step)
@@ -217,7 +217,7 @@ def test_what_a_loss_takes_is_measured_on_a_small_example(loss):
     term = Term(name="t", loss=loss, to="teacher" if paths == 2 else "labels")
     peak = peak_bytes_on_cpu(work) / (rows * vocabulary) + 2 * paths  # the logits themselves
     # ids are sorted in a copy that no operation of torch shows: a byte or two a logit
-    assert bytes_per_logit([term], 2) == pytest.approx(peak, rel=0.1, abs=1.0)
+    assert bytes_per_logit([term], 2, vocabulary) == pytest.approx(peak, rel=0.1, abs=1.0)
 
 
 def test_a_loss_that_nobody_has_measured_needs_its_file_and_a_line_only(tmp_path, monkeypatch):
@@ -232,5 +232,5 @@ def test_a_loss_that_nobody_has_measured_needs_its_file_and_a_line_only(tmp_path
     monkeypatch.setitem(registry.LOSSES, "broken", "new_loss:broken")
     squares, broken = (Term(name=name, loss=name, to="teacher") for name in ("squares", "broken"))
     # two bfloat16 logits, both in float32, their difference, its square, and slopes: 16 to 32 bytes
-    assert 16 <= bytes_per_logit([squares], 2) <= 32
-    assert bytes_per_logit([broken], 2) is None
+    assert 16 <= bytes_per_logit([squares], 2, COLUMNS) <= 32
+    assert bytes_per_logit([broken], 2, COLUMNS) is None

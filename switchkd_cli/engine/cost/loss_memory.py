@@ -24,22 +24,23 @@ from switchkd_cli.recipe.schema import Term
 
 IMAGE, QUESTION, ANSWER = 4, 8, 8  # tokens of the example
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
-COLUMNS = 2**15  # large next to a knee, as a language model's vocabulary is
+COLUMNS = 2**15  # the largest vocabulary that is measured
 
 
-def bytes_per_logit(terms: Iterable[Term], number: int) -> float | None:
+def bytes_per_logit(terms: Iterable[Term], number: int, vocabulary: int) -> float | None:
     """Return the peak bytes of logits and losses, forward and backward, for each of the N V logits of one path.
 
-    `number`: bytes of a logit. In front of a knee lies a tenth of the example's vocabulary, more than usual, so the figure
-    is rather high. None where the losses can't be computed on the example.
+    `number`: bytes of a logit. The smaller a vocabulary, the larger the share of it in front of a knee; above COLUMNS the
+    figure is that of COLUMNS, and rather high. None where the losses can't be computed on the example.
     """
     reads = [(term, registry.signature("loss", term.loss).reads) for term in terms]
     of_logits = [term for term, pairs in reads if any(kind == "logits" for _, kind in pairs)]
-    return _measured(tuple(term.model_dump_json() for term in of_logits), number) if of_logits else 0.0
+    described = tuple(term.model_dump_json() for term in of_logits)
+    return _measured(described, number, min(vocabulary, COLUMNS)) if described else 0.0
 
 
 @cache
-def _measured(terms: tuple[str, ...], number: int) -> float | None:
+def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None:
     length = IMAGE + QUESTION + ANSWER
     tokens = torch.arange(length).clamp(min=IMAGE - 1)
     labels = torch.where(torch.arange(length) < IMAGE + QUESTION, IGNORE, tokens)
@@ -49,7 +50,7 @@ def _measured(terms: tuple[str, ...], number: int) -> float | None:
     try:
         objective = Objective([Term.model_validate_json(term) for term in terms])
         keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
-        shape = int(keep.sum()), COLUMNS
+        shape = int(keep.sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}
         with Allocations() as allocations:
             logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}

@@ -153,7 +153,7 @@ def estimate_stage(
         return estimate
     notes = []
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
-    logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute)
+    logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
     if logit_bytes is None:
         logit_bytes = 2 * precision.compute * len(stage.paths)  # at least the logits and their gradients
         notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
