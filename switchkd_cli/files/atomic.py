@@ -41,12 +41,10 @@ def write_json(path: Path, data: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None when it is missing or broken."""
-    if not isfile(path):  # reading a pipe would wait
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    with suppress(OSError, ValueError, RecursionError):
+        if isfile(path):  # reading a pipe would wait
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
 @contextmanager

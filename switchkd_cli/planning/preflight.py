@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -88,11 +89,9 @@ def _outside_range(extra: str) -> tuple[tuple[str, str, str], ...]:
     outside = []
     for requirement in declared:
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            try:
+            with suppress(metadata.PackageNotFoundError):
                 version = metadata.version(requirement.name)
-            except metadata.PackageNotFoundError:
-                continue
-            # "2.6.0a0+nv25.01", in NVIDIA's containers, counts as 2.6.0
-            if not requirement.specifier.contains(Version(version).base_version):
-                outside.append((requirement.name, version, str(requirement.specifier)))
+                # "2.6.0a0+nv25.01", in NVIDIA's containers, counts as 2.6.0
+                if not requirement.specifier.contains(Version(version).base_version):
+                    outside.append((requirement.name, version, str(requirement.specifier)))
     return tuple(outside)
