@@ -35,10 +35,8 @@ def set_thread_variables(environment: MutableMapping[str, str] = os.environ) -> 
 
 def _quota() -> int | None:
     """The container's CPU quota (cgroup version 2 or 1) in cores, rounded up; None without a quota."""
-    with suppress(OSError, ValueError):
-        limit, period = (CGROUP / "cpu.max").read_text().split()
-        return None if limit == "max" else max(1, ceil(int(limit) / int(period)))
-    with suppress(OSError, ValueError):
-        quota, length = (int((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return None if quota < 0 else max(1, ceil(quota / length))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((CGROUP / name).read_text() for name in names).split()
+            return None if quota in ("max", "-1") else max(1, ceil(int(quota) / int(period)))
     return None
