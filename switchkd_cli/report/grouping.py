@@ -1,7 +1,5 @@
 """Put together what has one key."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 

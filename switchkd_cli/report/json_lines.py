@@ -1,7 +1,5 @@
 """Read the JSON-lines files of a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Print the tables that end `distill`, `ablate` and `compare`, and write them next to the results."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper

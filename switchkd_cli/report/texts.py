@@ -1,7 +1,5 @@
 """The longer sentences of tables, figures and reports, kept in texts.yaml."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Draw all figures of some finished runs into a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """Figures that need the saved models: sorted logits and their knees (the paper's Figure 2b), attention (Figure 3)."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple

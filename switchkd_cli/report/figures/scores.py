@@ -1,7 +1,5 @@
 """Figures of scores: the radar of the paper's Figure 1, and the gain against its cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import pi, sin
 from statistics import fmean

@@ -1,7 +1,5 @@
 """One look for every figure: a row has the same colour and mark in all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

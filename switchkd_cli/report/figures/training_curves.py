@@ -1,7 +1,5 @@
 """Losses and diagnostics of every row over the last stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from math import ceil

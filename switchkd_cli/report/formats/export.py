@@ -1,7 +1,5 @@
 """Write a document's tables and notes as text, Markdown, LaTeX, CSV or JSON."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Write a document as one HTML page that needs no other file: its style and its figures are in it."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Write a document as GitHub's Markdown, with links to its figures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Fill in the templates of the page, the Markdown and the LaTeX."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Print a document's tables and notes on a terminal, in a pipe or a text file."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from itertools import groupby

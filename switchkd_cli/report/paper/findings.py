@@ -1,7 +1,5 @@
 """Check the paper's findings, listed in claims.yaml, on our runs: same direction, the opposite one, or not clear."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

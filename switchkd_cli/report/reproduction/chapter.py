@@ -1,7 +1,5 @@
 """One recipe's chapter: its scores, the paper's numbers, gains over the controls, kinds of answer, cost, and notes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial

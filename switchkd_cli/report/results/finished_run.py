@@ -1,7 +1,5 @@
 """Read a finished run, or an evaluated model, from its folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Pair runs item by item. Refuse runs that answered other questions, or were scored with other versions."""
 
-from __future__ import annotations
-
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

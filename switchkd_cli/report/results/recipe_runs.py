@@ -1,7 +1,5 @@
 """One recipe with all its runs: the finished ones, the state of the others, and each row's controls."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Which benchmarks count: those where the teacher clearly beats answering without looking."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist, fmean

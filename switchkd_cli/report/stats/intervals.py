@@ -1,7 +1,5 @@
 """Means over seeds with 95 % intervals, paired differences, and standard errors over images."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from math import sqrt

@@ -4,8 +4,6 @@ An image with all its questions is drawn and exchanged (see metric_units.py). Th
 another seed would have given is the question of intervals.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The tables that end `distill`, `ablate` and `compare`: teacher, runs, gains, baselines, the paper's numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from statistics import stdev
 

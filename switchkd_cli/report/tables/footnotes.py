@@ -1,7 +1,5 @@
 """Notes around a table, so that nobody reads more into it than it says."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
