@@ -17,13 +17,13 @@ from switchkd_cli.runs.run_folder import RunFolder
 NAME = "table.json"
 
 
-def print_distillation(runs: Sequence[RunFolder], teacher: TeacherScores | None) -> None:
+def print_distillation(runs: Sequence[RunFolder], teacher: TeacherScores) -> None:
     """The first run, its controls, and its gain over each. Writes table.json into the first run's folder."""
     _print(distillation([read(run) for run in runs], teacher), runs[0].path)
 
 
 def print_ablation(
-    runs: Sequence[RunFolder], teacher: TeacherScores | None, *, planned: Sequence[Run], controls: Sequence[str]
+    runs: Sequence[RunFolder], teacher: TeacherScores, *, planned: Sequence[Run], controls: Sequence[str]
 ) -> None:
     """One recipe's rows over seeds, see `ablation`. Writes table.json into the recipe's folder."""
     document = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
@@ -37,7 +37,7 @@ def _print(document: Document, folder: Path) -> None:
 
 def print_comparison(
     runs: Sequence[ScoredRun],
-    teacher: TeacherScores | None,
+    teacher: TeacherScores,
     *,
     controls: Sequence[str] = (),
     against: str | None = None,

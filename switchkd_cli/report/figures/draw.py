@@ -1,6 +1,6 @@
 """Draw all figures of some finished runs into a folder."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -44,16 +44,16 @@ class Models(Protocol):
 
 def draw(
     runs: Sequence[ScoredRun],
-    teacher: TeacherScores | None,
+    teacher: TeacherScores,
     models: Models,
     folder: Path,
     *,
     reference: str | None = SFT,
-    forms: Callable[[str], Sequence[str]] = lambda name: style.FORMS,
+    forms: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[DrawnFigure]:
     """Draw radar, cost, curves, knees and attention; yield what was drawn, and what can't be.
 
-    `forms` gives the suffixes to write, by a figure's name; `reference` is the row that gains are measured against.
+    `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
     Of a row with several seeds, the first saved model is used.
     """
     rows = style.plotted_rows(runs)
@@ -67,7 +67,7 @@ def draw(
     with matplotlib.rc_context(fname=style.SETTINGS):
         for name, texts in FIGURES.items():
             if made := figures[name]():
-                yield DrawnFigure(name, style.write(made, folder, name, forms(name)))
+                yield DrawnFigure(name, style.write(made, folder, name, (forms or {}).get(name, style.FORMS)))
             else:
                 yield DrawnFigure(name, reason=texts["lacks"].format(reference=reference or SFT))
 

@@ -28,7 +28,7 @@ Web = tuple[Mapping[str, float], Mapping[str, Any]]
 """Values by spoke, and how their line is plotted."""
 
 
-def radar(rows: Sequence[PlottedRow], teacher: TeacherScores | None) -> Figure | None:
+def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
     """Groups of benchmarks on the left, every benchmark on the right; None with fewer than three benchmarks.
 
     Scores of the rows (means over their runs) and of the teacher. A benchmark on which the teacher does not clearly
@@ -86,9 +86,7 @@ def _plot(axes: PolarAxes, webs: Sequence[Web], spokes: Sequence[str], columns: 
     axes.tick_params(axis="x", pad=2)
 
 
-def gain_and_cost(
-    rows: Sequence[PlottedRow], teacher: TeacherScores | None, measured_by: str | None = SFT
-) -> Figure | None:
+def gain_and_cost(rows: Sequence[PlottedRow], teacher: TeacherScores, measured_by: str | None = SFT) -> Figure | None:
     """Each row's gain over SFT, paired by seed, against the last stage's seconds and memory; None without SFT."""
     reference = next((row for row in rows if row.row == measured_by), None)
     if reference is None or len(rows) < 2:

@@ -1,18 +1,13 @@
 """Write tables and notes as LaTeX that pdflatex reads with three packages, whatever characters its titles hold."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
 from switchkd_cli.report.formats.template import render
-
-if TYPE_CHECKING:
-    from pylatexenc.latexencode import UnicodeToLatexEncoder
 
 WRAPPED = 22  # characters; a column with a longer cell wraps
 OWN_RULES = {
@@ -68,7 +63,7 @@ def _one_line(text: str) -> str:
 
 
 @cache
-def _encoder() -> UnicodeToLatexEncoder:
+def _encoder() -> Any:
     from pylatexenc.latexencode import RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
     own = [(re.compile(pattern), latex) for pattern, latex in OWN_RULES.items()]

@@ -56,12 +56,10 @@ def _draw(recipe: RecipeRuns, models: Models, folder: Path, blocks: list[Block])
     """Draw a recipe's figures and append them to `blocks`, or the reason why there is none."""
     from switchkd_cli.report.figures.draw import FIGURES, draw  # matplotlib: only here
 
-    def forms(name: str) -> tuple[str]:
-        return ("png" if name == "attention" else "svg",)  # maps of patches are no drawing
-
     place = folder / PICTURES / recipe.stem
     for old in (place / f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")):
         old.unlink(missing_ok=True)
+    forms = {name: ("svg",) for name in FIGURES} | {"attention": ("png",)}  # maps of patches are no drawing
     control = control_of(recipe.own_world_rows, recipe.planned_rows[0].row, "steps")
     for drawn in draw(recipe.runs, recipe.teacher, models, place, reference=control, forms=forms):
         if drawn.reason:

@@ -17,8 +17,8 @@ from switchkd_cli.runs.run_folder import RunFolder
 UNKNOWN = "–"  # the recipe of a model that was only scored
 NAMES = ("recipe", "row", "title", "seed")  # of a run, in its run.json
 
-TeacherScores = Mapping[str, Any]
-"""Results of "teacher", "majority" and "blind", and "not_beaten": see `stats.baselines.with_verdict`."""
+TeacherScores = Mapping[str, Any] | None
+"""Results of "teacher", "majority" and "blind", and "not_beaten": see `stats.baselines.with_verdict`. None: not scored."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,9 @@ def read(folder: RunFolder) -> ScoredRun:
     if absent := [name for name in NAMES if name not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
     resolved = check(Resolved, inherit.read(folder.recipe)[0], folder.recipe)
-    return ScoredRun(
-        path=folder.path,
-        **{name: info[name] for name in NAMES},
-        results=results,
-        info=info,
-        stages=resolved["stages"],
-        stand_ins=resolved.get("stand_ins") or {},
-        log=read_metrics(folder.metrics),
-    )
+    names, log = {name: info[name] for name in NAMES}, read_metrics(folder.metrics)
+    stages, stand_ins = resolved["stages"], resolved.get("stand_ins") or {}
+    return ScoredRun(folder.path, **names, results=results, info=info, stages=stages, stand_ins=stand_ins, log=log)
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, float]:

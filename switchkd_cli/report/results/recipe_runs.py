@@ -41,7 +41,7 @@ class RecipeRuns:
     """Those that finished with scores, by row, seeds in ascending order."""
     changed_rows: tuple[str, ...]
     """Titles of rows whose runs had overrides, or another text of the recipe than today's."""
-    teacher: TeacherScores | None
+    teacher: TeacherScores
     """None without scores of a teacher, or where the rows have several."""
 
     @property

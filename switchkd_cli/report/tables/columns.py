@@ -22,15 +22,15 @@ class Columns:
     """The benchmarks shown, and why some of them do not count."""
 
     tasks: tuple[str, ...]
-    teacher: TeacherScores
+    teacher: Mapping[str, Any]
     """Empty without a teacher: then every task counts."""
 
     @classmethod
-    def of(cls, tasks: Collection[str], teacher: TeacherScores | None) -> Columns:
+    def of(cls, tasks: Collection[str], teacher: TeacherScores) -> Columns:
         return cls(tuple(task for task in BENCHMARKS if task in tasks), teacher or {})
 
     @classmethod
-    def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Columns:
+    def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores) -> Columns:
         """Raises UserError when runs, teacher and baselines were not asked the same questions."""
         named = [(shown(run.path), run.results) for run in runs]
         named += [(name, teacher[name]) for name in ("teacher", *BASELINES) if teacher and name in teacher]

@@ -15,7 +15,7 @@ from switchkd_cli.report.tables.columns import Columns, protocol
 from switchkd_cli.report.texts import MDE
 
 
-def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Document:
+def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Document:
     """The first run and its gain over each of the others (its controls).
 
     Raises UserError when they were not asked the same questions.
@@ -40,18 +40,13 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores | None) -> Do
 
 
 def ablation(
-    runs: Sequence[ScoredRun],
-    teacher: TeacherScores | None,
-    *,
-    planned: Sequence[Run | ScoredRun] = (),
-    controls: Sequence[str] = (),
+    runs: Sequence[ScoredRun], teacher: TeacherScores, *, planned: Sequence[Run], controls: Sequence[str]
 ) -> Document:
     """The rows in the planned order. The first is the studied one; all are measured against the first control.
 
-    `planned` defaults to the finished runs. Raises UserError when the runs were not asked the same questions.
+    Raises UserError when the runs were not asked the same questions.
     """
     columns = Columns.of_runs(runs, teacher)
-    planned = planned or runs
     seeds = sorted({run.seed for run in planned}, key=lambda seed: seed or 0)
     rows = {
         name: RowRuns(title, title, tuple({run.seed: run for run in runs if run.row == name}.values()))
@@ -101,11 +96,7 @@ def _verdict(gain: Number) -> str:
 
 
 def comparison(
-    runs: Sequence[ScoredRun],
-    teacher: TeacherScores | None,
-    *,
-    controls: Sequence[str] = (),
-    against: str | None = None,
+    runs: Sequence[ScoredRun], teacher: TeacherScores, *, controls: Sequence[str] = (), against: str | None = None
 ) -> Document:
     """Any finished runs, in the given order, next to the paper's numbers and each other.
 

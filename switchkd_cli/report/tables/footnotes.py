@@ -8,7 +8,7 @@ from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.errors import printable
 from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, items, one_or_each
+from switchkd_cli.report.results.finished_run import ScoredRun, items, one_or_each
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.tables.columns import Columns
@@ -44,7 +44,7 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
             yield from (f"{row.column}: {row.note}" for row in rows if row.note)
 
 
-def answers(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Iterator[str]:
+def answers(runs: Sequence[ScoredRun], teacher: Mapping[str, Any]) -> Iterator[str]:
     """Answers that are wrong whatever the model knows, counted for each row over its seeds."""
     named = [(name, teacher[name]) for name in ("teacher", "blind") if name in teacher]
     yield from faults(grouped([*named, *((run.title, run.results) for run in runs)]))
