@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from math import ceil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,9 @@ from matplotlib.ticker import LogLocator
 
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
 from switchkd_cli.report.grouping import grouped
+from switchkd_cli.report.results.finished_run import read_metrics
 from switchkd_cli.report.texts import TEXTS
+from switchkd_cli.runs.run_folder import RunFolder
 
 TEXT = TEXTS["figure"]["curves"]
 GRID = np.linspace(0, 100, 101)  # per cent of the stage: rows with different numbers of steps share one axis
@@ -40,7 +43,7 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     A panel per term and per diagnostic; the terms' gradients share a panel for each part that they train.
     """
     rows = [row for row in rows if row.runs[0].stages]  # without models that were only scored
-    steps = {row: [_last_stage(run.log) for run in row.runs] for row in rows}
+    steps = {row: [_last_stage(run.path) for run in row.runs] for row in rows}
     every = [run for own in steps.values() for run in own]
     terms = [term for row in rows for term in row.runs[0].stages[-1].get("objective", ())]
     panels = list(_panels(every, terms))
@@ -75,8 +78,8 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     return drawn
 
 
-def _last_stage(lines: Steps) -> Steps:
-    steps = [line for line in lines if "step" in line]
+def _last_stage(run: Path) -> Steps:
+    steps = [line for line in read_metrics(RunFolder(run).metrics) if "step" in line]
     return [line for line in steps if line["stage"] == steps[-1]["stage"]]
 
 

@@ -39,8 +39,12 @@ class ScoredRun:
     """The stages of the resolved recipe."""
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     """Name in the recipe -> its stand-in, where the run used another world than its recipe's."""
-    log: Sequence[Mapping[str, Any]] = ()
-    """The lines of metrics.jsonl: steps and events."""
+    clocks: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage that this run trained itself, in their order; not of those that it reused."""
+    gib: float | None = None
+    """The highest logged peak: the accelerator's memory, or the process's where there is none."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Training warnings: subject -> text."""
 
     @property
     def paper(self) -> Mapping[str, float]:
@@ -52,28 +56,10 @@ class ScoredRun:
         """Library versions of the training; those of the scoring are in `results`."""
         return self.info.get("versions") or {}
 
-    @cached_property
-    def clocks(self) -> dict[str, float]:
-        """Seconds of each stage that this run trained itself, in their order, by its last step; not of reused ones."""
-        steps = (line for line in self.log if "step" in line and type(line.get("seconds")) in (int, float))
-        return {line["stage"]: line["seconds"] for line in steps}
-
     @property
     def seconds(self) -> float | None:
         """Training time of the last stage; earlier stages may be shared between runs."""
         return next(reversed(self.clocks.values()), None)
-
-    @property
-    def gib(self) -> float | None:
-        """The highest logged peak: the accelerator's memory, or the process's where there is none."""
-        peaks = [line["memory_mib"] for line in self.log if type(line.get("memory_mib")) in (int, float)]
-        return max(peaks) / 1024 if peaks else None
-
-    @property
-    def warnings(self) -> dict[str, str]:
-        """Training warnings: subject -> text."""
-        warned = (line for line in self.log if line.get("event") == "warning")
-        return {printable(str(line.get("about"))): printable(str(line.get("text"))) for line in warned}
 
     @property
     def is_run(self) -> bool:
@@ -116,9 +102,21 @@ def read(folder: RunFolder) -> ScoredRun:
     if absent := [name for name in NAMES if name not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
     resolved = check(Resolved, inherit.read(folder.recipe)[0], folder.recipe)
-    names, log = {name: info[name] for name in NAMES}, read_metrics(folder.metrics)
-    stages, stand_ins = resolved["stages"], resolved.get("stand_ins") or {}
-    return ScoredRun(folder.path, **names, results=results, info=info, stages=stages, stand_ins=stand_ins, log=log)
+    lines = read_metrics(folder.metrics)
+    steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]
+    peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
+    warned = [line for line in lines if line.get("event") == "warning"]
+    return ScoredRun(
+        folder.path,
+        **{name: info[name] for name in NAMES},
+        results=results,
+        info=info,
+        stages=resolved["stages"],
+        stand_ins=resolved.get("stand_ins") or {},
+        clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step
+        gib=max(peaks) / 1024 if peaks else None,
+        warnings={printable(str(line.get("about"))): printable(str(line.get("text"))) for line in warned},
+    )
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, float]:
