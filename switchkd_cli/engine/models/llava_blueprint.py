@@ -10,14 +10,9 @@ from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.models import image_processors
 from switchkd_cli.engine.models.family import Blueprint, Difference
-from switchkd_cli.engine.models.image_processors import (
-    NEAR,
-    PROBES,
-    normalisation,
-    preparation_difference,
-    prepared_probes,
-)
+from switchkd_cli.engine.models.image_processors import normalisation, preparation_difference, prepared_probes
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.engine.models.llava_config import features_of, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
@@ -83,7 +78,9 @@ class LlavaBlueprint(Blueprint):
         """Return the number of image tokens that transformers' processor writes for an image."""
         processor = self.inputs.processor
         with as_user_error("the image processor can't prepare an image"):
-            ids = processor(images=Image.new("RGB", PROBES[0]), text=processor.image_token)["input_ids"][0]
+            ids = processor(images=Image.new("RGB", image_processors.PROBES[0]), text=processor.image_token)[
+                "input_ids"
+            ][0]
         return list(ids).count(processor.tokenizer.convert_tokens_to_ids(IMAGE))
 
     def _pooling_problems(self) -> Iterator[str]:
@@ -119,7 +116,7 @@ class LlavaBlueprint(Blueprint):
                 yield f"teacher: {name} is {theirs}, the student's is {ours}", hint
         if ours == theirs:  # the same normalisation
             apart, settings = preparation_difference(student.image_processor, self.image_processor)
-            if apart > NEAR:
+            if apart > image_processors.NEAR:
                 yield f"teacher: images are prepared differently ({apart:.0%} apart): {settings}", IMAGES_HINT
 
     def layer_difference(self, student: Blueprint) -> Difference | None:

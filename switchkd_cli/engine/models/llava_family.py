@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
-from switchkd_cli.engine.models import llava_folder, llava_parts, tinyllava
+from switchkd_cli.engine.models import llava_folder, llava_parts
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.engine.models.llava_config import image_tokens_of, shape
 
@@ -17,13 +17,11 @@ from switchkd_cli.engine.models.llava_config import image_tokens_of, shape
 class LlavaFamily:
     """The LLaVA family; see `family.Family`."""
 
-    read = staticmethod(llava_folder.read_whole)
+    recognises = staticmethod(llava_folder.recognises)
+    read = staticmethod(llava_folder.read)
     from_parts = staticmethod(llava_parts.design)
     published_config = staticmethod(llava_parts.published_config)
     shape = staticmethod(shape)
-
-    def recognises(self, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") in (tinyllava.TYPE, *llava_folder.MODEL_TYPES)
 
     def usage(self, config: Mapping[str, Any]) -> str:
         return files(__package__).joinpath(f"{config['model_type']}_usage.md").read_text(encoding="utf-8")

@@ -21,26 +21,23 @@ GENERATION = "generation_config.json"
 MODEL_TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
 
 
+def recognises(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json describes a complete model of this family, and not one part."""
+    return config.get("model_type") in (tinyllava.TYPE, *MODEL_TYPES)
+
+
 def is_whole(stored: Stored) -> bool:
-    """Return whether a folder holds a complete model of this family, by its config.json, and not one part."""
-    return model_type(stored) in (tinyllava.TYPE, *MODEL_TYPES)
-
-
-def read_whole(stored: Stored) -> LlavaBlueprint:
-    """Read a complete checkpoint of either format, except its weights. Raises UserError for any other folder."""
-    return tinyllava.read(stored) if model_type(stored) == tinyllava.TYPE else read(stored)
-
-
-def model_type(stored: Stored) -> str | None:
-    """Return the `model_type` in a folder's config.json, or None."""
-    return stored.json("config.json").get("model_type") if stored.has("config.json") else None
+    """Return whether a folder holds a complete model of this family."""
+    return stored.has("config.json") and recognises(stored.json("config.json"))
 
 
 def read(stored: Stored) -> LlavaBlueprint:
-    """Read a folder's config and processor, and of its weights only the headers.
+    """Read a complete checkpoint of either format: config, processor, and of its weights only the headers.
 
     Raises UserError for a folder that is empty, broken or of another family.
     """
+    if stored.json("config.json").get("model_type") == tinyllava.TYPE:
+        return tinyllava.read(stored)
     config = read_config(stored)
     if config.model_type not in MODEL_TYPES or config.vision_config.model_type not in TOWERS:
         tower = f" with a {config.vision_config.model_type}" if config.model_type in MODEL_TYPES else ""

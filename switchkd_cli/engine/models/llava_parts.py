@@ -18,13 +18,12 @@ from transformers import (
 )
 
 from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, as_user_error, configs_only, fetch
-from switchkd_cli.engine.models import image_processors
+from switchkd_cli.engine.models import image_processors, llava_folder
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Published
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import LANGUAGE_MODELS, TOWERS, joined, processor_for
-from switchkd_cli.engine.models.llava_folder import is_whole, read_whole
 from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
@@ -114,7 +113,7 @@ def _tokenizer_folder(spec: Parts, language: Stored | None, who: str) -> Stored:
 
 
 def _whole(stored: Stored | None) -> LlavaBlueprint | None:
-    return read_whole(stored) if stored and is_whole(stored) else None
+    return llava_folder.read(stored) if stored and llava_folder.is_whole(stored) else None
 
 
 def _image_processor(stored: Stored | None, whole: LlavaBlueprint | None):
