@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.evaluation import lmms_harness
-from switchkd_cli.engine.evaluation.score_model import evaluate
+from switchkd_cli.engine.evaluation.score_model import evaluate, local_sets
 from switchkd_cli.recipe.schema import Evaluation, Parts
 from tests.export.test_written import parts  # noqa: F401 (a fixture)
 
@@ -39,14 +40,13 @@ def llava_hf(monkeypatch):
 
 def compare(llava_hf, model: Path, place: Path, *tasks: str) -> list[str]:
     """Asserts equal answers and scores; returns the answers."""
-    exam = Evaluation(world="playground", benchmarks=tasks, split="test", items=ITEMS, seed=0)
     asked = {"world": "playground", "benchmarks": tasks, "split": "test", "items": ITEMS, "seed": 0}
     ours = evaluate(model, batch=4, folder=place / "ours", sets=place / "sets", **asked)
     theirs = llava_hf(pretrained=str(model), device="cpu", device_map="cpu", batch_size=1)
-    home = exam.home(place / "sets")
-    outcome = lmms_harness.run(theirs, exam.rows, folder=place / "theirs", home=home, limit=exam.limit)
+    home, rows = local_sets(Evaluation(**asked), place / "sets"), [BENCHMARKS[task] for task in tasks]
+    outcome = lmms_harness.run(theirs, rows, folder=place / "theirs", home=home, limit=None)
     answers = []
-    for row in exam.rows:
+    for row in rows:
         lines = (place / "ours" / "answers" / f"{row.task}.jsonl").read_text().splitlines()
         mine = {line["doc_id"]: line["answer"] for line in map(json.loads, lines)}
         assert mine == {s["doc_id"]: s["filtered_resps"][0].strip() for s in outcome["samples"][row.task]}
