@@ -40,13 +40,11 @@ def check_weights(*stored: Stored) -> None:
         try:
             if one.has(ADAPTERS):
                 raise UserError(f"{one}: holds LoRA adapters, not a whole model: merge them first")
-            files = weight_files(one)
+            damaged = next(filter(None, map(_damage, weight_files(one))), None)
+            problems += [f"{one}: {damaged}"] if damaged else []
         except UserError as error:
             problems += error.problems
             hint = error.hint
-        else:
-            damaged = next(filter(None, map(_damage, files)), None)
-            problems += [f"{one}: {damaged}"] if damaged else []
     if problems:
         raise UserError(problems, hint=hint)
 

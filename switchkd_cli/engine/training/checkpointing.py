@@ -64,18 +64,14 @@ class CheckpointWriter:
             with checkpoints.writing(self.folder, self.stage, step) as partial:
                 write_state({**state, "score": score, "lengths": self.folder.lengths()}, partial)
         except (OSError, SafetensorError) as error:
+            what = f"could not be written ({bytes_of(state) / 2**20:,.0f} MiB)"
             why = getattr(error, "strerror", None) or str(error)
-            raise UserError(
-                [f"{self._name(step)}: could not be written ({bytes_of(state) / 2**20:,.0f} MiB): {why}"],
-                hint=f"{self.newest()}: free some space and give the same command again",
-                code=MACHINE,
-            ) from error
+            hint = f"{self.newest()}: free some space and give the same command again"
+            raise UserError(f"{self._name(step)}: {what}: {why}", hint=hint, code=MACHINE) from error
         except ValueError as error:
-            raise UserError(
-                f"{self._name(step)}: not written, the weights are lost: {error}",
-                hint=f"{self.newest()}: lower the learning rate: stages.{self.stage}.lr",
-                code=CRASH,
-            ) from error
+            what = f"{self._name(step)}: not written, the weights are lost: {error}"
+            hint = f"{self.newest()}: lower the learning rate: stages.{self.stage}.lr"
+            raise UserError(what, hint=hint, code=CRASH) from error
         checkpoints.prune(self.folder, self.stage, keep=self.saving.keep, best=self.saving.best is not None)
         self._step, self._scores, self._written = step, [], time.monotonic()
 

@@ -17,22 +17,18 @@ from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.recipe.schema import Stage
 
+Groups = Sequence[Mapping[str, Any]]
+"""AdamW's groups of parameters."""
+
 
 class TorchReplica:
     """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
 
-    `find_unused_parameters`: some trained parameters may get no gradient, for which DDP would wait.
+    `find_unused`: some trained parameters may get no gradient, for which DDP would wait.
     """
 
     def __init__(
-        self,
-        paths: Paths,
-        groups: Sequence[Mapping[str, Any]],
-        processes: Processes,
-        stage: Stage,
-        *,
-        precision: str,
-        find_unused_parameters: bool = False,
+        self, paths: Paths, groups: Groups, processes: Processes, stage: Stage, precision: str, *, find_unused: bool
     ) -> None:
         self.device = processes.device
         self.paths = paths.to(self.device)
@@ -44,7 +40,7 @@ class TorchReplica:
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         if processes.count > 1:
             self.module = DistributedDataParallel(
-                paths, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+                paths, gradient_as_bucket_view=True, find_unused_parameters=find_unused
             )
 
     def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:

@@ -112,16 +112,12 @@ class Objective:
         # mostly all of [N, V] itself, not a copy of it for each term
         signature, select = self._signatures[term.name], row_selector(batch.predicting(term.on)[keep])
         rows = select(keep.nonzero()[:, 0])
-        arguments: dict[str, Any] = {
-            "targets": select(batch.targets[keep]),
-            "rows": rows,
-            "progress": normalizers.progress,
-        }
+        given: dict[str, Any] = {"targets": select(batch.targets[keep]), "rows": rows, "progress": normalizers.progress}
         for side, kind in signature.reads:
             output = outputs[_output(term, side, kind)]
             of_positions = kind in registry.OF_POSITIONS
-            arguments[f"{side}_{kind}"] = select(cast(Tensor, output)) if of_positions else output
-        positional = (arguments[name] for name in signature.positional)
+            given[f"{side}_{kind}"] = select(cast(Tensor, output)) if of_positions else output
+        positional = (given[name] for name in signature.positional)
         loss = self._losses[term.name]
         if signature.of_images:
             return loss_per_image(loss, *positional, **term.parameters), batch.image_rows

@@ -89,9 +89,7 @@ class Trainer:
             self.replica: TorchReplica | ZeroReplica = ZeroReplica(paths, groups, self.processes, stage, config)
         else:
             unused = "student" not in self.objective.outputs
-            self.replica = TorchReplica(
-                paths, groups, self.processes, stage, precision=self.precision, find_unused_parameters=unused
-            )
+            self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
         self.loss = ChunkedObjective(self.objective, dense=self.replica.heads is None)
         warmup = round(stage.warmup * self.steps)
         self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.data_loader import micro_batch_size
+from switchkd_cli.engine.training.ddp import Groups
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
@@ -57,12 +58,7 @@ class ZeroReplica:
     """
 
     def __init__(
-        self,
-        paths: Paths,
-        groups: Sequence[Mapping[str, Any]],
-        processes: Processes,
-        stage: Stage,
-        config: Mapping[str, Any],
+        self, paths: Paths, groups: Groups, processes: Processes, stage: Stage, config: Mapping[str, Any]
     ) -> None:
         _prepare_deepspeed(processes)
         self.processes, self.device = processes, processes.device
