@@ -143,10 +143,10 @@ def _over_seeds(rows: Sequence[RowRuns], columns: Columns) -> Iterator[Table]:
     """Each row's average over its own seeds, where some row has several."""
     averages = {row: list(row.by_seed(columns.run_average).values()) for row in rows}
     if any(len(row.runs) > 1 for row in rows):
-        shown: tuple[Column, ...] = (
+        columns_shown: tuple[Column, ...] = (
             ("average", "name"),
             ("seeds", lambda row: len(averages[row]) if row.is_run else None),
             ("mean, 95 % t", lambda row: row.mean(columns.run_average) if row.is_run else Number(averages[row][0])),
             ("sd", lambda row: Number(stdev(averages[row])) if len(averages[row]) > 1 else None),
         )
-        yield Table.of([row for row in rows if averages[row]], shown, title="the average over seeds")
+        yield Table.of([row for row in rows if averages[row]], columns_shown, title="the average over seeds")
