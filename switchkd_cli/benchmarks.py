@@ -45,6 +45,8 @@ class Benchmark:
     """The split of the paper's printed number."""
     asks: AnswerKind
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
+    group: str
+    """The group of columns that the paper's Figure 1 shows it in."""
     metric: str = "exact_match"
     """The key of the stock metric that is reported."""
     full: float = 1.0

@@ -10,18 +10,11 @@ from matplotlib.projections.polar import PolarAxes
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.figures.style import DASHED, FAINT, GREY, TEACHER, PlottedRow, legend_below, new_figure
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import TeacherScores, scores
 from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.report.tables.columns import Columns
 
-GROUPS = {
-    "Perception": ("mme", "mmbench_en_dev", "mmbench_cn_dev"),
-    "Cognition": ("vqav2_val", "gqa", "scienceqa_img", "mmmu_val"),
-    "TextVQA": ("textvqa_val",),
-    "VizWiz": ("vizwiz_vqa_val",),
-    "POPE": ("pope",),
-}
-"""The paper's Figure 1: means of groups of its columns."""
 STEP = 20  # points from ring to ring
 
 Web = tuple[Mapping[str, float], Mapping[str, Any]]
@@ -43,12 +36,11 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
     if "teacher" in columns.teacher:
         looks = {"label": "teacher", "color": TEACHER, "marker": "", "ls": DASHED, "lw": 1.2}
         webs.append((scores(columns.teacher["teacher"]), looks))
-    counted = set(columns.counted_tasks)
-    groups = {name: [task for task in tasks if task in counted] for name, tasks in GROUPS.items() if counted & {*tasks}}
-    grouped: list[Web] = [
+    groups = grouped((BENCHMARKS[task].group, task) for task in columns.counted_tasks)
+    means: list[Web] = [
         ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks) for values, looks in webs
     ]
-    sides = {"Groups of benchmarks (paper, Figure 1)": (grouped, list(groups))} if len(groups) > 2 else {}
+    sides = {"Groups of benchmarks (paper, Figure 1)": (means, list(groups))} if len(groups) > 2 else {}
     sides["Every benchmark"] = (webs, list(columns.tasks))
     drawn = new_figure(10.5, 5.8, h_pad=0.12, w_pad=0.1)  # labels hang out of their axes
     for i, (title, (each, spokes)) in enumerate(sides.items(), 1):

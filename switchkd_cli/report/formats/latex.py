@@ -4,24 +4,15 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
 from switchkd_cli.report.formats.template import render
 
 WRAPPED = 22  # characters; a column with a longer cell wraps
-OWN_RULES = {
-    r"(?:^|(?<=[\s\[(]))-(?=\d)": r"\\(-\\)",  # a minus, not a hyphen
-    r"-(?=-)": "-{}",  # two hyphens would become a dash
-    "[|]": r"\\textbar{}",
-    "±": r"\\(\\pm\\)",  # the encoder's text symbols are bitmaps where no font package is loaded
-    "×": r"\\(\\times\\)",
-    "·": r"\\(\\cdot\\)",
-    "²": r"\\({}^2\\)",
-    "³": r"\\({}^3\\)",
-    "[Ѐ-ӿ]": r"\g<0>",  # Cyrillic: the encoder's commands need a font encoding that few documents load
-}
-"""Rules before the encoder's own: a pattern and its replacement."""
 
 
 def to_latex(document: Document) -> str:
@@ -66,7 +57,8 @@ def _one_line(text: str) -> str:
 def _encoder() -> Any:
     from pylatexenc.latexencode import RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
-    own = [(re.compile(pattern), latex) for pattern, latex in OWN_RULES.items()]
+    rules = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    own = [(re.compile(pattern), latex) for pattern, latex in rules.items()]
     return UnicodeToLatexEncoder(
         conversion_rules=[UnicodeToLatexConversionRule(RULE_REGEX, own), "defaults"],
         replacement_latex_protection="braces-after-macro",

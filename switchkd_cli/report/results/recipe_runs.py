@@ -12,16 +12,11 @@ from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
 from switchkd_cli.report.results.row_runs import RowRuns
+from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs import run_folder
 
 State = Literal["finished", "unscored", "failed", "unfinished", "missing"]
-STATES: Mapping[State, str] = {
-    "finished": "finished and scored",
-    "unscored": "finished without scores",
-    "failed": "failed",
-    "unfinished": "still running or cut off",
-    "missing": "never started",
-}
+STATES: Mapping[State, str] = TEXTS["state"]
 ControlKind = Literal["steps", "compute"]
 CONTROL_KINDS: Mapping[ControlKind, str] = {"steps": "SFT at equal steps", "compute": "SFT at equal compute"}
 
