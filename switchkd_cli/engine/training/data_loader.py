@@ -179,8 +179,7 @@ def micro_batch_size(stage: Stage, processes: int) -> int:
     The batch can be divided evenly among the processes: `preflight.check_batches` has checked it.
     """
     each = stage.batch // processes
-    most = min(stage.micro_batch or each, each)
-    return max(n for n in range(1, most + 1) if each % n == 0)
+    return max(n for n in range(1, min(stage.micro_batch or each, each) + 1) if each % n == 0)
 
 
 def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, processes: int) -> list[int]:

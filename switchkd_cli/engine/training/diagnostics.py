@@ -54,29 +54,37 @@ class Diagnostics:
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.knees = knee_specs(terms)
-        self._at_answers: dict[str, list[Tensor]] = {}  # by figure, its value at each position
-        self._stats: dict[KneeSpec, list[KneeStats]] = {}
+        self._values: dict[str, list[Tensor]] = {}  # by figure, its value at each position
 
     @torch.no_grad()
     def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
         """Take in logits [N, V] by path, at the N positions of `keep` [B, T]."""
+        found: dict[str, Tensor] = {}
         answers = batch.predicting("answer")[keep]
         if "teacher" in logits and answers.any():
             select = row_selector(answers)
             of_answers = {path: select(values) for path, values in logits.items()}
-            for name, values in _against_teacher(of_answers, select(batch.targets[keep])).items():
-                self._at_answers.setdefault(name, []).append(values)
+            found |= _against_teacher(of_answers, select(batch.targets[keep]))
         for spec in dict.fromkeys(spec for _, spec in self.knees):  # what several terms share is sorted once
             chosen = batch.predicting(spec.on)[keep]
             if chosen.any():
-                self._stats.setdefault(spec, []).append(measure_knees(row_selector(chosen)(logits[spec.path]), spec))
+                knee, k, mass = measure_knees(row_selector(chosen)(logits[spec.path]), spec)
+                bounded = {"raised": (knee < k).float(), "cut": (knee > k).float()}
+                for name in (f"{term}/{spec.path}" for term, other in self.knees if other == spec):
+                    found |= {f"k/{name}/{figure}": values for figure, values in {"mean": k.float(), **bounded}.items()}
+                    found[f"mass/{name}"] = mass
+        for name, values in found.items():
+            self._values.setdefault(name, []).append(values)
 
     def figures(self) -> dict[str, float]:
         """Return the figures over all positions taken in."""
-        figures = {name: torch.cat(values).mean().item() for name, values in self._at_answers.items()}
-        for term, spec in self.knees:
-            if spec in self._stats:
-                figures |= _knee_figures(f"{term}/{spec.path}", _concatenate(self._stats[spec]))
+        figures = {}
+        for name, parts in self._values.items():
+            values = torch.cat(parts)
+            figures[name] = values.mean().item()
+            if name.startswith("k/") and name.endswith("/mean"):
+                low, high = torch.quantile(values, torch.tensor([0.05, 0.95], device=values.device)).tolist()
+                figures |= {f"{name.removesuffix('mean')}p5": low, f"{name.removesuffix('mean')}p95": high}
         return figures
 
 
@@ -103,11 +111,7 @@ def measure_knees(logits: Tensor, spec: KneeSpec) -> KneeStats:
         beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
         log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
         stats.append(KneeStats(1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
-    return _concatenate(stats)
-
-
-def _concatenate(blocks: Sequence[KneeStats]) -> KneeStats:
-    return KneeStats(*(torch.cat(column) for column in zip(*blocks, strict=True)))
+    return KneeStats(*(torch.cat(column) for column in zip(*stats, strict=True)))
 
 
 def gradient_norms_by_term(
@@ -161,16 +165,3 @@ def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str,
         if path in logits:
             figures[name] = forward_kl(teacher, logits[path])
     return figures
-
-
-def _knee_figures(name: str, stats: KneeStats) -> dict[str, float]:
-    k = stats.k.float()
-    low, high = torch.quantile(k, torch.tensor([0.05, 0.95], device=k.device)).tolist()
-    return {
-        f"k/{name}/mean": k.mean().item(),
-        f"k/{name}/p5": low,
-        f"k/{name}/p95": high,
-        f"k/{name}/raised": (stats.knee < stats.k).float().mean().item(),
-        f"k/{name}/cut": (stats.knee > stats.k).float().mean().item(),
-        f"mass/{name}": stats.mass.mean().item(),
-    }

@@ -39,10 +39,10 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     error of the first process that failed; Stopped when a signal ended them.
     """
     if config.use_gpus and (count := torch.cuda.device_count()) < config.per_node:
-        on_cpu = f"--processes {config.per_node} trains on the CPU (slowly)"
+        slowly = f"--processes {config.per_node} trains on the CPU (slowly)"
         raise UserError(
             f"--gpus {config.per_node}: this machine has {count or 'no'} GPU{'s' * (count != 1)} that torch can use",
-            hint=f"--gpus {count}" if count else on_cpu,
+            hint=f"--gpus {count}" if count else slowly,
             code=MACHINE,
         )
     for name in list(logging.root.manager.loggerDict):  # switchkd reports what the agent would log
@@ -51,7 +51,14 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     who = f"machine {config.node_rank} of {config.nodes}"
     meet = nullcontext() if config.nodes == 1 else meeting(who, str(config.rdzv_endpoint), after=0)
     with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
-        os.environ.update(_variables(config, scratch))
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node)))
+        of_processes = {
+            exit_status.FOLDER: scratch,
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
+            "OMP_NUM_THREADS": threads,
+        }
+        on_cpu = {} if config.use_gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        os.environ.update(of_processes | on_cpu)
         try:
             with meet:
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))
@@ -79,16 +86,6 @@ def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "output"), redirects=redirects),
     )
-
-
-def _variables(config: LaunchConfig, scratch: str) -> dict[str, str]:
-    """Return the processes' environment variables, in addition to torch's own."""
-    variables = {
-        exit_status.FOLDER: scratch,
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node))),
-    }
-    return variables if config.use_gpus else {**variables, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> BaseException:

@@ -64,9 +64,8 @@ class Trainer:
         paths.one_tower = (
             "vision" not in self.parts and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         )
-        paths.states = None
-        if stage.teacher_states != "batched" and stage.needs_teacher:
-            paths.states = TeacherStates(states if stage.teacher_states == "cached" else None)
+        by_row = stage.teacher_states != "batched" and stage.needs_teacher
+        paths.states = TeacherStates(states if stage.teacher_states == "cached" else None) if by_row else None
         self.groups: list[dict[str, Any]] = [
             {"params": self.parts[part], "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
             for part in dict.fromkeys(stage.train)

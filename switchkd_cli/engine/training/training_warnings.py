@@ -68,8 +68,7 @@ class TrainingWarnings:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.idle, self.empty = state.get("idle", []), state.get("empty", 0)  # older checkpoints lack them
-        self.recent.clear()
-        self.recent.extend(state["seen"])
+        self.recent = deque(state["seen"], maxlen=SMOOTHED)
         self.emitted = set(state["said"])
 
     def count(self, compared: Collection[str]) -> None:
