@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -13,23 +14,14 @@ from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.row_runs import RowRuns
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is left out, too faint on white.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PINK, GREY = "#56B4E9", "#CC79A7", "#7F7F7F"
-PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY)
+_LISTED = yaml.safe_load(Path(__file__).with_name("looks.yaml").read_text(encoding="utf-8"))
+PALETTE = tuple(_LISTED["palette"].values())
+GREY = PALETTE[-1]
+KNOWN = {row: (_LISTED["palette"][colour], mark) for row, (colour, mark) in _LISTED["rows"].items()}
+"""Colour and mark of rows that keep them in every figure."""
 FAINT = "#D0D0D0"
 TEACHER = "#000000"
 DASHED = (0, (4, 2))
-
-KNOWN = {
-    "switch-kd": (BLUE, "o"),
-    "sft": (ORANGE, "s"),
-    "align": (GREEN, "^"),
-    "vsd": (SKY, "v"),
-    "sft-compute": (RED, "D"),
-    "sft-frozen": (PINK, "P"),
-}
-"""Rows that many recipes share keep their look from figure to figure and from recipe to recipe."""
 FORMS = ("png", "svg")
 MARKS = "oXs^vDP*<>hp"
 
