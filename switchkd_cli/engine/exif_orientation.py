@@ -1,18 +1,7 @@
 """Rotate images as their EXIF orientation says: cameras and phones often store them rotated, with that tag."""
 
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ExifTags import Base
-from PIL.Image import Transpose
-
-TRANSPOSES = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -23,11 +12,10 @@ def upright(image: Image.Image) -> Image.Image:
     """
     image.load()  # PNG may store the block after its pixels; Pillow itself rotates TIFF
     try:
-        transpose = TRANSPOSES.get(image.getexif().get(Base.Orientation, 0))
+        orientation = image.getexif().get(Base.Orientation, 1)  # Pillow keeps what it has read
     except Exception:  # noqa: BLE001 (readers of damaged blocks raise nearly anything)
         return image
-    if transpose is None:
+    if orientation not in range(2, 9):
         return image
-    rotated = image.transpose(transpose)
-    rotated.info = {}
-    return rotated
+    image.info = {}  # otherwise Pillow would write the rest of the block again, where that may fail
+    return ImageOps.exif_transpose(image)

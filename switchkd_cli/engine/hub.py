@@ -79,11 +79,9 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
         raise UserError(f"{who}: {name}: no such folder here, no such model on the hub", hint=hint) from None
     except OSError as error:
         why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else one_line(error)
-        raise UserError(
-            f"{who}: {name}: not on this machine, and could not be fetched from the hub ({why})",
-            hint="name a checkpoint folder, or fetch it where there is a network and copy the cache",
-            code=MACHINE,
-        ) from error
+        what = f"{who}: {name}: not on this machine, and could not be fetched from the hub ({why})"
+        hint = "name a checkpoint folder, or fetch it where there is a network and copy the cache"
+        raise UserError(what, hint=hint, code=MACHINE) from error
 
 
 @contextmanager

@@ -111,11 +111,8 @@ def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder:
     free = shutil.disk_usage(folder.path)
     needed = sum(weight.nbytes for weight in paths.student.parameters())
     if free.total and free.free < needed:  # some file systems report 0
-        raise UserError(
-            f"{folder.root}: {free.free >> 20:,} MiB are free, the student alone takes {needed >> 20:,}",
-            hint="free some space, or add --out FOLDER to write elsewhere",
-            code=MACHINE,
-        )
+        space = f"{free.free >> 20:,} MiB are free, the student alone takes {needed >> 20:,}"
+        raise UserError(f"{folder.root}: {space}", "free some space, or add --out FOLDER to write elsewhere", MACHINE)
     folder.checkpoints.mkdir(exist_ok=True)  # what a killed run leaves there is removed later
     with TemporaryDirectory(prefix=".rehearsal-", dir=folder.checkpoints) as scratch:
         with as_user_error("student: it could not be saved after training"):

@@ -76,12 +76,8 @@ class TeacherStates:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"{self.file}: the teacher's states can't be cached: {error}",
-                hint=f"rm {self.file}, or set the stage's teacher_states: by_row, which gives the same numbers and "
-                "keeps nothing",
-                code=MACHINE,
-            ) from error
+            hint = f"rm {self.file}, or set the stage's teacher_states: by_row (the same numbers, and nothing is kept)"
+            raise UserError(f"{self.file}: the teacher's states can't be cached: {error}", hint, MACHINE) from error
 
 
 def _digest(row: Batch, keep: Tensor) -> bytes:

@@ -197,11 +197,8 @@ def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, fl
     figures = {LOSS: distances[0], GRADIENT: max(distances[1:], default=0.0)}
     allowed = TOLERANCE[heads.dtype or next(iter(heads.weights.values())).dtype]
     if far := [f"{name} is {value:.2g}" for name, value in figures.items() if not value <= allowed]:
-        raise UserError(
-            f"chunked and dense objectives differ beyond rounding: {', '.join(far)}, allowed {allowed:.0e}",
-            hint="please report this with the recipe",
-            code=CRASH,
-        )
+        what = f"chunked and dense objectives differ beyond rounding: {', '.join(far)}, allowed {allowed:.0e}"
+        raise UserError(what, hint="please report this with the recipe", code=CRASH)
     return figures
 
 

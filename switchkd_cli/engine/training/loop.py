@@ -253,12 +253,9 @@ class Loop:
             return
         in_a_row = f" ({MAX_SKIPPED} such steps in a row)" if self.skipped >= MAX_SKIPPED > 1 else ""
         name = f"stages.{self.stage.name}"
-        raise UserError(
-            [f"{self._where}: {text}{in_a_row}" for text in texts],
-            hint=f"look at these examples, lower the learning rate ({name}.lr={self.stage.lr / 3:.1e}), or skip such "
-            f"steps ({name}.not_finite=skip)",
-            code=CRASH,
-        )
+        lower, skip = f"{name}.lr={self.stage.lr / 3:.1e}", f"{name}.not_finite=skip"
+        hint = f"look at these examples, lower the learning rate ({lower}), or skip such steps ({skip})"
+        raise UserError([f"{self._where}: {text}{in_a_row}" for text in texts], hint, CRASH)
 
 
 def _names(rows: Sequence[str]) -> str:

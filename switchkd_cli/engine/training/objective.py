@@ -35,9 +35,6 @@ class Normalizers:
     counts: Mapping[str, Tensor]
     progress: float = 0.0
 
-    def __getitem__(self, counted: str) -> Tensor:
-        return self.counts[counted].clamp(min=1)
-
 
 class LossInputs(NamedTuple):
     """What the objective of a micro-batch is computed from."""
@@ -103,7 +100,7 @@ class Objective:
             values, rows = self._values(term, inputs)
             if on_values is not None:
                 on_values(term.name, values, rows)
-            parts[term.name] = values.sum() / inputs.normalizers[self.counted(term)]
+            parts[term.name] = values.sum() / inputs.normalizers.counts[self.counted(term)].clamp(min=1)
         return parts
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:

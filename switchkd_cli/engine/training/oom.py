@@ -35,15 +35,12 @@ def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: B
     examples, tokens = len(group[0].ids), max(batch.input_ids.shape[1] for batch in group)
     sizes = {what: sum(tensor.nbytes for tensor in tensors) for what, tensors in memory_in_use(trainer).items()}
     parts = ", ".join(f"{what} {size / MIB:,.0f} MiB" for what, size in sizes.items() if size)
-    return UserError(
-        [
-            f"{where}: out of memory: {one_line(error)}",
-            f"{where}: alive: {parts}; peak {peak_memory_mib():,.0f} MiB",
-            f"{where}: remaining memory: activations of {examples} examples padded to {tokens:,} tokens",
-        ],
-        hint=_smaller_settings(trainer, examples, tokens),
-        code=MACHINE,
+    problems = (
+        f"{where}: out of memory: {one_line(error)}",
+        f"{where}: alive: {parts}; peak {peak_memory_mib():,.0f} MiB",
+        f"{where}: remaining memory: activations of {examples} examples padded to {tokens:,} tokens",
     )
+    return UserError(problems, hint=_smaller_settings(trainer, examples, tokens), code=MACHINE)
 
 
 def memory_in_use(trainer: Trainer) -> dict[str, Sequence[torch.Tensor]]:

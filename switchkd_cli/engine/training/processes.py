@@ -145,11 +145,9 @@ def meeting(who: str, host: str, *, after: float = 15.0) -> Iterator[None]:
     try:
         yield
     except dist.DistError as error:
+        what = f"the others did not start, or can't be reached at {host}, within {MEETING / 60:g} minutes"
+        hint = "check that the same command runs on each machine, and that the first one's address and port are right"
         why = str(error).partition("\n")[0]
-        raise UserError(
-            f"{who}: the others did not start, or can't be reached at {host}, within {MEETING / 60:g} minutes: {why}",
-            hint="check that the same command runs on each machine, and that the first one's address and port are right",
-            code=MACHINE,
-        ) from error
+        raise UserError(f"{who}: {what}: {why}", hint, MACHINE) from error
     finally:
         timer.cancel()

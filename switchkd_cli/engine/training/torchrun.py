@@ -39,12 +39,9 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     error of the first process that failed; Stopped when a signal ended them.
     """
     if config.use_gpus and (count := torch.cuda.device_count()) < config.per_node:
-        slowly = f"--processes {config.per_node} trains on the CPU (slowly)"
-        raise UserError(
-            f"--gpus {config.per_node}: this machine has {count or 'no'} GPU{'s' * (count != 1)} that torch can use",
-            hint=f"--gpus {count}" if count else slowly,
-            code=MACHINE,
-        )
+        has = f"this machine has {count or 'no'} GPU{'s' * (count != 1)} that torch can use"
+        hint = f"--gpus {count}" if count else f"--processes {config.per_node} trains on the CPU (slowly)"
+        raise UserError(f"--gpus {config.per_node}: {has}", hint=hint, code=MACHINE)
     for name in list(logging.root.manager.loggerDict):  # switchkd reports what the agent would log
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
