@@ -35,7 +35,7 @@ TAIL = 15  # lines of a process's output that are shown
 def launch(command: Sequence[str], config: LaunchConfig) -> None:
     """Run `command` (of this Python) in every process of this machine; the first process prints where this one does.
 
-    It is the last that this process does: its environment and its signals are then those of the others' agent. Raises the
+    It is the last that this process does: its environment and its signals stay those of the others' agent. Raises the
     error of the first process that failed; Stopped when a signal ended them.
     """
     if config.use_gpus and (count := torch.cuda.device_count()) < config.per_node:
@@ -67,6 +67,8 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
             reports = exit_status.read_reports(Path(scratch))
             texts = [report.error.text for report in reports if isinstance(report.error, Stopped)]
             raise Stopped(stop.sigval, *texts[:1]) from None
+        finally:
+            del os.environ[exit_status.FOLDER]  # this process reports to nobody
 
 
 def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
