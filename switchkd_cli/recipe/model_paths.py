@@ -36,3 +36,11 @@ def locate(name: str) -> str:
     if not any((folder / file).is_file() for file in ("config.json", "tokenizer.json")):
         raise UserError(f"{name}: no config.json or tokenizer.json in this folder", hint=HINT)
     return str(folder)
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name stands for a model of the hub; others are folders, shipped, or made by another run."""
+    try:
+        return not isdir(locate(name))
+    except UserError:
+        return False

@@ -69,11 +69,9 @@ class DataSample:
 
     def padding(self, batch: int, size: int, *, grouped: bool) -> float:
         """Return the share of padding among the tokens of such steps, in [0, 1)."""
-        padded = tokens = 0
-        for rows in self.micro_batches(batch, size, grouped=grouped):
-            padded += len(rows) * max(row.length for row in rows)
-            tokens += sum(row.length for row in rows)
-        return 1 - tokens / padded
+        batches = list(self.micro_batches(batch, size, grouped=grouped))
+        padded = sum(len(rows) * max(row.length for row in rows) for rows in batches)
+        return 1 - sum(row.length for rows in batches for row in rows) / padded
 
     def padded(self, rows: Sequence[RowLengths], on: str) -> MicroBatch:
         """Return one micro-batch of these examples; logits are computed at the positions `on`."""

@@ -13,7 +13,7 @@ from switchkd_cli.engine.cost.workload import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import Download
-from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.model_paths import is_hub_id
 from switchkd_cli.recipe.run import model_names
 from switchkd_cli.recipe.schema import Model, Recipe
 
@@ -40,7 +40,7 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
 
 def _of_model(who: str, model: Model | None, parameters: Parameters | None) -> Iterator[Download]:
     for field, name in model_names(who, model):
-        if not _is_missing(name, who):
+        if not is_hub_id(name) or _is_here(name, who):
             continue
         facts, size = published_part("vision", name), None
         if "gigabytes" in facts:
@@ -51,16 +51,11 @@ def _of_model(who: str, model: Model | None, parameters: Parameters | None) -> I
         yield Download(name, size, constants.HF_HUB_CACHE, facts.get("note", ""))
 
 
-def _is_missing(name: str, who: str) -> bool:
-    """Whether a name stands for a model of the hub whose weights or tokenizer are not in the hub's cache."""
-    try:
-        if locate(name) != name:  # a folder, or shipped with the package
-            return False
-    except UserError:  # no folder yet: another run makes it
-        return False
+def _is_here(name: str, who: str) -> bool:
+    """Whether a model's weights or a tokenizer are in the hub's cache."""
     try:
         with configs_only():
             found = fetch(name, who)
     except UserError:
-        return True
-    return not (found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS))
+        return False
+    return found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS)

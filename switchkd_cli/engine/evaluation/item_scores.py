@@ -26,9 +26,8 @@ CIRCLE = 1_000_000  # MMBench: items whose indices differ by a multiple of this 
 
 def item_scores(row: Benchmark, samples: Sequence[dict]) -> list[float]:
     """Return a score from 0 to 1 for each of lmms-eval's samples."""
-    rule = RULES.get(row.task_folder, _own_score)
     with no_judge():
-        return [rule(sample[row.metric]) for sample in samples]
+        return [RULES.get(row.task_folder, _own_score)(sample[row.metric]) for sample in samples]
 
 
 def categories(row: Benchmark, samples: Sequence[dict]) -> int:

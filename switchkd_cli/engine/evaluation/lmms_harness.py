@@ -125,23 +125,14 @@ def _one_process() -> Iterator[None]:
         random.setstate(state)
 
 
-def _no_option(self: MMBench_Evaluator, item: Any) -> tuple[str, str]:
-    """Replaces the judge by a fixed rule: the answer names no option, so it is wrong."""
-    return "", item["prediction"]
-
-
-def _raise_for_judge(*args: Any, **kwargs: Any) -> None:
+def _refuse(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("a task tried to call a judge model: benchmarks here are scored by rules only")
 
 
 def no_judge() -> Any:
     """Score MMBench answers that its rules can't read as wrong: no request, no retry, no random option."""
-    return patch.multiple(
-        MMBench_Evaluator,
-        extract_answer_from_item=_no_option,
-        get_chat_response=_raise_for_judge,
-        _post_request=_raise_for_judge,
-    )
+    rules: dict[str, Any] = {"extract_answer_from_item": lambda self, item: ("", item["prediction"])}
+    return patch.multiple(MMBench_Evaluator, get_chat_response=_refuse, _post_request=_refuse, **rules)
 
 
 @contextmanager

@@ -15,9 +15,8 @@ from yaml import YAMLError
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json, write_text
-from switchkd_cli.recipe.model_paths import SHIPPED, locate
+from switchkd_cli.recipe.model_paths import SHIPPED, is_hub_id, locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.report.formats.markdown import plain
 from switchkd_cli.report.tables.footnotes import faults
@@ -53,7 +52,7 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "config": config,
         "name": f"{run.recipe}-{run.row}-seed{run.seed}",
         "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
-        "hub_ids": [name for role, name in bases if role != "teacher" and _is_hub_id(name)],
+        "hub_ids": [name for role, name in bases if role != "teacher" and is_hub_id(name)],
         "distilled": any(stage.needs_teacher for stage in config.stages),
         "family": config.student.family,
         "usage": registry.resolve("family", config.student.family).usage(model).rstrip(),
@@ -85,20 +84,13 @@ def licence(name: str) -> str:
     """Return the licence stated in the model's own card, if that is on this machine."""
     if name.startswith(SHIPPED):
         return "shipped with switchkd: its LICENSE, and its NOTICE for the drawings"
-    card = try_to_load_from_cache(name, NAME) if _is_hub_id(name) else Path(locate(name), NAME)
+    card = try_to_load_from_cache(name, NAME) if is_hub_id(name) else Path(locate(name), NAME)
     try:
         metadata = metadata_load(card) or {} if card and Path(card).is_file() else {}
     except (ValueError, YAMLError):  # a model's card may be damaged
         metadata = {}
     stated = metadata.get("license_name") or metadata.get("license")
     return f"{stated} (by its own card)" if stated else "not stated where it was read from: see its page"
-
-
-def _is_hub_id(name: str) -> bool:
-    try:
-        return not name.startswith(SHIPPED) and not Path(locate(name)).is_dir()
-    except UserError:  # a folder that was removed since
-        return False
 
 
 def _front_matter(fields: Mapping[str, Any]) -> str:

@@ -20,16 +20,12 @@ from switchkd_cli.errors import UserError
 
 FAMILY_HINT = "the switch needs two models of one family"
 TOWERS_HINT = (
-    "the switch feeds the student's visual features to the teacher's projector: give the student a tower of the "
-    "teacher's build (student.vision)"
+    "the switch feeds the teacher's projector: give the student a tower of the teacher's build (student.vision)"
 )
 SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
 PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
 LAYER_HINT = "read both towers at one layer (student.feature_layer)"
-IMAGES_HINT = (
-    "both models see the same images: prepare them as the teacher does (student.image_processor=..., the teacher's "
-    "checkpoint)"
-)
+IMAGES_HINT = "both see the same images: prepare them as the teacher does (student.image_processor=..., its checkpoint)"
 
 
 @dataclass(frozen=True)

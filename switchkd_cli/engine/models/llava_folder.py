@@ -26,11 +26,6 @@ def recognises(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in (tinyllava.TYPE, *MODEL_TYPES)
 
 
-def is_whole(stored: Stored) -> bool:
-    """Return whether a folder holds a complete model of this family."""
-    return stored.has("config.json") and recognises(stored.json("config.json"))
-
-
 def read(stored: Stored) -> LlavaBlueprint:
     """Read a complete checkpoint of either format: config, processor, and of its weights only the headers.
 

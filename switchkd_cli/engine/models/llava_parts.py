@@ -113,7 +113,9 @@ def _tokenizer_folder(spec: Parts, language: Stored | None, who: str) -> Stored:
 
 
 def _whole(stored: Stored | None) -> LlavaBlueprint | None:
-    return llava_folder.read(stored) if stored and llava_folder.is_whole(stored) else None
+    if stored and stored.has("config.json") and llava_folder.recognises(stored.json("config.json")):
+        return llava_folder.read(stored)
+    return None
 
 
 def _image_processor(stored: Stored | None, whole: LlavaBlueprint | None):

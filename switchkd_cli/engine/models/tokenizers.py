@@ -39,9 +39,7 @@ def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
     with as_user_error(f"{stored}: no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
     if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [IMAGE]}, False
-        )  # False: keep the other special tokens
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, False)  # False: keep the others
     return with_padding(tokenizer)
 
 
