@@ -76,14 +76,10 @@ class DataSample:
     def padded(self, rows: Sequence[RowLengths], on: str) -> MicroBatch:
         """Return one micro-batch of these examples; logits are computed at the positions `on`."""
         length = max(row.length for row in rows)
-        return MicroBatch(
-            examples=len(rows),
-            images=sum(row.image > 0 for row in rows),
-            length=length,
-            positions=max(1, sum(getattr(row, on) for row in rows)),
-            masked=self.independent or any(row.length < length for row in rows),
-            independent=self.independent,
-        )
+        images = sum(row.image > 0 for row in rows)
+        positions = max(1, sum(getattr(row, on) for row in rows))
+        masked = self.independent or any(row.length < length for row in rows)
+        return MicroBatch(len(rows), images, length, positions, masked, self.independent)
 
 
 def sample_data(
@@ -130,14 +126,8 @@ def sample_data(
             hint="; ".join(notes),
         )
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
-    return DataSample(
-        rows=rows or len(data),
-        lengths=tuple(lengths),
-        independent=data.turns == "independent",
-        source=f"a sample of {len(lengths)} rows{guess}",
-        notes=tuple(notes),
-        has_images=has_images,
-    )
+    source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
+    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images)
 
 
 def _counted(example: Example) -> RowLengths:

@@ -30,9 +30,8 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += _vision(student.vision, batch, trained=vision_trained, recomputed="vision" in recomputed)
     if "student" in paths:
         operations += _projector(student.projector, batch, weights="projector" in train, inputs=vision_trained)
-        operations += _language(
-            student.language, batch, gradient=True, weights="language" in train, recomputed="student" in recomputed
-        )
+        trained, again = "language" in train, "student" in recomputed
+        operations += _language(student.language, batch, gradient=True, weights=trained, recomputed=again)
     if teacher is not None and "teacher" in paths:
         operations += _vision(teacher.vision, batch) + _projector(teacher.projector, batch)
         operations += _language(teacher.language, batch)

@@ -62,8 +62,7 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
     known = {name: sample for name, sample in samples.items() if sample is not None}
     check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
     stages = tuple(
-        estimate_stage(run, index, pair, samples[stage.data], machine, root)
-        for index, stage in enumerate(config.stages)
+        estimate_stage(run, i, pair, samples[stage.data], machine, root) for i, stage in enumerate(config.stages)
     )
     notes += [f"{name}: {note}" for name, sample in known.items() for note in sample.notes]
     notes += _assumptions(run, models.values(), known, machine)
@@ -173,9 +172,8 @@ def estimate_stage(
     largest = max(fitting, default=None)
     micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
     counts = micro_batches(micro)
-    operations = sum(
-        count * flops.step(models.student, models.teacher, each, computed) for each, count in counts.items()
-    )
+    both = models.student, models.teacher
+    operations = sum(count * flops.step(*both, each, computed) for each, count in counts.items())
     of_step = stage.batch / micro * operations / counts.total()
     speed = gpus * machine.tflops * 1e12 * machine.utilisation
     notes += _micro_batch_notes(stage, micro, largest, stage.batch // gpus)

@@ -15,15 +15,9 @@ from jinja2 import TemplateError
 from torch.utils.data import Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
+from switchkd_cli.engine.data import prompt_template
 from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.image import open_image
-from switchkd_cli.engine.data.prompt_template import (
-    end_token,
-    special_tokens,
-    start_tokens,
-    template_text,
-    tokens_after_answer,
-)
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor
 
@@ -61,19 +55,19 @@ class Conversations(Dataset[Example]):
         self.rows = rows
         self.positions = positions or {}
         self.inputs = inputs
-        self.chat_template = template_text(template, inputs)
+        self.chat_template = prompt_template.template_text(template, inputs)
         self.max_length = max_length
         self.bad_rows = BadRows(rows.name, len(rows), max_faults)
         tokenizer = inputs.tokenizer
-        end = end_token(tokenizer, tokens_after_answer(inputs, self.chat_template))
+        end = prompt_template.end_token(tokenizer, prompt_template.tokens_after_answer(inputs, self.chat_template))
         self.end = None if end is None else tokenizer.convert_ids_to_tokens(end)
         """The token that ends an answer in the template; None where there is none."""
-        special = special_tokens(tokenizer) | ({} if self.end is None else {self.end: end})
+        special = prompt_template.special_tokens(tokenizer) | ({} if self.end is None else {self.end: end})
         self._special_ids = frozenset(special.values())
         # in a row's texts special tokens would end a turn or begin another one
         longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
         self._special_pattern = re.compile("|".join(longest_first) or r"(?!)")
-        self._start_tokens = start_tokens(tokenizer)
+        self._start_tokens = prompt_template.start_tokens(tokenizer)
         self._independent = rows.turns == "independent"
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}

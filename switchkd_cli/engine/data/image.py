@@ -35,9 +35,8 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     if not isfile(path):
         raise Fault(f"no such image: {path}")
     if not follow_links and not Path(realpath(path)).is_relative_to(realpath(images)):
-        raise Fault(
-            f"image path leaves its folder by a link: {image} (follow_links: true would allow it)", refused=True
-        )
+        why = f"image path leaves its folder by a link: {image} (follow_links: true would allow it)"
+        raise Fault(why, refused=True)
     return _decode(path, f"unreadable image {path}")
 
 

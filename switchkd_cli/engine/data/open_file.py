@@ -54,7 +54,12 @@ def open_rows(
     has an unknown ending, or the file is not a list of rows.
     """
     path, folder, parse = Path(file), Path(images) if images is not None else None, FORMS[form].row
-    _check(path, folder)
+    if not isfile(path):
+        raise UserError(f"{path}: no such data file", hint="check the recipe's `data`")
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: a data file's name ends in {', '.join(FORMATS)}, got {path.suffix!r}")
+    if folder is not None and not isdir(folder):
+        raise UserError(f"{folder}: no such image folder", hint="check `images` in the recipe's `data`")
     inputs = [VERSION, path.suffix, content(path), form, images is None, limit]  # all that a survey depends on
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     cached_file = cache_home() / "indexes" / f"{digest}.npz"
@@ -98,15 +103,6 @@ def playground(
     return llava_json(cache, file=str(file), images=images, turns="independent")
 
 
-def _check(file: Path, images: Path | None) -> None:
-    if not isfile(file):
-        raise UserError(f"{file}: no such data file", hint="check the recipe's `data`")
-    if file.suffix not in FORMATS:
-        raise UserError(f"{file}: a data file's name ends in {', '.join(FORMATS)}, got {file.suffix!r}")
-    if images is not None and not isdir(images):
-        raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
-
-
 def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> Survey:
     """Read the whole file once."""
     if file.suffix == ".parquet":
@@ -127,9 +123,7 @@ def _save(cached_file: Path, survey: Survey) -> None:
     notes = [[*note, count] for note, count in survey.notes.items()]
     texts = json.dumps([[vars(fault) for fault in survey.faults], notes])
     arrays = {name: getattr(survey, name) for name in ("sizes", "image_mask", "spans")}
-    arrays |= {
-        name: np.frombuffer(text, np.uint8) for name, text in (("images", survey.images), ("texts", texts.encode()))
-    }
+    arrays["images"], arrays["texts"] = (np.frombuffer(text, np.uint8) for text in (survey.images, texts.encode()))
     with suppress(OSError):
         cached_file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(cached_file) as temporary, temporary.open("wb") as stream:

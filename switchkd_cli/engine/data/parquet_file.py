@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -14,25 +16,30 @@ BLOCK = 1024  # rows read at once
 IMAGE_BLOCK = 64  # rows read at once with their encoded images
 
 
+@dataclass(eq=False)
 class ParquetFile:
     """Sequence of rows; each forked or spawned process opens the file itself."""
 
-    def __init__(self, file: Path, cache: Path, rows: int) -> None:
-        self.file = file
-        self.cache = cache
-        self.rows = rows
-        self._table: pyarrow.Table | None = None
+    file: Path
+    cache: Path
+    rows: int
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, index: int) -> object:
-        if self._table is None:
-            self._table = _table(self.file, self.cache)
         return self._table.slice(index, 1).to_pylist()[0]
 
+    @cached_property
+    def _table(self) -> pyarrow.Table:
+        if self.file.stat().st_size <= IN_MEMORY:
+            return pq.read_table(self.file)
+        from datasets import Dataset  # over a second to import
+
+        return Dataset.from_parquet(str(self.file), cache_dir=str(self.cache)).data.table
+
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_table": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
 
 
 def text_rows(file: Path) -> Iterator[object]:
@@ -67,9 +74,8 @@ def _all_have_bytes(parquet: pq.ParquetFile, group: int, column: int, siblings: 
     if not siblings or statistics is None or not statistics.has_null_count:
         return False
     blocks = parquet.iter_batches(BLOCK, row_groups=[group], columns=siblings) if statistics.null_count else ()
-    return statistics.null_count == sum(
-        _nulls_without_image(image) for b in blocks for image in b.column(0).to_pylist()
-    )
+    images = (image for block in blocks for image in block.column(0).to_pylist())
+    return statistics.null_count == sum(map(_nulls_without_image, images))
 
 
 def _nulls_without_image(image: object) -> int:
@@ -86,11 +92,3 @@ def _without_bytes(image: object, with_images: bool) -> object:
     if not isinstance(image, dict) or (with_images and image["bytes"] is None):
         return image
     return {"bytes": b""}
-
-
-def _table(file: Path, cache: Path) -> pyarrow.Table:
-    if file.stat().st_size <= IN_MEMORY:
-        return pq.read_table(file)
-    from datasets import Dataset  # over a second to import
-
-    return Dataset.from_parquet(str(file), cache_dir=str(cache)).data.table

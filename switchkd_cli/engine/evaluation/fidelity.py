@@ -28,9 +28,8 @@ def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, 
     chosen = order(len(data), min(ROWS, len(data)), seed=0)
     agreed, divergence, positions = 0.0, 0.0, 0
     for first in range(0, len(chosen), BATCH):
-        batch = collate(
-            [data[i] for i in chosen[first : first + BATCH]], pad_token=student.inputs.tokenizer.pad_token_id
-        ).to(device)
+        rows = [data[i] for i in chosen[first : first + BATCH]]
+        batch = collate(rows, pad_token=student.inputs.tokenizer.pad_token_id).to(device)
         keep = batch.predicting("answer")
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = paths(batch, ("student", "teacher"), keep)

@@ -39,9 +39,8 @@ class GreedyModel(LmmsModel):
 
     @torch.inference_mode()
     def answer(self, items: Sequence[Item]) -> list[str]:
-        images = self._project(
-            [[Image.new("RGB", i.size, GREY) if self.blind else i for i in item.images] for item in items]
-        )
+        shown = [[Image.new("RGB", i.size, GREY) if self.blind else i for i in item.images] for item in items]
+        images = self._project(shown)
         texts = [self._text(item.prompt, len(each)) for item, each in zip(items, images, strict=True)]
         lengths, answers = self.model.generate(texts, images, self._greedy(items[0].limit))
         for item, prompt, length in zip(items, lengths, self._answer_lengths(answers), strict=True):

@@ -34,6 +34,7 @@ from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError
 from switchkd_cli.files.locks import can_lock
 
+HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
@@ -104,9 +105,7 @@ def quiet(log: Path) -> Iterator[None]:
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
         for module in (evaluator, task_module):
-            stack.enter_context(
-                patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | {"disable": True}))
-            )
+            stack.enter_context(patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | HIDDEN)))
         yield
 
 

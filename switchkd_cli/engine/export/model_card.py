@@ -32,14 +32,11 @@ def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
     """Write the model card of a run, with scores if there are any. `model`: the folder of the model until it is moved."""
     model = model or folder.model
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     fields = _card_fields(run, folder, model)
-    write_text(model / NAME, environment.get_template(TEMPLATE).render(**fields, front_matter=_front_matter(fields)))
+    text = environment.get_template(TEMPLATE).render(**fields, front_matter=_front_matter(fields))
+    write_text(model / NAME, text + "\n")
 
 
 def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:

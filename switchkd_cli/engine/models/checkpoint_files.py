@@ -33,10 +33,8 @@ def check_config(config: PretrainedConfig | Mapping[str, Any], who: object) -> N
     the fields of a JSON file are checked before a config is made of them, and again with the defaults in it.
     """
     fields = config if isinstance(config, Mapping) else vars(config)
-    parts = {f"{name}.": part for name, part in fields.items() if isinstance(part, Mapping | PretrainedConfig)}
-    problems = [
-        f"{who}: config: {name}{problem}" for name, part in {"": config, **parts}.items() for problem in _problems(part)
-    ]
+    parts = {"": config} | {f"{name}.": p for name, p in fields.items() if isinstance(p, Mapping | PretrainedConfig)}
+    problems = [f"{who}: config: {name}{problem}" for name, part in parts.items() for problem in _problems(part)]
     if problems:
         raise UserError(problems, hint="the checkpoint is damaged, or was never a model")
 

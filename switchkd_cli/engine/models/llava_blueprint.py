@@ -83,10 +83,8 @@ class LlavaBlueprint(Blueprint):
         """Yield why a pooling projector can't arrange the features in a grid, or can't halve it."""
         side, features, pooling = self.grid, features_of(self.config), getattr(self.config, "projector_pooling", 1)
         if pooling > 1 and features != side**2:
-            yield (
-                f"ldpnetv2 needs the whole grid of {side} x {side} features, got {features}: feature_select should "
-                "drop CLIP's class token (default) and nothing of SigLIP (full)"
-            )
+            needed = f"ldpnetv2 needs the whole grid of {side} x {side} features, got {features}"
+            yield f"{needed}: feature_select should drop CLIP's class token (default) and nothing of SigLIP (full)"
         elif side % pooling:
             yield f"ldpnetv2 needs a grid with a side divisible by {pooling}, got {side}"
 

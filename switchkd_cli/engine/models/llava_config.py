@@ -21,26 +21,15 @@ CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
 
 
 def joined(
-    vision: PretrainedConfig,
-    text: PretrainedConfig,
-    *,
-    tokens: int,
-    image_token: int,
-    layer: int,
-    select: str,
-    kind: type[LlavaConfig] = LlavaConfig,
+    kind: type[LlavaConfig], vision: PretrainedConfig, text: PretrainedConfig, tokens: int, image: int, **settings: Any
 ) -> LlavaConfig:
-    """Return the config of a model of a tower and a language model, whose head gets a column for each of `tokens`."""
+    """Return the config, of a kind, of a model of a tower and a language model, whose head gets a column for each token.
+
+    `tokens`: how many there are; `image`: the id of the image token; `settings`: other fields of the config.
+    """
     text.vocab_size = max(text.vocab_size, tokens)
-    config = kind(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_token,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=select,
-        projector_hidden_act="gelu",
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
+    settings |= {"projector_hidden_act": "gelu", "tie_word_embeddings": text.tie_word_embeddings}
+    config = kind(vision_config=vision, text_config=text, image_token_index=image, **settings)
     config.image_seq_length = image_tokens_of(config)
     return config
 
@@ -102,12 +91,7 @@ def shape(config: LlavaConfig) -> ModelShape:
             activation=vision.hidden_act,
             input_norm=vision.model_type == "clip_vision_model",
         ),
-        ProjectorShape(
-            input=vision.hidden_size,
-            width=text.hidden_size,
-            features=features_of(config),
-            tokens=image_tokens_of(config),
-        ),
+        ProjectorShape(vision.hidden_size, text.hidden_size, features_of(config), image_tokens_of(config)),
         LanguageShape(
             width=text.hidden_size,
             inner=text.intermediate_size,

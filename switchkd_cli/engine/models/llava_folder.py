@@ -64,7 +64,7 @@ def _end_ids(generation: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _notes(stored: Stored, generation: Mapping[str, Any]) -> Iterator[str]:
     """Yield a note of other settings there that change answers: transformers always applies them."""
-    if settings := ", ".join(
-        f"{key} {generation[key]}" for key in FIELDS["answers"] if generation.get(key) not in (None, 0, 1, [])
-    ):
-        yield f"{stored}: {GENERATION}: answers are generated with {settings}, as other tools do"
+    answers = FIELDS["answers"]
+    settings = [f"{key} {generation[key]}" for key in answers if generation.get(key) not in (None, 0, 1, [])]
+    if settings:
+        yield f"{stored}: {GENERATION}: answers are generated with {', '.join(settings)}, as other tools do"

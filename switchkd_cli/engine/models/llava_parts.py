@@ -93,8 +93,8 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
 def _config(
     spec: Parts, vision: PretrainedConfig, text: PretrainedConfig, *, tokens: int, image_token: int
 ) -> LlavaConfig:
-    settings = {"layer": spec.feature_layer, "select": spec.feature_select, "kind": PROJECTORS[spec.projector][0]}
-    return joined(vision, text, tokens=tokens, image_token=image_token, **settings)
+    settings = {"vision_feature_layer": spec.feature_layer, "vision_feature_select_strategy": spec.feature_select}
+    return joined(PROJECTORS[spec.projector][0], vision, text, tokens, image_token, **settings)
 
 
 def _part_folder(spec: Parts, part: str, who: str) -> Stored | None:
@@ -142,24 +142,21 @@ def part_config(spec: Parts, part: str, who: str, stored: Stored | None) -> Pret
 
 def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
     """Return the config of a part with random weights. Unknown keys are refused: transformers would accept them."""
+    where = f"{who}.{part}.fresh"
     known = inspect.signature(FRESH[part]).parameters
-    problems = [
-        f"{who}.{part}.fresh.{key}: unknown key{did_you_mean(key, known)}" for key in source.fresh if key not in known
-    ]
+    problems = [f"{where}.{key}: unknown key{did_you_mean(key, known)}" for key in source.fresh if key not in known]
     if problems:
         raise UserError(problems)
-    check_config(source.fresh, f"{who}.{part}.fresh")
-    with as_user_error(f"{who}.{part}.fresh"):
+    check_config(source.fresh, where)
+    with as_user_error(where):
         config = FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
-    check_config(config, f"{who}.{part}.fresh")
+    check_config(config, where)
     width, heads = config.hidden_size, config.num_attention_heads
     unit = heads if part == "vision" else 2 * heads  # rotary positions rotate pairs of a head's features
     if width % unit:
-        raise UserError(f"{who}.{part}.fresh: hidden_size must be a multiple of {unit}, got {width}")
+        raise UserError(f"{where}: hidden_size must be a multiple of {unit}, got {width}")
     if heads % getattr(config, "num_key_value_heads", heads):
-        raise UserError(
-            f"{who}.{part}.fresh: {heads} heads can't share {config.num_key_value_heads} num_key_value_heads"
-        )
+        raise UserError(f"{where}: {heads} heads can't share {config.num_key_value_heads} num_key_value_heads")
     return config
 
 

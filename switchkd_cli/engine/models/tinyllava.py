@@ -108,14 +108,12 @@ def _config(stored: Stored, fields: Mapping[str, Any], tokenizer: PreTrainedToke
         vision, text = _part_config(fields["vision_config"]), _part_config(fields["text_config"])
         if vision.model_type == "siglip_vision_model":
             vision.vision_use_head = False  # the pooling head would never see a gradient
-        config = joined(
-            vision,
-            text,
-            tokens=len(tokenizer),
-            image_token=tokenizer.convert_tokens_to_ids(IMAGE),
-            layer=fields.get("vision_feature_layer", -2),
-            select=SELECTIONS[fields.get("vision_feature_select_strategy", "patch")],
-        )
+        settings = {
+            "vision_feature_layer": fields.get("vision_feature_layer", -2),
+            "vision_feature_select_strategy": SELECTIONS[fields.get("vision_feature_select_strategy", "patch")],
+        }
+        image_token = tokenizer.convert_tokens_to_ids(IMAGE)
+        config = joined(LlavaConfig, vision, text, len(tokenizer), image_token, **settings)
     check_config(config, stored)
     return config
 
