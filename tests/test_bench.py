@@ -147,7 +147,7 @@ def test_the_tables_name_machine_rows_ratios_and_targets():
     assert "WARNING" not in text
 
 
-def test_a_machine_that_was_at_work_is_told_of():
+def test_a_machine_that_was_at_work_is_reported():
     assert "WARNING: the machine was at work" in drawn(bench(load=(1.7, 1.0, 1.0), loaded=True))
 
 
@@ -156,7 +156,7 @@ def test_a_row_without_figures_says_why():
     assert "big: out of memory" in text
 
 
-def test_sizes_are_told_in_their_unit():
+def test_sizes_are_reported_in_their_unit():
     assert [size(value) for value in (None, 0, 512, 2048, 3 * 2**20, 5 * 2**30)] == [
         "",
         "0",

@@ -121,7 +121,7 @@ def test_the_small_pair_is_the_playgrounds():
     assert (student.language.width, teacher.language.width) == (64, 128)
 
 
-def test_the_machine_is_told():
+def test_the_machine_is_reported():
     found = machine.look()
     assert found.cores >= 1 and found.memory_bytes > 2**28
     assert found.loaded == (found.load[0] > 0.25 * found.cores)

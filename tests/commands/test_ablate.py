@@ -136,7 +136,7 @@ def test_overwrite_trains_what_is_shared_once_more_and_only_once(tmp_path, recip
         assert folder(tmp_path, old).info()["status"] == "finished"
 
 
-def test_a_shared_run_that_fails_is_tried_once_and_told_under_all_its_names(tmp_path, recipes, monkeypatch, capsys):
+def test_a_shared_run_that_fails_is_tried_once_and_reported_under_all_its_names(tmp_path, recipes, monkeypatch, capsys):
     small, other = recipes
     small.write_text(small.read_text() + LONG)
     other.write_text(other.read_text() + LONG.replace("long", "longer"))
@@ -217,7 +217,7 @@ def test_rows_are_taken_where_they_exist(tmp_path, recipes, monkeypatch):
         (("stages.distill.lr=1e-4",), ["ablate: names no recipe"]),
     ],
 )
-def test_wrong_input_is_told_for_all_recipes_and_nothing_is_written(
+def test_wrong_input_is_reported_for_all_recipes_and_nothing_is_written(
     tmp_path, recipes, monkeypatch, capsys, arguments, expected
 ):
     (tmp_path / "sub").mkdir()
@@ -260,7 +260,7 @@ cli.main()
 """
 
 
-def test_after_an_interrupt_the_same_command_goes_on(tmp_path, recipes):
+def test_after_an_interrupt_the_same_command_resumes(tmp_path, recipes):
     def started():
         command = [sys.executable, "-c", PROGRAM, "ablate", *map(str, recipes), "--jobs", "2"]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

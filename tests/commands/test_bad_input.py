@@ -199,7 +199,7 @@ def test_a_missing_image_folder(refused):
     ]
 
 
-def test_every_fault_of_the_rows_is_told_before_anything_is_trained(place, refused):
+def test_every_fault_of_the_rows_is_reported_before_anything_is_trained(place, refused):
     pictures = place / "pictures"
     tiny.picture(place, "outside.png", 1)
     (pictures / "cut.png").write_bytes((pictures / "a.png").read_bytes()[:800])
@@ -248,7 +248,7 @@ def test_workers_tell_the_same_with_the_same_exit_code(place, monkeypatch, capsy
 # --- the teacher and the student
 
 
-def test_a_teacher_with_another_tower_is_told_before_weights_are_read(place, refused, monkeypatch):
+def test_a_teacher_with_another_tower_is_reported_before_weights_are_read(place, refused, monkeypatch):
     other = tiny.model(vision={"hidden_size": 32, "image_size": 36})
     other.save(place / "other")
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", None)

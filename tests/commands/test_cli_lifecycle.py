@@ -130,7 +130,7 @@ def test_ablate_runs_again_only_what_failed_and_counts_the_rest(tmp_path, calls,
     assert {f.path: f.info()["ended"] for f in run_folder.finished(tmp_path / "runs")} == before
 
 
-def test_ablate_tells_a_user_s_error_of_one_row_and_finishes_the_others(tmp_path, calls, monkeypatch, capsys):
+def test_ablate_reports_a_user_s_error_of_one_row_and_finishes_the_others(tmp_path, calls, monkeypatch, capsys):
     change = ("stages.distill.objective.align.weight: 2.0", "stages.distill.batch: 7")
     assert switchkd(monkeypatch, "ablate", write(tmp_path, change), "--jobs", 2) == 2
     err = capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_ablate_tells_a_user_s_error_of_one_row_and_finishes_the_others(tmp_path
     assert names(calls) == ["print_ablation"]
 
 
-def test_a_teacher_that_can_t_be_scored_is_told_and_the_rows_have_their_table(tmp_path, calls, monkeypatch, capsys):
+def test_a_teacher_that_can_t_be_scored_is_reported_and_the_rows_have_their_table(tmp_path, calls, monkeypatch, capsys):
     file = write(tmp_path, ("items: 4", "items: 5"))
     assert switchkd(monkeypatch, "ablate", file, "--rows", "sft") == 2
     told = capsys.readouterr().err.splitlines()
@@ -161,7 +161,7 @@ def test_a_table_that_can_t_be_made_is_a_failure_too(tmp_path, calls, monkeypatc
     assert "small.yaml: its table: failed\n  sft: items is 4, that of switch-kd is 8\n" in capsys.readouterr().err
 
 
-def test_a_worker_that_the_system_killed_is_told_as_such(tmp_path, calls, monkeypatch):
+def test_a_worker_that_the_system_killed_is_reported_as_such(tmp_path, calls, monkeypatch):
     program = tmp_path / "worker.py"
     program.write_text("import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))

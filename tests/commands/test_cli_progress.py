@@ -67,7 +67,7 @@ def test_a_follower_starts_again_when_another_file_takes_the_place(tmp_path):
     assert [list(entry) for entry in follower.read()] == [["event"]]
 
 
-def test_an_unreadable_line_is_told_and_the_display_goes_on(tmp_path):
+def test_an_unreadable_line_is_reported_and_the_display_goes_on(tmp_path):
     stream, file = io.StringIO(), tmp_path / "metrics.jsonl"
     with Progress(stream) as display:
         display.follow(file, "run")
@@ -145,7 +145,7 @@ def test_the_live_drawing_opens_with_the_matrix(tmp_path):
     assert "Switch-KD" in second and "30/300" in second
 
 
-def test_plain_output_tells_the_matrix_s_end_as_soon_as_it_can_be_foretold(tmp_path):
+def test_plain_output_reports_the_matrix_s_end_as_soon_as_it_can_be_estimated(tmp_path):
     stream, file = io.StringIO(), tmp_path / "m"
     matrix = Matrix(["a", "a"], jobs=1, now=lambda: 0.0)
     matrix.start(file, "distill", "run")

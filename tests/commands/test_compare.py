@@ -139,7 +139,7 @@ def test_seeds_are_paired_and_give_mean_deviation_and_interval(root):
     assert own["seeds"] == 3 and own["sd"].value > 0
 
 
-def test_a_difference_over_items_that_seeds_don_t_bear_out_is_told(root):
+def test_a_difference_over_items_that_seeds_don_t_bear_out_is_reported(root):
     """Two seeds: the t interval of two values is wide."""
     report = compared(*(finished(root, row, seed) for row in ("switch-kd", "sft") for seed in (1, 2)))
     found = table(report, "Switch-KD minus SFT")
@@ -197,7 +197,7 @@ def test_a_benchmark_that_does_not_count_is_in_parentheses_and_in_no_verdict(roo
         ({"doc_id": 77}, "GQA: 1 of 40 items differ; item 77 has 77"),
     ],
 )
-def test_runs_that_were_asked_otherwise_are_refused_by_name(root, changed, message):
+def test_runs_that_were_prompted_otherwise_are_refused_by_name(root, changed, message):
     ours, theirs = finished(root, "switch-kd"), finished(root, "sft", tasks=("gqa", "vqav2_val", "pope"))
     lines = stored(theirs, "gqa")
     lines[0] |= changed

@@ -76,7 +76,7 @@ def test_two_models_are_rows_of_their_own(root):
     assert not any("seed" in note and MODEL in note and "switchkd eval" not in note for note in report.notes)
 
 
-def test_a_model_asked_otherwise_is_refused_like_a_run(root):
+def test_a_model_prompted_otherwise_is_refused_like_a_run(root):
     ours = runs.finished(root, "switch-kd")
     with pytest.raises(UserError, match="lmms-eval is 0.6.0"):
         runs.compared(ours, evaluation(root, versions={"lmms-eval": "0.6.0"}))

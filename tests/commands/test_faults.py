@@ -82,7 +82,7 @@ def logged(run: Path) -> str:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_last_line_goes_on(plain, tmp_path, number, code):
+def test_a_signal_saves_and_the_last_line_resumes(plain, tmp_path, number, code):
     recipe, expected = plain
     root = tmp_path / "runs"
     program = switchkd("distill", recipe, "checkpoints.every_steps=null", "--out", root, cwd=tmp_path)
@@ -101,7 +101,7 @@ def test_a_signal_saves_and_the_last_line_goes_on(plain, tmp_path, number, code)
     assert_equal(folder(root), expected)
 
 
-def test_a_run_is_gone_on_with_by_its_folder_or_as_the_newest(plain, tmp_path):
+def test_a_run_is_resumed_by_its_folder_or_as_the_newest(plain, tmp_path):
     recipe, expected = plain
     root = tmp_path / "runs"
     for words in ((folder(root), "--resume"), ("--resume", "--out", root)):
@@ -117,7 +117,7 @@ def test_a_run_is_gone_on_with_by_its_folder_or_as_the_newest(plain, tmp_path):
     assert program.end() == 2 and "no interrupted run" in program.text
 
 
-def test_an_interrupted_matrix_is_gone_on_with(plain, tmp_path):
+def test_an_interrupted_matrix_is_resumed(plain, tmp_path):
     recipe, _ = plain
     text = recipe.read_text() + "  slow: {set: {stages.distill.lr: 5.0e-4}}\n"
     recipe = tmp_path / "tiny.yaml"
@@ -232,7 +232,7 @@ def test_a_student_that_can_not_be_saved_is_refused_before_the_first_step(plain,
     assert not folder(tmp_path / "runs").exists()
 
 
-def test_a_disk_that_is_too_small_for_the_student_is_told_before_the_first_step(plain, tmp_path):
+def test_a_disk_that_is_too_small_for_the_student_is_reported_before_the_first_step(plain, tmp_path):
     recipe, _ = plain
 
     def little():

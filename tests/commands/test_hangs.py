@@ -119,7 +119,7 @@ def test_who_waits_for_data_can_be_stopped(monkeypatch):
         assert data_loader.next_micro_batches(batches, 1) == []
 
 
-def test_processes_that_can_t_be_started_are_told(monkeypatch):
+def test_processes_that_can_t_be_started_are_reported(monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -244,7 +244,7 @@ def test_a_signal_that_comes_at_once_a_second_time_is_the_same_request():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path):
+def test_a_run_resumes_with_the_threads_that_it_began_with(tmp_path):
     recipe, expected, root = tiny_run.write(tmp_path, teacher=False), tmp_path / "expected", tmp_path / "runs"
 
     def threads(number):
@@ -288,7 +288,7 @@ def held(tmp_path):
     process.join()
 
 
-def test_who_waits_for_a_lock_is_told_who_holds_it_and_gets_it_when_that_one_dies(held, monkeypatch):
+def test_who_waits_for_a_lock_learns_who_holds_it_and_gets_it_when_that_one_dies(held, monkeypatch):
     path, process = held
     monkeypatch.setattr(locks, "TELL_AFTER", 1)
     os.kill(process.pid, signal.SIGSTOP)
@@ -305,7 +305,7 @@ def test_who_waits_for_a_lock_is_told_who_holds_it_and_gets_it_when_that_one_die
     assert told == [f"waiting for it, held by {on}; Ctrl-C ends the wait"]
 
 
-def test_who_doesn_t_wait_is_told_too(held):
+def test_who_doesn_t_wait_learns_it_too(held):
     path, process = held
     with pytest.raises(UserError, match=f"process {process.pid} on "), hold(path, wait=False):
         pass

@@ -123,7 +123,7 @@ def test_a_process_that_is_killed_takes_the_other_down_and_is_named(recipe):
     assert (folder(recipe) / "checkpoints" / "distill-5").is_dir()
 
 
-def test_the_error_of_the_process_that_failed_is_the_one_that_is_told(recipe, tmp_path):
+def test_the_error_of_the_process_that_failed_is_the_one_that_is_reported(recipe, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(PATCH)
     process = start(recipe, "--processes", "2", path=tmp_path)
     _, told = process.communicate(timeout=10 * SOON)
@@ -169,7 +169,7 @@ def test_a_process_that_falls_silent_is_named_and_ends_the_others(recipe, tmp_pa
     assert told.splitlines()[-1].startswith("hint: look at its machine")
 
 
-def test_machines_that_don_t_meet_are_told(recipe, tmp_path):
+def test_machines_that_don_t_meet_are_reported(recipe, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -317,7 +317,7 @@ def test_an_unusable_row(student, tmp_path, name):
     assert fault.value.refused == ("leaves its folder" in expected)
 
 
-def test_what_a_row_holds_is_told_on_one_printable_line():
+def test_what_a_row_holds_is_reported_on_one_printable_line():
     for value in ("\x1b[2J", "a\nb", "\ud800", "x" * 10**6, [[[]]] * 10**5, {"a": "\x1b"}, float("nan"), 10**4000):
         line = short_repr(value)
         assert not UNPRINTABLE.search(line) and len(line) < 200

@@ -111,7 +111,7 @@ def switchkd(monkeypatch, *arguments):
     return ended.value.code
 
 
-def test_both_files_train_a_model_and_the_lost_picture_is_told(place, monkeypatch, capsys):
+def test_both_files_train_a_model_and_the_lost_picture_is_reported(place, monkeypatch, capsys):
     assert not switchkd(monkeypatch, "distill", "paper.yaml")
     (run,) = (place / "runs" / "paper").glob("*/seed0")
     (line,) = map(json.loads, (run / "skipped.jsonl").read_text().splitlines())

@@ -177,7 +177,7 @@ def test_an_answer_before_the_first_question_is_counted(form):
 
 
 @both
-def test_keys_that_are_not_read_are_counted_and_told_in_one_line(form, monkeypatch):
+def test_keys_that_are_not_read_are_counted_and_reported_in_one_line(form, monkeypatch):
     raw = row(form, id="a", source="web", model="", width=0, metadata={"a": None})
     raw[FORMS[form][1]][0]["name"] = "Ann"
     assert told(form, raw, row(form, source="web")) == [
@@ -445,7 +445,7 @@ NOTES = [
 ]
 
 
-def test_a_dry_run_tells_what_training_would(recipe, monkeypatch, capsys):
+def test_a_dry_run_reports_what_training_would(recipe, monkeypatch, capsys):
     code, out, _ = told_by_the_program(monkeypatch, capsys, "distill", recipe(0.5), "--dry-run")
     assert code == 0 and [line[9:] for line in out.splitlines() if line.startswith("note     rows: ")] == NOTES
 
@@ -469,7 +469,7 @@ def test_a_dry_run_without_a_row_to_look_at_is_refused(recipe, tmp_path, monkeyp
     assert sorted(codes) == [0, 2]
 
 
-def test_rows_of_a_model_that_is_not_here_are_told_of_too(recipe, tmp_path):
+def test_rows_of_a_model_that_is_not_here_are_reported_too(recipe, tmp_path):
     """Its tokenizer is not here: nothing can be cut or refused by a template, the rows' own faults are seen."""
     parts = Parts(family="llava", vision="google/siglip-so400m-patch14-384", language="Qwen/Qwen2.5-0.5B")
     away = describe_model(parts, "student", {})
@@ -484,7 +484,7 @@ def test_rows_of_a_model_that_is_not_here_are_told_of_too(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_tells_it_once_and_keeps_it(recipe, tmp_path, monkeypatch, capsys):
+def test_a_run_reports_it_once_and_keeps_it(recipe, tmp_path, monkeypatch, capsys):
     code, _, err = told_by_the_program(monkeypatch, capsys, "distill", recipe(0.5))
     assert code == 0 and [err.count(note) for note in NOTES] == [1, 1, 1]
     logged = tiny_run.trace(tmp_path / "runs" / "tiny" / "switch-kd" / "seed0")

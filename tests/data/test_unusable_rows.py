@@ -175,7 +175,7 @@ def test_too_many_rows_met_in_training_end_the_run(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_that_go_away_are_told_in_one_line(tmp_path, workers):
+def test_pictures_that_go_away_are_reported_in_one_line(tmp_path, workers):
     student = tiny.model()
     of = data(student, tmp_path, rows(tmp_path, 4), max_faults=0.9)
     for file in tmp_path.glob("*.png"):

@@ -36,7 +36,7 @@ def test_several_on_this_machine(asked, option):
     assert found.options == [option, "4"] and found.world_size == 4
 
 
-def test_several_machines_are_told_who_is_who():
+def test_several_machines_learn_who_is_who():
     found = launch_config(8, None, 2, 1, "gpu012:29500", environment={})
     assert found == LaunchConfig(8, True, 2, 1, "gpu012:29500") and found.world_size == 16
 
@@ -108,7 +108,7 @@ def test_a_hostfile_goes_to_deepspeed_s_launcher(tmp_path):
         launch_config(8, None, hostfile=tmp_path / "none", environment={})
 
 
-def test_a_batch_that_can_t_be_shared_out_is_told_before_anything_starts(tmp_path):
+def test_a_batch_that_can_t_be_shared_out_is_reported_before_anything_starts(tmp_path):
     runs = load_rows(write(tmp_path))
     preflight.check_batches(runs, 4)
     with pytest.raises(UserError) as refused:

@@ -55,7 +55,7 @@ def test_losses_with_other_bounds_seek_anew(trio, sought):
         assert sought[0] == teacher.data_ptr(), bounds
 
 
-def test_a_teacher_that_was_changed_in_place_is_looked_at_anew(trio):
+def test_a_teacher_that_was_changed_in_place_is_read_again(trio):
     teacher, student, _ = trio
     before = dbild(teacher, student)
     teacher.neg_()

@@ -93,7 +93,7 @@ def test_without_a_teacher_only_the_students_padding_is_cut():
     assert shared_vocabulary(student, None) == Vocabulary(WORDS, WORDS + 9)
 
 
-def test_heads_padded_to_the_widths_of_the_paper_are_no_difference_and_are_told():
+def test_heads_padded_to_the_widths_of_the_paper_are_no_difference_and_are_reported():
     student, teacher = blueprint(), blueprint()
     student.config.text_config.vocab_size, teacher.config.text_config.vocab_size = 151936, 152064
     agreed = shared_vocabulary(student, teacher)
@@ -125,7 +125,7 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
         torch.testing.assert_close(logits, plain[path])
 
 
-def test_every_misfit_of_the_towers_is_told_at_once():
+def test_every_misfit_of_the_towers_is_reported_at_once():
     teacher = blueprint(hidden_size=32, image_size=36)
     teacher.inputs.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
     assert problems(shared_vocabulary, blueprint(), teacher) == [
@@ -256,7 +256,7 @@ def test_a_teacher_that_drops_a_patch_asks_for_a_student_that_does():
     assert "student.feature_select" in hint(shared_vocabulary, blueprint(), teacher)
 
 
-def test_what_to_do_is_told_for_each_pair_that_differs(tmp_path):
+def test_what_to_do_is_reported_for_each_pair_that_differs(tmp_path):
     teacher = blueprint(hidden_size=32)
     usual = teacher.inputs.processor.tokenizer
     teacher.inputs.processor.tokenizer = retold(tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"})
@@ -333,13 +333,13 @@ def larger_pictures(model):
         (larger_pictures, "the image processor makes images of (48, 48), the vision tower takes 24 x 24"),
     ],
 )
-def test_a_model_that_does_not_fit_itself_is_told(spoil, expected):
+def test_a_model_that_does_not_fit_itself_is_reported(spoil, expected):
     model = blueprint()
     spoil(model)
     assert problems(check_alone, model, "teacher") == [f"teacher: {expected}"]
 
 
-def test_all_that_is_wrong_with_a_model_is_told_at_once():
+def test_all_that_is_wrong_with_a_model_is_reported_at_once():
     model = blueprint()
     for spoil in (no_template, no_padding, too_deep):
         spoil(model)

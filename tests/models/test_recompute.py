@@ -168,7 +168,7 @@ def test_it_is_a_field_of_a_stage_and_makes_no_other_run(told, meant, tmp_path):
         ("[swich]", "must be one of vision, student, switch, got 'swich' (did you mean 'switch'?)"),
     ],
 )
-def test_what_it_can_t_be_is_told(told, expected, tmp_path):
+def test_what_it_can_t_be_is_reported(told, expected, tmp_path):
     with pytest.raises(UserError) as caught:
         load(write(tmp_path), overrides=[f"stages.distill.activation_checkpointing={told}"])
     assert any(problem.endswith(expected) for problem in caught.value.problems), caught.value.problems

@@ -208,7 +208,7 @@ def test_an_image_processor_in_the_checkpoint_is_taken_first(home, folder):
 @pytest.mark.parametrize(
     "named", ["/home/someone/models/siglip-so400m-patch14-384", "google/siglip-so400m-patch14-384"]
 )
-def test_a_published_tower_that_is_not_here_is_known_and_the_run_is_told(folder, named):
+def test_a_published_tower_that_is_not_here_is_known_and_the_run_is_reported(folder, named):
     vision = json.loads((folder / "config.json").read_text())["vision_config"]
     edit(folder, vision_config=vision | {"model_name_or_path": named}, vision_model_name_or_path=named)
     found = blueprint(folder)
@@ -220,7 +220,7 @@ def test_a_published_tower_that_is_not_here_is_known_and_the_run_is_told(folder,
     torch.testing.assert_close(pixels, prepared(picture), rtol=0, atol=1e-5)
 
 
-def test_a_path_that_is_not_here_and_not_known_is_told_with_what_to_do(folder):
+def test_a_path_that_is_not_here_and_not_known_is_reported_with_what_to_do(folder):
     vision = json.loads((folder / "config.json").read_text())["vision_config"]
     edit(folder, vision_config=vision | {"model_name_or_path": "/home/someone/my-tower"})
     told, hint = problems(folder)
@@ -297,7 +297,7 @@ def test_a_pickle_with_code_is_refused_even_then(home, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tensor_that_is_absent_or_of_no_known_part_is_told(folder):
+def test_a_tensor_that_is_absent_or_of_no_known_part_is_reported(folder):
     file = folder / "model-00002-of-00002.safetensors"
     held = load_file(file)
     held["vision_tower2._vision_tower.weight"] = torch.zeros(2)
@@ -336,7 +336,7 @@ def test_a_pooling_head_that_is_not_finite_is_never_read(folder):
     blueprint(folder).build()
 
 
-def test_what_can_not_be_expressed_is_told_all_at_once(folder):
+def test_what_can_not_be_expressed_is_reported_all_at_once(folder):
     text = json.loads((folder / "config.json").read_text())["text_config"]
     edit(
         folder,

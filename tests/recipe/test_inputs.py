@@ -268,7 +268,7 @@ def test_how_images_are_compared(tmp_path, recipe, reads, by, touched, edited, r
     assert (digest() != before) is edited
 
 
-def test_a_looser_comparison_is_told_when_a_run_is_reused(tmp_path, monkeypatch, capsys):
+def test_a_looser_comparison_is_reported_when_a_run_is_reused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny_run.write(tmp_path, teacher=False)
     assert distil(monkeypatch, capsys, "data.rows.images_by=size_and_time")[0] == 0

@@ -39,7 +39,7 @@ def test_an_unknown_entry_is_named_with_what_is_near(tmp_path, printed):
     assert caught.value.problems == (f"{file}:23: {expected}",)
 
 
-def test_a_mistake_among_the_printed_numbers_is_told_where_it_was_written(tmp_path, printed):
+def test_a_mistake_among_the_printed_numbers_is_reported_where_it_was_written(tmp_path, printed):
     printed.write_text("table-9:\n  gqq: 50.5\n")
     with pytest.raises(UserError) as caught:
         load(write(tmp_path, (INLINE, "paper: table-9")))

@@ -67,7 +67,7 @@ def test_the_resolved_text_extends_nothing(tmp_path):
     assert load(alone).config == run.config
 
 
-def test_every_mistake_is_told_with_the_file_and_line_that_it_was_written_in(tmp_path):
+def test_every_mistake_is_reported_with_the_file_and_line_that_it_was_written_in(tmp_path):
     file = child(tmp_path, "set:\n  stages.distill.lr: fast\n  stages.distil.lr: 1\ndrop: [vds]\n")
     base = write(tmp_path, ("steps: 10", "steps: ten"))
     assert problems(file) == [

@@ -116,7 +116,7 @@ def test_a_recipe_of_the_world_s_own_models_and_data_is_left_as_it_is(tmp_path):
     assert load(file, world="playground") == load(file)
 
 
-def test_what_has_no_stand_in_is_told_where_it_is_named(recipe, tmp_path):
+def test_what_has_no_stand_in_is_reported_where_it_is_named(recipe, tmp_path):
     world = tmp_path / "worlds" / "toy.yaml"
     file = recipe
     text = file.read_text()
@@ -127,17 +127,17 @@ def test_what_has_no_stand_in_is_told_where_it_is_named(recipe, tmp_path):
     ]
 
 
-def test_a_broken_recipe_is_told_the_same_in_any_world(recipe):
+def test_a_broken_recipe_is_reported_the_same_in_any_world(recipe):
     text = recipe.read_text()
     recipe.write_text(text.replace("lr_scale: {vision: 0.3}", "lr_scale: 3").replace("family: llava", "family: lava"))
     assert problems(recipe) == problems(recipe, world=None)
 
 
-def test_an_unknown_world_is_told_the_known(recipe):
+def test_an_unknown_world_is_an_error_that_names_the_known_ones(recipe):
     assert problems(recipe, world="toi") == ["--world: unknown world, got 'toi' (did you mean 'toy'?)"]
 
 
-def test_a_faulty_world_is_told_by_line(recipe, tmp_path):
+def test_a_faulty_world_is_reported_by_line(recipe, tmp_path):
     file = tmp_path / "worlds" / "toy.yaml"
     file.write_text(WORLD.replace("batch: 0.5", "bacth: 0.5").replace("parts:", "prats:"))
     assert problems(recipe) == [

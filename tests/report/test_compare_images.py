@@ -161,7 +161,7 @@ def test_categories_that_share_images_are_drawn_together_and_the_others_apart():
 
 
 @pytest.mark.slow
-def test_rows_that_are_alike_are_told_apart_by_image_no_more_than_5_times_of_100(quick):
+def test_rows_that_are_alike_are_distinguished_by_image_no_more_than_5_times_of_100(quick):
     random = np.random.default_rng(12)
     sizes, found = random.integers(5, 60, 100), []
     images = np.repeat(np.arange(100), sizes)
@@ -205,7 +205,7 @@ def on_images(folder, task: str, name) -> None:
     write(folder, task, [line | {"image": name(i)} for i, line in enumerate(stored(folder, task))])
 
 
-def test_four_questions_an_image_widen_the_interval_and_are_told(root):  # noqa: F811
+def test_four_questions_an_image_widen_the_interval_and_are_reported(root):  # noqa: F811
     ours, theirs = finished(root, "switch-kd", tasks=("gqa",)), finished(root, "sft", tasks=("gqa",))
     before = table(compared(ours, theirs), "Switch-KD minus SFT")["GQA"]
     (notes,) = (note for note in compared(ours, theirs).notes if "before they named their image" in note)

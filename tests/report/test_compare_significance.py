@@ -195,7 +195,7 @@ def test_so_does_that_of_f1(quick):
 
 
 @pytest.mark.parametrize("kind", ["mcnemar", "f1"])
-def test_rows_that_are_alike_are_told_apart_no_more_than_5_times_of_100(quick, kind):
+def test_rows_that_are_alike_are_distinguished_no_more_than_5_times_of_100(quick, kind):
     random = np.random.default_rng(12)
     found = []
     for _ in range(RUNS):

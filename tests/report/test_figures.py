@@ -94,7 +94,7 @@ def test_a_row_looks_the_same_whatever_stands_beside_it(runs, tmp_path):
     assert len(set(among.values())) == 3
 
 
-def test_more_rows_than_colours_are_still_told_apart(tmp_path):
+def test_more_rows_than_colours_are_still_distinguished(tmp_path):
     rows = style.plotted_rows([run(tmp_path, f"row{i}", f"Row {i}") for i in range(12)])
     assert len({(row.colour, row.mark) for row in rows}) == 12
 

@@ -207,7 +207,7 @@ def test_a_run_without_scores_is_refused(root):
         print_distillation([ours, sft], TEACHER)
 
 
-def test_compare_keeps_the_order_and_tells_namesakes_apart(root):
+def test_compare_keeps_the_order_and_distinguishes_namesakes(root):
     first = made.run(root, "sft", "SFT", SFT)
     other = made.run(root.parent / "elsewhere", "sft", "SFT", SFT)
     info = json.loads(other.record.read_text())

@@ -236,7 +236,7 @@ def test_a_discredited_benchmark_is_greyed_and_in_no_average(root, file, tmp_pat
     assert re.search(r'<td class="n out">\(\d', page) and re.search(r"\| \(\d+\.\d ± ", text)
 
 
-def test_runs_of_another_recipe_text_are_told(root, tmp_path):
+def test_runs_of_another_recipe_text_are_reported(root, tmp_path):
     changed = made.recipe(
         tmp_path,
         (
@@ -247,7 +247,7 @@ def test_runs_of_another_recipe_text_are_told(root, tmp_path):
     assert gather(changed, None, root).changed_rows == ("Long SFT",)
 
 
-def test_warnings_are_told_once_and_counted_over_seeds(root, file, tmp_path):
+def test_warnings_are_reported_once_and_counted_over_seeds(root, file, tmp_path):
     for seed, text in ((0, "k sits at its clamp at 41 %"), (2, "k sits at its clamp at 43 %")):
         line = {"event": "warning", "about": "k", "text": text}
         with (root / "components" / "align" / f"seed{seed}" / "metrics.jsonl").open("a") as metrics:
@@ -267,7 +267,7 @@ def test_what_could_have_been_found_stands_beside_what_is_not_clear(root, file, 
         assert "minimum detectable effect" in written
 
 
-def test_answers_that_no_metric_reads_are_told_beside_the_scores(root, file, tmp_path):
+def test_answers_that_no_metric_reads_are_reported_beside_the_scores(root, file, tmp_path):
     for seed in (0, 1):
         results = root / "components" / "align" / f"seed{seed}" / "results.json"
         stored = json.loads(results.read_text())
@@ -424,7 +424,7 @@ def test_a_number_is_bold_only_where_its_interval_leaves_0_out(root, file, tmp_p
         (("componets",), "componets: no recipe has this name"),
     ],
 )
-def test_wrong_input_is_told(root, file, tmp_path, monkeypatch, capsys, arguments, problem):
+def test_wrong_input_is_reported(root, file, tmp_path, monkeypatch, capsys, arguments, problem):
     places = {"recipe": str(file), "run": str(root / "components" / "sft" / "seed0")}
     words = [word.format(**places) for word in arguments]
     monkeypatch.setattr(

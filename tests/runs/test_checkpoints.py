@@ -85,7 +85,7 @@ def test_what_a_kill_left_is_swept_away_by_the_next(folder):
     assert names(folder) == ["distill-6"]
 
 
-def test_a_manifest_tells_every_file(folder):
+def test_a_manifest_reports_every_file(folder):
     save(folder, 2)
     (one,) = checkpoints.saved(folder, "distill")
     assert one.faults() == []
@@ -97,7 +97,7 @@ def test_a_manifest_tells_every_file(folder):
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"state.json": 1, "state.safetensors": 2}', "{"])
-def test_a_manifest_that_is_none_is_told(folder, manifest):
+def test_a_manifest_that_is_none_is_reported(folder, manifest):
     save(folder, 2)
     (one,) = checkpoints.saved(folder, "distill")
     (one.path / "manifest.json").write_text(manifest)
@@ -105,7 +105,7 @@ def test_a_manifest_that_is_none_is_told(folder, manifest):
 
 
 @pytest.mark.parametrize("state", ["[]", "{}", '{"lengths": 3}', '{"lengths": {"metrics.jsonl": "x"}}'])
-def test_files_that_are_whole_and_no_state_are_told(folder, state):
+def test_files_that_are_whole_and_no_state_are_reported(folder, state):
     with checkpoints.writing(folder, "distill", 2) as partial:
         (partial / "state.json").write_text(state)
         (partial / "state.safetensors").touch()
@@ -196,7 +196,7 @@ def test_a_run_without_marks_stands_nowhere(folder, run):
     assert resume_point(folder, run) is None
 
 
-def test_a_run_goes_on_from_its_newest_checkpoint_and_what_came_after_is_cut_off(folder, run):
+def test_a_run_resumes_from_its_newest_checkpoint_and_what_came_after_is_cut_off(folder, run):
     done(folder, run, 0)
     begin(folder, run, steps=4)
     (folder.tensorboard / "distill").mkdir(parents=True)
@@ -271,7 +271,7 @@ def left(tmp_path, run):
     return root, leave(root, run)
 
 
-def test_the_same_run_again_goes_on(left, run, capsys):
+def test_the_same_run_again_resumes(left, run, capsys):
     root, folder = left
     assert folder.info()["status"] == "interrupted" and folder_state(folder, run) == "interrupted"
     with claim_folder(root, run) as (again, state):
@@ -284,7 +284,7 @@ def test_the_same_run_again_goes_on(left, run, capsys):
     assert "error" not in info and not folder.checkpoints.exists()
 
 
-def test_a_users_error_in_a_run_that_is_gone_on_with_keeps_all_of_it(left, run):
+def test_a_users_error_in_a_resumed_run_keeps_all_of_it(left, run):
     root, folder = left
     with pytest.raises(UserError), claim_folder(root, run):
         raise UserError("no such image folder")

@@ -38,7 +38,7 @@ class Left(Exception):
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}, {"workers": 2}], ids=str)
-def test_a_stage_goes_on_where_its_state_was_taken(tmp_path, settings):
+def test_a_stage_resumes_where_its_state_was_taken(tmp_path, settings):
     dropout = settings.pop("dropout", 0.0)
     lines, again = [], []
     whole, paths = loop(tmp_path, stage(**settings), lines, dropout)

@@ -140,7 +140,7 @@ def test_an_end_on_another_day_says_which():
     assert matrix_line(matrix, NOON).endswith("24:00:00 left · ends about Fri 02 Jan 12:00")
 
 
-def test_the_last_line_tells_no_time():
+def test_the_last_line_reports_no_time():
     matrix, now = matrix_of("a")
     run(matrix, now, "0", 10)
     assert matrix.over and matrix_line(matrix, NOON) == "1 of 1 done"

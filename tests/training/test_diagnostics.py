@@ -93,7 +93,7 @@ def test_without_a_supervised_token_nobody_stands_beside_the_teacher(logits, bat
 
 
 @pytest.mark.parametrize("loss", KNEE_LOSSES)
-def test_every_loss_that_seeks_a_knee_has_its_k_told_of_who_leads(loss, logits, batch):
+def test_every_loss_with_knees_reports_k_by_its_leader(loss, logits, batch):
     figures = asked(logits, batch, CE, term(loss, min_k=20, max_k=60))
     led = {"dbild_teacher_led": {"teacher"}, "dbild_student_led": {"student"}}
     expected = led.get(loss, {"teacher", "student"})

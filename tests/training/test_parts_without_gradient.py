@@ -132,7 +132,7 @@ def test_steps_of_text_among_pictures_are_as_usual(tmp_path):
     assert [line for line in lines if line.get("event") == "warning" and line["about"] == "empty steps"] == []
 
 
-def test_steps_without_anything_to_compare_are_counted_and_told(tmp_path):
+def test_steps_without_anything_to_compare_are_counted_and_reported(tmp_path):
     """One of the four examples has no image."""
     lines = trained(tmp_path, batch=1, steps=8, train=["vision", "projector"], objective=[TOKENS])
     (warning,) = [line for line in lines if line.get("about") == "empty steps"]

@@ -197,7 +197,7 @@ def test_four_processes_go_on_where_two_stopped(name, four, alone):
 
 
 @pytest.mark.parametrize("name", ["interrupted, zero 3", "interrupted, zero 1"])
-def test_one_process_goes_on_where_two_stopped(name, two, alone, tmp_path, two_folder):
+def test_one_process_resumes_where_two_stopped(name, two, alone, tmp_path, two_folder):
     after = two_folder / f"case{list(CASES[2]).index(name)}" / "state"
     lines, state, _ = together.trained(tmp_path, after=after)
     assert lines[0]["loss"] == pytest.approx(alone[0][-1]["loss"], rel=2e-5)

@@ -50,7 +50,7 @@ def warnings_of(figures, *, steps=SMOOTHED, **changes):
     return [w for step in range(steps) for w in warnings.check(step, figures, last=False)]
 
 
-def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
+def test_a_student_that_passes_its_teacher_is_reported_with_both_figures(tmp_path):
     lines = log_of(tmp_path, objective=[CE, ALIGN | {"weight": 0.01}], steps=40, lr=1e-2)
     text = warned(lines)["teacher"]
     assert "not better than the student on the training tokens" in text and "nats at step" in text
@@ -62,7 +62,7 @@ def test_a_student_that_passes_its_teacher_is_told_with_both_figures(tmp_path):
 @pytest.mark.parametrize(
     ("bounds", "about", "bound"), [({"max_k": 4}, "k cut", "max_k"), ({"min_k": 400}, "k raised", "min_k")]
 )
-def test_a_bound_that_overrules_the_knee_is_told_with_its_share(tmp_path, bounds, about, bound):
+def test_a_bound_that_overrules_the_knee_is_reported_with_its_share(tmp_path, bounds, about, bound):
     lines = log_of(tmp_path, objective=[CE, ALIGN | {"parameters": bounds}])
     text = warned(lines)[about]
     assert f"sits at {bound}" in text and "teacher 100%" in text and "student 100%" in text
@@ -70,7 +70,7 @@ def test_a_bound_that_overrules_the_knee_is_told_with_its_share(tmp_path, bounds
     assert not {"k cut", "k raised"} & warned(free).keys()
 
 
-def test_a_term_whose_gradient_is_lost_beside_another_is_told(tmp_path):
+def test_a_term_whose_gradient_is_lost_beside_another_is_reported(tmp_path):
     lines = log_of(tmp_path, objective=[CE, ALIGN | {"weight": 1e-6}])
     assert {f"gradient of align on {part}" for part in stage().train} <= warned(lines).keys()
     assert "of ce's" in warned(lines)["gradient of align on language"]
