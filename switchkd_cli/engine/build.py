@@ -9,7 +9,7 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.hub import Stored, fetch
+from switchkd_cli.engine.hub import CheckpointFolder, fetch
 from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
@@ -50,22 +50,22 @@ def check_checkpoint(
     `family`: its family (None: the one that recognises it). `needs_template`: see `check_alone`. Raises
     UserError for a folder that is empty, broken or of another family.
     """
-    stored = fetch(name, who, allow_pickle=allow_pickle)
-    blueprint = (registry.resolve("family", family) if family else family_of(stored)).read(stored)
+    folder = fetch(name, who, allow_pickle=allow_pickle)
+    blueprint = (registry.resolve("family", family) if family else family_of(folder)).read(folder)
     compatibility.check_alone(blueprint, who, needs_template=needs_template)
     return compatibility.with_end_tokens(blueprint, who) if needs_template else blueprint
 
 
-def family_of(stored: Stored) -> Family:
+def family_of(folder: CheckpointFolder) -> Family:
     """Return the family that recognises a folder's config.json. Raises UserError where none does."""
-    config = stored.json("config.json")
+    config = folder.json("config.json")
     families = [registry.resolve("family", name) for name in registry.FAMILIES]
     for family in families:
         if family.recognises(config):
             return family
     kind = f"is a {config['model_type']} checkpoint" if "model_type" in config else "names no model_type"
     raise UserError(
-        f"{stored} {kind}, which no family reads ({', '.join(registry.FAMILIES)})",
+        f"{folder} {kind}, which no family reads ({', '.join(registry.FAMILIES)})",
         hint="name a whole vision-language model of such a family, for example a run's model/",
     )
 

@@ -27,7 +27,7 @@ MESSAGE_LENGTH = 200  # characters of a library's message that are shown
 
 
 @dataclass(frozen=True)
-class Stored:
+class CheckpointFolder:
     """A checkpoint's folder, its name in the recipe, and the recipe's field (`who`) that holds the name.
 
     `allow_pickle`: pickled weights may be read where there are no others (only tensors, see weights.py).
@@ -41,7 +41,7 @@ class Stored:
     def __str__(self) -> str:
         return f"{self.who}: {self.name}"
 
-    def __truediv__(self, part: str) -> Stored:
+    def __truediv__(self, part: str) -> CheckpointFolder:
         """Return one of its sub-folders."""
         return replace(self, name=f"{self.name}/{part}", folder=self.folder / part)
 
@@ -60,7 +60,7 @@ class Stored:
         return content
 
 
-def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, ...] = ()) -> Stored:
+def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, ...] = ()) -> CheckpointFolder:
     """Return the checkpoint of this name: a folder, or a hub id, which is taken from the cache or downloaded.
 
     A cached hub id stays at the cached commit, on which run keys depend (`hf download ID` updates it). `only`: patterns of
@@ -69,11 +69,11 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
     """
     where = locate(name)
     if Path(where).is_dir():
-        return Stored(name, who, Path(where), allow_pickle)
+        return CheckpointFolder(name, who, Path(where), allow_pickle)
     try:
         patterns = only or (*FILES, *PICKLES * allow_pickle)
         folder = snapshot_download(where, local_files_only=True) if _CONFIGS_ONLY.get() else _snapshot(where, patterns)
-        return Stored(name, who, Path(folder), allow_pickle)
+        return CheckpointFolder(name, who, Path(folder), allow_pickle)
     except (RepositoryNotFoundError, HFValidationError):
         hint = "a gated model needs a login; a model of yours is named by its folder"
         raise UserError(f"{who}: {name}: no such folder here, no such model on the hub", hint=hint) from None

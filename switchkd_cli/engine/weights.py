@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error, one_line, weights_needed
+from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error, one_line, weights_needed
 from switchkd_cli.errors import MACHINE, UserError
 
 ADAPTERS = "adapter_config.json"
@@ -29,14 +29,14 @@ BROKEN = "the training that wrote them broke down, or the file is damaged: take 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 
-def check_weights(*stored: Stored) -> None:
+def check_weights(*checkpoint: CheckpointFolder) -> None:
     """Raise UserError, naming every problem, unless the weight files are complete and of a kind that may be read.
 
     It reads the headers of safetensors files, and nothing of pickles.
     """
     problems: list[str] = []
     hint = "copy or fetch the checkpoint again"
-    for one in stored if weights_needed() else ():
+    for one in checkpoint if weights_needed() else ():
         try:
             if one.has(ADAPTERS):
                 raise UserError(f"{one}: holds LoRA adapters, not a whole model: merge them first")
@@ -49,38 +49,40 @@ def check_weights(*stored: Stored) -> None:
         raise UserError(problems, hint=hint)
 
 
-def weight_files(stored: Stored) -> list[Path]:
+def weight_files(checkpoint: CheckpointFolder) -> list[Path]:
     """Return a checkpoint's weight files: safetensors where there are any."""
-    for name in (SAFE, PICKLED) if stored.allow_pickle else (SAFE,):
-        if stored.has(name):
-            return [stored.folder / name]
-        if stored.has(f"{name}.index.json"):
-            return _shards(stored, f"{name}.index.json")
-    pickles = sorted(file.name for pattern in PICKLES for file in stored.folder.glob(pattern))
-    if pickles and not stored.allow_pickle:
+    for name in (SAFE, PICKLED) if checkpoint.allow_pickle else (SAFE,):
+        if checkpoint.has(name):
+            return [checkpoint.folder / name]
+        if checkpoint.has(f"{name}.index.json"):
+            return _shards(checkpoint, f"{name}.index.json")
+    pickles = sorted(file.name for pattern in PICKLES for file in checkpoint.folder.glob(pattern))
+    if pickles and not checkpoint.allow_pickle:
         raise UserError(
-            f"{stored}: only pickled weights ({pickles[0]}), which could run code when read",
+            f"{checkpoint}: only pickled weights ({pickles[0]}), which could run code when read",
             hint=f"save the model as {SAFE}: model.save_pretrained(folder) in transformers does; or allow reading "
             "its tensors, and nothing else: allow_pickle: true next to the model's name, --allow-pickle of switchkd eval",
         )
-    raise UserError(f"{stored}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to")
+    raise UserError(f"{checkpoint}: no weights ({SAFE}) there", hint="name a folder that a whole model was saved to")
 
 
-def _shards(stored: Stored, index: str) -> list[Path]:
+def _shards(checkpoint: CheckpointFolder, index: str) -> list[Path]:
     """Return the files that an index names. Raises UserError where it names none, or one in another folder."""
-    weight_map = stored.json(index).get("weight_map")
+    weight_map = checkpoint.json(index).get("weight_map")
     shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not shards or not all(isinstance(shard, str) and shard == Path(shard).name for shard in shards):
-        raise UserError(f"{stored}: {index} names no files next to it")
-    return [stored.folder / shard for shard in sorted(set(shards))]
+        raise UserError(f"{checkpoint}: {index} names no files next to it")
+    return [checkpoint.folder / shard for shard in sorted(set(shards))]
 
 
-def read_tensors(stored: Stored) -> dict[str, Tensor]:
+def read_tensors(checkpoint: CheckpointFolder) -> dict[str, Tensor]:
     """Return every tensor of a checkpoint by its stored name, memory-mapped from the files rather than copied.
 
     Pickles are read by `torch.load(weights_only=True)`: one that holds anything except tensors is refused.
     """
-    return {name: tensor for file in weight_files(stored) for name, tensor in _file_tensors(file, stored).items()}
+    return {
+        name: tensor for file in weight_files(checkpoint) for name, tensor in _file_tensors(file, checkpoint).items()
+    }
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -92,11 +94,11 @@ def is_finite(tensor: Tensor) -> bool:
 
 def load_weights(
     model_class: type[AnyModel],
-    stored: Stored,
+    checkpoint: CheckpointFolder,
     dtype: str = "float32",
     *,
     state: Mapping[str, Tensor] | None = None,
-    parts: Sequence[Stored] = (),
+    parts: Sequence[CheckpointFolder] = (),
     **options: Any,
 ) -> AnyModel:
     """Return the model with its stored weights, which are in transformers' own layout.
@@ -106,18 +108,18 @@ def load_weights(
     (every answer would be wrong).
     """
     if state is None:
-        files = weight_files(stored)
+        files = weight_files(checkpoint)
         stored_bytes = sum(file.stat().st_size for file in files)
         options["use_safetensors"] = files[0].suffix == ".safetensors"
     else:
         stored_bytes = sum(tensor.nbytes for tensor in state.values())
         options["state_dict"] = dict(state)
-    with as_user_error(f"{stored}: no readable config"):
-        config = options.get("config") or AutoConfig.from_pretrained(stored.folder, **NO_CODE)
-        check_memory(model_class, config, str(stored), dtype, stored_bytes=stored_bytes)
-    with as_user_error(f"{stored}: no readable weights"):
+    with as_user_error(f"{checkpoint}: no readable config"):
+        config = options.get("config") or AutoConfig.from_pretrained(checkpoint.folder, **NO_CODE)
+        check_memory(model_class, config, str(checkpoint), dtype, stored_bytes=stored_bytes)
+    with as_user_error(f"{checkpoint}: no readable weights"):
         model, report = model_class.from_pretrained(
-            stored.folder if state is None else None,
+            checkpoint.folder if state is None else None,
             dtype=dtype,
             output_loading_info=True,
             weights_only=True,
@@ -127,17 +129,17 @@ def load_weights(
         )
     problems = []
     if missing := sorted(report["missing_keys"]):
-        problems.append(f"{stored}: {len(missing)} tensors are not in the weights, such as {missing[0]}")
+        problems.append(f"{checkpoint}: {len(missing)} tensors are not in the weights, such as {missing[0]}")
     if misshapen := sorted(report["mismatched_keys"]):
         tensor, shape, expected = misshapen[0]
         shapes = f"{list(shape)}, config.json says {list(expected)}"
-        problems.append(f"{stored}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
+        problems.append(f"{checkpoint}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
     if problems:
         raise UserError(problems, hint="the weights and config.json are not of one model")
     named = (*model.named_parameters(), *model.named_buffers())
     if broken := [name for name, tensor in named if not is_finite(tensor)]:
-        found = _non_finite_tensors(parts or (stored,))
-        raise UserError(found or f"{stored}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
+        found = _non_finite_tensors(parts or (checkpoint,))
+        raise UserError(found or f"{checkpoint}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
     return model
 
 
@@ -165,7 +167,7 @@ def check_memory(
         )
 
 
-def _non_finite_tensors(parts: Sequence[Stored]) -> list[str]:
+def _non_finite_tensors(parts: Sequence[CheckpointFolder]) -> list[str]:
     """Return a line for each tensor with non-finite values, under its name in the files; slow, because it counts them."""
     counts = [
         (f"{one}: {file.name}: {name}", int((~tensor.isfinite()).sum()), tensor.numel())
@@ -179,19 +181,19 @@ def _non_finite_tensors(parts: Sequence[Stored]) -> list[str]:
     return problems[:SHOWN] + more
 
 
-def _file_tensors(file: Path, stored: Stored) -> dict[str, Tensor]:
-    with as_user_error(f"{stored}: {file.name}: no readable weights"):
+def _file_tensors(file: Path, checkpoint: CheckpointFolder) -> dict[str, Tensor]:
+    with as_user_error(f"{checkpoint}: {file.name}: no readable weights"):
         if file.suffix == ".safetensors":
             return load_file(file)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
         except UnpicklingError:
             raise UserError(
-                f"{stored}: {file.name} holds more than tensors, and was not read: it could run code",
+                f"{checkpoint}: {file.name} holds more than tensors, and was not read: it could run code",
                 hint=f"ask the author of the file for {SAFE}",
             ) from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{stored}: {file.name} is not a mapping of names to tensors")
+        raise UserError(f"{checkpoint}: {file.name} is not a mapping of names to tensors")
     return content
 
 

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.hub import Stored
+from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.family import Blueprint, Difference, ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.models.recompute import recompute_layers
@@ -303,15 +303,15 @@ class ToyFamily:
     def recognises(self, config: Mapping) -> bool:
         return config.get("model_type") == NAME
 
-    def read(self, stored: Stored) -> ToyBlueprint:
-        if not self.recognises(stored.json("config.json")):
-            raise UserError(f"{stored} is no toy")
-        check_weights(stored)
-        config = ToyConfig(**json.loads((stored.folder / "config.json").read_text()))
-        inputs = ToyInputs(AutoProcessor.from_pretrained(stored.folder, backend="pil"))
+    def read(self, checkpoint: CheckpointFolder) -> ToyBlueprint:
+        if not self.recognises(checkpoint.json("config.json")):
+            raise UserError(f"{checkpoint} is no toy")
+        check_weights(checkpoint)
+        config = ToyConfig(**json.loads((checkpoint.folder / "config.json").read_text()))
+        inputs = ToyInputs(AutoProcessor.from_pretrained(checkpoint.folder, backend="pil"))
 
         def weights(dtype: str) -> ToyModel:
-            return load_weights(ToyModel, stored, dtype, config=config)
+            return load_weights(ToyModel, checkpoint, dtype, config=config)
 
         return ToyBlueprint(config, inputs, weights)
 

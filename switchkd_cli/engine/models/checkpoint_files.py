@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from transformers import AutoConfig, PretrainedConfig
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
+from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.errors import UserError
 
 FIELDS: Mapping[str, Any] = yaml.safe_load(
@@ -19,11 +19,11 @@ FIELDS: Mapping[str, Any] = yaml.safe_load(
 CHANNELS = 3
 
 
-def read_config(stored: Stored) -> PretrainedConfig:
+def read_config(checkpoint: CheckpointFolder) -> PretrainedConfig:
     """Return a folder's config. Raises UserError where it can't be read, or holds a number that no model has."""
-    check_config(stored.json("config.json"), stored)
-    with as_user_error(f"{stored}: no readable config"):
-        return AutoConfig.from_pretrained(stored.folder, **NO_CODE)
+    check_config(checkpoint.json("config.json"), checkpoint)
+    with as_user_error(f"{checkpoint}: no readable config"):
+        return AutoConfig.from_pretrained(checkpoint.folder, **NO_CODE)
 
 
 def check_config(config: PretrainedConfig | Mapping[str, Any], who: object) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.hub import Stored
+from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.per_image import PerImage
@@ -185,7 +185,7 @@ class Family(Protocol):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Return whether a config.json describes a complete model of this family."""
 
-    def read(self, stored: Stored) -> Blueprint:
+    def read(self, checkpoint: CheckpointFolder) -> Blueprint:
         """Read a complete checkpoint, of its weights only the headers. Raises UserError for any other folder."""
 
     def from_parts(self, spec: Parts, who: str) -> Blueprint:

@@ -15,7 +15,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
+from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.errors import UserError
 
@@ -27,10 +27,10 @@ NEAR, EQUAL = 0.05, 1e-3
 """Shares of an image's range of values. Another resampling differs by 0.01; padding, cropping, scaling by 0.25 or more."""
 
 
-def read_image_processor(stored: Stored):
+def read_image_processor(checkpoint: CheckpointFolder):
     """Return the image processor that is stored in a folder."""
-    with as_user_error(f"{stored}: no readable {FILE}"):
-        return AutoImageProcessor.from_pretrained(stored.folder, **PIL, **NO_CODE)
+    with as_user_error(f"{checkpoint}: no readable {FILE}"):
+        return AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
 
 
 def default_image_processor(vision: PretrainedConfig):

@@ -17,7 +17,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, as_user_error, configs_only, fetch
+from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, configs_only, fetch
 from switchkd_cli.engine.models import image_processors, llava_folder
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Published
@@ -97,13 +97,13 @@ def _config(
     return joined(PROJECTORS[spec.projector][0], vision, text, tokens, image_token, **settings)
 
 
-def _part_folder(spec: Parts, part: str, who: str) -> Stored | None:
+def _part_folder(spec: Parts, part: str, who: str) -> CheckpointFolder | None:
     """Return where a named part is; None for a fresh one."""
     source = getattr(spec, part)
     return fetch(source, f"{who}.{part}", allow_pickle=spec.allow_pickle) if isinstance(source, str) else None
 
 
-def _tokenizer_folder(spec: Parts, language: Stored | None, who: str) -> Stored:
+def _tokenizer_folder(spec: Parts, language: CheckpointFolder | None, who: str) -> CheckpointFolder:
     """Return where the tokenizer is: under its own name, or with the language model."""
     if spec.tokenizer is not None:
         return fetch(spec.tokenizer, f"{who}.tokenizer", only=TOKENIZER_FILES)
@@ -112,29 +112,33 @@ def _tokenizer_folder(spec: Parts, language: Stored | None, who: str) -> Stored:
     return language
 
 
-def _whole(stored: Stored | None) -> LlavaBlueprint | None:
-    if stored and stored.has("config.json") and llava_folder.recognises(stored.json("config.json")):
-        return llava_folder.read(stored)
+def _whole(checkpoint: CheckpointFolder | None) -> LlavaBlueprint | None:
+    if checkpoint and checkpoint.has("config.json") and llava_folder.recognises(checkpoint.json("config.json")):
+        return llava_folder.read(checkpoint)
     return None
 
 
-def _image_processor(stored: Stored | None, whole: LlavaBlueprint | None):
+def _image_processor(checkpoint: CheckpointFolder | None, whole: LlavaBlueprint | None):
     """Return the image processor that is stored with a tower or with a whole model, or None."""
     if whole:
         return whole.image_processor
-    return image_processors.read_image_processor(stored) if stored and stored.has(image_processors.FILE) else None
+    return (
+        image_processors.read_image_processor(checkpoint)
+        if checkpoint and checkpoint.has(image_processors.FILE)
+        else None
+    )
 
 
-def part_config(spec: Parts, part: str, who: str, stored: Stored | None) -> PretrainedConfig:
+def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder | None) -> PretrainedConfig:
     """Return the config of a part: a fresh one's, or a named one's; of a two-tower checkpoint (SigLIP, CLIP) the tower's."""
-    if stored is None:
+    if checkpoint is None:
         return fresh_config(part, getattr(spec, part), who)
-    config, known = read_config(stored), tuple(TOWERS) if part == "vision" else LANGUAGE_MODELS
+    config, known = read_config(checkpoint), tuple(TOWERS) if part == "vision" else LANGUAGE_MODELS
     if part == "vision":
         config = getattr(config, "vision_config", config)
     if config.model_type not in known:
-        raise UserError(f"{stored} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT)
-    check_config(config, stored)
+        raise UserError(f"{checkpoint} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT)
+    check_config(config, checkpoint)
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # the pooling head would never see a gradient
     return config

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from switchkd_cli import registry
-from switchkd_cli.engine.hub import TOKENIZER_FILES, Stored, as_user_error, fetch
+from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, fetch
 from switchkd_cli.engine.models import image_processors, tokenizers
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, renamed
 from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
@@ -38,26 +38,26 @@ PUBLISHED = {"siglip_vision_model": "siglip-", "clip_vision_model": "clip-vit-"}
 """Prefix of the names of published towers whose image processing is known (siglip2's differs)."""
 
 
-def read(stored: Stored) -> LlavaBlueprint:
+def read(checkpoint: CheckpointFolder) -> LlavaBlueprint:
     """Read config, tokenizer and image processor as transformers' LLaVA has them, and of the weights only the headers.
 
     Raises UserError, naming every problem, for settings that transformers' LLaVA doesn't have, incomplete weights, or an
     image processor that is neither on this machine nor known.
     """
-    fields = stored.json("config.json")
-    _check(stored, fields)
-    check_weights(*_weight_folders(stored))
-    tokenizer = tokenizers.read_tokenizer(_tokenizer_folder(stored, fields))
-    config = _config(stored, fields, tokenizer)
-    image_processor, notes = _image_processor(stored, fields, config.vision_config)
+    fields = checkpoint.json("config.json")
+    _check(checkpoint, fields)
+    check_weights(*_weight_folders(checkpoint))
+    tokenizer = tokenizers.read_tokenizer(_tokenizer_folder(checkpoint, fields))
+    config = _config(checkpoint, fields, tokenizer)
+    image_processor, notes = _image_processor(checkpoint, fields, config.vision_config)
     if fields.get("image_aspect_ratio") == "pad":
         image_processor = image_processors.with_square_padding(image_processor)
     template = IN_PARTS + registry.template("tinyllava")  # a base and an instruct model differ in their end token
     processor = processor_for(config, image_processor, tokenizer, template)
-    return LlavaBlueprint.of(config, processor, partial(_weights, stored, config, tokenizer), notes)
+    return LlavaBlueprint.of(config, processor, partial(_weights, checkpoint, config, tokenizer), notes)
 
 
-def _check(stored: Stored, fields: Mapping[str, Any]) -> None:
+def _check(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> None:
     """Raise UserError, naming every field with a value that transformers' LLaVA doesn't have."""
     second_tower = fields.get("vision_model_name_or_path2") or ""
     supported = {
@@ -68,13 +68,13 @@ def _check(stored: Stored, fields: Mapping[str, Any]) -> None:
         "image_aspect_ratio": (fields.get("image_aspect_ratio", "square"), ("square", "pad")),
     }
     problems = [
-        f"{stored}: config.json: {field} is {value!r}, not {' or '.join(known)}"
+        f"{checkpoint}: config.json: {field} is {value!r}, not {' or '.join(known)}"
         for field, (value, known) in supported.items()
         if value not in known
     ]
-    problems += [f"{stored}: config.json: a second vision tower, {second_tower!r}"] if second_tower else []
-    if stored.has("adapter_config.json"):
-        problems.append(f"{stored}: holds LoRA adapters, not a whole model: merge them first")
+    problems += [f"{checkpoint}: config.json: a second vision tower, {second_tower!r}"] if second_tower else []
+    if checkpoint.has("adapter_config.json"):
+        problems.append(f"{checkpoint}: holds LoRA adapters, not a whole model: merge them first")
     if problems:
         raise UserError(
             problems, hint="supported are TinyLLaVA models of SigLIP or CLIP, an MLP projector, and Qwen2 or Llama"
@@ -86,25 +86,25 @@ def _part_fields(fields: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return part_fields if isinstance(part_fields, Mapping) else {}
 
 
-def _weight_folders(stored: Stored) -> dict[Stored, str]:
+def _weight_folders(checkpoint: CheckpointFolder) -> dict[CheckpointFolder, str]:
     """Return where the weights are and the prefix of their names: the folder itself, or its three sub-folders."""
-    one_folder = any(stored.has(name, f"{name}.index.json") for name in (SAFE, PICKLED))
-    if one_folder or not (stored.folder / "connector").is_dir():
-        return {stored: ""}
-    return {stored / part: prefix for part, prefix in FIELDS["tinyllava_folders"].items()}
+    one_folder = any(checkpoint.has(name, f"{name}.index.json") for name in (SAFE, PICKLED))
+    if one_folder or not (checkpoint.folder / "connector").is_dir():
+        return {checkpoint: ""}
+    return {checkpoint / part: prefix for part, prefix in FIELDS["tinyllava_folders"].items()}
 
 
-def _tokenizer_folder(stored: Stored, fields: Mapping[str, Any]) -> Stored:
+def _tokenizer_folder(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> CheckpointFolder:
     """Return where the tokenizer is: next to the weights, or under the name in the config."""
     name = fields.get("tokenizer_name_or_path") or fields.get("llm_model_name_or_path")
-    if stored.has(*tokenizers.FILES) or not name:
-        return stored
-    return fetch(name, f"{stored}: tokenizer", only=TOKENIZER_FILES)
+    if checkpoint.has(*tokenizers.FILES) or not name:
+        return checkpoint
+    return fetch(name, f"{checkpoint}: tokenizer", only=TOKENIZER_FILES)
 
 
-def _config(stored: Stored, fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
-    check_config(fields, stored)
-    with as_user_error(f"{stored}: no readable config"):
+def _config(checkpoint: CheckpointFolder, fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
+    check_config(fields, checkpoint)
+    with as_user_error(f"{checkpoint}: no readable config"):
         vision, text = _part_config(fields["vision_config"]), _part_config(fields["text_config"])
         if vision.model_type == "siglip_vision_model":
             vision.vision_use_head = False  # the pooling head would never see a gradient
@@ -114,7 +114,7 @@ def _config(stored: Stored, fields: Mapping[str, Any], tokenizer: PreTrainedToke
         }
         image_token = tokenizer.convert_tokens_to_ids(IMAGE)
         config = joined(LlavaConfig, vision, text, len(tokenizer), image_token, **settings)
-    check_config(config, stored)
+    check_config(config, checkpoint)
     return config
 
 
@@ -125,36 +125,36 @@ def _part_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     )
 
 
-def _image_processor(stored: Stored, fields: Mapping[str, Any], vision: PretrainedConfig):
+def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], vision: PretrainedConfig):
     """Return the image processor, and a note where it is not stored but known.
 
     TinyLLaVA saves none. It is still looked for in the folder, then under the tower's name, which may be a path on another
     machine; published SigLIP and CLIP towers are recognised by the last part of that name.
     """
     name = str(fields["vision_config"].get("model_name_or_path") or fields.get("vision_model_name_or_path") or "")
-    for folder in (stored, stored / "vision_tower"):
+    for folder in (checkpoint, checkpoint / "vision_tower"):
         if folder.has(image_processors.FILE):
             return image_processors.read_image_processor(folder), ()
     try:
-        tower = fetch(name, f"{stored}: image processor", only=(image_processors.FILE,))
+        tower = fetch(name, f"{checkpoint}: image processor", only=(image_processors.FILE,))
         return image_processors.read_image_processor(tower), ()
     except UserError as error:
         if not name.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[vision.model_type]):
             raise UserError(
-                f"{stored}: its image processor is not here: {name or 'no name'} "
+                f"{checkpoint}: its image processor is not here: {name or 'no name'} "
                 "(config.json: vision_config.model_name_or_path)",
                 hint=f"copy the {image_processors.FILE} of the vision tower that it was trained with into its folder",
                 code=error.code,
             ) from error
-    note = f"{stored}: {name} is not here: images are prepared as for the published tower of that name"
+    note = f"{checkpoint}: {name} is not here: images are prepared as for the published tower of that name"
     return image_processors.default_image_processor(vision), (note,)
 
 
 def _weights(
-    stored: Stored, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, dtype: str
+    checkpoint: CheckpointFolder, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> LlavaForConditionalGeneration:
     state, unknown = {}, []
-    for folder, prefix in _weight_folders(stored).items():
+    for folder, prefix in _weight_folders(checkpoint).items():
         for stored_name, tensor in read_tensors(folder).items():
             if any(part in prefix + stored_name for part in UNUSED):
                 continue
@@ -163,12 +163,12 @@ def _weights(
             else:
                 state[name] = tensor
     if unknown:
-        raise UserError(f"{stored}: {len(unknown)} tensors of no known part, such as {unknown[0]}")
+        raise UserError(f"{checkpoint}: {len(unknown)} tensors of no known part, such as {unknown[0]}")
     if config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)  # saved, but TinyLLaVA ties the head again on loading
     tokenizers.widen(state, config.text_config.vocab_size)
-    parts = tuple(_weight_folders(stored))
-    model = load_weights(LlavaForConditionalGeneration, stored, dtype, state=state, parts=parts, config=config)
+    parts = tuple(_weight_folders(checkpoint))
+    model = load_weights(LlavaForConditionalGeneration, checkpoint, dtype, state=state, parts=parts, config=config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
 
-from switchkd_cli.engine.hub import NO_CODE, Stored, as_user_error
+from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.errors import UserError
 
 IMAGE = "<image>"
@@ -29,15 +29,17 @@ LAST = IN_PARTS.splitlines(keepends=True)[-1]
 """The template itself follows this line, also in files that older versions wrote."""
 
 
-def read_tokenizer(stored: Stored) -> PreTrainedTokenizerBase:
+def read_tokenizer(checkpoint: CheckpointFolder) -> PreTrainedTokenizerBase:
     """Return the tokenizer with `<image>` and a padding token; each is added where it is missing.
 
     A new token takes the next free id. Raises UserError where there is no tokenizer.
     """
-    if not stored.has(*FILES):  # transformers would make an empty one
-        raise UserError(f"{stored}: no tokenizer there", hint=f"name one: {stored.who.split('.')[0]}.tokenizer=...")
-    with as_user_error(f"{stored}: no readable tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(stored.folder, **NO_CODE)
+    if not checkpoint.has(*FILES):  # transformers would make an empty one
+        raise UserError(
+            f"{checkpoint}: no tokenizer there", hint=f"name one: {checkpoint.who.split('.')[0]}.tokenizer=..."
+        )
+    with as_user_error(f"{checkpoint}: no readable tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **NO_CODE)
     if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, False)  # False: keep the others
     return with_padding(tokenizer)
