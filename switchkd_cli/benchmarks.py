@@ -6,10 +6,9 @@ differently, so that a table can show the difference next to the score. No answe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import yaml
+from switchkd_cli.package_data import read_yaml
 
 LMMS_EVAL = "0.7.3"
 """The release of lmms-eval whose tasks these entries describe."""
@@ -74,6 +73,6 @@ class Benchmark:
         return 100.0 * metric / (self.full * (categories if self.per_category else 1))
 
 
-_ENTRIES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_ENTRIES = read_yaml(__file__)
 BENCHMARKS: Mapping[str, Benchmark] = {task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()}
 """The ten, by task name, in the order of the paper's columns."""

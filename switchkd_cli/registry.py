@@ -15,12 +15,12 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import PositiveInt
 
 from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.package_data import read_yaml
 
-REGISTRIES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+REGISTRIES: dict[str, dict[str, Any]] = read_yaml(__file__)
 LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
 SOURCES: dict[str, str] = REGISTRIES["source"]

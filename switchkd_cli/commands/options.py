@@ -17,7 +17,7 @@ DESCRIBED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The model, and the questions that it is asked."""
+    """The model, and the benchmark questions that it is scored on."""
 
     model: str | None = None
     benchmarks: str | None = None

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
-import yaml
 
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.playground.text.prompts import LETTERS, Question
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -60,7 +59,7 @@ def _column(holds: str) -> tuple[pa.DataType, Fill]:
     return _HOLDS[holds]
 
 
-_TASKS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_TASKS = read_yaml(__file__)
 COLUMNS: dict[str, Columns] = {
     task: {column: _column(holds) for column, holds in columns.items()} for task, columns in _TASKS.items()
 }

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 
-import yaml
 from PIL import Image
+
+from switchkd_cli.package_data import read_yaml
 
 SIZE = 72
 CELL = SIZE // 2
@@ -97,7 +98,7 @@ class Scene:
 SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
 """The steps (down, across) from a cell to its neighbours."""
 
-WORDS = yaml.safe_load((files("switchkd_cli.playground") / "names.yaml").read_text(encoding="utf-8"))
+WORDS = read_yaml(__file__, "names.yaml")
 CONCEPTS: dict[str, str] = {name: entry["category"] for name, entry in WORDS["concepts"].items()}
 """The category of each concept."""
 CATEGORIES = tuple(WORDS["categories"])

@@ -24,8 +24,8 @@ def locate(name: str) -> str:
             shipped = ", ".join(sorted(SHIPPED + p.parent.name for p in ASSETS.glob("*/config.json")))
             raise UserError(f"{name}: no such model in this package", hint=f"shipped: {shipped}")
         return str(folder)
-    beside = "/" in name and isdir(name.partition("/")[0])
-    if not (beside or name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None or exists(name)):
+    in_folder = "/" in name and isdir(name.partition("/")[0])
+    if not (in_folder or name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None or exists(name)):
         return name
     try:
         folder = Path(name).expanduser()

@@ -1,12 +1,10 @@
 """The longer sentences of tables, figures and reports, kept in texts.yaml."""
 
-from pathlib import Path
 from typing import Any
 
-import yaml
+from switchkd_cli.package_data import read_yaml
 
-SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same data, ten times as fast
-TEXTS: dict[str, Any] = yaml.load(Path(__file__).with_name("texts.yaml").read_text(encoding="utf-8"), Loader=SAFE)
+TEXTS: dict[str, Any] = read_yaml(__file__)
 NOTES: dict[str, str] = TEXTS["note"]
 CAPTIONS: dict[str, str] = TEXTS["caption"]
 MDE = NOTES["mde"]

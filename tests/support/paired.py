@@ -1,4 +1,4 @@
-"""What tests of differences over items work out beside the code under test."""
+"""Independent calculations for the tests of differences over items."""
 
 import numpy as np
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PretrainedConfig
 
 from switchkd_cli import registry
@@ -19,6 +17,7 @@ from switchkd_cli.engine.hub import configs_only
 from switchkd_cli.engine.models.family import Blueprint, Family
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Model, Parts
 
@@ -69,7 +68,7 @@ class UnknownModel:
 @cache
 def published() -> Mapping[str, Any]:
     """Return what published.yaml says of vision towers, language models, checkpoints and files, by name."""
-    return yaml.safe_load(files(__package__).joinpath("published.yaml").read_text(encoding="utf-8"))
+    return read_yaml(__file__, "published.yaml")
 
 
 def describe_model(

@@ -8,20 +8,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from math import isnan
 from typing import Any
 
-import yaml
-
 from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault, Note, Row, short_repr
+from switchkd_cli.package_data import read_yaml
 
 IMAGE = "<image>"  # stands for an image in the text of a row
 IMAGE_KEYS = ("image", "path")  # keys of a part of a turn that name an image
 SHOWN = 5  # speakers shown of a conversation that is out of order
 SYSTEM = ("system", "developer")  # speakers allowed before the first question
 MASKED = "masked"  # of the keys that say whether an answer is learnt, the one that means the opposite
-KEYS: Mapping[str, Any] = yaml.safe_load(files(__package__).joinpath("row_forms.yaml").read_text(encoding="utf-8"))
+KEYS: Mapping[str, Any] = read_yaml(__file__, "row_forms.yaml")
 REFUSED_KEYS, REFUSED_OF_TURN = (
     {key: why for why, keys in KEYS[name].items() for key in keys} for name in ("refused", "refused_of_turn")
 )

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
-import yaml
 from transformers import AutoConfig, PretrainedConfig
 
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.errors import UserError
+from switchkd_cli.package_data import read_yaml
 
-FIELDS: Mapping[str, Any] = yaml.safe_load(
-    files(__package__).joinpath("checkpoint_files.yaml").read_text(encoding="utf-8")
-)
+FIELDS: Mapping[str, Any] = read_yaml(__file__)
 CHANNELS = 3
 
 

@@ -1,16 +1,14 @@
 """The playground's words and phrases in English and Chinese; English names are the symbols that `say` translates."""
 
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.playground.world import WORDS
 
 _ZH: dict[str, str] = {name: entry["zh"] for group in WORDS.values() for name, entry in group.items()}
 SYMBOLS = tuple(_ZH)
 
-_WORDINGS = yaml.safe_load(Path(__file__).with_name("wordings.yaml").read_text(encoding="utf-8"))
+_WORDINGS = read_yaml(__file__, "wordings.yaml")
 STYLES: dict[str, dict[str, Any]] = _WORDINGS["styles"]
 """The tasks whose manner of asking the playground has, and that manner."""
 ASK: dict[str, dict[str, str]] = _WORDINGS["ask"]

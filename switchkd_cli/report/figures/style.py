@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.row_runs import RowRuns
 
-_LISTED = yaml.safe_load(Path(__file__).with_name("looks.yaml").read_text(encoding="utf-8"))
+_LISTED = read_yaml(__file__, "looks.yaml")
 PALETTE = tuple(_LISTED["palette"].values())
 GREY = PALETTE[-1]
 KNOWN = {row: (_LISTED["palette"][colour], mark) for row, (colour, mark) in _LISTED["rows"].items()}

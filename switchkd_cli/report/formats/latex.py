@@ -4,11 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
 from switchkd_cli.report.formats.template import render
 
@@ -57,7 +55,7 @@ def _one_line(text: str) -> str:
 def _encoder() -> Any:
     from pylatexenc.latexencode import RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
-    rules = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    rules = read_yaml(__file__)
     own = [(re.compile(pattern), latex) for pattern, latex in rules.items()]
     return UnicodeToLatexEncoder(
         conversion_rules=[UnicodeToLatexConversionRule(RULE_REGEX, own), "defaults"],

@@ -2,17 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import yaml
-
 from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.document import Column, Number, Table, Tone, Verdict
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
-from switchkd_cli.report.texts import CAPTIONS, MDE, SAFE
+from switchkd_cli.report.texts import CAPTIONS, MDE
 
 ALIKE = 1.0
 """Points: two rows are as good as one another when the whole interval of their difference is this close to 0."""
@@ -35,7 +33,7 @@ class Finding(NamedTuple):
     """Whether the claim is that the two rows are as good as one another."""
 
 
-_listed = yaml.load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"), Loader=SAFE)
+_listed = read_yaml(__file__, "claims.yaml")
 FINDINGS = tuple(Finding(**entry) for entry in _listed)
 
 
