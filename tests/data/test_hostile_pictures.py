@@ -14,11 +14,10 @@ from PIL import Image
 
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, open_image
+from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, open_image, upright
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.data.turns import IMAGE
-from switchkd_cli.engine.exif_orientation import upright
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     SiglipImageProcessorPil,

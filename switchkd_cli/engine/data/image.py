@@ -8,10 +8,10 @@ from os.path import isfile, realpath
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
+from PIL.ExifTags import Base
 
 from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.exif_orientation import upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The formats that are decoded. Pillow knows more, but some start other programs (EPS runs Ghostscript)."""
@@ -85,3 +85,20 @@ def _strict_decoding() -> Iterator[None]:
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image rotated as its EXIF orientation says; the result has no orientation left.
+
+    `datasets`, `transformers` and therefore lmms-eval decode images this way. An EXIF block that can't be read is ignored
+    (there it is an error). Raises the errors of decoding.
+    """
+    image.load()  # PNG may store the block after its pixels; Pillow itself rotates TIFF
+    try:
+        orientation = image.getexif().get(Base.Orientation, 1)  # Pillow keeps what it has read
+    except Exception:  # noqa: BLE001 (readers of damaged blocks raise nearly anything)
+        return image
+    if orientation not in range(2, 9):
+        return image
+    image.info = {}  # otherwise Pillow would write the rest of the block again, where that may fail
+    return ImageOps.exif_transpose(image)

@@ -13,7 +13,7 @@ from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.engine.exif_orientation import upright
+from switchkd_cli.engine.data.image import upright
 
 LETTERS = frozenset("ABCDEFGH")
 
