@@ -63,11 +63,15 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         batch, micro = stage.get("batch"), stage.get("micro_batch")
         if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
-        yield from _validation(stage, path, mapping(data.get("data")))
+        before = [earlier for number, earlier in stages if number < i]
+        yield from _validation(stage, path, before, mapping(data.get("data")))
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
 
 
-def _validation(stage: Mapping[str, Any], path: Location, data_sets: Iterable[str]) -> Iterator[Problem]:
+def _validation(
+    stage: Mapping[str, Any], path: Location, before: Sequence[Mapping[str, Any]], data_sets: Iterable[str]
+) -> Iterator[Problem]:
+    """Yield what is wrong with a stage's validation. The stages `before` must not train on its examples either."""
     spec, path = mapping(stage.get("validation")), (*path, "validation")
     if not spec:
         return
@@ -76,8 +80,15 @@ def _validation(stage: Mapping[str, Any], path: Location, data_sets: Iterable[st
     if (name is None) == (share is None):
         got = "neither" if name is None else "both"
         yield (*path, "data"), f"a validation takes either data or share, got {got}"
-    if name is not None and name == stage.get("data"):
-        yield (*path, "data"), f"the stage trains on it: name another one, or a share of it instead, got {name!r}"
+    for other in (*before, stage):
+        if name is not None and other.get("data") == name:
+            yield (*path, "data"), f"stage {other.get('name')} trains on it, name another or a share, got {name!r}"
+        theirs = mapping(other.get("validation")).get("share")
+        if share is not None and other.get("data") == stage.get("data") and theirs != share:
+            yield (
+                (*path, "share"),
+                f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}",
+            )
     yield from _figure((*path, "monitor"), spec.get("monitor"), _validation_figures(stage))
 
 
