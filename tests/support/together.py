@@ -84,7 +84,9 @@ def trained(
     paths = untrained()
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated)
+    stage = stage_of(
+        train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated
+    )
     lines: list[dict] = []
     others = tiny.conversations(paths.student, here, which=rows(here)[:VALIDATED]) if validated else None
     loop = Loop(

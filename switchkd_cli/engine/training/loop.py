@@ -23,7 +23,7 @@ from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.rng import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
-from switchkd_cli.engine.training.validation import Validation
+from switchkd_cli.engine.training.validation import Validator
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
 
@@ -61,9 +61,9 @@ class Loop:
         self.steps = data_loader.count_steps(stage, len(data))
         self.trainer = Trainer(stage, paths, self.steps, seed=seed, processes=processes, **settings)
         self.warnings = TrainingWarnings(stage)
-        self.validation: Validation | None = None
+        self.validation: Validator | None = None
         if stage.validation is not None and held_out is not None:
-            self.validation = Validation(stage.validation, held_out, self.trainer)
+            self.validation = Validator(stage.validation, held_out, self.trainer)
         self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took

@@ -20,8 +20,7 @@ from switchkd_cli.engine.training.objective import LossInputs, Normalizers
 from switchkd_cli.engine.training.rng import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage
-from switchkd_cli.recipe.schema import Validation as Spec
+from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
 
 SEED = 0  # draws the examples, whatever the seed of the run
 
@@ -81,10 +80,10 @@ def _image(rows: Rows, number: int) -> str | bytes | int:
     return normpath(found[0]) if isinstance(found[0], str) else hashlib.blake2b(found[0]).digest()
 
 
-class Validation:
+class Validator:
     """A stage's validations: their figures, the best of the monitored one, and whether the stage should end early."""
 
-    def __init__(self, spec: Spec, data: Conversations, trainer: Trainer) -> None:
+    def __init__(self, spec: Validation, data: Conversations, trainer: Trainer) -> None:
         self.spec, self.data, self.trainer = spec, data, trainer
         self.best = math.inf  # of the monitored figure, negative where the highest is best
         self.waited = 0  # validations since then
