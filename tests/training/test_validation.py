@@ -192,7 +192,7 @@ def by_hand(paths, data):
 @pytest.mark.parametrize("turns", ["chained", "independent"])
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_the_figures_are_means_over_all_examples_whatever_the_batches(tmp_path, turns, micro):
-    lines, paths, made = ran(tmp_path, {}, turns=turns, changes={"micro_batch": micro})
+    lines, paths, made = ran(tmp_path, {}, turns=turns, changes={"micro_batch": micro}, dropout=0.2)
     found = validated(lines)
     assert list(found) == [2, 4, 6]
     expected, answers = by_hand(paths, made.validation.data)
@@ -317,7 +317,11 @@ def test_teacher_states_of_single_examples_serve_the_validation_too(tmp_path, ho
 def test_a_validation_changes_no_step(tmp_path, settings):
     """With dropout, which draws random numbers in every step."""
     without, paths, _ = ran(tmp_path, dropout=0.2, changes=settings)
-    lines, others, _ = ran(tmp_path, {"every_steps": 1}, dropout=0.2, changes=settings)
+    lines = []
+    made, others = loop(tmp_path, stage({"every_steps": 1}, **settings), lines, dropout=0.2)
+    example = made.validation.data.example
+    made.validation.data.example = lambda row: (torch.rand(3), example(row))[1]  # whatever draws numbers in between
+    made.run()
     assert len(validated(lines)) == 6
     assert traced(lines, validation=False) == traced(without)
     assert all(torch.equal(p, q) for p, q in zip(paths.parameters(), others.parameters(), strict=True))
@@ -372,6 +376,22 @@ def test_without_a_better_figure_the_stage_ends(tmp_path):
     (said,) = [line for line in lines if line.get("about") == "early end"]
     assert said["text"] == "ended at step 6 of 12: no better validation/exact_match in 2 validations"
     assert said["step"] == said["steps"] == 6  # to a run that resumes, the stage lacks no step
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values"),
+    [
+        ("validation/loss", [3.0, 1.0, math.nan, 2.0, 0.5, 0.5]),
+        ("validation/agreement", [0.1, 0.3, math.nan, 0.2, 0.9, 0.9]),
+        ("validation/exact_match", [0.0, 0.3, 0.3, 0.2, 0.9, 0.9]),
+    ],
+)
+def test_better_is_lower_or_higher_as_the_figure_wants_and_never_nan(tmp_path, monitor, values):
+    lines, left = [], iter(values)
+    made, _ = loop(tmp_path, stage({"every_steps": 1, "patience": 2, "monitor": monitor}), lines)
+    made.validation._means = lambda batches: {monitor: next(left)}
+    made.run()
+    assert made.step == 4  # the second is the best, and two are waited for
 
 
 def test_while_it_gets_better_it_goes_to_its_end(tmp_path):
