@@ -132,12 +132,8 @@ def teacher_scores(root: Path, key: str) -> dict[str, Any] | None:
     """The scores of the teacher with this key and of its baselines, if they were computed before."""
     shared = run_folder.evaluation(root, key)
     known = run_folder.scores(shared) or {}
-    each = {
-        name: completed(known[name], shared.path / name / "answers")
-        for name in ("teacher", *BASELINES)
-        if name in known
-    }
-    return known | each or None
+    scored = [name for name in ("teacher", *BASELINES) if name in known]
+    return known | {name: completed(known[name], shared.path / name / "answers") for name in scored} or None
 
 
 def items(results: Mapping[str, Any]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers
 
 OTHER = {"yes": "no", "no": "yes"}
 NEARLY_ALL = 95
-"""Per cent of its readable answers: a row that says one word at least that often is named. About half of the right answers are "yes"."""
+"""Per cent of a row's readable answers: with one word that often it is named. About half of the right ones are "yes"."""
 
 
 def yes_no(row: Benchmark, lines: Sequence[AnswerLine]) -> dict[str, Any]:
