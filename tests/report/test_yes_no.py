@@ -32,7 +32,7 @@ LINES = [
     line(0, "Yes", 1.0),  # MME's spelling
     line(1, "no", 0.0),  # said yes
     line(2, "no", 1.0, "at_limit"),
-    line(3, "yes", 0.0),  # said no
+    line(3, "no", 0.0),
     line(4, "yes", 0.0, "unreadable"),
     line(5, "no", 0.0, "empty"),
     line(6, "No.", 1.0),
@@ -41,8 +41,8 @@ LINES = [
 
 
 def test_words_are_counted_as_the_metric_reads_them():
-    assert yes_no(BENCHMARKS["mme"], LINES) == {"yes": 2, "no": 4}
-    assert yes_no(BENCHMARKS["pope"], LINES) == {"yes": 2, "no": 4, "accuracy": 50.0}
+    assert yes_no(BENCHMARKS["mme"], LINES) == {"yes": 3, "no": 3}
+    assert yes_no(BENCHMARKS["pope"], LINES) == {"yes": 3, "no": 3, "accuracy": 50.0}
     assert yes_no(BENCHMARKS["gqa"], LINES) == yes_no(BENCHMARKS["pope"], []) == {}
 
 
@@ -109,7 +109,7 @@ def test_results_written_before_are_completed_from_kept_answers(root):
         keep(folder.answers, task, LINES)
     run = read(folder)
     assert run.scores == {"pope": 40.0, "pope accuracy": 50.0, "mme": 30.0}
-    assert (run.results["scores"]["mme"]["yes"], run.results["scores"]["mme"]["no"]) == (2, 4)
+    assert (run.results["scores"]["mme"]["yes"], run.results["scores"]["mme"]["no"]) == (3, 3)
     assert folder.results.read_text() == before
     # answers of other questions, or older than `faults`: no count is made up
     keep(folder.answers, "mme", LINES[:4])
