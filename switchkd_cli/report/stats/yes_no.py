@@ -22,14 +22,11 @@ def yes_no(row: Benchmark, lines: Sequence[AnswerLine]) -> dict[str, Any]:
 
     Nothing for other questions. The counts need the lines' `faults`, which old answers files lack.
     """
-    found: dict[str, Any] = {}
-    if row.asks == "yes-no" and lines:
-        if all("faults" in line for line in lines):
-            said = Counter(map(_said, lines))
-            found |= {word: said[word] for word in OTHER}
-        if row.counted:
-            found["accuracy"] = 100 * fmean(line["score"] for line in lines)
-    return found
+    if row.asks != "yes-no" or not lines:
+        return {}
+    said = Counter(map(_said, lines)) if all("faults" in line for line in lines) else None
+    accuracy = {"accuracy": 100 * fmean(line["score"] for line in lines)} if row.counted else {}
+    return accuracy | ({word: said[word] for word in OTHER} if said else {})
 
 
 def _said(line: AnswerLine) -> str | None:

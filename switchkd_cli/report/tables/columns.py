@@ -75,12 +75,10 @@ class Columns:
 
     def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
         """A line of scores, or of differences, with its average."""
-        each = [
-            Number(scores[name], difference=difference, counted=self.counts(name)) if name in scores else None
-            for name in self.names
-        ]
+        known = [name for name in self.names if name in scores]
+        each = {name: Number(scores[name], difference=difference, counted=self.counts(name)) for name in known}
         average = self.average(scores)
-        return (*each, None if average is None else Number(average, difference=difference))
+        return (*map(each.get, self.names), None if average is None else Number(average, difference=difference))
 
     def printed(self, paper: Mapping[str, float]) -> tuple[Cell, ...]:
         """A line of the paper's numbers, its average as printed."""

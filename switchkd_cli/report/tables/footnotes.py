@@ -53,10 +53,7 @@ def answers(runs: Sequence[ScoredRun], teacher: Mapping[str, Any]) -> Iterator[s
 
 
 def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """Answers that are wrong whatever the model knows, and rows that always say yes or no, of results by name.
-
-    By benchmark and fault; a warning where one has more than half such answers.
-    """
+    """The same of results by name, by benchmark: faults, a warning where they are more than half, and one-word rows."""
     for task, row in BENCHMARKS.items():
         scores = {name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in named.items()}
         for fault, words in FAULTS.items():
