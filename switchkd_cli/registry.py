@@ -1,4 +1,4 @@
-"""The names that recipes use, and where their code is: losses, model families, data sources, conversation templates.
+"""The names that recipes use, and where their code is: losses, families, data sources, templates, trackers.
 
 registry.yaml lists them. Nothing is imported before it is used; signatures are read from the source text.
 """
@@ -25,6 +25,7 @@ LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
 SOURCES: dict[str, str] = REGISTRIES["source"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
+TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.

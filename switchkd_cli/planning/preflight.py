@@ -44,6 +44,10 @@ def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
     if problems:
         raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, dict.fromkeys(hints))))
     check_libraries(scoring=any(run.config.evaluation for run in runs))
+    trackers = {name: None for run in runs for name in run.config.trackers}  # each is named like its package
+    if missing := [name for name in trackers if importlib.util.find_spec(name) is None]:
+        problems = [f"{name} is not installed, and the recipe names it as a tracker" for name in missing]
+        raise UserError(problems, hint=f"pip install {' '.join(missing)}", code=MACHINE)
 
 
 def check_batches(runs: Iterable[Run], processes: int) -> None:

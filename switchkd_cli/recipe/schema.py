@@ -29,6 +29,8 @@ LOWER = ("loss", "student_ce", "kl/student", "switch_gap")
 HIGHER = ("agreement/student", "agreement/switch", "validation/agreement", "validation/exact_match")
 VALIDATION = "validation/"  # begins the names of figures that are not the training's
 
+TRACKERS = ("tensorboard",)  # of a recipe that names none
+
 TAG = "is "  # begins the tags of unions, to tell them from fields in the locations of pydantic's errors
 
 
@@ -269,7 +271,7 @@ class Recipe(Strict):
     """A recipe, or one row of it, resolved.
 
     `world` and its `stand_ins` are written by `--world`; no result depends on them, nor on `check`, which compares the
-    chunked objective with the dense one in each stage's first step.
+    chunked objective with the dense one in each stage's first step, nor on the `trackers`, names in registry.yaml.
     """
 
     title: str
@@ -285,6 +287,7 @@ class Recipe(Strict):
     evaluation: Evaluation | None = None
     checkpoints: Saving = Saving()
     check: bool = False
+    trackers: Annotated[tuple[Text, ...], _left_out(TRACKERS)] = TRACKERS
     controls: tuple[str, ...] = ()
     rows: dict[Name, TableRow] = {}
 

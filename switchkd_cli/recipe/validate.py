@@ -31,7 +31,7 @@ REACH_OF_KIND: dict[str, set[str]] = {"features": {"vision"}, "tokens": {"vision
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _evaluation, _rows):
+    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _trackers, _evaluation, _rows):
         yield from checks(data)
 
 
@@ -192,6 +192,13 @@ def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield path, f"the last stage has no `validation`, got {best!r}"
     else:
         yield from _unknown(path, "figure", best, figures)
+
+
+def _trackers(data: Mapping[str, Any]) -> Iterator[Problem]:
+    names = [(("trackers", i), name) for i, name in enumerate(listed(data.get("trackers")))]
+    yield from _repeated("trackers", names)
+    for path, name in names:
+        yield from _unknown(path, "tracker", name, registry.TRACKERS)
 
 
 def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:

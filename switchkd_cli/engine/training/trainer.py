@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
@@ -47,7 +46,6 @@ class Trainer:
         paths: Paths,
         steps: int,
         precision: str,
-        trackers: Path,
         seed: int = 0,
         *,
         processes: Processes = ALONE,
@@ -75,7 +73,6 @@ class Trainer:
         trained = {id(p) for group in self.groups for p in group["params"]}
         self.trained = {name: p for name, p in paths.named_parameters() if id(p) in trained}
         self.compared: set[str] = set()  # terms that had a position or an image in the last step
-        self.tracker = SummaryWriter(str(trackers / stage.name)) if processes.first else None
         self._begin()
 
     def _begin(self) -> None:
@@ -180,13 +177,6 @@ class Trainer:
         probed = {part: [self.replica.computed_as(p) for p in own] for part, own in self.parts.items()}
         return gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed)
 
-    def write(self, figures: Mapping[str, float], step: int) -> None:
-        """Write the figures to tensorboard, in the first process."""
-        if self.tracker is not None:
-            for name, value in figures.items():
-                self.tracker.add_scalar(name, value, global_step=step)
-            self.tracker.flush()
-
     def state_dict(self) -> dict[str, Any]:
         """Return the trained weights by name, and AdamW's and the schedule's state. Every process must call this.
 
@@ -216,14 +206,12 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
 
     def close(self) -> None:
-        """Leave the trained weights in `paths`, and end the tracker."""
+        """Leave the trained weights in `paths`."""
         self.replica.collect()
         self.replica.close()
         if self.paths.states is not None:
             self.paths.states.close()
             self.paths.states = None
-        if self.tracker is not None:
-            self.tracker.close()
 
 
 def unfreeze(student: VisionLanguageModel, part: str) -> list[nn.Parameter]:
