@@ -22,6 +22,7 @@ from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
 from switchkd_cli.engine.training.loop import Log, train
+from switchkd_cli.engine.training.optimizer import check_schedules
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.engine.training.trackers import Trackers
@@ -56,6 +57,7 @@ def train_stages(
     if processes.count == 1:
         _set_threads(folder)
     stages = run.config.stages
+    check_schedules(stages)
     if run.config.evaluation is not None and processes.first:
         evaluation.import_harness()
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
-from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.models.family import VisionLanguageModel
@@ -18,11 +17,13 @@ from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.ddp import TorchReplica
 from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
 from switchkd_cli.engine.training.objective import LossInputs, Objective
+from switchkd_cli.engine.training.optimizer import make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 NO_DEEPSPEED = DeepSpeed()
-SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
+# The mean of squared gradients: torch's, bitsandbytes' largest of each block, and its own of a small parameter.
+SQUARES = ("exp_avg_sq", "absmax2", "state2")
 
 
 class NonFinite(NamedTuple):
@@ -87,8 +88,7 @@ class Trainer:
             unused = "student" not in self.objective.outputs
             self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
         self.loss = ChunkedObjective(self.objective, dense=self.replica.heads is None)
-        warmup = round(stage.warmup * self.steps)
-        self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
+        self.schedule = make_schedule(self.replica.adamw, stage, self.steps)
 
     def step(
         self, group: Sequence[Batch], *, diagnosed: bool, checked: bool = False
@@ -152,7 +152,8 @@ class Trainer:
     def got_gradient(self, part: str) -> bool:
         """Whether a gradient other than 0 ever reached the part, by AdamW's moments. Every process must call this."""
         for parameter in self.parts[part]:
-            squares = self.replica.moments(parameter).get("exp_avg_sq")
+            moments = self.replica.moments(parameter)
+            squares = next((moments[name] for name in SQUARES if moments.get(name) is not None), None)
             if self.processes.gather(squares is not None and bool(squares.any()))[0]:
                 return True
         return False
