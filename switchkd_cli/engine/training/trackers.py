@@ -22,7 +22,7 @@ from switchkd_cli.recipe.yaml_positions import item_name
 from switchkd_cli.registry import TRACKERS
 from switchkd_cli.runs.run_folder import RunFolder
 
-PATIENCE = 60.0  # seconds that a training waits for a tracker
+PATIENCE = 60.0  # seconds that a training waits for a tracker; at its start, which imports it, three times as long
 MAX_FAILURES = 10  # in a row, after which a tracker is given nothing more
 
 # accelerate's log would need its PartialState, which sets numbers of threads and joins processes in its own way
@@ -52,7 +52,7 @@ class Tracker:
             except BaseException as error:  # noqa: BLE001 (some raise SystemExit)
                 answer.set_exception(error)
 
-    def call(self, function: Callable[[], object]) -> None:
+    def call(self, function: Callable[[], object], patience: int = 1) -> None:
         """Call the function in the thread and wait for its end; a failure is counted, and the first one told.
 
         A tracker that could not start, does not answer, or fails ten times in a row is given nothing more.
@@ -62,14 +62,14 @@ class Tracker:
             answer: Future[object] = Future()
             self._queue.put((function, answer))
             try:
-                if (error := answer.exception(PATIENCE)) is None:
+                if (error := answer.exception(patience * PATIENCE)) is None:
                     self.in_a_row = 0
                     return
                 problem = f"{type(error).__name__}: {one_line(error)}"
                 self.in_a_row += 1
                 self.usable = self.tracker is not None and self.in_a_row < MAX_FAILURES
             except TimeoutError:
-                problem, self.usable = f"no answer for {PATIENCE:.0f} seconds", False
+                problem, self.usable = f"no answer for {patience * PATIENCE:.0f} seconds", False
             if not self.failed:
                 self.tell(f"{self.name}: {problem}: the training continues without it")
         self.failed += 1
@@ -84,7 +84,7 @@ class Tracker:
             self.resume = _filled(self.entry.get("resume", {}), {"run": tracker.tracker})
             self.tracker = tracker
 
-        self.call(start)
+        self.call(start, patience=3)
 
     def describe(self, run: Run) -> None:
         """Give it the resolved recipe, as text or as one value for each field."""
