@@ -1,0 +1,102 @@
+"""Short turns about a scene, many to an image: they teach a model to look things up in what it sees.
+
+The drills' skills are those that benchmark questions need: whether a thing is there, where, which option, what letter.
+"""
+
+import random
+from collections.abc import Callable
+
+from switchkd_cli.playground.text import lists
+from switchkd_cli.playground.text.facts import FACTS, STATEMENTS
+from switchkd_cli.playground.text.prompts import Turn, prompt
+from switchkd_cli.playground.text.questions import ask, suits
+from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
+from switchkd_cli.playground.world import NAMES, PLACE_NAMES, Scene, drawn
+
+SAY = {"en": "Say the things.", "zh": "说出这些东西。"}
+WHERE = {"en": "Where are the things?", "zh": "这些东西在哪里？"}
+
+
+def drill(scene: Scene, rng: random.Random) -> Turn:
+    """Return one drill: a short question about the scene, or a benchmark's, and its answer."""
+    return rng.choices(DRILLS, weights=WEIGHTS)[0](scene, rng)
+
+
+def question_turn(scene: Scene, rng: random.Random) -> Turn:
+    """Return a question of any style, worded as its benchmark's prompt, and its answer."""
+    style = rng.choices(list(STYLES), weights=[STYLE_WEIGHTS.get(style, 1.0) for style in STYLES])[0]
+    question = ask(scene, style if suits(scene, style) else "gqa", rng)
+    return prompt(question), question.answer
+
+
+STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
+
+
+def _roll(scene: Scene, rng: random.Random) -> Turn:
+    return lists.roll(scene.concepts, rng)
+
+
+def _shown(scene: Scene, rng: random.Random) -> Turn:
+    return lists.shown(scene.concepts, rng)
+
+
+def _letters(scene: Scene, rng: random.Random) -> Turn:
+    return (lists.letters if rng.random() < 0.7 else lists.again)(rng, scene.concepts)
+
+
+def _map(scene: Scene, rng: random.Random) -> Turn:
+    """Ask for all things, without or with their places."""
+    language = lists.language_of(rng)
+    comma = lists.COMMA[language]
+    if rng.random() < 0.3:
+        return SAY[language], comma.join(say(item.name, language) for item in scene.items)
+    if language == "zh":
+        return WHERE[language], comma.join(f"{say(item.place, 'zh')}{say(item.name, 'zh')}" for item in scene.items)
+    return WHERE[language], comma.join(f"{item.place} {item.name}" for item in scene.items)
+
+
+def _is_there(scene: Scene, rng: random.Random) -> Turn:
+    """Ask "dog?", of a thing that is or isn't there."""
+    language, truth = lists.language_of(rng), rng.random() < 0.5
+    name = rng.choice(list(scene.concepts)) if truth else drawn(NAMES, rng, without=scene.concepts)
+    answer = lists.YES_NO[language][not truth].strip()
+    return say(name, language) + ("？" if language == "zh" else "?"), answer
+
+
+def _statement(scene: Scene, rng: random.Random) -> Turn:
+    truth = rng.random() < 0.5
+    kind = rng.choice([kind for kind in STATEMENTS if scene.digit or kind != "OCR"])
+    text = STATEMENTS[kind](scene, rng, truth) or STATEMENTS["position"](scene, rng, truth)
+    return str(text), "yes" if truth else "no"
+
+
+def _at(scene: Scene, rng: random.Random) -> Turn:
+    """Ask "top left?" for what is there."""
+    language = lists.language_of(rng)
+    place = rng.choice(PLACE_NAMES)
+    name = next((item.name for item in scene.items if item.place == place), None)
+    nothing = "没有" if language == "zh" else "nothing"
+    return say(place, language) + ("？" if language == "zh" else "?"), say(name, language) if name else nothing
+
+
+def _open(scene: Scene, rng: random.Random) -> Turn:
+    """Ask for a fact openly."""
+    language = lists.language_of(rng)
+    kinds = [kind for kind in FACTS if kind != "compare"]
+    fact = FACTS[rng.choice(kinds)](scene, rng) or FACTS["category"](scene, rng)
+    assert fact is not None  # every scene has a thing, and so a category
+    return fill(ASK[fact.kind], fact.slots, language), say(fact.answer, language)
+
+
+_WEIGHTED: dict[Callable[[Scene, random.Random], Turn], int] = {
+    _roll: 4,
+    _map: 4,
+    _shown: 4,
+    _letters: 2,
+    _is_there: 3,
+    _statement: 3,
+    _at: 2,
+    _open: 3,
+    question_turn: 10,
+}
+DRILLS, WEIGHTS = list(_WEIGHTED), list(_WEIGHTED.values())

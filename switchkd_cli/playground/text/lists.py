@@ -1,0 +1,99 @@
+"""Turns about lists of names: which of them are there, what an option's letter is, what stands behind a letter.
+
+Their answers are long, and each word follows from the options or from the word before it, as in "dog yes, cat no". From
+such rows small models learn within minutes to look something up; from single short answers they didn't
+(docs/playground.md).
+"""
+
+import random
+from collections.abc import Collection, Sequence
+
+from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
+from switchkd_cli.playground.text.words import say
+from switchkd_cli.playground.world import NAMES, drawn
+
+COMMA = {"en": ", ", "zh": "，"}
+CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
+YES_NO = {"en": (" yes", " no"), "zh": ("有", "没有")}
+SHOWN = {"en": "Which of these is shown?", "zh": "有哪一个？"}
+AGAIN = {"en": "Say the options {}.", "zh": "说出选项 {}。"}
+WHICH_LETTER = {"en": "Which letters have {}?", "zh": "{}是哪个选项？"}
+
+
+def language_of(rng: random.Random) -> str:
+    """Return the language of a turn: one in four is Chinese."""
+    return "zh" if rng.random() < 0.25 else "en"
+
+
+def roll(there: Collection[str], rng: random.Random, count: int = 6) -> Turn:
+    """Ask of `count` things whether each is there; about half are."""
+    language = language_of(rng)
+    names = rng.sample(sorted(there), min(len(there), rng.randint(1, count - 1)))
+    while len(names) < count:
+        names.append(drawn(NAMES, rng, without={*there, *names}))
+    rng.shuffle(names)
+    yes, no = YES_NO[language]
+    answer = COMMA[language].join(say(name, language) + (yes if name in there else no) for name in names)
+    return "\n".join([CHECK[language], *(say(name, language) for name in names)]), answer
+
+
+def shown(there: Collection[str], rng: random.Random) -> Turn:
+    """Ask which one of four options is there: for its name, or for its letter."""
+    language = language_of(rng)
+    options = _options(rng.choice(sorted(there)), rng, without=there)
+    answer = next(name for name in options if name in there)
+    if rng.random() < 0.3:
+        return choice(SHOWN[language], options, language) + SHORT, say(answer, language)
+    ending = LETTER_ZH if language == "zh" else LETTER
+    return choice(SHOWN[language], options, language) + ending, LETTERS[options.index(answer)]
+
+
+def again(rng: random.Random, there: Collection[str] = ()) -> Turn:
+    """Ask for the options again, in another order: from letters to names."""
+    language = language_of(rng)
+    options = _options(_some(there, rng), rng)
+    order = rng.sample(range(len(options)), len(options))
+    letters = ", ".join(LETTERS[index] for index in order)
+    answer = COMMA[language].join(f"{LETTERS[index]} {say(options[index], language)}" for index in order)
+    return choice(AGAIN[language].format(letters), options, language), answer
+
+
+def letters(rng: random.Random, there: Collection[str] = ()) -> Turn:
+    """Ask for the letters of some options: from names to letters."""
+    language = language_of(rng)
+    options = _options(_some(there, rng), rng)
+    order = rng.sample(range(len(options)), rng.randint(1, len(options)))
+    names = COMMA[language].join(say(options[index], language) for index in order)
+    answer = COMMA[language].join(f"{say(options[index], language)} {LETTERS[index]}" for index in order)
+    return choice(WHICH_LETTER[language].format(names), options, language), answer
+
+
+def choice(question: str, options: Sequence[str], language: str) -> str:
+    """Return a question with its options, one a line, each behind its letter."""
+    lines = (f"{letter}. {say(option, language)}" for letter, option in zip(LETTERS, options, strict=False))
+    return "\n".join([question, *lines])
+
+
+def list_row(rng: random.Random, count: int) -> list[Turn]:
+    """Return a conversation of `count` turns about a list of two to eight things, which its first text names."""
+    language = language_of(rng)
+    there: list[str] = []
+    for _ in range(rng.randint(2, 8)):
+        there.append(drawn(NAMES, rng, without=there))
+    makes = (lambda: roll(there, rng, 8), lambda: again(rng), lambda: shown(there, rng), lambda: letters(rng))
+    turns = [make() for make in rng.choices(makes, weights=(3, 2, 3, 2), k=count)]
+    opening = COMMA[language].join(say(name, language) for name in there)
+    turns[0] = (f"{opening}\n{turns[0][0]}", turns[0][1])
+    return turns
+
+
+def _some(there: Collection[str], rng: random.Random) -> str:
+    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else drawn(NAMES, rng)
+
+
+def _options(first: str, rng: random.Random, without: Collection[str] = ()) -> list[str]:
+    """Return four different names, `first` among them, the others none of `without`."""
+    options = [first]
+    while len(options) < len(LETTERS):
+        options.append(drawn(NAMES, rng, without={*without, *options}))
+    return rng.sample(options, len(options))
