@@ -18,6 +18,7 @@ Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Part = Literal["vision", "projector", "language"]
 LogitsPath = Literal["student", "teacher", "switch"]
 Recomputed = Literal["vision", "student", "switch"]
@@ -149,7 +150,7 @@ class Stage(Strict):
     similar length. `workers` prepare data in parallel with the training (none: as many as suit data and machine); no
     result depends on their number. `activation_checkpointing` (true, false, or some of vision, student, switch) keeps only
     the inputs of the layers of V_S, of L_S, and of L_T in the switch path, and computes the layers again in the backward
-    pass: less memory, one more forward pass, the same gradient.
+    pass: less memory, one more forward pass, the same gradient. `betas` are AdamW's (none: torch's, 0.9 and 0.999).
     `teacher_states` says how the teacher's hidden states are computed: in the student's batches; example by example,
     without padding; or example by example and then kept on disk for later epochs and runs. The last two give identical
     numbers; the first differs by rounding. A step with a non-finite loss or gradient ends the run; with `not_finite: skip`
@@ -170,6 +171,7 @@ class Stage(Strict):
     epochs: Annotated[float, Field(strict=True, gt=0, le=10**6)] | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
+    betas: Annotated[tuple[Beta, Beta] | None, _left_out(None)] = None
     weight_decay: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     not_finite: Annotated[Literal["stop", "skip"], _left_out("stop")] = "stop"

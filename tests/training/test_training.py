@@ -75,6 +75,16 @@ def test_vsd_alone_trains_the_vision_tower_only(tmp_path):
     assert [problem.split(": ")[1] for problem in told.value.problems] == ["projector", "language"]
 
 
+def test_betas_are_adamws_and_its_own_where_a_stage_has_none(tmp_path):
+    torchs, given, other = (
+        dict(trained(tmp_path, **betas)[0].named_parameters())
+        for betas in ({}, {"betas": [0.9, 0.999]}, {"betas": [0.9, 0.95]})
+    )
+    assert all(torch.equal(torchs[name], given[name]) for name in torchs)
+    assert not all(torch.equal(torchs[name], other[name]) for name in torchs)
+    assert "betas" not in stage().model_dump() and stage(betas=[0.9, 0.95]).model_dump()["betas"] == (0.9, 0.95)
+
+
 @pytest.mark.parametrize("micro", [1, 2])
 def test_accumulation_takes_the_same_steps(tmp_path, micro):
     whole, lines, _ = trained(tmp_path)

@@ -21,6 +21,12 @@ Groups = Sequence[Mapping[str, Any]]
 """AdamW's groups of parameters."""
 
 
+def make_adamw(groups: list[dict[str, Any]], stage: Stage) -> AdamW:
+    """Return AdamW as the stage says, by torch's fused kernel."""
+    betas: dict[str, Any] = {"betas": stage.betas} if stage.betas else {}
+    return AdamW(groups, weight_decay=stage.weight_decay, fused=True, **betas)
+
+
 class TorchReplica:
     """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
 
@@ -34,7 +40,7 @@ class TorchReplica:
         self.paths = paths.to(self.device)
         self.module: Any = self.paths
         self.parameters = [p for group in groups for p in group["params"]]
-        self.adamw = AdamW([dict(group) for group in groups], weight_decay=stage.weight_decay, fused=True)
+        self.adamw = make_adamw([dict(group) for group in groups], stage)
         self.max_norm = stage.grad_clip or math.inf
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
