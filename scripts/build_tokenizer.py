@@ -110,7 +110,9 @@ def main() -> None:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(PIECES, "isolated")
     written = [decoders.Replace(Regex(NO_SPACE.replace("%s", "▁")), ""), decoders.Replace("▁", " ")]
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *written, decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse(), *written, decoders.Strip(" ", 1, 0)]
+    )
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in STOCK])
     fast = PreTrainedTokenizerFast(

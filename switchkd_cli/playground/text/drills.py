@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 from switchkd_cli.playground.text import lists
 from switchkd_cli.playground.text.facts import FACTS, STATEMENTS
-from switchkd_cli.playground.text.prompts import Turn, prompt
+from switchkd_cli.playground.text.prompts import LETTER, LETTERS, Turn, prompt
 from switchkd_cli.playground.text.questions import ask, suits
 from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
 from switchkd_cli.playground.world import NAMES, PLACE_NAMES, Scene, drawn
 
 SAY = {"en": "Say the things.", "zh": "说出这些东西。"}
+TRUE = "Which is true?"
 WHERE = {"en": "Where are the things?", "zh": "这些东西在哪里？"}
 
 
@@ -55,6 +56,17 @@ def _map(scene: Scene, rng: random.Random) -> Turn:
     return WHERE[language], comma.join(f"{item.place} {item.name}" for item in scene.items)
 
 
+def _true(scene: Scene, rng: random.Random) -> Turn:
+    """Ask which of two sentences is true; they have the same words, in another order."""
+    if not (relations := scene.relations):
+        return _map(scene, rng)
+    first, side, second = rng.choice(relations)
+    phrase = f"to the {side} of" if side in ("left", "right") else side
+    sentences = [f"the {one} is {phrase} the {other}" for one, other in ((first, second), (second, first))]
+    options = rng.sample(sentences, 2)
+    return lists.choice(TRUE, options, "en") + LETTER, LETTERS[options.index(sentences[0])]
+
+
 def _is_there(scene: Scene, rng: random.Random) -> Turn:
     """Ask "dog?", of a thing that is or isn't there."""
     language, truth = lists.language_of(rng), rng.random() < 0.5
@@ -93,6 +105,7 @@ _WEIGHTED: dict[Callable[[Scene, random.Random], Turn], int] = {
     _map: 4,
     _shown: 4,
     _letters: 2,
+    _true: 2,
     _is_there: 3,
     _statement: 3,
     _at: 2,

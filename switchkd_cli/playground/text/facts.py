@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from switchkd_cli.playground.text.words import plural, with_article
-from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, NAMES, OF_CATEGORY, PLACE_NAMES, SIDES, Scene, drawn
+from switchkd_cli.playground.world import (
+    CATEGORIES,
+    COLOURS,
+    CONCEPTS,
+    NAMES,
+    OF_CATEGORY,
+    PLACE_NAMES,
+    SIDES,
+    Scene,
+    drawn,
+)
 
 COUNTS = ("1", "2", "3", "4")
 DIGITS = tuple("0123456789")
