@@ -26,7 +26,13 @@ from switchkd_cli.package_data import read_yaml
 SIZE = 72
 CELL = SIZE // 2
 HANDS = ("noto", "noto_v1", "fluent", "twemoji")
-SPLITS = {"train": range(3, 10), "validation": range(1), "test": range(1, 2), "hard": range(2, 3), "unseen": range(1, 2)}
+SPLITS = {
+    "train": range(3, 10),
+    "validation": range(1),
+    "test": range(1, 2),
+    "hard": range(2, 3),
+    "unseen": range(1, 2),
+}
 _BUCKETS = 10
 _ASSETS = files("switchkd_cli.playground") / "assets"
 
@@ -141,7 +147,7 @@ def held_out_hand(name: str) -> str:
 @cache
 def _drawn_by(name: str) -> tuple[str, ...]:
     """Return the hands that have drawn it: of some things one of the four has no drawing."""
-    return tuple(hand for hand in HANDS if f"{name}/{hand}" in _atlas()[1]["cells"])
+    return tuple(hand for hand in HANDS if f"{name}/{hand}" in _atlas()[1])
 
 
 @cache
@@ -204,16 +210,17 @@ def draw(scene: Scene) -> Image.Image:
 
 
 @cache
-def _atlas() -> tuple[Image.Image, dict]:
+def _atlas() -> tuple[Image.Image, dict[str, tuple[int, int, int, int]]]:
+    """Return all drawings as one image, and the box of each, by name and hand ("dog/noto")."""
     index = json.loads((_ASSETS / "atlas.json").read_text(encoding="utf-8"))
-    with (_ASSETS / "atlas.png").open("rb") as file:
+    with (_ASSETS / "atlas.webp").open("rb") as file:
         image = Image.open(file).convert("RGBA")
-    return image, index
+    size, columns = index["cell"], index["columns"]
+    corners = ((number % columns * size, number // columns * size) for number in range(len(index["cells"])))
+    return image, {cell: (x, y, x + size, y + size) for cell, (x, y) in zip(index["cells"], corners, strict=True)}
 
 
 @cache
 def _drawing(name: str, hand: str, pixels: int) -> Image.Image:
-    image, index = _atlas()
-    x, y = index["cells"][f"{name}/{hand}"]
-    cell = index["cell"]
-    return image.crop((x, y, x + cell, y + cell)).resize((pixels, pixels), Image.Resampling.LANCZOS)
+    image, boxes = _atlas()
+    return image.crop(boxes[f"{name}/{hand}"]).resize((pixels, pixels), Image.Resampling.LANCZOS)
