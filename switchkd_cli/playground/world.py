@@ -70,7 +70,7 @@ class Scene:
     @property
     def composition(self) -> str:
         """All that the image shows, except by which hand it is drawn: equal compositions look alike."""
-        things = ";".join(f"{t.row}{t.column}{t.name}" for t in self.things)
+        things = ";".join(sorted(f"{t.row}{t.column}{t.name}" for t in self.things))
         sign = f"{self.digit.row}{self.digit.column}{self.digit.name}" if self.digit else ""
         return f"{self.background}|{things}|{sign}"
 
@@ -151,7 +151,8 @@ def _drawn_by(name: str) -> tuple[str, ...]:
 
 
 @cache
-def _hands(name: str, hard: bool) -> tuple[str, ...]:
+def hands(name: str, hard: bool) -> tuple[str, ...]:
+    """Return the hands that draw it in split `hard`, or in the others."""
     held_out = held_out_hand(name)
     return (held_out,) if hard else tuple(hand for hand in _drawn_by(name) if hand != held_out)
 
@@ -167,13 +168,15 @@ def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
     rng = random.Random(f"scenes-{split}-{seed}")
     for index in range(count):
         scene = _candidate(rng, f"{split}-{seed}-{index}", split)
-        while _bucket(scene) not in SPLITS[split] or _has_unseen_pair(scene) != (split == "unseen"):
+        while not belongs(scene):
             scene = _candidate(rng, scene.id, split)
         yield scene
 
 
-def _bucket(scene: Scene) -> int:
-    return hashlib.blake2b(scene.composition.encode(), digest_size=4).digest()[0] % _BUCKETS
+def belongs(scene: Scene) -> bool:
+    """Return whether the scene's composition is one of its split's."""
+    bucket = hashlib.blake2b(scene.composition.encode(), digest_size=4).digest()[0] % _BUCKETS
+    return bucket in SPLITS[scene.split] and _has_unseen_pair(scene) == (scene.split == "unseen")
 
 
 def _has_unseen_pair(scene: Scene) -> bool:
@@ -187,12 +190,12 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
     digit = None
     if filled > 1 and rng.random() < 0.45:
         value = str(rng.randrange(10))
-        digit = Placed(value, rng.choice(_hands(value, hard)), *cells.pop())
+        digit = Placed(value, rng.choice(hands(value, hard)), *cells.pop())
     things: list[Placed] = []
     for row, column in sorted(cells):
         repeat = things and rng.random() < 0.3
         concept = rng.choice(things).name if repeat else drawn(NAMES, rng)
-        things.append(Placed(concept, rng.choice(_hands(concept, hard)), row, column))
+        things.append(Placed(concept, rng.choice(hands(concept, hard)), row, column))
     return Scene(scene_id, split, rng.choice(list(COLOURS)), tuple(things), digit)
 
 

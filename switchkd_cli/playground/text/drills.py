@@ -60,11 +60,16 @@ def _true(scene: Scene, rng: random.Random) -> Turn:
     """Ask which of two sentences is true; they have the same words, in another order."""
     if not (relations := scene.relations):
         return _map(scene, rng)
-    first, side, second = rng.choice(relations)
+    true, swapped = sentences(rng.choice(relations))
+    options = rng.sample([true, swapped], 2)
+    return lists.choice(TRUE, options, "en") + LETTER, LETTERS[options.index(true)]
+
+
+def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
+    """Return a relation (see `Scene.relations`) as a sentence, and the sentence with both things exchanged."""
+    first, side, second = relation
     phrase = f"to the {side} of" if side in ("left", "right") else side
-    sentences = [f"the {one} is {phrase} the {other}" for one, other in ((first, second), (second, first))]
-    options = rng.sample(sentences, 2)
-    return lists.choice(TRUE, options, "en") + LETTER, LETTERS[options.index(sentences[0])]
+    return f"the {first} is {phrase} the {second}", f"the {second} is {phrase} the {first}"
 
 
 def _is_there(scene: Scene, rng: random.Random) -> Turn:

@@ -1,4 +1,4 @@
-"""The columns of every table of scores: benchmarks in the paper's order, their average, and how each was measured."""
+"""The columns of every table of scores: benchmarks in the paper's order, others, the average, and how each was measured."""
 
 from __future__ import annotations
 
@@ -47,10 +47,14 @@ class Columns:
     def heads(self) -> tuple[str, ...]:
         return (*(BENCHMARKS[task].column for task in self.tasks), AVERAGE_HEAD)
 
+    def counts(self, name: str) -> bool:
+        """Whether a task is in the average; the average itself counts."""
+        return name == AVERAGE or (BENCHMARKS[name].in_paper and name not in self.not_beaten)
+
     @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
-        return [task for task in self.tasks if task not in self.not_beaten]
+        return [task for task in self.tasks if self.counts(task)]
 
     def average(self, scores: Mapping[str, float]) -> float | None:
         """The plain mean of the tasks that count (paper, section 5: Avg10); None when none does."""
@@ -66,7 +70,7 @@ class Columns:
 
     def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
         """A line of scores, or of differences, with its average."""
-        each = [Number(scores[task], difference=difference, counted=task not in self.not_beaten) for task in self.tasks]
+        each = [Number(scores[task], difference=difference, counted=self.counts(task)) for task in self.tasks]
         average = self.average(scores)
         return (*each, None if average is None else Number(average, difference=difference))
 

@@ -91,7 +91,7 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
         tasks = columns.counted_tasks if name == AVERAGE else [name]
         if not runs or not tasks:
             continue
-        counted = name not in columns.not_beaten
+        counted = columns.counts(name)
         pairs = [(figure(one), figure(other)) for one, other in runs]
         gaps = [one - other for one, other in pairs]
         means, gap = [fmean(side) for side in zip(*pairs, strict=True)], over_seeds(gaps, difference=True)
