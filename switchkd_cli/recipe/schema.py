@@ -208,7 +208,7 @@ class Evaluation(Strict):
 
     world: Literal["playground", "hub"] = "playground"
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
-    split: Literal["train", "validation", "test", "hard"] = "test"
+    split: Literal["train", "validation", "test", "hard", "unseen"] = "test"
     items: Count | None = None
     seed: Seed = 0
     batch: Count = 64

@@ -10,7 +10,7 @@ _BLEU = BLEU(effective_order=True)  # sacrebleu's advice for single sentences
 
 def caption_bleu(caption: str, references: Sequence[str]) -> float:
     """Return BLEU-4 from 0 to 1; 1 is one of the references word by word."""
-    return _BLEU.sentence_score(caption, list(references)).score / 100
+    return min(_BLEU.sentence_score(caption, list(references)).score / 100, 1.0)  # rounding may exceed it
 
 
 def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:

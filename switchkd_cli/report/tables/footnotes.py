@@ -79,6 +79,8 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
         yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
     if others := [row.column for task in columns.tasks if not (row := BENCHMARKS[task]).in_paper]:
         yield f"({', '.join(others)}): not among the paper's ten: in no average"
+    if pairs := [BENCHMARKS[task].column for task in columns.tasks if BENCHMARKS[task].pairs]:
+        yield f"{', '.join(pairs)}: right on both images of a pair; majority is a coin, since a constant is never right"
     if not columns.counted_tasks:
         yield "no benchmark is left: there is no average"
 
