@@ -59,7 +59,7 @@ def scores(model: LmmsModel, folder: Path, sets: Path, *tasks: str) -> dict[str,
     return {task: entry["score"] for task, entry in results["scores"].items()}
 
 
-def test_they_are_three_besides_the_papers_ten() -> None:
+def test_three_follow_the_papers_ten() -> None:
     assert tuple(BENCHMARKS) == (*TEN, *FURTHER) and len(TEN) == 10
 
 
