@@ -1,6 +1,6 @@
 """Write the playground's tokenizer: one id for every word that the playground says. Run once by the maintainers:
 
-    python scripts/build_tokenizer.py
+    python -m scripts.build_tokenizer
 
 A word is one id wherever it stands (in a sentence, at the start of an answer, after a line break or an option's letter), so
 that what is learnt of it in one place is known in the others. A regular plural is its word and an "s". Whatever the
@@ -16,6 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from scripts.ship import compact
 from switchkd_cli.engine.models.llava_save import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
 from switchkd_cli.playground.text.dictionary import word_turn
@@ -103,7 +104,7 @@ def main() -> None:
         [
             normalizers.Prepend("▁"),
             normalizers.Replace(" ", "▁"),
-            normalizers.Replace(Regex("^▁▁"), "▁"),  # after an added token
+            normalizers.Replace(Regex(r"\A▁▁"), "▁"),  # after an added token
             normalizers.Replace(Regex(NO_SPACE.replace("%s", "")), "▁"),
             normalizers.Replace(Regex(rf"▁(?=[\n{HAN}])"), ""),  # Chinese has no spaces
         ]
@@ -124,6 +125,7 @@ def main() -> None:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(FOLDER)
+    compact(FOLDER / "tokenizer.json")
     edit_json(FOLDER / "tokenizer_config.json", portable_tokenizer_config)
     print(json.dumps({"ids": len(fast), "folder": str(FOLDER.name)}))
 
