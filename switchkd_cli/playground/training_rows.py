@@ -36,8 +36,13 @@ WITH_IMAGES: dict[str, Callable[[Scene, random.Random], Turn]] = {
 
 def _text_row(scene: Scene, rng: random.Random, count: int) -> list[Turn]:
     """Return a conversation that opens with the scene's caption, so that it can be held without the image."""
-    turns = _turns(scene, lambda scene, rng: word_turn(rng) if rng.random() < WORDS else drill(scene, rng), count, rng)
-    turns[0] = (f"{caption(scene, rng, language_of(rng))}\n{turns[0][0]}", turns[0][1])
+    language = language_of(rng)
+
+    def make(scene: Scene, rng: random.Random) -> Turn:
+        return word_turn(rng) if rng.random() < WORDS else drill(scene, rng, language)
+
+    turns = _turns(scene, make, count, rng)
+    turns[0] = (f"{caption(scene, rng, language)}\n{turns[0][0]}", turns[0][1])
     return turns
 
 

@@ -21,13 +21,12 @@ WHICH_LETTER = {"en": "Which letters have {}?", "zh": "{}是哪个选项？"}
 
 
 def language_of(rng: random.Random) -> str:
-    """Return the language of a turn: one in four is Chinese."""
+    """Return a language: one time in four Chinese."""
     return "zh" if rng.random() < 0.25 else "en"
 
 
-def roll(there: Collection[str], rng: random.Random, count: int = 6) -> Turn:
+def roll(there: Collection[str], rng: random.Random, language: str, count: int = 6) -> Turn:
     """Ask of `count` things whether each is there; about half are."""
-    language = language_of(rng)
     names = rng.sample(sorted(there), min(len(there), rng.randint(1, count - 1)))
     while len(names) < count:
         names.append(drawn(NAMES, rng, without={*there, *names}))
@@ -37,9 +36,8 @@ def roll(there: Collection[str], rng: random.Random, count: int = 6) -> Turn:
     return "\n".join([CHECK[language], *(say(name, language) for name in names)]), answer
 
 
-def shown(there: Collection[str], rng: random.Random) -> Turn:
+def shown(there: Collection[str], rng: random.Random, language: str) -> Turn:
     """Ask which one of four options is there: for its name, or for its letter."""
-    language = language_of(rng)
     options = _options(rng.choice(sorted(there)), rng, without=there)
     answer = next(name for name in options if name in there)
     if rng.random() < 0.3:
@@ -48,9 +46,8 @@ def shown(there: Collection[str], rng: random.Random) -> Turn:
     return choice(SHOWN[language], options, language) + ending, LETTERS[options.index(answer)]
 
 
-def again(rng: random.Random, there: Collection[str] = ()) -> Turn:
+def again(rng: random.Random, language: str, there: Collection[str] = ()) -> Turn:
     """Ask for the options again, in another order: from letters to names."""
-    language = language_of(rng)
     options = _options(_some(there, rng), rng)
     order = rng.sample(range(len(options)), len(options))
     letters = ", ".join(LETTERS[index] for index in order)
@@ -58,9 +55,8 @@ def again(rng: random.Random, there: Collection[str] = ()) -> Turn:
     return choice(AGAIN[language].format(letters), options, language), answer
 
 
-def letters(rng: random.Random, there: Collection[str] = ()) -> Turn:
+def letters(rng: random.Random, language: str, there: Collection[str] = ()) -> Turn:
     """Ask for the letters of some options: from names to letters."""
-    language = language_of(rng)
     options = _options(_some(there, rng), rng)
     order = rng.sample(range(len(options)), rng.randint(1, len(options)))
     names = COMMA[language].join(say(options[index], language) for index in order)
@@ -75,13 +71,21 @@ def choice(question: str, options: Sequence[str], language: str) -> str:
 
 
 def list_row(rng: random.Random, count: int) -> list[Turn]:
-    """Return a conversation of `count` turns about a list of two to eight things, which its first text names."""
+    """Return a conversation of `count` turns about a list of two to eight things, which its first text names.
+
+    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later.
+    """
     language = language_of(rng)
     there: list[str] = []
     for _ in range(rng.randint(2, 8)):
         there.append(drawn(NAMES, rng, without=there))
-    makes = (lambda: roll(there, rng, 8), lambda: again(rng), lambda: shown(there, rng), lambda: letters(rng))
-    turns = [make() for make in rng.choices(makes, weights=(3, 2, 3, 2), k=count)]
+    makes = {
+        lambda: roll(there, rng, language, 8): 3,
+        lambda: again(rng, language): 2,
+        lambda: shown(there, rng, language): 3,
+        lambda: letters(rng, language): 2,
+    }
+    turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
     opening = COMMA[language].join(say(name, language) for name in there)
     turns[0] = (f"{opening}\n{turns[0][0]}", turns[0][1])
     return turns
