@@ -9,10 +9,11 @@ import random
 from collections.abc import Collection, Sequence
 
 from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
-from switchkd_cli.playground.text.words import say
+from switchkd_cli.playground.text.words import say, with_article
 from switchkd_cli.playground.world import NAMES, drawn
 
 COMMA = {"en": ", ", "zh": "，"}
+STOP = {"en": ".", "zh": "。"}
 CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
 YES_NO = {"en": (" yes", " no"), "zh": ("有", "没有")}
 SHOWN = {"en": "Which of these is shown?", "zh": "有哪一个？"}
@@ -37,13 +38,20 @@ def roll(there: Collection[str], rng: random.Random, language: str, count: int =
 
 
 def shown(there: Collection[str], rng: random.Random, language: str) -> Turn:
-    """Ask which one of four options is there: for its name, or for its letter."""
+    """Ask which one of four options is there: for its name, its letter or both."""
     options = _options(rng.choice(sorted(there)), rng, without=there)
     answer = next(name for name in options if name in there)
-    if rng.random() < 0.3:
-        return choice(SHOWN[language], options, language) + SHORT, say(answer, language)
-    ending = LETTER_ZH if language == "zh" else LETTER
-    return choice(SHOWN[language], options, language) + ending, LETTERS[options.index(answer)]
+    question, name, letter = (
+        choice(SHOWN[language], options, language),
+        say(answer, language),
+        LETTERS[options.index(answer)],
+    )
+    form = rng.random()
+    if form < 0.3:
+        return question, f"{name} {letter}"
+    if form < 0.6:
+        return question + SHORT, name
+    return question + (LETTER_ZH if language == "zh" else LETTER), letter
 
 
 def again(rng: random.Random, language: str, there: Collection[str] = ()) -> Turn:
@@ -86,8 +94,9 @@ def list_row(rng: random.Random, count: int) -> list[Turn]:
         lambda: letters(rng, language): 2,
     }
     turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
-    opening = COMMA[language].join(say(name, language) for name in there)
-    turns[0] = (f"{opening}\n{turns[0][0]}", turns[0][1])
+    # An article tells the names of the list from those of later turns.
+    named = (with_article(name) if language == "en" else f"有{say(name, 'zh')}" for name in there)
+    turns[0] = (f"{COMMA[language].join(named)}{STOP[language]}\n{turns[0][0]}", turns[0][1])
     return turns
 
 
