@@ -123,21 +123,21 @@ PLACES: dict[tuple[int, int], str] = {tuple(entry["cell"]): name for name, entry
 PLACE_NAMES = tuple(PLACES.values())
 
 
-def drawn(names: tuple[str, ...], rng: random.Random, without: Collection[str] = ()) -> str:
-    """Return one of the concepts `names`, none of `without`, by Zipf's law over all concepts.
+def drawn(names: tuple[str, ...], rng: random.Random, without: Collection[str] = (), exponent: float = EXPONENT) -> str:
+    """Return one of the concepts `names`, none of `without`, by Zipf's law over all concepts; exponent 0: evenly.
 
     Raises ValueError if none is left.
     """
     if set(names) <= set(without):
         raise ValueError(f"no concept is left of {', '.join(names)}")
-    while (name := rng.choices(names, cum_weights=_cumulative(names))[0]) in without:
+    while (name := rng.choices(names, cum_weights=_cumulative(names, exponent))[0]) in without:
         pass
     return name
 
 
 @cache
-def _cumulative(names: tuple[str, ...]) -> list[float]:
-    return list(accumulate(RANK[name] ** -EXPONENT for name in names))
+def _cumulative(names: tuple[str, ...], exponent: float) -> list[float]:
+    return list(accumulate(RANK[name] ** -exponent for name in names))
 
 
 def held_out_hand(name: str) -> str:

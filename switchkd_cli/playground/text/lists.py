@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
 from switchkd_cli.playground.text.words import say, with_article
-from switchkd_cli.playground.world import NAMES, drawn
+from switchkd_cli.playground.world import EXPONENT, NAMES, drawn
 
 COMMA = {"en": ", ", "zh": "，"}
 STOP = {"en": ".", "zh": "。"}
@@ -26,20 +26,20 @@ def language_of(rng: random.Random) -> str:
     return "zh" if rng.random() < 0.25 else "en"
 
 
-def roll(there: Collection[str], rng: random.Random, language: str, count: int = 6) -> Turn:
+def roll(there: Collection[str], rng: random.Random, language: str, count: int = 6, exponent: float = EXPONENT) -> Turn:
     """Ask of `count` things whether each is there; about half are."""
     names = rng.sample(sorted(there), min(len(there), rng.randint(1, count - 1)))
     while len(names) < count:
-        names.append(drawn(NAMES, rng, without={*there, *names}))
+        names.append(drawn(NAMES, rng, {*there, *names}, exponent))
     rng.shuffle(names)
     yes, no = YES_NO[language]
     answer = COMMA[language].join(say(name, language) + (yes if name in there else no) for name in names)
     return "\n".join([CHECK[language], *(say(name, language) for name in names)]), answer
 
 
-def shown(there: Collection[str], rng: random.Random, language: str) -> Turn:
+def shown(there: Collection[str], rng: random.Random, language: str, exponent: float = EXPONENT) -> Turn:
     """Ask which one of four options is there: for its name, its letter or both."""
-    options = _options(rng.choice(sorted(there)), rng, without=there)
+    options = _options(rng.choice(sorted(there)), rng, exponent, without=there)
     answer = next(name for name in options if name in there)
     question, name, letter = (
         choice(SHOWN[language], options, language),
@@ -54,18 +54,18 @@ def shown(there: Collection[str], rng: random.Random, language: str) -> Turn:
     return question + (LETTER_ZH if language == "zh" else LETTER), letter
 
 
-def again(rng: random.Random, language: str, there: Collection[str] = ()) -> Turn:
+def again(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
     """Ask for the options again, in another order: from letters to names."""
-    options = _options(_some(there, rng), rng)
+    options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), len(options))
     letters = ", ".join(LETTERS[index] for index in order)
     answer = COMMA[language].join(f"{LETTERS[index]} {say(options[index], language)}" for index in order)
     return choice(AGAIN[language].format(letters), options, language), answer
 
 
-def letters(rng: random.Random, language: str, there: Collection[str] = ()) -> Turn:
+def letters(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
     """Ask for the letters of some options: from names to letters."""
-    options = _options(_some(there, rng), rng)
+    options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), rng.randint(1, len(options)))
     names = COMMA[language].join(say(options[index], language) for index in order)
     answer = COMMA[language].join(f"{say(options[index], language)} {LETTERS[index]}" for index in order)
@@ -81,17 +81,18 @@ def choice(question: str, options: Sequence[str], language: str) -> str:
 def list_row(rng: random.Random, count: int) -> list[Turn]:
     """Return a conversation of `count` turns about a list of two to eight things, which its first text names.
 
-    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later.
+    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later. All
+    things are equally frequent, so that the answers can't be guessed from the names.
     """
     language = language_of(rng)
     there: list[str] = []
     for _ in range(rng.randint(2, 8)):
-        there.append(drawn(NAMES, rng, without=there))
+        there.append(drawn(NAMES, rng, there, 0))
     makes = {
-        lambda: roll(there, rng, language, 8): 3,
-        lambda: again(rng, language): 2,
-        lambda: shown(there, rng, language): 3,
-        lambda: letters(rng, language): 2,
+        lambda: roll(there, rng, language, 8, exponent=0): 3,
+        lambda: again(rng, language, exponent=0): 2,
+        lambda: shown(there, rng, language, exponent=0): 3,
+        lambda: letters(rng, language, exponent=0): 2,
     }
     turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
     # An article tells the names of the list from those of later turns.
@@ -100,13 +101,13 @@ def list_row(rng: random.Random, count: int) -> list[Turn]:
     return turns
 
 
-def _some(there: Collection[str], rng: random.Random) -> str:
-    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else drawn(NAMES, rng)
+def _some(there: Collection[str], rng: random.Random, exponent: float) -> str:
+    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else drawn(NAMES, rng, exponent=exponent)
 
 
-def _options(first: str, rng: random.Random, without: Collection[str] = ()) -> list[str]:
+def _options(first: str, rng: random.Random, exponent: float, without: Collection[str] = ()) -> list[str]:
     """Return four different names, `first` among them, the others none of `without`."""
     options = [first]
     while len(options) < len(LETTERS):
-        options.append(drawn(NAMES, rng, without={*without, *options}))
+        options.append(drawn(NAMES, rng, {*without, *options}, exponent))
     return rng.sample(options, len(options))
