@@ -14,7 +14,6 @@ from switchkd_cli.playground.text.lists import language_of, list_row
 from switchkd_cli.playground.text.prompts import Turn
 from switchkd_cli.playground.world import Scene, draw, scenes
 
-VERSION = 2  # of the rows; raise it when the same request gives other rows
 IMAGE = "<image>\n"
 DESCRIPTIONS = 0.35  # their share among the turns of kind "instructions"
 WORDS = 0.15  # the share of turns about words alone in kind "text"
@@ -61,7 +60,7 @@ def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int
     alone, another request's rows are replaced, and the new folder appears complete or not at all.
     Raises UserError for a folder of files that are not the playground's.
     """
-    request = {"version": VERSION, "kind": kind, "split": split, "pictures": pictures, "turns": turns, "seed": seed}
+    request = {"kind": kind, "split": split, "pictures": pictures, "turns": turns, "seed": seed}
     return write_folder(Path(folder), request, lambda fresh: _build(fresh, request)) / "rows.json"
 
 
