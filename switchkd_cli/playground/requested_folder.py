@@ -1,6 +1,8 @@
 """Write a folder of generated files for a request: complete or not at all, and once for the same request."""
 
+import hashlib
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,9 +16,10 @@ MANIFEST = "manifest.json"
 def write_folder(folder: Path, request: dict, build: Callable[[Path], None], inside: Collection[str] = (".",)) -> Path:
     """Return `folder` after `build` has filled it as `request` says; a folder that already holds this is left alone.
 
-    Another request's folder is replaced, and so is one in which a file of a folder `inside` has changed. Raises UserError for a
-    folder of files that are not the playground's.
+    A request holds for one state of the world's code, words and drawings. Another request's folder is replaced, and so is
+    one in which a file of a folder `inside` has changed. Raises UserError for a folder of files that are not the playground's.
     """
+    request = {**request, "world": world_digest()}
     present = _request_in(folder, inside)
     if present == request:
         return folder
@@ -38,6 +41,14 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], ins
             if _request_in(folder, inside) != request:
                 raise
     return folder
+
+
+@cache
+def world_digest() -> str:
+    """Return a digest of the playground's code, words and drawings."""
+    package = Path(__file__).parent
+    files = sorted([*package.rglob("*.py"), *package.rglob("*.yaml"), *package.glob("assets/atlas.*")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _request_in(folder: Path, inside: Collection[str]) -> dict | None:

@@ -14,7 +14,6 @@ from switchkd_cli.playground.text.lists import language_of, list_row
 from switchkd_cli.playground.text.prompts import Turn
 from switchkd_cli.playground.world import Scene, draw, scenes
 
-VERSION = 2  # of the rows; raise it when the same request gives other rows
 IMAGE = "<image>\n"
 DESCRIPTIONS = 0.35  # their share among the turns of kind "instructions"
 WORDS = 0.15  # the share of turns about words alone in kind "text"
@@ -36,8 +35,13 @@ WITH_IMAGES: dict[str, Callable[[Scene, random.Random], Turn]] = {
 
 def _text_row(scene: Scene, rng: random.Random, count: int) -> list[Turn]:
     """Return a conversation that opens with the scene's caption, so that it can be held without the image."""
-    turns = _turns(scene, lambda scene, rng: word_turn(rng) if rng.random() < WORDS else drill(scene, rng), count, rng)
-    turns[0] = (f"{caption(scene, rng, language_of(rng))}\n{turns[0][0]}", turns[0][1])
+    language = language_of(rng)
+
+    def make(scene: Scene, rng: random.Random) -> Turn:
+        return word_turn(rng) if rng.random() < WORDS else drill(scene, rng, language)
+
+    turns = _turns(scene, make, count, rng)
+    turns[0] = (f"{caption(scene, rng, language)}\n{turns[0][0]}", turns[0][1])
     return turns
 
 
@@ -56,7 +60,7 @@ def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int
     alone, another request's rows are replaced, and the new folder appears complete or not at all.
     Raises UserError for a folder of files that are not the playground's.
     """
-    request = {"version": VERSION, "kind": kind, "split": split, "pictures": pictures, "turns": turns, "seed": seed}
+    request = {"kind": kind, "split": split, "pictures": pictures, "turns": turns, "seed": seed}
     return write_folder(Path(folder), request, lambda fresh: _build(fresh, request)) / "rows.json"
 
 

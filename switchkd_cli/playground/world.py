@@ -1,7 +1,7 @@
 """Scenes of the playground: one to four things, sometimes a sign with a digit, in a 2x2 layout on a plain background.
 
-Concepts are drawn by Zipf's law: the nth of names.yaml appears with a frequency in proportion to 1/n. Absent things and
-wrong options are drawn by the same law, so that a thing's frequency says nothing about an answer.
+Concepts are drawn by Zipf's law: the nth of names.yaml appears with a frequency in proportion to 1/n^1.2. Absent things
+and wrong options are drawn by the same law, so that a thing's frequency says nothing about an answer.
 
 Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) chooses one of ten
 buckets, and each split owns some of them, so that two splits never share a composition, whatever their seeds. Two splits
@@ -19,12 +19,13 @@ from functools import cache, cached_property
 from importlib.resources import files
 from itertools import accumulate, combinations
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from switchkd_cli.package_data import read_yaml
 
 SIZE = 72
 CELL = SIZE // 2
+RIM = 8  # of 40 pixels of a keycap
 HANDS = ("noto", "noto_v1", "fluent", "twemoji")
 SPLITS = {
     "train": range(3, 10),
@@ -33,6 +34,7 @@ SPLITS = {
     "hard": range(2, 3),
     "unseen": range(1, 2),
 }
+EXPONENT = 1.2  # of Zipf's law
 _BUCKETS = 10
 _ASSETS = files("switchkd_cli.playground") / "assets"
 
@@ -121,21 +123,21 @@ PLACES: dict[tuple[int, int], str] = {tuple(entry["cell"]): name for name, entry
 PLACE_NAMES = tuple(PLACES.values())
 
 
-def drawn(names: tuple[str, ...], rng: random.Random, without: Collection[str] = ()) -> str:
-    """Return one of the concepts `names`, none of `without`, by Zipf's law over all concepts.
+def drawn(names: tuple[str, ...], rng: random.Random, without: Collection[str] = (), exponent: float = EXPONENT) -> str:
+    """Return one of the concepts `names`, none of `without`, by Zipf's law over all concepts; exponent 0: evenly.
 
     Raises ValueError if none is left.
     """
     if set(names) <= set(without):
         raise ValueError(f"no concept is left of {', '.join(names)}")
-    while (name := rng.choices(names, cum_weights=_cumulative(names))[0]) in without:
+    while (name := rng.choices(names, cum_weights=_cumulative(names, exponent))[0]) in without:
         pass
     return name
 
 
 @cache
-def _cumulative(names: tuple[str, ...]) -> list[float]:
-    return list(accumulate(1 / RANK[name] for name in names))
+def _cumulative(names: tuple[str, ...], exponent: float) -> list[float]:
+    return list(accumulate(RANK[name] ** -exponent for name in names))
 
 
 def held_out_hand(name: str) -> str:
@@ -204,8 +206,7 @@ def draw(scene: Scene) -> Image.Image:
     jitter = random.Random(scene.id)
     image = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background])
     for item in scene.items:
-        smallest = 33 if item.is_sign else 29  # a digit is finer than a thing
-        drawing = _drawing(item.name, item.hand, jitter.randint(smallest, min(smallest + 5, CELL)))
+        drawing = _drawing(item.name, item.hand, jitter.randint(29, 34))
         slack = CELL - drawing.width
         corner = (item.column * CELL + jitter.randint(0, slack), item.row * CELL + jitter.randint(0, slack))
         image.paste(drawing, corner, drawing)
@@ -226,4 +227,7 @@ def _atlas() -> tuple[Image.Image, dict[str, tuple[int, int, int, int]]]:
 @cache
 def _drawing(name: str, hand: str, pixels: int) -> Image.Image:
     image, boxes = _atlas()
-    return image.crop(boxes[f"{name}/{hand}"]).resize((pixels, pixels), Image.Resampling.LANCZOS)
+    drawing = image.crop(boxes[f"{name}/{hand}"])
+    if name.isdigit():  # without the keycap's rim: a digit is finer than a thing
+        drawing = ImageOps.crop(drawing, RIM)
+    return drawing.resize((pixels, pixels), Image.Resampling.LANCZOS)

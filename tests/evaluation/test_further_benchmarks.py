@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,11 @@ def test_the_majority_baseline_of_pairs_is_a_coin(tmp_path: Path, sets: Path) ->
         lines = read_answers(tmp_path / "answers", task)
         assert sum(line["score"] for line in lines) == len(lines) / 2
         assert not any(line["faults"] for line in lines)
+    lines = read_answers(tmp_path / "answers", "mmvp")
+    right = Counter(
+        one["kind"] for one, two in zip(lines[::2], lines[1::2], strict=True) if one["score"] + two["score"] == 2
+    )
+    assert set(right.values()) == {1, 2} and len(right) == 4  # of five pairs for each cause
 
 
 def test_the_majority_caption_is_a_right_one_and_better_than_most(tmp_path: Path, sets: Path) -> None:

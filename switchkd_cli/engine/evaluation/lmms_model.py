@@ -166,9 +166,12 @@ class MajorityBaseline(LmmsModel):
 
 
 def _of_a_coin(item: Item) -> str:
-    """Return a letter that is right once in two questions, and twice in one of four pairs."""
+    """Return a letter that is right once in two questions, and twice in one of four pairs.
+
+    Four pairs in a row have the four outcomes, each four in another order: the playground's causes take turns, too.
+    """
     pair, place = divmod(item.doc_id, 2)
-    right = pair >> place & 1
+    right = pair + pair // 4 >> place & 1
     return item.target if right else "(b)" if item.target == "(a)" else "(a)"
 
 

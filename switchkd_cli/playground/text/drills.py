@@ -18,14 +18,19 @@ TRUE = "Which is true?"
 WHERE = {"en": "Where are the things?", "zh": "这些东西在哪里？"}
 
 
-def drill(scene: Scene, rng: random.Random) -> Turn:
-    """Return one drill: a short question about the scene, or a benchmark's, and its answer."""
-    return rng.choices(DRILLS, weights=WEIGHTS)[0](scene, rng)
+def drill(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
+    """Return one drill in a language, or in any: a short question about the scene, or a benchmark's, and its answer."""
+    language = language or lists.language_of(rng)
+    if language == "zh" and rng.random() < 0.25:
+        return question_turn(scene, rng, language)
+    makes = BILINGUAL if language == "zh" else DRILLS
+    return rng.choices(list(makes), weights=list(makes.values()))[0](scene, rng, language)
 
 
-def question_turn(scene: Scene, rng: random.Random) -> Turn:
-    """Return a question of any style, worded as its benchmark's prompt, and its answer."""
-    style = rng.choices(list(STYLES), weights=[STYLE_WEIGHTS.get(style, 1.0) for style in STYLES])[0]
+def question_turn(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
+    """Return a question of any style, or of any in a language, worded as its benchmark's prompt, and its answer."""
+    styles = [style for style, manner in STYLES.items() if language in (None, manner.get("language", "en"))]
+    style = rng.choices(styles, weights=[STYLE_WEIGHTS.get(style, 1.0) for style in styles])[0]
     question = ask(scene, style if suits(scene, style) else "gqa", rng)
     return prompt(question), question.answer
 
@@ -33,21 +38,20 @@ def question_turn(scene: Scene, rng: random.Random) -> Turn:
 STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
 
 
-def _roll(scene: Scene, rng: random.Random) -> Turn:
-    return lists.roll(scene.concepts, rng)
+def _roll(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return lists.roll(scene.concepts, rng, language)
 
 
-def _shown(scene: Scene, rng: random.Random) -> Turn:
-    return lists.shown(scene.concepts, rng)
+def _shown(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return lists.shown(scene.concepts, rng, language)
 
 
-def _letters(scene: Scene, rng: random.Random) -> Turn:
-    return (lists.letters if rng.random() < 0.7 else lists.again)(rng, scene.concepts)
+def _letters(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return (lists.letters if rng.random() < 0.7 else lists.again)(rng, language, scene.concepts)
 
 
-def _map(scene: Scene, rng: random.Random) -> Turn:
+def _map(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask for all things, without or with their places."""
-    language = lists.language_of(rng)
     comma = lists.COMMA[language]
     if rng.random() < 0.3:
         return SAY[language], comma.join(say(item.name, language) for item in scene.items)
@@ -56,10 +60,10 @@ def _map(scene: Scene, rng: random.Random) -> Turn:
     return WHERE[language], comma.join(f"{item.place} {item.name}" for item in scene.items)
 
 
-def _true(scene: Scene, rng: random.Random) -> Turn:
+def _true(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask which of two sentences is true; they have the same words, in another order."""
     if not (relations := scene.relations):
-        return _map(scene, rng)
+        return _map(scene, rng, language)
     true, swapped = sentences(rng.choice(relations))
     options = rng.sample([true, swapped], 2)
     return lists.choice(TRUE, options, "en") + LETTER, LETTERS[options.index(true)]
@@ -72,49 +76,46 @@ def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
     return f"the {first} is {phrase} the {second}", f"the {second} is {phrase} the {first}"
 
 
-def _is_there(scene: Scene, rng: random.Random) -> Turn:
+def _is_there(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask "dog?", of a thing that is or isn't there."""
-    language, truth = lists.language_of(rng), rng.random() < 0.5
+    truth = rng.random() < 0.5
     name = rng.choice(list(scene.concepts)) if truth else drawn(NAMES, rng, without=scene.concepts)
     answer = lists.YES_NO[language][not truth].strip()
     return say(name, language) + ("？" if language == "zh" else "?"), answer
 
 
-def _statement(scene: Scene, rng: random.Random) -> Turn:
+def _statement(scene: Scene, rng: random.Random, language: str) -> Turn:
     truth = rng.random() < 0.5
     kind = rng.choice([kind for kind in STATEMENTS if scene.digit or kind != "OCR"])
     text = STATEMENTS[kind](scene, rng, truth) or STATEMENTS["position"](scene, rng, truth)
     return str(text), "yes" if truth else "no"
 
 
-def _at(scene: Scene, rng: random.Random) -> Turn:
+def _at(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask "top left?" for what is there."""
-    language = lists.language_of(rng)
     place = rng.choice(PLACE_NAMES)
     name = next((item.name for item in scene.items if item.place == place), None)
     nothing = "没有" if language == "zh" else "nothing"
     return say(place, language) + ("？" if language == "zh" else "?"), say(name, language) if name else nothing
 
 
-def _open(scene: Scene, rng: random.Random) -> Turn:
+def _open(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask for a fact openly."""
-    language = lists.language_of(rng)
     kinds = [kind for kind in FACTS if kind != "compare"]
     fact = FACTS[rng.choice(kinds)](scene, rng) or FACTS["category"](scene, rng)
     assert fact is not None  # every scene has a thing, and so a category
     return fill(ASK[fact.kind], fact.slots, language), say(fact.answer, language)
 
 
-_WEIGHTED: dict[Callable[[Scene, random.Random], Turn], int] = {
+BILINGUAL: dict[Callable[[Scene, random.Random, str], Turn], int] = {
     _roll: 4,
     _map: 4,
     _shown: 4,
     _letters: 2,
-    _true: 2,
     _is_there: 3,
-    _statement: 3,
     _at: 2,
     _open: 3,
-    question_turn: 10,
 }
-DRILLS, WEIGHTS = list(_WEIGHTED), list(_WEIGHTED.values())
+"""The drills that are asked in either language, and how often."""
+DRILLS = {**BILINGUAL, _statement: 3, _true: 2, question_turn: 10}
+"""Those in English."""

@@ -9,10 +9,11 @@ import random
 from collections.abc import Collection, Sequence
 
 from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
-from switchkd_cli.playground.text.words import say
-from switchkd_cli.playground.world import NAMES, drawn
+from switchkd_cli.playground.text.words import say, with_article
+from switchkd_cli.playground.world import EXPONENT, NAMES, drawn
 
 COMMA = {"en": ", ", "zh": "，"}
+STOP = {"en": ".", "zh": "。"}
 CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
 YES_NO = {"en": (" yes", " no"), "zh": ("有", "没有")}
 SHOWN = {"en": "Which of these is shown?", "zh": "有哪一个？"}
@@ -21,47 +22,50 @@ WHICH_LETTER = {"en": "Which letters have {}?", "zh": "{}是哪个选项？"}
 
 
 def language_of(rng: random.Random) -> str:
-    """Return the language of a turn: one in four is Chinese."""
+    """Return a language: one time in four Chinese."""
     return "zh" if rng.random() < 0.25 else "en"
 
 
-def roll(there: Collection[str], rng: random.Random, count: int = 6) -> Turn:
+def roll(there: Collection[str], rng: random.Random, language: str, count: int = 6, exponent: float = EXPONENT) -> Turn:
     """Ask of `count` things whether each is there; about half are."""
-    language = language_of(rng)
     names = rng.sample(sorted(there), min(len(there), rng.randint(1, count - 1)))
     while len(names) < count:
-        names.append(drawn(NAMES, rng, without={*there, *names}))
+        names.append(drawn(NAMES, rng, {*there, *names}, exponent))
     rng.shuffle(names)
     yes, no = YES_NO[language]
     answer = COMMA[language].join(say(name, language) + (yes if name in there else no) for name in names)
     return "\n".join([CHECK[language], *(say(name, language) for name in names)]), answer
 
 
-def shown(there: Collection[str], rng: random.Random) -> Turn:
-    """Ask which one of four options is there: for its name, or for its letter."""
-    language = language_of(rng)
-    options = _options(rng.choice(sorted(there)), rng, without=there)
+def shown(there: Collection[str], rng: random.Random, language: str, exponent: float = EXPONENT) -> Turn:
+    """Ask which one of four options is there: for its name, its letter or both."""
+    options = _options(rng.choice(sorted(there)), rng, exponent, without=there)
     answer = next(name for name in options if name in there)
-    if rng.random() < 0.3:
-        return choice(SHOWN[language], options, language) + SHORT, say(answer, language)
-    ending = LETTER_ZH if language == "zh" else LETTER
-    return choice(SHOWN[language], options, language) + ending, LETTERS[options.index(answer)]
+    question, name, letter = (
+        choice(SHOWN[language], options, language),
+        say(answer, language),
+        LETTERS[options.index(answer)],
+    )
+    form = rng.random()
+    if form < 0.3:
+        return question, f"{name} {letter}"
+    if form < 0.6:
+        return question + SHORT, name
+    return question + (LETTER_ZH if language == "zh" else LETTER), letter
 
 
-def again(rng: random.Random, there: Collection[str] = ()) -> Turn:
+def again(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
     """Ask for the options again, in another order: from letters to names."""
-    language = language_of(rng)
-    options = _options(_some(there, rng), rng)
+    options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), len(options))
     letters = ", ".join(LETTERS[index] for index in order)
     answer = COMMA[language].join(f"{LETTERS[index]} {say(options[index], language)}" for index in order)
     return choice(AGAIN[language].format(letters), options, language), answer
 
 
-def letters(rng: random.Random, there: Collection[str] = ()) -> Turn:
+def letters(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
     """Ask for the letters of some options: from names to letters."""
-    language = language_of(rng)
-    options = _options(_some(there, rng), rng)
+    options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), rng.randint(1, len(options)))
     names = COMMA[language].join(say(options[index], language) for index in order)
     answer = COMMA[language].join(f"{say(options[index], language)} {LETTERS[index]}" for index in order)
@@ -75,25 +79,35 @@ def choice(question: str, options: Sequence[str], language: str) -> str:
 
 
 def list_row(rng: random.Random, count: int) -> list[Turn]:
-    """Return a conversation of `count` turns about a list of two to eight things, which its first text names."""
+    """Return a conversation of `count` turns about a list of two to eight things, which its first text names.
+
+    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later. All
+    things are equally frequent, so that the answers can't be guessed from the names.
+    """
     language = language_of(rng)
     there: list[str] = []
     for _ in range(rng.randint(2, 8)):
-        there.append(drawn(NAMES, rng, without=there))
-    makes = (lambda: roll(there, rng, 8), lambda: again(rng), lambda: shown(there, rng), lambda: letters(rng))
-    turns = [make() for make in rng.choices(makes, weights=(3, 2, 3, 2), k=count)]
-    opening = COMMA[language].join(say(name, language) for name in there)
-    turns[0] = (f"{opening}\n{turns[0][0]}", turns[0][1])
+        there.append(drawn(NAMES, rng, there, 0))
+    makes = {
+        lambda: roll(there, rng, language, 8, exponent=0): 3,
+        lambda: again(rng, language, exponent=0): 2,
+        lambda: shown(there, rng, language, exponent=0): 3,
+        lambda: letters(rng, language, exponent=0): 2,
+    }
+    turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
+    # An article tells the names of the list from those of later turns.
+    named = (with_article(name) if language == "en" else f"有{say(name, 'zh')}" for name in there)
+    turns[0] = (f"{COMMA[language].join(named)}{STOP[language]}\n{turns[0][0]}", turns[0][1])
     return turns
 
 
-def _some(there: Collection[str], rng: random.Random) -> str:
-    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else drawn(NAMES, rng)
+def _some(there: Collection[str], rng: random.Random, exponent: float) -> str:
+    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else drawn(NAMES, rng, exponent=exponent)
 
 
-def _options(first: str, rng: random.Random, without: Collection[str] = ()) -> list[str]:
+def _options(first: str, rng: random.Random, exponent: float, without: Collection[str] = ()) -> list[str]:
     """Return four different names, `first` among them, the others none of `without`."""
     options = [first]
     while len(options) < len(LETTERS):
-        options.append(drawn(NAMES, rng, without={*without, *options}))
+        options.append(drawn(NAMES, rng, {*without, *options}, exponent))
     return rng.sample(options, len(options))
