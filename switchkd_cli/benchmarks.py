@@ -6,7 +6,7 @@ differently, so that a table can show the difference next to the score. No answe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from switchkd_cli.package_data import read_yaml
 
@@ -76,3 +76,23 @@ class Benchmark:
 _ENTRIES = read_yaml(__file__)
 BENCHMARKS: Mapping[str, Benchmark] = {task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()}
 """The ten, by task name, in the order of the paper's columns."""
+
+ACCURACY = " accuracy"
+NAMES = tuple(name for task in BENCHMARKS for name in (task, task + ACCURACY))
+"""The figures that a table may show: a benchmark's score by its task, then its accuracy, where it has one (F1)."""
+
+
+def with_accuracies(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The scores of a results.json, by `NAMES`: an accuracy that stands in a score's entry gets one of its own."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    for task, entry in scores.items():
+        entries[task] = entry
+        if "accuracy" in entry:
+            entries[task + ACCURACY] = {**entry, "score": entry["accuracy"], "metric": "accuracy"}
+    return entries
+
+
+def head(name: str) -> str:
+    """The head of a figure's column: `POPE`, or `POPE acc.` for its accuracy."""
+    task = name.removesuffix(ACCURACY)
+    return BENCHMARKS[task].column + " acc." * (task != name)

@@ -71,11 +71,11 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
     def line(title: str, row: RowRuns | None) -> Line:
         count, planned = len(row.runs) if row else 0, len(recipe.seeds)
         means = {name: _mean(figure)(row) if row else None for name, figure in columns.figures.items()}
-        cells = [mean and replace(mean, counted=name not in columns.not_beaten) for name, mean in means.items()]
+        cells = [mean and replace(mean, counted=columns.counts(name)) for name, mean in means.items()]
         return Line(title, (count if count == planned else f"{count} of {planned}", *cells))
 
     rows = [line(run.title, recipe.row(run.row)) for run in recipe.started_rows]
-    said = {"scores": True, "baselines": recipe.teacher, "left out": columns.not_beaten}
+    said = {"scores": True, "baselines": recipe.teacher, "left out": not all(map(columns.counts, columns.names))}
     caption = " ".join(CAPTIONS[name] for name, true in said.items() if true)
     teacher, baselines = (columns.scored(*names, before=(None,)) for names in (("teacher",), BASELINES))
     yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)
