@@ -7,7 +7,7 @@ answer is ever sent to a judge model.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from switchkd_cli.package_data import read_yaml
 
@@ -90,3 +90,23 @@ _ENTRIES = read_yaml(__file__)
 BENCHMARKS: Mapping[str, Benchmark] = {task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()}
 """All, by task name: the ten in the order of the paper's columns, then the others."""
 TEN = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.in_paper)
+
+ACCURACY = " accuracy"
+NAMES = tuple(name for task in BENCHMARKS for name in (task, task + ACCURACY))
+"""The figures that a table may show: a benchmark's score by its task, then its accuracy, where it has one (F1)."""
+
+
+def with_accuracies(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The scores of a results.json, by `NAMES`: an accuracy that stands in a score's entry gets one of its own."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    for task, entry in scores.items():
+        entries[task] = entry
+        if "accuracy" in entry:
+            entries[task + ACCURACY] = {**entry, "score": entry["accuracy"], "metric": "accuracy"}
+    return entries
+
+
+def head(name: str) -> str:
+    """The head of a figure's column: `POPE`, or `POPE acc.` for its accuracy."""
+    task = name.removesuffix(ACCURACY)
+    return BENCHMARKS[task].column + " acc." * (task != name)

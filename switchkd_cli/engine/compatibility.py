@@ -106,7 +106,7 @@ def positions(
     data: str, stages: Iterable[Stage], student: PretrainedConfig, teacher: PretrainedConfig | None
 ) -> dict[str, int]:
     """Return, by model, the maximum positions of the models that read a data set, where their configs say it."""
-    uses_teacher = any(stage.needs_teacher for stage in stages if stage.data == data)
+    uses_teacher = any(stage.needs_teacher for stage in stages if data in stage.data_sets)
     models = {"student": student, "teacher": teacher if uses_teacher else None}
     limits = {who: max_positions(config) for who, config in models.items() if config is not None}
     return {who: limit for who, limit in limits.items() if limit}

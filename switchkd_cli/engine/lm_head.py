@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class Heads:
     weights: Mapping[str, Tensor]
     columns: int
     dtype: torch.dtype | None = None
+
+    def frozen(self) -> Heads:
+        """Return the same heads, whose weights take no gradient."""
+        return replace(self, weights={path: weight.detach() for path, weight in self.weights.items()})
 
     def cast(self, values: Tensor) -> Tensor:
         """Return hidden states or weights in the dtype of the product."""

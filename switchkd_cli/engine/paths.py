@@ -128,7 +128,7 @@ class Paths(nn.Module):
     def _encode(self, images: Sequence[ImageInput]) -> Seen:
         """Return the student's features and their images: one blank image where V_S or P_S is trained and there is none."""
         parameters = (p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters())
-        if not images and torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+        if not images and any(p.requires_grad for p in parameters):
             images = [self.student.blank_image()]
         return self.student.encode(images), images
 

@@ -25,6 +25,7 @@ from switchkd_cli.engine.training.loop import train
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.engine.training.training_warnings import check_images
+from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
 from switchkd_cli.recipe.model_paths import locate
@@ -58,7 +59,7 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
     # every stage's examples are checked before the first step is taken
     data = {
         name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
-        for name in dict.fromkeys(stage.data for stage in stages)
+        for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
     }
     for rows in data.values():
         rows.inspect()
@@ -73,8 +74,8 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
                     folder.log({"event": "rows", "text": f"{name}: {note}"})
         for rows in data.values():
             rows.bad_rows.write_to(folder.skipped)
-    for i, stage in enumerate(stages):
-        trained = _take_stage(run, i, paths, data[stage.data], folder, processes)
+    for i in range(len(stages)):
+        trained = _take_stage(run, i, paths, data, folder, processes)
     if processes.first:
         _take_model(run, folder, trained)
         for name, rows in data.items():
@@ -184,7 +185,7 @@ def _evaluation_arguments(run: Run, root: Path) -> dict[str, Any]:
 
 
 def _take_stage(
-    run: Run, index: int, paths: Paths, data: Conversations, folder: RunFolder, processes: Processes
+    run: Run, index: int, paths: Paths, data_sets: Mapping[str, Conversations], folder: RunFolder, processes: Processes
 ) -> Path:
     """Train a stage, or load its student if this run or another has trained it before.
 
@@ -204,10 +205,12 @@ def _take_stage(
             paths.student.load_state_dict(load(str(shared.path)).state_dict())
         else:
             until_named.enter_context(signals.deferred())  # a stop signal waits until a trained stage is saved
+            data, held_out = split(stage, data_sets)
             unusable = len(data.bad_rows.unusable)
             if processes.first and not folder.has_entry(event="stage", stage=stage.name):
                 together = {"processes": processes.count} if processes.count > 1 else {}
-                folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **together})
+                validated = {} if held_out is None else {"validation": len(held_out)}
+                folder.log({"event": "stage", "stage": stage.name, "rows": len(data), **validated, **together})
             if processes.first and run.config.deepspeed.zero:
                 from switchkd_cli.engine.training.zero import deepspeed_config
 
@@ -227,6 +230,7 @@ def _take_stage(
                 processes=processes,
                 deepspeed=run.config.deepspeed,
                 check=run.config.check,
+                held_out=held_out,
                 states=_states(run, folder.root, processes),
             )
             if partial is not None:  # in the first process

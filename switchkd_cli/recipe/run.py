@@ -108,7 +108,7 @@ class Run:
         config = self.config
         stages = config.stages[: index + 1]
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
-        data = sorted({stage.data for stage in stages})
+        data = sorted({name for stage in stages for name in stage.data_sets})
         return digest(
             [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],

@@ -26,7 +26,8 @@ RECOMPUTED = get_args(Recomputed)
 
 # Figures that the best checkpoint may be chosen by, in addition to each term's loss/<term>: the lowest or highest is best.
 LOWER = ("loss", "student_ce", "kl/student", "switch_gap")
-HIGHER = ("agreement/student", "agreement/switch")
+HIGHER = ("agreement/student", "agreement/switch", "validation/agreement", "validation/exact_match")
+VALIDATION = "validation/"  # begins the names of figures that are not the training's
 
 TAG = "is "  # begins the tags of unions, to tell them from fields in the locations of pydantic's errors
 
@@ -143,6 +144,22 @@ class Term(Strict):
         return frozenset({self.of, self.to} - {"labels"})
 
 
+class Validation(Strict):
+    """Examples that a stage does not train on, and after how many steps its figures are computed on them again.
+
+    They are the data set `data`, or a `share` of the stage's own, drawn image by image, which its training then leaves
+    out. At most `rows` of them are computed: the same ones for every row of a table and every seed. With `patience` the
+    stage ends after this number of validations in a row without a better `monitor`.
+    """
+
+    data: Name | None = None
+    share: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    every_steps: Count
+    rows: Count = 500
+    patience: Count | None = None
+    monitor: Text = "validation/loss"
+
+
 class Stage(Strict):
     """One phase of training. `batch` is the number of examples per optimiser step, over all processes.
 
@@ -176,12 +193,19 @@ class Stage(Strict):
     grad_clip: Positive | None = 1.0
     not_finite: Annotated[Literal["stop", "skip"], _left_out("stop")] = "stop"
     teacher_states: Annotated[Literal["batched", "by_row", "cached"], _left_out("batched")] = "batched"
+    validation: Annotated[Validation | None, _left_out(None)] = None
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
 
     @property
     def paths(self) -> frozenset[str]:
         """The paths that a step of this stage computes."""
         return frozenset().union(*(term.paths for term in self.objective))
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The data sets that this stage reads, to train and to validate."""
+        own = self.validation.data if self.validation is not None else None
+        return (self.data,) if own is None else (self.data, own)
 
     @property
     def needs_teacher(self) -> bool:
@@ -218,8 +242,9 @@ class Saving(Strict):
     """How often a checkpoint is written during training, and which are kept: the newest `keep`, and the best.
 
     With both `every_steps` and `every_minutes`, whichever comes first counts; with neither, a checkpoint is written only
-    when the run is stopped. `best` names a figure in metrics.jsonl, averaged over the steps between two checkpoints: it is
-    a training figure, no validation. No result depends on these settings.
+    when the run is stopped. `best` names a figure in metrics.jsonl. A training figure is averaged over the steps
+    between two checkpoints; with one of the last stage's validation, a checkpoint is also written after each validation
+    that is the best so far. No result depends on these settings.
     """
 
     every_steps: Count | None = None
@@ -274,4 +299,4 @@ class Recipe(Strict):
     @property
     def needs_template(self) -> bool:
         """Whether a stage's data set names no template, so that the student's own chat template is used."""
-        return any(self.data[stage.data].template is None for stage in self.stages)
+        return any(self.data[name].template is None for stage in self.stages for name in stage.data_sets)

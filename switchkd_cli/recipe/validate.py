@@ -14,7 +14,7 @@ from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import misfit
-from switchkd_cli.recipe.schema import HIGHER, LOWER
+from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings
 
 Location = tuple[Step, ...]
@@ -63,7 +63,49 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         batch, micro = stage.get("batch"), stage.get("micro_batch")
         if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
+        before = [earlier for number, earlier in stages if number < i]
+        yield from _validation(stage, path, before, mapping(data.get("data")))
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
+
+
+def _validation(
+    stage: Mapping[str, Any], path: Location, before: Sequence[Mapping[str, Any]], data_sets: Iterable[str]
+) -> Iterator[Problem]:
+    """Yield what is wrong with a stage's validation. The stages `before` must not train on its examples either."""
+    spec, path = mapping(stage.get("validation")), (*path, "validation")
+    if not spec:
+        return
+    name, share = spec.get("data"), spec.get("share")
+    yield from _unknown((*path, "data"), "data set", name, data_sets)
+    if (name is None) == (share is None):
+        got = "neither" if name is None else "both"
+        yield (*path, "data"), f"a validation takes either data or share, got {got}"
+    for other in (*before, stage):
+        if name is not None and other.get("data") == name:
+            yield (*path, "data"), f"stage {other.get('name')} trains on it, name another or a share, got {name!r}"
+        theirs = mapping(other.get("validation")).get("share")
+        if share is not None and other.get("data") == stage.get("data") and theirs != share:
+            yield (
+                (*path, "share"),
+                f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}",
+            )
+    yield from _figure((*path, "monitor"), spec.get("monitor"), _validation_figures(stage))
+
+
+def _validation_figures(stage: Mapping[str, Any]) -> list[str]:
+    """Return the names of the figures of a stage's validation."""
+    terms = [term for _, term in mappings(stage.get("objective"))]
+    taught = any(term.get(side) in ("teacher", "switch") for term in terms for side in ("of", "to"))
+    names = ["loss", "exact_match", *["agreement"] * taught, *(f"loss/{item_name(term)}" for term in terms)]
+    return [VALIDATION + name for name in names]
+
+
+def _figure(path: Location, name: Any, known: Sequence[str]) -> Iterator[Problem]:
+    """Yield an unknown figure, or why the stage's validation has no agreement."""
+    if name == f"{VALIDATION}agreement" and name not in known:
+        yield path, f"no term of the stage reads the teacher, got {name!r}"
+    else:
+        yield from _unknown(path, "figure", name, known)
 
 
 def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
@@ -139,10 +181,17 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
-    terms = [term for _, stage in mappings(data.get("stages")) for _, term in mappings(stage.get("objective"))]
+    stages = [stage for _, stage in mappings(data.get("stages"))]
+    terms = [term for stage in stages for _, term in mappings(stage.get("objective"))]
     figures = [*LOWER, *HIGHER, *dict.fromkeys(f"loss/{item_name(term)}" for term in terms)]
-    best = mapping(data.get("checkpoints")).get("best")
-    yield from _unknown(("checkpoints", "best"), "figure", best, figures)
+    figures = [name for name in figures if not name.startswith(VALIDATION)]
+    best, path = mapping(data.get("checkpoints")).get("best"), ("checkpoints", "best")
+    if stages and stages[-1].get("validation") is not None:  # the last stage's best model is saved
+        yield from _figure(path, best, figures + _validation_figures(stages[-1]))
+    elif isinstance(best, str) and best.startswith(VALIDATION):
+        yield path, f"the last stage has no `validation`, got {best!r}"
+    else:
+        yield from _unknown(path, "figure", best, figures)
 
 
 def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -23,6 +23,7 @@ OneLine = Annotated[str, Field(strict=True), AfterValidator(_one_line)]
 Task = Annotated[str, Field(pattern=f"^({'|'.join(BENCHMARKS)})$")]
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
+Points = Annotated[float, Field(strict=True, ge=0, le=100)]
 
 
 class Lenient(BaseModel):
@@ -50,8 +51,11 @@ class Info(Lenient):
 
 
 class Score(Lenient):
-    score: Annotated[float, Field(strict=True, ge=0, le=100)]
+    score: Points
     items: Whole
+    yes: Whole = 0
+    no: Whole = 0
+    accuracy: Points = 0.0
     metric: OneLine = ""
     unreadable: Whole = 0
     empty: Whole = 0
@@ -111,6 +115,7 @@ class Answer(Lenient):
     image: OneLine | None = None
     answer: str = ""
     target: Any = None
+    faults: list[OneLine] = []
 
 
 def check(kind: type[BaseModel], data: Any, file: object, hint: str = "") -> Any:

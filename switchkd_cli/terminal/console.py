@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import NAMES, head, with_accuracies
 from switchkd_cli.errors import discard_output, printable
 
 if TYPE_CHECKING:
@@ -47,9 +47,13 @@ def table(*columns: str, text: Collection[str]) -> Table:
 def show_scores(title: str, results: Mapping[str, Any]) -> None:
     """Print one model's scores, one benchmark per line."""
     scores = table("benchmark", "score", "metric", "items", text=("benchmark", "metric"))
-    for task, score in results["scores"].items():
-        name = BENCHMARKS[task].column if task in BENCHMARKS else task
-        scores.add_row(name, f"{score['score']:.1f}", str(score.get("metric", "")), str(score.get("items", "")))
+    for name, score in with_accuracies(results["scores"]).items():
+        scores.add_row(
+            head(name) if name in NAMES else name,
+            f"{score['score']:.1f}",
+            str(score.get("metric", "")),
+            str(score.get("items", "")),
+        )
     console = stdout()
     console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
     console.print(scores)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from switchkd_cli.errors import discard_output
+from switchkd_cli.recipe.schema import VALIDATION
 from switchkd_cli.terminal.time_left import Follower, Matrix, seconds_left
 
 POLL = 0.25  # seconds between two looks at the files
@@ -83,9 +84,12 @@ class Progress:
         if "event" in entry:
             self.say(f"{follower.label}: {event(entry)}")
         elif "step" in entry and "steps" in entry:
-            before, follower.step = follower.step, entry
+            before = follower.step
+            same = before.get("stage") == entry.get("stage")  # its newest validation stays
+            kept = {name: value for name, value in before.items() if same and name.startswith(VALIDATION)}
+            follower.step = kept | entry
             if self._live is None and _crosses(before, entry):
-                self.say(f"{follower.label}: {line(entry)}")
+                self.say(f"{follower.label}: {line(follower.step)}")
             if not self._estimated and self.matrix.left is not None:
                 self._estimated = True
                 self.tell_matrix()
@@ -129,13 +133,17 @@ def line(step: Mapping[str, Any]) -> str:
 
 
 def figures(step: Mapping[str, Any]) -> str:
-    """The losses, learning rate and memory of a step."""
+    """The losses, learning rate and memory of a step, and what the newest validation gave."""
     terms = [f"{key.removeprefix('loss/')} {_number(value)}" for key, value in step.items() if key[:5] == "loss/"]
     parts = [f"loss {_number(step.get('loss'))}" + (f" ({', '.join(terms)})" if terms else "")]
     if step.get("lr") is not None:
         parts.append(f"lr {step['lr']:.1e}")
     if step.get("memory_mib") is not None:
         parts.append(f"{step['memory_mib']:,.0f} MiB")
+    validated = {key.removeprefix(VALIDATION): value for key, value in step.items() if key.startswith(VALIDATION)}
+    if validated:
+        shown = [f"{key.replace('_', ' ')} {_number(value)}" for key, value in validated.items() if "/" not in key]
+        parts.append(f"validation {', '.join(shown)}")
     return " · ".join(parts)
 
 

@@ -184,3 +184,15 @@ def test_the_display_ends_with_the_block(tmp_path):
         display.follow(tmp_path / "m", "x")
         assert any(thread.name == "progress" for thread in threading.enumerate())
     assert not any(thread.name == "progress" for thread in threading.enumerate())
+
+
+def test_the_newest_validation_stays_on_the_display_until_its_stage_ends(tmp_path):
+    found = {"validation/loss": 1.2345678, "validation/loss/ce": 1.0, "validation/exact_match": 0.25}
+    entries = [
+        {**STEP, "steps": 3, "step": 1} | found,
+        {**STEP, "steps": 3, "step": 2},
+        {**STEP, "stage": "b", "step": 1},
+    ]
+    lines = shown(tmp_path, entries, io.StringIO()).splitlines()
+    assert [line.endswith(" · validation loss 1.235, exact match 0.25") for line in lines] == [True, True, False]
+    assert "validation" not in lines[2]

@@ -108,7 +108,17 @@ def test_two_runs_get_a_difference_an_interval_and_mcnemars_p(root):
     )
     assert gqa["paper"].value == pytest.approx(3.3) and found["VQAv2"]["paper"] is None
     assert found["Avg"]["paper"].value == pytest.approx(3.6)
-    assert set(found) == {"GQA", "VQAv2", "POPE", "Avg"}
+    assert set(found) == {"GQA", "VQAv2", "POPE", "POPE acc.", "Avg"}
+
+
+def test_accuracy_next_to_f1_has_an_interval_over_its_questions_and_no_test_to_correct_for(root):
+    ours, theirs = finished(root, "switch-kd"), finished(root, "sft")
+    found = table(compared(ours, theirs), "Switch-KD minus SFT, seed 0")["POPE acc."]
+    gaps = np.subtract(*([line["score"] for line in stored(run, "pope")] for run in (ours, theirs)))
+    mean, half = 100 * gaps.mean(), 196 * gaps.std() / ITEMS**0.5
+    assert found["difference"].value == pytest.approx(mean) and not found["difference"].counted
+    assert (found["95 % items"].low, found["95 % items"].high) == pytest.approx((mean - half, mean + half), abs=3)
+    assert found["p"] is None and found["p, Holm"] is None and found["paper"] is None
 
 
 def test_holms_correction_spans_every_test_of_the_report(root):
@@ -116,7 +126,8 @@ def test_holms_correction_spans_every_test_of_the_report(root):
     cells = [
         (line["p"].value, line["p, Holm"].value)
         for start in ("Switch-KD minus", "VSD only minus")
-        for line in table(report, start).values()
+        for name, line in table(report, start).items()
+        if name != "POPE acc."
     ]
     assert len(cells) == 8
     raw = sorted(p for p, _ in cells)
@@ -143,6 +154,7 @@ def test_a_difference_over_items_that_seeds_don_t_bear_out_is_reported(root):
     """Two seeds: the t interval of two values is wide."""
     report = compared(*(finished(root, row, seed) for row in ("switch-kd", "sft") for seed in (1, 2)))
     found = table(report, "Switch-KD minus SFT")
+    del found["POPE acc."]  # it has no test
     wide = [n for n, line in found.items() if line["95 % seeds"].low < 0 and line["p, Holm"].value < 0.05]
     notes = [note for note in report.notes if "of these not beyond chance over seeds" in note]
     assert wide and all(name in notes[0] for name in wide)

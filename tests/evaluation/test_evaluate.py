@@ -164,6 +164,19 @@ def test_answers_that_a_metric_cannot_read_are_counted_as_it_reads_them(
         assert [line["faults"] for line in answers(tmp_path, task)] == [[fault] * (task in tasks)] * ITEMS
 
 
+@pytest.mark.parametrize(
+    ("said", "mme", "pope"), [("no", (0, ITEMS), (0, ITEMS)), ("Yes.", (ITEMS, 0), (0, 0)), ("well", (0, 0), (0, 0))]
+)
+def test_words_and_accuracy_of_yes_or_no_questions_are_stored_as_the_stock_rules_read_them(
+    said: str, mme: tuple[int, int], pope: tuple[int, int], tmp_path: Path, sets: Path
+) -> None:
+    scores = score_request(Always(said), exam("mme", "pope", "gqa"), tmp_path, sets)["scores"]
+    assert [(scores[task]["yes"], scores[task]["no"]) for task in ("mme", "pope")] == [mme, pope]
+    right = [line["answer"] == line["target"].lower() for line in answers(tmp_path, "pope")]
+    assert scores["pope"]["accuracy"] == pytest.approx(100 * sum(right) / ITEMS)
+    assert not {"yes", "accuracy"} & scores["gqa"].keys() and "accuracy" not in scores["mme"]
+
+
 def test_right_answers_in_a_sentence_are_no_answers_to_open_questions_and_it_is_counted(
     tmp_path: Path, sets: Path
 ) -> None:

@@ -159,6 +159,18 @@ def test_answers_that_are_none_stand_below_the_scores(written, monkeypatch):
         assert r"'\*Yes.\*'" in told
 
 
+def test_accuracy_has_a_line_of_its_own_and_one_word_is_named(written, monkeypatch):
+    monkeypatch.setitem(SCORES, "pope", SCORES["pope"] | {"accuracy": 54.5, "yes": 198, "no": 2})
+    for world in ("hub", "playground"):
+        front, text = written(world=world)
+        assert "| POPE | 81.0 | pope, pope_f1_score | 200 |\n| POPE | 54.5 | pope, accuracy | 200 |" in text
+        assert 'POPE: "yes" is 95 % or more of the readable answers: this model 198 of 200' in text
+        assert [(r.metric_type, r.metric_value) for r in front.data.eval_results][1:] == [
+            ("pope_f1_score", 81.0),
+            ("accuracy", 54.5),
+        ]
+
+
 def test_a_card_of_ldpnetv2_says_what_can_and_cannot_load_it(written):
     front, text = written(projector="ldpnetv2")
     assert front.data.library_name == "switchkd-cli"

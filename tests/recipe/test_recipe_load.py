@@ -165,3 +165,17 @@ def test_the_leading_stages_need_no_teacher(tmp_path):
     all_distilled = write(tmp_path, ("objective: [{loss: cross_entropy}]", "objective: [{loss: dbild, to: teacher}]"))
     with pytest.raises(UserError, match="needs the teacher"):
         load(all_distilled).leading()
+
+
+def test_a_validation_is_part_of_its_stage_s_key_and_absent_from_recipes_without_one(tmp_path):
+    """Runs from before there were validations are found again."""
+    before = load(write(tmp_path))
+    assert "validation:" not in before.text
+    others = ("  questions:", "  others: {source: llava_json, parameters: {file: others.json, limit: 5}}\n  questions:")
+    with_data = load(write(tmp_path, others))
+    assert [with_data.stage_key(i) for i in range(2)] == [before.stage_key(i) for i in range(2)]
+    validated = ("steps: 10", "steps: 10\n    validation: {data: others, every_steps: 5}")
+    after = load(write(tmp_path, others, validated))
+    assert after.stage_key(0) == before.stage_key(0) and after.stage_key(1) != before.stage_key(1)
+    more = load(write(tmp_path, others, validated, ("limit: 5", "limit: 6")))
+    assert more.stage_key(0) == after.stage_key(0) and more.stage_key(1) != after.stage_key(1)

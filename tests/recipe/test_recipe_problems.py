@@ -361,3 +361,100 @@ def test_a_missing_file_suggests_one(tmp_path):
     file = write(tmp_path)
     assert "did you mean" in problems(file.with_name("smal.yaml"))[0]
     assert "not readable" in problems(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("validation", "expected"),
+    [
+        ("3", "validation: must be a mapping, got 3"),
+        ("{data: others}", "validation.every_steps: missing"),
+        (
+            "{share: 0.1, every_step: 5}",
+            "validation.every_step: unknown key, got 'every_step' (did you mean 'every_steps'?)",
+        ),
+        ("{every_steps: 5}", "validation.data: a validation takes either data or share, got neither"),
+        (
+            "{data: others, share: 0.1, every_steps: 5}",
+            "validation.data: a validation takes either data or share, got both",
+        ),
+        ("{data: other, every_steps: 5}", "validation.data: unknown data set, got 'other' (did you mean 'others'?)"),
+        (
+            "{data: questions, every_steps: 5}",
+            "validation.data: stage distill trains on it, name another or a share, got 'questions'",
+        ),
+        (
+            "{data: captions, every_steps: 5}",
+            "validation.data: stage pretrain trains on it, name another or a share, got 'captions'",
+        ),
+        ("{share: 1.0, every_steps: 5}", "validation.share: must be less than 1, got 1.0"),
+        ("{share: 0, every_steps: 5}", "validation.share: must be greater than 0, got 0"),
+        ("{share: 0.1, every_steps: 0}", "validation.every_steps: must be greater than or equal to 1, got 0"),
+        ("{share: 0.1, every_steps: 5, rows: no}", "validation.rows: must be a whole number, got 'no'"),
+        (
+            "{share: 0.1, every_steps: 5, monitor: validation/los}",
+            "validation.monitor: unknown figure, got 'validation/los' (did you mean 'validation/loss'?)",
+        ),
+        (
+            "{share: 0.1, every_steps: 5, monitor: loss}",
+            "validation.monitor: unknown figure, got 'loss' (known: validation/loss, validation/exact_match, validation/agreement, validation/loss/ce, validation/loss/align)",
+        ),
+    ],
+)
+def test_a_wrong_validation_is_told_with_its_line(tmp_path, validation, expected):
+    others = ("  questions:", "  others: {source: llava_json, parameters: {file: others.json}}\n  questions:")
+    found = problems(write(tmp_path, others, ("steps: 10", f"steps: 10\n    validation: {validation}")))
+    assert f"17: stages.distill.{expected}" in found
+
+
+def test_an_earlier_stage_must_not_train_on_a_later_one_s_validation(tmp_path):
+    """Its `share` holds the same examples out of both; without it the last stage's would have been seen."""
+    same = ("data: questions", "data: captions")
+    ours = ("steps: 10", "steps: 10\n    validation: {share: 0.1, every_steps: 5}")
+    (found,) = problems(write(tmp_path, same, ours))
+    told = "stages.distill.validation.share: stage pretrain trains on these examples: it needs this share, got 0.1"
+    assert found == f"16: {told}"
+    theirs = ("steps: 4", "steps: 4, validation: {share: 0.1, every_steps: 2}")
+    load(write(tmp_path, same, ours, theirs))
+
+
+@pytest.mark.parametrize(
+    ("best", "row", "validation", "expected"),
+    [
+        ("validation/loss", "switch-kd", "", "the last stage has no `validation`, got 'validation/loss'"),
+        (
+            "validation/lss",
+            "switch-kd",
+            "{share: 0.1, every_steps: 5}",
+            "unknown figure, got 'validation/lss' (did you mean 'validation/loss'?)",
+        ),
+        (
+            "validation/agreement",
+            "sft",
+            "{share: 0.1, every_steps: 5}",
+            "no term of the stage reads the teacher, got 'validation/agreement'",
+        ),
+        (
+            "validation/loss/algin",
+            "switch-kd",
+            "{share: 0.1, every_steps: 5}",
+            "unknown figure, got 'validation/loss/algin' (did you mean 'validation/loss/align'?)",
+        ),
+    ],
+)
+def test_a_best_that_no_validation_gives_is_told_with_its_line(tmp_path, best, row, validation, expected):
+    changes = [("title: small", f"title: small\ncheckpoints: {{best: {best}}}")]
+    changes += [("steps: 10", f"steps: 10\n    validation: {validation}")] if validation else []
+    assert f"2: checkpoints.best: {expected}" in problems(write(tmp_path, *changes), row)
+
+
+@pytest.mark.parametrize("figure", ["loss", "loss/vsd", "agreement", "exact_match"])
+def test_a_validation_s_figures_may_choose_the_best_and_be_waited_for(tmp_path, figure):
+    validation = f"{{share: 0.1, every_steps: 5, patience: 3, monitor: validation/{figure}}}"
+    file = write(
+        tmp_path,
+        ("title: small", f"title: small\ncheckpoints: {{best: validation/{figure}}}"),
+        ("steps: 10", f"steps: 10\n    validation: {validation}"),
+    )
+    text = file.read_text()
+    file.write_text(text[: text.index("controls:")])  # a row without these terms has not all of the figures
+    assert load(file).config.stages[-1].validation.monitor == f"validation/{figure}"

@@ -128,6 +128,21 @@ def test_curves_show_each_term_and_the_teacher_beside_the_cross_entropy(runs):
     assert ends == [0.1, 0.2, 0.2]  # the teacher's; both rows'
 
 
+def test_curves_show_the_figures_of_validations_at_their_steps(tmp_path):
+    """They are fewer than the steps; an event that has a step is none of them."""
+    folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=STAGES)
+    folder.metrics.unlink()
+    for step in range(1, 101):
+        found = {"validation/loss": 100 / step, "validation/exact_match": step / 100} if step % 50 == 0 else {}
+        folder.log({"stage": "distill", "step": step, "steps": 200, "loss/ce": float(step % 2), **found})
+    folder.log({"event": "warning", "stage": "distill", "step": 100, "steps": 100, "text": "ended early"})
+    shown = {a.get_title(): a for a in curves(style.plotted_rows([read(folder)])).axes if a.get_visible()}
+    curve = shown["validation: loss"].get_lines()[0].get_ydata()
+    assert (curve[25], curve[50], shown["validation: exact match"].get_lines()[0].get_ydata()[50]) == (2, 1, 1)
+    ce = shown["loss of ce, nats"].get_lines()[0].get_ydata()  # of every step, so a mean over neighbours
+    assert ce[10:40].min() > 0.3 and ce[10:40].max() < 0.7
+
+
 def test_curves_show_the_k_of_each_term_beside_the_teachers(tmp_path):
     """One term led by both sides, one by the teacher alone, and what an older run has, which names no term."""
     folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=STAGES)

@@ -98,9 +98,24 @@ def test_the_page_prints_those_numbers_and_no_other(root, file, tmp_path):
     expected = []
     for row in made.RIGHT:
         scores = made.stored(root, row)
-        for values in (*scores.T, scores.mean(axis=1)):
+        for values in (*scores.T, made.accuracies(root, row), scores.mean(axis=1)):
             expected += [f"{values.mean():.1f}", f"{half(values):.1f}"]
     assert sorted(re.findall(r"\d+\.\d+", printed)) == sorted(expected)
+
+
+def test_accuracy_and_rows_of_one_word_stand_with_the_scores(root, file, tmp_path):
+    for seed in (0, 1, 2):
+        results = root / "components" / "align" / f"seed{seed}" / "results.json"
+        stored = json.loads(results.read_text())
+        stored["scores"]["pope"] |= {"yes": 0, "no": 12, "accuracy": 50.0 + seed}
+        results.write_text(json.dumps(stored))
+    document = composed(root, file)
+    found = table(document, "row")["Align"]["POPE acc."]
+    assert (found.value, found.interval, found.counted) == (51.0, pytest.approx(half([50, 51, 52])), False)
+    assert table(document, "minus SFT")["Align"]["POPE acc."].seeds == 3
+    for text in texts(document, tmp_path):
+        assert "95 % or more of the readable answers: Align 36 of 36" in text
+        assert "(POPE acc.): accuracy, in no average" in text
 
 
 def test_the_command_makes_the_same_runs(root, file):

@@ -102,3 +102,11 @@ def stored(root: Path, row: str) -> np.ndarray:
     files = sorted((root / "components" / row).glob("seed*/results.json"))
     every = [json.loads(file.read_text())["scores"] for file in files]
     return np.array([[scores[task]["score"] for task in TASKS] for scores in every])
+
+
+def accuracies(root: Path, row: str) -> np.ndarray:
+    """POPE's accuracy by the answers files of a row, [seeds]."""
+    files = sorted((root / "components" / row).glob("seed*/answers/pope.jsonl"))
+    return np.array(
+        [100 * np.mean([json.loads(line)["score"] for line in file.read_text().splitlines()]) for file in files]
+    )

@@ -24,6 +24,7 @@ ALIGN = {"name": "align", "loss": "dbild", "to": "teacher"}
 VSD = {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"}
 TOKENS = {"name": "tokens", "loss": "token_mse", "to": "teacher"}  # unlike widths: an adapter is trained
 BATCH, STEPS = 8, 3
+VALIDATED = 5  # examples of a validation, one of them with an image: processes get unlike numbers of batches
 BETA = 0.9  # AdamW's: its first moment after one step is (1 - BETA) of the gradient
 
 
@@ -49,11 +50,13 @@ def stage_of(
     steps: int = STEPS,
     objective: list[dict] | None = None,
     recomputed: bool = False,
+    validated: bool = False,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
     settings |= {"activation_checkpointing": recomputed}
+    settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
 
@@ -72,6 +75,7 @@ def trained(
     until: int = STEPS,
     spoil: bool = False,
     recomputed: bool = False,
+    validated: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
@@ -80,8 +84,11 @@ def trained(
     paths = untrained()
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed)
+    stage = stage_of(
+        train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated
+    )
     lines: list[dict] = []
+    others = tiny.conversations(paths.student, here, which=rows(here)[:VALIDATED]) if validated else None
     loop = Loop(
         stage,
         paths,
@@ -92,6 +99,7 @@ def trained(
         trackers=here,
         processes=processes,
         deepspeed=DeepSpeed(zero=zero, offload=offload),
+        held_out=others,
     )
     if after is not None:
         loop.load_state_dict(read_state(after))

@@ -39,6 +39,9 @@ CASES = {
         "gradient, zero 1": {"zero": 1, "micro": 1, "until": 1},
         "gradient, zero 2": {"zero": 2, "micro": 1, "until": 1},
         "gradient, zero 3": {"zero": 3, "micro": 1, "until": 1},
+        "validated, torch": {"micro": 1, "validated": True},
+        "validated, zero 2": {"zero": 2, "micro": 2, "validated": True},
+        "validated, zero 3": {"zero": 3, "micro": 1, "validated": True},
         "interrupted, zero 3": {"zero": 3, "micro": 4, "until": 2},
         "interrupted, zero 1": {"zero": 1, "micro": 4, "until": 2},
         "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
@@ -140,6 +143,18 @@ def test_every_step_has_the_same_rows_for_any_number_of_processes(count, micro):
     for step in range(3):
         rows = [row for share in shares for row in share[step * each : (step + 1) * each]]
         assert sorted(rows) == visited[8 * step : 8 * (step + 1)]
+
+
+@pytest.mark.parametrize("name", ["validated, torch", "validated, zero 2", "validated, zero 3"])
+def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, two, alone, tmp_path):
+    lines, _, _ = together.trained(tmp_path, validated=True)
+    for line, expected, without in zip(two[name][0], lines, alone[0], strict=True):
+        figures = {key for key in expected if key.startswith("validation/")}
+        assert len(figures) == 7 and figures == {key for key in line if key.startswith("validation/")}
+        for figure in figures:
+            assert line[figure] == pytest.approx(expected[figure], rel=2e-5, abs=1e-7), figure
+        assert line["loss"] == pytest.approx(without["loss"], rel=2e-5)
+        assert expected["loss"] == without["loss"]
 
 
 @pytest.mark.parametrize(("count", "name"), TRACED)

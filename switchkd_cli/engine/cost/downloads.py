@@ -25,7 +25,7 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
     """Yield what is to be downloaded, in the order in which a run needs it."""
     for who, model in (("student", config.student), ("teacher", config.teacher)):
         yield from _of_model(who, model, sizes.get(who))
-    for name in dict.fromkeys(stage.data for stage in config.stages):
+    for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
         parameters = config.data[name].parameters
         for path in (parameters.get("file"), parameters.get("images")):
             if isinstance(path, str) and not Path(path).exists():

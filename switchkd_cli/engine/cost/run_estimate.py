@@ -52,7 +52,8 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
         pair = ModelPair(student.shape, sizes["student"], vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
-    samples: dict[str, DataSample | None] = dict.fromkeys(stage.data for stage in config.stages)
+    names = (name for stage in config.stages for name in stage.data_sets)
+    samples: dict[str, DataSample | None] = dict.fromkeys(names)
     if isinstance(student, KnownModel):
         teacher_config = teacher.config if isinstance(teacher, KnownModel) else None
         with tempfile.TemporaryDirectory() as scratch:
@@ -133,7 +134,8 @@ def estimate_stage(
     """
     stage, key = run.config.stages[index], run.stage_key(index)
     gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
-    rows = sample.rows if sample else None
+    share = stage.validation.share if stage.validation is not None else None
+    rows = round(sample.rows * (1 - (share or 0))) if sample else None
     estimate = StageEstimate(
         name=stage.name,
         key=key,

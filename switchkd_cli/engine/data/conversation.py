@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from bisect import bisect_left
@@ -71,16 +72,24 @@ class Conversations(Dataset[Example]):
         self._independent = rows.turns == "independent"
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
+        self.chosen: Sequence[int] = range(len(rows))
+        """Numbers of the rows that are examples of this set: all, or those of a `part`."""
         self._largest = 0  # bytes of the largest example so far
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.chosen)
+
+    def part(self, chosen: Sequence[int]) -> Conversations:
+        """Return the examples of the rows of these numbers alone, which stand in for one another, as a data set."""
+        part = copy.copy(self)
+        part.chosen = chosen
+        return part
 
     def __getitem__(self, index: int) -> Example:
         replaced: list[Unusable] = []
-        for candidate in stand_ins(index, len(self)):
+        for candidate in (self.chosen[place] for place in stand_ins(index, len(self))):
             try:
-                example = self._example(candidate)
+                example = self.example(candidate)
                 return replace(example, instead_of=tuple(replaced)) if replaced else example
             except Fault as fault:
                 replaced.append(fault.at(candidate))
@@ -102,7 +111,7 @@ class Conversations(Dataset[Example]):
         Without `images` only the texts are checked. Raises UserError where more rows are unusable than `max_faults`
         allows, or where an image path leaves the image folder.
         """
-        rows: Sequence[int] = range(len(self))
+        rows = self.chosen
         if len(self) > SAMPLE_ROWS:
             rows = sorted(random.Random(0).sample(rows, SAMPLE_ROWS))
         self._sample_size, self._truncated = len(rows), 0
@@ -130,12 +139,13 @@ class Conversations(Dataset[Example]):
     def _unusable(self, index: int, images: bool = True) -> Iterator[Unusable]:
         """Yield the row if it is unusable; without `images` only its text is checked."""
         try:
-            example = self._example(index) if images else self.text_example(index)
+            example = self.example(index) if images else self.text_example(index)
             self._truncated += example.cut > 0
         except Fault as fault:
             yield fault.at(index)
 
-    def _example(self, index: int) -> Example:
+    def example(self, index: int) -> Example:
+        """Return the example of the row of this number. Raises Fault for an unusable row."""
         if index in self._cache:
             return self._cache[index]
         example = self._build(index)
@@ -270,7 +280,7 @@ class Conversations(Dataset[Example]):
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:
-    """Yield the row's index, then those of the rows to try in its place: the same ones in every process."""
+    """Yield an example's index, then those of the examples to try in its place: the same ones in every process."""
     yield index
     others = random.Random(index)
     for _ in range(MAX_TRIES - 1):

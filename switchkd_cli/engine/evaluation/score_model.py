@@ -15,6 +15,7 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
 from switchkd_cli.playground.requested_folder import world_digest
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
@@ -140,6 +141,7 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
         "metric": row.metric,
         "value": value,
         "items": len(samples),
+        **yes_no(row, lines),
         **{fault: sum(fault in line["faults"] for line in lines) for fault in FAULTS},
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
         "seconds": round(model.seconds[row.task], 3),

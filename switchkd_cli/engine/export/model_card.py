@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from yaml import YAMLError
 
 from switchkd_cli import registry
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, with_accuracies
 from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.model_paths import SHIPPED, is_hub_id, locate
 from switchkd_cli.recipe.run import Run, model_names
@@ -60,8 +60,8 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "results": results,
         "local": results is not None and results["world"] == "playground",
         "scores": [
-            {**score, "task": task, "column": BENCHMARKS[task].column}
-            for task, score in (results["scores"] if results else {}).items()
+            {**score, "task": (task := name.removesuffix(ACCURACY)), "column": BENCHMARKS[task].column}
+            for name, score in with_accuracies(results["scores"] if results else {}).items()
         ],
         "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
         "skipped": folder.skipped.read_bytes().count(b"\n") if folder.skipped.exists() else 0,

@@ -1,6 +1,7 @@
 """The checkpoints of a training: when one is due, which are kept, resuming from the newest; steps with non-finite figures."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 
 from switchkd_cli.engine.training.state_files import bytes_of, read_state, write_state
 from switchkd_cli.errors import CRASH, MACHINE, UserError
-from switchkd_cli.recipe.schema import HIGHER, Saving
+from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Saving
 from switchkd_cli.runs import checkpoints
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -41,15 +42,32 @@ class CheckpointWriter:
         self._step, self._scores = saved[0].step, []
 
     def add_score(self, figures: dict[str, float]) -> None:
-        """Take in the step's figure that the best checkpoint is chosen by, if the step has it."""
-        if self.saving.best in figures:
+        """Take in the step's figure that the best checkpoint is chosen by, if the step has it.
+
+        A validation's is that of the step's weights, so it replaces the figures before.
+        """
+        if self._validates:
+            self._scores = []
+        if self.saving.best in figures and math.isfinite(figures[self.saving.best]):
             self._scores.append(figures[self.saving.best] * (-1 if self.saving.best in HIGHER else 1))
 
     def is_due(self, step: int) -> bool:
         """Whether to write a checkpoint after this step."""
         every, minutes = self.saving.every_steps, self.saving.every_minutes
         late = minutes is not None and time.monotonic() - self._written >= 60 * minutes
-        return late or (every is not None and step % every == 0)
+        return late or (every is not None and step % every == 0) or self._is_best_validation()
+
+    @property
+    def _validates(self) -> bool:
+        """Whether the best checkpoint is chosen by a validation."""
+        return self.saving.best is not None and self.saving.best.startswith(VALIDATION)
+
+    def _is_best_validation(self) -> bool:
+        """Whether this step's validation is better than every checkpoint's: its weights are gone after the next step."""
+        if not (self._validates and self._scores):
+            return False
+        best = checkpoints.best_of(self.folder, self.stage)
+        return best is None or best.score is None or self._scores[0] < best.score
 
     def save(self, step: int, state: dict[str, Any], *, scored: bool = True) -> None:
         """Write a checkpoint, which may become the best if `scored`; when it is complete, remove those not to be kept.

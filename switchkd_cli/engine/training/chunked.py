@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -37,16 +37,16 @@ class ChunkedObjective:
     on the heads' weights. Losses that compare an example's positions with one another get whole examples.
 
     `dense`: the same objective from all logits at once, which the chunks must equal; for outputs with logits, of paths
-    whose head weights only their own forward pass can use.
+    whose head weights only their own forward pass can use. `also`: paths whose logits `on_logits` gets in any case.
     """
 
-    def __init__(self, objective: Objective, *, dense: bool = False) -> None:
+    def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
         self.terms, self.dense = objective.terms, dense
         self.on_logits = Objective([term for term in self.terms if dense or objective.reads_logits(term)])
         self.on_others = Objective([term for term in self.terms if not (dense or objective.reads_logits(term))])
-        self.paths = tuple(sorted(self.on_logits.outputs & set(PATHS)))
+        self.paths = tuple(sorted((self.on_logits.outputs | set(also)) & set(PATHS)))
         hidden = {output_name(path, "hidden") for path in self.paths}
-        self.outputs = self.on_logits.outputs if dense else self.on_others.outputs | hidden
+        self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
 
     def __call__(
         self, inputs: LossInputs, on_logits: OnLogits | None = None, on_values: OnValues | None = None

@@ -39,9 +39,10 @@ def count_steps(stage: Stage, rows: int) -> int:
 
 
 def visit_order(stage: Stage, data: Conversations, count: int, seed: int) -> list[int]:
-    """Return the rows of the data that the stage visits, in order."""
+    """Return the indices of the examples that the stage visits, in order."""
     if stage.group_by == "modality_length":
-        return grouped_order(data.rows.survey.sizes, data.rows.survey.image_mask, stage.batch, count, seed)
+        survey, chosen = data.rows.survey, data.chosen
+        return grouped_order(survey.sizes[chosen], survey.image_mask[chosen], stage.batch, count, seed)
     return order(len(data), count, seed)
 
 

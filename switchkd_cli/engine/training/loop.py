@@ -23,6 +23,7 @@ from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.rng import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
+from switchkd_cli.engine.training.validation import Validator
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
 
@@ -37,7 +38,7 @@ class Loop:
 
     Which examples come next follows from `step` and the seed; the weights that are not trained follow from the recipe and
     the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
-    `settings` are `Trainer`'s.
+    `held_out` are the examples of the stage's validation; `settings` are `Trainer`'s.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Loop:
         writer: CheckpointWriter | None = None,
         processes: Processes = ALONE,
         check: bool = False,
+        held_out: Conversations | None = None,
         **settings: Any,
     ) -> None:
         set_seed(seed)
@@ -59,6 +61,9 @@ class Loop:
         self.steps = data_loader.count_steps(stage, len(data))
         self.trainer = Trainer(stage, paths, self.steps, seed=seed, processes=processes, **settings)
         self.warnings = TrainingWarnings(stage)
+        self.validation: Validator | None = None
+        if stage.validation is not None and held_out is not None:
+            self.validation = Validator(stage.validation, held_out, self.trainer)
         self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
@@ -72,6 +77,7 @@ class Loop:
             "skipped": self.skipped,
             "random": random_state(),
             "watch": self.warnings.state_dict(),
+            **({"validation": self.validation.state_dict()} if self.validation else {}),
             **self.trainer.state_dict(),
         }
 
@@ -79,6 +85,8 @@ class Loop:
         """Resume where `state_dict` was taken. Raises ValueError for the state of another training."""
         self.trainer.load_state_dict(state)
         self.warnings.load_state_dict(state["watch"])
+        if self.validation is not None:
+            self.validation.load_state_dict(state["validation"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         set_random_state(state["random"])
 
@@ -95,7 +103,7 @@ class Loop:
         loader = data_loader.make_loader(self.stage, self.trainer.paths.student, self.data, rows, micro_batch, warn)
         began = time.monotonic() - self.seconds
         with closing(loader), processes.needed():
-            while self.step < self.steps:
+            while self.step < self.steps and not self.over:
                 step_began = time.monotonic()
                 group = self._next(loader, count)
                 waited = time.monotonic() - step_began
@@ -104,13 +112,15 @@ class Loop:
                 checked = self.check and self.step == 0
                 try:
                     figures, non_finite = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
+                    now = time.monotonic()
+                    if self.validation is not None and self.validation.is_due(self.step + 1, self.steps):
+                        figures |= self.validation.figures(group[-1])
                 except (MemoryError, RuntimeError) as error:
                     if cause := loader.died(error) or out_of_memory(self.trainer, group, self._where, error):
                         raise cause from error
                     raise
-                now = time.monotonic()
                 figures |= self._speed(group, waited, now - step_began)
-                self.seconds = now - began
+                self.seconds = time.monotonic() - began
                 self.trainer.write(figures, self.step)
                 at = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
                 self.log({**at, "seconds": self.seconds, **figures})
@@ -127,11 +137,25 @@ class Loop:
                         self._log("warning", text, about=about)
                 self.warnings.count(self.trainer.compared)
                 self.step += 1
+                if self.over and not last:
+                    self._log_early_end()
                 if self.writer is not None and not non_finite:
                     self.writer.add_score(figures)
                 self._save_or_stop()
                 if self.step == math.ceil(len(self.data) / self.stage.batch) and not non_finite:
                     self.check_idle()  # every example was used once: a part without gradient will not get one later
+
+    @property
+    def over(self) -> bool:
+        """Whether the stage's validation ends it before its last step."""
+        return self.validation is not None and self.validation.over
+
+    def _log_early_end(self) -> None:
+        """Log that the stage ends here. `steps` says that no step is missing, to a run that finds the stage finished."""
+        spec = self.stage.validation
+        assert spec is not None
+        text = f"ended at step {self.step} of {self.steps}: no better {spec.monitor} in {spec.patience} validations"
+        self._log("warning", text, about="early end", step=self.step, steps=self.step)
 
     @property
     def _where(self) -> str:
@@ -219,7 +243,7 @@ class Loop:
         """
         self.check_idle()
         if empty := self.warnings.empty:
-            text = f"in {empty} of {self.steps} steps no term had anything to compare: they trained nothing"
+            text = f"in {empty} of {self.step} steps no term had anything to compare: they trained nothing"
             self._log("warning", text, about="empty steps")
         try:
             self.save(scored=False)  # it may be of too few steps to be called the best

@@ -81,18 +81,19 @@ def choice(question: str, options: Sequence[str], language: str) -> str:
 def list_row(rng: random.Random, count: int) -> list[Turn]:
     """Return a conversation of `count` turns about a list of two to eight things, which its first text names.
 
-    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later. All
-    things are equally frequent, so that the answers can't be guessed from the names.
+    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later. Some
+    lists are of few frequent things, with which looking up is learnt sooner, some of all things evenly, with which answers
+    can't be guessed from the names.
     """
-    language = language_of(rng)
+    language, exponent = language_of(rng), rng.uniform(0, 2 * EXPONENT)
     there: list[str] = []
     for _ in range(rng.randint(2, 8)):
-        there.append(drawn(NAMES, rng, there, 0))
+        there.append(drawn(NAMES, rng, there, exponent))
     makes = {
-        lambda: roll(there, rng, language, 8, exponent=0): 3,
-        lambda: again(rng, language, exponent=0): 2,
-        lambda: shown(there, rng, language, exponent=0): 3,
-        lambda: letters(rng, language, exponent=0): 2,
+        lambda: roll(there, rng, language, 8, exponent=exponent): 3,
+        lambda: again(rng, language, exponent=exponent): 2,
+        lambda: shown(there, rng, language, exponent=exponent): 3,
+        lambda: letters(rng, language, exponent=exponent): 2,
     }
     turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
     # An article tells the names of the list from those of later turns.

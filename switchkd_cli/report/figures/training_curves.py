@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from switchkd_cli.recipe.schema import VALIDATION
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import read_metrics
@@ -79,7 +80,7 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
 
 
 def _last_stage(run: Path) -> Steps:
-    steps = [line for line in read_metrics(RunFolder(run).metrics) if "step" in line]
+    steps = [line for line in read_metrics(RunFolder(run).metrics) if "step" in line and "event" not in line]
     return [line for line in steps if line["stage"] == steps[-1]["stage"]]
 
 
@@ -91,6 +92,8 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if name.startswith("loss/"):
             teacher = "teacher_ce" if name in supervised else None
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
+    for name in (name for name in names if name.startswith(VALIDATION)):
+        yield Panel(f"validation: {name.removeprefix(VALIDATION).replace('_', ' ')}", {name: "-"})
     for name, title in TEXT["panels"].items():
         if name in names:
             yield Panel(title, {name: "-"})

@@ -75,7 +75,7 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
         return Line(title, (count if count == planned else f"{count} of {planned}", *cells))
 
     rows = [line(run.title, recipe.row(run.row)) for run in recipe.started_rows]
-    said = {"scores": True, "baselines": recipe.teacher, "left out": columns.not_beaten}
+    said = {"scores": True, "baselines": recipe.teacher, "left out": not all(map(columns.counts, columns.names))}
     caption = " ".join(CAPTIONS[name] for name, true in said.items() if true)
     teacher, baselines = (columns.scored(*names, before=(None,)) for names in (("teacher",), BASELINES))
     yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)

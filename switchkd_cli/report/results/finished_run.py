@@ -6,11 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from switchkd_cli.benchmarks import with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.report.json_lines import json_lines
+from switchkd_cli.report.stats.baselines import BASELINES
+from switchkd_cli.report.stats.yes_no import completed
+from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -72,7 +76,7 @@ class ScoredRun:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """0..100 by task."""
+        """0..100, see `scores`."""
         return scores(self.results)
 
     @property
@@ -93,7 +97,7 @@ def read(folder: RunFolder) -> ScoredRun:
     evaluated = not folder.record.exists()
     if not results or not (info or evaluated):
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
-    check(Results, results, folder.results)
+    results = completed(check(Results, results, folder.results), folder.answers)
     if evaluated:  # the model's name: a hub id, a shipped model, or the path of its folder
         name = printable(str(results["model"]))
         path = Path(name)
@@ -120,8 +124,16 @@ def read(folder: RunFolder) -> ScoredRun:
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, float]:
-    """0..100 by task."""
-    return {task: float(entry["score"]) for task, entry in results["scores"].items()}
+    """0..100 by task, and accuracies by their names, see `benchmarks.NAMES`."""
+    return {name: float(entry["score"]) for name, entry in with_accuracies(results["scores"]).items()}
+
+
+def teacher_scores(root: Path, key: str) -> dict[str, Any] | None:
+    """The scores of the teacher with this key and of its baselines, if they were computed before."""
+    shared = run_folder.evaluation(root, key)
+    known = run_folder.scores(shared) or {}
+    scored = [name for name in ("teacher", *BASELINES) if name in known]
+    return known | {name: completed(known[name], shared.path / name / "answers") for name in scored} or None
 
 
 def items(results: Mapping[str, Any]) -> dict[str, int]:

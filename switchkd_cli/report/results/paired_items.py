@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
 from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
@@ -27,7 +27,7 @@ class AnswerUnits(NamedTuple):
     """The units of every run, and notes on what can't be compared item by item."""
 
     units: Mapping[str, Mapping[Path, Units]]
-    """By benchmark, then by run folder. A benchmark that lacks them for one run is left out."""
+    """By `benchmarks.NAMES`, then by run folder. A benchmark that lacks them for one run is left out."""
     notes: tuple[str, ...]
 
 
@@ -61,6 +61,9 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
             notes += wrong
             if not wrong:
                 by_task[task] = {path: given for path, given in made.items() if given}
+                if BENCHMARKS[task].counted:
+                    name = task + ACCURACY
+                    by_task[name] = {p: given for p, own in kept.items() if (given := _units(name, own, images))}
     if problems:
         raise UserError(problems, hint=HINT)
     return AnswerUnits(by_task, (*notes, *_on_images(images_by_task)))
@@ -103,10 +106,10 @@ def _images(lines: Sequence[AnswerLine]) -> Images | None:
     return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
 
 
-def _units(task: str, lines: Sequence[AnswerLine], images: Images | None) -> Units | None:
+def _units(name: str, lines: Sequence[AnswerLine], images: Images | None) -> Units | None:
     named = [line | {IMAGE: at} for line, at in zip(lines, images or [None] * len(lines), strict=True)]
     try:
-        return units(task, named) if named else None
+        return units(name, named) if named else None
     except (ValueError, LookupError, TypeError, AttributeError):  # a field is absent, or of another type
         return None
 

@@ -52,8 +52,9 @@ class RowRuns:
         return paired_difference(self.by_seed(score), other.by_seed(score)) if other else None
 
     def means(self) -> dict[str, float]:
-        """Mean score over the runs, by task."""
-        return {task: fmean(run.scores[task] for run in self.runs) for task in self.runs[0].scores}
+        """Mean scores over the runs, by the names of `ScoredRun.scores`."""
+        each = grouped(pair for run in self.runs for pair in run.scores.items())
+        return {name: fmean(values) for name, values in each.items()}
 
 
 def group_by_row(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:

@@ -82,12 +82,13 @@ def read_answers(answers: Path, task: str) -> list[AnswerLine] | None:
     return [check(Answer, line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def units(task: str, lines: Sequence[AnswerLine]) -> Units:
-    """One unit per image; a question without a known image is a unit of its own.
+def units(name: str, lines: Sequence[AnswerLine]) -> Units:
+    """One unit per image; a question without a known image is a unit of its own. `name` is one of `benchmarks.NAMES`.
 
     Raises ValueError where the answers can't be combined into what the task's metric adds up.
     """
-    return METRICS.get(BENCHMARKS[task].task_folder, _questions)(lines)
+    folder = BENCHMARKS[name].task_folder if name in BENCHMARKS else ""  # an accuracy is a mean of questions
+    return METRICS.get(folder, _questions)(lines)
 
 
 def _questions(lines: Sequence[AnswerLine]) -> Units:

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import BENCHMARKS, LMMS_EVAL
+from switchkd_cli.benchmarks import BENCHMARKS, LMMS_EVAL, NAMES, head
 from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
@@ -21,13 +21,14 @@ AVERAGE = "average"  # its name among a recipe's printed numbers
 class Columns:
     """The benchmarks shown, and why some of them do not count."""
 
-    tasks: tuple[str, ...]
+    names: tuple[str, ...]
+    """The scores shown, and the accuracies next to them (`benchmarks.NAMES`)."""
     teacher: Mapping[str, Any]
     """Empty without a teacher: then every task counts."""
 
     @classmethod
-    def of(cls, tasks: Collection[str], teacher: TeacherScores) -> Columns:
-        return cls(tuple(task for task in BENCHMARKS if task in tasks), teacher or {})
+    def of(cls, names: Collection[str], teacher: TeacherScores) -> Columns:
+        return cls(tuple(name for name in NAMES if name in names), teacher or {})
 
     @classmethod
     def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores) -> Columns:
@@ -35,7 +36,11 @@ class Columns:
         named = [(shown(run.path), run.results) for run in runs]
         named += [(name, teacher[name]) for name in ("teacher", *BASELINES) if teacher and name in teacher]
         require_same_questions(named)
-        return cls.of(runs[0].scores, teacher)
+        return cls.of(set.intersection(*(set(run.scores) for run in runs)), teacher)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name in BENCHMARKS)
 
     @cached_property
     def not_beaten(self) -> dict[str, tuple[str, ...]]:
@@ -45,16 +50,16 @@ class Columns:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return (*(BENCHMARKS[task].column for task in self.tasks), AVERAGE_HEAD)
-
-    def counts(self, name: str) -> bool:
-        """Whether a task is in the average; the average itself counts."""
-        return name == AVERAGE or (BENCHMARKS[name].in_paper and name not in self.not_beaten)
+        return (*map(head, self.names), AVERAGE_HEAD)
 
     @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
-        return [task for task in self.tasks if self.counts(task)]
+        return [task for task in self.tasks if BENCHMARKS[task].in_paper and task not in self.not_beaten]
+
+    def counts(self, name: str) -> bool:
+        """Whether a column is the average, or in it."""
+        return name == AVERAGE or name in self.counted_tasks
 
     def average(self, scores: Mapping[str, float]) -> float | None:
         """The plain mean of the tasks that count (paper, section 5: Avg10); None when none does."""
@@ -65,18 +70,19 @@ class Columns:
 
     @property
     def figures(self) -> dict[str, Callable[[ScoredRun], Any]]:
-        """What each column shows of a run, by task, then the average under `AVERAGE`."""
-        return {task: lambda run, task=task: run.scores[task] for task in self.tasks} | {AVERAGE: self.run_average}
+        """What each column shows of a run, by name, the average under `AVERAGE`."""
+        return {name: lambda run, name=name: run.scores[name] for name in self.names} | {AVERAGE: self.run_average}
 
     def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
         """A line of scores, or of differences, with its average."""
-        each = [Number(scores[task], difference=difference, counted=self.counts(task)) for task in self.tasks]
+        known = [name for name in self.names if name in scores]
+        each = {name: Number(scores[name], difference=difference, counted=self.counts(name)) for name in known}
         average = self.average(scores)
-        return (*each, None if average is None else Number(average, difference=difference))
+        return (*map(each.get, self.names), None if average is None else Number(average, difference=difference))
 
     def printed(self, paper: Mapping[str, float]) -> tuple[Cell, ...]:
         """A line of the paper's numbers, its average as printed."""
-        return tuple(Number(paper[name]) if name in paper else None for name in (*self.tasks, AVERAGE))
+        return tuple(Number(paper[name]) if name in paper else None for name in (*self.names, AVERAGE))
 
     def scored(self, *names: str, before: tuple[Cell, ...] = ()) -> list[Line]:
         """The lines of the teacher or of baselines, where they were scored, with other cells before the scores."""

@@ -25,7 +25,7 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Document:
     rows = [Line(run.name, columns.cells(run.scores)) for run in last]
     for control in controls:
         gain = columns.cells(
-            {task: score - control.scores[task] for task, score in ours.scores.items()}, difference=True
+            {name: ours.scores[name] - control.scores[name] for name in columns.names}, difference=True
         )
         rows.append(Line(f"gain: {ours.title} minus {control.title}", gain, "gain"))
     recipe, _, world = ours.recipe.partition("@")

@@ -105,7 +105,8 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
             over_seeds=replace(gap, counted=counted),
             deviation=Number(stdev(gaps)) if len(gaps) > 1 else None,
             items=significance.interval(tested) if tested else None,
-            p=Probability(significance.p_value(tested)) if tested else None,
+            # an accuracy counts the answers of its score once more: no test of its own to correct for
+            p=Probability(significance.p_value(tested)) if tested and name in (*columns.tasks, AVERAGE) else None,
             printed=_printed(ours, theirs, name),
         )
         each.append(difference)

@@ -4,14 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, FAULTS, head
 from switchkd_cli.errors import printable
 from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun, items, one_or_each
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
+from switchkd_cli.report.stats.yes_no import NEARLY_ALL, OTHER
 from switchkd_cli.report.tables.columns import Columns
+from switchkd_cli.report.texts import NOTES
 
 
 def title(runs: Sequence[ScoredRun]) -> str:
@@ -45,13 +47,13 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
 
 
 def answers(runs: Sequence[ScoredRun], teacher: Mapping[str, Any]) -> Iterator[str]:
-    """Answers that are wrong whatever the model knows, counted for each row over its seeds."""
+    """What the answers themselves say against a score, counted for each row over its seeds."""
     named = [(name, teacher[name]) for name in ("teacher", "blind") if name in teacher]
     yield from faults(grouped([*named, *((run.title, run.results) for run in runs)]))
 
 
 def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """The same of results by name, by benchmark and fault; a warning where one has more than half such answers."""
+    """The same of results by name, by benchmark: faults, a warning where they are more than half, and one-word rows."""
     for task, row in BENCHMARKS.items():
         scores = {name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in named.items()}
         for fault, words in FAULTS.items():
@@ -61,6 +63,9 @@ def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
                 yield f"{WARNING}: {line}: with more than half, the score says little of what a model knows"
             elif counts:
                 yield line
+        for word in OTHER:
+            if always := [text for name, each in scores.items() if (text := _always(name, each, word))]:
+                yield NOTES["always"].format(head=row.column, word=word, share=NEARLY_ALL, rows=", ".join(always))
 
 
 def _count(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
@@ -71,8 +76,15 @@ def _count(name: str, scores: Sequence[Mapping[str, Any]], fault: str) -> str:
     return f"{name} {count:,} of {of:,}{like}" if count else ""
 
 
+def _always(name: str, scores: Sequence[Mapping[str, Any]], word: str) -> str:
+    """`SFT 198 of 200` where nearly all readable answers are this word; else empty."""
+    counts = {each: sum(score.get(each, 0) for score in scores) for each in OTHER}
+    said, read = counts[word], sum(counts.values())
+    return f"{name} {said:,} of {read:,}" if read and 100 * said >= NEARLY_ALL * read else ""
+
+
 def benchmarks_left_out(columns: Columns) -> Iterator[str]:
-    """Which benchmarks are in parentheses, and why."""
+    """Which columns are in parentheses, and why."""
     tasks = [task for task in columns.tasks if task in columns.not_beaten]
     for names, heads in grouped((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks).items():
         beaten = " or ".join(BASELINES[name] for name in names)
@@ -83,6 +95,8 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
         yield f"{', '.join(pairs)}: right on both images of a pair; majority is a coin, since a constant is never right"
     if not columns.counted_tasks:
         yield "no benchmark is left: there is no average"
+    for row in (BENCHMARKS[task] for task in columns.tasks if task + ACCURACY in columns.names):
+        yield NOTES["accuracy"].format(head=head(row.task + ACCURACY), score=row.column, counted=row.counted)
 
 
 def stand_ins(runs: Sequence[ScoredRun]) -> Iterator[str]:

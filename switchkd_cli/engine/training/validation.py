@@ -1,0 +1,202 @@
+"""The validation of a stage: its objective, agreement with the teacher and exact match, on examples that it does not train on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from posixpath import normpath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switchkd_cli.engine.batch import Batch, Unusable, collate
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.rows import Fault, Rows
+from switchkd_cli.engine.data.sampling import order
+from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.objective import LossInputs, Normalizers
+from switchkd_cli.engine.training.rng import random_state, set_random_state
+from switchkd_cli.engine.training.trainer import Trainer
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
+
+SEED = 0  # draws the examples, whatever the seed of the run
+
+Sums = Mapping[str, tuple[float, int]]
+"""By figure: its sum over positions, images or answers, and their number."""
+
+
+def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Conversations, Conversations | None]:
+    """Return the examples that a stage trains on, and those that it is validated on.
+
+    Raises UserError where a `share` leaves nothing to train on, or has nothing to draw from.
+    """
+    train, spec = data[stage.data], stage.validation
+    if spec is None:
+        return train, None
+    if spec.data is not None:
+        other = data[spec.data]
+        return train, other.part(order(len(other), min(len(other), spec.rows), SEED))
+    drawn = draw_by_image(train.rows, spec.share or 0.0)
+    held_out = set(drawn)
+    rest = [row for row in range(len(train)) if row not in held_out]
+    if not (drawn and rest):
+        which = "to train on" if drawn else "to validate on"
+        problem = f"stages.{stage.name}.validation.share: {spec.share:g} of {train.rows.name} leaves no row {which}"
+        raise UserError(problem, hint="name another data set: validation.data; rows of one image stay together")
+    return train.part(rest), train.part(drawn[: spec.rows])
+
+
+def draw_by_image(rows: Rows, share: float) -> list[int]:
+    """Return the numbers of a `share` of the rows, in the order drawn. Rows of one image, by its path or bytes, stay together.
+
+    Every row is read once. Those that can't be read are never drawn.
+    """
+    groups: dict[str | bytes | int, list[int]] = {}
+    images: list[str | bytes | int] = []
+    for number in range(len(rows)):
+        image = _image(rows, number)
+        images.append(image)
+        if image != b"":
+            groups.setdefault(image, []).append(number)
+    drawn: list[int] = []
+    for number in order(len(rows), len(rows), SEED):
+        if len(drawn) >= share * len(rows):
+            break
+        drawn += groups.pop(images[number], ())
+    return drawn
+
+
+def _image(rows: Rows, number: int) -> str | bytes | int:
+    """Return what a row has in common with the others of its image; nothing for a row without an image."""
+    try:
+        found = rows[number].images
+    except Fault:
+        return b""
+    if not found:
+        return number
+    return normpath(found[0]) if isinstance(found[0], str) else hashlib.blake2b(found[0]).digest()
+
+
+class Validator:
+    """A stage's validations: their figures, the best of the monitored one, and whether the stage should end early."""
+
+    def __init__(self, spec: Validation, data: Conversations, trainer: Trainer) -> None:
+        self.spec, self.data, self.trainer = spec, data, trainer
+        self.best = math.inf  # of the monitored figure, negative where the highest is best
+        self.waited = 0  # validations since then
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to validate after this step of `steps`."""
+        return step % self.spec.every_steps == 0 or step == steps
+
+    @property
+    def over(self) -> bool:
+        """Whether `patience` validations in a row were no better than the best before them."""
+        return self.spec.patience is not None and self.waited >= self.spec.patience
+
+    def figures(self, filler: Batch) -> dict[str, float]:
+        """Return the figures of the weights as they are, and note whether the monitored one is the best so far.
+
+        `validation/loss` and `validation/loss/<term>` are the objective's means over all examples, in eval mode; of the
+        answers' tokens `agreement` is the share where student and teacher predict the same, and `exact_match` the share of
+        answers whose tokens are all predicted, each after the true ones: greedy generation would give the same answer.
+        What no example has is left out. They are those of one process, whatever the number of processes, to rounding.
+
+        Every process must call this; `filler` is any batch, for one that has no example left where others have. Raises
+        UserError for too many unusable examples, or where none has the monitored figure.
+        """
+        trainer, processes, state = self.trainer, self.trainer.processes, random_state()
+        trainer.replica.paths.eval()
+        unusable: list[Unusable] = []
+        with torch.no_grad():
+            mine = [self._sums(batch) for batch in self._batches(filler, unusable)]
+        trainer.replica.paths.train()
+        set_random_state(state)
+        each, of_unusable = zip(*processes.gather((mine, unusable)), strict=True)
+        self.data.bad_rows.add(row for rows in of_unusable for row in rows)
+        found = self._means([sums for process in each for sums in process])
+        if (monitor := self.spec.monitor) not in found:
+            where = f"stages.{trainer.stage.name}.validation"
+            raise UserError(f"{where}: none of its {len(self.data)} examples has what {monitor} is measured on")
+        value = found[monitor] * (-1 if monitor in HIGHER else 1)
+        self.waited = 0 if value < self.best else self.waited + 1
+        self.best = min(self.best, value)
+        return found
+
+    def _batches(self, filler: Batch, unusable: list[Unusable]) -> Iterator[tuple[Batch, bool]]:
+        """Yield this process's batches, and whether each counts; as many in every process, as they compute together."""
+        count, size = self.trainer.processes.count, self.trainer.micro_batch
+        mine = self.data.chosen[self.trainer.processes.rank :: count]
+        pad_token = self.trainer.paths.student.inputs.tokenizer.pad_token_id
+        for first in range(0, math.ceil(len(self.data) / count), size):
+            examples = []
+            for row in mine[first : first + size]:
+                try:
+                    examples.append(self.data.example(row))
+                except Fault as fault:
+                    unusable.append(fault.at(row))
+            yield (collate(examples, pad_token=pad_token), True) if examples else (filler, False)
+
+    def _sums(self, batch_and_counts: tuple[Batch, bool]) -> Sums:
+        """Return a batch's part of each figure; nothing of one that doesn't count."""
+        batch, counts = batch_and_counts
+        trainer, objective, replica = self.trainer, self.trainer.objective, self.trainer.replica
+        compared = {"student", "teacher"} if trainer.stage.needs_teacher else {"student"}
+        heads = replica.heads.frozen() if replica.heads is not None else None
+        loss = ChunkedObjective(objective, dense=heads is None, also=compared)
+        batch = batch.to(replica.device)
+        answers = batch.predicting("answer")
+        keep = objective.keep(batch) | answers
+        right, agreed = torch.zeros_like(keep), torch.zeros_like(keep)
+
+        def compare(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
+            predicted = logits["student"].argmax(-1)
+            right[mask] = predicted == batch.targets[mask]
+            if "teacher" in compared:
+                agreed[mask] = predicted == logits["teacher"].argmax(-1)
+
+        outputs = replica(batch, loss.outputs, keep)
+        number = objective.normalizers([batch]).counts
+        whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.schedule.last_epoch / trainer.steps)
+        _, parts = loss(LossInputs(outputs, heads, batch, keep, whole), compare)
+        if not counts:
+            return {}
+        of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
+        sums = {f"loss/{name}": (parts[name].item(), count) for name, count in of_terms.items()}
+        if "teacher" in compared:
+            sums["agreement"] = int((agreed & answers).sum()), int(answers.sum())
+        return {**sums, "exact_match": whole_answers(answers, right)}
+
+    def _means(self, batches: Sequence[Sums]) -> dict[str, float]:
+        """Return the figures over all batches, in whatever order they come."""
+        means = {}
+        for name in dict.fromkeys(name for sums in batches for name in sums):
+            values, numbers = zip(*(sums[name] for sums in batches if name in sums), strict=True)
+            if number := sum(numbers):
+                means[name] = math.fsum(values) / number if all(map(math.isfinite, values)) else math.nan
+        terms = [term for term in self.trainer.objective.terms if f"loss/{term.name}" in means]
+        loss = {"loss": sum(term.weight * means[f"loss/{term.name}"] for term in terms)} if terms else {}
+        return {VALIDATION + name: value for name, value in (loss | means).items()}
+
+
+def whole_answers(answers: Tensor, right: Tensor) -> tuple[int, int]:
+    """Return how many answers are right in every token, and how many there are.
+
+    `answers` [B, T] marks the positions that predict an answer's tokens, `right` [B, T] those whose prediction is true. An
+    answer is a row of neighbours: something else lies between two of them. Of a truncated answer only what is left counts.
+    """
+    begins = answers.clone()
+    begins[:, 1:] &= ~answers[:, :-1]
+    number = begins.flatten().cumsum(0).view_as(answers)
+    count = int(begins.sum())
+    return count - number[answers & ~right].unique().numel(), count
