@@ -1,4 +1,4 @@
-"""The names that recipes use, and where their code is: losses, model families, data sources, conversation templates.
+"""The names that recipes use, and where their code is: losses, families, data sources, templates, trackers.
 
 registry.yaml lists them. Nothing is imported before it is used; signatures are read from the source text.
 """
@@ -9,7 +9,7 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -25,6 +25,7 @@ LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
 SOURCES: dict[str, str] = REGISTRIES["source"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
+TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
@@ -35,7 +36,9 @@ EXTRAS = ("targets", "rows", "progress")
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "family", "source"]
+Kind = Literal["loss", "family", "source", "schedule"]
+# What a schedule is given by the training; its other arguments are parameters in a recipe.
+OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 # The names that annotations of recipe parameters may use. A parameter with another annotation is not checked by type.
 _TYPES = (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)
@@ -59,6 +62,8 @@ class Signature:
     keywords: Mapping[str, Parameter]
     knees: tuple[str, ...] = ()
     """The sides that lead a loss, at the knee of their sorted logits."""
+    named: Mapping[str, Parameter] = field(default_factory=dict)
+    """The positional arguments, which a schedule has as parameters too."""
 
     def leaders(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the sides of `knees` that lead with these parameters: one alone if `leaders` names it."""
@@ -87,7 +92,11 @@ def signature(kind: Kind, name: str) -> Signature:
 
     Raises UserError for an unknown name, and LookupError where the registered file or function is missing.
     """
-    return _signature(*_target(kind, name))
+    found = _signature(*_target(kind, name))
+    if kind != "schedule":
+        return found
+    free = {name: parameter for name, parameter in found.named.items() if name not in OF_TRAINING}
+    return replace(found, keywords={**found.keywords, **free})
 
 
 def template(name: str) -> str:
@@ -114,12 +123,16 @@ def _signature(module: str, attribute: str) -> Signature:
         match node:
             case ast.FunctionDef(name=name) if name == attribute:
                 arguments = node.args
-                keywords = {
-                    argument.arg: Parameter(_annotation(argument.annotation), default is None, _literal(default))
-                    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-                }
-                positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
-                return Signature(positional, keywords, _knees(node))
+                positional = [*arguments.posonlyargs, *arguments.args]
+                defaults = [*[None] * (len(positional) - len(arguments.defaults)), *arguments.defaults]
+                keywords, named = (
+                    {
+                        argument.arg: Parameter(_annotation(argument.annotation), default is None, _literal(default))
+                        for argument, default in zip(own, theirs, strict=True)
+                    }
+                    for own, theirs in ((arguments.kwonlyargs, arguments.kw_defaults), (positional, defaults))
+                )
+                return Signature(tuple(named), keywords, _knees(node), named)
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function)], keywords=fixed),
@@ -131,7 +144,7 @@ def _signature(module: str, attribute: str) -> Signature:
 def _fix(signature: Signature, fixed: Mapping[str | None, Any]) -> Signature:
     """Return the signature of `partial(function, **fixed)`: a recipe can't set what is fixed."""
     free = {name: parameter for name, parameter in signature.keywords.items() if name not in fixed}
-    return Signature(signature.positional, free, signature.leaders({str(k): v for k, v in fixed.items()}))
+    return replace(signature, keywords=free, knees=signature.leaders({str(k): v for k, v in fixed.items()}))
 
 
 def _source_file(module: str) -> Path:
@@ -139,7 +152,8 @@ def _source_file(module: str) -> Path:
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     for part in rest:
-        spec = PathFinder.find_spec(part, spec.submodule_search_locations or []) if spec else None
+        folders = [str(folder) for folder in spec.submodule_search_locations or ()] if spec else []
+        spec = PathFinder.find_spec(part, folders)  # transformers' folder is a Path, which it doesn't take
     if spec is None or spec.origin is None:
         raise LookupError(f"no module {module!r}")
     return Path(spec.origin)

@@ -152,7 +152,7 @@ def _taken(trainer: Trainer, given: Batch) -> dict[str, float]:
 
 
 def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
-    return Trainer(stage, paths, stage.steps, precision(), Path(logs), states=Path(logs) / "states.sqlite")
+    return Trainer(stage, paths, stage.steps, precision(), states=Path(logs) / "states.sqlite")
 
 
 @contextmanager

@@ -21,9 +21,11 @@ from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
-from switchkd_cli.engine.training.loop import train
+from switchkd_cli.engine.training.loop import Log, train
+from switchkd_cli.engine.training.optimizer import check_schedules
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.state_files import read_state
+from switchkd_cli.engine.training.trackers import Trackers
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
@@ -37,13 +39,16 @@ from switchkd_cli.runs.claim import CHANGED
 from switchkd_cli.runs.run_folder import RunFolder
 
 THREADS = torch.get_num_threads()  # torch's default in this process
+SHOWN_IMAGES = 4  # of the training data, in trackers
 
 
-def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> None:
+def train_stages(
+    run: Run, folder: RunFolder, processes: Processes = ALONE, *, trackers: Trackers | None = None
+) -> None:
     """Train the run's stages and save the student, with its card, to `folder.model`.
 
     A stage's output is shared under its key by all runs whose recipes agree up to it: the first run trains it, the others
-    load it. An interrupted run resumes: finished stages and steps are not repeated.
+    load it. An interrupted run resumes: finished stages and steps are not repeated. `trackers`: those of the first process.
     """
     if SCORES in checkpoints.marks(folder):
         return
@@ -52,6 +57,7 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
     if processes.count == 1:
         _set_threads(folder)
     stages = run.config.stages
+    check_schedules(stages)
     if run.config.evaluation is not None and processes.first:
         evaluation.import_harness()
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
@@ -74,8 +80,12 @@ def train_stages(run: Run, folder: RunFolder, processes: Processes = ALONE) -> N
                     folder.log({"event": "rows", "text": f"{name}: {note}"})
         for rows in data.values():
             rows.bad_rows.write_to(folder.skipped)
+    if trackers is not None:
+        trackers.start()
+        trackers.images(data[stages[0].data].sample_images(SHOWN_IMAGES))
+    log = folder.log if trackers is None else trackers.log
     for i in range(len(stages)):
-        trained = _take_stage(run, i, paths, data, folder, processes)
+        trained = _take_stage(run, i, paths, data, folder, processes, log)
     if processes.first:
         _take_model(run, folder, trained)
         for name, rows in data.items():
@@ -185,7 +195,13 @@ def _evaluation_arguments(run: Run, root: Path) -> dict[str, Any]:
 
 
 def _take_stage(
-    run: Run, index: int, paths: Paths, data_sets: Mapping[str, Conversations], folder: RunFolder, processes: Processes
+    run: Run,
+    index: int,
+    paths: Paths,
+    data_sets: Mapping[str, Conversations],
+    folder: RunFolder,
+    processes: Processes,
+    log: Log,
 ) -> Path:
     """Train a stage, or load its student if this run or another has trained it before.
 
@@ -224,8 +240,7 @@ def _take_stage(
                 data,
                 seed=run.seed + index,
                 precision=run.config.precision,
-                log=folder.log if processes.first else lambda entry: None,
-                trackers=folder.tensorboard,
+                log=log if processes.first else lambda entry: None,
                 writer=writer,
                 processes=processes,
                 deepspeed=run.config.deepspeed,

@@ -44,6 +44,20 @@ def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
     if problems:
         raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, dict.fromkeys(hints))))
     check_libraries(scoring=any(run.config.evaluation for run in runs))
+    check_named(runs)
+
+
+def check_named(runs: Iterable[Run]) -> None:
+    """Raise UserError, code MACHINE, naming every library that is missing and that only these runs' fields need."""
+    needed: dict[str, str] = {}
+    for run in runs:
+        needed |= {name: f"trackers: {name}" for name in run.config.trackers}  # each is named like its package
+        for stage in run.config.stages:
+            if stage.optimizer == "adamw_8bit":
+                needed["bitsandbytes"] = f"stages.{stage.name}.optimizer: adamw_8bit"
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        problems = [f"{name} is not installed, and the recipe needs it ({needed[name]})" for name in missing]
+        raise UserError(problems, hint=f"pip install {' '.join(missing)}", code=MACHINE)
 
 
 def check_batches(runs: Iterable[Run], processes: int) -> None:

@@ -29,6 +29,8 @@ LOWER = ("loss", "student_ce", "kl/student", "switch_gap")
 HIGHER = ("agreement/student", "agreement/switch", "validation/agreement", "validation/exact_match")
 VALIDATION = "validation/"  # begins the names of figures that are not the training's
 
+TRACKERS = ("tensorboard",)  # of a recipe that names none
+
 TAG = "is "  # begins the tags of unions, to tell them from fields in the locations of pydantic's errors
 
 
@@ -167,7 +169,9 @@ class Stage(Strict):
     similar length. `workers` prepare data in parallel with the training (none: as many as suit data and machine); no
     result depends on their number. `activation_checkpointing` (true, false, or some of vision, student, switch) keeps only
     the inputs of the layers of V_S, of L_S, and of L_T in the switch path, and computes the layers again in the backward
-    pass: less memory, one more forward pass, the same gradient. `betas` are AdamW's (none: torch's, 0.9 and 0.999).
+    pass: less memory, one more forward pass, the same gradient.
+    `schedule` is a name in registry.yaml, after a linear `warmup` (a share of the steps). `optimizer: adamw_8bit` keeps
+    AdamW's moments in 8 bits; `betas` and `eps` are AdamW's (none: torch's, 0.9 and 0.999, 1e-8).
     `teacher_states` says how the teacher's hidden states are computed: in the student's batches; example by example,
     without padding; or example by example and then kept on disk for later epochs and runs. The last two give identical
     numbers; the first differs by rounding. A step with a non-finite loss or gradient ends the run; with `not_finite: skip`
@@ -187,8 +191,11 @@ class Stage(Strict):
     steps: Count | None = None
     epochs: Annotated[float, Field(strict=True, gt=0, le=10**6)] | None = None
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: str = "cosine"
+    schedule_parameters: Annotated[dict[str, Any], _left_out({})] = {}
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], _left_out("adamw")] = "adamw"
     betas: Annotated[tuple[Beta, Beta] | None, _left_out(None)] = None
+    eps: Annotated[Positive | None, _left_out(None)] = None
     weight_decay: NotNegative = 0.0
     grad_clip: Positive | None = 1.0
     not_finite: Annotated[Literal["stop", "skip"], _left_out("stop")] = "stop"
@@ -269,7 +276,7 @@ class Recipe(Strict):
     """A recipe, or one row of it, resolved.
 
     `world` and its `stand_ins` are written by `--world`; no result depends on them, nor on `check`, which compares the
-    chunked objective with the dense one in each stage's first step.
+    chunked objective with the dense one in each stage's first step, nor on the `trackers`, names in registry.yaml.
     """
 
     title: str
@@ -285,6 +292,7 @@ class Recipe(Strict):
     evaluation: Evaluation | None = None
     checkpoints: Saving = Saving()
     check: bool = False
+    trackers: Annotated[tuple[Text, ...], _left_out(TRACKERS)] = TRACKERS
     controls: tuple[str, ...] = ()
     rows: dict[Name, TableRow] = {}
 

@@ -6,7 +6,7 @@ Every check reads plain data of which other parts may be broken, so that all pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -31,7 +31,7 @@ REACH_OF_KIND: dict[str, set[str]] = {"features": {"vision"}, "tokens": {"vision
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _evaluation, _rows):
+    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _trackers, _evaluation, _rows):
         yield from checks(data)
 
 
@@ -65,6 +65,8 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
         before = [earlier for number, earlier in stages if number < i]
         yield from _validation(stage, path, before, mapping(data.get("data")))
+        if isinstance(stage.get("schedule", "cosine"), str):
+            yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
 
 
@@ -178,6 +180,9 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     for what, needed in (("optimizer", 1), ("parameters", 3)):  # the first stage that shards it
         if offload == what and zero in range(needed):
             yield ("deepspeed", "offload"), f"needs zero: {needed} or more, got {what!r}"
+    for i, stage in mappings(data.get("stages")) if zero else ():
+        if stage.get("optimizer") == "adamw_8bit":
+            yield ("stages", i, "optimizer"), f"can't be sharded: needs deepspeed.zero: 0, got 'adamw_8bit' and {zero}"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -192,6 +197,13 @@ def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield path, f"the last stage has no `validation`, got {best!r}"
     else:
         yield from _unknown(path, "figure", best, figures)
+
+
+def _trackers(data: Mapping[str, Any]) -> Iterator[Problem]:
+    names = [(("trackers", i), name) for i, name in enumerate(listed(data.get("trackers")))]
+    yield from _repeated("trackers", names)
+    for path, name in names:
+        yield from _unknown(path, "tracker", name, registry.TRACKERS)
 
 
 def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -225,30 +237,32 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield from _unknown(("rows", row, "paper", name), "benchmark", name, [*BENCHMARKS, AVERAGE])
 
 
-def _signature(kind: Literal["loss", "source"], spec: Mapping[str, Any]) -> registry.Signature | None:
-    """Return the signature of the loss or source that `spec` names; None where it is unknown."""
+def _signature(kind: registry.Kind, spec: Mapping[str, Any]) -> registry.Signature | None:
+    """Return the signature of the loss, source or schedule that `spec` names; None where it is unknown."""
     return registry.signature(kind, spec[kind]) if at(registry.REGISTRIES, kind, spec.get(kind)) else None
 
 
-def _registered(kind: Literal["loss", "source"], spec: Mapping[str, Any], path: Location) -> Iterator[Problem]:
-    """Yield an unknown loss or source, or what is wrong with the parameters, its function's keyword-only arguments."""
-    name, values = spec.get(kind), mapping(spec.get("parameters"))
+def _registered(
+    kind: registry.Kind, spec: Mapping[str, Any], path: Location, parameters: str = "parameters"
+) -> Iterator[Problem]:
+    """Yield an unknown loss, source or schedule, or what is wrong with its `parameters`, by its signature's keywords."""
+    name, values = spec.get(kind), mapping(spec.get(parameters))
     yield from _unknown((*path, kind), kind, name, registry.REGISTRIES[kind])
     signature = _signature(kind, spec)
     keywords = signature.keywords if signature else {}
     for key, value in values.items() if signature else ():
         if key not in keywords:
             problem = f"{name} takes no such parameter, got {key!r}{did_you_mean(key, keywords)}"
-            yield (*path, "parameters", key), problem
+            yield (*path, parameters, key), problem
             continue
         strict = not isinstance(value, list | dict)  # `true` is no number
         try:
             TypeAdapter(keywords[key].annotation, config=NO_INFINITY).validate_python(value, strict=strict)
         except ValidationError as error:
-            yield (*path, "parameters", key), misfit(error.errors(include_url=False))
+            yield (*path, parameters, key), misfit(error.errors(include_url=False))
     for key, parameter in keywords.items():
         if parameter.required and key not in values:
-            yield (*path, "parameters", key), f"missing: {name} needs it"
+            yield (*path, parameters, key), f"missing: {name} needs it"
 
 
 def _repeated(what: str, names: Sequence[tuple[Location, Any]]) -> Iterator[Problem]:

@@ -81,7 +81,8 @@ def taken_over(
             return
         with atomic_folder(target.path, replace=False) as path:
             partial = RunFolder(path)
-            link_files(source.path, path, exclude={source.recipe.name, source.record.name, source.text_log.name})
+            own = {file.name for file in (source.recipe, source.record, source.text_log, source.trackers)}
+            link_files(source.path, path, exclude=own)
             write_text(partial.recipe, run.text)
             info = source.info()
             trained_as = info.get("reused", {}).get("from", source.place)

@@ -67,6 +67,8 @@ class RunFolder:
     """Status, command, versions, seed, commit, times."""
     metrics = _Path("metrics.jsonl")
     tensorboard = _Path("tensorboard")
+    trackers = _Path("trackers")
+    """What trackers other than TensorBoard keep, in a folder each."""
     model = _Path("model")
     """The trained student, a Hugging Face folder."""
     results = _Path("results.json")

@@ -95,12 +95,13 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
                 console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
         from switchkd_cli.engine.run_stages import evaluate, train_stages
+        from switchkd_cli.engine.training.trackers import Trackers
 
-        with Progress() as display:
+        with Progress() as display, Trackers(run, folder) as trackers:
             display.follow(folder.metrics, run.name)
-            train_stages(run, folder, *([processes] if processes is not None else []))
+            train_stages(run, folder, *([processes] if processes is not None else []), trackers=trackers)
             if run.config.evaluation is not None:
-                evaluate(run, folder)
+                trackers.scores(evaluate(run, folder))
     return folder
 
 

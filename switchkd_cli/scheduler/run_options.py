@@ -1,5 +1,6 @@
 """The options that `pretrain`, `distill` and `ablate` share; commands/options.toml has their help."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ class RunOptions:
     out: Path = RUNS
     resume: bool = False
     overwrite: bool = False
+    tracker: list[str] | None = None
     check: bool = False
     dry_run: bool = False
     machine: str | None = None
@@ -29,8 +31,9 @@ class RunOptions:
     hostfile: Path | None = None
 
     def changes(self, overrides: Sequence[str] | None) -> list[str]:
-        """The overrides of the recipe, that of --check included."""
-        return [*(overrides or ()), *["check=true"] * self.check]
+        """The overrides of the recipe, those of --check and --tracker included."""
+        trackers = [f"trackers={json.dumps(self.tracker)}"] * bool(self.tracker)
+        return [*(overrides or ()), *["check=true"] * self.check, *trackers]
 
     def launch_config(self) -> LaunchConfig | None:
         """The processes to start; None when this process trains alone or was started by a launcher."""

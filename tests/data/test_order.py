@@ -113,7 +113,7 @@ def test_training_is_the_same_with_processes_and_without(tmp_path):
         data = tiny.conversations(student, tmp_path)
         paths = Paths(student, None, len(student.processor.tokenizer))
         of = stage(workers=workers, micro_batch=2, group_by="modality_length", steps=6)
-        train(of, paths, data, seed=0, precision="fp32", log=lines.append, trackers=tmp_path)
+        train(of, paths, data, seed=0, precision="fp32", log=lines.append)
         results.append([line["loss"] for line in lines])
     assert results[0] == results[1]
 
@@ -124,7 +124,7 @@ def test_micro_batches_of_text_alone_are_trained_on(tmp_path):
     data = tiny.conversations(student, tmp_path, which=rows)
     paths = Paths(student, None, len(student.processor.tokenizer))
     of = stage(group_by="modality_length", train=["vision", "projector", "language"], micro_batch=2, steps=4)
-    train(of, paths, data, seed=0, precision="fp32", log=lines.append, trackers=tmp_path)
+    train(of, paths, data, seed=0, precision="fp32", log=lines.append)
     assert all(line["loss/cross_entropy"] > 0 and line["grad_norm"] > 0 for line in lines)
 
 

@@ -41,7 +41,7 @@ def stage(**changes):
 
 def trained(student, of, folder, **changes):
     paths = Paths(student, None, len(student.processor.tokenizer))
-    train(stage(**changes), paths, of, seed=0, precision="fp32", log=lambda _: None, trackers=folder)
+    train(stage(**changes), paths, of, seed=0, precision="fp32", log=lambda _: None)
 
 
 def same(one, other):

@@ -86,7 +86,7 @@ def test_a_student_around_it_distils(smollm2, tmp_path):
     paths, lines = pair.build(0), []
     before = {n: p.clone() for n, p in paths.student.used_parameters("vision").items()}
     data = tiny.conversations(paths.student, tmp_path)
-    train(recipe.stages[0], paths, data, seed=0, precision="fp32", log=lines.append, trackers=tmp_path)
+    train(recipe.stages[0], paths, data, seed=0, precision="fp32", log=lines.append)
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[-1]["loss/ce"] < lines[0]["loss/ce"]
     assert any(not torch.equal(before[n], p) for n, p in paths.student.used_parameters("vision").items())

@@ -3,6 +3,7 @@
 import sys
 import time
 import types
+from contextlib import nullcontext
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
@@ -12,7 +13,7 @@ SCORES = {"mme": {"score": 50.0, "metric": "points", "items": 4, "seconds": 0.1}
 RESULTS = {"world": "playground", "split": "test", "sets_key": "made-up", "scores": SCORES}
 
 
-def train_stages(run, folder):
+def train_stages(run, folder, trackers=None):
     """Ten steps; a row called `long` crashes, a `batch` of 7 is a user's error, a file `hold` makes it wait.
 
     Each call leaves a line in `trained` beside the runs.
@@ -58,6 +59,16 @@ def card(run, folder):
     (folder.model / "README.md").write_text(f"{run.recipe} {run.row}")
 
 
+class Trackers(nullcontext):
+    """None."""
+
+    def __init__(self, run, folder):
+        super().__init__(self)
+
+    def scores(self, results):
+        """Nobody is given them."""
+
+
 def install(monkeypatch=None):
     """Put the stand-in where launch looks for the engine and the tables. Returns the record of calls."""
     calls = []
@@ -80,8 +91,11 @@ def install(monkeypatch=None):
     table = types.ModuleType("table")
     for name in ("print_distillation", "print_ablation", "print_comparison"):
         setattr(table, name, note(name, lambda *arguments, **more: None))
+    trackers = types.ModuleType("trackers")
+    trackers.Trackers = Trackers
     modules = {
         "engine.run_stages": worker,
+        "engine.training.trackers": trackers,
         "engine.evaluation.score_model": evaluate,
         "engine.export.model_card": cards,
         "report.show": table,

@@ -96,7 +96,6 @@ def trained(
         seed=0,
         precision=precision,
         log=lines.append,
-        trackers=here,
         processes=processes,
         deepspeed=DeepSpeed(zero=zero, offload=offload),
         held_out=others,

@@ -44,7 +44,6 @@ def loop(folder, *, word=None, saving=None, **changes):
         seed=3,
         precision="fp32",
         log=lines.append,
-        trackers=folder.tensorboard,
         writer=CheckpointWriter(folder, "distill", saving or Saving(every_steps=1)),
     )
     return some, lines

@@ -37,7 +37,7 @@ def lines(folder, **changes):
     student, logged = tiny.model(layers=1), []
     paths = Paths(student, None, len(student.processor.tokenizer))
     data = tiny.conversations(student, folder, which=rows(folder))
-    how = {"seed": 0, "precision": "fp32", "log": logged.append, "trackers": folder}
+    how = {"seed": 0, "precision": "fp32", "log": logged.append}
     train(Stage.model_validate(settings | changes), paths, data, **how)
     return [line for line in logged if "step" in line], data
 

@@ -31,7 +31,7 @@ def loop_of(folder, *, rows=None, **changes):
     student = tiny.model(seed=1)
     paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
     data, lines = tiny.conversations(student, folder, which=rows), []
-    return Loop(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder), lines
+    return Loop(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append), lines
 
 
 def trained(folder, *, rows=None, spoil=None, **changes):
@@ -43,7 +43,7 @@ def trained(folder, *, rows=None, spoil=None, **changes):
             for parameter in module.parameters():
                 parameter.register_hook(torch.zeros_like)
     data = tiny.conversations(student, folder, which=rows)
-    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder)
+    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append)
     return lines
 
 

@@ -35,14 +35,7 @@ def losses(folder, how, *, file=None, seed=0, turns="chained", **changes):
     data = tiny.conversations(paths.student, folder, turns)
     settings = {"steps": 6, "batch": 2} | changes  # three epochs
     train(
-        stage(teacher_states=how, **settings),
-        paths,
-        data,
-        seed=seed,
-        precision="fp32",
-        log=lines.append,
-        trackers=folder,
-        states=file,
+        stage(teacher_states=how, **settings), paths, data, seed=seed, precision="fp32", log=lines.append, states=file
     )
     return [line for line in lines if "step" in line], [line for line in lines if "event" in line]
 

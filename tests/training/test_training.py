@@ -42,7 +42,7 @@ def trained(folder, turns="chained", teacher=True, **changes):
     before = copy.deepcopy(paths)
     lines = []
     data = tiny.conversations(student, folder, turns)
-    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder)
+    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append)
     return paths, [line for line in lines if "step" in line], before
 
 
@@ -136,7 +136,7 @@ def test_switch_gap_is_zero_for_equal_towers(tmp_path):
     student.model.model.vision_tower.load_state_dict(teacher.model.model.vision_tower.state_dict())
     paths, lines = Paths(student, teacher, len(student.processor.tokenizer)), []
     data = tiny.conversations(student, tmp_path)
-    train(stage(), paths, data, seed=0, precision="fp32", log=lines.append, trackers=tmp_path)
+    train(stage(), paths, data, seed=0, precision="fp32", log=lines.append)
     assert lines[0]["switch_gap"] == pytest.approx(0, abs=1e-6)
 
 

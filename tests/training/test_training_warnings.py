@@ -36,7 +36,7 @@ def log_of(folder, **changes):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
     paths, lines = Paths(student, teacher, len(student.processor.tokenizer)), []
     data = tiny.conversations(student, folder)
-    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append, trackers=folder)
+    train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append)
     return lines
 
 

@@ -16,7 +16,7 @@ def logged(folder, *, check=True, precision="fp32", **changes):
     paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
     lines = []
     data = tiny.conversations(student, folder)
-    train(stage(**changes), paths, data, seed=0, precision=precision, log=lines.append, trackers=folder, check=check)
+    train(stage(**changes), paths, data, seed=0, precision=precision, log=lines.append, check=check)
     return lines
 
 

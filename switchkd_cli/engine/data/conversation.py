@@ -8,11 +8,13 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
 from jinja2 import TemplateError
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
@@ -133,6 +135,17 @@ class Conversations(Dataset[Example]):
         usable = sum(not any(self._unusable(row)) for row in rows)
         return [f"{self.rows.name}: {usable} of {len(rows)} rows that could not be used can be now"] if usable else []
 
+    def sample_images(self, count: int) -> list[Image]:
+        """Return the images of the first rows, without those that can't be opened: `count` at most."""
+        images: list[Image] = []
+        for index in range(min(len(self), count)):
+            with suppress(Fault):
+                images += self._images(self.rows[index])
+        return images[:count]
+
+    def _images(self, row: Row) -> list[Image]:
+        return [open_image(image, self.rows.images, follow_links=self.rows.follow_links) for image in row.images]
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": {}}
 
@@ -159,7 +172,7 @@ class Conversations(Dataset[Example]):
         try:
             usual = [self.inputs.placeholder_ids()] * len(row.images)
             example = self._text_example(row, usual)
-            opened = [open_image(i, self.rows.images, follow_links=self.rows.follow_links) for i in row.images]
+            opened = self._images(row)
             images = self.inputs.prepare(opened) if opened else []
             if (ids := [image.ids for image in images]) != usual:
                 example = self._text_example(row, ids)

@@ -1,4 +1,4 @@
-"""Open an image from a file or from bytes. Raises Fault for an image that can't be used."""
+"""Open an image, upright, from a file or from bytes. Raises Fault for an image that can't be used."""
 
 import warnings
 from collections.abc import Iterator

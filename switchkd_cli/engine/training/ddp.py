@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.per_image import PerImage
+from switchkd_cli.engine.training.optimizer import make_optimizer
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.recipe.schema import Stage
 
@@ -40,7 +40,7 @@ class TorchReplica:
         self.paths = paths.to(self.device)
         self.module: Any = self.paths
         self.parameters = [p for group in groups for p in group["params"]]
-        self.adamw = make_adamw([dict(group) for group in groups], stage)
+        self.adamw = make_optimizer([dict(group) for group in groups], stage)
         self.max_norm = stage.grad_clip or math.inf
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
@@ -86,12 +86,16 @@ class TorchReplica:
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return AdamW's state of a parameter; empty before the first step."""
-        return dict(self.adamw.state.get(parameter, {}))
+        state = self.adamw.state.get(parameter, {})
+        # bitsandbytes' parameters share their tables of values, which no file of tensors may hold twice
+        return {k: v.clone() if k.startswith("qmap") else v for k, v in state.items()}
 
     def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
         """Restore AdamW's state."""
         for parameter, state in moments.items():
-            self.adamw.state[parameter] = {k: v.to(self.device, copy=True) for k, v in state.items()}
+            self.adamw.state[parameter] = {
+                k: v.to(self.device, copy=True) if torch.is_tensor(v) else v for k, v in state.items()
+            }
 
     def close(self) -> None:
         """Release what belongs to the training: DDP's hooks on the parameters."""

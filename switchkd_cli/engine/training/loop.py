@@ -121,7 +121,6 @@ class Loop:
                     raise
                 figures |= self._speed(group, waited, now - step_began)
                 self.seconds = time.monotonic() - began
-                self.trainer.write(figures, self.step)
                 at = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
                 self.log({**at, "seconds": self.seconds, **figures})
                 if checked and LOSS in figures:

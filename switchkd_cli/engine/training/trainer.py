@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-from transformers import get_scheduler
 
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.models.family import VisionLanguageModel
@@ -19,11 +17,13 @@ from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.ddp import TorchReplica
 from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
 from switchkd_cli.engine.training.objective import LossInputs, Objective
+from switchkd_cli.engine.training.optimizer import make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 NO_DEEPSPEED = DeepSpeed()
-SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # ours -> transformers' names
+# The mean of squared gradients: torch's, bitsandbytes' largest of each block, and its own of a small parameter.
+SQUARES = ("exp_avg_sq", "absmax2", "state2")
 
 
 class NonFinite(NamedTuple):
@@ -47,7 +47,6 @@ class Trainer:
         paths: Paths,
         steps: int,
         precision: str,
-        trackers: Path,
         seed: int = 0,
         *,
         processes: Processes = ALONE,
@@ -75,7 +74,6 @@ class Trainer:
         trained = {id(p) for group in self.groups for p in group["params"]}
         self.trained = {name: p for name, p in paths.named_parameters() if id(p) in trained}
         self.compared: set[str] = set()  # terms that had a position or an image in the last step
-        self.tracker = SummaryWriter(str(trackers / stage.name)) if processes.first else None
         self._begin()
 
     def _begin(self) -> None:
@@ -90,8 +88,7 @@ class Trainer:
             unused = "student" not in self.objective.outputs
             self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
         self.loss = ChunkedObjective(self.objective, dense=self.replica.heads is None)
-        warmup = round(stage.warmup * self.steps)
-        self.schedule = get_scheduler(SCHEDULES[stage.schedule], self.replica.adamw, warmup, self.steps)
+        self.schedule = make_schedule(self.replica.adamw, stage, self.steps)
 
     def step(
         self, group: Sequence[Batch], *, diagnosed: bool, checked: bool = False
@@ -155,7 +152,8 @@ class Trainer:
     def got_gradient(self, part: str) -> bool:
         """Whether a gradient other than 0 ever reached the part, by AdamW's moments. Every process must call this."""
         for parameter in self.parts[part]:
-            squares = self.replica.moments(parameter).get("exp_avg_sq")
+            moments = self.replica.moments(parameter)
+            squares = next((moments[name] for name in SQUARES if moments.get(name) is not None), None)
             if self.processes.gather(squares is not None and bool(squares.any()))[0]:
                 return True
         return False
@@ -179,13 +177,6 @@ class Trainer:
             return {}
         probed = {part: [self.replica.computed_as(p) for p in own] for part, own in self.parts.items()}
         return gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed)
-
-    def write(self, figures: Mapping[str, float], step: int) -> None:
-        """Write the figures to tensorboard, in the first process."""
-        if self.tracker is not None:
-            for name, value in figures.items():
-                self.tracker.add_scalar(name, value, global_step=step)
-            self.tracker.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trained weights by name, and AdamW's and the schedule's state. Every process must call this.
@@ -216,14 +207,12 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
 
     def close(self) -> None:
-        """Leave the trained weights in `paths`, and end the tracker."""
+        """Leave the trained weights in `paths`."""
         self.replica.collect()
         self.replica.close()
         if self.paths.states is not None:
             self.paths.states.close()
             self.paths.states = None
-        if self.tracker is not None:
-            self.tracker.close()
 
 
 def unfreeze(student: VisionLanguageModel, part: str) -> list[nn.Parameter]:

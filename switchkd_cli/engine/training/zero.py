@@ -17,7 +17,8 @@ from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.ddp import Groups, make_adamw
+from switchkd_cli.engine.training.ddp import Groups
+from switchkd_cli.engine.training.optimizer import make_optimizer
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
@@ -67,7 +68,7 @@ class ZeroReplica:
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
-        self.adamw = make_adamw(own, stage)
+        self.adamw = make_optimizer(own, stage)
         self.complete = config["zero_optimization"]["stage"] < 3  # each process has all weights
         self.steps = 0.0  # taken by AdamW
         self.engine, *_ = deepspeed.initialize(
