@@ -21,12 +21,6 @@ Groups = Sequence[Mapping[str, Any]]
 """AdamW's groups of parameters."""
 
 
-def make_adamw(groups: list[dict[str, Any]], stage: Stage) -> AdamW:
-    """Return AdamW as the stage says, by torch's fused kernel."""
-    betas: dict[str, Any] = {"betas": stage.betas} if stage.betas else {}
-    return AdamW(groups, weight_decay=stage.weight_decay, fused=True, **betas)
-
-
 class TorchReplica:
     """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
 
