@@ -68,11 +68,11 @@ def unharmed(tmp_path_factory):
     return recipe, folder(place / "runs"), int((place / "count").read_text())
 
 
-def points(operations: int) -> list[tuple[str, float]]:
+def points(steps: int, operations: int) -> list[tuple[str, float]]:
     """Ten moments by the steps logged and a share of a step more; ten by the operations on the disk done."""
     chance = random.Random(SEED)
-    steps = [("steps", round(chance.uniform(0, 11), 2)) for _ in range(POINTS // 2)]
-    return steps + [("operations", n) for n in sorted(chance.sample(range(1, operations + 1), POINTS // 2))]
+    by_steps = [("steps", round(chance.uniform(0, steps - 1), 2)) for _ in range(POINTS // 2)]
+    return by_steps + [("operations", n) for n in sorted(chance.sample(range(1, operations + 1), POINTS // 2))]
 
 
 def kill_after(program, run: Path, steps: float) -> None:
@@ -101,7 +101,7 @@ def assert_equal(run: Path, expected: Path) -> None:
 def test_twenty_kills(unharmed, tmp_path, capsys):
     recipe, expected, operations = unharmed
     told = []
-    for number, (kind, at) in enumerate(points(operations)):
+    for number, (kind, at) in enumerate(points(forked.steps(expected), operations)):
         root = tmp_path / str(number) / "runs"
         program = start(recipe, root, die_at=int(at) if kind == "operations" else None)
         if kind == "steps":

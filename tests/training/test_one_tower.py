@@ -21,9 +21,9 @@ def pair(teacher=None, **kept):
     return Paths(student, teacher, len(student.processor.tokenizer))
 
 
-def begun(paths, folder, **changes):
+def begun(paths, **changes):
     """The paths as a stage's trainer leaves them before its first step."""
-    Trainer(stage(**changes), paths, 3, "fp32", folder).close()
+    Trainer(stage(**changes), paths, 3, "fp32").close()
     return paths
 
 
@@ -46,7 +46,7 @@ def looked(paths, batch):
 
 
 def test_equal_frozen_towers_look_once_and_say_the_same_to_the_bit(tmp_path):
-    paths = begun(pair(), tmp_path, train=["projector", "language"])
+    paths = begun(pair(), train=["projector", "language"])
     batch = tiny.batch(paths.student, tmp_path)
     once, asked = looked(paths, batch)
     assert asked == {"student": 1, "teacher": 0}
@@ -56,28 +56,28 @@ def test_equal_frozen_towers_look_once_and_say_the_same_to_the_bit(tmp_path):
     assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_a_tower_that_is_trained_is_not_the_teachers(tmp_path):
-    assert not begun(pair(), tmp_path).one_tower
+def test_a_tower_that_is_trained_is_not_the_teachers():
+    assert not begun(pair()).one_tower
 
 
-def test_other_weights_are_not_the_teachers(tmp_path):
+def test_other_weights_are_not_the_teachers():
     paths = pair()
     with torch.no_grad():
         next(iter(paths.student.used_parameters("vision").values())).add_(1e-3)
-    assert not begun(paths, tmp_path, train=["projector", "language"]).one_tower
+    assert not begun(paths, train=["projector", "language"]).one_tower
 
 
 @pytest.mark.parametrize("kept", [{"feature_layer": -1}, {"vision": {"hidden_act": "relu"}}])
-def test_nor_is_the_same_tower_read_in_another_way(tmp_path, kept):
-    assert not begun(pair(**kept), tmp_path, train=["projector", "language"]).one_tower
+def test_nor_is_the_same_tower_read_in_another_way(kept):
+    assert not begun(pair(**kept), train=["projector", "language"]).one_tower
 
 
-def test_without_a_teacher_there_is_nothing_to_share(tmp_path):
+def test_without_a_teacher_there_is_nothing_to_share():
     paths = Paths(tiny.model(), None, 767)
-    assert not begun(paths, tmp_path, train=["projector"], objective=DISTILL[:1]).one_tower
+    assert not begun(paths, train=["projector"], objective=DISTILL[:1]).one_tower
 
 
-def test_a_later_stage_that_trains_the_tower_looks_twice_again(tmp_path):
-    paths = begun(pair(), tmp_path / "a", train=["projector"])
+def test_a_later_stage_that_trains_the_tower_looks_twice_again():
+    paths = begun(pair(), train=["projector"])
     assert paths.one_tower
-    assert not begun(paths, tmp_path / "b", train=["vision", "projector"]).one_tower
+    assert not begun(paths, train=["vision", "projector"]).one_tower

@@ -60,7 +60,7 @@ def loop(folder, of, lines, *, which=None, rows=None, writer=None, turns="chaine
     data = tiny.conversations(paths.student, folder, turns, rows)
     others = tiny.conversations(paths.student, folder / "others", turns, which or held_out(folder))
     train_on, validate_on = split(of, {"rows": data, "others": others})
-    settings = {"seed": 3, "precision": "fp32", "log": lines.append, "trackers": folder, "writer": writer}
+    settings = {"seed": 3, "precision": "fp32", "log": lines.append, "writer": writer}
     return Loop(of, paths, train_on, held_out=validate_on, **settings), paths
 
 
@@ -304,7 +304,7 @@ def test_teacher_states_of_single_examples_serve_the_validation_too(tmp_path, ho
     others = tiny.conversations(paths.student, tmp_path / "others", which=held_out(tmp_path))
     of = stage({}, teacher_states=how)
     train_on, validate_on = split(of, {"rows": data, "others": others})
-    settings = {"seed": 3, "precision": "fp32", "log": lines.append, "trackers": tmp_path}
+    settings = {"seed": 3, "precision": "fp32", "log": lines.append}
     train(of, paths, train_on, held_out=validate_on, states=tmp_path / "states.sqlite", **settings)
     for step, figures in validated(lines).items():
         assert figures == pytest.approx(validated(plain)[step], rel=1e-3, abs=1e-5)
