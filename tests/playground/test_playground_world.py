@@ -404,27 +404,32 @@ def test_answers_about_lists_follow_from_the_text():
     kinds = Counter()
     for number in range(300):
         turns = list_row(random.Random(number), 6)
-        there = re.split(", |，", turns[0][0].split("\n")[0])
-        there += [say(name, "zh") for name in there if name in CONCEPTS]
-        there += [name for name in CONCEPTS if say(name, "zh") in there]
-        turns[0] = (turns[0][0].split("\n", 1)[1], turns[0][1])
-        for text, answer in turns:
+        opening, rest = turns[0][0].split("\n", 1)
+        there = [re.sub("^(an? |有)", "", name) for name in re.split(", |，", opening.rstrip(".。"))]
+        assert 2 <= len(set(there)) == len(there) <= 8
+        for text, answer in [(rest, turns[0][1]), *turns[1:]]:
             first, *lines = text.split("\n")
-            kinds[first.split(" ")[0]] += 1
+            chinese = re.search("[\u4e00-\u9fff]", first) is not None
+            comma, gap = ("，", "") if chinese else (", ", " ")
+            options = options_of(text)
             if first in CHECK.values():
-                words = [" yes", " no"] if first == CHECK["en"] else ["有", "没有"]
-                said = [name + words[name not in there] for name in lines]
-                assert answer == (", " if first == CHECK["en"] else "，").join(said)
+                kinds["roll"] += 1
+                yes, no = ("有", "没有") if chinese else (" yes", " no")
+                assert answer == comma.join(name + (yes if name in there else no) for name in lines)
             elif first in SHOWN.values():
-                (true,) = (letter for letter, name in options_of(text).items() if name in there)
-                assert answer in (true, options_of(text)[true])
+                (true,) = (letter for letter, name in options.items() if name in there)
+                kinds["shown"] += 1
+                assert answer in (true, options[true], f"{options[true]}{gap}{true}")
             elif answer[0] in LETTERS:  # the options again, in the order that is wanted
-                letters = re.findall(r"\b[A-D]\b", first)
-                assert re.split(", |，", answer) == [f"{letter} {options_of(text)[letter]}" for letter in letters]
+                kinds["again"] += 1
+                letters = re.findall("[A-D](?=[, .。])", first)
+                assert answer == comma.join(f"{letter}{gap}{options[letter]}" for letter in letters)
             else:
-                named = {name: letter for letter, name in options_of(text).items()}
-                assert all(named[pair.split(" ")[0]] == pair.split(" ")[1] for pair in re.split(", |，", answer))
-    assert len(kinds) >= 6
+                kinds["letters"] += 1
+                assert set(answer.split(comma)) <= {f"{name}{gap}{letter}" for letter, name in options.items()}
+                names = first.removeprefix("Which letters have ").removesuffix("?").removesuffix("是哪个选项？")
+                assert [part[:-1].rstrip() for part in answer.split(comma)] == names.split(comma)
+    assert min(kinds.values()) > 200 and len(kinds) == 4
 
 
 def test_drills_about_a_scene_are_true():

@@ -15,9 +15,10 @@ from switchkd_cli.playground.world import EXPONENT, NAMES, drawn
 COMMA = {"en": ", ", "zh": "，"}
 STOP = {"en": ".", "zh": "。"}
 CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
+GAP = {"en": " ", "zh": ""}
 YES_NO = {"en": (" yes", " no"), "zh": ("有", "没有")}
 SHOWN = {"en": "Which of these is shown?", "zh": "有哪一个？"}
-AGAIN = {"en": "Say the options {}.", "zh": "说出选项 {}。"}
+AGAIN = {"en": "Say the options {}.", "zh": "说出选项{}。"}
 WHICH_LETTER = {"en": "Which letters have {}?", "zh": "{}是哪个选项？"}
 
 
@@ -48,7 +49,7 @@ def shown(there: Collection[str], rng: random.Random, language: str, exponent: f
     )
     form = rng.random()
     if form < 0.3:
-        return question, f"{name} {letter}"
+        return question, f"{name}{GAP[language]}{letter}"
     if form < 0.6:
         return question + SHORT, name
     return question + (LETTER_ZH if language == "zh" else LETTER), letter
@@ -59,7 +60,7 @@ def again(rng: random.Random, language: str, there: Collection[str] = (), expone
     options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), len(options))
     letters = ", ".join(LETTERS[index] for index in order)
-    answer = COMMA[language].join(f"{LETTERS[index]} {say(options[index], language)}" for index in order)
+    answer = COMMA[language].join(f"{LETTERS[index]}{GAP[language]}{say(options[index], language)}" for index in order)
     return choice(AGAIN[language].format(letters), options, language), answer
 
 
@@ -68,7 +69,7 @@ def letters(rng: random.Random, language: str, there: Collection[str] = (), expo
     options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), rng.randint(1, len(options)))
     names = COMMA[language].join(say(options[index], language) for index in order)
-    answer = COMMA[language].join(f"{say(options[index], language)} {LETTERS[index]}" for index in order)
+    answer = COMMA[language].join(f"{say(options[index], language)}{GAP[language]}{LETTERS[index]}" for index in order)
     return choice(WHICH_LETTER[language].format(names), options, language), answer
 
 
