@@ -20,7 +20,7 @@ from scripts.ship import compact
 from switchkd_cli.engine.models.llava_save import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
 from switchkd_cli.playground.text.dictionary import word_turn
-from switchkd_cli.playground.text.words import SYMBOLS, say
+from switchkd_cli.playground.text.words import SYMBOLS, plural, say
 from switchkd_cli.playground.training_rows import WITH_IMAGES, WITHOUT_IMAGES
 from switchkd_cli.playground.world import CONCEPTS, scenes
 
@@ -66,6 +66,7 @@ def corpus() -> Iterator[str]:
     """Yield the playground's texts."""
     for symbol in SYMBOLS:
         yield from (symbol, say(symbol, "zh"))
+    yield from map(plural, CONCEPTS)
     for scene in scenes("train", 4000, 0):
         rng = random.Random(scene.id)
         rows = [[make(scene, rng) for _ in range(3)] for make in WITH_IMAGES.values()]
