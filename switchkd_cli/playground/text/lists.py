@@ -9,10 +9,12 @@ import random
 from collections.abc import Collection, Sequence
 
 from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
-from switchkd_cli.playground.text.words import say, with_article
-from switchkd_cli.playground.world import EXPONENT, NAMES, drawn
+from switchkd_cli.playground.text.words import SYMBOLS, say, with_article
+from switchkd_cli.playground.world import CONCEPTS, EXPONENT, NAMES, drawn
 
 COMMA = {"en": ", ", "zh": "，"}
+OTHERS = 0.15  # the share of words in lists that aren't things: categories, colours, places, numbers
+OTHER_WORDS = [symbol for symbol in SYMBOLS if symbol not in CONCEPTS] + [str(digit) for digit in range(10)]
 STOP = {"en": ".", "zh": "。"}
 CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
 GAP = {"en": " ", "zh": ""}
@@ -31,7 +33,7 @@ def roll(there: Collection[str], rng: random.Random, language: str, count: int =
     """Ask of `count` things whether each is there; about half are."""
     names = rng.sample(sorted(there), min(len(there), rng.randint(1, count - 1)))
     while len(names) < count:
-        names.append(drawn(NAMES, rng, {*there, *names}, exponent))
+        names.append(_draw(rng, {*there, *names}, exponent))
     rng.shuffle(names)
     yes, no = YES_NO[language]
     answer = COMMA[language].join(say(name, language) + (yes if name in there else no) for name in names)
@@ -89,7 +91,7 @@ def list_row(rng: random.Random, count: int) -> list[Turn]:
     language, exponent = language_of(rng), rng.uniform(0, 2 * EXPONENT)
     there: list[str] = []
     for _ in range(rng.randint(2, 8)):
-        there.append(drawn(NAMES, rng, there, exponent))
+        there.append(_draw(rng, there, exponent))
     makes = {
         lambda: roll(there, rng, language, 8, exponent=exponent): 3,
         lambda: again(rng, language, exponent=exponent): 2,
@@ -103,13 +105,28 @@ def list_row(rng: random.Random, count: int) -> list[Turn]:
     return turns
 
 
+def _draw(rng: random.Random, without: Collection[str], exponent: float) -> str:
+    """Return a thing, none of `without`; in lists, where the exponent is their own, now and then another word.
+
+    A word that no answer has becomes like all other such words (one matrix both reads and predicts), and a small model hardly
+    learns to tell them apart afterwards: colours and digits stayed at chance.
+    """
+    if exponent != EXPONENT and rng.random() < OTHERS:
+        return _another_word(rng, without)
+    return drawn(NAMES, rng, without, exponent)
+
+
+def _another_word(rng: random.Random, without: Collection[str]) -> str:
+    return rng.choice([word for word in OTHER_WORDS if word not in without])
+
+
 def _some(there: Collection[str], rng: random.Random, exponent: float) -> str:
-    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else drawn(NAMES, rng, exponent=exponent)
+    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else _draw(rng, (), exponent)
 
 
 def _options(first: str, rng: random.Random, exponent: float, without: Collection[str] = ()) -> list[str]:
     """Return four different names, `first` among them, the others none of `without`."""
     options = [first]
     while len(options) < len(LETTERS):
-        options.append(drawn(NAMES, rng, {*without, *options}, exponent))
+        options.append(_draw(rng, {*without, *options}, exponent))
     return rng.sample(options, len(options))
