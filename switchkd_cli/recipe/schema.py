@@ -115,6 +115,42 @@ class DataSet(Strict):
     images_by: Literal["content", "size_and_time", "names"] = "content"
 
 
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Keys = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_one_or_more)]
+
+
+class RowFormat(Strict):
+    """The keys of a format's rows: of a list of turns, or of questions and answers. registry.yaml explains them."""
+
+    turns: Text | None = None
+    speaker: Text | None = None
+    text: Text | None = None
+    asks: Keys = ("human",)
+    answers: Keys = ("gpt",)
+    question: Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)] = ()
+    answer: Text | None = None
+    history: Text | None = None
+    id: Text = "id"
+    system: Text = "system"
+    images: Keys = ("image", "images")
+    placeholder: Literal["required", "optional"] = "required"
+    refused: dict[str, str] = {}
+    rows: str = ""
+
+    @model_validator(mode="after")
+    def _names_turns_or_answers(self) -> RowFormat:
+        of_turns = [self.turns, self.speaker, self.text]
+        whole = None not in of_turns and not (self.question or self.answer or self.history)
+        pairs = self.answer is not None and self.speaker is None is self.text and not (self.turns and self.history)
+        if not (whole or pairs):
+            need = "a format names `turns`, `speaker` and `text`; or `answer`, mostly with `question`, and `turns` or `history`"
+            raise PydanticCustomError("row_format", need)
+        return self
+
+
 def _recomputed(value: Any) -> Any:
     """Return the parts that `activation_checkpointing` means: `true` is all of them, `false` none."""
     if isinstance(value, bool):

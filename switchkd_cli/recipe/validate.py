@@ -13,8 +13,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import did_you_mean
-from switchkd_cli.recipe.problems import misfit
-from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION
+from switchkd_cli.recipe.problems import misfit, misfits
+from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION, RowFormat
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings
 
 Location = tuple[Step, ...]
@@ -48,6 +48,18 @@ def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
         spec, path = mapping(value), ("data", name)
         yield from _unknown((*path, "template"), "template", spec.get("template"), registry.TEMPLATES)
         yield from _registered("source", spec, path)
+        yield from _format(at(spec, "parameters", "format"), (*path, "parameters", "format"))
+
+
+def _format(value: Any, path: Location) -> Iterator[Problem]:
+    """Yield an unknown format, or what is wrong with a recipe's own."""
+    yield from _unknown(path, "format", value, registry.FORMATS)
+    if isinstance(value, Mapping):
+        try:
+            RowFormat.model_validate(value)
+        except ValidationError as error:
+            for inside, problem in misfits(RowFormat, error.errors(include_url=False)):
+                yield (*path, *inside), problem
 
 
 def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Data sources: files of LLaVA-1.5 rows or chat messages (.json, .jsonl, .parquet), and the playground.
+"""Data sources: files of rows in any format (.json, .jsonl, .parquet), and the playground.
 
 The survey of a large file is cached, so that it is read only once.
 """
@@ -26,7 +26,7 @@ from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
 from switchkd_cli.engine.data.rows import Parse, Rows, Survey, survey_rows
-from switchkd_cli.engine.data.turns import FORMS
+from switchkd_cli.engine.data.turns import form
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
@@ -34,42 +34,43 @@ from switchkd_cli.playground.training_rows import write_rows
 
 FORMATS = (".json", ".jsonl", ".parquet")
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
-VERSION = 5  # of the cached survey; raise it when a check changes
+VERSION = 6  # of the cached survey; raise it when a check changes
 
 
 def open_rows(
     cache: Path,
     *,
-    form: str,
     file: str,
+    format: str | dict,
     images: str | None = None,
     limit: PositiveInt | None = None,
     turns: Literal["chained", "independent"] = "chained",
     follow_links: bool = False,
 ) -> Rows:
-    """Return the rows of a .json, .jsonl or .parquet file; `form` names one of `FORMS`.
+    """Return the rows of a .json, .jsonl or .parquet file; `format` names one of registry.yaml, or is a `RowFormat` itself.
 
     Image paths are relative to `images`; with `follow_links` symbolic links may lead out of that folder. Large parquet
     files are copied to Arrow under `cache`. Raises UserError where the file or the image folder is missing, the file name
     has an unknown ending, or the file is not a list of rows.
     """
-    path, folder, parse = Path(file), Path(images) if images is not None else None, FORMS[form].row
+    path, folder, read_as = Path(file), Path(images) if images is not None else None, form(format)
     if not isfile(path):
         raise UserError(f"{path}: no such data file", hint="check the recipe's `data`")
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: a data file's name ends in {', '.join(FORMATS)}, got {path.suffix!r}")
     if folder is not None and not isdir(folder):
         raise UserError(f"{folder}: no such image folder", hint="check `images` in the recipe's `data`")
-    inputs = [VERSION, path.suffix, content(path), form, images is None, limit]  # all that a survey depends on
+    # all that a survey depends on
+    inputs = [VERSION, path.suffix, content(path), read_as.keys.model_dump(), images is None, limit]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     cached_file = cache_home() / "indexes" / f"{digest}.npz"
     survey = _load(cached_file)
     if survey is None:
         try:
-            survey = _read(path, parse, folder, limit)
+            survey = _read(path, read_as.row, folder, limit)
         except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
             problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
-            raise UserError(f"{file}: {problem.splitlines()[0]}", hint=FORMS[form].rows) from error
+            raise UserError(f"{file}: {problem.splitlines()[0]}", hint=read_as.keys.rows or None) from error
         if len(survey.sizes) >= CACHED_ROWS:
             _save(cached_file, survey)
     if not len(survey.sizes):
@@ -77,11 +78,11 @@ def open_rows(
     raw: Any = JsonFile(path, survey.spans)
     if path.suffix == ".parquet":
         raw = ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(survey.sizes))
-    return Rows(raw, parse, images=folder, follow_links=follow_links, turns=turns, name=file, surveyed=survey)
+    return Rows(raw, read_as.row, images=folder, follow_links=follow_links, turns=turns, name=file, surveyed=survey)
 
 
-llava_json = partial(open_rows, form="llava")
-messages = partial(open_rows, form="messages")
+llava_json = partial(open_rows, format="llava")
+messages = partial(open_rows, format="messages")
 
 
 def playground(
