@@ -12,6 +12,7 @@ from typing import Any
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import yaml_positions
+from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.schema import Model, Recipe
 
@@ -140,6 +141,8 @@ class Run:
             for parameter, value in spec.parameters.items():
                 if isinstance(value, str) and isfile(value):
                     digests[f"data.{name}.{parameter}"] = self.fingerprints.named(value)
+                elif files := list(filter(isfile, data_files(value))):
+                    digests[f"data.{name}.{parameter}"] = digest([self.fingerprints.named(file) for file in files])
             digests[f"data.{name}.images"] = self.fingerprints.images(spec)
         return digests
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 from switchkd_cli import registry
@@ -16,6 +17,7 @@ from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.schema import DataSet
 
 SAMPLE_SIZE = 200  # examples
@@ -97,7 +99,7 @@ def sample_data(
     if spec.source == "playground":
         rows, check_images, cache = parameters["pictures"], False, scratch
         parameters["pictures"] = min(rows, SAMPLE_SIZE // 4)
-    elif "file" in parameters and not Path(parameters["file"]).is_file():
+    elif (files := data_files(parameters.get("file"))) and not any(map(isfile, files)):
         return _published(spec, model)
     elif parameters.get("images") and not Path(parameters["images"]).is_dir():
         parameters["images"], check_images = str(scratch), False  # texts are enough
@@ -148,7 +150,7 @@ def _truncated(image: int, prompt: int, answer: int, max_length: int | None) -> 
 
 
 def _published(spec: DataSet, model: KnownModel) -> DataSample | None:
-    facts = published()["files"].get(Path(spec.parameters["file"]).name)
+    facts = published()["files"].get(Path(str(spec.parameters["file"])).name)
     if facts is None:
         return None
     lengths = [

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +23,18 @@ from zipfile import BadZipFile
 import numpy as np
 import pyarrow
 from pydantic import PositiveInt
+from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
-from switchkd_cli.engine.data.rows import Parse, Rows, Survey, survey_rows
-from switchkd_cli.engine.data.turns import form
+from switchkd_cli.engine.data.rows import Parse, Rows, Survey, merged, survey_rows
+from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
 from switchkd_cli.playground.training_rows import write_rows
+from switchkd_cli.recipe.data_files import data_files
 
 FORMATS = (".json", ".jsonl", ".parquet")
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
@@ -40,26 +44,77 @@ VERSION = 6  # of the cached survey; raise it when a check changes
 def open_rows(
     cache: Path,
     *,
-    file: str,
+    file: str | list,
     format: str | dict,
     images: str | None = None,
     limit: PositiveInt | None = None,
     turns: Literal["chained", "independent"] = "chained",
     follow_links: bool = False,
 ) -> Rows:
-    """Return the rows of a .json, .jsonl or .parquet file; `format` names one of registry.yaml, or is a `RowFormat` itself.
+    """Return the rows of .json, .jsonl and .parquet files, one file after another.
 
-    Image paths are relative to `images`; with `follow_links` symbolic links may lead out of that folder. Large parquet
-    files are copied to Arrow under `cache`. Raises UserError where the file or the image folder is missing, the file name
-    has an unknown ending, or the file is not a list of rows.
+    `file` is a name, a pattern or a list of these (`data_files`). `format` names one of registry.yaml, or is a `RowFormat`
+    itself. `limit` takes the first rows of all. Image paths are relative to `images`; with `follow_links` symbolic links may
+    lead out of that folder. Large parquet files are copied to Arrow under `cache`. Raises UserError where a file or the
+    image folder is missing, a file name has an unknown ending, or a file is not a list of rows.
     """
-    path, folder, read_as = Path(file), Path(images) if images is not None else None, form(format)
-    if not isfile(path):
-        raise UserError(f"{path}: no such data file", hint="check the recipe's `data`")
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: a data file's name ends in {', '.join(FORMATS)}, got {path.suffix!r}")
+    paths, folder = list(map(Path, data_files(file))), Path(images) if images is not None else None
+    if problems := list(_unfit(paths)):
+        raise UserError(problems, hint="check the recipe's `data`")
     if folder is not None and not isdir(folder):
         raise UserError(f"{folder}: no such image folder", hint="check `images` in the recipe's `data`")
+    read_as, left = form(format), limit
+    name = file if isinstance(file, str) else f"{paths[0]} and {len(paths) - 1:,} more files"
+    opened: list[tuple[Path, Any, Survey]] = []
+    for path in paths:
+        if left == 0:
+            break
+        survey = _surveyed(path, read_as, folder, left)
+        left = None if left is None else left - len(survey.sizes)
+        raw: Any = JsonFile(path, survey.spans)
+        if path.suffix == ".parquet":
+            raw = ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(survey.sizes))
+        opened.append((path, raw, survey))
+    fields: dict[str, Any] = {"images": folder, "follow_links": follow_links, "turns": turns, "name": name}
+    if len(opened) == 1:
+        return Rows(raw, read_as.row, surveyed=survey, **fields)
+    labels = Labels([str(path) for path, *_ in opened], [len(survey.sizes) for *_, survey in opened])
+    surveyed = merged([survey for *_, survey in opened], labels)
+    raw = ConcatDataset([raw for _, raw, _ in opened])
+    return Rows(raw, read_as.row, surveyed=surveyed, labels=labels, **fields)
+
+
+@dataclass(frozen=True)
+class Labels(Sequence[str]):
+    """What rows of several files without an id are called: their file and their number in it."""
+
+    files: Sequence[str]
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        ends = list(accumulate(self.rows))
+        place = bisect_right(ends, index)
+        return f"{self.files[place]} row {index - ends[place] + self.rows[place]}"
+
+
+def _unfit(paths: Sequence[Path]) -> Iterator[str]:
+    """Yield why files can't be opened."""
+    if not paths:
+        yield "names no data file"
+    for path, times in Counter(paths).items():
+        if not isfile(path):
+            yield f"{path}: no such data file" if not set("*?[") & set(str(path)) else f"{path}: matches no data file"
+        elif path.suffix not in FORMATS:
+            yield f"{path}: a data file's name ends in {', '.join(FORMATS)}, got {path.suffix!r}"
+        elif times > 1:
+            yield f"{path}: named {times} times, also by patterns"
+
+
+def _surveyed(path: Path, read_as: Form, images: Path | None, limit: int | None) -> Survey:
+    """Return the survey of a file, cached where it is large. Raises UserError for a file without rows."""
     # all that a survey depends on
     inputs = [VERSION, path.suffix, content(path), read_as.keys.model_dump(), images is None, limit]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
@@ -67,18 +122,15 @@ def open_rows(
     survey = _load(cached_file)
     if survey is None:
         try:
-            survey = _read(path, read_as.row, folder, limit)
+            survey = _read(path, read_as.row, images, limit)
         except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
             problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
-            raise UserError(f"{file}: {problem.splitlines()[0]}", hint=read_as.keys.rows or None) from error
+            raise UserError(f"{path}: {problem.splitlines()[0]}", hint=read_as.keys.rows) from error
         if len(survey.sizes) >= CACHED_ROWS:
             _save(cached_file, survey)
     if not len(survey.sizes):
-        raise UserError(f"{file}: holds no rows")
-    raw: Any = JsonFile(path, survey.spans)
-    if path.suffix == ".parquet":
-        raw = ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(survey.sizes))
-    return Rows(raw, read_as.row, images=folder, follow_links=follow_links, turns=turns, name=file, surveyed=survey)
+        raise UserError(f"{path}: holds no rows")
+    return survey
 
 
 llava_json = partial(open_rows, format="llava")

@@ -96,13 +96,26 @@ class Survey:
                 yield f"{kind}: {', '.join(shown)}"
 
 
+def merged(surveys: Sequence[Survey], labels: Sequence[str]) -> Survey:
+    """Return the surveys of several files as one, of their rows one after another; faulty rows without id get a label."""
+    faults, names, notes, first = [], dict[str, None](), Counter[Note](), 0
+    for survey in surveys:
+        rows = (replace(fault, row=first + fault.row) for fault in survey.faults)
+        faults += [replace(fault, id=fault.id or labels[fault.row]) for fault in rows]
+        names |= dict.fromkeys(survey.image_names)
+        notes.update(survey.notes)
+        first += len(survey.sizes)
+    sizes, image_mask = (np.concatenate([getattr(s, name) for s in surveys]) for name in ("sizes", "image_mask"))
+    return Survey(sizes, image_mask, tuple(faults), json.dumps(list(names)).encode(), notes)
+
+
 @dataclass(eq=False)
 class Rows:
     """The rows of one data set, read one at a time.
 
     `images` is the folder that image paths are relative to; `follow_links` lets symbolic links lead out of it. With
     `turns="chained"` a row is one conversation; with `"independent"` its turns share only the image. `surveyed`: what an
-    earlier pass over the rows found. Raises UserError for another `turns`, and Fault on access to a faulty row.
+    earlier pass over the rows found. `labels` stand for the ids of rows without one (none: their numbers). Raises UserError for another `turns`, and Fault on access to a faulty row.
     """
 
     raw: Sequence[object]
@@ -113,6 +126,7 @@ class Rows:
     turns: str = "chained"
     name: str = "rows"
     surveyed: Survey | None = None
+    labels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.turns not in TURNS:
@@ -128,7 +142,7 @@ class Rows:
         except (OSError, ValueError, RecursionError) as error:  # the survey could still read it
             raise Fault(f"not readable any more: {error}") from error
         row = parse_row(value, self.parse, self.images)
-        return row if row.id else replace(row, id=str(index))
+        return row if row.id else replace(row, id=str(index) if self.labels is None else self.labels[index])
 
 
 def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:

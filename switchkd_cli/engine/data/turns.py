@@ -49,9 +49,9 @@ class Form:
         return self.keys.text or self.keys.answer or ""
 
     @cached_property
-    def _roles(self) -> Mapping[object, str]:
+    def _roles(self) -> Mapping[Any, str]:
         """ASKS or ANSWERS, by a format's name of a speaker."""
-        return dict.fromkeys(self.keys.asks, ASKS) | dict.fromkeys(self.keys.answers, ANSWERS)
+        return {**dict.fromkeys(self.keys.asks, ASKS), **dict.fromkeys(self.keys.answers, ANSWERS)}
 
     @cached_property
     def _read_keys(self) -> set[str]:
@@ -98,7 +98,7 @@ class Form:
         exchanges = tuple(zip(_without_image(texts, bool(images), self.keys.placeholder), answers, strict=True))
         return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)))
 
-    def _turns(self, value: Mapping) -> list[dict]:
+    def _turns(self, value: Mapping) -> Sequence[Mapping]:
         """Return the row's turns, made of its questions and answers where the format names these. Raises Fault."""
         keys = self.keys
         items: Any = value.get(keys.turns) if keys.turns else [value]
