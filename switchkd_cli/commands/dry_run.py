@@ -130,7 +130,8 @@ def _stage(s: Stage, *, reused: bool) -> str:
     parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
     micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
     lines = [
-        f"{s.name}, {length} of {s.batch} rows{micro} from {s.data}" + (", reused" if reused else ""),
+        f"{s.name}, {length} of {s.batch} rows{micro} from {', '.join(map(str, s.portions))}"
+        + (", reused" if reused else ""),
         f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
         f"  computes {', '.join(sorted(s.paths))}",
         *(f"  {_term(term)}" for term in s.objective),

@@ -15,6 +15,7 @@ from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.fidelity import fidelity
 from switchkd_cli.engine.export import model_card
@@ -82,7 +83,7 @@ def train_stages(
             rows.bad_rows.write_to(folder.skipped)
     if trackers is not None:
         trackers.start()
-        trackers.images(data[stages[0].data].sample_images(SHOWN_IMAGES))
+        trackers.images(data[stages[0].trained_on[0]].sample_images(SHOWN_IMAGES))
     log = folder.log if trackers is None else trackers.log
     for i in range(len(stages)):
         trained = _take_stage(run, i, paths, data, folder, processes, log)
@@ -182,7 +183,7 @@ def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Compare the finished student with its teacher, on data of its last stage."""
     pair = check_pair(run.config, with_teacher=True)
     paths = pair.build(trained=folder.model)
-    name = run.config.stages[-1].data
+    name = run.config.stages[-1].trained_on[0]
     positions = pair.positions(name, run.config.stages)
     rows = open_data(run.config.data[name], paths.student, folder.root, positions)
     return {"data": name, **fidelity(paths, rows, precision=run.config.precision)}
@@ -222,7 +223,7 @@ def _take_stage(
         else:
             until_named.enter_context(signals.deferred())  # a stop signal waits until a trained stage is saved
             data, held_out = split(stage, data_sets)
-            unusable = len(data.bad_rows.unusable)
+            unusable = data.unusable
             if processes.first and not folder.has_entry(event="stage", stage=stage.name):
                 together = {"processes": processes.count} if processes.count > 1 else {}
                 validated = {} if held_out is None else {"validation": len(held_out)}
@@ -252,7 +253,8 @@ def _take_stage(
                 with _note_on_error(writer.newest()):
                     _save(run, index, paths, data, writer, partial)
                 if changed := [*run.changed(), *data.recovered_rows()]:
-                    broke = len(data.bad_rows.unusable) > unusable and changed == [f"data.{stage.data}.images"]
+                    images = {f"data.{name}.images" for name in stage.trained_on}
+                    broke = data.unusable > unusable and images.issuperset(changed)
                     text = f"{', '.join(changed)}{' broke' * broke}: the stage is not shared"
                     about = {"fields": changed, "allowed": broke}  # a share of rows may break
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
@@ -270,7 +272,7 @@ def _states(run: Run, root: Path, processes: Processes) -> Path:
     return run_folder.states(root, digest(run.teacher_digest, computed))
 
 
-def _save(run: Run, index: int, paths: Paths, data: Conversations, writer: CheckpointWriter, target: Path) -> None:
+def _save(run: Run, index: int, paths: Paths, data: Examples, writer: CheckpointWriter, target: Path) -> None:
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     template = _template(data)
     paths.student.save(target, **template)
@@ -280,7 +282,7 @@ def _save(run: Run, index: int, paths: Paths, data: Conversations, writer: Check
             paths.student.save(partial, **template)
 
 
-def _template(data: Conversations) -> dict[str, Any]:
+def _template(data: Examples) -> dict[str, Any]:
     """Return the chat template of the training data, which a saved student is used with."""
     return {"template": data.chat_template, "end": data.end}
 

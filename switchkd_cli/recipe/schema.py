@@ -198,8 +198,22 @@ class Validation(Strict):
     monitor: Text = "validation/loss"
 
 
+class Portion(Strict):
+    """A data set of a mixture, and its weight among the others: of all examples, the share that the stage takes of it."""
+
+    use: Name
+    weight: Positive | None = None
+
+    def __str__(self) -> str:
+        return self.use if self.weight is None else f"{self.use} x{self.weight:g}"
+
+
+def _data_form(value: Any) -> str:
+    return TAG + ("one" if isinstance(value, str) else "mixed")
+
+
 class Stage(Strict):
-    """One phase of training. `batch` is the number of examples per optimiser step, over all processes.
+    """One phase of training, on a data set or a mixture of several (`portions`). `batch` is the number of examples per optimiser step, over all processes.
 
     `group_by: modality_length` makes steps of examples with images only or of text only, and micro-batches of examples of
     similar length. `workers` prepare data in parallel with the training (none: as many as suit data and machine); no
@@ -215,7 +229,10 @@ class Stage(Strict):
     """
 
     name: Name
-    data: str
+    data: Annotated[
+        Annotated[str, Tag(TAG + "one")] | Annotated[tuple[Portion, ...], Field(min_length=1), Tag(TAG + "mixed")],
+        Discriminator(_data_form),
+    ]
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
     lr: Positive
     lr_scale: dict[Part, NotNegative] = {}
@@ -248,7 +265,17 @@ class Stage(Strict):
     def data_sets(self) -> tuple[str, ...]:
         """The data sets that this stage reads, to train and to validate."""
         own = self.validation.data if self.validation is not None else None
-        return (self.data,) if own is None else (self.data, own)
+        return self.trained_on if own is None else (*self.trained_on, own)
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """The data sets that this stage trains on, with their weights."""
+        return (Portion.model_construct(use=self.data),) if isinstance(self.data, str) else self.data
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The names of the data sets that this stage trains on."""
+        return tuple(portion.use for portion in self.portions)
 
     @property
     def needs_teacher(self) -> bool:

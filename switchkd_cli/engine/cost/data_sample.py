@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle, islice
 from os.path import isfile
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.rows import Fault, Row
+from switchkd_cli.engine.data.sampling import shares
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files
-from switchkd_cli.recipe.schema import DataSet
+from switchkd_cli.recipe.schema import DataSet, Stage
 
 SAMPLE_SIZE = 200  # examples
 STEPS = 4  # of the rarer kind of examples (with or without an image), from which a mean step is computed
@@ -130,6 +132,20 @@ def sample_data(
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
     return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images)
+
+
+def mixed_sample(stage: Stage, samples: Mapping[str, DataSample | None]) -> DataSample | None:
+    """Return a sample of what a stage trains on: of a mixture, each data set by its share; None where one is unknown."""
+    parts = [sample for name in stage.trained_on if (sample := samples[name]) is not None]
+    if len(parts) < len(stage.trained_on) or isinstance(stage.data, str):
+        return parts[0] if parts and isinstance(stage.data, str) else None
+    rows: list[int] = [part.rows for part in parts]
+    lengths: list[RowLengths] = []
+    for part, share in zip(parts, shares([portion.weight for portion in stage.data], rows), strict=True):
+        lengths += islice(cycle(part.lengths), max(1, round(share * SAMPLE_SIZE)))
+    random.Random(0).shuffle(lengths)
+    source = "; ".join(dict.fromkeys(part.source for part in parts))
+    return DataSample(sum(rows), tuple(lengths), any(part.independent for part in parts), source)
 
 
 def _counted(example: Example) -> RowLengths:

@@ -12,7 +12,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS
 from switchkd_cli.engine.compatibility import Vocabulary, positions, shared_vocabulary, small_differences
 from switchkd_cli.engine.cost import flops, loss_memory
-from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
+from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, mixed_sample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
@@ -63,7 +63,8 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
     known = {name: sample for name, sample in samples.items() if sample is not None}
     check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
     stages = tuple(
-        estimate_stage(run, i, pair, samples[stage.data], machine, root) for i, stage in enumerate(config.stages)
+        estimate_stage(run, i, pair, mixed_sample(stage, samples), machine, root)
+        for i, stage in enumerate(config.stages)
     )
     notes += [f"{name}: {note}" for name, sample in known.items() for note in sample.notes]
     notes += _assumptions(run, models.values(), known, machine)
@@ -140,7 +141,7 @@ def estimate_stage(
         name=stage.name,
         key=key,
         reused=run_folder.stage(root, key).done,
-        data=_data(stage.data, sample),
+        data=_data(", ".join(stage.trained_on), sample),
         batch=stage.batch,
         gpus=gpus,
         steps=stage.steps if rows is None else count_steps(stage, rows),

@@ -7,11 +7,12 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL.Image import Image
@@ -96,6 +97,25 @@ class Conversations(Dataset[Example]):
             except Fault as fault:
                 replaced.append(fault.at(candidate))
         raise NoStandIn(f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Characters of each example's text: [N] int32."""
+        return self.rows.survey.sizes[self.chosen]
+
+    @property
+    def image_mask(self) -> np.ndarray:
+        """Which examples have an image: [N] bool."""
+        return self.rows.survey.image_mask[self.chosen]
+
+    @property
+    def unusable(self) -> int:
+        """The number of rows known to be unusable."""
+        return len(self.bad_rows.unusable)
+
+    def add_unusable(self, rows: Iterable[Unusable]) -> None:
+        """Count rows that turned out unusable. Raises UserError where there are too many."""
+        self.bad_rows.add(rows)
 
     @property
     def has_images(self) -> bool:

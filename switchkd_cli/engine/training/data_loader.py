@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
-from switchkd_cli.engine.data.sampling import grouped_order, order
+from switchkd_cli.engine.data.conversation import NoStandIn
+from switchkd_cli.engine.data.mixture import Examples, Mixture
+from switchkd_cli.engine.data.sampling import grouped_order, mixed_epochs, mixed_order, order
 from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
@@ -38,12 +39,14 @@ def count_steps(stage: Stage, rows: int) -> int:
     return stage.steps or math.ceil((stage.epochs or 0) * rows / stage.batch)
 
 
-def visit_order(stage: Stage, data: Conversations, count: int, seed: int) -> list[int]:
+def visit_order(stage: Stage, data: Examples, count: int, seed: int) -> list[int]:
     """Return the indices of the examples that the stage visits, in order."""
+    mixed = ([len(part) for part in data.parts], data.shares) if isinstance(data, Mixture) else None
     if stage.group_by == "modality_length":
-        survey, chosen = data.rows.survey, data.chosen
-        return grouped_order(survey.sizes[chosen], survey.image_mask[chosen], stage.batch, count, seed)
-    return order(len(data), count, seed)
+        # up to a step's rows of an epoch wait for the next one
+        epochs = mixed_epochs(*mixed, count + stage.batch, seed) if mixed else None
+        return grouped_order(data.sizes, data.image_mask, stage.batch, count, seed, epochs)
+    return mixed_order(*mixed, count, seed) if mixed else order(len(data), count, seed)
 
 
 class Loader:
@@ -152,7 +155,7 @@ def _pickled(collate_batch: Callable[[list], Batch], examples: list) -> bytes:
 def make_loader(
     stage: Stage,
     student: VisionLanguageModel,
-    data: Conversations,
+    data: Examples,
     visited: Sequence[int],
     micro_batch: int,
     warn: Callable[[str], None] = lambda text: None,
@@ -189,7 +192,7 @@ def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, process
     return [row for first in firsts for row in visited[first : first + micro_batch]]
 
 
-def count_workers(stage: Stage, data: Conversations) -> int:
+def count_workers(stage: Stage, data: Examples) -> int:
     """Return the number of data workers: what the stage says; otherwise none for a data set that fits in memory."""
     if stage.workers is not None:
         return stage.workers

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, Unusable, collate
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
-from switchkd_cli.engine.data.sampling import order
+from switchkd_cli.engine.data.sampling import order, shares
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Normalizers
 from switchkd_cli.engine.training.rng import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
+from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Portion, Stage, Validation
 
 SEED = 0  # draws the examples, whatever the seed of the run
 
@@ -28,17 +29,18 @@ Sums = Mapping[str, tuple[float, int]]
 """By figure: its sum over positions, images or answers, and their number."""
 
 
-def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Conversations, Conversations | None]:
+def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Conversations | None]:
     """Return the examples that a stage trains on, and those that it is validated on.
 
     Raises UserError where a `share` leaves nothing to train on, or has nothing to draw from.
     """
-    train, spec = data[stage.data], stage.validation
+    train, spec = data[stage.trained_on[0]], stage.validation
+    whole = train if isinstance(stage.data, str) else _mixture(stage.data, data)
     if spec is None:
-        return train, None
+        return whole, None
     if spec.data is not None:
         other = data[spec.data]
-        return train, other.part(order(len(other), min(len(other), spec.rows), SEED))
+        return whole, other.part(order(len(other), min(len(other), spec.rows), SEED))
     drawn = draw_by_image(train.rows, spec.share or 0.0)
     held_out = set(drawn)
     rest = [row for row in range(len(train)) if row not in held_out]
@@ -47,6 +49,11 @@ def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Conversation
         problem = f"stages.{stage.name}.validation.share: {spec.share:g} of {train.rows.name} leaves no row {which}"
         raise UserError(problem, hint="name another data set: validation.data; rows of one image stay together")
     return train.part(rest), train.part(drawn[: spec.rows])
+
+
+def _mixture(portions: Sequence[Portion], data: Mapping[str, Conversations]) -> Mixture:
+    parts = [data[portion.use] for portion in portions]
+    return Mixture(parts, shares([portion.weight for portion in portions], [len(part) for part in parts]))
 
 
 def draw_by_image(rows: Rows, share: float) -> list[int]:
