@@ -15,6 +15,7 @@ from switchkd_cli.recipe.model_paths import locate
 if TYPE_CHECKING:
     from switchkd_cli.recipe.schema import DataSet
 
+DATASET = "dataset"  # the parameter of a source that names a folder of data, or a hub id
 CARD = "README.md"  # describes a model, and is no part of it
 
 
@@ -32,6 +33,13 @@ class Fingerprints:
         if name not in self._digests:
             self._digests[name] = fingerprint(name)
         return self._digests[name]
+
+    def folder(self, name: str) -> str:
+        """Return a digest of all files of a folder of data."""
+        key = f"{name}/"
+        if key not in self._digests:
+            self._digests[key] = _folder(Path(name))
+        return str(self._digests[key])
 
     def images(self, spec: DataSet) -> str | None:
         """Return a digest of the images that a data set's usable examples name, compared as `images_by` says.
@@ -58,9 +66,12 @@ def fingerprint(name: str) -> str | None:
         return None
     if not exists(path):
         return _commit(path)
-    folder = Path(path)
+    return _folder(Path(path), CARD)
+
+
+def _folder(folder: Path, without: str = "") -> str:
     files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-    names = [str(file) for file in files if file.name != CARD and not any(p[0] == "." for p in file.parts)]
+    names = [str(file) for file in files if file.name != without and not any(p[0] == "." for p in file.parts)]
     return digest_of(folder, sorted(names), needed=True)
 
 
@@ -75,7 +86,8 @@ def _commit(hub_id: str) -> str | None:
 
 
 def _images(spec: DataSet) -> str | None:
-    folders = [value for value in spec.parameters.values() if isinstance(value, str) and isdir(value)]
+    parameters = {key: value for key, value in spec.parameters.items() if key != DATASET}
+    folders = [value for value in parameters.values() if isinstance(value, str) and isdir(value)]
     if spec.images_by == "names" or not folders:
         return None
     try:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from os.path import isfile
+from os.path import isdir, isfile
 from typing import Any
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.data_files import data_files
-from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.fingerprint import DATASET, Fingerprints
 from switchkd_cli.recipe.schema import Model, Recipe
 
 # Fields that no result depends on, so they are no part of a key. Of `deepspeed` a key has `Recipe.arithmetic` instead.
@@ -141,6 +141,8 @@ class Run:
             for parameter, value in spec.parameters.items():
                 if isinstance(value, str) and isfile(value):
                     digests[f"data.{name}.{parameter}"] = self.fingerprints.named(value)
+                elif parameter == DATASET and isinstance(value, str) and isdir(value):
+                    digests[f"data.{name}.{parameter}"] = self.fingerprints.folder(value)
                 elif files := list(filter(isfile, data_files(value))):
                     digests[f"data.{name}.{parameter}"] = digest([self.fingerprints.named(file) for file in files])
             digests[f"data.{name}.images"] = self.fingerprints.images(spec)

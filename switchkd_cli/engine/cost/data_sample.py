@@ -20,6 +20,7 @@ from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.engine.data.sampling import shares
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files
+from switchkd_cli.recipe.fingerprint import DATASET
 from switchkd_cli.recipe.schema import DataSet, Stage
 
 SAMPLE_SIZE = 200  # examples
@@ -101,6 +102,8 @@ def sample_data(
     if spec.source == "playground":
         rows, check_images, cache = parameters["pictures"], False, scratch
         parameters["pictures"] = min(rows, SAMPLE_SIZE // 4)
+    elif DATASET in parameters and not Path(parameters[DATASET]).is_dir():
+        return None  # a plan fetches nothing
     elif (files := data_files(parameters.get("file"))) and not any(map(isfile, files)):
         return _published(spec, model)
     elif parameters.get("images") and not Path(parameters["images"]).is_dir():

@@ -10,7 +10,7 @@ import json
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +44,7 @@ VERSION = 6  # of the cached survey; raise it when a check changes
 def open_rows(
     cache: Path,
     *,
-    file: str | list,
+    file: str | list[str],
     format: str | dict,
     images: str | None = None,
     limit: PositiveInt | None = None,
@@ -58,12 +58,10 @@ def open_rows(
     lead out of that folder. Large parquet files are copied to Arrow under `cache`. Raises UserError where a file or the
     image folder is missing, a file name has an unknown ending, or a file is not a list of rows.
     """
-    paths, folder = list(map(Path, data_files(file))), Path(images) if images is not None else None
+    paths = list(map(Path, data_files(file)))
     if problems := list(_unfit(paths)):
         raise UserError(problems, hint="check the recipe's `data`")
-    if folder is not None and not isdir(folder):
-        raise UserError(f"{folder}: no such image folder", hint="check `images` in the recipe's `data`")
-    read_as, left = form(format), limit
+    folder, read_as, left = image_folder(images), form(format), limit
     name = file if isinstance(file, str) else f"{paths[0]} and {len(paths) - 1:,} more files"
     opened: list[tuple[Path, Any, Survey]] = []
     for path in paths:
@@ -82,6 +80,13 @@ def open_rows(
     surveyed = merged([survey for *_, survey in opened], labels)
     raw = ConcatDataset([raw for _, raw, _ in opened])
     return Rows(raw, read_as.row, surveyed=surveyed, labels=labels, **fields)
+
+
+def image_folder(images: str | None) -> Path | None:
+    """Return the folder of a data set's images. Raises UserError where it is missing."""
+    if images is not None and not isdir(images):
+        raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
+    return None if images is None else Path(images)
 
 
 @dataclass(frozen=True)
@@ -117,17 +122,11 @@ def _surveyed(path: Path, read_as: Form, images: Path | None, limit: int | None)
     """Return the survey of a file, cached where it is large. Raises UserError for a file without rows."""
     # all that a survey depends on
     inputs = [VERSION, path.suffix, content(path), read_as.keys.model_dump(), images is None, limit]
-    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-    cached_file = cache_home() / "indexes" / f"{digest}.npz"
-    survey = _load(cached_file)
-    if survey is None:
-        try:
-            survey = _read(path, read_as.row, images, limit)
-        except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
-            raise UserError(f"{path}: {problem.splitlines()[0]}", hint=read_as.keys.rows) from error
-        if len(survey.sizes) >= CACHED_ROWS:
-            _save(cached_file, survey)
+    try:
+        survey = cached_survey(inputs, lambda: _read(path, read_as.row, images, limit))
+    except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
+        raise UserError(f"{path}: {problem.splitlines()[0]}", hint=read_as.keys.rows) from error
     if not len(survey.sizes):
         raise UserError(f"{path}: holds no rows")
     return survey
@@ -169,6 +168,18 @@ def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> S
 
     survey = survey_rows(json_rows(), parse, images)
     return replace(survey, spans=np.array(spans, np.int64).reshape(-1, 2))
+
+
+def cached_survey(inputs: Sequence[object], read: Callable[[], Survey]) -> Survey:
+    """Return what `read` returns, or has returned for the same inputs: it is kept where there are many rows."""
+    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    cached_file = cache_home() / "indexes" / f"{digest}.npz"
+    if (kept := _load(cached_file)) is not None:
+        return kept
+    survey = read()
+    if len(survey.sizes) >= CACHED_ROWS:
+        _save(cached_file, survey)
+    return survey
 
 
 def _save(cached_file: Path, survey: Survey) -> None:
