@@ -1,4 +1,4 @@
-"""Data sources: files of rows in any format (.json, .jsonl, .parquet), and the playground.
+"""Data sources: files of rows in any format (.json, .jsonl, .parquet, .tar), and the playground.
 
 The survey of a large file is cached, so that it is read only once.
 """
@@ -17,6 +17,7 @@ from functools import partial
 from itertools import accumulate, islice
 from os.path import isdir, isfile
 from pathlib import Path
+from tarfile import TarError
 from typing import Any, Literal
 from zipfile import BadZipFile
 
@@ -26,6 +27,7 @@ from pydantic import PositiveInt
 from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
+from switchkd_cli.engine.data import tar_file
 from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
 from switchkd_cli.engine.data.rows import Parse, Rows, Survey, merged, survey_rows
@@ -36,7 +38,7 @@ from switchkd_cli.files.hashes import cache_home, content
 from switchkd_cli.playground.training_rows import write_rows
 from switchkd_cli.recipe.data_files import data_files
 
-FORMATS = (".json", ".jsonl", ".parquet")
+FORMATS = (".json", ".jsonl", ".parquet", ".tar")
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
 VERSION = 6  # of the cached survey; raise it when a check changes
 
@@ -51,7 +53,7 @@ def open_rows(
     turns: Literal["chained", "independent"] = "chained",
     follow_links: bool = False,
 ) -> Rows:
-    """Return the rows of .json, .jsonl and .parquet files, one file after another.
+    """Return the rows of .json, .jsonl, .parquet and .tar files, one file after another.
 
     `file` is a name, a pattern or a list of these (`data_files`). `format` names one of registry.yaml, or is a `RowFormat`
     itself. `limit` takes the first rows of all. Image paths are relative to `images`; with `follow_links` symbolic links may
@@ -69,7 +71,7 @@ def open_rows(
             break
         survey = _surveyed(path, read_as, folder, left)
         left = None if left is None else left - len(survey.sizes)
-        raw: Any = JsonFile(path, survey.spans)
+        raw: Any = JsonFile(path, survey.spans, *[tar_file.decode] * (path.suffix == ".tar"))
         if path.suffix == ".parquet":
             raw = ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(survey.sizes))
         opened.append((path, raw, survey))
@@ -124,7 +126,7 @@ def _surveyed(path: Path, read_as: Form, images: Path | None, limit: int | None)
     inputs = [VERSION, path.suffix, content(path), read_as.keys.model_dump(), images is None, limit]
     try:
         survey = cached_survey(inputs, lambda: _read(path, read_as.row, images, limit))
-    except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException, TarError) as error:
         problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
         raise UserError(f"{path}: {problem.splitlines()[0]}", hint=read_as.keys.rows) from error
     if not len(survey.sizes):
@@ -162,7 +164,7 @@ def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> S
     spans = array("q")
 
     def json_rows() -> Iterator[object]:
-        for begin, end, row in islice(scan(file), limit):
+        for begin, end, row in islice((tar_file.scan if file.suffix == ".tar" else scan)(file), limit):
             spans.extend((begin, end))
             yield row
 
