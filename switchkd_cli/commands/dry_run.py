@@ -104,8 +104,8 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     lines.add_row("time", *("reused" if stage.reused else _time(stage.hours) for stage in stages))
     lines.add_row("saved student", *(_file_size(stage.saved_bytes) for stage in stages))
     stdout().print(lines)
-    for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
-        print(source)
+    for data in dict.fromkeys(stage.data for stage in stages):
+        print(*(f"{data.name}: {data.source}", *data.look), sep="\n  ")
     print()
 
 

@@ -79,7 +79,8 @@ class ModelEstimate:
 
 @dataclass(frozen=True)
 class DataEstimate:
-    """A data set: its size, and the tokens of the mean and of the longest example of a sample (None: unknown)."""
+    """A data set: its size, and the tokens of the mean and of the longest example of a sample (None: unknown);
+    and a `look` at its rows."""
 
     name: str
     source: str
@@ -88,6 +89,7 @@ class DataEstimate:
     prompt: float | None = None
     answer: float | None = None
     longest: int | None = None
+    look: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

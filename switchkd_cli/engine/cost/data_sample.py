@@ -16,6 +16,7 @@ from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
+from switchkd_cli.engine.data.look import look
 from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.engine.data.sampling import shares
 from switchkd_cli.errors import UserError
@@ -46,6 +47,7 @@ class DataSample:
 
     `independent`: turns don't see one another. `source`: where the lengths are from. `notes` say which examples can't
     be used, or only in part. `has_images`: some example of the data set, sampled or not, has one.
+    `look`: lines about its rows (`engine/data/look.py`).
     """
 
     rows: int
@@ -54,6 +56,7 @@ class DataSample:
     source: str
     notes: tuple[str, ...] = ()
     has_images: bool = True
+    look: tuple[str, ...] = ()
 
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
@@ -134,7 +137,8 @@ def sample_data(
         )
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
-    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images)
+    looked = () if rows else tuple(look(data, indices[:SAMPLE_SIZE] if check_images else ()))  # not at a part of a set
+    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images, looked)
 
 
 def mixed_sample(stage: Stage, samples: Mapping[str, DataSample | None]) -> DataSample | None:
@@ -148,7 +152,8 @@ def mixed_sample(stage: Stage, samples: Mapping[str, DataSample | None]) -> Data
         lengths += islice(cycle(part.lengths), max(1, round(share * SAMPLE_SIZE)))
     random.Random(0).shuffle(lengths)
     source = "; ".join(dict.fromkeys(part.source for part in parts))
-    return DataSample(sum(rows), tuple(lengths), any(part.independent for part in parts), source)
+    looked = tuple(f"{name}: {line}" for name, part in zip(stage.trained_on, parts, strict=True) for line in part.look)
+    return DataSample(sum(rows), tuple(lengths), any(part.independent for part in parts), source, look=looked)
 
 
 def _counted(example: Example) -> RowLengths:

@@ -228,4 +228,4 @@ def _data(name: str, sample: DataSample | None) -> DataEstimate:
     image, answer = sample.mean("image"), sample.mean("answer")
     prompt = sample.mean("length") - image - answer
     longest = max(row.length for row in sample.lengths)
-    return DataEstimate(name, sample.source, sample.rows, image, prompt, answer, longest)
+    return DataEstimate(name, sample.source, sample.rows, image, prompt, answer, longest, sample.look)

@@ -27,8 +27,23 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     A path is relative to `images`. Raises Fault where it leads out of that folder, which symbolic links may do only with
     `follow_links`.
     """
+    return _decode(*_source(image, images, follow_links))
+
+
+def size_and_mode(image: str | bytes, images: Path | None, follow_links: bool) -> tuple[tuple[int, int], str]:
+    """Return an image's width and height and Pillow's name of its mode, from its first bytes. Raises Fault."""
+    source, problem = _source(image, images, follow_links)
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as opened:
+            return opened.size, opened.mode
+    except Exception as error:  # noqa: BLE001 (as in _decode)
+        raise Fault(f"{problem}: {error}") from None
+
+
+def _source(image: str | bytes, images: Path | None, follow_links: bool) -> tuple[Path | BytesIO, str]:
+    """Return where an image is read from, and what to say where that fails. Raises Fault: see `open_image`."""
     if isinstance(image, bytes):
-        return _decode(BytesIO(image), "unreadable image")
+        return BytesIO(image), "unreadable image"
     if images is None:
         raise Fault("has an image, but the data names no `images` folder")
     path = images / image
@@ -37,7 +52,7 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     if not follow_links and not Path(realpath(path)).is_relative_to(realpath(images)):
         why = f"image path leaves its folder by a link: {image} (follow_links: true would allow it)"
         raise Fault(why, refused=True)
-    return _decode(path, f"unreadable image {path}")
+    return path, f"unreadable image {path}"
 
 
 def _decode(source: Path | BytesIO, problem: str) -> Image.Image:

@@ -40,7 +40,7 @@ from switchkd_cli.recipe.data_files import data_files
 
 FORMATS = (".json", ".jsonl", ".parquet", ".tar")
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
-VERSION = 6  # of the cached survey; raise it when a check changes
+VERSION = 7  # of the cached survey; raise it when a check changes
 
 
 def open_rows(
@@ -187,8 +187,8 @@ def cached_survey(inputs: Sequence[object], read: Callable[[], Survey]) -> Surve
 def _save(cached_file: Path, survey: Survey) -> None:
     """Cache a survey. Where the folder can't be written, the file will be read again next time."""
     notes = [[*note, count] for note, count in survey.notes.items()]
-    texts = json.dumps([[vars(fault) for fault in survey.faults], notes])
-    arrays = {name: getattr(survey, name) for name in ("sizes", "image_mask", "spans")}
+    texts = json.dumps([[vars(fault) for fault in survey.faults], notes, survey.answers, survey.answer_count])
+    arrays = {name: getattr(survey, name) for name in ("sizes", "image_mask", "spans", "digests")}
     arrays["images"], arrays["texts"] = (np.frombuffer(text, np.uint8) for text in (survey.images, texts.encode()))
     with suppress(OSError):
         cached_file.parent.mkdir(parents=True, exist_ok=True)
@@ -201,11 +201,13 @@ def _load(cached_file: Path) -> Survey | None:
     try:
         with np.load(cached_file, allow_pickle=False) as stored:
             arrays = dict(stored)
-        faults, notes = json.loads(arrays.pop("texts").tobytes())
+        faults, notes, answers, answer_count = json.loads(arrays.pop("texts").tobytes())
         return Survey(
             faults=tuple(Unusable(**fault) for fault in faults),
             notes={(kind, what): count for kind, what, count in notes},
             images=arrays.pop("images").tobytes(),
+            answers=answers,
+            answer_count=answer_count,
             **arrays,
         )
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):

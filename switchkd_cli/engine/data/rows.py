@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import reprlib
 from array import array
@@ -20,6 +21,7 @@ TURNS = ("chained", "independent")
 LONGEST = 1 << 20  # characters a row may have: the tokens of a longer one would fill the memory
 NAMED = 100  # characters of a row's id or values that a message shows
 NOTED = 1000  # different notes that are counted; every row could have a key of its own
+SHORT = 32  # characters of an answer that is counted
 SHOWN = 12  # notes of each kind that are shown
 
 LEFT_OUT, NOT_LEARNT, NOT_READ = "left out", "seen, but not learnt", "keys that are not read"
@@ -78,6 +80,11 @@ class Survey:
     images: bytes  # image paths of usable rows, as JSON: a million file names take little memory so
     notes: Mapping[Note, int]  # number of rows with each note
     spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # rows' first and last byte, if JSON
+    digests: np.ndarray = field(
+        default_factory=lambda: np.empty(0, np.uint64)
+    )  # [N] of text and image; 0: not compared
+    answers: Mapping[str, int] = field(default_factory=dict)  # short answers to learn, and how many there are of each
+    answer_count: int = 0  # short and long
 
     @property
     def image_names(self) -> list[str]:
@@ -99,14 +106,19 @@ class Survey:
 def merged(surveys: Sequence[Survey], labels: Sequence[str]) -> Survey:
     """Return the surveys of several files as one, of their rows one after another; faulty rows without id get a label."""
     faults, names, notes, first = [], dict[str, None](), Counter[Note](), 0
+    answers = Counter[str]()
     for survey in surveys:
         rows = (replace(fault, row=first + fault.row) for fault in survey.faults)
         faults += [replace(fault, id=fault.id or labels[fault.row]) for fault in rows]
         names |= dict.fromkeys(survey.image_names)
         notes.update(survey.notes)
+        answers.update(survey.answers)
         first += len(survey.sizes)
-    sizes, image_mask = (np.concatenate([getattr(s, name) for s in surveys]) for name in ("sizes", "image_mask"))
-    return Survey(sizes, image_mask, tuple(faults), json.dumps(list(names)).encode(), notes)
+    sizes, image_mask, digests = (
+        np.concatenate([getattr(survey, name) for survey in surveys]) for name in ("sizes", "image_mask", "digests")
+    )
+    images, count = json.dumps(list(names)).encode(), sum(survey.answer_count for survey in surveys)
+    return Survey(sizes, image_mask, tuple(faults), images, notes, digests=digests, answers=answers, answer_count=count)
 
 
 @dataclass(eq=False)
@@ -151,11 +163,18 @@ def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Sur
     faults: list[Unusable] = []
     names: dict[str, None] = {}
     notes: Counter[Note] = Counter()
+    digests, answers, answer_count = array("Q"), Counter[str](), 0
     for number, value in enumerate(raw):
         try:
             row = parse_row(value, parse, images)
             sizes.append(row.size)
             image_mask.append(bool(row.images))
+            digests.append(_digest(row))
+            learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
+            answer_count += len(learnt)
+            for answer in learnt:
+                if len(answer) <= SHORT and (len(answers) < NOTED or answer in answers):
+                    answers[answer] += 1
             names |= {image: None for image in row.images if isinstance(image, str)}
             for kind, what in row.notes:
                 known = len(notes) < NOTED or (kind, what) in notes
@@ -164,8 +183,25 @@ def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Sur
             faults.append(fault.at(number))
             sizes.append(0)
             image_mask.append(False)
-    images_json = json.dumps(list(names)).encode()
-    return Survey(np.array(sizes, np.int32), np.array(image_mask, bool), tuple(faults), images_json, notes)
+            digests.append(0)
+    return Survey(
+        np.array(sizes, np.int32),
+        np.array(image_mask, bool),
+        tuple(faults),
+        json.dumps(list(names)).encode(),
+        notes,
+        digests=np.array(digests, np.uint64),
+        answers=answers,
+        answer_count=answer_count,
+    )
+
+
+def _digest(row: Row) -> int:
+    """Return a number that rows of equal text and image path share; 0 where the image's bytes, not read here, decide."""
+    if any(isinstance(image, bytes) for image in row.images):
+        return 0
+    text = json.dumps([row.system, row.exchanges, row.images])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def parse_row(value: object, parse: Parse, images: Path | None) -> Row:
