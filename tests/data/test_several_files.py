@@ -70,7 +70,7 @@ def test_every_problem_is_named_at_once(tmp_path, files):
         llava_json(tmp_path, file=[*files, f"{tmp_path}/a.*", f"{tmp_path}/n*", f"{tmp_path}/z*", "none.json"])
     assert refused.value.problems == (
         f"{files[1]}: named 2 times, also by patterns",
-        f"{tmp_path}/notes.txt: a data file's name ends in .json, .jsonl, .parquet, got '.txt'",
+        f"{tmp_path}/notes.txt: a data file's name ends in .json, .jsonl, .parquet, .tar, got '.txt'",
         f"{tmp_path}/z*: matches no data file",
         "none.json: no such data file",
     )
