@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
-from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import digest
@@ -25,9 +26,11 @@ ITEMS = 200  # default number of questions of each benchmark, for a model that i
 def evaluate(options: EvalOptions) -> None:
     model, root = options.model, options.out
     names = comma_separated(options.benchmarks)
-    if unknown := [name for name in names or () if name not in BENCHMARKS]:
-        known = [f"{name!r}{did_you_mean(name, BENCHMARKS)}" for name in unknown]
-        raise UserError([f"--benchmarks: unknown benchmark, got {name}" for name in known])
+    own_tasks = str(options.tasks_path.absolute()) if options.tasks_path else None
+    if options.tasks_path and not options.tasks_path.is_dir():
+        raise UserError(f"--tasks-path: no such folder, got {str(options.tasks_path)!r}")
+    if unknown := [problem for name in names or () if (problem := stock_tasks.unknown(name, BENCHMARKS, own_tasks))]:
+        raise UserError([f"--benchmarks: {problem}" for problem in unknown])
     folder = run_folder.newest(root) if model is None else finished_run(model)
     # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None
@@ -35,6 +38,7 @@ def evaluate(options: EvalOptions) -> None:
     if recipe is None and options.world != "hub":
         fields["items"] = ITEMS
     asked = {"benchmarks": names, "split": options.split, "items": options.items, "world": options.world}
+    asked["tasks_path"] = own_tasks
     fields |= {key: value for key, value in asked.items() if value is not None}
     try:
         question = Evaluation.model_validate(fields).model_dump(mode="json")
@@ -43,8 +47,15 @@ def evaluate(options: EvalOptions) -> None:
     local = [name for name in question["benchmarks"] if not BENCHMARKS[name].published]
     if question["world"] == "hub" and local:
         raise UserError(f"--benchmarks: only in the playground, not with --world hub: {', '.join(local)}")
+    stock = [name for name in question["benchmarks"] if name not in BENCHMARKS]
+    if question["world"] == "playground" and stock:
+        problem = f"--benchmarks: the playground has no questions for it: {', '.join(stock)}"
+        raise UserError(problem, hint="add --world hub: lmms-eval's own data, or those that your tasks name")
+    for name in stock:
+        say_needs(name, question.get("tasks_path"))
     path = locate(str(folder.model) if folder else str(model))
-    key = digest(path, Fingerprints().named(path), question)
+    inputs = Fingerprints()
+    key = digest(path, inputs.named(path), question, *inputs.evaluation(question.get("tasks_path")))
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
@@ -56,6 +67,16 @@ def evaluate(options: EvalOptions) -> None:
     for note in faults({"this model": [results]}):
         console.say(note)
     console.say(f"files: {where}")
+
+
+def say_needs(name: str, tasks_path: str | None) -> None:
+    """Print what each task of a stock benchmark needs. Raises UserError, code MACHINE, for what keeps it from being asked."""
+    tasks = stock_tasks.expanded(name, tasks_path)
+    if problems := [problem for task in tasks for problem in stock_tasks.obstacles(task, tasks_path)]:
+        raise UserError(problems, code=MACHINE)
+    needed = dict.fromkeys(need for task in tasks for need in stock_tasks.needs(task, tasks_path))
+    for need in needed:
+        console.say(f"{name} needs {need}")
 
 
 def finished_run(name: str) -> RunFolder | None:

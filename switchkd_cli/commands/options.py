@@ -21,6 +21,7 @@ class EvalOptions:
 
     model: str | None = None
     benchmarks: str | None = None
+    tasks_path: Path | None = None
     split: str | None = None
     items: int | None = None
     world: str | None = None

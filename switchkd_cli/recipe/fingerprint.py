@@ -43,6 +43,15 @@ class Fingerprints:
             self._digests[key] = _images(spec)
         return self._digests[key]
 
+    def evaluation(self, tasks_path: str | None) -> list[str]:
+        """Return digests of what an evaluation reads apart from models: the files of a folder of tasks; empty without one."""
+        if tasks_path is None:
+            return []
+        folder = Path(tasks_path)
+        files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+        names = sorted(str(file) for file in files if "__pycache__" not in file.parts)
+        return [digest_of(folder, names, needed=True) or ""]
+
     def forget(self) -> None:
         """Drop all digests: the next call reads everything again."""
         self._digests.clear()

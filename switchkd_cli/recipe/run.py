@@ -57,7 +57,7 @@ class Run:
     def inputs(self) -> dict[str, str | None]:
         """A digest of each file or folder outside the recipe that results depend on, by the field that names it."""
         config = self.config
-        return self._models(config.student, config.teacher) | self._data(config.data)
+        return self._models(config.student, config.teacher) | self._data(config.data) | self._evaluation()
 
     @cached_property
     def key(self) -> str:
@@ -126,7 +126,18 @@ class Run:
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config
-        return digest(_dump(config.teacher), self._models(None, config.teacher), _dump(config.evaluation))
+        return digest(
+            _dump(config.teacher),
+            self._models(None, config.teacher),
+            _dump(config.evaluation),
+            *self._evaluation().values(),
+        )
+
+    def _evaluation(self) -> dict[str, str]:
+        """Return the digests of what the evaluation reads apart from models."""
+        asked = self.config.evaluation
+        digests = self.fingerprints.evaluation(asked.tasks_path) if asked is not None else []
+        return {f"evaluation.{place}": digest for place, digest in enumerate(digests)}
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
         names = [*model_names("student", student), *model_names("teacher", teacher)]

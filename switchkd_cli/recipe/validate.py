@@ -6,11 +6,12 @@ Every check reads plain data of which other parts may be broken, so that all pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os.path import isdir
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from switchkd_cli import registry
+from switchkd_cli import registry, stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import misfit
@@ -216,8 +217,15 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield ("evaluation", "items"), "the playground asks at least 2 questions (MME's come in pairs), got 1"
     names = [(("evaluation", "benchmarks", i), name) for i, name in enumerate(listed(evaluation.get("benchmarks")))]
     yield from _repeated("benchmarks", names)
+    folder = evaluation.get("tasks_path")
+    if isinstance(folder, str) and not isdir(folder):
+        yield ("evaluation", "tasks_path"), f"no such folder, got {folder!r}"
     for path, name in names:
-        yield from _unknown(path, "benchmark", name, BENCHMARKS)
+        if isinstance(name, str) and name not in BENCHMARKS:
+            if problem := stock_tasks.unknown(name, BENCHMARKS, folder if isinstance(folder, str) else None):
+                yield path, problem
+            elif in_playground:
+                yield path, f"the playground has no questions for it, got {name!r} (with world: hub it can be asked)"
         if evaluation.get("world") == "hub" and name in BENCHMARKS and not BENCHMARKS[name].published:
             yield path, f"exists only in the playground, got {name!r} with world: hub"
     # A model that is scored is asked questions in the template of its last stage.

@@ -33,7 +33,8 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
                 origin = f", from {facts['from']}" if facts else ""
                 yield Download(Path(path).name, None, path, f"by hand{origin}")
     if config.evaluation is not None and config.evaluation.world == "hub":
-        data_sets = {BENCHMARKS[name].data.partition("/")[0] for name in config.evaluation.benchmarks}
+        named = config.evaluation.benchmarks
+        data_sets = {BENCHMARKS[name].data.partition("/")[0] or name for name in named}
         where, note = f"{constants.HF_HOME}/datasets", "fetched by lmms-eval unless they are there"
         yield Download(f"{len(data_sets)} benchmarks", None, where, note)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, Benchmark
-from switchkd_cli.errors import UTF8, UserError, import_errors
+from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
 from switchkd_cli.playground.requested_folder import world_digest
@@ -88,13 +90,13 @@ def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[st
 def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path | None = None) -> dict[str, Any]:
     """Evaluate any `LmmsModel`: write its answers to `folder`/answers and return the scores."""
     harness = import_harness()
-    rows = [BENCHMARKS[name] for name in dict.fromkeys(asked.benchmarks)]
+    rows = [BENCHMARKS[name] for name in tasks(asked)]
     local = asked.world == "playground"
     limit = None if local or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
     times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
     times.append(time.perf_counter())
-    outcome = harness.run(model, rows, folder=folder, home=home, limit=limit)
+    outcome = harness.run(model, rows, folder=folder, home=home, limit=limit, tasks_path=asked.tasks_path)
     times.append(time.perf_counter())
     scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
     times.append(time.perf_counter())
@@ -113,13 +115,30 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     }
 
 
+def tasks(asked: Evaluation) -> list[str]:
+    """Return the tasks of an evaluation, each once, with those of its groups. Raises UserError for those that can't be asked."""
+    each = [[name] if name in BENCHMARKS else stock_tasks.expanded(name, asked.tasks_path) for name in asked.benchmarks]
+    names = list(dict.fromkeys(task for tasks in each for task in tasks))
+    stock = [name for name in names if name not in BENCHMARKS]
+    if problems := [problem for name in stock for problem in stock_tasks.obstacles(name, asked.tasks_path)]:
+        raise UserError(problems, code=MACHINE)
+    return names
+
+
 def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dict[str, Any]:
     """Return one benchmark's score, and write its items to `folder`."""
+    from switchkd_cli.engine.evaluation import stock_metric
     from switchkd_cli.engine.evaluation.item_scores import categories, faults, item_scores, unit
 
-    samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
+    scores: Sequence[float | None]
+    if row.stock:
+        reported = stock_metric.read(row.task, model.tasks[row.task], outcome)
+        samples, scores, value = reported.samples, reported.scores, reported.value
+    else:
+        samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
+        scores, value = item_scores(row, samples), float(outcome["results"][row.task][f"{row.metric},none"])
     lines = []
-    for sample, score in zip(samples, item_scores(row, samples), strict=True):
+    for place, (sample, score) in enumerate(zip(samples, scores, strict=True)):
         item = model.items[row.task, sample["doc_id"]]
         answer = {
             "doc_id": sample["doc_id"],
@@ -131,14 +150,15 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
             "target": item.target,
             "score": score,
         }
-        lines.append(answer | unit(row, sample) | {"faults": faults(row, sample, item, score)})
+        units = reported.category(place) if row.stock else unit(row, sample)
+        lines.append(answer | units | {"faults": faults(row, sample, item, score)})
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
-    value = float(outcome["results"][row.task][f"{row.metric},none"])
+    about = reported.about if row.stock else {"metric": row.metric}
     return {
-        "score": row.score(value, categories(row, samples)),
-        "metric": row.metric,
+        "score": value if row.stock else row.score(value, categories(row, samples)),
+        **about,
         "value": value,
         "items": len(samples),
         **yes_no(row, lines),

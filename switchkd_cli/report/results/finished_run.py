@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.benchmarks import with_accuracies
+from switchkd_cli.benchmarks import BENCHMARKS, with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe import inherit
@@ -148,7 +148,12 @@ def require_same_questions(named: Sequence[tuple[str, Mapping[str, Any]]]) -> No
     """
     same = ("world", "split", "sets_key")
     asked = [
-        (name, {what: of[what] for what in same} | {"benchmarks": sorted(of["scores"]), "items": items(of)})
+        (
+            name,
+            {what: of[what] for what in same}
+            | {"benchmarks": sorted(of["scores"]), "items": items(of)}
+            | {f"metric of {task}": e.get("metric") for task, e in of["scores"].items() if BENCHMARKS[task].stock},
+        )
         for name, of in named
     ]
     if problems := list(unlike_the_first(asked)):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
-from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
+from switchkd_cli.report.stats.metric_units import AnswerLine, Units, is_metric, read_answers, units
 from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -51,13 +51,19 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
         elif not problems:
             # runs whose keys agree show the same images, so one run that names them is enough
             images = images_by_task[task] = next((found for own in kept.values() if (found := _images(own))), None)
-            made = {path: _units(task, own, images) for path, own in kept.items()}
+            stock = BENCHMARKS[task].stock
+            # a category that one run's metric needs is every run's
+            named = next((own for own in kept.values() if stock and any(line.get("category") for line in own)), ())
+            of = [line.get("category") for line in named]
+            made = {path: _units(task, own, images, of) for path, own in kept.items()}
             wrong = [
                 f"{head}: no test over items: the answers of {shown(run.path)} give "
                 f"{f'{given.score:.2f}' if given else 'no score'}, its results {run.scores[task]:.2f}"
                 for run in runs
-                if (given := made[run.path]) is None or abs(given.score - run.scores[task]) >= NEAR
+                if (given := made[run.path]) is None or not _near(given.score, run.scores[task], stock)
             ]
+            if wrong and stock and any(line["score"] is None for own in kept.values() for line in own):
+                wrong = [f"{head}: {NOTES['no mean'].format(metric=runs[0].results['scores'][task].get('metric'))}"]
             notes += wrong
             if not wrong:
                 by_task[task] = {path: given for path, given in made.items() if given}
@@ -106,8 +112,15 @@ def _images(lines: Sequence[AnswerLine]) -> Images | None:
     return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
 
 
-def _units(name: str, lines: Sequence[AnswerLine], images: Images | None) -> Units | None:
+def _near(given: float, reported: float, stock: bool) -> bool:
+    return is_metric(given, reported) if stock else abs(given - reported) < NEAR
+
+
+def _units(
+    name: str, lines: Sequence[AnswerLine], images: Images | None, categories: Sequence[Any] = ()
+) -> Units | None:
     named = [line | {IMAGE: at} for line, at in zip(lines, images or [None] * len(lines), strict=True)]
+    named = [line | {"category": of} for line, of in zip(named, categories, strict=True)] if categories else named
     try:
         return units(name, named) if named else None
     except (ValueError, LookupError, TypeError, AttributeError):  # a field is absent, or of another type

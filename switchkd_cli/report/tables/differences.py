@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document import AVERAGE_HEAD, Column, Interval, Number, Probability, Table
 from switchkd_cli.report.results.paired_items import AnswerUnits
 from switchkd_cli.report.results.row_runs import RowRuns, pair_runs, seeds_in_words
@@ -97,14 +99,16 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
         means, gap = [fmean(side) for side in zip(*pairs, strict=True)], over_seeds(gaps, difference=True)
         tested = [paired[task] for task in tasks] if paired.keys() >= set(tasks) else []
         assert gap is not None
+        shown: dict[str, Any] = {"counted": counted, "digits": BENCHMARKS[name].digits if name in columns.tasks else 1}
+        items = significance.interval(tested) if tested else None
         difference = Difference(
             head,
-            ours=Number(means[0], counted=counted),
-            theirs=Number(means[1], counted=counted),
-            number=Number(means[0] - means[1], difference=True, counted=counted),
-            over_seeds=replace(gap, counted=counted),
-            deviation=Number(stdev(gaps)) if len(gaps) > 1 else None,
-            items=significance.interval(tested) if tested else None,
+            ours=Number(means[0], **shown),
+            theirs=Number(means[1], **shown),
+            number=Number(means[0] - means[1], difference=True, **shown),
+            over_seeds=replace(gap, **shown),
+            deviation=Number(stdev(gaps), digits=shown["digits"]) if len(gaps) > 1 else None,
+            items=replace(items, digits=shown["digits"]) if items else None,
             # an accuracy counts the answers of its score once more: no test of its own to correct for
             p=Probability(significance.p_value(tested)) if tested and name in (*columns.tasks, AVERAGE) else None,
             printed=_printed(ours, theirs, name),
@@ -135,7 +139,7 @@ def tables(rows: Sequence[RowDifference]) -> Iterator[Table]:
 
 def _ends(difference: Difference) -> Interval:
     mean = difference.over_seeds
-    return Interval(mean.low, mean.high, mean.detectable)
+    return Interval(mean.low, mean.high, mean.detectable, mean.digits)
 
 
 def notes(rows: Sequence[RowDifference]) -> Iterator[str]:
