@@ -14,8 +14,6 @@ from switchkd_cli.report.stats.metric_units import is_metric
 
 SCORE_KEYS = ("score", "is_correct", "correct", "true_false", "acc", "accuracy", "hit", "match")
 """Under these names the tasks' records of an item hold its score."""
-FACTORS = (1.0, 100.0)
-"""From the mean of items to the metric: some tasks give per cent."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,10 @@ def _items(items: Sequence[Any], aggregate: Callable, value: float) -> tuple[lis
         column = [record.get(key) for record in records]
         if all(isinstance(each, str) for each in column) and len(set(column)) < len(column):
             ways.append([str(each) for each in column])
+    factors = (1.0, 100.0, len(items), len(items) / 1000)  # a share, per cent, a sum; OCRBench's, of a thousand
     for categories in ways:
         mean = fmean(map(fmean, grouped(zip(categories or [""] * len(single), single, strict=True)).values()))
-        for factor in FACTORS:
+        for factor in factors:
             if is_metric(factor * mean, value):
                 return [factor * score for score in single], categories
     return [None] * len(items), None
