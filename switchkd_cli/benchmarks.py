@@ -98,10 +98,25 @@ class Benchmark:
 _ENTRIES = read_yaml(__file__)
 
 
+OWN_ROWS = "rows"
+ROW_METRICS: Mapping[str, str] = {
+    f"{OWN_ROWS}.{metric}": how
+    for metric, how in {
+        "exact": "equal, whatever the case and spaces",
+        "anls": "lmms-eval's ANLS",
+        "relaxed": "lmms-eval's relaxed accuracy (ChartQA)",
+        "f1": "common words",
+        "cider": "pycocoevalcap's CIDEr, words of letters and digits",
+    }.items()
+}
+"""Benchmarks of a user's own rows (`evaluation.data`), one a metric, and how an answer is compared with the row's."""
+
+
 class _Benchmarks(dict[str, Benchmark]):
     def __missing__(self, task: str) -> Benchmark:
         about = {"task_folder": "", "data": "", "split": "published", "paper_split": "none", "asks": "open"}
-        scale = "lmms-eval's own number"
+        about["judge"] = ROW_METRICS.get(task, "stock rule")
+        scale = "its own number"
         return Benchmark(task, task, group="Others", in_paper=False, scale=scale, stock=True, **about)  # type: ignore[arg-type]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from switchkd_cli import stock_tasks
-from switchkd_cli.benchmarks import BENCHMARKS, TEN
+from switchkd_cli.benchmarks import BENCHMARKS, OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UserError, did_you_mean
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import digest
@@ -26,10 +26,13 @@ ITEMS = 200  # default number of questions of each benchmark, for a model that i
 def evaluate(options: EvalOptions) -> None:
     model, root = options.model, options.out
     names = comma_separated(options.benchmarks)
+    if options.data or options.metric:
+        names = [*(names or ()), *_row_metrics(options)]
     own_tasks = str(options.tasks_path.absolute()) if options.tasks_path else None
     if options.tasks_path and not options.tasks_path.is_dir():
         raise UserError(f"--tasks-path: no such folder, got {str(options.tasks_path)!r}")
-    if unknown := [problem for name in names or () if (problem := stock_tasks.unknown(name, BENCHMARKS, own_tasks))]:
+    known = [*BENCHMARKS, *ROW_METRICS]
+    if unknown := [problem for name in names or () if (problem := stock_tasks.unknown(name, known, own_tasks))]:
         raise UserError([f"--benchmarks: {problem}" for problem in unknown])
     folder = run_folder.newest(root) if model is None else finished_run(model)
     # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
@@ -37,17 +40,26 @@ def evaluate(options: EvalOptions) -> None:
     fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": TEN}
     if recipe is None and options.world != "hub":
         fields["items"] = ITEMS
-    asked = {"benchmarks": names, "split": options.split, "items": options.items, "world": options.world}
-    asked["tasks_path"] = own_tasks
+    asked: dict[str, Any] = {
+        "benchmarks": names,
+        "split": options.split,
+        "items": options.items,
+        "world": options.world,
+    }
+    asked |= {"tasks_path": own_tasks, "data": _own_rows(options)}
+    if options.data and not options.benchmarks:
+        asked["world"] = "rows"
+        fields["items"] = None
     fields |= {key: value for key, value in asked.items() if value is not None}
     try:
-        question = Evaluation.model_validate(fields).model_dump(mode="json")
+        checked = Evaluation.model_validate(fields)
     except ValidationError as error:
         raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
+    question = checked.model_dump(mode="json")
     local = [name for name in question["benchmarks"] if not BENCHMARKS[name].published]
     if question["world"] == "hub" and local:
         raise UserError(f"--benchmarks: only in the playground, not with --world hub: {', '.join(local)}")
-    stock = [name for name in question["benchmarks"] if name not in BENCHMARKS]
+    stock = [name for name in question["benchmarks"] if name not in known]
     if question["world"] == "playground" and stock:
         problem = f"--benchmarks: the playground has no questions for it: {', '.join(stock)}"
         raise UserError(problem, hint="add --world hub: lmms-eval's own data, or those that your tasks name")
@@ -55,7 +67,7 @@ def evaluate(options: EvalOptions) -> None:
         say_needs(name, question.get("tasks_path"))
     path = locate(str(folder.model) if folder else str(model))
     inputs = Fingerprints()
-    key = digest(path, inputs.named(path), question, *inputs.evaluation(question.get("tasks_path")))
+    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked))
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
@@ -67,6 +79,34 @@ def evaluate(options: EvalOptions) -> None:
     for note in faults({"this model": [results]}):
         console.say(note)
     console.say(f"files: {where}")
+
+
+def _row_metrics(options: EvalOptions) -> list[str]:
+    """The benchmarks that --data and --metric name. Raises UserError where one of the two is missing or unknown."""
+    metrics = comma_separated(options.metric) or []
+    known = [name.partition(".")[2] for name in ROW_METRICS]
+    problems = [f"--metric: unknown, got {name!r}{did_you_mean(name, known)}" for name in metrics if name not in known]
+    if not options.data:
+        problems.append("--metric: says how to score --data, which is missing")
+    elif not metrics:
+        problems.append(f"--data: add --metric, one or several of {','.join(known)}")
+    problems += [
+        f"{path}: no such file or folder" for path in (options.data, options.images) if path and not path.exists()
+    ]
+    if problems:
+        raise UserError(problems)
+    return [f"{OWN_ROWS}.{name}" for name in metrics]
+
+
+def _own_rows(options: EvalOptions) -> dict[str, Any] | None:
+    """The data set of --data and --images; the form of its rows is read from the first lines of the file."""
+    if options.data is None:
+        return None
+    with options.data.open("rb") as file:
+        source = "messages" if b'"messages"' in file.read(1 << 16) else "llava_json"
+    paths = {"file": options.data, "images": options.images}
+    named = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
+    return {"source": source, "parameters": {**named, "turns": "independent"}}
 
 
 def say_needs(name: str, tasks_path: str | None) -> None:

@@ -22,6 +22,9 @@ class EvalOptions:
     model: str | None = None
     benchmarks: str | None = None
     tasks_path: Path | None = None
+    data: Path | None = None
+    images: Path | None = None
+    metric: str | None = None
     split: str | None = None
     items: int | None = None
     world: str | None = None

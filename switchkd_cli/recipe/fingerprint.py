@@ -13,7 +13,7 @@ from switchkd_cli.files.hashes import cache_home, content, digest_of
 from switchkd_cli.recipe.model_paths import locate
 
 if TYPE_CHECKING:
-    from switchkd_cli.recipe.schema import DataSet
+    from switchkd_cli.recipe.schema import DataSet, Evaluation
 
 CARD = "README.md"  # describes a model, and is no part of it
 
@@ -43,14 +43,18 @@ class Fingerprints:
             self._digests[key] = _images(spec)
         return self._digests[key]
 
-    def evaluation(self, tasks_path: str | None) -> list[str]:
-        """Return digests of what an evaluation reads apart from models: the files of a folder of tasks; empty without one."""
-        if tasks_path is None:
-            return []
-        folder = Path(tasks_path)
+    def evaluation(self, asked: Evaluation) -> list[str | None]:
+        """Return digests of what an evaluation reads apart from models: a folder's tasks, one's own rows and their images."""
+        digests: list[str | None] = []
+        if asked.data is not None:
+            texts = [value for value in asked.data.parameters.values() if isinstance(value, str) and isfile(value)]
+            digests += [*map(self.named, texts), self.images(asked.data)]
+        if asked.tasks_path is None:
+            return digests
+        folder = Path(asked.tasks_path)
         files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
         names = sorted(str(file) for file in files if "__pycache__" not in file.parts)
-        return [digest_of(folder, names, needed=True) or ""]
+        return [*digests, digest_of(folder, names, needed=True)]
 
     def forget(self) -> None:
         """Drop all digests: the next call reads everything again."""

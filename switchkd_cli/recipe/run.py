@@ -133,10 +133,10 @@ class Run:
             *self._evaluation().values(),
         )
 
-    def _evaluation(self) -> dict[str, str]:
+    def _evaluation(self) -> dict[str, str | None]:
         """Return the digests of what the evaluation reads apart from models."""
         asked = self.config.evaluation
-        digests = self.fingerprints.evaluation(asked.tasks_path) if asked is not None else []
+        digests = self.fingerprints.evaluation(asked) if asked is not None else []
         return {f"evaluation.{place}": digest for place, digest in enumerate(digests)}
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:

@@ -234,11 +234,12 @@ class Evaluation(Strict):
     """The benchmarks that a finished model is scored on.
 
     Each is an entry of benchmarks.yaml, or a task or group of the installed lmms-eval or of a folder of one's own tasks,
-    `tasks_path`. `items` is the number of questions of each benchmark (none: all). `seed` draws the playground's questions; it is the
+    `tasks_path`, or `rows.METRIC`: the questions of one's own rows, `data` (world `rows`: of nothing else). `items` is the number of questions of each benchmark (none: all). `seed` draws the playground's questions; it is the
     same for every seed of a run, so that runs can be paired item by item.
     """
 
-    world: Literal["playground", "hub"] = "playground"
+    world: Literal["playground", "hub", "rows"] = "playground"
+    data: Annotated[DataSet | None, _left_out(None)] = None
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks_path: Annotated[Text | None, _left_out(None)] = None
     split: Literal["train", "validation", "test", "hard", "unseen"] = "test"

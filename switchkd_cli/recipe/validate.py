@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from switchkd_cli import registry, stock_tasks
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import misfit
 from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION
@@ -220,12 +220,26 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
     folder = evaluation.get("tasks_path")
     if isinstance(folder, str) and not isdir(folder):
         yield ("evaluation", "tasks_path"), f"no such folder, got {folder!r}"
+    own, rows = mapping(evaluation.get("data")), [name for _, name in names if name in ROW_METRICS]
+    if own:
+        yield from _registered("source", own, ("evaluation", "data"))
+    if bool(own) != bool(rows):
+        missing = (
+            "no benchmark asks its rows: name rows.exact, rows.anls ..." if own else f"missing: {rows[0]} asks its rows"
+        )
+        yield ("evaluation", "data"), missing
     for path, name in names:
-        if isinstance(name, str) and name not in BENCHMARKS:
-            if problem := stock_tasks.unknown(name, BENCHMARKS, folder if isinstance(folder, str) else None):
+        if isinstance(name, str) and name not in BENCHMARKS and name not in ROW_METRICS:
+            if evaluation.get("world") == "rows":
+                yield path, f"unknown metric, got {name!r}{did_you_mean(name, ROW_METRICS)}"
+            elif problem := stock_tasks.unknown(
+                name, [*BENCHMARKS, *ROW_METRICS], folder if isinstance(folder, str) else None
+            ):
                 yield path, problem
             elif in_playground:
                 yield path, f"the playground has no questions for it, got {name!r} (with world: hub it can be asked)"
+        if evaluation.get("world") == "rows" and name in BENCHMARKS:
+            yield path, f"is none of one's own rows, got {name!r} with world: rows"
         if evaluation.get("world") == "hub" and name in BENCHMARKS and not BENCHMARKS[name].published:
             yield path, f"exists only in the playground, got {name!r} with world: hub"
     # A model that is scored is asked questions in the template of its last stage.

@@ -123,6 +123,11 @@ class LmmsModel(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return one answer per request, in their order; lmms-eval calls this."""
         items = [Item.of(r, self.task_dict, self.tasks, self.playground) for r in requests]
+        self.ask(items)
+        return [item.answer for item in items]
+
+    def ask(self, items: Sequence[Item]) -> None:
+        """Answer items, and keep them."""
         self.items |= {(item.task, item.doc_id): item for item in items}
         self.prepare(items)
         for batch in self._batches(items):
@@ -135,7 +140,6 @@ class LmmsModel(lmms):
             for item in batch:
                 self.seconds[item.task] += seconds / len(batch)
                 item.images = []  # no longer needed
-        return [item.answer for item in items]
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         by_length = sorted(zip(self.lengths(items), items, strict=True), key=lambda pair: (pair[1].limit, pair[0]))

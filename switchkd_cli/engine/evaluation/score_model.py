@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import stock_tasks
-from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, Benchmark
+from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
@@ -21,7 +23,7 @@ from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
-    from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
+    from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
 """Libraries that a score depends on: runs scored with different versions are not compared."""
@@ -90,15 +92,24 @@ def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[st
 def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path | None = None) -> dict[str, Any]:
     """Evaluate any `LmmsModel`: write its answers to `folder`/answers and return the scores."""
     harness = import_harness()
-    rows = [BENCHMARKS[name] for name in tasks(asked)]
+    named = tasks(asked)
+    rows = [BENCHMARKS[name] for name in named if name not in ROW_METRICS]
     local = asked.world == "playground"
     limit = None if local or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
     times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
     times.append(time.perf_counter())
-    outcome = harness.run(model, rows, folder=folder, home=home, limit=limit, tasks_path=asked.tasks_path)
+    if rows:
+        outcome = harness.run(model, rows, folder=folder, home=home, limit=limit, tasks_path=asked.tasks_path)
+    if asked.data is not None:
+        from switchkd_cli.engine.evaluation import own_rows
+
+        items = own_rows.questions(asked.data, asked.items)
+        with harness.quiet(folder / "log.txt"):
+            model.ask(items)
     times.append(time.perf_counter())
     scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
+    scores |= {name: _score_rows(name, model, items, folder / "answers") for name in named if name in ROW_METRICS}
     times.append(time.perf_counter())
     sets_time, run_time, items_time = (after - before for before, after in pairwise(times))
     answering = sum(model.seconds.values())
@@ -117,11 +128,16 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
 
 def tasks(asked: Evaluation) -> list[str]:
     """Return the tasks of an evaluation, each once, with those of its groups. Raises UserError for those that can't be asked."""
-    each = [[name] if name in BENCHMARKS else stock_tasks.expanded(name, asked.tasks_path) for name in asked.benchmarks]
+    known = {*BENCHMARKS, *ROW_METRICS}
+    each = [[name] if name in known else stock_tasks.expanded(name, asked.tasks_path) for name in asked.benchmarks]
     names = list(dict.fromkeys(task for tasks in each for task in tasks))
-    stock = [name for name in names if name not in BENCHMARKS]
-    if problems := [problem for name in stock for problem in stock_tasks.obstacles(name, asked.tasks_path)]:
-        raise UserError(problems, code=MACHINE)
+    stock = [name for name in names if name not in known]
+    problems = [problem for name in stock for problem in stock_tasks.obstacles(name, asked.tasks_path)]
+    if cider := "rows.cider" in names and importlib.util.find_spec("pycocoevalcap") is None:
+        problems.append("rows.cider: pycocoevalcap is not installed")
+    if problems:
+        hint = "pip install --no-deps pycocoevalcap (CIDEr needs no Java)" if cider else ""
+        raise UserError(problems, hint=hint, code=MACHINE)
     return names
 
 
@@ -140,31 +156,48 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
     lines = []
     for place, (sample, score) in enumerate(zip(samples, scores, strict=True)):
         item = model.items[row.task, sample["doc_id"]]
-        answer = {
-            "doc_id": sample["doc_id"],
-            "key": item.key,
-            "image": item.image_key,
-            "kind": item.kind,
-            "prompt": item.prompt,
-            "answer": sample["filtered_resps"][0],
-            "target": item.target,
-            "score": score,
-        }
         units = reported.category(place) if row.stock else unit(row, sample)
-        lines.append(answer | units | {"faults": faults(row, sample, item, score)})
+        own = {"faults": faults(row, sample, item, score)}
+        lines.append(_line(item, sample["filtered_resps"][0], score) | units | own)
+    about = reported.about if row.stock else {"metric": row.metric}
+    shown = value if row.stock else row.score(value, categories(row, samples))
+    return _entry(row, lines, folder, {"score": shown, **about, "value": value}, model.seconds[row.task])
+
+
+def _score_rows(name: str, model: LmmsModel, items: Sequence[Item], folder: Path) -> dict[str, Any]:
+    """Return the score of the user's own rows by one metric, and write its items to `folder`."""
+    from switchkd_cli.engine.evaluation.item_scores import faults
+    from switchkd_cli.engine.evaluation.own_rows import scores
+
+    row, metric = BENCHMARKS[name], name.removeprefix(f"{OWN_ROWS}.")
+    each = scores(metric, [item.answer for item in items], [item.target for item in items])
+    lines = [
+        _line(item, item.answer, score) | {"faults": faults(row, {"filtered_resps": [item.answer]}, item, score)}
+        for item, score in zip(items, each, strict=True)
+    ]
+    about = {"score": fmean(each), "metric": metric, "higher_is_better": True, "split": "own", "value": fmean(each)}
+    return _entry(row, lines, folder, about, model.seconds[OWN_ROWS])
+
+
+def _line(item: Item, answer: str, score: float | None) -> dict[str, Any]:
+    asked = {"doc_id": item.doc_id, "key": item.key, "image": item.image_key, "kind": item.kind, "prompt": item.prompt}
+    return asked | {"answer": answer, "target": item.target, "score": score}
+
+
+def _entry(
+    row: Benchmark, lines: Sequence[dict[str, Any]], folder: Path, about: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Write the lines to `folder`, and return them as one score of results.json."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
-    about = reported.about if row.stock else {"metric": row.metric}
     return {
-        "score": value if row.stock else row.score(value, categories(row, samples)),
         **about,
-        "value": value,
-        "items": len(samples),
+        "items": len(lines),
         **yes_no(row, lines),
         **{fault: sum(fault in line["faults"] for line in lines) for fault in FAULTS},
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
-        "seconds": round(model.seconds[row.task], 3),
+        "seconds": round(seconds, 3),
     }
 
 

@@ -34,7 +34,7 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
     if own := [task for task in columns.tasks if BENCHMARKS[task].stock]:
-        yield f"{', '.join(own)}: lmms-eval's own number, not in points"
+        yield f"{', '.join(own)}: on their own scales, not in points"
         measured = runs[0].results["scores"]
         if lower := [task for task in own if not measured[task].get("higher_is_better", True)]:
             yield f"lower is better, so a negative difference is a gain: {', '.join(lower)}"
