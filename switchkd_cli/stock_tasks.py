@@ -29,11 +29,11 @@ ANSWERED = "generate_until"
 """The only kind of task that can be asked here: one question, one greedy answer."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads `!function module.name` as nothing."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: None)
+_TaskLoader.add_constructor("!function", lambda loader, node: None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _keys(file: Path) -> dict[str, Any]:
     """The parsed `KEYS` of a file, over those of the files that it includes; nothing where it can't be read."""
     try:
         text = file.read_text(encoding="utf-8-sig", errors="replace")
-        own = yaml.load("".join(part[0] for part in PART.finditer(text)), _Loader)
+        own = yaml.load("".join(part[0] for part in PART.finditer(text)), _TaskLoader)
     except (OSError, yaml.YAMLError):
         return {}
     own = own if isinstance(own, dict) else {}

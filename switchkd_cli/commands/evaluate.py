@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
-from switchkd_cli.errors import MACHINE, UserError, did_you_mean
+from switchkd_cli.errors import MACHINE, UTF8, UserError, did_you_mean
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import digest
@@ -25,6 +27,8 @@ ITEMS = 200  # default number of questions of each benchmark, for a model that i
 
 def evaluate(options: EvalOptions) -> None:
     model, root = options.model, options.out
+    if options.rescore or options.reader:
+        return _rescore(options)
     names = comma_separated(options.benchmarks)
     if options.data or options.metric:
         names = [*(names or ()), *_row_metrics(options)]
@@ -107,6 +111,32 @@ def _own_rows(options: EvalOptions) -> dict[str, Any] | None:
     paths = {"file": options.data, "images": options.images}
     named = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
     return {"source": source, "parameters": {**named, "turns": "independent"}}
+
+
+def _rescore(options: EvalOptions) -> None:
+    """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
+    from switchkd_cli.report.results.finished_run import read, rescored
+    from switchkd_cli.report.stats.readers import READERS
+
+    if options.rescore is None or options.reader not in READERS:
+        missing = "--rescore: names the run whose answers are read again, which is missing"
+        wrong = f"--reader: unknown, got {options.reader!r}{did_you_mean(options.reader, READERS)}"
+        needed = f"--reader: missing, one of {', '.join(READERS)}"
+        raise UserError(missing if options.rescore is None else wrong if options.reader else needed)
+    run = read(RunFolder(options.rescore.absolute()))
+    results, lines, notes = rescored(run, options.reader)
+    text = {task: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in each) for task, each in lines.items()}
+    shared = run_folder.evaluation(options.out, digest("rescored", options.reader, results, text))
+    with shared.build() as partial:
+        if partial is not None:
+            (partial / "answers").mkdir(parents=True)
+            for task, content in text.items():
+                (partial / "answers" / f"{task}.jsonl").write_text(content, **UTF8)
+            write_json(partial / "results.json", results)
+    console.show_scores(results["model"], results)
+    for note in notes:
+        console.say(note)
+    console.say(f"files: {shared.path}")
 
 
 def say_needs(name: str, tasks_path: str | None) -> None:

@@ -25,6 +25,8 @@ class EvalOptions:
     data: Path | None = None
     images: Path | None = None
     metric: str | None = None
+    rescore: Path | None = None
+    reader: str | None = None
     split: str | None = None
     items: int | None = None
     world: str | None = None

@@ -85,6 +85,7 @@ class Results(Lenient):
     world: OneLine
     split: OneLine
     sets_key: OneLine
+    reader: OneLine = ""
     scores: Annotated[dict[Task, Score], Field(min_length=1), AfterValidator(_points)]
     versions: dict[OneLine, OneLine | None] | None = None
     fidelity: Fidelity | None = None

@@ -93,7 +93,9 @@ def test_the_majority_answer_is_scored_too(tmp_path: Path) -> None:
     question = asked(tmp_path / "rows", "rows.exact")
     fields = {name: getattr(question, name) for name in Evaluation.model_fields}
     found = majority(folder=tmp_path / "majority", **fields)
-    assert found["scores"]["rows.exact"]["score"] == pytest.approx(2 / 7)  # a constant for each kind: "no", and one of six words
+    assert found["scores"]["rows.exact"]["score"] == pytest.approx(
+        2 / 7
+    )  # a constant for each kind: "no", and one of six words
 
 
 def test_a_conversation_is_refused_and_every_row_is_named(tmp_path: Path) -> None:

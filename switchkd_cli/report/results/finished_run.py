@@ -13,6 +13,8 @@ from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.baselines import BASELINES
+from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
+from switchkd_cli.report.stats.readers import Reader, readable, score
 from switchkd_cli.report.stats.yes_no import completed
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
@@ -123,6 +125,35 @@ def read(folder: RunFolder) -> ScoredRun:
     )
 
 
+def rescored(run: ScoredRun, reader: Reader) -> tuple[dict[str, Any], dict[str, list[AnswerLine]], list[str]]:
+    """A run's results and answers by another reader, and notes on what it can't read.
+
+    A score is the metric's own arithmetic over the new scores of items, so that pairs stay pairs. Raises UserError where
+    no benchmark can be read.
+    """
+    entries, lines, notes = {}, {}, []
+    for task, entry in run.results["scores"].items():
+        stored = read_answers(RunFolder(run.path).answers, task)
+        if BENCHMARKS[task].counted or not stored or not readable(stored):
+            why = (
+                "its metric counts one word"
+                if BENCHMARKS[task].counted
+                else "no single right text and score of each answer"
+            )
+            notes.append(f"{BENCHMARKS[task].column}: not read again: {why if stored else 'its answers were not kept'}")
+            continue
+        lines[task] = [line | {"score": score(reader, line)} for line in stored]
+        entries[task] = entry | {
+            "score": units(task, lines[task]).score,
+            "metric": f"{entry.get('metric', '')}, {reader}",
+        }
+    if not entries:
+        raise UserError([f"{shown(run.path)}: {note}" for note in notes])
+    model = f"{run.name}, read by {reader}"
+    results = {**run.results, "scores": entries, "model": model, "reader": reader}
+    return results, lines, notes
+
+
 def scores(results: Mapping[str, Any]) -> dict[str, float]:
     """0..100 by task, and accuracies by their names, see `benchmarks.NAMES`."""
     return {name: float(entry["score"]) for name, entry in with_accuracies(results["scores"]).items()}
@@ -146,11 +177,11 @@ def require_same_questions(named: Sequence[tuple[str, Mapping[str, Any]]]) -> No
 
     Raises UserError with every field that differs: scores of different questions stand in no table.
     """
-    same = ("world", "split", "sets_key")
+    same = ("world", "split", "sets_key", "reader")
     asked = [
         (
             name,
-            {what: of[what] for what in same}
+            {what: of.get(what, "stock" if what == "reader" else None) for what in same}
             | {"benchmarks": sorted(of["scores"]), "items": items(of)}
             | {f"metric of {task}": e.get("metric") for task, e in of["scores"].items() if BENCHMARKS[task].stock},
         )

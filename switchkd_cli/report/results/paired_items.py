@@ -9,6 +9,7 @@ from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
 from switchkd_cli.report.stats.metric_units import AnswerLine, Units, is_metric, read_answers, units
+from switchkd_cli.report.stats.readers import disagreement
 from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -49,6 +50,7 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
         if missing := [shown(path) for path in lines if path not in kept]:
             notes.append(f"{head}: answers not kept, no test over items: {', '.join(missing)}")
         elif not problems:
+            notes += _two_readers(head, task, runs, kept)
             # runs whose keys agree show the same images, so one run that names them is enough
             images = images_by_task[task] = next((found for own in kept.values() if (found := _images(own))), None)
             stock = BENCHMARKS[task].stock
@@ -73,6 +75,21 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
     if problems:
         raise UserError(problems, hint=HINT)
     return AnswerUnits(by_task, (*notes, *_on_images(images_by_task)))
+
+
+def _two_readers(
+    head: str, task: str, runs: Sequence[ScoredRun], kept: Mapping[Path, Sequence[AnswerLine]]
+) -> Iterator[str]:
+    """How many answers the stock rule and the reader of options judge differently, run by run."""
+    if any(run.results.get("reader") for run in runs):
+        return
+    each = []
+    for run in runs:
+        found = disagreement(kept[run.path])
+        if found and (only := found[:2]) != (0, 0):
+            each.append(f"{run.name} {only[0]:,} and {only[1]:,} of {found[2]:,}")
+    if each:
+        yield NOTES["readers"].format(head=head, runs="; ".join(each))
 
 
 def _other_items(head: str, kept: Mapping[Path, Sequence[AnswerLine]]) -> Iterator[str]:

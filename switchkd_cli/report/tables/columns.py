@@ -98,7 +98,7 @@ class Columns:
 
 
 def _number(name: str, value: float, **how: Any) -> Number:
-    return Number(value, digits=BENCHMARKS[name].digits, **how)
+    return Number(value, digits=BENCHMARKS[name.removesuffix(ACCURACY)].digits, **how)
 
 
 def protocol(tasks: Sequence[str], world: str, split: str, measured: Mapping[str, Mapping[str, Any]]) -> Table:
