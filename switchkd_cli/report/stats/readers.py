@@ -17,20 +17,30 @@ READERS: tuple[Reader, ...] = get_args(Reader)
 
 OPTION = re.compile(r"^\s*\(?([A-H])[).:]\s*(.+?)\s*$", re.MULTILINE)
 LETTER = re.compile(
-    r"(?<![A-Za-z])\(?([A-H])(?:[).:]|(?![A-Za-z' ]))|\b(?:answer|option|choice)(?: is)?:? \(?([A-H])\b"
+    r"(?<![A-Za-z])\(?([A-H])(?:[).:]|(?![A-Za-z' ]))|\b(?:answer|option|choice)(?: is)?:? \(?([A-H])\b|\(([a-h])\)"
 )
+"""A letter by itself, announced, or in parentheses; not the article in "A cat"."""
 
 
 def readable(lines: Sequence[AnswerLine]) -> bool:
-    """Whether every line's right answer is one text, and its stored score that of one item, 0 to 1."""
-    return all(
-        isinstance(line.get("target"), str) and line["score"] is not None and 0 <= line["score"] <= 1 for line in lines
-    )
+    """Whether every line has an answer, one text as the right one, and a stored score of a single item, 0 to 1."""
+    texts = (line.get(field) for line in lines for field in ("answer", "target"))
+    scores = [line["score"] for line in lines]
+    return all(isinstance(text, str) for text in texts) and all(of is not None and 0 <= of <= 1 for of in scores)
 
 
 def score(reader: Reader, line: AnswerLine) -> float:
     """The score 0..1 of a stored answer."""
     return float(RULES[reader](line))
+
+
+def reread(reader: Reader, line: AnswerLine, counted: bool) -> AnswerLine:
+    """The line with its new score. Where the metric counts words (F1), also with the word that the reader finds."""
+    new = line | {"score": score(reader, line)}
+    if counted and reader == "options":
+        named = _named(line["answer"], "", line["target"])
+        new |= {"said": line["answer"], "answer": named.pop() if len(named) == 1 else ""}
+    return new
 
 
 def _plain(text: str) -> str:
@@ -51,7 +61,7 @@ def _options(line: AnswerLine) -> bool:
 def _named(answer: str, prompt: str, target: str) -> set[str]:
     letter = target.strip("(). ")
     if re.fullmatch("[A-Ha-h]", letter):
-        letters = {first or second for first, second in LETTER.findall(answer)}
+        letters = {letter for found in LETTER.findall(answer) for letter in found if letter}
         options = {name: text for name, text in OPTION.findall(prompt) if _has(answer, text)}
         longest = {
             name for name, text in options.items() if not any(text != o and _has(o, text) for o in options.values())
