@@ -43,7 +43,7 @@ def test_what_a_reader_finds(answer: str, target: str, strict: int, options: int
 
 
 def test_answers_without_one_right_text_or_a_score_are_not_read() -> None:
-    line = {"answer": "a", "target": "a", "score": 1.0}
+    line = {"answer": "red", "target": "red", "score": 1.0}
     assert disagreement([line]) == (0, 0, 1)
     for broken in ({"score": None}, {"target": ["a"]}, {"answer": None}, {"score": 3.5}):
         assert disagreement([line, line | broken]) is None
@@ -84,7 +84,7 @@ def test_a_run_is_scored_again_without_a_model(tmp_path, capsys) -> None:
     assert found.scores["pope"] == pytest.approx(100 * 2 * 1 / (2 + 1))  # F1 of yes: said twice, once right
     assert found.title == "SFT (seed 0), read by options" and str(made.parent) in "".join(capsys.readouterr())
     lines = [json.loads(line) for line in (made.parent / "answers" / "pope.jsonl").read_text().splitlines()]
-    assert [(line["answer"], line["said"]) for line in lines][0] == ("yes", "Yes.")
+    assert (lines[0]["answer"], lines[0]["said"]) == ("yes", "Yes.")
     evaluate(EvalOptions(rescore=run.path, reader="options", out=tmp_path))  # found again
     assert len(list((tmp_path / "evaluations").glob("*/results.json"))) == 1
     with pytest.raises(UserError, match="already read again"):

@@ -14,7 +14,7 @@ from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
-from switchkd_cli.report.stats.readers import Reader, readable, score
+from switchkd_cli.report.stats.readers import Reader, readable, reread
 from switchkd_cli.report.stats.yes_no import completed
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
@@ -131,18 +131,20 @@ def rescored(run: ScoredRun, reader: Reader) -> tuple[dict[str, Any], dict[str, 
     A score is the metric's own arithmetic over the new scores of items, so that pairs stay pairs. Raises UserError where
     no benchmark can be read.
     """
+    if run.results.get("reader"):
+        raise UserError(f"{shown(run.path)}: its answers were already read again, name the run that they are from")
     entries, lines, notes = {}, {}, []
     for task, entry in run.results["scores"].items():
         stored = read_answers(RunFolder(run.path).answers, task)
-        if BENCHMARKS[task].counted or not stored or not readable(stored):
+        if not stored or not readable(stored):
             why = (
-                "its metric counts one word"
-                if BENCHMARKS[task].counted
-                else "no single right text and score of each answer"
+                "its answers have no single right text, or no score of their own"
+                if stored
+                else "its answers were not kept"
             )
-            notes.append(f"{BENCHMARKS[task].column}: not read again: {why if stored else 'its answers were not kept'}")
+            notes.append(f"{BENCHMARKS[task].column}: not read again: {why}")
             continue
-        lines[task] = [line | {"score": score(reader, line)} for line in stored]
+        lines[task] = [reread(reader, line, bool(BENCHMARKS[task].counted)) for line in stored]
         entries[task] = entry | {
             "score": units(task, lines[task]).score,
             "metric": f"{entry.get('metric', '')}, {reader}",

@@ -17,7 +17,7 @@ READERS: tuple[Reader, ...] = get_args(Reader)
 
 OPTION = re.compile(r"^\s*\(?([A-H])[).:]\s*(.+?)\s*$", re.MULTILINE)
 LETTER = re.compile(
-    r"(?<![A-Za-z])\(?([A-H])(?:[).:]|(?![A-Za-z' ]))|\b(?:answer|option|choice)(?: is)?:? \(?([A-H])\b|\(([a-h])\)"
+    r"(?<![A-Za-z])\(?([A-H])(?:[).:]|(?= (?:or|and)\b)|(?![A-Za-z' ]))|\b(?:answer|option|choice)(?: is)?:? \(?([A-H])\b|\(([a-h])\)"
 )
 """A letter by itself, announced, or in parentheses; not the article in "A cat"."""
 
