@@ -117,7 +117,7 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     versions = provenance.versions()
     return {
         "world": asked.world,
-        "split": asked.split if local else "published",
+        "split": asked.split if local else "own" if asked.world == "rows" else "published",
         "seed": asked.seed,
         "scores": scores,
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
