@@ -1,6 +1,6 @@
 """Held-out rows of one's own as a benchmark: their questions, and the metrics that compare an answer with the row's.
 
-Every question is asked by itself, with the images of its row.
+Every question stands by itself, with the images of its row.
 """
 
 import re
@@ -39,7 +39,7 @@ def questions(data: DataSet, limit: int | None) -> list[Item]:
         if row.system is not None:
             problems.append(f"row {row.id}: has a system text, which is not asked")
         if len(row.exchanges) > 1 and rows.turns == "chained":
-            problems.append(f"row {row.id}: a conversation; with `turns: independent` each question is asked by itself")
+            problems.append(f"row {row.id}: a conversation; with `turns: independent` each question stands by itself")
         docs += [(number, turn) for turn in range(len(row.exchanges))]
     if problems:
         more = [f"and {len(problems) - NAMED} more"] * (len(problems) > NAMED)
