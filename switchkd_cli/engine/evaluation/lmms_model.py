@@ -33,9 +33,9 @@ class Item:
     prompt: str
     data: Sequence  # the task's split, by doc_id
     read_images: Callable[[dict], list[Image] | None]
-    read_target: Callable[[dict], Any]
     limit: int  # new tokens
     until: tuple[str, ...]
+    read_target: Callable[[dict], Any] | None = None  # of a stock task; else the benchmark's column holds the target
     images: list[Image] = field(default_factory=list)
     key: str = ""  # a digest of prompt and images, the same in any order of the data set: equal keys are one question
     image_key: str | None = None  # a digest of the images; None for a question without images
@@ -53,9 +53,8 @@ class Item:
         until = (until,) if isinstance(until, str) else tuple(filter(None, until))
         longest = BENCHMARKS[task].answer_tokens if playground else LONGEST
         limit = min(settings.get("max_new_tokens", longest), longest)
-        column = BENCHMARKS[task].target
-        read_target = tasks[task].doc_to_target if BENCHMARKS[task].stock else itemgetter(column)
-        return cls(task, doc_id, prompt, task_dict[task][split], read_images, read_target, limit, until)
+        read_target = tasks[task].doc_to_target if BENCHMARKS[task].stock else None
+        return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until, read_target)
 
     def read(self) -> None:
         """Read the images, the right answer and the kind, once.
@@ -72,7 +71,8 @@ class Item:
         digests = [digest(image) for image in self.images]
         self.key = _joint_digest([self.prompt, *digests])
         self.image_key = _joint_digest(digests) if digests else None
-        stock, value = BENCHMARKS[self.task].stock, self.read_target(doc)
+        stock, read_target = BENCHMARKS[self.task].stock, self.read_target or itemgetter(BENCHMARKS[self.task].target)
+        value = read_target(doc)
         self.kind = "" if stock else doc.get("kind", "")
         if isinstance(value, list) and value and all(isinstance(each, Hashable) for each in value):
             value = Counter(value).most_common(1)[0][0]

@@ -58,7 +58,7 @@ def _item(rows: Rows, docs: Sequence[tuple[int, int]], doc_id: int) -> Item:
         except Fault as fault:
             raise UserError(f"evaluation.data: row {row.id}: {fault}") from fault
 
-    return Item(OWN_ROWS, doc_id, question, docs, images, lambda _: target, ANSWER_TOKENS, ())
+    return Item(OWN_ROWS, doc_id, question, docs, images, ANSWER_TOKENS, (), lambda _: target)
 
 
 def scores(metric: str, answers: Sequence[str], targets: Sequence[str]) -> list[float]:
