@@ -29,7 +29,7 @@ LOWER = ("loss", "student_ce", "kl/student", "switch_gap")
 HIGHER = ("agreement/student", "agreement/switch", "validation/agreement", "validation/exact_match")
 VALIDATION = "validation/"  # begins the names of figures that are not the training's
 
-TRACKERS = ("tensorboard",)  # of a recipe that names none
+DEFAULT_TRACKERS = ("tensorboard",)
 
 TAG = "is "  # begins the tags of unions, to tell them from fields in the locations of pydantic's errors
 
@@ -292,7 +292,7 @@ class Recipe(Strict):
     evaluation: Evaluation | None = None
     checkpoints: Saving = Saving()
     check: bool = False
-    trackers: Annotated[tuple[Text, ...], _left_out(TRACKERS)] = TRACKERS
+    trackers: Annotated[tuple[Text, ...], _left_out(DEFAULT_TRACKERS)] = DEFAULT_TRACKERS
     controls: tuple[str, ...] = ()
     rows: dict[Name, TableRow] = {}
 
