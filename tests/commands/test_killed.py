@@ -75,11 +75,14 @@ def points(steps: int, operations: int) -> list[tuple[str, float]]:
     return by_steps + [("operations", n) for n in sorted(chance.sample(range(1, operations + 1), POINTS // 2))]
 
 
-def kill_after(program, run: Path, steps: float) -> None:
-    """SIGKILL after this number of logged steps; its fraction gives a delay in tenths of a second."""
-    program.when(lambda: forked.steps(run) >= int(steps))
-    time.sleep(steps % 1 / 10)
-    program.process.kill()
+def kill(recipe, root: Path, kind: str, at: float) -> bool:
+    """Whether SIGKILL met the program at this operation, or after this number of logged steps and a share of 0.1 s."""
+    program = start(recipe, root, die_at=int(at) if kind == "operations" else None)
+    if kind == "steps":
+        program.when(lambda: forked.steps(folder(root)) >= int(at))
+        time.sleep(at % 1 / 10)
+        program.process.kill()
+    return program.end() == -signal.SIGKILL
 
 
 def state_of(run: Path) -> str:
@@ -103,11 +106,12 @@ def test_twenty_kills(unharmed, tmp_path, capsys):
     told = []
     for number, (kind, at) in enumerate(points(forked.steps(expected), operations)):
         root = tmp_path / str(number) / "runs"
-        program = start(recipe, root, die_at=int(at) if kind == "operations" else None)
-        if kind == "steps":
-            kill_after(program, folder(root), at)
-        killed = program.end() == -signal.SIGKILL
-        told.append(f"{kind:>10} {at:>6} {'killed' if killed else 'over'}: {state_of(folder(root))}")
+        killed = False
+        while not killed and at >= 0:  # a machine may be done before its moment comes: then an earlier one
+            shutil.rmtree(root, ignore_errors=True)
+            killed = kill(recipe, root, kind, at)
+            told.append(f"{kind:>10} {at:>6} {'killed' if killed else 'over'}: {state_of(folder(root))}")
+            at -= 1
         again = start(recipe, root)
         assert again.end() == 0, (told[-1], again.text)
         assert_equal(folder(root), expected)
@@ -115,4 +119,4 @@ def test_twenty_kills(unharmed, tmp_path, capsys):
         shutil.rmtree(root)
         with capsys.disabled():
             print(f"{told[-1]}: equal", flush=True)
-    assert sum("killed" in line for line in told) >= POINTS - 2
+    assert sum("killed" in line for line in told) == POINTS, told
