@@ -16,6 +16,7 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.evaluation import score_model as evaluation
+from switchkd_cli.engine.evaluation.eyes_or_reader import eyes_or_reader
 from switchkd_cli.engine.evaluation.fidelity import fidelity
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
@@ -138,8 +139,8 @@ def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder:
 def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Score `folder.model` as the recipe says, write `folder.results` and add the scores to the card.
 
-    If the recipe has a teacher, "fidelity" says how close the student came to it, whatever its objective was; if the two
-    can't be compared, a warning says so.
+    If the recipe has a teacher, "fidelity" says how close the student came to it, whatever its objective was, and
+    "eyes_or_reader" which of its parts it lags behind with; if the two can't be compared, a warning says so.
     """
     arguments = _evaluation_arguments(run, folder.root)
     folder.log({"event": "evaluate", "benchmarks": len(arguments["benchmarks"])})
@@ -147,8 +148,9 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
         results = evaluation.evaluate(str(folder.model), folder=folder.path, **arguments)
         if run.config.teacher is not None:
             try:
-                results["fidelity"] = _fidelity(run, folder)
-                folder.log({"event": "fidelity", **results["fidelity"]})
+                for about, measured in _compare_with_teacher(run, folder):
+                    results[about] = measured
+                    folder.log({"event": about, **measured})
             except UserError as error:  # a teacher that is only scored need not match
                 text = f"not measured: {'; '.join(error.problems)}"
                 folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": text})
@@ -178,14 +180,25 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
     return run_folder.scores(shared)
 
 
-def _fidelity(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Compare the finished student with its teacher, on data of its last stage."""
+def _compare_with_teacher(run: Run, folder: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield "fidelity" and, for data with images, "eyes_or_reader" of the finished student and its teacher.
+
+    They are measured on the last stage's validation set; without one, on the data that it was trained on.
+    """
     pair = check_pair(run.config, with_teacher=True)
     paths = pair.build(trained=folder.model)
-    name = run.config.stages[-1].data
-    positions = pair.positions(name, run.config.stages)
-    rows = open_data(run.config.data[name], paths.student, folder.root, positions)
-    return {"data": name, **fidelity(paths, rows, precision=run.config.precision)}
+    stage = run.config.stages[-1]
+    data = {
+        name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, run.config.stages))
+        for name in stage.data_sets
+    }
+    trained, held_out = split(stage, data)
+    about = {"data": stage.data if held_out is None or stage.validation.data is None else stage.validation.data}
+    about["held_out"] = held_out is not None
+    rows = held_out or trained
+    yield "fidelity", about | fidelity(paths, rows, precision=run.config.precision)
+    if (found := eyes_or_reader(paths, rows, precision=run.config.precision)) is not None:
+        yield "eyes_or_reader", about | found
 
 
 def _evaluation_arguments(run: Run, root: Path) -> dict[str, Any]:

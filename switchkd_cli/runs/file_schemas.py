@@ -69,6 +69,18 @@ class Fidelity(Lenient):
     kl: Real
     positions: Whole
     data: OneLine = ""
+    held_out: bool = False
+
+
+class EyesOrReader(Lenient):
+    accuracy: dict[OneLine, Real]
+    gap: Real
+    eyes: Real
+    reader: Real
+    interaction: Real
+    positions: Whole
+    data: OneLine = ""
+    held_out: bool = False
 
 
 class Results(Lenient):
@@ -80,6 +92,7 @@ class Results(Lenient):
     scores: Annotated[dict[Task, Score], Field(min_length=1)]
     versions: dict[OneLine, OneLine | None] | None = None
     fidelity: Fidelity | None = None
+    eyes_or_reader: EyesOrReader | None = None
 
 
 class Teacher(Lenient):

@@ -55,10 +55,12 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     pair = SimpleNamespace(build=lambda trained: paths, positions=lambda *_: {})
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
-    config = SimpleNamespace(stages=[SimpleNamespace(data="mine")], data={"mine": data}, precision="fp32")
+    stage = SimpleNamespace(data="mine", data_sets=("mine",), validation=None)
+    config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32")
     folder = SimpleNamespace(model=tmp_path, root=tmp_path)
-    measured = run_stages._fidelity(SimpleNamespace(config=config), folder)
-    assert measured["data"] == "mine" and measured["positions"] > ROWS
+    (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder)
+    assert about == "fidelity" and not others  # no row has an image
+    assert (measured["data"], measured["held_out"]) == ("mine", False) and measured["positions"] > ROWS
     assert len(built) == len(set(built)) == ROWS
 
 
@@ -75,6 +77,19 @@ def test_tables_note_fidelity_as_a_mean_over_seeds(tmp_path):
     runs = [scored(tmp_path, "a", "A", seed, 0.9 + seed / 100) for seed in (0, 2)]
     (note,) = footnotes.fidelity([*runs, scored(tmp_path, "b", "B", 0, 0.5)])
     assert "3,210 answer tokens of instructions: A 91.0 % and 0.25 nats; B 50.0 % and 0.25 nats" in note
+
+
+def test_tables_note_eyes_and_reader_as_means_over_seeds(tmp_path):
+    runs = []
+    for seed, gap in enumerate((0.1, 0.3)):
+        folder = made.run(tmp_path, "a", "A", {"gqa": 40.0}, seed=seed)
+        parts = {"accuracy": {}, "gap": gap, "eyes": 0.05, "reader": -0.05, "interaction": gap, "positions": 1234}
+        found = {"data": "mine", "held_out": True, **parts}
+        write_json(folder.results, read_json(folder.results) | {"eyes_or_reader": found})
+        runs.append(read(folder))
+    (note,) = footnotes.eyes_or_reader(runs)
+    assert "(1,234 answer tokens of mine, held out)" in note
+    assert note.endswith(": A gap +20.0 eyes +5.0 reader -5.0 interaction +20.0")
 
 
 def test_tables_note_each_warning_once_a_row_with_its_seeds(tmp_path):

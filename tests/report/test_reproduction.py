@@ -159,6 +159,16 @@ def test_the_papers_numbers_stand_in_a_table_of_their_own(root, file):
     assert [line.name for line in own[0].lines] == ["Switch-KD", "Align", "Frozen SFT"]
 
 
+def test_what_the_teachers_parts_would_give_stands_in_a_table(root, file):
+    (found,) = [table for table in tables(chapter(composed(root, file))) if "teacher's eyes" in table.columns]
+    lines = {line.name: dict(zip(found.columns[1:], line.cells, strict=True)) for line in found.lines}
+    assert {line["eyes"] for line in lines.values()} == {"+10.0"}
+    assert {line["interaction"] for line in lines.values()} == {"+40.0"}
+    assert {line["grey image"] for line in lines.values()} == {"25.0"}
+    assert {line["another image"] for line in lines.values()} == {None}, "not measured: no number"
+    assert "(questions, held out)" in found.caption
+
+
 def texts(document, folder):
     return to_html(document, folder), to_markdown(document)
 

@@ -1,10 +1,12 @@
 """Fidelity of a finished student to its teacher: a student can score better without becoming more like it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from switchkd_cli.engine.batch import collate
+from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.losses.forward_kl import forward_kl
@@ -22,18 +24,22 @@ def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, 
     Returns `agreement` (share of positions where both predict the same token), `kl` (mean KL(teacher || student)
     in nats) and `positions`. The positions are the same for every student, too.
     """
-    device = ALONE.device
-    paths = paths.to(device).eval()
-    student = paths.student
-    chosen = order(len(data), min(ROWS, len(data)), seed=0)
     agreed, divergence, positions = 0.0, 0.0, 0
-    for first in range(0, len(chosen), BATCH):
-        rows = [data[i] for i in chosen[first : first + BATCH]]
-        batch = collate(rows, pad_token=student.inputs.tokenizer.pad_token_id).to(device)
-        keep = batch.predicting("answer")
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = paths(batch, ("student", "teacher"), keep)
+    for batch, keep in compared(paths, data, precision):
+        logits = paths(batch, ("student", "teacher"), keep)
         agreed += (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).sum().item()
         divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
         positions += int(keep.sum())
     return {"agreement": agreed / positions, "kl": divergence / positions, "positions": positions}
+
+
+def compared(paths: Paths, data: Conversations, precision: str) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield the batches of up to 64 rows with the positions [B, T] that predict their answers, the models ready for them."""
+    device = ALONE.device
+    paths.to(device).eval()
+    chosen = order(len(data), min(ROWS, len(data)), seed=0)
+    for first in range(0, len(chosen), BATCH):
+        rows = [data[i] for i in chosen[first : first + BATCH]]
+        batch = collate(rows, pad_token=paths.student.inputs.tokenizer.pad_token_id).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield batch, batch.predicting("answer")

@@ -162,11 +162,12 @@ class Trackers:
             self._give(stage, {key: value for key, value in line.items() if key not in ("step", "steps")}, step)
 
     def scores(self, results: Mapping[str, Any]) -> None:
-        """Give the trackers the benchmarks' scores, 0 to 100, and the fidelity to the teacher."""
+        """Give the trackers the benchmarks' scores, 0 to 100, and how the student compares with its teacher."""
         self.start()
         last = sum(self.steps.values())
         self._give("scores", {task: entry["score"] for task, entry in results["scores"].items()}, last)
-        self._give("fidelity", results.get("fidelity", {}), last)
+        for about in ("fidelity", "eyes_or_reader"):
+            self._give(about, results.get(about, {}), last)
 
     def _give(self, about: str, line: Mapping[str, Any], step: int) -> None:
         figures = {f"{about}/{key}": float(value) for key, value in line.items() if isinstance(value, int | float)}

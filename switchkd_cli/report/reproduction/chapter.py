@@ -43,6 +43,7 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
         **{title: list(_gains(recipe, columns, answers, kind)) for kind, title in CONTROL_KINDS.items()},
         "By kind of answer": [_answer_kinds(recipe, columns)],
         "Gain, fidelity and cost": [_costs(recipe, columns)],
+        "Eyes or reader": [_eyes_or_reader(recipe)],
         "Figures": figures or [Text("None: the lines at the top of the report say why.")],
         "Diagnostics": [Points(tuple(warned)) if warned else Text("No run gave a warning.")],
         "Notes": [Points(tuple(_notes(recipe, columns, answers)))],
@@ -155,24 +156,60 @@ def _mean_score(tasks: Sequence[str], run: ScoredRun) -> float:
 def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     """Gain, fidelity and cost next to one another."""
 
-    def column(head: str, form: str, score: Score) -> Column:
-        return head, lambda row: format(mean.value, form) if (mean := row.mean(score)) else None
-
     measured = any(run.fidelity for run in recipe.runs)
     fidelity = [
-        column("agreement, %", ".1f", lambda run: 100 * run.fidelity["agreement"] if run.fidelity else None),
-        column("KL, nats", ".2f", lambda run: run.fidelity["kl"] if run.fidelity else None),
+        _figure("agreement, %", ".1f", lambda run: 100 * run.fidelity["agreement"] if run.fidelity else None),
+        _figure("KL, nats", ".2f", lambda run: run.fidelity["kl"] if run.fidelity else None),
     ]
     shown: list[Column] = [
         ("row", "title"),
         ("average", _mean(columns.run_average)),
         _minus_control(recipe, "steps", columns.run_average),
         *(fidelity if measured else ()),
-        column("last stage, s", ",.0f", lambda run: run.seconds),
-        column("peak memory, GiB", ".2f", lambda run: run.gib),
+        _figure("last stage, s", ",.0f", lambda run: run.seconds),
+        _figure("peak memory, GiB", ".2f", lambda run: run.gib),
     ]
     caption = f"{CAPTIONS['fidelity' if measured else 'no fidelity']} {CAPTIONS['costs']}"
     return Table.of(recipe.rows, shown, caption=caption)
+
+
+ACCURACIES = {
+    "student": "student",
+    "grey image": "student_grey",
+    "another image": "student_other",
+    "teacher's eyes": "reverse",
+    "teacher's reader": "switch",
+    "teacher": "teacher",
+    "teacher, grey image": "teacher_grey",
+}
+"""Columns of the table, and the names of the figures, see `engine.evaluation.eyes_or_reader`."""
+
+
+def _eyes_or_reader(recipe: RecipeRuns) -> Block:
+    """What each part of the student lacks, and what it sees."""
+    measured = [run.eyes_or_reader for run in recipe.runs if run.eyes_or_reader]
+    if not measured:
+        return Text(CAPTIONS["no eyes or reader"])
+
+    def points(run: ScoredRun, name: str) -> float | None:
+        figures = run.eyes_or_reader or {"accuracy": {}}
+        value = figures["accuracy"].get(name, figures.get(name))
+        return None if value is None else 100 * value
+
+    shown: list[Column] = [
+        ("row", "title"),
+        *(_figure(head, ".1f", partial(points, name=name)) for head, name in ACCURACIES.items()),
+        *(_figure(name, "+.1f", partial(points, name=name)) for name in footnotes.GAP),
+    ]
+    data = "; ".join(
+        dict.fromkeys(f"{of['data']}, {'held out' if of['held_out'] else 'trained on'}" for of in measured)
+    )
+    return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
+
+
+def _figure(head: str, form: str, score: Score) -> Column:
+    """A column of means over seeds, without intervals."""
+    return head, lambda row: format(mean.value, form) if (mean := row.mean(score)) else None
 
 
 def _mean(score: Score) -> Callable[[RowRuns], Number | None]:

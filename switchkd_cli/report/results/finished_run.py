@@ -85,6 +85,11 @@ class ScoredRun:
         return self.results.get("fidelity")
 
     @property
+    def eyes_or_reader(self) -> Mapping[str, Any] | None:
+        """See `engine.evaluation.eyes_or_reader`, with `data` and whether it was `held_out`; None where not measured."""
+        return self.results.get("eyes_or_reader")
+
+    @property
     def length(self) -> str:
         """Training length, such as `pretrain 60 steps of 32, distill 300 steps of 32`."""
         lengths = (f"{s['steps']} steps" if s.get("steps") else f"{s['epochs']:g} epochs in steps" for s in self.stages)

@@ -15,6 +15,9 @@ from switchkd_cli.report.stats.yes_no import NEARLY_ALL, OTHER
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.report.texts import NOTES
 
+GAP = ("gap", "eyes", "reader", "interaction")
+"""The gap to the teacher and its parts, see `engine.evaluation.eyes_or_reader`."""
+
 
 def title(runs: Sequence[ScoredRun]) -> str:
     """Recipes, world and split; the playground is never taken for the paper's benchmarks."""
@@ -36,6 +39,7 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
     yield from answers(runs, columns.teacher)
     yield from stand_ins(runs)
     yield from fidelity(runs)
+    yield from eyes_or_reader(runs)
     yield from warnings(runs)
     if any(run.paper for run in runs):
         if runs[0].results["world"] == "playground":
@@ -114,6 +118,19 @@ def fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
         ]
         tokens = f"the same {positions:,} answer tokens of {data}"
         yield f"fidelity, agreement with the teacher and KL to it on {tokens}: {'; '.join(each)}"
+
+
+def eyes_or_reader(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """What each row would gain with the teacher's vision tower, or its reader, the mean over its runs, in points."""
+    measured = [(run.title, run.eyes_or_reader) for run in runs if run.eyes_or_reader]
+    by_data = grouped(((of["data"], of["held_out"], of["positions"]), (title, of)) for title, of in measured)
+    for (data, held_out, positions), rows in by_data.items():
+        each = [
+            f"{title} {' '.join(f'{name} {100 * fmean(of[name] for of in own):+.1f}' for name in GAP)}"
+            for title, own in grouped(rows).items()
+        ]
+        where = f"{positions:,} answer tokens of {data}, {'held out' if held_out else 'trained on'}"
+        yield f"eyes or reader, gap to the teacher in right answer tokens and its parts ({where}): {'; '.join(each)}"
 
 
 def warnings(runs: Sequence[ScoredRun]) -> Iterator[str]:

@@ -1,0 +1,94 @@
+"""Does a student lack eyes (its vision tower) or a reader (its projector and language model)? And does it look at all?
+
+Each is exchanged for the teacher's, and the same answers are predicted:
+
+| path    | formula          | has the teacher's |
+|---------|------------------|-------------------|
+| student | L_S(P_S(V_S(x))) |                   |
+| reverse | L_S(P_S(V_T(x))) | eyes              |
+| switch  | L_T(P_T(V_S(x))) | reader            |
+| teacher | L_T(P_T(V_T(x))) | both              |
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.evaluation.fidelity import compared
+from switchkd_cli.engine.paths import Paths
+
+
+@torch.inference_mode()
+def eyes_or_reader(paths: Paths, data: Conversations, *, precision: str) -> dict[str, Any] | None:
+    """Return how often each path's first choice is the answer's next token, on the rows of `fidelity` that have images.
+
+    `accuracy` (0..1), by name: the four paths; `teacher_grey` and `student_grey`, where every image is grey; and
+    `student_other`, where it is another row's image of the same size (rows without such an image don't count there). The gap
+    from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
+    (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
+    """
+    assert paths.teacher is not None
+    exchanged = Paths(paths.teacher, paths.student, paths.vocabulary)
+    right: dict[str, list[Tensor]] = {}
+    seen: dict[Any, ImageInput] = {}
+    for batch, keep in compared(paths, data, precision):
+        if not batch.images:
+            continue
+        keep = keep & torch.isin(torch.arange(len(keep), device=keep.device), batch.image_rows)[:, None]
+        answers = batch.targets[keep]
+        grey = replace(batch, images=tuple(map(_grey, batch.images)))
+        other, replaced = _other_images(batch, seen)
+        logits = paths(batch, ("student", "switch", "teacher"), keep)
+        logits["reverse"] = exchanged(batch, ("switch",), keep)["switch"]
+        logits |= {f"{path}_grey": of for path, of in paths(grey, ("student", "teacher"), keep).items()}
+        for name, of in logits.items():
+            right.setdefault(name, []).append(of.argmax(-1) == answers)
+        keep = keep & replaced[:, None]
+        first_choice = paths(other, ("student",), keep)["student"].argmax(-1)
+        right.setdefault("student_other", []).append(first_choice == batch.targets[keep])
+    if not right:
+        return None
+    every = {name: torch.cat(of).double() for name, of in right.items()}
+    accuracy = {name: of.mean().item() for name, of in every.items() if len(of)}
+    return {"positions": len(every["student"]), "accuracy": accuracy, **effects(accuracy)}
+
+
+def effects(accuracy: Mapping[str, float]) -> dict[str, float]:
+    """Return `gap` and its parts `eyes`, `reader` and `interaction`, which add up to it."""
+    student, reverse, switch, teacher = (accuracy[path] for path in ("student", "reverse", "switch", "teacher"))
+    eyes, reader = reverse - student, switch - student
+    return {"gap": teacher - student, "eyes": eyes, "reader": reader, "interaction": teacher - student - eyes - reader}
+
+
+def _grey(image: ImageInput) -> ImageInput:
+    """Return an image's tensors with pixels of 0, about the mean that pixels are normalised by."""
+    return {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
+
+
+def _other_images(batch: Batch, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
+    """Return the batch with the last different image of the same sizes, of an earlier row, in each image's place.
+
+    Also which rows [B] had one for each of their images. `seen`: the last image of each size, brought up to date.
+    """
+    images, replaced = [], torch.ones(len(batch.ids), dtype=torch.bool, device=batch.input_ids.device)
+    for row in range(len(batch.ids)):
+        own = [image for image, owner in zip(batch.images, batch.image_rows.tolist(), strict=True) if owner == row]
+        for image in own:
+            other = seen.get(_sizes(image), image)
+            replaced[row] &= any(not torch.equal(other[name], of) for name, of in image.items())
+            images.append(other)
+        seen |= {_sizes(image): image for image in own}
+    return replace(batch, images=tuple(images)), replaced
+
+
+def _sizes(image: ImageInput) -> Any:
+    """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
+    return tuple(
+        (name, tuple(of.shape), None if of.is_floating_point() else tuple(of.flatten().tolist()))
+        for name, of in sorted(image.items())
+    )
