@@ -16,14 +16,20 @@ from switchkd_cli.recipe.load import LoadedRecipe, load_many, load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
+from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.pool import Failure, Job, exit_code, show_failures
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 
 
-def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None, options: RunOptions) -> None:
-    """`words` are recipes and, among them, changes (`key=value`) to each of them."""
+def ablate(
+    words: Sequence[str], rows: str | None, seeds: int, jobs: int | None, options: RunOptions
+) -> list[RunFolder]:
+    """`words` are recipes and, among them, changes (`key=value`) to each of them.
+
+    Returns the folders of the finished runs, in the order of the tables.
+    """
     config, root = options.launch_config(), options.out
     row_names = comma_separated(rows)
     if row_names is not None and not row_names:
@@ -36,9 +42,11 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
     planned = [run for table in tables for run in table.runs]
     if options.dry_run:
         show_plans([run for table in tables for run in table.first], [table.file for table in tables], options, config)
-        return _show_counts(planned, root)
+        _show_counts(planned, root)
+        return []
     if config is not None and (config.nodes > 1 or config.hostfile is not None):
-        return pool.relaunch(planned, config)
+        pool.relaunch(planned, config)
+        return []
     teachers = [run for table in tables if (run := _teacher_run(table.runs)) is not None]
     failures: list[Failure] = []
     if is_distributed():  # one run after another; the first failure ends the command
@@ -46,7 +54,7 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
         for run in planned:
             launch.run_one(run, options)
         if not is_first():
-            return
+            return []
         for run in teachers:
             launch.teacher_results(run, root)
     else:
@@ -69,6 +77,7 @@ def ablate(words: Sequence[str], rows: str | None, seeds: int, jobs: int | None,
         what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
         console.say(f"{what}; the same command tries again")
         raise SystemExit(exit_code(failures))
+    return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]
 
 
 def _is_change(word: str) -> bool:

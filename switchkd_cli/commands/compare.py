@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from switchkd_cli.commands.evaluate import finished_run
 from switchkd_cli.commands.options import CompareOptions
@@ -16,34 +17,19 @@ from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch
 from switchkd_cli.terminal import console
 
+if TYPE_CHECKING:
+    from switchkd_cli.report.results.finished_run import ScoredRun
+
 
 def compare(options: CompareOptions) -> None:
-    names, root = options.names or [], options.out
     if options.report is not None:
-        return _report(names, options, options.report)
+        return _report(options.names or [], options, options.report)
     from switchkd_cli.report.formats.export import chosen_format
 
     form = chosen_format(options.form, options.out_file)
-    found = [folder for name in names for folder in _folders(name, options)] if names else run_folder.finished(root)
-    folders = [folder for folder in found if folder.results.exists()]
-    for folder in found:
-        if folder not in folders:
-            console.say(f"{folder.path}: left out, it has no scores")
-    if not folders:
-        raise UserError(f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml")
-    trained = [folder.run() for folder in folders if folder.record.exists()]
-    # a table has one line for the teacher: with several teachers, none is shown
-    same_teacher = len({run.teacher_key for run in trained}) == 1
-    teacher = launch.known_teacher_results(trained[0], root) if same_teacher else None
-    controls = []
-    if len(names) == 1 and _scored_folder(names[0]) is None:  # a recipe
-        controls = [
-            control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]
-        ]
-    from switchkd_cli.report.results.finished_run import read
+    scored, teacher, controls = compared(options)
     from switchkd_cli.report.show import print_comparison
 
-    scored = [read(folder) for folder in folders]
     print_comparison(scored, teacher, controls=controls, against=options.against, form=form, file=options.out_file)
     if options.out_file is not None:
         console.say(f"file: {options.out_file}")
@@ -52,6 +38,39 @@ def compare(options: CompareOptions) -> None:
 
         for drawn in draw(scored, teacher, launch.FigureData(), options.figures):
             console.say(str(drawn))
+
+
+def compared(options: CompareOptions) -> tuple[list[ScoredRun], dict[str, Any] | None, list[str]]:
+    """The named runs with scores (all where nothing is named), their teacher's scores, and a recipe's controls."""
+    names, root = options.names or [], options.out
+    found = [folder for name in names for folder in _folders(name, options)] if names else run_folder.finished(root)
+    scored = with_scores(found, root)
+    controls: list[str] = []
+    if len(names) == 1 and _scored_folder(names[0]) is None:  # a recipe
+        controls = [
+            control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]
+        ]
+    return scored, teacher_of(scored, root), controls
+
+
+def with_scores(found: Sequence[RunFolder], root: Path) -> list[ScoredRun]:
+    """The finished runs that have scores; the others are named. Raises UserError where none has."""
+    from switchkd_cli.report.results.finished_run import read
+
+    folders = [folder for folder in found if folder.results.exists()]
+    for folder in found:
+        if folder not in folders:
+            console.say(f"{folder.path}: left out, it has no scores")
+    if not folders:
+        raise UserError(f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml")
+    return [read(folder) for folder in folders]
+
+
+def teacher_of(scored: Sequence[ScoredRun], root: Path) -> dict[str, Any] | None:
+    """The known scores of the runs' teacher and baselines; None for several teachers: a table has one line for it."""
+    trained = [RunFolder(run.path).run() for run in scored if run.is_run]
+    same_teacher = len({run.teacher_key for run in trained}) == 1
+    return launch.known_teacher_results(trained[0], root) if same_teacher else None
 
 
 def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None:

@@ -22,7 +22,8 @@ from switchkd_cli.terminal import console
 ITEMS = 200  # default number of questions of each benchmark, for a model that is not from a run
 
 
-def evaluate(options: EvalOptions) -> None:
+def evaluate(options: EvalOptions) -> RunFolder:
+    """Score a model, print its scores, and return the folder that holds them and the answers."""
     model, root = options.model, options.out
     names = comma_separated(options.benchmarks)
     if unknown := [name for name in names or () if name not in BENCHMARKS]:
@@ -53,6 +54,7 @@ def evaluate(options: EvalOptions) -> None:
     for note in faults({"this model": [results]}):
         console.say(note)
     console.say(f"files: {where}")
+    return RunFolder(where)
 
 
 def finished_run(name: str) -> RunFolder | None:

@@ -28,8 +28,10 @@ def train(
     jobs: int = 1,
     *,
     leading: bool = False,
-) -> None:
+) -> list[RunFolder]:
     """Train a row and its controls, or with `leading` only the row's stages before the first that needs a teacher.
+
+    Returns the folders of the finished runs: none from a dry run, and from all processes but the first.
 
     With --resume, `recipe` may also be a run's folder, or None: the run that was interrupted last. All runs are checked
     before the first one starts; the first failure ends the command.
@@ -46,9 +48,11 @@ def train(
         if leading:
             planned = [planned[0].leading()]
     if options.dry_run:
-        return show_plans(planned, [file], options, config)
+        show_plans(planned, [file], options, config)
+        return []
     if config is not None:
-        return pool.relaunch(planned, config)
+        pool.relaunch(planned, config)
+        return []
     launch.prepare(planned, options)
     if jobs > 1 and not is_distributed():
         if failures := pool.in_workers(planned, options, jobs=jobs, stop_at_failure=True):
@@ -58,13 +62,15 @@ def train(
         for run in planned:
             launch.run_one(run, options)
     if not is_first():
-        return
+        return []
     folders = [run_folder.folder(options.out, run) for run in planned]
     if planned[0].config.evaluation is None:
-        return console.say("\n".join(f"model: {folder.model}" for folder in folders))
+        console.say("\n".join(f"model: {folder.model}" for folder in folders))
+        return folders
     from switchkd_cli.report.show import print_distillation
 
     print_distillation(folders, launch.teacher_results(planned[0], options.out))
+    return folders
 
 
 def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunFolder | None:

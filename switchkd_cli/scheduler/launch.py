@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Machine, RunEstimate
 from switchkd_cli.recipe.run import Run, model_names
+from switchkd_cli.recipe.schema import DataSet
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
 from switchkd_cli.scheduler.run_options import RunOptions
@@ -200,6 +202,13 @@ def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run]
     from switchkd_cli.engine.cost.run_estimate import estimate_run
 
     return estimate_run(run, machine, root, planned)
+
+
+def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]]]:
+    """The first `count` rows of a data set that can be used, each with its opened images."""
+    from switchkd_cli.engine.build import usable_rows
+
+    return list(islice(usable_rows(spec, root), count))
 
 
 class FigureData:

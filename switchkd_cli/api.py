@@ -1,0 +1,197 @@
+"""switchkd from Python and notebooks: the commands as functions, and their results as pandas frames.
+
+    from switchkd_cli import api
+    api.distill("recipes/quickstart.yaml", "stages.distill.steps=50", seed=1)
+    api.compare("runs/quickstart/switch-kd/seed1", "runs/quickstart/sft/seed1")
+
+Recipes, overrides, run folders and printed tables are those of the command line. Every function raises UserError, with all
+problems in its text, where a command would print them. To train in several processes, start a command. What else a run has
+left is in its folder (docs/runs.md): `pandas.read_json(folder / "answers" / "gqa.jsonl", lines=True)`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from switchkd_cli.errors import UserError, did_you_mean, shown
+from switchkd_cli.scheduler.run_options import RUNS, RunOptions
+
+if TYPE_CHECKING:
+    import pandas
+    from PIL.Image import Image
+
+    from switchkd_cli.report.results.finished_run import ScoredRun
+    from switchkd_cli.runs.run_folder import RunFolder
+
+PathLike = str | Path
+
+
+def pretrain(recipe: PathLike, *changes: str, row: str | None = None, out: PathLike = RUNS, **options: Any) -> Path:
+    """Train the leading stages that need no teacher. Returns the model's folder.
+
+    `changes` are overrides such as "stages.distill.lr=1e-4"; `options` are fields of `RunOptions`: seed, world, resume,
+    overwrite, tracker.
+    """
+    from switchkd_cli.commands.train import train
+
+    asked = RunOptions(out=Path(out), **options)
+    (folder,) = train(str(recipe), asked.changes(changes), row, asked, leading=True)
+    return folder.model
+
+
+def distill(
+    recipe: PathLike, *changes: str, row: str | None = None, jobs: int = 1, out: PathLike = RUNS, **options: Any
+) -> pandas.DataFrame:
+    """Train a row and its controls and score them. Returns their scores, see `scores`; for the rest see `pretrain`."""
+    from switchkd_cli.commands.train import train
+
+    asked = RunOptions(out=Path(out), **options)
+    with _failures_as_errors():
+        return _scores(train(str(recipe), asked.changes(changes), row, asked, jobs), asked.out)
+
+
+def ablate(
+    recipes: PathLike | Sequence[PathLike],
+    *changes: str,
+    rows: Sequence[str] | None = None,
+    seeds: int = 1,
+    jobs: int | None = None,
+    out: PathLike = RUNS,
+    **options: Any,
+) -> pandas.DataFrame:
+    """Run the rows of recipes over several seeds. Returns their scores, see `scores`; for the rest see `pretrain`."""
+    from switchkd_cli.commands.ablate import ablate
+
+    names = [recipes] if isinstance(recipes, str | Path) else recipes
+    asked = RunOptions(out=Path(out), **options)
+    with _failures_as_errors():
+        words = asked.changes([*map(str, names), *changes])
+        return _scores(ablate(words, rows and ",".join(rows), seeds, jobs, asked), asked.out)
+
+
+def evaluate(
+    model: PathLike, benchmarks: Sequence[str] | None = None, *, out: PathLike = RUNS, **options: Any
+) -> pandas.DataFrame:
+    """Score a model: a run's folder, a checkpoint's or a hub id. Returns its scores, see `scores`.
+
+    `options` are fields of `EvalOptions`: items, split, world, allow_pickle.
+    """
+    from switchkd_cli.commands.evaluate import evaluate
+    from switchkd_cli.commands.options import EvalOptions
+
+    asked = EvalOptions(str(model), benchmarks and ",".join(benchmarks), out=Path(out), **options)
+    return _scores([evaluate(asked)], asked.out)
+
+
+def scores(*names: PathLike, out: PathLike = RUNS, world: str | None = None) -> pandas.DataFrame:
+    """Return the scores, 0 to 100, of finished runs: of run folders, or of recipes' runs; of all where nothing is named.
+
+    A line for each run, under its row and seed: its benchmarks, the average that tables show ("Avg"), and its folder.
+    """
+    from switchkd_cli.commands.compare import compared
+    from switchkd_cli.commands.options import CompareOptions
+
+    runs, teacher, _ = compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))
+    return _frame(runs, teacher)
+
+
+def compare(
+    *names: PathLike, against: str | None = None, out: PathLike = RUNS, world: str | None = None
+) -> pandas.DataFrame:
+    """Compare finished runs as `switchkd compare` does: a line for each cell of its tables, and for each note.
+
+    Columns: table, line, column, text (as printed), value, interval (half of it), low, high, and more. A table is
+    `frame[frame.table == "..."].pivot(index="line", columns="column", values="text")`.
+    """
+    import pandas
+
+    from switchkd_cli.commands.compare import compared
+    from switchkd_cli.commands.options import CompareOptions
+    from switchkd_cli.report.formats.export import to_csv
+    from switchkd_cli.report.tables.comparison import comparison
+
+    runs, teacher, controls = compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))
+    document = comparison(runs, teacher, controls=controls, against=against)
+    return pandas.read_csv(io.StringIO(to_csv(document)))
+
+
+class Example(NamedTuple):
+    """A row of data: its images, and its questions with their answers."""
+
+    images: list[Image]
+    exchanges: tuple[tuple[str, str], ...]
+
+
+class Examples(list[Example]):
+    """Rows of data; a notebook shows each with its images."""
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{''.join(_html(example))}</p>" for example in self)
+
+
+def examples(
+    recipe: PathLike,
+    *changes: str,
+    data: str,
+    count: int = 4,
+    row: str | None = None,
+    out: PathLike = RUNS,
+    **options: Any,
+) -> Examples:
+    """Return the first usable rows of a recipe's data set `data`, to be looked at."""
+    from switchkd_cli.recipe.find import find
+    from switchkd_cli.recipe.load import load_rows
+    from switchkd_cli.scheduler import launch
+
+    asked = RunOptions(out=Path(out), **options)
+    (run,) = load_rows(find(str(recipe)), [row], asked.changes(changes), asked.seed, asked.world)
+    if data not in run.config.data:
+        raise UserError(f"data: {recipe} has none of this name, got {data!r}{did_you_mean(data, run.config.data)}")
+    found = launch.examples(run.config.data[data], asked.out.absolute(), count)
+    return Examples(Example(images, row.exchanges) for row, images in found)
+
+
+def _html(example: Example) -> Iterator[str]:
+    for image in example.images:
+        png = io.BytesIO()
+        image.save(png, "png")
+        yield f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}" style="max-width: 20em"> '
+    for question, answer in example.exchanges:
+        yield f"<br>{html.escape(question)} <b>{html.escape(answer)}</b>"
+
+
+def _scores(folders: Sequence[RunFolder], out: Path) -> pandas.DataFrame:
+    from switchkd_cli.commands.compare import teacher_of, with_scores
+
+    runs = with_scores(folders, out)
+    return _frame(runs, teacher_of(runs, out))
+
+
+def _frame(runs: Sequence[ScoredRun], teacher: dict[str, Any] | None) -> pandas.DataFrame:
+    import pandas
+
+    from switchkd_cli.report.tables.columns import Columns
+
+    columns = Columns.of_runs(runs, teacher)
+    lines = [
+        {"row": run.title, "seed": run.seed}
+        | dict(zip(columns.heads, (*map(run.scores.get, columns.names), columns.run_average(run)), strict=True))
+        | {"folder": shown(run.path)}
+        for run in runs
+    ]
+    return pandas.DataFrame(lines).set_index(["row", "seed"])
+
+
+@contextmanager
+def _failures_as_errors() -> Iterator[None]:
+    """Runs in processes of their own say what failed where it is printed, and end the command."""
+    try:
+        yield
+    except SystemExit as end:
+        raise UserError("a run failed: its error is printed above", code=int(end.code or 0)) from None
