@@ -1,6 +1,7 @@
 """The fields of a recipe and their types, as frozen pydantic models that refuse unknown keys.
 
-What one field means for another is checked in validate.py. docs/recipes.md explains the fields to users.
+What one field means for another is checked in validate.py. The text below a field says what it means: scripts/recipe_fields.py
+writes docs/recipe_fields.md from it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Strict(BaseModel):
 
 
 class Fresh(Strict):
-    """A part with random weights; `fresh` holds the keys of its transformers configuration."""
+    """A part with random weights."""
 
     fresh: dict[str, Any]
+    """Keys of the part's transformers configuration (`SiglipVisionConfig`, `Qwen2Config`)."""
 
 
 def _part_form(value: Any) -> str:
@@ -61,31 +63,37 @@ PartSource = Annotated[
 
 
 class Parts(Strict):
-    """A model made of a vision tower and a language model, with a fresh projector between them.
-
-    A part is a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`. `image_processor` names the tower or whole model
-    whose image preparation is used (none: the student's own tower). `feature_layer` and `feature_select` are
-    transformers' `vision_feature_layer` and `vision_feature_select_strategy`. With `allow_pickle`, parts without
-    safetensors are read from pytorch_model.bin (tensors only).
-    """
+    """A model made of a vision tower and a language model, with a fresh projector between them."""
 
     family: str
+    """The kind of model, a name in registry.yaml: `llava`."""
     vision: PartSource
+    """The vision tower: a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`."""
     language: PartSource
+    """The language model: a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`."""
     projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
+    """The projector: an MLP of two layers, or MobileVLM V2's, which makes a quarter of the tokens."""
     tokenizer: Text | None = None
+    """The folder or hub id of a tokenizer (none: the language model's own). A fresh language model has none."""
     image_processor: Annotated[Text | None, _left_out(None)] = None
+    """The tower or whole model whose image preparation is used (none: the student's own tower)."""
     feature_layer: Annotated[int, Field(strict=True)] = -2
+    """The layer of the tower whose output the projector gets; transformers' `vision_feature_layer`."""
     feature_select: Literal["full", "default"] = "full"
+    """`default` drops the first feature, `full` keeps all; transformers' `vision_feature_select_strategy`."""
     allow_pickle: bool = False
+    """Read parts without safetensors from pytorch_model.bin (tensors only)."""
 
 
 class Checkpoint(Strict):
-    """A whole model: a folder, a hub id, or `playground:NAME`; a Hugging Face LLaVA or a TinyLLaVA checkpoint."""
+    """A whole model: a Hugging Face LLaVA or a TinyLLaVA checkpoint."""
 
     family: str
+    """The kind of model, a name in registry.yaml: `llava`."""
     checkpoint: Text
+    """A folder, a hub id, or `playground:NAME`."""
     allow_pickle: bool = False
+    """Read a checkpoint without safetensors from pytorch_model.bin (tensors only)."""
 
 
 def _model_form(value: Any) -> str:
@@ -99,20 +107,21 @@ Model = Annotated[
 
 
 class DataSet(Strict):
-    """A registered source, its arguments, and how its examples are written as tokens.
-
-    `template` turns a conversation into text (none: the model's own chat template). `max_length` is the most tokens of an
-    example, image tokens included. The run stops when more than the share `max_faults` of the examples are unusable.
-    `images_by` says how images are compared with those of a finished run: by their bytes; by their sizes and times of
-    change, without reading them; or by their names alone, without looking whether they exist.
-    """
+    """A registered source, its arguments, and how its examples are written as tokens."""
 
     source: str
+    """`llava_json` (LLaVA-1.5 rows), `messages` (rows of messages), `playground`, or a name that you registered."""
     parameters: dict[str, Any] = {}
+    """The arguments of the source: `file`, `images`, `limit`, `turns`, `follow_links` of the first two."""
     template: str | None = None
+    """The conversation template that writes a row as text (none: the model's own chat template)."""
     max_length: Count | None = None
+    """The most tokens of an example, image tokens included (none: no limit). What is longer is cut."""
     max_faults: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.01
+    """The run stops when more than this share of the examples is unusable."""
     images_by: Literal["content", "size_and_time", "names"] = "content"
+    """How images are compared with those of a finished run: by their bytes; by their sizes and times of change, without
+    reading them; or by their names alone, without looking whether they exist."""
 
 
 def _recomputed(value: Any) -> Any:
@@ -128,12 +137,19 @@ class Term(Strict):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
     name: Name
+    """The term's name in metrics, rows and overrides (none: that of its loss). No two terms of a stage share one."""
     loss: str
+    """A loss, a name in registry.yaml."""
     of: LogitsPath = "student"
+    """The path that learns: `student` trains all parts of the student, `switch` its vision tower."""
     to: Literal["labels", "teacher", "student", "switch"] = "labels"
+    """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
     on: Literal["answer", "text", "image", "all"] = "answer"
+    """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
     weight: NotNegative = 1.0
+    """The factor of the term in the sum."""
     parameters: dict[str, Any] = {}
+    """The loss's own parameters, such as `temperature`; docs/methods.md has the losses."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,61 +163,78 @@ class Term(Strict):
 
 
 class Validation(Strict):
-    """Examples that a stage does not train on, and after how many steps its figures are computed on them again.
-
-    They are the data set `data`, or a `share` of the stage's own, drawn image by image, which its training then leaves
-    out. At most `rows` of them are computed: the same ones for every row of a table and every seed. With `patience` the
-    stage ends after this number of validations in a row without a better `monitor`.
-    """
+    """Examples that a stage does not train on, and after how many steps its figures are computed on them again."""
 
     data: Name | None = None
+    """The data set to validate on; no stage up to this one may train on it."""
     share: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    """Instead of `data`: this share of the stage's own data, drawn image by image, which its training leaves out."""
     every_steps: Count
+    """Validate after this number of steps each time, and after the last step."""
     rows: Count = 500
+    """At most this number of examples is computed: the same ones for every row of a table and every seed."""
     patience: Count | None = None
+    """The stage ends after this number of validations in a row without a better `monitor` (none: never)."""
     monitor: Text = "validation/loss"
+    """The figure that `patience` waits for, such as `validation/loss` or `validation/exact_match`."""
 
 
 class Stage(Strict):
-    """One phase of training. `batch` is the number of examples per optimiser step, over all processes.
-
-    `group_by: modality_length` makes steps of examples with images only or of text only, and micro-batches of examples of
-    similar length. `workers` prepare data in parallel with the training (none: as many as suit data and machine); no
-    result depends on their number. `activation_checkpointing` (true, false, or some of vision, student, switch) keeps only
-    the inputs of the layers of V_S, of L_S, and of L_T in the switch path, and computes the layers again in the backward
-    pass: less memory, one more forward pass, the same gradient.
-    `schedule` is a name in registry.yaml, after a linear `warmup` (a share of the steps). `optimizer: adamw_8bit` keeps
-    AdamW's moments in 8 bits; `betas` and `eps` are AdamW's (none: torch's, 0.9 and 0.999, 1e-8).
-    `teacher_states` says how the teacher's hidden states are computed: in the student's batches; example by example,
-    without padding; or example by example and then kept on disk for later epochs and runs. The last two give identical
-    numbers; the first differs by rounding. A step with a non-finite loss or gradient ends the run; with `not_finite: skip`
-    it leaves the weights unchanged (ten such steps in a row end the run too).
-    """
+    """One phase of training."""
 
     name: Name
+    """The stage's name in metrics, rows and overrides."""
     data: str
+    """A data set, a name under `data`."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
+    """The student's parts that learn; the others stay frozen."""
     lr: Positive
+    """The highest learning rate, after the warm-up."""
     lr_scale: dict[Part, NotNegative] = {}
+    """Factors of `lr` for single parts, such as `{vision: 0.1}`."""
     batch: Count
+    """Examples of an optimiser step, over all processes and micro-batches."""
     micro_batch: Count | None = None
+    """The most examples that one process holds at once (none: its whole share of `batch`). It divides `batch`."""
     group_by: Literal["modality_length"] | None = None
+    """`modality_length` makes steps of examples with images only or of text only, and micro-batches of examples of similar
+    length: less padding."""
     workers: Annotated[int, Field(strict=True, ge=0, le=1024)] | None = None
+    """Processes that prepare data (none: as many as suit data and machine). No result depends on their number."""
     activation_checkpointing: Annotated[tuple[Recomputed, ...], BeforeValidator(_recomputed)] = ()
+    """Keep only the inputs of the layers of V_S (`vision`), of L_S (`student`), and of L_T in the switch path (`switch`);
+    `true` is all three, `false` none. They are computed again in the backward pass: less memory, the same gradient."""
     steps: Count | None = None
+    """Optimiser steps of the stage; give either these or `epochs`."""
     epochs: Annotated[float, Field(strict=True, gt=0, le=10**6)] | None = None
+    """Passes over the data, also fractions."""
     warmup: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.03
+    """The share of the steps in which the learning rate rises from 0."""
     schedule: str = "cosine"
+    """The learning rate's schedule after the warm-up, a name in registry.yaml; docs/recipes.md lists them."""
     schedule_parameters: Annotated[dict[str, Any], _left_out({})] = {}
+    """The parameters of the schedule, such as `{min_lr: 1.0e-6}`."""
     optimizer: Annotated[Literal["adamw", "adamw_8bit"], _left_out("adamw")] = "adamw"
+    """AdamW, or AdamW with its moments in 8 bits (needs bitsandbytes; not with DeepSpeed)."""
     betas: Annotated[tuple[Beta, Beta] | None, _left_out(None)] = None
+    """AdamW's betas (none: torch's, 0.9 and 0.999)."""
     eps: Annotated[Positive | None, _left_out(None)] = None
+    """AdamW's epsilon (none: torch's, 1e-8)."""
     weight_decay: NotNegative = 0.0
+    """AdamW's weight decay."""
     grad_clip: Positive | None = 1.0
+    """The largest norm of the gradient, over all trained parts (`null`: not clipped)."""
     not_finite: Annotated[Literal["stop", "skip"], _left_out("stop")] = "stop"
+    """A step with a non-finite loss or gradient ends the run, or leaves the weights unchanged (`skip`; ten such steps in a
+    row end the run too)."""
     teacher_states: Annotated[Literal["batched", "by_row", "cached"], _left_out("batched")] = "batched"
+    """How the teacher's hidden states are computed: in the student's batches; example by example, without padding; or
+    example by example and then kept on disk for later epochs and runs. The last two give identical numbers; the first
+    differs by rounding."""
     validation: Annotated[Validation | None, _left_out(None)] = None
+    """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
+    """The terms whose weighted sum is minimised."""
 
     @property
     def paths(self) -> frozenset[str]:
@@ -220,81 +253,98 @@ class Stage(Strict):
 
 
 class DeepSpeed(Strict):
-    """How DeepSpeed shards the training over the processes.
-
-    `zero` is ZeRO's stage: 1 shards the optimiser's states, 2 the gradients too, 3 the student's weights too; 0 is torch
-    alone. `offload` keeps the optimiser's states, or the parameters too, in the machine's memory.
-    """
+    """How DeepSpeed shards the training over the processes."""
 
     zero: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
+    """ZeRO's stage: 1 shards the optimiser's states, 2 the gradients too, 3 the student's weights too; 0 is torch alone."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Keep the optimiser's states, or the parameters too, in the machine's memory."""
 
 
 class Evaluation(Strict):
-    """The benchmarks that a finished model is scored on.
-
-    `items` is the number of questions of each benchmark (none: all). `seed` draws the playground's questions; it is the
-    same for every seed of a run, so that runs can be paired item by item.
-    """
+    """The benchmarks that a finished model is scored on."""
 
     world: Literal["playground", "hub"] = "playground"
+    """`playground`: questions that the package makes. `hub`: the published benchmarks."""
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Tasks of lmms-eval."""
     split: Literal["train", "validation", "test", "hard"] = "test"
+    """The playground's split; published benchmarks have their own."""
     items: Count | None = None
+    """The number of questions of each benchmark (none: all)."""
     seed: Seed = 0
+    """Draws the playground's questions; the same for every seed of a run, so that runs can be paired item by item."""
     batch: Count = 64
+    """Questions that are answered at once."""
 
 
 class Saving(Strict):
-    """How often a checkpoint is written during training, and which are kept: the newest `keep`, and the best.
+    """How often a checkpoint is written during training, and which are kept. No result depends on these settings.
 
     With both `every_steps` and `every_minutes`, whichever comes first counts; with neither, a checkpoint is written only
-    when the run is stopped. `best` names a figure in metrics.jsonl. A training figure is averaged over the steps
-    between two checkpoints; with one of the last stage's validation, a checkpoint is also written after each validation
-    that is the best so far. No result depends on these settings.
+    when the run is stopped.
     """
 
     every_steps: Count | None = None
+    """Write one after this number of steps of a stage."""
     every_minutes: Positive | None = 15.0
+    """Write one this number of minutes after the one before (`null`: not by time)."""
     keep: Count = 2
+    """The number of newest checkpoints that are kept."""
     best: Text | None = None
+    """Keep also the best by this figure of metrics.jsonl; docs/runs.md lists them. A training figure is averaged over the
+    steps between two checkpoints; with one of the last stage's validation, a checkpoint is also written after each
+    validation that is the best so far."""
 
 
 class TableRow(Strict):
-    """A row of a table: a patch on the recipe, and the numbers that the paper prints for it.
-
-    `paper` may also be the name of an entry in recipes/printed/; loading puts the numbers in its place.
-    """
+    """A row of a table: a patch on the recipe, and the numbers that the paper prints for it."""
 
     title: str = ""
+    """The row's title in tables (none: its name)."""
     paper: dict[str, Annotated[float, Field(strict=True)]] = {}
+    """The paper's numbers, or the name of an entry in recipes/printed/, whose numbers take its place."""
     drop: tuple[str, ...] = ()
+    """Names of terms that the row leaves out."""
     set: dict[str, Any] = {}
+    """Other values, by dotted path, as in overrides on the command line: `{stages.distill.lr: 1.0e-3}`."""
 
 
 class Recipe(Strict):
-    """A recipe, or one row of it, resolved.
-
-    `world` and its `stand_ins` are written by `--world`; no result depends on them, nor on `check`, which compares the
-    chunked objective with the dense one in each stage's first step, nor on the `trackers`, names in registry.yaml.
-    """
+    """A recipe, or one row of it, resolved."""
 
     title: str
+    """The title of the tables."""
     world: Name | None = None
+    """Written by `--world`: where the stand-ins come from. No result depends on it."""
     stand_ins: dict[str, str] = {}
+    """Written by `--world`: what stands in for what. No result depends on it."""
     seed: Seed = 0
+    """The seed of everything that is drawn."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` is torch's mixed precision over float32 weights, or bf16 weights under DeepSpeed's ZeRO."""
     deepspeed: DeepSpeed = DeepSpeed()
+    """How DeepSpeed shards the training; docs/scale.md."""
     student: Model
+    """The model that learns: made of parts, or a whole checkpoint."""
     teacher: Checkpoint | None = None
+    """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     data: dict[Name, DataSet]
+    """The data sets, by names that the stages use."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """The phases of training, one after another."""
     evaluation: Evaluation | None = None
+    """The benchmarks that the finished student and its teacher are scored on (none: not scored)."""
     checkpoints: Saving = Saving()
+    """How often checkpoints are written, and which are kept."""
     check: bool = False
+    """Compare the chunked objective with the dense one in each stage's first step, as `--check` does."""
     trackers: Annotated[tuple[Text, ...], _left_out(DEFAULT_TRACKERS)] = DEFAULT_TRACKERS
+    """Where metrics are shown, in addition to metrics.jsonl: names in registry.yaml; docs/trackers.md."""
     controls: tuple[str, ...] = ()
+    """Rows that `switchkd distill` runs along with the chosen one."""
     rows: dict[Name, TableRow] = {}
+    """The rows of the table, by name: each is a patch on the recipe. The first is the default."""
 
     @property
     def arithmetic(self) -> str:
