@@ -14,6 +14,7 @@
 # make test-oldest   all tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   all tests with the highest, in .venv-newest
 # make lint          style, import rules and types
+# make docs          the documentation as a site: open site/index.html; a broken link is an error
 # make clean         remove .venv, .venv-oldest, .venv-newest and what tests leave behind (runs/ stays)
 #
 # Another Python:                       make setup PYTHON=python3.12
@@ -37,9 +38,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $
 JINJA := @huggingface/jinja@0.5.11
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart reproduce bench setup test test-fast test-oldest test-newest lint clean
+.PHONY: help quickstart reproduce bench setup test test-fast test-oldest test-newest lint docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -117,8 +119,13 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+# mkdocs-material would name its successor in every build.
+docs: $(INSTALLED_DOCS)
+	$(BIN)/python -m scripts.recipe_fields
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist site .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # lmms-eval goes in without its own requirements: among them is torchvision, and one that was built for another torch
@@ -138,4 +145,8 @@ $(INSTALLED_TEST): $(INSTALLED)
 	@$(INSTALL) --no-warn-conflicts -e ".[test]"  # lmms-eval lacks requirements on purpose
 	@npm install --silent --no-audit --no-fund --prefix $(VENV) $(JINJA) 2>/dev/null || \
 		echo "without npm or the network: the test of $(JINJA) is skipped"
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	@$(INSTALL) --no-warn-conflicts -e ".[docs]"
 	@touch $@

@@ -5,7 +5,15 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-SHOWN = ("*.md", "docs/*.md", "docs/*.js", "recipes/**/*.yaml", "switchkd_cli/*.yaml", "LICENSE", "switchkd_cli/playground/assets/NOTICE")
+SHOWN = (
+    "*.md",
+    "docs/*.md",
+    "docs/*.js",
+    "recipes/**/*.yaml",
+    "switchkd_cli/*.yaml",
+    "LICENSE",
+    "switchkd_cli/playground/assets/NOTICE",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipe_fields.md"
 HEAD = """# Fields of a recipe
 
 Every field that a recipe file may have. This page is written from the schema by `make docs`
-(`python scripts/recipe_fields.py`): change the text in `switchkd_cli/recipe/schema.py`.
+(`python -m scripts.recipe_fields`): change the text in `switchkd_cli/recipe/schema.py`.
 
 A dotted name works as an override on the command line and under a row's `set`: `stages.distill.lr=1e-4`. Capital letters
 stand for a name that the recipe gives: of a stage, a term, a data set or a row. A key that is not listed is an error. A recipe

@@ -267,11 +267,11 @@ class Evaluation(Strict):
     world: Literal["playground", "hub"] = "playground"
     """`playground`: questions that the package makes. `hub`: the published benchmarks."""
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Tasks of lmms-eval."""
+    """Names of the ten benchmarks: tasks of lmms-eval."""
     split: Literal["train", "validation", "test", "hard"] = "test"
     """The playground's split; published benchmarks have their own."""
     items: Count | None = None
-    """The number of questions of each benchmark (none: all)."""
+    """The number of questions of each benchmark (none: all). The playground needs a number."""
     seed: Seed = 0
     """Draws the playground's questions; the same for every seed of a run, so that runs can be paired item by item."""
     batch: Count = 64
