@@ -77,5 +77,11 @@ def test_a_snippet_of_the_faq_is_accepted(snippet):
         TypeAdapter(Recipe.model_fields[field].annotation).validate_python(value)
 
 
+def test_the_site_has_every_page_and_its_files_are_there():
+    named = re.findall(r"[\w/.-]+\.(?:md|js|py)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+    assert {str(page.relative_to(ROOT)) for page in PAGES} <= set(named)
+
+
 def test_the_faq_answers_many_questions():
     assert len(re.findall("^### .*\\?", FAQ, re.MULTILINE)) >= 15 and len(COMMANDS) >= 15
