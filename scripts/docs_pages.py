@@ -9,6 +9,7 @@ SHOWN = (
     "*.md",
     "docs/*.md",
     "docs/*.js",
+    "docs/*.css",
     "recipes/**/*.yaml",
     "switchkd_cli/*.yaml",
     "LICENSE",
@@ -23,3 +24,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(path for pattern in SHOWN for path in root.glob(pattern)):
         files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
     return files
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Without the backslashes that GitHub needs in front of a | within code in a table."""
+    return html.replace("\\|", "|")

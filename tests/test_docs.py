@@ -18,7 +18,7 @@ from switchkd_cli.recipe.schema import Recipe
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for pattern in ("*.md", "docs/*.md") for path in ROOT.glob(pattern))
 FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
-COMMANDS = [line for line in FAQ.splitlines() if re.match(r"(\w+=\S+ )?switchkd ", line)]
+COMMANDS = [line for line in FAQ.replace("\\\n", "").splitlines() if re.match(r"(\w+=\S+ )?switchkd ", line)]
 
 
 def test_the_page_of_fields_is_the_schemas():
@@ -78,7 +78,7 @@ def test_a_snippet_of_the_faq_is_accepted(snippet):
 
 
 def test_the_site_has_every_page_and_its_files_are_there():
-    named = re.findall(r"[\w/.-]+\.(?:md|js|py)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = re.findall(r"[\w/.-]+\.(?:md|js|css|py)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert {name for name in named if not (ROOT / name).is_file()} == set()
     assert {str(page.relative_to(ROOT)) for page in PAGES} <= set(named)
 
