@@ -1,4 +1,4 @@
-"""The names that recipes use, and where their code is: losses, families, data sources, templates, trackers.
+"""The names that recipes use, and where their code is: losses, families, data sources, formats, templates, trackers.
 
 registry.yaml lists them. Nothing is imported before it is used; signatures are read from the source text.
 """
@@ -24,6 +24,7 @@ REGISTRIES: dict[str, dict[str, Any]] = read_yaml(__file__)
 LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
 SOURCES: dict[str, str] = REGISTRIES["source"]
+FORMATS: dict[str, dict[str, Any]] = REGISTRIES["format"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 

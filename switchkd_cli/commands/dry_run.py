@@ -106,6 +106,8 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     stdout().print(lines)
     for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
         print(source)
+    for name, looked in estimate.looks.items() if before is None or before.looks != estimate.looks else ():
+        print(f"a look at {name}", *looked, sep="\n  ")
     print()
 
 
@@ -129,8 +131,9 @@ def _stage(s: Stage, *, reused: bool) -> str:
     length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
     parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
     micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
+    data = s.data if isinstance(s.data, str) else ", ".join(map(str, s.data))
     lines = [
-        f"{s.name}, {length} of {s.batch} rows{micro} from {s.data}" + (", reused" if reused else ""),
+        f"{s.name}, {length} of {s.batch} rows{micro} from {data}" + (", reused" if reused else ""),
         f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
         f"  computes {', '.join(sorted(s.paths))}",
         *(f"  {_term(term)}" for term in s.objective),

@@ -98,7 +98,7 @@ def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> lis
 
     Only Latin letters: the figures' font has no others.
     """
-    data = open_data(run.config.data[run.config.stages[-1].data], model, folder.root)
+    data = open_data(run.config.data[run.config.stages[-1].trained_on[0]], model, folder.root)
     chosen: list[Row] = []
     searched = min(SEARCHED_ROWS, len(data))
     for index in range(searched):
@@ -127,7 +127,7 @@ def _fits(question: str) -> bool:
 
 def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> list[Batch]:
     """Return each row as a batch of its own, as a conversation of this model."""
-    spec = run.config.data[run.config.stages[-1].data]
+    spec = run.config.data[run.config.stages[-1].trained_on[0]]
     data = Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=spec.template)
     pad_token = model.inputs.tokenizer.pad_token_id
     return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(rows))]

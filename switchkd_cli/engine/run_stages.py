@@ -15,6 +15,7 @@ from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.eyes_or_reader import eyes_or_reader
 from switchkd_cli.engine.evaluation.fidelity import fidelity
@@ -83,7 +84,7 @@ def train_stages(
             rows.bad_rows.write_to(folder.skipped)
     if trackers is not None:
         trackers.start()
-        trackers.images(data[stages[0].data].sample_images(SHOWN_IMAGES))
+        trackers.images(data[stages[0].trained_on[0]].sample_images(SHOWN_IMAGES))
     log = folder.log if trackers is None else trackers.log
     for i in range(len(stages)):
         trained = _take_stage(run, i, paths, data, folder, processes, log)
@@ -193,8 +194,8 @@ def _compare_with_teacher(run: Run, folder: RunFolder) -> Iterator[tuple[str, di
         for name in stage.data_sets
     }
     trained, held_out = split(stage, data)
-    about = {"data": stage.data if held_out is None or stage.validation.data is None else stage.validation.data}
-    about["held_out"] = held_out is not None
+    named = (stage.validation.data if stage.validation else None) or ", ".join(stage.trained_on)
+    about = {"data": named, "held_out": held_out is not None}
     rows = held_out or trained
     yield "fidelity", about | fidelity(paths, rows, precision=run.config.precision)
     if (found := eyes_or_reader(paths, rows, precision=run.config.precision)) is not None:
@@ -235,7 +236,7 @@ def _take_stage(
         else:
             until_named.enter_context(signals.deferred())  # a stop signal waits until a trained stage is saved
             data, held_out = split(stage, data_sets)
-            unusable = len(data.bad_rows.unusable)
+            unusable = _unusable(data)
             if processes.first and not folder.has_entry(event="stage", stage=stage.name):
                 together = {"processes": processes.count} if processes.count > 1 else {}
                 validated = {} if held_out is None else {"validation": len(held_out)}
@@ -264,8 +265,9 @@ def _take_stage(
             if partial is not None:  # in the first process
                 with _note_on_error(writer.newest()):
                     _save(run, index, paths, data, writer, partial)
-                if changed := [*run.changed(), *data.recovered_rows()]:
-                    broke = len(data.bad_rows.unusable) > unusable and changed == [f"data.{stage.data}.images"]
+                if changed := [*run.changed(), *(line for part in data.parts for line in part.recovered_rows())]:
+                    images = {f"data.{name}.images" for name in stage.trained_on}
+                    broke = _unusable(data) > unusable and images.issuperset(changed)
                     text = f"{', '.join(changed)}{' broke' * broke}: the stage is not shared"
                     about = {"fields": changed, "allowed": broke}  # a share of rows may break
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
@@ -283,7 +285,7 @@ def _states(run: Run, root: Path, processes: Processes) -> Path:
     return run_folder.states(root, digest(run.teacher_digest, computed))
 
 
-def _save(run: Run, index: int, paths: Paths, data: Conversations, writer: CheckpointWriter, target: Path) -> None:
+def _save(run: Run, index: int, paths: Paths, data: Examples, writer: CheckpointWriter, target: Path) -> None:
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     template = _template(data)
     paths.student.save(target, **template)
@@ -293,7 +295,12 @@ def _save(run: Run, index: int, paths: Paths, data: Conversations, writer: Check
             paths.student.save(partial, **template)
 
 
-def _template(data: Conversations) -> dict[str, Any]:
+def _unusable(data: Examples) -> int:
+    """Return the number of rows known to be unusable."""
+    return sum(len(part.bad_rows.unusable) for part in data.parts)
+
+
+def _template(data: Examples) -> dict[str, Any]:
     """Return the chat template of the training data, which a saved student is used with."""
     return {"template": data.chat_template, "end": data.end}
 

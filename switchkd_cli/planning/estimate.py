@@ -132,7 +132,10 @@ class Download:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What one run needs; the notes say what this rests on and what the recipe should change."""
+    """What one run needs; the notes say what this rests on and what the recipe should change.
+
+    `looks` are lines about the rows of each data set that is on this machine.
+    """
 
     machine: Machine
     models: tuple[ModelEstimate, ...]
@@ -140,3 +143,4 @@ class RunEstimate:
     stages: tuple[StageEstimate, ...]
     downloads: tuple[Download, ...]
     notes: tuple[str, ...]
+    looks: Mapping[str, tuple[str, ...]]

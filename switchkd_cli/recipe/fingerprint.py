@@ -15,6 +15,7 @@ from switchkd_cli.recipe.model_paths import locate
 if TYPE_CHECKING:
     from switchkd_cli.recipe.schema import DataSet
 
+DATASET = "dataset"  # the parameter of a source that names a folder of data, or a hub id
 CARD = "README.md"  # describes a model, and is no part of it
 
 
@@ -75,7 +76,8 @@ def _commit(hub_id: str) -> str | None:
 
 
 def _images(spec: DataSet) -> str | None:
-    folders = [value for value in spec.parameters.values() if isinstance(value, str) and isdir(value)]
+    parameters = {key: value for key, value in spec.parameters.items() if key != DATASET}
+    folders = [value for value in parameters.values() if isinstance(value, str) and isdir(value)]
     if spec.images_by == "names" or not folders:
         return None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -35,7 +35,11 @@ def parse(schema: type[Schema], data: Any, file: str) -> tuple[Schema | None, li
         return schema.model_validate(data), []
     except ValidationError as error:
         items = error.errors(include_url=False)
-    problems = []
+    return None, [line(data, path, message, file) for path, message in misfits(schema, items)]
+
+
+def misfits(schema: type[BaseModel], items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Step, ...], str]]:
+    """Yield where and what is wrong, for pydantic's errors about data of this schema."""
     for item in items:
         loc = item["loc"]
         inside = any(len(i["loc"]) > len(loc) and i["loc"][: len(loc)] == loc for i in items)
@@ -47,8 +51,7 @@ def parse(schema: type[Schema], data: Any, file: str) -> tuple[Schema | None, li
             message = f"unknown key, got {path[-1]!r}{did_you_mean(path[-1], known)}"
         else:
             message = "missing" if item["type"] == "missing" else misfit([item])
-        problems.append(line(data, path, message, file))
-    return None, problems
+        yield path, message
 
 
 def misfit(items: Sequence[Mapping[str, Any]]) -> str:

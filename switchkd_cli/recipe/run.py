@@ -7,12 +7,14 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from os.path import isfile
+from glob import escape
+from os.path import isfile, relpath
 from typing import Any
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import yaml_positions
-from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.data_files import data_files
+from switchkd_cli.recipe.fingerprint import DATASET, Fingerprints
 from switchkd_cli.recipe.schema import Model, Recipe
 
 # Fields that no result depends on, so they are no part of a key. Of `deepspeed` a key has `Recipe.arithmetic` instead.
@@ -138,8 +140,14 @@ class Run:
         for name in names:
             spec = self.config.data[name]
             for parameter, value in spec.parameters.items():
-                if isinstance(value, str) and isfile(value):
-                    digests[f"data.{name}.{parameter}"] = self.fingerprints.named(value)
+                of_folder = parameter == DATASET
+                files = [file for file in data_files(f"{escape(value)}/**" if of_folder else value) if isfile(file)]
+                contents = [self.fingerprints.named(file) for file in files]
+                if files == [value]:
+                    digests[f"data.{name}.{parameter}"] = contents[0]
+                elif files:  # names in a folder say which split a file is of
+                    inside = [relpath(file, value) for file in files] if of_folder else []
+                    digests[f"data.{name}.{parameter}"] = digest(inside, contents)
             digests[f"data.{name}.images"] = self.fingerprints.images(spec)
         return digests
 

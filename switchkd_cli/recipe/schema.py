@@ -124,6 +124,48 @@ class DataSet(Strict):
     reading them; or by their names alone, without looking whether they exist."""
 
 
+Keys = Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class RowFormat(Strict):
+    """The keys of a format's rows: of a list of turns, or of questions and answers. registry.yaml explains them."""
+
+    turns: Text | None = None
+    """The key of a row's list of turns (none: a row is one question and its answer)."""
+    speaker: Text | None = None
+    """The key of a turn's speaker."""
+    text: Text | None = None
+    """The key of a turn's text."""
+    asks: Keys = ("human",)
+    """The speakers who ask."""
+    answers: Keys = ("gpt",)
+    """The speakers who answer."""
+    question: tuple[Text, ...] = ()
+    """The keys of a question, of each turn or of the row; several are joined by line breaks."""
+    answer: Text | None = None
+    """The key of its answer."""
+    history: Text | None = None
+    """The key of a list of earlier questions and answers of the row."""
+    id: Text = "id"
+    """The key of the row's name."""
+    system: Text = "system"
+    """The key of a system message."""
+    images: Keys = ("image", "images")
+    """The keys of a row's images."""
+    placeholder: Literal["required", "optional"] = "required"
+    """`optional`: an image needs no <image> in the text."""
+    refused: dict[str, str] = {}
+    """Keys that can't be used, and why."""
+    rows: str = ""
+    """What the rows look like, for a hint."""
+
+    @model_validator(mode="after")
+    def _names_turns_or_answers(self) -> RowFormat:
+        if (None in (self.turns, self.speaker, self.text)) == (self.answer is None):
+            raise PydanticCustomError("row_format", "must name either `turns`, `speaker` and `text`, or `answer`")
+        return self
+
+
 def _recomputed(value: Any) -> Any:
     """Return the parts that `activation_checkpointing` means: `true` is all of them, `false` none."""
     if isinstance(value, bool):
@@ -179,13 +221,32 @@ class Validation(Strict):
     """The figure that `patience` waits for, such as `validation/loss` or `validation/exact_match`."""
 
 
+class Portion(Strict):
+    """A data set of a mixture, and its weight among the others: their share of the examples that the stage trains on."""
+
+    use: Name
+    """A data set, a name under `data`."""
+    weight: Positive
+    """Its weight among the others."""
+
+    def __str__(self) -> str:
+        return f"{self.use} x{self.weight:g}"
+
+
+def _data_form(value: Any) -> str:
+    return TAG + ("one" if isinstance(value, str) else "mixed")
+
+
 class Stage(Strict):
     """One phase of training."""
 
     name: Name
     """The stage's name in metrics, rows and overrides."""
-    data: str
-    """A data set, a name under `data`."""
+    data: Annotated[
+        Annotated[str, Tag(TAG + "one")] | Annotated[tuple[Portion, ...], Field(min_length=1), Tag(TAG + "mixed")],
+        Discriminator(_data_form),
+    ]
+    """A data set, a name under `data`; or a mixture of several: `[{use: NAME, weight: 0.7}, ...]`, docs/data.md."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
     """The student's parts that learn; the others stay frozen."""
     lr: Positive
@@ -245,7 +306,12 @@ class Stage(Strict):
     def data_sets(self) -> tuple[str, ...]:
         """The data sets that this stage reads, to train and to validate."""
         own = self.validation.data if self.validation is not None else None
-        return (self.data,) if own is None else (self.data, own)
+        return self.trained_on if own is None else (*self.trained_on, own)
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The names of the data sets that this stage trains on."""
+        return (self.data,) if isinstance(self.data, str) else tuple(portion.use for portion in self.data)
 
     @property
     def needs_teacher(self) -> bool:

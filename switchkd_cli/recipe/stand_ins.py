@@ -19,7 +19,7 @@ from switchkd_cli.recipe import overrides, yaml_positions
 from switchkd_cli.recipe.find import yaml_files
 from switchkd_cli.recipe.problems import parse
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
-from switchkd_cli.recipe.yaml_positions import at, line, mapping, mappings
+from switchkd_cli.recipe.yaml_positions import at, line, mapping, mappings, trained_on
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Pace(Strict):
 
 
 class StandInData(DataSet):
-    """A data set, and the pace of the stages that read it."""
+    """A data set, and the pace of the stages that read it, of a mixture first."""
 
     pace: Pace
 
@@ -104,7 +104,7 @@ class World(Strict):
                 parameters = ", ".join(f"{key} {value}" for key, value in data_set.parameters.items())
                 stand_ins[name] = f"{data_set.source}: {parameters}"
                 for i, stage in mappings(at(data, "stages")):
-                    if stage.get("data") == name:
+                    if [used for _, used in trained_on(stage)][:1] == [name]:
                         changed = _paced(stage, data_set.pace) | self.fields.stage
                         values |= {f"stages.{i}.{key}": value for key, value in changed.items()}
         if stand_ins:

@@ -13,9 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import did_you_mean
-from switchkd_cli.recipe.problems import misfit
-from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION
-from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings
+from switchkd_cli.recipe.problems import misfit, misfits
+from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION, RowFormat
+from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
 
 Location = tuple[Step, ...]
 Problem = tuple[Location, str]
@@ -48,6 +48,18 @@ def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
         spec, path = mapping(value), ("data", name)
         yield from _unknown((*path, "template"), "template", spec.get("template"), registry.TEMPLATES)
         yield from _registered("source", spec, path)
+        yield from _format(at(spec, "parameters", "format"), (*path, "parameters", "format"))
+
+
+def _format(value: Any, path: Location) -> Iterator[Problem]:
+    """Yield an unknown format, or what is wrong with a recipe's own."""
+    yield from _unknown(path, "format", value, registry.FORMATS)
+    if isinstance(value, Mapping):
+        try:
+            RowFormat.model_validate(value)
+        except ValidationError as error:
+            for inside, problem in misfits(RowFormat, error.errors(include_url=False)):
+                yield (*path, *inside), problem
 
 
 def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -55,7 +67,7 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _repeated("stages", [(("stages", i, "name"), s.get("name")) for i, s in stages])
     for i, stage in stages:
         path: Location = ("stages", i)
-        yield from _unknown((*path, "data"), "data set", stage.get("data"), mapping(data.get("data")))
+        yield from _mixture(stage, path, mapping(data.get("data")))
         steps, epochs = stage.get("steps"), stage.get("epochs")
         if (steps is None) == (epochs is None):
             got = "neither" if steps is None else "both"
@@ -70,6 +82,18 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
 
 
+def _mixture(stage: Mapping[str, Any], path: Location, data_sets: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the data sets that a stage trains on."""
+    used = [((*path, *place), name) for place, name in trained_on(stage)]
+    for place, name in used:
+        yield from _unknown(place, "data set", name, data_sets)
+    yield from _repeated("data sets of a mixture", used)
+    templates = {at(data_sets, name, "template") for _, name in used if isinstance(name, str) and name in data_sets}
+    if len(templates) > 1:  # the student is saved with one
+        names = ", ".join(sorted(str(template or "the model's own") for template in templates))
+        yield (*path, "data"), f"the data sets of a mixture have one template, got {names}"
+
+
 def _validation(
     stage: Mapping[str, Any], path: Location, before: Sequence[Mapping[str, Any]], data_sets: Iterable[str]
 ) -> Iterator[Problem]:
@@ -82,11 +106,14 @@ def _validation(
     if (name is None) == (share is None):
         got = "neither" if name is None else "both"
         yield (*path, "data"), f"a validation takes either data or share, got {got}"
+    if share is not None and isinstance(stage.get("data"), list):
+        yield (*path, "share"), f"a mixture has none: name a data set, validation.data, got {share!r}"
     for other in (*before, stage):
-        if name is not None and other.get("data") == name:
+        used = [data_set for _, data_set in trained_on(other)]
+        if name is not None and name in used:
             yield (*path, "data"), f"stage {other.get('name')} trains on it, name another or a share, got {name!r}"
         theirs = mapping(other.get("validation")).get("share")
-        if share is not None and other.get("data") == stage.get("data") and theirs != share:
+        if share is not None and stage.get("data") in used and theirs != share:
             yield (
                 (*path, "share"),
                 f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}",
@@ -219,7 +246,7 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
     for path, name in names:
         yield from _unknown(path, "benchmark", name, BENCHMARKS)
     # A model that is scored is asked questions in the template of its last stage.
-    last = at(data, "stages", -1, "data")
+    last = next((name for _, name in trained_on(mapping(at(data, "stages", -1)))), None)
     template = at(data, "data", last, "template")
     if data.get("evaluation") is not None and at(registry.TEMPLATES, template, "questions") is False:
         problem = "leaves questions out, and the last stage trains with it: the model could not be scored"

@@ -196,7 +196,7 @@ def test_a_file_that_is_no_text_is_refused(refused, tmp_path):
 def test_a_file_of_an_unknown_kind_is_refused(refused, tmp_path):
     (tmp_path / "rows.csv").touch()
     assert refused(tmp_path / "rows.csv", None) == [
-        f"{tmp_path / 'rows.csv'}: a data file's name ends in .json, .jsonl, .parquet, got '.csv'"
+        f"{tmp_path / 'rows.csv'}: a data file's name ends in .json, .jsonl, .parquet, .tar, got '.csv'"
     ]
 
 

@@ -209,7 +209,7 @@ NASTY = {
         "only its name": ("PAR1PAR1", "not readable as parquet"),
         "lengths that lie": (b"PAR1" + b"\xff\xff\xff\x7fPAR1", "not readable as parquet"),
     },
-    "rows.pkl": {"a pickle": (b"\x80\x04", "a data file's name ends in .json, .jsonl, .parquet, got '.pkl'")},
+    "rows.pkl": {"a pickle": (b"\x80\x04", "a data file's name ends in .json, .jsonl, .parquet, .tar, got '.pkl'")},
 }
 
 

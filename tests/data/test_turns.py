@@ -278,7 +278,7 @@ def test_an_image_may_be_said_to_be_none_in_many_ways(form, key, nothing):
         ({"image": "a.png", "images": ["b.png"]}, "at most one image is used, got 2"),
         ({"images": [7]}, "an image is named by one path, got 7"),
         ({"images": [["a.png"]]}, "an image is named by one path, got ['a.png']"),
-        ({"image": {"url": "a.png"}}, "an image is named by one path, got {'url': 'a.png'}"),
+        ({"image": {"uri": "a.png"}}, "an image is named by one path, got {'uri': 'a.png'}"),
         ({"image": {"bytes": "aGk=", "path": None}}, "an image is named by one path, got {'bytes'"),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_part_may_name_the_image(form, part):
 @pytest.mark.parametrize(
     ("part", "fault"),
     [
-        ({"type": "image_url", "image_url": {"url": "a.png"}}, "a part of a turn is text or image, got image_url"),
+        ({"type": "file", "file": {"file_id": "a"}}, "a part of a turn is text or image, got file"),
         ({"type": "audio", "text": "Two?"}, "a part of a turn is text or image, got audio"),
         ({"type": "text", "text": "Two?", "image": "a.png"}, "`image` of a part: "),
         ({"type": "text", "text": None}, "is not text"),

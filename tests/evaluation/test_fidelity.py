@@ -55,7 +55,7 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     pair = SimpleNamespace(build=lambda trained: paths, positions=lambda *_: {})
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
-    stage = SimpleNamespace(data="mine", data_sets=("mine",), validation=None)
+    stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
     config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32")
     folder = SimpleNamespace(model=tmp_path, root=tmp_path)
     (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder)

@@ -148,7 +148,11 @@ def problems(file, *arguments, **more):
             "5: data.captions.source: unknown source, got 'llava_jsn' (did you mean 'llava_json'?)",
         ),
         ("{file: captions.json, ", "{", "5: data.captions.parameters.file: missing: llava_json needs it"),
-        ("file: captions.json", "file: 3", "5: data.captions.parameters.file: must be text, got 3"),
+        (
+            "file: captions.json",
+            "file: 3",
+            "5: data.captions.parameters.file: must be text or must be a valid list, got 3",
+        ),
         (
             "source: llava_json,",
             "source: llava_json, template: qwen_base,",

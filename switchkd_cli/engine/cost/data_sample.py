@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 
 from switchkd_cli import registry
@@ -14,9 +15,11 @@ from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
-from switchkd_cli.engine.data.rows import Fault, Row
+from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import DataSet
+from switchkd_cli.recipe.data_files import data_files
+from switchkd_cli.recipe.fingerprint import DATASET
+from switchkd_cli.recipe.schema import DataSet, Stage
 
 SAMPLE_SIZE = 200  # examples
 STEPS = 4  # of the rarer kind of examples (with or without an image), from which a mean step is computed
@@ -41,6 +44,7 @@ class DataSample:
 
     `independent`: turns don't see one another. `source`: where the lengths are from. `notes` say which examples can't
     be used, or only in part. `has_images`: some example of the data set, sampled or not, has one.
+    `opened`: its rows, where all of them are here with their images.
     """
 
     rows: int
@@ -49,6 +53,21 @@ class DataSample:
     source: str
     notes: tuple[str, ...] = ()
     has_images: bool = True
+    opened: Rows | None = None
+
+    @staticmethod
+    def of_stage(stage: Stage, samples: Mapping[str, DataSample | None]) -> DataSample | None:
+        """Return a sample of what a stage trains on, of a mixture by its weights; None where a data set is unknown."""
+        parts = [sample for name in stage.trained_on if (sample := samples[name]) is not None]
+        if len(parts) < len(stage.trained_on):
+            return None
+        if isinstance(stage.data, str):
+            return parts[0]
+        draw = random.Random(0)
+        drawn = draw.choices(parts, [portion.weight for portion in stage.data], k=SAMPLE_SIZE)
+        lengths = tuple(draw.choice(part.lengths) for part in drawn)
+        source = "; ".join(dict.fromkeys(part.source for part in parts))
+        return DataSample(sum(part.rows for part in parts), lengths, any(part.independent for part in parts), source)
 
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
@@ -93,12 +112,13 @@ def sample_data(
     as far as the texts show.
     """
     parameters, cache = dict(spec.parameters), root if root.is_dir() else scratch
+    named = [*data_files(parameters.get("file")), *data_files(parameters.get(DATASET))]
     rows, check_images = None, True
     if spec.source == "playground":
         rows, check_images, cache = parameters["pictures"], False, scratch
         parameters["pictures"] = min(rows, SAMPLE_SIZE // 4)
-    elif "file" in parameters and not Path(parameters["file"]).is_file():
-        return _published(spec, model)
+    elif named and not any(map(exists, named)):
+        return _published(spec, model)  # a plan fetches nothing
     elif parameters.get("images") and not Path(parameters["images"]).is_dir():
         parameters["images"], check_images = str(scratch), False  # texts are enough
     spec = spec.model_copy(update={"parameters": parameters})
@@ -127,7 +147,8 @@ def sample_data(
         )
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
-    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images)
+    opened = data if check_images else None  # a part of a set says little
+    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images, opened)
 
 
 def _counted(example: Example) -> RowLengths:
@@ -148,7 +169,7 @@ def _truncated(image: int, prompt: int, answer: int, max_length: int | None) -> 
 
 
 def _published(spec: DataSet, model: KnownModel) -> DataSample | None:
-    facts = published()["files"].get(Path(spec.parameters["file"]).name)
+    facts = published()["files"].get(Path(str(spec.parameters.get("file"))).name)
     if facts is None:
         return None
     lengths = [

@@ -13,6 +13,8 @@ from switchkd_cli.engine.cost.workload import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import Download
+from switchkd_cli.recipe.data_files import data_files
+from switchkd_cli.recipe.fingerprint import DATASET
 from switchkd_cli.recipe.model_paths import is_hub_id
 from switchkd_cli.recipe.run import model_names
 from switchkd_cli.recipe.schema import Model, Recipe
@@ -27,7 +29,10 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
         yield from _of_model(who, model, sizes.get(who))
     for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
         parameters = config.data[name].parameters
-        for path in (parameters.get("file"), parameters.get("images")):
+        if DATASET in parameters and not Path(parameters[DATASET]).exists():
+            note = "fetched by datasets unless it is there"
+            yield Download(parameters[DATASET], None, f"{constants.HF_HOME}/datasets", note)
+        for path in (*data_files(parameters.get("file")), parameters.get("images")):
             if isinstance(path, str) and not Path(path).exists():
                 facts = published()["files"].get(Path(str(parameters.get("file"))).name)
                 origin = f", from {facts['from']}" if facts else ""

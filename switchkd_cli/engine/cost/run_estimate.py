@@ -17,6 +17,7 @@ from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
+from switchkd_cli.engine.data.look import looks
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning.estimate import GIB, DataEstimate, Machine, ModelEstimate, RunEstimate, StageEstimate
@@ -54,16 +55,20 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
     names = (name for stage in config.stages for name in stage.data_sets)
     samples: dict[str, DataSample | None] = dict.fromkeys(names)
+    looked: dict[str, tuple[str, ...]] = {}
     if isinstance(student, KnownModel):
         teacher_config = teacher.config if isinstance(teacher, KnownModel) else None
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
                 limits = positions(name, config.stages, student.config, teacher_config)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits)
+            opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
+            looked = looks(config, opened)
     known = {name: sample for name, sample in samples.items() if sample is not None}
     check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
     stages = tuple(
-        estimate_stage(run, i, pair, samples[stage.data], machine, root) for i, stage in enumerate(config.stages)
+        estimate_stage(run, i, pair, DataSample.of_stage(stage, samples), machine, root)
+        for i, stage in enumerate(config.stages)
     )
     notes += [f"{name}: {note}" for name, sample in known.items() for note in sample.notes]
     notes += _assumptions(run, models.values(), known, machine)
@@ -85,6 +90,7 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
         stages=stages,
         downloads=tuple(downloads(config, sizes)),
         notes=tuple(notes),
+        looks=looked,
     )
 
 
@@ -140,7 +146,7 @@ def estimate_stage(
         name=stage.name,
         key=key,
         reused=run_folder.stage(root, key).done,
-        data=_data(stage.data, sample),
+        data=_data(", ".join(stage.trained_on), sample),
         batch=stage.batch,
         gpus=gpus,
         steps=stage.steps if rows is None else count_steps(stage, rows),

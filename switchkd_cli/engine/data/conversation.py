@@ -7,7 +7,7 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -96,6 +96,15 @@ class Conversations(Dataset[Example]):
             except Fault as fault:
                 replaced.append(fault.at(candidate))
         raise NoStandIn(f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}")
+
+    @property
+    def parts(self) -> Sequence[Conversations]:
+        """The data sets that it is made of: see `Mixture`."""
+        return (self,)
+
+    def add_unusable(self, rows: Iterable[Unusable]) -> None:
+        """Count rows that turned out unusable. Raises UserError where there are too many."""
+        self.bad_rows.add(rows)
 
     @property
     def has_images(self) -> bool:

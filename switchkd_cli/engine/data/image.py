@@ -27,8 +27,22 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     A path is relative to `images`. Raises Fault where it leads out of that folder, which symbolic links may do only with
     `follow_links`.
     """
+    return _decode(*_source(image, images, follow_links))
+
+
+def stored(image: str | bytes, images: Path | None, *, follow_links: bool = False) -> bytes:
+    """Return an image's bytes, not decoded. Raises Fault: see `open_image`."""
+    source, problem = _source(image, images, follow_links)
+    try:
+        return source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    except OSError as error:
+        raise Fault(f"{problem}: {error}") from None
+
+
+def _source(image: str | bytes, images: Path | None, follow_links: bool) -> tuple[Path | BytesIO, str]:
+    """Return where an image is read from, and what to say where that fails. Raises Fault: see `open_image`."""
     if isinstance(image, bytes):
-        return _decode(BytesIO(image), "unreadable image")
+        return BytesIO(image), "unreadable image"
     if images is None:
         raise Fault("has an image, but the data names no `images` folder")
     path = images / image
@@ -37,7 +51,7 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     if not follow_links and not Path(realpath(path)).is_relative_to(realpath(images)):
         why = f"image path leaves its folder by a link: {image} (follow_links: true would allow it)"
         raise Fault(why, refused=True)
-    return _decode(path, f"unreadable image {path}")
+    return path, f"unreadable image {path}"
 
 
 def _decode(source: Path | BytesIO, problem: str) -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -34,8 +34,8 @@ def scan(file: Path) -> Iterator[Span]:
 class JsonFile:
     """Sequence of rows that are read from the file on access; forked and spawned processes may share it."""
 
-    def __init__(self, file: Path, spans: np.ndarray) -> None:
-        self.file = file
+    def __init__(self, file: Path, spans: np.ndarray, decode: Callable[[bytes], object] = json.loads) -> None:
+        self.file, self.decode = file, decode
         self.spans = spans  # [N, 2] int64: where each row begins and ends, in bytes
         self._open: int | None = None
 
@@ -47,7 +47,7 @@ class JsonFile:
             self._open = os.open(self.file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._open)
         begin, end = self.spans[index].tolist()
-        return json.loads(os.pread(self._open, end - begin, begin))
+        return self.decode(os.pread(self._open, end - begin, begin))
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": None}

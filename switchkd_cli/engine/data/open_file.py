@@ -1,4 +1,4 @@
-"""Data sources: files of LLaVA-1.5 rows or chat messages (.json, .jsonl, .parquet), and the playground.
+"""Data sources: files of rows in any format (.json, .jsonl, .parquet, .tar), and the playground.
 
 The survey of a large file is cached, so that it is read only once.
 """
@@ -8,80 +8,124 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from os.path import isdir, isfile
 from pathlib import Path
+from tarfile import TarError
 from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow
 from pydantic import PositiveInt
+from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
-from switchkd_cli.engine.data.json_file import JsonFile, NotRows, scan
+from switchkd_cli.engine.data import tar_file
+from switchkd_cli.engine.data.json_file import JsonFile, NotRows, Span, scan
 from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
-from switchkd_cli.engine.data.rows import Parse, Rows, Survey, survey_rows
-from switchkd_cli.engine.data.turns import FORMS
+from switchkd_cli.engine.data.rows import Rows, Survey, survey_rows
+from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
 from switchkd_cli.playground.training_rows import write_rows
+from switchkd_cli.recipe.data_files import data_files
 
-FORMATS = (".json", ".jsonl", ".parquet")
+FORMATS = (".json", ".jsonl", ".parquet", ".tar")
+ENDINGS = ", ".join(FORMATS)
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
-VERSION = 5  # of the cached survey; raise it when a check changes
+VERSION = 6  # of the cached survey; raise it when a check changes
 
 
 def open_rows(
     cache: Path,
     *,
-    form: str,
-    file: str,
+    file: str | list[str],
+    format: str | dict,
     images: str | None = None,
     limit: PositiveInt | None = None,
     turns: Literal["chained", "independent"] = "chained",
     follow_links: bool = False,
 ) -> Rows:
-    """Return the rows of a .json, .jsonl or .parquet file; `form` names one of `FORMS`.
+    """Return the rows of .json, .jsonl, .parquet and .tar files, one file after another.
 
-    Image paths are relative to `images`; with `follow_links` symbolic links may lead out of that folder. Large parquet
-    files are copied to Arrow under `cache`. Raises UserError where the file or the image folder is missing, the file name
-    has an unknown ending, or the file is not a list of rows.
+    `file` is a name, a pattern or a list of these (`data_files`). `format` names one of registry.yaml, or is a `RowFormat`
+    itself. `limit` takes the first rows of all. Image paths are relative to `images`; with `follow_links` symbolic links may
+    lead out of that folder. Large parquet files are copied to Arrow under `cache`. Raises UserError where a file or the
+    image folder is missing, a file name has an unknown ending, or a file is not a list of rows.
     """
-    path, folder, parse = Path(file), Path(images) if images is not None else None, FORMS[form].row
-    if not isfile(path):
-        raise UserError(f"{path}: no such data file", hint="check the recipe's `data`")
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: a data file's name ends in {', '.join(FORMATS)}, got {path.suffix!r}")
-    if folder is not None and not isdir(folder):
-        raise UserError(f"{folder}: no such image folder", hint="check `images` in the recipe's `data`")
-    inputs = [VERSION, path.suffix, content(path), form, images is None, limit]  # all that a survey depends on
-    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-    cached_file = cache_home() / "indexes" / f"{digest}.npz"
-    survey = _load(cached_file)
-    if survey is None:
-        try:
-            survey = _read(path, parse, folder, limit)
-        except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
-            raise UserError(f"{file}: {problem.splitlines()[0]}", hint=FORMS[form].rows) from error
-        if len(survey.sizes) >= CACHED_ROWS:
-            _save(cached_file, survey)
-    if not len(survey.sizes):
-        raise UserError(f"{file}: holds no rows")
-    raw: Any = JsonFile(path, survey.spans)
+    names = data_files(file)
+    paths = list(map(Path, names))
+    unfit = [f"{p}: no such data file" for p in paths if not isfile(p)]
+    unknown = [p for p in paths if isfile(p) and p.suffix not in FORMATS]
+    unfit += [f"{p}: a data file's name ends in {ENDINGS}, got {p.suffix!r}" for p in unknown]
+    if unfit or not paths:
+        raise UserError(unfit or "`file` names no data file", hint="check the recipe's `data`")
+    folder, read_as = image_folder(images), form(format)
+    contents = [[path.suffix, content(path)] for path in paths]
+    inputs = [VERSION, contents, read_as.keys.model_dump(), images is None, limit]  # all that a survey depends on
+    survey = cached_survey(inputs, lambda: _read(paths, read_as, folder, limit))
+    spans = np.split(survey.spans, survey.starts[1:])
+    # files after the first `limit` rows have no start
+    files: list[Any] = [_open(path, rows, cache) for path, rows in zip(paths, spans, strict=False)]
+    raw: Any = files[0] if len(files) == 1 else ConcatDataset(files)
+    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more files"
+    return Rows(
+        raw, read_as.row, images=folder, follow_links=follow_links, turns=turns, name=name, surveyed=survey, files=names
+    )
+
+
+def image_folder(images: str | None) -> Path | None:
+    """Return the folder of a data set's images. Raises UserError where it is missing."""
+    if images is not None and not isdir(images):
+        raise UserError(f"{images}: no such image folder", hint="check `images` in the recipe's `data`")
+    return None if images is None else Path(images)
+
+
+def _open(path: Path, spans: np.ndarray, cache: Path) -> Any:
+    """Return the rows of one file, as they are stored, to be read in any order."""
     if path.suffix == ".parquet":
-        raw = ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(survey.sizes))
-    return Rows(raw, parse, images=folder, follow_links=follow_links, turns=turns, name=file, surveyed=survey)
+        return ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(spans))
+    return JsonFile(path, spans, tar_file.decode if path.suffix == ".tar" else json.loads)
 
 
-llava_json = partial(open_rows, form="llava")
-messages = partial(open_rows, form="messages")
+def _scan(path: Path) -> Iterator[Span]:
+    """Yield the rows of one file in order, and where they are; those of parquet are found by their number alone."""
+    if path.suffix == ".parquet":
+        return ((0, 0, row) for row in text_rows(path))
+    return tar_file.scan(path) if path.suffix == ".tar" else scan(path)
+
+
+def _read(paths: Sequence[Path], read_as: Form, images: Path | None, limit: int | None) -> Survey:
+    """Read all files once. Raises UserError for a file that can't be read, or has no rows."""
+    spans, starts = array("q"), array("q")
+
+    def rows() -> Iterator[object]:
+        for path in paths:
+            starts.append(len(spans) // 2)
+            for begin, end, row in _scan(path):
+                spans.extend((begin, end))
+                yield row
+
+    try:
+        survey = survey_rows(islice(rows(), limit), read_as.row, images)
+    except (OSError, NotRows, UnicodeDecodeError, pyarrow.ArrowException, TarError) as error:
+        path = paths[len(starts) - 1]
+        problem = str(error) if isinstance(error, NotRows) else f"not readable as {path.suffix[1:]}: {error}"
+        raise UserError(f"{path}: {problem.splitlines()[0]}", hint=read_as.keys.rows) from error
+    counts = np.diff([*starts, len(survey.sizes)])
+    if empty := [f"{path}: holds no rows" for path, count in zip(paths, counts, strict=False) if not count]:
+        raise UserError(empty)
+    return replace(survey, spans=np.array(spans, np.int64).reshape(-1, 2), starts=np.array(starts, np.int64))
+
+
+llava_json = partial(open_rows, format="llava")
+messages = partial(open_rows, format="messages")
 
 
 def playground(
@@ -103,26 +147,23 @@ def playground(
     return llava_json(cache, file=str(file), images=images, turns="independent")
 
 
-def _read(file: Path, parse: Parse, images: Path | None, limit: int | None) -> Survey:
-    """Read the whole file once."""
-    if file.suffix == ".parquet":
-        return survey_rows(islice(text_rows(file), limit), parse, images)
-    spans = array("q")
-
-    def json_rows() -> Iterator[object]:
-        for begin, end, row in islice(scan(file), limit):
-            spans.extend((begin, end))
-            yield row
-
-    survey = survey_rows(json_rows(), parse, images)
-    return replace(survey, spans=np.array(spans, np.int64).reshape(-1, 2))
+def cached_survey(inputs: Sequence[object], read: Callable[[], Survey]) -> Survey:
+    """Return what `read` returns, or has returned for the same inputs: it is kept where there are many rows."""
+    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+    cached_file = cache_home() / "indexes" / f"{digest}.npz"
+    if (kept := _load(cached_file)) is not None:
+        return kept
+    survey = read()
+    if len(survey.sizes) >= CACHED_ROWS:
+        _save(cached_file, survey)
+    return survey
 
 
 def _save(cached_file: Path, survey: Survey) -> None:
     """Cache a survey. Where the folder can't be written, the file will be read again next time."""
     notes = [[*note, count] for note, count in survey.notes.items()]
     texts = json.dumps([[vars(fault) for fault in survey.faults], notes])
-    arrays = {name: getattr(survey, name) for name in ("sizes", "image_mask", "spans")}
+    arrays = {name: getattr(survey, name) for name in ("sizes", "image_mask", "digests", "spans", "starts")}
     arrays["images"], arrays["texts"] = (np.frombuffer(text, np.uint8) for text in (survey.images, texts.encode()))
     with suppress(OSError):
         cached_file.parent.mkdir(parents=True, exist_ok=True)

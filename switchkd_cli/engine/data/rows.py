@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import reprlib
 from array import array
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from tarfile import TarError
 
 import numpy as np
 
@@ -77,7 +79,9 @@ class Survey:
     faults: tuple[Unusable, ...]
     images: bytes  # image paths of usable rows, as JSON: a million file names take little memory so
     notes: Mapping[Note, int]  # number of rows with each note
-    spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # rows' first and last byte, if JSON
+    digests: np.ndarray  # [N] uint64: rows of equal text and image path have the same; 0: not compared
+    spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # [N] rows' first and last byte
+    starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # [files] number of each one's first row
 
     @property
     def image_names(self) -> list[str]:
@@ -102,7 +106,8 @@ class Rows:
 
     `images` is the folder that image paths are relative to; `follow_links` lets symbolic links lead out of it. With
     `turns="chained"` a row is one conversation; with `"independent"` its turns share only the image. `surveyed`: what an
-    earlier pass over the rows found. Raises UserError for another `turns`, and Fault on access to a faulty row.
+    earlier pass over the rows found. `files` hold them, one after another. Raises UserError for another `turns`, and Fault
+    on access to a faulty row.
     """
 
     raw: Sequence[object]
@@ -113,11 +118,15 @@ class Rows:
     turns: str = "chained"
     name: str = "rows"
     surveyed: Survey | None = None
+    files: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.turns not in TURNS:
             raise UserError(f"turns: unknown value, got {self.turns!r}{did_you_mean(self.turns, TURNS)}")
         self.survey = self.surveyed or survey_rows(self.raw, self.parse, self.images)
+        if len(self.files) > 1:
+            faults = (replace(fault, id=fault.id or self._place(fault.row)) for fault in self.survey.faults)
+            self.survey = replace(self.survey, faults=tuple(faults))
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -125,10 +134,17 @@ class Rows:
     def __getitem__(self, index: int) -> Row:
         try:
             value = self.raw[index]
-        except (OSError, ValueError, RecursionError) as error:  # the survey could still read it
+        except (OSError, ValueError, RecursionError, TarError) as error:  # the survey could still read it
             raise Fault(f"not readable any more: {error}") from error
         row = parse_row(value, self.parse, self.images)
-        return row if row.id else replace(row, id=str(index))
+        return row if row.id else replace(row, id=self._place(index))
+
+    def _place(self, index: int) -> str:
+        """Return the row's number, with its file where there are several: what a row without an id is called."""
+        if len(self.files) < 2:
+            return str(index)
+        file = int(np.searchsorted(self.survey.starts, index, side="right")) - 1
+        return f"{self.files[file]} row {index - self.survey.starts[file]}"
 
 
 def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
@@ -137,11 +153,13 @@ def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Sur
     faults: list[Unusable] = []
     names: dict[str, None] = {}
     notes: Counter[Note] = Counter()
+    digests = array("Q")
     for number, value in enumerate(raw):
         try:
             row = parse_row(value, parse, images)
             sizes.append(row.size)
             image_mask.append(bool(row.images))
+            digests.append(_digest(row))
             names |= {image: None for image in row.images if isinstance(image, str)}
             for kind, what in row.notes:
                 known = len(notes) < NOTED or (kind, what) in notes
@@ -150,8 +168,23 @@ def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Sur
             faults.append(fault.at(number))
             sizes.append(0)
             image_mask.append(False)
-    images_json = json.dumps(list(names)).encode()
-    return Survey(np.array(sizes, np.int32), np.array(image_mask, bool), tuple(faults), images_json, notes)
+            digests.append(0)
+    return Survey(
+        np.array(sizes, np.int32),
+        np.array(image_mask, bool),
+        tuple(faults),
+        json.dumps(list(names)).encode(),
+        notes,
+        np.array(digests, np.uint64),
+    )
+
+
+def _digest(row: Row) -> int:
+    """Return a number that rows of equal text and image path share; 0 where the image's bytes, not read here, decide."""
+    if any(isinstance(image, bytes) for image in row.images):
+        return 0
+    text = json.dumps([row.system, row.exchanges, row.images])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def parse_row(value: object, parse: Parse, images: Path | None) -> Row:

@@ -5,63 +5,65 @@ A key with a known meaning is used or refused; any other key that is not empty b
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import suppress
 from math import isnan
 from typing import Any
 
+from switchkd_cli import registry
 from switchkd_cli.engine.data.rows import LEFT_OUT, NOT_LEARNT, NOT_READ, Fault, Note, Row, short_repr
 from switchkd_cli.package_data import read_yaml
+from switchkd_cli.recipe.schema import RowFormat
 
 IMAGE = "<image>"  # stands for an image in the text of a row
-IMAGE_KEYS = ("image", "path")  # keys of a part of a turn that name an image
 SHOWN = 5  # speakers shown of a conversation that is out of order
 SYSTEM = ("system", "developer")  # speakers allowed before the first question
 MASKED = "masked"  # of the keys that say whether an answer is learnt, the one that means the opposite
+ASKS, ANSWERS = "human", "gpt"  # what speakers are called here, and unless a format says otherwise
+DATA_URI = re.compile("data:[^,]*;base64,(.*)", re.DOTALL | re.IGNORECASE)
+IMAGE_FIELDS = ("bytes", "path", "url")  # of an image that is a mapping
 KEYS: Mapping[str, Any] = read_yaml(__file__, "row_forms.yaml")
+IMAGE_KEYS: Sequence[str] = KEYS["image_keys"]
+TYPES: Mapping[str, str] = {name: kind for kind, names in KEYS["parts"].items() for name in names}
 REFUSED_KEYS, REFUSED_OF_TURN = (
     {key: why for why, keys in KEYS[name].items() for key in keys} for name in ("refused", "refused_of_turn")
 )
 REFUSED_TURN_KEYS = REFUSED_KEYS | REFUSED_OF_TURN
 
 
-@dataclass(frozen=True)
 class Form:
-    """A format's keys for the list of turns, a turn's speaker and its text, and its names of the two speakers.
+    """Reads rows whose keys are those of a format: its own names of a list of turns, or of questions and answers."""
 
-    `rows` describes a file of such rows, for a hint.
-    """
-
-    turns: str
-    speaker: str
-    text: str
-    asks: str
-    answers: str
-    rows: str
-
-    @cached_property
-    def _read_keys(self) -> set[str]:
-        return {*KEYS["read"], self.turns}
+    def __init__(self, keys: RowFormat) -> None:
+        self.keys = keys
+        # turns that are made of questions and answers have a speaker's key of their own
+        self.speaker = keys.speaker or "(speaker)"
+        self.text = keys.text or keys.answer or ""
+        self.roles: Mapping[Any, str] = {**dict.fromkeys(keys.asks, ASKS), **dict.fromkeys(keys.answers, ANSWERS)}
+        of_row = [keys.turns] if keys.turns else [*keys.question, keys.answer]
+        history = [keys.history] if keys.answer else []
+        self.read = {keys.id, keys.system, *keys.images, *history, *of_row}
+        self.refused = REFUSED_KEYS | keys.refused
 
     def row(self, value: object) -> Row:
         """Parse a raw row. An answer before the first question is left out, as in LLaVA. Raises Fault."""
         if not isinstance(value, dict):
-            raise Fault(f"not a mapping with a `{self.turns}` list")
-        id = "" if absent(value.get("id")) else short_repr(value["id"])
+            what = f"a `{self.keys.turns}` list" if self.keys.turns else f"`{self.keys.answer}`"
+            raise Fault(f"not a mapping with {what}")
+        id = "" if absent(value.get(self.keys.id)) else short_repr(value[self.keys.id])
         try:
             return self._row(value, id)
         except Fault as fault:
             raise Fault(str(fault), id) from None
 
     def _row(self, value: Mapping, id: str) -> Row:
-        turns = value.get(self.turns)
-        if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-            raise Fault(f"no `{self.turns}` list")
+        turns = self._turns(value)
         notes: set[Note] = set()
-        if not value.keys() <= self._read_keys:
-            notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self._read_keys, REFUSED_KEYS)}
-        images = _images(value)
+        if not value.keys() <= self.read:
+            notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
+        images = _images(value, self.keys.images)
         system, turns = self._split_system(value, turns, images, notes)
         texts: list[Any] = [turn.get(self.text) for turn in turns]
         if set(map(type, texts)) != {str}:
@@ -77,32 +79,57 @@ class Form:
             unlearnt |= {n for n, answer in enumerate(answers) if not answer.strip()}
         if len(unlearnt) == len(answers):
             raise Fault(f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}")
-        exchanges = tuple(zip(_without_image(texts, bool(images)), answers, strict=True))
+        exchanges = tuple(zip(_without_image(texts, bool(images), self.keys.placeholder), answers, strict=True))
         return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)))
+
+    def _turns(self, value: Mapping) -> Sequence[Mapping]:
+        """Return the row's turns, made of its questions and answers where the format names these. Raises Fault."""
+        keys = self.keys
+        items: Any = value.get(keys.turns) if keys.turns else [value]
+        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+            raise Fault(f"no `{keys.turns}` list")
+        if keys.answer is None:
+            return items
+        before: Any = value.get(keys.history)
+        before = [] if absent(before) else before
+        if not isinstance(before, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in before):
+            raise Fault(f"`{keys.history}` is not a list of pairs, a question and its answer each")
+        exchanges: list[tuple[Any, Any, dict]] = [(question, answer, {}) for question, answer in before]
+        for item in items:
+            asked = [item[key] for key in keys.question if not absent(item.get(key))]
+            if len(asked) > 1 and not all(isinstance(text, str) for text in asked):
+                raise Fault(f"{' and '.join(keys.question)} are not text")
+            question = asked[0] if len(asked) == 1 else "\n".join(asked)
+            others = {k: v for k, v in item.items() if k not in (*keys.question, keys.answer)} if keys.turns else {}
+            exchanges.append((question, item.get(keys.answer), others))
+        asks, answers, who, text = keys.asks[0], keys.answers[0], self.speaker, self.text
+        pairs = (({who: asks, text: q}, {**others, who: answers, text: a}) for q, a, others in exchanges)
+        return [turn for pair in pairs for turn in pair]
 
     def _split_system(
         self, value: Mapping, turns: Sequence[Mapping], images: list, notes: set[Note]
     ) -> tuple[str | None, Sequence[Mapping]]:
         """Return the system text, from a key or from the first turn, and the turns from the first question on."""
         all_speakers = [turn.get(self.speaker) for turn in turns]
-        system, begin = value.get("system"), 0
+        roles = [self.roles.get(speaker) if isinstance(speaker, str) else None for speaker in all_speakers]
+        system, begin = value.get(self.keys.system), 0
         if absent(system):
             system = None
         elif not isinstance(system, str):
-            raise Fault(f"`system` is not text, got {short_repr(system)}")
+            raise Fault(f"`{self.keys.system}` is not text, got {short_repr(system)}")
         if all_speakers[0] in SYSTEM:
             self._learnt(turns[0], notes)
             first_turn, begin = self._text(turns[0].get(self.text), images, notes), 1
             if system not in (None, first_turn):
                 raise Fault("two system texts, a key's and a turn's")
             system = first_turn
-        if all_speakers[begin : begin + 1] == [self.answers]:
+        if roles[begin : begin + 1] == [ANSWERS]:
             begin += 1
             notes.add((LEFT_OUT, "an answer before the first question"))
-        speakers = all_speakers[begin:]
-        if not speakers or speakers != [self.asks, self.answers] * (len(speakers) // 2):
+        rest = roles[begin:]
+        if not rest or rest != [ASKS, ANSWERS] * (len(rest) // 2):
             shown = ", ".join(map(short_repr, all_speakers[:SHOWN])) + (", ..." if len(all_speakers) > SHOWN else "")
-            expected = f"{self.asks}, {self.answers}, {self.asks}, {self.answers}, ..."
+            expected = ", ".join((self.keys.asks[0], self.keys.answers[0]) * 2) + ", ..."
             raise Fault(f"turns must go {expected}; a conversation needs an answer, got {shown}")
         return system, turns[begin:]
 
@@ -126,7 +153,7 @@ class Form:
                 notes.add((NOT_READ, f"{short_repr(key)} of a turn"))
             elif value not in (0, 1):
                 raise Fault(f"`{key}` of a turn is 0 or 1, false or true, got {short_repr(value)}")
-            elif turn.get(self.speaker) != self.answers:
+            elif self.roles.get(turn.get(self.speaker)) != ANSWERS:
                 if value != (key == MASKED):
                     notes.add((NOT_READ, f"{key} of a question"))
             elif value == (key == MASKED):
@@ -135,9 +162,12 @@ class Form:
         return learnt
 
 
-FORMS = {name: Form(**keys) for name, keys in KEYS["forms"].items()}
-"""LLaVA-1.5's rows and chat messages."""
-llava_row, message_row = (form.row for form in FORMS.values())
+def form(format: str | Mapping[str, Any]) -> Form:
+    """Return the form of a format, named or given as its keys."""
+    return Form(RowFormat.model_validate(registry.FORMATS[format] if isinstance(format, str) else format))
+
+
+llava_row, message_row = form("llava").row, form("messages").row
 
 
 def absent(value: object, deep: int = 3) -> bool:
@@ -164,37 +194,53 @@ def _other_keys(
 def _part(part: Mapping, images: list, notes: set[Note]) -> object:
     """Return the text of a part of a turn: for an image the placeholder, and the image joins `images`."""
     kind = part.get("type") or ("text" if absent(part.get("image")) else "image")
-    if kind not in ("text", "image"):
+    if (type_ := TYPES.get(kind if isinstance(kind, str) else "")) is None:
         raise Fault(f"a part of a turn is text or image, got {short_repr(kind)}")
-    read, refused = (("type", "text"), REFUSED_TURN_KEYS) if kind == "text" else (("type", *IMAGE_KEYS), REFUSED_KEYS)
+    is_text = type_ == "text"
+    read, refused = (("type", "text"), REFUSED_TURN_KEYS) if is_text else (("type", *IMAGE_KEYS), REFUSED_KEYS)
     notes |= {(NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(part, read, refused, "a part")}
-    if kind == "text":
+    if is_text:
         return part.get("text")
+    for named in (value for value in map(part.get, IMAGE_KEYS) if isinstance(value, dict)):
+        notes |= {(NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(named, IMAGE_FIELDS, {})}
     images += _images(part, IMAGE_KEYS)
     return IMAGE
 
 
-def _images(mapping: Mapping, keys: Sequence[str] = ("image", "images")) -> list[str | bytes]:
-    """Return the images under these keys: paths, or (in parquet) `{bytes, path}`, of which the bytes go first."""
+def _images(mapping: Mapping, keys: Sequence[str]) -> list[str | bytes]:
+    """Return the images under these keys: paths, data URIs, or `{bytes, path}` or `{url}`, of which the bytes go first."""
     images: list[str | bytes] = []
     for value in map(mapping.get, keys):
         for image in value if isinstance(value, list) else [value]:
             if isinstance(image, dict):
-                encoded, path = image.get("bytes"), image.get("path")
+                encoded, path = image.get("bytes"), image.get("path") or image.get("url")
                 image = encoded if isinstance(encoded, bytes) else path if absent(encoded) and path else image
             if absent(image):
                 continue
             if not isinstance(image, str | bytes):
                 raise Fault(f"an image is named by one path, got {short_repr(image)}")
-            images.append(image)
+            images.append(_decoded(image) if isinstance(image, str) and ":" in image[:6] else image)
     return images
 
 
-def _without_image(texts: Sequence[str], has_image: bool) -> Sequence[str]:
+def _decoded(address: str) -> str | bytes:
+    """Return the bytes of a data URI; a path as it is. Raises Fault for an address that would have to be fetched."""
+    if match := DATA_URI.fullmatch(address):
+        with suppress(ValueError):
+            return b64decode(match[1], validate=True)
+    if address.lower().startswith(("data:", "http://", "https://")):
+        raise Fault(f"an image is a path or a data URI in base64, and is never fetched, got {short_repr(address)}")
+    return address
+
+
+def _without_image(texts: Sequence[str], has_image: bool, placeholder: str) -> Sequence[str]:
     """Return the questions among alternating texts, without the image placeholder. Raises Fault.
 
-    The image always comes once, before the first question, so the placeholder must be in the first question.
+    The image always comes once, before the first question, so the placeholder must be in the first question. It may be
+    missing where the format's `placeholder` is optional.
     """
+    if placeholder == "optional" and has_image and not any(IMAGE in text for text in texts):
+        return texts[::2]
     if not texts[0].count(IMAGE) == "\n".join(texts).count(IMAGE) == int(has_image):
         counts = [text.count(IMAGE) for text in texts]
         expected = "one, in the first question" if has_image else "none, as the row has no image"

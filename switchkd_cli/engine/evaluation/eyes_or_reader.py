@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation.fidelity import compared
 from switchkd_cli.engine.paths import Paths
 
 
 @torch.inference_mode()
-def eyes_or_reader(paths: Paths, data: Conversations, *, precision: str) -> dict[str, Any] | None:
+def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any] | None:
     """Return how often each path's first choice is the answer's next token, on the rows of `fidelity` that have images.
 
     `accuracy` (0..1), by name: the four paths; `teacher_grey` and `student_grey`, where every image is grey; and

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.losses.forward_kl import forward_kl
 from switchkd_cli.engine.paths import Paths
@@ -18,7 +18,7 @@ BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
 
 @torch.inference_mode()
-def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, Any]:
+def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
     """Compare student and teacher on the answer tokens of up to 64 rows, the same ones for every student of this data.
 
     Returns `agreement` (share of positions where both predict the same token), `kl` (mean KL(teacher || student)
@@ -33,7 +33,7 @@ def fidelity(paths: Paths, data: Conversations, *, precision: str) -> dict[str, 
     return {"agreement": agreed / positions, "kl": divergence / positions, "positions": positions}
 
 
-def compared(paths: Paths, data: Conversations, precision: str) -> Iterator[tuple[Batch, Tensor]]:
+def compared(paths: Paths, data: Examples, precision: str) -> Iterator[tuple[Batch, Tensor]]:
     """Yield the batches of up to 64 rows with the positions [B, T] that predict their answers, the models ready for them."""
     device = ALONE.device
     paths.to(device).eval()

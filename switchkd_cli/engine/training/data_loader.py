@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import psutil
 import torch
 from torch.utils.data import DataLoader
@@ -21,8 +22,9 @@ from torch.utils.data import DataLoader
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import Conversations, NoStandIn
-from switchkd_cli.engine.data.sampling import grouped_order, order
+from switchkd_cli.engine.data.conversation import NoStandIn
+from switchkd_cli.engine.data.mixture import Examples, Mixture
+from switchkd_cli.engine.data.sampling import grouped_order, mixed_order, order
 from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
@@ -38,12 +40,18 @@ def count_steps(stage: Stage, rows: int) -> int:
     return stage.steps or math.ceil((stage.epochs or 0) * rows / stage.batch)
 
 
-def visit_order(stage: Stage, data: Conversations, count: int, seed: int) -> list[int]:
+def visit_order(stage: Stage, data: Examples, count: int, seed: int) -> list[int]:
     """Return the indices of the examples that the stage visits, in order."""
+    parts, plain = data.parts, None
+    if isinstance(data, Mixture):
+        # grouped rows may wait for the next epoch, a step at most
+        epochs = math.ceil((count + stage.batch) / len(data))
+        plain = mixed_order([len(part) for part in parts], data.shares, epochs * len(data), seed)
     if stage.group_by == "modality_length":
-        survey, chosen = data.rows.survey, data.chosen
-        return grouped_order(survey.sizes[chosen], survey.image_mask[chosen], stage.batch, count, seed)
-    return order(len(data), count, seed)
+        sizes = np.concatenate([part.rows.survey.sizes[part.chosen] for part in parts])
+        image_mask = np.concatenate([part.rows.survey.image_mask[part.chosen] for part in parts])
+        return grouped_order(sizes, image_mask, stage.batch, count, seed, plain)
+    return order(len(data), count, seed) if plain is None else plain[:count]
 
 
 class Loader:
@@ -152,7 +160,7 @@ def _pickled(collate_batch: Callable[[list], Batch], examples: list) -> bytes:
 def make_loader(
     stage: Stage,
     student: VisionLanguageModel,
-    data: Conversations,
+    data: Examples,
     visited: Sequence[int],
     micro_batch: int,
     warn: Callable[[str], None] = lambda text: None,
@@ -189,11 +197,11 @@ def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, process
     return [row for first in firsts for row in visited[first : first + micro_batch]]
 
 
-def count_workers(stage: Stage, data: Conversations) -> int:
+def count_workers(stage: Stage, data: Examples) -> int:
     """Return the number of data workers: what the stage says; otherwise none for a data set that fits in memory."""
     if stage.workers is not None:
         return stage.workers
-    if data.fits_in_memory:
+    if all(part.fits_in_memory for part in data.parts):
         return 0
     mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_WORKERS, mine - 1))

@@ -14,6 +14,7 @@ from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
@@ -45,7 +46,7 @@ class Loop:
         self,
         stage: Stage,
         paths: Paths,
-        data: Conversations,
+        data: Examples,
         *,
         seed: int,
         log: Log,
@@ -181,7 +182,7 @@ class Loop:
             if number is not None:
                 self._stop(number)
             try:
-                self.data.bad_rows.add(rows)
+                self.data.add_unusable(rows)
                 if problem is not None:
                     raise problem
             except UserError:
@@ -287,7 +288,7 @@ def _names(rows: Sequence[str]) -> str:
 
 
 def train(
-    stage: Stage, paths: Paths, data: Conversations, *, writer: CheckpointWriter | None = None, **settings: Any
+    stage: Stage, paths: Paths, data: Examples, *, writer: CheckpointWriter | None = None, **settings: Any
 ) -> None:
     """Train the stage's parts of `paths.student` in place and log a line of figures for every step.
 

@@ -68,7 +68,6 @@ def _smaller_settings(trainer: Trainer, examples: int, tokens: int) -> str:
     if set(stage.activation_checkpointing) != set(RECOMPUTED):
         ways.append(f"{name}.activation_checkpointing=true keeps only layers' inputs, for one more forward pass")
     if not smaller:
-        ways.append(
-            f"data.{stage.data}.max_length={tokens // 2} cuts examples; fewer parts, or precision=bf16, need less"
-        )
+        cut = " ".join(f"data.{name}.max_length={tokens // 2}" for name in stage.trained_on)
+        ways.append(f"{cut} cuts examples; fewer parts, or precision=bf16, need less")
     return "; ".join([*ways, "--dry-run --machine memory=GIB says what fits"])

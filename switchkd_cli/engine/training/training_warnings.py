@@ -23,11 +23,11 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
     `has_images` says of each data set whether it has one.
     """
     problems, hints = [], []
-    for stage in (stage for stage in stages if not has_images.get(stage.data, True)):
+    for stage in (stage for stage in stages if not any(has_images.get(name, True) for name in stage.trained_on)):
         parts = [part for part in stage.train if part != "language"]
         terms = [term.name for term in stage.objective if term.weight and _needs_image(term)]
         needing = [*(f"train: {part}" for part in parts), *(f"objective: {term}" for term in terms)]
-        none = f"needs images, and no usable example of {stage.data} has one"
+        none = f"needs images, and no usable example of {', '.join(stage.trained_on)} has one"
         problems += [f"stages.{stage.name}.{who} {none}" for who in needing]
         hints += [remedy(stage, parts, terms)] if needing else []
     if problems:

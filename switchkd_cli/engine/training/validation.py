@@ -13,6 +13,7 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, Unusable, collate
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.mixture import Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -28,17 +29,20 @@ Sums = Mapping[str, tuple[float, int]]
 """By figure: its sum over positions, images or answers, and their number."""
 
 
-def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Conversations, Conversations | None]:
+def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Conversations | None]:
     """Return the examples that a stage trains on, and those that it is validated on.
 
     Raises UserError where a `share` leaves nothing to train on, or has nothing to draw from.
     """
-    train, spec = data[stage.data], stage.validation
+    train, spec = data[stage.trained_on[0]], stage.validation
+    whole: Examples = train
+    if not isinstance(stage.data, str):
+        whole = Mixture([data[portion.use] for portion in stage.data], [portion.weight for portion in stage.data])
     if spec is None:
-        return train, None
+        return whole, None
     if spec.data is not None:
         other = data[spec.data]
-        return train, other.part(order(len(other), min(len(other), spec.rows), SEED))
+        return whole, other.part(order(len(other), min(len(other), spec.rows), SEED))
     drawn = draw_by_image(train.rows, spec.share or 0.0)
     held_out = set(drawn)
     rest = [row for row in range(len(train)) if row not in held_out]

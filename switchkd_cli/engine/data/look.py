@@ -1,0 +1,99 @@
+"""A look at a data set before training: its rows, copies, answers and images, and what also stands in evaluation sets."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import BytesIO
+from warnings import catch_warnings
+
+import numpy as np
+from PIL import Image
+
+from switchkd_cli.engine.data.image import FORMATS, stored
+from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.recipe.schema import Recipe
+
+SAMPLE = 2_000  # rows that are read again with their images
+SHOWN = 4  # kinds of anything on a line
+SHORT = 32  # characters of an answer that is counted
+BAR = 40  # signs of the longest bar
+DETAIL = re.compile(r"[:,;] .*|\d+", re.DOTALL)  # what differs between faults of one kind
+
+Asked = frozenset[tuple[str, str]]
+"""Questions, each with a digest of the picture that it is asked about."""
+
+
+def looks(config: Recipe, opened: Mapping[str, Rows]) -> dict[str, tuple[str, ...]]:
+    """Return the lines of a `look` at each data set that is here; those of validations are searched for in the others."""
+    validated = {stage.validation.data for stage in config.stages if stage.validation is not None}
+    asked = {name: _asked(rows, len(rows)) for name, rows in opened.items() if name in validated}
+    return {name: tuple(look(rows, {n: asked[n] for n in asked if n != name})) for name, rows in opened.items()}
+
+
+def look(rows: Rows, evaluation: Mapping[str, Asked]) -> Iterator[str]:
+    """Yield what the survey of all rows says, and what a random sample of them shows, without decoding images.
+
+    `evaluation`: by name, what the sets ask that no row should stand in.
+    """
+    survey, count = rows.survey, len(rows)
+    text_only = count - int(survey.image_mask.sum()) - len(survey.faults)
+    yield f"{count:,} rows, {text_only:,} text only ({text_only / count:.0%})"
+    yield from _bars(survey.sizes[survey.sizes > 0])
+    if faults := Counter(DETAIL.sub("", fault.fault) for fault in survey.faults):
+        yield f"unusable: {_shown(faults, count)}"
+    compared = survey.digests[survey.digests > 0]
+    if copies := len(compared) - len(np.unique(compared)):
+        yield f"copies of another row, text and image: {copies:,} of {len(compared):,} rows that were compared"
+    answers, modes, also_in = Counter[str](), Counter[str](), Counter[str]()
+    sizes: list[tuple[int, str]] = []
+    for row, picture in _sample(rows, SAMPLE):
+        answers.update(answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt)
+        also_in.update(name for name, asked in evaluation.items() if not asked.isdisjoint(_questions(row, picture)))
+        # the check of the images says which can't be opened
+        with catch_warnings(action="ignore"), suppress(Exception):
+            image = Image.open(BytesIO(picture), formats=FORMATS)
+            sizes.append((image.width * image.height, f"{image.width} x {image.height}"))
+            modes[image.mode] += 1
+    of = f" of a sample of {SAMPLE:,} rows" if count > SAMPLE else ""
+    if short := _shown({answer: n for answer, n in answers.items() if len(answer) <= SHORT}, answers.total()):
+        yield f"answers{of}: {answers.total():,}, the most frequent: {short}"
+    if sizes:
+        yield f"images{of}: {min(sizes)[1]} to {max(sizes)[1]} pixels, {_shown(modes, len(sizes))}"
+    for name in evaluation:
+        yield f"rows{of} that also stand in {name}, picture and question: {also_in[name]:,}"
+
+
+def _sample(rows: Rows, most: int) -> Iterator[tuple[Row, bytes]]:
+    """Yield usable rows, all or a random sample of `most`, with their images as they are stored (text alone: no bytes)."""
+    for index in random.Random(0).sample(range(len(rows)), min(len(rows), most)):
+        with suppress(Fault):  # counted by the checks before a training
+            row = rows[index]
+            yield row, b"".join(stored(image, rows.images, follow_links=rows.follow_links) for image in row.images)
+
+
+def _asked(rows: Rows, most: int) -> Asked:
+    return frozenset(pair for row, picture in _sample(rows, most) for pair in _questions(row, picture))
+
+
+def _questions(row: Row, picture: bytes) -> Iterator[tuple[str, str]]:
+    digest = hashlib.sha256(picture).hexdigest()
+    return ((question.strip(), digest) for question, _ in row.exchanges)
+
+
+def _bars(sizes: np.ndarray) -> Iterator[str]:
+    """Draw how many rows have how many characters, a line for every power of four."""
+    counts = np.bincount(np.ceil(np.log2(sizes) / 2).astype(int)) if len(sizes) else np.empty(0, int)
+    for power, count in enumerate(counts):
+        if counts[: power + 1].any():
+            yield f"up to {4**power:>9,} characters {count:>9,} {'#' * round(BAR * count / counts.max())}".rstrip()
+
+
+def _shown(counts: Mapping[str, int], of: int) -> str:
+    """Return the largest counts with their shares."""
+    largest = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
+    return ", ".join(f"{what} {count:,} ({count / of:.0%})" for what, count in largest)

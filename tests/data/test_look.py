@@ -1,0 +1,104 @@
+"""A look at the data before training: counts that a person would otherwise find out after it."""
+
+from PIL import Image
+
+from switchkd_cli.commands.dry_run import _show_run
+from switchkd_cli.engine.data import look as look_module
+from switchkd_cli.engine.data import open_file
+from switchkd_cli.engine.data.look import look
+from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.planning.estimate import planned_machine
+from switchkd_cli.recipe.load import load
+from switchkd_cli.scheduler import launch
+from tests.data.test_data_files import saved
+from tests.support import tiny, tiny_run
+
+
+def raw(folder):
+    """Six rows: two that are equal, one with another image only, two faulty ones of one kind."""
+    Image.new("L", (30, 10)).save(folder / "grey.png")
+    named = tiny.picture(folder, "a.png", 1)
+    asked = [tiny.row("1", named, ("Is it?", "yes")), tiny.row("2", named, ("Is it?", "yes"))]
+    asked += [
+        tiny.row("3", "grey.png", ("Is it?", "yes")),
+        tiny.row("4", None, ("Which?", "no"), ("Why?", 40 * "long ")),
+    ]
+    return asked + [tiny.row("5", None, ("<image>", "yes")), tiny.row("6", None, ("<image> <image>", "no"))]
+
+
+LOOK = [
+    "6 rows, 1 text only (17%)",
+    f"up to        16 characters         3 {'#' * 40}",
+    "up to        64 characters         0",
+    f"up to       256 characters         1 {'#' * 13}",
+    "unusable: <image> placeholders 2 (33%)",
+    "copies of another row, text and image: 1 of 4 rows that were compared",
+    "answers: 5, the most frequent: yes 3 (60%), no 1 (20%)",
+    "images: 30 x 10 to 24 x 24 pixels, RGB 2 (67%), L 1 (33%)",
+]
+
+
+def test_the_look_at_a_file(tmp_path):
+    rows = llava_json(tmp_path, file=str(saved(tmp_path / "rows.json", raw(tmp_path))), images=str(tmp_path))
+    assert list(look(rows, {})) == LOOK
+    (tmp_path / "a.png").unlink()
+    assert list(look(rows, {}))[-1] == "images: 30 x 10 to 30 x 10 pixels, L 1 (100%)"
+
+
+def test_of_a_large_set_a_sample_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(look_module, "SAMPLE", 1)
+    rows = llava_json(tmp_path, file=str(saved(tmp_path / "rows.json", raw(tmp_path)[:3])), images=str(tmp_path))
+    assert "answers of a sample of 1 rows: 1, the most frequent: yes 1 (100%)" in list(look(rows, {"b": frozenset()}))
+    assert list(look(rows, {"b": frozenset()}))[-1].startswith("rows of a sample of 1 rows that also stand in b")
+
+
+def test_the_look_is_the_same_from_several_files_and_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(open_file, "CACHED_ROWS", 1)
+    rows = raw(tmp_path)
+    files = [str(saved(tmp_path / "a.json", rows[:2])), str(saved(tmp_path / "b.jsonl", rows[2:]))]
+    for _ in range(2):
+        found = llava_json(tmp_path, file=files, images=str(tmp_path))
+        assert list(look(found, {})) == LOOK
+        monkeypatch.setattr(open_file, "_read", None)
+
+
+def test_rows_with_their_images_in_the_file_are_not_called_copies(tmp_path):
+    rows = [
+        tiny.row("1", "a.png", ("Is it?", "yes")) | {"image": {"bytes": content, "path": None}}
+        for content in (b"1", b"2")
+    ]
+    found = llava_json(tmp_path, file=str(saved(tmp_path / "rows.parquet", rows)))
+    assert not [line for line in look(found, {}) if line.startswith("copies")]
+
+
+def test_a_plan_shows_it(tmp_path, capsys):
+    recipe = tiny_run.write(tmp_path, teacher=False, rows=raw(tmp_path)[:4])
+    plan = launch.estimate(load(recipe), planned_machine(None, "fp32"), tmp_path / "runs", {})
+    assert plan.looks["rows"][0] == "4 rows, 1 text only (25%)"
+    assert any(line.startswith("copies of another row") for line in plan.looks["rows"])
+    _show_run(plan)
+    assert "a look at rows\n  4 rows, 1 text only (25%)\n" in capsys.readouterr().out
+
+
+def saved_set(folder, name, asked):
+    """A data set of text rows and of rows about a picture, each a question and the picture's seed."""
+    folder.mkdir()
+    pictures = {seed: tiny.picture(folder, f"{name}{seed}.png", seed) for _, seed in asked if seed}
+    rows = [tiny.row(f"{name}{i}", pictures.get(seed), (q, "yes")) for i, (q, seed) in enumerate(asked)]
+    return {"file": str(saved(folder / "rows.json", rows)), "images": str(folder)}
+
+
+def test_rows_of_an_evaluation_set_are_counted_by_picture_and_question(tmp_path):
+    train = saved_set(
+        tmp_path / "train", "t", [("Is it?", 1), ("Is it?", 2), ("Why?", 1), ("Hi?", None), ("Ho?", None)]
+    )
+    held_out = saved_set(tmp_path / "val", "v", [("Is it?", 1), ("Why?", 2), ("Hi?", None)])
+    sets = {
+        name: {"source": "llava_json", "parameters": where} for name, where in (("rows", train), ("held_out", held_out))
+    }
+    checked = {"validation": {"data": "held_out", "every_steps": 1}}
+    run = load(tiny_run.write(tmp_path, teacher=False, data=sets, distill=checked))
+    plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
+    line = "rows that also stand in held_out, picture and question: "
+    assert [found for found in plan.looks["rows"] if "held_out" in found] == [line + "2"]
+    assert not any("held_out" in found for found in plan.looks["held_out"])
