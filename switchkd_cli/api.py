@@ -167,10 +167,9 @@ def _html(example: Example) -> Iterator[str]:
 
 
 def _scores(folders: Sequence[RunFolder], out: Path) -> pandas.DataFrame:
-    from switchkd_cli.commands.compare import teacher_of, with_scores
+    from switchkd_cli.commands.compare import with_scores
 
-    runs = with_scores(folders, out)
-    return _frame(runs, teacher_of(runs, out))
+    return _frame(*with_scores(folders, out))
 
 
 def _frame(runs: Sequence[ScoredRun], teacher: dict[str, Any] | None) -> pandas.DataFrame:

@@ -44,17 +44,21 @@ def compared(options: CompareOptions) -> tuple[list[ScoredRun], dict[str, Any] |
     """The named runs with scores (all where nothing is named), their teacher's scores, and a recipe's controls."""
     names, root = options.names or [], options.out
     found = [folder for name in names for folder in _folders(name, options)] if names else run_folder.finished(root)
-    scored = with_scores(found, root)
+    scored, teacher = with_scores(found, root)
     controls: list[str] = []
     if len(names) == 1 and _scored_folder(names[0]) is None:  # a recipe
         controls = [
             control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]
         ]
-    return scored, teacher_of(scored, root), controls
+    return scored, teacher, controls
 
 
-def with_scores(found: Sequence[RunFolder], root: Path) -> list[ScoredRun]:
-    """The finished runs that have scores; the others are named. Raises UserError where none has."""
+def with_scores(found: Sequence[RunFolder], root: Path) -> tuple[list[ScoredRun], dict[str, Any] | None]:
+    """The finished runs that have scores, and the known scores of their teacher and baselines.
+
+    The other runs are named. With several teachers there are no scores of one: a table has one line for it. Raises
+    UserError where no run has scores.
+    """
     from switchkd_cli.report.results.finished_run import read
 
     folders = [folder for folder in found if folder.results.exists()]
@@ -63,14 +67,10 @@ def with_scores(found: Sequence[RunFolder], root: Path) -> list[ScoredRun]:
             console.say(f"{folder.path}: left out, it has no scores")
     if not folders:
         raise UserError(f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml")
-    return [read(folder) for folder in folders]
-
-
-def teacher_of(scored: Sequence[ScoredRun], root: Path) -> dict[str, Any] | None:
-    """The known scores of the runs' teacher and baselines; None for several teachers: a table has one line for it."""
-    trained = [RunFolder(run.path).run() for run in scored if run.is_run]
+    trained = [folder.run() for folder in folders if folder.record.exists()]
     same_teacher = len({run.teacher_key for run in trained}) == 1
-    return launch.known_teacher_results(trained[0], root) if same_teacher else None
+    teacher = launch.known_teacher_results(trained[0], root) if same_teacher else None
+    return [read(folder) for folder in folders], teacher
 
 
 def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None:
