@@ -72,7 +72,7 @@ def ablate(
     asked = RunOptions(out=Path(out), **options)
     with _failures_as_errors():
         words = asked.changes([*map(str, names), *changes])
-        return _scores(ablate(words, rows and ",".join(rows), seeds, jobs, asked), asked.out)
+        return _scores(ablate(words, _joined(rows), seeds, jobs, asked), asked.out)
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def evaluate(
     from switchkd_cli.commands.evaluate import evaluate
     from switchkd_cli.commands.options import EvalOptions
 
-    asked = EvalOptions(str(model), benchmarks and ",".join(benchmarks), out=Path(out), **options)
+    asked = EvalOptions(str(model), _joined(benchmarks), out=Path(out), **options)
     return _scores([evaluate(asked)], asked.out)
 
 
@@ -164,6 +164,10 @@ def _html(example: Example) -> Iterator[str]:
         yield f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}" style="max-width: 20em"> '
     for question, answer in example.exchanges:
         yield f"<br>{html.escape(question)} <b>{html.escape(answer)}</b>"
+
+
+def _joined(names: Sequence[str] | None) -> str | None:
+    return None if names is None else ",".join(names)
 
 
 def _scores(folders: Sequence[RunFolder], out: Path) -> pandas.DataFrame:
