@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,17 @@ from tests.support import tiny_run
 from tests.support.small_recipe import write
 
 STAGES = [("pretrain", 3), ("distill", 8)]
+RESUMED = {  # what a resumed run's tracker is started with, and whether it is given the recipe again
+    "tensorboard": ({"run_name": "tensorboard"}, False),
+    "wandb": ({"id": "its-id", "resume": "allow"}, False),
+    "mlflow": ({"run_id": "its-id"}, False),
+    "trackio": ({"name": "its-name", "resume": "allow"}, True),
+    "comet_ml": ({"experiment_key": "its-id"}, True),
+    "clearml": ({"reuse_last_task_id": "its-id", "continue_last_task": 0}, False),  # a name there would shift its steps
+    "dvclive": ({"resume": True}, True),
+    "swanlab": ({"id": "its-id", "resume": "allow"}, True),
+    "aim": ({"run_hash": "its-hash", "force_resume": True}, True),
+}
 RESULTS = {"scores": {"gqa": {"score": 61.5}}, "fidelity": {"data": "rows", "agreement": 0.9}}
 
 
@@ -29,9 +41,11 @@ class Recorded:
 
     fails, waits, made = "", "", []
 
-    def __init__(self, run_name, **arguments):
-        self.given = {"project": run_name, **arguments}
-        self.tracker = SimpleNamespace(id="its-id")
+    def __init__(self, run_name=None, **arguments):
+        self.given = {"run_name": run_name, **arguments}
+        self.tracker = SimpleNamespace(
+            id="its-id", name="its-name", hash="its-hash", info=SimpleNamespace(run_id="its-id")
+        )
         self.lines, self.recipe, self.ended, self.environment = [], None, False, {}
         self.made.append(self)
 
@@ -107,7 +121,7 @@ def test_a_tracker_is_given_the_recipe_every_step_the_scores_and_images(run, fol
         steps(given)
         given.scores(RESULTS)
     (theirs,) = recorded.made
-    assert theirs.given["project"] == "small" and theirs.given["name"] == "switch-kd/seed0"
+    assert theirs.given["run_name"] == "small" and theirs.given["name"] == "switch-kd/seed0"
     assert theirs.given["tags"] == ["small", "switch-kd"]
     assert theirs.given["dir"] == str(folder.trackers / "wandb")
     assert theirs.recipe["stages.distill.objective.vsd.weight"] == 0.5
@@ -142,6 +156,19 @@ def test_a_resumed_run_resumes_its_tracker_s_run_and_steps(run, folder, recorded
     assert "id" not in first.given and second.given["id"] == "its-id"
     assert second.recipe is None and not hasattr(second, "images")
     assert second.lines == [(4, {"distill/loss": 1.0})]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_resumed_run_goes_on_in_each_tracker_with_its_recipe(run, folder, recorded, monkeypatch, name):
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, recorded)
+    run = replace(run, config=run.config.model_copy(update={"trackers": (name,)}))
+    for _ in range(2):
+        with Trackers(run, folder) as given:
+            given.start()
+    first, second = recorded.made
+    arguments, again = RESUMED[name]
+    assert second.given == first.given | arguments
+    assert (second.recipe is not None) is again and bool(first.recipe or first.lines)
 
 
 def test_a_run_is_offline_unless_the_user_says_otherwise(run, folder, recorded, monkeypatch):

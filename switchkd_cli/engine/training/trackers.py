@@ -147,7 +147,7 @@ class Trackers:
                     self.variables.append(variable)
             known = read_json(own / "resume.json")
             tracker.start(_filled(tracker.entry["arguments"], places) | (known or {}))
-            if known is None:
+            if known is None or tracker.entry.get("recipe") == "again":
                 tracker.describe(self.run)
             if known is None and tracker.resume:
                 write_json(own / "resume.json", tracker.resume)
