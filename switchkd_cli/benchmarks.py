@@ -1,7 +1,8 @@
-"""The protocol: how each of the paper's ten benchmarks is run and scored here, one entry of benchmarks.yaml for each.
+"""The protocol: how each benchmark, the paper's ten and three more, is run and scored here, one entry of benchmarks.yaml for each.
 
-The entries name stock lmms-eval tasks (prompts and metrics unchanged) and say where the paper measured its printed number
-differently, so that a table can show the difference next to the score. No answer is ever sent to a judge model.
+The entries name stock lmms-eval tasks (prompts and metrics unchanged), two of the three a task of the playground, and say
+where the paper measured its printed number differently, so that a table can show the difference next to the score. No
+answer is ever sent to a judge model.
 """
 
 from collections.abc import Mapping
@@ -28,16 +29,16 @@ FAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One column of the paper's table, and the stock task that measures it."""
+    """One column of a table, and the task that measures it."""
 
     task: str
     """lmms-eval's name of the task, also used in recipes and results."""
     column: str
-    """The head of the paper's column (Table 1)."""
+    """The head of the column, the paper's where it has one (Table 1)."""
     task_folder: str
-    """The task's folder under lmms_eval/tasks, so that only ten of its 190 folders are read."""
+    """The task's folder under lmms_eval/tasks, so that only few of its 190 folders are read; whose rules read the answers."""
     data: str
-    """The folder (and configuration) of the data set under lmms-lab-encoder/."""
+    """The folder (and configuration) of the data set under `owner`/."""
     split: str
     """The split of the data set that the task reads."""
     paper_split: str
@@ -46,6 +47,14 @@ class Benchmark:
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
     group: str
     """The group of columns that the paper's Figure 1 shows it in."""
+    owner: str = "lmms-lab-encoder"
+    """Who publishes the data set. That of "switchkd" is not published: the benchmark exists in the playground alone."""
+    in_paper: bool = True
+    """Whether it is one of the paper's ten; another is in no average."""
+    pairs: bool = False
+    """Whether two questions count as one: right where both are. Whoever tosses a coin is right in a quarter of them."""
+    answer_tokens: int = 16
+    """The most new tokens of an answer in the playground, where most answers are a word or two."""
     metric: str = "exact_match"
     """The key of the stock metric that is reported."""
     full: float = 1.0
@@ -68,6 +77,10 @@ class Benchmark:
     note: str = ""
     """How the paper's convention differs, if it does."""
 
+    @property
+    def published(self) -> bool:
+        return self.owner != "switchkd"
+
     def score(self, metric: float, categories: int = 1) -> float:
         """Return the stock metric on the paper's scale, 0..100."""
         return 100.0 * metric / (self.full * (categories if self.per_category else 1))
@@ -75,7 +88,8 @@ class Benchmark:
 
 _ENTRIES = read_yaml(__file__)
 BENCHMARKS: Mapping[str, Benchmark] = {task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()}
-"""The ten, by task name, in the order of the paper's columns."""
+"""All, by task name: the ten in the order of the paper's columns, then the others."""
+TEN = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.in_paper)
 
 ACCURACY = " accuracy"
 NAMES = tuple(name for task in BENCHMARKS for name in (task, task + ACCURACY))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.fingerprint import Fingerprints
@@ -30,9 +30,9 @@ def evaluate(options: EvalOptions) -> RunFolder:
         known = [f"{name!r}{did_you_mean(name, BENCHMARKS)}" for name in unknown]
         raise UserError([f"--benchmarks: unknown benchmark, got {name}" for name in known])
     folder = run_folder.newest(root) if model is None else finished_run(model)
-    # the command line's options, then those of the run's recipe, then all ten benchmarks
+    # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None
-    fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": tuple(BENCHMARKS)}
+    fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": TEN}
     if recipe is None and options.world != "hub":
         fields["items"] = ITEMS
     asked = {"benchmarks": names, "split": options.split, "items": options.items, "world": options.world}
@@ -41,6 +41,9 @@ def evaluate(options: EvalOptions) -> RunFolder:
         question = Evaluation.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
         raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
+    local = [name for name in question["benchmarks"] if not BENCHMARKS[name].published]
+    if question["world"] == "hub" and local:
+        raise UserError(f"--benchmarks: only in the playground, not with --world hub: {', '.join(local)}")
     path = locate(str(folder.model) if folder else str(model))
     key = digest(path, Fingerprints().named(path), question)
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})

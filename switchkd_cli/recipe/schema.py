@@ -334,7 +334,7 @@ class Evaluation(Strict):
     """`playground`: questions that the package makes. `hub`: the published benchmarks."""
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the ten benchmarks: tasks of lmms-eval."""
-    split: Literal["train", "validation", "test", "hard"] = "test"
+    split: Literal["train", "validation", "test", "hard", "unseen"] = "test"
     """The playground's split; published benchmarks have their own."""
     items: Count | None = None
     """The number of questions of each benchmark (none: all). The playground needs a number."""

@@ -245,6 +245,8 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _repeated("benchmarks", names)
     for path, name in names:
         yield from _unknown(path, "benchmark", name, BENCHMARKS)
+        if evaluation.get("world") == "hub" and name in BENCHMARKS and not BENCHMARKS[name].published:
+            yield path, f"exists only in the playground, got {name!r} with world: hub"
     # A model that is scored is asked questions in the template of its last stage.
     last = next((name for _, name in trained_on(mapping(at(data, "stages", -1)))), None)
     template = at(data, "data", last, "template")

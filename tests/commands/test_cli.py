@@ -181,6 +181,10 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
         (("pretrain", "wieghts"), "wieghts: no recipe has this name (did you mean 'weights'?)"),
         (("eval",), "runs: no finished run"),
         (("eval", "--benchmarks", "mme,popes"), "--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)"),
+        (
+            ("eval", "--model", "m", "--world", "hub", "--benchmarks", "mme,swap"),
+            "--benchmarks: only in the playground, not with --world hub: swap",
+        ),
         (("eval", "--model", "./none"), "./none: no such folder"),
         (("compare",), "runs: no finished run with scores"),
         (("compare", "small"), "small: neither a run folder, nor the folder that switchkd eval named, nor a recipe"),

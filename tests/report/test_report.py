@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import words
 from switchkd_cli.report.formats.markdown import plain, to_markdown
@@ -105,6 +105,25 @@ def test_every_benchmark_left_out_leaves_no_average(root):
     teacher = {**TEACHER, "not_beaten": {task: ["blind"] for task in OURS}}
     report = distillation([read(run) for run in pair(root)], teacher)
     assert lines(report)["Switch-KD (seed 0)"] == ["(55.5)", "(41.2)", "(99.0)", "(71.5)", "–"]
+    assert "no benchmark is left: there is no average" in report.notes
+
+
+def test_a_benchmark_that_is_not_the_papers_is_a_column_and_in_no_average(root):
+    extra = {"captions": 88.0, "swap": 77.0}
+    runs = [made.run(root, row, row, {**scores, **extra}) for row, scores in (("ours", OURS), ("sft", SFT))]
+    each = {name: {**{t: s["score"] for t, s in TEACHER[name]["scores"].items()}, **extra} for name in made.NAMES}
+    report = distillation([read(run) for run in runs], made.teacher(*each.values(), TEACHER["not_beaten"]))
+    assert report.tables[0].columns == ("points", "MME", "GQA", "MMMU", "POPE", "Swap", "Captions", "Avg")
+    assert lines(report)["ours (seed 0)"] == ["55.5", "41.2", "(99.0)", "71.5", "(77.0)", "(88.0)", "56.1"]
+    assert "(Swap, Captions): not among the paper's ten: in no average" in report.notes
+    assert any(note.startswith("Swap: right on both images of a pair") for note in report.notes)
+    assert not any("Swap" in note for note in distilled(root / "other").notes)
+
+
+def test_alone_such_benchmarks_have_no_average(root):
+    runs = [made.run(root, row, row, {"mmvp": score}) for row, score in (("ours", 50.0), ("sft", 40.0))]
+    report = distillation([read(run) for run in runs], None)
+    assert lines(report)["ours (seed 0)"] == ["(50.0)", "–"]
     assert "no benchmark is left: there is no average" in report.notes
 
 
@@ -230,7 +249,7 @@ def test_piped_output_is_whole_plain_and_narrow(root):
 
 
 def test_numbers_stay_whole_however_long_the_titles(root):
-    everything = {task: 100.0 - i / 10 for i, task in enumerate(BENCHMARKS)}
+    everything = {task: 100.0 - i / 10 for i, task in enumerate(TEN)}
     runs = [
         made.run(root, row, "a title that goes on and on, with [markup] and more than a line of words", everything)
         for row in ("one", "two")

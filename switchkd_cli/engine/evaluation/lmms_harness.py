@@ -1,6 +1,6 @@
 """Run lmms-eval through its Python API: stock tasks, their prompts and their metrics, in one process.
 
-The tasks themselves are unchanged. Changed are the places of data and files, the output, and that no judge model is
+The tasks themselves are unchanged; the playground adds two of its own. Changed are the places of data and files, the output, and that no judge model is
 ever called.
 """
 
@@ -33,9 +33,11 @@ from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError
 from switchkd_cli.files.locks import can_lock
+from switchkd_cli.playground import tasks as playground_tasks
 
 HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
+PLAYGROUND_TASKS = str(Path(playground_tasks.__file__).parent)
 
 
 def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None) -> dict:
@@ -78,12 +80,12 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path
 
 def task_manager(rows: Sequence[Benchmark]) -> TaskManager:
     """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds."""
-    folders = sorted({row.task_folder for row in rows})
-    return TaskManager(include_path=[str(TASKS / name) for name in folders], include_defaults=False)
+    folders = {str(TASKS / row.task_folder) if row.published else PLAYGROUND_TASKS for row in rows}
+    return TaskManager(include_path=sorted(folders), include_defaults=False)
 
 
 def _task(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
-    """Return the stock task without its submission file, a spreadsheet to upload to a server."""
+    """Return the task without its submission file, a spreadsheet to upload to a server."""
     stock = lmms_eval.utils.load_yaml_config(manager.task_index[row.task]["yaml_path"], mode="full")
     metrics = [metric for metric in stock["metric_list"] if metric["metric"] != "submission"]
     return {"task": row.task, "metric_list": metrics}

@@ -14,8 +14,11 @@ from PIL.Image import Image
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.data.image import upright
+from switchkd_cli.playground.tasks.caption_bleu import caption_bleu
 
 LETTERS = frozenset("ABCDEFGH")
+LONGEST = 1024
+"""The most new tokens of an answer to a published benchmark, as in lmms-eval."""
 
 
 @dataclass
@@ -39,11 +42,12 @@ class Item:
     too_long: bool = False  # prompt and answer need more positions than the model has
 
     @classmethod
-    def of(cls, request: Instance, task_dict: dict, longest: int) -> "Item":
-        """Return a request's item, with as many new tokens as the stock task allows, but no more than `longest`."""
+    def of(cls, request: Instance, task_dict: dict, playground: bool = False) -> "Item":
+        """Return a request's item, with as many new tokens as the task allows; in the playground no more than it needs."""
         prompt, settings, read_images, doc_id, task, split = request.args
         until = settings.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(filter(None, until))
+        longest = BENCHMARKS[task].answer_tokens if playground else LONGEST
         limit = min(settings.get("max_new_tokens", longest), longest)
         return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until)
 
@@ -86,11 +90,11 @@ class LmmsModel(lmms):
 
     is_simple = True
 
-    def __init__(self, *, batch: int = 64, longest: int = 1024) -> None:
+    def __init__(self, *, batch: int = 64, playground: bool = False) -> None:
         super().__init__()
         self.accelerator = None  # lmms-eval needs none in one process, and would create one without this
         self.batch = batch
-        self.longest = longest
+        self.playground = playground
         self.items: dict[tuple[str, int], Item] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -107,7 +111,7 @@ class LmmsModel(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return one answer per request, in their order; lmms-eval calls this."""
-        items = [Item.of(r, self.task_dict, self.longest) for r in requests]
+        items = [Item.of(r, self.task_dict, self.playground) for r in requests]
         self.items |= {(item.task, item.doc_id): item for item in items}
         self.prepare(items)
         for batch in self._batches(items):
@@ -128,7 +132,7 @@ class LmmsModel(lmms):
             while batch := list(islice(same, self.batch)):
                 yield batch
 
-    # abstract in lmms-eval, and not used: the ten benchmarks read one answer to one question
+    # abstract in lmms-eval, and not used: the benchmarks read one answer to one question
     loglikelihood = generate_until_multi_round = None
 
 
@@ -136,8 +140,12 @@ class MajorityBaseline(LmmsModel):
     """Answers every item with the most frequent right answer of its task and kind, counted in the data set itself.
 
     That is an upper bound for constant answers, as it uses the right ones. All multiple-choice questions are one kind.
-    Where the metric counts only one answer (POPE's F1: yes), the constant is that answer.
+    Where the metric counts only one answer (POPE's F1: yes), the constant is that answer. Of captions, which are all
+    different, it is one of the first `CANDIDATES`, that with the best score on all. No constant is right on both questions
+    of a pair: there the answers are those of a coin, with each of its four outcomes in turn.
     """
+
+    CANDIDATES = 30
 
     def prepare(self, items: Sequence[Item]) -> None:
         counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -145,13 +153,26 @@ class MajorityBaseline(LmmsModel):
             item.read()
             item.images = []
             counts[_group(item)][item.target] += 1
-        self.constants = {
-            (task, kind): BENCHMARKS[task].counted or max(sorted(count), key=count.__getitem__)
-            for (task, kind), count in counts.items()
-        }
+        self.constants = {group: self._constant(group[0], count) for group, count in counts.items()}
+
+    def _constant(self, task: str, count: Counter[str]) -> str:
+        if task == "captions":
+            first = islice(count, self.CANDIDATES)
+            return max(first, key=lambda said: sum(times * caption_bleu(said, [of]) for of, times in count.items()))
+        return BENCHMARKS[task].counted or max(sorted(count), key=count.__getitem__)
 
     def answer(self, items: Sequence[Item]) -> list[str]:
-        return [self.constants[_group(item)] for item in items]
+        return [_of_a_coin(item) if BENCHMARKS[item.task].pairs else self.constants[_group(item)] for item in items]
+
+
+def _of_a_coin(item: Item) -> str:
+    """Return a letter that is right once in two questions, and twice in one of four pairs.
+
+    Four pairs in a row have the four outcomes, each four in another order: the playground's causes take turns, too.
+    """
+    pair, place = divmod(item.doc_id, 2)
+    right = pair + pair // 4 >> place & 1
+    return item.target if right else "(b)" if item.target == "(a)" else "(a)"
 
 
 def _group(item: Item) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Score a checkpoint on the ten benchmarks with lmms-eval's stock tasks (see benchmarks.py)."""
+"""Score a checkpoint on benchmarks with lmms-eval's tasks (see benchmarks.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, Benchmark
 from switchkd_cli.errors import UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
+from switchkd_cli.playground.requested_folder import world_digest
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import provenance
@@ -22,8 +23,6 @@ if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is e
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
 """Libraries that a score depends on: runs scored with different versions are not compared."""
-LONGEST = {"playground": 16, "hub": 1024}
-"""The most new tokens of an answer. The playground's answers are a word or two; lmms-eval allows up to 1,024."""
 
 
 def local_sets(asked: Evaluation, folder: Path) -> Path:
@@ -31,7 +30,7 @@ def local_sets(asked: Evaluation, folder: Path) -> Path:
     if asked.items is None or asked.items < 2:
         raise UserError("evaluation: the playground has no end: say how many `items` a benchmark has, at least 2")
     fields = asked.model_dump(mode="json", include={"benchmarks", "split", "items", "seed"})
-    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": benchmark_sets.world_digest()}), **fields)
+    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": world_digest()}), **fields)
 
 
 def short_hash(value: Any) -> str:
@@ -71,8 +70,8 @@ def evaluate(
     with harness.quiet(folder / "log.txt"):
         # half precision saves memory and time on a GPU; a CPU computes faster in float32
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        positions, longest = max_positions(blueprint.config), LONGEST[questions.world]
-        greedy_model = GreedyModel(model, blind=blind, positions=positions, batch=questions.batch, longest=longest)
+        how = {"batch": questions.batch, "playground": questions.world == "playground"}
+        greedy_model = GreedyModel(model, blind=blind, positions=max_positions(blueprint.config), **how)
     scores = score_request(greedy_model, questions, folder, sets)
     return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **scores}
 

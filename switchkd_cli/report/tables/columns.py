@@ -1,4 +1,4 @@
-"""The columns of every table of scores: benchmarks in the paper's order, their average, and how each was measured."""
+"""The columns of every table of scores: benchmarks in the paper's order, others, the average, and how each was measured."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Columns:
     @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
-        return [task for task in self.tasks if task not in self.not_beaten]
+        return [task for task in self.tasks if BENCHMARKS[task].in_paper and task not in self.not_beaten]
 
     def counts(self, name: str) -> bool:
         """Whether a column is the average, or in it."""

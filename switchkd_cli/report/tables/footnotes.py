@@ -93,7 +93,11 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     for names, heads in grouped((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks).items():
         beaten = " or ".join(BASELINES[name] for name in names)
         yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
-    if len(columns.not_beaten) == len(columns.tasks):
+    if others := [row.column for task in columns.tasks if not (row := BENCHMARKS[task]).in_paper]:
+        yield f"({', '.join(others)}): not among the paper's ten: in no average"
+    if pairs := [BENCHMARKS[task].column for task in columns.tasks if BENCHMARKS[task].pairs]:
+        yield f"{', '.join(pairs)}: right on both images of a pair; majority is a coin, since a constant is never right"
+    if not columns.counted_tasks:
         yield "no benchmark is left: there is no average"
     for row in (BENCHMARKS[task] for task in columns.tasks if task + ACCURACY in columns.names):
         yield NOTES["accuracy"].format(head=head(row.task + ACCURACY), score=row.column, counted=row.counted)
