@@ -1,11 +1,12 @@
-"""The protocol: how each benchmark, the paper's ten and three more, is run and scored here, one entry of benchmarks.yaml for each.
+"""The protocol: how the paper's ten benchmarks and three more are run and scored here, one entry of benchmarks.yaml for each.
 
 The entries name stock lmms-eval tasks (prompts and metrics unchanged), two of the three a task of the playground, and say
 where the paper measured its printed number differently, so that a table can show the difference next to the score. No
-answer is ever sent to a judge model.
+answer is ever sent to a judge model. Every other task of lmms-eval can be asked too (stock_tasks.py): its entry says only its
+name, and its score is the number that lmms-eval gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,6 +78,14 @@ class Benchmark:
     note: str = ""
     """How the paper's convention differs, if it does."""
 
+    stock: bool = False
+    """Whether it is a task without an entry here: what is known of it stands in the results."""
+
+    @property
+    def digits(self) -> int:
+        """Decimal places of its score: lmms-eval's own numbers are often between 0 and 1."""
+        return 4 if self.stock else 1
+
     @property
     def published(self) -> bool:
         return self.owner != "switchkd"
@@ -87,13 +96,40 @@ class Benchmark:
 
 
 _ENTRIES = read_yaml(__file__)
-BENCHMARKS: Mapping[str, Benchmark] = {task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()}
-"""All, by task name: the ten in the order of the paper's columns, then the others."""
+
+OWN_ROWS = "rows"
+ROW_METRICS: Mapping[str, str] = {
+    f"{OWN_ROWS}.exact": "equal, whatever the case and spaces",
+    f"{OWN_ROWS}.anls": "lmms-eval's ANLS",
+    f"{OWN_ROWS}.relaxed": "lmms-eval's relaxed accuracy (ChartQA)",
+    f"{OWN_ROWS}.f1": "common words",
+    f"{OWN_ROWS}.cider": "pycocoevalcap's CIDEr, words of letters and digits",
+}
+"""Benchmarks of a user's own rows (`evaluation.data`), one a metric, and how an answer is compared with the row's."""
+
+
+class _Benchmarks(dict[str, Benchmark]):
+    def __missing__(self, task: str) -> Benchmark:
+        where: dict[str, Any] = {"task_folder": "", "data": "", "split": "published", "paper_split": "none"}
+        how: dict[str, Any] = {"scale": "its own number", "judge": ROW_METRICS.get(task, "stock rule")}
+        return Benchmark(task, task, asks="open", group="Others", in_paper=False, stock=True, **where, **how)
+
+
+BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()})
+"""All with an entry, by task name: the ten in the order of the paper's columns, then the others.
+
+It holds and lists only these; asked for another name, it gives what is known of any stock task.
+"""
 TEN = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.in_paper)
 
 ACCURACY = " accuracy"
 NAMES = tuple(name for task in BENCHMARKS for name in (task, task + ACCURACY))
 """The figures that a table may show: a benchmark's score by its task, then its accuracy, where it has one (F1)."""
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """These figures in the order of tables: `NAMES`, then other tasks by name."""
+    return (*(name for name in NAMES if name in names), *sorted(set(names).difference(NAMES)))
 
 
 def with_accuracies(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
