@@ -112,15 +112,15 @@ def _open(scene: Scene, rng: random.Random, language: str) -> Turn:
 
 
 BILINGUAL: dict[Callable[[Scene, random.Random, str], Turn], int] = {
-    _roll: 4,
-    _map: 4,
-    _checked: 2,
-    _shown: 4,
-    _letters: 2,
-    _is_there: 3,
+    _roll: 1,
+    _map: 2,
+    _checked: 1,
+    _shown: 6,
+    _letters: 1,
+    _is_there: 5,
     _at: 2,
     _open: 3,
 }
 """The drills that are asked in either language, and how often."""
-DRILLS = {**BILINGUAL, _statement: 3, _true: 2, question_turn: 10}
+DRILLS = {**BILINGUAL, _statement: 4, _true: 2, question_turn: 20}
 """Those in English."""
