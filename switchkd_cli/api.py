@@ -121,14 +121,14 @@ def compare(
     return pandas.read_csv(io.StringIO(to_csv(document)))
 
 
-class Example(NamedTuple):
+class ShownRow(NamedTuple):
     """A row of data: its images, and its questions with their answers."""
 
     images: list[Image]
     exchanges: tuple[tuple[str, str], ...]
 
 
-class Examples(list[Example]):
+class ShownRows(list[ShownRow]):
     """Rows of data; a notebook shows each with its images."""
 
     def _repr_html_(self) -> str:
@@ -143,7 +143,7 @@ def examples(
     row: str | None = None,
     out: PathLike = RUNS,
     **options: Any,
-) -> Examples:
+) -> ShownRows:
     """Return the first usable rows of a recipe's data set `data`, to be looked at."""
     from switchkd_cli.recipe.find import find
     from switchkd_cli.recipe.load import load_rows
@@ -154,10 +154,10 @@ def examples(
     if data not in run.config.data:
         raise UserError(f"data: {recipe} has none of this name, got {data!r}{did_you_mean(data, run.config.data)}")
     found = launch.examples(run.config.data[data], asked.out.absolute(), count)
-    return Examples(Example(images, row.exchanges) for row, images in found)
+    return ShownRows(ShownRow(images, row.exchanges) for row, images in found)
 
 
-def _html(example: Example) -> Iterator[str]:
+def _html(example: ShownRow) -> Iterator[str]:
     for image in example.images:
         png = io.BytesIO()
         image.save(png, "png")
