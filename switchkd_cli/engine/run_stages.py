@@ -151,7 +151,9 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
             try:
                 for about, measured in _compare_with_teacher(run, folder):
                     results[about] = measured
-                    figures = {name: value for name, value in measured.items() if name != "accuracy"}  # results.json has them
+                    figures = {
+                        name: value for name, value in measured.items() if name != "accuracy"
+                    }  # results.json has them
                     folder.log({"event": about, **figures})
             except UserError as error:  # a teacher that is only scored need not match
                 text = f"not measured: {'; '.join(error.problems)}"
