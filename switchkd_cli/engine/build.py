@@ -11,7 +11,7 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.engine.hub import CheckpointFolder, fetch
 from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
@@ -117,7 +117,7 @@ def usable_rows(spec: DataSet, cache: Path) -> Iterator[tuple[Row, list[Image]]]
     for number in range(len(rows)):
         with suppress(Fault):
             row = rows[number]
-            yield row, [open_image(image, rows.images, follow_links=rows.follow_links) for image in row.images]
+            yield row, images_of(row, rows)
 
 
 def open_data(

@@ -151,10 +151,8 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
             try:
                 for about, measured in _compare_with_teacher(run, folder):
                     results[about] = measured
-                    figures = {
-                        name: value for name, value in measured.items() if name != "accuracy"
-                    }  # results.json has them
-                    folder.log({"event": about, **figures})
+                    # the single accuracies are in results.json
+                    folder.log({"event": about, **{k: value for k, value in measured.items() if k != "accuracy"}})
             except UserError as error:  # a teacher that is only scored need not match
                 text = f"not measured: {'; '.join(error.problems)}"
                 folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": text})

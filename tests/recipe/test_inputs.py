@@ -160,20 +160,20 @@ def test_inputs_that_change_while_a_run_trains(tmp_path, monkeypatch, capsys, st
 
 def test_an_image_that_was_away_for_a_while(tmp_path, monkeypatch, capsys):
     """It is there when the key is computed and when the run ends: only the row that was left out tells of it."""
-    from switchkd_cli.engine.data import conversation
+    from switchkd_cli.engine.data import image as images
 
     monkeypatch.chdir(tmp_path)
     recipe = tiny_run.write(tmp_path, teacher=False)
     recipe.write_text(recipe.read_text().replace("llava_json\n", "llava_json\n    max_faults: 0.5\n"))
-    open_image = conversation.open_image
+    open_image = images.open_image
 
     def away(image, *rest, **more):
         if image == "d.png":
-            raise conversation.Fault("no such image: d.png")
+            raise images.Fault("no such image: d.png")
         return open_image(image, *rest, **more)
 
-    monkeypatch.setattr(conversation, "open_image", away)
-    during(monkeypatch, "pretrain", lambda: monkeypatch.setattr(conversation, "open_image", open_image))
+    monkeypatch.setattr(images, "open_image", away)
+    during(monkeypatch, "pretrain", lambda: monkeypatch.setattr(images, "open_image", open_image))
     code, told = distil(monkeypatch, capsys)
     assert code == 2 and "1 of 1 rows that could not be used can be now" in told
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
 from switchkd_cli.engine.data import prompt_template
 from switchkd_cli.engine.data.bad_rows import BadRows
-from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor
 
@@ -149,11 +149,8 @@ class Conversations(Dataset[Example]):
         images: list[Image] = []
         for index in range(min(len(self), count)):
             with suppress(Fault):
-                images += self._images(self.rows[index])
+                images += images_of(self.rows[index], self.rows)
         return images[:count]
-
-    def _images(self, row: Row) -> list[Image]:
-        return [open_image(image, self.rows.images, follow_links=self.rows.follow_links) for image in row.images]
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": {}}
@@ -181,7 +178,7 @@ class Conversations(Dataset[Example]):
         try:
             usual = [self.inputs.placeholder_ids()] * len(row.images)
             example = self._text_example(row, usual)
-            opened = self._images(row)
+            opened = images_of(row, self.rows)
             images = self.inputs.prepare(opened) if opened else []
             if (ids := [image.ids for image in images]) != usual:
                 example = self._text_example(row, ids)

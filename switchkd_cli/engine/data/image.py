@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from PIL.ExifTags import Base
 
-from switchkd_cli.engine.data.rows import Fault
+from switchkd_cli.engine.data.rows import Fault, Row, Rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The formats that are decoded. Pillow knows more, but some start other programs (EPS runs Ghostscript)."""
@@ -28,6 +28,11 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     `follow_links`.
     """
     return _decode(*_source(image, images, follow_links))
+
+
+def images_of(row: Row, rows: Rows) -> list[Image.Image]:
+    """Return a row's images. Raises Fault: see `open_image`."""
+    return [open_image(image, rows.images, follow_links=rows.follow_links) for image in row.images]
 
 
 def stored(image: str | bytes, images: Path | None, *, follow_links: bool = False) -> bytes:

@@ -25,7 +25,7 @@ BAR = 40  # signs of the longest bar
 DETAIL = re.compile(r"[:,;] .*|\d+", re.DOTALL)  # what differs between faults of one kind
 
 Asked = frozenset[tuple[str, str]]
-"""Questions, each with a digest of the picture that it is asked about."""
+"""Pairs of a question and the digest of its picture."""
 
 
 def looks(config: Recipe, opened: Mapping[str, Rows]) -> dict[str, tuple[str, ...]]:

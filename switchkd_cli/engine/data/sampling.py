@@ -22,7 +22,7 @@ def mixed_order(rows: Sequence[int], shares: Sequence[float], count: int, seed: 
 
     Each set is visited in the `order` of a seed of its own. The sets take turns as evenly as their shares allow: the j-th
     example of a set with share s is due at (j + 1/2) / s, so no stretch of the training has more or less of a set than its
-    share, by about one example. Without weights an epoch visits every example once.
+    share, by about one example.
     """
     wanted = [math.ceil(count * share) + 1 for share in shares]
     due = np.concatenate([(np.arange(n) + 0.5) / share for n, share in zip(wanted, shares, strict=True)])
