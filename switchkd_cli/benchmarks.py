@@ -1,10 +1,11 @@
 """The protocol: how each of the paper's ten benchmarks is run and scored here, one entry of benchmarks.yaml for each.
 
 The entries name stock lmms-eval tasks (prompts and metrics unchanged) and say where the paper measured its printed number
-differently, so that a table can show the difference next to the score. No answer is ever sent to a judge model.
+differently, so that a table can show the difference next to the score. No answer is ever sent to a judge model. Every other task of lmms-eval can be asked too (stock_tasks.py): its entry says only its
+name, and its score is the number that lmms-eval gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,14 +29,14 @@ FAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One column of the paper's table, and the stock task that measures it."""
+    """One column of a table, and the task that measures it."""
 
     task: str
     """lmms-eval's name of the task, also used in recipes and results."""
     column: str
-    """The head of the paper's column (Table 1)."""
+    """The head of the column, the paper's where it has one (Table 1)."""
     task_folder: str
-    """The task's folder under lmms_eval/tasks, so that only ten of its 190 folders are read."""
+    """The task's folder under lmms_eval/tasks, so that only few of its 190 folders are read; whose rules read the answers."""
     data: str
     """The folder (and configuration) of the data set under lmms-lab-encoder/."""
     split: str
@@ -46,6 +47,8 @@ class Benchmark:
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
     group: str
     """The group of columns that the paper's Figure 1 shows it in."""
+    in_paper: bool = True
+    """Whether it is one of the paper's ten; another is in no average."""
     metric: str = "exact_match"
     """The key of the stock metric that is reported."""
     full: float = 1.0
@@ -68,18 +71,54 @@ class Benchmark:
     note: str = ""
     """How the paper's convention differs, if it does."""
 
+    stock: bool = False
+    """Whether it is a task without an entry here: what is known of it stands in the results."""
+
+    @property
+    def digits(self) -> int:
+        """Decimal places of its score: lmms-eval's own numbers are often between 0 and 1."""
+        return 4 if self.stock else 1
+
     def score(self, metric: float, categories: int = 1) -> float:
         """Return the stock metric on the paper's scale, 0..100."""
         return 100.0 * metric / (self.full * (categories if self.per_category else 1))
 
 
 _ENTRIES = read_yaml(__file__)
-BENCHMARKS: Mapping[str, Benchmark] = {task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()}
-"""The ten, by task name, in the order of the paper's columns."""
+
+OWN_ROWS = "rows"
+ROW_METRICS: Mapping[str, str] = {
+    f"{OWN_ROWS}.exact": "equal, whatever the case and spaces",
+    f"{OWN_ROWS}.anls": "lmms-eval's ANLS",
+    f"{OWN_ROWS}.relaxed": "lmms-eval's relaxed accuracy (ChartQA)",
+    f"{OWN_ROWS}.f1": "common words",
+    f"{OWN_ROWS}.cider": "pycocoevalcap's CIDEr, words of letters and digits",
+}
+"""Benchmarks of a user's own rows (`evaluation.data`), one a metric, and how an answer is compared with the row's."""
+
+
+class _Benchmarks(dict[str, Benchmark]):
+    def __missing__(self, task: str) -> Benchmark:
+        where: dict[str, Any] = {"task_folder": "", "data": "", "split": "published", "paper_split": "none"}
+        how: dict[str, Any] = {"scale": "its own number", "judge": ROW_METRICS.get(task, "stock rule")}
+        return Benchmark(task, task, asks="open", group="Others", in_paper=False, stock=True, **where, **how)
+
+
+BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()})
+"""All with an entry, by task name: the ten in the order of the paper's columns, then the others.
+
+It holds and lists only these; asked for another name, it gives what is known of any stock task.
+"""
+TEN = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.in_paper)
 
 ACCURACY = " accuracy"
 NAMES = tuple(name for task in BENCHMARKS for name in (task, task + ACCURACY))
 """The figures that a table may show: a benchmark's score by its task, then its accuracy, where it has one (F1)."""
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """These figures in the order of tables: `NAMES`, then other tasks by name."""
+    return (*(name for name in NAMES if name in names), *sorted(set(names).difference(NAMES)))
 
 
 def with_accuracies(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

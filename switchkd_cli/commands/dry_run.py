@@ -46,6 +46,7 @@ def show_plans(
     rows = [run for file in files for run in load_rows(file, world=options.world)]
     planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)
+    launch.say_needs([run.config.evaluation for run in runs])
     estimates: list[RunEstimate] = []
     first: dict[str, Run] = {}
     for run, machine in zip(runs, machines, strict=True):

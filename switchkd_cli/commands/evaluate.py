@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli import stock_tasks
+from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.files.atomic import write_json, write_text
+from switchkd_cli.planning import preflight
+from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.model_paths import locate
-from switchkd_cli.recipe.run import digest
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.recipe.validate import check_evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch
@@ -23,26 +28,43 @@ ITEMS = 200  # default number of questions of each benchmark, for a model that i
 
 
 def evaluate(options: EvalOptions) -> RunFolder:
-    """Score a model, print its scores, and return the folder that holds them and the answers."""
+    """Score a model, or answers again; print its scores, and return the folder that holds them and the answers."""
+    if options.rescore or options.reader:
+        return _rescore(options)
     model, root = options.model, options.out
-    names = comma_separated(options.benchmarks)
-    if unknown := [name for name in names or () if name not in BENCHMARKS]:
-        known = [f"{name!r}{did_you_mean(name, BENCHMARKS)}" for name in unknown]
-        raise UserError([f"--benchmarks: unknown benchmark, got {name}" for name in known])
+    names, metrics = comma_separated(options.benchmarks), comma_separated(options.metric)
+    if bool(options.data) != bool(metrics):
+        raise UserError("--data and --metric go together: rows, and how answers to them are scored (exact, anls ...)")
+    if metrics:
+        names = [*(names or ()), *(f"{OWN_ROWS}.{metric}" for metric in metrics)]
+    tasks_path = str(options.tasks_path.absolute()) if options.tasks_path else None
+    if refused := [problem for name in names or () if (problem := stock_tasks.refusal(name, tasks_path))]:
+        raise UserError([f"--benchmarks: {problem}" for problem in refused])
     folder = run_folder.newest(root) if model is None else finished_run(model)
-    # the command line's options, then those of the run's recipe, then all ten benchmarks
+    # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None
-    fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": tuple(BENCHMARKS)}
+    fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": TEN}
     if recipe is None and options.world != "hub":
         fields["items"] = ITEMS
-    asked = {"benchmarks": names, "split": options.split, "items": options.items, "world": options.world}
+    if options.data and not options.benchmarks:
+        fields |= {"world": "rows", "items": None}
+    asked: dict[str, Any] = {"benchmarks": names, "tasks_path": tasks_path, "data": _own_rows(options)}
+    asked |= {"split": options.split, "items": options.items, "world": options.world}
     fields |= {key: value for key, value in asked.items() if value is not None}
+    if not ROW_METRICS.keys() & set(fields["benchmarks"]):
+        fields["data"] = None  # the recipe's own rows, which --benchmarks leaves out
     try:
-        question = Evaluation.model_validate(fields).model_dump(mode="json")
+        checked = Evaluation.model_validate(fields)
     except ValidationError as error:
         raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
+    question = checked.model_dump(mode="json")
+    if problems := list(check_evaluation({"evaluation": question})):
+        raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (_, field, *_), problem in problems])
+    preflight.check_metrics(checked)
+    launch.say_needs([checked])
     path = locate(str(folder.model) if folder else str(model))
-    key = digest(path, Fingerprints().named(path), question)
+    inputs = Fingerprints()
+    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values())
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
@@ -55,6 +77,51 @@ def evaluate(options: EvalOptions) -> RunFolder:
         console.say(note)
     console.say(f"files: {where}")
     return RunFolder(where)
+
+
+def _own_rows(options: EvalOptions) -> dict[str, Any] | None:
+    """The data set of --data and --images."""
+    if options.data is None:
+        return None
+    paths = {"file": options.data, "images": options.images}
+    named = {name: str(path.absolute()) for name, path in paths.items() if path is not None}
+    return {"source": _form(options.data), "parameters": {**named, "turns": "independent"}}
+
+
+def _form(file: Path) -> str:
+    """The source that reads a file of rows, by the names in it."""
+    if file.suffix == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        with suppress(ValueError):  # what is wrong with a broken file is said when its rows are read
+            return "messages" if "messages" in read_schema(file).names else "llava_json"
+    with file.open("rb") as rows:
+        return "messages" if b'"messages"' in rows.read(1 << 16) else "llava_json"
+
+
+def _rescore(options: EvalOptions) -> RunFolder:
+    """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
+    from switchkd_cli.report.results.finished_run import read, rescored
+    from switchkd_cli.report.stats.readers import READERS
+
+    if options.rescore is None:
+        raise UserError("--reader: needs --rescore RUN, the run whose answers are read again")
+    if options.reader not in READERS:
+        raise UserError(f"--reader: must be a reader, got {options.reader!r}{did_you_mean(options.reader, READERS)}")
+    results, answers, notes = rescored(read(RunFolder(options.rescore.absolute())), options.reader)
+    shared = run_folder.evaluation(options.out, digest("rescored", options.reader, results, answers))
+    with shared.build() as partial:
+        if partial is not None:
+            (partial / "answers").mkdir(parents=True)
+            for task, lines in answers.items():
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                write_text(partial / "answers" / f"{task}.jsonl", text)
+            write_json(partial / "results.json", results)
+    console.show_scores(results["model"], results)
+    for note in notes:
+        console.say(note)
+    console.say(f"files: {shared.path}")
+    return RunFolder(shared.path)
 
 
 def finished_run(name: str) -> RunFolder | None:

@@ -21,6 +21,12 @@ class EvalOptions:
 
     model: str | None = None
     benchmarks: str | None = None
+    tasks_path: Path | None = None
+    data: Path | None = None
+    images: Path | None = None
+    metric: str | None = None
+    rescore: Path | None = None
+    reader: str | None = None
     split: str | None = None
     items: int | None = None
     world: str | None = None

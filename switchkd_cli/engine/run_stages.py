@@ -32,8 +32,9 @@ from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
+from switchkd_cli.recipe.fingerprint import digest
 from switchkd_cli.recipe.model_paths import locate
-from switchkd_cli.recipe.run import Run, digest
+from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.stats.baselines import with_verdict
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.checkpoints import SCORES
@@ -61,7 +62,7 @@ def train_stages(
     stages = run.config.stages
     check_schedules(stages)
     if run.config.evaluation is not None and processes.first:
-        evaluation.import_harness()
+        evaluation.check(run.config.evaluation)
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken

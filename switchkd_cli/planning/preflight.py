@@ -12,13 +12,15 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from switchkd_cli.benchmarks import LMMS_EVAL
+from switchkd_cli.benchmarks import LMMS_EVAL, OWN_ROWS
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.run import Run, model_names
+from switchkd_cli.recipe.schema import Evaluation
 
 PACKAGE = "switchkd-cli"
 SCORING = "eval-full"  # the extra that declares lmms-eval
+CIDER = f"{OWN_ROWS}.cider"
 INSTALL_LMMS_EVAL = f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
 
 
@@ -51,6 +53,7 @@ def check_named(runs: Iterable[Run]) -> None:
     """Raise UserError, code MACHINE, naming every library that is missing and that only these runs' fields need."""
     needed: dict[str, str] = {}
     for run in runs:
+        check_metrics(run.config.evaluation)
         needed |= {name: f"trackers: {name}" for name in run.config.trackers}  # each is named like its package
         for stage in run.config.stages:
             if stage.optimizer == "adamw_8bit":
@@ -58,6 +61,13 @@ def check_named(runs: Iterable[Run]) -> None:
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         problems = [f"{name} is not installed, and the recipe needs it ({needed[name]})" for name in missing]
         raise UserError(problems, hint=f"pip install {' '.join(missing)}", code=MACHINE)
+
+
+def check_metrics(asked: Evaluation | None) -> None:
+    """Raise UserError, code MACHINE, where a metric of one's own rows needs a library that is missing."""
+    if asked and CIDER in asked.benchmarks and importlib.util.find_spec("pycocoevalcap") is None:
+        problem = f"evaluation.benchmarks: {CIDER} needs pycocoevalcap (104 MB, no Java), which is not installed"
+        raise UserError(problem, "pip install --no-deps pycocoevalcap", MACHINE)
 
 
 def check_batches(runs: Iterable[Run], processes: int) -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from os.path import exists, isdir, isfile
+from glob import escape
+from os.path import exists, isdir, isfile, relpath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import cache_home, content, digest_of
+from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.model_paths import locate
 
 if TYPE_CHECKING:
-    from switchkd_cli.recipe.schema import DataSet
+    from switchkd_cli.recipe.schema import DataSet, Evaluation
 
 DATASET = "dataset"  # the parameter of a source that names a folder of data, or a hub id
 CARD = "README.md"  # describes a model, and is no part of it
+FORMAT = 2  # part of every key: raise it when the same recipe no longer gives the same weights
+
+
+def digest(*parts: Any) -> str:
+    """Return a short hash of plain data."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Fingerprints:
@@ -43,6 +53,32 @@ class Fingerprints:
         if key not in self._digests:
             self._digests[key] = _images(spec)
         return self._digests[key]
+
+    def data(self, field: str, spec: DataSet) -> dict[str, str | None]:
+        """Return digests, by field, of the files that a data set's parameters name, and of its examples' images."""
+        digests: dict[str, str | None] = {}
+        for parameter, value in spec.parameters.items():
+            of_folder = parameter == DATASET
+            files = [file for file in data_files(f"{escape(value)}/**" if of_folder else value) if isfile(file)]
+            contents = [self.named(file) for file in files]
+            if files == [value]:
+                digests[f"{field}.{parameter}"] = contents[0]
+            elif files:  # names in a folder say which split a file is of
+                inside = [relpath(file, value) for file in files] if of_folder else []
+                digests[f"{field}.{parameter}"] = digest(inside, contents)
+        return digests | {f"{field}.images": self.images(spec)}
+
+    def evaluation(self, asked: Evaluation | None) -> dict[str, str | None]:
+        """Return digests, by field, of what an evaluation reads apart from models: one's own rows, and tasks with their code."""
+        digests: dict[str, str | None] = {}
+        if asked is not None and asked.data is not None:
+            digests |= self.data("evaluation.data", asked.data)
+        if asked is not None and asked.tasks_path is not None:
+            folder = Path(asked.tasks_path)
+            files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+            names = sorted(str(file) for file in files if "__pycache__" not in file.parts)
+            digests["evaluation.tasks_path"] = digest_of(folder, names, needed=True)
+        return digests
 
     def forget(self) -> None:
         """Drop all digests: the next call reads everything again."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from glob import escape
-from os.path import isfile, relpath
 from typing import Any
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import yaml_positions
-from switchkd_cli.recipe.data_files import data_files
-from switchkd_cli.recipe.fingerprint import DATASET, Fingerprints
+from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.schema import Model, Recipe
 
 # Fields that no result depends on, so they are no part of a key. Of `deepspeed` a key has `Recipe.arithmetic` instead.
@@ -22,7 +18,6 @@ NOT_IN_KEYS = {"title", "rows", "controls", "world", "stand_ins", "checkpoints",
 NOT_IN_KEYS_OF_STAGES = {"activation_checkpointing"}
 NAMED_PARTS = ("checkpoint", "vision", "language", "tokenizer", "image_processor")
 NAMES = ("recipe", "row", "title", "paper")
-FORMAT = 2  # part of every key: raise it when the same recipe no longer gives the same weights
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,8 @@ class Run:
     def inputs(self) -> dict[str, str | None]:
         """A digest of each file or folder outside the recipe that results depend on, by the field that names it."""
         config = self.config
-        return self._models(config.student, config.teacher) | self._data(config.data)
+        models, data = self._models(config.student, config.teacher), self._data(config.data)
+        return models | data | self.fingerprints.evaluation(config.evaluation)
 
     @cached_property
     def key(self) -> str:
@@ -128,7 +124,12 @@ class Run:
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config
-        return digest(_dump(config.teacher), self._models(None, config.teacher), _dump(config.evaluation))
+        return digest(
+            _dump(config.teacher),
+            self._models(None, config.teacher),
+            _dump(config.evaluation),
+            *self.fingerprints.evaluation(config.evaluation).values(),
+        )
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
         names = [*model_names("student", student), *model_names("teacher", teacher)]
@@ -138,17 +139,7 @@ class Run:
         """Return the digests of files that parameters of data sets name, and of the images of their examples."""
         digests: dict[str, str | None] = {}
         for name in names:
-            spec = self.config.data[name]
-            for parameter, value in spec.parameters.items():
-                of_folder = parameter == DATASET
-                files = [file for file in data_files(f"{escape(value)}/**" if of_folder else value) if isfile(file)]
-                contents = [self.fingerprints.named(file) for file in files]
-                if files == [value]:
-                    digests[f"data.{name}.{parameter}"] = contents[0]
-                elif files:  # names in a folder say which split a file is of
-                    inside = [relpath(file, value) for file in files] if of_folder else []
-                    digests[f"data.{name}.{parameter}"] = digest(inside, contents)
-            digests[f"data.{name}.images"] = self.fingerprints.images(spec)
+            digests |= self.fingerprints.data(f"data.{name}", self.config.data[name])
         return digests
 
 
@@ -162,12 +153,6 @@ def model_names(field: str, model: Model | None) -> Iterator[tuple[str, str]]:
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the fields of inputs that are not the same."""
     return [field for field in {**before, **now} if before.get(field) != now.get(field)]
-
-
-def digest(*parts: Any) -> str:
-    """Return a short hash of plain data."""
-    text = json.dumps([FORMAT, *parts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _dump(model: Any, without: Collection[str] = ()) -> Any:

@@ -330,10 +330,14 @@ class DeepSpeed(Strict):
 class Evaluation(Strict):
     """The benchmarks that a finished model is scored on."""
 
-    world: Literal["playground", "hub"] = "playground"
-    """`playground`: questions that the package makes. `hub`: the published benchmarks."""
+    world: Literal["playground", "hub", "rows"] = "playground"
+    """`playground`: questions that the package makes. `hub`: the published benchmarks. `rows`: one's own rows alone."""
+    data: Annotated[DataSet | None, _left_out(None)] = None
+    """One's own rows as a benchmark, asked by `rows.METRIC` among `benchmarks`: a source and its parameters."""
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names of the ten benchmarks: tasks of lmms-eval."""
+    """Tasks or groups of the installed lmms-eval or of `tasks_path`; `rows.exact` and others ask the rows of `data`."""
+    tasks_path: Annotated[Text | None, _left_out(None)] = None
+    """A folder of one's own tasks for lmms-eval."""
     split: Literal["train", "validation", "test", "hard"] = "test"
     """The playground's split; published benchmarks have their own."""
     items: Count | None = None

@@ -6,16 +6,18 @@ Every check reads plain data of which other parts may be broken, so that all pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os.path import isdir
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from switchkd_cli import registry
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import misfit, misfits
 from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION, RowFormat
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
+from switchkd_cli.stock_tasks import refusal
 
 Location = tuple[Step, ...]
 Problem = tuple[Location, str]
@@ -31,7 +33,7 @@ REACH_OF_KIND: dict[str, set[str]] = {"features": {"vision"}, "tokens": {"vision
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _trackers, _evaluation, _rows):
+    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _trackers, check_evaluation, _rows):
         yield from checks(data)
 
 
@@ -233,9 +235,11 @@ def _trackers(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown(path, "tracker", name, registry.TRACKERS)
 
 
-def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
+def check_evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield every problem of a recipe's `evaluation`."""
     evaluation = mapping(data.get("evaluation"))
-    in_playground = bool(evaluation) and evaluation.get("world", "playground") == "playground"
+    world = evaluation.get("world", "playground")
+    in_playground = bool(evaluation) and world == "playground"
     items = evaluation.get("items")
     if in_playground and items is None:
         yield ("evaluation", "items"), "missing: the playground has no fixed number of questions"
@@ -243,8 +247,26 @@ def _evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield ("evaluation", "items"), "the playground asks at least 2 questions (MME's come in pairs), got 1"
     names = [(("evaluation", "benchmarks", i), name) for i, name in enumerate(listed(evaluation.get("benchmarks")))]
     yield from _repeated("benchmarks", names)
+    names = [(path, name) for path, name in names if isinstance(name, str)]
+    folder = evaluation.get("tasks_path")
+    if isinstance(folder, str) and not isdir(folder):
+        yield ("evaluation", "tasks_path"), f"no such folder, got {folder!r}"
+    own, rows = mapping(evaluation.get("data")), [name for _, name in names if name in ROW_METRICS]
+    if own:
+        yield from _registered("source", own, ("evaluation", "data"))
+    if own and not rows:
+        yield ("evaluation", "data"), "no benchmark asks its rows: name rows.exact, rows.anls ..."
+    if rows and not own:
+        yield ("evaluation", "data"), f"missing: {rows[0]} asks its rows"
     for path, name in names:
-        yield from _unknown(path, "benchmark", name, BENCHMARKS)
+        if problem := refusal(name, folder if isinstance(folder, str) else None):
+            yield path, problem
+        elif name in ROW_METRICS:
+            continue
+        elif world == "rows":
+            yield path, f"is none of one's own rows, got {name!r} with world: rows"
+        elif in_playground and name not in BENCHMARKS:
+            yield path, f"the playground has no questions for it, got {name!r} (with world: hub it can be asked)"
     # A model that is scored is asked questions in the template of its last stage.
     last = next((name for _, name in trained_on(mapping(at(data, "stages", -1)))), None)
     template = at(data, "data", last, "template")

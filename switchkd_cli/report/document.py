@@ -42,6 +42,8 @@ class Number:
     """Whether a difference is beyond chance over the items, after Holm's correction."""
     detectable: float | None = None
     """The minimum detectable effect: the true mean that as many seeds tell from 0 in 80 of 100 cases."""
+    digits: int = 1
+    """Decimal places: more for a score on lmms-eval's own scale."""
 
     @property
     def low(self) -> float:
@@ -61,19 +63,21 @@ class Number:
     @property
     def points(self) -> str:
         """The value alone."""
-        return f"{round(self.value, 1) + 0.0:{'+' if self.difference else ''}.1f}"  # + 0.0: no minus zero
+        return f"{round(self.value, self.digits) + 0.0:{'+' if self.difference else ''}.{self.digits}f}"  # + 0.0: no minus zero
 
     @property
     def spread(self) -> str:
         """Half of its interval, or a question mark with a single seed; empty where no interval is needed."""
         if self.seeds is None:
             return ""
-        return "± ?" if self.interval is None else f"± {self.interval:.1f}"
+        return "± ?" if self.interval is None else f"± {self.interval:.{self.digits}f}"
 
     @property
     def mde(self) -> str:
         """The minimum detectable effect of an unclear difference; else empty."""
-        return f"MDE {self.detectable:.1f}" if self.detectable and self.side == 0 else ""  # not 0: nothing varied
+        return (
+            f"MDE {self.detectable:.{self.digits}f}" if self.detectable and self.side == 0 else ""
+        )  # not 0: nothing varied
 
     def __str__(self) -> str:
         unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.side == 0 else ""
@@ -89,14 +93,15 @@ class Interval:
     high: float
     detectable: float | None = None
     """The minimum detectable effect of that difference."""
+    digits: int = 1
 
     @property
     def mde(self) -> str:
         """The minimum detectable effect where the interval includes 0; else empty."""
-        return f"MDE {self.detectable:.1f}" if self.detectable and side(self.low, self.high) == 0 else ""
+        return f"MDE {self.detectable:.{self.digits}f}" if self.detectable and side(self.low, self.high) == 0 else ""
 
     def __str__(self) -> str:
-        low, high = (Number(end, difference=True).points for end in (self.low, self.high))
+        low, high = (Number(end, difference=True, digits=self.digits).points for end in (self.low, self.high))
         return f"[{low}, {high}] {self.mde}".rstrip()
 
 

@@ -20,7 +20,7 @@ def _one_line(text: str) -> str:
 
 
 OneLine = Annotated[str, Field(strict=True), AfterValidator(_one_line)]
-Task = Annotated[str, Field(pattern=f"^({'|'.join(BENCHMARKS)})$")]
+Task = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=200)]  # also names a file of answers
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Points = Annotated[float, Field(strict=True, ge=0, le=100)]
@@ -51,8 +51,9 @@ class Info(Lenient):
 
 
 class Score(Lenient):
-    score: Points
+    score: Real
     items: Whole
+    higher_is_better: bool = True
     yes: Whole = 0
     no: Whole = 0
     accuracy: Points = 0.0
@@ -62,6 +63,13 @@ class Score(Lenient):
     at_limit: Whole = 0
     too_long: Whole = 0
     example: str | None = None
+
+
+def _points(scores: dict[str, Score]) -> dict[str, Score]:
+    """Scores with an entry in benchmarks.yaml are points; those of other tasks are on lmms-eval's own scale."""
+    if wrong := [task for task, of in scores.items() if task in BENCHMARKS and not 0 <= of.score <= 100]:
+        raise ValueError(f"{wrong[0]}.score: must be 0 to 100")
+    return scores
 
 
 class Fidelity(Lenient):
@@ -89,7 +97,8 @@ class Results(Lenient):
     world: OneLine
     split: OneLine
     sets_key: OneLine
-    scores: Annotated[dict[Task, Score], Field(min_length=1)]
+    reader: OneLine = ""
+    scores: Annotated[dict[Task, Score], Field(min_length=1), AfterValidator(_points)]
     versions: dict[OneLine, OneLine | None] | None = None
     fidelity: Fidelity | None = None
     eyes_or_reader: EyesOrReader | None = None
@@ -124,7 +133,8 @@ class Answer(Lenient):
     """A line of an answers file."""
 
     doc_id: int | OneLine
-    score: Real
+    score: Real | None  # None: its metric has no score of single items
+    category: Any = None
     image: OneLine | None = None
     answer: str = ""
     target: Any = None

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from switchkd_cli import stock_tasks
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import CRASH, UserError
@@ -21,7 +22,7 @@ from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.planning.estimate import Machine, RunEstimate
 from switchkd_cli.recipe.run import Run, model_names
-from switchkd_cli.recipe.schema import DataSet
+from switchkd_cli.recipe.schema import DataSet, Evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
 from switchkd_cli.scheduler.run_options import RunOptions
@@ -35,9 +36,11 @@ SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
 def check(planned: Sequence[Run]) -> None:
     """Check models and libraries as `preflight.check` does, and download models from the hub, so that keys are final.
 
+    What benchmarks need (a network, a judge model) is printed.
     Raises UserError as `preflight.check` does, and with code MACHINE when a hub model can't be downloaded.
     """
     preflight.check(planned)
+    say_needs([run.config.evaluation for run in planned])
     for run in planned:
         for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
             for field, name in model_names(who, model):
@@ -48,6 +51,15 @@ def check(planned: Sequence[Run]) -> None:
                     who_asks = field.removesuffix(".checkpoint")
                     hub.fetch(name, who_asks, allow_pickle=model.allow_pickle, only=only)
                     run.fingerprints.forget()
+
+
+def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
+    """Print what each stock benchmark needs, once, before anything runs."""
+    needs = [
+        need for of in evaluations if of and is_first() for need in stock_tasks.needs(of.benchmarks, of.tasks_path)
+    ]
+    for need in dict.fromkeys(needs):
+        console.say(need)
 
 
 def prepare(planned: Sequence[Run], options: RunOptions) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from switchkd_cli.benchmarks import NAMES, head, with_accuracies
+from switchkd_cli.benchmarks import BENCHMARKS, head, with_accuracies
 from switchkd_cli.errors import discard_output, printable
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def table(*columns: str, text: Collection[str]) -> Table:
 def show_scores(title: str, results: Mapping[str, Any]) -> None:
     """Print one model's scores, one benchmark per line."""
     scores = table("benchmark", "score", "metric", "items", text=("benchmark", "metric"))
-    for name, score in with_accuracies(results["scores"]).items():
+    scored = results["scores"]
+    for name, score in with_accuracies(scored).items():
         scores.add_row(
-            head(name) if name in NAMES else name,
-            f"{score['score']:.1f}",
+            head(name),
+            f"{score['score']:.{BENCHMARKS[name].digits if name in scored else 1}f}",
             str(score.get("metric", "")),
             str(score.get("items", "")),
         )

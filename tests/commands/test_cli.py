@@ -182,6 +182,11 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
         (("eval",), "runs: no finished run"),
         (("eval", "--benchmarks", "mme,popes"), "--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)"),
         (("eval", "--model", "./none"), "./none: no such folder"),
+        (
+            ("eval", "--metric", "exact"),
+            "--data and --metric go together: rows, and how answers to them are scored (exact, anls ...)",
+        ),
+        (("eval", "--reader", "strict"), "--reader: needs --rescore RUN, the run whose answers are read again"),
         (("compare",), "runs: no finished run with scores"),
         (("compare", "small"), "small: neither a run folder, nor the folder that switchkd eval named, nor a recipe"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import words
 from switchkd_cli.report.formats.markdown import plain, to_markdown
@@ -105,6 +105,13 @@ def test_every_benchmark_left_out_leaves_no_average(root):
     teacher = {**TEACHER, "not_beaten": {task: ["blind"] for task in OURS}}
     report = distillation([read(run) for run in pair(root)], teacher)
     assert lines(report)["Switch-KD (seed 0)"] == ["(55.5)", "(41.2)", "(99.0)", "(71.5)", "–"]
+    assert "no benchmark is left: there is no average" in report.notes
+
+
+def test_alone_such_benchmarks_have_no_average(root):
+    runs = [made.run(root, row, row, {"mmvp": score}) for row, score in (("ours", 50.0), ("sft", 40.0))]
+    report = distillation([read(run) for run in runs], None)
+    assert lines(report)["ours (seed 0)"] == ["(50.0)", "–"]
     assert "no benchmark is left: there is no average" in report.notes
 
 
@@ -230,7 +237,7 @@ def test_piped_output_is_whole_plain_and_narrow(root):
 
 
 def test_numbers_stay_whole_however_long_the_titles(root):
-    everything = {task: 100.0 - i / 10 for i, task in enumerate(BENCHMARKS)}
+    everything = {task: 100.0 - i / 10 for i, task in enumerate(TEN)}
     runs = [
         made.run(root, row, "a title that goes on and on, with [markup] and more than a line of words", everything)
         for row in ("one", "two")

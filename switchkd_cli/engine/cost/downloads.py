@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS
 from switchkd_cli.engine.cost.model_facts import published, published_part
 from switchkd_cli.engine.cost.workload import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
@@ -38,7 +38,8 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
                 origin = f", from {facts['from']}" if facts else ""
                 yield Download(Path(path).name, None, path, f"by hand{origin}")
     if config.evaluation is not None and config.evaluation.world == "hub":
-        data_sets = {BENCHMARKS[name].data.partition("/")[0] for name in config.evaluation.benchmarks}
+        named = [name for name in config.evaluation.benchmarks if name not in ROW_METRICS]
+        data_sets = {BENCHMARKS[name].data.partition("/")[0] or name for name in named}
         where, note = f"{constants.HF_HOME}/datasets", "fetched by lmms-eval unless they are there"
         yield Download(f"{len(data_sets)} benchmarks", None, where, note)
 

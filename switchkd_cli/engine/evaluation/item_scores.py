@@ -46,11 +46,13 @@ def unit(row: Benchmark, sample: dict) -> dict[str, Any]:
     return {"unit": value["index"] % CIRCLE} if row.task_folder == "mmbench" else {}
 
 
-def faults(row: Benchmark, sample: dict, item: Item, score: float) -> list[str]:
+def faults(row: Benchmark, sample: dict, item: Item, score: float | None) -> list[str]:
     """Return the faults of an answer (see `benchmarks.FAULTS`)."""
     answer = sample["filtered_resps"][0]
     if not answer:
         faults_of_text = ["empty"]
+    elif row.stock:
+        faults_of_text = []  # what its rule can read is not known here
     elif row.asks == "open":
         faults_of_text = ["unreadable"] if score == 0 and _contains(answer, item.target) else []
     else:

@@ -7,7 +7,9 @@ ever called.
 import logging
 import os
 import random
+import socket
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
@@ -28,23 +30,33 @@ from loguru import logger
 from tenacity import RetryError, stop_after_attempt
 from tqdm import tqdm
 
+from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 from switchkd_cli.engine.hub import one_line
-from switchkd_cli.errors import MACHINE, UTF8, UserError
+from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
 from switchkd_cli.files.locks import can_lock
 
 HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
-def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path | None, limit: int | None) -> dict:
+def run(
+    model: LmmsModel,
+    rows: Sequence[Benchmark],
+    *,
+    folder: Path,
+    home: Path | None,
+    limit: int | None,
+    tasks_path: str | None = None,
+) -> dict:
     """Evaluate the model and return lmms-eval's own result dictionary, with samples.
 
     `home` is a folder of local data sets (see playground/benchmark_sets.py); without it the tasks load theirs from the
-    hub, the first `limit` items of each. Files that tasks write go to `folder`, all output goes to `folder`/log.txt.
-    Raises UserError (code MACHINE) where a published data set can't be fetched; exceptions of a task or of the model are
-    not changed.
+    hub, the first `limit` items of each. `tasks_path` is a folder of the user's own tasks. Files that tasks write go to
+    `folder`, all output goes to `folder`/log.txt.
+    Raises UserError (code MACHINE) where a published data set can't be fetched, and where a task tries to reach the network
+    after that; exceptions of a task or of the model are not changed.
     """
     folder = folder.resolve()
     with ExitStack() as stack:
@@ -53,11 +65,13 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path
         stack.enter_context(no_judge())
         if home is not None:
             stack.enter_context(_local_data(home.resolve()))
-        manager = task_manager(rows)
+        manager = task_manager(rows, tasks_path)
         try:
+            model.tasks = manager.load_task_or_group([_task(row, manager) for row in rows])
+            stack.enter_context(nothing_goes_out())
             return evaluator.simple_evaluate(
                 model=model,
-                tasks=[_task(row, manager) for row in rows],
+                tasks=list(model.tasks.values()),
                 task_manager=manager,
                 limit=limit,
                 bootstrap_iters=0,
@@ -74,19 +88,67 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], *, folder: Path, home: Path
                 hint="log in to the hub where there is a network (hf auth login), or ask for --world playground",
                 code=MACHINE,
             ) from error
+        except _Outside as error:
+            raise UserError(
+                f"evaluation: a task tried to reach {error} while it asked or scored: a judge model, or images of the web",
+                hint="leave out the benchmark that log.txt names last: answers are sent nowhere from here",
+            ) from error
 
 
-def task_manager(rows: Sequence[Benchmark]) -> TaskManager:
+def task_manager(rows: Sequence[Benchmark], tasks_path: str | None = None) -> TaskManager:
     """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds."""
-    folders = sorted({row.task_folder for row in rows})
-    return TaskManager(include_path=[str(TASKS / name) for name in folders], include_defaults=False)
+    stock = [stock_tasks.known(tasks_path)[row.task].file.parent for row in rows if row.stock]
+    ours = [TASKS / row.task_folder for row in rows if not row.stock]
+    return TaskManager(include_path=list(dict.fromkeys(map(str, stock + ours))), include_defaults=False)
+
+
+def import_code(rows: Sequence[Benchmark], tasks_path: str | None) -> None:
+    """Import the code that tasks name. Raises UserError (code MACHINE) with every task where that fails."""
+    problems = []
+    with quiet(Path(os.devnull)), no_judge():
+        manager = task_manager(rows, tasks_path)
+        for row in rows:
+            try:
+                with import_errors():
+                    _task(row, manager)
+            except UserError as error:
+                problems += [f"{row.task}: {problem}" for problem in error.problems]
+    if problems:
+        hint = "pip install what is missing, or leave these benchmarks out (docs/recipes.md)"
+        raise UserError(problems, hint, MACHINE)
 
 
 def _task(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
-    """Return the stock task without its submission file, a spreadsheet to upload to a server."""
+    """Return the task without its submission file, a spreadsheet to upload to a server."""
     stock = lmms_eval.utils.load_yaml_config(manager.task_index[row.task]["yaml_path"], mode="full")
-    metrics = [metric for metric in stock["metric_list"] if metric["metric"] != "submission"]
-    return {"task": row.task, "metric_list": metrics}
+    if not (listed := stock.get("metric_list")):
+        return {"task": row.task}
+    return {"task": row.task, "metric_list": [metric for metric in listed if metric["metric"] != "submission"]}
+
+
+class _Outside(BaseException):
+    """A connection that was refused. No Exception: tasks catch those, wait, and score the answer 0."""
+
+
+@contextmanager
+def nothing_goes_out() -> Iterator[None]:
+    """Refuse every connection of this thread and of those that start inside; trackers' threads go on."""
+    others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        if threading.get_ident() not in others and not isinstance(address, str | bytes):  # a path of this machine
+            raise _Outside(address)
+        connect(self, address)
+
+    def guarded_look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() not in others:
+            raise _Outside(host)
+        return look_up(host, *args, **kwargs)
+
+    with patch.object(socket.socket, "connect", guarded_connect), patch.object(socket, "getaddrinfo", guarded_look_up):
+        yield
 
 
 @contextmanager

@@ -4,9 +4,11 @@ import hashlib
 import time
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -14,8 +16,12 @@ from PIL.Image import Image
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.data.image import upright
+from switchkd_cli.errors import UserError
 
 LETTERS = frozenset("ABCDEFGH")
+SHORT = 16  # in the playground, where most answers are a word or two
+LONGEST = 1024
+"""The most new tokens of an answer to a published benchmark, as in lmms-eval."""
 
 
 @dataclass
@@ -29,6 +35,7 @@ class Item:
     read_images: Callable[[dict], list[Image] | None]
     limit: int  # new tokens
     until: tuple[str, ...]
+    read_target: Callable[[dict], Any] | None = None  # of a stock task; else the benchmark's column holds the target
     images: list[Image] = field(default_factory=list)
     key: str = ""  # a digest of prompt and images, the same in any order of the data set: equal keys are one question
     image_key: str | None = None  # a digest of the images; None for a question without images
@@ -39,13 +46,15 @@ class Item:
     too_long: bool = False  # prompt and answer need more positions than the model has
 
     @classmethod
-    def of(cls, request: Instance, task_dict: dict, longest: int) -> "Item":
-        """Return a request's item, with as many new tokens as the stock task allows, but no more than `longest`."""
+    def of(cls, request: Instance, task_dict: dict, tasks: dict[str, Any], playground: bool = False) -> "Item":
+        """Return a request's item, with as many new tokens as the task allows; in the playground no more than it needs."""
         prompt, settings, read_images, doc_id, task, split = request.args
         until = settings.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(filter(None, until))
+        longest = SHORT if playground else LONGEST
         limit = min(settings.get("max_new_tokens", longest), longest)
-        return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until)
+        read_target = tasks[task].doc_to_target if BENCHMARKS[task].stock else None
+        return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until, read_target)
 
     def read(self) -> None:
         """Read the images, the right answer and the kind, once.
@@ -55,14 +64,19 @@ class Item:
         if self.key:
             return
         doc = self.data[self.doc_id]
-        self.images = [upright(image) for image in self.read_images(doc) or []]
+        shown = self.read_images(doc) or [] if callable(self.read_images) else []
+        if other := {type(image).__name__ for image in shown if not isinstance(image, Image)}:
+            raise UserError(f"{self.task}: shows something that is no image, so it can't be asked here: {other.pop()}")
+        self.images = [upright(image) for image in shown]
         digests = [digest(image) for image in self.images]
         self.key = _joint_digest([self.prompt, *digests])
         self.image_key = _joint_digest(digests) if digests else None
-        self.kind, value = doc.get("kind", ""), doc[BENCHMARKS[self.task].target]
-        if isinstance(value, list):
+        stock, read_target = BENCHMARKS[self.task].stock, self.read_target or itemgetter(BENCHMARKS[self.task].target)
+        value = read_target(doc)
+        self.kind = "" if stock else doc.get("kind", "")
+        if isinstance(value, list) and value and all(isinstance(each, Hashable) for each in value):
             value = Counter(value).most_common(1)[0][0]
-        self.target = chr(ord("A") + value) if isinstance(value, int) else str(value)
+        self.target = chr(ord("A") + value) if isinstance(value, int) and not stock else str(value)
 
     def cut(self, answer: str) -> str:
         """Return the answer up to the first stop string."""
@@ -86,11 +100,12 @@ class LmmsModel(lmms):
 
     is_simple = True
 
-    def __init__(self, *, batch: int = 64, longest: int = 1024) -> None:
+    def __init__(self, *, batch: int = 64, playground: bool = False) -> None:
         super().__init__()
         self.accelerator = None  # lmms-eval needs none in one process, and would create one without this
         self.batch = batch
-        self.longest = longest
+        self.playground = playground
+        self.tasks: dict[str, Any] = {}  # lmms-eval's, by name
         self.items: dict[tuple[str, int], Item] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -107,7 +122,12 @@ class LmmsModel(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return one answer per request, in their order; lmms-eval calls this."""
-        items = [Item.of(r, self.task_dict, self.longest) for r in requests]
+        items = [Item.of(r, self.task_dict, self.tasks, self.playground) for r in requests]
+        self.ask(items)
+        return [item.answer for item in items]
+
+    def ask(self, items: Sequence[Item]) -> None:
+        """Answer items, and keep them."""
         self.items |= {(item.task, item.doc_id): item for item in items}
         self.prepare(items)
         for batch in self._batches(items):
@@ -120,7 +140,6 @@ class LmmsModel(lmms):
             for item in batch:
                 self.seconds[item.task] += seconds / len(batch)
                 item.images = []  # no longer needed
-        return [item.answer for item in items]
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         by_length = sorted(zip(self.lengths(items), items, strict=True), key=lambda pair: (pair[1].limit, pair[0]))
@@ -128,7 +147,7 @@ class LmmsModel(lmms):
             while batch := list(islice(same, self.batch)):
                 yield batch
 
-    # abstract in lmms-eval, and not used: the ten benchmarks read one answer to one question
+    # abstract in lmms-eval, and not used: the benchmarks read one answer to one question
     loglikelihood = generate_until_multi_round = None
 
 

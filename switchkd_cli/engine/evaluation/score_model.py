@@ -1,4 +1,4 @@
-"""Score a checkpoint on the ten benchmarks with lmms-eval's stock tasks (see benchmarks.py)."""
+"""Score a checkpoint on benchmarks with lmms-eval's tasks (see benchmarks.py)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, Benchmark
+from switchkd_cli import stock_tasks
+from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.errors import UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
+from switchkd_cli.playground.requested_folder import world_digest
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import provenance
@@ -22,16 +24,15 @@ if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is e
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
 """Libraries that a score depends on: runs scored with different versions are not compared."""
-LONGEST = {"playground": 16, "hub": 1024}
-"""The most new tokens of an answer. The playground's answers are a word or two; lmms-eval allows up to 1,024."""
 
 
 def local_sets(asked: Evaluation, folder: Path) -> Path:
     """Return the folder of the playground's data sets for an evaluation, written under `folder` if they are missing."""
     if asked.items is None or asked.items < 2:
         raise UserError("evaluation: the playground has no end: say how many `items` a benchmark has, at least 2")
-    fields = asked.model_dump(mode="json", include={"benchmarks", "split", "items", "seed"})
-    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": benchmark_sets.world_digest()}), **fields)
+    fields = asked.model_dump(mode="json", include={"split", "items", "seed"})
+    fields["benchmarks"] = [name for name in asked.benchmarks if name not in ROW_METRICS]
+    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": world_digest()}), **fields)
 
 
 def short_hash(value: Any) -> str:
@@ -58,8 +59,9 @@ def evaluate(
     Raises UserError where the request is not possible, the folder is no intact checkpoint of a known family, or
     lmms-eval can't be used (code MACHINE). Exceptions inside lmms-eval or the model are not changed.
     """
-    harness = import_harness()
     questions = Evaluation(**asked)
+    check(questions)
+    harness = import_harness()
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
@@ -71,31 +73,40 @@ def evaluate(
     with harness.quiet(folder / "log.txt"):
         # half precision saves memory and time on a GPU; a CPU computes faster in float32
         model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        positions, longest = max_positions(blueprint.config), LONGEST[questions.world]
-        greedy_model = GreedyModel(model, blind=blind, positions=positions, batch=questions.batch, longest=longest)
+        how = {"batch": questions.batch, "playground": questions.world == "playground"}
+        greedy_model = GreedyModel(model, blind=blind, positions=max_positions(blueprint.config), **how)
     scores = score_request(greedy_model, questions, folder, sets)
     return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **scores}
 
 
 def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[str, Any]:
     """Score the best constant answers (see `MajorityBaseline`) by the same metrics; arguments as in `evaluate`."""
-    import_harness()
+    questions = Evaluation(**asked)
+    check(questions)
     from switchkd_cli.engine.evaluation.lmms_model import MajorityBaseline
 
-    scores = score_request(MajorityBaseline(), Evaluation(**asked), folder, sets)
+    scores = score_request(MajorityBaseline(), questions, folder, sets)
     return {"model": "majority", "blind": True, **scores}
 
 
 def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path | None = None) -> dict[str, Any]:
     """Evaluate any `LmmsModel`: write its answers to `folder`/answers and return the scores."""
     harness = import_harness()
-    rows = [BENCHMARKS[name] for name in dict.fromkeys(asked.benchmarks)]
+    rows = benchmarks(asked)
+    of_lmms_eval = [row for row in rows if row.task not in ROW_METRICS]
     local = asked.world == "playground"
     limit = None if local or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
     times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
     times.append(time.perf_counter())
-    outcome = harness.run(model, rows, folder=folder, home=home, limit=limit)
+    outcome: dict[str, Any] = {}
+    if of_lmms_eval:
+        outcome = harness.run(model, of_lmms_eval, folder=folder, home=home, limit=limit, tasks_path=asked.tasks_path)
+    if asked.data is not None:
+        from switchkd_cli.engine.evaluation.own_rows import questions
+
+        with harness.quiet(folder / "log.txt"):
+            model.ask(questions(asked.data, asked.items))
     times.append(time.perf_counter())
     scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
     times.append(time.perf_counter())
@@ -105,7 +116,7 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     versions = provenance.versions()
     return {
         "world": asked.world,
-        "split": asked.split if local else "published",
+        "split": asked.split if local else "own" if asked.world == "rows" else "published",
         "seed": asked.seed,
         "scores": scores,
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
@@ -116,12 +127,23 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
 
 def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dict[str, Any]:
     """Return one benchmark's score, and write its items to `folder`."""
+    from switchkd_cli.engine.evaluation import own_rows, stock_metric
     from switchkd_cli.engine.evaluation.item_scores import categories, faults, item_scores, unit
 
-    samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
+    asked = OWN_ROWS if row.task in ROW_METRICS else row.task  # several metrics score the same rows
+    if row.task in ROW_METRICS:
+        entry, samples, each = own_rows.read(row.task, [i for i in model.items.values() if i.task == OWN_ROWS])
+    elif row.stock:
+        entry, samples, each = stock_metric.read(row.task, model.tasks[row.task], outcome)
+    else:
+        samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
+        value = float(outcome["results"][row.task][f"{row.metric},none"])
+        entry = {"score": row.score(value, categories(row, samples)), "metric": row.metric, "value": value}
+        scores = zip(samples, item_scores(row, samples), strict=True)
+        each = [{"score": score} | unit(row, sample) for sample, score in scores]
     lines = []
-    for sample, score in zip(samples, item_scores(row, samples), strict=True):
-        item = model.items[row.task, sample["doc_id"]]
+    for sample, own in zip(samples, each, strict=True):
+        item = model.items[asked, sample["doc_id"]]
         answer = {
             "doc_id": sample["doc_id"],
             "key": item.key,
@@ -130,23 +152,40 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
             "prompt": item.prompt,
             "answer": sample["filtered_resps"][0],
             "target": item.target,
-            "score": score,
         }
-        lines.append(answer | unit(row, sample) | {"faults": faults(row, sample, item, score)})
+        lines.append(answer | own | {"faults": faults(row, sample, item, own["score"])})
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
-    value = float(outcome["results"][row.task][f"{row.metric},none"])
     return {
-        "score": row.score(value, categories(row, samples)),
-        "metric": row.metric,
-        "value": value,
+        **entry,
         "items": len(samples),
         **yes_no(row, lines),
         **{fault: sum(fault in line["faults"] for line in lines) for fault in FAULTS},
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
-        "seconds": round(model.seconds[row.task], 3),
+        "seconds": round(model.seconds[asked], 3),
     }
+
+
+def benchmarks(asked: Evaluation) -> list[Benchmark]:
+    """Return the benchmarks of an evaluation, each once, with the tasks of its groups."""
+    tasks = [task for name in asked.benchmarks for task in stock_tasks.expanded(name, asked.tasks_path)]
+    return [BENCHMARKS[task] for task in dict.fromkeys(tasks)]
+
+
+def check(asked: Evaluation) -> None:
+    """Find what would end an evaluation, before a model is trained or loaded.
+
+    Raises UserError for one's own rows that can't be asked, and with code MACHINE where lmms-eval, or a task's code, can't be
+    imported.
+    """
+    harness = import_harness()
+    if stock := [row for row in benchmarks(asked) if row.stock and row.task not in ROW_METRICS]:
+        harness.import_code(stock, asked.tasks_path)
+    if asked.data is not None:
+        from switchkd_cli.engine.evaluation.own_rows import questions
+
+        questions(asked.data, asked.items)
 
 
 def import_harness() -> Any:

@@ -60,7 +60,13 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "results": results,
         "local": results is not None and results["world"] == "playground",
         "scores": [
-            {**score, "task": (task := name.removesuffix(ACCURACY)), "column": BENCHMARKS[task].column}
+            {
+                **score,
+                "task": (task := name.removesuffix(ACCURACY)),
+                "column": BENCHMARKS[task].column,
+                "shown": f"{score['score']:.{BENCHMARKS[task].digits}f}"
+                + " (lmms-eval's own)" * BENCHMARKS[task].stock,
+            }
             for name, score in with_accuracies(results["scores"] if results else {}).items()
         ],
         "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
@@ -117,6 +123,6 @@ def _eval_result(fields: Mapping[str, Any], score: Mapping[str, Any]) -> EvalRes
         dataset_split=results["split"] if local else BENCHMARKS[score["task"]].split,
         dataset_args={"items": score["items"]},
         metric_type=score["metric"],
-        metric_name=f"{score['metric']}, 0..100",
-        metric_value=round(score["score"], 2),
+        metric_name=score["metric"] + ("" if BENCHMARKS[score["task"]].stock else ", 0..100"),
+        metric_value=round(score["score"], 4 if BENCHMARKS[score["task"]].stock else 2),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import in_order
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.find import find_or_none
@@ -75,7 +75,8 @@ def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]
     runs = [run for recipe in recipes for run in recipe.runs]
     checked = findings.check_findings(recipes)
     table = findings.table(checked)
-    tasks = [task for task in BENCHMARKS if any(task in run.scores for run in runs)]
+    measured = {task: entry for run in runs for task, entry in run.results["scores"].items()}
+    tasks = in_order(measured)
     splits = dict.fromkeys((run.results["world"], run.results["split"]) for run in runs)
     worlds = sorted({world for world, _ in splits})
     head = (
@@ -88,7 +89,7 @@ def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]
         Section("The paper's findings, and ours", "findings", tuple(said)),
         *(chapter(recipe, figures.get(recipe.name, ())) for recipe in recipes),
         Section("How it was made", "made", tuple(_how_it_was_made(recipes, runs))),
-        Section("The protocol", "protocol", tuple(protocol(tasks, world, split) for world, split in splits)),
+        Section("The protocol", "protocol", tuple(protocol(tasks, world, split, measured) for world, split in splits)),
     )
     titles = ", ".join(dict.fromkeys(recipe.title for recipe in recipes))
     subtitle = f"{' and '.join(WORLDS.get(world, world) for world in worlds)} · {titles}"

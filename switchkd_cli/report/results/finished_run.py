@@ -6,14 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.benchmarks import with_accuracies
+from switchkd_cli.benchmarks import BENCHMARKS, with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.baselines import BASELINES
-from switchkd_cli.report.stats.yes_no import completed
+from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
+from switchkd_cli.report.stats.readers import Reader, readable, reread
+from switchkd_cli.report.stats.yes_no import completed, yes_no
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
@@ -128,6 +130,35 @@ def read(folder: RunFolder) -> ScoredRun:
     )
 
 
+BY_STOCK_RULE = ("value", "others", "yes", "no", "accuracy", "unreadable", "example")
+"""Fields of a score that hold for the stock rule's reading only."""
+
+
+def rescored(run: ScoredRun, reader: Reader) -> tuple[dict[str, Any], dict[str, list[AnswerLine]], list[str]]:
+    """A run's results and answers by another reader, and notes on what it can't read.
+
+    A score is the metric's own arithmetic over the new scores of items, so that pairs stay pairs. Raises UserError where
+    no benchmark can be read.
+    """
+    if run.results.get("reader"):
+        raise UserError(f"{shown(run.path)}: its answers were already read again, name the run that they are from")
+    entries, answers, notes = {}, {}, []
+    for task, entry in run.results["scores"].items():
+        stored, benchmark = read_answers(RunFolder(run.path).answers, task) or [], BENCHMARKS[task]
+        if not readable(stored):
+            why = "its answers were not kept, or have no single right text, or no score of their own"
+            notes.append(f"{benchmark.column}: not read again: {why}")
+            continue
+        answers[task] = [reread(reader, line, counted=bool(benchmark.counted)) for line in stored]
+        score, metric = units(task, answers[task]).score, f"{entry.get('metric', '')}, {reader}"
+        kept = {field: value for field, value in entry.items() if field not in BY_STOCK_RULE}
+        entries[task] = kept | yes_no(benchmark, answers[task]) | {"score": score, "metric": metric}
+    if not entries:
+        raise UserError([f"{shown(run.path)}: {note}" for note in notes])
+    about = {"scores": entries, "model": f"{run.name}, read by {reader}", "reader": reader}
+    return {**run.results, **about}, answers, notes
+
+
 def scores(results: Mapping[str, Any]) -> dict[str, float]:
     """0..100 by task, and accuracies by their names, see `benchmarks.NAMES`."""
     return {name: float(entry["score"]) for name, entry in with_accuracies(results["scores"]).items()}
@@ -151,11 +182,12 @@ def require_same_questions(named: Sequence[tuple[str, Mapping[str, Any]]]) -> No
 
     Raises UserError with every field that differs: scores of different questions stand in no table.
     """
-    same = ("world", "split", "sets_key")
-    asked = [
-        (name, {what: of[what] for what in same} | {"benchmarks": sorted(of["scores"]), "items": items(of)})
-        for name, of in named
-    ]
+    asked = []
+    for name, of in named:
+        fields = {what: of[what] for what in ("world", "split", "sets_key")} | {"reader": of.get("reader", "stock")}
+        fields |= {"benchmarks": sorted(of["scores"]), "items": items(of)}
+        stock = {task: entry for task, entry in of["scores"].items() if BENCHMARKS[task].stock}
+        asked.append((name, fields | {f"metric of {task}": entry.get("metric") for task, entry in stock.items()}))
     if problems := list(unlike_the_first(asked)):
         raise UserError(problems, hint="compare runs that were asked the same questions: switchkd eval")
 

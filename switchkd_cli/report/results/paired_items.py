@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
-from switchkd_cli.report.stats.metric_units import AnswerLine, Units, read_answers, units
+from switchkd_cli.report.stats.metric_units import AnswerLine, Units, is_metric, read_answers, units
+from switchkd_cli.report.stats.readers import disagreement
 from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -48,15 +49,24 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
         problems += _other_items(head, kept)
         if missing := [shown(path) for path in lines if path not in kept]:
             notes.append(f"{head}: answers not kept, no test over items: {', '.join(missing)}")
+        elif any(line["score"] is None for own in kept.values() for line in own):
+            metric = runs[0].results["scores"][task].get("metric")
+            notes.append(f"{head}: {NOTES['no mean'].format(metric=metric)}")
         elif not problems:
+            judged = [f"{run.name} {counts}" for run in runs if (counts := disagreement(kept[run.path]))]
+            if judged and not any(run.results.get("reader") for run in runs):
+                notes.append(NOTES["readers"].format(head=head, runs="; ".join(judged)))
             # runs whose keys agree show the same images, so one run that names them is enough
             images = images_by_task[task] = next((found for own in kept.values() if (found := _images(own))), None)
-            made = {path: _units(task, own, images) for path, own in kept.items()}
+            # what one run's metric is a mean over is every run's: where all answers are right, any mean would do
+            categories = next((found for own in kept.values() if any(found := _categories(own))), None)
+            made = {path: _units(task, own, images, categories) for path, own in kept.items()}
+            near = is_metric if BENCHMARKS[task].stock else _near
             wrong = [
                 f"{head}: no test over items: the answers of {shown(run.path)} give "
                 f"{f'{given.score:.2f}' if given else 'no score'}, its results {run.scores[task]:.2f}"
                 for run in runs
-                if (given := made[run.path]) is None or abs(given.score - run.scores[task]) >= NEAR
+                if (given := made[run.path]) is None or not near(given.score, run.scores[task])
             ]
             notes += wrong
             if not wrong:
@@ -106,8 +116,20 @@ def _images(lines: Sequence[AnswerLine]) -> Images | None:
     return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
 
 
-def _units(name: str, lines: Sequence[AnswerLine], images: Images | None) -> Units | None:
-    named = [line | {IMAGE: at} for line, at in zip(lines, images or [None] * len(lines), strict=True)]
+def _categories(lines: Sequence[AnswerLine]) -> list[Any]:
+    return [line.get("category") for line in lines]
+
+
+def _near(given: float, reported: float) -> bool:
+    return abs(given - reported) < NEAR
+
+
+def _units(
+    name: str, lines: Sequence[AnswerLine], images: Images | None, categories: Sequence[Any] | None = None
+) -> Units | None:
+    nothing = [None] * len(lines)
+    shared = zip(lines, images or nothing, categories or nothing, strict=True)
+    named = [line | {IMAGE: image, "category": category} for line, image, category in shared]
     try:
         return units(name, named) if named else None
     except (ValueError, LookupError, TypeError, AttributeError):  # a field is absent, or of another type

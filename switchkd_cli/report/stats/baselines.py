@@ -28,7 +28,11 @@ def with_verdict(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict
 
     def beats(name: str, task: str) -> bool:
         ours, theirs = (results[who]["scores"][task]["score"] for who in ("teacher", name))
+        if not results["teacher"]["scores"][task].get("higher_is_better", True):
+            return ours < theirs  # no test: its items count the other way round, and it is in no average
         items = [read_items(folder / who / "answers" / f"{task}.jsonl") for who in ("teacher", name)]
+        if any(score is None for of in items for score in of.values()):
+            return ours > theirs  # its metric has no score of single items
         return ours > theirs and clearly_beats(*items)
 
     teacher = results["teacher"]["scores"] if "teacher" in results else ()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, NAMES
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.json_lines import json_lines
@@ -44,6 +44,8 @@ class Units:
     """Whether every unit is one question and possible is 1 for each."""
     images: tuple[str | None, ...] = ()
     """The image of each unit, None where there is none or it is not known; empty when no unit has one."""
+    scale: float = 100.0
+    """From the mean to the score: 1 for a stock task, whose gains are on lmms-eval's own scale."""
 
     def of_images(self, images: Sequence[str | None]) -> Units:
         """The same, with the units of a stratum that show one image added up; `images` holds each unit's."""
@@ -57,18 +59,24 @@ class Units:
             return replace(self, images=tuple(images))
         gained, possible = np.bincount(to, self.gained), np.bincount(to, self.possible)
         own = tuple(np.unique(to[at]) for at in self.strata)
-        return Units(gained, possible, own, single=False, images=tuple(images[at] for at in first))
+        shown = tuple(images[at] for at in first)
+        return Units(gained, possible, own, single=False, images=shown, scale=self.scale)
 
     @cached_property
     def score(self) -> float:
-        """The metric, 0..100; a stratum in which nothing was possible counts as 0, as in lmms-eval's F1."""
+        """The metric, 0..100 or of a stock task lmms-eval's; a stratum in which nothing was possible counts as 0, as in lmms-eval's F1."""
         ratios = [ratio(self.gained[at].sum(), self.possible[at].sum()) for at in self.strata]
-        return 100 * float(np.mean(ratios))
+        return self.scale * float(np.mean(ratios))
 
 
 def ratio(gained: Array, possible: Array) -> Array:
     """gained / possible, and 0 where nothing was possible."""
     return np.divide(gained, possible, out=np.zeros(np.shape(gained)), where=np.asarray(possible) != 0)
+
+
+def is_metric(mean: float, value: float) -> bool:
+    """Whether a mean is the number that a stock task gives; some round it to two places of per cent, or four of a share."""
+    return abs(mean - value) <= (0.006 if abs(value) > 1 else 0.00006)
 
 
 def read_answers(answers: Path, task: str) -> list[AnswerLine] | None:
@@ -87,6 +95,9 @@ def units(name: str, lines: Sequence[AnswerLine]) -> Units:
 
     Raises ValueError where the answers can't be combined into what the task's metric adds up.
     """
+    if name not in NAMES:
+        categories = [line["category"] for line in lines] if all(line.get("category") for line in lines) else None
+        return _units([line["score"] for line in lines], lines, categories=categories, scale=1.0)
     folder = BENCHMARKS[name].task_folder if name in BENCHMARKS else ""  # an accuracy is a mean of questions
     return METRICS.get(folder, _questions)(lines)
 
@@ -126,12 +137,16 @@ def _f1(lines: Sequence[AnswerLine]) -> Units:
     return _units(2 * said * true, lines, possible=said + true * read)
 
 
-def _units(gained: Any, firsts: Sequence[AnswerLine], *, possible: Any = None, categories: Any = None) -> Units:
+def _units(
+    gained: Any, firsts: Sequence[AnswerLine], *, possible: Any = None, categories: Any = None, scale: float = 100.0
+) -> Units:
     """Units of one image each. `firsts` are the first question of each unit; its others show the same image."""
     of = np.array(categories or [""] * len(gained))
     strata = tuple(np.flatnonzero(of == category) for category in dict.fromkeys(of.tolist()))
     single = possible is None and categories is None
-    made = Units(np.array(gained, dtype=float), np.ones(len(of)) if possible is None else possible, strata, single)
+    made = Units(
+        np.array(gained, dtype=float), np.ones(len(of)) if possible is None else possible, strata, single, scale=scale
+    )
     return made.of_images([line.get("image") for line in firsts])
 
 

@@ -140,10 +140,10 @@ def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
         return None
     from scipy.stats import bootstrap
 
-    pool = ImagePool(benchmarks)
+    pool, scale = ImagePool(benchmarks), benchmarks[0].ours[0].scale  # several: all of them points
 
     def mean(*images: Array, axis: int = -1) -> Array:
-        return 100 * pool.drawn(np.concatenate(images, axis=-1).astype(int))
+        return scale * pool.drawn(np.concatenate(images, axis=-1).astype(int))
 
     rng = np.random.default_rng(SEED)
     drawn = bootstrap(pool.parts(), mean, confidence_level=LEVEL, method="percentile", rng=rng, **pool.sampling())

@@ -1,14 +1,14 @@
-"""The columns of every table of scores: benchmarks in the paper's order, their average, and how each was measured."""
+"""The columns of every table of scores: benchmarks in the paper's order, others, the average, and how each was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import BENCHMARKS, LMMS_EVAL, NAMES, head
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, Benchmark, head, in_order
 from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
@@ -28,7 +28,7 @@ class Columns:
 
     @classmethod
     def of(cls, names: Collection[str], teacher: TeacherScores) -> Columns:
-        return cls(tuple(name for name in NAMES if name in names), teacher or {})
+        return cls(in_order(names), teacher or {})
 
     @classmethod
     def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores) -> Columns:
@@ -40,7 +40,7 @@ class Columns:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(name for name in self.names if name in BENCHMARKS)
+        return tuple(name for name in self.names if not name.endswith(ACCURACY))
 
     @cached_property
     def not_beaten(self) -> dict[str, tuple[str, ...]]:
@@ -55,11 +55,15 @@ class Columns:
     @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
-        return [task for task in self.tasks if task not in self.not_beaten]
+        return [task for task in self.tasks if BENCHMARKS[task].in_paper and task not in self.not_beaten]
 
     def counts(self, name: str) -> bool:
         """Whether a column is the average, or in it."""
         return name == AVERAGE or name in self.counted_tasks
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """How a column's numbers are shown: see `document.Number`."""
+        return {"counted": self.counts(name), "digits": BENCHMARKS[name].digits if name in self.tasks else 1}
 
     def average(self, scores: Mapping[str, float]) -> float | None:
         """The plain mean of the tasks that count (paper, section 5: Avg10); None when none does."""
@@ -76,7 +80,7 @@ class Columns:
     def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
         """A line of scores, or of differences, with its average."""
         known = [name for name in self.names if name in scores]
-        each = {name: Number(scores[name], difference=difference, counted=self.counts(name)) for name in known}
+        each = {name: Number(scores[name], difference=difference, **self.shown(name)) for name in known}
         average = self.average(scores)
         return (*map(each.get, self.names), None if average is None else Number(average, difference=difference))
 
@@ -97,19 +101,30 @@ class Columns:
         return Table((head, *self.heads), (*self.scored("teacher"), *rows, *self.scored(*BASELINES), *paper), title)
 
 
-def protocol(tasks: Sequence[str], world: str, split: str) -> Table:
-    """How each benchmark was measured; where the paper differs, its way stands in parentheses."""
+def protocol(tasks: Sequence[str], world: str, split: str, measured: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How each benchmark was measured; where the paper differs, its way stands in parentheses.
+
+    `measured` are the scores of a results.json, by task: what lmms-eval declares of a task without an entry.
+    """
+
+    def row(task: str) -> Benchmark:
+        entry, about = BENCHMARKS[task], measured.get(task, {})
+        if not entry.stock:
+            return replace(entry, split=entry.split if world == "hub" else f"{world}, {split}")
+        own = str(about.get("split") or entry.split)
+        scale = f"{entry.scale}, {'higher' if about.get('higher_is_better', True) else 'lower'} is better"
+        return replace(entry, metric=str(about.get("metric")), split=own, paper_split=own, scale=scale)
 
     def differs(here: str, paper: str) -> str:
         return here if here == paper else f"{here} (paper: {paper})"
 
     columns: tuple[Column, ...] = (
         ("protocol", "column"),
-        ("split", lambda row: differs(row.split if world == "hub" else f"{world}, {split}", row.paper_split)),
+        ("split", lambda row: differs(row.split, row.paper_split)),
         ("metric", "metric"),
         ("scale", "scale"),
         ("OCR", lambda row: differs(*("on" if flag else "off" for flag in (row.ocr, row.paper_ocr)))),
         ("scored by", lambda row: f"{row.task}: {differs(row.judge, row.paper_judge or row.judge)}"),
     )
     title = f"protocol: stock tasks of lmms-eval {LMMS_EVAL}, and the paper's where it differs"
-    return Table.of([BENCHMARKS[task] for task in tasks], columns, title=title, source="protocol")
+    return Table.of([row(task) for task in tasks], columns, title=title, source="protocol")

@@ -127,7 +127,7 @@ def comparison(
         columns.table("points", lines, every, "scores"),
         *_over_seeds(rows, columns),
         *differences.tables(compared),
-        protocol(columns.tasks, results["world"], results["split"]),
+        protocol(columns.tasks, results["world"], results["split"], results["scores"]),
     )
     return Document(footnotes.title(runs), (*tables, Points(notes)))
 

@@ -91,20 +91,21 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
         tasks = columns.counted_tasks if name == AVERAGE else [name]
         if not runs or not tasks:
             continue
-        counted = columns.counts(name)
+        shown = columns.shown(name)
         pairs = [(figure(one), figure(other)) for one, other in runs]
         gaps = [one - other for one, other in pairs]
         means, gap = [fmean(side) for side in zip(*pairs, strict=True)], over_seeds(gaps, difference=True)
         tested = [paired[task] for task in tasks] if paired.keys() >= set(tasks) else []
         assert gap is not None
+        items = significance.interval(tested) if tested else None
         difference = Difference(
             head,
-            ours=Number(means[0], counted=counted),
-            theirs=Number(means[1], counted=counted),
-            number=Number(means[0] - means[1], difference=True, counted=counted),
-            over_seeds=replace(gap, counted=counted),
-            deviation=Number(stdev(gaps)) if len(gaps) > 1 else None,
-            items=significance.interval(tested) if tested else None,
+            ours=Number(means[0], **shown),
+            theirs=Number(means[1], **shown),
+            number=Number(means[0] - means[1], difference=True, **shown),
+            over_seeds=replace(gap, **shown),
+            deviation=Number(stdev(gaps), digits=shown["digits"]) if len(gaps) > 1 else None,
+            items=items and replace(items, digits=shown["digits"]),
             # an accuracy counts the answers of its score once more: no test of its own to correct for
             p=Probability(significance.p_value(tested)) if tested and name in (*columns.tasks, AVERAGE) else None,
             printed=_printed(ours, theirs, name),
@@ -135,7 +136,7 @@ def tables(rows: Sequence[RowDifference]) -> Iterator[Table]:
 
 def _ends(difference: Difference) -> Interval:
     mean = difference.over_seeds
-    return Interval(mean.low, mean.high, mean.detectable)
+    return Interval(mean.low, mean.high, mean.detectable, mean.digits)
 
 
 def notes(rows: Sequence[RowDifference]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, FAULTS, head
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, FAULTS, head, in_order
 from switchkd_cli.errors import printable
 from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.grouping import grouped
@@ -36,6 +36,11 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey image"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
+    if own := [task for task in columns.tasks if BENCHMARKS[task].stock]:
+        yield f"{', '.join(own)}: on their own scales, not in points"
+        measured = runs[0].results["scores"]
+        if lower := [task for task in own if not measured[task].get("higher_is_better", True)]:
+            yield f"lower is better, so a negative difference is a gain: {', '.join(lower)}"
     yield from answers(runs, columns.teacher)
     yield from stand_ins(runs)
     yield from fidelity(runs)
@@ -58,7 +63,8 @@ def answers(runs: Sequence[ScoredRun], teacher: Mapping[str, Any]) -> Iterator[s
 
 def faults(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     """The same of results by name, by benchmark: faults, a warning where they are more than half, and one-word rows."""
-    for task, row in BENCHMARKS.items():
+    for task in in_order({task for each in named.values() for r in each for task in r["scores"]}):
+        row = BENCHMARKS[task]
         scores = {name: [r["scores"][task] for r in each if task in r["scores"]] for name, each in named.items()}
         for fault, words in FAULTS.items():
             counts = [text for name, each in scores.items() if (text := _count(name, each, fault))]
@@ -93,7 +99,9 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     for names, heads in grouped((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks).items():
         beaten = " or ".join(BASELINES[name] for name in names)
         yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
-    if len(columns.not_beaten) == len(columns.tasks):
+    if others := [row.column for task in columns.tasks if not (row := BENCHMARKS[task]).in_paper]:
+        yield f"({', '.join(others)}): not among the paper's ten: in no average"
+    if not columns.counted_tasks:
         yield "no benchmark is left: there is no average"
     for row in (BENCHMARKS[task] for task in columns.tasks if task + ACCURACY in columns.names):
         yield NOTES["accuracy"].format(head=head(row.task + ACCURACY), score=row.column, counted=row.counted)

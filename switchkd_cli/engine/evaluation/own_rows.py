@@ -1,0 +1,107 @@
+"""Held-out rows of one's own as a benchmark: their questions, and the metrics that compare an answer with the row's.
+
+Every question stands by itself, with the images of its row.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from lmms_eval.api.metrics import anls
+from lmms_eval.tasks.chartqa.utils import relaxed_correctness
+
+from switchkd_cli import registry
+from switchkd_cli.benchmarks import OWN_ROWS
+from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.rows import Fault, Rows
+from switchkd_cli.engine.evaluation.lmms_model import Item
+from switchkd_cli.errors import UserError
+from switchkd_cli.files.hashes import cache_home
+from switchkd_cli.recipe.schema import DataSet
+
+ANSWER_TOKENS = 128
+NAMED = 10  # rows that one error names
+
+
+def questions(data: DataSet, limit: int | None) -> list[Item]:
+    """Return the first `limit` questions of a data set, or all.
+
+    Raises UserError naming rows that can't be read, conversations of several exchanges that depend on one another, and
+    system texts, which a benchmark's question has no place for.
+    """
+    rows = registry.resolve("source", data.source)(cache_home(), **data.parameters)
+    docs: list[tuple[int, int]] = []
+    problems = [str(fault) for fault in rows.survey.faults]
+    bad = {fault.row for fault in rows.survey.faults}
+    for number in (n for n in range(len(rows)) if n not in bad):
+        row = rows[number]
+        if row.system is not None:
+            problems.append(f"row {row.id}: has a system text, which is not asked")
+        if len(row.exchanges) > 1 and rows.turns == "chained":
+            problems.append(f"row {row.id}: a conversation; with `turns: independent` each question stands by itself")
+        docs += [(number, turn) for turn in range(len(row.exchanges))]
+    if problems:
+        more = [f"and {len(problems) - NAMED} more"] * (len(problems) > NAMED)
+        raise UserError([f"evaluation.data: {problem}" for problem in problems[:NAMED] + more])
+    return [_item(rows, docs, doc_id) for doc_id in range(len(docs[:limit]))]
+
+
+def _item(rows: Rows, docs: Sequence[tuple[int, int]], doc_id: int) -> Item:
+    number, turn = docs[doc_id]
+    row = rows[number]
+    question, target = row.exchanges[turn]
+
+    def images(_: Any) -> list:
+        try:
+            return [open_image(image, rows.images, follow_links=rows.follow_links) for image in row.images]
+        except Fault as fault:
+            raise UserError(f"evaluation.data: row {row.id}: {fault}") from fault
+
+    return Item(OWN_ROWS, doc_id, question, docs, images, ANSWER_TOKENS, (), lambda _: target)
+
+
+def read(name: str, items: Sequence[Item]) -> tuple[dict[str, Any], list[dict], list[dict]]:
+    """Return the score of `items` by one of `ROW_METRICS`, an entry of results.json; a sample and its score of each item."""
+    metric = name.removeprefix(f"{OWN_ROWS}.")
+    each = scores(metric, [item.answer for item in items], [item.target for item in items])
+    entry = {"score": fmean(each), "metric": metric, "higher_is_better": True, "split": "own"}
+    samples = [{"doc_id": item.doc_id, "filtered_resps": [item.answer]} for item in items]
+    return entry, samples, [{"score": score} for score in each]
+
+
+def scores(metric: str, answers: Sequence[str], targets: Sequence[str]) -> list[float]:
+    """Return the score of each answer by one of `METRICS`; CIDEr's depends on all right answers, and only on one answer."""
+    if metric != "cider":
+        return [float(METRICS[metric](answer, target)) for answer, target in zip(answers, targets, strict=True)]
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+    scorer = CiderScorer()
+    for answer, target in zip(answers, targets, strict=True):
+        scorer += (" ".join(_words(answer)), [" ".join(_words(target))])
+    return [float(score) for score in scorer.compute_score()[1]]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _f1(answer: str, target: str) -> float:
+    """Harmonic mean of the shares of common words, as in SQuAD, articles kept."""
+    said, right = Counter(_words(answer)), Counter(_words(target))
+    if not said or not right:
+        return float(said == right)
+    return 2 * (said & right).total() / (said.total() + right.total())
+
+
+METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact": lambda answer, target: _plain(answer) == _plain(target),
+    "anls": lambda answer, target: anls([target], [answer])["anls"],
+    "relaxed": lambda answer, target: relaxed_correctness(answer.strip(), target.strip()),
+    "f1": _f1,
+}
