@@ -15,6 +15,7 @@ from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.look import lengths
 from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.eyes_or_reader import eyes_or_reader
@@ -81,6 +82,8 @@ def train_stages(
             for name, rows in data.items():
                 for note in rows.notes:
                     folder.log({"event": "rows", "text": f"{name}: {note}"})
+            of_data = {name: lengths(rows.rows.survey.sizes) for name, rows in data.items()}
+            write_json(folder.record, {**folder.info(), "lengths": of_data})
         for rows in data.values():
             rows.bad_rows.write_to(folder.skipped)
     if trackers is not None:

@@ -48,6 +48,7 @@ class Info(Lenient):
     ended: OneLine = ""
     seconds: Real | None = None
     threads: Whole | None = None
+    lengths: dict[OneLine, dict[Annotated[int, Field(gt=0)], Whole]] = {}
 
 
 class Score(Lenient):

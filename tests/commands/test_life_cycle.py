@@ -112,7 +112,7 @@ def test_compare_shows_runs_beside_the_paper(runs):
 def test_compare_draws_its_pictures(runs, tmp_path):
     root, _ = runs
     switchkd("compare", "recipes/quickstart.yaml", "--out", str(root), "--pictures", str(tmp_path))
-    names = ("radar", "curves", "cost", "knees", "attention")
+    names = ("radar", "cost", "lengths", "curves", "knees", "attention")
     assert {path.name for path in tmp_path.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("png", "svg")}
 
 
@@ -120,9 +120,9 @@ def test_compare_writes_a_report_with_every_picture(runs, tmp_path):
     root, _ = runs
     switchkd("compare", "recipes/quickstart.yaml", "--out", str(root), "--report", str(tmp_path))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count('role="img"') == 4 and page.count("data:image/png;base64,") >= 1
+    assert page.count('role="img"') == 5 and page.count("data:image/png;base64,") >= 1
     assert "Not run: " in page and "2 of 2 runs finished and scored (seed 1)" in page
-    assert (tmp_path / "report.md").read_text(encoding="utf-8").count("](<pictures/quickstart/") == 5
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").count("](<pictures/quickstart/") == 6
 
 
 def test_every_row_is_measured_against_the_teacher_on_the_same_positions(runs):

@@ -1,11 +1,12 @@
 """A look at the data before training: counts that a person would otherwise find out after it."""
 
+import numpy as np
 from PIL import Image
 
 from switchkd_cli.commands.dry_run import _show_run
 from switchkd_cli.engine.data import look as look_module
 from switchkd_cli.engine.data import open_file
-from switchkd_cli.engine.data.look import look
+from switchkd_cli.engine.data.look import lengths, look
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
@@ -43,6 +44,12 @@ def test_the_look_at_a_file(tmp_path):
     assert list(look(rows, {})) == LOOK
     (tmp_path / "a.png").unlink()
     assert list(look(rows, {}))[-1] == "images: 30 x 10 to 30 x 10 pixels, L 1 (100%)"
+
+
+def test_lengths_are_counted_up_to_each_power_and_without_unusable_rows():
+    assert lengths(np.array([1, 3, 4, 5, 0, 64, 0])) == {1: 1, 2: 0, 4: 2, 8: 1, 16: 0, 32: 0, 64: 1}
+    assert lengths(np.array([16, 17, 64, 65]), 4) == {16: 1, 64: 2, 256: 1}
+    assert lengths(np.array([0, 0])) == {}
 
 
 def test_of_a_large_set_a_sample_is_read_again(tmp_path, monkeypatch):

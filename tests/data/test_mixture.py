@@ -158,6 +158,8 @@ def test_a_run_of_a_mixture(tmp_path):
         line["step"] for line in tiny_run.trace(folder.path) if line.get("stage") == "distill" and "loss" in line
     ] == [1, 2]
     assert "others x2, rows x1" in (folder.model / "README.md").read_text()
+    kept = folder.info()["lengths"]  # for the report's figure
+    assert list(kept) == ["rows", "others"] and sum(kept["rows"].values()) == sum(kept["others"].values()) == 4
     other = load(recipe, overrides=["stages.distill.data=[{use: others, weight: 3}, {use: rows, weight: 1}]"])
     assert other.key != run.key and other.stage_key(0) == run.stage_key(0) and other.stage_key(1) != run.stage_key(1)
 

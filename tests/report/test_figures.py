@@ -1,6 +1,7 @@
 """The figures: what is in them, that they are written, and what is said where one can't be drawn."""
 
 import io
+import json
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -20,8 +21,9 @@ from switchkd_cli.report.figures.saved_models import (
     knees,
 )
 from switchkd_cli.report.figures.scores import gain_and_cost, radar
-from switchkd_cli.report.figures.training_curves import curves
+from switchkd_cli.report.figures.training_curves import curves, lengths
 from switchkd_cli.report.results.finished_run import read
+from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
 
 SCORES = {"mme": 50.0, "gqa": 40.0, "mmmu_val": 30.0, "pope": 70.0}
@@ -118,6 +120,21 @@ def test_cost_shows_the_paired_gain_at_its_seconds_and_gib(runs):
     assert points == {"Switch-KD": [300.0, 2.5], "SFT": [100.0, 0.0]}
     assert {bar.lines[0].get_xdata()[0] for bar in right.containers} == {2.0, 1.0}
     assert gain_and_cost(style.plotted_rows(runs[:2]), None) is None  # nothing to measure a gain by
+
+
+def test_the_lengths_of_data_are_drawn_once_a_set(runs, tmp_path):
+    assert lengths(style.plotted_rows(runs)) is None  # older runs kept none
+    for i, scored in enumerate(runs):
+        other = {"short": {"4": 7}} if i == 3 else {}
+        kept = {"lengths": {"mine": {"16": 3, "32": 0, "64": 1}, "empty": {}, **other}}
+        (scored.path / "run.json").write_text(json.dumps({**scored.info, **kept}))
+    drawn = lengths(style.plotted_rows([read(RunFolder(scored.path)) for scored in runs]))
+    bars = {axes.get_title(): axes.patches[0].get_data() for axes in drawn.axes}
+    assert {title: (of.values.tolist(), of.edges.tolist()) for title, of in bars.items()} == {
+        "mine: 4 rows": ([3, 0, 1], [8, 16, 32, 64]),
+        "short: 7 rows": ([7], [2, 4]),
+    }
+    assert len(style.write(drawn, tmp_path, "lengths")) == 2
 
 
 def test_curves_show_each_term_and_the_teacher_beside_the_cross_entropy(runs):

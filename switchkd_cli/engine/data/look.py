@@ -43,7 +43,9 @@ def look(rows: Rows, evaluation: Mapping[str, Asked]) -> Iterator[str]:
     survey, count = rows.survey, len(rows)
     text_only = count - int(survey.image_mask.sum()) - len(survey.faults)
     yield f"{count:,} rows, {text_only:,} text only ({text_only / count:.0%})"
-    yield from _bars(survey.sizes[survey.sizes > 0])
+    of_length = lengths(survey.sizes, 4)
+    for most, number in of_length.items():
+        yield f"up to {most:>9,} characters {number:>9,} {'#' * round(BAR * number / max(of_length.values()))}".rstrip()
     if faults := Counter(DETAIL.sub("", fault.fault) for fault in survey.faults):
         yield f"unusable: {_shown(faults, count)}"
     compared = survey.digests[survey.digests > 0]
@@ -85,12 +87,13 @@ def _questions(row: Row, picture: bytes) -> Iterator[tuple[str, str]]:
     return ((question.strip(), digest) for question, _ in row.exchanges)
 
 
-def _bars(sizes: np.ndarray) -> Iterator[str]:
-    """Draw how many rows have how many characters, a line for every power of four."""
-    counts = np.bincount(np.ceil(np.log2(sizes) / 2).astype(int)) if len(sizes) else np.empty(0, int)
-    for power, count in enumerate(counts):
-        if counts[: power + 1].any():
-            yield f"up to {4**power:>9,} characters {count:>9,} {'#' * round(BAR * count / counts.max())}".rstrip()
+def lengths(sizes: np.ndarray, base: int = 2) -> dict[int, int]:
+    """Return how many rows have up to so many characters, by powers of `base` from the shortest row on.
+
+    `sizes` [N]: characters of each row; 0 for one that can't be used, which is not counted.
+    """
+    counts = np.bincount(np.ceil(np.log2(sizes[sizes > 0]) / np.log2(base)).astype(int)).tolist()
+    return {base**power: count for power, count in enumerate(counts) if any(counts[: power + 1])}
 
 
 def _shown(counts: Mapping[str, int], of: int) -> str:

@@ -12,7 +12,7 @@ from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.figures import style
 from switchkd_cli.report.figures.saved_models import AttentionExample, KneePosition, attention, knees
 from switchkd_cli.report.figures.scores import gain_and_cost, radar
-from switchkd_cli.report.figures.training_curves import curves
+from switchkd_cli.report.figures.training_curves import curves, lengths
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import SFT
 from switchkd_cli.report.texts import TEXTS
@@ -51,7 +51,7 @@ def draw(
     reference: str | None = SFT,
     forms: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[DrawnFigure]:
-    """Draw radar, cost, curves, knees and attention; yield what was drawn, and what can't be.
+    """Draw radar, cost, lengths, curves, knees and attention; yield what was drawn, and what can't be.
 
     `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
     Of a row with several seeds, the first saved model is used.
@@ -60,6 +60,7 @@ def draw(
     figures: dict[str, Callable[[], Figure | None]] = {
         "radar": lambda: radar(rows, teacher),
         "cost": lambda: gain_and_cost(rows, teacher, reference),
+        "lengths": lambda: lengths(rows),
         "curves": lambda: curves(rows),
         "knees": lambda: _knees(rows, models),
         "attention": lambda: _attention(rows, models),

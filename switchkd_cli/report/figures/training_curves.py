@@ -1,4 +1,4 @@
-"""Losses and diagnostics of every row over the last stage."""
+"""The lengths of what was trained on, and losses and diagnostics of every row over the last stage."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
@@ -36,6 +36,24 @@ class Panel(NamedTuple):
     title: str
     names: Mapping[str, Any]
     teacher: str | None = None
+
+
+def lengths(rows: Sequence[PlottedRow]) -> Figure | None:
+    """How many rows of each data set have how many characters, a panel a set; None where no run kept that."""
+    kept = (of for row in rows for run in row.runs for of in run.info.get("lengths", {}).items())
+    sets = dict.fromkeys((name, tuple(counts.items())) for name, counts in kept if counts)
+    if not sets:
+        return None
+    height = ceil(len(sets) / COLUMNS)
+    drawn = new_figure(11, 0.4 + 2.5 * height)
+    for place, (name, counts) in enumerate(sets, 1):
+        axes = drawn.add_subplot(height, min(COLUMNS, len(sets)), place)
+        ends, numbers = [int(most) for most, _ in counts], [number for _, number in counts]
+        axes.stairs(numbers, [ends[0] / 2, *ends], fill=True, color=GREY)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set(title=f"{name}: {sum(numbers):,} rows", xlabel="characters of a row", ylabel="rows")
+    return drawn
 
 
 def curves(rows: Sequence[PlottedRow]) -> Figure | None:
