@@ -6,7 +6,7 @@ from PIL import Image
 from switchkd_cli.commands.dry_run import _show_run
 from switchkd_cli.engine.data import look as look_module
 from switchkd_cli.engine.data import open_file
-from switchkd_cli.engine.data.look import lengths, look
+from switchkd_cli.engine.data.look import EvaluationSet, lengths, look
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
@@ -55,8 +55,29 @@ def test_lengths_are_counted_up_to_each_power_and_without_unusable_rows():
 def test_of_a_large_set_a_sample_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(look_module, "SAMPLE", 1)
     rows = llava_json(tmp_path, file=str(saved(tmp_path / "rows.json", raw(tmp_path)[:3])), images=str(tmp_path))
-    assert "answers of a sample of 1 rows: 1, the most frequent: yes 1 (100%)" in list(look(rows, {"b": frozenset()}))
-    assert list(look(rows, {"b": frozenset()}))[-1].startswith("rows of a sample of 1 rows that also stand in b")
+    lines = list(look(rows, {"b": EvaluationSet([])}))
+    assert "answers of a sample of 1 rows: 1, the most frequent: yes 1 (100%)" in lines
+    assert lines[-1].startswith("rows of a sample of 1 rows that also stand in b")
+
+
+def test_images_of_an_evaluation_set_are_read_only_where_a_row_asks_the_same_and_not_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(look_module, "READ", 2)
+    rows = llava_json(tmp_path, file=str(saved(tmp_path / "rows.json", raw(tmp_path)[:3])), images=str(tmp_path))
+    image, read = Image.open(tmp_path / "a.png"), []
+
+    def question(text, *, broken=False):
+        return text, lambda: read.append(text) or [image.crop((0, 0, 9, 9)) if broken else image]
+
+    asked = EvaluationSet([question("Why?"), question("Is it? "), question("Is it?"), question("Is it?", broken=True)])
+    line = "rows that also stand in b, picture and question: 2 (1 questions with such texts were not read)"
+    assert list(look(rows, {"b": asked}))[-1] == line
+    assert read == ["Is it? ", "Is it?"]
+
+
+def test_a_question_whose_image_cannot_be_read_is_counted(tmp_path):
+    rows = llava_json(tmp_path, file=str(saved(tmp_path / "rows.json", raw(tmp_path)[:3])), images=str(tmp_path))
+    asked = EvaluationSet([("Is it?", lambda: [Image.open(tmp_path / "gone.png")])])
+    assert list(look(rows, {"b": asked}))[-1].endswith("question: 0 (1 questions with such texts were not read)")
 
 
 def test_the_look_is_the_same_from_several_files_and_from_the_cache(tmp_path, monkeypatch):
@@ -87,10 +108,10 @@ def test_a_plan_shows_it(tmp_path, capsys):
     assert "a look at rows\n  4 rows, 1 text only (25%)\n" in capsys.readouterr().out
 
 
-def saved_set(folder, name, asked):
+def saved_set(folder, name, asked, form="png"):
     """A data set of text rows and of rows about a picture, each a question and the picture's seed."""
     folder.mkdir()
-    pictures = {seed: tiny.picture(folder, f"{name}{seed}.png", seed) for _, seed in asked if seed}
+    pictures = {seed: tiny.picture(folder, f"{name}{seed}.{form}", seed) for _, seed in asked if seed}
     rows = [tiny.row(f"{name}{i}", pictures.get(seed), (q, "yes")) for i, (q, seed) in enumerate(asked)]
     return {"file": str(saved(folder / "rows.json", rows)), "images": str(folder)}
 
@@ -100,12 +121,16 @@ def test_rows_of_an_evaluation_set_are_counted_by_picture_and_question(tmp_path)
         tmp_path / "train", "t", [("Is it?", 1), ("Is it?", 2), ("Why?", 1), ("Hi?", None), ("Ho?", None)]
     )
     held_out = saved_set(tmp_path / "val", "v", [("Is it?", 1), ("Why?", 2), ("Hi?", None)])
+    scored = saved_set(tmp_path / "own", "o", [("Is it?", 2), ("Why?", 1), ("Hi?", None)], "bmp")
     sets = {
         name: {"source": "llava_json", "parameters": where} for name, where in (("rows", train), ("held_out", held_out))
     }
     checked = {"validation": {"data": "held_out", "every_steps": 1}}
-    run = load(tiny_run.write(tmp_path, teacher=False, data=sets, distill=checked))
+    own = {"source": "llava_json", "parameters": scored}
+    exam = {"world": "rows", "data": own, "benchmarks": ["rows.exact"]}
+    run = load(tiny_run.write(tmp_path, teacher=False, data=sets, distill=checked, evaluation=exam))
     plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
-    line = "rows that also stand in held_out, picture and question: "
-    assert [found for found in plan.looks["rows"] if "held_out" in found] == [line + "2"]
-    assert not any("held_out" in found for found in plan.looks["held_out"])
+    line = "rows that also stand in {}, picture and question: {}"
+    also = [found for found in plan.looks["rows"] if "also stand" in found]
+    assert also == [line.format("held_out", 2), line.format("evaluation.data", 3)]
+    assert [found for found in plan.looks["held_out"] if "also" in found] == [line.format("evaluation.data", 1)]

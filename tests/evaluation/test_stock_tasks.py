@@ -9,8 +9,10 @@ pytest.importorskip("lmms_eval")
 
 import datasets
 
+from switchkd_cli.engine.data.look import look
+from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
-from switchkd_cli.engine.evaluation.score_model import check, score_request
+from switchkd_cli.engine.evaluation.score_model import check, evaluation_sets, score_request
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.schema import Evaluation
@@ -19,7 +21,7 @@ from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.metric_units import read_answers, units
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
-from tests.support import stock_sets
+from tests.support import stock_sets, tiny
 from tests.support.stock_sets import COUNT, SETS
 
 SINGLE = [task for task in SETS if task != "naturalbench"]  # whose metric is of groups of four
@@ -99,6 +101,17 @@ def test_a_task_that_asks_a_judge_ends_in_an_error_and_not_in_a_score(tmp_path: 
     with pytest.raises(UserError, match=r"tried to reach \S*127\.0\.0\.1") as error:
         asked(lambda i: "a", tmp_path / "run", "mine", tasks_path=str(own))
     assert "sent nowhere" in error.value.hint and not reached
+
+
+def test_rows_that_stand_in_a_benchmark_are_found_and_a_benchmark_that_is_not_here_is_named(tmp_path: Path) -> None:
+    """With or without what the task writes below the question."""
+    sets, absent = evaluation_sets(Evaluation(world="hub", benchmarks=("chartqa", "mme")), tmp_path)
+    assert (list(sets), absent) == (["chartqa"], ["mme"])
+    (tmp_path / "1.png").write_bytes(stock_sets.image(1))
+    asked = ["How many? (1)", "How many? (1)\nAnswer the question with a single word.", "How many? (2)", "How many?"]
+    write_json(tmp_path / "rows.json", [tiny.row(str(i), "1.png", (text, "12")) for i, text in enumerate(asked)])
+    rows = llava_json(tmp_path, file=str(tmp_path / "rows.json"), images=str(tmp_path))
+    assert list(look(rows, sets))[-1] == "rows that also stand in chartqa, picture and question: 2"
 
 
 OWN = """

@@ -17,7 +17,8 @@ from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
-from switchkd_cli.engine.data.look import looks
+from switchkd_cli.engine.data.look import EvaluationSet, looks
+from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning.estimate import GIB, DataEstimate, Machine, ModelEstimate, RunEstimate, StageEstimate
@@ -63,7 +64,13 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
                 limits = positions(name, config.stages, student.config, teacher_config)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
-            looked = looks(config, opened)
+            sets: dict[str, EvaluationSet] = {}
+            if opened and config.evaluation is not None:
+                drawn = run_folder.sets(root if root.is_dir() else Path(scratch))
+                sets, absent = evaluation_sets(config.evaluation, drawn)
+                unsearched = f"not searched for rows of the training data, as they are not here: {', '.join(absent)}"
+                notes += [unsearched] * bool(absent)
+            looked = looks(config, opened, sets)
     known = {name: sample for name, sample in samples.items() if sample is not None}
     check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
     stages = tuple(

@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from warnings import catch_warnings
@@ -14,31 +14,58 @@ from warnings import catch_warnings
 import numpy as np
 from PIL import Image
 
-from switchkd_cli.engine.data.image import FORMATS, stored
+from switchkd_cli.engine.data.image import FORMATS, images_of, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.recipe.schema import Recipe
+from switchkd_cli.report.grouping import grouped
 
 SAMPLE = 2_000  # rows that are read again with their images
+READ = 2_000  # questions of an evaluation set whose images are read
 SHOWN = 4  # kinds of anything on a line
 SHORT = 32  # characters of an answer that is counted
 BAR = 40  # signs of the longest bar
 DETAIL = re.compile(r"[:,;] .*|\d+", re.DOTALL)  # what differs between faults of one kind
 
-Asked = frozenset[tuple[str, str]]
-"""Pairs of a question and the digest of its picture."""
+Question = tuple[str, Callable[[], Sequence[Image.Image]]]
+"""A question's text, and what opens its images."""
 
 
-def looks(config: Recipe, opened: Mapping[str, Rows]) -> dict[str, tuple[str, ...]]:
-    """Return the lines of a `look` at each data set that is here; those of validations are searched for in the others."""
+class EvaluationSet:
+    """The questions of an evaluation set. Images are read only where a row asks the same, those of `READ` questions at most."""
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self.by_text = grouped((text.strip(), images) for text, images in questions)
+        self.read = self.unread = 0
+        self._digests: dict[str, set[str]] = {}
+
+    def images(self, text: str) -> set[str]:
+        """Return digests of the images that this is asked about."""
+        if text not in self._digests:
+            asked, digests = self.by_text[text], []
+            for images in asked[: READ - self.read]:
+                with suppress(Exception):  # a task's code and decoders raise nearly anything; counted as not read
+                    digests.append(_digest(images()))
+            self.read, self.unread = self.read + len(digests), self.unread + len(asked) - len(digests)
+            self._digests[text] = set(digests)
+        return self._digests[text]
+
+
+def looks(
+    config: Recipe, opened: Mapping[str, Rows], benchmarks: Mapping[str, EvaluationSet]
+) -> dict[str, tuple[str, ...]]:
+    """Return the lines of a `look` at each data set that is here.
+
+    The questions of benchmarks, and of data sets that stages are validated on, are searched for in the others.
+    """
     validated = {stage.validation.data for stage in config.stages if stage.validation is not None}
-    asked = {name: _asked(rows, len(rows)) for name, rows in opened.items() if name in validated}
-    return {name: tuple(look(rows, {n: asked[n] for n in asked if n != name})) for name, rows in opened.items()}
+    sets = {name: EvaluationSet(_questions(rows)) for name, rows in opened.items() if name in validated} | benchmarks
+    return {name: tuple(look(rows, {n: sets[n] for n in sets if n != name})) for name, rows in opened.items()}
 
 
-def look(rows: Rows, evaluation: Mapping[str, Asked]) -> Iterator[str]:
-    """Yield what the survey of all rows says, and what a random sample of them shows, without decoding images.
+def look(rows: Rows, evaluation: Mapping[str, EvaluationSet]) -> Iterator[str]:
+    """Yield what the survey of all rows says, and what a random sample of them shows.
 
-    `evaluation`: by name, what the sets ask that no row should stand in.
+    `evaluation`: by name, the sets that no row should stand in.
     """
     survey, count = rows.survey, len(rows)
     text_only = count - int(survey.image_mask.sum()) - len(survey.faults)
@@ -53,9 +80,13 @@ def look(rows: Rows, evaluation: Mapping[str, Asked]) -> Iterator[str]:
         yield f"copies of another row, text and image: {copies:,} of {len(compared):,} rows that were compared"
     answers, modes, also_in = Counter[str](), Counter[str](), Counter[str]()
     sizes: list[tuple[int, str]] = []
-    for row, picture in _sample(rows, SAMPLE):
+    for row, picture in _sample(rows):
         answers.update(answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt)
-        also_in.update(name for name, asked in evaluation.items() if not asked.isdisjoint(_questions(row, picture)))
+        texts = {question.strip() for question, _ in row.exchanges}
+        if alike := {name: same for name, asked in evaluation.items() if (same := texts & asked.by_text.keys())}:
+            with suppress(Fault):  # images are decoded only here
+                images = _digest(images_of(row, rows))
+                also_in.update(n for n in alike if any(images in evaluation[n].images(text) for text in alike[n]))
         # the check of the images says which can't be opened
         with catch_warnings(action="ignore"), suppress(Exception):
             image = Image.open(BytesIO(picture), formats=FORMATS)
@@ -66,25 +97,29 @@ def look(rows: Rows, evaluation: Mapping[str, Asked]) -> Iterator[str]:
         yield f"answers{of}: {answers.total():,}, the most frequent: {short}"
     if sizes:
         yield f"images{of}: {min(sizes)[1]} to {max(sizes)[1]} pixels, {_shown(modes, len(sizes))}"
-    for name in evaluation:
-        yield f"rows{of} that also stand in {name}, picture and question: {also_in[name]:,}"
+    for name, asked in evaluation.items():
+        unread = f" ({asked.unread:,} questions with such texts were not read)" if asked.unread else ""
+        yield f"rows{of} that also stand in {name}, picture and question: {also_in[name]:,}{unread}"
 
 
-def _sample(rows: Rows, most: int) -> Iterator[tuple[Row, bytes]]:
-    """Yield usable rows, all or a random sample of `most`, with their images as they are stored (text alone: no bytes)."""
-    for index in random.Random(0).sample(range(len(rows)), min(len(rows), most)):
+def _sample(rows: Rows) -> Iterator[tuple[Row, bytes]]:
+    """Yield usable rows, all or a random sample, with their images as they are stored (text alone: no bytes)."""
+    for index in random.Random(0).sample(range(len(rows)), min(len(rows), SAMPLE)):
         with suppress(Fault):  # counted by the checks before a training
             row = rows[index]
             yield row, b"".join(stored(image, rows.images, follow_links=rows.follow_links) for image in row.images)
 
 
-def _asked(rows: Rows, most: int) -> Asked:
-    return frozenset(pair for row, picture in _sample(rows, most) for pair in _questions(row, picture))
+def _questions(rows: Rows) -> Iterator[Question]:
+    for number in range(len(rows)):
+        with suppress(Fault):
+            yield from ((text, lambda n=number: images_of(rows[n], rows)) for text, _ in rows[number].exchanges)
 
 
-def _questions(row: Row, picture: bytes) -> Iterator[tuple[str, str]]:
-    digest = hashlib.sha256(picture).hexdigest()
-    return ((question.strip(), digest) for question, _ in row.exchanges)
+def _digest(images: Sequence[Image.Image]) -> str:
+    """Return a digest of the pixels, whatever format they were stored in."""
+    rgb = (image.convert("RGB") for image in images)
+    return hashlib.sha256(b"".join(f"{image.size}".encode() + image.tobytes() for image in rgb)).hexdigest()
 
 
 def lengths(sizes: np.ndarray, base: int = 2) -> dict[int, int]:

@@ -198,20 +198,29 @@ def no_judge() -> Any:
 
 @contextmanager
 def _local_data(home: Path) -> Iterator[None]:
-    """Use local data only: no network, the cache of `datasets` inside `home`, no worker processes, no retries.
+    """Use local data only: `offline`, the cache of `datasets` inside `home`, no worker processes.
 
     Where files in `home` can't be locked, the cache is a temporary folder on this machine.
     """
-    task = task_module.ConfigurableTask
     with ExitStack() as stack:
         cache = home / "cache"
         if not can_lock(home):
             cache = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(chdir(home))
-        stack.enter_context(patch.multiple(huggingface_hub.constants, HF_HUB_OFFLINE=True))
-        stack.enter_context(patch.multiple(datasets.config, HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE=True))
+        stack.enter_context(offline())
+        stack.enter_context(patch.multiple(datasets.config, HF_DATASETS_CACHE=cache))
         stack.enter_context(patch.multiple(task_module, _resolve_hf_datasets_cache_dir=lambda: str(cache)))
         stack.enter_context(patch.multiple(datasets.Dataset, map=_map_here))
+        yield
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Fetch nothing: a task whose data are not on this machine raises at once."""
+    task = task_module.ConfigurableTask
+    with ExitStack() as stack:
+        for module in (huggingface_hub.constants, datasets.config):
+            stack.enter_context(patch.multiple(module, HF_HUB_OFFLINE=True))
         for method in (task.download, task.process_results):
             stack.enter_context(patch.multiple(method.retry, stop=stop_after_attempt(1), reraise=True))
         yield

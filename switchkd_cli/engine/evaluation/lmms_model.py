@@ -56,18 +56,22 @@ class Item:
         read_target = tasks[task].doc_to_target if BENCHMARKS[task].stock else None
         return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until, read_target)
 
-    def read(self) -> None:
-        """Read the images, the right answer and the kind, once.
+    def shown(self, doc: dict) -> list[Image]:
+        """Return the images of its row of the data set.
 
-        Images are turned by their EXIF orientation as in training (`datasets` has already turned those that it decoded).
+        They are turned by their EXIF orientation as in training (`datasets` has already turned those that it decoded).
         """
-        if self.key:
-            return
-        doc = self.data[self.doc_id]
         shown = self.read_images(doc) or [] if callable(self.read_images) else []
         if other := {type(image).__name__ for image in shown if not isinstance(image, Image)}:
             raise UserError(f"{self.task}: shows something that is no image, so it can't be asked here: {other.pop()}")
-        self.images = [upright(image) for image in shown]
+        return [upright(image) for image in shown]
+
+    def read(self) -> None:
+        """Read the images, the right answer and the kind, once."""
+        if self.key:
+            return
+        doc = self.data[self.doc_id]
+        self.images = self.shown(doc)
         digests = [digest(image) for image in self.images]
         self.key = _joint_digest([self.prompt, *digests])
         self.image_key = _joint_digest(digests) if digests else None
@@ -149,6 +153,19 @@ class LmmsModel(lmms):
 
     # abstract in lmms-eval, and not used: the benchmarks read one answer to one question
     loglikelihood = generate_until_multi_round = None
+
+
+class Collected(Exception):
+    """Ends an evaluation whose questions are known."""
+
+
+class Questions(LmmsModel):
+    """Keeps the items of an evaluation, of which none is answered: raises `Collected`."""
+
+    def prepare(self, items: Sequence[Item]) -> None:
+        raise Collected
+
+    answer = None  # type: ignore[assignment]
 
 
 class MajorityBaseline(LmmsModel):

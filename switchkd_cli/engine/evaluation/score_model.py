@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
+from switchkd_cli.engine.data.look import EvaluationSet, Question
+from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
@@ -20,7 +25,7 @@ from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
-    from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
+    from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
 """Libraries that a score depends on: runs scored with different versions are not compared."""
@@ -95,13 +100,12 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     rows = benchmarks(asked)
     of_lmms_eval = [row for row in rows if row.task not in ROW_METRICS]
     local = asked.world == "playground"
-    limit = None if local or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
     times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
     times.append(time.perf_counter())
     outcome: dict[str, Any] = {}
     if of_lmms_eval:
-        outcome = harness.run(model, of_lmms_eval, folder=folder, home=home, limit=limit, tasks_path=asked.tasks_path)
+        outcome = _run(model, of_lmms_eval, asked, folder, home)
     if asked.data is not None:
         from switchkd_cli.engine.evaluation.own_rows import questions
 
@@ -165,6 +169,43 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
         "seconds": round(model.seconds[asked], 3),
     }
+
+
+def _run(model: LmmsModel, rows: Sequence[Benchmark], asked: Evaluation, folder: Path, home: Path | None) -> dict:
+    """Run lmms-eval, see `lmms_harness.run`: on all of the playground's questions, or the first `items` of others."""
+    limit = None if home or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
+    how = {"folder": folder, "home": home, "limit": limit, "tasks_path": asked.tasks_path}
+    return import_harness().run(model, rows, **how)
+
+
+def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, EvaluationSet], list[str]]:
+    """Return the questions of an evaluation by benchmark, and the names of those that are not here: nothing is fetched.
+
+    A question is a task's prompt, and its first line by itself: what follows tells a model how to answer. The playground's
+    sets are written under `sets` if they are missing. Raises UserError for one's own rows that can't be asked.
+    """
+    from switchkd_cli.engine.evaluation.lmms_model import Collected, Questions
+    from switchkd_cli.engine.evaluation.own_rows import questions
+
+    harness, found, absent = import_harness(), {}, []
+    home = local_sets(asked, sets) if asked.world == "playground" else None
+    for row in (row for row in benchmarks(asked) if row.task not in ROW_METRICS):
+        model = Questions()
+        try:
+            with TemporaryDirectory() as scratch, as_user_error(row.task), harness.offline(), suppress(Collected):
+                _run(model, [row], asked, Path(scratch), home)
+            found[row.task] = _by_text(model.items.values())
+        except UserError:
+            absent.append(row.task)
+    if asked.data is not None:
+        found["evaluation.data"] = _by_text(questions(asked.data, asked.items))
+    return {name: EvaluationSet(each) for name, each in found.items()}, absent
+
+
+def _by_text(items: Iterable[Item]) -> Iterator[Question]:
+    for item in items:
+        for text in {item.prompt, item.prompt.strip().partition("\n")[0]}:
+            yield text, lambda item=item: item.shown(item.data[item.doc_id])
 
 
 def benchmarks(asked: Evaluation) -> list[Benchmark]:
