@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,14 +49,15 @@ SHOWN_IMAGES = 4  # of the training data, in trackers
 
 def train_stages(
     run: Run, folder: RunFolder, processes: Processes = ALONE, *, trackers: Trackers | None = None
-) -> None:
-    """Train the run's stages and save the student, with its card, to `folder.model`.
+) -> dict[str, Conversations]:
+    """Train the run's stages and save the student, with its card, to `folder.model`. Returns the data, by name.
 
     A stage's output is shared under its key by all runs whose recipes agree up to it: the first run trains it, the others
-    load it. An interrupted run resumes: finished stages and steps are not repeated. `trackers`: those of the first process.
+    load it. An interrupted run resumes: finished stages and steps are not repeated; no data is opened if all are finished.
+    `trackers`: those of the first process.
     """
     if SCORES in checkpoints.marks(folder):
-        return
+        return {}
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     if processes.count == 1:
@@ -88,7 +90,7 @@ def train_stages(
             rows.bad_rows.write_to(folder.skipped)
     if trackers is not None:
         trackers.start()
-        trackers.images(data[stages[0].trained_on[0]].sample_images(SHOWN_IMAGES))
+        trackers.images(islice(data[stages[0].trained_on[0]].sample_images(SHOWN_IMAGES), SHOWN_IMAGES))
     log = folder.log if trackers is None else trackers.log
     for i in range(len(stages)):
         trained = _take_stage(run, i, paths, data, folder, processes, log)
@@ -99,6 +101,7 @@ def train_stages(
                 listed = {"of": len(rows), "listed": folder.skipped.name}
                 folder.log({"event": "skipped", "data": name, "rows": len(rows.bad_rows.unusable), **listed})
         checkpoints.mark(folder, SCORES)
+    return data
 
 
 def _set_threads(folder: RunFolder) -> None:
@@ -141,8 +144,10 @@ def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder:
     return [f"student: {part}" for part in left_out]
 
 
-def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
+def evaluate(run: Run, folder: RunFolder, data: Mapping[str, Conversations] | None = None) -> dict[str, Any]:
     """Score `folder.model` as the recipe says, write `folder.results` and add the scores to the card.
+
+    `data` was opened for the training; what it lacks is opened here.
 
     If the recipe has a teacher, "fidelity" says how close the student came to it, whatever its objective was, and
     "eyes_or_reader" which of its parts it lags behind with; if the two can't be compared, a warning says so.
@@ -153,7 +158,7 @@ def evaluate(run: Run, folder: RunFolder) -> dict[str, Any]:
         results = evaluation.evaluate(str(folder.model), folder=folder.path, **arguments)
         if run.config.teacher is not None:
             try:
-                for about, measured in _compare_with_teacher(run, folder):
+                for about, measured in _compare_with_teacher(run, folder, data or {}):
                     results[about] = measured
                     # the single accuracies are in results.json
                     folder.log({"event": about, **{k: value for k, value in measured.items() if k != "accuracy"}})
@@ -186,7 +191,9 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
     return run_folder.scores(shared)
 
 
-def _compare_with_teacher(run: Run, folder: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+def _compare_with_teacher(
+    run: Run, folder: RunFolder, opened: Mapping[str, Conversations]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield "fidelity" and, for data with images, "eyes_or_reader" of the finished student and its teacher.
 
     They are measured on the last stage's validation set; without one, on the data that it was trained on.
@@ -195,7 +202,8 @@ def _compare_with_teacher(run: Run, folder: RunFolder) -> Iterator[tuple[str, di
     paths = pair.build(trained=folder.model)
     stage = run.config.stages[-1]
     data = {
-        name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, run.config.stages))
+        name: opened.get(name)
+        or open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, run.config.stages))
         for name in stage.data_sets
     }
     trained, held_out = split(stage, data)

@@ -113,9 +113,9 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
 
         with Progress() as display, Trackers(run, folder) as trackers:
             display.follow(folder.metrics, run.name)
-            train_stages(run, folder, *([processes] if processes is not None else []), trackers=trackers)
+            data = train_stages(run, folder, *([processes] if processes is not None else []), trackers=trackers)
             if run.config.evaluation is not None:
-                trackers.scores(evaluate(run, folder))
+                trackers.scores(evaluate(run, folder, data))
     return folder
 
 

@@ -58,7 +58,7 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
     config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32")
     folder = SimpleNamespace(model=tmp_path, root=tmp_path)
-    (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder)
+    (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder, {})
     assert about == "fidelity" and not others  # no row has an image
     assert (measured["data"], measured["held_out"]) == ("mine", False) and measured["positions"] > ROWS
     assert len(built) == len(set(built)) == ROWS

@@ -36,7 +36,7 @@ def train_stages(run, folder, trackers=None):
     card(run, folder)
 
 
-def score(run, folder):
+def score(run, folder, data=None):
     write_json(folder.results, RESULTS)
     return RESULTS
 

@@ -112,6 +112,20 @@ def test_a_share_is_drawn_image_by_image_and_left_out_of_training(tmp_path):
     assert {train_on[i].id for i in range(len(train_on))} == {rows[i]["id"] for i in train_on.chosen}
 
 
+def test_a_share_is_drawn_once_for_all_stages_and_what_follows(tmp_path):
+    class Counted(list):
+        read = 0
+
+        def __getitem__(self, number):
+            Counted.read += 1
+            return super().__getitem__(number)
+
+    data = {"rows": tiny.conversations(tiny.model(), tmp_path, which=shared_images(tmp_path))}
+    data["rows"].rows.raw = Counted(data["rows"].rows.raw)
+    first, again = (split(stage({"data": None, "share": 0.3}), data) for _ in range(2))
+    assert Counted.read == 40 and [part.chosen for part in first] == [part.chosen for part in again]
+
+
 def test_encoded_images_are_compared_by_their_bytes(tmp_path):
     pixels = [np.full((8, 8, 3), 20 * n, np.uint8) for n in range(6)]
     files = []

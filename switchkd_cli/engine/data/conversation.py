@@ -144,13 +144,11 @@ class Conversations(Dataset[Example]):
         usable = sum(not any(self._unusable(row)) for row in rows)
         return [f"{self.rows.name}: {usable} of {len(rows)} rows that could not be used can be now"] if usable else []
 
-    def sample_images(self, count: int) -> list[Image]:
-        """Return the images of the first rows, without those that can't be opened: `count` at most."""
-        images: list[Image] = []
-        for index in range(min(len(self), count)):
+    def sample_images(self, rows: int) -> Iterator[Image]:
+        """Yield the images of the first rows, without those that can't be opened."""
+        for index in range(min(len(self), rows)):
             with suppress(Fault):
-                images += images_of(self.rows[index], self.rows)
-        return images[:count]
+                yield from images_of(self.rows[index], self.rows)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": {}}

@@ -5,7 +5,7 @@ They are accelerate's, and registry.yaml says how each is started. metrics.jsonl
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
@@ -100,9 +100,8 @@ class Tracker:
         self.call(lambda: self.tracker.log(named, step=step))
 
     def show(self, images: Mapping[str, np.ndarray]) -> None:
-        """Give it images by name, each [1, height, width, 3], if it takes any."""
-        if (how := self.entry.get("images")) is not None:
-            self.call(lambda: self.tracker.log_images(images, step=0, **how))
+        """Give it images by name, each [1, height, width, 3]. Its entry must say how."""
+        self.call(lambda: self.tracker.log_images(images, step=0, **self.entry["images"]))
 
     def finish(self) -> None:
         """End it, and tell how many calls failed."""
@@ -174,10 +173,11 @@ class Trackers:
         for tracker in self.trackers if figures else ():
             tracker.log(figures, step)
 
-    def images(self, images: Sequence[Image]) -> None:
-        """Give the images to the trackers that take any, unless the run has taken steps before."""
-        arrays = {f"images/{i}": np.asarray(image)[None] for i, image in enumerate(images)}
-        for tracker in self.trackers if not self.steps else ():
+    def images(self, images: Iterable[Image]) -> None:
+        """Give the images to the trackers that take any, unless the run has taken steps before; else none is opened."""
+        takers = [tracker for tracker in self.trackers if "images" in tracker.entry and not self.steps]
+        arrays = {f"images/{i}": np.asarray(image)[None] for i, image in enumerate(images if takers else ())}
+        for tracker in takers:
             tracker.show(arrays)
 
 

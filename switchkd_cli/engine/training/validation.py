@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from posixpath import normpath
 from typing import Any
 
@@ -53,10 +54,11 @@ def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Co
     return train.part(rest), train.part(drawn[: spec.rows])
 
 
+@lru_cache(maxsize=4)  # a stage's share is asked for again by the next stage, and after the training
 def draw_by_image(rows: Rows, share: float) -> list[int]:
     """Return the numbers of a `share` of the rows, in the order drawn. Rows of one image, by its path or bytes, stay together.
 
-    Every row is read once. Those that can't be read are never drawn.
+    Every row is read once, however often this is asked. Those that can't be read are never drawn.
     """
     groups: dict[str | bytes | int, list[int]] = {}
     images: list[str | bytes | int] = []
@@ -89,6 +91,8 @@ class Validator:
 
     def __init__(self, spec: Validation, data: Conversations, trainer: Trainer) -> None:
         self.spec, self.data, self.trainer = spec, data, trainer
+        self.compared = {"student", "teacher"} if trainer.stage.needs_teacher else {"student"}
+        self.loss = ChunkedObjective(trainer.objective, dense=trainer.replica.heads is None, also=self.compared)
         self.best = math.inf  # of the monitored figure, negative where the highest is best
         self.waited = 0  # validations since then
 
@@ -155,9 +159,7 @@ class Validator:
         """Return a batch's part of each figure; nothing of one that doesn't count."""
         batch, counts = batch_and_counts
         trainer, objective, replica = self.trainer, self.trainer.objective, self.trainer.replica
-        compared = {"student", "teacher"} if trainer.stage.needs_teacher else {"student"}
         heads = replica.heads.frozen() if replica.heads is not None else None
-        loss = ChunkedObjective(objective, dense=heads is None, also=compared)
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
         keep = objective.keep(batch) | answers
@@ -166,18 +168,18 @@ class Validator:
         def compare(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
             predicted = logits["student"].argmax(-1)
             right[mask] = predicted == batch.targets[mask]
-            if "teacher" in compared:
+            if "teacher" in self.compared:
                 agreed[mask] = predicted == logits["teacher"].argmax(-1)
 
-        outputs = replica(batch, loss.outputs, keep)
+        outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
         whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.schedule.last_epoch / trainer.steps)
-        _, parts = loss(LossInputs(outputs, heads, batch, keep, whole), compare)
+        _, parts = self.loss(LossInputs(outputs, heads, batch, keep, whole), compare)
         if not counts:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
         sums = {f"loss/{name}": (parts[name].item(), count) for name, count in of_terms.items()}
-        if "teacher" in compared:
+        if "teacher" in self.compared:
             sums["agreement"] = int((agreed & answers).sum()), int(answers.sum())
         return {**sums, "exact_match": whole_answers(answers, right)}
 
