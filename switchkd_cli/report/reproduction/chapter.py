@@ -201,9 +201,7 @@ def _eyes_or_reader(recipe: RecipeRuns) -> Block:
         *(_figure(head, ".1f", partial(points, name=name)) for head, name in ACCURACIES.items()),
         *(_figure(name, "+.1f", partial(points, name=name)) for name in footnotes.GAP),
     ]
-    data = "; ".join(
-        dict.fromkeys(f"{of['data']}, {'held out' if of['held_out'] else 'trained on'}" for of in measured)
-    )
+    data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
     return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
 
 

@@ -131,14 +131,19 @@ def fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
 def eyes_or_reader(runs: Sequence[ScoredRun]) -> Iterator[str]:
     """What each row would gain with the teacher's vision tower, or its reader, the mean over its runs, in points."""
     measured = [(run.title, run.eyes_or_reader) for run in runs if run.eyes_or_reader]
-    by_data = grouped(((of["data"], of["held_out"], of["positions"]), (title, of)) for title, of in measured)
-    for (data, held_out, positions), rows in by_data.items():
+    by_data = grouped(((measured_on(of), of["positions"]), (title, of)) for title, of in measured)
+    for (data, positions), rows in by_data.items():
         each = [
             f"{title} {' '.join(f'{name} {100 * fmean(of[name] for of in own):+.1f}' for name in GAP)}"
             for title, own in grouped(rows).items()
         ]
-        where = f"{positions:,} answer tokens of {data}, {'held out' if held_out else 'trained on'}"
+        where = f"{positions:,} answer tokens of {data}"
         yield f"eyes or reader, gap to the teacher in right answer tokens and its parts ({where}): {'; '.join(each)}"
+
+
+def measured_on(of: Mapping[str, Any]) -> str:
+    """The data of a measurement, and whether the student was trained on them."""
+    return f"{of['data']}, {'held out' if of['held_out'] else 'trained on'}"
 
 
 def warnings(runs: Sequence[ScoredRun]) -> Iterator[str]:
