@@ -59,7 +59,7 @@ def distill(
 def ablate(
     recipes: PathLike | Sequence[PathLike],
     *changes: str,
-    rows: Sequence[str] | None = None,
+    rows: list[str] | None = None,
     seeds: int = 1,
     jobs: int | None = None,
     out: PathLike = RUNS,
@@ -72,11 +72,11 @@ def ablate(
     asked = RunOptions(out=Path(out), **options)
     with _failures_as_errors():
         words = asked.changes([*map(str, names), *changes])
-        return _scores(ablate(words, _joined(rows), seeds, jobs, asked), asked.out)
+        return _scores(ablate(words, rows, seeds, jobs, asked), asked.out)
 
 
 def evaluate(
-    model: PathLike, benchmarks: Sequence[str] | None = None, *, out: PathLike = RUNS, **options: Any
+    model: PathLike, benchmarks: list[str] | None = None, *, out: PathLike = RUNS, **options: Any
 ) -> pandas.DataFrame:
     """Score a model: a run's folder, a checkpoint's or a hub id. Returns its scores, see `scores`.
 
@@ -85,7 +85,7 @@ def evaluate(
     from switchkd_cli.commands.evaluate import evaluate
     from switchkd_cli.commands.options import EvalOptions
 
-    asked = EvalOptions(str(model), _joined(benchmarks), out=Path(out), **options)
+    asked = EvalOptions(str(model), benchmarks, out=Path(out), **options)
     return _scores([evaluate(asked)], asked.out)
 
 
@@ -164,10 +164,6 @@ def _html(example: ShownRow) -> Iterator[str]:
         yield f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}" style="max-width: 20em"> '
     for question, answer in example.exchanges:
         yield f"<br>{html.escape(question)} <b>{html.escape(answer)}</b>"
-
-
-def _joined(names: Sequence[str] | None) -> str | None:
-    return None if names is None else ",".join(names)
 
 
 def _scores(folders: Sequence[RunFolder], out: Path) -> pandas.DataFrame:

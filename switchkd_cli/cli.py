@@ -83,7 +83,7 @@ def distill(
     "knee, visual-encoder, teacher-size, weights."
 )
 def ablate(
-    recipes: list[str], rows: str | None = None, seeds: int = 1, jobs: int | None = None, *, options: RunOptions
+    recipes: list[str], rows: list[str] | None = None, seeds: int = 1, jobs: int | None = None, *, options: RunOptions
 ) -> None:
     """Run the rows of recipes over several seeds: the paper's ablations by name, or any recipe files.
 

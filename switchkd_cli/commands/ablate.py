@@ -24,7 +24,7 @@ from switchkd_cli.terminal import console
 
 
 def ablate(
-    words: Sequence[str], rows: str | None, seeds: int, jobs: int | None, options: RunOptions
+    words: Sequence[str], rows: Sequence[str] | None, seeds: int, jobs: int | None, options: RunOptions
 ) -> list[RunFolder]:
     """`words` are recipes and, among them, changes (`key=value`) to each of them.
 

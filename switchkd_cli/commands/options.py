@@ -1,7 +1,7 @@
 """How a function becomes a command: its parameters are the command's options, as options.toml describes them."""
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
@@ -20,11 +20,11 @@ class EvalOptions:
     """The model, and the benchmark questions that it is scored on."""
 
     model: str | None = None
-    benchmarks: str | None = None
+    benchmarks: list[str] | None = None
     tasks_path: Path | None = None
     data: Path | None = None
     images: Path | None = None
-    metric: str | None = None
+    metric: list[str] | None = None
     rescore: Path | None = None
     reader: str | None = None
     split: str | None = None
@@ -74,6 +74,6 @@ def _described(command: str, parameter: Parameter) -> Parameter:
     return parameter.replace(annotation=Annotated[kind, declared(**about)])
 
 
-def comma_separated(text: str | None) -> list[str] | None:
-    """The words of an option's value."""
-    return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
+def comma_separated(texts: Sequence[str] | None) -> list[str] | None:
+    """The words of an option that was given once or several times; None where it was not given."""
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()] if texts is not None else None

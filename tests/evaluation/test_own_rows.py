@@ -164,7 +164,7 @@ def test_rows_next_to_the_playground_s_own_questions(tmp_path: Path) -> None:
 
 def test_the_command_names_an_unknown_metric(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown benchmark, got 'rows.exat' \(did you mean 'rows.exact'\?\)"):
-        eval_command(EvalOptions(data=tmp_path / "rows.json", metric="exat,f1"))
+        eval_command(EvalOptions(data=tmp_path / "rows.json", metric=["exat,f1"]))
 
 
 @pytest.mark.parametrize("form", ["llava_json", "messages"])

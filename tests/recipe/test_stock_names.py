@@ -76,7 +76,7 @@ def test_a_task_that_wants_no_written_answer_is_refused() -> None:
 
 
 def test_eval_says_what_it_cant_ask_before_it_looks_for_a_model(tmp_path) -> None:
-    options = EvalOptions(model=str(tmp_path), benchmarks="ai2dd,mmee", tasks_path=tmp_path)
+    options = EvalOptions(model=str(tmp_path), benchmarks=["ai2dd", "mmee"], tasks_path=tmp_path)
     with pytest.raises(UserError) as error:
         evaluate(options)
     assert list(error.value.problems) == [
