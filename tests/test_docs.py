@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from scripts import recipe_fields
 from switchkd_cli.cli import app
+from switchkd_cli.commands.options import comma_separated
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.schema import Recipe
@@ -67,7 +68,7 @@ def test_a_command_of_the_faq_is_accepted(line):
     if name in ("distill", "ablate") and not given.get("resume"):
         recipe = given["recipe"] if name == "distill" else given["recipes"][0]
         overrides = given["overrides"] if name == "distill" else given["recipes"][1:]
-        rows = given["rows"].split(",") if given.get("rows") else None
+        rows = comma_separated(given.get("rows"))
         assert load_rows(find(recipe), rows or [given.get("row")], overrides or (), world=given["world"])
 
 
