@@ -14,7 +14,7 @@ from switchkd_cli.cli import app
 from switchkd_cli.commands.options import comma_separated
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.recipe.schema import Recipe
+from switchkd_cli.recipe.schema import Recipe, RowFormat
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for pattern in ("*.md", "docs/*.md") for path in ROOT.glob(pattern))
@@ -76,6 +76,9 @@ def test_a_command_of_the_faq_is_accepted(line):
 def test_a_snippet_of_the_faq_is_accepted(snippet):
     for field, value in yaml.safe_load(snippet).items():
         TypeAdapter(Recipe.model_fields[field].annotation).validate_python(value)
+    for data in yaml.safe_load(snippet).get("data", {}).values():
+        if isinstance(form := data.get("parameters", {}).get("format"), dict):
+            RowFormat.model_validate(form)
 
 
 def test_the_site_has_every_page_and_its_files_are_there():

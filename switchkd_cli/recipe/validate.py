@@ -49,12 +49,13 @@ def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in mapping(data.get("data")).items():
         spec, path = mapping(value), ("data", name)
         yield from _unknown((*path, "template"), "template", spec.get("template"), registry.TEMPLATES)
-        yield from _registered("source", spec, path)
-        yield from _format(at(spec, "parameters", "format"), (*path, "parameters", "format"))
+        yield from _source(spec, path)
 
 
-def _format(value: Any, path: Location) -> Iterator[Problem]:
-    """Yield an unknown format, or what is wrong with a recipe's own."""
+def _source(spec: Mapping[str, Any], path: Location) -> Iterator[Problem]:
+    """Yield what is wrong with a data set's source and its parameters: an unknown format, or a misfit in a recipe's own."""
+    yield from _registered("source", spec, path)
+    value, path = at(spec, "parameters", "format"), (*path, "parameters", "format")
     yield from _unknown(path, "format", value, registry.FORMATS)
     if isinstance(value, Mapping):
         try:
@@ -253,7 +254,7 @@ def check_evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield ("evaluation", "tasks_path"), f"no such folder, got {folder!r}"
     own, rows = mapping(evaluation.get("data")), [name for _, name in names if name in ROW_METRICS]
     if own:
-        yield from _registered("source", own, ("evaluation", "data"))
+        yield from _source(own, ("evaluation", "data"))
     if own and not rows:
         yield ("evaluation", "data"), "no benchmark asks its rows: name rows.exact, rows.anls ..."
     if rows and not own:

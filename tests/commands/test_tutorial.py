@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from switchkd_cli.recipe.load import load_rows
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -22,6 +24,12 @@ def steps():
             yield names[-1], content
         elif not content.startswith("mine/"):
             yield from (("", command) for command in content.splitlines())
+
+
+def test_the_recipe_of_the_tutorial_is_accepted(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(dict(steps())[file.name], encoding="utf-8")
+    assert [run.row for run in load_rows(file, [None], controls=True)] == ["switch-kd", "sft"]
 
 
 @pytest.mark.slow

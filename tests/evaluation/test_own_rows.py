@@ -154,6 +154,9 @@ def test_a_recipe_names_what_is_missing() -> None:
     found = problems(world="rows", benchmarks=["gqa", "rows.f1"], data=rows | {"sourc": 1, "source": "llava"})
     assert found[("data", "source")].startswith("unknown source, got 'llava'")
     assert found[("benchmarks", 0)] == "is none of one's own rows, got 'gqa' with world: rows"
+    of_csv = {"source": "hugging_face", "parameters": {"dataset": "mine", "format": {"question": "q", "answer": "a"}}}
+    found = problems(world="rows", benchmarks=["rows.exact"], data=of_csv)
+    assert found == {("data", "parameters", "format", "question"): "must be a list, got 'q'"}
 
 
 def test_rows_next_to_the_playground_s_own_questions(tmp_path: Path) -> None:
