@@ -1,18 +1,14 @@
 """Build what a recipe names: the student, the teacher, their logits paths, data."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL.Image import Image
 from transformers import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.image import images_of
-from switchkd_cli.engine.data.rows import Fault, Row
 from switchkd_cli.engine.hub import CheckpointFolder, fetch
 from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
@@ -106,18 +102,6 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
     Raises the UserErrors of `check_checkpoint` and of `Blueprint.build`.
     """
     return check_checkpoint(checkpoint, who, needs_template=False).build()
-
-
-def usable_rows(spec: DataSet, cache: Path) -> Iterator[tuple[Row, list[Image]]]:
-    """Yield the rows of one named data set that can be used, each with its opened images.
-
-    Raises UserError for missing or broken files.
-    """
-    rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
-    for number in range(len(rows)):
-        with suppress(Fault):
-            row = rows[number]
-            yield row, images_of(row, rows)
 
 
 def open_data(

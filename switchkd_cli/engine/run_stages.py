@@ -16,6 +16,7 @@ from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.image import usable_rows
 from switchkd_cli.engine.data.look import lengths
 from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
@@ -90,7 +91,8 @@ def train_stages(
             rows.bad_rows.write_to(folder.skipped)
     if trackers is not None:
         trackers.start()
-        trackers.images(islice(data[stages[0].trained_on[0]].sample_images(SHOWN_IMAGES), SHOWN_IMAGES))
+        first = islice(usable_rows(data[stages[0].trained_on[0]].rows), SHOWN_IMAGES)
+        trackers.images(islice((image for _, images in first for image in images), SHOWN_IMAGES))
     log = folder.log if trackers is None else trackers.log
     for i in range(len(stages)):
         trained = _take_stage(run, i, paths, data, folder, processes, log)

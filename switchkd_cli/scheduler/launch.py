@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import stock_tasks
+from switchkd_cli import registry, stock_tasks
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import CRASH, UserError
@@ -218,9 +218,9 @@ def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run]
 
 def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]]]:
     """The first `count` rows of a data set that can be used, each with its opened images."""
-    from switchkd_cli.engine.build import usable_rows
+    from switchkd_cli.engine.data.image import usable_rows
 
-    return list(islice(usable_rows(spec, root), count))
+    return list(islice(usable_rows(registry.resolve("source", spec.source)(root, **spec.parameters)), count))
 
 
 class FigureData:

@@ -8,13 +8,11 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
 from jinja2 import TemplateError
-from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
@@ -143,12 +141,6 @@ class Conversations(Dataset[Example]):
         rows = list(self.bad_rows.unusable)[:SAMPLE_ROWS]
         usable = sum(not any(self._unusable(row)) for row in rows)
         return [f"{self.rows.name}: {usable} of {len(rows)} rows that could not be used can be now"] if usable else []
-
-    def sample_images(self, rows: int) -> Iterator[Image]:
-        """Yield the images of the first rows, without those that can't be opened."""
-        for index in range(min(len(self), rows)):
-            with suppress(Fault):
-                yield from images_of(self.rows[index], self.rows)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_cache": {}}

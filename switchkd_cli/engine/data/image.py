@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from os.path import isfile, realpath
 from pathlib import Path
@@ -33,6 +33,14 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
 def images_of(row: Row, rows: Rows) -> list[Image.Image]:
     """Return a row's images. Raises Fault: see `open_image`."""
     return [open_image(image, rows.images, follow_links=rows.follow_links) for image in row.images]
+
+
+def usable_rows(rows: Rows) -> Iterator[tuple[Row, list[Image.Image]]]:
+    """Yield the rows that can be used, each with its opened images."""
+    for number in range(len(rows)):
+        with suppress(Fault):
+            row = rows[number]
+            yield row, images_of(row, rows)
 
 
 def stored(image: str | bytes, images: Path | None, *, follow_links: bool = False) -> bytes:
