@@ -76,7 +76,8 @@ def show_plan(run: Run, root: Path, same: Run) -> None:
         ]
         if (e := config.evaluation) is not None:
             items = f"{e.items} items each" if e.items else "all items"
-            lines.append(("scores", f"{e.world}, {e.split} split, {items}: {', '.join(e.benchmarks)}"))
+            split = f", {e.split} split" if e.world == "playground" else ""  # others have their own
+            lines.append(("scores", f"{e.world}{split}, {items}: {', '.join(e.benchmarks)}"))
     for name, text in lines:
         print(f"{name:<9}{text}")
     print()
