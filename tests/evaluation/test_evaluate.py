@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
-from switchkd_cli.engine.evaluation.score_model import evaluate, local_sets, majority, score_request
+from switchkd_cli.engine.evaluation.score_model import evaluate, evaluation_sets, local_sets, majority, score_request
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.text.prompts import prompt
@@ -335,3 +335,12 @@ def test_every_row_of_the_protocol_names_a_stock_task_and_metric() -> None:
 
     rows = list(BENCHMARKS.values())
     assert {row.task for row in rows} <= set(task_manager(rows).all_subtasks)
+
+
+def test_the_questions_of_playground_sets_are_known_without_a_model(tmp_path):
+    """GQA's images lie in a data set of their own."""
+    asked = Evaluation(world="playground", benchmarks=("gqa", "pope"), split="test", items=4)
+    found, absent = evaluation_sets(asked, tmp_path)
+    assert (list(found), absent) == (["gqa", "pope"], [])
+    for questions in found.values():
+        assert all(questions.images(text) for text in questions.by_text) and not questions.unread
