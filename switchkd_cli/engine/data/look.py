@@ -58,7 +58,8 @@ def looks(
     The questions of benchmarks, and of data sets that stages are validated on, are searched for in the others.
     """
     validated = {stage.validation.data for stage in config.stages if stage.validation is not None}
-    sets = {name: EvaluationSet(_questions(rows)) for name, rows in opened.items() if name in validated} | benchmarks
+    sets = {name: EvaluationSet(_questions(rows)) for name, rows in opened.items() if name in validated}
+    sets |= benchmarks
     return {name: tuple(look(rows, {n: sets[n] for n in sets if n != name})) for name, rows in opened.items()}
 
 

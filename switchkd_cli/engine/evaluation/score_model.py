@@ -204,8 +204,8 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
 
 def _by_text(items: Iterable[Item]) -> Iterator[Question]:
     for item in items:
-        for text in {item.prompt, item.prompt.strip().partition("\n")[0]}:
-            yield text, lambda item=item: item.shown(item.data[item.doc_id])
+        texts = {item.prompt, item.prompt.strip().partition("\n")[0]}
+        yield from ((text, lambda item=item: item.shown(item.data[item.doc_id])) for text in texts)
 
 
 def benchmarks(asked: Evaluation) -> list[Benchmark]:
