@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.engine.data.look import EvaluationSet, Question
-from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UTF8, UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
@@ -192,10 +191,10 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
     for row in (row for row in benchmarks(asked) if row.task not in ROW_METRICS):
         model = Questions()
         try:
-            with TemporaryDirectory() as scratch, as_user_error(row.task), harness.offline(), suppress(Collected):
+            with TemporaryDirectory() as scratch, harness.offline(), suppress(Collected):
                 _run(model, [row], asked, Path(scratch), home)
             found[row.task] = _by_text(model.items.values())
-        except UserError:
+        except Exception:  # noqa: BLE001 (`datasets` and tasks raise nearly anything without their data)
             absent.append(row.task)
     if asked.data is not None:
         found["evaluation.data"] = _by_text(questions(asked.data, asked.items))
