@@ -49,9 +49,10 @@ def lengths(rows: Sequence[PlottedRow]) -> Figure | None:
     for place, (name, counts) in enumerate(sets, 1):
         axes = drawn.add_subplot(height, min(COLUMNS, len(sets)), place)
         ends, numbers = [int(most) for most, _ in counts], [number for _, number in counts]
-        axes.stairs(numbers, [ends[0] / 2, *ends], fill=True, color=GREY)
+        axes.stairs(numbers, [ends[0] / 2, *ends], fill=True, color=GREY, zorder=2)  # above the grid
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:,.10g}")
         axes.set(title=f"{name}: {sum(numbers):,} rows", xlabel="characters of a row", ylabel="rows")
     return drawn
 
