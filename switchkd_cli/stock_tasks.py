@@ -29,11 +29,11 @@ OF_LMMS_EVAL = re.compile(r"^(?:from|import)\s+(lmms_eval\.tasks\.[\w.]+)", re.M
 JUDGE = re.compile(r"get_server|openai|anthropic|API_KEY|requests\.post", re.IGNORECASE)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads `!function module.name` as nothing."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: None)
+_TaskLoader.add_constructor("!function", lambda loader, node: None)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _with_includes(file: Path) -> Iterator[Path]:
 def _parsed(file: Path) -> Mapping[str, Any]:
     """What a file itself says; nothing where it can't be read: not every YAML file in such a folder is a task's."""
     try:
-        content = yaml.load(_text(file), _Loader)
+        content = yaml.load(_text(file), _TaskLoader)
     except yaml.YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
