@@ -160,9 +160,9 @@ def test_a_recipe_names_what_is_missing() -> None:
 
 
 def test_rows_next_to_the_playground_s_own_questions(tmp_path: Path) -> None:
-    question = asked(tmp_path, "swap", "rows.exact", world="playground", items=4)
+    question = asked(tmp_path, "gqa", "rows.exact", world="playground", items=4)
     found = score_request(Says(lambda item: item.target), question, tmp_path)
-    assert {name: entry["items"] for name, entry in found["scores"].items()} == {"swap": 4, "rows.exact": 4}
+    assert {name: entry["items"] for name, entry in found["scores"].items()} == {"gqa": 4, "rows.exact": 4}
 
 
 def test_the_command_names_an_unknown_metric(tmp_path: Path) -> None:
