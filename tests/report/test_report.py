@@ -108,11 +108,11 @@ def test_every_benchmark_left_out_leaves_no_average(root):
     assert "no benchmark is left: there is no average" in report.notes
 
 
-def test_alone_such_benchmarks_have_no_average(root):
+def test_without_any_of_the_papers_benchmarks_there_is_no_average_and_nothing_is_left_out_of_it(root):
     runs = [made.run(root, row, row, {"mmvp": score}) for row, score in (("ours", 50.0), ("sft", 40.0))]
     report = distillation([read(run) for run in runs], None)
-    assert lines(report)["ours (seed 0)"] == ["(50.0)", "–"]
-    assert "no benchmark is left: there is no average" in report.notes
+    assert lines(report)["ours (seed 0)"] == ["50.0000", "–"]
+    assert "Avg: of the paper's ten benchmarks only" in report.notes
 
 
 def test_without_a_teacher_all_count_and_the_table_says_so(root):

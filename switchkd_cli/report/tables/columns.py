@@ -53,13 +53,18 @@ class Columns:
         return (*map(head, self.names), AVERAGE_HEAD)
 
     @property
+    def of_paper(self) -> list[str]:
+        """The tasks that are the paper's."""
+        return [task for task in self.tasks if BENCHMARKS[task].in_paper]
+
+    @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
-        return [task for task in self.tasks if BENCHMARKS[task].in_paper and task not in self.not_beaten]
+        return [task for task in self.of_paper if task not in self.not_beaten]
 
     def counts(self, name: str) -> bool:
-        """Whether a column is the average, or in it."""
-        return name == AVERAGE or name in self.counted_tasks
+        """Whether a column is the average, or in it; without any of the paper's benchmarks there is none to be left out of."""
+        return name == AVERAGE or name in self.counted_tasks or not self.of_paper
 
     def shown(self, name: str) -> dict[str, Any]:
         """How a column's numbers are shown: see `document.Number`."""

@@ -98,11 +98,13 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     tasks = [task for task in columns.tasks if task in columns.not_beaten]
     for names, heads in grouped((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks).items():
         beaten = " or ".join(BASELINES[name] for name in names)
-        yield f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
-    if others := [row.column for task in columns.tasks if not (row := BENCHMARKS[task]).in_paper]:
+        left = f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
+        yield left if columns.of_paper else f"{', '.join(heads)}: the teacher does not clearly beat {beaten}"
+    others = [row.column for task in columns.tasks if not (row := BENCHMARKS[task]).in_paper]
+    if others and columns.of_paper:
         yield f"({', '.join(others)}): not among the paper's ten: in no average"
     if not columns.counted_tasks:
-        yield "no benchmark is left: there is no average"
+        yield "no benchmark is left: there is no average" if columns.of_paper else "Avg: of the paper's ten benchmarks only"
     for row in (BENCHMARKS[task] for task in columns.tasks if task + ACCURACY in columns.names):
         yield NOTES["accuracy"].format(head=head(row.task + ACCURACY), score=row.column, counted=row.counted)
 
