@@ -75,9 +75,14 @@ class Benchmark:
     """Whether it is a task without an entry here: what is known of it stands in the results."""
 
     @property
+    def in_points(self) -> bool:
+        """Whether its score is 0..100 here, as the ten's and those of one's own rows; other numbers are lmms-eval's own."""
+        return not self.stock or self.task in ROW_METRICS
+
+    @property
     def digits(self) -> int:
         """Decimal places of its score: lmms-eval's own numbers are often between 0 and 1."""
-        return 4 if self.stock else 1
+        return 1 if self.in_points else 4
 
     def score(self, metric: float, categories: int = 1) -> float:
         """Return the stock metric on the paper's scale, 0..100."""
@@ -100,7 +105,8 @@ ROW_METRICS: Mapping[str, str] = {
 class _Benchmarks(dict[str, Benchmark]):
     def __missing__(self, task: str) -> Benchmark:
         where: dict[str, Any] = {"task_folder": "", "data": "", "split": "published", "paper_split": "none"}
-        how: dict[str, Any] = {"scale": "its own number", "judge": ROW_METRICS.get(task, "stock rule")}
+        scale = "100 x the mean of the rows" if task in ROW_METRICS else "its own number"
+        how: dict[str, Any] = {"scale": scale, "judge": ROW_METRICS.get(task, "stock rule")}
         return Benchmark(task, task, asks="open", group="Others", in_paper=False, stock=True, **where, **how)
 
 

@@ -13,7 +13,7 @@ from lmms_eval.api.instance import Instance
 
 from scripts.bench.results import Level
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import TEN
 from switchkd_cli.engine.build import load
 from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
@@ -49,13 +49,13 @@ class Recorder(LmmsModel):
 
 
 def measure_level(quick: bool) -> Level:
-    return measure_at(tuple(BENCHMARKS), 4 if quick else 20, QUICK if quick else LONG)
+    return measure_at(TEN, 4 if quick else 20, QUICK if quick else LONG)
 
 
 def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
     """Measure the level on N items of each benchmark, without lmms-eval's own time and without reading images."""
     with TemporaryDirectory() as folder:
-        asked = Recorder(longest=16)
+        asked = Recorder(playground=True)
         score_request(
             asked,
             Evaluation(world="playground", benchmarks=tuple(benchmarks), split="test", items=items, seed=0),
@@ -80,7 +80,7 @@ def _answering(
     """Return a reader without any cached image, each time."""
 
     def answers() -> None:
-        reader = GreedyModel(model, batch=batch, longest=16)
+        reader = GreedyModel(model, batch=batch, playground=True)
         reader.task_dict = asked.task_dict
         written[name] = reader.generate_until(asked.again())
         seconds["answering"] = sum(reader.seconds.values())

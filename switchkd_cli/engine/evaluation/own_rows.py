@@ -66,7 +66,7 @@ def read(name: str, items: Sequence[Item]) -> tuple[dict[str, Any], list[dict], 
     """Return the score of `items` by one of `ROW_METRICS`, an entry of results.json; a sample and its score of each item."""
     metric = name.removeprefix(f"{OWN_ROWS}.")
     each = scores(metric, [item.answer for item in items], [item.target for item in items])
-    entry = {"score": fmean(each), "metric": metric, "higher_is_better": True, "split": "own"}
+    entry = {"score": 100 * fmean(each), "metric": metric, "higher_is_better": True, "split": "own"}
     samples = [{"doc_id": item.doc_id, "filtered_resps": [item.answer]} for item in items]
     return entry, samples, [{"score": score} for score in each]
 

@@ -65,7 +65,7 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
                 "task": (task := name.removesuffix(ACCURACY)),
                 "column": BENCHMARKS[task].column,
                 "shown": f"{score['score']:.{BENCHMARKS[task].digits}f}"
-                + " (lmms-eval's own)" * BENCHMARKS[task].stock,
+                + " (lmms-eval's own)" * (not BENCHMARKS[task].in_points),
             }
             for name, score in with_accuracies(results["scores"] if results else {}).items()
         ],
@@ -123,6 +123,6 @@ def _eval_result(fields: Mapping[str, Any], score: Mapping[str, Any]) -> EvalRes
         dataset_split=results["split"] if local else BENCHMARKS[score["task"]].split,
         dataset_args={"items": score["items"]},
         metric_type=score["metric"],
-        metric_name=score["metric"] + ("" if BENCHMARKS[score["task"]].stock else ", 0..100"),
-        metric_value=round(score["score"], 4 if BENCHMARKS[score["task"]].stock else 2),
+        metric_name=score["metric"] + (", 0..100" if BENCHMARKS[score["task"]].in_points else ""),
+        metric_value=round(score["score"], 2 if BENCHMARKS[score["task"]].in_points else 4),
     )

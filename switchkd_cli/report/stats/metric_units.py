@@ -97,7 +97,8 @@ def units(name: str, lines: Sequence[AnswerLine]) -> Units:
     """
     if name not in NAMES:
         categories = [line["category"] for line in lines] if all(line.get("category") for line in lines) else None
-        return _units([line["score"] for line in lines], lines, categories=categories, scale=1.0)
+        scale = 100.0 if BENCHMARKS[name].in_points else 1.0
+        return _units([line["score"] for line in lines], lines, categories=categories, scale=scale)
     folder = BENCHMARKS[name].task_folder if name in BENCHMARKS else ""  # an accuracy is a mean of questions
     return METRICS.get(folder, _questions)(lines)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, Benchmark, head, in_order
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, ROW_METRICS, Benchmark, head, in_order
 from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
@@ -52,19 +52,24 @@ class Columns:
     def heads(self) -> tuple[str, ...]:
         return (*map(head, self.names), AVERAGE_HEAD)
 
+    @cached_property
+    def averaged(self) -> list[str]:
+        """The tasks that the average is of: the paper's, or where none of these is shown the metrics of one's own rows."""
+        of_paper = [task for task in self.tasks if BENCHMARKS[task].in_paper]
+        return of_paper or [task for task in self.tasks if task in ROW_METRICS]
+
     @property
-    def of_paper(self) -> list[str]:
-        """The tasks that are the paper's."""
-        return [task for task in self.tasks if BENCHMARKS[task].in_paper]
+    def averaged_are(self) -> str:
+        return "the paper's ten" if BENCHMARKS[self.averaged[0]].in_paper else "the metrics of one's own rows"
 
     @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
-        return [task for task in self.of_paper if task not in self.not_beaten]
+        return [task for task in self.averaged if task not in self.not_beaten]
 
     def counts(self, name: str) -> bool:
-        """Whether a column is the average, or in it; without any of the paper's benchmarks there is none to be left out of."""
-        return name == AVERAGE or name in self.counted_tasks or not self.of_paper
+        """Whether a column is the average, or in it, or there is no average that it could be left out of."""
+        return name == AVERAGE or name in self.counted_tasks or not self.averaged
 
     def shown(self, name: str) -> dict[str, Any]:
         """How a column's numbers are shown: see `document.Number`."""

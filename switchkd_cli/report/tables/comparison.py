@@ -142,7 +142,7 @@ def _files(row: RowRuns) -> str:
 def _over_seeds(rows: Sequence[RowRuns], columns: Columns) -> Iterator[Table]:
     """Each row's average over its own seeds, where some row has several."""
     averages = {row: list(row.by_seed(columns.run_average).values()) for row in rows}
-    if any(len(row.runs) > 1 for row in rows):
+    if columns.counted_tasks and any(len(row.runs) > 1 for row in rows):
         columns_shown: tuple[Column, ...] = (
             ("average", "name"),
             ("seeds", lambda row: len(averages[row]) if row.is_run else None),

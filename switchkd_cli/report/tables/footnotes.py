@@ -36,7 +36,7 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey image"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
-    if own := [task for task in columns.tasks if BENCHMARKS[task].stock]:
+    if own := [task for task in columns.tasks if not BENCHMARKS[task].in_points]:
         yield f"{', '.join(own)}: on their own scales, not in points"
         measured = runs[0].results["scores"]
         if lower := [task for task in own if not measured[task].get("higher_is_better", True)]:
@@ -99,12 +99,12 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     for names, heads in grouped((columns.not_beaten[task], BENCHMARKS[task].column) for task in tasks).items():
         beaten = " or ".join(BASELINES[name] for name in names)
         left = f"({', '.join(heads)}): the teacher does not clearly beat {beaten}: left out of the average"
-        yield left if columns.of_paper else f"{', '.join(heads)}: the teacher does not clearly beat {beaten}"
-    others = [row.column for task in columns.tasks if not (row := BENCHMARKS[task]).in_paper]
-    if others and columns.of_paper:
-        yield f"({', '.join(others)}): not among the paper's ten: in no average"
+        yield left if columns.averaged else f"{', '.join(heads)}: the teacher does not clearly beat {beaten}"
+    others = [BENCHMARKS[task].column for task in columns.tasks if task not in columns.averaged]
+    if others and columns.averaged:
+        yield f"({', '.join(others)}): not among {columns.averaged_are}: in no average"
     if not columns.counted_tasks:
-        yield "no benchmark is left: there is no average" if columns.of_paper else "Avg: of the paper's ten benchmarks only"
+        yield "no benchmark is left: there is no average" if columns.averaged else NOTES["no average"]
     for row in (BENCHMARKS[task] for task in columns.tasks if task + ACCURACY in columns.names):
         yield NOTES["accuracy"].format(head=head(row.task + ACCURACY), score=row.column, counted=row.counted)
 
