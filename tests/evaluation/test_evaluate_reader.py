@@ -97,7 +97,7 @@ def test_batched_answers_are_those_of_transformers_one_by_one(answered: tuple[di
 def test_answers_that_reach_the_limit_without_an_end_are_counted(
     checkpoint: Path, sets: Path, tmp_path: Path, stops: bool
 ) -> None:
-    reader = GreedyModel(load(str(checkpoint)), batch=5, longest=16)
+    reader = GreedyModel(load(str(checkpoint)), batch=5, playground=True)
     every = reader.model.model.config.text_config.vocab_size
     reader.model.model.generation_config.eos_token_id = list(range(every)) if stops else every + 7
     tasks = ("textvqa_val", "vizwiz_vqa_val")  # no stop words that this model writes
