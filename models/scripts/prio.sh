@@ -1,0 +1,1 @@
+while true; do for p in $(pgrep -f "switchkd_cli (pretrain|ablate|distill|eval)"); do case "$(tr '\0' ' ' </proc/$p/cmdline)" in *"/work/scratch/world"*) renice -n 0 -p $p >/dev/null 2>&1; echo -12 > /proc/$p/autogroup;; esac; done; sleep 15; done
