@@ -49,12 +49,17 @@ def show_plans(
     launch.say_needs([run.config.evaluation for run in runs])
     estimates: list[RunEstimate] = []
     first: dict[str, Run] = {}
+    looked_at: list[object] = []  # the data of runs, most of which share them: a look reads many images
     for run, machine in zip(runs, machines, strict=True):
         same = first.setdefault(run.key, run)
         show_plan(run, root, same)
         if same is run:
             before = estimates[-1] if estimates else None
-            estimates.append(launch.estimate(run, machine, root, planned))
+            stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
+            about = run.config.data, run.config.evaluation, stages
+            estimates.append(launch.estimate(run, machine, root, planned, look=about not in looked_at))
+            if estimates[-1].looks:
+                looked_at.append(about)
             _show_run(estimates[-1], before)
     _show_all(estimates)
 
@@ -108,7 +113,7 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     stdout().print(lines)
     for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
         print(source)
-    for name, looked in estimate.looks.items() if before is None or before.looks != estimate.looks else ():
+    for name, looked in estimate.looks.items():
         print(f"a look at {name}", *looked, sep="\n  ")
     print()
 

@@ -209,11 +209,11 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
     return run_folder.scores(shared), shared.path
 
 
-def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run]) -> RunEstimate:
-    """Estimate what the run needs on a machine; nothing is loaded, downloaded or trained."""
+def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], *, look: bool = True) -> RunEstimate:
+    """Estimate what the run needs on a machine, with a look at its data; nothing is loaded, downloaded or trained."""
     from switchkd_cli.engine.cost.run_estimate import estimate_run
 
-    return estimate_run(run, machine, root, planned)
+    return estimate_run(run, machine, root, planned, look=look)
 
 
 def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]]]:

@@ -1,17 +1,20 @@
 """A look at the data before training: counts that a person would otherwise find out after it."""
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from switchkd_cli.commands.dry_run import _show_run
+from switchkd_cli.engine.cost import run_estimate
 from switchkd_cli.engine.data import look as look_module
 from switchkd_cli.engine.data import open_file
-from switchkd_cli.engine.data.look import EvaluationSet, lengths, look
+from switchkd_cli.engine.data.look import EvaluationSet, lengths, look, looks
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
 from switchkd_cli.scheduler import launch
 from tests.data.test_data_files import saved
+from tests.data.test_turns import told_by_the_program
 from tests.support import tiny, tiny_run
 
 
@@ -134,3 +137,20 @@ def test_rows_of_an_evaluation_set_are_counted_by_picture_and_question(tmp_path)
     also = [found for found in plan.looks["rows"] if "also stand" in found]
     assert also == [line.format("held_out", 2), line.format("evaluation.data", 3)]
     assert [found for found in plan.looks["held_out"] if "also" in found] == [line.format("evaluation.data", 1)]
+
+
+def test_rows_of_a_recipe_that_share_their_data_are_looked_at_once(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(run_estimate, "looks", lambda *of: calls.append(of) or looks(*of))
+    sets = {
+        name: {"source": "llava_json", "parameters": saved_set(tmp_path / name, name, [("Is it?", 1), ("Why?", 2)])}
+        for name in ("rows", "other")
+    }
+    file = tiny_run.write(tmp_path, teacher=False, data=sets)
+    recipe = yaml.safe_load(file.read_text())
+    recipe["rows"] = {"a": {"title": "A"}, "b": {"title": "B", "set": {"stages.distill.lr": 2e-3}}}
+    recipe["rows"]["c"] = {"title": "C", "set": {"stages.distill.data": "other"}}
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    code, out, _ = told_by_the_program(monkeypatch, capsys, "ablate", file, "--dry-run", "--out", tmp_path / "runs")
+    assert code == 0 and out.count("row b: B") == 1
+    assert len(calls) == 2 and (out.count("a look at rows"), out.count("a look at other")) == (2, 1)

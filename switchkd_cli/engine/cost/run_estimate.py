@@ -31,8 +31,10 @@ SAVED = 4  # bytes of a parameter of a saved student: float32
 STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's two moments
 
 
-def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run]) -> RunEstimate:
-    """Estimate what the run needs. `planned` holds, by their model folders, runs that can make a checkpoint it names.
+def estimate_run(
+    run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], *, look: bool = True
+) -> RunEstimate:
+    """Estimate what the run needs, with a `look` at its data. `planned` holds, by their model folders, runs that can make a checkpoint it names.
 
     Raises UserError where student and teacher are both here and don't fit each other, a data file is no data, or a
     stage needs images that its data don't have.
@@ -64,13 +66,16 @@ def estimate_run(run: Run, machine: Machine, root: Path, planned: Mapping[Path, 
                 limits = positions(name, config.stages, student.config, teacher_config)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
-            sets: dict[str, EvaluationSet] = {}
-            if opened and config.evaluation is not None:
-                drawn = run_folder.sets(root if root.is_dir() else Path(scratch))
-                sets, absent = evaluation_sets(config.evaluation, drawn)
-                unsearched = f"not searched for rows of the training data, as they are not here: {', '.join(absent)}"
-                notes += [unsearched] * bool(absent)
-            looked = looks(config, opened, sets)
+            if opened and look:
+                sets: dict[str, EvaluationSet] = {}
+                if config.evaluation is not None:
+                    drawn = run_folder.sets(root if root.is_dir() else Path(scratch))
+                    sets, absent = evaluation_sets(config.evaluation, drawn)
+                    unsearched = (
+                        f"not searched for rows of the training data, as they are not here: {', '.join(absent)}"
+                    )
+                    notes += [unsearched] * bool(absent)
+                looked = looks(config, opened, sets)
     known = {name: sample for name, sample in samples.items() if sample is not None}
     check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
     stages = tuple(
