@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.files.atomic import write_json, write_text
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.model_paths import locate
@@ -101,6 +100,7 @@ def _form(file: Path) -> str:
 
 def _rescore(options: EvalOptions) -> RunFolder:
     """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
+    from switchkd_cli.report.json_lines import write_json_lines
     from switchkd_cli.report.results.finished_run import read, rescored
     from switchkd_cli.report.stats.readers import READERS
 
@@ -114,8 +114,7 @@ def _rescore(options: EvalOptions) -> RunFolder:
         if partial is not None:
             (partial / "answers").mkdir(parents=True)
             for task, lines in answers.items():
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                write_text(partial / "answers" / f"{task}.jsonl", text)
+                write_json_lines(partial / "answers" / f"{task}.jsonl", lines)
             write_json(partial / "results.json", results)
     console.show_scores(results["model"], results)
     for note in notes:

@@ -3,7 +3,6 @@
 A fault is, for example, an answer that these rules can't read: then its content does not count.
 """
 
-import re
 from ast import literal_eval
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.engine.evaluation.lmms_harness import no_judge
 from switchkd_cli.engine.evaluation.lmms_model import Item
+from switchkd_cli.report.stats.readers import spaced_words
 
 CIRCLE = 1_000_000  # MMBench: items whose indices differ by a multiple of this are one question
 
@@ -62,7 +62,7 @@ def faults(row: Benchmark, sample: dict, item: Item, score: float | None) -> lis
 
 def _contains(answer: str, target: str) -> bool:
     """Whether the right answer occurs among other words, where the rules for open questions don't find it."""
-    words, right = (" ".join(["", *re.findall(r"\w+", text.casefold()), ""]) for text in (answer, target))
+    words, right = spaced_words(answer), spaced_words(target)
     return right in words != right
 
 

@@ -14,12 +14,13 @@ from lmms_eval.tasks.chartqa.utils import relaxed_correctness
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import OWN_ROWS
-from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.evaluation.lmms_model import Item
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import cache_home
 from switchkd_cli.recipe.schema import DataSet
+from switchkd_cli.report.stats.readers import plain
 
 ANSWER_TOKENS = 128
 NAMED = 10  # rows that one error names
@@ -55,7 +56,7 @@ def _item(rows: Rows, docs: Sequence[tuple[int, int]], doc_id: int) -> Item:
 
     def images(_: Any) -> list:
         try:
-            return [open_image(image, rows.images, follow_links=rows.follow_links) for image in row.images]
+            return images_of(row, rows)
         except Fault as fault:
             raise UserError(f"evaluation.data: row {row.id}: {fault}") from fault
 
@@ -83,10 +84,6 @@ def scores(metric: str, answers: Sequence[str], targets: Sequence[str]) -> list[
     return [float(score) for score in scorer.compute_score()[1]]
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
@@ -100,7 +97,7 @@ def _f1(answer: str, target: str) -> float:
 
 
 METRICS: Mapping[str, Callable[[str, str], float]] = {
-    "exact": lambda answer, target: _plain(answer) == _plain(target),
+    "exact": lambda answer, target: plain(answer) == plain(target),
     "anls": lambda answer, target: anls([target], [answer])["anls"],
     "relaxed": lambda answer, target: relaxed_correctness(answer.strip(), target.strip()),
     "f1": _f1,

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.engine.data.look import EvaluationSet, Question
-from switchkd_cli.errors import UTF8, UserError, import_errors
+from switchkd_cli.errors import UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.report.json_lines import write_json_lines
 from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import provenance
 
@@ -157,8 +158,7 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
         }
         lines.append(answer | own | {"faults": faults(row, sample, item, own["score"])})
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (folder / f"{row.task}.jsonl").write_text(text, **UTF8)
+    write_json_lines(folder / f"{row.task}.jsonl", lines)
     return {
         **entry,
         "items": len(samples),

@@ -39,7 +39,7 @@ def reread(reader: Reader, line: AnswerLine, *, counted: bool = False) -> Answer
     if reader == "stock":
         return line
     if reader == "strict":
-        return line | {"score": float(_plain(line["answer"]) == _plain(line["target"]))}
+        return line | {"score": float(plain(line["answer"]) == plain(line["target"]))}
     named = _named(line)
     settled = named.pop() if len(named) == 1 else ""  # an answer that names several options settles on none
     new = line | {"score": float(settled != "" and settled == _bare(line["target"]))}
@@ -58,12 +58,13 @@ def disagreement(lines: Sequence[AnswerLine]) -> str:
     return f"{stock:,} and {options:,} of {len(each):,}" if stock or options else ""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text in lower case, with single spaces."""
     return " ".join(text.casefold().split())
 
 
 def _bare(text: str) -> str:
-    return _plain(text).strip("(). ")
+    return plain(text).strip("(). ")
 
 
 def _named(line: AnswerLine) -> set[str]:
@@ -81,7 +82,12 @@ def _named(line: AnswerLine) -> set[str]:
     return {word for word in words if _has(answer, word)}
 
 
+def spaced_words(text: str) -> str:
+    """The words of a text in lower case, a space around each: words in a row are a part of it, parts of words are not."""
+    return " ".join(["", *re.findall(r"\w+", text.casefold()), ""])
+
+
 def _has(text: str, part: str) -> bool:
     """Whether the words of one stand in the other, in a row."""
-    whole, words = (" ".join(["", *re.findall(r"\w+", each.casefold()), ""]) for each in (text, part))
+    whole, words = spaced_words(text), spaced_words(part)
     return len(words) > 1 and words in whole
