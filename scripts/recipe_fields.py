@@ -109,9 +109,8 @@ def page() -> str:
     for model, paths in places.items():
         paths = list(dict.fromkeys(paths))
         heading = " or ".join(f"`{path}`" for path in paths) if paths != [""] else "The recipe"
-        general = next(
-            (path for path in paths if path != path.lower()), paths[-1]
-        )  # one with a name of the recipe's own
+        # one that stands for a name of the recipe's own, as data.SET does
+        general = next((path for path in paths if path != path.lower()), paths[-1])
         lines = "\n".join(table(model, general, forms[model], found))
         parts.append(f"## {heading}\n\n{found[model, '']}\n\n{lines}\n")
     return "\n".join(parts)

@@ -1,8 +1,8 @@
 """The protocol: how each of the paper's ten benchmarks is run and scored here, one entry of benchmarks.yaml for each.
 
 The entries name stock lmms-eval tasks (prompts and metrics unchanged) and say where the paper measured its printed number
-differently, so that a table can show the difference next to the score. No answer is ever sent to a judge model. Every other task of lmms-eval can be asked too (stock_tasks.py): its entry says only its
-name, and its score is the number that lmms-eval gives.
+differently, so that a table can show the difference next to the score. No answer is ever sent to a judge model. Every
+other task of lmms-eval can be asked too (stock_tasks.py): its score is the number that lmms-eval gives.
 """
 
 from collections.abc import Collection, Mapping
@@ -48,7 +48,7 @@ class Benchmark:
     group: str
     """The group of columns that the paper's Figure 1 shows it in."""
     in_paper: bool = True
-    """Whether it is one of the paper's ten; another is in no average."""
+    """Whether it is one of the paper's ten, of which the average is."""
     metric: str = "exact_match"
     """The key of the stock metric that is reported."""
     full: float = 1.0

@@ -63,7 +63,8 @@ class Number:
     @property
     def points(self) -> str:
         """The value alone."""
-        return f"{round(self.value, self.digits) + 0.0:{'+' if self.difference else ''}.{self.digits}f}"  # + 0.0: no minus zero
+        rounded = round(self.value, self.digits) + 0.0  # no minus zero
+        return f"{rounded:{'+' if self.difference else ''}.{self.digits}f}"
 
     @property
     def spread(self) -> str:
@@ -75,9 +76,8 @@ class Number:
     @property
     def mde(self) -> str:
         """The minimum detectable effect of an unclear difference; else empty."""
-        return (
-            f"MDE {self.detectable:.{self.digits}f}" if self.detectable and self.side == 0 else ""
-        )  # not 0: nothing varied
+        shown = self.detectable and self.side == 0  # an effect of 0: nothing varied
+        return f"MDE {self.detectable:.{self.digits}f}" if shown else ""
 
     def __str__(self) -> str:
         unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.side == 0 else ""

@@ -124,9 +124,8 @@ def test_compare_draws_the_images_of_rows_whole(tmp_path: Path, monkeypatch) -> 
     table = next(table for table in report.tables if table.title.startswith("right minus no"))
     lines = {line.name: dict(zip(table.columns[1:], line.cells, strict=True)) for line in table.lines}
     assert str(lines["rows.exact"]["difference"]) == "+85.7"
-    points = [
-        run.scores for run in runs
-    ]  # no benchmark of the paper is asked: the average is that of the rows' metrics
+    # without any of the paper's benchmarks, the average is that of the rows' metrics
+    points = [run.scores for run in runs]
     expected = sum(points[0][name] - points[1][name] for name in ("rows.exact", "rows.f1")) / 2
     assert lines["Avg"]["difference"].value == pytest.approx(expected)
     assert 0 < lines["rows.exact"]["p"].value < 0.2

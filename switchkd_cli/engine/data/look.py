@@ -39,7 +39,7 @@ class EvaluationSet:
         self._digests: dict[str, set[str]] = {}
 
     def images(self, text: str) -> set[str]:
-        """Return digests of the images that this is asked about."""
+        """Return digests of the images of the questions with this text."""
         if text not in self._digests:
             asked, digests = self.by_text[text], []
             for images in asked[: READ - self.read]:
@@ -124,7 +124,7 @@ def _digest(images: Sequence[Image.Image]) -> str:
 
 
 def lengths(sizes: np.ndarray, base: int = 2) -> dict[int, int]:
-    """Return how many rows have up to so many characters, by powers of `base` from the shortest row on.
+    """Return how many rows have how many characters: by powers of `base`, the rows up to each and longer than the one before.
 
     `sizes` [N]: characters of each row; 0 for one that can't be used, which is not counted.
     """

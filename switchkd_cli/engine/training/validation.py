@@ -54,11 +54,11 @@ def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Co
     return train.part(rest), train.part(drawn[: spec.rows])
 
 
-@lru_cache(maxsize=4)  # a stage's share is asked for again by the next stage, and after the training
+@lru_cache(maxsize=4)  # later stages and the scoring draw the same share again
 def draw_by_image(rows: Rows, share: float) -> list[int]:
     """Return the numbers of a `share` of the rows, in the order drawn. Rows of one image, by its path or bytes, stay together.
 
-    Every row is read once, however often this is asked. Those that can't be read are never drawn.
+    Every row is read once; a second call with the same rows and share reads none. Those that can't be read are never drawn.
     """
     groups: dict[str | bytes | int, list[int]] = {}
     images: list[str | bytes | int] = []
