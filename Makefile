@@ -57,14 +57,15 @@ TABLES ?= table1-0.5b table1-1.5b align-kd components loss training-scheme knee 
 RUNS ?= runs
 else
 ifndef TABLES
-TABLES := components loss training-scheme table1-0.5b $(if $(QUICK),,knee visual-encoder weights methods)
-LEFT_OUT := table1-1.5b, teacher-size, align-kd: all their models have one stand-in here, they would say nothing new
+TABLES := components loss training-scheme table1-0.5b \
+	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods)
+LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new
 endif
 ifdef QUICK
 ifndef ROWS
 ROWS := switch-kd,align,vsd,sft-frozen,sft,sft-compute,dbild,forward-kl,pt-dft,pt-sft,pt-sft-frozen
-LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; knee, visual-encoder, weights, methods; \
-	of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
+LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; table1-1.5b, teacher-size, knee, \
+	visual-encoder, weights, methods; of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
 endif
 endif
 IN_WORLD := --world $(WORLD)

@@ -1,4 +1,6 @@
-"""Draw the playground's atlas: every concept and digit by four hands. Run once by the maintainers.
+"""Draw the playground's atlas: every concept and digit by the hands that have it. Run once by the maintainers.
+
+A concept needs three of the four hands. Cell i of atlas.webp, counted along the rows, shows the i-th of atlas.json's `cells`.
 
 Needs `pip install cairosvg` and a node_modules folder made by
 `npm install @iconify-json/noto @iconify-json/noto-v1 @iconify-json/fluent-emoji-flat @iconify-json/twemoji`:
@@ -18,7 +20,8 @@ from PIL import Image
 PLAYGROUND = Path(__file__).resolve().parent.parent / "switchkd_cli" / "playground"
 PACKAGES = {"noto": "noto", "noto_v1": "noto-v1", "fluent": "fluent-emoji-flat", "twemoji": "twemoji"}
 CELL = 40
-COLUMNS = 16
+COLUMNS = 64
+QUALITY, ALPHA_QUALITY = 65, 50
 
 
 def drawing(icons: dict, name: str) -> Image.Image:
@@ -50,20 +53,24 @@ def main() -> None:
     words = yaml.safe_load((PLAYGROUND / "names.yaml").read_text(encoding="utf-8"))
     wanted = {name: entry["icon"] for name, entry in words["concepts"].items()}
     wanted |= {str(digit): f"keycap-{digit}" for digit in range(10)}
-    total = len(wanted) * len(PACKAGES)
-    atlas = Image.new("RGBA", (COLUMNS * CELL, -(-total // COLUMNS) * CELL))
-    cells: dict[str, tuple[int, int]] = {}
+    drawings: dict[str, Image.Image] = {}
     for hand, package in PACKAGES.items():
         icons = json.loads((modules / "@iconify-json" / package / "icons.json").read_text(encoding="utf-8"))
         for name, icon in wanted.items():
-            row, column = divmod(len(cells), COLUMNS)
-            cells[f"{name}/{hand}"] = (column * CELL, row * CELL)
-            atlas.paste(drawing(icons, icon), cells[f"{name}/{hand}"])
+            if icon in icons["icons"] or icon in icons.get("aliases", {}):
+                drawings[f"{name}/{hand}"] = drawing(icons, icon)
+    for name in wanted:
+        if sum(f"{name}/{hand}" in drawings for hand in PACKAGES) < len(PACKAGES) - 1:
+            raise SystemExit(f"{name}: fewer than three hands have {wanted[name]}")
+    atlas = Image.new("RGBA", (COLUMNS * CELL, -(-len(drawings) // COLUMNS) * CELL))
+    for index, picture in enumerate(drawings.values()):
+        row, column = divmod(index, COLUMNS)
+        atlas.paste(picture, (column * CELL, row * CELL))
     assets = PLAYGROUND / "assets"
     assets.mkdir(exist_ok=True)
-    atlas.save(assets / "atlas.png", optimize=True)
-    index = {"cell": CELL, "cells": cells}
-    (assets / "atlas.json").write_text(json.dumps(index, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    atlas.save(assets / "atlas.webp", quality=QUALITY, alpha_quality=ALPHA_QUALITY, method=6)
+    listing = {"cell": CELL, "columns": COLUMNS, "cells": list(drawings)}
+    (assets / "atlas.json").write_text(json.dumps(listing, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train the playground's tokenizer on the texts that the playground makes. Run once by the maintainers:
+"""Write the playground's tokenizer: one id for every word that the playground says. Run once by the maintainers:
 
-    python scripts/build_tokenizer.py
+    python -m scripts.build_tokenizer
 
-A byte-level BPE, so any text can be written. The world's names (in English with and without the space before
-them) and the benchmarks' stock sentences are added tokens: a name is one id wherever it stands, and prompts
-are short. The disadvantage: a longer word that begins with a name is cut after it, like " cat" in " category".
+A word is one id wherever it stands (in a sentence, at the start of an answer, after a line break or an option's letter), so
+that what is learnt of it in one place is known in the others. A regular plural is its word and an "s". Whatever the
+playground doesn't say is written in bytes.
 """
 
 import json
@@ -13,20 +13,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from scripts.ship import compact
 from switchkd_cli.engine.models.llava_save import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
-from switchkd_cli.playground.text.captions import description_turn
-from switchkd_cli.playground.text.lessons import lesson
-from switchkd_cli.playground.text.prompts import prompt
-from switchkd_cli.playground.text.questions import ask, suits
-from switchkd_cli.playground.text.words import STYLES, SYMBOLS, plural, say
+from switchkd_cli.playground.text.dictionary import word_turn
+from switchkd_cli.playground.text.words import SYMBOLS, plural, say
+from switchkd_cli.playground.training_rows import WITH_IMAGES, WITHOUT_IMAGES
 from switchkd_cli.playground.world import CONCEPTS, scenes
 
 FOLDER = Path(__file__).resolve().parent.parent / "switchkd_cli" / "playground" / "assets" / "tokenizer"
-SIZE = 768
 SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>")
 STOCK = (
     prompts.SHORT,
@@ -34,18 +32,19 @@ STOCK = (
     "\n" + prompts.LETTER,
     prompts.UNSURE,
     "\n" + prompts.LETTER_ZH,
+    prompts.LETTER_ZH,
     " " + prompts.OPTIONS,
     prompts.YES_OR_NO,
     prompts.IMAGE_1,
-    *(f"\n{letter}. " for letter in prompts.LETTERS),
 )
-# A name at the start of an answer or an option: a whole word, or "hat" would cut "What".
-WORDS = SYMBOLS
-# Within a sentence, with the space before it; a plural's s follows as an id of its own.
-SPACED = (
-    *(f" {symbol}" for symbol in SYMBOLS),
-    *(f" {plural(name)}" for name in CONCEPTS if not plural(name).startswith(name)),
-)
+"""Sentences of the stock prompts: one id each, so that prompts are short."""
+HAN = "\u4e00-\u9fff"
+# What is split off on its own: a line break, a punctuation mark, a run of Chinese (cut into words by the model), a word
+# with the sign for the space before it.
+PIECES = Regex(rf"\n|▁?[A-Za-z]+|▁?[0-9]|[{HAN}]+|▁|[^\n▁A-Za-z0-9{HAN}]")
+# Before a word at the start of a line, and before a letter or digit in Chinese, the sign for a space is put in and, when
+# ids are decoded, left out again.
+NO_SPACE = rf"(?<=\n)%s(?=[A-Za-z0-9])|(?<=[，{HAN}])%s(?=[A-Z0-9])"
 CHINESE = tuple(say(symbol, "zh") for symbol in SYMBOLS)
 # Every message: its images first, then its text; an answer ends with <|end|>.
 CHAT_TEMPLATE = (
@@ -64,40 +63,60 @@ CHAT_TEMPLATE = (
 
 
 def corpus() -> Iterator[str]:
-    """Yield the playground's texts, cut where an added token will be, so that no merge is learnt inside one."""
-    for scene in scenes("train", 3000, 0):
+    """Yield the playground's texts."""
+    for symbol in SYMBOLS:
+        yield from (symbol, say(symbol, "zh"))
+    yield from map(plural, CONCEPTS)
+    for scene in scenes("train", 4000, 0):
         rng = random.Random(scene.id)
-        for style in STYLES:
-            if suits(scene, style):
-                question = ask(scene, style, rng)
-                yield from _cut(prompt(question))
-                yield from _cut(question.answer)
-        for make in (description_turn, lesson, lesson):
-            for text in make(scene, rng):
-                yield from _cut(text)
+        rows = [[make(scene, rng) for _ in range(3)] for make in WITH_IMAGES.values()]
+        rows += [make(scene, rng, 4) for make in WITHOUT_IMAGES.values()]
+        for question, answer in (turn for row in [*rows, [word_turn(rng)]] for turn in row):
+            yield from (question, answer)
 
 
-def _cut(text: str) -> list[str]:
-    for token in sorted((*STOCK, *SPACED, *CHINESE), key=len, reverse=True):
-        text = text.replace(token, "\0")
-    text = re.sub(rf"\b({'|'.join(sorted(WORDS, key=len, reverse=True))})\b", "\0", text)
-    return [piece for piece in text.split("\0") if piece]
+def words(text: str) -> Iterator[str]:
+    """Yield the pieces that become ids: a regular plural's word, for one, and Chinese names out of Chinese sentences."""
+    for sentence in STOCK:
+        text = text.replace(sentence, "\0")
+    for piece in re.findall(rf"\n|[A-Za-z]+|[0-9]|[{HAN}]+|[^\0\s]", text):
+        if re.match(f"[{HAN}]", piece):
+            yield from (part for part in re.split(f"({_NAMES_ZH})", piece) if part)
+        elif piece.isalnum():
+            yield f"▁{piece[:-1] if piece[-1] == 's' and piece[:-1] in CONCEPTS and piece not in CONCEPTS else piece}"
+        else:
+            yield piece
+
+
+_NAMES_ZH = "|".join(sorted(CHINESE, key=len, reverse=True))
+
+
+def vocabulary() -> list[tuple[str, float]]:
+    """Return pieces and scores. All score alike, so the fewest pieces are taken; bytes score least."""
+    found = dict.fromkeys(word for text in corpus() for word in words(text))
+    found |= dict.fromkeys(["▁", "s", "\n"])
+    count = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(found)]
+    return [(piece, -10.0 if piece in found else -100.0) for piece in count]
 
 
 def main() -> None:
-    added = [AddedToken(text, normalized=False) for text in (*STOCK, *SPACED, *CHINESE)]
-    added += [AddedToken(text, normalized=False, single_word=True) for text in WORDS]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=SIZE - len(added),
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    tokenizer = Tokenizer(models.Unigram(vocabulary(), unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+            normalizers.Replace(Regex(r"\A▁▁"), "▁"),  # after an added token
+            normalizers.Replace(Regex(NO_SPACE.replace("%s", "")), "▁"),
+            normalizers.Replace(Regex(rf"▁(?=[\n{HAN}])"), ""),  # Chinese has no spaces
+        ]
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
-    tokenizer.add_tokens(added)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(PIECES, "isolated")
+    written = [decoders.Replace(Regex(NO_SPACE.replace("%s", "▁")), ""), decoders.Replace("▁", " ")]
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse(), *written, decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in STOCK])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -107,6 +126,7 @@ def main() -> None:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(FOLDER)
+    compact(FOLDER / "tokenizer.json")
     edit_json(FOLDER / "tokenizer_config.json", portable_tokenizer_config)
     print(json.dumps({"ids": len(fast), "folder": str(FOLDER.name)}))
 

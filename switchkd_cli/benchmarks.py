@@ -1,8 +1,9 @@
-"""The protocol: how each of the paper's ten benchmarks is run and scored here, one entry of benchmarks.yaml for each.
+"""The protocol: how the paper's ten benchmarks and three more are run and scored here, one entry of benchmarks.yaml for each.
 
-The entries name stock lmms-eval tasks (prompts and metrics unchanged) and say where the paper measured its printed number
-differently, so that a table can show the difference next to the score. No answer is ever sent to a judge model. Every
-other task of lmms-eval can be asked too (stock_tasks.py): its score is the number that lmms-eval gives.
+The entries name stock lmms-eval tasks (prompts and metrics unchanged), two of the three a task of the playground, and say
+where the paper measured its printed number differently, so that a table can show the difference next to the score. No
+answer is ever sent to a judge model. Every other task of lmms-eval can be asked too (stock_tasks.py): its score is the
+number that lmms-eval gives.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,7 +39,7 @@ class Benchmark:
     task_folder: str
     """The task's folder under lmms_eval/tasks, so that only few of its 190 folders are read; whose rules read the answers."""
     data: str
-    """The folder (and configuration) of the data set under lmms-lab-encoder/."""
+    """The folder (and configuration) of the data set under `owner`/."""
     split: str
     """The split of the data set that the task reads."""
     paper_split: str
@@ -47,8 +48,14 @@ class Benchmark:
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
     group: str
     """The group of columns that the paper's Figure 1 shows it in."""
+    owner: str = "lmms-lab-encoder"
+    """Who publishes the data set. That of "switchkd" is not published: the benchmark exists in the playground alone."""
     in_paper: bool = True
     """Whether it is one of the paper's ten, of which the average is."""
+    pairs: bool = False
+    """Whether two questions count as one: right where both are. Whoever tosses a coin is right in a quarter of them."""
+    answer_tokens: int = 16
+    """The most new tokens of an answer in the playground, where most answers are a word or two."""
     metric: str = "exact_match"
     """The key of the stock metric that is reported."""
     full: float = 1.0
@@ -83,6 +90,10 @@ class Benchmark:
     def digits(self) -> int:
         """Decimal places of its score: lmms-eval's own numbers are often between 0 and 1."""
         return 1 if self.in_points else 4
+
+    @property
+    def published(self) -> bool:
+        return self.owner != "switchkd"
 
     def score(self, metric: float, categories: int = 1) -> float:
         """Return the stock metric on the paper's scale, 0..100."""

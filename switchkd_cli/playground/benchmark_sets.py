@@ -1,10 +1,9 @@
 """Write the playground as benchmark data sets: folders that the unmodified stock lmms-eval tasks load by themselves.
 
-The tasks name their data `lmms-lab-encoder/<NAME>`; in a working directory with such folders, the datasets library reads
-them instead of the hub.
+The tasks name their data `OWNER/NAME`; in a working directory with such folders, the datasets library reads them instead of
+the hub.
 """
 
-import hashlib
 import io
 import json
 import random
@@ -18,12 +17,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.playground.pairs import CAUSES, Asked, one_cause, swapped
 from switchkd_cli.playground.requested_folder import write_folder
 from switchkd_cli.playground.task_columns import COLUMNS, GQA_IMAGES, IMAGE, KIND, BenchmarkItem, Columns
+from switchkd_cli.playground.text.captions import DESCRIBE, captions
+from switchkd_cli.playground.text.prompts import Question
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
 from switchkd_cli.playground.world import Scene, draw, scenes
 
-OWNER = "lmms-lab-encoder"
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")
 
 
@@ -31,20 +32,21 @@ def write_sets(folder: Path, *, benchmarks: Sequence[str], split: str, items: in
     """Write `items` questions of each benchmark under `folder` and return it; run the tasks from there.
 
     All benchmarks ask about the first images of one sequence of scenes, so images recur among them, and a benchmark's
-    questions don't depend on the other benchmarks. MME asks in pairs: an odd `items` gives it one question fewer. The
-    same request is written once; another request in the same folder replaces it.
+    questions don't depend on the other benchmarks. MME, MMVP and Swap ask in pairs: an odd `items` gives them one question
+    fewer. The same request is written once; another request in the same folder replaces it.
 
     Raises UserError for a folder of other files.
     """
 
     def build(fresh: Path) -> None:
         for task in benchmarks:
-            _write(fresh / OWNER, task, list(benchmark_items(task, split=split, items=items, seed=seed)))
-        for data in (fresh / OWNER).iterdir():
+            owner = fresh / BENCHMARKS[task].owner
+            _write(owner, task, list(benchmark_items(task, split=split, items=items, seed=seed)))
+        for data in fresh.glob("*/*"):
             _describe(data)
 
     request = {"benchmarks": list(benchmarks), "split": split, "items": items, "seed": seed}
-    return write_folder(folder, {**request, "world": world_digest()}, build, OWNER)
+    return write_folder(folder, request, build, {BENCHMARKS[task].owner for task in benchmarks})
 
 
 def benchmark_items(task: str, *, split: str, items: int, seed: int) -> Iterator[BenchmarkItem]:
@@ -52,14 +54,27 @@ def benchmark_items(task: str, *, split: str, items: int, seed: int) -> Iterator
     rng = random.Random(f"sets-{task}-{split}-{seed}")
     number = 0
     for scene in scenes(split, sys.maxsize, seed):
-        if not suits(scene, task):
-            continue
-        questions = ask_pair(scene, rng) if task == "mme" else (ask(scene, task, rng),)
-        if number + len(questions) > items:
+        asked = _asked(scene, task, rng, number)
+        if asked and number + len(asked) > items:
             return
-        for question in questions:
-            yield BenchmarkItem(question, _png(scene), scene.id, number)
+        for shown, question in asked:
+            yield BenchmarkItem(question, _png(shown), scene.id + "-changed" * (shown is not scene), number)
             number += 1
+
+
+def _asked(scene: Scene, task: str, rng: random.Random, number: int) -> Sequence[Asked]:
+    """Return the benchmark's next questions, of which the first is the `number`th; nothing if it has none of the scene."""
+    match task:
+        case "mmvp":
+            return one_cause(scene, CAUSES[number // 2 % len(CAUSES)], rng)
+        case "swap":
+            return swapped(scene, rng)
+        case "captions":
+            first, last = captions(scene)
+            return [(scene, Question(task, "caption", DESCRIBE, first, answers=(first, last)))]
+        case "mme":
+            return [(scene, question) for question in ask_pair(scene, rng)]
+    return [(scene, ask(scene, task, rng))] if suits(scene, task) else []
 
 
 @cache
@@ -67,14 +82,6 @@ def _png(scene: Scene) -> bytes:
     file = io.BytesIO()
     draw(scene).save(file, format="PNG")
     return file.getvalue()
-
-
-@cache
-def world_digest() -> str:
-    """Return a digest of the playground's code, words and drawings: sets made by others are written again."""
-    package = Path(__file__).parent
-    files = sorted([*package.rglob("*.py"), *package.rglob("*.yaml"), *package.glob("assets/atlas.*")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _write(owner: Path, task: str, items: Sequence[BenchmarkItem]) -> None:

@@ -1,6 +1,8 @@
 """Write a folder of generated files for a request: complete or not at all, and once for the same request."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,13 +13,14 @@ from switchkd_cli.files.hashes import digest_of
 MANIFEST = "manifest.json"
 
 
-def write_folder(folder: Path, request: dict, build: Callable[[Path], None], subfolder: str = ".") -> Path:
+def write_folder(folder: Path, request: dict, build: Callable[[Path], None], inside: Collection[str] = (".",)) -> Path:
     """Return `folder` after `build` has filled it as `request` says; a folder that already holds this is left alone.
 
-    Another request's folder is replaced, and so is one in whose `subfolder` a file has changed. Raises UserError for a
-    folder of files that are not the playground's.
+    A request holds for one state of the world's code, words and drawings. Another request's folder is replaced, and so is
+    one in which a file of a folder `inside` has changed. Raises UserError for a folder of files that are not the playground's.
     """
-    present = _request_in(folder, subfolder)
+    request = {**request, "world": world_digest()}
+    present = _request_in(folder, inside)
     if present == request:
         return folder
     if present is None and folder.exists() and any(folder.iterdir()):
@@ -28,25 +31,34 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], sub
         fresh = Path(temporary, folder.name)
         fresh.mkdir()
         build(fresh)
-        write_json(fresh / MANIFEST, {**request, "files": _digest(fresh / subfolder)})
+        write_json(fresh / MANIFEST, {**request, "files": _digest(fresh, inside)})
         try:
-            if _request_in(folder, subfolder) != request:
+            if _request_in(folder, inside) != request:
                 if (folder / MANIFEST).exists():
                     remove_folder(folder)
                 fresh.rename(folder)
         except OSError:
-            if _request_in(folder, subfolder) != request:
+            if _request_in(folder, inside) != request:
                 raise
     return folder
 
 
-def _request_in(folder: Path, subfolder: str) -> dict | None:
+@cache
+def world_digest() -> str:
+    """Return a digest of the playground's code, words and drawings."""
+    package = Path(__file__).parent
+    files = sorted([*package.rglob("*.py"), *package.rglob("*.yaml"), *package.glob("assets/atlas.*")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _request_in(folder: Path, inside: Collection[str]) -> dict | None:
     """Return the request that a folder holds; an empty one where its files have changed, None without a manifest."""
     if (request := read_json(folder / MANIFEST)) is None:
         return None
-    return request if request.pop("files", None) == _digest(folder / subfolder) else {}
+    return request if request.pop("files", None) == _digest(folder, inside) else {}
 
 
-def _digest(folder: Path) -> str:
-    names = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+def _digest(folder: Path, inside: Collection[str]) -> str:
+    files = (file for name in inside for file in (folder / name).rglob("*") if file.is_file())
+    names = (str(file.relative_to(folder)) for file in files)
     return digest_of(folder, sorted(name for name in names if name != MANIFEST))

@@ -40,8 +40,11 @@ _HOLDS: Columns = {
     "hint": (TEXT, lambda item: item.question.hint),
     "hint or null": (TEXT, lambda item: item.question.hint or None),
     "options": (TEXTS, lambda item: list(item.question.options)),
+    "number from 1": (NUMBER, lambda item: item.number + 1),
     "options as text": (TEXT, lambda item: repr(list(item.question.options))),
     "answer": (TEXT, lambda item: item.question.answer),
+    "lettered options": (TEXT, lambda item: " ".join(map("({}) {}".format, "abcd", item.question.options))),
+    "lettered answer": (TEXT, lambda item: f"({item.question.answer.lower()})"),
     "index of answer": (NUMBER, lambda item: LETTERS.index(item.question.answer)),
     "answers": (TEXTS, lambda item: list(item.question.answers)),
     "annotated answers": (

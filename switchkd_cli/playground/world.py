@@ -1,27 +1,40 @@
 """Scenes of the playground: one to four things, sometimes a sign with a digit, in a 2x2 layout on a plain background.
 
+Concepts are drawn by Zipf's law: the nth of names.yaml appears with a frequency in proportion to 1/n^1.2. Absent things
+and wrong options are drawn by the same law, so that a thing's frequency says nothing about an answer.
+
 Splits: the hash of a scene's composition (background, concepts by place, digit; not the hands) chooses one of ten
-buckets, and each split owns some of them, so that two splits never share a composition, whatever their seeds. Split `hard`
-also uses drawings that no other split shows: of each concept and digit, one hand is held out, each hand in turn.
+buckets, and each split owns some of them, so that two splits never share a composition, whatever their seeds. Two splits
+show what training never does: `hard` drawings by a held-out hand (of each concept and digit one, each hand in turn), and
+`unseen` pairs of concepts that are in no other split's image together.
 """
 
 import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from itertools import accumulate, combinations
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from switchkd_cli.package_data import read_yaml
 
 SIZE = 72
 CELL = SIZE // 2
+RIM = 8  # of 40 pixels of a keycap
 HANDS = ("noto", "noto_v1", "fluent", "twemoji")
-SPLITS = {"train": range(3, 10), "validation": range(1), "test": range(1, 2), "hard": range(2, 3)}
+SPLITS = {
+    "train": range(3, 10),
+    "validation": range(1),
+    "test": range(1, 2),
+    "hard": range(2, 3),
+    "unseen": range(1, 2),
+}
+EXPONENT = 1.2  # of Zipf's law
 _BUCKETS = 10
 _ASSETS = files("switchkd_cli.playground") / "assets"
 
@@ -59,7 +72,7 @@ class Scene:
     @property
     def composition(self) -> str:
         """All that the image shows, except by which hand it is drawn: equal compositions look alike."""
-        things = ";".join(f"{t.row}{t.column}{t.name}" for t in self.things)
+        things = ";".join(sorted(f"{t.row}{t.column}{t.name}" for t in self.things))
         sign = f"{self.digit.row}{self.digit.column}{self.digit.name}" if self.digit else ""
         return f"{self.background}|{things}|{sign}"
 
@@ -101,22 +114,55 @@ SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
 WORDS = read_yaml(__file__, "names.yaml")
 CONCEPTS: dict[str, str] = {name: entry["category"] for name, entry in WORDS["concepts"].items()}
 """The category of each concept."""
+NAMES = tuple(CONCEPTS)
+RANK = {name: rank for rank, name in enumerate(NAMES, 1)}
 CATEGORIES = tuple(WORDS["categories"])
+OF_CATEGORY = {category: tuple(name for name in NAMES if CONCEPTS[name] == category) for category in CATEGORIES}
 COLOURS: dict[str, tuple[int, int, int]] = {name: tuple(entry["rgb"]) for name, entry in WORDS["colours"].items()}
 PLACES: dict[tuple[int, int], str] = {tuple(entry["cell"]): name for name, entry in WORDS["places"].items()}
 PLACE_NAMES = tuple(PLACES.values())
 
 
-def held_out_hand(name: str) -> str:
-    """Return the hand whose drawing of this concept, or of this digit ("0" to "9"), only split `hard` shows."""
-    order = int(name) if name.isdigit() else list(CONCEPTS).index(name)
-    return HANDS[order % len(HANDS)]
+def drawn(names: tuple[str, ...], rng: random.Random, without: Collection[str] = (), exponent: float = EXPONENT) -> str:
+    """Return one of the concepts `names`, none of `without`, by Zipf's law over all concepts; exponent 0: evenly.
+
+    Raises ValueError if none is left.
+    """
+    if set(names) <= set(without):
+        raise ValueError(f"no concept is left of {', '.join(names)}")
+    while (name := rng.choices(names, cum_weights=_cumulative(names, exponent))[0]) in without:
+        pass
+    return name
 
 
 @cache
-def _hands(name: str, hard: bool) -> tuple[str, ...]:
+def _cumulative(names: tuple[str, ...], exponent: float) -> list[float]:
+    return list(accumulate(RANK[name] ** -exponent for name in names))
+
+
+def held_out_hand(name: str) -> str:
+    """Return the hand whose drawing of this concept, or of this digit ("0" to "9"), only split `hard` shows."""
+    order = int(name) if name.isdigit() else RANK[name] - 1
+    return _drawn_by(name)[order % len(_drawn_by(name))]
+
+
+@cache
+def _drawn_by(name: str) -> tuple[str, ...]:
+    """Return the hands that have drawn it: of some things one of the four has no drawing."""
+    return tuple(hand for hand in HANDS if f"{name}/{hand}" in _atlas()[1])
+
+
+@cache
+def hands(name: str, hard: bool) -> tuple[str, ...]:
+    """Return the hands that draw it in split `hard`, or in the others."""
     held_out = held_out_hand(name)
-    return (held_out,) if hard else tuple(hand for hand in HANDS if hand != held_out)
+    return (held_out,) if hard else tuple(hand for hand in _drawn_by(name) if hand != held_out)
+
+
+@cache
+def is_unseen(pair: frozenset[str]) -> bool:
+    """Return whether two concepts appear together in split `unseen` alone; this is so for one pair in ten."""
+    return hashlib.blake2b("+".join(sorted(pair)).encode(), digest_size=4).digest()[0] % 10 == 0
 
 
 def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
@@ -124,13 +170,19 @@ def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
     rng = random.Random(f"scenes-{split}-{seed}")
     for index in range(count):
         scene = _candidate(rng, f"{split}-{seed}-{index}", split)
-        while _bucket(scene) not in SPLITS[split]:
+        while not belongs(scene):
             scene = _candidate(rng, scene.id, split)
         yield scene
 
 
-def _bucket(scene: Scene) -> int:
-    return hashlib.blake2b(scene.composition.encode(), digest_size=4).digest()[0] % _BUCKETS
+def belongs(scene: Scene) -> bool:
+    """Return whether the scene's composition is one of its split's."""
+    bucket = hashlib.blake2b(scene.composition.encode(), digest_size=4).digest()[0] % _BUCKETS
+    return bucket in SPLITS[scene.split] and _has_unseen_pair(scene) == (scene.split == "unseen")
+
+
+def _has_unseen_pair(scene: Scene) -> bool:
+    return any(is_unseen(frozenset(pair)) for pair in combinations(scene.concepts, 2))
 
 
 def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
@@ -140,12 +192,12 @@ def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:
     digit = None
     if filled > 1 and rng.random() < 0.45:
         value = str(rng.randrange(10))
-        digit = Placed(value, rng.choice(_hands(value, hard)), *cells.pop())
+        digit = Placed(value, rng.choice(hands(value, hard)), *cells.pop())
     things: list[Placed] = []
     for row, column in sorted(cells):
         repeat = things and rng.random() < 0.3
-        concept = rng.choice(things).name if repeat else rng.choice(list(CONCEPTS))
-        things.append(Placed(concept, rng.choice(_hands(concept, hard)), row, column))
+        concept = rng.choice(things).name if repeat else drawn(NAMES, rng)
+        things.append(Placed(concept, rng.choice(hands(concept, hard)), row, column))
     return Scene(scene_id, split, rng.choice(list(COLOURS)), tuple(things), digit)
 
 
@@ -154,8 +206,7 @@ def draw(scene: Scene) -> Image.Image:
     jitter = random.Random(scene.id)
     image = Image.new("RGB", (SIZE, SIZE), COLOURS[scene.background])
     for item in scene.items:
-        smallest = 27 if item.is_sign else 29
-        drawing = _drawing(item.name, item.hand, jitter.randint(smallest, smallest + 5))
+        drawing = _drawing(item.name, item.hand, jitter.randint(29, 34))
         slack = CELL - drawing.width
         corner = (item.column * CELL + jitter.randint(0, slack), item.row * CELL + jitter.randint(0, slack))
         image.paste(drawing, corner, drawing)
@@ -163,16 +214,20 @@ def draw(scene: Scene) -> Image.Image:
 
 
 @cache
-def _atlas() -> tuple[Image.Image, dict]:
+def _atlas() -> tuple[Image.Image, dict[str, tuple[int, int, int, int]]]:
+    """Return all drawings as one image, and the box of each, by name and hand ("dog/noto")."""
     index = json.loads((_ASSETS / "atlas.json").read_text(encoding="utf-8"))
-    with (_ASSETS / "atlas.png").open("rb") as file:
+    with (_ASSETS / "atlas.webp").open("rb") as file:
         image = Image.open(file).convert("RGBA")
-    return image, index
+    size, columns = index["cell"], index["columns"]
+    corners = ((number % columns * size, number // columns * size) for number in range(len(index["cells"])))
+    return image, {cell: (x, y, x + size, y + size) for cell, (x, y) in zip(index["cells"], corners, strict=True)}
 
 
 @cache
 def _drawing(name: str, hand: str, pixels: int) -> Image.Image:
-    image, index = _atlas()
-    x, y = index["cells"][f"{name}/{hand}"]
-    cell = index["cell"]
-    return image.crop((x, y, x + cell, y + cell)).resize((pixels, pixels), Image.Resampling.LANCZOS)
+    image, boxes = _atlas()
+    drawing = image.crop(boxes[f"{name}/{hand}"])
+    if name.isdigit():  # without the keycap's rim: a digit is finer than a thing
+        drawing = ImageOps.crop(drawing, RIM)
+    return drawing.resize((pixels, pixels), Image.Resampling.LANCZOS)

@@ -338,7 +338,7 @@ class Evaluation(Strict):
     """Tasks or groups of the installed lmms-eval or of `tasks_path`; `rows.exact` and others ask the rows of `data`."""
     tasks_path: Annotated[Text | None, _left_out(None)] = None
     """A folder of one's own tasks for lmms-eval."""
-    split: Literal["train", "validation", "test", "hard"] = "test"
+    split: Literal["train", "validation", "test", "hard", "unseen"] = "test"
     """The playground's split; published benchmarks have their own."""
     items: Count | None = None
     """The number of questions of each benchmark (none: all). The playground needs a number."""

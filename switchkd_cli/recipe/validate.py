@@ -266,6 +266,8 @@ def check_evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
             continue
         elif world == "rows":
             yield path, f"is none of one's own rows, got {name!r} with world: rows"
+        elif world == "hub" and not BENCHMARKS[name].published:
+            yield path, f"exists only in the playground, got {name!r} with world: hub"
         elif in_playground and name not in BENCHMARKS:
             yield path, f"the playground has no questions for it, got {name!r} (with world: hub it can be asked)"
     # A model that is scored is asked questions in the template of its last stage.

@@ -181,6 +181,10 @@ def test_wrong_input_is_named_and_nothing_is_written(tmp_path, change, arguments
         (("pretrain", "wieghts"), "wieghts: no recipe has this name (did you mean 'weights'?)"),
         (("eval",), "runs: no finished run"),
         (("eval", "--benchmarks", "mme,popes"), "--benchmarks: unknown benchmark, got 'popes' (did you mean 'pope'?)"),
+        (
+            ("eval", "--model", "m", "--world", "hub", "--benchmarks", "mme,swap"),
+            "--benchmarks: exists only in the playground, got 'swap' with world: hub",
+        ),
         (("eval", "--model", "./none"), "./none: no such folder"),
         (
             ("eval", "--metric", "exact"),

@@ -277,6 +277,7 @@ def test_the_protocol_says_where_the_paper_differs(root):
     assert "points / 2000" in found["MME"]["scale"]
     assert "MMBench server" in found["MMB-CN"]["scored by"]
     assert list(found) == [row.column for row in BENCHMARKS.values()]
+    assert found["MMVP"]["split"] == "train (paper: none)" and "sacrebleu" in found["Captions"]["scored by"]
     notes = {task: row.note for task, row in BENCHMARKS.items() if row.column.startswith("MMB")}
     assert all("LLaVA-1.5's prompts" in note and "several options" in note for note in notes.values())
     assert "in other words" in notes["mmbench_cn_dev"]

@@ -69,7 +69,7 @@ def test_a_teacher_that_is_not_scored_needs_no_chat_template(folder, tmp_path):
     """It reads what the student reads, and the data say how that is written."""
     recipe = (
         "title: t\n"
-        "student: {family: llava, vision: playground:tower-early, language: playground:language,"
+        "student: {family: llava, vision: playground:tower, language: playground:language,"
         " tokenizer: playground:tokenizer, feature_layer: -1}\n"
         f"teacher: {{family: llava, checkpoint: {folder}}}\n"
         "data: {mine: {source: llava_json, template: pretrain, parameters: {file: rows.json}}}\n"

@@ -5,16 +5,19 @@ import random
 import re
 from collections import Counter
 from importlib.resources import files
+from itertools import combinations
 
 import pytest
 from PIL import Image
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.text.captions import caption
+from switchkd_cli.playground.text.drills import drill
+from switchkd_cli.playground.text.lists import CHECK, SHOWN, list_row
 from switchkd_cli.playground.text.prompts import LETTERS, prompt
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
 from switchkd_cli.playground.text.words import STYLES, SYMBOLS, plural, say, with_article
-from switchkd_cli.playground.training_rows import KINDS, write_rows
+from switchkd_cli.playground.training_rows import KINDS, WITH_IMAGES, WITHOUT_IMAGES, write_rows
 from switchkd_cli.playground.world import (
     CATEGORIES,
     COLOURS,
@@ -26,7 +29,9 @@ from switchkd_cli.playground.world import (
     Placed,
     Scene,
     draw,
+    drawn,
     held_out_hand,
+    is_unseen,
     scenes,
 )
 from switchkd_cli.recipe.load import load
@@ -81,7 +86,38 @@ def test_held_out_drawings_are_in_hard_only_and_hard_has_no_others(split):
 
 def test_held_out_hands_rotate():
     counts = Counter(held_out_hand(name) for name in CONCEPTS)
-    assert max(counts.values()) - min(counts.values()) <= 1
+    assert set(counts) == set(HANDS) and max(counts.values()) <= 2 * min(counts.values())
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_some_pairs_of_concepts_meet_in_unseen_only_and_every_scene_of_it_has_one(split):
+    for scene in scenes(split, 300, 0):
+        pairs = [frozenset(pair) for pair in combinations({thing.name for thing in scene.things}, 2)]
+        assert any(map(is_unseen, pairs)) == (split == "unseen")
+
+
+def test_concepts_are_drawn_by_zipfs_law():
+    shown = Counter(thing.name for scene in scenes("train", 6000, 0) for thing in scene.things)
+    names = list(CONCEPTS)
+    tenth, hundredth = (sum(shown[name] for name in names[at : at + at]) / at for at in (10, 100))
+    assert 11 < tenth / hundredth < 23  # the frequencies of ranks 10..19 and 100..199: 10 to the power of 1.2
+    assert max(shown, key=shown.get) == names[0]
+
+
+def test_absent_things_are_as_frequent_as_shown_ones():
+    """Otherwise the more frequent answer would be right more often, without a look."""
+    rng = random.Random(0)
+    rank = {name: number for number, name in enumerate(CONCEPTS)}
+    shown = [rank[name] < 20 for scene in SOME for name in {thing.name for thing in scene.things}]
+    absent = [
+        rank[drawn(tuple(CONCEPTS), rng, {t.name for t in scene.things})] < 20 for scene in SOME for _ in range(2)
+    ]
+    assert abs(sum(shown) / len(shown) - sum(absent) / len(absent)) < 0.08
+
+
+def test_nothing_is_left_to_draw():
+    with pytest.raises(ValueError, match="dog, cat"):
+        drawn(("dog", "cat"), random.Random(0), {"cat", "dog"})
 
 
 def test_a_scene_has_one_item_a_cell_and_one_to_four_things():
@@ -113,14 +149,17 @@ def test_every_symbol_has_two_distinct_names():
     assert set(CONCEPTS.values()) == set(CATEGORIES)
 
 
-def test_the_atlas_has_every_concept_and_digit_by_every_hand():
+def test_the_atlas_has_every_concept_by_three_hands_or_four_and_every_digit_by_all():
     index = json.loads((ASSETS / "atlas.json").read_text(encoding="utf-8"))
-    names = [*CONCEPTS, *map(str, range(10))]
-    assert set(index["cells"]) == {f"{name}/{hand}" for name in names for hand in HANDS}
-    with (ASSETS / "atlas.png").open("rb") as file:
+    hands = Counter(cell.split("/")[0] for cell in index["cells"])
+    assert len(set(index["cells"])) == len(index["cells"]) and {c.split("/")[1] for c in index["cells"]} == set(HANDS)
+    assert set(hands) == {*CONCEPTS, *map(str, range(10))}
+    assert all(hands[name] >= (4 if name.isdigit() else 3) for name in hands)
+    with (ASSETS / "atlas.webp").open("rb") as file:
         atlas = Image.open(file).convert("RGBA")
-    cells = {atlas.crop((x, y, x + index["cell"], y + index["cell"])).tobytes() for x, y in index["cells"].values()}
-    assert len(cells) == len(index["cells"])
+    size, columns = index["cell"], index["columns"]
+    corners = [(n % columns * size, n // columns * size) for n in range(len(index["cells"]))]
+    assert len({atlas.crop((x, y, x + size, y + size)).tobytes() for x, y in corners}) == len(corners)
 
 
 def test_the_notice_names_every_hand_and_its_licence_is_shipped():
@@ -184,7 +223,7 @@ def true_answer(scene: Scene, question) -> str:
         (thing,) = (t for t in scene.things if t.name == named_in(text)[0])
         return PLACES[thing.row, thing.column]
     if question.kind == "count":
-        symbols = [s for s in ("thing", *CATEGORIES) if f"{plural(s)} " in text or f"个{say(s, 'zh')}？" in text]
+        symbols = [s for s in ("thing", *CATEGORIES) if f" {plural(s)} " in text or f"个{say(s, 'zh')}？" in text]
         return str(many(scene, (named_in(text) or symbols)[0]))
     if question.kind in STEPS:
         return beside(scene, named_in(text)[0], *STEPS[question.kind])
@@ -205,7 +244,7 @@ def holds(scene: Scene, text: str) -> bool:
         item = at(scene, place_in(text))
         return item is not None and not item.is_sign and named_in(text) == [item.name]
     if "Is there" in text:
-        return any(with_article(s) in text for t in scene.things for s in (t.name, CONCEPTS[t.name]))
+        return any(f"{with_article(s)} " in text for t in scene.things for s in (t.name, CONCEPTS[t.name]))
     first, second = (next(t for t in scene.things if t.name == name) for name in named_in(text))
     return {
         "left": first.column < second.column,
@@ -313,8 +352,8 @@ def test_rows_are_llava_json(tmp_path, kind):
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * 5
         assert all(turn["value"] for turn in turns)
         images = [turn["value"].count("<image>") for turn in turns]
-        assert sum(images) == images[0] == (0 if kind == "text" else 1)
-        if kind == "text":
+        assert sum(images) == images[0] == (kind in WITH_IMAGES)
+        if kind in WITHOUT_IMAGES:
             assert "image" not in row
         else:
             assert turns[0]["value"].startswith("<image>\n")
@@ -340,8 +379,8 @@ def test_wrong_requests_are_reported_together(tmp_path):
         load(file)
     at = f"{file}:5: data.captions.parameters"
     assert [problem for problem in error.value.problems if problem.startswith(at)] == [
-        f"{at}.kind: must be one of captions, questions, instructions, text, got 'riddles'",
-        f"{at}.split: must be one of train, validation, test, hard, got 'dev'",
+        f"{at}.kind: must be one of captions, questions, instructions, drills, text, lists, got 'riddles' (did you mean 'drills'?)",
+        f"{at}.split: must be one of train, validation, test, hard, unseen, got 'dev'",
         f"{at}.pictures: must be greater than 0, got 0",
         f"{at}.turns: must be greater than 0, got -1",
     ]
@@ -354,15 +393,79 @@ def test_foreign_files_are_kept(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+# Lists and drills: what is said of them, found again in the text alone
+
+
+def options_of(text: str) -> dict[str, str]:
+    return dict(line.split(". ") for line in text.split("\n") if re.match(r"[A-D]\. ", line))
+
+
+def test_answers_about_lists_follow_from_the_text():
+    kinds = Counter()
+    for number in range(300):
+        turns = list_row(random.Random(number), 6)
+        opening, rest = turns[0][0].split("\n", 1)
+        there = [re.sub("^(an? |有)", "", name) for name in re.split(", |，", opening.rstrip(".。"))]
+        assert 2 <= len(set(there)) == len(there) <= 8
+        for text, answer in [(rest, turns[0][1]), *turns[1:]]:
+            first, *lines = text.split("\n")
+            chinese = re.search("[\u4e00-\u9fff]", first) is not None
+            comma, gap = ("，", "") if chinese else (", ", " ")
+            options = options_of(text)
+            if first in CHECK.values():
+                kinds["roll"] += 1
+                yes, no = ("有", "没有") if chinese else (" yes", " no")
+                assert answer == comma.join(name + (yes if name in there else no) for name in lines)
+            elif first in SHOWN.values():
+                (true,) = (letter for letter, name in options.items() if name in there)
+                kinds["shown"] += 1
+                assert answer in (true, options[true], f"{options[true]}{gap}{true}")
+            elif answer[0] in LETTERS:  # the options again, in the order that is wanted
+                kinds["again"] += 1
+                letters = re.findall("[A-D](?=[, .。])", first)
+                assert answer == comma.join(f"{letter}{gap}{options[letter]}" for letter in letters)
+            else:
+                kinds["letters"] += 1
+                assert set(answer.split(comma)) <= {f"{name}{gap}{letter}" for letter, name in options.items()}
+                names = first.removeprefix("Which letters have ").removesuffix("?").removesuffix("是哪个选项？")
+                assert [part[:-1].rstrip() for part in answer.split(comma)] == names.split(comma)
+    assert min(kinds.values()) > 200 and len(kinds) == 4
+
+
+def test_drills_about_a_scene_are_true():
+    for scene in SOME[:300]:
+        rng = random.Random(scene.id)
+        for text, answer in (drill(scene, rng) for _ in range(10)):
+            first = text.split("\n")[0]
+            if first in CHECK.values():
+                shown = {say(name, language) for name in scene.concepts for language in ("en", "zh")}
+                words = [" yes", " no"] if first == CHECK["en"] else ["有", "没有"]
+                assert re.split(", |，", answer) == [name + words[name not in shown] for name in text.split("\n")[1:]]
+            elif first == "Where are the things?":
+                items = [f"{item.place} {item.name}" for item in scene.items]
+                assert answer == ", ".join(items)
+            elif first.rstrip("?") in CONCEPTS:
+                assert answer == ("yes" if first.rstrip("?") in scene.concepts else "no")
+            elif first == "Which is true?":
+                chosen = options_of(text)[answer]
+                assert holds(scene, f"Is {chosen.replace(' is ', ' ')}?")
+
+
 # Tokenizer
 
 
-def test_prompts_captions_and_lessons_round_trip(tokenizer):
+def test_texts_round_trip(tokenizer):
+    """All but spaces at the start of a line and before a Chinese word, which the tokenizer leaves out."""
     texts = [prompt(question) for style in STYLES for _, question in asked(style, 150)]
-    texts += [text for make in KINDS.values() for scene in SOME[:100] for text in make(scene, random.Random(1))]
-    texts += ["Something else: naïve 猫科 cats\n\n  hats?"]
+    for scene in SOME[:100]:
+        texts += [text for make in WITH_IMAGES.values() for text in make(scene, random.Random(1))]
+        texts += [
+            text for make in WITHOUT_IMAGES.values() for turn in make(scene, random.Random(1), 4) for text in turn
+        ]
+    texts += ["Something else: naïve 猫科 cats\n\n  hats?"]  # one of the two spaces is kept
     for text in texts:
-        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+        written = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+        assert written == re.sub("(?<=\n) (?=[A-Za-z])| (?=[\u4e00-\u9fff])", "", text)
 
 
 def test_a_name_is_one_id_in_an_answer_an_option_and_a_sentence(tokenizer):
@@ -370,14 +473,19 @@ def test_a_name_is_one_id_in_an_answer_an_option_and_a_sentence(tokenizer):
         return tokenizer.encode(text, add_special_tokens=False)
 
     for symbol in SYMBOLS:
-        assert len(ids(symbol)) == len(ids(f" {symbol}")) == len(ids(say(symbol, "zh"))) == 1
-        assert ids(f"\nA. {symbol}\nB. ")[1:-1] == ids(symbol)
+        words = len(symbol.split(" "))  # a place has two
+        assert len(ids(symbol)) == words and len(ids(say(symbol, "zh"))) == 1
+        for text in (f"at the {symbol}.", f"\n{symbol}\n", f"A. {symbol}", f"?\nA. {symbol}\nB. "):
+            assert str(ids(symbol))[1:-1] in str(ids(text))
     assert len(ids("yes")) == len(ids("no")) == len(ids("unanswerable")) == 1
+    assert all(ids(letter) == [ids(f"\n{letter}. ")[1]] for letter in LETTERS)
 
 
 def test_ids_are_dense_and_few(tokenizer):
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
-    assert len(tokenizer) <= 768
+    assert len(tokenizer) <= 2000
+    used = {id for scene in SOME for text in drill(scene, random.Random(scene.id)) for id in tokenizer.encode(text)}
+    assert used < set(tokenizer.get_vocab().values())
 
 
 def test_the_chat_template_puts_images_first_and_ends_answers(tokenizer):

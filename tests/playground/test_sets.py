@@ -7,7 +7,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.engine.evaluation.score_model import local_sets
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items, write_sets
@@ -23,11 +23,11 @@ def parquets(folder) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.parquet"))}
 
 
-def test_there_is_a_protocol_row_for_every_style() -> None:
-    assert set(STYLES) == set(BENCHMARKS)
+def test_there_is_a_manner_of_asking_for_each_of_the_ten() -> None:
+    assert set(STYLES) == set(TEN)
 
 
-@pytest.mark.parametrize("task", STYLES)
+@pytest.mark.parametrize("task", BENCHMARKS)
 def test_items_counts_questions(task: str) -> None:
     assert len(list(benchmark_items(task, **REQUEST))) == 6
 
@@ -102,9 +102,20 @@ def test_every_problem_is_named_at_once(tmp_path) -> None:
     with pytest.raises(UserError) as caught:
         load(write(tmp_path), None, changes)
     assert caught.value.problems == (
-        "override: evaluation.split: must be one of train, validation, test, hard, got 'tset' (did you mean 'test'?)",
+        "override: evaluation.split: must be one of train, validation, test, hard, unseen, got 'tset' (did you mean 'test'?)",
         "override: evaluation.items: the playground asks at least 2 questions (MME's come in pairs), got 1",
         "override: evaluation.benchmarks.0: unknown benchmark, got 'gqq' (did you mean 'gqa'?)",
+    )
+
+
+def test_what_exists_only_in_the_playground_is_not_asked_of_the_hub(tmp_path) -> None:
+    named = ["evaluation.benchmarks=[swap, gqa, mmvp, captions]"]
+    assert load(write(tmp_path), None, named)
+    with pytest.raises(UserError) as caught:
+        load(write(tmp_path), None, [*named, "evaluation.world=hub"])
+    assert caught.value.problems == (
+        "override: evaluation.benchmarks.0: exists only in the playground, got 'swap' with world: hub",
+        "override: evaluation.benchmarks.3: exists only in the playground, got 'captions' with world: hub",
     )
 
 

@@ -55,6 +55,19 @@ def test_a_lead_on_few_images_is_not_clear_whatever_the_number_of_questions() ->
     assert not clearly_beats(scored([1.0] * 9, each=9), scored([0.0] * 9, each=9))
 
 
+def test_questions_that_count_together_are_one_item(tmp_path) -> None:
+    file = tmp_path / "mmvp.jsonl"
+    scores = [(0, 1.0), (0, 0.0), (1, 1.0), (1, 1.0)]
+    lines = [
+        {"doc_id": i, "key": f"k{i}", "image": f"i{i}", "unit": unit, "score": score}
+        for i, (unit, score) in enumerate(scores)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_items(file) == {(0, "k0", "i0"): 0.0, (2, "k2", "i2"): 1.0}
+    file.write_text("".join(json.dumps(line | {"category": "color"}) + "\n" for line in lines))  # MME's
+    assert list(read_items(file).values()) == [1.0, 0.0, 1.0, 1.0]
+
+
 def test_an_answers_file_is_read_by_place_and_key(tmp_path) -> None:
     file = tmp_path / "gqa.jsonl"
     lines = [{"doc_id": i, "key": "same", "score": float(i)} for i in range(2)]

@@ -108,10 +108,22 @@ def test_every_benchmark_left_out_leaves_no_average(root):
     assert "no benchmark is left: there is no average" in report.notes
 
 
+def test_a_benchmark_that_is_not_the_papers_is_a_column_and_in_no_average(root):
+    extra = {"captions": 88.0, "swap": 77.0}
+    runs = [made.run(root, row, row, {**scores, **extra}) for row, scores in (("ours", OURS), ("sft", SFT))]
+    each = {name: {**{t: s["score"] for t, s in TEACHER[name]["scores"].items()}, **extra} for name in made.NAMES}
+    report = distillation([read(run) for run in runs], made.teacher(*each.values(), TEACHER["not_beaten"]))
+    assert report.tables[0].columns == ("points", "MME", "GQA", "MMMU", "POPE", "Swap", "Captions", "Avg")
+    assert lines(report)["ours (seed 0)"] == ["55.5", "41.2", "(99.0)", "71.5", "(77.0)", "(88.0)", "56.1"]
+    assert "(Swap, Captions): not among the paper's ten: in no average" in report.notes
+    assert any(note.startswith("Swap: right on both images of a pair") for note in report.notes)
+    assert not any("Swap" in note for note in distilled(root / "other").notes)
+
+
 def test_without_any_of_the_papers_benchmarks_there_is_no_average_and_nothing_is_left_out_of_it(root):
     runs = [made.run(root, row, row, {"mmvp": score}) for row, score in (("ours", 50.0), ("sft", 40.0))]
     report = distillation([read(run) for run in runs], None)
-    assert lines(report)["ours (seed 0)"] == ["50.0000", "–"]
+    assert lines(report)["ours (seed 0)"] == ["50.0", "–"]
     assert any(note.startswith("Avg: of the paper's ten benchmarks, or") for note in report.notes)
 
 

@@ -32,7 +32,10 @@ def run(root: Path, row: str, title: str, scores, *, seed=0, paper=None, seconds
     return folder
 
 
+NAMES = ("teacher", "blind", "majority")
+
+
 def teacher(scores, blind, majority, not_beaten=None, **asked):
     """What `report.stats.baselines.with_verdict` returns."""
-    each = {"teacher": scores, "blind": blind, "majority": majority}
-    return {name: results(value, **asked) for name, value in each.items()} | {"not_beaten": not_beaten or {}}
+    each = zip(NAMES, (scores, blind, majority), strict=True)
+    return {name: results(value, **asked) for name, value in each} | {"not_beaten": not_beaten or {}}

@@ -33,7 +33,7 @@ from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content
-from switchkd_cli.playground.training_rows import write_rows
+from switchkd_cli.playground.training_rows import WITHOUT_IMAGES, write_rows
 from switchkd_cli.recipe.data_files import data_files
 
 FORMATS = (".json", ".jsonl", ".parquet", ".tar")
@@ -131,20 +131,22 @@ messages = partial(open_rows, format="messages")
 def playground(
     cache: Path,
     *,
-    kind: Literal["captions", "questions", "instructions", "text"],
+    kind: Literal["captions", "questions", "instructions", "drills", "choices", "text", "lists"],
     pictures: PositiveInt,
-    split: Literal["train", "validation", "test", "hard"] = "train",
+    split: Literal["train", "validation", "test", "hard", "unseen"] = "train",
     turns: PositiveInt = 8,
     seed: int = 0,
 ) -> Rows:
     """Return the rows of `pictures` scenes of the playground with `turns` turns each, drawn once by seed.
 
-    Their `kind`: questions, captions, instructions or text. Each turn sees only the image and itself, as in the benchmarks.
+    Each turn of a row with an image sees only the image and itself, as in the benchmarks; a row without one (text, lists)
+    is one conversation.
     """
     folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
-    images = None if kind == "text" else str(file.parent)
-    return llava_json(cache, file=str(file), images=images, turns="independent")
+    if kind in WITHOUT_IMAGES:
+        return llava_json(cache, file=str(file), images=None)
+    return llava_json(cache, file=str(file), images=str(file.parent), turns="independent")
 
 
 def cached_survey(inputs: Sequence[object], read: Callable[[], Survey]) -> Survey:

@@ -38,11 +38,14 @@ def categories(row: Benchmark, samples: Sequence[dict]) -> int:
 def unit(row: Benchmark, sample: dict) -> dict[str, Any]:
     """Return the `unit` and `category` of an item, where the metric does not add up single items; else nothing.
 
-    A unit of MME is the two questions about an image; a unit of MMBench is a question in all orders of its options.
+    A unit of MME is the two questions about an image, one of MMVP or Swap a question about two images; a unit of MMBench is
+    a question in all orders of its options.
     """
     value = sample[row.metric]
     if row.task_folder == "mme":
         return {"unit": value["question_id"], "category": value["category"]}
+    if row.pairs:
+        return {"unit": value["pair_index"]}
     return {"unit": value["index"] % CIRCLE} if row.task_folder == "mmbench" else {}
 
 
@@ -88,6 +91,7 @@ READABLE: dict[str, Callable[[dict, str], Any]] = {
     "mmbench": lambda sample, answer: MMBench_Evaluator().prefetch_answer(sample["gpt_eval_score"]),
     "scienceqa": _scienceqa_readable,
     "mmmu": _mmmu_readable,
+    "mmvp": lambda sample, answer: sample["mmvp_pair_accuracy"]["pred_letter"],
 }
 """By task folder: whether the stock rule finds an answer that it knows."""
 
@@ -105,5 +109,6 @@ def _mmbench(value: dict) -> float:
 RULES: dict[str, Callable[[Any], float]] = {
     "mmbench": _mmbench,
     "mmmu": lambda value: float(evaluate_mmmu([value])[1]["acc"]),
+    "mmvp": lambda value: float(value["is_correct"]),
 }
 """Score rules by task folder; every other task scores its items itself."""

@@ -1,6 +1,6 @@
 """Run lmms-eval through its Python API: stock tasks, their prompts and their metrics, in one process.
 
-The tasks themselves are unchanged. Changed are the places of data and files, the output, and that no judge model is
+The tasks themselves are unchanged; the playground adds two of its own. Changed are the places of data and files, the output, and that no judge model is
 ever called.
 """
 
@@ -36,9 +36,11 @@ from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
 from switchkd_cli.files.locks import can_lock
+from switchkd_cli.playground import tasks as playground_tasks
 
 HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
+PLAYGROUND_TASKS = Path(playground_tasks.__file__).parent
 
 
 def run(
@@ -98,7 +100,7 @@ def run(
 def task_manager(rows: Sequence[Benchmark], tasks_path: str | None = None) -> TaskManager:
     """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds."""
     stock = [stock_tasks.known(tasks_path)[row.task].file.parent for row in rows if row.stock]
-    ours = [TASKS / row.task_folder for row in rows if not row.stock]
+    ours = [TASKS / row.task_folder if row.published else PLAYGROUND_TASKS for row in rows if not row.stock]
     return TaskManager(include_path=list(dict.fromkeys(map(str, stock + ours))), include_defaults=False)
 
 

@@ -17,9 +17,9 @@ from PIL.Image import Image
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.data.image import upright
 from switchkd_cli.errors import UserError
+from switchkd_cli.playground.tasks.caption_bleu import caption_bleu
 
 LETTERS = frozenset("ABCDEFGH")
-SHORT = 16  # in the playground, where most answers are a word or two
 LONGEST = 1024
 """The most new tokens of an answer to a published benchmark, as in lmms-eval."""
 
@@ -51,7 +51,7 @@ class Item:
         prompt, settings, read_images, doc_id, task, split = request.args
         until = settings.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(filter(None, until))
-        longest = SHORT if playground else LONGEST
+        longest = BENCHMARKS[task].answer_tokens if playground else LONGEST
         limit = min(settings.get("max_new_tokens", longest), longest)
         read_target = tasks[task].doc_to_target if BENCHMARKS[task].stock else None
         return cls(task, doc_id, prompt, task_dict[task][split], read_images, limit, until, read_target)
@@ -172,8 +172,12 @@ class MajorityBaseline(LmmsModel):
     """Answers every item with the most frequent right answer of its task and kind, counted in the data set itself.
 
     That is an upper bound for constant answers, as it uses the right ones. All multiple-choice questions are one kind.
-    Where the metric counts only one answer (POPE's F1: yes), the constant is that answer.
+    Where the metric counts only one answer (POPE's F1: yes), the constant is that answer. Of captions, which are all
+    different, it is one of the first `CANDIDATES`, that with the best score on all. No constant is right on both questions
+    of a pair: there the answers are those of a coin, with each of its four outcomes in turn.
     """
+
+    CANDIDATES = 30
 
     def prepare(self, items: Sequence[Item]) -> None:
         counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -181,13 +185,26 @@ class MajorityBaseline(LmmsModel):
             item.read()
             item.images = []
             counts[_group(item)][item.target] += 1
-        self.constants = {
-            (task, kind): BENCHMARKS[task].counted or max(sorted(count), key=count.__getitem__)
-            for (task, kind), count in counts.items()
-        }
+        self.constants = {group: self._constant(group[0], count) for group, count in counts.items()}
+
+    def _constant(self, task: str, count: Counter[str]) -> str:
+        if task == "captions":
+            first = islice(count, self.CANDIDATES)
+            return max(first, key=lambda said: sum(times * caption_bleu(said, [of]) for of, times in count.items()))
+        return BENCHMARKS[task].counted or max(sorted(count), key=count.__getitem__)
 
     def answer(self, items: Sequence[Item]) -> list[str]:
-        return [self.constants[_group(item)] for item in items]
+        return [_of_a_coin(item) if BENCHMARKS[item.task].pairs else self.constants[_group(item)] for item in items]
+
+
+def _of_a_coin(item: Item) -> str:
+    """Return a letter that is right once in two questions, and twice in one of four pairs.
+
+    Four pairs in a row have the four outcomes, each four in another order: the playground's causes take turns, too.
+    """
+    pair, place = divmod(item.doc_id, 2)
+    right = pair + pair // 4 >> place & 1
+    return item.target if right else "(b)" if item.target == "(a)" else "(a)"
 
 
 def _group(item: Item) -> tuple[str, str]:

@@ -45,10 +45,10 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
     unknown configuration key, or a part without files; `build` of the blueprint does for weights that don't fit the config.
     """
     vision, language = (_part_folder(spec, part, who) for part in ("vision", "language"))
-    whole = _whole(vision)  # a complete model, whose vision tower is the part
+    whole, speaker = _whole(vision), _whole(language)  # complete models, whose tower or language model is the part
     tokenizer = read_tokenizer(_tokenizer_folder(spec, language, who))
     vision_config = copy.deepcopy(whole.config.vision_config) if whole else part_config(spec, "vision", who, vision)
-    text_config = part_config(spec, "language", who, language)
+    text_config = copy.deepcopy(speaker.config.text_config) if speaker else part_config(spec, "language", who, language)
     if language is None:
         text_config.vocab_size = len(tokenizer)
     vision_config.dtype = text_config.dtype = DTYPE  # a checkpoint may be in half precision; training is not
@@ -61,7 +61,7 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
         image_processor = _image_processor(named, _whole(named))
         if image_processor is None:
             raise UserError(f"{named}: no {image_processors.FILE} there, and no complete model")
-    check_weights(*filter(None, (None if whole else vision, language)))
+    check_weights(*filter(None, (None if whole else vision, None if speaker else language)))
 
     def weights(dtype: str) -> LlavaForConditionalGeneration:
         """Return the model with fresh weights, except those that the named parts bring."""
@@ -78,8 +78,12 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
                 tower = load_weights(TOWERS[config.vision_config.model_type], vision, config=config.vision_config)
             model.model.vision_tower.load_state_dict(tower.state_dict())
         if language:
-            language_model = load_weights(AutoModelForCausalLM, language)
-            state = widen(language_model.state_dict(), config.text_config.vocab_size)
+            if speaker:
+                complete = speaker.weights(DTYPE)
+                state = complete.model.language_model.state_dict() | {"lm_head.weight": complete.lm_head.weight}
+            else:
+                state = load_weights(AutoModelForCausalLM, language).state_dict()
+            state = widen(state, config.text_config.vocab_size)
             model.lm_head.load_state_dict({"weight": state.pop("lm_head.weight")})
             state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
             model.model.language_model.load_state_dict(state)

@@ -1,1 +1,1 @@
-"""Texts about scenes of the playground: captions, facts, questions, statements, lessons, prompts."""
+"""Texts about scenes of the playground: captions, facts, questions, lists, drills, words, prompts."""

@@ -13,7 +13,13 @@ DESCRIBE_PLACE = "Describe the {}."
 
 
 def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
-    """Return a sentence with every thing and sign, its place, and the background, which `rng` puts first or last."""
+    """Return one of the scene's two captions."""
+    first, last = captions(scene, language)
+    return first if rng.random() < 0.5 else last
+
+
+def captions(scene: Scene, language: str = "en") -> tuple[str, str]:
+    """Return sentences with every thing and sign, its place, and the background, which is first in one, last in the other."""
     items = sorted(scene.items, key=lambda item: (item.row, item.column))
     if language == "zh":
         parts = [f"{say(item.place, 'zh')}有{_name(item, 'zh')}" for item in items]
@@ -21,8 +27,8 @@ def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
     else:
         parts = [f"{_name(item)} at the {item.place}" for item in items]
         background = f"a {scene.background} background"
-    parts = [background, *parts] if rng.random() < 0.5 else [*parts, background]
-    return "，".join(parts) + "。" if language == "zh" else ", ".join(parts) + "."
+    comma, stop = ("，", "。") if language == "zh" else (", ", ".")
+    return comma.join([background, *parts]) + stop, comma.join([*parts, background]) + stop
 
 
 def description_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from switchkd_cli.playground.text.words import plural, with_article
-from switchkd_cli.playground.world import CATEGORIES, COLOURS, CONCEPTS, PLACE_NAMES, SIDES, Scene
+from switchkd_cli.playground.world import (
+    CATEGORIES,
+    COLOURS,
+    CONCEPTS,
+    NAMES,
+    OF_CATEGORY,
+    PLACE_NAMES,
+    SIDES,
+    Scene,
+    drawn,
+)
 
 COUNTS = ("1", "2", "3", "4")
 DIGITS = tuple("0123456789")
@@ -35,7 +45,7 @@ def counted(scene: Scene, rng: random.Random) -> tuple[str, int]:
 
 def _name(scene: Scene, rng: random.Random) -> Fact:
     thing = rng.choice(scene.things)
-    return Fact("name", thing.name, tuple(CONCEPTS), {"place": thing.place}, tuple(scene.concepts))
+    return Fact("name", thing.name, NAMES, {"place": thing.place}, tuple(scene.concepts))
 
 
 def _category(scene: Scene, rng: random.Random) -> Fact:
@@ -75,7 +85,7 @@ def _neighbour(scene: Scene, rng: random.Random) -> Fact | None:
     if not pairs:
         return None
     thing, side, other = rng.choice(pairs)
-    pool = tuple(name for name in CONCEPTS if name != thing.name)
+    pool = tuple(name for name in NAMES if name != thing.name)
     near = tuple(name for name in scene.concepts if name != thing.name)
     return Fact(side, other.name, pool, {"thing": thing.name}, near)
 
@@ -109,9 +119,7 @@ def _other(pool: Iterable[str], true: str, rng: random.Random) -> str:
 def _concept(scene: Scene, rng: random.Random, truth: bool) -> str:
     """Return a concept of the scene; with `truth` false, an absent one of a category that is shown."""
     shown = rng.choice(list(scene.concepts))
-    if truth:
-        return shown
-    return rng.choice([name for name in CONCEPTS if CONCEPTS[name] == CONCEPTS[shown] and name not in scene.concepts])
+    return shown if truth else drawn(OF_CATEGORY[CONCEPTS[shown]], rng, without=scene.concepts)
 
 
 def _existence(scene: Scene, rng: random.Random, truth: bool) -> str:

@@ -11,6 +11,9 @@ YES_OR_NO = " Please answer yes or no."
 IMAGE_1 = "<image 1>"
 LETTERS = "ABCD"
 
+Turn = tuple[str, str]
+"""What the user says, and the answer."""
+
 
 @dataclass(frozen=True)
 class Question:

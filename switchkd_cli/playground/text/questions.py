@@ -7,7 +7,7 @@ from typing import TypeVar
 from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, Fact
 from switchkd_cli.playground.text.prompts import IMAGE_1, LETTERS, YES_OR_NO, Question
 from switchkd_cli.playground.text.words import ASK, ASK_HINTED, HINT, STYLES, fill, say
-from switchkd_cli.playground.world import CONCEPTS, PLACE_NAMES, Scene
+from switchkd_cli.playground.world import CONCEPTS, NAMES, PLACE_NAMES, Scene, drawn
 
 ANNOTATED = ("textvqa_val", "vizwiz_vqa_val", "vqav2_val")
 ANNOTATORS = 10
@@ -88,7 +88,7 @@ def _vizwiz(scene: Scene, rng: random.Random) -> Question:
             return wording.format(place), concepts.get(place, UNANSWERABLE)
         if kind == "neighbour":
             if not answerable:
-                thing = rng.choice([name for name in CONCEPTS if name not in scene.concepts])
+                thing = drawn(NAMES, rng, without=scene.concepts)
                 return f"Can you tell me what is next to the {thing}?", UNANSWERABLE
             facts = [fact for _ in range(4) if (fact := FACTS["neighbour"](scene, rng))]
             fact = next((fact for fact in facts if fact.kind in ("left", "right")), None)
@@ -121,11 +121,18 @@ def _choice(scene: Scene, style: str, rng: random.Random) -> Question:
 def _options(fact: Fact, size: int, rng: random.Random) -> list[str]:
     """Return the answer among other symbols of its pool, shuffled.
 
-    Other things in the image come first, because a careless look finds them. The rest is drawn evenly, so that the options
-    alone don't reveal the answer.
+    One of the others is in the image, if it can be, because a careless look finds it. The rest is drawn as answers are, so
+    that the options alone don't reveal the answer.
     """
     near = [symbol for symbol in fact.near if symbol != fact.answer]
-    far = [symbol for symbol in fact.pool if symbol != fact.answer and symbol not in near]
-    others = rng.sample(near, len(near)) + rng.sample(far, len(far))
-    options = [fact.answer, *others[: size - 1]]
+    options = [fact.answer, *rng.sample(near, min(1, len(near)))][:size]
+    while len(options) < min(size, len(fact.pool)):
+        options.append(_another(fact.pool, rng, [*options, *near]))
     return rng.sample(options, len(options))
+
+
+def _another(pool: tuple[str, ...], rng: random.Random, without: Sequence[str]) -> str:
+    """Return a symbol of the pool that is none of `without`; concepts by their frequency, others evenly."""
+    if pool[0] in CONCEPTS:
+        return drawn(pool, rng, without)
+    return rng.choice([symbol for symbol in pool if symbol not in without])

@@ -27,7 +27,8 @@ def fill(template: dict[str, str], slots: dict[str, str], language: str = "en") 
 
 
 def with_article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    usual = "an" if name[0] in "aeiou" else "a"
+    return f"{WORDS['concepts'].get(name, {}).get('article', usual)} {name}"
 
 
 def plural(name: str) -> str:

@@ -6,6 +6,7 @@ from statistics import NormalDist, fmean
 from typing import Any
 
 from switchkd_cli.report.document import Number
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.intervals import UPPER, standard_error
 
@@ -41,8 +42,16 @@ def with_verdict(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict
 
 
 def read_items(answers: Path) -> dict[Item, float]:
-    """The items' scores from one answers file."""
-    return {(line["doc_id"], line["key"], line.get("image")): line["score"] for line in json_lines(answers)}
+    """The items' scores from one answers file. Questions that count together, as a pair does, are one item."""
+    lines = json_lines(answers)
+    # MME's units, which have a category, are half right where one of two answers is
+    units = grouped(
+        (place if "category" in line else line.get("unit", place), line) for place, line in enumerate(lines)
+    )
+    return {
+        (unit[0]["doc_id"], unit[0]["key"], unit[0].get("image")): min(line["score"] for line in unit)
+        for unit in units.values()
+    }
 
 
 def clearly_beats(items: Items, *baselines: Items) -> bool:

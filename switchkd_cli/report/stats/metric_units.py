@@ -1,7 +1,7 @@
 """The units that a benchmark's metric adds up, made from one run's stored answers.
 
-Most metrics add up questions. MME adds up pairs of questions, MMBench a question in all its circulated orders
-(if the set has them), and POPE's F1 is a ratio of sums. All of them are
+Most metrics add up questions. MME adds up pairs of questions, MMVP a question about two images, MMBench a question in all
+its circulated orders (if the set has them), and POPE's F1 is a ratio of sums. All of them are
 
     score = 100 x mean over strata of (sum of gained / sum of possible),
 
@@ -104,7 +104,7 @@ def units(name: str, lines: Sequence[AnswerLine]) -> Units:
 
 
 def _questions(lines: Sequence[AnswerLine]) -> Units:
-    """The score of each question; in MMBench it counts as right when it is right in every order of its options."""
+    """The score of each question; it counts as right when it is right in every order of its options, on both images."""
     circles = grouped((str(line.get("unit", place)), line) for place, line in enumerate(lines)).values()
     return _units([min(line["score"] for line in circle) for circle in circles], [circle[0] for circle in circles])
 
@@ -141,7 +141,7 @@ def _f1(lines: Sequence[AnswerLine]) -> Units:
 def _units(
     gained: Any, firsts: Sequence[AnswerLine], *, possible: Any = None, categories: Any = None, scale: float = 100.0
 ) -> Units:
-    """Units of one image each. `firsts` are the first question of each unit; its others show the same image."""
+    """Units of one image each. `firsts` are the first question of each unit; its others show the same image, or its partner."""
     of = np.array(categories or [""] * len(gained))
     strata = tuple(np.flatnonzero(of == category) for category in dict.fromkeys(of.tolist()))
     single = possible is None and categories is None

@@ -103,6 +103,8 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
     others = [BENCHMARKS[task].column for task in columns.tasks if task not in columns.averaged]
     if others and columns.averaged:
         yield f"({', '.join(others)}): not among {columns.averaged_are}: in no average"
+    if pairs := [BENCHMARKS[task].column for task in columns.tasks if BENCHMARKS[task].pairs]:
+        yield f"{', '.join(pairs)}: right on both images of a pair; majority is a coin, since a constant is never right"
     if not columns.counted_tasks:
         yield "no benchmark is left: there is no average" if columns.averaged else NOTES["no average"]
     for row in (BENCHMARKS[task] for task in columns.tasks if task + ACCURACY in columns.names):

@@ -1,0 +1,137 @@
+"""Short turns about a scene, many to an image: they teach a model to look things up in what it sees.
+
+The drills' skills are those that benchmark questions need: whether a thing is there, where, which option, what letter.
+"""
+
+import random
+from collections.abc import Callable
+
+from switchkd_cli.playground.text import lists
+from switchkd_cli.playground.text.facts import FACTS, STATEMENTS
+from switchkd_cli.playground.text.prompts import LETTER, LETTERS, Turn, prompt
+from switchkd_cli.playground.text.questions import ask, suits
+from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
+from switchkd_cli.playground.world import NAMES, PLACE_NAMES, Scene, drawn
+
+SAY = {"en": "Say the things.", "zh": "说出这些东西。"}
+TRUE = "Which is true?"
+WHERE = {"en": "Where are the things?", "zh": "这些东西在哪里？"}
+
+
+def drill(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
+    """Return one drill in a language, or in any: a short question about the scene, or a benchmark's, and its answer."""
+    language = language or lists.language_of(rng)
+    if language == "zh" and rng.random() < 0.25:
+        return question_turn(scene, rng, language)
+    makes = BILINGUAL if language == "zh" else DRILLS
+    return rng.choices(list(makes), weights=list(makes.values()))[0](scene, rng, language)
+
+
+def question_turn(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
+    """Return a question of any style, or of any in a language, worded as its benchmark's prompt, and its answer."""
+    styles = [style for style, manner in STYLES.items() if language in (None, manner.get("language", "en"))]
+    style = rng.choices(styles, weights=[STYLE_WEIGHTS.get(style, 1.0) for style in styles])[0]
+    question = ask(scene, style if suits(scene, style) else "gqa", rng)
+    return prompt(question), question.answer
+
+
+def choose(scene: Scene, rng: random.Random) -> Turn:
+    """Return a multiple choice: half of the time as its benchmark asks for it, else answered as `lists.chosen` is."""
+    language = lists.language_of(rng)
+    choices = [style for style, manner in STYLES.items() if "choice" in manner and manner.get("language", "en") == language]
+    question = ask(scene, rng.choice(choices), rng)
+    if rng.random() < 0.5:
+        return prompt(question), question.answer
+    answer = question.options[LETTERS.index(question.answer)]
+    return lists.chosen(f"{question.hint} {question.text}".strip(), question.options, answer, rng, language)
+
+
+STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
+
+
+def _roll(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return lists.roll(scene.concepts, rng, language)
+
+
+def _checked(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return lists.checked(scene.concepts, rng, language)
+
+
+def _shown(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return lists.shown(scene.concepts, rng, language)
+
+
+def _letters(scene: Scene, rng: random.Random, language: str) -> Turn:
+    return (lists.letters if rng.random() < 0.7 else lists.again)(rng, language, scene.concepts)
+
+
+def _map(scene: Scene, rng: random.Random, language: str) -> Turn:
+    """Ask for all things, without or with their places."""
+    comma = lists.COMMA[language]
+    if rng.random() < 0.3:
+        return SAY[language], comma.join(say(item.name, language) for item in scene.items)
+    if language == "zh":
+        return WHERE[language], comma.join(f"{say(item.place, 'zh')}{say(item.name, 'zh')}" for item in scene.items)
+    return WHERE[language], comma.join(f"{item.place} {item.name}" for item in scene.items)
+
+
+def _true(scene: Scene, rng: random.Random, language: str) -> Turn:
+    """Ask which of two sentences is true; they have the same words, in another order."""
+    if not (relations := scene.relations):
+        return _map(scene, rng, language)
+    true, swapped = sentences(rng.choice(relations))
+    options = rng.sample([true, swapped], 2)
+    return lists.choice(TRUE, options, "en") + LETTER, LETTERS[options.index(true)]
+
+
+def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
+    """Return a relation (see `Scene.relations`) as a sentence, and the sentence with both things exchanged."""
+    first, side, second = relation
+    phrase = f"to the {side} of" if side in ("left", "right") else side
+    return f"the {first} is {phrase} the {second}", f"the {second} is {phrase} the {first}"
+
+
+def _is_there(scene: Scene, rng: random.Random, language: str) -> Turn:
+    """Ask "dog?", of a thing that is or isn't there."""
+    truth = rng.random() < 0.5
+    name = rng.choice(list(scene.concepts)) if truth else drawn(NAMES, rng, without=scene.concepts)
+    answer = lists.YES_NO[language][not truth].strip()
+    return say(name, language) + ("？" if language == "zh" else "?"), answer
+
+
+def _statement(scene: Scene, rng: random.Random, language: str) -> Turn:
+    truth = rng.random() < 0.5
+    kind = rng.choice([kind for kind in STATEMENTS if scene.digit or kind != "OCR"])
+    text = STATEMENTS[kind](scene, rng, truth) or STATEMENTS["position"](scene, rng, truth)
+    return str(text), "yes" if truth else "no"
+
+
+def _at(scene: Scene, rng: random.Random, language: str) -> Turn:
+    """Ask "top left?" for what is there."""
+    place = rng.choice(PLACE_NAMES)
+    name = next((item.name for item in scene.items if item.place == place), None)
+    nothing = "没有" if language == "zh" else "nothing"
+    return say(place, language) + ("？" if language == "zh" else "?"), say(name, language) if name else nothing
+
+
+def _open(scene: Scene, rng: random.Random, language: str) -> Turn:
+    """Ask for a fact openly."""
+    kinds = [kind for kind in FACTS if kind != "compare"]
+    fact = FACTS[rng.choice(kinds)](scene, rng) or FACTS["category"](scene, rng)
+    assert fact is not None  # every scene has a thing, and so a category
+    return fill(ASK[fact.kind], fact.slots, language), say(fact.answer, language)
+
+
+BILINGUAL: dict[Callable[[Scene, random.Random, str], Turn], int] = {
+    _roll: 1,
+    _map: 2,
+    _checked: 1,
+    _shown: 6,
+    _letters: 1,
+    _is_there: 5,
+    _at: 2,
+    _open: 3,
+}
+"""The drills that are asked in either language, and how often."""
+DRILLS = {**BILINGUAL, _statement: 4, _true: 2, question_turn: 20}
+"""Those in English."""

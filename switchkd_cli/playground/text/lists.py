@@ -1,0 +1,148 @@
+"""Turns about lists of names: which of them are there, what an option's letter is, what stands behind a letter.
+
+Their answers are long, and each word follows from the options or from the word before it, as in "dog yes, cat no". From
+such rows small models learn within minutes to look something up; from single short answers they didn't
+(docs/playground.md).
+"""
+
+import random
+from collections.abc import Collection, Sequence
+
+from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
+from switchkd_cli.playground.text.words import SYMBOLS, say, with_article
+from switchkd_cli.playground.world import CONCEPTS, EXPONENT, NAMES, drawn
+
+COMMA = {"en": ", ", "zh": "，"}
+OTHERS = 0.15  # the share of words in lists that aren't things: categories, colours, places, numbers
+OTHER_WORDS = [symbol for symbol in SYMBOLS if symbol not in CONCEPTS] + [str(digit) for digit in range(10)]
+STOP = {"en": ".", "zh": "。"}
+CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
+GAP = {"en": " ", "zh": ""}
+YES_NO = {"en": (" yes", " no"), "zh": ("有", "没有")}
+SHOWN = {"en": "Which of these is shown?", "zh": "有哪一个？"}
+AGAIN = {"en": "Say the options {}.", "zh": "说出选项{}。"}
+WHICH_LETTER = {"en": "Which letters have {}?", "zh": "{}是哪个选项？"}
+
+
+def language_of(rng: random.Random) -> str:
+    """Return a language: one time in four Chinese."""
+    return "zh" if rng.random() < 0.25 else "en"
+
+
+def roll(there: Collection[str], rng: random.Random, language: str, count: int = 6, exponent: float = EXPONENT) -> Turn:
+    """Ask of `count` things whether each is there; about half are."""
+    names = _half_there(there, rng, count, exponent)
+    yes, no = YES_NO[language]
+    answer = COMMA[language].join(say(name, language) + (yes if name in there else no) for name in names)
+    return "\n".join([CHECK[language], *(say(name, language) for name in names)]), answer
+
+
+def checked(there: Collection[str], rng: random.Random, language: str, exponent: float = EXPONENT) -> Turn:
+    """Ask of four options whether each is there, and answer with their letters: "A no, B yes", and so on."""
+    options = _half_there(there, rng, len(LETTERS), exponent)
+    yes, no = YES_NO[language]
+    answer = (f"{letter}{yes if name in there else no}" for letter, name in zip(LETTERS, options, strict=True))
+    return choice(CHECK[language], options, language), COMMA[language].join(answer)
+
+
+def shown(there: Collection[str], rng: random.Random, language: str, exponent: float = EXPONENT) -> Turn:
+    """Ask which one of four options is there: for its name, its letter or both."""
+    options = _options(rng.choice(sorted(there)), rng, exponent, without=there)
+    answer = next(name for name in options if name in there)
+    return chosen(SHOWN[language], options, answer, rng, language)
+
+
+def chosen(question: str, options: Sequence[str], answer: str, rng: random.Random, language: str) -> Turn:
+    """Ask which of the options is right: for its name, its letter or both."""
+    asked = choice(question, options, language)
+    name, letter = say(answer, language), LETTERS[options.index(answer)]
+    form = rng.random()
+    if form < 0.3:
+        return asked, f"{name}{GAP[language]}{letter}"
+    if form < 0.6:
+        return asked + SHORT, name
+    return asked + (LETTER_ZH if language == "zh" else LETTER), letter
+
+
+def again(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
+    """Ask for the options again, in another order: from letters to names."""
+    options = _options(_some(there, rng, exponent), rng, exponent)
+    order = rng.sample(range(len(options)), len(options))
+    letters = ", ".join(LETTERS[index] for index in order)
+    answer = COMMA[language].join(f"{LETTERS[index]}{GAP[language]}{say(options[index], language)}" for index in order)
+    return choice(AGAIN[language].format(letters), options, language), answer
+
+
+def letters(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
+    """Ask for the letters of some options: from names to letters."""
+    options = _options(_some(there, rng, exponent), rng, exponent)
+    order = rng.sample(range(len(options)), rng.randint(1, len(options)))
+    names = COMMA[language].join(say(options[index], language) for index in order)
+    answer = COMMA[language].join(f"{say(options[index], language)}{GAP[language]}{LETTERS[index]}" for index in order)
+    return choice(WHICH_LETTER[language].format(names), options, language), answer
+
+
+def choice(question: str, options: Sequence[str], language: str) -> str:
+    """Return a question with its options, one a line, each behind its letter."""
+    lines = (f"{letter}. {say(option, language)}" for letter, option in zip(LETTERS, options, strict=False))
+    return "\n".join([question, *lines])
+
+
+def list_row(rng: random.Random, count: int) -> list[Turn]:
+    """Return a conversation of `count` turns about a list of two to eight things, which its first text names.
+
+    It is in one language: to look up a name that was given in the other takes a dictionary, which is learnt later. Some
+    lists are of few frequent things, with which looking up is learnt sooner, some of all things evenly, with which answers
+    can't be guessed from the names.
+    """
+    language, exponent = language_of(rng), rng.uniform(0, 2 * EXPONENT)
+    there: list[str] = []
+    for _ in range(rng.randint(2, 8)):
+        there.append(_draw(rng, there, exponent))
+    makes = {
+        lambda: roll(there, rng, language, 8, exponent=exponent): 3,
+        lambda: checked(there, rng, language, exponent=exponent): 3,
+        lambda: shown(there, rng, language, exponent=exponent): 3,
+        lambda: again(rng, language, exponent=exponent): 1,
+        lambda: letters(rng, language, exponent=exponent): 2,
+    }
+    turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
+    # An article tells the names of the list from those of later turns.
+    named = (with_article(name) if language == "en" else f"有{say(name, 'zh')}" for name in there)
+    turns[0] = (f"{COMMA[language].join(named)}{STOP[language]}\n{turns[0][0]}", turns[0][1])
+    return turns
+
+
+def _half_there(there: Collection[str], rng: random.Random, count: int, exponent: float) -> list[str]:
+    """Return `count` different names, about half of them of `there`, and at least one not."""
+    names = rng.sample(sorted(there), min(len(there), rng.randint(1, count - 1)))
+    while len(names) < count:
+        names.append(_draw(rng, {*there, *names}, exponent))
+    return rng.sample(names, count)
+
+
+def _draw(rng: random.Random, without: Collection[str], exponent: float) -> str:
+    """Return a thing, none of `without`; in lists, where the exponent is their own, now and then another word.
+
+    A word that no answer has becomes like all other such words (one matrix both reads and predicts), and a small model hardly
+    learns to tell them apart afterwards: colours and digits stayed at chance.
+    """
+    if exponent != EXPONENT and rng.random() < OTHERS:
+        return _another_word(rng, without)
+    return drawn(NAMES, rng, without, exponent)
+
+
+def _another_word(rng: random.Random, without: Collection[str]) -> str:
+    return rng.choice([word for word in OTHER_WORDS if word not in without])
+
+
+def _some(there: Collection[str], rng: random.Random, exponent: float) -> str:
+    return rng.choice(sorted(there)) if there and rng.random() < 0.5 else _draw(rng, (), exponent)
+
+
+def _options(first: str, rng: random.Random, exponent: float, without: Collection[str] = ()) -> list[str]:
+    """Return four different names, `first` among them, the others none of `without`."""
+    options = [first]
+    while len(options) < len(LETTERS):
+        options.append(_draw(rng, {*without, *options}, exponent))
+    return rng.sample(options, len(options))
