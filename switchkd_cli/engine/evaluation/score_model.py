@@ -18,6 +18,7 @@ from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
+from switchkd_cli.playground.requested_folder import world_digest
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.json_lines import write_json_lines
 from switchkd_cli.report.stats.yes_no import yes_no
@@ -36,7 +37,7 @@ def local_sets(asked: Evaluation, folder: Path) -> Path:
         raise UserError("evaluation: the playground has no end: say how many `items` a benchmark has, at least 2")
     fields = asked.model_dump(mode="json", include={"split", "items", "seed"})
     fields["benchmarks"] = [name for name in asked.benchmarks if name not in ROW_METRICS]
-    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": benchmark_sets.world_digest()}), **fields)
+    return benchmark_sets.write_sets(folder / short_hash(fields | {"world": world_digest()}), **fields)
 
 
 def short_hash(value: Any) -> str:
