@@ -117,7 +117,6 @@ CONCEPTS: dict[str, str] = {name: entry["category"] for name, entry in WORDS["co
 NAMES = tuple(CONCEPTS)
 RANK = {name: rank for rank, name in enumerate(NAMES, 1)}
 CATEGORIES = tuple(WORDS["categories"])
-OF_CATEGORY = {category: tuple(name for name in NAMES if CONCEPTS[name] == category) for category in CATEGORIES}
 COLOURS: dict[str, tuple[int, int, int]] = {name: tuple(entry["rgb"]) for name, entry in WORDS["colours"].items()}
 PLACES: dict[tuple[int, int], str] = {tuple(entry["cell"]): name for name, entry in WORDS["places"].items()}
 PLACE_NAMES = tuple(PLACES.values())
@@ -169,10 +168,14 @@ def scenes(split: str, count: int, seed: int) -> Iterator[Scene]:
     """Yield the first `count` scenes of a split's endless sequence: more scenes begin with the fewer ones."""
     rng = random.Random(f"scenes-{split}-{seed}")
     for index in range(count):
-        scene = _candidate(rng, f"{split}-{seed}-{index}", split)
-        while not belongs(scene):
-            scene = _candidate(rng, scene.id, split)
-        yield scene
+        yield one_scene(split, rng, f"{split}-{seed}-{index}")
+
+
+def one_scene(split: str, rng: random.Random, scene_id: str = "") -> Scene:
+    """Return one scene of a split."""
+    while not belongs(scene := _candidate(rng, scene_id, split)):
+        pass
+    return scene
 
 
 def belongs(scene: Scene) -> bool:

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable
 
 from switchkd_cli.playground.text import lists
-from switchkd_cli.playground.text.facts import FACTS, STATEMENTS
+from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, shown
 from switchkd_cli.playground.text.prompts import LETTER, LETTERS, Turn, prompt
 from switchkd_cli.playground.text.questions import ask, suits
 from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
-from switchkd_cli.playground.world import NAMES, PLACE_NAMES, Scene, drawn
+from switchkd_cli.playground.world import PLACE_NAMES, Scene
 
 SAY = {"en": "Say the things.", "zh": "说出这些东西。"}
 TRUE = "Which is true?"
@@ -38,7 +38,9 @@ def question_turn(scene: Scene, rng: random.Random, language: str | None = None)
 def choose(scene: Scene, rng: random.Random) -> Turn:
     """Return a multiple choice: half of the time as its benchmark asks for it, else answered as `lists.chosen` is."""
     language = lists.language_of(rng)
-    choices = [style for style, manner in STYLES.items() if "choice" in manner and manner.get("language", "en") == language]
+    choices = [
+        style for style, manner in STYLES.items() if "choice" in manner and manner.get("language", "en") == language
+    ]
     question = ask(scene, rng.choice(choices), rng)
     if rng.random() < 0.5:
         return prompt(question), question.answer
@@ -94,9 +96,8 @@ def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
 def _is_there(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask "dog?", of a thing that is or isn't there."""
     truth = rng.random() < 0.5
-    name = rng.choice(list(scene.concepts)) if truth else drawn(NAMES, rng, without=scene.concepts)
     answer = lists.YES_NO[language][not truth].strip()
-    return say(name, language) + ("？" if language == "zh" else "?"), answer
+    return say(shown(scene, rng, truth), language) + ("？" if language == "zh" else "?"), answer
 
 
 def _statement(scene: Scene, rng: random.Random, language: str) -> Turn:
