@@ -134,5 +134,5 @@ BILINGUAL: dict[Callable[[Scene, random.Random, str], Turn], int] = {
     _open: 3,
 }
 """The drills that are asked in either language, and how often."""
-DRILLS = {**BILINGUAL, _statement: 4, _true: 2, question_turn: 20}
+DRILLS = {**BILINGUAL, _statement: 16, _true: 2, question_turn: 20}
 """Those in English."""
