@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from scripts.ship import compact
-from switchkd_cli.engine.models.llava_save import edit_json, portable_tokenizer_config
+from switchkd_cli.engine.models.model_folder import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
 from switchkd_cli.playground.text.dictionary import word_turn
 from switchkd_cli.playground.text.words import SYMBOLS, plural, say

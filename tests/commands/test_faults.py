@@ -17,7 +17,7 @@ from transformers import LlavaProcessor
 
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.data import conversation
-from switchkd_cli.engine.models import llava_save as checkpoint
+from switchkd_cli.engine.models import model_folder as checkpoint
 from switchkd_cli.engine.training import checkpointing
 from tests.support import forked, tiny, tiny_run
 from tests.support.forked import steps, switchkd

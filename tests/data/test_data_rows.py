@@ -111,21 +111,20 @@ def test_good_rows_are_read_as_they_are(opened, tmp_path):
         (said(("human", "Hi?"), ("gpt", " \n")), "r: no answer to learn: an empty answer"),
         (said(("human", "Hi?"), ("gpt", 7)), "r: a turn's value is not text"),
         (said(("human", None), ("gpt", "ho")), "r: a turn's value is not text"),
-        (spoiled(question="What?"), "r: <image> placeholders: one, in the first question; got none"),
+        (spoiled(question="What?"), "r: <image> placeholders: 1, one in a question for each image; got none"),
         (
             spoiled(question="<image>\n<image>\nWhat?"),
-            "r: <image> placeholders: one, in the first question; got 2 in turn 1",
-        ),
-        (
-            spoiled("a.png", "What?", ("human", "<image>\nAnd?"), ("gpt", "cat")),
-            "r: <image> placeholders: one, in the first question; got 1 in turn 3",
+            "r: <image> placeholders: 1, one in a question for each image; got 2 in turn 1",
         ),
         (
             spoiled("a.png", "<image>\nWhat?", ("human", "And?"), ("gpt", "<image>")),
-            "r: <image> placeholders: one, in the first question; got 1 in turn 1, 1 in turn 4",
+            "r: <image> placeholders: 1, one in a question for each image; got 1 in turn 1, 1 in turn 4",
         ),
         (without(spoiled(), "image"), "r: <image> placeholders: none, as the row has no image; got 1 in turn 1"),
-        (spoiled(image=["a.png", "b.png"]), "r: at most one image is used, got 2"),
+        (
+            spoiled(image=["a.png", "b.png"]),
+            "r: <image> placeholders: 2, one in a question for each image; got 1 in turn 1",
+        ),
         (spoiled(image="../a.png"), "r: image path leaves its folder: ../a.png"),
         (spoiled(image="b/../a.png"), "r: image path leaves its folder: b/../a.png"),
         (spoiled(image="/etc/a.png"), "r: image path leaves its folder: /etc/a.png"),

@@ -92,6 +92,7 @@ def openai(*images):
 def test_an_image_may_be_a_data_uri():
     assert form("openai").row(openai({"url": URI})).images == (PNG,)
     assert form("openai").row(openai(URI)).images == (PNG,)
+    assert form("openai").row(openai(URI, URI)).images == (PNG, PNG)
     assert form("ms_swift").row(EXPORTED["ms_swift"] | {"images": [URI]}).images == (PNG,)
     survey = survey_rows([openai({"url": URI, "detail": "low"})], form("openai").row, None)
     assert survey.faults == () and survey.image_names == []
@@ -108,10 +109,13 @@ def test_an_image_may_be_a_data_uri():
         ),
         ("openai", openai("data:image/png,abc"), "a data URI in base64"),
         ("openai", openai("data:image/png;base64,?"), "a data URI in base64"),
-        ("openai", openai(URI, URI + "AAAA"), "at most one image"),
         ("ms_swift", EXPORTED["ms_swift"] | {"objects": {"bbox": [[1, 2, 3, 4]]}}, "`objects` of a row: boxes"),
         ("ms_swift", EXPORTED["ms_swift"] | {"rejected_response": "no"}, "`rejected_response` of a row: only answers"),
-        ("alpaca", EXPORTED["alpaca"] | {"instruction": "Two?"}, "<image> placeholders: one, in the first question"),
+        (
+            "alpaca",
+            EXPORTED["alpaca"] | {"instruction": "Two?"},
+            "<image> placeholders: 1, one in a question for each image",
+        ),
         ("alpaca", {"instruction": "Two?", "input": 3, "output": "b"}, "instruction and input are not text"),
         ("alpaca", {"instruction": "Two?", "output": "b", "history": ["Hi."]}, "`history` is not a list of pairs"),
         ("alpaca", {"instruction": "Two?"}, "a turn's output is not text"),

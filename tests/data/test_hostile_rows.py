@@ -276,9 +276,9 @@ def row(**changes):
 UNUSABLE = {
     "an image token in an answer": (row(answer=f"dog {IMAGE}"), "<image> placeholders: none, as the row has no"),
     "an image token without an image": (row(asked=f"{IMAGE}\nWhat?"), "<image> placeholders: none, as the row has no"),
-    "an image without its token": (row(image="a.png"), "<image> placeholders: one, in the first question; got none"),
-    "two image tokens": (row(image="a.png", asked=IMAGE * 2), "one, in the first question; got 2 in turn 1"),
-    "two images": (row(image=["a.png", "c.png"], asked=IMAGE), "at most one image is used, got 2"),
+    "an image without its token": (row(image="a.png"), "<image> placeholders: 1, one in a question for each image; got none"),
+    "two image tokens": (row(image="a.png", asked=IMAGE * 2), "1, one in a question for each image; got 2 in turn 1"),
+    "two images": (row(image=["a.png", "c.png"], asked=IMAGE), "2, one in a question for each image; got 1 in turn 1"),
     "the end of a turn in a question": (row(asked="Hi<|end|>"), "its text holds <|end|>, a special token"),
     "another speaker in an answer": (row(answer="dog<|end|><|user|>Hi"), "its text holds <|end|>, a special token"),
     "half a character": (row(asked="\ud800"), "half a character (a lone surrogate)"),

@@ -76,8 +76,6 @@ def test_a_large_shard_is_read_through_once(tmp_path, png, monkeypatch):
 @pytest.mark.parametrize(
     ("members", "fault"),
     [
-        ([("0.txt", b"a"), ("0.l.png", b"1"), ("0.r.png", b"2")], "at most one image is used, got 2"),
-        ([("0.txt", b"a"), ("0.png", b"1"), ("0.json", b'{"image": "other.png"}')], "at most one image is used, got 2"),
         ([("0.txt", b"a"), ("0.mp4", b"1")], "`mp4` of a row: only images can be used"),
         ([("README", b"a")], "a turn's txt is not text"),
         ([("0.json", b"[1]")], "a turn's txt is not text"),

@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -254,7 +255,7 @@ def asked(form, *, text="<image>\nTwo?", **more):
 def test_one_image_may_be_named_in_many_ways(form, named):
     found = parsed(form, asked(form, **named))
     assert (found.images, found.exchanges, found.notes) == (("a.png",), (("Two?", "dog"),), ())
-    with pytest.raises(Fault, match="<image> placeholders: one, in the first question; got none"):
+    with pytest.raises(Fault, match="<image> placeholders: 1, one in a question for each image; got none"):
         parsed(form, asked(form, text="Two?", **named))
 
 
@@ -273,19 +274,68 @@ def test_an_image_may_be_said_to_be_none_in_many_ways(form, key, nothing):
 @pytest.mark.parametrize(
     ("named", "fault"),
     [
-        ({"images": ["a.png", "b.png"]}, "at most one image is used, got 2"),
-        ({"image": ["a.png", "b.png"]}, "at most one image is used, got 2"),
-        ({"image": "a.png", "images": ["b.png"]}, "at most one image is used, got 2"),
+        ({"images": ["a.png", "b.png"]}, "<image> placeholders: 2, one in a question for each image; got 1 in turn 1"),
+        ({"image": ["a.png", "b.png"]}, "<image> placeholders: 2, one in a question for each image; got 1 in turn 1"),
+        (
+            {"image": "a.png", "images": ["b.png"]},
+            "<image> placeholders: 2, one in a question for each image; got 1 in turn 1",
+        ),
         ({"images": [7]}, "an image is named by one path, got 7"),
         ({"images": [["a.png"]]}, "an image is named by one path, got ['a.png']"),
         ({"image": {"uri": "a.png"}}, "an image is named by one path, got {'uri': 'a.png'}"),
         ({"image": {"bytes": "aGk=", "path": None}}, "an image is named by one path, got {'bytes'"),
     ],
 )
-def test_more_images_or_other_ways_to_name_one_are_refused(form, named, fault):
+def test_more_images_than_placeholders_or_other_ways_to_name_one_are_refused(form, named, fault):
     with pytest.raises(Fault) as refused:
         parsed(form, asked(form, **named))
     assert str(refused.value).startswith(fault)
+
+
+@both
+@pytest.mark.parametrize(
+    ("questions", "expected", "places"),
+    [
+        (("<image>\n<image>\nTwo?", "How many?"), ("Two?", "How many?"), ()),
+        (("Two?\n<image>", "<image>\nHow many?"), ("Two?", "How many?"), ((0, 4), (1, 0))),
+        (("Two?", "How <image><image> many?"), ("Two?", "How  many?"), ((1, 4), (1, 4))),
+        (("A: <image>\nB: <image>\nTwo?", "?"), ("A: \nB: \nTwo?", "?"), ((0, 3), (0, 7))),
+    ],
+)
+def test_images_stand_where_their_placeholders_are(form, questions, expected, places):
+    turns = [turn(form, who, text) for q in questions for who, text in (("ask", q), ("answer", "dog"))]
+    found = parsed(form, row(form, *turns, images=["a.png", "b.png"]))
+    assert [question for question, _ in found.exchanges] == list(expected)
+    assert (found.images, found.places) == (("a.png", "b.png"), places)
+
+
+@both
+def test_an_image_may_be_asked_about_in_a_later_turn_and_be_shown_twice(form):
+    turns = [turn(form, who, f"{text}{i}") for i in range(2) for who, text in (("ask", "<image>" * i), ("answer", "a"))]
+    found = parsed(form, row(form, *turns, image="a.png"))
+    assert (found.images, found.places) == (("a.png",), ((1, 0),))
+    twice = parsed(form, asked(form, text="<image><image>?", images=["a.png", "a.png"]))
+    assert (twice.images, twice.places) == (("a.png", "a.png"), ())
+
+
+def test_images_are_written_where_they_stand():
+    processor = tiny_qwen.processor()
+    raw = row("messages", turn("messages", "ask", "A: <image> B: <image>?"), turn("messages", "answer", "dog"))
+    rows = Rows([raw | {"images": ["a", "b"]}], message_row, images=Path())
+    data = Conversations(rows, LlavaInputs(processor, 2), template="chatml")
+    text = processor.tokenizer.decode(data.text_example(0).input_ids)
+    assert "A: <image><image>" in text and "B: <image><image>" in text and text.count("<image>") == 4
+    independent = Rows([raw | {"images": ["a", "b"]}], message_row, images=Path(), turns="independent")
+    with pytest.raises(Fault, match="independent turns share only images in front of the first question"):
+        Conversations(independent, LlavaInputs(processor, 2), template="chatml").text_example(0)
+
+
+def test_a_template_that_leaves_an_image_out_makes_a_row_unusable():
+    inputs = LlavaInputs(tiny_qwen.processor(), 2)
+    inputs.processor.chat_template = "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}"
+    rows = Rows([asked("messages", images=["a.png"])], message_row, images=Path())
+    with pytest.raises(Fault, match="the chat template writes 0 of 1 images"):
+        Conversations(rows, inputs).text_example(0)
 
 
 @both
@@ -301,7 +351,7 @@ def test_more_images_or_other_ways_to_name_one_are_refused(form, named, fault):
 def test_a_part_may_name_the_image(form, part):
     raw = asked(form, text=[part, {"type": "text", "text": "Two?", "image": None}], images=["a.png"])
     assert parsed(form, raw).images == ("a.png",) and told(form, raw) == told(form, asked(form, images=["a.png"]))
-    with pytest.raises(Fault, match="at most one image is used, got 2|placeholders"):
+    with pytest.raises(Fault, match="<image> placeholders: "):
         parsed(form, raw | {"images": ["b.png"] if "path" in part or "image" in part else []})
 
 
@@ -441,7 +491,10 @@ def recipe(tmp_path, monkeypatch):
 NOTES = [
     "rows: seen, but not learnt: an empty answer (1 row)",
     "rows: keys that are not read: source (3 rows)",
-    "rows: can't be used (another row stands in): 1 of 4 rows so far, the first: row 3: d: at most one image is used, got 2",
+    (
+        "rows: can't be used (another row stands in): 1 of 4 rows so far, the first: row 3: d: "
+        "<image> placeholders: 2, one in a question for each image; got 1 in turn 1"
+    ),
 ]
 
 
@@ -453,7 +506,11 @@ def test_a_dry_run_reports_what_training_would(recipe, monkeypatch, capsys):
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_what_training_would_refuse_a_dry_run_refuses(recipe, monkeypatch, capsys, dry):
     code, out, err = told_by_the_program(monkeypatch, capsys, "distill", recipe(0.1), *dry)
-    assert code == 2 and "rows.json: row 3: d: at most one image is used, got 2" in err and "download" not in out
+    assert (
+        code == 2
+        and "rows.json: row 3: d: <image> placeholders: 2, one in a question for each image" in err
+        and "download" not in out
+    )
     assert "25.0% of the rows can't be used; nothing was trained (max_faults: 10.0%)" in err
 
 
@@ -478,7 +535,7 @@ def test_rows_of_a_model_that_is_not_here_are_reported_too(recipe, tmp_path):
     parameters = {"file": str(tmp_path / "rows.json"), "images": str(tmp_path)}
     for faults in (0.5, 0.1):
         spec = DataSet(source="llava_json", parameters=parameters, max_faults=faults)
-        with nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: at most one image"):
+        with nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: <image> placeholders"):
             sample = data_sample.sample_data(spec, away, tmp_path / "runs", tmp_path, {})
     assert [f"rows: {note}" for note in sample.notes] == NOTES and len(sample.lengths) == 3
 

@@ -33,7 +33,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.models import llava_save
+from switchkd_cli.engine.models import model_folder
 from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.tokenizers import IN_PARTS
 from switchkd_cli.recipe.model_paths import ASSETS
@@ -220,7 +220,7 @@ def test_what_a_published_generation_config_says_in_vain_is_left_out(parts, tmp_
 
 
 def test_large_weights_are_sharded_and_read_again(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(llava_save, "SHARD", "20KB")
+    monkeypatch.setattr(model_folder, "SHARD", "20KB")
     mine = student(parts, "clip", "default", "llama")
     folder = written(tmp_path, mine)
     assert len(list(folder.glob("model-*.safetensors"))) > 1

@@ -124,11 +124,6 @@ class ToyModel(PreTrainedModel):
 class ToyInputs(InputProcessor):
     """Images keep their size, to whole pairs of patches; they are written with a mark before and behind them."""
 
-    @property
-    def marks(self) -> tuple[int, int]:
-        words = self.tokenizer
-        return words.convert_tokens_to_ids("<|user|>"), words.convert_tokens_to_ids("<|assistant|>")
-
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
         return [self._prepared(image) for image in images]
 
@@ -136,14 +131,8 @@ class ToyInputs(InputProcessor):
         columns = max(2, image.width // (2 * PATCH) * 2)
         rows = max(1, image.height // PATCH)
         pixels = np.asarray(image.convert("RGB").resize((columns * PATCH, rows * PATCH)), np.float32) / 255
-        return PreparedImage({"pixels": torch.from_numpy(pixels).permute(2, 0, 1)}, self._ids(rows, columns))
-
-    def _ids(self, rows: int, columns: int) -> list[int]:
-        before, behind = self.marks
-        return [before, *[self.image_token] * (rows * columns // 2), behind]
-
-    def placeholder_ids(self) -> Sequence[int]:
-        return self._ids(4, 4)
+        text = "<|user|>" + self.image_text * (rows * columns // 2) + "<|assistant|>"
+        return PreparedImage({"pixels": torch.from_numpy(pixels).permute(2, 0, 1)}, text)
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor:
         """[2, T]: the place in the text, and the column of a visual token (0 for text)."""
@@ -236,15 +225,10 @@ class Toy(VisionLanguageModel):
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
-        mark = self.inputs.tokenizer.convert_tokens_to_ids(self.inputs.image_text)
         answers, lengths = [], []
         for text, shown in zip(texts, images, strict=True):
-            of_images = iter(shown)
-            ids = [
-                id
-                for token in self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]
-                for id in (next(of_images).prepared.ids if token == mark else (token,))
-            ]
+            (text,) = self.inputs.with_images([text], [image.prepared.text for image in shown])
+            ids = self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]
             lengths.append(len(ids))
             answers.append(self._continued(ids, shown, generation))
         longest = max(map(len, answers))

@@ -21,6 +21,7 @@ from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor
+from switchkd_cli.errors import UserError
 
 SAMPLE_ROWS = 500  # rows that are prepared before training to estimate the share of unusable ones
 CACHE_BYTES = 512 << 20  # a data set whose prepared examples take no more bytes stays in memory
@@ -70,6 +71,8 @@ class Conversations(Dataset[Example]):
         self._special_pattern = re.compile("|".join(longest_first) or r"(?!)")
         self._start_tokens = prompt_template.start_tokens(tokenizer)
         self._independent = rows.turns == "independent"
+        if self._independent and inputs.chained_only:
+            raise UserError(f"{rows.name}: turns: independent: {inputs.chained_only}", hint="leave out `turns`")
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
         self.chosen: Sequence[int] = range(len(rows))
@@ -166,12 +169,12 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.inputs.placeholder_ids()] * len(row.images)
+            usual = [self.inputs.usual_text for _ in row.images]
             example = self._text_example(row, usual)
             opened = images_of(row, self.rows)
             images = self.inputs.prepare(opened) if opened else []
-            if (ids := [image.ids for image in images]) != usual:
-                example = self._text_example(row, ids)
+            if (texts := [image.text for image in images]) != usual:
+                example = self._text_example(row, texts)
             tensors = tuple(image.inputs for image in images)
             position = self.inputs.position(example.input_ids, example.turn, tensors)
             return replace(example, images=tensors, position=position)
@@ -181,10 +184,10 @@ class Conversations(Dataset[Example]):
     def text_example(self, index: int) -> Example:
         """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._text_example(row, [self.inputs.placeholder_ids()] * len(row.images))
+        return self._text_example(row, [self.inputs.usual_text for _ in row.images])
 
-    def _text_example(self, row: Row, images: Sequence[Sequence[int]]) -> Example:
-        """Return the row's example without pixels. `images`: the token ids of each of its images."""
+    def _text_example(self, row: Row, images: Sequence[str]) -> Example:
+        """Return the row's example without pixels. `images`: the text of each of its images."""
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
@@ -193,7 +196,7 @@ class Conversations(Dataset[Example]):
         visual = tokens == self.inputs.image_token
         return Example(row.id, tokens, labels, turn, visual, cut=len(untruncated[0]) - len(tokens))
 
-    def _tokens(self, row: Row, images: Sequence[Sequence[int]]) -> tuple[list[int], ...]:
+    def _tokens(self, row: Row, images: Sequence[str]) -> tuple[list[int], ...]:
         """Return the row's token ids, labels and turn numbers, not truncated."""
         pieces = self._pieces(row)
         if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
@@ -230,23 +233,25 @@ class Conversations(Dataset[Example]):
 
     def _pieces(self, row: Row) -> list[Piece]:
         """Return the row's text as pieces; with independent turns the first piece is the part that all turns share."""
-        images = len(row.images)
         if not self._independent:
-            return self._chained(row.exchanges, images, row.system)
+            return self._chained(row)
+        if row.places:
+            raise Fault("independent turns share only images in front of the first question")
         pieces = [("", "")]
         for exchange in row.exchanges:
-            ((prompt, answer),) = self._chained([exchange], images, row.system)
+            ((prompt, answer),) = self._chained(replace(row, exchanges=(exchange,)))
             before, image, prompt = prompt.rpartition(self.inputs.image_text)
             pieces[0] = (before + image, "")  # up to the last image; without one nothing is shared
             pieces.append((prompt, answer))
         return pieces
 
-    def _chained(self, exchanges: Sequence[tuple[str, str]], images: int, system: str | None) -> list[Piece]:
+    def _chained(self, row: Row) -> list[Piece]:
         """Return one piece an exchange, each written by the template after the exchanges before it."""
-        messages = [_message("system", system)] if system is not None else []
+        messages = [_message("system", row.system)] if row.system is not None else []
+        places = row.places or [(0, 0)] * len(row.images)
         before, pieces = "", []
-        for number, (question, answer) in enumerate(exchanges):
-            messages.append(_message("user", question, images if number == 0 else 0))
+        for number, (question, answer) in enumerate(row.exchanges):
+            messages.append(_message("user", question, [offset for at, offset in places if at == number]))
             with_prompt = self._render(messages, generation=True)
             messages.append(_message("assistant", answer))
             with_answer = self._render(messages, generation=False)
@@ -262,7 +267,7 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _tokenize(self, pieces: list[Piece], images: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    def _tokenize(self, pieces: list[Piece], images: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Yield each piece's (prompt, answer) tokens.
 
         They are cut out of the tokens of the whole text: Llama's tokenizers put a space before a text of its own.
@@ -273,19 +278,16 @@ class Conversations(Dataset[Example]):
             pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
             yield from pairs[-1:] if self._independent else pairs
 
-    def _split(self, texts: Sequence[str], images: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _split(self, texts: Sequence[str], images: Sequence[str]) -> list[list[int]]:
         """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character."""
-        tokenizer = self.inputs.tokenizer
-        encoding = tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+        try:
+            texts = self.inputs.with_images(texts, images)
+        except ValueError as error:
+            raise Fault(str(error)) from None
+        encoding = self.inputs.tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
         begins = [min(start, end - 1) for start, end in encoding["offset_mapping"]]  # also for a trimmed space
         bounds = [bisect_left(begins, end) for end in accumulate(map(len, texts))]
-        pieces = [encoding["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
-        image_ids = iter(images)
-        placeholder = tokenizer.convert_tokens_to_ids(self.inputs.image_text)
-        return [
-            [id for token in piece for id in (next(image_ids) if token == placeholder else (token,))]
-            for piece in pieces
-        ]
+        return [encoding["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:
@@ -296,8 +298,12 @@ def stand_ins(index: int, rows: int) -> Iterator[int]:
         yield others.randrange(rows)
 
 
-def _message(role: str, text: str, images: int = 0) -> dict:
-    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+def _message(role: str, text: str, images: Sequence[int] = ()) -> dict:
+    """Return a message in parts. `images`: for each of its images, the number of the text's characters before it."""
+    content: list[dict] = []
+    for begin, end in pairwise([0, *images]):
+        content += [{"type": "text", "text": text[begin:end]}] * (end > begin) + [{"type": "image"}]
+    return {"role": role, "content": [*content, {"type": "text", "text": text[max(images, default=0) :]}]}
 
 
 def _omits_system(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of a data set from any file format: conversations with at most one image, their texts checked."""
+"""Rows of a data set from any file format: conversations with images, their texts checked."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ Note = tuple[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: questions and answers without placeholders; its images come before the first question.
+    """One conversation: questions and answers without placeholders.
 
-    `images` are paths inside the data set's image folder, or encoded images. `unlearnt` are the exchanges whose answers
-    are read but not supervised. `notes` name the parts of the raw row that are not used, or not learnt.
+    `images` are paths inside the data set's image folder, or encoded images. `places` says where each one stands: the
+    number of an exchange, and of its question's characters before the image; without it all stand before the first
+    question. `unlearnt` are the exchanges whose answers are read but not supervised. `notes` name the parts of the raw row
+    that are not used, or not learnt.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Row:
     system: str | None = None
     unlearnt: frozenset[int] = frozenset()
     notes: tuple[Note, ...] = ()
+    places: tuple[tuple[int, int], ...] = ()
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Parse a raw row as one conversation: its turns, the answers to learn, the image.
+"""Parse a raw row as one conversation: its turns, the answers to learn, the images.
 
 A key with a known meaning is used or refused; any other key that is not empty becomes a note.
 """
@@ -9,6 +9,7 @@ import re
 from base64 import b64decode
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from math import isnan
 from typing import Any
 
@@ -18,6 +19,7 @@ from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.schema import RowFormat
 
 IMAGE = "<image>"  # stands for an image in the text of a row
+AT_THE_ENDS = re.compile(rf"^({IMAGE}\n?)+|(\n{IMAGE})+$")
 SHOWN = 5  # speakers shown of a conversation that is out of order
 SYSTEM = ("system", "developer")  # speakers allowed before the first question
 MASKED = "masked"  # of the keys that say whether an answer is learnt, the one that means the opposite
@@ -68,8 +70,8 @@ class Form:
         texts: list[Any] = [turn.get(self.text) for turn in turns]
         if set(map(type, texts)) != {str}:
             texts = [self._text(text, images, notes) for text in texts]
-        if len(images) > 1 and len(images := list(dict.fromkeys(images))) > 1:
-            raise Fault(f"at most one image is used, got {len(images)}")
+        if len(images) > "".join(texts).count(IMAGE):
+            images = list(dict.fromkeys(images))  # named by the row and by a part, or by two keys
         answers = texts[1::2]
         unlearnt: set[int] = set()
         if max(map(len, turns)) > 2:
@@ -79,8 +81,9 @@ class Form:
             unlearnt |= {n for n, answer in enumerate(answers) if not answer.strip()}
         if len(unlearnt) == len(answers):
             raise Fault(f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}")
-        exchanges = tuple(zip(_without_image(texts, bool(images), self.keys.placeholder), answers, strict=True))
-        return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)))
+        questions, places = _without_images(texts, len(images), self.keys.placeholder)
+        exchanges = tuple(zip(questions, answers, strict=True))
+        return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)), places)
 
     def _turns(self, value: Mapping) -> Sequence[Mapping]:
         """Return the row's turns, made of its questions and answers where the format names these. Raises Fault."""
@@ -233,18 +236,25 @@ def _decoded(address: str) -> str | bytes:
     return address
 
 
-def _without_image(texts: Sequence[str], has_image: bool, placeholder: str) -> Sequence[str]:
-    """Return the questions among alternating texts, without the image placeholder. Raises Fault.
+def _without_images(
+    texts: Sequence[str], images: int, placeholder: str
+) -> tuple[Sequence[str], tuple[tuple[int, int], ...]]:
+    """Return the questions among alternating texts, without image placeholders, and the `places` of a Row. Raises Fault.
 
-    The image always comes once, before the first question, so the placeholder must be in the first question. It may be
+    The only image of a row stands before its first question wherever that names it, as in LLaVA. Placeholders may be
     missing where the format's `placeholder` is optional.
     """
-    if placeholder == "optional" and has_image and not any(IMAGE in text for text in texts):
-        return texts[::2]
-    if not texts[0].count(IMAGE) == "\n".join(texts).count(IMAGE) == int(has_image):
-        counts = [text.count(IMAGE) for text in texts]
-        expected = "one, in the first question" if has_image else "none, as the row has no image"
-        places = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
-        raise Fault(f"{IMAGE} placeholders: {expected}; got {places}")
-    first = texts[0].replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "")
-    return first, *texts[2::2]
+    questions, counts = texts[::2], [text.count(IMAGE) for text in texts]
+    if placeholder == "optional" and images and not any(counts):
+        return questions, ()
+    if sum(counts) != images or any(counts[1::2]):
+        expected = f"{images}, one in a question for each image" if images else "none, as the row has no image"
+        found = ", ".join(f"{n} in turn {i + 1}" for i, n in enumerate(counts) if n) or "none"
+        raise Fault(f"{IMAGE} placeholders: {expected}; got {found}")
+    if counts[0] == images <= 1:
+        first = texts[0].replace(f"{IMAGE}\n", "").replace(f"\n{IMAGE}", "").replace(IMAGE, "")
+        return (first, *questions[1:]), ()
+    # a line break between images and the text that they begin or end isn't part of the text
+    pieces = [AT_THE_ENDS.sub(lambda found: found[0].replace("\n", ""), text).split(IMAGE) for text in questions]
+    places = tuple((n, at) for n, split in enumerate(pieces) for at in accumulate(map(len, split[:-1])))
+    return ["".join(split) for split in pieces], places if any(map(any, places)) else ()

@@ -14,6 +14,8 @@ from switchkd_cli.package_data import read_yaml
 
 FIELDS: Mapping[str, Any] = read_yaml(__file__)
 CHANNELS = 3
+SIDES = ("image_size", "patch_size")  # some configs have a number for each side
+GENERATION = "generation_config.json"
 
 
 def read_config(checkpoint: CheckpointFolder) -> PretrainedConfig:
@@ -36,16 +38,31 @@ def check_config(config: PretrainedConfig | Mapping[str, Any], who: object) -> N
         raise UserError(problems, hint="the checkpoint is damaged, or was never a model")
 
 
+def notes_and_ends(checkpoint: CheckpointFolder, config: PretrainedConfig) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return a note of settings that change answers, as transformers always applies them, and the ids that end an answer.
+
+    They are those of generation_config.json; where there is none, the ids of the config.
+    """
+    generation = checkpoint.json(GENERATION) if checkpoint.has(GENERATION) else config.get_text_config().to_dict()
+    ends = generation.get("eos_token_id")
+    ids = (end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0)
+    answers = FIELDS["answers"]
+    settings = [f"{key} {generation[key]}" for key in answers if generation.get(key) not in (None, 0, 1, [])]
+    note = f"{checkpoint}: {GENERATION}: answers are generated with {', '.join(settings)}, as other tools do"
+    return (note,) if settings else (), tuple(ids)
+
+
 def _problems(part: PretrainedConfig | Mapping[str, Any]) -> Iterator[str]:
     # the fields of a file may be another kind of model's: only their numbers are checked
     kinds, value_of = ((int, float), part.get) if isinstance(part, Mapping) else (object, partial(getattr, part))
     for field, most in FIELDS["limits"].items():
         value = value_of(field, None)
-        if value is not None and isinstance(value, kinds) and not (type(value) is int and 1 <= value <= most):
-            yield f"{field} must be a whole number from 1 to {most}, got {value!r}"
+        for one in value if field in SIDES and isinstance(value, list | tuple) else [value]:
+            if one is not None and isinstance(one, kinds) and not (type(one) is int and 1 <= one <= most):
+                yield f"{field} must be a whole number from 1 to {most}, got {value!r}"
     if (channels := value_of("num_channels", CHANNELS)) != CHANNELS:
         yield f"num_channels must be {CHANNELS}, got {channels!r}"
-    size, patch = value_of("image_size", 1), value_of("patch_size", 1)
+    size, patch = map(value_of, SIDES, (None, None))
     if type(size) is type(patch) is int and 0 < size < patch:
         yield f"image_size {size} is less than patch_size {patch}"
     if value_of("quantization_config", None):

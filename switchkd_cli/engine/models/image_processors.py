@@ -67,23 +67,31 @@ def prepared_pixels(image_processor: Callable[..., Mapping[str, Tensor]], images
     return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
 
 
-def prepared_probes(image_processor) -> Tensor:
-    """Return a wide and a tall test image, prepared by an image processor, [2, 3, H, W].
+def probes() -> list[Image.Image]:
+    """Return a wide and a tall test image.
 
     They are colour gradients, so that each place has its own colour: padding, cropping or squashing shows clearly,
-    another resampling hardly at all. Raises UserError for a processor that fails, or makes images of a size that no
-    tower takes, or values that are not finite.
+    another resampling hardly at all.
     """
-    most = FIELDS["limits"]["image_size"]
     images = []
     for width, height in PROBES:
         across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
         images.append(Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8)))
+    return images
+
+
+def prepared_probes(image_processor) -> Tensor:
+    """Return the `probes`, prepared by an image processor, [2, 3, H, W].
+
+    Raises UserError for a processor that fails, or makes images of a size that no tower takes, or values that are not
+    finite.
+    """
+    most = FIELDS["limits"]["image_size"]
     with as_user_error("the image processor can't prepare an image"), np.errstate(all="ignore"):
         for size in (image_processor.size, getattr(image_processor, "crop_size", None)):
             if size and not all(1 <= side <= most for side in _sides(size).values()):
                 raise UserError(f"the image processor makes images of {_sides(size)}, {most} is the most")
-        pixels = prepared_pixels(image_processor, images)
+        pixels = prepared_pixels(image_processor, probes())
     if not pixels.isfinite().all():
         mean, std = normalisation(image_processor)
         raise UserError(f"the image processor makes values that are not finite (mean {mean}, std {std})")
@@ -93,24 +101,6 @@ def prepared_probes(image_processor) -> Tensor:
 def normalisation(image_processor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel."""
     return tuple(image_processor.image_mean or ()), tuple(image_processor.image_std or ())
-
-
-def preparation_difference(student, teacher) -> tuple[float, str]:
-    """Return the largest difference between images of two image processors, as a share of their range, and the settings.
-
-    0 where the sizes differ: what depends on them is checked elsewhere.
-    """
-    ours, theirs = (prepared_probes(image_processor) for image_processor in (student, teacher))
-    apart = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else 0.0
-    apart /= (ours.max() - ours.min()).item() or 1.0
-    if apart < EQUAL:
-        return 0.0, ""
-    students, teachers = student.to_dict(), teacher.to_dict()
-    return apart, "; ".join(
-        f"{name} is {teachers.get(name)}, the student's is {students.get(name)}"
-        for name in students | teachers
-        if students.get(name) != teachers.get(name)
-    )
 
 
 def _sides(size: Mapping[str, int | None]) -> dict[str, int]:

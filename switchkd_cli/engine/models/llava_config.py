@@ -1,4 +1,4 @@
-"""A LLaVA model's config and processor, made of its parts', and the sizes that follow from a config."""
+"""A LLaVA model's config and processor, made of its parts'."""
 
 from typing import Any
 
@@ -12,12 +12,11 @@ from transformers import (
 )
 
 from switchkd_cli.engine.models.image_processors import default_image_processor
-from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.models.stock_shape import CLASS_TOKENS, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
 
 LANGUAGE_MODELS = ("qwen2", "llama")
 TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
-CLASS_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1}
 
 
 def joined(
@@ -48,57 +47,7 @@ def processor_for(
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size * pooling,
         vision_feature_select_strategy="full" if pools else config.vision_feature_select_strategy,
-        num_additional_image_tokens=0 if pools else CLASS_TOKENS[config.vision_config.model_type],
+        num_additional_image_tokens=0 if pools else CLASS_TOKENS.get(config.vision_config.model_type, 0),
         chat_template=chat_template,
         image_token=IMAGE,
-    )
-
-
-def features_of(config: LlavaConfig) -> int:
-    """Return the number of features of one image that the projector gets from the vision tower.
-
-    "default" drops the first: CLIP's class token, or a SigLIP tower's first patch.
-    """
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    dropped = config.vision_feature_select_strategy == "default"
-    return patches + CLASS_TOKENS[vision.model_type] - int(dropped)
-
-
-def layers_before_features(config: LlavaConfig) -> int:
-    """Return the number of vision layers up to the features; `vision_feature_layer` is counted from the end."""
-    return config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
-
-
-def image_tokens_of(config: LlavaConfig) -> int:
-    """Return the number of visual tokens of one image; a pooling projector makes fewer of them."""
-    return features_of(config) // getattr(config, "projector_pooling", 1) ** 2
-
-
-def shape(config: LlavaConfig) -> ModelShape:
-    """Return the shape of a LLaVA model with a SigLIP or CLIP tower and a Qwen2 or Llama language model."""
-    vision: Any = config.vision_config  # transformers' declared type is wider than what is stored
-    text: Any = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return ModelShape(
-        VisionShape(
-            width=vision.hidden_size,
-            inner=vision.intermediate_size,
-            layers=layers_before_features(config),
-            positions=(vision.image_size // vision.patch_size) ** 2 + CLASS_TOKENS[vision.model_type],
-            patch=vision.patch_size,
-            image=vision.image_size,
-            activation=vision.hidden_act,
-            input_norm=vision.model_type == "clip_vision_model",
-        ),
-        ProjectorShape(vision.hidden_size, text.hidden_size, features_of(config), image_tokens_of(config)),
-        LanguageShape(
-            width=text.hidden_size,
-            inner=text.intermediate_size,
-            layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            queries=text.num_attention_heads * head,
-            keys=text.num_key_value_heads * head,
-            vocabulary=text.vocab_size,
-        ),
     )

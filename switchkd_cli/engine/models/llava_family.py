@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.resources import files
-from typing import Any
-
-import torch
-from transformers import AutoModelForImageTextToText, LlavaConfig
-
 from switchkd_cli.engine.models import llava_folder, llava_parts
-from switchkd_cli.engine.models.llava import Llava, LlavaInputs
-from switchkd_cli.engine.models.llava_config import image_tokens_of, shape
+from switchkd_cli.engine.models.families import StockFamily
+from switchkd_cli.engine.models.llava import SEAM
 
 
-class LlavaFamily:
+class LlavaFamily(StockFamily):
     """The LLaVA family; see `family.Family`."""
 
-    recognises = staticmethod(llava_folder.recognises)
-    read = staticmethod(llava_folder.read)
-    from_parts = staticmethod(llava_parts.design)
-    published_config = staticmethod(llava_parts.published_config)
-    shape = staticmethod(shape)
-
-    def usage(self, config: Mapping[str, Any]) -> str:
-        return files(__package__).joinpath(f"{config['model_type']}_usage.md").read_text(encoding="utf-8")
-
-    def skeleton(self, config: LlavaConfig) -> Llava:
-        with torch.device("meta"):
-            return Llava(AutoModelForImageTextToText.from_config(config), LlavaInputs(None, image_tokens_of(config)))
+    recognises = staticmethod(llava_folder.recognises)  # type: ignore[assignment]
+    read = staticmethod(llava_folder.read)  # type: ignore[assignment]
+    from_parts = staticmethod(llava_parts.design)  # type: ignore[assignment]
+    published_config = staticmethod(llava_parts.published_config)  # type: ignore[assignment]
 
 
-LLAVA = LlavaFamily()
+LLAVA = LlavaFamily("llava", SEAM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,14 +10,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProces
 
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.engine.models import image_processors, ldpnet, tinyllava
-from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, read_config
+from switchkd_cli.engine.models.checkpoint_files import check_config, notes_and_ends, read_config
 from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import TOWERS, processor_for
 from switchkd_cli.engine.models.tokenizers import own_template, with_padding
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 
-GENERATION = "generation_config.json"
 MODEL_TYPES = ("llava", ldpnet.LlavaLdpConfig.model_type)
 
 
@@ -52,19 +51,4 @@ def read(checkpoint: CheckpointFolder) -> LlavaBlueprint:
             processor = processor_for(config, *parts)
     check_weights(checkpoint)
     weights = partial(load_weights, AutoModelForImageTextToText, checkpoint)
-    generation = checkpoint.json(GENERATION) if checkpoint.has(GENERATION) else config.text_config.to_dict()
-    return LlavaBlueprint.of(config, processor, weights, tuple(_notes(checkpoint, generation)), _end_ids(generation))
-
-
-def _end_ids(generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the ids that end an answer by generation_config.json, or by the config where there is none."""
-    ends = generation.get("eos_token_id")
-    return tuple(end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0)
-
-
-def _notes(checkpoint: CheckpointFolder, generation: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a note of other settings there that change answers: transformers always applies them."""
-    answers = FIELDS["answers"]
-    settings = [f"{key} {generation[key]}" for key in answers if generation.get(key) not in (None, 0, 1, [])]
-    if settings:
-        yield f"{checkpoint}: {GENERATION}: answers are generated with {', '.join(settings)}, as other tools do"
+    return LlavaBlueprint.of(config, processor, weights, *notes_and_ends(checkpoint, config))

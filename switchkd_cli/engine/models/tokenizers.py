@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from importlib.resources import files
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.errors import UserError
@@ -52,7 +53,7 @@ def with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def own_template(*holders: LlavaProcessor | PreTrainedTokenizerBase) -> str | None:
+def own_template(*holders: ProcessorMixin | PreTrainedTokenizerBase) -> str | None:
     """Return the chat template of the first holder that has one; of several named templates, the default."""
     for holder in holders:
         template = holder.chat_template
@@ -74,19 +75,25 @@ def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
     return state
 
 
+def to_be_saved(processor: ProcessorMixin, template: str | None, end: str | None) -> Any:
+    """Return a copy of the processor with a chat template and the token that ends an answer; None keeps its own."""
+    saved: Any = copy.deepcopy(processor)
+    if template:
+        saved.chat_template = saved.tokenizer.chat_template = template
+    if end is not None:
+        saved.tokenizer.eos_token = end
+    saved.tokenizer.padding_side = "left"  # generation in batches needs it
+    return saved
+
+
 def with_chat_template(processor: LlavaProcessor, template: str | None, end: str | None) -> LlavaProcessor:
     """Return a copy of the processor with the chat template and the end token of the training, to be saved.
 
     `template` is Jinja and `end` the token that ends an answer; None keeps the processor's own. Tools look for the
     template in the processor or in the tokenizer, so both get it.
     """
-    saved = copy.deepcopy(processor)
     template = template or processor.chat_template
-    if template:
-        saved.chat_template = saved.tokenizer.chat_template = IN_PARTS + template.rpartition(LAST)[2]
-    if end is not None:
-        saved.tokenizer.eos_token = end
-    saved.tokenizer.padding_side = "left"  # generation in batches needs it
+    saved = to_be_saved(processor, template and IN_PARTS + template.rpartition(LAST)[2], end)
     image_processor = saved.image_processor
     if getattr(image_processor, "crop_size", None) is None:  # SigLIP's has none; token counts are read from it
         image_processor.crop_size = dict(image_processor.size)

@@ -60,30 +60,30 @@ def draw_by_image(rows: Rows, share: float) -> list[int]:
 
     Every row is read once; a second call with the same rows and share reads none. Those that can't be read are never drawn.
     """
+    images = [_images(rows, number) for number in range(len(rows))]
     groups: dict[str | bytes | int, list[int]] = {}
-    images: list[str | bytes | int] = []
-    for number in range(len(rows)):
-        image = _image(rows, number)
-        images.append(image)
-        if image != b"":
+    for number, of_row in enumerate(images):
+        for image in of_row:
             groups.setdefault(image, []).append(number)
-    drawn: list[int] = []
+    drawn: dict[int, None] = {}
     for number in order(len(rows), len(rows), SEED):
         if len(drawn) >= share * len(rows):
             break
-        drawn += groups.pop(images[number], ())
-    return drawn
+        reached = [number]
+        while reached:  # rows with an image of those that are drawn
+            found = [row for image in images[reached.pop()] for row in groups.pop(image, ())]
+            drawn |= dict.fromkeys(found)
+            reached += found
+    return list(drawn)
 
 
-def _image(rows: Rows, number: int) -> str | bytes | int:
-    """Return what a row has in common with the others of its image; nothing for a row without an image."""
+def _images(rows: Rows, number: int) -> list[str | bytes | int]:
+    """Return what a row has in common with others of its images: without an image its number, unusable nothing."""
     try:
         found = rows[number].images
     except Fault:
-        return b""
-    if not found:
-        return number
-    return normpath(found[0]) if isinstance(found[0], str) else hashlib.blake2b(found[0]).digest()
+        return []
+    return [normpath(i) if isinstance(i, str) else hashlib.blake2b(i).digest() for i in found] or [number]
 
 
 class Validator:

@@ -1,27 +1,27 @@
 """Save a model as a plain Hugging Face folder, in the form that most tools read.
 
 transformers 5 reads every file that is written here. Older releases and vLLM (whose LLaVA is a class of its own) read
-published LLaVA checkpoints, so names and fields are those of published checkpoints where transformers 5 would write others.
+published LLaVA checkpoints, so a LLaVA's names and fields are those of published checkpoints where transformers 5 would
+write others. A model of another family is written as transformers 5 writes it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
-from switchkd_cli.engine.models.tokenizers import with_chat_template
 from switchkd_cli.errors import UTF8
 
 if TYPE_CHECKING:
-    from switchkd_cli.engine.models.llava import Llava
+    from switchkd_cli.engine.models.split_model import SplitModel
 
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
@@ -30,23 +30,25 @@ FAST_CLASS = "PreTrainedTokenizerFast"  # in every release, the class that reads
 
 
 def save(
-    model: Llava, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
+    model: SplitModel, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
 ) -> list[str]:
     """Write config, safetensors, processor and generation config into `folder`. Returns notes of what was left out.
 
     See `VisionLanguageModel.save`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    processor = with_chat_template(model.inputs.processor, template, end)
+    processor = model.processor_to_save(template, end)
     generation, unused = _generation_config(model.model.generation_config, processor, trained=end is not None)
     before, model.model.generation_config = model.model.generation_config, generation
     try:
-        _save_model(model.model, folder, weights=weights)
+        _save_model(model, folder, weights=weights)
     finally:
         model.model.generation_config = before
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
-    edit_json(folder / "config.json", lambda fields: _portable_config(fields, model.model.config, processor))
+    edit_json(
+        folder / "config.json", lambda fields: model.config_to_save(_plain_config(fields, model.model), processor)
+    )
     edit_json(folder / "tokenizer_config.json", portable_tokenizer_config)
     edit_json(
         folder / "preprocessor_config.json", lambda fields: fields | {"processor_class": type(processor).__name__}
@@ -54,16 +56,29 @@ def save(
     return [f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused]
 
 
-def _save_model(model: LlavaForConditionalGeneration, folder: Path, *, weights: bool) -> None:
-    """Write configs and weights; a model with a projector that transformers doesn't have keeps its tensors' names."""
-    plain = type(model) is LlavaForConditionalGeneration
-    state = published_tensors(model) if plain else model.state_dict()
-    tensors = state if weights else dict(islice(state.items(), 1))
-    model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD, save_original_format=not plain)
+def _save_model(model: SplitModel, folder: Path, *, weights: bool) -> None:
+    """Write configs and weights, without a tied head, which transformers itself would leave out too."""
+    tied = model.model.config.tie_word_embeddings = _tied(model.model)
+    state = model.model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if not (tied and name.startswith("lm_head."))}
+    tensors, as_published = model.tensors_to_save(kept)
+    tensors = tensors if weights else dict(islice(tensors.items(), 1))
+    model.model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD, save_original_format=not as_published)
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _plain_config(fields: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Return config.json's fields without paths of this machine, and with the head as it is: tied or not."""
+    for part in (fields, *(part for part in fields.values() if isinstance(part, dict))):
+        part.pop("_name_or_path", None)
+    return fields | {"tie_word_embeddings": _tied(model)}
 
 
 def _generation_config(
-    current: GenerationConfig, processor: LlavaProcessor, *, trained: bool
+    current: GenerationConfig, processor: ProcessorMixin, *, trained: bool
 ) -> tuple[GenerationConfig, list[tuple[str, Any]]]:
     """Return the generation config to save, and the fields without effect, such as a temperature without sampling.
 
@@ -88,21 +103,17 @@ def _is_valid(fields: dict[str, Any]) -> bool:
     return True
 
 
-def published_tensors(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
-    """Return the model's tensors under the names of published checkpoints, without a tied head."""
-    tied = model.config.tie_word_embeddings
-    state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and "lm_head." in name)}
+def published_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LLaVA's tensors under the names of published checkpoints."""
     return {renamed(name, FIELDS["published_tensors"]) or name: tensor for name, tensor in state.items()}
 
 
-def _portable_config(fields: dict[str, Any], config: PretrainedConfig, processor: LlavaProcessor) -> dict[str, Any]:
-    """Return config.json's fields, plus those that vLLM reads, and rotary positions under their older names."""
+def portable_config(fields: dict[str, Any], config: PretrainedConfig, processor: ProcessorMixin) -> dict[str, Any]:
+    """Return a LLaVA's fields, plus those that vLLM reads, and rotary positions under their older names."""
     text = fields["text_config"]
-    for part in (fields, text, fields["vision_config"]):
-        part.pop("_name_or_path", None)  # a path on this machine
     text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.text_config.model_type]]
     text["eos_token_id"] = processor.tokenizer.eos_token_id
-    fields["tie_word_embeddings"] = text["tie_word_embeddings"] = config.tie_word_embeddings
+    text["tie_word_embeddings"] = fields["tie_word_embeddings"]
     rope = dict(text.get("rope_parameters") or {})
     if theta := rope.pop("rope_theta", None):
         text["rope_theta"] = theta

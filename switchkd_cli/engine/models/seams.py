@@ -1,0 +1,245 @@
+"""Where a family's vision tower ends and its projector begins, inside transformers' own `get_image_features`.
+
+transformers has the other seam itself: `mm_encoder_outputs={"image": ...}` of a model's forward pass and of `generate` takes
+what `get_image_features` returns. So L is the same code for every family, and a family says only where V ends:
+
+| kind   | P's modules are | V alone                             | P alone                                       |
+|--------|-----------------|-------------------------------------|-----------------------------------------------|
+| Tower  | beside V's      | the tower, and nothing behind it    | with a tower that gives features it was given |
+| Merged | among V's       | with P's modules passing them along | P's modules themselves                        |
+
+A feature is what P reads at one place: where it reads several layers (Qwen3-VL's DeepStack), theirs side by side. In the same
+way a visual token is all that L takes at one place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from switchkd_cli.engine.batch import ImageInput
+from switchkd_cli.engine.models.stock_shape import layers_before_features
+from switchkd_cli.engine.per_image import PerImage, flat, together
+
+LEAST = 1e-7  # half precision has nothing smaller
+
+
+@dataclass(frozen=True)
+class Seam(ABC):
+    """Names of V, P and L below a model's `model`.
+
+    `layers`: V's, below the tower. `types`: the argument by which L is told where visual tokens are. `of_row`: a tensor with
+    one value for all images of an example, which are then prepared together. `stacks`: `get_image_features` returns one
+    tensor, not a list.
+    """
+
+    tower: str
+    layers: str
+    connects: tuple[str, ...]
+    language: str = "language_model"
+    types: str = ""
+    of_row: str = ""
+    stacks: bool = False
+
+    def levels(self, config: PretrainedConfig) -> int:
+        """Return how many layers of V the projector reads."""
+        return 1
+
+    def read_layers(self, config: PretrainedConfig) -> int | None:
+        """Return how many of V's layers come before its features; None: all, and what follows them."""
+        return None
+
+    def vision_layers(self, core: nn.Module) -> nn.ModuleList:
+        return core.get_submodule(f"{self.tower}.{self.layers}")  # type: ignore[return-value]
+
+    def vision(self, core: nn.Module) -> tuple[nn.Module, ...]:
+        """Return V's modules."""
+        return (core.get_submodule(self.tower),)
+
+    def projector(self, core: nn.Module) -> tuple[nn.Module, ...]:
+        """Return P's modules; a parameter that lies beside them is a module too."""
+        found = [
+            getattr(core.get_submodule(path), name) for path, _, name in (n.rpartition(".") for n in self.connects)
+        ]
+        return tuple(nn.ParameterList([each]) if isinstance(each, nn.Parameter) else each for each in found)
+
+    @abstractmethod
+    def see(self, core: nn.Module, images: Sequence[ImageInput]) -> PerImage:
+        """V: P >= 1 images -> features [P, F, width of V x levels], or P tensors [F_p, ...]."""
+
+    @abstractmethod
+    def project(self, core: nn.Module, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+        """P: the features of P >= 1 images -> visual tokens [P, M, width of L x levels], or P tensors [M_p, ...]."""
+
+    def encoded(self, tokens: PerImage, levels: int) -> ModelOutput:
+        """Return visual tokens as what transformers' language side takes of `get_image_features`."""
+        first, *deeper = flat(tokens).chunk(levels, -1)
+        output = BaseModelOutputWithPooling(pooler_output=first[None] if self.stacks else [first])  # type: ignore[arg-type]
+        if deeper:
+            output["deepstack_features"] = [[level] for level in deeper]
+        return output
+
+    def of_images(self, prepared: Mapping[str, Tensor], count: int) -> list[ImageInput]:
+        """Return the tensors of each image, tiles first, from what the processor gives for one image or an example's."""
+        images = [{n: v[i : i + 1] if len(v) == count else v for n, v in prepared.items()} for i in range(count)]
+        if prepared["pixel_values"].ndim == 5:  # [images, tiles, 3, H, W]
+            images = [{n: v.transpose(0, 1) if v.ndim > 3 else v for n, v in image.items()} for image in images]
+        return images
+
+    def visual(self, images: Sequence[ImageInput], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the arguments of `get_image_features` for images one after another."""
+        join = torch.stack if images[0]["pixel_values"].ndim == 3 else torch.cat
+        joined = {name: join([image[name] for image in images]) for name in images[0]}
+        if self.of_row:
+            counts, at = joined[self.of_row].tolist(), 0
+            last_of_rows = [(at := at + counts[at]) - 1 for _ in counts if at < len(counts)]
+            joined[self.of_row] = joined[self.of_row][last_of_rows]
+        pixels = joined["pixel_values"]
+        if pixels.ndim == 5:  # transformers takes tiles of zeros for padding
+            joined["pixel_values"] = pixels + LEAST * (pixels == 0).flatten(1).all(1).view(-1, 1, 1, 1, 1)
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in joined.items()}
+
+
+@dataclass(frozen=True)
+class Tower(Seam):
+    """V is a module of its own. `at_layer`: P reads the layer that `vision_feature_layer` names, else V's last states."""
+
+    tower: str = "vision_tower"
+    layers: str = "encoder.layers"
+    connects: tuple[str, ...] = ("multi_modal_projector",)
+    at_layer: bool = False
+
+    def read_layers(self, config: PretrainedConfig) -> int | None:
+        return layers_before_features(config) if self.at_layer else None
+
+    def see(self, core: nn.Module, images: Sequence[ImageInput]) -> PerImage:
+        tower, visual = core.get_submodule(self.tower), self.visual(images, core.dtype)
+        if count := self.read_layers(core.config):
+            parent, _, name = self.layers.rpartition(".")
+            first_layers = swapped(tower.get_submodule(parent), {name: self.vision_layers(core)[:count]})
+            with first_layers, swapped(tower, {"post_layernorm": nn.Identity()}):
+                features = tower(visual["pixel_values"].flatten(0, -4)).last_hidden_state
+        else:
+
+            def stop(*arguments: Any, **named: Any) -> None:
+                raise Enough(tower(*arguments, **named).last_hidden_state)
+
+            try:
+                with swapped(core, {self.tower: _Instead(stop)}):
+                    core.get_image_features(**visual)
+            except Enough as enough:
+                features = enough.output
+        return _grouped(features[:, _dropped(core.config) :], _tiles(images))
+
+    def project(self, core: nn.Module, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+        tiles = _tiles(images) or [1] * len(features)
+        values = _as_read(flat(features), core).unflatten(0, (sum(tiles), -1))
+        values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
+        every_layer = (values,) * (len(self.vision_layers(core)) + 1)
+        visual = self.visual(images, values.dtype) if images else {"pixel_values": values}
+
+        def replay(*_: Any, **__: Any) -> ModelOutput:
+            return BaseModelOutputWithPooling(last_hidden_state=values, hidden_states=every_layer)  # type: ignore[arg-type]
+
+        with swapped(core, {self.tower: _Instead(replay)}):
+            tokens = core.get_image_features(**visual, return_dict=True).pooler_output
+        if isinstance(tokens, Tensor):
+            return _grouped(tokens, tiles)
+        of_tiles = iter(tokens)
+        return together(
+            tokens if len(tokens) == len(tiles) else [torch.cat([next(of_tiles) for _ in range(n)]) for n in tiles]
+        )
+
+
+@dataclass(frozen=True)
+class Merged(Seam):
+    """P's modules are among V's: one that merges neighbouring patches, then a list with one for each earlier layer read."""
+
+    tower: str = "visual"
+    layers: str = "blocks"
+    connects: tuple[str, ...] = ("visual.merger",)
+    types: str = "mm_token_type_ids"
+
+    def levels(self, config: PretrainedConfig) -> int:
+        return 1 + (len(self.connects) > 1 and len(config.vision_config.deepstack_visual_indexes))
+
+    def vision(self, core: nn.Module) -> tuple[nn.Module, ...]:
+        mergers = self.projector(core)
+        return tuple(child for child in core.get_submodule(self.tower).children() if child not in mergers)
+
+    def see(self, core: nn.Module, images: Sequence[ImageInput]) -> PerImage:
+        tower, levels = core.get_submodule(self.tower), self.levels(core.config)
+        count = tower.spatial_merge_size**2
+        beside = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
+        names = [name.rpartition(".")[2] for name in self.connects]
+        with swapped(tower, dict(zip(names, (beside, nn.ModuleList([beside] * (levels - 1))), strict=False))):
+            output = core.get_image_features(**self.visual(images, core.dtype), return_dict=True)
+        read = [output.pooler_output, *(output.get("deepstack_features") or ())]
+        apart = [torch.cat(list(level)).unflatten(-1, (count, -1)).flatten(0, 1) for level in read]
+        return _grouped(torch.cat(apart, -1), [int(image["image_grid_thw"].prod()) for image in images])
+
+    def project(self, core: nn.Module, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+        merger, *deeper = self.projector(core)
+        mergers = [merger, *(each for modules in deeper for each in modules)]
+        levels = _as_read(flat(features), core).chunk(len(mergers), -1)
+        tokens = torch.cat([merge(level.contiguous()) for merge, level in zip(mergers, levels, strict=True)], -1)
+        count = core.get_submodule(self.tower).spatial_merge_size ** 2
+        return _grouped(tokens, [len(each) // count for each in features])
+
+
+class Enough(Exception):
+    """Ends a forward pass where nothing more is needed of it, and carries the last output."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+class _Instead(nn.Module):
+    """Computes a function in a module's place."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+@contextmanager
+def swapped(parent: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside the block, the parent has other modules under these names."""
+    before = {name: parent._modules[name] for name in others}
+    parent._modules.update(others)
+    try:
+        yield
+    finally:
+        parent._modules.update(before)
+
+
+def _tiles(images: Sequence[ImageInput]) -> list[int]:
+    """Return how many tiles each image has: one without an axis for them is one tile."""
+    return [1 if image["pixel_values"].ndim == 3 else len(image["pixel_values"]) for image in images]
+
+
+def _dropped(config: PretrainedConfig) -> int:
+    """Return how many of a tower's features, at their beginning, the projector doesn't get."""
+    return int(getattr(config, "vision_feature_select_strategy", "full") == "default")
+
+
+def _as_read(features: Tensor, core: nn.Module) -> Tensor:
+    """Return features in the dtype of the projector, which may be another model's: autocast would see to it itself."""
+    return features if torch.is_autocast_enabled(features.device.type) else features.to(core.dtype)
+
+
+def _grouped(values: Tensor, counts: Sequence[int]) -> PerImage:
+    """Return the values of each image, [P, F, D] or P tensors [F_p, D], of values [sum of counts, D] or [..., F, D]."""
+    if len(set(counts)) == 1:
+        return values.unflatten(0, (len(counts), -1)).flatten(1, -2)
+    return tuple(each.flatten(0, -2) for each in values.split(list(counts)))

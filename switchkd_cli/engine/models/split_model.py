@@ -1,0 +1,225 @@
+"""A transformers model as V, P and L: the same code for every family that a `Seam` describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.inputs import InputProcessor
+from switchkd_cli.engine.models.checkpoint_files import FIELDS
+from switchkd_cli.engine.models.family import ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.models.model_folder import save
+from switchkd_cli.engine.models.recompute import recompute_layers
+from switchkd_cli.engine.models.seams import Enough, Seam
+from switchkd_cli.engine.models.stock_shape import vision_width
+from switchkd_cli.engine.models.tokenizers import to_be_saved
+from switchkd_cli.engine.per_image import PerImage, together
+
+ABOVE = ("post_layernorm.", "head.", "layernorm.")
+"""Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
+
+
+class SplitModel(VisionLanguageModel):
+    """V, P and L of a transformers model, taken apart at `seam`."""
+
+    def __init__(self, model: PreTrainedModel, inputs: InputProcessor, seam: Seam) -> None:
+        super().__init__(model, inputs)
+        self.seam = seam
+
+    @property
+    def core(self) -> Any:
+        """The model without its head."""
+        return self.model.model
+
+    @property
+    def language(self) -> Any:
+        return self.core.get_submodule(self.seam.language)
+
+    @property
+    def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        return {
+            "vision": self.seam.vision(self.core),
+            "projector": self.seam.projector(self.core),
+            "language": (self.language, self.model.get_output_embeddings()),
+        }
+
+    def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
+        """Return the part's parameters that a forward pass uses, by name.
+
+        Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
+        never trained.
+        """
+        unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
+        named = dict(unique.values())  # a tied head is counted once
+        count = self.seam.read_layers(self.model.config)
+        if part != "vision" or count is None:
+            return named
+        later = tuple(f"{self.seam.layers}.{i}." for i in range(count, len(self.seam.vision_layers(self.core))))
+        return {name: p for name, p in named.items() if not name.startswith((*later, *ABOVE))}
+
+    @property
+    def _in_token(self) -> int:
+        """How many vectors of L's width a visual token has."""
+        return self.seam.levels(self.model.config)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        text = self.model.config.get_text_config()
+        return {
+            "features": vision_width(self.model.config) * self._in_token,
+            "tokens": text.hidden_size * self._in_token,
+            "attention": text.num_attention_heads,
+        }
+
+    def blank_image(self) -> ImageInput:
+        return {name: value.to(self.model.device) for name, value in self.inputs.usual.inputs.items()}
+
+    def encode(self, images: Sequence[ImageInput]) -> PerImage:
+        """V: P images -> features [P, F, width of V], or P tensors [F_p, width of V]: see `Seam.see`."""
+        if not images:
+            return self._none("features")
+        with recompute_layers(self.seam.vision_layers(self.core) if "vision" in self.recomputed_parts else ()):
+            return self.seam.see(self.core, images)
+
+    def project(self, features: PerImage, images: Sequence[ImageInput] = ()) -> PerImage:
+        return self.seam.project(self.core, features, images) if len(features) else self._none("tokens")
+
+    def _none(self, kind: str) -> Tensor:
+        """Return the features or tokens of no image."""
+        return torch.zeros(0, 1, self.widths[kind], dtype=self.model.dtype, device=self.model.device)
+
+    def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
+        with recompute_layers(self.language.layers if "language" in self.recomputed_parts else ()):
+            hidden = self._read(batch, tokens).last_hidden_state[keep]
+        if not batch.images and len(
+            tokens
+        ):  # a blank image's: no token reads them, but their gradient is zero, not none
+            hidden = hidden + 0 * sum(of_image.sum() for of_image in tokens)
+        return hidden
+
+    def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
+        """L without its head: return transformers' output for a batch."""
+        return self.core(
+            input_ids=batch.input_ids,
+            attention_mask=_bias(batch.attention, self.model.get_input_embeddings().weight.dtype),
+            position_ids=batch.position,
+            use_cache=False,
+            **self._given(batch.image, tokens if batch.images else ()),
+            **options,
+        )
+
+    def _given(self, image: Tensor, tokens: PerImage) -> dict[str, Any]:
+        """Return what L is given of the images. `image`: [B, T] bool, visual tokens."""
+        given: dict[str, Any] = {self.seam.types: image.long()} if self.seam.types else {}
+        if len(tokens):
+            given["mm_encoder_outputs"] = {"image": self.seam.encoded(tokens, self._in_token)}
+        return given
+
+    def attention(self, batch: Batch, tokens: PerImage) -> PerImage:
+        """L's first layer: how much each token's query attends to each visual token, [P, T, M, heads].
+
+        Queries that are not text, or don't see the image, get 0. Nothing behind the first layer's attention is computed.
+        """
+        if not batch.images:
+            return torch.zeros(0, batch.input_ids.shape[1], 1, self.widths["attention"], device=self.model.device)
+
+        def stop(module: nn.Module, arguments: Any, output: Any) -> None:
+            raise Enough(output[1])
+
+        hook = self.language.layers[0].self_attn.register_forward_hook(stop)
+        try:
+            with self._eager():
+                self._read(batch, tokens)
+        except Enough as enough:
+            weights = enough.output  # [B, heads, T, T]
+        finally:
+            hook.remove()
+        of_images = weights.float().permute(0, 3, 2, 1)[batch.image].split([len(each) for each in tokens])
+        text = ((batch.turn >= 0) & ~batch.image)[batch.image_rows]
+        return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
+
+    @contextmanager
+    def _eager(self) -> Iterator[None]:
+        """Inside the block, L attends in the only implementation that returns attention weights."""
+        config = self.language.config
+        before, config._attn_implementation = config._attn_implementation, "eager"
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self._eager():
+            tokens = self.project(self.encode(batch.images), batch.images)
+            output = self._read(batch, tokens, output_attentions=True)
+        return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
+
+    def same_vision(self, other: VisionLanguageModel) -> bool:
+        """Return whether both have the same tower, weight by weight, and read it at the same layers."""
+        ours, theirs = (model.used_parameters("vision") for model in (self, other))
+        return (
+            isinstance(other, SplitModel)
+            and _feature_settings(self) == _feature_settings(other)
+            and ours.keys() == theirs.keys()
+            and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        )
+
+    def generate(
+        self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
+    ) -> tuple[list[int], Tensor]:
+        tokenizer, shown = self.inputs.tokenizer, [image for each in images for image in each]
+        texts = [
+            self.inputs.with_images([text], [image.prepared.text for image in each])[0]
+            for text, each in zip(texts, images, strict=True)
+        ]
+        has_bos = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
+        encoded = tokenizer(
+            texts, padding=True, padding_side="left", add_special_tokens=not has_bos, return_tensors="pt"
+        ).to(self.model.device)
+        ids = encoded["input_ids"]
+        given = self._given(
+            ids == self.inputs.image_token, together([image.tokens for image in shown]) if shown else ()
+        )
+        if shown and "image_grid_thw" in shown[0].prepared.inputs:  # from which transformers counts L's positions
+            given["image_grid_thw"] = torch.cat([image.prepared.inputs["image_grid_thw"] for image in shown]).to(
+                ids.device
+            )
+        mask = encoded["attention_mask"]
+        answers = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=generation, **given)
+        return mask.sum(1).tolist(), answers[:, ids.shape[1] :]
+
+    save = save
+
+    def processor_to_save(self, template: str | None, end: str | None) -> ProcessorMixin:
+        """Return the processor with the chat template and the end token of the training: see `save`."""
+        return to_be_saved(self.inputs.processor, template, end)
+
+    def tensors_to_save(self, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bool]:
+        """Return the tensors to save, and whether they have published names already, to which transformers turns others."""
+        return state, False
+
+    def config_to_save(self, fields: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
+        """Return the fields of config.json."""
+        return fields
+
+
+def _feature_settings(model: SplitModel) -> tuple[Any, ...]:
+    """Return the settings of a config on which the features depend."""
+    config = model.model.config
+    vision = config.vision_config.to_dict()
+    fields = {name: vision[name] for name in FIELDS["tower"] if name in vision}
+    select = getattr(config, "vision_feature_select_strategy", None)
+    return vision["model_type"], fields, model.seam.read_layers(config), select
+
+
+def _bias(attention: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a [B, 1, T, T] mask as an additive bias, which every attention implementation takes; [B, T] as integers."""
+    if attention.ndim == 2:
+        return attention.long()
+    return torch.zeros_like(attention, dtype=dtype).masked_fill(~attention, torch.finfo(dtype).min)

@@ -1,0 +1,114 @@
+"""A model before its weights are read: its parts must fit together, and with a student's for the switch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.models.family import Blueprint, Difference
+from switchkd_cli.engine.models.image_processors import EQUAL, NEAR, normalisation, probes
+from switchkd_cli.engine.models.processors import ProcessorInputs
+from switchkd_cli.engine.models.split_model import SplitModel
+from switchkd_cli.engine.models.stock_shape import shape
+from switchkd_cli.errors import UserError
+
+FAMILY_HINT = "the switch needs two models of one family"
+TOWERS_HINT = (
+    "the switch feeds the teacher's projector: give the student a tower of the teacher's build (student.vision)"
+)
+SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
+PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
+LAYER_HINT = "read both towers at one layer (student.feature_layer)"
+IMAGES_HINT = "both see the same images: prepare them as the teacher does (student.image_processor=..., its checkpoint)"
+
+
+@dataclass(frozen=True)
+class StockBlueprint(Blueprint):
+    """All of a transformers model except its weights."""
+
+    inputs: ProcessorInputs
+
+    @property
+    def image_processor(self) -> Any:
+        return self.inputs.processor.image_processor
+
+    def wrap(self, model: PreTrainedModel) -> SplitModel:
+        return SplitModel(model, self.inputs, self.inputs.seam)
+
+    def problems(self) -> Iterator[str]:
+        seam, layer = self.inputs.seam, getattr(self.config, "vision_feature_layer", -1)
+        if layer != -1 and seam.read_layers(self.config) is None:
+            yield f"its projector reads layer {layer} of the vision tower: in this family only -1, its output, is supported"
+        try:
+            with as_user_error("the processor can't prepare an image"):
+                text = self.inputs.prepare(probes()[:1])[0].text
+        except UserError as error:
+            yield from error.problems
+            return
+        if self.config.image_token_id not in self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            yield f"the processor writes no token {self.config.image_token_id} for an image, the config's image token"
+
+    def _facts(self) -> list[tuple[str, Any, str]]:
+        """Return what must be equal in two models for P_T to read V_S's features: names, values, and what to do."""
+        of, levels = shape(self.config), self.inputs.seam.levels(self.config)
+        side = of.vision.image // of.vision.patch
+        return [
+            ("vision width", of.vision.width, TOWERS_HINT),
+            ("number of vision layers that are read", levels, TOWERS_HINT),
+            ("image size", of.vision.image, TOWERS_HINT),
+            ("patch grid", f"{side} x {side}", TOWERS_HINT),
+            ("feature count", of.projector.features, SELECT_HINT),
+            ("image token count", of.projector.tokens, PROJECTOR_HINT),
+            ("image normalisation (mean, std)", normalisation(self.image_processor), IMAGES_HINT),
+        ]
+
+    def vision_differences(self, student: Blueprint) -> Iterator[Difference]:
+        """Yield each property in which the two models' vision differs, with a hint.
+
+        Every tower reads its grid row by row, so equal grids and selections give features in the same order.
+        """
+        if not isinstance(student, StockBlueprint) or type(student.inputs.seam) is not type(self.inputs.seam):
+            kinds = f"({self.config.model_type}) than the student's ({student.config.model_type})"
+            yield f"teacher: it is of another family {kinds}", FAMILY_HINT
+            return
+        different = False
+        for (name, theirs, hint), (_, ours, _) in zip(self._facts(), student._facts(), strict=True):
+            if ours != theirs:
+                different = True
+                yield f"teacher: {name} is {theirs}, the student's is {ours}", hint
+        apart, settings = (0.0, "") if different else self._images_apart(student)
+        if apart > NEAR:
+            yield f"teacher: images are prepared differently ({apart:.0%} apart): {settings}", IMAGES_HINT
+
+    def layer_difference(self, student: Blueprint) -> Difference | None:
+        ours, theirs = (getattr(model.config, "vision_feature_layer", None) for model in (student, self))
+        return None if ours == theirs else (f"teacher: feature layer is {theirs}, the student's is {ours}", LAYER_HINT)
+
+    def image_note(self, student: Blueprint) -> str | None:
+        apart, settings = self._images_apart(student)
+        return f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else None
+
+    def _images_apart(self, student: Blueprint) -> tuple[float, str]:
+        """Return the largest difference between `probes` as both prepare them, as a share of their range, and the settings.
+
+        1 where they are of another size, or written otherwise in the text.
+        """
+        apart = 0.0
+        for ours, theirs in zip(*(model.inputs.prepare(probes()) for model in (student, self)), strict=True):
+            (pixels, others) = (image.inputs["pixel_values"] for image in (ours, theirs))
+            if ours.text != theirs.text or pixels.shape != others.shape:
+                apart = 1.0
+            else:
+                apart = max(apart, (pixels - others).abs().max().item() / ((pixels.max() - pixels.min()).item() or 1.0))
+        if apart < EQUAL:
+            return 0.0, ""
+        students, teachers = (model.inputs.processor.image_processor.to_dict() for model in (student, self))
+        return apart, "; ".join(
+            f"{name} is {teachers.get(name)}, the student's is {students.get(name)}"
+            for name in students | teachers
+            if students.get(name) != teachers.get(name)
+        )

@@ -1,0 +1,296 @@
+"""transformers' own families: what a batch holds, and what V, P and L give, is what transformers' own code gives."""
+
+import atexit
+import copy
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+from switchkd_cli import registry
+from switchkd_cli.engine.batch import IGNORE, collate
+from switchkd_cli.engine.build import check_checkpoint
+from switchkd_cli.engine.compatibility import shared_vocabulary
+from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.rows import Row, Rows
+from switchkd_cli.engine.evaluation.generate import GreedyModel
+from switchkd_cli.engine.models.family import ProjectedImage
+from switchkd_cli.engine.models.split_model import SplitModel
+from switchkd_cli.errors import UserError
+from tests.support import stock_models
+from tests.support.family import ROWS, FamilyTests
+
+PLACED = Row("placed", (("Is it ", "no"), ("Or this?", "yes")), ("c.png", "a.png"), places=((0, 6), (1, 0)))
+SIZES = {"student": {"width": 32, "layers": 2, "seed": 1}, "teacher": {"width": 48, "layers": 3, "seed": 2}}
+OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+@cache
+def saved(family: str, role: str) -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return stock_models.save(family, folder, **SIZES[role])
+
+
+def messages(row: Row) -> list[dict]:
+    """The row as the messages that one would give transformers."""
+    told = []
+    for number, (question, answer) in enumerate(row.exchanges):
+        images = [(0, at) for at in [0] * len(row.images)] if not row.places else row.places
+        content, before = [], 0
+        for exchange, at in images:
+            if exchange == number:
+                content += [{"type": "text", "text": question[before:at]}] * (at > before) + [{"type": "image"}]
+                before = at
+        content.append({"type": "text", "text": question[before:]})
+        told += [{"role": "user", "content": content}]
+        told += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return told
+
+
+class StockTests(FamilyTests):
+    """A family as `stock_models` saves it: without any code of ours."""
+
+    def student(self) -> SplitModel:
+        return check_checkpoint(str(saved(self.family, "student"))).build().eval()
+
+    def teacher(self) -> SplitModel:
+        return check_checkpoint(str(saved(self.family, "teacher"))).build().eval()
+
+    def stock(self, row: Row, folder: Path, *, prompt: bool = False) -> dict:
+        """What transformers' own processor makes of a row, or of it up to its last answer."""
+        processor, told = stock_models.processor(self.family), messages(row)
+        text = processor.apply_chat_template(told[: -1 if prompt else None], add_generation_prompt=prompt)
+        images = [Image.open(folder / name).convert("RGB") for name in row.images]
+        has_bos = bool(processor.tokenizer.bos_token) and text.startswith(processor.tokenizer.bos_token)
+        given = {"images": [images]} if images else {}
+        return dict(processor(text=[text], return_tensors="pt", add_special_tokens=not has_bos, **given))
+
+    def whole(self, model, batch):
+        raise NotImplementedError  # see the tests below
+
+    test_the_parts_one_after_another_are_the_whole_forward = None
+    test_the_plan_s_figures_are_those_that_are_measured = None
+
+    def test_ids_and_pixels_are_those_of_transformers_own_processor(self, tmp_path):
+        model = self.student()
+        rows = [*ROWS, PLACED]
+        data = self.data(model, tmp_path, rows)
+        for example, row in zip(map(data.example, range(len(rows))), rows, strict=True):
+            stock = self.stock(row, tmp_path)
+            assert torch.equal(example.input_ids, stock["input_ids"][0])
+            pixels = {name: value for name, value in stock.items() if name not in OF_TEXT}
+            if example.images:
+                ours = model.seam.visual(example.images, torch.float32)
+                assert ours.keys() == pixels.keys()
+                for name, value in ours.items():
+                    assert torch.equal(value.reshape(pixels[name].shape), pixels[name]), name
+            else:
+                assert not pixels
+
+    def test_v_p_and_l_one_after_another_are_the_stock_forward(self, tmp_path):
+        for model in (self.student(), self.teacher()):
+            rows = [*ROWS, PLACED]
+            batch = self.batch(model, tmp_path, rows)
+            keep = batch.turn >= 0
+            with torch.no_grad():
+                for row, (part, kept) in zip(rows, batch.rows(keep), strict=True):
+                    tokens = model.project(model.encode(part.images), part.images)
+                    ours = model.logits(model.hidden_states(part, tokens, kept))
+                    stock = model.model(**self.stock(row, tmp_path), use_cache=False).logits[0]
+                    assert torch.equal(ours, stock), (row.id, (ours - stock).abs().max())
+
+    def test_the_switch_is_the_stock_forward_of_a_teacher_that_holds_the_student_s_tower(self, tmp_path):
+        student, teacher = self.student(), self.teacher()
+        both = copy.deepcopy(teacher)
+        with torch.no_grad():
+            for module, other in zip(both.parts["vision"], student.parts["vision"], strict=True):
+                module.load_state_dict(other.state_dict())
+            for row in ROWS:
+                batch = self.batch(student, tmp_path, [row])
+                keep = batch.turn >= 0
+                logits = self.paths(student, teacher)(batch, {"switch", "teacher"}, keep)
+                stock = both.model(**self.stock(row, tmp_path), use_cache=False).logits[0]
+                assert torch.equal(logits["switch"], stock[:, : logits["switch"].shape[1]])
+                assert torch.equal(logits["switch"], logits["teacher"]) == (not row.images)
+
+    def test_what_is_learnt_is_the_answers_with_their_end_token(self, tmp_path):
+        model = self.student()
+        example = self.data(model, tmp_path).example(0)
+        words = model.inputs.tokenizer
+        runs = "".join(words.decode(i) if i != IGNORE else "\n" for i in example.labels.tolist()).split("\n")
+        end = words.eos_token
+        assert [run.strip() for run in runs if run.strip()] == [f"the dog{end}", f"a cat{end}"]
+
+    def test_answers_are_those_that_transformers_generates_from_pixels(self, tmp_path):
+        model = self.student()
+        self.data(model, tmp_path)
+        words = model.inputs.tokenizer
+        generation = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=words.pad_token_id)
+        texts, shown, expected = [], [], []
+        with torch.inference_mode():
+            for row in ROWS:
+                stock = self.stock(row, tmp_path, prompt=True)
+                answers = model.model.generate(**stock, generation_config=generation)
+                expected.append(answers[0, stock["input_ids"].shape[1] :])
+                prepared = model.inputs.prepare([Image.open(tmp_path / name).convert("RGB") for name in row.images])
+                inputs = [image.inputs for image in prepared]
+                tokens = model.project(model.encode(inputs), inputs)
+                shown.append([ProjectedImage(*pair) for pair in zip(prepared, tokens, strict=True)])
+                texts.append(model.inputs.apply_chat_template(messages(row)[:-1], answer_next=True))
+                lengths, alone = model.generate(texts[-1:], shown[-1:], generation)
+                assert lengths == [stock["input_ids"].shape[1]] and torch.equal(alone[0], expected[-1])
+            assert torch.equal(model.generate(texts, shown, generation)[1], torch.stack(expected))
+
+    def test_what_is_saved_is_read_by_transformers_own_classes(self, tmp_path):
+        student = self.student()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(1.01)
+        data = self.data(student, tmp_path)
+        assert student.save(tmp_path / "model", template=data.chat_template, end=data.end) == []
+        stock = self.stock(ROWS[0], tmp_path)
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
+        with torch.no_grad():
+            assert torch.equal(again(**stock).logits, student.model(**stock).logits)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        assert (tokenizer.eos_token, tokenizer.chat_template) == (data.end, data.chat_template)
+        image = Image.open(tmp_path / "a.png").convert("RGB")
+        ours = student.inputs.processor.image_processor([image], return_tensors="pt")["pixel_values"]
+        theirs = AutoImageProcessor.from_pretrained(tmp_path / "model", backend="pil")([image], return_tensors="pt")
+        assert torch.equal(ours, theirs["pixel_values"])
+        written, before = (
+            json.loads((folder / "processor_config.json").read_text())
+            for folder in (tmp_path / "model", saved(self.family, "student"))
+        )
+        assert written.get("video_processor") == before.get("video_processor")
+        assert json.loads((tmp_path / "model/config.json").read_text())["tie_word_embeddings"] is False
+
+    def test_independent_turns_are_rows_of_one_turn_or_refused(self, tmp_path):
+        model = self.student()
+        self.data(model, tmp_path)
+
+        def opened(*rows: Row, turns: str) -> Conversations:
+            return Conversations(Rows(rows, lambda row: row, images=tmp_path, turns=turns), model.inputs)
+
+        if model.inputs.chained_only:
+            with pytest.raises(UserError, match="independent.*language model has layers of"):
+                opened(ROWS[0], turns="independent")
+            return
+        several = Row("turns", (("What differs?", "the dog"), ("And?", "a cat"), ("Who?", "me")), ("a.png", "b.png"))
+        pad = model.inputs.tokenizer.pad_token_id
+        together = collate([opened(several, turns="independent").example(0)], pad_token=pad)
+        apart = [Row("turn", (exchange,), several.images) for exchange in several.exchanges]
+        with torch.no_grad():
+            tokens = model.project(model.encode(together.images), together.images)
+            ours = model.logits(model.hidden_states(together, tokens, together.predicting("answer")))
+            alone = []
+            for row in apart:
+                batch = collate([opened(row, turns="chained").example(0)], pad_token=pad)
+                tokens = model.project(model.encode(batch.images), batch.images)
+                alone.append(model.logits(model.hidden_states(batch, tokens, batch.predicting("answer"))))
+        torch.testing.assert_close(ours, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+    def test_a_teacher_of_other_vision_is_refused_and_one_of_equal_vision_is_not(self, tmp_path):
+        blueprint = check_checkpoint(str(saved(self.family, "student")))
+        teacher = check_checkpoint(str(saved(self.family, "teacher")))
+        shared_vocabulary(blueprint, teacher)
+        other = copy.deepcopy(teacher.config)
+        field = "embed_dim" if self.family == "qwen2_vl" else "hidden_size"
+        setattr(other.vision_config, field, 64)
+        with pytest.raises(UserError, match="teacher: vision width is 64, the student's is 32"):
+            shared_vocabulary(blueprint, type(teacher)(other, teacher.inputs, teacher.weights))
+
+    def test_attention_to_images_is_the_first_layer_s(self, tmp_path):
+        model = self.student()
+        if not hasattr(model.language.layers[0], "self_attn"):
+            pytest.skip("its first layer has no attention")
+        batch = self.batch(model, tmp_path)
+        with torch.no_grad():
+            tokens = model.project(model.encode(batch.images), batch.images)
+            found = model.attention(batch, tokens)
+        assert [tuple(each.shape) for each in found] == [(batch.turn.shape[1], len(each), 4) for each in tokens]
+        for of_image, row in zip(found, batch.image_rows.tolist(), strict=True):
+            text = (batch.turn[row] >= 0) & ~batch.image[row]
+            assert not of_image[~text].any() and of_image[text][-1].sum() > 0
+
+
+FAMILIES = tuple(name for name in registry.FAMILIES if name in stock_models.PREPARED)
+for name in FAMILIES:
+    globals()[f"Test_{name}"] = type(f"Test_{name}", (StockTests,), {"family": name})
+
+
+def test_every_family_of_transformers_is_tested():
+    assert set(FAMILIES) | {"llava"} >= {name for name in registry.FAMILIES if not name.startswith("toy")}
+
+
+# what goes wrong silently where a family's peculiarities are left out
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_text_row_after_one_with_images_is_not_read_at_its_positions(family, tmp_path):
+    """transformers keeps the last batch's `rope_deltas` in the model."""
+    tests = globals()[f"Test_{family}"]()
+    model = tests.student()
+    text = tests.batch(model, tmp_path, ROWS[2:])
+    keep = text.turn >= 0
+    with torch.no_grad():
+        before = model.hidden_states(text, (), keep)
+        model.model(**tests.stock(ROWS[0], tmp_path))
+        assert model.model.model.rope_deltas is not None
+        assert torch.equal(model.hidden_states(text, (), keep), before)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "gemma3"])
+def test_without_what_the_seam_gives_the_logits_would_be_others(family, tmp_path):
+    tests = globals()[f"Test_{family}"]()
+    model = tests.student()
+    batch = tests.batch(model, tmp_path, ROWS[:1])
+    keep = batch.turn >= 0
+    with torch.no_grad():
+        tokens = model.project(model.encode(batch.images), batch.images)
+        right = model.hidden_states(batch, tokens, keep)
+        if family == "gemma3":  # an image sees itself in both directions
+            object.__setattr__(model, "seam", copy.copy(model.seam))
+            object.__setattr__(model.seam, "types", None)
+            wrong = model.hidden_states(batch, tokens, keep)
+        elif family == "qwen2_vl":  # M-RoPE
+            flat = torch.arange(batch.turn.shape[1]).expand(3, 1, -1)
+            wrong = model.hidden_states(type(batch)(**vars(batch) | {"position": flat}), tokens, keep)
+        else:  # DeepStack
+            shallow = tokens.clone() if torch.is_tensor(tokens) else tuple(each.clone() for each in tokens)
+            for each in shallow:
+                each[:, 32:] = 0
+            wrong = model.hidden_states(batch, shallow, keep)
+    assert (right - wrong).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+def test_an_image_of_zeros_is_no_padding(family, tmp_path):
+    tests = globals()[f"Test_{family}"]()
+    model = tests.student()
+    batch = tests.batch(model, tmp_path, ROWS[:2])
+    images = [{**image, "pixel_values": torch.zeros_like(image["pixel_values"])} for image in batch.images]
+    with torch.no_grad():
+        tokens = model.project(model.encode(images), images)
+        assert sum(map(len, tokens)) == int(batch.image.sum())
+        assert model.hidden_states(batch, tokens, batch.turn >= 0).isfinite().all()
+
+
+def test_the_tiles_of_an_image_depend_on_the_images_of_its_row():
+    inputs = Test_llava_onevision().student().inputs  # noqa: F821
+    one, (two, _) = (inputs.prepare([Image.new("RGB", (80, 40))] * n) for n in (1, 2))
+    assert len(one[0].inputs["pixel_values"]) > len(two.inputs["pixel_values"]) == 1
+    assert len(one[0].text) > len(two.text)
+
+
+def test_a_batch_answers_items_with_and_without_images():
+    tests = Test_qwen3_vl()  # noqa: F821
+    greedy = GreedyModel(tests.student())
+    assert greedy.inputs is greedy.model.inputs
