@@ -14,7 +14,7 @@ from scripts.bench.judge import targets
 from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.models.stock_shape import shape
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.recipe.load import load_many
 from tests.support import tiny
 from tests.support.registered_losses import effective_k

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
 from switchkd_cli.engine.models.image_processors import default_image_processor
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
-from switchkd_cli.engine.models.stock_shape import image_tokens_of
+from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.model_paths import locate
 

@@ -24,7 +24,7 @@ from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.models.stock_shape import shape
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage

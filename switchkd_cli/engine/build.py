@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.hub import CheckpointFolder, fetch
-from switchkd_cli.engine.models.family import Blueprint, Family, VisionLanguageModel
+from switchkd_cli.engine.hub import fetch
+from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.family import Family
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
@@ -51,21 +54,21 @@ def check_checkpoint(
     UserError for a folder that is empty, broken or of another family.
     """
     folder = fetch(name, who, allow_pickle=allow_pickle)
-    blueprint = (registry.resolve("family", family) if family else family_of(folder)).read(folder)
+    of = registry.resolve("family", family) if family else family_of(folder.json("config.json"), folder)
+    blueprint = of.read(folder)
     compatibility.check_alone(blueprint, who, needs_template=needs_template)
     return compatibility.with_end_tokens(blueprint, who) if needs_template else blueprint
 
 
-def family_of(folder: CheckpointFolder) -> Family:
-    """Return the family that recognises a folder's config.json. Raises UserError where none does."""
-    config = folder.json("config.json")
+def family_of(config: Mapping[str, Any], who: object = "checkpoint") -> Family:
+    """Return the family that recognises a config.json. Raises UserError where none does."""
     families = [registry.resolve("family", name) for name in registry.FAMILIES]
     for family in families:
         if family.recognises(config):
             return family
     kind = f"is a {config['model_type']} checkpoint" if "model_type" in config else "names no model_type"
     raise UserError(
-        f"{folder} {kind}, which no family reads ({', '.join(registry.FAMILIES)})",
+        f"{who} {kind}, which no family reads ({', '.join(registry.FAMILIES)})",
         hint="name a whole vision-language model of such a family, for example a run's model/",
     )
 

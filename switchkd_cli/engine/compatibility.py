@@ -13,7 +13,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
-from switchkd_cli.engine.models.family import Blueprint, InputProcessor, max_positions
+from switchkd_cli.engine.inputs import InputProcessor
+from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage, Term
 

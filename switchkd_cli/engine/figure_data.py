@@ -19,7 +19,7 @@ from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.models.family import VisionLanguageModel
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.training.diagnostics import KneeSpec, knee_specs, measure_knees
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run

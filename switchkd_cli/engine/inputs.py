@@ -29,10 +29,11 @@ class InputProcessor(ABC):
     """Turns conversations and images into a model's inputs; it wraps transformers' processor of that model.
 
     It must be picklable: it is sent to the processes that prepare data. `chained_only`: why its model can't be given
-    independent turns in one example; empty: it can.
+    independent turns in one example; empty: it can. `seam`: where the family's vision tower ends (models/seams.py).
     """
 
     chained_only = ""
+    seam: Any = None
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.processor = processor

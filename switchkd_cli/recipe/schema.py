@@ -86,10 +86,10 @@ class Parts(Strict):
 
 
 class Checkpoint(Strict):
-    """A whole model: a Hugging Face LLaVA or a TinyLLaVA checkpoint."""
+    """A whole model, of a family in registry.yaml."""
 
-    family: str
-    """The kind of model, a name in registry.yaml: `llava`."""
+    family: Annotated[str | None, _left_out(None)] = None
+    """The kind of model, a name in registry.yaml (none: the one that reads the checkpoint's `model_type`)."""
     checkpoint: Text
     """A folder, a hub id, or `playground:NAME`."""
     allow_pickle: bool = False

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation
-from switchkd_cli.engine.models.stock_shape import shape
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.recipe.schema import RECOMPUTED
 from tests.support import tiny
 from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways

@@ -18,7 +18,7 @@ from switchkd_cli.engine.cost.step_memory import (
 )
 from switchkd_cli.engine.cost.workload import Computation, count_parameters
 from switchkd_cli.engine.models.llava_family import LLAVA
-from switchkd_cli.engine.models.stock_shape import shape
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.planning.estimate import Machine

@@ -55,7 +55,7 @@ def test_a_family_that_does_not_exist_is_refused_and_another_s_checkpoint_is_not
     with pytest.raises(UserError, match="is no toy"):
         check_checkpoint(str(tmp_path / "llava"), family=toy_family.NAME)
     with pytest.raises(UserError, match="unknown family"):
-        check_checkpoint(str(tmp_path / "llava"), family="qwen2_5_vl")
+        check_checkpoint(str(tmp_path / "llava"), family="flamingo")
     toy_family.model().save(tmp_path / "toy")
     with pytest.raises(UserError, match="toy"):
         check_checkpoint(str(tmp_path / "toy"), family="llava")

@@ -29,7 +29,7 @@ from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.models import llava_config
 from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
-from switchkd_cli.engine.models.stock_shape import features_of, image_tokens_of
+from switchkd_cli.engine.models.shape import features_of, image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.run import model_names

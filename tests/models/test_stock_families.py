@@ -20,8 +20,7 @@ from switchkd_cli.engine.compatibility import shared_vocabulary
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.evaluation.generate import GreedyModel
-from switchkd_cli.engine.models.family import ProjectedImage
-from switchkd_cli.engine.models.split_model import SplitModel
+from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.errors import UserError
 from tests.support import stock_models
 from tests.support.family import ROWS, FamilyTests
@@ -57,10 +56,10 @@ def messages(row: Row) -> list[dict]:
 class StockTests(FamilyTests):
     """A family as `stock_models` saves it: without any code of ours."""
 
-    def student(self) -> SplitModel:
+    def student(self) -> VisionLanguageModel:
         return check_checkpoint(str(saved(self.family, "student"))).build().eval()
 
-    def teacher(self) -> SplitModel:
+    def teacher(self) -> VisionLanguageModel:
         return check_checkpoint(str(saved(self.family, "teacher"))).build().eval()
 
     def stock(self, row: Row, folder: Path, *, prompt: bool = False) -> dict:

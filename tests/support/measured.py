@@ -13,7 +13,7 @@ from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair, count_param
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
 from switchkd_cli.engine.models.llava_family import LLAVA
-from switchkd_cli.engine.models.stock_shape import image_tokens_of, shape
+from switchkd_cli.engine.models.shape import image_tokens_of, shape
 from switchkd_cli.engine.paths import Paths
 from tests.support import tiny
 

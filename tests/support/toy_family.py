@@ -29,9 +29,10 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
-from switchkd_cli.engine.models.family import Blueprint, Difference, ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.models.blueprint import Blueprint, Difference
 from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.per_image import PerImage, together
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -310,7 +311,7 @@ class ToyFamily:
 
     def skeleton(self, config: ToyConfig) -> Toy:
         with torch.device("meta"):
-            return Toy(ToyModel(config), None)
+            return Toy(ToyModel(config), ToyInputs(None))
 
     def shape(self, config: ToyConfig) -> ModelShape:
         vision, language = config.vision(), config.language()

@@ -11,10 +11,11 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from switchkd_cli import registry
-from switchkd_cli.engine.build import check_model
+from switchkd_cli.engine.build import check_model, family_of
 from switchkd_cli.engine.cost.workload import Parameters, count_parameters
 from switchkd_cli.engine.hub import configs_only
-from switchkd_cli.engine.models.family import Blueprint, Family
+from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.family import Family
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.package_data import read_yaml
@@ -88,7 +89,7 @@ def describe_model(
     try:
         with configs_only():
             blueprint = check_model(spec, who, needs_template=needs_template)
-        family = registry.resolve("family", spec.family)
+        family = family_of(blueprint.config.to_dict())
         return KnownModel(family, blueprint.config, len(blueprint.inputs.tokenizer), HERE, blueprint)
     except UserError as error:
         if error.code != MACHINE:
@@ -98,6 +99,8 @@ def describe_model(
 
 def _published_model(spec: Model, who: str) -> KnownModel | None:
     """Return the model that is built of these parts, some of which are not here; None where one is not known."""
+    if spec.family is None:
+        return None
     family = registry.resolve("family", spec.family)
     if isinstance(spec, Checkpoint):
         parts = published()["checkpoints"].get(spec.checkpoint)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchkd_cli.engine.models.family import VisionLanguageModel
 from switchkd_cli.engine.models.shape import ModelShape
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel, digest
-from switchkd_cli.engine.models.family import ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 
 GREY = (127, 127, 127)
 CACHE_BYTES = 2**28

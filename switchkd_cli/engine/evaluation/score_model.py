@@ -70,7 +70,7 @@ def evaluate(
     import torch
 
     from switchkd_cli.engine.build import check_checkpoint
-    from switchkd_cli.engine.models.family import max_positions
+    from switchkd_cli.engine.models.blueprint import max_positions
 
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
     from switchkd_cli.engine.evaluation.generate import GreedyModel

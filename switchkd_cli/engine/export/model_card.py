@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from yaml import YAMLError
 
-from switchkd_cli import registry
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, with_accuracies
+from switchkd_cli.engine.build import family_of
 from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.model_paths import SHIPPED, is_hub_id, locate
 from switchkd_cli.recipe.run import Run, model_names
@@ -51,8 +51,8 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
         "hub_ids": [name for role, name in bases if role != "teacher" and is_hub_id(name)],
         "distilled": any(stage.needs_teacher for stage in config.stages),
-        "family": config.student.family,
-        "usage": registry.resolve("family", config.student.family).usage(model).rstrip(),
+        "family": config.student.family or model["model_type"],
+        "usage": family_of(model).usage(model).rstrip(),
         "library": "transformers" if model["model_type"] in CONFIG_MAPPING_NAMES else "switchkd-cli",
         "tokens": model.get("image_seq_length"),
         "info": info,

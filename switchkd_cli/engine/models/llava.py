@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from switchkd_cli.engine.batch import ImageInput
-from switchkd_cli.engine.models.family import InputProcessor, PreparedImage
+from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.image_processors import prepared_pixels
 from switchkd_cli.engine.models.model_folder import portable_config, published_tensors
 from switchkd_cli.engine.models.seams import Tower
-from switchkd_cli.engine.models.split_model import SplitModel
 from switchkd_cli.engine.models.tokenizers import with_chat_template
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 
 SEAM = Tower(at_layer=True)
 
@@ -40,14 +40,11 @@ class LlavaInputs(InputProcessor):
         return self.image_text * self.image_tokens
 
 
-class Llava(SplitModel):
+class Llava(VisionLanguageModel):
     """A LLaVA model as V, P and L."""
 
     model: LlavaForConditionalGeneration
     inputs: LlavaInputs
-
-    def __init__(self, model: LlavaForConditionalGeneration, inputs: LlavaInputs) -> None:
-        super().__init__(model, inputs, SEAM)
 
     @property
     def processor(self) -> LlavaProcessor:

@@ -11,16 +11,16 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.models import image_processors
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.image_processors import prepared_probes
 from switchkd_cli.engine.models.llava import Llava, LlavaInputs
-from switchkd_cli.engine.models.stock_blueprint import StockBlueprint
-from switchkd_cli.engine.models.stock_shape import features_of, image_tokens_of
+from switchkd_cli.engine.models.shape import features_of, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
 from switchkd_cli.errors import UserError
 
 
 @dataclass(frozen=True)
-class LlavaBlueprint(StockBlueprint):
+class LlavaBlueprint(Blueprint):
     """All of a LLaVA model except its weights."""
 
     config: LlavaConfig
@@ -30,6 +30,10 @@ class LlavaBlueprint(StockBlueprint):
     def of(cls, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> Self:
         """Return a blueprint from transformers' processor; `rest` as in `Blueprint`."""
         return cls(config, LlavaInputs(processor, image_tokens_of(config)), *rest)
+
+    @property
+    def kind(self) -> str:
+        return "llava"
 
     @property
     def grid(self) -> int:

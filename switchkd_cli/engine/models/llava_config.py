@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from switchkd_cli.engine.models.image_processors import default_image_processor
-from switchkd_cli.engine.models.stock_shape import CLASS_TOKENS, image_tokens_of
+from switchkd_cli.engine.models.shape import CLASS_TOKENS, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
 
 LANGUAGE_MODELS = ("qwen2", "llama")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from switchkd_cli.engine.models import llava_folder, llava_parts
-from switchkd_cli.engine.models.families import StockFamily
+from switchkd_cli.engine.models.family import Family
 from switchkd_cli.engine.models.llava import SEAM
 
 
-class LlavaFamily(StockFamily):
-    """The LLaVA family; see `family.Family`."""
+class LlavaFamily(Family):
+    """The LLaVA family."""
 
-    recognises = staticmethod(llava_folder.recognises)  # type: ignore[assignment]
-    read = staticmethod(llava_folder.read)  # type: ignore[assignment]
-    from_parts = staticmethod(llava_parts.design)  # type: ignore[assignment]
-    published_config = staticmethod(llava_parts.published_config)  # type: ignore[assignment]
+    recognises = staticmethod(llava_folder.recognises)
+    read = staticmethod(llava_folder.read)
+    from_parts = staticmethod(llava_parts.design)
+    published_config = staticmethod(llava_parts.published_config)
 
 
 LLAVA = LlavaFamily("llava", SEAM)

@@ -21,7 +21,7 @@ from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
 from switchkd_cli.errors import UTF8
 
 if TYPE_CHECKING:
-    from switchkd_cli.engine.models.split_model import SplitModel
+    from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 
 SHARD = "5GB"
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
@@ -30,7 +30,12 @@ FAST_CLASS = "PreTrainedTokenizerFast"  # in every release, the class that reads
 
 
 def save(
-    model: SplitModel, folder: Path, *, template: str | None = None, end: str | None = None, weights: bool = True
+    model: VisionLanguageModel,
+    folder: Path,
+    *,
+    template: str | None = None,
+    end: str | None = None,
+    weights: bool = True,
 ) -> list[str]:
     """Write config, safetensors, processor and generation config into `folder`. Returns notes of what was left out.
 
@@ -56,7 +61,7 @@ def save(
     return [f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused]
 
 
-def _save_model(model: SplitModel, folder: Path, *, weights: bool) -> None:
+def _save_model(model: VisionLanguageModel, folder: Path, *, weights: bool) -> None:
     """Write configs and weights, without a tied head, which transformers itself would leave out too."""
     tied = model.model.config.tie_word_embeddings = _tied(model.model)
     state = model.model.state_dict()

@@ -27,7 +27,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from switchkd_cli.engine.batch import ImageInput
-from switchkd_cli.engine.models.stock_shape import layers_before_features
+from switchkd_cli.engine.models.shape import layers_before_features
 from switchkd_cli.engine.per_image import PerImage, flat, together
 
 LEAST = 1e-7  # half precision has nothing smaller
@@ -58,14 +58,14 @@ class Seam(ABC):
         """Return how many of V's layers come before its features; None: all, and what follows them."""
         return None
 
-    def vision_layers(self, core: nn.Module) -> nn.ModuleList:
-        return core.get_submodule(f"{self.tower}.{self.layers}")  # type: ignore[return-value]
+    def vision_layers(self, core: Any) -> nn.ModuleList:
+        return core.get_submodule(f"{self.tower}.{self.layers}")
 
-    def vision(self, core: nn.Module) -> tuple[nn.Module, ...]:
+    def vision(self, core: Any) -> tuple[nn.Module, ...]:
         """Return V's modules."""
         return (core.get_submodule(self.tower),)
 
-    def projector(self, core: nn.Module) -> tuple[nn.Module, ...]:
+    def projector(self, core: Any) -> tuple[nn.Module, ...]:
         """Return P's modules; a parameter that lies beside them is a module too."""
         found = [
             getattr(core.get_submodule(path), name) for path, _, name in (n.rpartition(".") for n in self.connects)
@@ -73,24 +73,26 @@ class Seam(ABC):
         return tuple(nn.ParameterList([each]) if isinstance(each, nn.Parameter) else each for each in found)
 
     @abstractmethod
-    def see(self, core: nn.Module, images: Sequence[ImageInput]) -> PerImage:
+    def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
         """V: P >= 1 images -> features [P, F, width of V x levels], or P tensors [F_p, ...]."""
 
     @abstractmethod
-    def project(self, core: nn.Module, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+    def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         """P: the features of P >= 1 images -> visual tokens [P, M, width of L x levels], or P tensors [M_p, ...]."""
 
     def encoded(self, tokens: PerImage, levels: int) -> ModelOutput:
         """Return visual tokens as what transformers' language side takes of `get_image_features`."""
         first, *deeper = flat(tokens).chunk(levels, -1)
-        output = BaseModelOutputWithPooling(pooler_output=first[None] if self.stacks else [first])  # type: ignore[arg-type]
+        output = BaseModelOutputWithPooling(pooler_output=first[None] if self.stacks else [first])
         if deeper:
             output["deepstack_features"] = [[level] for level in deeper]
         return output
 
     def of_images(self, prepared: Mapping[str, Tensor], count: int) -> list[ImageInput]:
         """Return the tensors of each image, tiles first, from what the processor gives for one image or an example's."""
-        images = [{n: v[i : i + 1] if len(v) == count else v for n, v in prepared.items()} for i in range(count)]
+        images: list[ImageInput] = [
+            {n: v[i : i + 1] if len(v) == count else v for n, v in prepared.items()} for i in range(count)
+        ]
         if prepared["pixel_values"].ndim == 5:  # [images, tiles, 3, H, W]
             images = [{n: v.transpose(0, 1) if v.ndim > 3 else v for n, v in image.items()} for image in images]
         return images
@@ -121,7 +123,7 @@ class Tower(Seam):
     def read_layers(self, config: PretrainedConfig) -> int | None:
         return layers_before_features(config) if self.at_layer else None
 
-    def see(self, core: nn.Module, images: Sequence[ImageInput]) -> PerImage:
+    def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
         tower, visual = core.get_submodule(self.tower), self.visual(images, core.dtype)
         if count := self.read_layers(core.config):
             parent, _, name = self.layers.rpartition(".")
@@ -140,7 +142,7 @@ class Tower(Seam):
                 features = enough.output
         return _grouped(features[:, _dropped(core.config) :], _tiles(images))
 
-    def project(self, core: nn.Module, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+    def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         tiles = _tiles(images) or [1] * len(features)
         values = _as_read(flat(features), core).unflatten(0, (sum(tiles), -1))
         values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
@@ -148,7 +150,7 @@ class Tower(Seam):
         visual = self.visual(images, values.dtype) if images else {"pixel_values": values}
 
         def replay(*_: Any, **__: Any) -> ModelOutput:
-            return BaseModelOutputWithPooling(last_hidden_state=values, hidden_states=every_layer)  # type: ignore[arg-type]
+            return BaseModelOutputWithPooling(last_hidden_state=values, hidden_states=every_layer)
 
         with swapped(core, {self.tower: _Instead(replay)}):
             tokens = core.get_image_features(**visual, return_dict=True).pooler_output
@@ -172,11 +174,11 @@ class Merged(Seam):
     def levels(self, config: PretrainedConfig) -> int:
         return 1 + (len(self.connects) > 1 and len(config.vision_config.deepstack_visual_indexes))
 
-    def vision(self, core: nn.Module) -> tuple[nn.Module, ...]:
+    def vision(self, core: Any) -> tuple[nn.Module, ...]:
         mergers = self.projector(core)
         return tuple(child for child in core.get_submodule(self.tower).children() if child not in mergers)
 
-    def see(self, core: nn.Module, images: Sequence[ImageInput]) -> PerImage:
+    def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
         tower, levels = core.get_submodule(self.tower), self.levels(core.config)
         count = tower.spatial_merge_size**2
         beside = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
@@ -187,9 +189,9 @@ class Merged(Seam):
         apart = [torch.cat(list(level)).unflatten(-1, (count, -1)).flatten(0, 1) for level in read]
         return _grouped(torch.cat(apart, -1), [int(image["image_grid_thw"].prod()) for image in images])
 
-    def project(self, core: nn.Module, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+    def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         merger, *deeper = self.projector(core)
-        mergers = [merger, *(each for modules in deeper for each in modules)]
+        mergers = [merger, *(each for modules in deeper for each in modules.children())]
         levels = _as_read(flat(features), core).chunk(len(mergers), -1)
         tokens = torch.cat([merge(level.contiguous()) for merge, level in zip(mergers, levels, strict=True)], -1)
         count = core.get_submodule(self.tower).spatial_merge_size ** 2
@@ -233,7 +235,7 @@ def _dropped(config: PretrainedConfig) -> int:
     return int(getattr(config, "vision_feature_select_strategy", "full") == "default")
 
 
-def _as_read(features: Tensor, core: nn.Module) -> Tensor:
+def _as_read(features: Tensor, core: Any) -> Tensor:
     """Return features in the dtype of the projector, which may be another model's: autocast would see to it itself."""
     return features if torch.is_autocast_enabled(features.device.type) else features.to(core.dtype)
 

@@ -1,8 +1,15 @@
-"""The sizes of a model from which its memory and FLOPs are computed, the same for every family."""
+"""The sizes of a model of any family, from its config, for which transformers has several names each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from switchkd_cli.engine.inputs import USUAL
+
+CLASS_TOKENS = {"clip_vision_model": 1, "internvl_vision": 1}  # of other towers: none
 
 
 @dataclass(frozen=True)
@@ -71,3 +78,83 @@ class ModelShape:
     vision: VisionShape
     projector: ProjectorShape
     language: LanguageShape
+
+
+def vision_width(config: PretrainedConfig) -> int:
+    return _of(config.vision_config, "embed_dim", "hidden_size")  # with both, the second is L's
+
+
+def layers_before_features(config: PretrainedConfig) -> int:
+    """Return the number of vision layers up to the features; `vision_feature_layer` is counted from the end."""
+    return (
+        _of(config.vision_config, "num_hidden_layers", "depth") + 1 + _of(config, "vision_feature_layer", otherwise=-1)
+    )
+
+
+def features_of(config: PretrainedConfig) -> int:
+    """Return the number of features of one image, or tile, of the usual size, that the projector gets.
+
+    The selection "default" drops the first of a tower's: CLIP's class token, or a SigLIP tower's first patch.
+    """
+    dropped = getattr(config, "vision_feature_select_strategy", None) == "default"
+    return _patches(config) + CLASS_TOKENS.get(config.vision_config.model_type, 0) - int(dropped)
+
+
+def image_tokens_of(config: PretrainedConfig) -> int:
+    """Return the number of visual tokens of one image, or tile; each may be made of a square of features."""
+    return _of(config, "mm_tokens_per_image", otherwise=features_of(config) // _merged(config))
+
+
+def shape(config: PretrainedConfig) -> ModelShape:
+    """Return the shape of a model, for one image, or tile, of the usual size.
+
+    A projector is taken for LLaVA's two matrices: of another one a plan's figures are an estimate.
+    """
+    vision: Any = config.vision_config
+    text: Any = config.get_text_config()
+    width, inner = vision_width(config), _of(vision, "intermediate_size")
+    features, tokens = features_of(config), image_tokens_of(config)
+    # LDPNetV2 computes each feature, then pools; the others first lay those of a token side by side
+    beside = 1 if hasattr(config, "projector_pooling") else _merged(config)
+    heads = text.num_attention_heads
+    head = _of(text, "head_dim", otherwise=text.hidden_size // heads)
+    return ModelShape(
+        VisionShape(
+            width=width,
+            inner=inner or int(width * vision.mlp_ratio),
+            layers=layers_before_features(config),
+            positions=_patches(config) + CLASS_TOKENS.get(vision.model_type, 0),
+            patch=_of(vision, "patch_size"),
+            image=_of(vision, "image_size", otherwise=USUAL[0]),
+            activation=_of(vision, "hidden_act", otherwise="gelu"),
+            input_norm=vision.model_type == "clip_vision_model",
+        ),
+        ProjectorShape(width * beside, text.hidden_size, features // beside, tokens),
+        LanguageShape(
+            width=text.hidden_size,
+            inner=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=heads,
+            queries=heads * head,
+            keys=_of(text, "num_key_value_heads", otherwise=heads) * head,
+            vocabulary=text.vocab_size,
+        ),
+    )
+
+
+def _patches(config: PretrainedConfig) -> int:
+    return (_of(config.vision_config, "image_size", otherwise=USUAL[0]) // _of(config.vision_config, "patch_size")) ** 2
+
+
+def _merged(config: PretrainedConfig) -> int:
+    """Return how many features become one visual token."""
+    side = _of(config, "projector_pooling", "scale_factor") or _of(
+        config.vision_config, "spatial_merge_size", otherwise=1
+    )
+    return round(1 / ratio**2) if (ratio := _of(config, "downsample_ratio")) else side**2
+
+
+def _of(config: PretrainedConfig, *names: str, otherwise: Any = None) -> Any:
+    """Return the first of these fields that the config has; of a list with one number for each side, the first number."""
+    found = next((value for name in names if (value := getattr(config, name, None)) is not None), otherwise)
+    return found[0] if isinstance(found, list | tuple) else found

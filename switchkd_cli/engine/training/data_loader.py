@@ -25,7 +25,7 @@ from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import NoStandIn
 from switchkd_cli.engine.data.mixture import Examples, Mixture
 from switchkd_cli.engine.data.sampling import grouped_order, mixed_order, order
-from switchkd_cli.engine.models.family import VisionLanguageModel
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.models.family import VisionLanguageModel
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.hub import as_user_error
-from switchkd_cli.engine.models.family import Blueprint, Difference
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.image_processors import EQUAL, NEAR, normalisation, probes
-from switchkd_cli.engine.models.processors import ProcessorInputs
-from switchkd_cli.engine.models.split_model import SplitModel
-from switchkd_cli.engine.models.stock_shape import shape
+from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 
 FAMILY_HINT = "the switch needs two models of one family"
@@ -26,20 +25,51 @@ LAYER_HINT = "read both towers at one layer (student.feature_layer)"
 IMAGES_HINT = "both see the same images: prepare them as the teacher does (student.image_processor=..., its checkpoint)"
 
 
-@dataclass(frozen=True)
-class StockBlueprint(Blueprint):
-    """All of a transformers model except its weights."""
+Difference = tuple[str, str]
+"""Why a teacher's projector can't read a student's features, and a hint what to do about it."""
 
-    inputs: ProcessorInputs
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All of a model except its weights, which `weights` reads or draws in a given dtype.
+
+    `ends`: the ids that end an answer, by the model's files. `notes`: decisions made while reading that the files don't
+    settle.
+    """
+
+    config: PretrainedConfig
+    inputs: InputProcessor
+    weights: Callable[[str], PreTrainedModel] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    def build(self, dtype: str = "float32") -> VisionLanguageModel:
+        """Build the model. Raises UserError for weights that don't fit the config."""
+        model: Any = self.weights(dtype)
+        if self.ends:
+            model.generation_config.eos_token_id = list(self.ends) if len(self.ends) > 1 else self.ends[0]
+        return self.wrap(model)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of columns of the head."""
+        return self.config.get_text_config().vocab_size
 
     @property
     def image_processor(self) -> Any:
         return self.inputs.processor.image_processor
 
-    def wrap(self, model: PreTrainedModel) -> SplitModel:
-        return SplitModel(model, self.inputs, self.inputs.seam)
+    @property
+    def kind(self) -> str:
+        """The family whose projectors can read one another's towers' features, if their sizes agree."""
+        return self.config.model_type
+
+    def wrap(self, model: PreTrainedModel) -> VisionLanguageModel:
+        """Return the transformers model as V, P and L."""
+        return VisionLanguageModel(model, self.inputs)
 
     def problems(self) -> Iterator[str]:
+        """Yield where the config, the tokenizer and the image processor don't fit together."""
         seam, layer = self.inputs.seam, getattr(self.config, "vision_feature_layer", -1)
         if layer != -1 and seam.read_layers(self.config) is None:
             yield f"its projector reads layer {layer} of the vision tower: in this family only -1, its output, is supported"
@@ -71,7 +101,7 @@ class StockBlueprint(Blueprint):
 
         Every tower reads its grid row by row, so equal grids and selections give features in the same order.
         """
-        if not isinstance(student, StockBlueprint) or type(student.inputs.seam) is not type(self.inputs.seam):
+        if student.kind != self.kind:
             kinds = f"({self.config.model_type}) than the student's ({student.config.model_type})"
             yield f"teacher: it is of another family {kinds}", FAMILY_HINT
             return
@@ -85,10 +115,12 @@ class StockBlueprint(Blueprint):
             yield f"teacher: images are prepared differently ({apart:.0%} apart): {settings}", IMAGES_HINT
 
     def layer_difference(self, student: Blueprint) -> Difference | None:
+        """Return the feature layers of both models' V where they differ, or None."""
         ours, theirs = (getattr(model.config, "vision_feature_layer", None) for model in (student, self))
         return None if ours == theirs else (f"teacher: feature layer is {theirs}, the student's is {ours}", LAYER_HINT)
 
     def image_note(self, student: Blueprint) -> str | None:
+        """Return a note of how the two prepare images differently, where it is too little to refuse, or None."""
         apart, settings = self._images_apart(student)
         return f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else None
 
@@ -112,3 +144,12 @@ class StockBlueprint(Blueprint):
             for name in students | teachers
             if students.get(name) != teachers.get(name)
         )
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Return the number of positions that L supports, rotary scaling included; None: not in the config."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(limit, int(original * factor)) if limit and original and factor else limit

@@ -1,9 +1,10 @@
-"""A transformers model as V, P and L: the same code for every family that a `Seam` describes."""
+"""A transformers model as vision encoder V, projector P and language model L: the same code for every family."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,26 +12,45 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.inputs import InputProcessor
+from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
-from switchkd_cli.engine.models.family import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.models.model_folder import save
 from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.models.seams import Enough, Seam
-from switchkd_cli.engine.models.stock_shape import vision_width
+from switchkd_cli.engine.models.shape import vision_width
 from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.engine.per_image import PerImage, together
 
+GRID = "image_grid_thw"
 ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
 
 
-class SplitModel(VisionLanguageModel):
-    """V, P and L of a transformers model, taken apart at `seam`."""
+@dataclass(frozen=True)
+class ProjectedImage:
+    """A prepared image and its visual tokens [M, width of L]."""
 
-    def __init__(self, model: PreTrainedModel, inputs: InputProcessor, seam: Seam) -> None:
-        super().__init__(model, inputs)
-        self.seam = seam
+    prepared: PreparedImage
+    tokens: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + sum(value.nbytes for value in self.prepared.inputs.values())
+
+
+class VisionLanguageModel(nn.Module):
+    """A model as vision encoder V, projector P and language model L (head included), taken apart at the inputs' seam.
+
+    `model` is a plain transformers model, so that a saved model loads without this package. The layers of the parts in
+    `recomputed_parts` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: InputProcessor) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.inputs = inputs
+        self.seam: Seam = inputs.seam
+        self.recomputed_parts: frozenset[str] = frozenset()
 
     @property
     def core(self) -> Any:
@@ -43,6 +63,7 @@ class SplitModel(VisionLanguageModel):
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
+        """The modules of `vision`, `projector` and `language`, the names that a recipe's `train` accepts."""
         return {
             "vision": self.seam.vision(self.core),
             "projector": self.seam.projector(self.core),
@@ -50,7 +71,7 @@ class SplitModel(VisionLanguageModel):
         }
 
     def used_parameters(self, part: str) -> dict[str, nn.Parameter]:
-        """Return the part's parameters that a forward pass uses, by name.
+        """Return the part's parameters that a forward pass uses, by name: training the part trains these.
 
         Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
         never trained.
@@ -70,6 +91,7 @@ class SplitModel(VisionLanguageModel):
 
     @property
     def widths(self) -> dict[str, int]:
+        """The size of the last axis of `features`, `tokens` and `attention`."""
         text = self.model.config.get_text_config()
         return {
             "features": vision_width(self.model.config) * self._in_token,
@@ -77,7 +99,13 @@ class SplitModel(VisionLanguageModel):
             "attention": text.num_attention_heads,
         }
 
+    @property
+    def head(self) -> Tensor:
+        """The weights [V, D] of L's head, which has no bias."""
+        return self.model.get_output_embeddings().weight
+
     def blank_image(self) -> ImageInput:
+        """Return an image without content. V runs on it where V is trained and a batch has no image."""
         return {name: value.to(self.model.device) for name, value in self.inputs.usual.inputs.items()}
 
     def encode(self, images: Sequence[ImageInput]) -> PerImage:
@@ -88,6 +116,7 @@ class SplitModel(VisionLanguageModel):
             return self.seam.see(self.core, images)
 
     def project(self, features: PerImage, images: Sequence[ImageInput] = ()) -> PerImage:
+        """P: the features of those images -> visual tokens [P, M, width of L], or P tensors [M_p, width of L]."""
         return self.seam.project(self.core, features, images) if len(features) else self._none("tokens")
 
     def _none(self, kind: str) -> Tensor:
@@ -95,13 +124,16 @@ class SplitModel(VisionLanguageModel):
         return torch.zeros(0, 1, self.widths[kind], dtype=self.model.dtype, device=self.model.device)
 
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
+        """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
         with recompute_layers(self.language.layers if "language" in self.recomputed_parts else ()):
             hidden = self._read(batch, tokens).last_hidden_state[keep]
-        if not batch.images and len(
-            tokens
-        ):  # a blank image's: no token reads them, but their gradient is zero, not none
+        if not batch.images and len(tokens):  # a blank image's, which no token reads: a gradient of zero, not none
             hidden = hidden + 0 * sum(of_image.sum() for of_image in tokens)
         return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """L's head: hidden states [N, D] -> logits [N, V]."""
+        return self.model.get_output_embeddings()(hidden)
 
     def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
         """L without its head: return transformers' output for a batch."""
@@ -155,6 +187,7 @@ class SplitModel(VisionLanguageModel):
             config._attn_implementation = before
 
     def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """For figures, one example: attention [T, T], the mean over layers and heads, and logits [T, V]."""
         with self._eager():
             tokens = self.project(self.encode(batch.images), batch.images)
             output = self._read(batch, tokens, output_attentions=True)
@@ -164,7 +197,7 @@ class SplitModel(VisionLanguageModel):
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
         return (
-            isinstance(other, SplitModel)
+            isinstance(other, VisionLanguageModel)
             and _feature_settings(self) == _feature_settings(other)
             and ours.keys() == theirs.keys()
             and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -173,24 +206,17 @@ class SplitModel(VisionLanguageModel):
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
+        """Answer B texts, each with its images. Returns the texts' lengths in tokens and the new ids [B, <= limit]."""
         tokenizer, shown = self.inputs.tokenizer, [image for each in images for image in each]
-        texts = [
-            self.inputs.with_images([text], [image.prepared.text for image in each])[0]
-            for text, each in zip(texts, images, strict=True)
-        ]
+        pairs = zip(texts, ([image.prepared.text for image in each] for each in images), strict=True)
+        texts = [self.inputs.with_images([text], of_images)[0] for text, of_images in pairs]
         has_bos = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
-        encoded = tokenizer(
-            texts, padding=True, padding_side="left", add_special_tokens=not has_bos, return_tensors="pt"
-        ).to(self.model.device)
-        ids = encoded["input_ids"]
-        given = self._given(
-            ids == self.inputs.image_token, together([image.tokens for image in shown]) if shown else ()
-        )
-        if shown and "image_grid_thw" in shown[0].prepared.inputs:  # from which transformers counts L's positions
-            given["image_grid_thw"] = torch.cat([image.prepared.inputs["image_grid_thw"] for image in shown]).to(
-                ids.device
-            )
-        mask = encoded["attention_mask"]
+        how: dict[str, Any] = {"padding_side": "left", "add_special_tokens": not has_bos, "return_tensors": "pt"}
+        encoded = tokenizer(texts, padding=True, **how).to(self.model.device)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        given = self._given(ids == self.inputs.image_token, tuple(image.tokens for image in shown))
+        if shown and GRID in shown[0].prepared.inputs:  # from which transformers counts L's positions
+            given[GRID] = torch.cat([image.prepared.inputs[GRID] for image in shown]).to(ids.device)
         answers = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=generation, **given)
         return mask.sum(1).tolist(), answers[:, ids.shape[1] :]
 
@@ -209,7 +235,7 @@ class SplitModel(VisionLanguageModel):
         return fields
 
 
-def _feature_settings(model: SplitModel) -> tuple[Any, ...]:
+def _feature_settings(model: VisionLanguageModel) -> tuple[Any, ...]:
     """Return the settings of a config on which the features depend."""
     config = model.model.config
     vision = config.vision_config.to_dict()
