@@ -70,9 +70,10 @@ class Blueprint:
 
     def problems(self) -> Iterator[str]:
         """Yield where the config, the tokenizer and the image processor don't fit together."""
-        seam, layer = self.inputs.seam, getattr(self.config, "vision_feature_layer", -1)
-        if layer != -1 and seam.read_layers(self.config) is None:
-            yield f"its projector reads layer {layer} of the vision tower: in this family only -1, its output, is supported"
+        yield from self._layer_problems()
+        for name in ("final_logit_softcapping", "logits_scaling"):
+            if (value := getattr(self.config.get_text_config(), name, None)) not in (None, 1):
+                yield f"its config has {name} {value}: logits that are not the head's product alone are not supported"
         try:
             with as_user_error("the processor can't prepare an image"):
                 text = self.inputs.prepare(probes()[:1])[0].text
@@ -81,6 +82,13 @@ class Blueprint:
             return
         if self.config.image_token_id not in self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]:
             yield f"the processor writes no token {self.config.image_token_id} for an image, the config's image token"
+
+    def _layer_problems(self) -> Iterator[str]:
+        """Yield why the layer that the projector reads is none of V's, or in a family that has V's output read isn't the last."""
+        layer = getattr(self.config, "vision_feature_layer", -1)
+        layers = self.config.vision_config.num_hidden_layers if getattr(self.inputs.seam, "at_layer", False) else 1
+        if not isinstance(layer, int) or not -layers <= layer <= -1:
+            yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
 
     def _facts(self) -> list[tuple[str, Any, str]]:
         """Return what must be equal in two models for P_T to read V_S's features: names, values, and what to do."""

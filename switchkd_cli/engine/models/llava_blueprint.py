@@ -35,11 +35,6 @@ class LlavaBlueprint(Blueprint):
     def kind(self) -> str:
         return "llava"
 
-    @property
-    def grid(self) -> int:
-        """The number of patches on a side of an image."""
-        return self.config.vision_config.image_size // self.config.vision_config.patch_size
-
     def wrap(self, model: LlavaForConditionalGeneration) -> Llava:
         return Llava(model, self.inputs)
 
@@ -47,9 +42,7 @@ class LlavaBlueprint(Blueprint):
         tokenizer, vision = self.inputs.tokenizer, self.config.vision_config
         if (image := tokenizer.convert_tokens_to_ids(IMAGE)) != self.config.image_token_id:
             yield f"{IMAGE} is token {image} of the tokenizer, the config says {self.config.image_token_id}"
-        layer, layers = self.config.vision_feature_layer, vision.num_hidden_layers
-        if not isinstance(layer, int) or not -layers <= layer <= -1:
-            yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
+        yield from self._layer_problems()
         try:
             size, tokens = tuple(prepared_probes(self.image_processor).shape[-2:]), self._written_image_tokens()
         except UserError as error:
@@ -72,7 +65,8 @@ class LlavaBlueprint(Blueprint):
 
     def _pooling_problems(self) -> Iterator[str]:
         """Yield why a pooling projector can't arrange the features in a grid, or can't halve it."""
-        side, features, pooling = self.grid, features_of(self.config), getattr(self.config, "projector_pooling", 1)
+        vision, features = self.config.vision_config, features_of(self.config)
+        side, pooling = vision.image_size // vision.patch_size, getattr(self.config, "projector_pooling", 1)
         if pooling > 1 and features != side**2:
             needed = f"ldpnetv2 needs the whole grid of {side} x {side} features, got {features}"
             yield f"{needed}: feature_select should drop CLIP's class token (default) and nothing of SigLIP (full)"

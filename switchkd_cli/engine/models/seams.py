@@ -14,7 +14,6 @@ way a visual token is all that L takes at one place.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ LEAST = 1e-7  # half precision has nothing smaller
 
 
 @dataclass(frozen=True)
-class Seam(ABC):
+class _Seam:
     """Names of V, P and L below a model's `model`.
 
     `layers`: V's, below the tower. `types`: the argument by which L is told where visual tokens are. `of_row`: a tensor with
@@ -72,14 +71,6 @@ class Seam(ABC):
         ]
         return tuple(nn.ParameterList([each]) if isinstance(each, nn.Parameter) else each for each in found)
 
-    @abstractmethod
-    def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
-        """V: P >= 1 images -> features [P, F, width of V x levels], or P tensors [F_p, ...]."""
-
-    @abstractmethod
-    def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
-        """P: the features of P >= 1 images -> visual tokens [P, M, width of L x levels], or P tensors [M_p, ...]."""
-
     def encoded(self, tokens: PerImage, levels: int) -> ModelOutput:
         """Return visual tokens as what transformers' language side takes of `get_image_features`."""
         first, *deeper = flat(tokens).chunk(levels, -1)
@@ -112,7 +103,7 @@ class Seam(ABC):
 
 
 @dataclass(frozen=True)
-class Tower(Seam):
+class Tower(_Seam):
     """V is a module of its own. `at_layer`: P reads the layer that `vision_feature_layer` names, else V's last states."""
 
     tower: str = "vision_tower"
@@ -124,6 +115,7 @@ class Tower(Seam):
         return layers_before_features(config) if self.at_layer else None
 
     def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
+        """V: P >= 1 images -> features [P, F, width of V], or P tensors [F_p, width of V]."""
         tower, visual = core.get_submodule(self.tower), self.visual(images, core.dtype)
         if count := self.read_layers(core.config):
             parent, _, name = self.layers.rpartition(".")
@@ -143,6 +135,7 @@ class Tower(Seam):
         return _grouped(features[:, _dropped(core.config) :], _tiles(images))
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+        """P: features of P >= 1 images -> visual tokens [P, M, width of L], or P tensors [M_p, width of L]."""
         tiles = _tiles(images) or [1] * len(features)
         values = _as_read(flat(features), core).unflatten(0, (sum(tiles), -1))
         values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
@@ -163,7 +156,7 @@ class Tower(Seam):
 
 
 @dataclass(frozen=True)
-class Merged(Seam):
+class Merged(_Seam):
     """P's modules are among V's: one that merges neighbouring patches, then a list with one for each earlier layer read."""
 
     tower: str = "visual"
@@ -179,6 +172,7 @@ class Merged(Seam):
         return tuple(child for child in core.get_submodule(self.tower).children() if child not in mergers)
 
     def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
+        """V: P >= 1 images -> features [P, F, width of V x levels], or P tensors [F_p, ...]."""
         tower, levels = core.get_submodule(self.tower), self.levels(core.config)
         count = tower.spatial_merge_size**2
         beside = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
@@ -190,12 +184,16 @@ class Merged(Seam):
         return _grouped(torch.cat(apart, -1), [int(image["image_grid_thw"].prod()) for image in images])
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
+        """P: features of P >= 1 images -> visual tokens [P, M, width of L x levels], or P tensors [M_p, ...]."""
         merger, *deeper = self.projector(core)
         mergers = [merger, *(each for modules in deeper for each in modules.children())]
         levels = _as_read(flat(features), core).chunk(len(mergers), -1)
         tokens = torch.cat([merge(level.contiguous()) for merge, level in zip(mergers, levels, strict=True)], -1)
         count = core.get_submodule(self.tower).spatial_merge_size ** 2
         return _grouped(tokens, [len(each) // count for each in features])
+
+
+Seam = Tower | Merged
 
 
 class Enough(Exception):
