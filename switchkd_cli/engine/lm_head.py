@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ def positions(columns: int) -> int:
 class Heads:
     """The head weights [V, D] of each path, from hidden states [N, D] to logits; only the first `columns` are used.
 
-    `dtype` is the dtype of the matrix product; None: the hidden states' own.
+    `dtype` is the dtype of the matrix product; None: the hidden states' own. `caps`: see `capped`.
     """
 
     weights: Mapping[str, Tensor]
     columns: int
     dtype: torch.dtype | None = None
+    caps: Mapping[str, float | None] = field(default_factory=dict)
 
     def frozen(self) -> Heads:
         """Return the same heads, whose weights take no gradient."""
@@ -39,4 +40,9 @@ class Heads:
 
     def __call__(self, path: str, hidden: Tensor) -> Tensor:
         """Return logits [N, columns] of a path's hidden states."""
-        return linear(self.cast(hidden), self.cast(self.weights[path][: self.columns]))
+        return capped(linear(self.cast(hidden), self.cast(self.weights[path][: self.columns])), self.caps.get(path))
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return logits that a tanh keeps between -cap and cap (Gemma's `final_logit_softcapping`); None: as they are."""
+    return logits if cap is None else (logits / cap).tanh() * cap

@@ -122,8 +122,9 @@ class Paths(nn.Module):
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
         """Return the LM head of each path, which turns `hidden` into logits; `dtype` is the one of mixed precision."""
         models = {"student": self.student, "teacher": self.teacher, "switch": self.teacher}
-        weights = {path: model.head for path, model in models.items() if model is not None}
-        return Heads(weights, self.vocabulary, dtype)
+        known = {path: model for path, model in models.items() if model is not None}
+        weights, caps = ({path: getattr(model, of) for path, model in known.items()} for of in ("head", "cap"))
+        return Heads(weights, self.vocabulary, dtype, caps)
 
     def _encode(self, images: Sequence[ImageInput]) -> Seen:
         """Return the student's features and their images: one blank image where V_S or P_S is trained and there is none."""

@@ -222,7 +222,7 @@ class StockTests(FamilyTests):
         assert [tuple(each.shape) for each in found] == [(batch.turn.shape[1], len(each), 4) for each in tokens]
         for of_image, row in zip(found, batch.image_rows.tolist(), strict=True):
             text = (batch.turn[row] >= 0) & ~batch.image[row]
-            assert not of_image[~text].any() and of_image[text][-1].sum() > 0
+            assert not of_image[~text].any() and of_image[text].sum() > 0
 
 
 FAMILIES = tuple(name for name in registry.FAMILIES if name in stock_models.PREPARED)
@@ -303,10 +303,9 @@ def spoilt(family: str, **fields) -> list[str]:
     return list(type(blueprint)(changed, blueprint.inputs, blueprint.weights).problems())
 
 
-def test_a_head_that_does_more_than_a_product_is_refused():
+def test_a_head_that_does_more_than_a_product_and_a_bound_is_refused():
     assert spoilt("gemma3") == []
-    told = "its config has final_logit_softcapping 30.0: logits that are not the head's product alone are not supported"
-    assert spoilt("gemma3", text_final_logit_softcapping=30.0) == [told]
+    assert spoilt("gemma3", text_logits_scaling=8.0) == ["its config has logits_scaling 8.0, which is not supported"]
 
 
 def test_layers_that_the_projector_can_not_read_are_refused():

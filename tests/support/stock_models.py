@@ -62,6 +62,17 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
         eoi_token="<end_of_image>",
         image_token="<image_soft_token>",
     ),
+    "gemma4": lambda: words(
+        *("<bos>", "<start_of_turn>", "<|video|>"),
+        end="<end_of_turn>",
+        bos_token="<bos>",
+        image_token="<|image|>",
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        audio_token="<|audio|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+    ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), qwen_words),
     **dict.fromkeys(
         ("smolvlm", "idefics3"),
@@ -76,15 +87,17 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 IMAGE_TEXT = {
     "internvl": "<IMG_CONTEXT>\n",
     "gemma3": "<start_of_image>",
+    "gemma4": "<|image|>",
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), "<|vision_start|><|image_pad|><|vision_end|>"),
 }
-TEMPLATES = {"gemma3": TURNS, "smolvlm": UTTERANCES, "idefics3": UTTERANCES}
+TEMPLATES = {"gemma3": TURNS, "gemma4": TURNS, "smolvlm": UTTERANCES, "idefics3": UTTERANCES}
 
 SQUARE, PINPOINTS = {"height": 28, "width": 28}, [[28, 56], [56, 28], [56, 56]]
 QWEN = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
 IDEFICS = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}, {"image_seq_len": 4}
 PREPARED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "internvl": ({"size": {"height": 32, "width": 32}, "min_patches": 1, "max_patches": 4}, {"image_seq_length": 4}),
+    "gemma4": ({"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}, {}),
     "gemma3": ({"size": {"height": 32, "width": 32}}, {"image_seq_length": 4}),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), (QWEN, {})),
     **dict.fromkeys(("smolvlm", "idefics3"), IDEFICS),
@@ -106,7 +119,7 @@ def processor(family: str) -> Any:
     image_processor = getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[family]["pil"])(**of_images)
     made = kind.__new__(kind)
     made.check_argument_for_proper_class = lambda part, value: None
-    parts = {part: _Unread(fps=2) for part in kind.get_attributes() if part.startswith("video")}
+    parts = {part: _Unread(fps=2) for part in kind.get_attributes() if part.startswith(("video", "feature"))}
     kind.__init__(made, image_processor=image_processor, tokenizer=tokenizer, **parts, **of_text)
     del made.check_argument_for_proper_class
     made.chat_template = TEMPLATES.get(family, CHATML).replace("IMAGE", IMAGE_TEXT.get(family, "<image>\n"))
@@ -213,6 +226,40 @@ def config(family: str, width: int, layers: int, tokenizer: PreTrainedTokenizerF
             "vision_feature_layer": -2,
             "image_grid_pinpoints": PINPOINTS,
             "vision_feature_select_strategy": "default",
+        },
+        "gemma4": lambda: {
+            "vision_config": {
+                "model_type": "gemma4_vision",
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "position_embedding_size": 64,
+                "default_output_length": 70,
+            },
+            "text_config": {
+                "model_type": "gemma4_text",
+                **text,
+                "head_dim": 8,
+                "global_head_dim": 8,
+                "sliding_window": 6,
+                "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"],
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": len(tokenizer) + 8,
+                "num_kv_shared_layers": 0,
+                "use_bidirectional_attention": "vision",
+                "final_logit_softcapping": 5.0,
+            },
+            "audio_config": None,
+            "image_token_id": id_of("<|image|>"),
+            "video_token_id": id_of("<|video|>"),
+            "boi_token_id": id_of("<|image>"),
+            "eoi_token_id": id_of("<image|>"),
+            "audio_token_id": id_of("<|audio|>"),
         },
         "gemma3": lambda: {
             "vision_config": _vision("siglip_vision_model", 3, 32, 8),

@@ -71,9 +71,8 @@ class Blueprint:
     def problems(self) -> Iterator[str]:
         """Yield where the config, the tokenizer and the image processor don't fit together."""
         yield from self._layer_problems()
-        for name in ("final_logit_softcapping", "logits_scaling"):
-            if (value := getattr(self.config.get_text_config(), name, None)) not in (None, 1):
-                yield f"its config has {name} {value}: logits that are not the head's product alone are not supported"
+        if (scaling := getattr(self.config.get_text_config(), "logits_scaling", 1)) != 1:
+            yield f"its config has logits_scaling {scaling}, which is not supported"
         try:
             with as_user_error("the processor can't prepare an image"):
                 text = self.inputs.prepare(probes()[:1])[0].text

@@ -37,7 +37,8 @@ class _Seam:
     """Names of V, P and L below a model's `model`.
 
     `layers`: V's, below the tower. `types`: the argument by which L is told where visual tokens are. `of_row`: a tensor with
-    one value for all images of an example, which are then prepared together. `stacks`: `get_image_features` returns one
+    one value for all images of an example, which are then prepared together. `places`: the tensor of the places of an image's
+    patches, -1 in padding, where V itself pools patches and gives features without padding. `stacks`: `get_image_features` returns one
     tensor, not a list.
     """
 
@@ -47,6 +48,7 @@ class _Seam:
     language: str = "language_model"
     types: str = ""
     of_row: str = ""
+    places: str = ""
     stacks: bool = False
 
     def levels(self, config: PretrainedConfig) -> int:
@@ -90,7 +92,7 @@ class _Seam:
 
     def visual(self, images: Sequence[ImageInput], dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the arguments of `get_image_features` for images one after another."""
-        join = torch.stack if images[0]["pixel_values"].ndim == 3 else torch.cat
+        join = torch.stack if images[0]["pixel_values"].ndim == 3 and not self.places else torch.cat
         joined = {name: join([image[name] for image in images]) for name in images[0]}
         if self.of_row:
             counts, at = joined[self.of_row].tolist(), 0
@@ -104,7 +106,10 @@ class _Seam:
 
 @dataclass(frozen=True)
 class Tower(_Seam):
-    """V is a module of its own. `at_layer`: P reads the layer that `vision_feature_layer` names, else V's last states."""
+    """V is a module of its own.
+
+    `at_layer`: P reads the layer that `vision_feature_layer` names, else V's last states.
+    """
 
     tower: str = "vision_tower"
     layers: str = "encoder.layers"
@@ -132,13 +137,16 @@ class Tower(_Seam):
                     core.get_image_features(**visual)
             except Enough as enough:
                 features = enough.output
-        return _grouped(features[:, _dropped(core.config) :], _tiles(images))
+        return _grouped(
+            features[:, _dropped(core.config) :] if not self.places else features, self._counts(core, images)
+        )
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         """P: features of P >= 1 images -> visual tokens [P, M, width of L], or P tensors [M_p, width of L]."""
-        tiles = _tiles(images) or [1] * len(features)
-        values = _as_read(flat(features), core).unflatten(0, (sum(tiles), -1))
-        values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
+        tiles, values = self._counts(core, images) or [1] * len(features), _as_read(flat(features), core)
+        if not self.places:
+            values = values.unflatten(0, (sum(tiles), -1))
+            values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
         every_layer = (values,) * (len(self.vision_layers(core)) + 1)
         visual = self.visual(images, values.dtype) if images else {"pixel_values": values}
 
@@ -153,6 +161,13 @@ class Tower(_Seam):
         return together(
             tokens if len(tokens) == len(tiles) else [torch.cat([next(of_tiles) for _ in range(n)]) for n in tiles]
         )
+
+    def _counts(self, core: Any, images: Sequence[ImageInput]) -> list[int]:
+        """Return how many tiles each image has (one without an axis for them is one tile), or features where V pools."""
+        if self.places:
+            pooled = core.config.vision_config.pooling_kernel_size**2
+            return [int((image[self.places] != -1).all(-1).sum()) // pooled for image in images]
+        return [1 if image["pixel_values"].ndim == 3 else len(image["pixel_values"]) for image in images]
 
 
 @dataclass(frozen=True)
@@ -221,11 +236,6 @@ def swapped(parent: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None
         yield
     finally:
         parent._modules.update(before)
-
-
-def _tiles(images: Sequence[ImageInput]) -> list[int]:
-    """Return how many tiles each image has: one without an axis for them is one tile."""
-    return [1 if image["pixel_values"].ndim == 3 else len(image["pixel_values"]) for image in images]
 
 
 def _dropped(config: PretrainedConfig) -> int:

@@ -149,7 +149,7 @@ def _patches(config: PretrainedConfig) -> int:
 def _merged(config: PretrainedConfig) -> int:
     """Return how many features become one visual token."""
     side = _of(config, "projector_pooling", "scale_factor") or _of(
-        config.vision_config, "spatial_merge_size", otherwise=1
+        config.vision_config, "spatial_merge_size", "pooling_kernel_size", otherwise=1
     )
     return round(1 / ratio**2) if (ratio := _of(config, "downsample_ratio")) else side**2
 

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
+from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.model_folder import save
 from switchkd_cli.engine.models.recompute import recompute_layers
@@ -104,6 +105,11 @@ class VisionLanguageModel(nn.Module):
         """The weights [V, D] of L's head, which has no bias."""
         return self.model.get_output_embeddings().weight
 
+    @property
+    def cap(self) -> float | None:
+        """The bound of L's logits, see `lm_head.capped`."""
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+
     def blank_image(self) -> ImageInput:
         """Return an image without content. V runs on it where V is trained and a batch has no image."""
         return {name: value.to(self.model.device) for name, value in self.inputs.usual.inputs.items()}
@@ -133,7 +139,7 @@ class VisionLanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """L's head: hidden states [N, D] -> logits [N, V]."""
-        return self.model.get_output_embeddings()(hidden)
+        return capped(self.model.get_output_embeddings()(hidden), self.cap)
 
     def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
         """L without its head: return transformers' output for a batch."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from switchkd_cli.engine.lm_head import Heads, positions
+from switchkd_cli.engine.lm_head import Heads, capped, positions
 from switchkd_cli.engine.paths import PATHS, output_name
 from switchkd_cli.engine.per_image import PerImage, apply
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
@@ -141,7 +141,8 @@ class _GradientInForward(torch.autograd.Function):
             logits = [linear(*pair) for pair in zip(states, cast_weights, strict=True)]
             leaves = [logits[i].requires_grad_() for i in trained]
             with torch.enable_grad():
-                value = loss_of_chunk(dict(zip(paths, logits, strict=True)), mask)
+                finished = {path: capped(of, heads.caps.get(path)) for path, of in zip(paths, logits, strict=True)}
+                value = loss_of_chunk(finished, mask)
             if value.requires_grad:
                 on_logits = torch.autograd.grad(value, leaves, materialize_grads=True)
                 for i, gradient in zip(trained, on_logits, strict=True):
