@@ -21,7 +21,10 @@ from switchkd_cli.engine.cost.workload import count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import Term
 from tests.support import stock_models
 from tests.support.family import ROWS, FamilyTests
 
@@ -306,6 +309,32 @@ def spoilt(family: str, **fields) -> list[str]:
 def test_a_head_that_does_more_than_a_product_and_a_bound_is_refused():
     assert spoilt("gemma3") == []
     assert spoilt("gemma3", text_logits_scaling=8.0) == ["its config has logits_scaling 8.0, which is not supported"]
+
+
+def test_a_bound_of_the_logits_is_part_of_the_objective_in_chunks_too(tmp_path):
+    tests = Test_gemma4()  # noqa: F821
+    student, teacher = tests.student(), tests.teacher()
+    assert student.cap == teacher.cap == 5.0
+    batch = tests.batch(student, tmp_path)
+    terms = [Term(name=of, loss="dbild", of=of, to="teacher") for of in ("student", "switch")]
+    objective = Objective([Term(name="ce", loss="cross_entropy"), *terms])
+    keep, paths = objective.keep(batch), tests.paths(student, teacher)
+    both = ChunkedObjective(objective).outputs | objective.outputs
+    outputs = paths(batch, both, keep)
+    heads = paths.heads()
+    for path in ("student", "teacher", "switch"):
+        torch.testing.assert_close(heads(path, outputs[f"{path}.hidden"]), outputs[path])
+        assert outputs[path].abs().max() < 5.0
+    inputs = LossInputs(outputs, heads, batch, keep, objective.normalizers([batch]))
+    total, parts = ChunkedObjective(objective)(inputs)
+    torch.testing.assert_close(sum(parts.values()), ChunkedObjective(objective, dense=True)(inputs)[0].detach())
+    used = list(student.used_parameters("language").values())
+    (dense, chunked) = (
+        torch.autograd.grad(value, used, retain_graph=True, allow_unused=True)
+        for value in (ChunkedObjective(objective, dense=True)(inputs)[0], total)
+    )
+    for one, other in zip(dense, chunked, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_layers_that_the_projector_can_not_read_are_refused():
