@@ -77,10 +77,6 @@ class InputProcessor(ABC):
         """An image without content, of the usual size: for its text it stands for images that are not opened."""
         return self.prepare([new("RGB", USUAL)])[0]
 
-    @property
-    def usual_text(self) -> str:
-        return self.usual.text
-
     def with_images(self, texts: Sequence[str], images: Sequence[str]) -> list[str]:
         """Return what a chat template wrote, in one or several texts, with each image's own text in its place.
 

@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
 from switchkd_cli import cli
 from switchkd_cli.engine import compatibility
-from switchkd_cli.engine.models import llava_blueprint
+from switchkd_cli.engine.models import blueprint
 from switchkd_cli.files.locks import hold
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load
@@ -258,7 +258,7 @@ def test_a_teacher_with_another_tower_is_reported_before_weights_are_read(place,
         "teacher: patch grid is 3 x 3, the student's is 2 x 2",
         "teacher: feature count is 9, the student's is 4",
         "teacher: image token count is 9, the student's is 4",
-        f"hint: {llava_blueprint.TOWERS_HINT}; {llava_blueprint.SELECT_HINT}; {llava_blueprint.PROJECTOR_HINT}",
+        f"hint: {blueprint.TOWERS_HINT}; {blueprint.SELECT_HINT}; {blueprint.PROJECTOR_HINT}",
     ]
 
 

@@ -13,8 +13,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.models.llava import LlavaInputs
-from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint, LlavaInputs
 from switchkd_cli.recipe.model_paths import ASSETS
 from tests.support import tiny, tiny_qwen
 

@@ -14,8 +14,7 @@ from switchkd_cli.engine.models.image_processors import (
     LlavaImageProcessorPil,
     SiglipImageProcessorPil,
 )
-from switchkd_cli.engine.models.llava import Llava
-from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
+from switchkd_cli.engine.models.llava import Llava, LlavaBlueprint
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.model_paths import ASSETS

@@ -379,6 +379,18 @@ def test_a_tokenizer_s_image_token_and_a_tied_head_are_saved_as_they_are(tmp_pat
     assert not torch.equal(again.head, again.model.get_input_embeddings().weight)
 
 
+def test_a_folder_without_a_part_for_videos_is_read_and_saved_without_one(tmp_path):
+    """Older releases keep the image processor in a file of its own, and no processor_config.json at all."""
+    shutil.copytree(saved("qwen2_vl", "student"), tmp_path / "old")
+    (tmp_path / "old" / "processor_config.json").unlink()
+    model = check_checkpoint(str(tmp_path / "old")).build()
+    model.save(tmp_path / "new")
+    assert "video_processor" not in json.loads((tmp_path / "new/processor_config.json").read_text())
+    images = [Image.new("RGB", (40, 24))]
+    again = check_checkpoint(str(tmp_path / "new"))
+    assert again.inputs.prepare(images)[0].text == model.inputs.prepare(images)[0].text
+
+
 def test_a_plan_counts_what_a_model_has():
     for family in FAMILIES:
         model = check_checkpoint(str(saved(family, "student"))).build()

@@ -169,7 +169,7 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.inputs.usual_text for _ in row.images]
+            usual = [self.inputs.usual.text for _ in row.images]
             example = self._text_example(row, usual)
             opened = images_of(row, self.rows)
             images = self.inputs.prepare(opened) if opened else []
@@ -184,7 +184,7 @@ class Conversations(Dataset[Example]):
     def text_example(self, index: int) -> Example:
         """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._text_example(row, [self.inputs.usual_text for _ in row.images])
+        return self._text_example(row, [self.inputs.usual.text for _ in row.images])
 
     def _text_example(self, row: Row, images: Sequence[str]) -> Example:
         """Return the row's example without pixels. `images`: the text of each of its images."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProces
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.engine.models import image_processors, ldpnet, tinyllava
 from switchkd_cli.engine.models.checkpoint_files import check_config, notes_and_ends, read_config
-from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import TOWERS, processor_for
 from switchkd_cli.engine.models.tokenizers import own_template, with_padding
 from switchkd_cli.engine.weights import check_weights, load_weights

@@ -22,7 +22,7 @@ from switchkd_cli.engine.models import image_processors, llava_folder
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Published
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava_blueprint import LlavaBlueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.engine.models.llava_config import LANGUAGE_MODELS, TOWERS, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights

@@ -55,6 +55,7 @@ def save(
         folder / "config.json", lambda fields: model.config_to_save(_plain_config(fields, model.model), processor)
     )
     edit_json(folder / "tokenizer_config.json", portable_tokenizer_config)
+    edit_json(folder / "processor_config.json", lambda fields: {k: v for k, v in fields.items() if v != {}})
     edit_json(
         folder / "preprocessor_config.json", lambda fields: fields | {"processor_class": type(processor).__name__}
     )

@@ -148,9 +148,8 @@ def _patches(config: PretrainedConfig) -> int:
 
 def _merged(config: PretrainedConfig) -> int:
     """Return how many features become one visual token."""
-    side = _of(config, "projector_pooling", "scale_factor") or _of(
-        config.vision_config, "spatial_merge_size", "pooling_kernel_size", otherwise=1
-    )
+    inside = _of(config.vision_config, "spatial_merge_size", "pooling_kernel_size", otherwise=1)
+    side = _of(config, "projector_pooling", "scale_factor", otherwise=inside)
     return round(1 / ratio**2) if (ratio := _of(config, "downsample_ratio")) else side**2
 
 
