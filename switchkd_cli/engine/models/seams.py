@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -68,9 +69,7 @@ class _Seam:
 
     def projector(self, core: Any) -> tuple[nn.Module, ...]:
         """Return P's modules; a parameter that lies beside them is a module too."""
-        found = [
-            getattr(core.get_submodule(path), name) for path, _, name in (n.rpartition(".") for n in self.connects)
-        ]
+        found = [attrgetter(name)(core) for name in self.connects]
         return tuple(nn.ParameterList([each]) if isinstance(each, nn.Parameter) else each for each in found)
 
     def encoded(self, tokens: PerImage, levels: int) -> ModelOutput:
@@ -137,9 +136,7 @@ class Tower(_Seam):
                     core.get_image_features(**visual)
             except Enough as enough:
                 features = enough.output
-        return _grouped(
-            features[:, _dropped(core.config) :] if not self.places else features, self._counts(core, images)
-        )
+        return _grouped(features[:, _dropped(core.config) :], self._counts(core, images))
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         """P: features of P >= 1 images -> visual tokens [P, M, width of L], or P tensors [M_p, width of L]."""
@@ -157,10 +154,10 @@ class Tower(_Seam):
             tokens = core.get_image_features(**visual, return_dict=True).pooler_output
         if isinstance(tokens, Tensor):
             return _grouped(tokens, tiles)
-        of_tiles = iter(tokens)
-        return together(
-            tokens if len(tokens) == len(tiles) else [torch.cat([next(of_tiles) for _ in range(n)]) for n in tiles]
-        )
+        if len(tokens) > len(tiles):  # one for each tile
+            rest = iter(tokens)
+            tokens = [torch.cat([next(rest) for _ in range(count)]) for count in tiles]
+        return together(tokens)
 
     def _counts(self, core: Any, images: Sequence[ImageInput]) -> list[int]:
         """Return how many tiles each image has (one without an axis for them is one tile), or features where V pools."""
