@@ -392,7 +392,7 @@ def test_a_folder_without_a_part_for_videos_is_read_and_saved_without_one(tmp_pa
 
 
 def test_a_plan_counts_what_a_model_has():
-    for family in FAMILIES:
+    for family in (name for name in FAMILIES if name != "smolvlm"):  # which is built as idefics3 is
         model = check_checkpoint(str(saved(family, "student"))).build()
         of = registry.resolve("family", family)
         planned = count_parameters(of.skeleton(model.model.config))

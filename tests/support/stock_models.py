@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -114,6 +115,8 @@ PREPARED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def processor(family: str) -> Any:
     """The family's own processor, its part for videos left out as ours leaves it out."""
+    if family == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
     tokenizer, (of_images, of_text) = TOKENIZERS[family](), PREPARED[family]
     kind = getattr(transformers, PROCESSOR_MAPPING_NAMES[family])
     image_processor = getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[family]["pil"])(**of_images)
