@@ -16,23 +16,23 @@ import torch
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from switchkd_cli.engine.build import load
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.model_paths import ASSETS
 
 
-def whole(model: Llava, folder: Path) -> None:
+def whole(model: VisionLanguageModel, folder: Path) -> None:
     model.model.half().save_pretrained(folder)
-    model.processor.save_pretrained(folder)
+    model.inputs.processor.save_pretrained(folder)
 
 
-def tower(model: Llava, folder: Path) -> None:
+def tower(model: VisionLanguageModel, folder: Path) -> None:
     vision = SiglipVisionModel(model.model.config.vision_config)
     vision.load_state_dict(model.model.model.vision_tower.state_dict())
     vision.half().save_pretrained(folder)
-    model.processor.image_processor.save_pretrained(folder)
+    model.inputs.processor.image_processor.save_pretrained(folder)
 
 
-def language(model: Llava, folder: Path) -> None:
+def language(model: VisionLanguageModel, folder: Path) -> None:
     reader = Qwen2ForCausalLM(model.model.config.text_config)
     reader.model.load_state_dict(model.model.model.language_model.state_dict())
     reader.lm_head.load_state_dict(model.model.lm_head.state_dict())

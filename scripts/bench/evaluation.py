@@ -18,7 +18,7 @@ from switchkd_cli.engine.build import load
 from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 from switchkd_cli.engine.evaluation.score_model import score_request
-from switchkd_cli.engine.models.llava import Llava
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.model_paths import locate
 from switchkd_cli.recipe.schema import Evaluation
 
@@ -75,7 +75,7 @@ def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
 
 @contextmanager
 def _answering(
-    name: str, model: Llava, asked: Recorder, batch: int, written: dict[str, list[str]]
+    name: str, model: VisionLanguageModel, asked: Recorder, batch: int, written: dict[str, list[str]]
 ) -> Iterator[Running]:
     """Return a reader without any cached image, each time."""
 

@@ -12,8 +12,9 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
 from switchkd_cli.engine.models.image_processors import default_image_processor
-from switchkd_cli.engine.models.llava import Llava, LlavaInputs
+from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.engine.models.shape import image_tokens_of
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.model_paths import locate
 
@@ -114,14 +115,16 @@ def build(size: Size, device: torch.device, seed: int = 0) -> Paths:
     return Paths(student, teacher, student.model.config.text_config.vocab_size)
 
 
-def _model(config: LlavaConfig, device: torch.device) -> Llava:
+def _model(config: LlavaConfig, device: torch.device) -> VisionLanguageModel:
     config.image_seq_length = image_tokens_of(config)
     config.text_config.dtype = config.vision_config.dtype = "float32"  # shipped weights are stored in half precision
     processor = AutoProcessor.from_pretrained(TEACHER)
     processor.image_processor = default_image_processor(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
     with device:
-        return Llava(LlavaForConditionalGeneration(config), LlavaInputs(processor, image_tokens_of(config)))
+        return VisionLanguageModel(
+            LlavaForConditionalGeneration(config), LlavaInputs(processor, image_tokens_of(config))
+        )
 
 
 def batch(size: Size, paths: Paths, device: torch.device) -> Batch:

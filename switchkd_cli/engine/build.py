@@ -12,7 +12,7 @@ from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.family import Family
+from switchkd_cli.engine.models.family import WHOLE_HINT, Family
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
@@ -67,10 +67,7 @@ def family_of(config: Mapping[str, Any], who: object = "checkpoint") -> Family:
         if family.recognises(config):
             return family
     kind = f"is a {config['model_type']} checkpoint" if "model_type" in config else "names no model_type"
-    raise UserError(
-        f"{who} {kind}, which no family reads ({', '.join(registry.FAMILIES)})",
-        hint="name a whole vision-language model of such a family, for example a run's model/",
-    )
+    raise UserError(f"{who} {kind}, which no family reads ({', '.join(registry.FAMILIES)})", hint=WHOLE_HINT)
 
 
 def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Blueprint:

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
-from switchkd_cli import cli
+from switchkd_cli import cli, registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.models import blueprint
 from switchkd_cli.files.locks import hold
@@ -82,7 +82,7 @@ def models(tmp_path_factory):
     sound.save(folder / "teacher")
     Qwen2ForCausalLM(sound.model.config.text_config).save_pretrained(folder / "language")
     sound.model.model.vision_tower.save_pretrained(folder / "tower")
-    sound.processor.tokenizer.save_pretrained(folder / "language")
+    sound.inputs.processor.tokenizer.save_pretrained(folder / "language")
     return folder
 
 
@@ -331,8 +331,7 @@ def unknown_config(folder):
     (folder / "config.json").write_text("{}")
 
 
-FAMILY = "hint: name a LlavaForConditionalGeneration or TinyLLaVA folder, for example a run's model/"
-ANY_FAMILY = "hint: name a whole vision-language model of such a family, for example a run's model/"
+FAMILY = "hint: name a whole vision-language model of such a family, for example a run's model/"
 WHOLE = "not llava with siglip_vision_model or clip_vision_model"
 SPOILED = [
     (language_model, f"is a qwen2 checkpoint, {WHOLE}", FAMILY),
@@ -379,7 +378,7 @@ def test_eval_of_what_is_no_whole_checkpoint(place, refused, spoil, problem, hin
     first, *rest = refused("eval", "--model", "./teacher", "--items", 4, "--benchmarks", "mme")
     if WHOLE in problem or "Unrecognized" in problem:  # no recipe says which family it should be of
         kind = problem.removesuffix(WHOLE).removesuffix(", ") if WHOLE in problem else "names no model_type"
-        problem, hint = f"{kind}, which no family reads (llava)", ANY_FAMILY
+        problem, hint = f"{kind}, which no family reads ({', '.join(registry.FAMILIES)})", FAMILY
     assert first.startswith("model: ") and "teacher" in first and problem in first
     assert rest == ([hint] if hint else [])
 

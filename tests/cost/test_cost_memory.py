@@ -17,7 +17,7 @@ from switchkd_cli.engine.cost.step_memory import (
     step_memory,
 )
 from switchkd_cli.engine.cost.workload import Computation, count_parameters
-from switchkd_cli.engine.models.llava_family import LLAVA
+from switchkd_cli.engine.models.llava_parts import LLAVA
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective

@@ -17,7 +17,7 @@ def said(student, batch, on):
     """The tokens that the positions predict, as text, row by row."""
     following = torch.roll(batch.input_ids, -1, dims=1)
     return [
-        student.processor.tokenizer.decode(tokens[chosen])
+        student.inputs.processor.tokenizer.decode(tokens[chosen])
         for tokens, chosen in zip(following, batch.predicting(on), strict=True)
     ]
 
@@ -62,7 +62,7 @@ def test_independent_turns_equal_rows_of_their_own(student, tmp_path):
     shared = tiny.rows(tmp_path)[2]
     exchanges = [("Where?", "at the top left"), ("Yes?", "no"), ("What?", "a cat")]
     apart = [tiny.row(str(i), shared["image"], exchange) for i, exchange in enumerate(exchanges)]
-    paths = Paths(student, None, len(student.processor.tokenizer))
+    paths = Paths(student, None, len(student.inputs.processor.tokenizer))
     results = []
     for rows, turns in (([shared], "independent"), (apart, "chained")):
         batch = tiny.batch(student, tmp_path, turns, rows)
@@ -72,7 +72,7 @@ def test_independent_turns_equal_rows_of_their_own(student, tmp_path):
 
 def test_padding_changes_nothing(student, tmp_path):
     rows = tiny.rows(tmp_path)
-    paths = Paths(student, None, len(student.processor.tokenizer))
+    paths = Paths(student, None, len(student.inputs.processor.tokenizer))
     for turns in ("chained", "independent"):
         alone = tiny.batch(student, tmp_path, turns, rows[3:])
         padded = tiny.batch(student, tmp_path, turns, rows)

@@ -23,7 +23,7 @@ from tests.support import tiny, tiny_qwen
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny.model().processor
+    return tiny.model().inputs.processor
 
 
 def conversations(processor, folder, *rows, turns="chained", image_tokens=2, **more):

@@ -18,7 +18,7 @@ ASKED = (("How many?", "dog"), ("What is", "a dog"))
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny.model().processor
+    return tiny.model().inputs.processor
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_a_mixture_resumes_bit_equal(data, group_by):
 
     def loop(lines):
         student = tiny.model()
-        paths = Paths(student, None, len(student.processor.tokenizer))
+        paths = Paths(student, None, len(student.inputs.processor.tokenizer))
         return Loop(of, paths, mixture, seed=0, precision="fp32", log=lines.append), paths
 
     whole, lines = loop(expected := [])[0], expected

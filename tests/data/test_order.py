@@ -111,7 +111,7 @@ def test_training_is_the_same_with_processes_and_without(tmp_path):
     for workers in (0, 2):
         student, lines = tiny.model(), []
         data = tiny.conversations(student, tmp_path)
-        paths = Paths(student, None, len(student.processor.tokenizer))
+        paths = Paths(student, None, len(student.inputs.processor.tokenizer))
         of = stage(workers=workers, micro_batch=2, group_by="modality_length", steps=6)
         train(of, paths, data, seed=0, precision="fp32", log=lines.append)
         results.append([line["loss"] for line in lines])
@@ -122,7 +122,7 @@ def test_micro_batches_of_text_alone_are_trained_on(tmp_path):
     student, lines = tiny.model(), []
     rows = [tiny.row(f"t{i}", None, ("Say hi.", "hi there")) for i in range(3)] + tiny.rows(tmp_path)
     data = tiny.conversations(student, tmp_path, which=rows)
-    paths = Paths(student, None, len(student.processor.tokenizer))
+    paths = Paths(student, None, len(student.inputs.processor.tokenizer))
     of = stage(group_by="modality_length", train=["vision", "projector", "language"], micro_batch=2, steps=4)
     train(of, paths, data, seed=0, precision="fp32", log=lines.append)
     assert all(line["loss/cross_entropy"] > 0 and line["grad_norm"] > 0 for line in lines)

@@ -9,7 +9,8 @@ from transformers import AutoProcessor
 from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.build import open_data
-from switchkd_cli.engine.models.llava import Llava, LlavaInputs
+from switchkd_cli.engine.models.llava import LlavaInputs
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.schema import DataSet
 from tests.support import tiny, tiny_qwen
 
@@ -168,14 +169,14 @@ def test_a_folder_that_was_not_fetched_ends_the_run_before_training(place, monke
 
 def test_the_rows_are_what_the_templates_say(place):
     model = tiny.model()
-    student = Llava(model.model, LlavaInputs(tiny_qwen.processor(), model.inputs.image_tokens))
+    student = VisionLanguageModel(model.model, LlavaInputs(tiny_qwen.processor(), model.inputs.image_tokens))
     for name, expected in (
         ("captions", "<image> <image> <image> <image> [a] [Ġdog] [Ċ]"),
         ("instructions", "Ġquestions . ĠUSER : Ġ <image> <image> <image> <image> Ċ How Ġmany Ġdogs ?"),
     ):
         data = open_data(DataSet.model_validate(DATA[name]), student, place / "runs")
         data.inspect()
-        words = student.processor.tokenizer.convert_ids_to_tokens(data[0].input_ids)
+        words = student.inputs.processor.tokenizer.convert_ids_to_tokens(data[0].input_ids)
         told = " ".join(w if label == IGNORE else f"[{w}]" for w, label in zip(words, data[0].labels, strict=True))
         assert told == expected if name == "captions" else expected in told
         assert len(data) == 120 and data.rows.survey.sizes.shape == (120,)

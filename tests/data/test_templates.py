@@ -220,7 +220,7 @@ def test_a_model_without_a_template_needs_a_named_one(processor):
 
 def test_a_template_whose_markers_the_tokenizer_lacks_is_refused():
     with pytest.raises(UserError) as refused:
-        template_text("chatml", tiny.model().processor)
+        template_text("chatml", tiny.model().inputs.processor)
     assert refused.value.problems == ("template chatml: the model's tokenizer has no token <|im_start|>, <|im_end|>",)
 
 

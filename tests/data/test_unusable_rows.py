@@ -40,7 +40,7 @@ def stage(**changes):
 
 
 def trained(student, of, folder, **changes):
-    paths = Paths(student, None, len(student.processor.tokenizer))
+    paths = Paths(student, None, len(student.inputs.processor.tokenizer))
     train(stage(**changes), paths, of, seed=0, precision="fp32", log=lambda _: None)
 
 

@@ -112,7 +112,7 @@ def test_a_hugging_face_folder_is_scored(parts, tower, select, language, project
         feature_select=select,
     )
     model = check_model(spec, "student", needs_template=False).build()
-    text = template_text("chatml", model.processor)
+    text = template_text("chatml", model.inputs.processor)
     model.save(tmp_path / "model", template=text, end="<|im_end|>")
     assert len(scored(monkeypatch, tmp_path, tmp_path / "model")) == ITEMS
 

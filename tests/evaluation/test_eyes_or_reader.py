@@ -13,7 +13,7 @@ from tests.support import tiny
 def pair(tmp_path):
     """Paths of two unlike models, and rows of which one has no image."""
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
-    paths = Paths(student, teacher, len(student.processor.tokenizer)).eval()
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer)).eval()
     return paths, tiny.conversations(student, tmp_path, which=tiny.rows(tmp_path) * 2)
 
 
@@ -61,7 +61,7 @@ def test_the_parts_add_up_to_the_gap(pair):
 
 def test_a_model_compared_with_itself_lacks_nothing(tmp_path):
     model = tiny.model(seed=1)
-    paths = Paths(model, model, len(model.processor.tokenizer))
+    paths = Paths(model, model, len(model.inputs.processor.tokenizer))
     found = eyes_or_reader(paths, tiny.conversations(model, tmp_path), precision="fp32")
     assert [found[part] for part in ("gap", "eyes", "reader", "interaction")] == [0.0] * 4
 
@@ -83,6 +83,6 @@ def test_another_image_is_one_of_an_earlier_row_and_differs(pair, monkeypatch):
 
 def test_without_images_there_is_nothing_to_say(tmp_path):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
-    paths = Paths(student, teacher, len(student.processor.tokenizer))
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
     rows = [tiny.row("a", None, ("What?", "nothing"))]
     assert eyes_or_reader(paths, tiny.conversations(student, tmp_path, which=rows), precision="fp32") is None

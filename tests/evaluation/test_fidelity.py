@@ -21,7 +21,7 @@ from tests.support import tiny
 
 def test_figures_are_those_of_all_answer_tokens_of_all_rows(tmp_path):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
-    paths = Paths(student, teacher, len(student.processor.tokenizer)).eval()
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer)).eval()
     rows = tiny.rows(tmp_path) * 2  # more than one forward pass
     data = tiny.conversations(student, tmp_path, which=rows)
     agreed, divergence = [], []
@@ -40,7 +40,7 @@ def test_figures_are_those_of_all_answer_tokens_of_all_rows(tmp_path):
 
 def test_a_teacher_is_faithful_to_itself(tmp_path):
     model = tiny.model(seed=1)
-    paths = Paths(model, model, len(model.processor.tokenizer))
+    paths = Paths(model, model, len(model.inputs.processor.tokenizer))
     measured = fidelity(paths, tiny.conversations(model, tmp_path), precision="fp32")
     assert (measured["agreement"], measured["kl"]) == (1.0, pytest.approx(0.0, abs=1e-6))
 
@@ -51,7 +51,7 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     built, build = [], Conversations._build
     monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
-    paths = Paths(student, teacher, len(student.processor.tokenizer))
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
     pair = SimpleNamespace(build=lambda trained: paths, positions=lambda *_: {})
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})

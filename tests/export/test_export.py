@@ -68,7 +68,7 @@ def test_exported_students_generate_the_tokens_of_our_forward_pass(students, pyt
     assert done.returncode == 0, done.stderr[-3000:]
     for (name, model), said in zip(made.items(), json.loads(done.stdout.splitlines()[-1])["said"], strict=True):
         opened = check_checkpoint(str(home / name))
-        pixels = model.processor.image_processor(exported.picture(), return_tensors="pt")["pixel_values"][0]
+        pixels = model.inputs.processor.image_processor(exported.picture(), return_tensors="pt")["pixel_values"][0]
         wanted = our_greedy(model, said["prompt"], pixels, exported.LIMIT)
         ends = [i for i, token in enumerate(wanted) if token in opened.ends]
         wanted = wanted[: ends[0] + 1] if ends else wanted

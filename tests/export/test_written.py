@@ -103,7 +103,7 @@ def student(parts, tower="siglip", select="default", language="qwen2", projector
 
 def written(folder, model, template="chatml"):
     """The folder that a run that was taught in `template` leaves."""
-    text = template_text(template, model.processor)
+    text = template_text(template, model.inputs.processor)
     rows = Rows([tiny.row("r", None, (ASKED, "a dog"))], llava_row, images=folder, turns="chained")
     taught = Conversations(rows, model.inputs, template=template)
     model.save(folder / "model", template=text, end=taught.end)
@@ -139,7 +139,7 @@ def test_auto_classes_generate_what_our_forward_does(parts, tmp_path, tower, sel
     inputs = processor(images=picture(), text=text, return_tensors="pt")
     model.generation_config.eos_token_id = None  # eight tokens, whatever they are
     told = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
-    pixels = mine.processor.image_processor(picture(), return_tensors="pt")["pixel_values"][0]
+    pixels = mine.inputs.processor.image_processor(picture(), return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(inputs["pixel_values"][0], pixels, rtol=0, atol=0)
     assert told.tolist() == our_greedy(mine, inputs["input_ids"][0].tolist(), pixels, 8)
     assert len(set(told.tolist())) > 1
@@ -169,7 +169,7 @@ def test_answers_end_where_the_conversation_ends_them(parts, tmp_path, template,
     assert words.eos_token == end
     assert GenerationConfig.from_pretrained(folder).eos_token_id == words.eos_token_id
     assert AutoConfig.from_pretrained(folder).text_config.eos_token_id == words.eos_token_id
-    assert mine.processor.tokenizer.eos_token == "<|endoftext|>"  # the model in hand is left as it is
+    assert mine.inputs.processor.tokenizer.eos_token == "<|endoftext|>"  # the model in hand is left as it is
 
 
 def test_saving_twice_changes_nothing(parts, tmp_path):
@@ -186,8 +186,8 @@ def test_saving_twice_changes_nothing(parts, tmp_path):
 def test_without_the_weights_all_the_rest_is_written_as_with_them(parts, tmp_path, projector):
     mine = student(parts, "clip", projector=projector)
     whole, rest = tmp_path / "whole", tmp_path / "rest"
-    mine.save(whole, template=template_text("chatml", mine.processor), end="<|im_end|>")
-    mine.save(rest, template=template_text("chatml", mine.processor), end="<|im_end|>", weights=False)
+    mine.save(whole, template=template_text("chatml", mine.inputs.processor), end="<|im_end|>")
+    mine.save(rest, template=template_text("chatml", mine.inputs.processor), end="<|im_end|>", weights=False)
     assert sorted(f.name for f in whole.iterdir()) == sorted(f.name for f in rest.iterdir())
     for file in whole.iterdir():
         same = file.read_bytes() == (rest / file.name).read_bytes()
@@ -216,7 +216,7 @@ def test_what_a_published_generation_config_says_in_vain_is_left_out(parts, tmp_
     saved.validate(strict=True)
     kept = {name: value for name, value in published.items() if name not in [*idle, "pad_token_id"]}
     assert {name: getattr(saved, name) for name in kept} == kept
-    assert saved.pad_token_id == mine.processor.tokenizer.pad_token_id
+    assert saved.pad_token_id == mine.inputs.processor.tokenizer.pad_token_id
 
 
 def test_large_weights_are_sharded_and_read_again(parts, tmp_path, monkeypatch):
@@ -264,18 +264,18 @@ def test_the_template_is_the_processors_and_the_tokenizers(parts, tmp_path):
 def test_a_tokenizer_that_opens_texts_opens_them_once_in_training_and_in_use(parts, tmp_path):
     """Llama's begins with <s>; a template that writes it does not make it two. Qwen2's begins with nothing."""
     mine = student(parts, "clip", "default", "llama")
-    words = mine.processor.tokenizer
+    words = mine.inputs.processor.tokenizer
     words.bos_token = "<|endoftext|>"
     words.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", words.bos_token_id)]
     )
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), (ASKED, "a dog"))
     for template in ("qwen2_base", None):
-        mine.processor.chat_template = "{{ bos_token }}" + template_text("qwen2_base", mine.processor)
+        mine.inputs.processor.chat_template = "{{ bos_token }}" + template_text("qwen2_base", mine.inputs.processor)
         data = Conversations(Rows([row], llava_row, images=tmp_path, turns="chained"), mine.inputs, template=template)
         trained = data[0].input_ids.tolist()
         content = [{"type": "image", "image": picture()}, {"type": "text", "text": ASKED}]
-        used = mine.processor.apply_chat_template(
+        used = mine.inputs.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             chat_template=data.chat_template,
             add_generation_prompt=True,
@@ -386,7 +386,7 @@ def test_what_releases_before_5_read_is_there(parts, tmp_path, language):
     told = json.loads((folder / "tokenizer_config.json").read_text())
     assert told["tokenizer_class"] in ("PreTrainedTokenizerFast", "Qwen2Tokenizer")
     assert not isinstance(told.get("extra_special_tokens"), list)
-    before = student(parts, "clip", "default", language).processor.tokenizer
+    before = student(parts, "clip", "default", language).inputs.processor.tokenizer
     after = AutoTokenizer.from_pretrained(folder)
     assert after.get_vocab() == before.get_vocab()
     assert set(after.all_special_tokens) == set(before.all_special_tokens)

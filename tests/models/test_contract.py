@@ -14,7 +14,8 @@ from switchkd_cli.engine.models.image_processors import (
     LlavaImageProcessorPil,
     SiglipImageProcessorPil,
 )
-from switchkd_cli.engine.models.llava import Llava, LlavaBlueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.model_paths import ASSETS
@@ -27,7 +28,7 @@ WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
 def blueprint(of=None, **vision):
     """A tiny model's, of its own: tests may change it."""
     model = of or tiny.model(vision=vision)
-    return LlavaBlueprint.of(copy.deepcopy(model.model.config), copy.deepcopy(model.processor), None)
+    return LlavaBlueprint.of(copy.deepcopy(model.model.config), copy.deepcopy(model.inputs.processor), None)
 
 
 def problems(call, *arguments):
@@ -106,8 +107,8 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
     student, narrow = tiny.model(seed=1), tiny.model(24, seed=2)
     config = copy.deepcopy(narrow.model.config)
     config.text_config.vocab_size += 33
-    wide = Llava(LlavaForConditionalGeneration(config).eval(), narrow.inputs)
-    weights, size = narrow.model.state_dict(), len(narrow.processor.tokenizer)
+    wide = VisionLanguageModel(LlavaForConditionalGeneration(config).eval(), narrow.inputs)
+    weights, size = narrow.model.state_dict(), len(narrow.inputs.processor.tokenizer)
     with torch.no_grad():
         for name, tensor in wide.model.state_dict().items():
             if tensor.shape == weights[name].shape:

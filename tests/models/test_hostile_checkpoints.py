@@ -30,7 +30,7 @@ def sound(tmp_path_factory):
     model = tiny.model(seed=1)
     model.save(folder / "whole")
     Qwen2ForCausalLM(model.model.config.text_config).save_pretrained(folder / "language")
-    model.processor.tokenizer.save_pretrained(folder / "language")
+    model.inputs.processor.tokenizer.save_pretrained(folder / "language")
     model.model.model.vision_tower.save_pretrained(folder / "tower")
     return folder
 

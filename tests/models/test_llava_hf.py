@@ -68,5 +68,5 @@ def test_a_student_that_was_taught_in_a_named_template(llava_hf, parts, template
     spec = Parts(family="llava", vision=str(parts / "siglip"), language=str(parts / "qwen2"), feature_select="default")
     model = check_model(spec, "student", needs_template=False).build()
     end = "<|im_end|>" if template == "chatml" else "<|endoftext|>"
-    model.save(tmp_path / "model", template=template_text(template, model.processor), end=end)
+    model.save(tmp_path / "model", template=template_text(template, model.inputs.processor), end=end)
     assert len(set(compare(llava_hf, tmp_path / "model", tmp_path, "gqa"))) > 1

@@ -18,6 +18,7 @@ from transformers import (
     CLIPModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ProcessorMixin,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipConfig,
@@ -26,7 +27,7 @@ from transformers import (
 
 from switchkd_cli.engine import weights
 from switchkd_cli.engine.build import check_checkpoint, check_model
-from switchkd_cli.engine.models import llava_config
+from switchkd_cli.engine.models import llava
 from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
 from switchkd_cli.engine.models.shape import features_of, image_tokens_of
@@ -74,7 +75,7 @@ def parts(tmp_path_factory):
         model = model_class(config_class(vision_config=SEEN, text_config=WRITTEN | {"vocab_size": 40}))
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-    tokenizer = tiny.model().processor.tokenizer
+    tokenizer = tiny.model().inputs.processor.tokenizer
     for name, (config_class, model_class) in READERS.items():
         padded = len(tokenizer) + (5 if name == "qwen2" else 0)
         model_class(config_class(**TEXT, vocab_size=padded, tie_word_embeddings=name == "qwen2")).save_pretrained(
@@ -104,7 +105,7 @@ def test_parts_keep_their_weights(parts, tower, reader):
     torch.manual_seed(1)
     model = check_model(spec(parts, tower, reader), "student").build().eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
-    alone = llava_config.TOWERS[f"{tower}_vision_model"].from_pretrained(parts / tower).eval()
+    alone = llava.TOWERS[f"{tower}_vision_model"].from_pretrained(parts / tower).eval()
     language = READERS[reader][1].from_pretrained(parts / reader).eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
@@ -225,7 +226,7 @@ def test_everything_is_read_once(parts, tmp_path, monkeypatch):
         monkeypatch.setattr(owner, name, noted)
 
     counted(AutoTokenizer, "from_pretrained", "tokenizer")
-    counted(AutoProcessor, "from_pretrained", "processor")
+    counted(ProcessorMixin, "get_processor_dict", "processor")
     counted(AutoImageProcessor, "from_pretrained", "image processor")
     counted(weights, "_damage", "header")
     student = check_model(spec(parts, "siglip", "qwen2"), "student")

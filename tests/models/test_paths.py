@@ -25,13 +25,13 @@ def teacher():
 
 
 def paths_of(student, teacher):
-    return Paths(student, teacher, len(student.processor.tokenizer)).train()
+    return Paths(student, teacher, len(student.inputs.processor.tokenizer)).train()
 
 
 def test_split_student_path_equals_forward(student, tmp_path):
     batch = tiny.batch(student, tmp_path)
     keep = batch.predicting("all")
-    logits = Paths(student, None, len(student.processor.tokenizer))(batch, {"student"}, keep)["student"]
+    logits = Paths(student, None, len(student.inputs.processor.tokenizer))(batch, {"student"}, keep)["student"]
     whole = student.model(
         input_ids=batch.input_ids, pixel_values=tiny.pixels(batch), attention_mask=batch.attention.long()
     ).logits[keep]

@@ -29,7 +29,7 @@ PICTURES = (
 @pytest.fixture
 def paths():
     student = tiny.model(16, seed=1)
-    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    return Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
 
 
 @pytest.fixture(params=["chained", "independent"])

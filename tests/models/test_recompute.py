@@ -120,7 +120,7 @@ def test_a_training_has_the_same_lines_and_weights(tmp_path):
     found = []
     for told in (False, True):
         student, lines = tiny.model(seed=1), []
-        paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+        paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
         how = {"seed": 0, "precision": "fp32", "log": lines.append}
         train(stage(activation_checkpointing=told), paths, tiny.conversations(student, tmp_path), **how)
         clock = {"seconds", "tokens_per_second", "data_wait", "memory_mib"}
@@ -133,7 +133,7 @@ def test_a_training_has_the_same_lines_and_weights(tmp_path):
 
 def test_the_next_stage_is_as_it_says_itself(tmp_path):
     student = tiny.model(seed=1)
-    paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
     how = {"seed": 0, "precision": "fp32", "log": lambda line: None}
     for told, student_s, teacher_s in (
         (True, {"vision", "language"}, {"language"}),

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from switchkd_cli.engine.batch import IGNORE, Example, collate
 from switchkd_cli.engine.build import check_checkpoint, check_pair
 from switchkd_cli.engine.compatibility import shared_vocabulary, small_differences
-from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.models.llava_parts import design
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Parts, Recipe
 from tests.support import tinyllava_format as theirs
@@ -44,7 +44,7 @@ def folder(home, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module", params=["fine-tuned", "pre-trained"])
-def model(request, home) -> Llava:
+def model(request, home) -> VisionLanguageModel:
     return blueprint(home / request.param, allow_pickle=request.param == "pre-trained").build().eval()
 
 
@@ -71,7 +71,7 @@ def pictures(*seeds: int) -> torch.Tensor:
     )
 
 
-def ours(model: Llava, rows: list[list[int]], shown: torch.Tensor) -> list[torch.Tensor]:
+def ours(model: VisionLanguageModel, rows: list[list[int]], shown: torch.Tensor) -> list[torch.Tensor]:
     """Logits of each row through our three parts."""
     image, examples = model.model.config.image_token_id, []
     for i, row in enumerate(rows):
@@ -80,7 +80,7 @@ def ours(model: Llava, rows: list[list[int]], shown: torch.Tensor) -> list[torch
         zeros = torch.zeros_like(given)
         images = ({"pixel_values": shown[i]},) if theirs.IMAGE in row else ()
         examples.append(Example(str(i), given, zeros + IGNORE, zeros, given == image, images))
-    batch = collate(examples, pad_token=model.processor.tokenizer.pad_token_id)
+    batch = collate(examples, pad_token=model.inputs.processor.tokenizer.pad_token_id)
     with torch.no_grad():
         tokens = model.project(model.encode(batch.images))
         found = model.logits(model.hidden_states(batch, tokens, batch.turn >= 0))
@@ -146,14 +146,14 @@ def prepared(picture: Image.Image) -> torch.Tensor:
 
 
 def test_the_image_token_is_the_next_id_and_the_padded_head_keeps_its_width(model):
-    config, words = model.model.config, model.processor.tokenizer
+    config, words = model.model.config, model.inputs.processor.tokenizer
     assert words.convert_tokens_to_ids("<image>") == config.image_token_id == TOKENS
     assert (len(words), config.text_config.vocab_size) == (TOKENS + 1, theirs.VOCABULARY)
     assert model.model.lm_head.weight.shape[0] == theirs.VOCABULARY
 
 
 def test_text_around_the_image_is_cut_into_the_same_tokens_as_piece_by_piece(model):
-    words = model.processor.tokenizer
+    words = model.inputs.processor.tokenizer
     before, after = "USER: ", "\nshow a dog now ASSISTANT: a dog<|endoftext|>"
     whole = words(f"{before}<image>{after}")["input_ids"]
     assert whole == [*words(before)["input_ids"], TOKENS, *words(after)["input_ids"]]
@@ -167,10 +167,10 @@ def test_a_conversation_is_written_as_the_models_were_trained(model):
         {"role": "assistant", "content": "A dog."},
         {"role": "user", "content": text},
     ]
-    told = model.processor.apply_chat_template(messages, add_generation_prompt=True)
+    told = model.inputs.processor.apply_chat_template(messages, add_generation_prompt=True)
     assert told == f"{SAYS}USER: <image>\nWhat? ASSISTANT: A dog.<|endoftext|>USER: Where? ASSISTANT:"
     messages.append({"role": "assistant", "content": "Here."})
-    assert model.processor.apply_chat_template(messages) == f"{told} Here.<|endoftext|>"
+    assert model.inputs.processor.apply_chat_template(messages) == f"{told} Here.<|endoftext|>"
 
 
 def test_a_head_that_is_not_tied_is_read(home, tmp_path):

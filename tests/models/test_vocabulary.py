@@ -52,7 +52,7 @@ PLACES = {
 def test_a_chat_template_is_found_wherever_it_may_lie(folder, tmp_path, place):
     PLACES[place](folder)
     model = check_checkpoint(str(folder), "model").build()
-    assert model.processor.chat_template == TEMPLATE
+    assert model.inputs.processor.chat_template == TEMPLATE
     model.save(tmp_path / "again")
     assert check_checkpoint(str(tmp_path / "again")).inputs.processor.chat_template == IN_PARTS + TEMPLATE
 

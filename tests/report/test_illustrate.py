@@ -32,14 +32,14 @@ def test_attention_is_the_mean_over_layers_and_heads_of_transformers_own_forward
     expected = torch.stack(output.attentions).mean((0, 2))[0][place, asked.image[0]]
     torch.testing.assert_close(torch.from_numpy(found.weights), expected.reshape(2, 2))
     chosen = output.logits[asked.predicting("answer")].argmax(-1)
-    assert word == model.processor.tokenizer.decode([asked.input_ids[0, place]]).strip()
-    assert found.answer == model.processor.tokenizer.decode(chosen, skip_special_tokens=True).strip()
+    assert word == model.inputs.processor.tokenizer.decode([asked.input_ids[0, place]]).strip()
+    assert found.answer == model.inputs.processor.tokenizer.decode(chosen, skip_special_tokens=True).strip()
 
 
 def test_it_is_looked_from_the_last_word_of_the_question(model, tmp_path):
     asked = batch(model, tmp_path)
     place = figure_data._last_word(asked, model)
-    assert model.processor.tokenizer.decode(asked.input_ids[0, : place + 1]).endswith("is it")
+    assert model.inputs.processor.tokenizer.decode(asked.input_ids[0, : place + 1]).endswith("is it")
 
 
 def test_a_square_of_patches_has_holes_where_the_tower_drops_its_first():

@@ -24,7 +24,7 @@ def stage(**changes):
 def loop(folder, stage, lines, dropout=0.0):
     student = tiny.model(seed=1)
     student.model.model.language_model.layers[0].self_attn.attention_dropout = dropout
-    paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
     data = tiny.conversations(student, folder)
     return Loop(stage, paths, data, seed=3, precision="fp32", log=lines.append), paths
 

@@ -11,9 +11,10 @@ from transformers import CLIPVisionConfig, Qwen2Config
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair, count_parameters
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava import Llava, LlavaInputs
-from switchkd_cli.engine.models.llava_family import LLAVA
+from switchkd_cli.engine.models.llava import LlavaInputs
+from switchkd_cli.engine.models.llava_parts import LLAVA
 from switchkd_cli.engine.models.shape import image_tokens_of, shape
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from tests.support import tiny
 
@@ -30,7 +31,7 @@ def pair(width: int = 32, columns: int | None = None) -> Paths:
     if columns is not None:
         for model in (student.model, teacher.model):
             model.resize_token_embeddings(columns, mean_resizing=False)
-    return Paths(student, teacher, columns or len(student.processor.tokenizer)).train()
+    return Paths(student, teacher, columns or len(student.inputs.processor.tokenizer)).train()
 
 
 def clip_pair() -> Paths:
@@ -109,7 +110,7 @@ def bytes_kept(forward: Callable) -> int:
     return sum(e.nbytes() for e in events if e.name() == "[memory]") - sum(returned.values())
 
 
-def _clip(width: int, layers: int) -> Llava:
+def _clip(width: int, layers: int) -> VisionLanguageModel:
     vision = CLIPVisionConfig(
         hidden_size=24, intermediate_size=80, num_hidden_layers=3, num_attention_heads=2, image_size=48, patch_size=12
     )
@@ -129,4 +130,4 @@ def _clip(width: int, layers: int) -> Llava:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    return Llava(LlavaLdpForConditionalGeneration(config), LlavaInputs(None, image_tokens_of(config)))
+    return VisionLanguageModel(LlavaLdpForConditionalGeneration(config), LlavaInputs(None, image_tokens_of(config)))

@@ -10,8 +10,8 @@ from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.models.llava import Llava
 from switchkd_cli.engine.models.llava_parts import design
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.schema import Parts
 
 VISION = {
@@ -26,7 +26,7 @@ VISION = {
 
 def model(
     width: int = 16, layers: int = 2, *, seed: int = 0, feature_layer: int = -2, vision: dict | None = None
-) -> Llava:
+) -> VisionLanguageModel:
     """A LLaVA of a few thousand parameters with the playground's tokenizer and four image tokens."""
     language = {
         "hidden_size": width,
@@ -73,18 +73,20 @@ def rows(folder: Path) -> list[dict]:
     ]
 
 
-def conversations(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Conversations:
+def conversations(
+    of: VisionLanguageModel, folder: Path, turns: str = "chained", which: list[dict] | None = None
+) -> Conversations:
     read = Rows(which or rows(folder), llava_row, images=folder, turns=turns)
     return Conversations(read, of.inputs)
 
 
-def batch(of: Llava, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Batch:
+def batch(of: VisionLanguageModel, folder: Path, turns: str = "chained", which: list[dict] | None = None) -> Batch:
     data = conversations(of, folder, turns, which)
     return together(of, [data[i] for i in range(len(data))])
 
 
-def together(of: Llava, examples: list) -> Batch:
-    tokens = of.processor.tokenizer
+def together(of: VisionLanguageModel, examples: list) -> Batch:
+    tokens = of.inputs.processor.tokenizer
     return collate(examples, pad_token=tokens.pad_token_id)
 
 

@@ -40,7 +40,7 @@ def rows(folder: Path) -> list[dict]:
 def untrained() -> Paths:
     """Return the pair before its first step."""
     student = tiny.model(seed=1)
-    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    return Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
 
 
 def stage_of(

@@ -31,7 +31,9 @@ BESIDE = [Term(loss="token_mse", to="teacher"), Term(loss="hidden_correlation", 
 @pytest.fixture(scope="module")
 def paths():
     student = tiny.model(seed=1)
-    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer) - 3)  # narrower than the heads
+    return Paths(
+        student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer) - 3
+    )  # narrower than the heads
 
 
 @pytest.fixture(params=["chained", "independent"])

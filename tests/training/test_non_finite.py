@@ -32,14 +32,14 @@ def loop(folder, *, word=None, saving=None, **changes):
     settings |= {"batch": 4, "micro_batch": 2, "steps": 12, "objective": [CE, ALIGN]}
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
     if word is not None:
-        (token,) = student.processor.tokenizer(word, add_special_tokens=False)["input_ids"]
+        (token,) = student.inputs.processor.tokenizer(word, add_special_tokens=False)["input_ids"]
         broken = torch.nn.Embedding.from_pretrained(teacher.model.get_input_embeddings().weight.clone())
         broken.weight[token] = math.nan
         teacher.model.set_input_embeddings(broken)
     lines = []
     some = Loop(
         Stage.model_validate(settings | changes),
-        Paths(student, teacher, len(student.processor.tokenizer)),
+        Paths(student, teacher, len(student.inputs.processor.tokenizer)),
         tiny.conversations(student, folder.root),
         seed=3,
         precision="fp32",

@@ -26,7 +26,7 @@ TERMS = (
 @pytest.fixture(scope="module")
 def paths():
     student = tiny.model(seed=1)
-    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    return Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
 
 
 def gradients(paths, batches, terms=TERMS):

@@ -18,7 +18,7 @@ def pair(teacher=None, **kept):
     student, teacher = tiny.model(seed=1, **kept), teacher or tiny.model(24, seed=2)
     tower = teacher.model.model.vision_tower.state_dict()
     student.model.model.vision_tower.load_state_dict(tower, strict=False)
-    return Paths(student, teacher, len(student.processor.tokenizer))
+    return Paths(student, teacher, len(student.inputs.processor.tokenizer))
 
 
 def begun(paths, **changes):

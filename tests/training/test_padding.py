@@ -35,7 +35,7 @@ def lines(folder, **changes):
     settings = {"name": "tune", "data": "rows", "train": ["projector"], "lr": 1e-3, "batch": 8, "steps": 6}
     settings |= {"micro_batch": 2, "objective": [{"loss": "cross_entropy"}]}
     student, logged = tiny.model(layers=1), []
-    paths = Paths(student, None, len(student.processor.tokenizer))
+    paths = Paths(student, None, len(student.inputs.processor.tokenizer))
     data = tiny.conversations(student, folder, which=rows(folder))
     how = {"seed": 0, "precision": "fp32", "log": logged.append}
     train(Stage.model_validate(settings | changes), paths, data, **how)

@@ -29,7 +29,7 @@ def stage(**changes):
 
 def loop_of(folder, *, rows=None, **changes):
     student = tiny.model(seed=1)
-    paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
     data, lines = tiny.conversations(student, folder, which=rows), []
     return Loop(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append), lines
 
@@ -37,7 +37,7 @@ def loop_of(folder, *, rows=None, **changes):
 def trained(folder, *, rows=None, spoil=None, **changes):
     """Return a stage's log."""
     student, lines = tiny.model(seed=1), []
-    paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
     if spoil:
         for module in student.parts[spoil]:
             for parameter in module.parameters():

@@ -21,7 +21,7 @@ from tests.training.test_training import stage
 
 def pair():
     student = tiny.model(seed=1)
-    return Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    return Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def stage(**changes):
 def trained(folder, turns="chained", teacher=True, **changes):
     """Return the paths after training, the logged steps, and a copy of the paths from before."""
     student = tiny.model(seed=1)
-    paths = Paths(student, tiny.model(24, seed=2) if teacher else None, len(student.processor.tokenizer))
+    paths = Paths(student, tiny.model(24, seed=2) if teacher else None, len(student.inputs.processor.tokenizer))
     before = copy.deepcopy(paths)
     lines = []
     data = tiny.conversations(student, folder, turns)
@@ -134,7 +134,7 @@ def test_switch_gap_is_zero_for_equal_towers(tmp_path):
     teacher = tiny.model(24, seed=2)
     student = tiny.model(seed=1)
     student.model.model.vision_tower.load_state_dict(teacher.model.model.vision_tower.state_dict())
-    paths, lines = Paths(student, teacher, len(student.processor.tokenizer)), []
+    paths, lines = Paths(student, teacher, len(student.inputs.processor.tokenizer)), []
     data = tiny.conversations(student, tmp_path)
     train(stage(), paths, data, seed=0, precision="fp32", log=lines.append)
     assert lines[0]["switch_gap"] == pytest.approx(0, abs=1e-6)

@@ -34,7 +34,7 @@ def stage(**changes):
 def log_of(folder, **changes):
     """Return a stage's log; the teacher is untrained."""
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
-    paths, lines = Paths(student, teacher, len(student.processor.tokenizer)), []
+    paths, lines = Paths(student, teacher, len(student.inputs.processor.tokenizer)), []
     data = tiny.conversations(student, folder)
     train(stage(**changes), paths, data, seed=0, precision="fp32", log=lines.append)
     return lines

@@ -52,7 +52,7 @@ def held_out(folder):
 def pair(*, dropout=0.0, teacher=True):
     student = tiny.model(seed=1)
     student.model.model.language_model.layers[0].self_attn.attention_dropout = dropout
-    return Paths(student, tiny.model(24, seed=2) if teacher else None, len(student.processor.tokenizer))
+    return Paths(student, tiny.model(24, seed=2) if teacher else None, len(student.inputs.processor.tokenizer))
 
 
 def loop(folder, of, lines, *, which=None, rows=None, writer=None, turns="chained", **how):

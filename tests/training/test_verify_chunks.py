@@ -13,7 +13,7 @@ from tests.training.test_training import stage
 
 def logged(folder, *, check=True, precision="fp32", **changes):
     student = tiny.model(seed=1)
-    paths = Paths(student, tiny.model(24, seed=2), len(student.processor.tokenizer))
+    paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
     lines = []
     data = tiny.conversations(student, folder)
     train(stage(**changes), paths, data, seed=0, precision=precision, log=lines.append, check=check)

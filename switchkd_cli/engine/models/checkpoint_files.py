@@ -22,7 +22,9 @@ def read_config(checkpoint: CheckpointFolder) -> PretrainedConfig:
     """Return a folder's config. Raises UserError where it can't be read, or holds a number that no model has."""
     check_config(checkpoint.json("config.json"), checkpoint)
     with as_user_error(f"{checkpoint}: no readable config"):
-        return AutoConfig.from_pretrained(checkpoint.folder, **NO_CODE)
+        config = AutoConfig.from_pretrained(checkpoint.folder, **NO_CODE)
+    check_config(config, checkpoint)
+    return config
 
 
 def check_config(config: PretrainedConfig | Mapping[str, Any], who: object) -> None:

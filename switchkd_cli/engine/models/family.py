@@ -31,26 +31,41 @@ Published = Callable[[str, str], Mapping[str, Any]]
 """Maps a part (`vision`, `language`) and a model's name to its published `config` and `tokens`; empty: not known."""
 
 
+WHOLE_HINT = "name a whole vision-language model of such a family, for example a run's model/"
+
+
 @dataclass(frozen=True)
 class Family:
-    """The models of one `model_type` of transformers; each line of the registry's FAMILIES names a family."""
+    """The models of one `model_type` of transformers; each line of the registry's FAMILIES names a family.
+
+    `others`: more types that it reads. `towers`: the types of vision tower that it knows; none named: all.
+    """
 
     model_type: str
     seam: Seam
+    others: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Return whether a config.json describes a complete model of this family."""
-        return config.get("model_type") == self.model_type
+        return config.get("model_type") in (self.model_type, *self.others)
 
     def read(self, checkpoint: CheckpointFolder) -> Blueprint:
         """Read a complete checkpoint, of its weights only the headers. Raises UserError for any other folder."""
         config = read_config(checkpoint)
-        if config.model_type != self.model_type:
-            raise UserError(f"{checkpoint} is a {config.model_type} checkpoint, not {self.model_type}")
-        inputs = ProcessorInputs(read_processor(checkpoint, self.model_type), config, self.seam)
+        tower = config.vision_config.model_type if self.recognises(config.to_dict()) else None
+        if tower is None or self.towers and tower not in self.towers:
+            kind = f"{config.model_type} checkpoint" + (f" with a {tower}" if tower else "")
+            known = self.model_type + (f" with {' or '.join(self.towers)}" if self.towers else "")
+            raise UserError(f"{checkpoint} is a {kind}, not {known}", hint=WHOLE_HINT)
+        processor = read_processor(checkpoint, self.model_type)
         check_weights(checkpoint)
         weights = partial(load_weights, AutoModelForImageTextToText, checkpoint)
-        return Blueprint(config, inputs, weights, *notes_and_ends(checkpoint, config))
+        return self.blueprint(config, processor, weights, *notes_and_ends(checkpoint, config))
+
+    def blueprint(self, config: Any, processor: Any, *rest: Any) -> Blueprint:
+        """Return the model of this config and transformers' processor; `rest` as in `Blueprint`."""
+        return Blueprint(config, ProcessorInputs(processor, config, self.seam), *rest)
 
     def from_parts(self, spec: Parts, who: str) -> Blueprint:
         """Put a model together from parts. Raises UserError where they don't fit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -59,14 +59,6 @@ def with_square_padding(processor):
     )
 
 
-def prepared_pixels(image_processor: Callable[..., Mapping[str, Tensor]], images: Sequence[Image.Image]) -> Tensor:
-    """Return images as pixel values for the vision tower, [images, 3, H, W].
-
-    The layout (channels last) is given: before transformers 5.6 a side of 1 or 3 pixels could be read as the channels.
-    """
-    return image_processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-
-
 def probes() -> list[Image.Image]:
     """Return a wide and a tall test image.
 
@@ -91,7 +83,7 @@ def prepared_probes(image_processor) -> Tensor:
         for size in (image_processor.size, getattr(image_processor, "crop_size", None)):
             if size and not all(1 <= side <= most for side in _sides(size).values()):
                 raise UserError(f"the image processor makes images of {_sides(size)}, {most} is the most")
-        pixels = prepared_pixels(image_processor, probes())
+        pixels = image_processor(probes(), return_tensors="pt")["pixel_values"]
     if not pixels.isfinite().all():
         mean, std = normalisation(image_processor)
         raise UserError(f"the image processor makes values that are not finite (mean {mean}, std {std})")

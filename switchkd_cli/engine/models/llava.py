@@ -1,28 +1,32 @@
-"""LLaVA: transformers' own LlavaForConditionalGeneration, or LDPNetV2's, its inputs, and what must fit in its files."""
+"""LLaVA: its inputs, what must fit in its files, and its config and processor, made of its parts'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from PIL import Image
-from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
 
-from switchkd_cli.engine.batch import ImageInput
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.image_processors import PROBES, prepared_pixels, prepared_probes
-from switchkd_cli.engine.models.model_folder import portable_config, published_tensors
+from switchkd_cli.engine.models.image_processors import PROBES, default_image_processor, prepared_probes
 from switchkd_cli.engine.models.seams import Tower
-from switchkd_cli.engine.models.shape import features_of, image_tokens_of
-from switchkd_cli.engine.models.tokenizers import IMAGE, with_chat_template
-from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
+from switchkd_cli.engine.models.shape import CLASS_TOKENS, features_of, image_tokens_of
+from switchkd_cli.engine.models.tokenizers import IMAGE
 from switchkd_cli.errors import UserError
 
+LANGUAGE_MODELS = ("qwen2", "llama")
+TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
 SEAM = Tower(at_layer=True)
 
 
@@ -37,35 +41,8 @@ class LlavaInputs(InputProcessor):
 
     def prepare(self, images: Sequence[Image.Image]) -> list[PreparedImage]:
         """Return `pixel_values` [3, H, W] of each image."""
-        pixels = prepared_pixels(self.processor.image_processor, list(images))
+        pixels = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
         return [PreparedImage({"pixel_values": each}, self.image_text * self.image_tokens) for each in pixels]
-
-
-class Llava(VisionLanguageModel):
-    """A LLaVA model as V, P and L."""
-
-    model: LlavaForConditionalGeneration
-    inputs: LlavaInputs
-
-    @property
-    def processor(self) -> LlavaProcessor:
-        """transformers' own processor, which is saved with the model."""
-        return self.inputs.processor
-
-    def blank_image(self) -> ImageInput:
-        side = self.model.config.vision_config.image_size
-        return {"pixel_values": torch.zeros(3, side, side, device=self.model.device)}
-
-    def processor_to_save(self, template: str | None, end: str | None) -> LlavaProcessor:
-        return with_chat_template(self.inputs.processor, template, end)
-
-    def tensors_to_save(self, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bool]:
-        """A model with a projector that transformers doesn't have keeps its tensors' names."""
-        plain = type(self.model) is LlavaForConditionalGeneration
-        return published_tensors(state) if plain else state, plain
-
-    def config_to_save(self, fields: dict[str, Any], processor: LlavaProcessor) -> dict[str, Any]:
-        return portable_config(fields, self.model.config, processor)
 
 
 @dataclass(frozen=True)
@@ -83,9 +60,6 @@ class LlavaBlueprint(Blueprint):
     @property
     def kind(self) -> str:
         return "llava"
-
-    def wrap(self, model: LlavaForConditionalGeneration) -> Llava:
-        return Llava(model, self.inputs)
 
     def problems(self) -> Iterator[str]:
         tokenizer, vision = self.inputs.tokenizer, self.config.vision_config
@@ -119,3 +93,37 @@ class LlavaBlueprint(Blueprint):
             yield f"{needed}: feature_select should drop CLIP's class token (default) and nothing of SigLIP (full)"
         elif side % pooling:
             yield f"ldpnetv2 needs a grid with a side divisible by {pooling}, got {side}"
+
+
+def joined(
+    kind: type[LlavaConfig], vision: PretrainedConfig, text: PretrainedConfig, tokens: int, image: int, **settings: Any
+) -> LlavaConfig:
+    """Return the config, of a kind, of a model of a tower and a language model, whose head gets a column for each token.
+
+    `tokens`: how many there are; `image`: the id of the image token; `settings`: other fields of the config.
+    """
+    text.vocab_size = max(text.vocab_size, tokens)
+    settings |= {"projector_hidden_act": "gelu", "tie_word_embeddings": text.tie_word_embeddings}
+    config = kind(vision_config=vision, text_config=text, image_token_index=image, **settings)
+    config.image_seq_length = image_tokens_of(config)
+    return config
+
+
+def processor_for(
+    config: LlavaConfig, image_processor: Any, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+) -> LlavaProcessor:
+    """Return transformers' processor, which writes one image token for each visual token of either projector.
+
+    Without an image processor it is the usual one of the vision tower's kind.
+    """
+    pooling = getattr(config, "projector_pooling", 1)
+    pools = pooling > 1
+    return LlavaProcessor(
+        image_processor=image_processor or default_image_processor(config.vision_config),
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size * pooling,
+        vision_feature_select_strategy="full" if pools else config.vision_feature_select_strategy,
+        num_additional_image_tokens=0 if pools else CLASS_TOKENS.get(config.vision_config.model_type, 0),
+        chat_template=chat_template,
+        image_token=IMAGE,
+    )

@@ -1,4 +1,7 @@
-"""Build a LLaVA student from parts: a vision tower, a language model and a fresh projector."""
+"""The LLaVA family: folders of transformers and of TinyLLaVA, and a student made of parts.
+
+Parts are a vision tower, a language model and a fresh projector.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from transformers import (
     AutoModelForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PretrainedConfig,
     Qwen2Config,
     SiglipVisionConfig,
 )
 
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, configs_only, fetch
-from switchkd_cli.engine.models import image_processors, llava_folder
+from switchkd_cli.engine.models import image_processors, tinyllava
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
-from switchkd_cli.engine.models.family import Published
+from switchkd_cli.engine.models.family import Family, Published
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava import LlavaBlueprint
-from switchkd_cli.engine.models.llava_config import LANGUAGE_MODELS, TOWERS, joined, processor_for
+from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, SEAM, TOWERS, LlavaBlueprint, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
@@ -117,8 +120,8 @@ def _tokenizer_folder(spec: Parts, language: CheckpointFolder | None, who: str) 
 
 
 def _whole(checkpoint: CheckpointFolder | None) -> LlavaBlueprint | None:
-    if checkpoint and checkpoint.has("config.json") and llava_folder.recognises(checkpoint.json("config.json")):
-        return llava_folder.read(checkpoint)
+    if checkpoint and checkpoint.has("config.json") and LLAVA.recognises(checkpoint.json("config.json")):
+        return LLAVA.read(checkpoint)
     return None
 
 
@@ -126,11 +129,8 @@ def _image_processor(checkpoint: CheckpointFolder | None, whole: LlavaBlueprint 
     """Return the image processor that is stored with a tower or with a whole model, or None."""
     if whole:
         return whole.image_processor
-    return (
-        image_processors.read_image_processor(checkpoint)
-        if checkpoint and checkpoint.has(image_processors.FILE)
-        else None
-    )
+    stored = checkpoint and checkpoint.has(image_processors.FILE)
+    return image_processors.read_image_processor(checkpoint) if stored else None
 
 
 def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder | None) -> PretrainedConfig:
@@ -142,7 +142,6 @@ def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder |
         config = getattr(config, "vision_config", config)
     if config.model_type not in known:
         raise UserError(f"{checkpoint} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT)
-    check_config(config, checkpoint)
     if config.model_type == "siglip_vision_model":
         config.vision_use_head = False  # the pooling head would never see a gradient
     return config
@@ -189,3 +188,24 @@ def _planned_config(spec: Parts, part: str, who: str, published: Published) -> A
     except UserError:
         facts = published(part, source)
         return AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
+
+
+class LlavaFamily(Family):
+    """The LLaVA family: transformers' LLaVA, ours with LDPNetV2, TinyLLaVA's folders, and models from parts."""
+
+    from_parts = staticmethod(design)
+    published_config = staticmethod(published_config)
+
+    def read(self, checkpoint: CheckpointFolder) -> LlavaBlueprint:
+        if checkpoint.json("config.json").get("model_type") == tinyllava.TYPE:
+            return tinyllava.read(checkpoint)
+        return super().read(checkpoint)
+
+    def blueprint(self, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> LlavaBlueprint:
+        if processor.patch_size is None:  # older saved ones lack the fields from which image tokens are counted
+            parts = processor.image_processor, processor.tokenizer, processor.chat_template
+            processor = processor_for(config, *parts)
+        return LlavaBlueprint.of(config, processor, *rest)
+
+
+LLAVA = LlavaFamily("llava", SEAM, others=(LlavaLdpConfig.model_type, tinyllava.TYPE), towers=tuple(TOWERS))

@@ -8,16 +8,16 @@ write others. A model of another family is written as transformers 5 writes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
+from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.errors import UTF8
 
 if TYPE_CHECKING:
@@ -39,48 +39,63 @@ def save(
 ) -> list[str]:
     """Write config, safetensors, processor and generation config into `folder`. Returns notes of what was left out.
 
-    See `VisionLanguageModel.save`.
+    `template`, `end`: see `to_be_saved`. Without `weights` it writes only one of the tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    processor = model.processor_to_save(template, end)
+    processor = to_be_saved(model.inputs.processor, template, end)
     generation, unused = _generation_config(model.model.generation_config, processor, trained=end is not None)
     before, model.model.generation_config = model.model.generation_config, generation
     try:
-        _save_model(model, folder, weights=weights)
+        _save_model(model.model, folder, weights=weights)
     finally:
         model.model.generation_config = before
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
-    edit_json(
-        folder / "config.json", lambda fields: model.config_to_save(_plain_config(fields, model.model), processor)
-    )
+    edit_json(folder / "config.json", lambda fields: _portable_config(fields, model.model, processor))
     edit_json(folder / "tokenizer_config.json", portable_tokenizer_config)
     edit_json(folder / "processor_config.json", lambda fields: {k: v for k, v in fields.items() if v != {}})
-    edit_json(
-        folder / "preprocessor_config.json", lambda fields: fields | {"processor_class": type(processor).__name__}
-    )
+    of_class = {"processor_class": type(processor).__name__}
+    edit_json(folder / "preprocessor_config.json", lambda fields: fields | of_class)
     return [f"generation_config.json: {name} {value!r} is not saved: it has no effect" for name, value in unused]
 
 
-def _save_model(model: VisionLanguageModel, folder: Path, *, weights: bool) -> None:
-    """Write configs and weights, without a tied head, which transformers itself would leave out too."""
-    tied = model.model.config.tie_word_embeddings = _tied(model.model)
-    state = model.model.state_dict()
-    kept = {name: tensor for name, tensor in state.items() if not (tied and name.startswith("lm_head."))}
-    tensors, as_published = model.tensors_to_save(kept)
-    tensors = tensors if weights else dict(islice(tensors.items(), 1))
-    model.model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD, save_original_format=not as_published)
+def _save_model(model: PreTrainedModel, folder: Path, *, weights: bool) -> None:
+    """Write configs and weights, without a tied head, which transformers itself would leave out too.
+
+    A LLaVA's tensors have the names of published checkpoints, except with a projector that transformers doesn't have.
+    """
+    tied = model.config.tie_word_embeddings = (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
+    published = type(model) is LlavaForConditionalGeneration
+    state = {
+        published and renamed(name, FIELDS["published_tensors"]) or name: tensor
+        for name, tensor in model.state_dict().items()
+        if not (tied and name.startswith("lm_head."))
+    }
+    tensors = state if weights else dict(islice(state.items(), 1))
+    model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD, save_original_format=not published)
 
 
-def _tied(model: PreTrainedModel) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+def _portable_config(fields: dict[str, Any], model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, Any]:
+    """Return config.json's fields without paths of this machine, and with the head as it is: tied or not.
 
-
-def _plain_config(fields: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
-    """Return config.json's fields without paths of this machine, and with the head as it is: tied or not."""
+    A LLaVA's have those that vLLM reads as well, and rotary positions under their older names.
+    """
     for part in (fields, *(part for part in fields.values() if isinstance(part, dict))):
         part.pop("_name_or_path", None)
-    return fields | {"tie_word_embeddings": _tied(model)}
+    fields["tie_word_embeddings"] = model.config.tie_word_embeddings
+    if isinstance(model.config, LlavaConfig):
+        text = fields["text_config"]
+        text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text["model_type"]]]
+        text["eos_token_id"] = processor.tokenizer.eos_token_id
+        text["tie_word_embeddings"] = fields["tie_word_embeddings"]
+        rope = dict(text.get("rope_parameters") or {})
+        if theta := rope.pop("rope_theta", None):
+            text["rope_theta"] = theta
+        if rope.get("rope_type", "default") != "default":
+            text["rope_scaling"] = rope
+    return fields
 
 
 def _generation_config(
@@ -107,25 +122,6 @@ def _is_valid(fields: dict[str, Any]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def published_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a LLaVA's tensors under the names of published checkpoints."""
-    return {renamed(name, FIELDS["published_tensors"]) or name: tensor for name, tensor in state.items()}
-
-
-def portable_config(fields: dict[str, Any], config: PretrainedConfig, processor: ProcessorMixin) -> dict[str, Any]:
-    """Return a LLaVA's fields, plus those that vLLM reads, and rotary positions under their older names."""
-    text = fields["text_config"]
-    text["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.text_config.model_type]]
-    text["eos_token_id"] = processor.tokenizer.eos_token_id
-    text["tie_word_embeddings"] = fields["tie_word_embeddings"]
-    rope = dict(text.get("rope_parameters") or {})
-    if theta := rope.pop("rope_theta", None):
-        text["rope_theta"] = theta
-    if rope.get("rope_type", "default") != "default":
-        text["rope_scaling"] = rope
-    return fields
 
 
 def portable_tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:

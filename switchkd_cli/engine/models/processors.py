@@ -10,13 +10,13 @@ import torch
 import transformers
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoTokenizer, PretrainedConfig, ProcessorMixin
+from transformers import MODEL_MAPPING, AutoImageProcessor, AutoTokenizer, PretrainedConfig, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from switchkd_cli.engine.batch import ImageInput
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
-from switchkd_cli.engine.models.image_processors import read_image_processor
+from switchkd_cli.engine.models.image_processors import PIL
 from switchkd_cli.engine.models.seams import Seam
 from switchkd_cli.engine.models.tokenizers import own_template, with_padding
 
@@ -43,7 +43,7 @@ def read_processor(checkpoint: CheckpointFolder, model_type: str) -> ProcessorMi
         given = {name: fields[name] for name in inspect.signature(kind.__init__).parameters if name in fields}
         given |= {part: _Unread(given.get(part) or {}) for part in kind.get_attributes()}
         given["tokenizer"] = with_padding(AutoTokenizer.from_pretrained(checkpoint.folder, **NO_CODE))
-        given["image_processor"] = read_image_processor(checkpoint)
+        given["image_processor"] = AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
         processor = kind.__new__(kind)
         processor.check_argument_for_proper_class = lambda part, value: None  # it knows no settings
         kind.__init__(processor, **given)

@@ -25,8 +25,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, fetch
 from switchkd_cli.engine.models import image_processors, tokenizers
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, renamed
-from switchkd_cli.engine.models.llava import LlavaBlueprint
-from switchkd_cli.engine.models.llava_config import LANGUAGE_MODELS, TOWERS, joined, processor_for
+from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, TOWERS, LlavaBlueprint, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, IN_PARTS
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, load_weights, read_tensors
 from switchkd_cli.errors import UserError

@@ -76,25 +76,22 @@ def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
 
 
 def to_be_saved(processor: ProcessorMixin, template: str | None, end: str | None) -> Any:
-    """Return a copy of the processor with a chat template and the token that ends an answer; None keeps its own."""
-    saved: Any = copy.deepcopy(processor)
-    if template:
-        saved.chat_template = saved.tokenizer.chat_template = template
-    if end is not None:
-        saved.tokenizer.eos_token = end
-    saved.tokenizer.padding_side = "left"  # generation in batches needs it
-    return saved
-
-
-def with_chat_template(processor: LlavaProcessor, template: str | None, end: str | None) -> LlavaProcessor:
     """Return a copy of the processor with the chat template and the end token of the training, to be saved.
 
     `template` is Jinja and `end` the token that ends an answer; None keeps the processor's own. Tools look for the
     template in the processor or in the tokenizer, so both get it.
     """
-    template = template or processor.chat_template
-    saved = to_be_saved(processor, template and IN_PARTS + template.rpartition(LAST)[2], end)
-    image_processor = saved.image_processor
-    if getattr(image_processor, "crop_size", None) is None:  # SigLIP's has none; token counts are read from it
-        image_processor.crop_size = dict(image_processor.size)
+    saved: Any = copy.deepcopy(processor)
+    if isinstance(saved, LlavaProcessor):
+        template = template or saved.chat_template
+        template = template and IN_PARTS + template.rpartition(LAST)[2]
+        if (
+            getattr(saved.image_processor, "crop_size", None) is None
+        ):  # SigLIP's has none; token counts are read from it
+            saved.image_processor.crop_size = dict(saved.image_processor.size)
+    if template:
+        saved.chat_template = saved.tokenizer.chat_template = template
+    if end is not None:
+        saved.tokenizer.eos_token = end
+    saved.tokenizer.padding_side = "left"  # generation in batches needs it
     return saved

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel
 
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
@@ -19,7 +19,6 @@ from switchkd_cli.engine.models.model_folder import save
 from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.models.seams import Enough, Seam
 from switchkd_cli.engine.models.shape import vision_width
-from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.engine.per_image import PerImage, together
 
 GRID = "image_grid_thw"
@@ -227,18 +226,6 @@ class VisionLanguageModel(nn.Module):
         return mask.sum(1).tolist(), answers[:, ids.shape[1] :]
 
     save = save
-
-    def processor_to_save(self, template: str | None, end: str | None) -> ProcessorMixin:
-        """Return the processor with the chat template and the end token of the training: see `save`."""
-        return to_be_saved(self.inputs.processor, template, end)
-
-    def tensors_to_save(self, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bool]:
-        """Return the tensors to save, and whether they have published names already, to which transformers turns others."""
-        return state, False
-
-    def config_to_save(self, fields: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
-        """Return the fields of config.json."""
-        return fields
 
 
 def _feature_settings(model: VisionLanguageModel) -> tuple[Any, ...]:
