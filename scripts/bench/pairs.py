@@ -12,7 +12,8 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
 from switchkd_cli.engine.models.image_processors import default_image_processor
-from switchkd_cli.engine.models.llava import LlavaInputs
+from switchkd_cli.engine.models.llava import SEAM
+from switchkd_cli.engine.models.processors import ProcessorInputs
 from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
@@ -122,9 +123,7 @@ def _model(config: LlavaConfig, device: torch.device) -> VisionLanguageModel:
     processor.image_processor = default_image_processor(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
     with device:
-        return VisionLanguageModel(
-            LlavaForConditionalGeneration(config), LlavaInputs(processor, image_tokens_of(config))
-        )
+        return VisionLanguageModel(LlavaForConditionalGeneration(config), ProcessorInputs(processor, config, SEAM))
 
 
 def batch(size: Size, paths: Paths, device: torch.device) -> Batch:
@@ -135,7 +134,7 @@ def batch(size: Size, paths: Paths, device: torch.device) -> Batch:
     rows = []
     for number, share in enumerate(torch.linspace(FEWEST, 1, size.rows).tolist()):
         text = torch.randint(image + 1, columns, (round(share * size.text),), generator=draw)
-        tokens = torch.cat([torch.full((paths.student.inputs.image_tokens,), image), text])
+        tokens = torch.cat([torch.full((image_tokens_of(config),), image), text])
         supervised = torch.arange(len(tokens)) >= len(tokens) - round(ANSWERED * len(text))
         images = ({"pixel_values": torch.randn(3, side, side, generator=draw)},)
         labels = torch.where(supervised, tokens, IGNORE)

@@ -14,11 +14,11 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import playground
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.training_rows import KINDS
 from switchkd_cli.playground.world import SPLITS
 from tests.support import tiny, tiny_qwen
+from tests.support.square_inputs import SquareInputs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def processor():
 
 def conversations(processor, folder, *rows, turns="chained", image_tokens=2, **more):
     return Conversations(
-        Rows(rows, llava_row, images=folder, turns=turns), LlavaInputs(processor, image_tokens), **more
+        Rows(rows, llava_row, images=folder, turns=turns), SquareInputs(processor, image_tokens), **more
     )
 
 

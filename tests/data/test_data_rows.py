@@ -9,9 +9,9 @@ from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.bad_rows import SHOWN
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import llava_json
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from tests.support import tiny
+from tests.support.square_inputs import SquareInputs
 
 ASKED = (("How many?", "dog"), ("What is", "a dog"))
 
@@ -28,7 +28,7 @@ def opened(processor, tmp_path):
     def run(file, images, limit=None, **more):
         images = None if images is None else str(images)
         rows = llava_json(tmp_path / "cache", file=str(file), images=images, limit=limit, **more)
-        Conversations(rows, LlavaInputs(processor, 2), max_faults=0.01).inspect()
+        Conversations(rows, SquareInputs(processor, 2), max_faults=0.01).inspect()
         assert not (tmp_path / "cache").exists()  # small files leave nothing behind
         return rows
 

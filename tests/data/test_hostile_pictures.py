@@ -21,7 +21,6 @@ from switchkd_cli.engine.data.turns import IMAGE
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     SiglipImageProcessorPil,
-    prepared_pixels,
     with_square_padding,
 )
 from switchkd_cli.errors import INPUT, UserError
@@ -224,7 +223,7 @@ PROCESSORS = {
 def test_pictures_of_every_shape_are_prepared_alike(name, size):
     """Sides of 1 and 3 pixels could be taken for colour channels."""
     image = Image.new("RGB", size, RED)
-    pixels = prepared_pixels(PROCESSORS[name], [open_image(encoded(image), None)]).numpy()
+    pixels = PROCESSORS[name]([open_image(encoded(image), None)], return_tensors="pt")["pixel_values"].numpy()
     assert pixels.shape == (1, 3, 24, 24)
     middle = pixels[0, :, 12, 12]
     assert middle[0] > middle[1] == pytest.approx(middle[2], abs=0.3)

@@ -17,10 +17,10 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import LONGEST, Fault, Rows, short_repr
 from switchkd_cli.engine.data.turns import IMAGE, llava_row
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
 from tests.support import tiny, tiny_qwen
 from tests.support.places import places
+from tests.support.square_inputs import SquareInputs
 
 ROWS_CHANGED, FILES_SCRAMBLED = 1000, 150
 SEED = 5
@@ -329,14 +329,14 @@ def test_a_special_token_in_a_text_would_be_one(where, token):
     """The tokenizer takes it for the template's own: text could end its turn and speak as somebody else."""
     processor = tiny_qwen.processor()
     raw = row(**{where: f"a dog{token}two"})
-    data = Conversations(Rows([raw], llava_row), LlavaInputs(processor, 4), template="chatml")
+    data = Conversations(Rows([raw], llava_row), SquareInputs(processor, 4), template="chatml")
     assert processor.tokenizer.convert_tokens_to_ids(token) in data._split([f"a dog{token}two"], [])[0]
     with pytest.raises(Fault, match=f"its text holds {re.escape(token)}, a special token of the tokenizer"):
         data._build(0)
     for harmless in (token[:-1], token[1:], "<b>dog</b>", "a < b", "<s", "two"):
-        Conversations(Rows([row(**{where: harmless})], llava_row), LlavaInputs(processor, 4), template="chatml")._build(
-            0
-        )
+        Conversations(
+            Rows([row(**{where: harmless})], llava_row), SquareInputs(processor, 4), template="chatml"
+        )._build(0)
 
 
 def test_a_chat_template_that_refuses_a_row_makes_it_unusable(student, tmp_path):

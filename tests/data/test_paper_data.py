@@ -9,10 +9,10 @@ from transformers import AutoProcessor
 from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.build import open_data
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.schema import DataSet
 from tests.support import tiny, tiny_qwen
+from tests.support.square_inputs import SquareInputs
 
 FOLDERS = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K", "vg/VG_100K_2")
 DATA = {
@@ -169,7 +169,9 @@ def test_a_folder_that_was_not_fetched_ends_the_run_before_training(place, monke
 
 def test_the_rows_are_what_the_templates_say(place):
     model = tiny.model()
-    student = VisionLanguageModel(model.model, LlavaInputs(tiny_qwen.processor(), model.inputs.image_tokens))
+    student = VisionLanguageModel(
+        model.model, SquareInputs(tiny_qwen.processor(), model.inputs.usual.text.count("<image>"))
+    )
     for name, expected in (
         ("captions", "<image> <image> <image> <image> [a] [Ġdog] [Ċ]"),
         ("instructions", "Ġquestions . ĠUSER : Ġ <image> <image> <image> <image> Ċ How Ġmany Ġdogs ?"),

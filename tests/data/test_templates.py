@@ -10,12 +10,12 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row, message_row
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.engine.models.tokenizers import IN_PARTS
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES
 from switchkd_cli.registry import template as registered
 from tests.support import tiny, tiny_llama, tiny_qwen
+from tests.support.square_inputs import SquareInputs
 
 ASKED = (("How many dogs?", "two"), ("What is it?", "a dog"))
 SYSTEM_VICUNA = (
@@ -32,7 +32,7 @@ def processor():
 
 def written(processor, row, folder, parse=llava_row, turns="chained", **more):
     """The row's tokens, the supervised ones in brackets."""
-    data = Conversations(Rows([row], parse, images=folder, turns=turns), LlavaInputs(processor, 2), **more)
+    data = Conversations(Rows([row], parse, images=folder, turns=turns), SquareInputs(processor, 2), **more)
     example = data._build(0)
     words = processor.tokenizer.convert_ids_to_tokens(example.input_ids)
     assert all(label in (IGNORE, id_) for label, id_ in zip(example.labels, example.input_ids, strict=True))
@@ -156,7 +156,7 @@ def test_a_row_has_the_tokens_of_its_text_as_one_piece(kind, tmp_path, template)
     """What training sees is what the tokenizer makes of the whole conversation, as when the model is asked."""
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     processor = KINDS[kind]()
-    data = Conversations(Rows([row], llava_row, images=tmp_path), LlavaInputs(processor, 2), template=template)
+    data = Conversations(Rows([row], llava_row, images=tmp_path), SquareInputs(processor, 2), template=template)
     text = "".join(prompt + answer for prompt, answer in data._pieces(data.rows[0]))
     whole = processor.tokenizer(text.replace("<image>", "<image>" * 2))["input_ids"]
     assert data[0].input_ids.tolist() == whole
@@ -168,7 +168,7 @@ def test_turns_of_their_own_have_the_tokens_of_the_conversation_that_they_stand_
     processor, picture = KINDS[kind](), tiny.picture(tmp_path, "r.png", 1)
     several, *alone = (
         Conversations(
-            Rows([row], llava_row, images=tmp_path, turns=turns), LlavaInputs(processor, 2), template="tinyllava"
+            Rows([row], llava_row, images=tmp_path, turns=turns), SquareInputs(processor, 2), template="tinyllava"
         )[0]
         for row, turns in (
             (tiny.row("r", picture, *ASKED), "independent"),

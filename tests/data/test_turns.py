@@ -18,10 +18,10 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import Fault, Rows, survey_rows
 from switchkd_cli.engine.data.turns import llava_row, message_row
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet, Parts
 from tests.support import tiny, tiny_qwen, tiny_run
+from tests.support.square_inputs import SquareInputs
 
 FORMS = {
     "llava_json": (llava_row, "conversations", "from", "value", "human", "gpt"),
@@ -48,7 +48,7 @@ def parsed(form, raw):
 def learnt(form, raw, turns="chained"):
     """The supervised words of the row's text."""
     processor = tiny_qwen.processor()
-    data = Conversations(Rows([raw], FORMS[form][0], turns=turns), LlavaInputs(processor, 2), template="qwen2_base")
+    data = Conversations(Rows([raw], FORMS[form][0], turns=turns), SquareInputs(processor, 2), template="qwen2_base")
     words = processor.tokenizer.convert_ids_to_tokens([i for i in data.text_example(0).labels if i != IGNORE])
     return "".join(words).replace("Ġ", " ").split("<|endoftext|>")[:-1]
 
@@ -146,7 +146,7 @@ def test_a_system_text_stands_in_the_place_of_the_templates_own(form):
     processor = tiny_qwen.processor()
     data = Conversations(
         Rows([row(form, system="Be brief."), row(form)], FORMS[form][0]),
-        LlavaInputs(processor, 2),
+        SquareInputs(processor, 2),
         template="qwen2_base",
     )
     first, second = (processor.tokenizer.decode(data.text_example(i).input_ids) for i in range(2))
@@ -158,7 +158,7 @@ def test_a_template_that_leaves_the_system_text_out_is_no_template_for_it(turns)
     """`pretrain` leaves the questions out too, and says so."""
     processor = tiny_qwen.processor()
     raw = row("messages", system=" Be brief. ")
-    data = Conversations(Rows([raw], message_row, turns=turns), LlavaInputs(processor, 2), template="pretrain")
+    data = Conversations(Rows([raw], message_row, turns=turns), SquareInputs(processor, 2), template="pretrain")
     assert processor.tokenizer.decode(data.text_example(0).input_ids) == "three\ndog\n"
     data.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content[0].text }}|{% endfor %}"
     with pytest.raises(Fault, match="the chat template leaves out the system's text"):
@@ -322,16 +322,16 @@ def test_images_are_written_where_they_stand():
     processor = tiny_qwen.processor()
     raw = row("messages", turn("messages", "ask", "A: <image> B: <image>?"), turn("messages", "answer", "dog"))
     rows = Rows([raw | {"images": ["a", "b"]}], message_row, images=Path())
-    data = Conversations(rows, LlavaInputs(processor, 2), template="chatml")
+    data = Conversations(rows, SquareInputs(processor, 2), template="chatml")
     text = processor.tokenizer.decode(data.text_example(0).input_ids)
     assert "A: <image><image>" in text and "B: <image><image>" in text and text.count("<image>") == 4
     independent = Rows([raw | {"images": ["a", "b"]}], message_row, images=Path(), turns="independent")
     with pytest.raises(Fault, match="independent turns share only images in front of the first question"):
-        Conversations(independent, LlavaInputs(processor, 2), template="chatml").text_example(0)
+        Conversations(independent, SquareInputs(processor, 2), template="chatml").text_example(0)
 
 
 def test_a_template_that_leaves_an_image_out_makes_a_row_unusable():
-    inputs = LlavaInputs(tiny_qwen.processor(), 2)
+    inputs = SquareInputs(tiny_qwen.processor(), 2)
     inputs.processor.chat_template = "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}"
     rows = Rows([asked("messages", images=["a.png"])], message_row, images=Path())
     with pytest.raises(Fault, match="the chat template writes 0 of 1 images"):
@@ -454,7 +454,7 @@ def test_rows_that_are_cut_are_counted(tmp_path):
     raw = [tiny.row(name, None, *pairs) for name, pairs in (("a", PAIRS), ("b", PAIRS[:1]))]
     of = tiny.model().inputs.processor
     for length, cut in ((10, 1), (2000, 0)):
-        data = Conversations(Rows(raw, llava_row), LlavaInputs(of, 2), max_length=length)
+        data = Conversations(Rows(raw, llava_row), SquareInputs(of, 2), max_length=length)
         data.inspect()
         assert data.notes == [f"cut: 1 of 2 rows checked are longer than max_length ({length:,} tokens)"] * cut
 

@@ -13,9 +13,10 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.models.llava import LlavaBlueprint, LlavaInputs
+from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.recipe.model_paths import ASSETS
 from tests.support import tiny, tiny_qwen
+from tests.support.square_inputs import SquareInputs
 
 TEACHER = ASSETS / "teacher"  # ends an answer with <|end|>, 1
 SAID = "its generation_config ends an answer with"
@@ -89,7 +90,7 @@ def test_an_end_that_the_tokenizer_does_not_name_is_the_conversations():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("chatml", processor)
     end, eos = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    opened = with_end_tokens(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(eos,)), "model")
+    opened = with_end_tokens(LlavaBlueprint(None, SquareInputs(processor, 2), None, ends=(eos,)), "model")
     assert opened.ends == (eos, end) and SAID in opened.notes[0]
 
 
@@ -97,7 +98,7 @@ def test_a_line_break_may_end_a_caption():
     processor = tiny_qwen.processor()
     processor.chat_template = template_text("pretrain", processor)
     (written,) = tokens_after_answer(processor)
-    opened = with_end_tokens(LlavaBlueprint(None, LlavaInputs(processor, 2), None, ends=(written,)), "model")
+    opened = with_end_tokens(LlavaBlueprint(None, SquareInputs(processor, 2), None, ends=(written,)), "model")
     assert opened.ends == (written, processor.tokenizer.eos_token_id)
 
 
@@ -110,7 +111,7 @@ def test_an_end_that_was_added_as_a_plain_token_is_supervised_and_kept_out_of_te
         "{{- '[END]\n' -}}{%- endfor -%}"
     )
     rows = [tiny.row("r", None, ("What", "two")), tiny.row("s", None, ("What", "two [END]"))]
-    data = Conversations(Rows(rows, llava_row, images=tmp_path, turns="chained"), LlavaInputs(processor, 2))
+    data = Conversations(Rows(rows, llava_row, images=tmp_path, turns="chained"), SquareInputs(processor, 2))
     learnt = [label for label in data[0].labels.tolist() if label != IGNORE]
     assert data.end == "[END]" and processor.tokenizer.decode(learnt) == "two[END]"
     with pytest.raises(Fault, match=r"holds \[END\]"):

@@ -77,8 +77,8 @@ def edit(file, **changes):
 
 
 def test_the_folders_are_sound(place):
-    assert read(place / "whole").inputs.image_tokens == 4
-    assert parts(place).inputs.image_tokens == 4
+    assert read(place / "whole").inputs.usual.text.count("<image>") == 4
+    assert parts(place).inputs.usual.text.count("<image>") == 4
 
 
 # --- code

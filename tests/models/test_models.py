@@ -140,7 +140,7 @@ def test_a_saved_model_is_read_back_and_computes_the_same_in_parts_and_as_a_whol
     counts = (batch.image.sum(1).unique()).tolist()
     assert (
         max(counts)
-        == again.inputs.image_tokens
+        == again.inputs.usual.text.count("<image>")
         == features_of(again.model.config) // (4 if projector == "ldpnetv2" else 1)
     )
     whole = again.model(
@@ -191,7 +191,7 @@ def test_an_old_folder_whose_processor_does_not_count_is_read_all_the_same(parts
     for key in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
         del told[key]
     file.write_text(json.dumps(told))
-    assert check_checkpoint(str(tmp_path)).inputs.image_tokens == 16
+    assert check_checkpoint(str(tmp_path)).inputs.usual.text.count("<image>") == 16
 
 
 def test_a_language_model_without_a_row_for_the_image_token_gets_one(parts, tmp_path):

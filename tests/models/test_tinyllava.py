@@ -128,7 +128,7 @@ def test_transformers_alone_reads_what_is_saved_and_counts_the_same_image_tokens
     assert (
         int((inputs["input_ids"] == image).sum())
         == FEATURES
-        == model.inputs.image_tokens
+        == model.inputs.usual.text.count("<image>")
         == alone.config.image_seq_length
     )
     with torch.no_grad():

@@ -11,12 +11,12 @@ from transformers import CLIPVisionConfig, Qwen2Config
 from switchkd_cli.engine.batch import Batch, Example, collate
 from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair, count_parameters
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava import LlavaInputs
 from switchkd_cli.engine.models.llava_parts import LLAVA
 from switchkd_cli.engine.models.shape import image_tokens_of, shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from tests.support import tiny
+from tests.support.square_inputs import SquareInputs
 
 PARTS = ("vision", "projector", "language")
 IMAGE = 9
@@ -130,4 +130,4 @@ def _clip(width: int, layers: int) -> VisionLanguageModel:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    return VisionLanguageModel(LlavaLdpForConditionalGeneration(config), LlavaInputs(None, image_tokens_of(config)))
+    return VisionLanguageModel(LlavaLdpForConditionalGeneration(config), SquareInputs(None, image_tokens_of(config)))

@@ -92,4 +92,4 @@ def together(of: VisionLanguageModel, examples: list) -> Batch:
 
 def pixels(of: Batch) -> torch.Tensor:
     """[P, 3, H, W] of a batch with images."""
-    return torch.stack([image["pixel_values"] for image in of.images])
+    return torch.cat([image["pixel_values"] for image in of.images])

@@ -75,7 +75,7 @@ class Blueprint:
             yield f"its config has logits_scaling {scaling}, which is not supported"
         try:
             with as_user_error("the processor can't prepare an image"):
-                text = self.inputs.prepare(probes()[:1])[0].text
+                text = self.inputs.usual.text
         except UserError as error:
             yield from error.problems
             return

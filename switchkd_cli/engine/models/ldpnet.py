@@ -8,7 +8,6 @@ import math
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.llava.modeling_llava import LlavaModel
 
 
 class LlavaLdpConfig(LlavaConfig):
@@ -42,17 +41,6 @@ class LDPNetV2(nn.Module):
         return (grid + self.position(grid)).flatten(2).transpose(1, 2)
 
 
-class LlavaLdpModel(LlavaModel):
-    """transformers' LlavaModel with LDPNetV2 as its projector."""
-
-    config: LlavaLdpConfig
-
-    def __init__(self, config: LlavaLdpConfig) -> None:
-        super().__init__(config)
-        self.multi_modal_projector = LDPNetV2(config)
-        self.post_init()
-
-
 class LlavaLdpForConditionalGeneration(LlavaForConditionalGeneration):
     """transformers' LlavaForConditionalGeneration with LDPNetV2 as its projector."""
 
@@ -60,8 +48,8 @@ class LlavaLdpForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, config: LlavaLdpConfig) -> None:
         super().__init__(config)
-        self.model = LlavaLdpModel(config)
-        self.post_init()
+        self.model.multi_modal_projector = LDPNetV2(config)
+        self.post_init()  # of the new projector's weights
 
 
 AutoConfig.register(LlavaLdpConfig.model_type, LlavaLdpConfig)

@@ -1,12 +1,11 @@
-"""LLaVA: its inputs, what must fit in its files, and its config and processor, made of its parts'."""
+"""LLaVA: what must fit in its files, and its config and processor, made of its parts'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from PIL import Image
 from transformers import (
     CLIPVisionModel,
     LlavaConfig,
@@ -17,9 +16,9 @@ from transformers import (
 )
 
 from switchkd_cli.engine.hub import as_user_error
-from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.image_processors import PROBES, default_image_processor, prepared_probes
+from switchkd_cli.engine.models.image_processors import default_image_processor, prepared_probes
+from switchkd_cli.engine.models.processors import ProcessorInputs
 from switchkd_cli.engine.models.seams import Tower
 from switchkd_cli.engine.models.shape import CLASS_TOKENS, features_of, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
@@ -30,32 +29,14 @@ TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVis
 SEAM = Tower(at_layer=True)
 
 
-class LlavaInputs(InputProcessor):
-    """Square images of one size, each of which takes `image_tokens` visual tokens."""
-
-    seam = SEAM
-
-    def __init__(self, processor: LlavaProcessor, image_tokens: int) -> None:
-        super().__init__(processor)
-        self.image_tokens = image_tokens
-
-    def prepare(self, images: Sequence[Image.Image]) -> list[PreparedImage]:
-        """Return `pixel_values` [3, H, W] of each image."""
-        pixels = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-        return [PreparedImage({"pixel_values": each}, self.image_text * self.image_tokens) for each in pixels]
-
-
 @dataclass(frozen=True)
 class LlavaBlueprint(Blueprint):
     """All of a LLaVA model except its weights."""
 
-    config: LlavaConfig
-    inputs: LlavaInputs
-
     @classmethod
     def of(cls, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> Self:
         """Return a blueprint from transformers' processor; `rest` as in `Blueprint`."""
-        return cls(config, LlavaInputs(processor, image_tokens_of(config)), *rest)
+        return cls(config, ProcessorInputs(processor, config, SEAM), *rest)
 
     @property
     def kind(self) -> str:
@@ -67,7 +48,9 @@ class LlavaBlueprint(Blueprint):
             yield f"{IMAGE} is token {image} of the tokenizer, the config says {self.config.image_token_id}"
         yield from self._layer_problems()
         try:
-            size, tokens = tuple(prepared_probes(self.image_processor).shape[-2:]), self._written_image_tokens()
+            size = tuple(prepared_probes(self.image_processor).shape[-2:])
+            with as_user_error("the processor can't prepare an image"):
+                tokens = self.inputs.usual.text.count(self.inputs.image_text)
         except UserError as error:
             yield from error.problems
             return
@@ -76,13 +59,6 @@ class LlavaBlueprint(Blueprint):
         elif tokens != image_tokens_of(self.config):
             yield f"the processor puts {tokens} image tokens into the text, the model makes {image_tokens_of(self.config)}"
         yield from self._pooling_problems()
-
-    def _written_image_tokens(self) -> int:
-        """Return the number of image tokens that transformers' processor writes for an image."""
-        processor = self.inputs.processor
-        with as_user_error("the image processor can't prepare an image"):
-            ids = processor(images=Image.new("RGB", PROBES[0]), text=processor.image_token)["input_ids"][0]
-        return list(ids).count(processor.tokenizer.convert_tokens_to_ids(IMAGE))
 
     def _pooling_problems(self) -> Iterator[str]:
         """Yield why a pooling projector can't arrange the features in a grid, or can't halve it."""

@@ -60,7 +60,7 @@ class ProcessorInputs(InputProcessor):
         self.config, self.seam = config, seam
         kinds = {*(getattr(config.get_text_config(), "layer_types", None) or ())} - {"full_attention"}
         self.chained_only = f"its language model has layers of {', '.join(sorted(kinds))}" if kinds else ""
-        core: Any = MODEL_MAPPING[type(config)]
+        core: Any = MODEL_MAPPING.get(type(config), None)
         self._counter = None
         if hasattr(core, "get_rope_index"):  # a model without weights: it counts positions from its config alone
             self._counter = core.__new__(core)

@@ -132,9 +132,7 @@ class VisionLanguageModel(nn.Module):
         """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
         with recompute_layers(self.language.layers if "language" in self.recomputed_parts else ()):
             hidden = self._read(batch, tokens).last_hidden_state[keep]
-        if not batch.images and len(tokens):  # a blank image's, which no token reads: a gradient of zero, not none
-            hidden = hidden + 0 * sum(of_image.sum() for of_image in tokens)
-        return hidden
+        return hidden if batch.images else _with_graph_of(tokens, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """L's head: hidden states [N, D] -> logits [N, V]."""
@@ -163,8 +161,6 @@ class VisionLanguageModel(nn.Module):
 
         Queries that are not text, or don't see the image, get 0. Nothing behind the first layer's attention is computed.
         """
-        if not batch.images:
-            return torch.zeros(0, batch.input_ids.shape[1], 1, self.widths["attention"], device=self.model.device)
 
         def stop(module: nn.Module, arguments: Any, output: Any) -> None:
             raise Enough(output[1])
@@ -174,10 +170,12 @@ class VisionLanguageModel(nn.Module):
             with self._eager():
                 self._read(batch, tokens)
         except Enough as enough:
-            weights = enough.output  # [B, heads, T, T]
+            weights = enough.output.float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
         finally:
             hook.remove()
-        of_images = weights.float().permute(0, 3, 2, 1)[batch.image].split([len(each) for each in tokens])
+        if not batch.images:
+            return _with_graph_of(tokens, weights[:0, :1].transpose(1, 2))
+        of_images = weights[batch.image].split([len(each) for each in tokens])
         text = ((batch.turn >= 0) & ~batch.image)[batch.image_rows]
         return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
 
@@ -226,6 +224,11 @@ class VisionLanguageModel(nn.Module):
         return mask.sum(1).tolist(), answers[:, ids.shape[1] :]
 
     save = save
+
+
+def _with_graph_of(tokens: PerImage, values: Tensor) -> Tensor:
+    """Return values that a blank image's tokens don't change: so these have a gradient of zero, not none."""
+    return values + 0 * sum(of_image.sum() for of_image in tokens)
 
 
 def _feature_settings(model: VisionLanguageModel) -> tuple[Any, ...]:
