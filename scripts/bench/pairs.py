@@ -11,9 +11,9 @@ import torch
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.image_processors import default_image_processor
 from switchkd_cli.engine.models.llava import SEAM
-from switchkd_cli.engine.models.processors import ProcessorInputs
 from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
@@ -123,7 +123,7 @@ def _model(config: LlavaConfig, device: torch.device) -> VisionLanguageModel:
     processor.image_processor = default_image_processor(config.vision_config)
     processor.patch_size = config.vision_config.patch_size
     with device:
-        return VisionLanguageModel(LlavaForConditionalGeneration(config), ProcessorInputs(processor, config, SEAM))
+        return VisionLanguageModel(LlavaForConditionalGeneration(config), InputProcessor(processor, config, SEAM))
 
 
 def batch(size: Size, paths: Paths, device: torch.device) -> Batch:

@@ -100,7 +100,7 @@ def _form(file: Path) -> str:
 
 def _rescore(options: EvalOptions) -> RunFolder:
     """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
-    from switchkd_cli.report.json_lines import write_json_lines
+    from switchkd_cli.files.json_lines import write_json_lines
     from switchkd_cli.report.results.finished_run import read, rescored
     from switchkd_cli.report.stats.readers import READERS
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -17,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.build import check_pair, load, open_data
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.image import open_image, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.training.diagnostics import KneeSpec, knee_specs, measure_knees
@@ -94,7 +92,7 @@ def _models(run: Run, folders: Sequence[RunFolder]) -> Iterator[VisionLanguageMo
 
 
 def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> list[Row]:
-    """Return rows of the last stage's data that have an image, each cut to its shortest question.
+    """Return rows of the last stage's data that have one image, each cut to its shortest question.
 
     Only Latin letters: the figures' font has no others.
     """
@@ -108,12 +106,11 @@ def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> lis
             row = data.rows[index]
             trained = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
             short = [e for e in trained if "".join(e).isascii() and _fits(e[0])]
-            if row.images and short:
+            if len(row.images) == 1 and short:
                 shortest = min(short, key=lambda e: len(e[0]))
                 # its row moves to other data, without this folder
-                image = row.images[0]
-                image = Path(data.rows.images or "", image).read_bytes() if isinstance(image, str) else image
-                chosen.append(replace(row, exchanges=(shortest,), unlearnt=frozenset(), images=(image,)))
+                image = stored(row.images[0], data.rows.images, follow_links=data.rows.follow_links)
+                chosen.append(Row(row.id, (shortest,), (image,), row.system))
         if len(chosen) == EXAMPLES:
             break
     return chosen

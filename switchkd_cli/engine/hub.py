@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from switchkd_cli.errors import FULL, MACHINE, UserError
+from switchkd_cli.recipe.fingerprint import cached_commit
 from switchkd_cli.recipe.model_paths import locate
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
@@ -120,8 +121,4 @@ def one_line(error: BaseException) -> str:
 
 @cache
 def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> str:
-    try:
-        commit = Path(snapshot_download(hub_id, local_files_only=True)).name
-    except LocalEntryNotFoundError:
-        commit = None
-    return snapshot_download(hub_id, revision=commit, allow_patterns=list(patterns))
+    return snapshot_download(hub_id, revision=cached_commit(hub_id), allow_patterns=list(patterns))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from PIL.Image import Image, new
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from switchkd_cli.engine.batch import ImageInput
 
 USUAL = (448, 448)  # pixels of an image that stands for one that isn't opened
+OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,23 @@ class PreparedImage:
     text: str
 
 
-class InputProcessor(ABC):
-    """Turns conversations and images into a model's inputs; it wraps transformers' processor of that model.
+class InputProcessor:
+    """Turns conversations and images into a model's inputs, as transformers' processor of that model prepares them.
 
     It must be picklable: it is sent to the processes that prepare data. `chained_only`: why its model can't be given
     independent turns in one example; empty: it can. `seam`: where the family's vision tower ends (models/seams.py).
     """
 
-    chained_only = ""
-    seam: Any = None
-
-    def __init__(self, processor: ProcessorMixin) -> None:
-        self.processor = processor
+    def __init__(self, processor: ProcessorMixin, config: PretrainedConfig, seam: Any) -> None:
+        self.processor, self.config, self.seam = processor, config, seam
+        kinds = {*(getattr(config.get_text_config(), "layer_types", None) or ())} - {"full_attention"}
+        self.chained_only = f"its language model has layers of {', '.join(sorted(kinds))}" if kinds else ""
+        core: Any = MODEL_MAPPING.get(type(config), None)
+        self._counter = None
+        if hasattr(core, "get_rope_index"):  # a model without weights: it counts positions from its config alone
+            self._counter = core.__new__(core)
+            nn.Module.__init__(self._counter)
+            self._counter.config = config
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -55,7 +61,7 @@ class InputProcessor(ABC):
     @property
     def image_token(self) -> int:
         """The id of a visual token."""
-        return self.tokenizer.convert_tokens_to_ids(self.image_text)
+        return self.config.image_token_id
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], template: str | None = None, *, answer_next: bool = False
@@ -68,9 +74,20 @@ class InputProcessor(ABC):
             messages, chat_template=template, tokenize=False, add_generation_prompt=answer_next
         )
 
-    @abstractmethod
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
-        """Prepare all images of one example together: how an image is cropped may depend on their number."""
+        """Prepare all images of one example together: how an image is cropped may depend on their number.
+
+        The tensors are those that the processor gives, under its names.
+        """
+        groups = [list(images)] if self.seam.of_row and images else [[image] for image in images]
+        return [image for group in groups for image in self._prepared(group)]
+
+    def _prepared(self, images: list[Image]) -> list[PreparedImage]:
+        text = [self.image_text * len(images)]
+        found = self.processor(images=[images], text=text, return_tensors="pt", return_text_replacement_offsets=True)
+        texts = [image["replacement"] for image in found["text_replacement_offsets"][0]]
+        tensors = {name: value for name, value in found.items() if name not in OF_TEXT}
+        return list(map(PreparedImage, self.seam.of_images(tensors, len(images)), texts))
 
     @cached_property
     def usual(self) -> PreparedImage:
@@ -91,5 +108,17 @@ class InputProcessor(ABC):
         ]
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor | None:
-        """Return the family's own position ids, [T] or [A, T]; None: they are counted along the turns (see `Example`)."""
-        return None
+        """Return the family's own position ids, [T] or [A, T]; None: they are counted along the turns (see `Example`).
+
+        M-RoPE's are [3, T]: time, row and column. Independent turns all count on from the end of what they share.
+        """
+        if self._counter is None:
+            return None
+        grids = torch.cat([image["image_grid_thw"] for image in images]) if images else None
+        types = (input_ids == self.image_token).int()[None]
+        position = self._counter.get_rope_index(input_ids[None], types, image_grid_thw=grids)[0][:, 0]
+        begin = int(position[:, turn == 0].max()) + 1 if (turn == 0).any() else 0
+        for number in range(1, int(turn.max()) + 1):
+            here = turn == number
+            position[:, here] = begin + torch.arange(int(here.sum()))
+        return position

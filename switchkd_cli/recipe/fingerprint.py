@@ -94,14 +94,14 @@ def fingerprint(name: str) -> str | None:
     except UserError:
         return None
     if not exists(path):
-        return _commit(path)
+        return cached_commit(path)
     folder = Path(path)
     files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
     names = [str(file) for file in files if file.name != CARD and not any(p[0] == "." for p in file.parts)]
     return digest_of(folder, sorted(names), needed=True)
 
 
-def _commit(hub_id: str) -> str | None:
+def cached_commit(hub_id: str) -> str | None:
     """Return the commit of the snapshot in the hub's cache."""
     from huggingface_hub import snapshot_download  # takes half a second to import
 

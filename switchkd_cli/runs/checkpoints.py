@@ -156,7 +156,7 @@ def resume_point(folder: RunFolder, run: Run) -> ResumePoint | None:
     if part in begun:
         return _newest_intact(folder, part, begun[part]) if untrained else ResumePoint(None, lengths=begun[part])
     newest = next((name for name in reversed(stages) if name in begun), stages[0])
-    last: dict[str, Any] = next((entry for entry in reversed(list(folder.entries())) if "steps" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(folder.entries()) if "steps" in entry), {})
     # without its last step in the metrics, another run has trained this stage to its end meanwhile
     complete = last.get("stage") == newest and last.get("step") == last.get("steps")
     return ResumePoint(untrained[0] if untrained else None, lengths=None if complete else begun[newest])

@@ -11,18 +11,18 @@ runs/indexes/                 copies of large parquet files whose rows can be re
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.errors import UNPRINTABLE, UTF8, UserError
+from switchkd_cli.errors import UNPRINTABLE, UserError
 from switchkd_cli.files.atomic import atomic_folder, read_json, sync, write_bytes
+from switchkd_cli.files.json_lines import append_json_lines, json_lines
 from switchkd_cli.files.locks import Tell, hold, print_late
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import NAMES, Run
@@ -113,18 +113,11 @@ class RunFolder:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the metrics. Numbers that JSON can't express (NaN, infinity) become null."""
-        plain = {key: _plain(value) for key, value in entry.items()}
-        with self.metrics.open("a", **UTF8) as stream:
-            stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        append_json_lines(self.metrics, [{key: _plain(value) for key, value in entry.items()}])
 
-    def entries(self) -> Iterator[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
         """The lines of the metrics, without those that a kill cut off."""
-        if not self.metrics.exists():
-            return
-        with self.metrics.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                with suppress(ValueError):
-                    yield json.loads(line)
+        return [entry for entry in json_lines(self.metrics) if entry is not None]
 
     def has_entry(self, **fields: Any) -> bool:
         """Whether a line of the metrics has these values."""

@@ -20,6 +20,7 @@ from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
 from switchkd_cli.files.locks import tidy
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.runs import provenance, run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
@@ -161,21 +162,16 @@ def _queue(
 
 def unique_jobs(planned: Sequence[Run]) -> list[Job]:
     """One job per key, in the order in which the keys first appear."""
-    by_key: dict[str, list[Run]] = {}
-    for run in planned:
-        by_key.setdefault(run.key, []).append(run)
+    by_key = grouped((run.key, run) for run in planned)
     several = len({run.recipe for run in planned}) > 1
     return [Job(_prefix(same[0]) * several + same[0].name, tuple(same)) for same in by_key.values()]
 
 
 def scoring_jobs(runs: Iterable[Run]) -> list[Job]:
     """One job per different teacher of the runs; none for recipes without an evaluation."""
-    teachers: dict[str, Run] = {}
-    for run in runs:
-        if run.config.evaluation is not None:
-            teachers.setdefault(run.teacher_key, run)
+    teachers = grouped((run.teacher_key, run) for run in runs if run.config.evaluation is not None).values()
     title = "the teacher and the baselines"
-    return [Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run in teachers.values()]
+    return [Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run, *_ in teachers]
 
 
 def _prefix(run: Run) -> str:

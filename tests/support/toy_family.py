@@ -20,6 +20,7 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipVisionConfig,
@@ -124,6 +125,16 @@ class ToyModel(PreTrainedModel):
 
 class ToyInputs(InputProcessor):
     """Images keep their size, to whole pairs of patches; they are written with a mark before and behind them."""
+
+    chained_only = ""
+    seam = None
+
+    def __init__(self, processor: ProcessorMixin | None) -> None:
+        self.processor = processor
+
+    @property
+    def image_token(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.image_text)
 
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
         return [self._prepared(image) for image in images]

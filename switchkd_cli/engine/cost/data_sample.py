@@ -20,6 +20,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.fingerprint import DATASET
 from switchkd_cli.recipe.schema import DataSet, Stage
+from switchkd_cli.report.grouping import grouped as by_key
 
 SAMPLE_SIZE = 200  # examples
 STEPS = 4  # of the rarer kind of examples (with or without an image), from which a mean step is computed
@@ -74,9 +75,7 @@ class DataSample:
 
     def micro_batches(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[RowLengths]]:
         """Yield the micro-batches of some steps of `batch` examples, in the order of training (`grouped_order`)."""
-        kinds: dict[bool, list[RowLengths]] = {}
-        for row in self.lengths:
-            kinds.setdefault(grouped and row.image > 0, []).append(row)
+        kinds = by_key((grouped and row.image > 0, row) for row in self.lengths)
         repeats = -(-STEPS * batch // min(map(len, kinds.values())))  # as many as the rarest kind needs
         for kind in kinds.values():
             rows = kind * repeats

@@ -1,11 +1,11 @@
 """Unusable rows of a data set: counted, listed in a file, and an error when their share is above `max_faults`."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from switchkd_cli.engine.batch import Unusable
-from switchkd_cli.errors import UTF8, UserError
+from switchkd_cli.errors import UserError
+from switchkd_cli.files.json_lines import append_json_lines, json_lines
 
 SHOWN = 5  # rows named in an error; the rest are counted
 
@@ -66,13 +66,9 @@ class BadRows:
         return list(new.values())
 
     def _write(self, rows: Iterable[Unusable]) -> None:
-        rows = list(rows)
-        if self._file is None or not rows:
-            return
-        with self._file.open("a", **UTF8) as stream:
-            for r in rows:
-                line = {"data": self.name, "row": r.row, "id": r.id, "fault": r.fault}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines = [{"data": self.name, "row": r.row, "id": r.id, "fault": r.fault} for r in rows]
+        if self._file is not None and lines:
+            append_json_lines(self._file, lines)
 
     def _check(self, share: float, summary: str) -> None:
         rows = sorted(self.unusable.values(), key=lambda row: row.row)
@@ -87,7 +83,5 @@ class BadRows:
 
 def _read_list(file: Path, name: str) -> dict[int, Unusable]:
     """Return the rows of data set `name` that the file lists, by row number."""
-    if not file.exists():
-        return {}
-    lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return {line["row"]: Unusable(line["row"], line["id"], line["fault"]) for line in lines if line["data"] == name}
+    lines = [line for line in json_lines(file) if line["data"] == name]
+    return {line["row"]: Unusable(line["row"], line["id"], line["fault"]) for line in lines}

@@ -17,9 +17,10 @@ import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from switchkd_cli.engine.hub import CheckpointFolder
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import notes_and_ends, read_config
-from switchkd_cli.engine.models.processors import ProcessorInputs, read_processor
+from switchkd_cli.engine.models.processors import read_processor
 from switchkd_cli.engine.models.seams import Seam
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -65,7 +66,7 @@ class Family:
 
     def blueprint(self, config: Any, processor: Any, *rest: Any) -> Blueprint:
         """Return the model of this config and transformers' processor; `rest` as in `Blueprint`."""
-        return Blueprint(config, ProcessorInputs(processor, config, self.seam), *rest)
+        return Blueprint(config, InputProcessor(processor, config, self.seam), *rest)
 
     def from_parts(self, spec: Parts, who: str) -> Blueprint:
         """Put a model together from parts. Raises UserError where they don't fit."""

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.image_processors import default_image_processor, prepared_probes
-from switchkd_cli.engine.models.processors import ProcessorInputs
 from switchkd_cli.engine.models.seams import Tower
 from switchkd_cli.engine.models.shape import CLASS_TOKENS, features_of, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
@@ -36,7 +36,7 @@ class LlavaBlueprint(Blueprint):
     @classmethod
     def of(cls, config: LlavaConfig, processor: LlavaProcessor, *rest: Any) -> Self:
         """Return a blueprint from transformers' processor; `rest` as in `Blueprint`."""
-        return cls(config, ProcessorInputs(processor, config, SEAM), *rest)
+        return cls(config, InputProcessor(processor, config, SEAM), *rest)
 
     @property
     def kind(self) -> str:

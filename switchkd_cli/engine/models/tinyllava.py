@@ -29,6 +29,7 @@ from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, TOWERS, LlavaBluep
 from switchkd_cli.engine.models.tokenizers import IMAGE, IN_PARTS
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, load_weights, read_tensors
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.yaml_positions import at
 
 TYPE = "tinyllava"
 SELECTIONS = {"patch": "default", "cls_patch": "full"}  # TinyLLaVA's value -> transformers'
@@ -60,8 +61,8 @@ def _check(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> None:
     """Raise UserError, naming every field with a value that transformers' LLaVA doesn't have."""
     second_tower = fields.get("vision_model_name_or_path2") or ""
     supported = {
-        "text_config.model_type": (_part_fields(fields, "text").get("model_type"), LANGUAGE_MODELS),
-        "vision_config.model_type": (_part_fields(fields, "vision").get("model_type"), TOWERS),
+        "text_config.model_type": (at(fields, "text_config", "model_type"), LANGUAGE_MODELS),
+        "vision_config.model_type": (at(fields, "vision_config", "model_type"), TOWERS),
         "connector_type": (fields.get("connector_type"), ("mlp2x_gelu",)),
         "vision_feature_select_strategy": (fields.get("vision_feature_select_strategy", "patch"), SELECTIONS),
         "image_aspect_ratio": (fields.get("image_aspect_ratio", "square"), ("square", "pad")),
@@ -78,11 +79,6 @@ def _check(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> None:
         raise UserError(
             problems, hint="supported are TinyLLaVA models of SigLIP or CLIP, an MLP projector, and Qwen2 or Llama"
         )
-
-
-def _part_fields(fields: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    part_fields = fields.get(f"{part}_config")
-    return part_fields if isinstance(part_fields, Mapping) else {}
 
 
 def _weight_folders(checkpoint: CheckpointFolder) -> dict[CheckpointFolder, str]:

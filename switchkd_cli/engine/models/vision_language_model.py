@@ -200,8 +200,7 @@ class VisionLanguageModel(nn.Module):
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
         return (
-            isinstance(other, VisionLanguageModel)
-            and _feature_settings(self) == _feature_settings(other)
+            _feature_settings(self) == _feature_settings(other)
             and ours.keys() == theirs.keys()
             and all(torch.equal(ours[name], theirs[name]) for name in ours)
         )

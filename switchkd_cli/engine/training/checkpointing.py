@@ -1,6 +1,5 @@
 """The checkpoints of a training: when one is due, which are kept, resuming from the newest; steps with non-finite figures."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 
 from switchkd_cli.engine.training.state_files import bytes_of, read_state, write_state
 from switchkd_cli.errors import CRASH, MACHINE, UserError
+from switchkd_cli.files.json_lines import append_json_lines
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Saving
 from switchkd_cli.runs import checkpoints
 from switchkd_cli.runs.run_folder import RunFolder
@@ -95,8 +95,7 @@ class CheckpointWriter:
 
     def record_non_finite(self, entry: dict[str, Any]) -> None:
         """Append a line to not_finite.jsonl."""
-        with self.folder.not_finite.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        append_json_lines(self.folder.not_finite, [entry])
 
     def best(self) -> Path | None:
         """Return the best checkpoint's folder, if the recipe wants one and a score was taken."""

@@ -23,6 +23,7 @@ from switchkd_cli.engine.training.rng import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
+from switchkd_cli.report.grouping import grouped
 
 SEED = 0  # draws the examples, whatever the seed of the run
 
@@ -61,10 +62,7 @@ def draw_by_image(rows: Rows, share: float) -> list[int]:
     Every row is read once; a second call with the same rows and share reads none. Those that can't be read are never drawn.
     """
     images = [_images(rows, number) for number in range(len(rows))]
-    groups: dict[str | bytes | int, list[int]] = {}
-    for number, of_row in enumerate(images):
-        for image in of_row:
-            groups.setdefault(image, []).append(number)
+    groups = grouped((image, number) for number, of_row in enumerate(images) for image in of_row)
     drawn: dict[int, None] = {}
     for number in order(len(rows), len(rows), SEED):
         if len(drawn) >= share * len(rows):

@@ -9,9 +9,9 @@ from typing import Any
 from switchkd_cli.benchmarks import BENCHMARKS, with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import read_json
+from switchkd_cli.files.json_lines import json_lines
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
-from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
 from switchkd_cli.report.stats.readers import Reader, readable, reread
@@ -220,7 +220,7 @@ def read_metrics(metrics: Path) -> list[dict[str, Any]]:
 
     Lines that can't be read become one warning that counts them.
     """
-    lines = json_lines(metrics) if metrics.is_file() else []
+    lines = json_lines(metrics)
     known = [line for line in lines if isinstance(line, dict)]
     if unreadable := len(lines) - len(known):
         words = f"{unreadable} lines of {metrics.name} can't be read"

@@ -5,9 +5,9 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
+from switchkd_cli.files.json_lines import json_lines
 from switchkd_cli.report.document import Number
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.report.stats.intervals import UPPER, standard_error
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}

@@ -23,8 +23,8 @@ import numpy as np
 
 from switchkd_cli.benchmarks import BENCHMARKS, NAMES
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.json_lines import json_lines
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.json_lines import json_lines
 from switchkd_cli.runs.file_schemas import Answer, check
 
 AnswerLine = dict[str, Any]
