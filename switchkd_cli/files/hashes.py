@@ -111,6 +111,11 @@ def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: s
     return hashes
 
 
+def short_hash(value: Any) -> str:
+    """A hash of a JSON value, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def sha256(path: str | Path) -> bytes:
     """The SHA-256 digest of a file's bytes."""
     with open(path, "rb") as stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from glob import escape
 from os.path import exists, isdir, isfile, relpath
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.hashes import cache_home, content, digest_of
+from switchkd_cli.files.hashes import cache_home, content, digest_of, short_hash
 from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.model_paths import locate
 
@@ -25,8 +24,7 @@ FORMAT = 2  # part of every key: raise it when the same recipe no longer gives t
 
 def digest(*parts: Any) -> str:
     """Return a short hash of plain data."""
-    text = json.dumps([FORMAT, *parts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash([FORMAT, *parts])
 
 
 class Fingerprints:

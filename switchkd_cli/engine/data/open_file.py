@@ -5,7 +5,6 @@ The survey of a large file is cached, so that it is read only once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from switchkd_cli.engine.data.rows import Rows, Survey, survey_rows
 from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
-from switchkd_cli.files.hashes import cache_home, content
+from switchkd_cli.files.hashes import cache_home, content, short_hash
 from switchkd_cli.playground.training_rows import WITHOUT_IMAGES, write_rows
 from switchkd_cli.recipe.data_files import data_files
 
@@ -151,8 +150,7 @@ def playground(
 
 def cached_survey(inputs: Sequence[object], read: Callable[[], Survey]) -> Survey:
     """Return what `read` returns, or has returned for the same inputs: it is kept where there are many rows."""
-    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-    cached_file = cache_home() / "indexes" / f"{digest}.npz"
+    cached_file = cache_home() / "indexes" / f"{short_hash(inputs)}.npz"
     if (kept := _load(cached_file)) is not None:
         return kept
     survey = read()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +14,7 @@ from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
+from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.files.json_lines import write_json_lines
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
@@ -38,11 +37,6 @@ def local_sets(asked: Evaluation, folder: Path) -> Path:
     fields = asked.model_dump(mode="json", include={"split", "items", "seed"})
     fields["benchmarks"] = [name for name in asked.benchmarks if name not in ROW_METRICS]
     return benchmark_sets.write_sets(folder / short_hash(fields | {"world": world_digest()}), **fields)
-
-
-def short_hash(value: Any) -> str:
-    """Return a hash of a JSON value, 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def evaluate(
@@ -107,10 +101,8 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     if of_lmms_eval:
         outcome = _run(model, of_lmms_eval, asked, folder, home)
     if asked.data is not None:
-        from switchkd_cli.engine.evaluation.own_rows import questions
-
         with harness.quiet(folder / "log.txt"):
-            model.ask(questions(asked.data, asked.items))
+            model.ask(_own_questions(asked))
     times.append(time.perf_counter())
     scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
     times.append(time.perf_counter())
@@ -184,7 +176,6 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
     sets are written under `sets` if they are missing. Raises UserError for one's own rows that can't be asked.
     """
     from switchkd_cli.engine.evaluation.lmms_model import Collected, Questions
-    from switchkd_cli.engine.evaluation.own_rows import questions
 
     harness, found, absent = import_harness(), {}, []
     home = local_sets(asked, sets) if asked.world == "playground" else None
@@ -197,7 +188,7 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
         except Exception:  # noqa: BLE001 (`datasets` and tasks raise nearly anything without their data)
             absent.append(row.task)
     if asked.data is not None:
-        found["evaluation.data"] = _by_text(questions(asked.data, asked.items))
+        found["evaluation.data"] = _by_text(_own_questions(asked))
     return {name: EvaluationSet(each) for name, each in found.items()}, absent
 
 
@@ -222,10 +213,16 @@ def check(asked: Evaluation) -> None:
     harness = import_harness()
     if stock := [row for row in benchmarks(asked) if row.stock and row.task not in ROW_METRICS]:
         harness.import_code(stock, asked.tasks_path)
-    if asked.data is not None:
-        from switchkd_cli.engine.evaluation.own_rows import questions
+    _own_questions(asked)
 
-        questions(asked.data, asked.items)
+
+def _own_questions(asked: Evaluation) -> list[Item]:
+    """Return the questions of one's own rows, if an evaluation has any. Raises UserError where they can't be asked."""
+    if asked.data is None:
+        return []
+    from switchkd_cli.engine.evaluation.own_rows import questions
+
+    return questions(asked.data, asked.items)
 
 
 def import_harness() -> Any:

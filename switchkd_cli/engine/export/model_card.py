@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from yaml import YAMLError
 
@@ -19,6 +18,7 @@ from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.model_paths import SHIPPED, is_hub_id, locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.report.formats.markdown import plain
+from switchkd_cli.report.formats.template import environment_of
 from switchkd_cli.report.tables.footnotes import faults
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -31,11 +31,12 @@ NAME = "README.md"
 def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
     """Write the model card of a run, with scores if there are any. `model`: the folder of the model until it is moved."""
     model = model or folder.model
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
     fields = _card_fields(run, folder, model)
-    text = environment.get_template(TEMPLATE).render(**fields, front_matter=_front_matter(fields))
+    text = (
+        environment_of(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(**fields, front_matter=_front_matter(fields))
+    )
     write_text(model / NAME, text + "\n")
 
 

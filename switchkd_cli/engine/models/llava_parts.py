@@ -13,6 +13,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -25,18 +26,15 @@ from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_e
 from switchkd_cli.engine.models import image_processors, tinyllava
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Family, Published
-from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
+from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
 from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, SEAM, TOWERS, LlavaBlueprint, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
 
-PROJECTORS = {
-    "mlp2x_gelu": (LlavaConfig, LlavaForConditionalGeneration),
-    "ldpnetv2": (LlavaLdpConfig, LlavaLdpForConditionalGeneration),
-}
-DTYPE = "float32"
+PROJECTORS = {"mlp2x_gelu": LlavaConfig, "ldpnetv2": LlavaLdpConfig}
+DTYPE = "float32"  # a checkpoint may be in half precision; training is not
 FRESH = {"vision": SiglipVisionConfig, "language": Qwen2Config}
 PART_HINT = "a part is a folder or hub id of a SigLIP or CLIP tower (vision), of a Qwen2 or Llama model (language)"
 
@@ -54,7 +52,6 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
     text_config = copy.deepcopy(speaker.config.text_config) if speaker else part_config(spec, "language", who, language)
     if language is None:
         text_config.vocab_size = len(tokenizer)
-    vision_config.dtype = text_config.dtype = DTYPE  # a checkpoint may be in half precision; training is not
     text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
     config = _config(spec, vision_config, text_config, tokens=len(tokenizer), image_token=image_token)
@@ -68,17 +65,14 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
 
     def weights(dtype: str) -> LlavaForConditionalGeneration:
         """Return the model with fresh weights, except those that the named parts bring."""
-        model_class = PROJECTORS[spec.projector][1]
         with as_user_error(f"{who}: no model can be built of these parts"):
-            check_memory(model_class, config, who)
-            model = model_class(config)
+            check_memory(AutoModelForImageTextToText, config, who)
+            model = AutoModelForImageTextToText.from_config(config, dtype=DTYPE)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         if vision:
-            if whole:
-                tower = whole.weights(DTYPE).model.vision_tower
-            else:
-                tower = load_weights(TOWERS[config.vision_config.model_type], vision, config=config.vision_config)
+            kind, own = TOWERS[vision_config.model_type], config.vision_config
+            tower = whole.weights(DTYPE).model.vision_tower if whole else load_weights(kind, vision, config=own)
             model.model.vision_tower.load_state_dict(tower.state_dict())
         if language:
             if speaker:
@@ -101,7 +95,7 @@ def _config(
     spec: Parts, vision: PretrainedConfig, text: PretrainedConfig, *, tokens: int, image_token: int
 ) -> LlavaConfig:
     settings = {"vision_feature_layer": spec.feature_layer, "vision_feature_select_strategy": spec.feature_select}
-    return joined(PROJECTORS[spec.projector][0], vision, text, tokens, image_token, **settings)
+    return joined(PROJECTORS[spec.projector], vision, text, tokens, image_token, **settings)
 
 
 def _part_folder(spec: Parts, part: str, who: str) -> CheckpointFolder | None:

@@ -19,16 +19,15 @@ LATEX: dict[str, Any] = {
 """Signs around statements and values in LaTeX, which needs braces itself."""
 
 
+def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
+    """What reads the templates of a folder: statements leave no lines, and a name without a value is an error."""
+    kept = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
+
+
 def render(name: str, document: Document, *filters: Callable[..., Any]) -> str:
     """A document in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=".html" in name,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        **(LATEX if ".tex" in name else {}),
-    )
+    environment = environment_of(TEMPLATES, autoescape=".html" in name, **(LATEX if ".tex" in name else {}))
     environment.filters |= {of.__name__.lstrip("_"): of for of in (_kind, *filters)}
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(name).render(document=document, style=style)
