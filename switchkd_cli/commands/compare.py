@@ -95,10 +95,8 @@ def _folders(name: str, options: CompareOptions) -> list[RunFolder]:
         return [folder]
     root, path = options.out, find_or_none(name)
     if path is None or not path.is_file():
-        raise UserError(
-            f"{name}: neither a run folder, nor the folder that switchkd eval named, nor a recipe",
-            hint=f"ls -d {root}/*/*/seed* {run_folder.evaluation(root, '*').path}",
-        )
+        problem = f"{name}: neither a run folder, nor the folder that switchkd eval named, nor a recipe"
+        raise UserError(problem, hint=f"ls -d {root}/*/*/seed* {run_folder.evaluation(root, '*').path}")
     rows = load_rows(path, world=options.world)
     order = [run.row for run in rows]
     folders = [f for f in run_folder.finished(root, rows[0].recipe) if f.info().get("row") in order]

@@ -83,8 +83,6 @@ def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunF
     elif not (folder := RunFolder(Path(name).absolute())).record.exists():
         return None
     if overrides:
-        raise UserError(
-            f"{overrides[0]}: overrides can't be combined with resuming a run",
-            hint="leave KEY=VALUE out, or name the recipe instead of the run",
-        )
+        problem = f"{overrides[0]}: overrides can't be combined with resuming a run"
+        raise UserError(problem, hint="leave KEY=VALUE out, or name the recipe instead of the run")
     return folder

@@ -123,9 +123,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        images = tuple(
-            {name: value.to(device, non_blocking=True) for name, value in image.items()} for image in self.images
-        )
+        images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
         return replace(self, images=images, **moved)  # type: ignore[arg-type]
 
 

@@ -136,10 +136,8 @@ def _token_differences(student: Blueprint, teacher: Blueprint) -> Iterator[tuple
         difference = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
         yield f"teacher: vocabulary: {difference}", WORDS_HINT
     elif missing := ours[len(theirs) :]:
-        difference = (
-            f"{len(theirs)} tokens, the student's has {len(ours)}, {missing[0]!r} the first that the teacher lacks"
-        )
-        yield f"teacher: vocabulary: {difference}", WORDS_HINT
+        counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
+        yield f"teacher: vocabulary: {counts}, {missing[0]!r} the first that the teacher lacks", WORDS_HINT
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:

@@ -70,9 +70,8 @@ class InputProcessor:
 
         `answer_next` ends it where an answer begins. Raises jinja2.TemplateError where the template refuses the messages.
         """
-        return self.processor.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=answer_next
-        )
+        how = {"tokenize": False, "add_generation_prompt": answer_next}
+        return self.processor.apply_chat_template(messages, chat_template=template, **how)
 
     def prepare(self, images: Sequence[Image]) -> list[PreparedImage]:
         """Prepare all images of one example together: how an image is cropped may depend on their number.
@@ -102,10 +101,8 @@ class InputProcessor:
         if (written := sum(text.count(self.image_text) for text in texts)) != len(images):
             raise ValueError(f"the chat template writes {written} of {len(images)} images")
         left = iter(images)
-        return [
-            "".join(piece + next(left) for piece in pieces[:-1]) + pieces[-1]
-            for pieces in (text.split(self.image_text) for text in texts)
-        ]
+        split = [text.split(self.image_text) for text in texts]
+        return ["".join(piece + next(left) for piece in pieces[:-1]) + pieces[-1] for pieces in split]
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor | None:
         """Return the family's own position ids, [T] or [A, T]; None: they are counted along the turns (see `Example`).

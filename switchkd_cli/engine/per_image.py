@@ -42,7 +42,5 @@ def loss_per_image(loss: Callable[..., Tensor], *arguments: Any, **parameters: A
     def of_image(argument: Any, image: int) -> Any:
         return argument[image][None] if isinstance(argument, Tensor | tuple) else argument
 
-    values = [
-        loss(*(of_image(argument, image) for argument in arguments), **parameters) for image in range(len(ragged[0]))
-    ]
-    return torch.cat(values)
+    given = ([of_image(argument, image) for argument in arguments] for image in range(len(ragged[0])))
+    return torch.cat([loss(*of_one, **parameters) for of_one in given])

@@ -80,9 +80,8 @@ def read_tensors(checkpoint: CheckpointFolder) -> dict[str, Tensor]:
 
     Pickles are read by `torch.load(weights_only=True)`: one that holds anything except tensors is refused.
     """
-    return {
-        name: tensor for file in weight_files(checkpoint) for name, tensor in _file_tensors(file, checkpoint).items()
-    }
+    files = weight_files(checkpoint)
+    return {name: tensor for file in files for name, tensor in _file_tensors(file, checkpoint).items()}
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -154,17 +153,14 @@ def check_memory(
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         count = sum(parameter.numel() for parameter in make(config).parameters())
     if stored_bytes is not None and count > stored_bytes:  # a parameter takes at least one byte
-        raise UserError(
-            f"{who}: config.json describes {count:,} parameters, the weights are {stored_bytes:,} bytes",
-            hint="the weights and config.json are not of one model",
-        )
+        problem = f"{who}: config.json describes {count:,} parameters, the weights are {stored_bytes:,} bytes"
+        raise UserError(problem, hint="the weights and config.json are not of one model")
     # "auto" is the dtype of the stored weights
     needed = (stored_bytes or 0) if dtype == "auto" else count * getattr(torch, dtype).itemsize
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        raise UserError(
-            f"{who}: {count:,} parameters take {needed >> 30:,} GiB, this machine has {memory >> 30:,}", code=MACHINE
-        )
+        space = f"{needed >> 30:,} GiB, this machine has {memory >> 30:,}"
+        raise UserError(f"{who}: {count:,} parameters take {space}", code=MACHINE)
 
 
 def _non_finite_tensors(parts: Sequence[CheckpointFolder]) -> list[str]:
@@ -188,10 +184,8 @@ def _file_tensors(file: Path, checkpoint: CheckpointFolder) -> dict[str, Tensor]
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
         except UnpicklingError:
-            raise UserError(
-                f"{checkpoint}: {file.name} holds more than tensors, and was not read: it could run code",
-                hint=f"ask the author of the file for {SAFE}",
-            ) from None
+            problem = f"{checkpoint}: {file.name} holds more than tensors, and was not read: it could run code"
+            raise UserError(problem, hint=f"ask the author of the file for {SAFE}") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{checkpoint}: {file.name} is not a mapping of names to tensors")
     return content

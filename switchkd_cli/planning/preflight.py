@@ -93,11 +93,8 @@ def check_libraries(*, scoring: bool = False) -> None:
         pip = " ".join(f"'{name}{declared}'" for name, _, declared in outside if name != "lmms-eval")
         commands = [f"pip install {pip}"] * bool(pip)
         commands += [INSTALL_LMMS_EVAL for name, _, _ in outside if name == "lmms-eval"]
-        raise UserError(
-            [f"{name} {version} is installed, switchkd needs {declared}" for name, version, declared in outside],
-            hint=" && ".join(commands),
-            code=MACHINE,
-        )
+        problems = [f"{name} {version} is installed, switchkd needs {declared}" for name, version, declared in outside]
+        raise UserError(problems, hint=" && ".join(commands), code=MACHINE)
 
 
 @cache

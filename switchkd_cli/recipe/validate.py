@@ -117,10 +117,8 @@ def _validation(
             yield (*path, "data"), f"stage {other.get('name')} trains on it, name another or a share, got {name!r}"
         theirs = mapping(other.get("validation")).get("share")
         if share is not None and stage.get("data") in used and theirs != share:
-            yield (
-                (*path, "share"),
-                f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}",
-            )
+            problem = f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}"
+            yield (*path, "share"), problem
     yield from _figure((*path, "monitor"), spec.get("monitor"), _validation_figures(stage))
 
 

@@ -182,11 +182,8 @@ def _newest_intact(folder: RunFolder, stage: str, lengths: Mapping[str, int]) ->
         damaged.append(one)
         faults += found
     if damaged:
-        raise UserError(
-            [*faults, f"{folder.path}: no checkpoint of stage {stage} is intact"],
-            hint="restore the files from a copy, or add --overwrite to start again",
-            code=CRASH,
-        )
+        problems = [*faults, f"{folder.path}: no checkpoint of stage {stage} is intact"]
+        raise UserError(problems, hint="restore the files from a copy, or add --overwrite to start again", code=CRASH)
     return ResumePoint(stage, 0, lengths)
 
 

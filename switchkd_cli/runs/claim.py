@@ -53,10 +53,8 @@ def claim_folder(
         if point is not None:
             if not resume and (changed := changed_versions(target)):
                 where = f"{shown(target.path)}: interrupted at {point}"
-                raise UserError(
-                    [f"{where}, and begun with {change}" for change in changed],
-                    hint="add --resume to resume all the same, or --overwrite to start again",
-                )
+                problems = [f"{where}, and begun with {change}" for change in changed]
+                raise UserError(problems, hint="add --resume to resume all the same, or --overwrite to start again")
             _resume(target, point)
         else:
             aside = make_room(target, run, overwrite=overwrite)
@@ -117,10 +115,8 @@ def check_free(root: Path, run: Run) -> None:
         difference = "of another recipe text, or made by another version of switchkd"
         if inputs and (changed := changed_fields(inputs, run.inputs)):
             difference = f"changed since: {', '.join(changed)}"
-        raise UserError(
-            f"{shown(target.path)}: holds another run ({difference})",
-            hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere",
-        )
+        problem = f"{shown(target.path)}: holds another run ({difference})"
+        raise UserError(problem, hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere")
 
 
 def changed_versions(target: RunFolder) -> list[str]:
@@ -205,10 +201,9 @@ def _recorded(target: RunFolder, run: Run, aside: Path | None, *, is_new: bool) 
     _end(target, "finished", began, **({"key": "", "changed": changed} if changed else {}))
     shutil.rmtree(target.checkpoints, ignore_errors=True)
     if faults := [field for field in changed if field not in allowed]:
-        raise UserError(
-            [f"{shown(target.path)}: changed while it ran: {field}" for field in faults],
-            hint="the model and its scores are kept but never reused; add --overwrite to train on the changed files",
-        )
+        problems = [f"{shown(target.path)}: changed while it ran: {field}" for field in faults]
+        hint = "the model and its scores are kept but never reused; add --overwrite to train on the changed files"
+        raise UserError(problems, hint=hint)
 
 
 def _end(target: RunFolder, status: str, began: float, **more: Any) -> None:

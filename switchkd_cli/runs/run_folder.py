@@ -172,10 +172,9 @@ def set_aside(path: Path, word: str) -> Path:
 def folder(root: Path, run: Run) -> RunFolder:
     """The folder of a run under `root`."""
     if run.recipe in OTHER_USES or run.recipe.startswith(".") or UNPRINTABLE.search(run.recipe):
-        raise UserError(
-            f"{run.recipe}.yaml: a recipe can't have this name: its runs go to {root / run.recipe}",
-            hint=f"rename the file: no dot in front, no control characters, not {', '.join(OTHER_USES)}",
-        )
+        problem = f"{run.recipe}.yaml: a recipe can't have this name: its runs go to {root / run.recipe}"
+        hint = f"rename the file: no dot in front, no control characters, not {', '.join(OTHER_USES)}"
+        raise UserError(problem, hint=hint)
     return RunFolder(root.absolute() / run.recipe / run.row / f"seed{run.seed}")
 
 

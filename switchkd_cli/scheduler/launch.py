@@ -55,10 +55,8 @@ def check(planned: Sequence[Run]) -> None:
 
 def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
     """Print what each stock benchmark needs, once, before anything runs."""
-    needs = [
-        need for of in evaluations if of and is_first() for need in stock_tasks.needs(of.benchmarks, of.tasks_path)
-    ]
-    for need in dict.fromkeys(needs):
+    asked = [of for of in evaluations if of and is_first()]
+    for need in dict.fromkeys(need for of in asked for need in stock_tasks.needs(of.benchmarks, of.tasks_path)):
         console.say(need)
 
 
@@ -149,9 +147,8 @@ def start_processes(command: Sequence[str], config: LaunchConfig) -> None:
             process.terminate()
             raise
     if code:
-        raise UserError(
-            f"the processes ended with exit code {code}: the first error is in the output above", code=CRASH
-        )
+        problem = f"the processes ended with exit code {code}: the first error is in the output above"
+        raise UserError(problem, code=CRASH)
 
 
 def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig
@@ -220,9 +221,8 @@ def _start(job: Job, file: Path, options: RunOptions, config: LaunchConfig | Non
         "PYTHONIOENCODING": "utf-8",  # the output is read back from a file
     }
     with output.open("w") as stream:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**os.environ, **variables}
-        )
+        ways: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+        process = subprocess.Popen(command, env={**os.environ, **variables}, **ways)
     scores = run_folder.evaluation(root, run.teacher_key).path
     metrics = scores.with_suffix(".jsonl") if job.scoring else run_folder.folder(root, run).metrics
     return _Worker(job, process, output, metrics)

@@ -155,9 +155,8 @@ def speed(step: Mapping[str, Any]) -> str:
 def event(entry: Mapping[str, Any]) -> str:
     """An event as a line of text: its name and stage, its text, and its other fields."""
     name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
-    others = [
-        f"{key} {_number(value)}" for key, value in entry.items() if key not in ("event", "stage", "text", "about")
-    ]
+    elsewhere = ("event", "stage", "text", "about")
+    others = [f"{key} {_number(value)}" for key, value in entry.items() if key not in elsewhere]
     return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(others)) if part)
 
 

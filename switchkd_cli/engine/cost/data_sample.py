@@ -140,10 +140,8 @@ def sample_data(
             else:
                 lengths.append(_counted(conversations.text_example(index)))
     if not lengths:
-        raise UserError(
-            f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used",
-            hint="; ".join(notes),
-        )
+        problem = f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used"
+        raise UserError(problem, hint="; ".join(notes))
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
     opened = data if check_images else None  # a part of a set says little

@@ -71,17 +71,13 @@ def estimate_run(
                 if config.evaluation is not None:
                     drawn = run_folder.sets(root if root.is_dir() else Path(scratch))
                     sets, absent = evaluation_sets(config.evaluation, drawn)
-                    unsearched = (
-                        f"not searched for rows of the training data, as they are not here: {', '.join(absent)}"
-                    )
-                    notes += [unsearched] * bool(absent)
+                    unsearched = "not searched for rows of the training data, as they are not here"
+                    notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
                 looked = looks(config, opened, sets)
     known = {name: sample for name, sample in samples.items() if sample is not None}
     check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
-    stages = tuple(
-        estimate_stage(run, i, pair, DataSample.of_stage(stage, samples), machine, root)
-        for i, stage in enumerate(config.stages)
-    )
+    of_stages = enumerate(DataSample.of_stage(stage, samples) for stage in config.stages)
+    stages = tuple(estimate_stage(run, i, pair, sample, machine, root) for i, sample in of_stages)
     notes += [f"{name}: {note}" for name, sample in known.items() for note in sample.notes]
     notes += _assumptions(run, models.values(), known, machine)
     notes += [f"{run.row}: {note}" for stage in stages for note in stage.notes]
@@ -89,9 +85,7 @@ def estimate_run(
     if trained:
         saving = config.checkpoints  # those that are kept, and one that is being written
         size = STATE * trained * (saving.keep + (saving.best is not None) + 1) / 1e9
-        notes.append(
-            f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"
-        )
+        notes += [f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"]
     return RunEstimate(
         machine=machine,
         models=tuple(
@@ -121,15 +115,12 @@ def _assumptions(
 ) -> Iterator[str]:
     """Yield what the figures rest on."""
     if any(model.source == PUBLISHED for model in models):
-        yield (
-            "shapes of models that are not here are as published; that teacher and student fit is checked when they are"
-        )
+        shapes = "shapes of models that are not here are as published"
+        yield f"{shapes}; that teacher and student fit is checked when they are"
     guessed = [name for name, sample in samples.items() if sample.source.startswith("an assumption")]
     if uncut := [name for name in guessed if run.config.data[name].max_length is None]:
-        yield (
-            f"rows of {', '.join(uncut)} are taken to be cut at {ASSUMED_MAX_LENGTH:,} tokens, but max_length is not set: the "
-            "longest row decides the memory"
-        )
+        taken = f"rows of {', '.join(uncut)} are taken to be cut at {ASSUMED_MAX_LENGTH:,} tokens"
+        yield f"{taken}, but max_length is not set: the longest row decides the memory"
     losses = {term.loss for stage in run.config.stages for term in stage.objective}
     if of_images := [loss for loss in sorted(losses) if registry.signature("loss", loss).of_images]:
         yield (

@@ -44,16 +44,16 @@ class BadRows:
         """Add rows that turned out unusable in training. Raises UserError where there are too many by now."""
         if self._add_new(rows):
             listed = f", listed in {self._file}" if self._file else ""
-            self._check(
-                len(self.unusable) / self.rows, f"{len(self.unusable):,} of {self.rows:,} rows can't be used{listed}"
-            )
+            summary = f"{len(self.unusable):,} of {self.rows:,} rows can't be used{listed}"
+            self._check(len(self.unusable) / self.rows, summary)
 
     def write_to(self, file: Path) -> None:
         """Write the unusable rows to this file, one line each: those so far now, later ones as they are added.
 
         Rows that the file lists already, from before the run was interrupted, count as unusable.
         """
-        listed = _read_list(file, self.name)
+        lines = [line for line in json_lines(file) if line["data"] == self.name]
+        listed = {line["row"]: Unusable(line["row"], line["id"], line["fault"]) for line in lines}
         self._file = file
         self._write(row for row in self.unusable.values() if row.row not in listed)
         self.unusable |= {number: row for number, row in listed.items() if number not in self.unusable}
@@ -79,9 +79,3 @@ class BadRows:
         if rows:
             rest = [f"... and {len(rows) - SHOWN} more of {self.rows} rows"] if len(rows) > SHOWN else []
             raise UserError([f"{self.name}: {row}" for row in rows[:SHOWN]] + rest, hint=hint)
-
-
-def _read_list(file: Path, name: str) -> dict[int, Unusable]:
-    """Return the rows of data set `name` that the file lists, by row number."""
-    lines = [line for line in json_lines(file) if line["data"] == name]
-    return {line["row"]: Unusable(line["row"], line["id"], line["fault"]) for line in lines}

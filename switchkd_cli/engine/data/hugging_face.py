@@ -52,9 +52,8 @@ def hugging_face(
         raise UserError(problem, hint="parameters.revision=... with 40 digits, from the hub's page: Files, History")
     if streaming and limit is None:
         problem = f"{dataset}: streaming needs a limit: a stream has no random order that a resumed run could repeat"
-        raise UserError(
-            problem, hint="parameters.limit=20000 takes the first rows; without `streaming` all are fetched"
-        )
+        hint = "parameters.limit=20000 takes the first rows; without `streaming` all are fetched"
+        raise UserError(problem, hint=hint)
     folder, read_as = image_folder(images), form(format)
     with as_user_error(f"{dataset}: can't be opened as a data set"):
         of_hub = {"path": dataset, "name": subset, "split": split, "revision": revision}

@@ -82,10 +82,8 @@ def _check_size(width: int, height: int) -> None:
     Pillow's own limit is only a warning at first, and lmms-eval lifts it.
     """
     if width * height > PIXELS or max(width, height) > SIDE or max(width, height) > RATIO * min(width, height):
-        raise ValueError(
-            f"{width} x {height} pixels; the most are {PIXELS >> 20} Mi pixels, a side of {SIDE}, "
-            f"and one side {RATIO} times the other"
-        )
+        most = f"{PIXELS >> 20} Mi pixels, a side of {SIDE}, and one side {RATIO} times the other"
+        raise ValueError(f"{width} x {height} pixels; the most are {most}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

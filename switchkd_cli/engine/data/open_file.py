@@ -74,9 +74,8 @@ def open_rows(
     files: list[Any] = [_open(path, rows, cache) for path, rows in zip(paths, spans, strict=False)]
     raw: Any = files[0] if len(files) == 1 else ConcatDataset(files)
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more files"
-    return Rows(
-        raw, read_as.row, images=folder, follow_links=follow_links, turns=turns, name=name, surveyed=survey, files=names
-    )
+    known: dict[str, Any] = {"name": name, "files": names, "surveyed": survey}
+    return Rows(raw, read_as.row, images=folder, follow_links=follow_links, turns=turns, **known)
 
 
 def image_folder(images: str | None) -> Path | None:

@@ -20,19 +20,15 @@ def template_text(name: str | None, inputs: InputProcessor) -> str:
     """
     if name is None:
         if not inputs.chat_template:
-            raise UserError(
-                "the model has no chat template of its own",
-                hint=f"give the data set a `template`: {', '.join(TEMPLATES)}",
-            )
+            hint = f"give the data set a `template`: {', '.join(TEMPLATES)}"
+            raise UserError("the model has no chat template of its own", hint=hint)
         return inputs.chat_template
     text = template(name)
     known = inputs.tokenizer.get_vocab()
     missing = [marker for marker in dict.fromkeys(MARKER.findall(text)) if marker not in known]
     if missing:
-        raise UserError(
-            f"template {name}: the model's tokenizer has no token {', '.join(missing)}",
-            hint=f"choose another `template` ({', '.join(TEMPLATES)}), or none for the model's own",
-        )
+        hint = f"choose another `template` ({', '.join(TEMPLATES)}), or none for the model's own"
+        raise UserError(f"template {name}: the model's tokenizer has no token {', '.join(missing)}", hint=hint)
     return text
 
 

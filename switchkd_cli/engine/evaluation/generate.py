@@ -78,6 +78,5 @@ class GreedyModel(LmmsModel):
         tokenizer = self.inputs.tokenizer
         end = self.model.model.generation_config.eos_token_id
         end = tokenizer.eos_token_id if end is None else end
-        return GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=limit, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
-        )
+        ends = {"eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
+        return GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, **ends)

@@ -70,10 +70,8 @@ class Family:
 
     def from_parts(self, spec: Parts, who: str) -> Blueprint:
         """Put a model together from parts. Raises UserError where they don't fit."""
-        raise UserError(
-            f"{who}: a model of family {self.model_type} can't be put together from parts",
-            hint=f"name a whole model: {who}.checkpoint=..., or use family: llava",
-        )
+        problem = f"{who}: a model of family {self.model_type} can't be put together from parts"
+        raise UserError(problem, hint=f"name a whole model: {who}.checkpoint=..., or use family: llava")
 
     def published_config(self, spec: Parts, who: str, published: Published) -> tuple[PretrainedConfig, int] | None:
         """For a plan: the config of a model whose parts are not all on this machine, and its tokenizer's number of tokens.

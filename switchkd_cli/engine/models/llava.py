@@ -6,14 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from transformers import (
-    CLIPVisionModel,
-    LlavaConfig,
-    LlavaProcessor,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    SiglipVisionModel,
-)
+from transformers import LlavaConfig, LlavaProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
@@ -25,7 +18,7 @@ from switchkd_cli.engine.models.tokenizers import IMAGE
 from switchkd_cli.errors import UserError
 
 LANGUAGE_MODELS = ("qwen2", "llama")
-TOWERS = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}
+TOWERS = ("siglip_vision_model", "clip_vision_model")
 SEAM = Tower(at_layer=True)
 
 

@@ -10,17 +10,8 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PretrainedConfig,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+import transformers
+from transformers import LlavaConfig, LlavaProcessor, PretrainedConfig
 
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, configs_only, fetch
 from switchkd_cli.engine.models import image_processors, tinyllava
@@ -35,7 +26,7 @@ from switchkd_cli.recipe.schema import Fresh, Parts
 
 PROJECTORS = {"mlp2x_gelu": LlavaConfig, "ldpnetv2": LlavaLdpConfig}
 DTYPE = "float32"  # a checkpoint may be in half precision; training is not
-FRESH = {"vision": SiglipVisionConfig, "language": Qwen2Config}
+FRESH = {"vision": transformers.SiglipVisionConfig, "language": transformers.Qwen2Config}
 PART_HINT = "a part is a folder or hub id of a SigLIP or CLIP tower (vision), of a Qwen2 or Llama model (language)"
 
 
@@ -63,23 +54,23 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
             raise UserError(f"{named}: no {image_processors.FILE} there, and no complete model")
     check_weights(*filter(None, (None if whole else vision, None if speaker else language)))
 
-    def weights(dtype: str) -> LlavaForConditionalGeneration:
+    def weights(dtype: str) -> transformers.LlavaForConditionalGeneration:
         """Return the model with fresh weights, except those that the named parts bring."""
         with as_user_error(f"{who}: no model can be built of these parts"):
-            check_memory(AutoModelForImageTextToText, config, who)
-            model = AutoModelForImageTextToText.from_config(config, dtype=DTYPE)
+            check_memory(transformers.AutoModelForImageTextToText, config, who)
+            model = transformers.AutoModelForImageTextToText.from_config(config, dtype=DTYPE)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         if vision:
-            kind, own = TOWERS[vision_config.model_type], config.vision_config
-            tower = whole.weights(DTYPE).model.vision_tower if whole else load_weights(kind, vision, config=own)
+            tower = whole.weights(DTYPE).model.vision_tower if whole else None
+            tower = tower or load_weights(transformers.AutoModel, vision, config=config.vision_config)
             model.model.vision_tower.load_state_dict(tower.state_dict())
         if language:
             if speaker:
                 complete = speaker.weights(DTYPE)
                 state = complete.model.language_model.state_dict() | {"lm_head.weight": complete.lm_head.weight}
             else:
-                state = load_weights(AutoModelForCausalLM, language).state_dict()
+                state = load_weights(transformers.AutoModelForCausalLM, language).state_dict()
             state = widen(state, config.text_config.vocab_size)
             model.lm_head.load_state_dict({"weight": state.pop("lm_head.weight")})
             state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
@@ -131,7 +122,7 @@ def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder |
     """Return the config of a part: a fresh one's, or a named one's; of a two-tower checkpoint (SigLIP, CLIP) the tower's."""
     if checkpoint is None:
         return fresh_config(part, getattr(spec, part), who)
-    config, known = read_config(checkpoint), tuple(TOWERS) if part == "vision" else LANGUAGE_MODELS
+    config, known = read_config(checkpoint), TOWERS if part == "vision" else LANGUAGE_MODELS
     if part == "vision":
         config = getattr(config, "vision_config", config)
     if config.model_type not in known:
@@ -181,7 +172,7 @@ def _planned_config(spec: Parts, part: str, who: str, published: Published) -> A
             return part_config(spec, part, who, fetch(source, f"{who}.{part}"))
     except UserError:
         facts = published(part, source)
-        return AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
+        return transformers.AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
 
 
 class LlavaFamily(Family):
@@ -202,4 +193,4 @@ class LlavaFamily(Family):
         return LlavaBlueprint.of(config, processor, *rest)
 
 
-LLAVA = LlavaFamily("llava", SEAM, others=(LlavaLdpConfig.model_type, tinyllava.TYPE), towers=tuple(TOWERS))
+LLAVA = LlavaFamily("llava", SEAM, others=(LlavaLdpConfig.model_type, tinyllava.TYPE), towers=TOWERS)

@@ -64,9 +64,8 @@ def _save_model(model: PreTrainedModel, folder: Path, *, weights: bool) -> None:
 
     A LLaVA's tensors have the names of published checkpoints, except with a projector that transformers doesn't have.
     """
-    tied = model.config.tie_word_embeddings = (
-        model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    )
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.config.tie_word_embeddings = tied
     published = type(model) is LlavaForConditionalGeneration
     state = {
         published and renamed(name, FIELDS["published_tensors"]) or name: tensor

@@ -80,11 +80,9 @@ class _Seam:
             output["deepstack_features"] = [[level] for level in deeper]
         return output
 
-    def of_images(self, prepared: Mapping[str, Tensor], count: int) -> list[ImageInput]:
+    def of_images(self, prepared: Mapping[str, Tensor], count: int) -> Sequence[ImageInput]:
         """Return the tensors of each image, tiles first, from what the processor gives for one image or an example's."""
-        images: list[ImageInput] = [
-            {n: v[i : i + 1] if len(v) == count else v for n, v in prepared.items()} for i in range(count)
-        ]
+        images = [{n: v[i : i + 1] if len(v) == count else v for n, v in prepared.items()} for i in range(count)]
         if prepared["pixel_values"].ndim == 5:  # [images, tiles, 3, H, W]
             images = [{n: v.transpose(0, 1) if v.ndim > 3 else v for n, v in image.items()} for image in images]
         return images

@@ -86,9 +86,8 @@ def vision_width(config: PretrainedConfig) -> int:
 
 def layers_before_features(config: PretrainedConfig) -> int:
     """Return the number of vision layers up to the features; `vision_feature_layer` is counted from the end."""
-    return (
-        _of(config.vision_config, "num_hidden_layers", "depth") + 1 + _of(config, "vision_feature_layer", otherwise=-1)
-    )
+    layers = _of(config.vision_config, "num_hidden_layers", "depth")
+    return layers + 1 + _of(config, "vision_feature_layer", otherwise=-1)
 
 
 def features_of(config: PretrainedConfig) -> int:

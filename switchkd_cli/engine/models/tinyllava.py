@@ -13,13 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from switchkd_cli import registry
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, fetch
@@ -49,7 +43,7 @@ def read(checkpoint: CheckpointFolder) -> LlavaBlueprint:
     check_weights(*_weight_folders(checkpoint))
     tokenizer = tokenizers.read_tokenizer(_tokenizer_folder(checkpoint, fields))
     config = _config(checkpoint, fields, tokenizer)
-    image_processor, notes = _image_processor(checkpoint, fields, config.vision_config)
+    image_processor, notes = _image_processor(checkpoint, fields, config)
     if fields.get("image_aspect_ratio") == "pad":
         image_processor = image_processors.with_square_padding(image_processor)
     template = IN_PARTS + registry.template("tinyllava")  # a base and an instruct model differ in their end token
@@ -76,9 +70,8 @@ def _check(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> None:
     if checkpoint.has("adapter_config.json"):
         problems.append(f"{checkpoint}: holds LoRA adapters, not a whole model: merge them first")
     if problems:
-        raise UserError(
-            problems, hint="supported are TinyLLaVA models of SigLIP or CLIP, an MLP projector, and Qwen2 or Llama"
-        )
+        hint = "supported are TinyLLaVA models of SigLIP or CLIP, an MLP projector, and Qwen2 or Llama"
+        raise UserError(problems, hint=hint)
 
 
 def _weight_folders(checkpoint: CheckpointFolder) -> dict[CheckpointFolder, str]:
@@ -113,14 +106,13 @@ def _config(checkpoint: CheckpointFolder, fields: Mapping[str, Any], tokenizer: 
     return config
 
 
-def _part_config(fields: Mapping[str, Any]) -> PretrainedConfig:
+def _part_config(fields: Mapping[str, Any]) -> Any:
     """Return a part's config. Fields that TinyLLaVA didn't write have the class's defaults, which are the same today."""
-    return AutoConfig.for_model(
-        fields["model_type"], **{k: v for k, v in fields.items() if k not in FIELDS["tinyllava_names"]}
-    )
+    settings = {k: v for k, v in fields.items() if k not in FIELDS["tinyllava_names"]}
+    return AutoConfig.for_model(fields["model_type"], **settings)
 
 
-def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], vision: PretrainedConfig):
+def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], config: LlavaConfig):
     """Return the image processor, and a note where it is not stored but known.
 
     TinyLLaVA saves none. It is still looked for in the folder, then under the tower's name, which may be a path on another
@@ -134,7 +126,7 @@ def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], vi
         tower = fetch(name, f"{checkpoint}: image processor", only=(image_processors.FILE,))
         return image_processors.read_image_processor(tower), ()
     except UserError as error:
-        if not name.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[vision.model_type]):
+        if not name.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[config.vision_config.model_type]):
             raise UserError(
                 f"{checkpoint}: its image processor is not here: {name or 'no name'} "
                 "(config.json: vision_config.model_name_or_path)",
@@ -142,7 +134,7 @@ def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], vi
                 code=error.code,
             ) from error
     note = f"{checkpoint}: {name} is not here: images are prepared as for the published tower of that name"
-    return image_processors.default_image_processor(vision), (note,)
+    return image_processors.default_image_processor(config.vision_config), (note,)
 
 
 def _weights(

@@ -36,9 +36,8 @@ def read_tokenizer(checkpoint: CheckpointFolder) -> PreTrainedTokenizerBase:
     A new token takes the next free id. Raises UserError where there is no tokenizer.
     """
     if not checkpoint.has(*FILES):  # transformers would make an empty one
-        raise UserError(
-            f"{checkpoint}: no tokenizer there", hint=f"name one: {checkpoint.who.split('.')[0]}.tokenizer=..."
-        )
+        hint = f"name one: {checkpoint.who.split('.')[0]}.tokenizer=..."
+        raise UserError(f"{checkpoint}: no tokenizer there", hint=hint)
     with as_user_error(f"{checkpoint}: no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **NO_CODE)
     if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):

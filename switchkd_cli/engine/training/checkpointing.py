@@ -35,10 +35,8 @@ class CheckpointWriter:
         try:
             load(read_state(saved[0].path))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise UserError(
-                f"{self._name(saved[0].step)}: is not of this training: {type(error).__name__}: {error}",
-                hint="add --overwrite to start again",
-            ) from error
+            problem = f"{self._name(saved[0].step)}: is not of this training: {type(error).__name__}: {error}"
+            raise UserError(problem, hint="add --overwrite to start again") from error
         self._step, self._scores = saved[0].step, []
 
     def add_score(self, figures: dict[str, float]) -> None:

@@ -135,10 +135,8 @@ class Loader:
         return ", ".join(f"process {p.pid} {states.get(p.pid, 'ended')}" for p in self._batches._workers)
 
     def _workers_error(self, what: str) -> UserError:
-        hint = (
-            f"stages.{self.stage}.workers=0 prepares data in the training's own process; fewer workers need less memory"
-        )
-        return UserError(what, hint=hint, code=MACHINE)
+        alone = f"stages.{self.stage}.workers=0 prepares data in the training's own process"
+        return UserError(what, hint=f"{alone}; fewer workers need less memory", code=MACHINE)
 
 
 def _shared_memory() -> str:

@@ -39,9 +39,8 @@ class TorchReplica:
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         if processes.count > 1:
-            self.module = DistributedDataParallel(
-                paths, gradient_as_bucket_view=True, find_unused_parameters=find_unused
-            )
+            how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused}
+            self.module = DistributedDataParallel(paths, **how)
 
     def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return the tensor that is computed with in a parameter's place: the parameter itself."""
@@ -87,9 +86,8 @@ class TorchReplica:
     def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
         """Restore AdamW's state."""
         for parameter, state in moments.items():
-            self.adamw.state[parameter] = {
-                k: v.to(self.device, copy=True) if torch.is_tensor(v) else v for k, v in state.items()
-            }
+            own = {k: v.to(self.device, copy=True) if torch.is_tensor(v) else v for k, v in state.items()}
+            self.adamw.state[parameter] = own
 
     def close(self) -> None:
         """Release what belongs to the training: DDP's hooks on the parameters."""

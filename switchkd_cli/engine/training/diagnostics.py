@@ -95,9 +95,8 @@ def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
         signature = registry.signature("loss", term.loss)
         for side in signature.leaders(term.parameters):
             bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
-            specs.append(
-                (term.name, KneeSpec(term.of if side == "student" else term.to, term.on, TopKAtKnee(**bounds)))
-            )
+            path = term.of if side == "student" else term.to
+            specs.append((term.name, KneeSpec(path, term.on, TopKAtKnee(**bounds))))
     return specs
 
 

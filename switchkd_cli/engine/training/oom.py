@@ -23,9 +23,8 @@ def peak_memory_mib() -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; on a CPU torch has no exception of its own for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: BaseException) -> UserError | None:

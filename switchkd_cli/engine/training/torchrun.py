@@ -49,13 +49,12 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     meet = nullcontext() if config.nodes == 1 else meeting(who, str(config.rdzv_endpoint), after=0)
     with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node)))
-        of_processes = {
+        os.environ |= {
             exit_status.FOLDER: scratch,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
             "OMP_NUM_THREADS": threads,
         }
-        on_cpu = {} if config.use_gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        os.environ.update(of_processes | on_cpu)
+        os.environ |= {} if config.use_gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         try:
             with meet:
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))

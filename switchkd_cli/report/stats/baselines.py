@@ -45,13 +45,10 @@ def read_items(answers: Path) -> dict[Item, float]:
     """The items' scores from one answers file. Questions that count together, as a pair does, are one item."""
     lines = json_lines(answers)
     # MME's units, which have a category, are half right where one of two answers is
-    units = grouped(
-        (place if "category" in line else line.get("unit", place), line) for place, line in enumerate(lines)
-    )
-    return {
-        (unit[0]["doc_id"], unit[0]["key"], unit[0].get("image")): min(line["score"] for line in unit)
-        for unit in units.values()
-    }
+    numbered = enumerate(lines)
+    units = grouped((n if "category" in line else line.get("unit", n), line) for n, line in numbered).values()
+    first = [(unit[0]["doc_id"], unit[0]["key"], unit[0].get("image")) for unit in units]
+    return dict(zip(first, (min(line["score"] for line in unit) for unit in units), strict=True))
 
 
 def clearly_beats(items: Items, *baselines: Items) -> bool:

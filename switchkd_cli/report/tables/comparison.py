@@ -24,10 +24,9 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Document:
     last = (*controls, ours)
     rows = [Line(run.name, columns.cells(run.scores)) for run in last]
     for control in controls:
-        gain = columns.cells(
-            {name: ours.scores[name] - control.scores[name] for name in columns.names}, difference=True
-        )
-        rows.append(Line(f"gain: {ours.title} minus {control.title}", gain, "gain"))
+        gain = {name: ours.scores[name] - control.scores[name] for name in columns.names}
+        cells = columns.cells(gain, difference=True)
+        rows.append(Line(f"gain: {ours.title} minus {control.title}", cells, "gain"))
     recipe, _, world = ours.recipe.partition("@")
     again = f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
     notes = (
