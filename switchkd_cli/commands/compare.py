@@ -45,12 +45,9 @@ def compared(options: CompareOptions) -> tuple[list[ScoredRun], dict[str, Any] |
     names, root = options.names or [], options.out
     found = [folder for name in names for folder in _folders(name, options)] if names else run_folder.finished(root)
     scored, teacher = with_scores(found, root)
-    controls: list[str] = []
-    if len(names) == 1 and _scored_folder(names[0]) is None:  # a recipe
-        controls = [
-            control.row for control in load_rows(find(names[0]), [None], world=options.world, controls=True)[1:]
-        ]
-    return scored, teacher, controls
+    is_recipe = len(names) == 1 and _scored_folder(names[0]) is None
+    rows = load_rows(find(names[0]), [None], world=options.world, controls=True) if is_recipe else ()
+    return scored, teacher, [control.row for control in rows[1:]]
 
 
 def with_scores(found: Sequence[RunFolder], root: Path) -> tuple[list[ScoredRun], dict[str, Any] | None]:

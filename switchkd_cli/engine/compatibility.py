@@ -114,10 +114,8 @@ def positions(
 
 
 QUESTION = "What?"
-TEMPLATE_HINT = (
-    "a student's data sets can bring a `template` each; a checkpoint's own belongs in its folder (Jinja), as "
-    "chat_template.jinja"
-)
+OWN_TEMPLATE = "a checkpoint's own belongs in its folder (Jinja), as chat_template.jinja"
+TEMPLATE_HINT = f"a student's data sets can bring a `template` each; {OWN_TEMPLATE}"
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
 

@@ -26,11 +26,8 @@ def read(name: str, task: Any, outcome: Mapping[str, Any]) -> tuple[dict[str, An
     filters = list(dict.fromkeys(way for _, way in values))
     samples = outcome["samples"][name]
     samples = samples[: len(samples) // max(1, len(filters))]  # those of one filter after another
-    numbers = {
-        metric: float(value)
-        for (metric, way), value in values.items()
-        if way == filters[0] and metric in aggregation and _is_number(value)
-    }
+    first = {metric: value for (metric, way), value in values.items() if way == filters[0]}
+    numbers = {metric: float(of) for metric, of in first.items() if metric in aggregation and _is_number(of)}
     metric = next((metric for metric in numbers if all(metric in sample for sample in samples)), None)
     if metric is None:
         metrics = ", ".join(map(str, aggregation)) or "none"

@@ -72,6 +72,8 @@ def joined(
     `tokens`: how many there are; `image`: the id of the image token; `settings`: other fields of the config.
     """
     text.vocab_size = max(text.vocab_size, tokens)
+    if vision.model_type == "siglip_vision_model":
+        vision.vision_use_head = False  # the pooling head would never see a gradient
     settings |= {"projector_hidden_act": "gelu", "tie_word_embeddings": text.tie_word_embeddings}
     config = kind(vision_config=vision, text_config=text, image_token_index=image, **settings)
     config.image_seq_length = image_tokens_of(config)

@@ -127,8 +127,6 @@ def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder |
         config = getattr(config, "vision_config", config)
     if config.model_type not in known:
         raise UserError(f"{checkpoint} is a {config.model_type} model, not one of {', '.join(known)}", hint=PART_HINT)
-    if config.model_type == "siglip_vision_model":
-        config.vision_use_head = False  # the pooling head would never see a gradient
     return config
 
 
@@ -141,7 +139,7 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
         raise UserError(problems)
     check_config(source.fresh, where)
     with as_user_error(where):
-        config = FRESH[part](**source.fresh, **({"vision_use_head": False} if part == "vision" else {}))
+        config = FRESH[part](**source.fresh)
     check_config(config, where)
     width, heads = config.hidden_size, config.num_attention_heads
     unit = heads if part == "vision" else 2 * heads  # rotary positions rotate pairs of a head's features

@@ -133,7 +133,7 @@ class Tower(_Seam):
                 with swapped(core, {self.tower: _Instead(stop)}):
                     core.get_image_features(**visual)
             except Enough as enough:
-                features = enough.output
+                features = enough.args[0]
         return _grouped(features[:, _dropped(core.config) :], self._counts(core, images))
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
@@ -207,11 +207,7 @@ Seam = Tower | Merged
 
 
 class Enough(Exception):
-    """Ends a forward pass where nothing more is needed of it, and carries the last output."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
+    """Ends a forward pass where nothing more is needed of it, and carries the last output as its argument."""
 
 
 class _Instead(nn.Module):

@@ -94,8 +94,6 @@ def _config(checkpoint: CheckpointFolder, fields: Mapping[str, Any], tokenizer: 
     check_config(fields, checkpoint)
     with as_user_error(f"{checkpoint}: no readable config"):
         vision, text = _part_config(fields["vision_config"]), _part_config(fields["text_config"])
-        if vision.model_type == "siglip_vision_model":
-            vision.vision_use_head = False  # the pooling head would never see a gradient
         settings = {
             "vision_feature_layer": fields.get("vision_feature_layer", -2),
             "vision_feature_select_strategy": SELECTIONS[fields.get("vision_feature_select_strategy", "patch")],

@@ -170,7 +170,7 @@ class VisionLanguageModel(nn.Module):
             with self._eager():
                 self._read(batch, tokens)
         except Enough as enough:
-            weights = enough.output.float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
+            weights = enough.args[0].float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
         finally:
             hook.remove()
         if not batch.images:

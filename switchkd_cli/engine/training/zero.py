@@ -71,9 +71,8 @@ class ZeroReplica:
         self.adamw = make_optimizer(own, stage)
         self.complete = config["zero_optimization"]["stage"] < 3  # each process has all weights
         self.steps = 0.0  # taken by AdamW
-        self.engine, *_ = deepspeed.initialize(
-            model=self.paths, optimizer=self.adamw, config=dict(config), dist_init_required=False
-        )
+        given = {"model": self.paths, "optimizer": self.adamw, "config": dict(config)}
+        self.engine, *_ = deepspeed.initialize(**given, dist_init_required=False)
         _create_moments(self.engine.optimizer)
 
     def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:

@@ -90,16 +90,11 @@ def _other_items(head: str, kept: Mapping[Path, Sequence[AnswerLine]]) -> Iterat
         for field, word in FIELDS.items():
             if field == IMAGE and (_images(lines) is None or _images(reference) is None):
                 continue  # written before it was: the key tells
-            pairs = [
-                (line.get(field), of.get(field), line["doc_id"]) for line, of in zip(lines, reference, strict=True)
-            ]
-            if differing := [pair for pair in pairs if pair[0] != pair[1]]:
-                ours, theirs, item = differing[0]
-                ours, theirs = _apart(ours, theirs)
-                yield (
-                    f"{name}: {head}: {len(differing)} of {len(lines)} {word} differ; "
-                    f"item {item} has {ours}, that of {than} {theirs}"
-                )
+            both = zip(lines, reference, strict=True)
+            if differing := [(line, of) for line, of in both if line.get(field) != of.get(field)]:
+                item, (ours, theirs) = differing[0][0]["doc_id"], _apart(*(of.get(field) for of in differing[0]))
+                differ = f"{len(differing)} of {len(lines)} {word} differ"
+                yield f"{name}: {head}: {differ}; item {item} has {ours}, that of {than} {theirs}"
                 break
 
 

@@ -145,9 +145,8 @@ def _units(
     of = np.array(categories or [""] * len(gained))
     strata = tuple(np.flatnonzero(of == category) for category in dict.fromkeys(of.tolist()))
     single = possible is None and categories is None
-    made = Units(
-        np.array(gained, dtype=float), np.ones(len(of)) if possible is None else possible, strata, single, scale=scale
-    )
+    possible = np.ones(len(of)) if possible is None else possible
+    made = Units(np.array(gained, dtype=float), possible, strata, single, scale=scale)
     return made.of_images([line.get("image") for line in firsts])
 
 

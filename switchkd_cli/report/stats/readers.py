@@ -74,9 +74,8 @@ def _named(line: AnswerLine) -> set[str]:
         letters = {letter for found in LETTER.findall(answer) for letter in found if letter}
         texts = {letter: text for letter, text in OPTION.findall(str(line.get("prompt"))) if _has(answer, text)}
         # "fire fly" names no option "fly"
-        longest = {
-            a for a, text in texts.items() if not any(text != other and _has(other, text) for other in texts.values())
-        }
+        every = texts.values()
+        longest = {a for a, text in texts.items() if not any(text != each and _has(each, text) for each in every)}
         return {letter.casefold() for letter in letters or longest}
     words = ("yes", "no") if right in ("yes", "no") else (right,)
     return {word for word in words if _has(answer, word)}
