@@ -37,16 +37,16 @@ def show_plans(
 ) -> None:
     """Print the plan of each different run, then of all. Every problem is reported before the engine is imported."""
     root, gpus = options.out, config.world_size if config else None
+    configs = [run.config for run in runs]
     machines = [
-        planned_machine(options.machine, run.config.precision, **run.config.deepspeed.model_dump(), gpus=gpus)
-        for run in runs
+        planned_machine(options.machine, of.precision, **of.deepspeed.model_dump(), gpus=gpus) for of in configs
     ]
     if gpus is not None:
         preflight.check_batches(runs, gpus)
     rows = [run for file in files for run in load_rows(file, world=options.world)]
     planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)
-    launch.say_needs([run.config.evaluation for run in runs])
+    launch.say_needs([of.evaluation for of in configs])
     estimates: list[RunEstimate] = []
     first: dict[str, Run] = {}
     looked_at: list[object] = []  # the data of runs, most of which share them: a look reads many images

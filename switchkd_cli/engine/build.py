@@ -73,9 +73,8 @@ def family_of(config: Mapping[str, Any], who: object = "checkpoint") -> Family:
 def check_model(spec: Model, who: str, *, needs_template: bool = True) -> Blueprint:
     """Read and check one model of a recipe: all except its weights, whose files are checked to exist."""
     if isinstance(spec, Checkpoint):
-        return check_checkpoint(
-            spec.checkpoint, who, family=spec.family, allow_pickle=spec.allow_pickle, needs_template=needs_template
-        )
+        how = {"allow_pickle": spec.allow_pickle, "needs_template": needs_template}
+        return check_checkpoint(spec.checkpoint, who, family=spec.family, **how)
     blueprint = registry.resolve("family", spec.family).from_parts(spec, who)
     compatibility.check_alone(blueprint, who, needs_template=needs_template)
     return blueprint

@@ -71,16 +71,12 @@ def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     run = folders[0].run()
     rows = _choose_rows(run, folders[0], load(str(folders[0].model)))
     maps = [[_attention_map(model, batch) for batch in _batches(run, rows, model)] for model in _models(run, folders)]
-    return [
-        AttentionExample(
-            open_image(row.images[0], None),
-            _first_line(row),
-            each[0][0],
-            row.exchanges[0][1],
-            tuple(m for _, m in each),
-        )
-        for row, each in zip(rows, zip(*maps, strict=True), strict=True)
-    ]
+    examples = []
+    for row, each in zip(rows, zip(*maps, strict=True), strict=True):
+        words, own = zip(*each, strict=True)
+        image = open_image(row.images[0], None)
+        examples.append(AttentionExample(image, _first_line(row), words[0], row.exchanges[0][1], own))
+    return examples
 
 
 def _models(run: Run, folders: Sequence[RunFolder]) -> Iterator[VisionLanguageModel]:

@@ -124,12 +124,8 @@ class Run:
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config
-        return digest(
-            _dump(config.teacher),
-            self._models(None, config.teacher),
-            _dump(config.evaluation),
-            *self.fingerprints.evaluation(config.evaluation).values(),
-        )
+        asked = _dump(config.evaluation), *self.fingerprints.evaluation(config.evaluation).values()
+        return digest(_dump(config.teacher), self._models(None, config.teacher), *asked)
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
         names = [*model_names("student", student), *model_names("teacher", teacher)]

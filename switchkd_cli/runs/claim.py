@@ -147,13 +147,8 @@ def _resume(target: RunFolder, point: ResumePoint) -> None:
     print(f"{shown(target.path)}: interrupted, resumes from {point}", file=sys.stderr)
     rewind(target, point)
     info = target.info()
-    entry = {
-        "at": now(),
-        "stage": point.stage,
-        "step": point.step,
-        **provenance.made_with(),
-        **({"not_used": list(point.faults)} if point.faults else {}),
-    }
+    not_used = {"not_used": list(point.faults)} if point.faults else {}
+    entry = {"at": now(), "stage": point.stage, "step": point.step, **provenance.made_with(), **not_used}
     others = {key: value for key, value in info.items() if key not in ("ended", "error")}
     write_json(target.record, {**others, "status": "running", "resumed": [*info.get("resumed", []), entry]})
 

@@ -49,12 +49,9 @@ def show_scores(title: str, results: Mapping[str, Any]) -> None:
     scores = table("benchmark", "score", "metric", "items", text=("benchmark", "metric"))
     scored = results["scores"]
     for name, score in with_accuracies(scored).items():
-        scores.add_row(
-            head(name),
-            f"{score['score']:.{BENCHMARKS[name].digits if name in scored else 1}f}",
-            str(score.get("metric", "")),
-            str(score.get("items", "")),
-        )
+        digits = BENCHMARKS[name].digits if name in scored else 1
+        about = (str(score.get(field, "")) for field in ("metric", "items"))
+        scores.add_row(head(name), f"{score['score']:.{digits}f}", *about)
     console = stdout()
     console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
     console.print(scores)

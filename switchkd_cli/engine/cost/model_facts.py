@@ -99,14 +99,12 @@ def describe_model(
 
 def _published_model(spec: Model, who: str) -> KnownModel | None:
     """Return the model that is built of these parts, some of which are not here; None where one is not known."""
-    if spec.family is None:
-        return None
-    family = registry.resolve("family", spec.family)
     if isinstance(spec, Checkpoint):
         parts = published()["checkpoints"].get(spec.checkpoint)
-        if parts is None:
+        if parts is None or spec.family is None:
             return None
         spec = Parts(family=spec.family, feature_layer=-2, feature_select="default", **parts)
+    family = registry.resolve("family", spec.family)
     found = family.published_config(spec, who, _facts_of_part)
     return KnownModel(family, found[0], found[1], PUBLISHED) if found is not None else None
 

@@ -123,10 +123,8 @@ def _assumptions(
         yield f"{taken}, but max_length is not set: the longest row decides the memory"
     losses = {term.loss for stage in run.config.stages for term in stage.objective}
     if of_images := [loss for loss in sorted(losses) if registry.signature("loss", loss).of_images]:
-        yield (
-            f"{run.row}: memory and operations of what {', '.join(of_images)} compare, and of adapters, are not counted; a "
-            "teacher that they read is counted with all its layers, more than runs"
-        )
+        left_out = f"memory and operations of what {', '.join(of_images)} compare, and of adapters, are not counted"
+        yield f"{run.row}: {left_out}; a teacher that they read is counted with all its layers, more than runs"
     if machine.gpus > 1:
         yield f"planned for {machine.gpus} GPUs: --gpus {machine.gpus} trains on {machine.gpus} of this machine"
     if machine.zero != run.config.deepspeed.zero:
@@ -191,10 +189,9 @@ def estimate_stage(
     if stage.teacher_states == "cached" and models.teacher is not None and estimate.steps:
         examples = min(sample.rows, estimate.steps * stage.batch)
         states = examples * sample.mean(_compared_positions(stage)) * models.teacher.language.width
-        notes.append(
-            f"{stage.name} writes up to {states * precision.residual / 1e9:,.2g} GB of the teacher's hidden states of "
-            f"{examples:,} rows to {run_folder.STATES}/; operations are counted as if none were there yet"
-        )
+        size = f"{states * precision.residual / 1e9:,.2g} GB"
+        written = f"{size} of the teacher's hidden states of {examples:,} rows to {run_folder.STATES}/"
+        notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
     return replace(
         estimate,
         micro_batch=micro,

@@ -112,11 +112,8 @@ def step_memory(
     }
     trained = models.parameters.trained(computed.train)
     update = MASTER * trained / machine.gpus if machine.zero and machine.offload == "none" else 0.0
-    return {
-        **persistent_memory(models.parameters.all, trained, models.teacher_parameters, precision, machine),
-        **moving,
-        "optimiser's step": max(0.0, update - sum(moving.values())),
-    }
+    held = persistent_memory(models.parameters.all, trained, models.teacher_parameters, precision, machine)
+    return held | moving | {"optimiser's step": max(0.0, update - sum(moving.values()))}
 
 
 def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision) -> float:

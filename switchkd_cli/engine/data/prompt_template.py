@@ -48,10 +48,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def tokens_after_answer(inputs: InputProcessor, text: str | None = None) -> list[int]:
     """Return the tokens that a template (None: the model's own) writes after an answer; none if it refuses an answer."""
-    messages = [
-        {"role": role, "content": [{"type": "text", "text": content}]}
-        for role, content in (("user", "[question]"), ("assistant", ANSWER))
-    ]
+    exchange = (("user", "[question]"), ("assistant", ANSWER))
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in exchange]
     try:
         conversation = inputs.apply_chat_template(messages, text)
     except (TemplateError, TypeError):

@@ -150,7 +150,7 @@ class Rows:
         return f"{self.files[file]} row {index - self.survey.starts[file]}"
 
 
-def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Survey:
+def survey_rows(raw: Iterable[object], parse: Parse, folder: Path | None) -> Survey:
     """Check the text of every row once, and return sizes, faults and notes. Images are not opened."""
     sizes, image_mask = array("i"), array("b")
     faults: list[Unusable] = []
@@ -159,7 +159,7 @@ def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Sur
     digests = array("Q")
     for number, value in enumerate(raw):
         try:
-            row = parse_row(value, parse, images)
+            row = parse_row(value, parse, folder)
             sizes.append(row.size)
             image_mask.append(bool(row.images))
             digests.append(_digest(row))
@@ -172,14 +172,9 @@ def survey_rows(raw: Iterable[object], parse: Parse, images: Path | None) -> Sur
             sizes.append(0)
             image_mask.append(False)
             digests.append(0)
-    return Survey(
-        np.array(sizes, np.int32),
-        np.array(image_mask, bool),
-        tuple(faults),
-        json.dumps(list(names)).encode(),
-        notes,
-        np.array(digests, np.uint64),
-    )
+    of_rows = np.array(sizes, np.int32), np.array(image_mask, bool)
+    images = json.dumps(list(names)).encode()
+    return Survey(*of_rows, tuple(faults), images, notes, np.array(digests, np.uint64))
 
 
 def _digest(row: Row) -> int:

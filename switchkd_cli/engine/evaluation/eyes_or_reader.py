@@ -88,7 +88,5 @@ def _other_images(batch: Batch, seen: dict[Any, ImageInput]) -> tuple[Batch, Ten
 
 def _sizes(image: ImageInput) -> Any:
     """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
-    return tuple(
-        (name, tuple(of.shape), None if of.is_floating_point() else tuple(of.flatten().tolist()))
-        for name, of in sorted(image.items())
-    )
+    values = {name: None if of.is_floating_point() else tuple(of.flatten().tolist()) for name, of in image.items()}
+    return tuple((name, tuple(image[name].shape), values[name]) for name in sorted(image))

@@ -85,11 +85,10 @@ def run(
             )
         except RetryError as error:  # local data is not read again
             cause: Any = error.last_attempt.exception()
-            raise UserError(
-                f"evaluation: a published data set could not be fetched ({type(cause).__name__}: {one_line(cause)})",
-                hint="log in to the hub where there is a network (hf auth login), or ask for --world playground",
-                code=MACHINE,
-            ) from error
+            why = f"{type(cause).__name__}: {one_line(cause)}"
+            problem = f"evaluation: a published data set could not be fetched ({why})"
+            hint = "log in to the hub where there is a network (hf auth login), or ask for --world playground"
+            raise UserError(problem, hint=hint, code=MACHINE) from error
         except _Outside as error:
             raise UserError(
                 f"evaluation: a task tried to reach {error} while it asked or scored: a judge model, or images of the web",

@@ -97,9 +97,7 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
     times.append(time.perf_counter())
-    outcome: dict[str, Any] = {}
-    if of_lmms_eval:
-        outcome = _run(model, of_lmms_eval, asked, folder, home)
+    outcome = _run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
     if asked.data is not None:
         with harness.quiet(folder / "log.txt"):
             model.ask(_own_questions(asked))

@@ -32,11 +32,8 @@ def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
     """Write the model card of a run, with scores if there are any. `model`: the folder of the model until it is moved."""
     model = model or folder.model
     fields = _card_fields(run, folder, model)
-    text = (
-        environment_of(Path(__file__).parent)
-        .get_template(TEMPLATE)
-        .render(**fields, front_matter=_front_matter(fields))
-    )
+    template = environment_of(Path(__file__).parent).get_template(TEMPLATE)
+    text = template.render(**fields, front_matter=_front_matter(fields))
     write_text(model / NAME, text + "\n")
 
 

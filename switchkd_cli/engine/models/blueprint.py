@@ -16,9 +16,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 
 FAMILY_HINT = "the switch needs two models of one family"
-TOWERS_HINT = (
-    "the switch feeds the teacher's projector: give the student a tower of the teacher's build (student.vision)"
-)
+TOWERS_HINT = "the switch feeds the teacher's projector: give the student the teacher's kind of tower (student.vision)"
 SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
 PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
 LAYER_HINT = "read both towers at one layer (student.feature_layer)"
@@ -146,11 +144,9 @@ class Blueprint:
         if apart < EQUAL:
             return 0.0, ""
         students, teachers = (model.inputs.processor.image_processor.to_dict() for model in (student, self))
-        return apart, "; ".join(
-            f"{name} is {teachers.get(name)}, the student's is {students.get(name)}"
-            for name in students | teachers
-            if students.get(name) != teachers.get(name)
-        )
+        differing = [name for name in students | teachers if students.get(name) != teachers.get(name)]
+        each = (f"{name} is {teachers.get(name)}, the student's is {students.get(name)}" for name in differing)
+        return apart, "; ".join(each)
 
 
 def max_positions(config: PretrainedConfig) -> int | None:

@@ -49,14 +49,9 @@ def default_image_processor(vision: PretrainedConfig):
 def with_square_padding(processor):
     """Return the image processor that first pads images to squares with the mean colour, then does as `processor`."""
     size = processor.size if processor.size.get("shortest_edge") else {"shortest_edge": processor.size["height"]}
-    return LlavaImageProcessorPil(
-        do_pad=True,
-        size=dict(size),
-        crop_size=dict(getattr(processor, "crop_size", None) or processor.size),
-        resample=processor.resample,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
-    )
+    cut = getattr(processor, "crop_size", None) or processor.size
+    kept = {name: getattr(processor, name) for name in ("resample", "image_mean", "image_std")}
+    return LlavaImageProcessorPil(do_pad=True, size=dict(size), crop_size=dict(cut), **kept)
 
 
 def probes() -> list[Image.Image]:

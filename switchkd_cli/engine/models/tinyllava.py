@@ -61,12 +61,10 @@ def _check(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> None:
         "vision_feature_select_strategy": (fields.get("vision_feature_select_strategy", "patch"), SELECTIONS),
         "image_aspect_ratio": (fields.get("image_aspect_ratio", "square"), ("square", "pad")),
     }
-    problems = [
-        f"{checkpoint}: config.json: {field} is {value!r}, not {' or '.join(known)}"
-        for field, (value, known) in supported.items()
-        if value not in known
-    ]
-    problems += [f"{checkpoint}: config.json: a second vision tower, {second_tower!r}"] if second_tower else []
+    wrong = [(field, value, known) for field, (value, known) in supported.items() if value not in known]
+    problems = [f"{field} is {value!r}, not {' or '.join(known)}" for field, value, known in wrong]
+    problems += [f"a second vision tower, {second_tower!r}"] if second_tower else []
+    problems = [f"{checkpoint}: config.json: {problem}" for problem in problems]
     if checkpoint.has("adapter_config.json"):
         problems.append(f"{checkpoint}: holds LoRA adapters, not a whole model: merge them first")
     if problems:

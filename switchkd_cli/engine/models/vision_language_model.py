@@ -199,11 +199,8 @@ class VisionLanguageModel(nn.Module):
     def same_vision(self, other: VisionLanguageModel) -> bool:
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
-        return (
-            _feature_settings(self) == _feature_settings(other)
-            and ours.keys() == theirs.keys()
-            and all(torch.equal(ours[name], theirs[name]) for name in ours)
-        )
+        alike = _feature_settings(self) == _feature_settings(other) and ours.keys() == theirs.keys()
+        return alike and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig

@@ -28,7 +28,7 @@ from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.training.processes import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 
-SAVING = "3600"  # seconds that processes have to save after a stop signal
+SAVING = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3600"}  # seconds that processes have to save after a stop signal
 TAIL = 15  # lines of a process's output that are shown
 
 
@@ -49,12 +49,8 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     meet = nullcontext() if config.nodes == 1 else meeting(who, str(config.rdzv_endpoint), after=0)
     with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node)))
-        os.environ |= {
-            exit_status.FOLDER: scratch,
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVING,
-            "OMP_NUM_THREADS": threads,
-        }
-        os.environ |= {} if config.use_gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        on_cpu = {} if config.use_gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        os.environ.update({exit_status.FOLDER: scratch, "OMP_NUM_THREADS": threads, **SAVING, **on_cpu})
         try:
             with meet:
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))

@@ -65,10 +65,8 @@ class Trainer:
         )
         by_row = stage.teacher_states != "batched" and stage.needs_teacher
         paths.states = TeacherStates(states if stage.teacher_states == "cached" else None) if by_row else None
-        self.groups: list[dict[str, Any]] = [
-            {"params": self.parts[part], "lr": stage.lr * stage.lr_scale.get(part, 1.0)}
-            for part in dict.fromkeys(stage.train)
-        ]
+        rates = {part: stage.lr * stage.lr_scale.get(part, 1.0) for part in stage.train}
+        self.groups: list[dict[str, Any]] = [{"params": self.parts[part], "lr": lr} for part, lr in rates.items()]
         if adapters := paths.adapt(self.objective.outputs, seed):
             self.groups.append({"params": adapters, "lr": stage.lr})
         trained = {id(p) for group in self.groups for p in group["params"]}
@@ -162,11 +160,8 @@ class Trainer:
         """Return a micro-batch's non-finite terms, with the examples that cause them: all, if only the sum is."""
         broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
         rows = self.loss.non_finite_rows(list(broken), inputs) if broken else {}
-        ids = inputs.batch.ids
-        return [
-            NonFinite(f"loss/{name}", value, tuple(i for i in ids if i in rows[name]) or ids)
-            for name, value in broken.items()
-        ]
+        causes = {name: tuple(i for i in inputs.batch.ids if i in rows[name]) for name in broken}
+        return [NonFinite(f"loss/{name}", value, causes[name] or inputs.batch.ids) for name, value in broken.items()]
 
     def _gradient_norms(self, inputs: LossInputs) -> dict[str, float]:
         """Return the norm of each term's gradient in a micro-batch; nothing for a single term."""

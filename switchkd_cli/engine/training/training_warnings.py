@@ -8,6 +8,7 @@ from typing import Any
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.report.grouping import grouped
 
 SMOOTHED = 3
 """Diagnosed steps that a figure is averaged over: one micro-batch is too noisy to warn on."""
@@ -84,10 +85,8 @@ class TrainingWarnings:
         self.recent.append(figures)
         if not last and len(self.recent) < SMOOTHED:
             return []
-        means = {
-            name: fmean(each[name] for each in self.recent if name in each)
-            for name in dict.fromkeys(name for each in self.recent for name in each)
-        }
+        every = grouped(pair for each in self.recent for pair in each.items())
+        means = {name: fmean(values) for name, values in every.items()}
         new = [(about, text) for about, text in self._warnings(means) if about not in self.emitted]
         self.emitted |= {about for about, _ in new}
         return [(about, f"{text} at step {step + 1}") for about, text in new]
@@ -103,10 +102,8 @@ class TrainingWarnings:
             if above := ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED):
                 yield f"k {way}", f"effective k sits at {bound}, not at the knee: {above} of the positions"
         for part in self.stage.train:
-            names = {
-                name.split("/")[1]: name for name in means if name.startswith("grad/") and name.endswith(f"/{part}")
-            }
-            norms = {term: means[name] for term, name in names.items()}
+            names = [name.split("/") for name in means if name.startswith("grad/")]
+            norms = {term: means[f"grad/{term}/{of}"] for _, term, of in names if of == part}
             strongest = max(norms, key=norms.__getitem__, default="")
             for term, norm in norms.items():
                 if norm < FAINT * norms[strongest]:

@@ -48,10 +48,8 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
         "Diagnostics": [Points(tuple(warned)) if warned else Text("No run gave a warning.")],
         "Notes": [Points(tuple(_notes(recipe, columns, answers)))],
     }
-    sections = tuple(
-        model.Section(title, f"{recipe.stem}-{'-'.join(title.lower().replace(',', '').split())}", tuple(blocks))
-        for title, blocks in parts.items()
-    )
+    anchors = {title: "-".join([recipe.stem, *title.lower().replace(",", "").split()]) for title in parts}
+    sections = tuple(model.Section(title, anchors[title], tuple(blocks)) for title, blocks in parts.items())
     return model.Section(recipe.title, recipe.stem, head, sections)
 
 
@@ -142,10 +140,8 @@ def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
     for name, tasks in tasks_by_kind.items():
         score = partial(_mean_score, tasks)
         shown += [(name, _mean(score)), *(_minus_control(recipe, kind, score) for kind in kinds)]
-    groups = [
-        f"{name[0].upper()}{name[1:]}: {', '.join(BENCHMARKS[task].column for task in tasks)}"
-        for name, tasks in tasks_by_kind.items()
-    ]
+    heads = {name: ", ".join(BENCHMARKS[task].column for task in tasks) for name, tasks in tasks_by_kind.items()}
+    groups = [f"{name[0].upper()}{name[1:]}: {each}" for name, each in heads.items()]
     return Table.of(recipe.rows, shown, caption=f"Means over benchmarks and seeds. {'. '.join(groups)}.")
 
 
