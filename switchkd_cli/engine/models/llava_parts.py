@@ -15,6 +15,7 @@ from transformers import LlavaConfig, LlavaProcessor, PretrainedConfig
 
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, configs_only, fetch
 from switchkd_cli.engine.models import image_processors, tinyllava
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Family, Published
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
@@ -104,18 +105,19 @@ def _tokenizer_folder(spec: Parts, language: CheckpointFolder | None, who: str) 
     return language
 
 
-def _whole(checkpoint: CheckpointFolder | None) -> LlavaBlueprint | None:
+def _whole(checkpoint: CheckpointFolder | None) -> Blueprint | None:
     if checkpoint and checkpoint.has("config.json") and LLAVA.recognises(checkpoint.json("config.json")):
         return LLAVA.read(checkpoint)
     return None
 
 
-def _image_processor(checkpoint: CheckpointFolder | None, whole: LlavaBlueprint | None):
+def _image_processor(checkpoint: CheckpointFolder | None, whole: Blueprint | None):
     """Return the image processor that is stored with a tower or with a whole model, or None."""
     if whole:
         return whole.image_processor
-    stored = checkpoint and checkpoint.has(image_processors.FILE)
-    return image_processors.read_image_processor(checkpoint) if stored else None
+    if checkpoint is None or not checkpoint.has(image_processors.FILE):
+        return None
+    return image_processors.read_image_processor(checkpoint)
 
 
 def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder | None) -> PretrainedConfig:
@@ -179,7 +181,7 @@ class LlavaFamily(Family):
     from_parts = staticmethod(design)
     published_config = staticmethod(published_config)
 
-    def read(self, checkpoint: CheckpointFolder) -> LlavaBlueprint:
+    def read(self, checkpoint: CheckpointFolder) -> Blueprint:
         if checkpoint.json("config.json").get("model_type") == tinyllava.TYPE:
             return tinyllava.read(checkpoint)
         return super().read(checkpoint)

@@ -60,9 +60,8 @@ class Trainer:
         paths.student.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {p: unfreeze(paths.student, p) for p in stage.train}
-        paths.one_tower = (
-            "vision" not in self.parts and paths.teacher is not None and paths.student.same_vision(paths.teacher)
-        )
+        frozen = "vision" not in self.parts
+        paths.one_tower = frozen and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         by_row = stage.teacher_states != "batched" and stage.needs_teacher
         paths.states = TeacherStates(states if stage.teacher_states == "cached" else None) if by_row else None
         rates = {part: stage.lr * stage.lr_scale.get(part, 1.0) for part in stage.train}

@@ -21,7 +21,7 @@ LATEX: dict[str, Any] = {
 
 def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
     """What reads the templates of a folder: statements leave no lines, and a name without a value is an error."""
-    kept = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    kept: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
 
 

@@ -53,9 +53,7 @@ class _PairwiseKL(torch.autograd.Function):
     def forward(ctx: Any, of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor:
         in_top_k = torch.arange(of.shape[-1], device=of.device) < torch.where(k < 2, 0, k)[:, None]
         # only differences count: both begin at 0
-        u, v = (
-            torch.where(in_top_k, (values - values[:, :1]) / temperature, 0.0) for values in (of.double(), to.double())
-        )
+        u, v = (torch.where(in_top_k, (z - z[:, :1]) / temperature, 0.0) for z in (of.double(), to.double()))
         compute = _by_sums if all(_spread(values) <= MAX_SPREAD for values in (u, v)) else _by_log_sums
         value, *gradients = compute(u, v, in_top_k, ctx.needs_input_grad)
         gradients = [None if g is None else (g / temperature).to(of.dtype) for g in gradients]
