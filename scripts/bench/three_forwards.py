@@ -16,7 +16,7 @@ Loss = Callable[..., Tensor]  # teacher's and student's logits [N, V], a term's 
 
 def pixels(batch: Batch) -> Tensor:
     """[P, 3, H, W] of a batch with images."""
-    return torch.cat([image["pixel_values"] for image in batch.images])
+    return torch.stack([image["pixel_values"] for image in batch.images])
 
 
 class ThreeForwards:
