@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +102,19 @@ class Batch:
         follows = (_shift_left(self.turn, -1) == self.turn) | (self.turn == 0)
         return _shift_left(chosen, False) & follows
 
+    @property
+    def has_image(self) -> Tensor:
+        """[B] bool: the examples with an image."""
+        return torch.isin(torch.arange(len(self.ids), device=self.image_rows.device), self.image_rows)
+
+    def with_blank_images(self) -> Batch:
+        """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them."""
+        blank = tuple(
+            {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
+            for image in self.images
+        )
+        return replace(self, images=blank)
+
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
         owners = self.image_rows.tolist()
@@ -144,6 +158,14 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         attention=_attention(turn),
         position=_stack(positions, length, 0) if positions else _position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
+    )
+
+
+def layout(image: ImageInput) -> Any:
+    """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
+    return tuple(
+        (name, tuple(of.shape), None if of.is_floating_point() else tuple(of.flatten().tolist()))
+        for name, of in sorted(image.items())
     )
 
 

@@ -133,7 +133,7 @@ class Paths(nn.Module):
             images = [self.student.blank_image()]
         return self.student.encode(images), images
 
-    def _teacher_states(self, batch: Batch, keep: Tensor) -> Tensor:
+    def teacher_hidden_states(self, batch: Batch, keep: Tensor) -> Tensor:
         """Return the teacher's hidden states [N, D]."""
         teacher = self.teacher
         assert teacher is not None
@@ -164,7 +164,7 @@ class Paths(nn.Module):
             if states is None:
                 hidden = model.hidden_states(batch, values["tokens"], keep)
             else:
-                hidden = states(batch, keep, self._teacher_states)
+                hidden = states(batch, keep, self.teacher_hidden_states)
             values["hidden"] = hidden
             if "logits" in kinds:
                 values["logits"] = model.logits(hidden)[:, : self.vocabulary]

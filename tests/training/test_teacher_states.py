@@ -96,7 +96,7 @@ def asked(states, paths, batch, on="answer"):
     """Return the states, and how many examples were computed."""
     before = states.computed
     with torch.no_grad():
-        found = states(batch, batch.predicting(on), paths._teacher_states)
+        found = states(batch, batch.predicting(on), paths.teacher_hidden_states)
     return found, states.computed - before
 
 

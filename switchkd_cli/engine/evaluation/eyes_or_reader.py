@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.batch import Batch, ImageInput, layout
 from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation.fidelity import compared
 from switchkd_cli.engine.paths import Paths
@@ -39,9 +39,9 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
-        keep = keep & torch.isin(torch.arange(len(keep), device=keep.device), batch.image_rows)[:, None]
+        keep = keep & batch.has_image[:, None]
         answers = batch.targets[keep]
-        grey = replace(batch, images=tuple(map(_grey, batch.images)))
+        grey = batch.with_blank_images()
         other, replaced = _other_images(batch, seen)
         logits = paths(batch, ("student", "switch", "teacher"), keep)
         logits["reverse"] = exchanged(batch, ("switch",), keep)["switch"]
@@ -65,11 +65,6 @@ def effects(accuracy: Mapping[str, float]) -> dict[str, float]:
     return {"gap": teacher - student, "eyes": eyes, "reader": reader, "interaction": teacher - student - eyes - reader}
 
 
-def _grey(image: ImageInput) -> ImageInput:
-    """Return an image's tensors with pixels of 0, about the mean that pixels are normalised by."""
-    return {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
-
-
 def _other_images(batch: Batch, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
     """Return the batch with the last different image of the same sizes, of an earlier row, in each image's place.
 
@@ -79,14 +74,8 @@ def _other_images(batch: Batch, seen: dict[Any, ImageInput]) -> tuple[Batch, Ten
     for row in range(len(batch.ids)):
         own = [image for image, owner in zip(batch.images, batch.image_rows.tolist(), strict=True) if owner == row]
         for image in own:
-            other = seen.get(_sizes(image), image)
+            other = seen.get(layout(image), image)
             replaced[row] &= any(not torch.equal(other[name], of) for name, of in image.items())
             images.append(other)
-        seen |= {_sizes(image): image for image in own}
+        seen |= {layout(image): image for image in own}
     return replace(batch, images=tuple(images)), replaced
-
-
-def _sizes(image: ImageInput) -> Any:
-    """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
-    values = {name: None if of.is_floating_point() else tuple(of.flatten().tolist()) for name, of in image.items()}
-    return tuple((name, tuple(image[name].shape), values[name]) for name in sorted(image))
