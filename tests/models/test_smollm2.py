@@ -87,8 +87,9 @@ def test_a_student_around_it_distils(smollm2, tmp_path):
     before = {n: p.clone() for n, p in paths.student.used_parameters("vision").items()}
     data = tiny.conversations(paths.student, tmp_path)
     train(recipe.stages[0], paths, data, seed=0, precision="fp32", log=lines.append)
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["loss/ce"] < lines[0]["loss/ce"]
+    steps = [line for line in lines if "step" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert steps[-1]["loss/ce"] < steps[0]["loss/ce"]
     assert any(not torch.equal(before[n], p) for n, p in paths.student.used_parameters("vision").items())
     paths.student.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["text_config"]["vocab_size"] == 49153

@@ -149,6 +149,8 @@ class FamilyTests(ABC):
         how = {"seed": 0, "precision": "fp32", "log": lines.append}
         train(stage, self.paths(student, teacher), data, **how)
         assert [line["step"] for line in lines if "step" in line] == [1, 2]
+        (told,) = [line for line in lines if line.get("event") == "teacher"]
+        assert {"images", "blank_images"} <= told.keys() and told["images"] != told["blank_images"]
         used = {id(p) for part in student.parts for p in student.used_parameters(part).values()}
         moved = {id(p) for name, p in student.named_parameters() if not torch.equal(p, before[name])}
         assert moved == used

@@ -116,6 +116,7 @@ def trained(
     state = loop.state_dict()
     state["pictures"] = processes.gather(images)
     state["error"] = error
+    state["sight"] = [line for line in lines if line.get("event") == "teacher"]
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}
     return [line for line in lines if "event" not in line], state, loop

@@ -166,6 +166,13 @@ def test_losses_and_gradient_norms_are_those_of_one_process(count, name, results
     close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize(("count", "name"), TRACED)
+def test_what_images_are_worth_to_the_teacher_is_that_of_one_process(count, name, results, alone):
+    ((told,), (expected,)) = results[count][name][1]["sight"], alone[1]["sight"]
+    for figure in ("images", "blank_images"):  # another row's image is one of the same process
+        assert told[figure] == pytest.approx(expected[figure], rel=1e-5), figure
+
+
 def test_in_some_step_a_process_sees_no_picture_while_another_does(results):
     for count in (2, 4):
         seen = results[count]["torch, micro 1"][1]["pictures"]

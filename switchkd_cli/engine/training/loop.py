@@ -22,6 +22,7 @@ from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
 from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.rng import random_state, set_random_state
+from switchkd_cli.engine.training.teacher_sight import look
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
 from switchkd_cli.engine.training.validation import Validator
@@ -69,6 +70,7 @@ class Loop:
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
         self.skipped = 0  # the last of them in a row that changed no weight
+        self.looked = not stage.needs_teacher  # whether the teacher was shown blank images
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values."""
@@ -76,6 +78,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "skipped": self.skipped,
+            "looked": self.looked,
             "random": random_state(),
             "watch": self.warnings.state_dict(),
             **({"validation": self.validation.state_dict()} if self.validation else {}),
@@ -89,6 +92,7 @@ class Loop:
         if self.validation is not None:
             self.validation.load_state_dict(state["validation"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        self.looked = state.get("looked", True)  # older checkpoints lack it
         set_random_state(state["random"])
 
     def run(self) -> None:
@@ -112,6 +116,8 @@ class Loop:
                 diagnosed = last or self.step % math.ceil(self.steps / DIAGNOSED) == 0
                 checked = self.check and self.step == 0
                 try:
+                    if not self.looked:
+                        self._look(group)
                     figures, non_finite = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
                     now = time.monotonic()
                     if self.validation is not None and self.validation.is_due(self.step + 1, self.steps):
@@ -144,6 +150,14 @@ class Loop:
                 self._save_or_stop()
                 if self.step == math.ceil(len(self.data) / self.stage.batch) and not non_finite:
                     self.check_idle()  # every example was used once: a part without gradient will not get one later
+
+    def _look(self, group: Sequence[Batch]) -> None:
+        """Log what images are worth to the teacher, in the first step that has any; warn if they are no help."""
+        if (found := look(self.trainer, group)) is not None:
+            self.looked, (figures, warning) = True, found
+            self._log("teacher", "loss on the answers, in nats", **figures)
+            if warning:
+                self._log("warning", warning, about="images of the teacher")
 
     @property
     def over(self) -> bool:
