@@ -107,10 +107,12 @@ def image_tokens_of(config: PretrainedConfig) -> int:
 def shape(config: PretrainedConfig) -> ModelShape:
     """Return the shape of a model, for one image, or tile, of the usual size.
 
-    A projector is taken for LLaVA's two matrices: of another one a plan's figures are an estimate.
+    A projector is taken for LLaVA's two matrices, and every layer of L for its first: else a plan's figures are an estimate.
     """
     vision: Any = config.vision_config
     text: Any = config.get_text_config()
+    if getattr(text, "is_heterogeneous", False):  # some of Gemma 4's layers have wider heads
+        text = text.per_layer_config[0]
     width, inner = vision_width(config), _of(vision, "intermediate_size")
     features, tokens = features_of(config), image_tokens_of(config)
     # LDPNetV2 computes each feature, then pools; the others first lay those of a token side by side
