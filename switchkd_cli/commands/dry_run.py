@@ -9,7 +9,7 @@ from pathlib import Path
 from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.planning import preflight
-from switchkd_cli.planning.estimate import GIB, RunEstimate, StageEstimate, planned_machine
+from switchkd_cli.planning.estimate import GIB, Misfit, PairFact, RunEstimate, StageEstimate, planned_machine
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Stage, Term
@@ -21,6 +21,12 @@ from switchkd_cli.terminal.console import stdout, table
 
 UNKNOWN = "unknown"
 PARTS = ("vision", "projector", "language")
+NEEDS = {
+    "adapter": "a map between the towers' features would be needed (switch: {adapter: linear}); this version has none yet",
+    "bytes": "answers would have to be compared by their bytes (alignment: bytes); this version can't yet",
+    "impossible": "no map helps: both must be equal",
+}
+"""What a pair of models needs, by the verdict on a fact."""
 
 
 STATES: dict[FolderState, str] = {
@@ -57,7 +63,11 @@ def show_plans(
             before = estimates[-1] if estimates else None
             stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
             about = run.config.data, run.config.evaluation, stages
-            estimates.append(launch.estimate(run, machine, root, planned, look=about not in looked_at))
+            try:
+                estimates.append(launch.estimate(run, machine, root, planned, look=about not in looked_at))
+            except Misfit as misfit:
+                show_pair(misfit.facts)
+                raise
             if estimates[-1].looks:
                 looked_at.append(about)
             _show_run(estimates[-1], before)
@@ -98,6 +108,8 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
         stdout().print(models)
         for model in estimate.models:
             print(f"{model.who}: {model.source}")
+    if before is None or before.pair != estimate.pair:
+        show_pair(estimate.pair)
     print(estimate.vocabulary)
     stages = estimate.stages
     lines = table("stage", *(stage.name for stage in stages), text=("stage",))
@@ -116,6 +128,17 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     for name, looked in estimate.looks.items():
         print(f"a look at {name}", *looked, sep="\n  ")
     print()
+
+
+def show_pair(facts: Sequence[PairFact]) -> None:
+    """Print what student and teacher were compared in, a row a property, and what the verdicts mean that aren't yes."""
+    rows = table("fact", *(columns := ("student", "teacher", "verdict")), text=("fact", *columns))
+    for fact in facts:
+        rows.add_row(fact.name, fact.student, fact.teacher, fact.verdict)
+    if facts:
+        stdout().print(rows)
+    for verdict in dict.fromkeys(fact.verdict for fact in facts if fact.verdict in NEEDS):
+        print(f"{verdict}: {NEEDS[verdict]}")
 
 
 def _show_all(estimates: Sequence[RunEstimate]) -> None:

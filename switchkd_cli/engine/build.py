@@ -90,8 +90,9 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     if not with_teacher:
         teacher = None
     terms = [term for stage in recipe.stages for term in stage.objective]
-    vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
-    notes += (*compatibility.small_differences(student, teacher), str(vocabulary))
+    differences = compatibility.check_fit(compatibility.compare(student, teacher, terms))
+    vocabulary = compatibility.shared_vocabulary(student, teacher)
+    notes += (*differences, str(vocabulary))
     return Pair(student, teacher, vocabulary, notes)
 
 

@@ -16,6 +16,8 @@ from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, 
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.hashes import short_hash
+from switchkd_cli.planning.estimate import Misfit, PairFact
 from switchkd_cli.recipe.schema import Stage, Term
 
 
@@ -74,33 +76,39 @@ def _token_names(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return " or ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in ids)
 
 
-def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
-    """Return the vocabulary that both models share: every token of the student's tokenizer.
+def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> tuple[PairFact, ...]:
+    """Return each property in which both models are compared; without a teacher none.
 
-    Raises UserError, naming every difference and what to do about it, where the student's visual features
-    can't pass through the teacher's projector, the teacher prepares images differently, or the teacher's tokenizer
-    does not map all the student's ids to the same tokens. Tokens that only the teacher has never occur.
     Terms that compare features, or pass the student's features to the teacher, need the same feature layer of both.
     """
-    shared = len(student.inputs.tokenizer)
     if teacher is None:
-        return Vocabulary(shared, student.vocabulary)
-    faults = [*teacher.vision_differences(student), *_token_differences(student, teacher)]
-    layers, users = teacher.layer_difference(student), [t.name for t in terms if _reads_features(t)]
-    if layers is not None and users:
-        faults.append((f"{layers[0]}: {', '.join(users)} can't compare the two", layers[1]))
-    if faults:
-        problems, hints = zip(*faults, strict=True)
-        raise UserError(problems, hint="; ".join(dict.fromkeys(hints)))
-    return Vocabulary(shared, student.vocabulary, teacher.vocabulary)
+        return ()
+    users = [term.name for term in terms if _reads_features(term)]
+    texts = student.inputs.chat_template, teacher.inputs.chat_template
+    hashes = [short_hash(text)[:8] if text else "none" for text in texts]
+    template = PairFact("chat template", *hashes)  # they may differ: the teacher reads the student's text
+    return *teacher.facts(student, users), _vocabulary_fact(student, teacher), template
 
 
-def small_differences(student: Blueprint, teacher: Blueprint | None) -> list[str]:
-    """Return notes of differences that don't matter: too small, or no term depends on them; each with both values."""
-    if teacher is None:
-        return []
-    layers = teacher.layer_difference(student)
-    return [note for note in (layers and layers[0], teacher.image_note(student)) if note]
+def check_fit(facts: Sequence[PairFact]) -> list[str]:
+    """Return notes of differences that don't matter: too small, or no term depends on them; each with both values.
+
+    Raises Misfit, naming every difference that matters and what to do about it.
+    """
+    if faults := [fact for fact in facts if fact.verdict != "yes"]:
+        hints = dict.fromkeys(fact.hint for fact in faults)
+        misfit = Misfit([fact.difference for fact in faults], hint="; ".join(hints))
+        misfit.facts = tuple(facts)
+        raise misfit
+    return [fact.difference for fact in facts if fact.difference]
+
+
+def shared_vocabulary(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
+    """Return the vocabulary that two models that fit share: every token of the student's tokenizer.
+
+    Tokens that only the teacher has never occur.
+    """
+    return Vocabulary(len(student.inputs.tokenizer), student.vocabulary, teacher.vocabulary if teacher else None)
 
 
 def positions(
@@ -125,17 +133,21 @@ def _reads_features(term: Term) -> bool:
     return "switch" in term.paths or "features" in kinds
 
 
-def _token_differences(student: Blueprint, teacher: Blueprint) -> Iterator[tuple[str, str]]:
-    """Yield (problem, hint) where the teacher maps the student's ids to other tokens."""
+def _vocabulary_fact(student: Blueprint, teacher: Blueprint) -> PairFact:
+    """Compare the tokens of the student's ids with those of the teacher, which may have more."""
     tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
     ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
+    values = [f"{len(tokens):,} tokens" for tokens in (ours, theirs)]
     if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
         i, count = differing[0], len(differing)
-        difference = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
-        yield f"teacher: vocabulary: {difference}", WORDS_HINT
+        values = [f"{value}, id {i} is {tokens[i]!r}" for value, tokens in zip(values, (ours, theirs), strict=True)]
+        told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
     elif missing := ours[len(theirs) :]:
         counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
-        yield f"teacher: vocabulary: {counts}, {missing[0]!r} the first that the teacher lacks", WORDS_HINT
+        told = f"{counts}, {missing[0]!r} the first that the teacher lacks"
+    else:
+        return PairFact("vocabulary", *values)
+    return PairFact("vocabulary", *values, "bytes", f"teacher: vocabulary: {told}", WORDS_HINT)
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:

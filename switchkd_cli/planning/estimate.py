@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -65,6 +65,37 @@ def planned_machine(
     if problems:
         raise UserError(problems, hint="--machine gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2")
     return machine
+
+
+@dataclass(frozen=True)
+class PairFact:
+    """A property of student and teacher, with both values, and whether they may be so.
+
+    `verdict`: yes; else what a pair with such a difference needs: an adapter between the towers' features, terms that
+    compare answers by their bytes, or neither would help. `difference` is empty where there is none.
+    """
+
+    name: str
+    student: str
+    teacher: str
+    verdict: Literal["yes", "adapter", "bytes", "impossible"] = "yes"
+    difference: str = ""
+    hint: str = ""
+
+    @classmethod
+    def of(cls, name: str, student: object, teacher: object, *unlike: Any) -> Self:
+        """Compare two values. `unlike`: the verdict if they differ, and a hint."""
+        if student == teacher:
+            return cls(name, str(student), str(teacher))
+        verdict, hint = unlike
+        told = f"teacher: {name} is {teacher}, the student's is {student}"
+        return cls(name, str(student), str(teacher), verdict, told, hint)
+
+
+class Misfit(UserError):
+    """A teacher and a student don't fit each other; `facts` are all that was compared."""
+
+    facts: tuple[PairFact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,11 +165,13 @@ class Download:
 class RunEstimate:
     """What one run needs; the notes say what this rests on and what the recipe should change.
 
-    `looks` are lines about the rows of each data set that is on this machine.
+    `pair` compares student and teacher, if both are on this machine. `looks` are lines about the rows of each data set
+    that is on this machine.
     """
 
     machine: Machine
     models: tuple[ModelEstimate, ...]
+    pair: tuple[PairFact, ...]
     vocabulary: str
     stages: tuple[StageEstimate, ...]
     downloads: tuple[Download, ...]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -260,6 +261,20 @@ def test_a_teacher_with_another_tower_is_reported_before_weights_are_read(place,
         "teacher: image token count is 9, the student's is 4",
         f"hint: {blueprint.TOWERS_HINT}; {blueprint.SELECT_HINT}; {blueprint.PROJECTOR_HINT}",
     ]
+
+
+def test_a_dry_run_shows_the_pair_that_it_refuses(place, monkeypatch, capsys):
+    tiny.model(vision={"hidden_size": 32}).save(place / "other")
+    words = ["switchkd", "distill", "small.yaml", "teacher.checkpoint=./other", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    cells = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    assert ["vision width", "16", "32", "adapter"] in cells and ["patch grid", "2 x 2", "2 x 2", "yes"] in cells
+    assert "adapter: " in out and "bytes: " not in out
+    assert ended.value.code == 2
+    assert err.splitlines() == ["teacher: vision width is 32, the student's is 16", f"hint: {blueprint.TOWERS_HINT}"]
 
 
 def test_a_teacher_with_another_vocabulary(place, refused):

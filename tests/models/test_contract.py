@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from switchkd_cli.engine.compatibility import Vocabulary, check_alone, positions, shared_vocabulary, small_differences
+from switchkd_cli.engine.compatibility import Vocabulary, check_alone, check_fit, compare, positions, shared_vocabulary
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
@@ -29,6 +29,11 @@ def blueprint(of=None, **vision):
     """A tiny model's, of its own: tests may change it."""
     model = of or tiny.model(vision=vision)
     return LlavaBlueprint.of(copy.deepcopy(model.model.config), copy.deepcopy(model.inputs.processor), None)
+
+
+def fitted(student, teacher, terms=()):
+    """The notes of two models that fit, and an error of others."""
+    return check_fit(compare(student, teacher, terms))
 
 
 def problems(call, *arguments):
@@ -61,7 +66,7 @@ def test_the_first_id_that_differs_is_named(tmp_path):
     last = len(usual) - 1
     names = {usual.convert_ids_to_tokens(i): f"other{i}" for i in (last, last - 3)}
     teacher.inputs.processor.tokenizer = retold(tmp_path, names)
-    assert problems(shared_vocabulary, student, teacher) == [
+    assert problems(fitted, student, teacher) == [
         (
             f"teacher: vocabulary: id {last - 3} is 'other{last - 3}', "
             f"the student's is {usual.convert_ids_to_tokens(last - 3)!r} (2 ids differ)"
@@ -79,7 +84,7 @@ def test_tokens_that_only_the_teacher_has_are_cut_off():
 def test_tokens_that_the_teacher_lacks_are_refused_and_the_first_is_named():
     student, teacher = blueprint(), blueprint()
     student.inputs.processor.tokenizer.add_tokens(["quokka", "wombat"])
-    assert problems(shared_vocabulary, student, teacher) == [
+    assert problems(fitted, student, teacher) == [
         (
             f"teacher: vocabulary: {WORDS} tokens, the student's has {WORDS + 2}, "
             "'quokka' the first that the teacher lacks"
@@ -128,14 +133,14 @@ def test_a_wider_head_is_cut_so_that_padding_never_enters_a_loss(tmp_path):
 def test_every_misfit_of_the_towers_is_reported_at_once():
     teacher = blueprint(hidden_size=32, image_size=36)
     teacher.inputs.processor.image_processor.image_mean = [0.4, 0.5, 0.6]
-    assert problems(shared_vocabulary, blueprint(), teacher) == [
+    assert problems(fitted, blueprint(), teacher) == [
         "teacher: vision width is 32, the student's is 16",
         "teacher: image size is 36, the student's is 24",
         "teacher: patch grid is 3 x 3, the student's is 2 x 2",
         "teacher: feature count is 9, the student's is 4",
         "teacher: image token count is 9, the student's is 4",
         (
-            "teacher: image normalisation (mean, std) is ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), "
+            "teacher: image mean, std is ((0.4, 0.5, 0.6), (0.5, 0.5, 0.5)), "
             "the student's is ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
         ),
     ]
@@ -147,7 +152,7 @@ def test_equal_pictures_cut_into_other_patches_are_refused():
         "teacher: feature count is 16, the student's is 4",
         "teacher: image token count is 16, the student's is 4",
     ]
-    assert problems(shared_vocabulary, blueprint(), blueprint(patch_size=6)) == expected
+    assert problems(fitted, blueprint(), blueprint(patch_size=6)) == expected
 
 
 def prepared(by, **changes):
@@ -171,18 +176,17 @@ SQUARE = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24
 )
 def test_images_that_are_padded_cut_or_scaled_otherwise_are_refused_with_both_values(by, changes, expected):
     teacher = prepared(by, **changes)
-    (told,) = problems(shared_vocabulary, prepared(SiglipImageProcessorPil), teacher)
+    (told,) = problems(fitted, prepared(SiglipImageProcessorPil), teacher)
     assert re.match(r"teacher: images are prepared differently \(\d+% apart\): ", told) and expected in told
-    assert "student.image_processor=" in hint(shared_vocabulary, blueprint(), teacher)
-    (other_way,) = problems(shared_vocabulary, teacher, prepared(SiglipImageProcessorPil))
+    assert "student.image_processor=" in hint(fitted, blueprint(), teacher)
+    (other_way,) = problems(fitted, teacher, prepared(SiglipImageProcessorPil))
     assert "are prepared differently" in other_way
 
 
 @pytest.mark.parametrize("resample", [0, 1, 2])
 def test_another_way_of_resampling_is_noted_with_both_values(resample):
     teacher = prepared(SiglipImageProcessorPil, resample=resample)
-    shared_vocabulary(prepared(SiglipImageProcessorPil), teacher)
-    (note,) = small_differences(prepared(SiglipImageProcessorPil), teacher)
+    (note,) = fitted(prepared(SiglipImageProcessorPil), teacher)
     assert note.startswith("teacher: images are prepared nearly alike (")
     assert note.endswith(f"apart): resample is {resample}, the student's is 3")
 
@@ -194,8 +198,7 @@ def test_settings_that_change_no_image_are_no_difference():
         prepared(SiglipImageProcessorPil, crop_size={"height": 9, "width": 9}),
         prepared(CLIPImageProcessorPil, do_center_crop=False),
     ):
-        shared_vocabulary(ours, teacher)
-        assert small_differences(ours, teacher) == []
+        assert fitted(ours, teacher) == []
 
 
 SWITCH = Term(name="vsd", loss="dbild", of="switch", to="teacher")
@@ -213,17 +216,17 @@ def read_at(layer):
 @pytest.mark.parametrize("terms", [[SWITCH], [FEATURES], [SWITCH, ALIGN, FEATURES]])
 def test_features_of_another_layer_are_refused_where_a_term_needs_them(terms):
     names = ", ".join(term.name for term in terms if term is not ALIGN)
-    assert problems(shared_vocabulary, read_at(-2), read_at(-1), terms) == [
+    assert problems(fitted, read_at(-2), read_at(-1), terms) == [
         f"teacher: feature layer is -1, the student's is -2: {names} can't compare the two"
     ]
-    assert "student.feature_layer" in hint(shared_vocabulary, read_at(-2), read_at(-1), terms)
-    assert small_differences(read_at(-1), read_at(-1)) == []
+    assert "student.feature_layer" in hint(fitted, read_at(-2), read_at(-1), terms)
+    assert fitted(read_at(-1), read_at(-1)) == []
 
 
 def test_features_of_another_layer_are_noted_where_each_model_reads_its_own():
     """As in LLaVA-KD, where logits alone are compared."""
-    shared_vocabulary(read_at(-2), read_at(-1), [ALIGN, Term(loss="token_mse", to="teacher")])
-    assert small_differences(read_at(-2), read_at(-1)) == ["teacher: feature layer is -1, the student's is -2"]
+    terms = [ALIGN, Term(loss="token_mse", to="teacher")]
+    assert fitted(read_at(-2), read_at(-1), terms) == ["teacher: feature layer is -1, the student's is -2"]
 
 
 def test_positions_are_those_of_the_configs_stretched_where_they_are():
@@ -249,18 +252,18 @@ def hint(call, *arguments):
 def test_a_teacher_that_drops_a_patch_asks_for_a_student_that_does():
     teacher = blueprint()
     teacher.config.vision_feature_select_strategy = "default"
-    assert problems(shared_vocabulary, blueprint(), teacher) == [
+    assert problems(fitted, blueprint(), teacher) == [
         "teacher: feature count is 3, the student's is 4",
         "teacher: image token count is 3, the student's is 4",
     ]
-    assert "student.feature_select" in hint(shared_vocabulary, blueprint(), teacher)
+    assert "student.feature_select" in hint(fitted, blueprint(), teacher)
 
 
 def test_what_to_do_is_reported_for_each_pair_that_differs(tmp_path):
     teacher = blueprint(hidden_size=32)
     usual = teacher.inputs.processor.tokenizer
     teacher.inputs.processor.tokenizer = retold(tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"})
-    told = hint(shared_vocabulary, blueprint(), teacher)
+    told = hint(fitted, blueprint(), teacher)
     assert "student.vision" in told and "student.tokenizer" in told
 
 

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, collate
 from switchkd_cli.engine.build import check_checkpoint
-from switchkd_cli.engine.compatibility import shared_vocabulary
+from switchkd_cli.engine.compatibility import check_fit, compare
 from switchkd_cli.engine.cost.workload import count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
@@ -207,12 +207,12 @@ class StockTests(FamilyTests):
     def test_a_teacher_of_other_vision_is_refused_and_one_of_equal_vision_is_not(self, tmp_path):
         blueprint = check_checkpoint(str(saved(self.family, "student")))
         teacher = check_checkpoint(str(saved(self.family, "teacher")))
-        shared_vocabulary(blueprint, teacher)
+        check_fit(compare(blueprint, teacher))
         other = copy.deepcopy(teacher.config)
         field = "embed_dim" if self.family == "qwen2_vl" else "hidden_size"
         setattr(other.vision_config, field, 64)
         with pytest.raises(UserError, match="teacher: vision width is 64, the student's is 32"):
-            shared_vocabulary(blueprint, type(teacher)(other, teacher.inputs, teacher.weights))
+            check_fit(compare(blueprint, type(teacher)(other, teacher.inputs, teacher.weights)))
 
     def test_attention_to_images_is_the_first_layer_s(self, tmp_path):
         model = self.student()

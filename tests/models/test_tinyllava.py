@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from switchkd_cli.engine.batch import IGNORE, Example, collate
 from switchkd_cli.engine.build import check_checkpoint, check_pair
-from switchkd_cli.engine.compatibility import shared_vocabulary, small_differences
+from switchkd_cli.engine.compatibility import check_fit, compare
 from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
@@ -399,10 +399,9 @@ def test_a_student_of_parts_is_shown_images_as_a_teacher_that_pads_them(home, fo
     fields["language"]["fresh"] |= {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     fields["language"]["fresh"] |= {"num_key_value_heads": 4}
     with pytest.raises(UserError, match="images are prepared differently"):
-        shared_vocabulary(design(Parts.model_validate(fields)), teacher)
+        check_fit(compare(design(Parts.model_validate(fields)), teacher))
     alike = design(Parts.model_validate(fields | {"image_processor": str(folder)}))
-    shared_vocabulary(alike, teacher)
-    assert small_differences(alike, teacher) == []
+    assert check_fit(compare(alike, teacher)) == []
 
 
 def test_eval_scores_it_as_it_is(home, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli import registry
+from switchkd_cli.commands.dry_run import NEEDS, show_pair
 from switchkd_cli.engine.cost.data_sample import sample_data
 from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.data.conversation import Conversations
@@ -144,6 +145,18 @@ def test_a_pair_that_does_not_fit_ends_the_plan(away, tmp_path):
     other = save_tiny_llava(tmp_path / "other")
     with pytest.raises(UserError, match="teacher: vision width is 48"):
         estimate("quickstart.yaml", away, f"teacher.checkpoint={other}")
+
+
+def test_a_pair_that_fits_is_a_compact_table(away, capsys):
+    pair = estimate("quickstart.yaml", away, "student.tokenizer=playground:teacher").pair
+    assert {fact.verdict for fact in pair} == {"yes"}
+    values = {fact.name: (fact.student, fact.teacher) for fact in pair}
+    assert values["patch grid"] == ("6 x 6", "6 x 6") and values["image token count"] == ("36", "36")
+    assert {"vision width", "image mean, std", "image preparation", "vocabulary", "chat template"} <= set(values)
+    show_pair(pair)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 2 * len(pair) and max(map(len, lines)) <= 80
+    assert not any(line.startswith(tuple(NEEDS)) for line in lines)
 
 
 @pytest.mark.parametrize("missing", [False, True], ids=["pictures", "no pictures"])

@@ -30,13 +30,14 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
-from switchkd_cli.engine.models.blueprint import Blueprint, Difference
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.recompute import recompute_layers
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.per_image import PerImage, together
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
+from switchkd_cli.planning.estimate import PairFact
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.recipe.schema import Parts
 
@@ -281,16 +282,9 @@ class ToyBlueprint(Blueprint):
     def problems(self) -> Iterator[str]:
         yield from ()
 
-    def vision_differences(self, student: Blueprint) -> Iterator[Difference]:
-        ours, theirs = (getattr(model.config, "vision_width", None) for model in (student, self))
-        if ours != theirs:
-            yield f"teacher: vision width is {theirs}, the student's is {ours}", "give both the same tower"
-
-    def layer_difference(self, student: Blueprint) -> Difference | None:
-        return None
-
-    def image_note(self, student: Blueprint) -> str | None:
-        return None
+    def facts(self, student: Blueprint, users: Sequence[str] = ()) -> Iterator[PairFact]:
+        widths = (getattr(model.config, "vision_width", None) for model in (student, self))
+        yield PairFact.of("vision width", *widths, "impossible", "give both the same tower")
 
 
 class ToyFamily:

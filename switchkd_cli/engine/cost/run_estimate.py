@@ -10,7 +10,7 @@ from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import Vocabulary, positions, shared_vocabulary, small_differences
+from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, positions, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -21,7 +21,15 @@ from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.training_warnings import check_images
-from switchkd_cli.planning.estimate import GIB, DataEstimate, Machine, ModelEstimate, RunEstimate, StageEstimate
+from switchkd_cli.planning.estimate import (
+    GIB,
+    DataEstimate,
+    Machine,
+    ModelEstimate,
+    PairFact,
+    RunEstimate,
+    StageEstimate,
+)
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Stage, Term
 from switchkd_cli.runs import run_folder
@@ -36,8 +44,8 @@ def estimate_run(
 ) -> RunEstimate:
     """Estimate what the run needs, with a `look` at its data. `planned` holds, by their model folders, runs that can make a checkpoint it names.
 
-    Raises UserError where student and teacher are both here and don't fit each other, a data file is no data, or a
-    stage needs images that its data don't have.
+    Raises Misfit where student and teacher are both here and don't fit each other, and UserError where a data file is no
+    data, or a stage needs images that its data don't have.
     """
     config = run.config
     student = describe_model(config.student, "student", planned, needs_template=config.needs_template)
@@ -49,10 +57,12 @@ def estimate_run(
     teacher = models["teacher"] if taught else None
     sizes = {who: model.parameters() for who, model in models.items() if isinstance(model, KnownModel)}
     pair, vocabulary = None, None
+    facts: tuple[PairFact, ...] = ()
     notes: list[str] = []
     if isinstance(student, KnownModel) and not isinstance(teacher, UnknownModel):
         terms = [term for stage in config.stages for term in stage.objective]
-        vocabulary, notes = _shared_vocabulary(student, teacher, terms)
+        vocabulary, facts = _shared_vocabulary(student, teacher, terms)
+        notes = check_fit(facts)
         pair = ModelPair(student.shape, sizes["student"], vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
@@ -92,6 +102,7 @@ def estimate_run(
             ModelEstimate(who, sizes[who].total if who in sizes else {}, model.image_tokens, model.source)
             for who, model in models.items()
         ),
+        pair=facts,
         vocabulary=str(vocabulary) if vocabulary else "vocabulary: unknown until both models are here",
         stages=stages,
         downloads=tuple(downloads(config, sizes)),
@@ -102,12 +113,12 @@ def estimate_run(
 
 def _shared_vocabulary(
     student: KnownModel, teacher: KnownModel | None, terms: Sequence[Term]
-) -> tuple[Vocabulary, list[str]]:
-    """Return the vocabulary that both models share, checked as training does if both are here, and the check's notes."""
+) -> tuple[Vocabulary, tuple[PairFact, ...]]:
+    """Return the vocabulary that both models share, and how they compare if both are here."""
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
-        return shared_vocabulary(*both, terms), small_differences(*both)
-    return Vocabulary(student.tokens, student.vocabulary, teacher.vocabulary if teacher else None), []
+        return shared_vocabulary(*both), compare(*both, terms)
+    return Vocabulary(student.tokens, student.vocabulary, teacher.vocabulary if teacher else None), ()
 
 
 def _assumptions(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -14,6 +14,7 @@ from switchkd_cli.engine.models.image_processors import EQUAL, NEAR, normalisati
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
+from switchkd_cli.planning.estimate import PairFact
 
 FAMILY_HINT = "the switch needs two models of one family"
 TOWERS_HINT = "the switch feeds the teacher's projector: give the student the teacher's kind of tower (student.vision)"
@@ -22,9 +23,17 @@ PROJECTOR_HINT = "give the student the teacher's kind of projector (student.proj
 LAYER_HINT = "read both towers at one layer (student.feature_layer)"
 IMAGES_HINT = "both see the same images: prepare them as the teacher does (student.image_processor=..., its checkpoint)"
 
-
-Difference = tuple[str, str]
-"""Why a teacher's projector can't read a student's features, and a hint what to do about it."""
+UNLIKE = {
+    "family": ("adapter", FAMILY_HINT),
+    "vision width": ("adapter", TOWERS_HINT),
+    "vision level count": ("impossible", TOWERS_HINT),
+    "image size": ("adapter", TOWERS_HINT),
+    "patch grid": ("adapter", TOWERS_HINT),
+    "feature count": ("impossible", SELECT_HINT),
+    "image token count": ("impossible", PROJECTOR_HINT),
+    "image mean, std": ("impossible", IMAGES_HINT),
+}
+"""What must be equal in two models for P_T to read V_S's features; where it isn't, the verdict and a hint."""
 
 
 @dataclass(frozen=True)
@@ -87,47 +96,36 @@ class Blueprint:
         if not isinstance(layer, int) or not -layers <= layer <= -1:
             yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
 
-    def _facts(self) -> list[tuple[str, Any, str]]:
-        """Return what must be equal in two models for P_T to read V_S's features: names, values, and what to do."""
+    def _values(self) -> list[Any]:
+        """Return this model's values of what `UNLIKE` names."""
         of, levels = shape(self.config), self.inputs.seam.levels(self.config)
-        side = of.vision.image // of.vision.patch
-        return [
-            ("vision width", of.vision.width, TOWERS_HINT),
-            ("number of vision layers that are read", levels, TOWERS_HINT),
-            ("image size", of.vision.image, TOWERS_HINT),
-            ("patch grid", f"{side} x {side}", TOWERS_HINT),
-            ("feature count", of.projector.features, SELECT_HINT),
-            ("image token count", of.projector.tokens, PROJECTOR_HINT),
-            ("image normalisation (mean, std)", normalisation(self.image_processor), IMAGES_HINT),
-        ]
+        grid = " x ".join([str(of.vision.image // of.vision.patch)] * 2)
+        sizes = of.vision.width, levels, of.vision.image, grid, of.projector.features, of.projector.tokens
+        return [self.kind, *sizes, normalisation(self.image_processor)]
 
-    def vision_differences(self, student: Blueprint) -> Iterator[Difference]:
-        """Yield each property in which the two models' vision differs, with a hint.
+    def facts(self, student: Blueprint, users: Sequence[str] = ()) -> Iterator[PairFact]:
+        """Yield each property of this teacher's vision and of a student's. `users`: terms that need equal feature layers.
 
         Every tower reads its grid row by row, so equal grids and selections give features in the same order.
         """
-        if student.kind != self.kind:
-            kinds = f"({self.config.model_type}) than the student's ({student.config.model_type})"
-            yield f"teacher: it is of another family {kinds}", FAMILY_HINT
-            return
-        different = False
-        for (name, theirs, hint), (_, ours, _) in zip(self._facts(), student._facts(), strict=True):
-            if ours != theirs:
-                different = True
-                yield f"teacher: {name} is {theirs}, the student's is {ours}", hint
-        apart, settings = (0.0, "") if different else self._images_apart(student)
-        if apart > NEAR:
-            yield f"teacher: images are prepared differently ({apart:.0%} apart): {settings}", IMAGES_HINT
+        both = zip(UNLIKE.items(), student._values(), self._values(), strict=True)
+        facts = [PairFact.of(name, ours, theirs, *unlike) for (name, unlike), ours, theirs in both]
+        yield from facts
+        if all(fact.verdict == "yes" for fact in facts):
+            yield self._images_fact(student)
+        ours, theirs = (getattr(model.config, "vision_feature_layer", -1) for model in (student, self))
+        layer = PairFact.of("feature layer", ours, theirs, "impossible" if users else "yes", LAYER_HINT)
+        why = f": {', '.join(users)} can't compare the two" if layer.difference and users else ""
+        yield replace(layer, difference=layer.difference + why)
 
-    def layer_difference(self, student: Blueprint) -> Difference | None:
-        """Return the feature layers of both models' V where they differ, or None."""
-        ours, theirs = (getattr(model.config, "vision_feature_layer", None) for model in (student, self))
-        return None if ours == theirs else (f"teacher: feature layer is {theirs}, the student's is {ours}", LAYER_HINT)
-
-    def image_note(self, student: Blueprint) -> str | None:
-        """Return a note of how the two prepare images differently, where it is too little to refuse, or None."""
+    def _images_fact(self, student: Blueprint) -> PairFact:
         apart, settings = self._images_apart(student)
-        return f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else None
+        names = [type(model.image_processor).__name__.removesuffix("Pil") for model in (student, self)]
+        if apart > NEAR:
+            told = f"teacher: images are prepared differently ({apart:.0%} apart): {settings}"
+            return PairFact("image preparation", *names, "impossible", told, IMAGES_HINT)
+        told = f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else ""
+        return PairFact("image preparation", *names, difference=told)
 
     def _images_apart(self, student: Blueprint) -> tuple[float, str]:
         """Return the largest difference between `probes` as both prepare them, as a share of their range, and the settings.
