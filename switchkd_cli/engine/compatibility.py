@@ -84,9 +84,11 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     if teacher is None:
         return ()
     users = [term.name for term in terms if _reads_features(term)]
-    texts = student.inputs.chat_template, teacher.inputs.chat_template
-    hashes = [short_hash(text)[:8] if text else "none" for text in texts]
-    template = PairFact("chat template", *hashes)  # they may differ: the teacher reads the student's text
+    ours, theirs = (
+        short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
+        for model in (student, teacher)
+    )
+    template = PairFact("chat template", ours, theirs)  # they may differ: the teacher reads the student's text
     return *teacher.facts(student, users), _vocabulary_fact(student, teacher), template
 
 
@@ -137,17 +139,17 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint) -> PairFact:
     """Compare the tokens of the student's ids with those of the teacher, which may have more."""
     tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
     ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
-    values = [f"{len(tokens):,} tokens" for tokens in (ours, theirs)]
+    student_has, teacher_has = (f"{len(tokens):,} tokens" for tokens in (ours, theirs))
     if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
         i, count = differing[0], len(differing)
-        values = [f"{value}, id {i} is {tokens[i]!r}" for value, tokens in zip(values, (ours, theirs), strict=True)]
+        student_has, teacher_has = f"{student_has}, id {i} is {ours[i]!r}", f"{teacher_has}, id {i} is {theirs[i]!r}"
         told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
     elif missing := ours[len(theirs) :]:
         counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
         told = f"{counts}, {missing[0]!r} the first that the teacher lacks"
     else:
-        return PairFact("vocabulary", *values)
-    return PairFact("vocabulary", *values, "bytes", f"teacher: vocabulary: {told}", WORDS_HINT)
+        return PairFact("vocabulary", student_has, teacher_has)
+    return PairFact("vocabulary", student_has, teacher_has, "bytes", f"teacher: vocabulary: {told}", WORDS_HINT)
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:

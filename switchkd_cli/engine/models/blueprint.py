@@ -120,12 +120,12 @@ class Blueprint:
 
     def _images_fact(self, student: Blueprint) -> PairFact:
         apart, settings = self._images_apart(student)
-        names = [type(model.image_processor).__name__.removesuffix("Pil") for model in (student, self)]
+        ours, theirs = (type(model.image_processor).__name__.removesuffix("Pil") for model in (student, self))
         if apart > NEAR:
             told = f"teacher: images are prepared differently ({apart:.0%} apart): {settings}"
-            return PairFact("image preparation", *names, "impossible", told, IMAGES_HINT)
+            return PairFact("image preparation", ours, theirs, "impossible", told, IMAGES_HINT)
         told = f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else ""
-        return PairFact("image preparation", *names, difference=told)
+        return PairFact("image preparation", ours, theirs, difference=told)
 
     def _images_apart(self, student: Blueprint) -> tuple[float, str]:
         """Return the largest difference between `probes` as both prepare them, as a share of their range, and the settings.
