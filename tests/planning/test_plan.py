@@ -148,7 +148,7 @@ def test_a_pair_that_does_not_fit_ends_the_plan(away, tmp_path):
 
 
 def test_a_pair_that_fits_is_a_compact_table(away, capsys):
-    pair = estimate("quickstart.yaml", away, "student.tokenizer=playground:teacher").pair
+    pair = estimate("quickstart.yaml", away).pair
     assert {fact.verdict for fact in pair} == {"yes"}
     values = {fact.name: (fact.student, fact.teacher) for fact in pair}
     assert values["patch grid"] == ("6 x 6", "6 x 6") and values["image token count"] == ("36", "36")
