@@ -11,6 +11,7 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 
@@ -29,6 +30,20 @@ papers = pytest.mark.parametrize("file", PAPER, ids=lambda file: file.stem)
 def root(tmp_path_factory):
     """One folder for all runs: rows that agree up to a stage share it."""
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def made_before(request, tmp_path, monkeypatch):
+    """Stand-ins for the runs that other recipes make first: those that the recipe's header names under `Needs`, no others."""
+    if (file := request.node.callspec.params.get("file") if hasattr(request.node, "callspec") else None) is None:
+        return
+    monkeypatch.chdir(tmp_path)
+    needs = re.search(r"^# Needs: .*", file.read_text(encoding="utf-8"), re.MULTILINE)[0]
+    for made in re.findall(r"runs/(\w+)", needs):
+        for run in load_rows(RECIPES / "playground" / f"{made}.yaml"):
+            folder = tmp_path / "runs" / made / run.row / "seed0"
+            folder.mkdir(parents=True)
+            (folder / "model").symlink_to(ASSETS / ("teacher" if run.row == "large" else "teacher-small"))
 
 
 def small(file):
@@ -104,7 +119,7 @@ def commands(file):
 
 @files
 def test_the_commands_of_its_header_run_what_they_say(file):
-    """Rows and worlds that are there; the first command needs nothing that another would have to make."""
+    """Rows and worlds that are there; the first command needs nothing that another would have to make, but what `Needs` names."""
     for number, (command, recipe, *options) in enumerate(commands(file)):
         assert file == RECIPES.parent / recipe
         said = dict(zip(options[::2], options[1::2], strict=True))

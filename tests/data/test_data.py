@@ -51,8 +51,8 @@ def test_a_chained_conversation_token_by_token(processor, tmp_path):
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     assert written(processor, conversations(processor, tmp_path, row)[0]) == [
         (
-            "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]"
-            " <|user|> What Ġis <|assistant|> [a] [ dog] [<|end|>]"
+            "0: <image> <image> <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>]"
+            " <|user|> ▁What ▁is <|assistant|> [▁a] [▁dog] [<|end|>]"
         )
     ]
 
@@ -61,8 +61,8 @@ def test_independent_turns_token_by_token(processor, tmp_path):
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), *ASKED)
     assert written(processor, conversations(processor, tmp_path, row, turns="independent")[0]) == [
         "0: <image> <image>",
-        "1: <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]",
-        "2: <|user|> What Ġis <|assistant|> [a] [ dog] [<|end|>]",
+        "1: <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>]",
+        "2: <|user|> ▁What ▁is <|assistant|> [▁a] [▁dog] [<|end|>]",
     ]
 
 
@@ -73,16 +73,16 @@ def test_independent_turns_token_by_token(processor, tmp_path):
             "chained",
             [
                 (
-                    "0: <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]"
-                    " <|user|> What Ġis <|assistant|> [a] [ dog] [<|end|>]"
+                    "0: <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>]"
+                    " <|user|> ▁What ▁is <|assistant|> [▁a] [▁dog] [<|end|>]"
                 )
             ],
         ),
         (
             "independent",
             [
-                "1: <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]",
-                "2: <|user|> What Ġis <|assistant|> [a] [ dog] [<|end|>]",
+                "1: <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>]",
+                "2: <|user|> ▁What ▁is <|assistant|> [▁a] [▁dog] [<|end|>]",
             ],
         ),
     ],
@@ -100,13 +100,13 @@ def test_the_image_comes_first_wherever_its_placeholder_stands(processor, tmp_pa
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), ("How many?", "dog"))
     row["conversations"][0]["value"] = question
     tokens = " ".join(written(processor, conversations(processor, tmp_path, row, turns=turns)[0]))
-    assert tokens.replace(" 1:", "") == "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]"
+    assert tokens.replace(" 1:", "") == "0: <image> <image> <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>]"
 
 
 def test_a_picture_alone_can_be_the_question(processor, tmp_path):
     row = tiny.row("r", tiny.picture(tmp_path, "r.png", 1), ("", "dog"))
     row["conversations"][0]["value"] = "<image>"
-    expected = ["0: <image> <image> <|user|> <|assistant|> [dog] [<|end|>]"]
+    expected = ["0: <image> <image> <|user|> <|assistant|> [▁dog] [<|end|>]"]
     assert written(processor, conversations(processor, tmp_path, row)[0]) == expected
 
 
@@ -168,9 +168,9 @@ def test_a_small_set_stays_in_memory_and_a_large_one_does_not(processor, tmp_pat
 @pytest.mark.parametrize(
     ("length", "expected"),
     [
-        (8, "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog]"),
-        (9, "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>]"),
-        (11, "0: <image> <image> <|user|> How Ġmany ? <|assistant|> [dog] [<|end|>] <|user|> What"),
+        (8, "0: <image> <image> <|user|> ▁How ▁many ? <|assistant|> [▁dog]"),
+        (9, "0: <image> <image> <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>]"),
+        (11, "0: <image> <image> <|user|> ▁How ▁many ? <|assistant|> [▁dog] [<|end|>] <|user|> ▁What"),
     ],
 )
 def test_tokens_past_the_longest_length_are_cut(processor, tmp_path, length, expected):

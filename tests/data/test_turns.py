@@ -453,7 +453,7 @@ def test_notes_are_kept_with_a_large_file(tmp_path, monkeypatch):
 def test_rows_that_are_cut_are_counted(tmp_path):
     raw = [tiny.row(name, None, *pairs) for name, pairs in (("a", PAIRS), ("b", PAIRS[:1]))]
     of = tiny.model().inputs.processor
-    for length, cut in ((10, 1), (2000, 0)):
+    for length, cut in ((17, 1), (2000, 0)):
         data = Conversations(Rows(raw, llava_row), SquareInputs(of, 2), max_length=length)
         data.inspect()
         assert data.notes == [f"cut: 1 of 2 rows checked are longer than max_length ({length:,} tokens)"] * cut
