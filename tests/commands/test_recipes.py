@@ -32,14 +32,18 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+def made_by_others(file):
+    """The recipes whose runs the header names under `Needs`."""
+    return re.findall(r"runs/(\w+)", re.search(r"^# Needs: .*", file.read_text(encoding="utf-8"), re.MULTILINE)[0])
+
+
 @pytest.fixture(autouse=True)
 def made_before(request, tmp_path, monkeypatch):
     """Stand-ins for the runs that other recipes make first: those that the recipe's header names under `Needs`, no others."""
     if (file := request.node.callspec.params.get("file") if hasattr(request.node, "callspec") else None) is None:
         return
     monkeypatch.chdir(tmp_path)
-    needs = re.search(r"^# Needs: .*", file.read_text(encoding="utf-8"), re.MULTILINE)[0]
-    for made in re.findall(r"runs/(\w+)", needs):
+    for made in made_by_others(file):
         for run in load_rows(RECIPES / "playground" / f"{made}.yaml"):
             folder = tmp_path / "runs" / made / run.row / "seed0"
             folder.mkdir(parents=True)
@@ -206,8 +210,9 @@ def test_two_steps_of_each_row(file, root):
     for run in load_rows(file, overrides=small(file), world="playground"):
         folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
-        assert resolved["world"] == ("playground" if file in PAPER else None)
-        assert (folder.path.parents[1].name == f"{file.stem}@playground") is (file in PAPER)
+        replaced = file in PAPER or bool(made_by_others(file))
+        assert resolved["world"] == ("playground" if replaced else None)
+        assert (folder.path.parents[1].name == f"{file.stem}@playground") is replaced
         assert folder.info()["status"] == "finished" and (folder.model / "config.json").is_file()
         lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         reused = {line["stage"] for line in lines if line.get("event") == "reused"}
