@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import random
-import socket
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.stats.metric_units import read_answers, units
 
 ITEMS = 8
+pytestmark = pytest.mark.usefixtures("nothing_goes_out")
 
 
 def exam(*benchmarks: str, items: int = ITEMS) -> Evaluation:
@@ -59,23 +58,6 @@ class Fickle(LmmsModel):
         return [
             "well" if (of := said[i % 4]) is None else of.get(item.target, item.target) for i, item in enumerate(items)
         ]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sets")
-
-
-@pytest.fixture(autouse=True)
-def nothing_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and no waiting between retries."""
-
-    def refused(*args: object, **kwargs: object) -> None:
-        raise AssertionError("an evaluation tried to reach the network or waited")
-
-    monkeypatch.setattr(socket.socket, "connect", refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
-    monkeypatch.setattr(time, "sleep", refused)
 
 
 def answers(folder: Path, task: str) -> list[dict]:

@@ -1,7 +1,6 @@
 """The benchmarks that aren't the paper's: pairs count as one, captions are compared with references, chance is stated."""
 
 import json
-import socket
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +27,9 @@ def exam(*benchmarks: str, **changes) -> Evaluation:
     return Evaluation(**{"world": "playground", "benchmarks": benchmarks, "split": "test", "items": ITEMS, **changes})
 
 
+pytestmark = pytest.mark.usefixtures("nothing_goes_out")
+
+
 class Answers(LmmsModel):
     """Says what a function makes of an item."""
 
@@ -37,20 +39,6 @@ class Answers(LmmsModel):
 
     def answer(self, items: list[Item]) -> list[str]:
         return [self.say(item) for item in items]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sets")
-
-
-@pytest.fixture(autouse=True)
-def nothing_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*args: object, **kwargs: object) -> None:
-        raise AssertionError("an evaluation tried to reach the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
 
 
 def scores(model: LmmsModel, folder: Path, sets: Path, *tasks: str) -> dict[str, float]:
