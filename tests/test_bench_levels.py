@@ -26,7 +26,7 @@ TINY = Size(
     "tiny",
     rows=3,
     text=12,
-    vocabulary=800,
+    vocabulary=2000,
     tower=tiny.VISION,
     student={"hidden_size": 16, "num_hidden_layers": 1, **LANGUAGE},
     teacher={"hidden_size": 32, "num_hidden_layers": 2, **LANGUAGE},
@@ -118,7 +118,7 @@ def test_the_small_pair_takes_steps():
 def test_the_small_pair_is_the_playgrounds():
     student, teacher = (shape(config) for config in SMALL.configs())
     assert student.vision == teacher.vision
-    assert (student.language.width, teacher.language.width) == (64, 128)
+    assert (student.language.width, teacher.language.width) == (96, 128)
 
 
 def test_the_machine_is_reported():

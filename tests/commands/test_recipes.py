@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,8 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
+from tests.support.shipped_recipes import FILES, RECIPES, made_by_others
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name not in ("worlds", "printed"))
 PAPER = [file for file in FILES if file.parent == RECIPES and file.name != "quickstart.yaml"]
 COLUMNS = ["mme", "mmbench_en_dev", "mmbench_cn_dev", "vqav2_val", "gqa", "scienceqa_img", "mmmu_val"]
 COLUMNS += ["textvqa_val", "vizwiz_vqa_val", "pope"]
@@ -30,11 +28,6 @@ papers = pytest.mark.parametrize("file", PAPER, ids=lambda file: file.stem)
 def root(tmp_path_factory):
     """One folder for all runs: rows that agree up to a stage share it."""
     return tmp_path_factory.mktemp("runs")
-
-
-def made_by_others(file):
-    """The recipes whose runs the header names under `Needs`."""
-    return re.findall(r"runs/(\w+)", re.search(r"^# Needs: .*", file.read_text(encoding="utf-8"), re.MULTILINE)[0])
 
 
 @pytest.fixture(autouse=True)

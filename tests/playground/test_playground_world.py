@@ -393,7 +393,7 @@ def test_wrong_requests_are_reported_together(tmp_path):
         load(file)
     at = f"{file}:5: data.captions.parameters"
     assert [problem for problem in error.value.problems if problem.startswith(at)] == [
-        f"{at}.kind: must be one of captions, questions, instructions, drills, text, lists, got 'riddles' (did you mean 'drills'?)",
+        f"{at}.kind: must be one of captions, questions, instructions, drills, choices, text, lists, got 'riddles' (did you mean 'drills'?)",
         f"{at}.split: must be one of train, validation, test, hard, unseen, got 'dev'",
         f"{at}.pictures: must be greater than 0, got 0",
         f"{at}.turns: must be greater than 0, got -1",
@@ -416,7 +416,7 @@ def options_of(text: str) -> dict[str, str]:
 
 def test_answers_about_lists_follow_from_the_text():
     kinds = Counter()
-    for number in range(300):
+    for number in range(500):
         turns = list_row(random.Random(number), 6)
         opening, rest = turns[0][0].split("\n", 1)
         there = [re.sub("^(an? |有)", "", name) for name in re.split(", |，", opening.rstrip(".。"))]
@@ -429,7 +429,8 @@ def test_answers_about_lists_follow_from_the_text():
             if first in CHECK.values():
                 kinds["roll"] += 1
                 yes, no = ("有", "没有") if chinese else (" yes", " no")
-                assert answer == comma.join(name + (yes if name in there else no) for name in lines)
+                said = options or dict(zip(lines, lines, strict=True))  # of options, their letters are said
+                assert answer == comma.join(way + (yes if name in there else no) for way, name in said.items())
             elif first in SHOWN.values():
                 (true,) = (letter for letter, name in options.items() if name in there)
                 kinds["shown"] += 1
@@ -454,7 +455,8 @@ def test_drills_about_a_scene_are_true():
             if first in CHECK.values():
                 shown = {say(name, language) for name in scene.concepts for language in ("en", "zh")}
                 words = [" yes", " no"] if first == CHECK["en"] else ["有", "没有"]
-                assert re.split(", |，", answer) == [name + words[name not in shown] for name in text.split("\n")[1:]]
+                said = options_of(text) or {name: name for name in text.split("\n")[1:]}
+                assert re.split(", |，", answer) == [way + words[name not in shown] for way, name in said.items()]
             elif first == "Where are the things?":
                 items = [f"{item.place} {item.name}" for item in scene.items]
                 assert answer == ", ".join(items)

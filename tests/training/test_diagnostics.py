@@ -14,7 +14,7 @@ from tests.support import tiny
 from tests.support.registered_losses import effective_k
 
 CE = Term(name="ce", loss="cross_entropy")
-WIDE = 1000  # columns: all ids of the rows are below
+WIDE = 2000  # columns: all ids of the rows are below
 KNEE_LOSSES = [name for name in registry.LOSSES if registry.signature("loss", name).knees]
 
 

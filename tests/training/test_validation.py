@@ -239,12 +239,12 @@ def rows_elsewhere(folder, rows):
 
 def test_exact_match_is_what_greedy_generation_gives(tmp_path):
     """The student learns two answers by heart, and has never seen a third."""
-    rows = [tiny.row("a", None, ("Say hi.", "hi there")), tiny.row("b", None, ("How many?", "three red apples"))]
+    rows = [tiny.row("a", None, ("Is there a dog?", "no dog")), tiny.row("b", None, ("What is it?", "a red apple"))]
     others = [*rows, tiny.row("c", None, ("Where?", "at the top left"))]
     (tmp_path / "others").mkdir()
-    settings = {"objective": [CE], "lr": 1e-2, "steps": 60, "batch": 2, "train": ["language"]}
-    lines, paths, made = ran(tmp_path, {"every_steps": 60}, changes=settings, which=others, rows=rows, teacher=False)
-    assert validated(lines)[60]["exact_match"] == pytest.approx(2 / 3)
+    settings = {"objective": [CE], "lr": 1e-2, "steps": 150, "batch": 2, "train": ["language"]}
+    lines, paths, made = ran(tmp_path, {"every_steps": 150}, changes=settings, which=others, rows=rows, teacher=False)
+    assert validated(lines)[150]["exact_match"] == pytest.approx(2 / 3)
     student, generated = paths.student.eval(), []
     for example in (made.validation.data.example(i) for i in range(3)):
         answer = example.labels[example.labels != -100].tolist()
@@ -441,13 +441,13 @@ def test_the_best_is_that_of_the_best_validation_and_has_its_weights(tmp_path, b
 
 def test_a_training_saves_its_best_validation(tmp_path):
     lines, saves = [], writer(tmp_path, best="validation/loss", keep=1)
-    settings = {"lr": 3e-2, "steps": 12, "objective": [CE], "train": ["language"]}
+    settings = {"lr": 3e-2, "steps": 40, "objective": [CE], "train": ["language"]}
     made, _ = loop(tmp_path, stage({"every_steps": 1}, **settings), lines, writer=saves, teacher=False)
     made.run()
     made.finish()
     found = validated(lines)
     best = min(found, key=lambda step: found[step]["loss"])
-    assert best < 12  # it learns its four examples by heart, not others
+    assert best < 40  # it learns its four examples by heart, not others
     assert saves.best().name == f"distill-{best}"
 
 
