@@ -132,7 +132,7 @@ def test_every_row_is_measured_against_the_teacher_on_the_same_positions(runs):
         for row in ("switch-kd", "sft")
     ]
     assert found[0]["positions"] == found[1]["positions"] > 100
-    assert found[0]["data"] == found[1]["data"] == "instructions"
+    assert found[0]["data"] == found[1]["data"] == "held_out"
     assert all(0 < each["agreement"] <= 1 and each["kl"] > 0 for each in found)
     assert f"{100 * found[1]['agreement']:.1f} %" in printed
 

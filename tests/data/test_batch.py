@@ -14,10 +14,10 @@ def student():
 
 
 def said(student, batch, on):
-    """The tokens that the positions predict, as text, row by row."""
+    """The tokens that the positions predict, as text, row by row, without the space that a word after a marker has."""
     following = torch.roll(batch.input_ids, -1, dims=1)
     return [
-        student.inputs.processor.tokenizer.decode(tokens[chosen])
+        student.inputs.processor.tokenizer.decode(tokens[chosen]).replace("> ", ">")
         for tokens, chosen in zip(following, batch.predicting(on), strict=True)
     ]
 

@@ -40,9 +40,9 @@ def says(folder: Path, ends: object) -> None:
         (None, 1, None),
         (-1, 1, None),
         ("1", 1, None),
-        (5, 1, "! (5), its chat template with <|end|> (1): here <|end|> (1) ends one"),
+        (5, 1, "<0x00> (5), its chat template with <|end|> (1): here <|end|> (1) ends one"),
         (3, [3, 1], "<|assistant|> (3), its chat template with <|end|> (1): here <|assistant|> (3) or <|end|>"),
-        ([5, 1], 1, "! (5) or <|end|> (1), its chat template with <|end|> (1): here <|end|> (1) ends one"),
+        ([5, 1], 1, "<0x00> (5) or <|end|> (1), its chat template with <|end|> (1): here <|end|> (1) ends one"),
         (10**6, 1, "None (1000000), its chat template with"),
     ],
 )

@@ -15,7 +15,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.model_paths import ASSETS
 
-TEMPLATE = (ASSETS / "teacher" / "chat_template.jinja").read_text(encoding="utf-8")
+TEMPLATE = (ASSETS / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
 OTHER = "{{ messages[0].role }}"
 
 

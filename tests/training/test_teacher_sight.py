@@ -100,7 +100,7 @@ def other_rows_images(case):
 
 
 def same_answers(case):
-    original, yes = Conversations.example, case.student.inputs.tokenizer.convert_tokens_to_ids("yes")
+    original, yes = Conversations.example, case.student.inputs.tokenizer("yes").input_ids[-1]
 
     def answered(self, row):
         example = original(self, row)
