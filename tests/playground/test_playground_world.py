@@ -189,8 +189,9 @@ def named_in(text: str) -> list[str]:
     """The concepts a text names, in its order; longer Chinese names first, lest one be found in another or a category's."""
     found = []
     for name in sorted((*CONCEPTS, *CATEGORIES), key=lambda name: -len(say(name, "zh"))):
-        for form in (rf"\b{plural(name)}\b", rf"\b{name}\b", say(name, "zh")):
-            if match := re.search(form, text):
+        forms = {plural(name): rf"\b{plural(name)}\b", name: rf"\b{name}\b", (zh := say(name, "zh")): zh}
+        for said, form in forms.items():
+            if said in text and (match := re.search(form, text)):
                 found.append((match.start(), name))
                 text = re.sub(form, lambda hit: "#" * len(hit[0]), text)
     return [name for _, name in sorted(found) if name in CONCEPTS]
