@@ -9,9 +9,11 @@ from switchkd_cli.errors import UTF8
 from switchkd_cli.files.atomic import write_text
 
 
-def json_lines(file: Path) -> list[Any]:
-    """What each line holds, None where it can't be read; nothing where there is no such file."""
-    return [_parsed(line) for line in file.read_bytes().splitlines()] if file.is_file() else []
+def json_lines(file: Path, *, missing_ok: bool = False) -> list[Any]:
+    """What each line holds, None where it can't be read. With `missing_ok` a file that isn't there has no lines."""
+    if missing_ok and not file.is_file():
+        return []
+    return [_parsed(line) for line in file.read_bytes().splitlines()]
 
 
 def write_json_lines(file: Path, values: Iterable[Any]) -> None:

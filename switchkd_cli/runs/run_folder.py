@@ -117,7 +117,7 @@ class RunFolder:
 
     def entries(self) -> list[dict[str, Any]]:
         """The lines of the metrics, without those that a kill cut off."""
-        return [entry for entry in json_lines(self.metrics) if entry is not None]
+        return [entry for entry in json_lines(self.metrics, missing_ok=True) if entry is not None]
 
     def has_entry(self, **fields: Any) -> bool:
         """Whether a line of the metrics has these values."""

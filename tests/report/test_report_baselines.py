@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from switchkd_cli.report.stats.baselines import with_verdict
+from switchkd_cli.report.stats.baselines import read_items, with_verdict
 from tests.support import made_up_runs as made
 
 
@@ -47,3 +47,8 @@ def test_one_item_proves_nothing(folder):
     where = folder(teacher=[1], majority=[0], blind=[0])
     verdict = with_verdict(where, results(teacher=100.0, majority=0.0, blind=0.0))
     assert verdict["not_beaten"] == {"gqa": ["majority", "blind"]}
+
+
+def test_answers_that_are_not_there_are_no_answers_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_items(tmp_path / "pope.jsonl")

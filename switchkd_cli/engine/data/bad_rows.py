@@ -52,7 +52,7 @@ class BadRows:
 
         Rows that the file lists already, from before the run was interrupted, count as unusable.
         """
-        lines = [line for line in json_lines(file) if line["data"] == self.name]
+        lines = [line for line in json_lines(file, missing_ok=True) if line["data"] == self.name]
         listed = {line["row"]: Unusable(line["row"], line["id"], line["fault"]) for line in lines}
         self._file = file
         self._write(row for row in self.unusable.values() if row.row not in listed)

@@ -5,7 +5,7 @@ what `get_image_features` returns. So L is the same code for every family, and a
 
 | kind   | P's modules are | V alone                             | P alone                                       |
 |--------|-----------------|-------------------------------------|-----------------------------------------------|
-| Tower  | beside V's      | the tower, and nothing behind it    | with a tower that gives features it was given |
+| Tower  | next to V's     | the tower, and nothing behind it    | with a tower that gives features it was given |
 | Merged | among V's       | with P's modules passing them along | P's modules themselves                        |
 
 A feature is what P reads at one place: where it reads several layers (Qwen3-VL's DeepStack), theirs side by side. In the same
@@ -68,7 +68,7 @@ class _Seam:
         return (core.get_submodule(self.tower),)
 
     def projector(self, core: Any) -> tuple[nn.Module, ...]:
-        """Return P's modules; a parameter that lies beside them is a module too."""
+        """Return P's modules; a parameter among them is a module too."""
         found = [attrgetter(name)(core) for name in self.connects]
         return tuple(nn.ParameterList([each]) if isinstance(each, nn.Parameter) else each for each in found)
 
@@ -185,9 +185,9 @@ class Merged(_Seam):
         """V: P >= 1 images -> features [P, F, width of V x levels], or P tensors [F_p, ...]."""
         tower, levels = core.get_submodule(self.tower), self.levels(core.config)
         count = tower.spatial_merge_size**2
-        beside = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
+        unmerged = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
         names = [name.rpartition(".")[2] for name in self.connects]
-        with swapped(tower, dict(zip(names, (beside, nn.ModuleList([beside] * (levels - 1))), strict=False))):
+        with swapped(tower, dict(zip(names, (unmerged, nn.ModuleList([unmerged] * (levels - 1))), strict=False))):
             output = core.get_image_features(**self.visual(images, core.dtype), return_dict=True)
         read = [output.pooler_output, *(output.get("deepstack_features") or ())]
         apart = [torch.cat(list(level)).unflatten(-1, (count, -1)).flatten(0, 1) for level in read]

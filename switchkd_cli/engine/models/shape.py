@@ -116,7 +116,7 @@ def shape(config: PretrainedConfig) -> ModelShape:
     width, inner = vision_width(config), _of(vision, "intermediate_size")
     features, tokens = features_of(config), image_tokens_of(config)
     # LDPNetV2 computes each feature, then pools; the others first lay those of a token side by side
-    beside = 1 if hasattr(config, "projector_pooling") else _merged(config)
+    merged = 1 if hasattr(config, "projector_pooling") else _merged(config)
     heads = text.num_attention_heads
     head = _of(text, "head_dim", otherwise=text.hidden_size // heads)
     return ModelShape(
@@ -130,7 +130,7 @@ def shape(config: PretrainedConfig) -> ModelShape:
             activation=_of(vision, "hidden_act", otherwise="gelu"),
             input_norm=vision.model_type == "clip_vision_model",
         ),
-        ProjectorShape(width * beside, text.hidden_size, features // beside, tokens),
+        ProjectorShape(width * merged, text.hidden_size, features // merged, tokens),
         LanguageShape(
             width=text.hidden_size,
             inner=text.intermediate_size,

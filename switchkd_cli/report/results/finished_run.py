@@ -220,7 +220,7 @@ def read_metrics(metrics: Path) -> list[dict[str, Any]]:
 
     Lines that can't be read become one warning that counts them.
     """
-    lines = json_lines(metrics)
+    lines = json_lines(metrics, missing_ok=True)
     known = [line for line in lines if isinstance(line, dict)]
     if unreadable := len(lines) - len(known):
         words = f"{unreadable} lines of {metrics.name} can't be read"
