@@ -1,7 +1,5 @@
 """The command line. Each command reads its arguments, calls one function, and returns."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """The one exception meant for users, and the exit codes. Any other exception is a bug of this program."""
 
-from __future__ import annotations
-
 import codecs
 import difflib
 import errno

@@ -3,8 +3,6 @@
 registry.yaml lists them. Nothing is imported before it is used; signatures are read from the source text.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util

@@ -3,8 +3,6 @@
 They are read from the YAML files alone, in half a second: lmms-eval takes many to import and to list its tasks.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """`switchkd ablate`: the rows of recipes over several seeds, as one matrix of runs, then a table per recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

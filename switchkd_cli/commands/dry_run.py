@@ -1,7 +1,5 @@
 """What `--dry-run` prints: the plan of each run of a command, what it needs, and what all of them need together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

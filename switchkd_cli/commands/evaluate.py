@@ -1,7 +1,5 @@
 """`switchkd eval`: score a model on benchmarks."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`switchkd pretrain` and `switchkd distill`: train rows of a recipe, score them, and print their table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

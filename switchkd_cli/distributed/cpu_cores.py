@@ -1,7 +1,5 @@
 """The CPU cores that this process may use, and how OpenMP threads wait for one another on them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import MutableMapping
 from contextlib import suppress

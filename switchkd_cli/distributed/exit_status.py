@@ -1,7 +1,5 @@
 """How workers report their exit, so that the launcher shows only the root cause."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

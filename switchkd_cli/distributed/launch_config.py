@@ -1,7 +1,5 @@
 """Multi-process launch settings, from command-line options, SLURM or another launcher such as torchrun."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -3,8 +3,6 @@
 Signals belong to the whole process, so the state of this module does, too.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -1,7 +1,5 @@
 """Data for figures that needs a model: sorted logits at one position, and attention maps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import cast

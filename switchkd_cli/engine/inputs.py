@@ -1,7 +1,5 @@
 """How a family of models turns conversations and images into its inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

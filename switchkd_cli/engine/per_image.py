@@ -1,7 +1,5 @@
 """What is known of each image: one tensor where all images have the same shape, otherwise a tuple of tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

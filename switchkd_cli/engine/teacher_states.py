@@ -1,7 +1,5 @@
 """The frozen teacher's hidden states: computed example by example, and cached on disk if the stage says so."""
 
-from __future__ import annotations
-
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Check and read a checkpoint's weights: from safetensors, or from pickles where these are allowed."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping, Sequence

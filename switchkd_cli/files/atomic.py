@@ -1,7 +1,5 @@
 """Write a file or a folder whole or not at all, so that nobody finds half of one, not even after a kill."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

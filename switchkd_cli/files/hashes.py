@@ -4,8 +4,6 @@ The cache holds each file's hash and its size, times and inode at that time; whe
 again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

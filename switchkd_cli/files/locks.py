@@ -5,8 +5,6 @@ empties the lock file (so that nobody can say who holds it) and waits for ever o
 release and 4.2 leave lock files behind, and 4.2 falls back to locks that outlive their process.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

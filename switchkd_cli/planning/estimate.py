@@ -1,7 +1,5 @@
 """Plain data classes for the estimate of what a run needs: the engine computes them, the terminal prints them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self

@@ -3,8 +3,6 @@
 It is checked before anything heavy is imported or written.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Collection, Iterable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The files that a data set's `file` stands for: one, several, or those that a pattern matches."""
 
-from __future__ import annotations
-
 from glob import glob
 from os.path import isfile
 from typing import Any

@@ -1,7 +1,5 @@
 """Find a recipe's file by the name typed on the command line, and the other files in recipes/."""
 
-from __future__ import annotations
-
 import sys
 from functools import cache
 from os.path import exists

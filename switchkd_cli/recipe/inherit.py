@@ -6,8 +6,6 @@ controls; a key that this file writes replaces the inherited one; then `drop` an
 written, so that errors point at the right file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Load recipe files as runs: read, patch with a row, a world and overrides, check everything, and freeze."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A dotted path enters mappings by key, and lists by their items' `name` (a term w
 number: `stages.distill.objective.vsd.weight`. The input is never changed.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Check plain data by a schema, and say what is wrong with it in lines for the user."""
 
-from __future__ import annotations
-
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence

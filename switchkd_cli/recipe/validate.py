@@ -3,8 +3,6 @@
 Every check reads plain data of which other parts may be broken, so that all problems come out in one pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import isdir
 from typing import Any

@@ -5,8 +5,6 @@ Aliases and tags are refused: a recipe writes its values out, and rows are the w
 of more than one line, control characters and very deep nesting, because what is read here is printed later.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@
 A folder whose name begins with a dot was never finished.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

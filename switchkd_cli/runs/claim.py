@@ -4,8 +4,6 @@ The run's key says that recipe, models and data are the same, so resuming gives 
 If code or versions changed, `--resume` is required. Recipes share rows, and each is trained and scored once.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time

@@ -3,8 +3,6 @@
 Only fields that are read again are checked; others pass.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError

@@ -1,7 +1,5 @@
 """What a result was made with: versions, git commit, command. Environment variables are never written down."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

@@ -4,8 +4,6 @@ This is the only module outside the engine that imports it: inside functions, wh
 seconds to import.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Live progress of runs: follows metrics.jsonl, draws on a terminal, and prints plain lines elsewhere."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ once it is in its last stage; then from the other rows. Waiting runs are assigne
 will be started.
 """
 
-from __future__ import annotations
-
 import heapq
 import json
 import os

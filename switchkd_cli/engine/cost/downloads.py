@@ -1,7 +1,5 @@
 """What a run needs and this machine lacks: where it comes from and where it goes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

@@ -16,8 +16,6 @@ Layers under activation checkpointing are computed a second time in the backward
 torch stops as soon as everything that the gradient needs has been computed.
 """
 
-from __future__ import annotations
-
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 

@@ -4,8 +4,6 @@ Every registered loss is measured in the same way, so a new one needs no figure 
 N positions and V columns (under ZeRO 3 at all positions at once); what a chunk takes at its fullest moment grows with N V.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Iterable

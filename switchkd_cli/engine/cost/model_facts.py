@@ -1,7 +1,5 @@
 """What a plan knows of a recipe's models: read from this machine, or else taken from published figures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache

@@ -1,7 +1,5 @@
 """What a run needs: its models, each stage's steps, memory, operations and hours, downloads and disk."""
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -26,8 +26,6 @@ r d; in addition its part leaves, once, the mask (T, or r T where turns are inde
 the width of a head). In the backward pass one such layer at a time holds all of its bytes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair

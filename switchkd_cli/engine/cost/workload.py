@@ -1,7 +1,5 @@
 """What a training step works on: the models and their parameters, one micro-batch, and what is computed from it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from switchkd_cli.engine.models.shape import ModelShape

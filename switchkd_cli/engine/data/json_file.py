@@ -4,8 +4,6 @@ A JSON list is decoded by the standard library, one row after another, through a
 we tried (orjson, pyarrow, datasets) need several gigabytes of memory for a list of one gigabyte.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import weakref

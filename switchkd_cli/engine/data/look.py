@@ -1,7 +1,5 @@
 """A look at a data set before training: its rows, copies, answers and images, and what also stands in evaluation sets."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

@@ -1,7 +1,5 @@
 """Several data sets as one, of which a stage draws by weight."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 The survey of a large file is cached, so that it is read only once.
 """
 
-from __future__ import annotations
-
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Read parquet files row by row: small ones in memory, large ones through a memory-mapped Arrow copy (`datasets`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Rows of a data set from any file format: conversations with images, their texts checked."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import reprlib

@@ -1,7 +1,5 @@
 """The order in which training visits the rows; it depends only on the seed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import count as count_from

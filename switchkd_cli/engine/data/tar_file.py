@@ -4,8 +4,6 @@ The standard library's tarfile finds the rows, and they are then read in any ord
 streams, which it shuffles in a buffer: that order could not be repeated by a resumed run.
 """
 
-from __future__ import annotations
-
 import json
 import tarfile
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 A key with a known meaning is used or refused; any other key that is not empty becomes a note.
 """
 
-from __future__ import annotations
-
 import re
 from base64 import b64decode
 from collections.abc import Container, Iterator, Mapping, Sequence

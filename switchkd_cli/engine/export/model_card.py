@@ -1,7 +1,5 @@
 """The model card of a finished run: README.md of its model folder. Every number in it was measured by that run."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path

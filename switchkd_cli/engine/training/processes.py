@@ -1,7 +1,5 @@
 """The processes that train one model together: the number of this one, and how they exchange values."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import itertools

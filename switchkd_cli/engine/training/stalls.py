@@ -1,7 +1,5 @@
 """Find the process that the others wait for: a collective call doesn't say, and blocks signal handlers meanwhile."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """Does the teacher see? Its loss on the answers of one batch: with their images, with blank ones, with another row's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

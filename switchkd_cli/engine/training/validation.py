@@ -1,7 +1,5 @@
 """The validation of a stage: its objective, agreement with the teacher and exact match, on examples that it does not train on."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence

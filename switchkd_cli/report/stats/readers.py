@@ -4,8 +4,6 @@
 yes or no, or right word that an answer of several words settles on. Neither needs a model or lmms-eval.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Literal, get_args
