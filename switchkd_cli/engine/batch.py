@@ -115,6 +115,22 @@ class Batch:
         )
         return replace(self, images=blank)
 
+    def with_other_images(self, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
+        """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
+
+        Also which rows [B] had one for each of their images that differs from it. `seen` has the last image of each layout,
+        also of earlier batches, and is brought up to date.
+        """
+        images, replaced = [], torch.ones(len(self.ids), dtype=torch.bool, device=self.input_ids.device)
+        for row in range(len(self.ids)):
+            own = [image for image, owner in zip(self.images, self.image_rows.tolist(), strict=True) if owner == row]
+            for image in own:
+                other = seen.get(layout(image), image)
+                replaced[row] &= any(not torch.equal(other[name], of) for name, of in image.items())
+                images.append(other)
+            seen |= {layout(image): image for image in own}
+        return replace(self, images=tuple(images)), replaced
+
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
         owners = self.image_rows.tolist()

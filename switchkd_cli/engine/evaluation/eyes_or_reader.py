@@ -11,13 +11,12 @@ Each is exchanged for the teacher's, and the same answers are predicted:
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput, layout
+from switchkd_cli.engine.batch import ImageInput
 from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation.fidelity import compared
 from switchkd_cli.engine.paths import Paths
@@ -42,7 +41,7 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
         keep = keep & batch.has_image[:, None]
         answers = batch.targets[keep]
         grey = batch.with_blank_images()
-        other, replaced = _other_images(batch, seen)
+        other, replaced = batch.with_other_images(seen)
         logits = paths(batch, ("student", "switch", "teacher"), keep)
         logits["reverse"] = exchanged(batch, ("switch",), keep)["switch"]
         logits |= {f"{path}_grey": of for path, of in paths(grey, ("student", "teacher"), keep).items()}
@@ -63,19 +62,3 @@ def effects(accuracy: Mapping[str, float]) -> dict[str, float]:
     student, reverse, switch, teacher = (accuracy[path] for path in ("student", "reverse", "switch", "teacher"))
     eyes, reader = reverse - student, switch - student
     return {"gap": teacher - student, "eyes": eyes, "reader": reader, "interaction": teacher - student - eyes - reader}
-
-
-def _other_images(batch: Batch, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
-    """Return the batch with the last different image of the same sizes, of an earlier row, in each image's place.
-
-    Also which rows [B] had one for each of their images. `seen`: the last image of each size, brought up to date.
-    """
-    images, replaced = [], torch.ones(len(batch.ids), dtype=torch.bool, device=batch.input_ids.device)
-    for row in range(len(batch.ids)):
-        own = [image for image, owner in zip(batch.images, batch.image_rows.tolist(), strict=True) if owner == row]
-        for image in own:
-            other = seen.get(layout(image), image)
-            replaced[row] &= any(not torch.equal(other[name], of) for name, of in image.items())
-            images.append(other)
-        seen |= {layout(image): image for image in own}
-    return replace(batch, images=tuple(images)), replaced

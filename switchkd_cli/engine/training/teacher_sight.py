@@ -1,13 +1,12 @@
 """Does the teacher see? Its loss on the answers of one batch: with their images, with blank ones, with another row's."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput, layout
+from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.lm_head import positions
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.paths import Paths
@@ -28,21 +27,18 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     """Show the teacher the examples of a step that have images, of all processes; None if there are none.
 
     Returns the mean cross-entropy of the answers' tokens in nats, by which images it was shown, and a warning if its own are
-    no help, else "". Another row's image is the first one of the same layout; where there is none, it can't be compared.
+    no help, else "". Another row's image: see `Batch.with_other_images`; where there is none, it can't be compared.
 
     Every process must call this. No random number is drawn: the teacher is in eval mode; its cached states aren't used.
     """
     device, bf16 = trainer.replica.device, trainer.precision == "bf16"
     sums = torch.zeros(5, dtype=torch.float64)
-    first: dict[Any, ImageInput] = {}
+    seen: dict[Any, ImageInput] = {}
     for batch in (each.to(device) for each in group if each.images):
         keep = batch.predicting("answer") & batch.has_image[:, None]
-        others = tuple(first.setdefault(layout(image), image) for image in batch.images)
-        images = zip(batch.images, others, batch.image_rows.tolist(), strict=True)
-        exchanged = sorted({row for own, other, row in images if other is not own})
+        other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            shown = batch, batch.with_blank_images(), replace(batch, images=others)
-            losses = [_loss(trainer.paths, each, keep) for each in shown]
+            losses = [_loss(trainer.paths, each, keep) for each in (batch, batch.with_blank_images(), other)]
         sums += torch.tensor([*losses, int(keep.sum()), int(keep[exchanged].sum())], dtype=torch.float64)
     *losses, count, compared = trainer.processes.sum(sums).tolist()
     if not count:
