@@ -75,16 +75,13 @@ class ImagePool:
 
     def parts(self) -> list[Array]:
         """The images [images] of each group of strata that share some; strata without common images stay apart."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+        from scipy.cluster.hierarchy import DisjointSet
 
-        strata = [images for benchmark in self.strata for images, *_ in benchmark]
-        rows = np.repeat(np.arange(len(strata)), [len(images) for images in strata])
-        edges = (np.ones(len(rows)), (rows + self.size, np.concatenate(strata)))
-        nodes = self.size + len(strata)
-        _, part = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
-        part = part[: self.size]
-        return [np.flatnonzero(part == name) for name in dict.fromkeys(part.tolist())]
+        joined = DisjointSet(range(self.size))
+        for images in (images.tolist() for benchmark in self.strata for images, *_ in benchmark):
+            for image in images:
+                joined.merge(images[0], image)
+        return [np.array(sorted(part)) for part in joined.subsets()]
 
     def drawn(self, images: Array) -> Array:
         """The mean difference [...] where these images [..., n] are drawn."""
