@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, TypedDict
+from typing import Any, TextIO
 
 CRASH = 1
 INPUT = 2
@@ -29,12 +29,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u
 writing direction, and halves of characters."""
 
 
-class Encoding(TypedDict):
-    encoding: str
-    errors: str
-
-
-UTF8: Encoding = {"encoding": "utf-8", "errors": "backslashreplace"}
+UTF8: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
 """How files are written: half a character, from a path that is not UTF-8 or from JSON, becomes `\\udcff`, as in JSON."""
 SUBSTITUTES = {**dict.fromkeys("–—−", "-"), "±": "+-", "·": "|", "×": "x", "…": "...", "“": '"', "”": '"', "’": "'"}
 """Replacements of characters in our tables and lines, for a terminal whose encoding lacks them."""

@@ -116,8 +116,8 @@ class RunFolder:
         append_json_lines(self.metrics, [{key: _plain(value) for key, value in entry.items()}])
 
     def entries(self) -> list[dict[str, Any]]:
-        """The lines of the metrics, without those that a kill cut off."""
-        return [entry for entry in json_lines(self.metrics, missing_ok=True) if entry is not None]
+        """The lines of the metrics (steps and events), without those that a kill cut off."""
+        return [entry for entry in json_lines(self.metrics, missing_ok=True) if isinstance(entry, dict)]
 
     def has_entry(self, **fields: Any) -> bool:
         """Whether a line of the metrics has these values."""

@@ -75,7 +75,7 @@ def scored(root, row, title, seed, agreement, warnings=()):
 
 def test_tables_note_fidelity_as_a_mean_over_seeds(tmp_path):
     runs = [scored(tmp_path, "a", "A", seed, 0.9 + seed / 100) for seed in (0, 2)]
-    (note,) = footnotes.fidelity([*runs, scored(tmp_path, "b", "B", 0, 0.5)])
+    (note,) = footnotes.compared_with_teacher([*runs, scored(tmp_path, "b", "B", 0, 0.5)])
     assert "3,210 answer tokens of instructions: A 91.0 % and 0.25 nats; B 50.0 % and 0.25 nats" in note
 
 
@@ -87,7 +87,7 @@ def test_tables_note_eyes_and_reader_as_means_over_seeds(tmp_path):
         found = {"data": "mine", "held_out": True, **parts}
         write_json(folder.results, read_json(folder.results) | {"eyes_or_reader": found})
         runs.append(read(folder))
-    (note,) = footnotes.eyes_or_reader(runs)
+    (note,) = footnotes.compared_with_teacher(runs)
     assert "(1,234 answer tokens of mine, held out)" in note
     assert note.endswith(": A gap +20.0 eyes +5.0 reader -5.0 interaction +20.0")
 

@@ -1,6 +1,6 @@
 """Notes around a table, so that nobody reads more into it than it says."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +17,11 @@ from switchkd_cli.report.texts import NOTES
 
 GAP = ("gap", "eyes", "reader", "interaction")
 """The gap to the teacher and its parts, see `engine.evaluation.eyes_or_reader`."""
+MEASURED: Mapping[str, Callable[[Callable[[str], float]], str]] = {
+    "fidelity": lambda mean: f"{100 * mean('agreement'):.1f} % and {mean('kl'):.2f} nats",
+    "eyes_or_reader": lambda mean: " ".join(f"{name} {100 * mean(name):+.1f}" for name in GAP),
+}
+"""What a run's results compare with the teacher, in words, from the mean of a figure by its name."""
 
 
 def title(runs: Sequence[ScoredRun]) -> str:
@@ -43,8 +48,7 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
             yield f"lower is better, so a negative difference is a gain: {', '.join(lower)}"
     yield from answers(runs, columns.teacher)
     yield from stand_ins(runs)
-    yield from fidelity(runs)
-    yield from eyes_or_reader(runs)
+    yield from compared_with_teacher(runs)
     yield from warnings(runs)
     if any(run.paper for run in runs):
         if runs[0].results["world"] == "playground":
@@ -119,35 +123,24 @@ def stand_ins(runs: Sequence[ScoredRun]) -> Iterator[str]:
         yield f"{stand_in} stands in for {' and '.join(replaced)}{alike}"
 
 
-def fidelity(runs: Sequence[ScoredRun]) -> Iterator[str]:
-    """How close each row came to the teacher, the mean over its runs: gains don't make a student faithful."""
-    measured = [(run.title, run.fidelity) for run in runs if run.fidelity]
-    by_data = grouped(((of["data"], of["positions"]), (title, of)) for title, of in measured)
-    for (data, positions), rows in by_data.items():
-        each = [
-            f"{title} {100 * fmean(m['agreement'] for m in own):.1f} % and {fmean(m['kl'] for m in own):.2f} nats"
-            for title, own in grouped(rows).items()
-        ]
-        tokens = f"the same {positions:,} answer tokens of {data}"
-        yield f"fidelity, agreement with the teacher and KL to it on {tokens}: {'; '.join(each)}"
+def compared_with_teacher(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """How close each row came to the teacher, and what it would gain with the teacher's vision tower or reader.
 
-
-def eyes_or_reader(runs: Sequence[ScoredRun]) -> Iterator[str]:
-    """What each row would gain with the teacher's vision tower, or its reader, the mean over its runs, in points."""
-    measured = [(run.title, run.eyes_or_reader) for run in runs if run.eyes_or_reader]
-    by_data = grouped(((measured_on(of), of["positions"]), (title, of)) for title, of in measured)
-    for (data, positions), rows in by_data.items():
-        each = [
-            f"{title} {' '.join(f'{name} {100 * fmean(of[name] for of in own):+.1f}' for name in GAP)}"
-            for title, own in grouped(rows).items()
-        ]
-        where = f"{positions:,} answer tokens of {data}"
-        yield f"eyes or reader, gap to the teacher in right answer tokens and its parts ({where}): {'; '.join(each)}"
+    Means over its runs: gains don't make a student faithful.
+    """
+    for about, in_words in MEASURED.items():
+        found = [(run.title, of) for run in runs if (of := run.results.get(about))]
+        for where, rows in grouped(
+            ((of["data"], measured_on(of), of["positions"]), (t, of)) for t, of in found
+        ).items():
+            means = {title: lambda name, own=own: fmean(of[name] for of in own) for title, own in grouped(rows).items()}
+            each = "; ".join(f"{title} {in_words(mean)}" for title, mean in means.items())
+            yield NOTES[about].format(*where, rows=each)
 
 
 def measured_on(of: Mapping[str, Any]) -> str:
-    """The data of a measurement, and whether the student was trained on them."""
-    return f"{of['data']}, {'held out' if of['held_out'] else 'trained on'}"
+    """The data of a measurement, and whether the student was trained on them, where that is known."""
+    return of["data"] + ("" if "held_out" not in of else ", held out" if of["held_out"] else ", trained on")
 
 
 def warnings(runs: Sequence[ScoredRun]) -> Iterator[str]:
