@@ -20,9 +20,10 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.playground.pairs import CAUSES, Asked, one_cause, swapped
 from switchkd_cli.playground.requested_folder import write_folder
 from switchkd_cli.playground.task_columns import COLUMNS, GQA_IMAGES, IMAGE, KIND, BenchmarkItem, Columns
-from switchkd_cli.playground.text.captions import DESCRIBE, captions
+from switchkd_cli.playground.text.captions import captions
 from switchkd_cli.playground.text.prompts import Question
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
+from switchkd_cli.playground.text.words import phrase
 from switchkd_cli.playground.world import Scene, draw, scenes
 
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")
@@ -71,7 +72,7 @@ def _asked(scene: Scene, task: str, rng: random.Random, number: int) -> Sequence
             return swapped(scene, rng)
         case "captions":
             first, last = captions(scene)
-            return [(scene, Question(task, "caption", DESCRIBE, first, answers=(first, last)))]
+            return [(scene, Question(task, "caption", phrase("describe"), first, answers=(first, last)))]
         case "mme":
             return [(scene, question) for question in ask_pair(scene, rng)]
     return [(scene, ask(scene, task, rng))] if suits(scene, task) else []

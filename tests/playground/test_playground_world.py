@@ -14,10 +14,10 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.playground.text.captions import caption
 from switchkd_cli.playground.text.drills import drill
 from switchkd_cli.playground.text.facts import STATEMENTS
-from switchkd_cli.playground.text.lists import CHECK, SHOWN, list_row
+from switchkd_cli.playground.text.lists import list_row
 from switchkd_cli.playground.text.prompts import LETTERS, prompt
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
-from switchkd_cli.playground.text.words import STYLES, SYMBOLS, plural, say, with_article
+from switchkd_cli.playground.text.words import PHRASES, STYLES, SYMBOLS, plural, say, with_article
 from switchkd_cli.playground.training_rows import KINDS, WITH_IMAGES, WITHOUT_IMAGES, write_rows
 from switchkd_cli.playground.world import (
     CATEGORIES,
@@ -427,12 +427,12 @@ def test_answers_about_lists_follow_from_the_text():
             chinese = re.search("[\u4e00-\u9fff]", first) is not None
             comma, gap = ("，", "") if chinese else (", ", " ")
             options = options_of(text)
-            if first in CHECK.values():
+            if first in PHRASES["check"].values():
                 kinds["roll"] += 1
                 yes, no = ("有", "没有") if chinese else (" yes", " no")
                 said = options or dict(zip(lines, lines, strict=True))  # of options, their letters are said
                 assert answer == comma.join(way + (yes if name in there else no) for way, name in said.items())
-            elif first in SHOWN.values():
+            elif first in PHRASES["shown"].values():
                 (true,) = (letter for letter, name in options.items() if name in there)
                 kinds["shown"] += 1
                 assert answer in (true, options[true], f"{options[true]}{gap}{true}")
@@ -453,9 +453,9 @@ def test_drills_about_a_scene_are_true():
         rng = random.Random(scene.id)
         for text, answer in (drill(scene, rng) for _ in range(10)):
             first = text.split("\n")[0]
-            if first in CHECK.values():
+            if first in PHRASES["check"].values():
                 shown = {say(name, language) for name in scene.concepts for language in ("en", "zh")}
-                words = [" yes", " no"] if first == CHECK["en"] else ["有", "没有"]
+                words = [" yes", " no"] if first == PHRASES["check"]["en"] else ["有", "没有"]
                 said = options_of(text) or {name: name for name in text.split("\n")[1:]}
                 assert re.split(", |，", answer) == [way + words[name not in shown] for way, name in said.items()]
             elif first == "Where are the things?":

@@ -2,14 +2,8 @@
 
 import random
 
-from switchkd_cli.playground.text.words import say, with_article
+from switchkd_cli.playground.text.words import phrase, say, with_article
 from switchkd_cli.playground.world import PLACE_NAMES, Placed, Scene
-
-DESCRIBE = "Describe the image."
-DESCRIBE_ZH = "描述这张图。"
-LIST = "List the things."
-LIST_ZH = "列出图中的东西。"
-DESCRIBE_PLACE = "Describe the {}."
 
 
 def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
@@ -21,32 +15,27 @@ def caption(scene: Scene, rng: random.Random, language: str = "en") -> str:
 def captions(scene: Scene, language: str = "en") -> tuple[str, str]:
     """Return sentences with every thing and sign, its place, and the background, which is first in one, last in the other."""
     items = sorted(scene.items, key=lambda item: (item.row, item.column))
-    if language == "zh":
-        parts = [f"{say(item.place, 'zh')}有{_name(item, 'zh')}" for item in items]
-        background = f"{say(scene.background, 'zh')}背景"
-    else:
-        parts = [f"{_name(item)} at the {item.place}" for item in items]
-        background = f"a {scene.background} background"
-    comma, stop = ("，", "。") if language == "zh" else (", ", ".")
+    parts = [phrase("thing at place", language, _name(i, language), say(i.place, language)) for i in items]
+    background = phrase("background", language, say(scene.background, language))
+    comma, stop = phrase("comma", language), phrase("stop", language)
     return comma.join([background, *parts]) + stop, comma.join([*parts, background]) + stop
 
 
 def description_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """Return an instruction and its answer: a caption (English or Chinese), a list of names, or one place."""
-    forms = (DESCRIBE, DESCRIBE_ZH, LIST, LIST_ZH, DESCRIBE_PLACE)
-    form = rng.choices(forms, weights=(4, 2, 2, 1, 3))[0]
-    if form in (DESCRIBE, DESCRIBE_ZH):
-        return form, caption(scene, rng, "en" if form == DESCRIBE else "zh")
-    if form == LIST:
-        return form, ", ".join(thing.name for thing in scene.things)
-    if form == LIST_ZH:
-        return form, "，".join(say(thing.name, "zh") for thing in scene.things)
+    forms = [(what, language) for what in ("describe", "list") for language in ("en", "zh")]
+    what, language = rng.choices([*forms, ("describe place", "en")], weights=(4, 2, 2, 1, 3))[0]
+    if what == "describe":
+        return phrase(what, language), caption(scene, rng, language)
+    if what == "list":
+        names = [say(thing.name, language) for thing in scene.things]
+        return phrase(what, language), phrase("comma", language).join(names)
     items = {item.place: item for item in scene.items}
     place = rng.choice(PLACE_NAMES)
-    return form.format(place), _name(items[place]) if place in items else "nothing"
+    return phrase(what, language, place), _name(items[place]) if place in items else "nothing"
 
 
 def _name(item: Placed, language: str = "en") -> str:
-    if language == "zh":
-        return f"数字{item.name}" if item.is_sign else say(item.name, "zh")
-    return f"the number {item.name}" if item.is_sign else with_article(item.name)
+    if item.is_sign:
+        return phrase("digit", language, item.name)
+    return with_article(item.name) if language == "en" else say(item.name, language)

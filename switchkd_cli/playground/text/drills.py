@@ -10,12 +10,10 @@ from switchkd_cli.playground.text import lists
 from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, shown
 from switchkd_cli.playground.text.prompts import LETTER, LETTERS, Turn, prompt
 from switchkd_cli.playground.text.questions import ask, suits
-from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
+from switchkd_cli.playground.text.words import ASK, STYLES, fill, phrase, say
 from switchkd_cli.playground.world import PLACE_NAMES, Scene
 
-SAY = {"en": "Say the things.", "zh": "说出这些东西。"}
 TRUE = "Which is true?"
-WHERE = {"en": "Where are the things?", "zh": "这些东西在哪里？"}
 
 
 def drill(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
@@ -51,30 +49,13 @@ def choose(scene: Scene, rng: random.Random) -> Turn:
 STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
 
 
-def _roll(scene: Scene, rng: random.Random, language: str) -> Turn:
-    return lists.roll(scene.concepts, rng, language)
-
-
-def _checked(scene: Scene, rng: random.Random, language: str) -> Turn:
-    return lists.checked(scene.concepts, rng, language)
-
-
-def _shown(scene: Scene, rng: random.Random, language: str) -> Turn:
-    return lists.shown(scene.concepts, rng, language)
-
-
-def _letters(scene: Scene, rng: random.Random, language: str) -> Turn:
-    return (lists.letters if rng.random() < 0.7 else lists.again)(rng, language, scene.concepts)
-
-
 def _map(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask for all things, without or with their places."""
-    comma = lists.COMMA[language]
+    things = [(say(item.place, language), say(item.name, language)) for item in scene.items]
     if rng.random() < 0.3:
-        return SAY[language], comma.join(say(item.name, language) for item in scene.items)
-    if language == "zh":
-        return WHERE[language], comma.join(f"{say(item.place, 'zh')}{say(item.name, 'zh')}" for item in scene.items)
-    return WHERE[language], comma.join(f"{item.place} {item.name}" for item in scene.items)
+        return phrase("say", language), phrase("comma", language).join(name for _, name in things)
+    places = (phrase("place of thing", language, *thing) for thing in things)
+    return phrase("where", language), phrase("comma", language).join(places)
 
 
 def _true(scene: Scene, rng: random.Random, language: str) -> Turn:
@@ -96,8 +77,8 @@ def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
 def _is_there(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask "dog?", of a thing that is or isn't there."""
     truth = rng.random() < 0.5
-    answer = lists.YES_NO[language][not truth].strip()
-    return say(shown(scene, rng, truth), language) + ("？" if language == "zh" else "?"), answer
+    asked = say(shown(scene, rng, truth), language)
+    return phrase("question", language, asked), phrase("yes" if truth else "no", language).strip()
 
 
 def _statement(scene: Scene, rng: random.Random, language: str) -> Turn:
@@ -111,8 +92,8 @@ def _at(scene: Scene, rng: random.Random, language: str) -> Turn:
     """Ask "top left?" for what is there."""
     place = rng.choice(PLACE_NAMES)
     name = next((item.name for item in scene.items if item.place == place), None)
-    nothing = "没有" if language == "zh" else "nothing"
-    return say(place, language) + ("？" if language == "zh" else "?"), say(name, language) if name else nothing
+    answer = say(name, language) if name else phrase("nothing", language)
+    return phrase("question", language, say(place, language)), answer
 
 
 def _open(scene: Scene, rng: random.Random, language: str) -> Turn:
@@ -124,11 +105,13 @@ def _open(scene: Scene, rng: random.Random, language: str) -> Turn:
 
 
 BILINGUAL: dict[Callable[[Scene, random.Random, str], Turn], int] = {
-    _roll: 1,
+    lambda scene, rng, language: lists.roll(scene.concepts, rng, language): 1,
     _map: 2,
-    _checked: 1,
-    _shown: 6,
-    _letters: 1,
+    lambda scene, rng, language: lists.checked(scene.concepts, rng, language): 1,
+    lambda scene, rng, language: lists.shown(scene.concepts, rng, language): 6,
+    lambda scene, rng, language: (lists.letters if rng.random() < 0.7 else lists.again)(
+        rng, language, scene.concepts
+    ): 1,
     _is_there: 5,
     _at: 2,
     _open: 3,

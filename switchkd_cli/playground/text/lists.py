@@ -9,19 +9,11 @@ import random
 from collections.abc import Collection, Sequence
 
 from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
-from switchkd_cli.playground.text.words import SYMBOLS, say, with_article
+from switchkd_cli.playground.text.words import SYMBOLS, phrase, say, with_article
 from switchkd_cli.playground.world import CONCEPTS, EXPONENT, NAMES, drawn
 
-COMMA = {"en": ", ", "zh": "，"}
 OTHERS = 0.15  # the share of words in lists that aren't things: categories, colours, places, numbers
 OTHER_WORDS = [symbol for symbol in SYMBOLS if symbol not in CONCEPTS] + [str(digit) for digit in range(10)]
-STOP = {"en": ".", "zh": "。"}
-CHECK = {"en": "Check the things.", "zh": "检查这些东西。"}
-GAP = {"en": " ", "zh": ""}
-YES_NO = {"en": (" yes", " no"), "zh": ("有", "没有")}
-SHOWN = {"en": "Which of these is shown?", "zh": "有哪一个？"}
-AGAIN = {"en": "Say the options {}.", "zh": "说出选项{}。"}
-WHICH_LETTER = {"en": "Which letters have {}?", "zh": "{}是哪个选项？"}
 
 
 def language_of(rng: random.Random) -> str:
@@ -32,24 +24,24 @@ def language_of(rng: random.Random) -> str:
 def roll(there: Collection[str], rng: random.Random, language: str, count: int = 6, exponent: float = EXPONENT) -> Turn:
     """Ask of `count` things whether each is there; about half are."""
     names = _half_there(there, rng, count, exponent)
-    yes, no = YES_NO[language]
-    answer = COMMA[language].join(say(name, language) + (yes if name in there else no) for name in names)
-    return "\n".join([CHECK[language], *(say(name, language) for name in names)]), answer
+    yes, no = phrase("yes", language), phrase("no", language)
+    answer = phrase("comma", language).join(say(name, language) + (yes if name in there else no) for name in names)
+    return "\n".join([phrase("check", language), *(say(name, language) for name in names)]), answer
 
 
 def checked(there: Collection[str], rng: random.Random, language: str, exponent: float = EXPONENT) -> Turn:
     """Ask of four options whether each is there, and answer with their letters: "A no, B yes", and so on."""
     options = _half_there(there, rng, len(LETTERS), exponent)
-    yes, no = YES_NO[language]
+    yes, no = phrase("yes", language), phrase("no", language)
     answer = (f"{letter}{yes if name in there else no}" for letter, name in zip(LETTERS, options, strict=True))
-    return choice(CHECK[language], options, language), COMMA[language].join(answer)
+    return choice(phrase("check", language), options, language), phrase("comma", language).join(answer)
 
 
 def shown(there: Collection[str], rng: random.Random, language: str, exponent: float = EXPONENT) -> Turn:
     """Ask which one of four options is there: for its name, its letter or both."""
     options = _options(rng.choice(sorted(there)), rng, exponent, without=there)
     answer = next(name for name in options if name in there)
-    return chosen(SHOWN[language], options, answer, rng, language)
+    return chosen(phrase("shown", language), options, answer, rng, language)
 
 
 def chosen(question: str, options: Sequence[str], answer: str, rng: random.Random, language: str) -> Turn:
@@ -58,7 +50,7 @@ def chosen(question: str, options: Sequence[str], answer: str, rng: random.Rando
     name, letter = say(answer, language), LETTERS[options.index(answer)]
     form = rng.random()
     if form < 0.3:
-        return asked, f"{name}{GAP[language]}{letter}"
+        return asked, f"{name}{phrase('gap', language)}{letter}"
     if form < 0.6:
         return asked + SHORT, name
     return asked + (LETTER_ZH if language == "zh" else LETTER), letter
@@ -69,17 +61,21 @@ def again(rng: random.Random, language: str, there: Collection[str] = (), expone
     options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), len(options))
     letters = ", ".join(LETTERS[index] for index in order)
-    answer = COMMA[language].join(f"{LETTERS[index]}{GAP[language]}{say(options[index], language)}" for index in order)
-    return choice(AGAIN[language].format(letters), options, language), answer
+    answer = phrase("comma", language).join(
+        f"{LETTERS[index]}{phrase('gap', language)}{say(options[index], language)}" for index in order
+    )
+    return choice(phrase("again", language, letters), options, language), answer
 
 
 def letters(rng: random.Random, language: str, there: Collection[str] = (), exponent: float = EXPONENT) -> Turn:
     """Ask for the letters of some options: from names to letters."""
     options = _options(_some(there, rng, exponent), rng, exponent)
     order = rng.sample(range(len(options)), rng.randint(1, len(options)))
-    names = COMMA[language].join(say(options[index], language) for index in order)
-    answer = COMMA[language].join(f"{say(options[index], language)}{GAP[language]}{LETTERS[index]}" for index in order)
-    return choice(WHICH_LETTER[language].format(names), options, language), answer
+    names = phrase("comma", language).join(say(options[index], language) for index in order)
+    answer = phrase("comma", language).join(
+        f"{say(options[index], language)}{phrase('gap', language)}{LETTERS[index]}" for index in order
+    )
+    return choice(phrase("letters of", language, names), options, language), answer
 
 
 def choice(question: str, options: Sequence[str], language: str) -> str:
@@ -109,7 +105,7 @@ def list_row(rng: random.Random, count: int) -> list[Turn]:
     turns = [make() for make in rng.choices(list(makes), weights=list(makes.values()), k=count)]
     # An article tells the names of the list from those of later turns.
     named = (with_article(name) if language == "en" else f"有{say(name, 'zh')}" for name in there)
-    turns[0] = (f"{COMMA[language].join(named)}{STOP[language]}\n{turns[0][0]}", turns[0][1])
+    turns[0] = (f"{phrase('comma', language).join(named)}{phrase('stop', language)}\n{turns[0][0]}", turns[0][1])
     return turns
 
 

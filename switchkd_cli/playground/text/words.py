@@ -14,11 +14,17 @@ STYLES: dict[str, dict[str, Any]] = _WORDINGS["styles"]
 ASK: dict[str, dict[str, str]] = _WORDINGS["ask"]
 ASK_HINTED: dict[str, dict[str, str]] = _WORDINGS["ask_hinted"]
 HINT: dict[str, str] = _WORDINGS["hint"]
+PHRASES: dict[str, dict[str, str]] = _WORDINGS["phrases"]
 
 
 def say(symbol: str, language: str = "en") -> str:
     """Return a concept, category, colour, place or number in a language ("en" or "zh")."""
     return symbol if language == "en" else _ZH.get(symbol, symbol)
+
+
+def phrase(name: str, language: str = "en", *words: str) -> str:
+    """Return one of `PHRASES` in a language, with these words in their places."""
+    return PHRASES[name][language].format(*words)
 
 
 def fill(template: dict[str, str], slots: dict[str, str], language: str = "en") -> str:
