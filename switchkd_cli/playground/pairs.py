@@ -68,10 +68,8 @@ def _change(scene: Scene, cause: str, rng: random.Random) -> Change | None:
         taken = {(item.row, item.column) for item in scene.items}
         if not scene.unique_things or len(taken) == len(PLACES):
             return None
-        thing, (row, column) = (
-            rng.choice(scene.unique_things),
-            rng.choice([cell for cell in PLACES if cell not in taken]),
-        )
+        thing = rng.choice(scene.unique_things)
+        row, column = rng.choice([cell for cell in PLACES if cell not in taken])
         return _with(scene, thing, row=row, column=column), {"thing": thing.name}, thing.place, PLACES[row, column]
     if cause == "number":
         if (sign := scene.digit) is None:
