@@ -66,7 +66,7 @@ def ablate(
     **options: Any,
 ) -> pandas.DataFrame:
     """Run the rows of recipes over several seeds. Returns their scores, see `scores`; for the rest see `pretrain`."""
-    from switchkd_cli.commands.ablate import ablate
+    from switchkd_cli.commands.train import ablate
 
     names = [recipes] if isinstance(recipes, str | Path) else recipes
     asked = RunOptions(out=Path(out), **options)

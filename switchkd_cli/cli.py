@@ -88,7 +88,7 @@ def ablate(
     Finished runs are skipped; runs and stages that several recipes share are trained once. A failed run is reported,
     and the others continue.
     """
-    from switchkd_cli.commands.ablate import ablate
+    from switchkd_cli.commands.train import ablate
 
     ablate(options.changes(recipes), rows, seeds, jobs, options)
 

@@ -1,19 +1,23 @@
-"""`switchkd pretrain` and `switchkd distill`: train rows of a recipe, score them, and print their table."""
+"""`switchkd pretrain`, `distill` and `ablate`: train rows of recipes, score them, and print their tables."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from switchkd_cli.commands.dry_run import show_plans
+from switchkd_cli.commands.options import comma_separated
+from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.find import find
-from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.planning import preflight
+from switchkd_cli.recipe.find import find, find_or_none
+from switchkd_cli.recipe.load import LoadedRecipe, load_many, load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
+from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.pool import exit_code, show_failures
+from switchkd_cli.scheduler.pool import Failure, Job, exit_code, show_failures
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 
@@ -56,10 +60,7 @@ def train(
         if failures := pool.in_workers(planned, options, jobs=jobs, stop_at_failure=True):
             show_failures(failures)
             raise SystemExit(exit_code(failures))
-    else:
-        for run in planned:
-            launch.run_one(run, options)
-    if not is_first():
+    elif not _run_each(planned, options):
         return []
     folders = [run_folder.folder(options.out, run) for run in planned]
     if planned[0].config.evaluation is None:
@@ -84,3 +85,100 @@ def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunF
         problem = f"{overrides[0]}: overrides can't be combined with resuming a run"
         raise UserError(problem, hint="leave KEY=VALUE out, or name the recipe instead of the run")
     return folder
+
+
+def _run_each(planned: Sequence[Run], options: RunOptions) -> bool:
+    """Run one run after another. Returns whether this is the first process, which prints their table."""
+    for run in planned:
+        launch.run_one(run, options)
+    return is_first()
+
+
+def ablate(
+    words: Sequence[str], rows: Sequence[str] | None, seeds: int, jobs: int | None, options: RunOptions
+) -> list[RunFolder]:
+    """Run the rows of recipes over several seeds, as one matrix of runs, then print a table per recipe.
+
+    `words` are recipes and, among them, changes (`key=value`) to each of them.
+    Returns the folders of the finished runs, in the order of the tables.
+    """
+    config, root = options.launch_config(), options.out
+    row_names = comma_separated(rows)
+    if row_names is not None and not row_names:
+        raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
+    changes = [word for word in words if _is_change(word)]
+    names = [word for word in words if word not in changes]
+    if not names:
+        raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
+    tables = load_many(names, row_names, changes, seeds, options.seed, options.world)
+    planned = [run for table in tables for run in table.runs]
+    if options.dry_run:
+        show_plans([run for table in tables for run in table.first], [table.file for table in tables], options, config)
+        _show_counts(planned, root)
+        return []
+    if config is not None and (config.nodes > 1 or config.hostfile is not None):
+        pool.relaunch(planned, config)
+        return []
+    teachers = [run for table in tables if (run := _teacher_run(table.runs)) is not None]
+    failures: list[Failure] = []
+    if is_distributed():  # one run after another; the first failure ends the command
+        launch.prepare(planned, options)
+        if not _run_each(planned, options):
+            return []
+        for run in teachers:
+            launch.teacher_results(run, root)
+    else:
+        launch.check(planned)
+        if config is not None:
+            if (jobs or 1) > 1:
+                raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
+            preflight.check_batches(planned, config.world_size)
+        jobs = jobs or (min(2, cores()) if config is None else 1)
+        failures = pool.in_workers(planned, options, jobs=jobs, config=config, score_teachers_of=teachers)
+        show_failures(failures)
+    for table in tables:
+        try:
+            _print_table(table, root)
+        except UserError as error:
+            failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
+            show_failures(failures[-1:])
+    if failures:
+        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
+        what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
+        console.say(f"{what}; the same command tries again")
+        raise SystemExit(exit_code(failures))
+    return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]
+
+
+def _is_change(word: str) -> bool:
+    """Whether a word is `key=value`, or meant to be; a path may also contain a `=`, after its first `/`."""
+    return "=" in word.partition("/")[0] or ("." in word and find_or_none(word) is None)
+
+
+def _show_counts(runs: Sequence[Run], root: Path) -> None:
+    """Print how many runs all recipes and seeds make, and how many of them are finished."""
+    seeds = dict.fromkeys(run.seed for run in runs)
+    keys, finished = {run.key for run in runs}, run_folder.by_key(root)
+    first = " (the figures are of the first)" if len(seeds) > 1 else ""
+    console.say(f"seeds: {', '.join(map(str, seeds))}{first}")
+    console.say(f"runs: {len(runs)}, of them {len(keys)} different; {len(keys & finished.keys())} finished")
+
+
+def _teacher_run(planned: Sequence[Run]) -> Run | None:
+    """A run with the teacher of all rows; None when rows have several, as a table has one line for it."""
+    with_teacher = {run.teacher_key: run for run in planned if run.config.teacher is not None}
+    return [*with_teacher.values(), *planned][0] if len(with_teacher) < 2 else None
+
+
+def _print_table(table: LoadedRecipe, root: Path) -> None:
+    """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
+    from switchkd_cli.report.show import print_ablation
+
+    finished = [run_folder.folder(root, run) for run in table.runs if is_finished(root, run)]
+    if not finished or table.runs[0].config.evaluation is None:
+        reason = "no scores" if finished else "no finished run"
+        return console.say(f"{table.file}: {reason}, so no table")
+    run = _teacher_run(table.runs)
+    teacher = None if run is None else launch.known_teacher_results(run, root)
+    controls = [control.row for control in load_rows(table.file, [None], controls=True)[1:]]
+    print_ablation(finished, teacher, planned=table.runs, controls=controls)

@@ -237,7 +237,7 @@ def test_every_name_of_a_recipe_names_it(name, monkeypatch):
         asked.append((names, changes))
         raise UserError("seen")
 
-    monkeypatch.setattr("switchkd_cli.commands.ablate.load_many", load_many)
+    monkeypatch.setattr("switchkd_cli.commands.train.load_many", load_many)
     for word in (name, name.replace("-", "_")):
         assert switchkd(monkeypatch, "ablate", word, "stages.distill.lr=1e-4", "--check") == 2
         assert asked.pop() == ([word], ["stages.distill.lr=1e-4", "check=true"])
