@@ -16,16 +16,9 @@ LMMS_EVAL = "0.7.3"
 """The release of lmms-eval whose tasks these entries describe."""
 
 AnswerKind = Literal["open", "choice", "yes-no"]
-ANSWER_KINDS: Mapping[AnswerKind, str] = {"open": "open questions", "choice": "multiple choice", "yes-no": "yes or no"}
-"""The kind of answer that a benchmark wants; a student may gain on one kind and lose on another."""
-
-FAULTS: Mapping[str, str] = {
-    "unreadable": "can't be read by the metric",
-    "empty": "are empty",
-    "at_limit": "were cut at the limit of new tokens",
-    "too_long": "go past the positions that the model was made for",
-}
-"""Why an answer may be wrong although the model knows it; results count these (engine/evaluation/item_scores.py)."""
+_LISTED = read_yaml(__file__)
+ANSWER_KINDS: Mapping[AnswerKind, str] = _LISTED["answer_kinds"]
+FAULTS: Mapping[str, str] = _LISTED["faults"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +36,13 @@ class Benchmark:
     split: str
     """The split of the data set that the task reads."""
     paper_split: str
-    """The split of the paper's printed number."""
+    """The split of the paper's printed number; "none": the paper prints none."""
     asks: AnswerKind
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
     group: str
     """The group of columns that the paper's Figure 1 shows it in."""
     owner: str = "lmms-lab-encoder"
     """Who publishes the data set. That of "switchkd" is not published: the benchmark exists in the playground alone."""
-    in_paper: bool = True
-    """Whether it is one of the paper's ten, of which the average is."""
     pairs: bool = False
     """Whether two questions count as one: right where both are. Whoever tosses a coin is right in a quarter of them."""
     answer_tokens: int = 16
@@ -100,16 +91,8 @@ class Benchmark:
         return 100.0 * metric / (self.full * (categories if self.per_category else 1))
 
 
-_ENTRIES = read_yaml(__file__)
-
 OWN_ROWS = "rows"
-ROW_METRICS: Mapping[str, str] = {
-    f"{OWN_ROWS}.exact": "equal, whatever the case and spaces",
-    f"{OWN_ROWS}.anls": "lmms-eval's ANLS",
-    f"{OWN_ROWS}.relaxed": "lmms-eval's relaxed accuracy (ChartQA)",
-    f"{OWN_ROWS}.f1": "common words",
-    f"{OWN_ROWS}.cider": "pycocoevalcap's CIDEr, words of letters and digits",
-}
+ROW_METRICS: Mapping[str, str] = {f"{OWN_ROWS}.{metric}": rule for metric, rule in _LISTED["row_metrics"].items()}
 """Benchmarks of a user's own rows (`evaluation.data`), one a metric, and how an answer is compared with the row's."""
 
 
@@ -118,15 +101,16 @@ class _Benchmarks(dict[str, Benchmark]):
         where: dict[str, Any] = {"task_folder": "", "data": "", "split": "published", "paper_split": "none"}
         scale = "100 x the mean of the rows" if task in ROW_METRICS else "its own number"
         how: dict[str, Any] = {"scale": scale, "judge": ROW_METRICS.get(task, "stock rule")}
-        return Benchmark(task, task, asks="open", group="Others", in_paper=False, stock=True, **where, **how)
+        return Benchmark(task, task, asks="open", group="Others", stock=True, **where, **how)
 
 
-BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({task: Benchmark(task, **entry) for task, entry in _ENTRIES.items()})
+BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({t: Benchmark(t, **of) for t, of in _LISTED["benchmarks"].items()})
 """All with an entry, by task name: the ten in the order of the paper's columns, then the others.
 
 It holds and lists only these; asked for another name, it gives what is known of any stock task.
 """
-TEN = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.in_paper)
+TEN = tuple(task for task, benchmark in BENCHMARKS.items() if benchmark.paper_split != "none")
+"""The paper's, of which the average is."""
 
 ACCURACY = " accuracy"
 NAMES = tuple(name for task in BENCHMARKS for name in (task, task + ACCURACY))

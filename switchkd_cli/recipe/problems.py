@@ -8,23 +8,14 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from switchkd_cli.errors import did_you_mean
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.schema import TAG
 from switchkd_cli.recipe.yaml_positions import Step, line
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-# By pydantic's type of error; for others, pydantic's own words are used.
-_WORDS = {
-    "dict_type": "must be a mapping",
-    "float_type": "must be a number",
-    "int_from_float": "must be a whole number",
-    "int_type": "must be a whole number",
-    "model_type": "must be a mapping",
-    "string_pattern_mismatch": "a name is a letter, then letters, digits, - or _",
-    "string_type": "must be text",
-    "too_short": "must not be empty",
-    "tuple_type": "must be a list",
-}
+_WORDS: Mapping[str, str] = read_yaml(__file__)
+"""What a value must be, by pydantic's type of error; for others, pydantic's own words are used."""
 
 
 def parse(schema: type[Schema], data: Any, file: str) -> tuple[Schema | None, list[str]]:

@@ -19,7 +19,7 @@ from switchkd_cli.report.stats.significance import ALPHA
 from switchkd_cli.report.tables import footnotes
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.report.tables.differences import PAPER, TESTS, RowDifference, compare
-from switchkd_cli.report.texts import CAPTIONS, MDE
+from switchkd_cli.report.texts import CAPTIONS, MDE, TEXTS
 
 
 def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
@@ -169,15 +169,7 @@ def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     return Table.of(recipe.rows, shown, caption=caption)
 
 
-ACCURACIES = {
-    "student": "student",
-    "grey image": "student_grey",
-    "another image": "student_other",
-    "teacher's eyes": "reverse",
-    "teacher's reader": "switch",
-    "teacher": "teacher",
-    "teacher, grey image": "teacher_grey",
-}
+ACCURACIES: dict[str, str] = TEXTS["accuracies"]
 """Columns of the table, and the names of the figures, see `engine.evaluation.eyes_or_reader`."""
 
 

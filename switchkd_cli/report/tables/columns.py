@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, ROW_METRICS, Benchmark, head, in_order
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, ROW_METRICS, TEN, Benchmark, head, in_order
 from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
@@ -55,12 +55,12 @@ class Columns:
     @cached_property
     def averaged(self) -> list[str]:
         """The tasks that the average is of: the paper's, or where none of these is shown the metrics of one's own rows."""
-        of_paper = [task for task in self.tasks if BENCHMARKS[task].in_paper]
+        of_paper = [task for task in self.tasks if task in TEN]
         return of_paper or [task for task in self.tasks if task in ROW_METRICS]
 
     @property
     def averaged_are(self) -> str:
-        return "the paper's ten" if BENCHMARKS[self.averaged[0]].in_paper else "the metrics of one's own rows"
+        return "the paper's ten" if self.averaged[0] in TEN else "the metrics of one's own rows"
 
     @property
     def counted_tasks(self) -> list[str]:
