@@ -10,7 +10,7 @@ from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.files.atomic import write_json
+from switchkd_cli.files.atomic import write_json, write_json_lines
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.model_paths import locate
@@ -98,7 +98,6 @@ def _form(file: Path) -> str:
 
 def _rescore(options: EvalOptions) -> RunFolder:
     """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
-    from switchkd_cli.files.json_lines import write_json_lines
     from switchkd_cli.report.results.finished_run import read, rescored
     from switchkd_cli.report.stats.readers import READERS
 

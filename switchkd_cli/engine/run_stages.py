@@ -20,8 +20,7 @@ from switchkd_cli.engine.data.image import usable_rows
 from switchkd_cli.engine.data.look import lengths
 from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
-from switchkd_cli.engine.evaluation.eyes_or_reader import eyes_or_reader
-from switchkd_cli.engine.evaluation.fidelity import fidelity
+from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import Paths

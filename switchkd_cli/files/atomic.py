@@ -1,16 +1,19 @@
-"""Write a file or a folder whole or not at all, so that nobody finds half of one, not even after a kill."""
+"""Write a file or a folder whole or not at all, so that nobody finds half of one, not even after a kill.
+
+Also JSON, and files of JSON lines, which grow line by line: there a kill may cut the last one.
+"""
 
 import errno
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.errors import UTF8
+from switchkd_cli.errors import UTF8, UserError
 
 
 @contextmanager
@@ -42,6 +45,38 @@ def read_json(path: Path) -> Any:
     with suppress(OSError, ValueError, RecursionError):
         if isfile(path):  # reading a pipe would wait
             return json.loads(path.read_text(encoding="utf-8"))
+    return None
+
+
+def json_lines(file: Path, *, missing_ok: bool = False, broken_ok: bool = False) -> list[Any]:
+    """What each line holds. With `missing_ok` a file that isn't there has no lines.
+
+    Raises UserError with file and line for one that can't be read; with `broken_ok` it is None.
+    """
+    if missing_ok and not file.is_file():
+        return []
+    values = [_parsed(line) for line in file.read_bytes().splitlines()]
+    if None in values and not broken_ok:
+        raise UserError(f"{file}:{1 + values.index(None)}: not readable as JSON")
+    return values
+
+
+def write_json_lines(file: Path, values: Iterable[Any]) -> None:
+    write_text(file, _lines(values))
+
+
+def append_json_lines(file: Path, values: Iterable[Any]) -> None:
+    with file.open("a", **UTF8) as stream:
+        stream.write(_lines(values))
+
+
+def _lines(values: Iterable[Any]) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+def _parsed(line: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return json.loads(line)
     return None
 
 

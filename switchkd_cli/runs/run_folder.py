@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UNPRINTABLE, UserError
-from switchkd_cli.files.atomic import atomic_folder, read_json, sync, write_bytes
-from switchkd_cli.files.json_lines import append_json_lines, json_lines
+from switchkd_cli.files.atomic import append_json_lines, atomic_folder, json_lines, read_json, sync, write_bytes
 from switchkd_cli.files.locks import Tell, hold, print_late
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import NAMES, Run
@@ -117,7 +116,7 @@ class RunFolder:
 
     def entries(self) -> list[dict[str, Any]]:
         """The lines of the metrics (steps and events), without those that a kill cut off."""
-        return [entry for entry in json_lines(self.metrics, missing_ok=True) if isinstance(entry, dict)]
+        return [entry for entry in json_lines(self.metrics, missing_ok=True, broken_ok=True) if isinstance(entry, dict)]
 
     def has_entry(self, **fields: Any) -> bool:
         """Whether a line of the metrics has these values."""

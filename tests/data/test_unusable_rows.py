@@ -204,3 +204,10 @@ def test_without_unusable_rows_there_is_no_list(tmp_path):
     bad_rows.write_to(tmp_path / "skipped.jsonl")
     bad_rows.add([])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_list_that_a_kill_cut_off_is_named_with_its_line(tmp_path):
+    file = tmp_path / "skipped.jsonl"
+    file.write_text('{"data": "rows", "row": 1, "id": "b", "fault": "no such image"}\n{"data": "ro')
+    with pytest.raises(UserError, match=r"skipped\.jsonl:2: not readable as JSON"):
+        BadRows("rows", 4, 1.0).write_to(file)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from switchkd_cli.engine.evaluation.eyes_or_reader import eyes_or_reader
+from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.report.reproduction.chapter import ACCURACIES
 from tests.support import tiny

@@ -8,7 +8,7 @@ import torch
 
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.evaluation.fidelity import ROWS, fidelity
+from switchkd_cli.engine.evaluation.against_teacher import ROWS, fidelity
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json, write_json

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.json_lines import append_json_lines, json_lines
+from switchkd_cli.files.atomic import append_json_lines, json_lines
 
 SHOWN = 5  # rows named in an error; the rest are counted
 

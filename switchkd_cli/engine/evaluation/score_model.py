@@ -14,8 +14,8 @@ from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
+from switchkd_cli.files.atomic import write_json_lines
 from switchkd_cli.files.hashes import short_hash
-from switchkd_cli.files.json_lines import write_json_lines
 from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
 from switchkd_cli.playground.requested_folder import world_digest

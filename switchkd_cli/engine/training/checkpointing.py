@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from switchkd_cli.engine.training.state_files import bytes_of, read_state, write_state
 from switchkd_cli.errors import CRASH, MACHINE, UserError
-from switchkd_cli.files.json_lines import append_json_lines
+from switchkd_cli.files.atomic import append_json_lines
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Saving
 from switchkd_cli.runs import checkpoints
 from switchkd_cli.runs.run_folder import RunFolder

@@ -170,7 +170,7 @@ def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
 
 
 ACCURACIES: dict[str, str] = TEXTS["accuracies"]
-"""Columns of the table, and the names of the figures, see `engine.evaluation.eyes_or_reader`."""
+"""Columns of the table, and the names of the figures, see `engine.evaluation.against_teacher`."""
 
 
 def _eyes_or_reader(recipe: RecipeRuns) -> Block:

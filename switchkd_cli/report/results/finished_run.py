@@ -8,8 +8,7 @@ from typing import Any
 
 from switchkd_cli.benchmarks import BENCHMARKS, with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
-from switchkd_cli.files.atomic import read_json
-from switchkd_cli.files.json_lines import json_lines
+from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
 from switchkd_cli.report.stats.baselines import BASELINES
@@ -88,7 +87,7 @@ class ScoredRun:
 
     @property
     def eyes_or_reader(self) -> Mapping[str, Any] | None:
-        """See `engine.evaluation.eyes_or_reader`, with `data` and whether it was `held_out`; None where not measured."""
+        """See `engine.evaluation.against_teacher`, with `data` and whether it was `held_out`; None where not measured."""
         return self.results.get("eyes_or_reader")
 
     @property
@@ -220,7 +219,7 @@ def read_metrics(metrics: Path) -> list[dict[str, Any]]:
 
     Lines that can't be read become one warning that counts them.
     """
-    lines = json_lines(metrics, missing_ok=True)
+    lines = json_lines(metrics, missing_ok=True, broken_ok=True)
     known = [line for line in lines if isinstance(line, dict)]
     if unreadable := len(lines) - len(known):
         words = f"{unreadable} lines of {metrics.name} can't be read"

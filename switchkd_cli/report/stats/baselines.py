@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
-from switchkd_cli.files.json_lines import json_lines
+from switchkd_cli.files.atomic import json_lines
 from switchkd_cli.report.document import Number
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.stats.intervals import UPPER, standard_error

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from switchkd_cli.benchmarks import BENCHMARKS, NAMES
-from switchkd_cli.errors import UserError
-from switchkd_cli.files.json_lines import json_lines
+from switchkd_cli.files.atomic import json_lines
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.runs.file_schemas import Answer, check
 
@@ -84,10 +83,7 @@ def read_answers(answers: Path, task: str) -> list[AnswerLine] | None:
     file = answers / f"{task}.jsonl"
     if not file.is_file():
         return None
-    lines = json_lines(file)
-    if None in lines:
-        raise UserError(f"{file}:{1 + lines.index(None)}: not readable as JSON")
-    return [check(Answer, line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
+    return [check(Answer, line, f"{file}:{number}") for number, line in enumerate(json_lines(file), 1)]
 
 
 def units(name: str, lines: Sequence[AnswerLine]) -> Units:

@@ -16,7 +16,7 @@ from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.report.texts import NOTES
 
 GAP = ("gap", "eyes", "reader", "interaction")
-"""The gap to the teacher and its parts, see `engine.evaluation.eyes_or_reader`."""
+"""The gap to the teacher and its parts, see `engine.evaluation.against_teacher`."""
 MEASURED: Mapping[str, Callable[[Callable[[str], float]], str]] = {
     "fidelity": lambda mean: f"{100 * mean('agreement'):.1f} % and {mean('kl'):.2f} nats",
     "eyes_or_reader": lambda mean: " ".join(f"{name} {100 * mean(name):+.1f}" for name in GAP),
