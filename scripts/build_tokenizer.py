@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from scripts.ship import compact
 from switchkd_cli.engine.models.model_folder import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
-from switchkd_cli.playground.text.dictionary import word_turn
+from switchkd_cli.playground.text.lists import word_turn
 from switchkd_cli.playground.text.words import SYMBOLS, plural, say
 from switchkd_cli.playground.training_rows import WITH_IMAGES, WITHOUT_IMAGES
 from switchkd_cli.playground.world import CONCEPTS, scenes

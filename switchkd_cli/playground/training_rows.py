@@ -8,9 +8,8 @@ from typing import Any
 
 from switchkd_cli.playground.requested_folder import write_folder
 from switchkd_cli.playground.text.captions import caption, description_turn
-from switchkd_cli.playground.text.dictionary import word_turn
 from switchkd_cli.playground.text.drills import choose, drill, question_turn
-from switchkd_cli.playground.text.lists import language_of, list_row
+from switchkd_cli.playground.text.lists import language_of, list_row, word_turn
 from switchkd_cli.playground.text.prompts import Turn
 from switchkd_cli.playground.world import Scene, draw, scenes
 

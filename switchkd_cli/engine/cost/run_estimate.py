@@ -19,15 +19,8 @@ from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.training_warnings import check_images
-from switchkd_cli.planning.estimate import (
-    GIB,
-    DataEstimate,
-    Machine,
-    ModelEstimate,
-    PairFact,
-    RunEstimate,
-    StageEstimate,
-)
+from switchkd_cli.planning import estimate as plan
+from switchkd_cli.planning.estimate import Machine, RunEstimate, StageEstimate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Stage, Term
 from switchkd_cli.runs import run_folder
@@ -55,7 +48,7 @@ def estimate_run(
     teacher = models["teacher"] if taught else None
     sizes = {who: model.parameters() for who, model in models.items() if isinstance(model, KnownModel)}
     pair, vocabulary = None, None
-    facts: tuple[PairFact, ...] = ()
+    facts: tuple[plan.PairFact, ...] = ()
     notes: list[str] = []
     if isinstance(student, KnownModel) and not isinstance(teacher, UnknownModel):
         terms = [term for stage in config.stages for term in stage.objective]
@@ -97,7 +90,7 @@ def estimate_run(
     return RunEstimate(
         machine=machine,
         models=tuple(
-            ModelEstimate(who, sizes[who].total if who in sizes else {}, model.image_tokens, model.source)
+            plan.ModelEstimate(who, sizes[who].total if who in sizes else {}, model.image_tokens, model.source)
             for who, model in models.items()
         ),
         pair=facts,
@@ -111,7 +104,7 @@ def estimate_run(
 
 def _shared_vocabulary(
     student: KnownModel, teacher: KnownModel | None, terms: Sequence[Term]
-) -> tuple[Vocabulary, tuple[PairFact, ...]]:
+) -> tuple[Vocabulary, tuple[plan.PairFact, ...]]:
     """Return the vocabulary that both models share, and how they compare if both are here."""
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
@@ -186,7 +179,7 @@ def estimate_stage(
 
     sizes = [n for n in range(1, stage.batch // gpus + 1) if stage.batch // gpus % n == 0]
     memories = {n: memory(n) for n in sizes}
-    fitting = [n for n in sizes if sum(memories[n].values()) <= USABLE * machine.memory * GIB]
+    fitting = [n for n in sizes if sum(memories[n].values()) <= USABLE * machine.memory * plan.GIB]
     largest = max(fitting, default=None)
     micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
     counts = micro_batches(micro)
@@ -236,10 +229,10 @@ def _compared_positions(stage: Stage) -> str:
     return "all" if len(kinds) > 1 and POSITIONS.index("image") in kinds else POSITIONS[max(kinds)]
 
 
-def _data(name: str, sample: DataSample | None) -> DataEstimate:
+def _data(name: str, sample: DataSample | None) -> plan.DataEstimate:
     if sample is None:
-        return DataEstimate(name, "unknown, download it first")
+        return plan.DataEstimate(name, "unknown, download it first")
     image, answer = sample.mean("image"), sample.mean("answer")
     prompt = sample.mean("length") - image - answer
     longest = max(row.length for row in sample.lengths)
-    return DataEstimate(name, sample.source, sample.rows, image, prompt, answer, longest)
+    return plan.DataEstimate(name, sample.source, sample.rows, image, prompt, answer, longest)
