@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
@@ -37,46 +37,51 @@ class LaunchConfig:
         return ["--gpus" if self.use_gpus else "--processes", str(self.per_node)]
 
 
-def launch_config(
-    gpus: int | None,
-    processes: int | None,
-    nodes: int | None = None,
-    node_rank: int | None = None,
-    rdzv_endpoint: str | None = None,
-    hostfile: Path | None = None,
-    environment: MutableMapping[str, str] = os.environ,
-) -> LaunchConfig | None:
-    """The processes to start; None when this process trains alone, or a launcher started it as one of several.
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """In how many processes a run trains, and where: options of the command line; None: not given."""
 
-    Under srun with one task per machine, SLURM's values stand in for options that are absent. Raises UserError for
-    options that contradict each other.
-    """
-    per_node, tasks = gpus or processes, int(environment.get("SLURM_STEP_NUM_TASKS", "1"))  # srun's; 1 without srun
-    if tasks > 1 and "WORLD_SIZE" not in environment:
-        address = _slurm_address(environment)
-        if per_node is None:  # srun is the launcher: a task is a process
-            _adopt_slurm(environment, tasks, *address.split(":"))
-        elif nodes is None:  # a task is a machine
-            nodes, node_rank = tasks, int(environment["SLURM_PROCID"])
-            rdzv_endpoint = rdzv_endpoint or address
-    if is_distributed(environment):
-        return None
-    no_address = rdzv_endpoint is not None and not re.fullmatch(r"[^\s:]+:\d+", rdzv_endpoint)
-    several = "--nodes: run the same command on each, with --node-rank 0, 1, ... and --rdzv-endpoint HOST:PORT"
-    wrong = {
-        "--gpus and --processes: give one of them: GPUs, or processes on the CPU": None not in (gpus, processes),
-        several: (nodes or 1) > 1 and hostfile is None and None in (node_rank, rdzv_endpoint),
-        f"--rdzv-endpoint: must be HOST:PORT, got {rdzv_endpoint!r}": no_address,
-        f"--node-rank: must be 0 to {(nodes or 1) - 1}, got {node_rank}": (node_rank or 0) >= (nodes or 1),
-        f"--hostfile: no such file, got {str(hostfile)!r}": hostfile is not None and not hostfile.is_file(),
-        "--hostfile: say how many GPUs of each host, as in --gpus 8": hostfile is not None and gpus is None,
-        "--nodes: say how many GPUs of each, as in --gpus 8": per_node is None and (nodes or rdzv_endpoint),
-    }
-    if problems := [text for text, found in wrong.items() if found]:
-        raise UserError(problems, hint="see docs/scale.md")
-    if per_node is None or (per_node * (nodes or 1) == 1 and hostfile is None):
-        return None
-    return LaunchConfig(per_node, gpus is not None, nodes or 1, node_rank or 0, rdzv_endpoint, hostfile)
+    gpus: int | None = None
+    processes: int | None = None
+    nodes: int | None = None
+    node_rank: int | None = None
+    rdzv_endpoint: str | None = None
+    hostfile: Path | None = None
+
+    def launch_config(self, environment: MutableMapping[str, str] = os.environ) -> LaunchConfig | None:
+        """The processes to start; None when this process trains alone, or a launcher started it as one of several.
+
+        Under srun with one task per machine, SLURM's values stand in for options that are absent. Raises UserError for
+        options that contradict each other.
+        """
+        own = (getattr(self, option.name) for option in fields(LaunchOptions))
+        gpus, processes, nodes, node_rank, rdzv_endpoint, hostfile = own
+        per_node, tasks = gpus or processes, int(environment.get("SLURM_STEP_NUM_TASKS", "1"))  # srun's; 1 without srun
+        if tasks > 1 and "WORLD_SIZE" not in environment:
+            address = _slurm_address(environment)
+            if per_node is None:  # srun is the launcher: a task is a process
+                _adopt_slurm(environment, tasks, *address.split(":"))
+            elif nodes is None:  # a task is a machine
+                nodes, node_rank = tasks, int(environment["SLURM_PROCID"])
+                rdzv_endpoint = rdzv_endpoint or address
+        if is_distributed(environment):
+            return None
+        no_address = rdzv_endpoint is not None and not re.fullmatch(r"[^\s:]+:\d+", rdzv_endpoint)
+        several = "--nodes: run the same command on each, with --node-rank 0, 1, ... and --rdzv-endpoint HOST:PORT"
+        wrong = {
+            "--gpus and --processes: give one of them: GPUs, or processes on the CPU": None not in (gpus, processes),
+            several: (nodes or 1) > 1 and hostfile is None and None in (node_rank, rdzv_endpoint),
+            f"--rdzv-endpoint: must be HOST:PORT, got {rdzv_endpoint!r}": no_address,
+            f"--node-rank: must be 0 to {(nodes or 1) - 1}, got {node_rank}": (node_rank or 0) >= (nodes or 1),
+            f"--hostfile: no such file, got {str(hostfile)!r}": hostfile is not None and not hostfile.is_file(),
+            "--hostfile: say how many GPUs of each host, as in --gpus 8": hostfile is not None and gpus is None,
+            "--nodes: say how many GPUs of each, as in --gpus 8": per_node is None and (nodes or rdzv_endpoint),
+        }
+        if problems := [text for text, found in wrong.items() if found]:
+            raise UserError(problems, hint="see docs/scale.md")
+        if per_node is None or (per_node * (nodes or 1) == 1 and hostfile is None):
+            return None
+        return LaunchConfig(per_node, gpus is not None, nodes or 1, node_rank or 0, rdzv_endpoint, hostfile)
 
 
 def is_distributed(environment: MutableMapping[str, str] = os.environ) -> bool:

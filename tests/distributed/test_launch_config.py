@@ -6,12 +6,13 @@ import sys
 import pytest
 
 from switchkd_cli.distributed import exit_status
-from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first, launch_config
+from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.scheduler import launch
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.small_recipe import write
 
 SRUN = {
@@ -22,6 +23,14 @@ SRUN = {
     "SLURM_NTASKS_PER_NODE": "8",
     "SLURM_STEP_NODELIST": "gpu[012-013]",
 }
+
+
+NAMES = ("gpus", "processes", "nodes", "node_rank", "rdzv_endpoint", "hostfile")
+
+
+def launch_config(*values, environment, **more):
+    options = RunOptions(**dict(zip(NAMES, values, strict=False)), **more)
+    return options.launch_config(environment)
 
 
 def test_one_process_is_this_one():
