@@ -1,21 +1,17 @@
 """Digests of what a recipe names on this machine (checkpoints, data files, images): every byte of them counts."""
 
-from __future__ import annotations
-
 import json
 from glob import escape
 from os.path import exists, isdir, isfile, relpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import cache_home, content, digest_of, short_hash
 from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.model_paths import locate
-
-if TYPE_CHECKING:
-    from switchkd_cli.recipe.schema import DataSet, Evaluation
+from switchkd_cli.recipe.schema import DataSet, Evaluation
 
 DATASET = "dataset"  # the parameter of a source that names a folder of data, or a hub id
 CARD = "README.md"  # describes a model, and is no part of it

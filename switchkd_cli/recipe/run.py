@@ -1,12 +1,10 @@
 """`Run`: one row of a recipe with one seed, as data, and the keys under which its outputs are found again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe import yaml_positions
@@ -76,7 +74,7 @@ class Run:
         """Return the fields whose inputs have changed since the keys were computed."""
         return changed_fields(self.inputs, replace(self, fingerprints=Fingerprints()).inputs)
 
-    def leading(self) -> Run:
+    def leading(self) -> Self:
         """Return the run of the leading stages, those that need no teacher; the run itself where that is all it does.
 
         Raises UserError where the first stage already needs the teacher.
@@ -95,7 +93,7 @@ class Run:
         return json.dumps({**self.names, "text": self.text})
 
     @classmethod
-    def loads(cls, line: str) -> Run:
+    def loads(cls, line: str) -> Self:
         """Return the run that `dumps` wrote."""
         fields = json.loads(line)
         config = Recipe.model_validate(yaml_positions.read(fields.pop("text"), fields["recipe"]))

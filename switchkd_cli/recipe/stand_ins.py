@@ -5,12 +5,10 @@ sets and sets the pace of stages; the objective and the structure of the stages 
 are multiplied by a factor, and an epoch becomes a number of steps: a row that doubles one doubles it here too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar
 
 from pydantic import Field
 
@@ -63,7 +61,7 @@ class World(Strict):
     fields: StandInFields
 
     @classmethod
-    def read(cls, name: str) -> World:
+    def read(cls, name: str) -> Self:
         """Raises UserError for an unknown world, or with every problem of its file."""
         files = yaml_files("worlds")
         if name not in files:

@@ -1,7 +1,5 @@
 """A pool of worker processes that work through jobs: planned runs, de-duplicated by key, and their teachers' scores."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -13,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig
@@ -64,7 +62,7 @@ class Failure:
     text: str
 
     @classmethod
-    def of(cls, job: Job, error: UserError) -> Failure:
+    def of(cls, job: Job, error: UserError) -> Self:
         """The failure of a job that has no process of its own."""
         return cls(job, error.code, "\n".join(error.lines))
 

@@ -10,14 +10,12 @@ that misreads the image errs in several. So the sums are taken once more per ima
 questions is the unit.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -46,7 +44,7 @@ class Units:
     scale: float = 100.0
     """From the mean to the score: 1 for a stock task, whose gains are on lmms-eval's own scale."""
 
-    def of_images(self, images: Sequence[str | None]) -> Units:
+    def of_images(self, images: Sequence[str | None]) -> Self:
         """The same, with the units of a stratum that show one image added up; `images` holds each unit's."""
         strata, numbers = np.empty(len(images), dtype=int), dict[object, int]()
         for place, at in enumerate(self.strata):
@@ -59,7 +57,7 @@ class Units:
         gained, possible = np.bincount(to, self.gained), np.bincount(to, self.possible)
         own = tuple(np.unique(to[at]) for at in self.strata)
         shown = tuple(images[at] for at in first)
-        return Units(gained, possible, own, single=False, images=shown, scale=self.scale)
+        return replace(self, gained=gained, possible=possible, strata=own, single=False, images=shown)
 
     @cached_property
     def score(self) -> float:

@@ -1,12 +1,10 @@
 """The columns of every table of scores: benchmarks in the paper's order, others, the average, and how each was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, ROW_METRICS, TEN, Benchmark, head, in_order
 from switchkd_cli.errors import shown
@@ -27,11 +25,11 @@ class Columns:
     """Empty without a teacher: then every task counts."""
 
     @classmethod
-    def of(cls, names: Collection[str], teacher: TeacherScores) -> Columns:
+    def of(cls, names: Collection[str], teacher: TeacherScores) -> Self:
         return cls(in_order(names), teacher or {})
 
     @classmethod
-    def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores) -> Columns:
+    def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores) -> Self:
         """Raises UserError when runs, teacher and baselines were not asked the same questions."""
         named = [(shown(run.path), run.results) for run in runs]
         named += [(name, teacher[name]) for name in ("teacher", *BASELINES) if teacher and name in teacher]
