@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,24 +50,18 @@ class BenchmarkItem:
 Fill = Callable[[BenchmarkItem], object]
 Columns = dict[str, tuple[pa.DataType, Fill]]
 
+_KINDS = {"number": NUMBER, "question.options": TEXTS, "question.answers": TEXTS}
+"""Of attributes that are no text."""
 _HOLDS: Columns = {
-    "number": (NUMBER, lambda item: item.number),
     "number as text": (TEXT, lambda item: str(item.number)),
     "MMMU name": (TEXT, lambda item: f"validation_Playground_{item.number + 1}"),
     "image": (IMAGE, lambda item: {"bytes": item.png, "path": f"{item.scene}.png"}),
-    "image name": (TEXT, lambda item: item.scene),
-    "question": (TEXT, lambda item: item.question.text),
-    "kind": (TEXT, lambda item: item.question.kind),
-    "hint": (TEXT, lambda item: item.question.hint),
     "hint or null": (TEXT, lambda item: item.question.hint or None),
-    "options": (TEXTS, lambda item: list(item.question.options)),
     "number from 1": (NUMBER, lambda item: item.number + 1),
     "options as text": (TEXT, lambda item: repr(list(item.question.options))),
-    "answer": (TEXT, lambda item: item.question.answer),
     "lettered options": (TEXT, lambda item: " ".join(map("({}) {}".format, "abcd", item.question.options))),
     "lettered answer": (TEXT, lambda item: f"({item.question.answer.lower()})"),
     "index of answer": (NUMBER, lambda item: LETTERS.index(item.question.answer)),
-    "answers": (TEXTS, lambda item: list(item.question.answers)),
     "annotated answers": (
         pa.list_(ANNOTATION),
         lambda item: [(answer, "yes", number) for number, answer in enumerate(item.question.answers, 1)],
@@ -79,7 +74,7 @@ def _column(holds: str) -> tuple[pa.DataType, Fill]:
         return TEXT, lambda item: holds[1:]
     if holds.startswith("option "):  # null where the question has fewer options
         return TEXT, lambda item: dict(zip(LETTERS, item.question.options, strict=False)).get(holds[-1])
-    return _HOLDS[holds]
+    return _HOLDS.get(holds) or (_KINDS.get(holds, TEXT), attrgetter(holds))
 
 
 _TASKS = read_yaml(__file__)
@@ -88,10 +83,10 @@ COLUMNS: dict[str, Columns] = {
 }
 """The columns of each task's questions. GQA has its images in a second table, `GQA_IMAGES`."""
 
-KIND: Columns = {"kind": _HOLDS["kind"]}
+KIND: Columns = {"kind": _column("question.kind")}
 """A further column of every table of questions: what is asked for. No task reads it."""
 
-GQA_IMAGES: Columns = {"id": _HOLDS["image name"], "image": _HOLDS["image"]}
+GQA_IMAGES: Columns = {"id": _column("scene"), "image": _HOLDS["image"]}
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")
 
 
