@@ -30,7 +30,7 @@ def compare(options: CompareOptions) -> None:
     scored, teacher, controls = compared(options)
     from switchkd_cli.report.show import print_comparison
 
-    print_comparison(scored, teacher, controls=controls, against=options.against, form=form, file=options.out_file)
+    print_comparison(scored, teacher, form, options.out_file, controls=controls, against=options.against)
     if options.out_file is not None:
         console.say(f"file: {options.out_file}")
     if options.figures is not None:

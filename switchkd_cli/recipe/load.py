@@ -24,18 +24,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def load(
-    path: str | Path,
-    row: str | None = None,
-    overrides: Sequence[str] = (),
-    seed: int | None = None,
-    world: str | None = None,
-) -> Run:
-    """Return one row of a recipe as a run (the first row if none is named), in a world if one is named.
+def load(path: str | Path, row: str | None = None, *changes: Any, **named: Any) -> Run:
+    """Return one row of a recipe as a run: the first if none is named. The `changes` are those of `load_rows`.
 
     Every row of the file is checked. Raises UserError with all problems at once.
     """
-    return RecipeFile(path, world).runs([row], overrides, seed)[0]
+    return load_rows(path, [row], *changes, **named)[0]
 
 
 def load_rows(

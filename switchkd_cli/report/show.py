@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.run import Run
@@ -36,19 +37,13 @@ def _print(document: Document, folder: Path) -> None:
 
 
 def print_comparison(
-    runs: Sequence[ScoredRun],
-    teacher: TeacherScores,
-    *,
-    controls: Sequence[str] = (),
-    against: str | None = None,
-    form: str | None = None,
-    file: Path | None = None,
+    runs: Sequence[ScoredRun], teacher: TeacherScores, form: str | None = None, file: Path | None = None, **how: Any
 ) -> None:
-    """Finished runs next to each other and the paper, see `comparison`: printed, or in one of `FORMATS`.
+    """Finished runs next to each other and the paper: printed, or in one of `FORMATS`. `how`: see `comparison`.
 
     Written to `file` if one is given. Nothing is written into the runs' folders: they may come from anywhere.
     """
-    document = comparison(runs, teacher, controls=controls, against=against)
+    document = comparison(runs, teacher, **how)
     if form is None:
         show(document)
     elif file is not None:

@@ -1,7 +1,5 @@
 """Write a document's tables and notes as text, Markdown, LaTeX, CSV or JSON."""
 
-import csv
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -22,18 +20,18 @@ def to_csv(document: Document) -> str:
 
     The notes are lines of a table `notes`.
     """
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ("table", "kind", "line", "column", "text", *NUMBERS), lineterminator="\n")
-    writer.writeheader()
-    for table in document.tables:
-        for line in table.lines:
-            for column, cell in zip(table.columns[1:], line.cells, strict=True):
-                place = {"table": table.title or document.title, "kind": line.kind, "line": line.name}
-                text = "" if cell is None else str(cell)
-                writer.writerow(place | {"column": column, "text": text} | _numbers(cell))
-    for note in document.notes:
-        writer.writerow({"table": "notes", "text": note})
-    return out.getvalue()
+    import pandas  # takes half a second
+
+    cells = [
+        {"table": table.title or document.title, "kind": line.kind, "line": line.name, "column": column}
+        | {"text": "" if cell is None else str(cell), **_numbers(cell)}
+        for table in document.tables
+        for line in table.lines
+        for column, cell in zip(table.columns[1:], line.cells, strict=True)
+    ]
+    notes = [{"table": "notes", "text": note} for note in document.notes]
+    columns = ["table", "kind", "line", "column", "text", *NUMBERS]
+    return pandas.DataFrame([*cells, *notes], columns=columns, dtype=object).to_csv(index=False)
 
 
 def _numbers(cell: Cell) -> dict[str, object]:
