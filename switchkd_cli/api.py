@@ -19,7 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from switchkd_cli.commands import compare as comparing
+from switchkd_cli.commands import evaluate as evaluation
+from switchkd_cli.commands import train as training
+from switchkd_cli.commands.options import CompareOptions, EvalOptions
 from switchkd_cli.errors import UserError, did_you_mean, shown
+from switchkd_cli.recipe.find import find
+from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RUNS, RunOptions
 
 if TYPE_CHECKING:
@@ -38,10 +45,8 @@ def pretrain(recipe: PathLike, *changes: str, row: str | None = None, out: PathL
     `changes` are overrides such as "stages.distill.lr=1e-4"; `options` are fields of `RunOptions`: seed, world, resume,
     overwrite, tracker.
     """
-    from switchkd_cli.commands.train import train
-
     asked = RunOptions(out=Path(out), **options)
-    (folder,) = train(str(recipe), asked.changes(changes), row, asked, leading=True)
+    (folder,) = training.train(str(recipe), asked.changes(changes), row, asked, leading=True)
     return folder.model
 
 
@@ -49,11 +54,9 @@ def distill(
     recipe: PathLike, *changes: str, row: str | None = None, jobs: int = 1, out: PathLike = RUNS, **options: Any
 ) -> pandas.DataFrame:
     """Train a row and its controls and score them. Returns their scores, see `scores`; for the rest see `pretrain`."""
-    from switchkd_cli.commands.train import train
-
     asked = RunOptions(out=Path(out), **options)
     with _failures_as_errors():
-        return _scores(train(str(recipe), asked.changes(changes), row, asked, jobs), asked.out)
+        return _scores(training.train(str(recipe), asked.changes(changes), row, asked, jobs), asked.out)
 
 
 def ablate(
@@ -66,13 +69,11 @@ def ablate(
     **options: Any,
 ) -> pandas.DataFrame:
     """Run the rows of recipes over several seeds. Returns their scores, see `scores`; for the rest see `pretrain`."""
-    from switchkd_cli.commands.train import ablate
-
     names = [recipes] if isinstance(recipes, str | Path) else recipes
     asked = RunOptions(out=Path(out), **options)
     with _failures_as_errors():
         words = asked.changes([*map(str, names), *changes])
-        return _scores(ablate(words, rows, seeds, jobs, asked), asked.out)
+        return _scores(training.ablate(words, rows, seeds, jobs, asked), asked.out)
 
 
 def evaluate(
@@ -82,11 +83,8 @@ def evaluate(
 
     `options` are fields of `EvalOptions`: items, split, world, allow_pickle.
     """
-    from switchkd_cli.commands.evaluate import evaluate
-    from switchkd_cli.commands.options import EvalOptions
-
     asked = EvalOptions(str(model), benchmarks, out=Path(out), **options)
-    return _scores([evaluate(asked)], asked.out)
+    return _scores([evaluation.evaluate(asked)], asked.out)
 
 
 def scores(*names: PathLike, out: PathLike = RUNS, world: str | None = None) -> pandas.DataFrame:
@@ -94,10 +92,7 @@ def scores(*names: PathLike, out: PathLike = RUNS, world: str | None = None) -> 
 
     A line for each run, under its row and seed: its benchmarks, the average that tables show ("Avg"), and its folder.
     """
-    from switchkd_cli.commands.compare import compared
-    from switchkd_cli.commands.options import CompareOptions
-
-    runs, teacher, _ = compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))
+    runs, teacher, _ = comparing.compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))
     return _frame(runs, teacher)
 
 
@@ -111,12 +106,10 @@ def compare(
     """
     import pandas
 
-    from switchkd_cli.commands.compare import compared
-    from switchkd_cli.commands.options import CompareOptions
     from switchkd_cli.report.formats.export import to_csv
     from switchkd_cli.report.tables.comparison import comparison
 
-    runs, teacher, controls = compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))
+    runs, teacher, controls = comparing.compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))
     document = comparison(runs, teacher, controls=controls, against=against)
     return pandas.read_csv(io.StringIO(to_csv(document)))
 
@@ -145,10 +138,6 @@ def examples(
     **options: Any,
 ) -> ShownRows:
     """Return the first usable rows of a recipe's data set `data`, to be looked at."""
-    from switchkd_cli.recipe.find import find
-    from switchkd_cli.recipe.load import load_rows
-    from switchkd_cli.scheduler import launch
-
     asked = RunOptions(out=Path(out), **options)
     (run,) = load_rows(find(str(recipe)), [row], asked.changes(changes), asked.seed, asked.world)
     if data not in run.config.data:
@@ -167,9 +156,7 @@ def _html(example: ShownRow) -> Iterator[str]:
 
 
 def _scores(folders: Sequence[RunFolder], out: Path) -> pandas.DataFrame:
-    from switchkd_cli.commands.compare import with_scores
-
-    return _frame(*with_scores(folders, out))
+    return _frame(*comparing.with_scores(folders, out))
 
 
 def _frame(runs: Sequence[ScoredRun], teacher: dict[str, Any] | None) -> pandas.DataFrame:
