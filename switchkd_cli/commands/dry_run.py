@@ -19,6 +19,7 @@ from switchkd_cli.terminal.console import stdout, table
 
 UNKNOWN = "unknown"
 PARTS = ("vision", "projector", "language")
+TOKENS = ("image", "prompt", "answer")
 NEEDS = {
     "adapter": "a map between the towers' features would be needed (switch: {adapter: linear}); this version has none yet",
     "bytes": "answers would have to be compared by their bytes (alignment: bytes); this version can't yet",
@@ -121,7 +122,7 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     lines.add_row("time", *("reused" if stage.reused else _time(stage.hours) for stage in stages))
     lines.add_row("saved student", *(_file_size(stage.saved_bytes) for stage in stages))
     stdout().print(lines)
-    for source in dict.fromkeys(f"{stage.data.name}: {stage.data.source}" for stage in stages):
+    for source in dict.fromkeys(f"{stage.data}: {stage.source}" for stage in stages):
         print(source)
     for name, looked in estimate.looks.items():
         print(f"a look at {name}", *looked, sep="\n  ")
@@ -187,11 +188,6 @@ def _largest(stage: StageEstimate) -> str:
     return "none" if fits_none else _number(stage.largest_micro_batch)
 
 
-def _tokens(stage: StageEstimate) -> float | None:
-    parts = [part for part in (stage.data.image, stage.data.prompt, stage.data.answer) if part is not None]
-    return sum(parts) if parts else None
-
-
 def _number(value: float | None) -> str:
     """No decimals from a hundred on; two digits of small numbers."""
     if value is None:
@@ -228,12 +224,9 @@ def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
 
 
 _LINES: dict[str, Callable[[StageEstimate], str]] = {
-    "rows of data": lambda stage: _number(stage.data.rows),
-    "tokens a row": lambda stage: _number(_tokens(stage)),
-    "  image": lambda stage: _number(stage.data.image),
-    "  prompt": lambda stage: _number(stage.data.prompt),
-    "  answer": lambda stage: _number(stage.data.answer),
-    "  longest row": lambda stage: _number(stage.data.longest),
+    "rows of data": lambda stage: _number(stage.rows),
+    "tokens a row": lambda stage: _number(sum(map(stage.lengths.__getitem__, TOKENS)) if stage.lengths else None),
+    **{f"  {part}": lambda stage, part=part: _number(stage.lengths.get(part)) for part in (*TOKENS, "longest row")},
     "steps": lambda stage: _number(stage.steps),
     "rows a step": lambda stage: _number(stage.batch),
     "  micro x accumulation x GPUs": lambda stage: (

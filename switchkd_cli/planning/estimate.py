@@ -107,21 +107,10 @@ class ModelEstimate:
 
 
 @dataclass(frozen=True)
-class DataEstimate:
-    """A data set: its size, and the tokens of the mean and of the longest example of a sample (None: unknown)."""
-
-    name: str
-    source: str
-    rows: int | None = None
-    image: float | None = None
-    prompt: float | None = None
-    answer: float | None = None
-    longest: int | None = None
-
-
-@dataclass(frozen=True)
 class StageEstimate:
-    """One stage; None is unknown. `memory` is bytes of one GPU by component; `flops` are a step's, over all GPUs.
+    """One stage; None is unknown. `data` names what it trains on, of `rows` examples; `lengths` are the tokens of the mean
+    example by part, and of the longest, known from `source`. `memory` is bytes of one GPU by component; `flops` are a
+    step's, over all GPUs.
 
     `largest_micro_batch` is the largest that fits (None: not even 1), `padding` a share of a step's tokens,
     `saved_bytes` the size of the saved student; `notes` say what the recipe should change, and what is written to disk.
@@ -130,9 +119,12 @@ class StageEstimate:
     name: str
     key: str
     reused: bool
-    data: DataEstimate
+    data: str
+    source: str
     batch: int
     gpus: int
+    rows: int | None = None
+    lengths: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
     trained: int | None = None
     saved_bytes: float | None = None

@@ -192,8 +192,8 @@ def test_cached_states_of_the_teacher_are_noted_with_their_size_on_disk(away):
     assert not [note for note in estimate("table1_0.5b.yaml", away).notes if "teacher's hidden states" in note]
     plan = estimate("table1_0.5b.yaml", away, "stages.distill.teacher_states=cached")
     (note,) = [note for note in plan.notes if "teacher's hidden states" in note]
-    rows, answers = plan.stages[1].steps * plan.stages[1].batch, plan.stages[1].data.answer
-    rows = min(rows, plan.stages[1].data.rows)
+    rows, answers = plan.stages[1].steps * plan.stages[1].batch, plan.stages[1].lengths["answer"]
+    rows = min(rows, plan.stages[1].rows)
     gigabytes = rows * answers * 2048 * 2 / 1e9
     assert f"writes up to {gigabytes:,.2g} GB of the teacher's hidden states of {rows:,} rows to states/" in note
 

@@ -73,6 +73,13 @@ class DataSample:
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
 
+    @property
+    def lengths_by_part(self) -> dict[str, float]:
+        """Tokens of the mean example by part, and of the longest."""
+        image, answer, length = map(self.mean, ("image", "answer", "length"))
+        longest = max(row.length for row in self.lengths)
+        return {"image": image, "prompt": length - image - answer, "answer": answer, "longest row": longest}
+
     def micro_batches(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[RowLengths]]:
         """Yield the micro-batches of some steps of `batch` examples, in the order of training (`grouped_order`)."""
         kinds = by_key((grouped and row.image > 0, row) for row in self.lengths)

@@ -149,9 +149,12 @@ def estimate_stage(
         name=stage.name,
         key=key,
         reused=run_folder.stage(root, key).done,
-        data=_data(", ".join(stage.trained_on), sample),
+        data=", ".join(stage.trained_on),
+        source=sample.source if sample else "unknown, download it first",
         batch=stage.batch,
         gpus=gpus,
+        rows=sample.rows if sample else None,
+        lengths=sample.lengths_by_part if sample else {},
         steps=stage.steps if rows is None else count_steps(stage, rows),
     )
     if models is None:
@@ -227,12 +230,3 @@ def _compared_positions(stage: Stage) -> str:
     kinds = {POSITIONS.index(term.on) for term in terms} or {0}
     # image tokens and some of the text: no more than everything
     return "all" if len(kinds) > 1 and POSITIONS.index("image") in kinds else POSITIONS[max(kinds)]
-
-
-def _data(name: str, sample: DataSample | None) -> plan.DataEstimate:
-    if sample is None:
-        return plan.DataEstimate(name, "unknown, download it first")
-    image, answer = sample.mean("image"), sample.mean("answer")
-    prompt = sample.mean("length") - image - answer
-    longest = max(row.length for row in sample.lengths)
-    return plan.DataEstimate(name, sample.source, sample.rows, image, prompt, answer, longest)
