@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import TypeVar
 
@@ -51,10 +52,6 @@ def _category(scene: Scene, rng: random.Random) -> Fact:
     return Fact("category", CONCEPTS[thing.name], CATEGORIES, {"place": thing.place}, tuple(scene.categories))
 
 
-def _color(scene: Scene, rng: random.Random) -> Fact:
-    return Fact("color", scene.background, tuple(COLOURS))
-
-
 def _place(scene: Scene, rng: random.Random) -> Fact | None:
     if not (things := scene.unique_things):
         return None
@@ -65,10 +62,6 @@ def _place(scene: Scene, rng: random.Random) -> Fact | None:
 def _count(scene: Scene, rng: random.Random) -> Fact:
     symbol, times = counted(scene, rng)
     return Fact("count", str(times), COUNTS, {"thing": symbol, "things": plural(symbol)})
-
-
-def _number(scene: Scene, rng: random.Random) -> Fact | None:
-    return Fact("number", scene.digit.name, DIGITS) if scene.digit else None
 
 
 def _neighbour(scene: Scene, rng: random.Random) -> Fact | None:
@@ -101,17 +94,18 @@ def _compare(scene: Scene, rng: random.Random) -> Fact | None:
 FACTS: dict[str, Callable[[Scene, random.Random], Fact | None]] = {
     "name": _name,
     "category": _category,
-    "color": _color,
+    "color": lambda scene, rng: Fact("color", scene.background, tuple(COLOURS)),
     "place": _place,
     "count": _count,
-    "number": _number,
+    "number": lambda scene, rng: Fact("number", scene.digit.name, DIGITS) if scene.digit else None,
     "neighbour": _neighbour,
     "compare": _compare,
 }
 
 
-def _other(pool: Iterable[str], true: str, rng: random.Random) -> str:
-    return rng.choice([symbol for symbol in pool if symbol != true])
+def _if(truth: bool, true: str, pool: Iterable[str], rng: random.Random) -> str:
+    """Return the true symbol, or another one of the pool."""
+    return true if truth else rng.choice([symbol for symbol in pool if symbol != true])
 
 
 def said(
@@ -140,13 +134,9 @@ def shown(scene: Scene, rng: random.Random, truth: bool) -> str:
     return said(scene, rng, truth, attrgetter("concepts"))
 
 
-def _existence(scene: Scene, rng: random.Random, truth: bool) -> str:
-    return f"Is there {with_article(shown(scene, rng, truth))} in the image?"
-
-
-def _category_shown(scene: Scene, rng: random.Random, truth: bool) -> str:
-    name = said(scene, rng, truth, attrgetter("categories"))
-    return f"Is there {with_article(name)} in the image?"
+def _is_there(scene: Scene, rng: random.Random, truth: bool, *, kind: str) -> str:
+    """Ask for one of the `concepts`, or of the `categories`."""
+    return f"Is there {with_article(said(scene, rng, truth, attrgetter(kind)))} in the image?"
 
 
 def _total(scene: Scene, rng: random.Random, truth: bool) -> str:
@@ -177,22 +167,18 @@ def _relation(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     return f"Is the {first} {phrase} the {second}?" if truth else f"Is the {second} {phrase} the {first}?"
 
 
-def _background(scene: Scene, rng: random.Random, truth: bool) -> str:
-    return f"Is the background {scene.background if truth else _other(COLOURS, scene.background, rng)}?"
-
-
 def _sign(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     if scene.digit is None:
         return None
-    return f"Is the number on the sign {scene.digit.name if truth else _other(DIGITS, scene.digit.name, rng)}?"
+    return f"Is the number on the sign {_if(truth, scene.digit.name, DIGITS, rng)}?"
 
 
 STATEMENTS: dict[str, Callable[[Scene, random.Random, bool], str | None]] = {
-    "existence": _existence,
-    "category": _category_shown,
+    "existence": partial(_is_there, kind="concepts"),
+    "category": partial(_is_there, kind="categories"),
     "count": _total,
     "position": _position,
     "relation": _relation,
-    "color": _background,
+    "color": lambda scene, rng, truth: f"Is the background {_if(truth, scene.background, COLOURS, rng)}?",
     "OCR": _sign,
 }
