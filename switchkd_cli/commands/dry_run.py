@@ -188,6 +188,10 @@ def _largest(stage: StageEstimate) -> str:
     return "none" if fits_none else _number(stage.largest_micro_batch)
 
 
+def _tokens(stage: StageEstimate, part: str) -> str:
+    return _number(stage.lengths.get(part))
+
+
 def _number(value: float | None) -> str:
     """No decimals from a hundred on; two digits of small numbers."""
     if value is None:
@@ -226,7 +230,7 @@ def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
 _LINES: dict[str, Callable[[StageEstimate], str]] = {
     "rows of data": lambda stage: _number(stage.rows),
     "tokens a row": lambda stage: _number(sum(map(stage.lengths.__getitem__, TOKENS)) if stage.lengths else None),
-    **{f"  {part}": lambda stage, part=part: _number(stage.lengths.get(part)) for part in (*TOKENS, "longest row")},
+    **{f"  {part}": partial(_tokens, part=part) for part in (*TOKENS, "longest row")},
     "steps": lambda stage: _number(stage.steps),
     "rows a step": lambda stage: _number(stage.batch),
     "  micro x accumulation x GPUs": lambda stage: (

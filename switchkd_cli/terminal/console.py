@@ -3,24 +3,20 @@
 Messages go to stderr and tables to stdout. Nothing is read as markup: `[student]` in a message is text.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from switchkd_cli.benchmarks import BENCHMARKS, head, with_accuracies
 from switchkd_cli.errors import discard_output, printable
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
 
 def stdout() -> Console:
     """A rich console that prints text unchanged."""
-    from rich.console import Console
-
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
@@ -34,9 +30,6 @@ def say(text: str) -> None:
 
 def table(*columns: str, text: Collection[str]) -> Table:
     """An empty table; columns of `text` are left-aligned, those of numbers right-aligned."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         justify: Literal["left", "right"] = "left" if name in text else "right"

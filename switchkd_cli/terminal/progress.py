@@ -7,6 +7,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
 from switchkd_cli.errors import discard_output
 from switchkd_cli.recipe.schema import VALIDATION
 from switchkd_cli.terminal.time_left import Follower, Matrix, seconds_left
@@ -48,10 +54,6 @@ class Progress:
 
     def draw(self) -> Any:
         """The live display: one line on the matrix, and two per run."""
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
 
         def bar(done: int, total: int, before: Sequence[Any], after: Sequence[str]) -> Table:
             row = Table.grid(padding=(0, 1))
@@ -98,9 +100,6 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self.stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
             console = Console(file=self.stream, markup=False, emoji=False, highlight=False)
             self._live = Live(get_renderable=self.draw, console=console, refresh_per_second=4, transient=True)
             self._live.start()
