@@ -15,6 +15,7 @@ LineKind = Literal["teacher", "run", "gain", "baseline", "paper"]
 
 HEADINGS: dict[LineKind, str] = {"baseline": "baselines", "paper": "paper (its own benchmarks)"}
 AVERAGE_HEAD = "Avg"  # head of the column of averages
+LONGEST_WORD = 22  # characters; a column with a longer cell may wrap
 WARNING = "warning"  # first word of a note that readers must not miss
 
 
@@ -134,9 +135,9 @@ def words(cell: Cell) -> str:
     return "–" if cell is None else str(cell)
 
 
-def are_words(cell: Cell, longer_than: int) -> bool:
+def are_words(cell: Cell) -> bool:
     """Whether a cell holds a sentence, which may wrap: numbers stay on one line."""
-    return not isinstance(cell, Number | Interval) and len(words(cell)) > longer_than
+    return not isinstance(cell, Number | Interval) and len(words(cell)) > LONGEST_WORD
 
 
 @dataclass(frozen=True)

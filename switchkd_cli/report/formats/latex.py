@@ -10,8 +10,6 @@ from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
 from switchkd_cli.report.formats.template import render
 
-WRAPPED = 22  # characters; a column with a longer cell wraps
-
 
 def to_latex(document: Document) -> str:
     """A table environment for each table, then the notes as a list; the head names the packages it needs."""
@@ -27,7 +25,7 @@ def _alignment(table: Table) -> str:
     """Names and words align left, numbers right, sentences wrap."""
 
     def aligned(cells: Sequence[Cell]) -> str:
-        if any(are_words(cell, WRAPPED) for cell in cells):
+        if any(map(are_words, cells)):
             return r">{\raggedright\arraybackslash}p{9em}"
         return "l" if all(isinstance(cell, str) for cell in cells) else "r"
 

@@ -14,7 +14,6 @@ from switchkd_cli.report.document import HEADINGS, WARNING, Document, Number, Ta
 from switchkd_cli.terminal.console import stdout
 
 WIDTH = 100  # columns, where no terminal says how many there are
-WORDS = 22  # characters; a column with longer words may wrap
 STYLES = {"gain": "bold", "baseline": "dim", "paper": "dim"}
 
 
@@ -55,7 +54,7 @@ def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
     columns = [table.cells(place) for place in range(len(table.columns) - 1)]
-    wrapped = [any(are_words(cell, WORDS) for cell in cells) for cells in columns]
+    wrapped = [any(map(are_words, cells)) for cells in columns]
     for head, cells, wraps in zip(table.columns[1:], columns, wrapped, strict=True):
         needed = max((len(words(cell)) for cell in cells), default=0)
         if wraps:
