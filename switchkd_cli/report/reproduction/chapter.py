@@ -152,10 +152,10 @@ def _mean_score(tasks: Sequence[str], run: ScoredRun) -> float:
 def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     """Gain, fidelity and cost next to one another."""
 
-    measured = any(run.fidelity for run in recipe.runs)
+    measured = any(run.results.get("fidelity") for run in recipe.runs)
     fidelity = [
-        _figure("agreement, %", ".1f", lambda run: 100 * run.fidelity["agreement"] if run.fidelity else None),
-        _figure("KL, nats", ".2f", lambda run: run.fidelity["kl"] if run.fidelity else None),
+        _figure("agreement, %", ".1f", _measured("fidelity", "agreement", 100)),
+        _figure("KL, nats", ".2f", _measured("fidelity", "kl")),
     ]
     shown: list[Column] = [
         ("row", "title"),
@@ -175,22 +175,28 @@ ACCURACIES: dict[str, str] = TEXTS["accuracies"]
 
 def _eyes_or_reader(recipe: RecipeRuns) -> Block:
     """What each part of the student lacks, and what it sees."""
-    measured = [run.eyes_or_reader for run in recipe.runs if run.eyes_or_reader]
+    measured = [of for run in recipe.runs if (of := run.results.get("eyes_or_reader"))]
     if not measured:
         return Text(CAPTIONS["no eyes or reader"])
 
-    def points(run: ScoredRun, name: str) -> float | None:
-        figures = run.eyes_or_reader or {"accuracy": {}}
-        value = figures["accuracy"].get(name, figures.get(name))
-        return None if value is None else 100 * value
-
     shown: list[Column] = [
         ("row", "title"),
-        *(_figure(head, ".1f", partial(points, name=name)) for head, name in ACCURACIES.items()),
-        *(_figure(name, "+.1f", partial(points, name=name)) for name in footnotes.GAP),
+        *(_figure(head, ".1f", _measured("eyes_or_reader", name, 100)) for head, name in ACCURACIES.items()),
+        *(_figure(name, "+.1f", _measured("eyes_or_reader", name, 100)) for name in footnotes.GAP),
     ]
     data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
     return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
+
+
+def _measured(about: str, name: str, factor: float = 1.0) -> Score:
+    """What was measured about a student and its teacher, by the figure's name; None in a run where it wasn't."""
+
+    def figure(run: ScoredRun) -> float | None:
+        found = run.results.get(about) or {}
+        value = found.get("accuracy", {}).get(name, found.get(name))
+        return None if value is None else factor * value
+
+    return figure
 
 
 def _figure(head: str, form: str, score: Score) -> Column:

@@ -37,7 +37,8 @@ class ScoredRun:
     seed: int | None
     """None for a model of which only the scores are known: no seed, no training, no recipe."""
     results: Mapping[str, Any]
-    """results.json, written by engine/evaluation/score_model.py."""
+    """results.json, written by engine/evaluation/score_model.py; `fidelity` and `eyes_or_reader` in it are those of
+    `engine.evaluation.against_teacher`, with `data` and whether these were `held_out`."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """run.json: key, command, commit, machine, versions, times."""
     stages: Sequence[Mapping[str, Any]] = ()
@@ -79,16 +80,6 @@ class ScoredRun:
     def scores(self) -> dict[str, float]:
         """0..100, see `scores`."""
         return scores(self.results)
-
-    @property
-    def fidelity(self) -> Mapping[str, Any] | None:
-        """`agreement` (0..1) with the teacher, `kl` (nats), `positions`, `data`; None where not measured."""
-        return self.results.get("fidelity")
-
-    @property
-    def eyes_or_reader(self) -> Mapping[str, Any] | None:
-        """See `engine.evaluation.against_teacher`, with `data` and whether it was `held_out`; None where not measured."""
-        return self.results.get("eyes_or_reader")
 
     @property
     def length(self) -> str:
