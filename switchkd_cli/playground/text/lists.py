@@ -124,12 +124,8 @@ def _draw(rng: random.Random, without: Collection[str], exponent: float) -> str:
     learns to tell them apart afterwards: colours and digits stayed at chance.
     """
     if exponent != EXPONENT and rng.random() < OTHERS:
-        return _another_word(rng, without)
+        return rng.choice([word for word in OTHER_WORDS if word not in without])
     return drawn(NAMES, rng, without, exponent)
-
-
-def _another_word(rng: random.Random, without: Collection[str]) -> str:
-    return rng.choice([word for word in OTHER_WORDS if word not in without])
 
 
 def _some(there: Collection[str], rng: random.Random, exponent: float) -> str:

@@ -15,7 +15,6 @@ from matplotlib.ticker import LogLocator
 from switchkd_cli.recipe.schema import VALIDATION
 from switchkd_cli.report.figures.style import DASHED, GREY, PALETTE, TEACHER, PlottedRow, new_figure
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.results.finished_run import read_metrics
 from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -99,7 +98,7 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
 
 
 def _last_stage(run: Path) -> Steps:
-    steps = [line for line in read_metrics(RunFolder(run).metrics) if "step" in line and "event" not in line]
+    steps = [line for line in RunFolder(run).entries() if "step" in line and "event" not in line]
     return [line for line in steps if line["stage"] == steps[-1]["stage"]]
 
 
