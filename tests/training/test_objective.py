@@ -112,7 +112,7 @@ def alone():
 def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     """A term without positions or images is 0 with a graph: every process can take its backward pass."""
     paths.requires_grad_(False)
-    trained = unfreeze(paths.student, part)
+    trained = unfreeze(paths, part)
     on = "answer" if registry.signature("loss", term["loss"]).of_images else "image"
     objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
     data = tiny.conversations(paths.student, tmp_path)
@@ -141,7 +141,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
 def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path):
     """As in several processes of which one has images: AdamW uses its moments in either case."""
     paths.requires_grad_(False)
-    trained = [*unfreeze(paths.student, "vision"), *unfreeze(paths.student, "projector")]
+    trained = [*unfreeze(paths, "vision"), *unfreeze(paths, "projector")]
     got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])
     assert len(got) == len(trained) and not any(gradient.any() for gradient in got.values())
     paths.requires_grad_(True)
