@@ -8,10 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from switchkd_cli.engine.batch import collate
+from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.step_memory import FP32, activations
+from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.paths import Paths
-from tests.support import stock_models, tiny
+from tests.support import tiny
+from tests.support.measured import bytes_left, micro_batch, only
 
 TALL = {"hidden_size": 32}  # another width
 FINE = {"patch_size": 8}  # a grid of 3 x 3 instead of 2 x 2
@@ -76,7 +84,9 @@ def test_the_switch_s_gradient_is_in_v_s_and_the_adapter_and_nowhere_else(tmp_pa
     student.requires_grad_(True)
     paths(batch, {"switch"}, batch.predicting("answer"))["switch"].square().sum().backward()
     reached = {name for name, p in paths.named_parameters() if p.grad is not None and p.grad.any()}
-    used = {f"student.model.model.{part}.{name}" for part in ("vision_tower",) for name in student.used_parameters("vision")}
+    used = {
+        f"student.model.model.{part}.{name}" for part in ("vision_tower",) for name in student.used_parameters("vision")
+    }
     assert all(name.startswith(("student.model.model.vision_tower.", "switch_adapter.")) for name in reached)
     assert {name for name in reached if name.startswith("switch_adapter.")} == {
         "switch_adapter.maps.0.weight",
@@ -84,3 +94,25 @@ def test_the_switch_s_gradient_is_in_v_s_and_the_adapter_and_nowhere_else(tmp_pa
     }
     assert len([name for name in reached if "vision_tower" in name]) > len(used) // 2
     assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("train", [{"adapter"}, {"vision"}, {"vision", "adapter"}], ids=str)
+@pytest.mark.parametrize("vision", [{}, TALL | FINE], ids=str)
+def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(tmp_path, vision, train):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
+    paths = adapted(student, teacher).train()
+    which = [tiny.row(n, tiny.picture(tmp_path, f"{n}.png", 1), ("What is it?", "a dog")) for n in "ab"]
+    batch = tiny.batch(student, tmp_path, which=which)
+    keep, wanted = batch.predicting("answer"), {"teacher", "switch"}
+    only(paths, frozenset(train))
+    shapes = [shape(model.model.config) for model in (student, teacher)]
+    (ours, theirs), levels = (of.vision.width for of in shapes), 1
+    computed = Computation(frozenset(wanted), frozenset(train), adapter=ours * theirs * levels)
+    left = bytes_left(lambda: paths(batch, wanted, keep), paths, teacher)
+    planned = activations(*shapes, micro_batch(batch), computed, FP32)
+    assert planned.saved + planned.cast == pytest.approx(left, rel=0.05)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        paths(batch, wanted, keep)["switch"].square().sum().backward()
+    assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()
+    pair = ModelPair(shapes[0], count_parameters(student), 1, shapes[1], 0, (ours, theirs, levels))
+    assert pair.trained(frozenset(train)) == sum(p.numel() for p in paths.parameters() if p.requires_grad)
