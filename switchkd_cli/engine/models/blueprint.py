@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.hub import as_user_error
-from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.image_processors import EQUAL, NEAR, normalisation, probes
 from switchkd_cli.engine.models.shape import features_of, shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -151,19 +151,15 @@ class Blueprint:
         told = f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else ""
         return PairFact("image preparation", ours, theirs, difference=told)
 
-    def _marks(self, image: PreparedImage) -> str:
-        """Return an image's text without its visual tokens, whose number is a fact of its own."""
-        return image.text.replace(self.inputs.tokenizer.convert_ids_to_tokens(self.inputs.image_token), "")
-
     def _images_apart(self, student: Blueprint) -> tuple[float, str]:
         """Return the largest difference between `probes` as both prepare them, as a share of their range, and the settings.
 
-        1 where they are of another size, or have other marks around their visual tokens in the text.
+        1 where they are of another size, or written otherwise in the text though their grids are equal.
         """
-        apart = 0.0
+        apart, same_grid = 0.0, student.feature_map.side == self.feature_map.side
         for ours, theirs in zip(*(model.inputs.prepare(probes()) for model in (student, self)), strict=True):
             (pixels, others) = (image.inputs["pixel_values"] for image in (ours, theirs))
-            if pixels.shape != others.shape or student._marks(ours) != self._marks(theirs):
+            if pixels.shape != others.shape or (same_grid and ours.text != theirs.text):
                 apart = 1.0
             else:
                 apart = max(apart, (pixels - others).abs().max().item() / ((pixels.max() - pixels.min()).item() or 1.0))
