@@ -180,7 +180,8 @@ class Paths(nn.Module):
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if of_text:
             if states is None:
-                hidden = model.hidden_states(*_with_tokens(batch, values["tokens"], keep))
+                given = batch, values["tokens"], keep
+                hidden = model.hidden_states(*(given if path == "student" else _with_tokens(*given)))
             else:
                 hidden = states(batch, keep, self.teacher_hidden_states)
             values["hidden"] = hidden

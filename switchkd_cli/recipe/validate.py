@@ -206,6 +206,8 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_tea
 def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield each stage that trains an adapter where there is none, or uses one that no stage has trained by then."""
     adapter, trained = mapping(data.get("switch")).get("adapter"), False
+    if adapter is not None and data.get("teacher") is None:
+        yield ("switch", "adapter"), f"the recipe has no teacher, got {adapter!r}"
     for i, stage in mappings(data.get("stages")):
         train, path = listed(stage.get("train")), ("stages", i, "train")
         trained = trained or "adapter" in train

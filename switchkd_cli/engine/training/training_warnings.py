@@ -110,10 +110,8 @@ class TrainingWarnings:
             if figure.startswith(SHARE) and reached < STARVED:
                 of_term, slower = figure.removeprefix(SHARE), f"stages.{self.stage.name}.lr_scale='{{adapter: 0.1}}'"
                 cure = f"slow the adapter ({slower}), or leave it out of train"
-                yield (
-                    f"adapter and {of_term}",
-                    f"{reached:.2g} of {of_term}'s gradient reaches the vision tower: {cure}",
-                )
+                told = f"{reached:.2g} of {of_term}'s gradient reaches the vision tower: {cure}"
+                yield f"adapter and {of_term}", told
         for part in self.stage.train:
             names = [name.split("/") for name in means if name.startswith("grad/")]
             norms = {term: means[f"grad/{term}/{of}"] for _, term, of in names if of == part}
