@@ -42,7 +42,7 @@ class Pair:
         teacher, adapter = self.teacher.build() if self.teacher else None, None
         if self.adapted and self.teacher is not None and not trained:
             adapter = FeatureAdapter.between(self.student, self.teacher, seed)
-        return Paths(student, teacher, self.vocabulary.shared, adapter)
+        return Paths(student, teacher, self.vocabulary.shared, adapter=adapter)
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
         """See `compatibility.positions`."""
@@ -102,7 +102,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     differences = compatibility.check_fit(compatibility.compare(student, teacher, terms), recipe.remedies)
     vocabulary = compatibility.shared_vocabulary(student, teacher)
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes, recipe.switch.adapter is not None)
+    return Pair(student, teacher, vocabulary, notes, adapted=recipe.switch.adapter is not None)
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:

@@ -56,6 +56,7 @@ class Paths(nn.Module):
         student: VisionLanguageModel,
         teacher: VisionLanguageModel | None,
         vocabulary: int,
+        *,
         adapter: nn.Module | None = None,
     ) -> None:
         """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage."""

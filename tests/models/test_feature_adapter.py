@@ -25,7 +25,8 @@ TURNS = ("chained", "independent")
 
 def adapted(student, teacher, seed=0):
     both = (Blueprint(model.model.config, model.inputs, None) for model in (student, teacher))
-    return Paths(student, teacher, len(student.inputs.tokenizer), FeatureAdapter.between(*both, seed)).eval()
+    adapter = FeatureAdapter.between(*both, seed)
+    return Paths(student, teacher, len(student.inputs.tokenizer), adapter=adapter).eval()
 
 
 def resized(grid, side):

@@ -43,7 +43,7 @@ def untrained(*, adapted: bool = False) -> Paths:
     student, unlike = tiny.model(seed=1), {"hidden_size": 32, "patch_size": 8}
     teacher = tiny.model(24, seed=2, vision=unlike if adapted else None)
     adapter = FeatureAdapter(16, 32, sides=(2, 3)) if adapted else None
-    return Paths(student, teacher, len(student.inputs.processor.tokenizer), adapter)
+    return Paths(student, teacher, len(student.inputs.processor.tokenizer), adapter=adapter)
 
 
 def stage_of(
