@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from switchkd_cli import registry
+from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.objective import LossInputs, Objective
@@ -111,6 +112,7 @@ def alone():
 )
 def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     """A term without positions or images is 0 with a graph: every process can take its backward pass."""
+    paths.switch_adapter = FeatureAdapter(16, 16) if part == "adapter" else None
     paths.requires_grad_(False)
     trained = unfreeze(paths, part)
     on = "answer" if registry.signature("loss", term["loss"]).of_images else "image"
@@ -135,6 +137,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
         for with_text, without in zip(*found, strict=True):
             torch.testing.assert_close(with_text, without, rtol=0, atol=1e-9)
     paths.requires_grad_(True)
+    paths.switch_adapter = None
     paths.adapt(())
 
 
