@@ -14,6 +14,7 @@ from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.teacher_states import TeacherStates
 from tests.support import tiny
 from tests.support.measured import bytes_left, micro_batch, only
 
@@ -112,6 +113,10 @@ def test_unlike_towers_give_the_teachers_logits_where_the_adapter_gives_its_feat
     assert logits["student"].shape == logits["teacher"].shape == logits["switch"].shape
     assert torch.equal(logits["teacher"], expected) and torch.equal(exchanged, expected)
     assert not torch.allclose(logits["switch"], expected, rtol=1e-3)
+    paths.states = TeacherStates()  # example by example
+    with torch.no_grad():
+        by_row = paths(ours, {"teacher"}, ours.predicting("text"))["teacher"]
+    torch.testing.assert_close(by_row, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("vision", [{}, TALL, TALL | FINE], ids=str)
