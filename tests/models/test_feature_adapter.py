@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,6 +43,7 @@ def resized(grid, side):
     return out
 
 
+@settings(deadline=None)
 @given(
     ours=st.integers(1, 5),
     theirs=st.integers(1, 5),
