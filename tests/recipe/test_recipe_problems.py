@@ -60,8 +60,10 @@ def problems(file, *arguments, **more):
         (
             "[vision, projector",
             "[visoin, projector",
-            "11: stages.distill.train.0: must be one of vision, projector, language, adapter, got 'visoin' "
-            "(did you mean 'vision'?)",
+            (
+                "11: stages.distill.train.0: must be one of vision, projector, language, adapter, got 'visoin' "
+                "(did you mean 'vision'?)"
+            ),
         ),
         (
             "[vision, projector, l",
