@@ -21,7 +21,7 @@ UNKNOWN = "unknown"
 PARTS = ("vision", "projector", "language")
 TOKENS = ("image", "prompt", "answer")
 NEEDS = {
-    "adapter": "a map between the towers' features would be needed (switch: {adapter: linear}); this version has none yet",
+    "adapter": "the switch needs a map from the student's features to the teacher's: switch: {adapter: linear}",
     "bytes": "answers would have to be compared by their bytes (alignment: bytes); this version can't yet",
     "impossible": "no map helps: both must be equal",
 }

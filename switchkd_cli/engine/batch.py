@@ -150,6 +150,36 @@ class Batch:
             )
             yield part, keep[row, :length]
 
+    def with_visual_tokens(self, count: int, keep: Tensor) -> tuple[Batch, Tensor]:
+        """Return the batch with `count` visual tokens in all, for a model that makes more or fewer of each image.
+
+        And the same positions of `keep` [B, T] in it; of an image's only the last one may be among them. Every image's tokens
+        become more or fewer by one factor; positions and attention are counted along the turns.
+        """
+        before = int(self.image.sum())
+        if before == count:
+            return self, keep
+        nth = (self.image.flatten().cumsum(0) - 1).view_as(self.image)
+        copies = torch.where(self.image, (nth + 1) * count // before - nth * count // before, (self.turn >= 0).long())
+        where = [torch.repeat_interleave(of_row) for of_row in copies]
+        last = [places.diff(append=places.new_tensor([-1])) != 0 for places in where]
+
+        def stretched(values: Sequence[Tensor], filler: int = 0) -> Tensor:
+            rows = [of_row[places] for of_row, places in zip(values, where, strict=True)]
+            return _stack(rows, max(map(len, rows)), filler)
+
+        turn = stretched([*self.turn], -1)
+        changed = replace(
+            self,
+            input_ids=stretched([*self.input_ids]),
+            labels=stretched([*self.labels], IGNORE),
+            turn=turn,
+            image=stretched([*self.image]),
+            attention=_attention(turn),
+            position=_position(turn),
+        )
+        return changed, stretched([*keep]) & _stack(last, turn.shape[1], False)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -206,7 +236,7 @@ def _attention(turn: Tensor) -> Tensor:
 
 def _position(turn: Tensor) -> Tensor:
     """Return position ids [B, T]: each independent turn counts on from the end of the shared part."""
-    index = torch.arange(turn.shape[1]).expand_as(turn)
+    index = torch.arange(turn.shape[1], device=turn.device).expand_as(turn)
     shared = (turn == 0).sum(1, keepdim=True)
     begins = (turn != torch.roll(turn, 1, dims=1)) & (turn > 0)
     start = torch.where(begins, index, 0).cummax(1).values

@@ -10,6 +10,7 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
@@ -28,12 +29,20 @@ class Pair:
     vocabulary: compatibility.Vocabulary
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
+    adapted: bool = False
+    """Whether the switch has an adapter."""
 
     def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
-        """Build the models and return their paths; fresh weights are drawn from `seed`. `trained`: where the student is."""
+        """Build the models and return their paths; fresh weights are drawn from `seed`.
+
+        `trained`: where a finished student is, whose adapter is not kept.
+        """
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
-        return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
+        teacher, adapter = self.teacher.build() if self.teacher else None, None
+        if self.adapted and self.teacher is not None and not trained:
+            adapter = FeatureAdapter.between(self.student, self.teacher, seed)
+        return Paths(student, teacher, self.vocabulary.shared, adapter=adapter)
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
         """See `compatibility.positions`."""
@@ -90,10 +99,10 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     if not with_teacher:
         teacher = None
     terms = [term for stage in recipe.stages for term in stage.objective]
-    differences = compatibility.check_fit(compatibility.compare(student, teacher, terms))
+    differences = compatibility.check_fit(compatibility.compare(student, teacher, terms), recipe.remedies)
     vocabulary = compatibility.shared_vocabulary(student, teacher)
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes)
+    return Pair(student, teacher, vocabulary, notes, adapted=recipe.switch.adapter is not None)
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:

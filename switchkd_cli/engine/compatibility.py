@@ -5,7 +5,7 @@ The checks need only configs, tokenizers and image processors, so they come befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
@@ -83,21 +83,26 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     """
     if teacher is None:
         return ()
+    terms = list(terms)
     users = [term.name for term in terms if _reads_features(term)]
+    facts = list(teacher.facts(student, users))
+    if comparing := [term.name for term in terms if _compares_places(term)]:
+        facts = [_as_compared(fact, comparing) if fact.name == TOKEN_COUNT else fact for fact in facts]
     ours, theirs = (
         short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
         for model in (student, teacher)
     )
     template = PairFact("chat template", ours, theirs)  # they may differ: the teacher reads the student's text
-    return *teacher.facts(student, users), _vocabulary_fact(student, teacher), template
+    return *facts, _vocabulary_fact(student, teacher), template
 
 
-def check_fit(facts: Sequence[PairFact]) -> list[str]:
-    """Return notes of differences that don't matter: too small, or no term depends on them; each with both values.
+def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str]:
+    """Return notes of differences that don't matter: too small, no term depends on them, or the recipe has what they need.
 
-    Raises Misfit, naming every difference that matters and what to do about it.
+    Each is named with both values. `have`: verdicts that the recipe provides for (`Recipe.remedies`). Raises Misfit, naming
+    every difference that matters and what to do about it.
     """
-    if faults := [fact for fact in facts if fact.verdict != "yes"]:
+    if faults := [fact for fact in facts if fact.verdict not in ("yes", *have)]:
         hints = dict.fromkeys(fact.hint for fact in faults)
         misfit = Misfit([fact.difference for fact in faults], hint="; ".join(hints))
         misfit.facts = tuple(facts)
@@ -126,6 +131,8 @@ def positions(
 QUESTION = "What?"
 OWN_TEMPLATE = "a checkpoint's own belongs in its folder (Jinja), as chat_template.jinja"
 TEMPLATE_HINT = f"a student's data sets can bring a `template` each; {OWN_TEMPLATE}"
+TOKEN_COUNT = "image token count"
+PLACES_HINT = "compare answers alone (on: answer), or leave these terms out"
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
 
@@ -133,6 +140,20 @@ def _reads_features(term: Term) -> bool:
     """Return whether a term compares features, or passes the student's through the teacher's projector."""
     kinds = [kind for _, kind in registry.signature("loss", term.loss).reads]
     return "switch" in term.paths or "features" in kinds
+
+
+def _compares_places(term: Term) -> bool:
+    """Return whether a term compares the student's visual tokens, or positions of them, one by one with another model's."""
+    of_images = registry.signature("loss", term.loss).of_images
+    return "student" in term.paths and len(term.paths) > 1 if of_images else term.on in ("image", "all")
+
+
+def _as_compared(fact: PairFact, terms: Sequence[str]) -> PairFact:
+    """Return the fact for terms that no resize of the features helps where the numbers of visual tokens differ."""
+    if fact.verdict != "adapter":
+        return fact
+    why = f"{fact.difference}: {', '.join(terms)} can't compare the two"
+    return replace(fact, verdict="impossible", difference=why, hint=PLACES_HINT)
 
 
 def _vocabulary_fact(student: Blueprint, teacher: Blueprint) -> PairFact:

@@ -39,6 +39,8 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     run = folder.run()
     specs = knee_specs([term for term in run.config.stages[-1].objective if term.on != "image"])
     knees = {spec.path: spec for _, spec in reversed(specs)}  # of several terms, the first one's
+    if run.config.switch.adapter is not None:  # it is not kept
+        knees.pop("switch", None)
     if not knees:
         return None
     paths = check_pair(run.config, with_teacher=True).build(trained=folder.model).to(ALONE.device).eval()

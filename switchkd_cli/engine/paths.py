@@ -51,9 +51,18 @@ class Paths(nn.Module):
     `one_tower` is set where V_S stays equal to V_T: the student's features are the teacher's too, and V_T doesn't run.
     """
 
-    def __init__(self, student: VisionLanguageModel, teacher: VisionLanguageModel | None, vocabulary: int) -> None:
+    def __init__(
+        self,
+        student: VisionLanguageModel,
+        teacher: VisionLanguageModel | None,
+        vocabulary: int,
+        *,
+        adapter: nn.Module | None = None,
+    ) -> None:
+        """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage."""
         super().__init__()
         self.student = student
+        self.switch_adapter = adapter
         self._untracked = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
         self.vocabulary = vocabulary
         self.adapters = nn.ModuleDict()
@@ -64,6 +73,13 @@ class Paths(nn.Module):
     def teacher(self) -> VisionLanguageModel | None:
         """The frozen teacher. It is no submodule, so that training, sharding and saving see only the student's weights."""
         return self._untracked[0]
+
+    def used_parameters(self, part: str) -> list[nn.Parameter]:
+        """Return the parameters of a part that a stage's `train` names: the student's, or the switch's adapter."""
+        if part in self.student.parts:
+            return list(self.student.used_parameters(part).values())
+        assert self.switch_adapter is not None, f"these paths have no {part}"
+        return list(self.switch_adapter.parameters())
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "Paths":
         """Move or cast the teacher together with the student."""
@@ -127,8 +143,9 @@ class Paths(nn.Module):
         return Heads(weights, self.vocabulary, dtype, caps)
 
     def _encode(self, images: Sequence[ImageInput]) -> Seen:
-        """Return the student's features and their images: one blank image where V_S or P_S is trained and there is none."""
-        parameters = (p for part in ("vision", "projector") for m in self.student.parts[part] for p in m.parameters())
+        """Return the student's features and their images: one blank image where there is none and what reads it is trained."""
+        modules = [*self.student.parts["vision"], *self.student.parts["projector"], self.switch_adapter]
+        parameters = (p for module in modules if module is not None for p in module.parameters())
         if not images and any(p.requires_grad for p in parameters):
             images = [self.student.blank_image()]
         return self.student.encode(images), images
@@ -138,7 +155,7 @@ class Paths(nn.Module):
         teacher = self.teacher
         assert teacher is not None
         tokens = teacher.project(teacher.encode(batch.images), batch.images)
-        return teacher.hidden_states(batch, tokens, keep)
+        return teacher.hidden_states(*_with_tokens(batch, tokens, keep))
 
     def _read(self, path: str, kinds: Collection[str], batch: Batch, keep: Tensor, seen: Seen) -> dict[str, PerImage]:
         """Return the outputs of one path by name, for what V_S has seen; it stops after the last step that `kinds` need."""
@@ -154,6 +171,8 @@ class Paths(nn.Module):
                 features = apply(Tensor.detach, features)
             elif path == "teacher":
                 features, images = model.encode(batch.images), batch.images
+            elif path == "switch" and self.switch_adapter is not None:
+                features = self.switch_adapter(features)
             values["features"] = features
         if from_images - {"features"}:
             values["tokens"] = model.project(features, images)
@@ -162,7 +181,8 @@ class Paths(nn.Module):
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if of_text:
             if states is None:
-                hidden = model.hidden_states(batch, values["tokens"], keep)
+                given = batch, values["tokens"], keep
+                hidden = model.hidden_states(*(given if path == "student" else _with_tokens(*given)))
             else:
                 hidden = states(batch, keep, self.teacher_hidden_states)
             values["hidden"] = hidden
@@ -173,3 +193,10 @@ class Paths(nn.Module):
         if path == "student":
             values |= {kind: apply(adapter, values[kind]) for kind, adapter in self.adapters.items() if kind in values}
         return {output_name(path, kind): value for kind, value in values.items()}
+
+
+def _with_tokens(batch: Batch, tokens: PerImage, keep: Tensor) -> tuple[Batch, PerImage, Tensor]:
+    """Return the arguments of `hidden_states` for the visual tokens of a P that may make more or fewer than P_S."""
+    if batch.images:
+        batch, keep = batch.with_visual_tokens(sum(map(len, tokens)), keep)
+    return batch, tokens, keep

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.distributed import signals
@@ -22,6 +23,7 @@ from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
+from switchkd_cli.engine.feature_adapter import FILE as ADAPTER
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
@@ -212,7 +214,9 @@ def _compare_with_teacher(
     about = {"data": named, "held_out": held_out is not None}
     rows = held_out or trained
     yield "fidelity", about | fidelity(paths, rows, precision=run.config.precision)
-    if (found := eyes_or_reader(paths, rows, precision=run.config.precision)) is not None:
+    if run.config.switch.adapter is not None:
+        folder.log({"event": "models", "text": "eyes or reader: not measured: the switch's adapter is not kept"})
+    elif (found := eyes_or_reader(paths, rows, precision=run.config.precision)) is not None:
         yield "eyes_or_reader", about | found
 
 
@@ -247,6 +251,8 @@ def _take_stage(
             if processes.first and not folder.has_entry(stage=stage.name):
                 folder.log({"event": "reused", "stage": stage.name, "from": shared.path.name})
             paths.student.load_state_dict(load(str(shared.path)).state_dict())
+            if paths.switch_adapter is not None and _adapter_trained(run, index):
+                paths.switch_adapter.load_state_dict(load_file(shared.path / ADAPTER))
         else:
             until_named.enter_context(signals.deferred())  # a stop signal waits until a trained stage is saved
             data, held_out = split(stage, data_sets)
@@ -303,10 +309,17 @@ def _save(run: Run, index: int, paths: Paths, data: Examples, writer: Checkpoint
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
     template = _template(data)
     paths.student.save(target, **template)
+    if paths.switch_adapter is not None and _adapter_trained(run, index):
+        save_file({name: p.contiguous() for name, p in paths.switch_adapter.state_dict().items()}, target / ADAPTER)
     if index == len(run.config.stages) - 1 and (best := writer.best()) is not None:
         paths.load_state_dict(read_state(best)["weights"], strict=False)
         with atomic_folder(writer.folder.best) as partial:
             paths.student.save(partial, **template)
+
+
+def _adapter_trained(run: Run, index: int) -> bool:
+    """Return whether a stage up to this one trains the switch's adapter, whose weights then go with the stage's student."""
+    return any("adapter" in stage.train for stage in run.config.stages[: index + 1])
 
 
 def _unusable(data: Examples) -> int:
@@ -333,5 +346,5 @@ def _take_model(run: Run, folder: RunFolder, trained: Path) -> None:
     """Copy the last stage's student into the run's folder."""
     with _note_on_error(f"the trained student is {shown(trained)}"):
         with atomic_folder(folder.model) as partial:
-            link_files(trained, partial)
+            link_files(trained, partial, exclude=[ADAPTER])
         model_card.write(run, folder)

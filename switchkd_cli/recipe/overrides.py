@@ -11,7 +11,7 @@ from typing import Any
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, item_name, listed, mappings
 
-OPTIONAL_GROUPS = ("checkpoints", "deepspeed")
+OPTIONAL_GROUPS = ("checkpoints", "deepspeed", "switch")
 """Groups of settings that all have defaults: a path may lead into them although the recipe does not have them."""
 
 

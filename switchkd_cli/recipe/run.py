@@ -110,6 +110,11 @@ class Run:
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
+            *(
+                [_dump(config.switch)]
+                if config.switch.adapter and any("switch" in stage.paths for stage in stages)
+                else ()
+            ),
         )
 
     @property

@@ -20,7 +20,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Positive = Annotated[float, Field(strict=True, gt=0)]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
-Part = Literal["vision", "projector", "language"]
+Part = Literal["vision", "projector", "language", "adapter"]
 LogitsPath = Literal["student", "teacher", "switch"]
 Recomputed = Literal["vision", "student", "switch"]
 RECOMPUTED = get_args(Recomputed)
@@ -248,7 +248,7 @@ class Stage(Strict):
     ]
     """A data set, a name under `data`; or a mixture of several: `[{use: NAME, weight: 0.7}, ...]`, docs/data.md."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
-    """The student's parts that learn; the others stay frozen."""
+    """The student's parts that learn, and the switch's `adapter`; the others stay frozen."""
     lr: Positive
     """The highest learning rate, after the warm-up."""
     lr_scale: dict[Part, NotNegative] = {}
@@ -327,6 +327,14 @@ class DeepSpeed(Strict):
     """Keep the optimiser's states, or the parameters too, in the machine's memory."""
 
 
+class Switch(Strict):
+    """How the student's visual features get to the teacher's projector."""
+
+    adapter: Literal["linear"] | None = None
+    """`linear`: by a map to the width of the teacher's features, with a resize where the grids differ. The stages that name
+    `adapter` in `train` train it; it is not saved with the student. None: both towers need one width and one grid."""
+
+
 class Evaluation(Strict):
     """The benchmarks that a finished model is scored on."""
 
@@ -399,6 +407,8 @@ class Recipe(Strict):
     """The model that learns: made of parts, or a whole checkpoint."""
     teacher: Checkpoint | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
+    switch: Annotated[Switch, _left_out(Switch())] = Switch()
+    """What stands between the student's vision tower and the teacher's projector; docs/models.md."""
     data: dict[Name, DataSet]
     """The data sets, by names that the stages use."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
@@ -423,6 +433,11 @@ class Recipe(Strict):
         `bf16` is torch's mixed precision over float32 weights; DeepSpeed has bf16 weights, and float32 copies of them.
         """
         return "bf16 weights" if self.precision == "bf16" and self.deepspeed.zero else self.precision
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """The verdicts on student and teacher (`PairFact`), other than yes, that the recipe provides for."""
+        return ("adapter",) if self.switch.adapter is not None else ()
 
     @property
     def needs_template(self) -> bool:

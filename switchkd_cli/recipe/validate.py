@@ -25,13 +25,14 @@ AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed 
 
 # The parts that a term's gradient reaches: by the path that it is a term of (the teacher is frozen), and by what its loss
 # reads of that path (parts that come later have no influence on it).
-REACH: dict[str, set[str]] = {"student": {"vision", "projector", "language"}, "switch": {"vision"}, "teacher": set()}
-REACH_OF_KIND: dict[str, set[str]] = {"features": {"vision"}, "tokens": {"vision", "projector"}}
+OF_STUDENT, OF_SWITCH = {"vision", "projector", "language"}, {"vision", "adapter"}
+REACH: dict[str, set[str]] = {"student": OF_STUDENT, "switch": OF_SWITCH, "teacher": set()}
+REACH_OF_KIND: dict[str, set[str]] = {"features": OF_SWITCH, "tokens": {*OF_SWITCH, "projector"}}
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (_models, _data_sets, _stages, _deepspeed, _checkpoints, _trackers, check_evaluation, _rows):
+    for checks in (_models, _data_sets, _stages, _switch, _deepspeed, _checkpoints, _trackers, check_evaluation, _rows):
         yield from checks(data)
 
 
@@ -145,7 +146,7 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
         place = (*path, "lr_scale", part)
         if scale == 0 and part in train:
             yield place, f"trains nothing of it: take it out of train instead, got {scale}"
-        if train and part in REACH["student"] and part not in train:
+        if train and part in OF_STUDENT | OF_SWITCH and part not in train:
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
     reached: set[str] = set()
     for place, term in terms:
@@ -154,7 +155,7 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
         reached |= _reach(term) if term.get("weight") != 0 else set()
     silent = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
     for part in train:
-        if terms and part in REACH["student"] - reached:
+        if terms and part in (OF_STUDENT | OF_SWITCH) - reached:
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
 
 
@@ -193,11 +194,29 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_tea
         yield (*path, "to"), f"a term compares two different things, got {to!r} twice"
     elif of == "teacher":
         yield (*path, "of"), "the teacher is frozen, so this term trains nothing, got 'teacher'"
-    elif of == "switch" and train and "vision" not in train:
+    elif of == "switch" and train and not OF_SWITCH & set(train):
         yield (*path, "of"), f"the switch trains only vision, the stage only {trained}, got 'switch'"
     elif train and not (reach := _reach(term)) & set(train):
         parts = " and ".join(sorted(reach))
         yield (*path, "loss"), f"trains only {parts}, the stage only {trained}, got {term.get('loss')!r}"
+
+
+def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield each stage that trains an adapter where there is none, or uses one that no stage has trained by then."""
+    adapter, trained = mapping(data.get("switch")).get("adapter"), False
+    if adapter is not None and data.get("teacher") is None:
+        yield ("switch", "adapter"), f"the recipe has no teacher, got {adapter!r}"
+    for i, stage in mappings(data.get("stages")):
+        train, path = listed(stage.get("train")), ("stages", i, "train")
+        trained = trained or "adapter" in train
+        if "adapter" in train and adapter is None:
+            yield path, "the recipe has none (add `switch: {adapter: linear}`), got 'adapter'"
+        terms = [term for _, term in mappings(stage.get("objective"))]
+        if adapter is not None and not trained and any("switch" in (term.get("of"), term.get("to")) for term in terms):
+            yield (
+                path,
+                f"the switch's adapter was never trained: add adapter here or before, got {', '.join(map(str, train))}",
+            )
 
 
 def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:

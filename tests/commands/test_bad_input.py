@@ -259,7 +259,7 @@ def test_a_teacher_with_another_tower_is_reported_before_weights_are_read(place,
         "teacher: patch grid is 3 x 3, the student's is 2 x 2",
         "teacher: feature count is 9, the student's is 4",
         "teacher: image token count is 9, the student's is 4",
-        f"hint: {blueprint.TOWERS_HINT}; {blueprint.SELECT_HINT}; {blueprint.PROJECTOR_HINT}",
+        f"hint: {blueprint.ADAPTER_HINT}; {blueprint.TOWERS_HINT}",
     ]
 
 
@@ -274,7 +274,7 @@ def test_a_dry_run_shows_the_pair_that_it_refuses(place, monkeypatch, capsys):
     assert ["vision width", "16", "32", "adapter"] in cells and ["patch grid", "2 x 2", "2 x 2", "yes"] in cells
     assert "adapter: " in out and "bytes: " not in out
     assert ended.value.code == 2
-    assert err.splitlines() == ["teacher: vision width is 32, the student's is 16", f"hint: {blueprint.TOWERS_HINT}"]
+    assert err.splitlines() == ["teacher: vision width is 32, the student's is 16", f"hint: {blueprint.ADAPTER_HINT}"]
 
 
 def test_a_teacher_with_another_vocabulary(place, refused):

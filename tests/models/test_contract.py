@@ -36,6 +36,11 @@ def fitted(student, teacher, terms=()):
     return check_fit(compare(student, teacher, terms))
 
 
+def with_adapter(student, teacher, terms=()):
+    """The same of a recipe whose switch has an adapter."""
+    return check_fit(compare(student, teacher, terms), ("adapter",))
+
+
 def problems(call, *arguments):
     with pytest.raises(UserError) as refused:
         call(*arguments)
@@ -151,6 +156,42 @@ def test_equal_pictures_cut_into_other_patches_are_refused():
         "teacher: image token count is 16, the student's is 4",
     ]
     assert problems(fitted, blueprint(), blueprint(patch_size=6)) == expected
+    assert with_adapter(blueprint(), blueprint(patch_size=6)) == expected  # as notes
+    assert "switch.adapter=linear" in hint(fitted, blueprint(), blueprint(patch_size=6))
+
+
+def test_an_adapter_helps_no_pair_that_prepares_images_otherwise_or_has_another_number_of_features_on_one_grid():
+    small = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}}
+    wide = blueprint(hidden_size=32)
+    wide.inputs.processor.image_processor = CLIPImageProcessorPil(**small, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    assert "are prepared differently" in problems(with_adapter, blueprint(), wide)[0]
+    larger = problems(with_adapter, blueprint(), blueprint(image_size=36))
+    assert larger == ["teacher: image size is 36, the student's is 24"]
+    teacher = blueprint(patch_size=8)
+    teacher.config.vision_feature_select_strategy = "default"  # no whole square
+    assert problems(with_adapter, blueprint(), teacher) == [
+        "teacher: patch grid is 3 x 3, the student's is 2 x 2",
+        "teacher: feature count is 8, the student's is 4",
+        "teacher: image token count is 8, the student's is 4",
+    ]
+    assert "whole square" in hint(with_adapter, blueprint(), teacher)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        Term(name="it", loss="feature_mse", to="teacher"),
+        Term(name="it", loss="token_mse", to="switch"),
+        Term(name="it", loss="forward_kl", to="teacher", on="image"),
+        Term(name="it", loss="forward_kl", of="switch", to="teacher", on="all"),
+    ],
+)
+def test_what_compares_visual_tokens_one_by_one_is_refused_where_their_numbers_differ(term):
+    student, teacher = blueprint(), blueprint(patch_size=6)
+    (told,) = problems(with_adapter, student, teacher, [term, SWITCH])
+    assert told == "teacher: image token count is 16, the student's is 4: it can't compare the two"
+    assert with_adapter(blueprint(hidden_size=32), blueprint(), [term]) != []
+    assert with_adapter(student, teacher, [SWITCH, ALIGN, Term(loss="feature_mse", of="switch", to="teacher")])
 
 
 def prepared(by, **changes):
@@ -262,7 +303,7 @@ def test_what_to_do_is_reported_for_each_pair_that_differs(tmp_path):
     usual = teacher.inputs.processor.tokenizer
     teacher.inputs.processor.tokenizer = retold(tmp_path, {usual.convert_ids_to_tokens(len(usual) - 1): "other"})
     told = hint(fitted, blueprint(), teacher)
-    assert "student.vision" in told and "student.tokenizer" in told
+    assert "switch.adapter=linear" in told and "student.tokenizer" in told
 
 
 def test_a_sound_model_passes():

@@ -30,6 +30,7 @@ from tests.support.family import ROWS, FamilyTests
 
 PLACED = Row("placed", (("Is it ", "no"), ("Or this?", "yes")), ("c.png", "a.png"), places=((0, 6), (1, 0)))
 SIZES = {"student": {"width": 32, "layers": 2, "seed": 1}, "teacher": {"width": 48, "layers": 3, "seed": 2}}
+SIZES["unlike"] = SIZES["teacher"] | {"hidden_size": 64}  # of the tower
 OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
@@ -37,7 +38,10 @@ OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 def saved(family: str, role: str) -> Path:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return stock_models.save(family, folder, **SIZES[role])
+    sizes = dict(SIZES[role])
+    if family == "qwen2_vl" and "hidden_size" in sizes:
+        sizes["embed_dim"] = sizes.pop("hidden_size")
+    return stock_models.save(family, folder, **sizes)
 
 
 def messages(row: Row) -> list[dict]:
@@ -64,6 +68,9 @@ class StockTests(FamilyTests):
 
     def teacher(self) -> VisionLanguageModel:
         return check_checkpoint(str(saved(self.family, "teacher"))).build().eval()
+
+    def unlike_teacher(self) -> VisionLanguageModel:
+        return check_checkpoint(str(saved(self.family, "unlike"))).build().eval()
 
     def stock(self, row: Row, folder: Path, *, prompt: bool = False) -> dict:
         """What transformers' own processor makes of a row, or of it up to its last answer."""

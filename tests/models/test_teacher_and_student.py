@@ -23,10 +23,10 @@ SMOL = {"vision_config": {"hidden_size": 768, "image_size": 512, "patch_size": 1
 SMOL_2B = {"vision_config": {"hidden_size": 1152, "image_size": 384, "patch_size": 14}, "scale_factor": 3}
 WIDTH = {"vision width": "adapter"}
 GRID = {
-    "image size": "adapter",
+    "image size": "impossible",  # both read one preparation of an image
     "patch grid": "adapter",
-    "feature count": "impossible",
-    "image token count": "impossible",
+    "feature count": "adapter",
+    "image token count": "adapter",
 }
 
 
@@ -51,7 +51,7 @@ PAIRS = {
     "SmolVLM2 2.2B, 500M": ("smolvlm", SMOL_2B, "smolvlm", SMOL, WIDTH | GRID),
     "InternVL3.5 8B, Qwen2.5-VL 3B": (
         *("internvl", VIT_300M, "qwen2_5_vl", qwen(QWEN2_5_TOWER, 151936)),
-        {"family": "adapter", **WIDTH, "vocabulary": "bytes"},
+        {"family": "impossible", **WIDTH, "vocabulary": "bytes"},
     ),
 }
 

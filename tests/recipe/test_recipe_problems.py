@@ -60,7 +60,10 @@ def problems(file, *arguments, **more):
         (
             "[vision, projector",
             "[visoin, projector",
-            "11: stages.distill.train.0: must be one of vision, projector, language, got 'visoin' (did you mean 'vision'?)",
+            (
+                "11: stages.distill.train.0: must be one of vision, projector, language, adapter, got 'visoin' "
+                "(did you mean 'vision'?)"
+            ),
         ),
         (
             "[vision, projector, l",
@@ -462,3 +465,51 @@ def test_a_validation_s_figures_may_choose_the_best_and_be_waited_for(tmp_path, 
     text = file.read_text()
     file.write_text(text[: text.index("controls:")])  # a row without these terms has not all of the figures
     assert load(file).config.stages[-1].validation.monitor == f"validation/{figure}"
+
+
+ALL = "train: [vision, projector, language]"
+ADDED = "train: [vision, projector, language, adapter]"
+SWITCH = ("data:\n", "switch: {adapter: linear}\ndata:\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            [(ALL, ADDED)],
+            "11: stages.distill.train: the recipe has none (add `switch: {adapter: linear}`), got 'adapter'",
+        ),
+        ([SWITCH], "12: stages.distill.train: the switch's adapter was never trained: add adapter here or before"),
+        (
+            [SWITCH, (ALL, ADDED), (", of: switch", "")],
+            "12: stages.distill.train: no term of the objective trains it, got 'adapter'",
+        ),
+        (
+            [SWITCH, ("lr_scale: {vision: 0.3}", "lr_scale: {adapter: 0.3}")],
+            "14: stages.distill.lr_scale.adapter: the stage does not train it, got 'adapter'",
+        ),
+        ([("data:\n", "switch: {adapter: cubic}\ndata:\n")], "4: switch.adapter: must be one of linear, got 'cubic'"),
+    ],
+)
+def test_an_adapter_is_there_and_trained_where_it_is_used(tmp_path, changes, expected):
+    assert any(problem.startswith(expected) for problem in problems(write(tmp_path, *changes)))
+
+
+def test_an_adapter_may_be_trained_before_and_then_stay_frozen(tmp_path):
+    warm_up = "{name: warm, data: captions, train: [adapter], lr: 1e-3, batch: 8, steps: 4, objective: [VSD]}"
+    term = "{name: vsd, loss: dbild, of: switch, to: teacher}"
+    warmed = ("  - name: distill", f"  - {warm_up.replace('VSD', term)}\n  - name: distill")
+    file = write(tmp_path, SWITCH, warmed, (", vsd]", "]"), ("drop: [vsd], ", ""))
+    assert [run.config.stages[1].train for run in load_rows(file)] == [("adapter",)] * 3
+
+
+def test_an_adapter_needs_a_teacher(tmp_path):
+    file = write(tmp_path, SWITCH)
+    text = "\n".join(line for line in file.read_text().splitlines() if not line.startswith("teacher:"))
+    file.write_text(text)
+    assert "3: switch.adapter: the recipe has no teacher, got 'linear'" in problems(file)
+
+
+def test_a_recipe_without_an_adapter_has_the_keys_that_it_had(tmp_path):
+    run = load(write(tmp_path))
+    assert "switch" not in run.config.model_dump(mode="json") and "\nswitch:" not in run.text

@@ -20,6 +20,8 @@ from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation, count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
+from switchkd_cli.engine.feature_adapter import FeatureAdapter
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.paths import PATHS, Paths
 from switchkd_cli.engine.training.loop import train
@@ -117,6 +119,30 @@ class FamilyTests(ABC):
         paths(batch, {"switch"}, batch.predicting("answer"))["switch"].square().sum().backward()
         with_gradient = {id(p) for p in (*paths.parameters(), *teacher.parameters()) if p.grad is not None}
         assert with_gradient == {id(p) for p in student.used_parameters("vision").values()}
+
+    def unlike_teacher(self) -> VisionLanguageModel:
+        """A teacher with a vision encoder of another width, if the family's tests have one."""
+        return self.teacher()
+
+    def test_an_adapter_starts_as_nothing_and_learns_at_every_level(self, tmp_path):
+        student = self.student()
+        batch = self.batch(student, tmp_path)
+        keep = batch.predicting("answer")
+        for teacher in (self.teacher(), self.unlike_teacher()):
+            both = [Blueprint(model.model.config, model.inputs, None) for model in (student, teacher)]
+            paths, plain = self.paths(student, teacher), None
+            if both[0].feature_map == both[1].feature_map:
+                plain = paths(batch, {"switch"}, keep)["switch"]
+            paths.switch_adapter = adapter = FeatureAdapter.between(*both, seed=0)
+            logits = paths(batch, {"switch"}, keep)["switch"]
+            assert plain is None or torch.equal(logits, plain)
+            student.zero_grad()
+            logits.square().sum().backward()
+            with_gradient = {id(p) for p in (*paths.parameters(), *teacher.parameters()) if p.grad is not None}
+            learning = {*student.used_parameters("vision").values(), *adapter.parameters()}
+            assert with_gradient == {id(p) for p in learning}
+            assert len(adapter.maps) == student.seam.levels(student.model.config)
+            assert all(p.grad.any() for p in adapter.parameters())
 
     def test_text_alone_gives_every_trained_part_a_gradient(self, tmp_path):
         student, teacher = self.student(), self.teacher()

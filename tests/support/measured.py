@@ -76,8 +76,8 @@ def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:
 
 def only(paths: Paths, train: frozenset[str]) -> list[torch.nn.Parameter]:
     """Freeze everything except these parts of the student, and return their parameters."""
-    paths.student.requires_grad_(False)
-    trained = [p for part in train for p in paths.student.used_parameters(part).values()]
+    paths.requires_grad_(False)
+    trained = [p for part in train for p in paths.used_parameters(part)]
     for parameter in trained:
         parameter.requires_grad_(True)
         parameter.grad = None

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from switchkd_cli.distributed.launch_config import exit_process
+from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.engine.training.processes import ALONE, Processes, join_processes
@@ -37,10 +38,12 @@ def rows(folder: Path) -> list[dict]:
     return [tiny.row(str(i), images.get(i), ("What?", answer)) for i, answer in enumerate(answers)]
 
 
-def untrained() -> Paths:
-    """Return the pair before its first step."""
-    student = tiny.model(seed=1)
-    return Paths(student, tiny.model(24, seed=2), len(student.inputs.processor.tokenizer))
+def untrained(*, adapted: bool = False) -> Paths:
+    """Return the pair before its first step; `adapted`: the teacher's tower is wider, its grid 3 x 3 instead of 2 x 2."""
+    student, unlike = tiny.model(seed=1), {"hidden_size": 32, "patch_size": 8}
+    teacher = tiny.model(24, seed=2, vision=unlike if adapted else None)
+    adapter = FeatureAdapter(16, 32, sides=(2, 3)) if adapted else None
+    return Paths(student, teacher, len(student.inputs.processor.tokenizer), adapter=adapter)
 
 
 def stage_of(
@@ -76,12 +79,13 @@ def trained(
     spoil: bool = False,
     recomputed: bool = False,
     validated: bool = False,
+    adapted: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
     It resumes from the state in `after`. With `spoil`, a term is NaN in the last process.
     """
-    paths = untrained()
+    paths = untrained(adapted=adapted)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
     stage = stage_of(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from switchkd_cli import registry
+from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.objective import LossInputs, Objective
@@ -111,8 +112,9 @@ def alone():
 )
 def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     """A term without positions or images is 0 with a graph: every process can take its backward pass."""
+    paths.switch_adapter = FeatureAdapter(16, 16) if part == "adapter" else None
     paths.requires_grad_(False)
-    trained = unfreeze(paths.student, part)
+    trained = unfreeze(paths, part)
     on = "answer" if registry.signature("loss", term["loss"]).of_images else "image"
     objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
     data = tiny.conversations(paths.student, tmp_path)
@@ -135,13 +137,14 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
         for with_text, without in zip(*found, strict=True):
             torch.testing.assert_close(with_text, without, rtol=0, atol=1e-9)
     paths.requires_grad_(True)
+    paths.switch_adapter = None
     paths.adapt(())
 
 
 def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path):
     """As in several processes of which one has images: AdamW uses its moments in either case."""
     paths.requires_grad_(False)
-    trained = [*unfreeze(paths.student, "vision"), *unfreeze(paths.student, "projector")]
+    trained = [*unfreeze(paths, "vision"), *unfreeze(paths, "projector")]
     got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])
     assert len(got) == len(trained) and not any(gradient.any() for gradient in got.values())
     paths.requires_grad_(True)

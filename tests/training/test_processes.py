@@ -17,10 +17,13 @@ from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.preflight import check_batches
 from tests.support import together
-from tests.support.together import VSD
+from tests.support.together import ALIGN, CE, VSD
 
 pytestmark = pytest.mark.slow
 VSD_ALONE = {"objective": [VSD], "train": ["vision"]}
+WARM_UP = {"adapted": True, "objective": [VSD], "train": ["adapter"], "micro": 1}  # most micro-batches have no image
+ADAPTED = {"adapted": True, "objective": [CE, ALIGN, VSD], "train": ["vision", "projector", "language", "adapter"]}
+ADAPTED |= {"micro": 2}
 CASES = {
     2: {
         "torch, micro 1": {"micro": 1},
@@ -35,6 +38,8 @@ CASES = {
         "zero 3, recomputed": {"zero": 3, "micro": 2, "recomputed": True},
         "vsd alone, torch": VSD_ALONE | {"micro": 1},
         "vsd alone, zero 3": VSD_ALONE | {"micro": 1, "zero": 3},
+        **{f"warm-up, {n}": WARM_UP | {"zero": zero} for n, zero in {"torch": 0, "zero 2": 2, "zero 3": 3}.items()},
+        **{f"adapted, {n}": ADAPTED | {"zero": zero} for n, zero in {"torch": 0, "zero 2": 2, "zero 3": 3}.items()},
         "gradient, torch": {"micro": 2, "until": 1},
         "gradient, zero 1": {"zero": 1, "micro": 1, "until": 1},
         "gradient, zero 2": {"zero": 2, "micro": 1, "until": 1},
@@ -199,6 +204,16 @@ def test_the_switch_alone_trains_the_vision_tower_through_the_frozen_teacher(nam
     got = two[name][1]
     assert all(moments["exp_avg"].any() for moments in got["moments"].values())
     close(together.gradients(got), together.gradients(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith(("warm-up", "adapted"))])
+def test_an_adapter_learns_what_it_learns_in_one_process(name, two, tmp_path):
+    lines, state = two[name]
+    case = {key: value for key, value in CASES[2][name].items() if key not in ("zero", "micro")}
+    expected, alone, _ = together.trained(tmp_path, **case)
+    assert any("switch_adapter" in parameter for parameter in state["model"])
+    assert [line["loss/vsd"] for line in lines] == pytest.approx([line["loss/vsd"] for line in expected], rel=1e-4)
+    close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bf16, zero 1", "bf16, zero 2", "bf16, zero 3"])

@@ -8,10 +8,10 @@ import torch
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.diagnostics import gradient_norms_by_term
 from switchkd_cli.engine.training.loop import train
-from switchkd_cli.engine.training.training_warnings import FAINT, SMOOTHED, TrainingWarnings
+from switchkd_cli.engine.training.training_warnings import FAINT, SMOOTHED, STARVED, TrainingWarnings
 from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.terminal.progress import Progress
-from tests.support import tiny
+from tests.support import tiny, together
 
 CE = {"name": "ce", "loss": "cross_entropy"}
 ALIGN = {"name": "align", "loss": "dbild", "of": "student", "to": "teacher"}
@@ -87,6 +87,27 @@ def test_the_switch_is_weighed_on_the_vision_tower_only(tmp_path):
     measured = {name for name in first if name.startswith("grad/")}
     parts = stage().train
     assert measured == {f"grad/{term}/{part}" for term in ("ce", "align") for part in parts} | {"grad/vsd/vision"}
+
+
+def test_a_vision_tower_that_an_adapter_starves_is_reported_with_the_remedy():
+    starved = {"vision_share/vsd": 0.5 * STARVED}
+    ((about, text),) = warnings_of(starved)
+    assert about == "adapter and vsd" and "0.025 of vsd's gradient reaches the vision tower" in text
+    assert "stages.distill.lr_scale='{adapter: 0.1}'" in text
+    assert not warnings_of({"vision_share/vsd": STARVED})
+
+
+@pytest.mark.parametrize("objective", [[VSD], [CE, VSD]])
+def test_the_share_that_reaches_the_vision_tower_is_that_of_the_two_norms(tmp_path, objective):
+    paths, lines = together.untrained(adapted=True), []
+    data = tiny.conversations(paths.student, tmp_path)
+    trained = ["vision", *["language"] * (CE in objective), "adapter"]
+    train(stage(objective=objective, train=trained), paths, data, seed=0, precision="fp32", log=lines.append)
+    measured = [line for line in lines if "vision_share/vsd" in line]
+    assert len(measured) == 4 and not any("vision_share/ce" in line for line in lines)
+    for line in measured:
+        vision, adapter = (line[f"grad/vsd/{part}"] for part in ("vision", "adapter"))
+        assert line["vision_share/vsd"] == pytest.approx(vision / (vision + adapter))
 
 
 def test_gradient_norms_are_the_norms_of_the_weighted_gradients_of_the_vectors():

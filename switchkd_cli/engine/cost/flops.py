@@ -10,6 +10,7 @@ pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if
 | student | V_S, P_S, L_S  | L_S, P_S: inputs, and weights where trained                     |
 | teacher | V_T, P_T, L_T  | none                                                            |
 | switch  | P_T, L_T       | L_T, P_T: inputs only, as the frozen weights get no gradient    |
+| adapter | the switch's   | inputs where V_S is trained, and weights where it is            |
 | vision  |                | V_S once, for the student's and the switch's gradient together  |
 
 Layers under activation checkpointing are computed a second time in the backward pass, except the last matrix of each:
@@ -30,12 +31,17 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += _projector(student.projector, batch, weights="projector" in train, inputs=vision_trained)
         trained, again = "language" in train, "student" in recomputed
         operations += _language(student.language, batch, gradient=True, weights=trained, recomputed=again)
-    if teacher is not None and "teacher" in paths:
+    if teacher is None:
+        return operations
+    wider = batch.with_tokens(teacher.projector.tokens - student.projector.tokens)
+    if "teacher" in paths:
         operations += _vision(teacher.vision, batch) + _projector(teacher.projector, batch)
-        operations += _language(teacher.language, batch)
-    if teacher is not None and "switch" in paths:
+        operations += _language(teacher.language, wider)
+    if "switch" in paths:
         operations += _projector(teacher.projector, batch, inputs=True)
-        operations += _language(teacher.language, batch, gradient=True, recomputed="switch" in recomputed)
+        operations += _language(teacher.language, wider, gradient=True, recomputed="switch" in recomputed)
+        passes = 1 + vision_trained + ("adapter" in train)
+        operations += passes * 2 * batch.images * student.features * computed.adapter
     return operations
 
 

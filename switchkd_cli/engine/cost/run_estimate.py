@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from switchkd_cli import registry
@@ -53,10 +54,14 @@ def estimate_run(
     if isinstance(student, KnownModel) and not isinstance(teacher, UnknownModel):
         terms = [term for stage in config.stages for term in stage.objective]
         vocabulary, facts = _shared_vocabulary(student, teacher, terms)
-        notes = check_fit(facts)
+        notes = check_fit(facts, config.remedies)
         pair = ModelPair(student.shape, sizes["student"], vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
+            if config.switch.adapter is not None:
+                widths = student.shape.vision.width, teacher.shape.vision.width
+                pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
+                notes.append(f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student")
     names = (name for stage in config.stages for name in stage.data_sets)
     samples: dict[str, DataSample | None] = dict.fromkeys(names)
     looked: dict[str, tuple[str, ...]] = {}
@@ -159,8 +164,9 @@ def estimate_stage(
     )
     if models is None:
         return estimate
-    computed = Computation(stage.paths, frozenset(stage.train), frozenset(stage.activation_checkpointing))
-    trained, saved_bytes = models.parameters.trained(computed.train), SAVED * models.parameters.all
+    parts, recomputed = frozenset(stage.train), frozenset(stage.activation_checkpointing)
+    computed = Computation(stage.paths, parts, recomputed, prod(models.adapter))
+    trained, saved_bytes = models.trained(parts), SAVED * models.parameters.all
     estimate = replace(estimate, trained=trained, saved_bytes=saved_bytes)
     if sample is None:
         return estimate

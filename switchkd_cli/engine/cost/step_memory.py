@@ -108,9 +108,10 @@ def step_memory(
         "logits": logits + (0.0 if at_once else _chunk_gradients(models, batch, computed, precision)),
         "recomputed layer": graph.recomputed_layer if at_once else max(0.0, graph.recomputed_layer - logits),
     }
-    trained = models.parameters.trained(computed.train)
+    trained = models.trained(computed.train)
     update = MASTER * trained / machine.gpus if machine.zero and machine.offload == "none" else 0.0
-    held = persistent_memory(models.parameters.all, trained, models.teacher_parameters, precision, machine)
+    sizes = models.parameters.all + models.adapter_parameters, trained, models.teacher_parameters
+    held = persistent_memory(*sizes, precision, machine)
     return held | moving | {"optimiser's step": max(0.0, update - sum(moving.values()))}
 
 
@@ -154,6 +155,10 @@ def activations(
         if train & {"vision", "projector"}:
             _add_projector(total, student.projector, batch, precision, trained="projector" in train)
     if teacher is not None and "switch" in computed.paths:
+        total.cast += precision.cast * precision.compute * computed.adapter
+        inputs = student.features * computed.adapter // teacher.vision.width
+        total.saved += ("adapter" in train) * precision.compute * batch.images * inputs
+        batch = batch.with_tokens(teacher.projector.tokens - student.projector.tokens)
         _add_language(total, teacher.language, batch, precision, False, recomputed="switch" in recomputed)
         _add_projector(total, teacher.projector, batch, precision, trained=False)
     return total

@@ -1,6 +1,7 @@
 """What a training step works on: the models and their parameters, one micro-batch, and what is computed from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -21,17 +22,23 @@ class MicroBatch:
     masked: bool = True
     independent: bool = False
 
+    def with_tokens(self, more: int) -> Self:
+        """Return it as a model reads it that makes so many more (or fewer) visual tokens of each image."""
+        return replace(self, length=self.length + more * self.images // self.examples)
+
 
 @dataclass(frozen=True)
 class Computation:
     """Which logits paths a stage computes and which of the student's parts it trains.
 
-    `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch).
+    `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
+    the matrices of the switch's adapter, without those of its biases.
     """
 
     paths: frozenset[str]
     train: frozenset[str]
     recomputed: frozenset[str] = frozenset()
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ class Parameters:
         return sum(self.total.values())
 
     def trained(self, parts: frozenset[str]) -> int:
-        """How many parameters a stage trains that trains these parts."""
-        return sum(self.trainable[part] for part in parts)
+        """How many parameters of the model a stage trains that trains these parts."""
+        return sum(count for part, count in self.trainable.items() if part in parts)
 
 
 def count_parameters(model: VisionLanguageModel) -> Parameters:
@@ -69,3 +76,14 @@ class ModelPair:
     vocabulary: int
     teacher: ModelShape | None = None
     teacher_parameters: int = 0
+    adapter: tuple[int, int, int] = (0, 0, 0)
+    """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
+
+    @property
+    def adapter_parameters(self) -> int:
+        ours, theirs, levels = self.adapter
+        return (ours + 1) * theirs * levels
+
+    def trained(self, parts: frozenset[str]) -> int:
+        """How many parameters a stage trains that trains these parts, the switch's adapter among them."""
+        return self.parameters.trained(parts) + ("adapter" in parts) * self.adapter_parameters

@@ -4,36 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.image_processors import EQUAL, NEAR, normalisation, probes
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import features_of, shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import PairFact
 
 FAMILY_HINT = "the switch needs two models of one family"
 TOWERS_HINT = "the switch feeds the teacher's projector: give the student the teacher's kind of tower (student.vision)"
+ADAPTER_HINT = (
+    "let the switch have an adapter: switch.adapter=linear, and adapter in the train of a stage with the switch"
+)
+GRID_HINT = "grids can be resized only where every image or tile is one whole square of features"
 SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
 PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
 LAYER_HINT = "read both towers at one layer (student.feature_layer)"
 IMAGES_HINT = "both see the same images: prepare them as the teacher does (student.image_processor=..., its checkpoint)"
 
 UNLIKE = {
-    "family": ("adapter", FAMILY_HINT),
-    "vision width": ("adapter", TOWERS_HINT),
+    "family": ("impossible", FAMILY_HINT),
+    "vision width": ("adapter", ADAPTER_HINT),
     "vision level count": ("impossible", TOWERS_HINT),
-    "image size": ("adapter", TOWERS_HINT),
-    "patch grid": ("adapter", TOWERS_HINT),
+    "image size": ("impossible", TOWERS_HINT),  # one preparation of an image is for both
+    "patch grid": ("impossible", GRID_HINT),
     "feature count": ("impossible", SELECT_HINT),
     "image token count": ("impossible", PROJECTOR_HINT),
     "image mean, std": ("impossible", IMAGES_HINT),
 }
 """What must be equal in two models for P_T to read V_S's features; where it isn't, the verdict and a hint."""
+RESIZED = ("patch grid", "feature count", "image token count")
+"""What an adapter makes equal where both grids are whole squares."""
+
+
+class FeatureMap(NamedTuple):
+    """V's features of an image or tile: the width of a level, the number of levels, the grid's side; `square`: all of its places."""
+
+    width: int
+    levels: int
+    side: int
+    square: bool
 
 
 @dataclass(frozen=True)
@@ -96,11 +111,17 @@ class Blueprint:
         if not isinstance(layer, int) or not -layers <= layer <= -1:
             yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
 
+    @property
+    def feature_map(self) -> FeatureMap:
+        of, seam = shape(self.config).vision, self.inputs.seam
+        side = of.image // of.patch
+        return FeatureMap(of.width, seam.levels(self.config), side, seam.square and features_of(self.config) == side**2)
+
     def _values(self) -> list[Any]:
         """Return this model's values of what `UNLIKE` names."""
-        of, levels = shape(self.config), self.inputs.seam.levels(self.config)
-        grid = " x ".join([str(of.vision.image // of.vision.patch)] * 2)
-        sizes = of.vision.width, levels, of.vision.image, grid, of.projector.features, of.projector.tokens
+        of, own = shape(self.config), self.feature_map
+        grid = f"{own.side} x {own.side}"
+        sizes = own.width, own.levels, of.vision.image, grid, of.projector.features, of.projector.tokens
         return [self.kind, *sizes, normalisation(self.image_processor)]
 
     def facts(self, student: Blueprint, users: Sequence[str] = ()) -> Iterator[PairFact]:
@@ -108,10 +129,13 @@ class Blueprint:
 
         Every tower reads its grid row by row, so equal grids and selections give features in the same order.
         """
-        both = zip(UNLIKE.items(), student._values(), self._values(), strict=True)
-        facts = [PairFact.of(name, ours, theirs, *unlike) for (name, unlike), ours, theirs in both]
+        seen, read = student.feature_map, self.feature_map
+        resizes = seen.square and read.square and seen.side != read.side
+        unlike = UNLIKE | (dict.fromkeys(RESIZED, ("adapter", ADAPTER_HINT)) if resizes else {})
+        both = zip(unlike.items(), student._values(), self._values(), strict=True)
+        facts = [PairFact.of(name, *values, *otherwise) for (name, otherwise), *values in both]
         yield from facts
-        if all(fact.verdict == "yes" for fact in facts):
+        if all(fact.verdict in ("yes", "adapter") for fact in facts):
             yield self._images_fact(student)
         ours, theirs = (getattr(model.config, "vision_feature_layer", -1) for model in (student, self))
         layer = PairFact.of("feature layer", ours, theirs, "impossible" if users else "yes", LAYER_HINT)
@@ -130,12 +154,12 @@ class Blueprint:
     def _images_apart(self, student: Blueprint) -> tuple[float, str]:
         """Return the largest difference between `probes` as both prepare them, as a share of their range, and the settings.
 
-        1 where they are of another size, or written otherwise in the text.
+        1 where they are of another size, or written otherwise in the text though their grids are equal.
         """
-        apart = 0.0
+        apart, same_grid = 0.0, student.feature_map.side == self.feature_map.side
         for ours, theirs in zip(*(model.inputs.prepare(probes()) for model in (student, self)), strict=True):
             (pixels, others) = (image.inputs["pixel_values"] for image in (ours, theirs))
-            if ours.text != theirs.text or pixels.shape != others.shape:
+            if pixels.shape != others.shape or (same_grid and ours.text != theirs.text):
                 apart = 1.0
             else:
                 apart = max(apart, (pixels - others).abs().max().item() / ((pixels.max() - pixels.min()).item() or 1.0))

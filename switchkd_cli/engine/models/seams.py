@@ -52,6 +52,11 @@ class _Seam:
     places: str = ""
     stacks: bool = False
 
+    @property
+    def square(self) -> bool:
+        """Whether every tile gives the same number of visual tokens, from one grid of features with equal sides."""
+        return False
+
     def levels(self, config: PretrainedConfig) -> int:
         """Return how many layers of V the projector reads."""
         return 1
@@ -112,6 +117,10 @@ class Tower(_Seam):
     layers: str = "encoder.layers"
     connects: tuple[str, ...] = ("multi_modal_projector",)
     at_layer: bool = False
+
+    @property
+    def square(self) -> bool:
+        return not self.places and "image_newline" not in self.connects
 
     def read_layers(self, config: PretrainedConfig) -> int | None:
         return layers_before_features(config) if self.at_layer else None

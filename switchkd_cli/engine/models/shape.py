@@ -79,6 +79,11 @@ class ModelShape:
     projector: ProjectorShape
     language: LanguageShape
 
+    @property
+    def features(self) -> int:
+        """How many of V's features of an image, or tile, P gets; it may read several of them as one."""
+        return self.projector.features * self.projector.input // self.vision.width
+
 
 def vision_width(config: PretrainedConfig) -> int:
     return _of(config.vision_config, "embed_dim", "hidden_size")  # with both, the second is L's

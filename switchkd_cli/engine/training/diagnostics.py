@@ -15,6 +15,9 @@ from switchkd_cli.engine.losses.ops.leaders import BLOCK
 from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
 from switchkd_cli.recipe.schema import Term
 
+SHARE = "vision_share/"
+"""Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
+
 
 class KneeSpec(NamedTuple):
     """Where a loss takes the knee of rows of logits: whose logits lead (`path`), at which positions (`on`), within what."""
@@ -134,6 +137,17 @@ def gradient_norms_by_term(
                 name = f"grad/{term}/{part}"
                 squares[name] = squares.get(name, 0.0) + gradient.float().square().sum().item()
     return {name: value**0.5 for name, value in squares.items()}
+
+
+def with_shares(norms: Mapping[str, float]) -> dict[str, float]:
+    """Add `vision_share/<term>` of each term that trains both V_S and the adapter behind it: V_S's part of the two norms."""
+    shares = {}
+    for name, adapter in norms.items():
+        grad, term, part = name.split("/")
+        vision = norms.get(f"{grad}/{term}/vision")
+        if part == "adapter" and vision is not None and vision + adapter:
+            shares[f"{SHARE}{term}"] = vision / (vision + adapter)
+    return {**norms, **shares}
 
 
 def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]) -> dict[str, float]:

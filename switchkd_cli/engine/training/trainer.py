@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.ddp import TorchReplica
-from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
+from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term, with_shares
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.optimizer import make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
@@ -57,9 +56,9 @@ class Trainer:
         self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective)
-        paths.student.requires_grad_(False)
+        paths.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
-        self.parts: dict[str, list[nn.Parameter]] = {p: unfreeze(paths.student, p) for p in stage.train}
+        self.parts: dict[str, list[nn.Parameter]] = {part: unfreeze(paths, part) for part in stage.train}
         frozen = "vision" not in self.parts
         paths.one_tower = frozen and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         by_row = stage.teacher_states != "batched" and stage.needs_teacher
@@ -163,14 +162,17 @@ class Trainer:
         return [NonFinite(f"loss/{name}", value, causes[name] or inputs.batch.ids) for name, value in broken.items()]
 
     def _gradient_norms(self, inputs: LossInputs) -> dict[str, float]:
-        """Return the norm of each term's gradient in a micro-batch; nothing for a single term."""
-        if sum(term.weight > 0 for term in self.stage.objective) < 2:
+        """Return the norm of each term's gradient in a micro-batch, and the share of it that reaches V_S past an adapter.
+
+        Nothing for a single term without an adapter.
+        """
+        if sum(term.weight > 0 for term in self.stage.objective) < 2 and not {"vision", "adapter"} <= self.parts.keys():
             return {}
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
         if outputs is None:
             return {}
         probed = {part: [self.replica.computed_as(p) for p in own] for part, own in self.parts.items()}
-        return gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed)
+        return with_shares(gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trained weights by name, and AdamW's and the schedule's state. Every process must call this.
@@ -209,9 +211,9 @@ class Trainer:
             self.paths.states = None
 
 
-def unfreeze(student: VisionLanguageModel, part: str) -> list[nn.Parameter]:
+def unfreeze(paths: Paths, part: str) -> list[nn.Parameter]:
     """Make the part trainable and return the parameters that its forward pass reaches."""
-    parameters = list(student.used_parameters(part).values())
+    parameters = paths.used_parameters(part)
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from switchkd_cli import registry
+from switchkd_cli.engine.training.diagnostics import SHARE
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage, Term
 from switchkd_cli.report.grouping import grouped
@@ -16,6 +17,10 @@ CLAMPED = 0.5
 """Share of positions whose k is a bound instead of the knee, above which a warning says so."""
 FAINT = 1e-3
 """Ratio of a term's gradient to the strongest one on the same part, below which the term is lost in the noise."""
+
+
+STARVED = 0.05
+"""Share of a term's gradient on the vision tower, below which the adapter behind the tower takes nearly all of it."""
 
 
 def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> None:
@@ -101,6 +106,12 @@ class TrainingWarnings:
             shares = {" ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")}
             if above := ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED):
                 yield f"k {way}", f"effective k sits at {bound}, not at the knee: {above} of the positions"
+        for figure, reached in means.items():
+            if figure.startswith(SHARE) and reached < STARVED:
+                of_term, slower = figure.removeprefix(SHARE), f"stages.{self.stage.name}.lr_scale='{{adapter: 0.1}}'"
+                cure = f"slow the adapter ({slower}), or leave it out of train"
+                told = f"{reached:.2g} of {of_term}'s gradient reaches the vision tower: {cure}"
+                yield f"adapter and {of_term}", told
         for part in self.stage.train:
             names = [name.split("/") for name in means if name.startswith("grad/")]
             norms = {term: means[f"grad/{term}/{of}"] for _, term, of in names if of == part}
