@@ -58,13 +58,13 @@ RUNS ?= runs
 else
 ifndef TABLES
 TABLES := components loss training-scheme table1-0.5b \
-	$(if $(QUICK),,teacher-size knee visual-encoder weights methods)
-LEFT_OUT := table1-1.5b, align-kd: their models have the stand-ins of table1-0.5b here, they would say nothing new
+	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods)
+LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new
 endif
 ifdef QUICK
 ifndef ROWS
 ROWS := switch-kd,align,vsd,sft-frozen,sft,sft-compute,dbild,forward-kl,pt-dft,pt-sft,pt-sft-frozen
-LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; teacher-size, knee, \
+LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; table1-1.5b, teacher-size, knee, \
 	visual-encoder, weights, methods; of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
 endif
 endif

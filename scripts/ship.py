@@ -1,8 +1,8 @@
 """Copy a model that a playground recipe has trained, or a part of it, into the package's assets.
 
-    python scripts/ship.py runs/tower/early/seed0/model tower
-    python scripts/ship.py runs/language/base/seed0/model language
-    python scripts/ship.py runs/teacher/large/seed0/model teacher
+    python -m scripts.ship runs/tower/tower/seed0/model tower
+    python -m scripts.ship runs/wider/base/seed0/model language
+    python -m scripts.ship runs/teacher/large/seed0/model teacher
 
 Weights are stored in float16: half the size, and far finer than what training at this scale resolves.
 """
