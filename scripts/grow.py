@@ -29,6 +29,7 @@ def widen(model: LlavaForConditionalGeneration, width: int) -> LlavaForCondition
     text = config.text_config
     text.hidden_size, text.intermediate_size = width, old.intermediate_size * width // old.hidden_size
     text.num_attention_heads = text.num_key_value_heads = width // head
+    text.rms_norm_eps = old.rms_norm_eps * old.hidden_size / width  # a mean over more dimensions, all new ones zero
     text.layer_types = old.layer_types
     wide = LlavaForConditionalGeneration(config).to(model.dtype)
     narrow = model.state_dict()
@@ -43,7 +44,7 @@ def _widened(name: str, old: Tensor, shape: torch.Size, scale: float) -> Tensor:
     """Return a weight in its new shape, with the old one in its first rows and columns."""
     if old.shape == shape:
         return old
-    if "norm" in name:  # a mean over more dimensions, of which the new ones are zero
+    if "norm" in name:
         return torch.cat([old, old.mean().expand(shape[0] - len(old))]) * scale
     reads = old.dim() == 2 and not any(part in name for part in WRITES)
     new = torch.randn(shape) * NOISE if reads else torch.zeros(shape)
