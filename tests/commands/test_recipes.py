@@ -13,7 +13,7 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
-from tests.support.shipped_recipes import FILES, RECIPES, made_by_others
+from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, widened
 
 PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml")
 PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in PLAYGROUND]
@@ -37,11 +37,15 @@ def made_before(request, tmp_path, monkeypatch):
     if (file := request.node.callspec.params.get("file") if hasattr(request.node, "callspec") else None) is None:
         return
     monkeypatch.chdir(tmp_path)
-    for made in made_by_others(file):
-        for run in load_rows(RECIPES / "playground" / f"{made}.yaml"):
-            folder = tmp_path / "runs" / made / run.row / "seed0"
-            folder.mkdir(parents=True)
-            (folder / "model").symlink_to(ASSETS / ("teacher" if run.row == "large" else "teacher-small"))
+    models = [
+        (f"{made}/{run.row}/seed0/model", run.row)
+        for made in made_by_others(file)
+        for run in load_rows(RECIPES / "playground" / f"{made}.yaml")
+    ]
+    for path, row in [*models, *((f"grown/{size}", size) for size in widened(file))]:
+        model = tmp_path / "runs" / path
+        model.parent.mkdir(parents=True, exist_ok=True)
+        model.symlink_to(ASSETS / ("teacher" if row == "large" else "teacher-small"))
 
 
 def small(file):
