@@ -60,7 +60,10 @@ def train(
         if failures := pool.in_workers(planned, options, jobs=jobs, stop_at_failure=True):
             show_failures(failures)
             raise SystemExit(exit_code(failures))
-    elif not _run_each(planned, options):
+    else:
+        for run in planned:
+            launch.run_one(run, options)
+    if not is_first():
         return []
     folders = [run_folder.folder(options.out, run) for run in planned]
     if planned[0].config.evaluation is None:
@@ -85,13 +88,6 @@ def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunF
         problem = f"{overrides[0]}: overrides can't be combined with resuming a run"
         raise UserError(problem, hint="leave KEY=VALUE out, or name the recipe instead of the run")
     return folder
-
-
-def _run_each(planned: Sequence[Run], options: RunOptions) -> bool:
-    """Run one run after another. Returns whether this is the first process, which prints their table."""
-    for run in planned:
-        launch.run_one(run, options)
-    return is_first()
 
 
 def ablate(
@@ -123,7 +119,9 @@ def ablate(
     failures: list[Failure] = []
     if is_distributed():  # one run after another; the first failure ends the command
         launch.prepare(planned, options)
-        if not _run_each(planned, options):
+        for run in planned:
+            launch.run_one(run, options)
+        if not is_first():
             return []
         for run in teachers:
             launch.teacher_results(run, root)

@@ -174,6 +174,10 @@ def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
     if (known := known_teacher_results(run, root)) is not None:
         return known
     console.say("scoring the teacher and the baselines")
+    return score_teacher(run, root)
+
+
+def score_teacher(run: Run, root: Path) -> dict[str, Any]:
     from switchkd_cli.engine.run_stages import evaluate_teacher
 
     return evaluate_teacher(run, root)
@@ -232,7 +236,7 @@ def work(file: Path, options: RunOptions, *, scoring: bool) -> None:
     """The work of a process of the pool: train the run that a file holds, or with `scoring` score its teacher."""
     run = Run.loads(file.read_text(encoding="utf-8"))
     if scoring:
-        teacher_results(run, options.out)
+        score_teacher(run, options.out)
     elif config := options.launch_config():
         start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)
     else:

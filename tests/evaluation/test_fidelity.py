@@ -56,7 +56,9 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
     stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
-    config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32")
+    config = SimpleNamespace(
+        stages=[stage], data={"mine": data}, precision="fp32", switch=SimpleNamespace(adapter=None)
+    )
     folder = SimpleNamespace(model=tmp_path, root=tmp_path)
     (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder, {})
     assert about == "fidelity" and not others  # no row has an image

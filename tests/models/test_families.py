@@ -41,6 +41,9 @@ class TestToy(FamilyTests):
     def whole(self, model, batch):
         return model.model(batch.input_ids, [image["pixels"] for image in batch.images], batch.attention.long())
 
+    # Its images have unlike numbers of tokens, and no map fits all of their grids.
+    test_an_adapter_starts_as_nothing_and_learns_at_every_level = None
+
     def test_images_have_different_numbers_of_visual_tokens(self, tmp_path):
         student = self.student()
         batch = self.batch(student, tmp_path)

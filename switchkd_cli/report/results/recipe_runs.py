@@ -109,12 +109,13 @@ def control_of(rows: Sequence[Run], row: str, kind: ControlKind) -> str | None:
 
 
 def _is_control(run: Run, like: Run, studied: Run, kind: ControlKind) -> bool:
-    """Whether a run is SFT of `like`'s student that trains the same parts as the studied row."""
+    """Whether a run is SFT of `like`'s student that trains the same parts of it as the studied row."""
     if any(s.needs_teacher for s in run.config.stages) or run.config.student != like.config.student:
         return False
     last, same = run.config.stages[-1], studied.config.stages[-1]
     length, equal = (float(stage.steps or stage.epochs or 0) for stage in (last, same))
-    return set(last.train) == set(same.train) and (length == equal if kind == "steps" else length > equal)
+    parts = set(same.train) - {"adapter"}  # no part of the student
+    return set(last.train) == parts and (length == equal if kind == "steps" else length > equal)
 
 
 def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:
