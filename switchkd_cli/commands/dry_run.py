@@ -23,7 +23,7 @@ UNKNOWN = "unknown"
 PARTS = ("vision", "projector", "language")
 NEEDS = {
     "adapter": "a map between the towers' features would be needed (switch: {adapter: linear}); this version has none yet",
-    "bytes": "answers would have to be compared by their bytes (alignment: bytes); this version can't yet",
+    "bytes": "compare answers by their bytes: `alignment: bytes` in each term between student and teacher (docs/methods.md)",
     "impossible": "no map helps: both must be equal",
 }
 """What a pair of models needs, by the verdict on a fact."""
@@ -174,6 +174,7 @@ def _stage(s: Stage, *, reused: bool) -> str:
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
     on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
+    on += ", by bytes" * (term.alignment == "bytes")
     return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
 
 

@@ -10,11 +10,14 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
 from switchkd_cli.engine.hub import fetch
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
@@ -28,12 +31,26 @@ class Pair:
     vocabulary: compatibility.Vocabulary
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
+    template: str | None = None
+    """Of the last stage's data, which says how the student's answers end."""
 
     def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
         """Build the models and return their paths; fresh weights are drawn from `seed`. `trained`: where the student is."""
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
-        return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared)
+        return Paths(student, self.teacher.build() if self.teacher else None, self.vocabulary.shared, self.tokens())
+
+    def tokens(self) -> TokenMap | None:
+        """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
+        if self.teacher is None or self.vocabulary.own is None:
+            return None
+        ours, theirs = self.student.inputs, self.teacher.inputs
+        ends = _end(ours, self.template), _end(theirs, None)
+        return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
+
+    def reader(self, data: str, stages: Sequence[Stage]) -> Blueprint | None:
+        """Return the teacher where it reads a data set as its own tokens."""
+        return self.teacher if self.vocabulary.own and compatibility.read_by_teacher(data, stages) else None
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
         """See `compatibility.positions`."""
@@ -91,9 +108,17 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         teacher = None
     terms = [term for stage in recipe.stages for term in stage.objective]
     differences = compatibility.check_fit(compatibility.compare(student, teacher, terms))
-    vocabulary = compatibility.shared_vocabulary(student, teacher)
+    vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
+    if teacher is not None and vocabulary.own:
+        compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes)
+    return Pair(student, teacher, vocabulary, notes, recipe.data[recipe.stages[-1].trained_on[0]].template)
+
+
+def _end(inputs: InputProcessor, template: str | None) -> int | None:
+    """Return the token that ends an answer in a template, as `Conversations` learns it."""
+    end = end_token(inputs.tokenizer, tokens_after_answer(inputs, template_text(template, inputs)))
+    return inputs.tokenizer.eos_token_id if end is None else end
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
@@ -105,12 +130,22 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
 
 
 def open_data(
-    spec: DataSet, model: VisionLanguageModel | Blueprint, cache: Path, positions: Mapping[str, int] | None = None
+    spec: DataSet,
+    model: VisionLanguageModel | Blueprint,
+    cache: Path,
+    positions: Mapping[str, int] | None = None,
+    teacher: Blueprint | None = None,
 ) -> Conversations:
     """Open one named data set as examples for `model`, without inspecting its rows. `positions`: see `Conversations`.
+
+    `teacher`: a model that reads the same rows as tokens of its own, in its own chat template.
 
     Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
     fields = spec.model_dump(include={"template", "max_length", "max_faults"})
-    return Conversations(rows, model.inputs, positions=positions, **fields)
+    if teacher is None:
+        return Conversations(rows, model.inputs, positions=positions, **fields)
+    limits = [{who: n for who, n in (positions or {}).items() if (who == "teacher") == own} for own in (False, True)]
+    other = Conversations(rows, teacher.inputs, positions=limits[1], **fields | {"template": None})
+    return Conversations(rows, model.inputs, positions=limits[0], teacher=other, **fields)

@@ -71,7 +71,9 @@ def train_stages(
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
     data = {
-        name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
+        name: open_data(
+            run.config.data[name], paths.student, folder.root, pair.positions(name, stages), pair.reader(name, stages)
+        )
         for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
     }
     for rows in data.values():
@@ -201,6 +203,8 @@ def _compare_with_teacher(
     They are measured on the last stage's validation set; without one, on the data that it was trained on.
     """
     pair = check_pair(run.config, with_teacher=True)
+    if pair.vocabulary.own is not None:
+        raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     paths = pair.build(trained=folder.model)
     stage = run.config.stages[-1]
     data = {
