@@ -9,9 +9,9 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-Place = tuple[int, float | None, int]
-"""Where a token of an answer ends: the answer's number, the byte of its text (infinity: with the answer's end token; None:
-not known), and how many tokens before it end at the same byte."""
+Place = tuple[int, float | None, int, bytes]
+"""Where a token of an answer ends: the answer's number; the byte of its text (infinity: with the answer's end token; None: not
+known); how many tokens before it end at the same byte; and outside of the text, what a template wrote up to there."""
 END = float("inf")
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 
@@ -44,7 +44,7 @@ def token_ends(tokens: Sequence[bytes], text: str, offsets: Sequence[tuple[int, 
     written, size = text.encode(), [0, *accumulate(len(character.encode()) for character in text)]
     ends: list[int | None] = []
     at, reach, lost = 0, 0, False
-    for token, (_, end), following in zip(tokens, offsets, [*offsets[1:], (len(text), 0)], strict=True):
+    for token, (_, end), following in zip(tokens, offsets, [*offsets[1:], (len(text), 0)], strict=False):
         reach = max(reach, end)
         fits = (form for form in (token, token.removeprefix(b" ")) if not lost and written.startswith(form, at))
         if (found := next(fits, None)) is not None:
@@ -57,15 +57,21 @@ def token_ends(tokens: Sequence[bytes], text: str, offsets: Sequence[tuple[int, 
     return ends
 
 
-def places(answer: int, ends: Sequence[int | None], size: int, *, ended: bool) -> list[Place]:
-    """Return the places of an answer's learnt tokens by their ends, counted from where its text of `size` bytes begins.
+def places(answer: int, ends: Sequence[int | None], written: bytes, text: slice, *, ended: bool) -> list[Place]:
+    """Return the places of an answer's learnt tokens by their ends in what a template wrote, of which `text` is the answer's.
 
     `ended`: the last one is the end token.
     """
-    known: list[float | None] = [None if end is None or not 0 <= end <= size else end for end in ends]
-    if ended:
-        known[-1] = END
-    return [(answer, end, known[:i].count(end)) for i, end in enumerate(known)]
+    found: list[Place] = []
+    for i, end in enumerate(ends):
+        if ended and i + 1 == len(ends):
+            found.append((answer, END, 0, b""))
+        elif end is None:
+            found.append((answer, None, 0, b""))
+        else:
+            outside = written[:end] if end <= text.start else written[text.stop : end]
+            found.append((answer, end - text.start, ends[:i].count(end), outside))
+    return found
 
 
 def number_spans(ours: Sequence[Place | None], theirs: Sequence[Place | None]) -> tuple[list[int], list[int]]:

@@ -251,10 +251,10 @@ class Conversations(Dataset[Example]):
                 text = row.exchanges[exchange][1].strip()
                 if (begin := written.find(text, self._before_answer)) < 0:
                     raise Fault("the chat template changes the text of an answer")
-                before, size = len(written[:begin].encode()), len(text.encode())
-                of_text = [None if end is None else end - before for end in ends[:learnt]]
+                of_text = slice(first := len(written[:begin].encode()), first + len(text.encode()))
                 ended = answer[learnt - 1] in self._special_ids
-                found += [None] * len(prompt) + places(exchange, of_text, size, ended=ended)
+                of_answer = places(exchange, ends[:learnt], written.encode(), of_text, ended=ended)
+                found += [None] * len(prompt) + of_answer
             found += [None] * (len(tokens) - len(found))
         return tokens, labels, turn, found
 

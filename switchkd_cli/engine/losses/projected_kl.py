@@ -20,7 +20,7 @@ def projected_kl(
 ) -> Tensor:
     """Return KL(p_T || p_S W) on the teacher's k likeliest tokens and all others as one, at the beginning of each span, [C].
 
-    W maps each of the student's tokens to one of the teacher's: that of equal bytes, else the one with which the teacher
+    The k are among those that W reaches. W maps each of the student's tokens to one of the teacher's: that of equal bytes, else the one with which the teacher
     begins its text (`first_pieces` [V_S]; -1: none, its probability counts as another token's). p = softmax(z / temperature),
     of logits [M, V_T] and [N, V_S].
 
@@ -31,7 +31,8 @@ def projected_kl(
     student = (at_least_float32(student_logits[first_positions(student_spans)]) / temperature).softmax(-1)
     known = (first_pieces >= 0).nonzero()[:, 0]
     projected = torch.zeros_like(teacher).index_add(1, first_pieces[known], student[:, known])
-    p, ids = teacher.topk(min(k, teacher.shape[-1]), -1)
+    reached = torch.zeros_like(teacher[:1]).index_fill(1, first_pieces[known], 1.0)
+    p, ids = (teacher * reached).topk(min(k, teacher.shape[-1]), -1)
     both = (torch.cat([of, 1 - of.sum(-1, keepdim=True)], -1) for of in (p, projected.gather(-1, ids)))
     p, q = (of.clamp(min=torch.finfo(of.dtype).eps).log() for of in both)
     return kl(p, q)
