@@ -173,7 +173,7 @@ def _stage(s: Stage, *, reused: bool) -> str:
 
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
+    on: str = "pictures" if registry.signature("loss", term.loss).of_images else term.on
     on += ", by bytes" * (term.alignment == "bytes")
     return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
 

@@ -61,10 +61,7 @@ def _by_bytes(tokenizer: PreTrainedTokenizerBase, end: int | None) -> dict[Key, 
     found: dict[Key, int] = {}
     spelled = token_bytes(tokenizer)
     for id in sorted(range(len(spelled)), key=lambda id: bool(BYTE.fullmatch(strings[id] or ""))):
-        key = spelled[id], count[spelled[id]]
-        count[spelled[id]] += 1
-        if id == end:
-            key = b"", -1
-        if key[0] or id == end:
-            found[key] = id
+        if spelled[id] or id == end:
+            found[(b"", -1) if id == end else (spelled[id], count[spelled[id]])] = id
+            count[spelled[id]] += 1
     return found

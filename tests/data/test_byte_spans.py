@@ -16,7 +16,9 @@ from tests.support import tiny, unlike
 KINDS = ("bpe", "bytes", "words", "pieces")
 kinds = st.sampled_from([*KINDS, "playground"])
 letters = st.sampled_from("ab e.\t\n 狗好🙂👍🏽é") | st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])
-texts = st.text(letters, min_size=1, max_size=30).filter(lambda text: text.strip() and "<" not in text and "#" not in text)
+texts = st.text(letters, min_size=1, max_size=30).filter(
+    lambda text: text.strip() and "<" not in text and "#" not in text
+)
 
 
 @pytest.fixture(scope="module")

@@ -117,5 +117,3 @@ def conversations(
     turns = how.pop("turns", "chained")
     both = (Rows(rows, llava_row, images=images, turns=turns) for _ in range(2))
     return Conversations(next(both), student.inputs, teacher=Conversations(next(both), teacher.inputs, **how), **how)
-
-

@@ -210,9 +210,7 @@ def test_diagnostics_compare_only_what_reads_the_same_tokens(pair, batch):
 def test_equal_bytes_are_one_token_whatever_their_names_and_so_are_the_ends(models):
     student, teacher = (models[kind].inputs.tokenizer for kind in ("bpe", "pieces"))
     found = token_map(models["bpe"], models["pieces"])
-    names = {
-        student.convert_ids_to_tokens(a): teacher.convert_ids_to_tokens(b) for a, b in found.shared.T.tolist()
-    }
+    names = {student.convert_ids_to_tokens(a): teacher.convert_ids_to_tokens(b) for a, b in found.shared.T.tolist()}
     assert names["<|im_end|>"] == "<end>"
     assert names["Ġred"] == "▁red" if "Ġred" in names else True
     assert names["Ġ"] == "▁" and names["a"] == "a" and names["b"] == "<0x62>" and names["ä"] == "<0xE4>"
@@ -221,7 +219,9 @@ def test_equal_bytes_are_one_token_whatever_their_names_and_so_are_the_ends(mode
 def test_a_students_token_begins_with_a_piece_of_the_teachers(models):
     student, teacher = models["bpe"].inputs.tokenizer, models["bytes"].inputs.tokenizer
     pieces = token_map(models["bpe"], models["bytes"]).first_pieces
-    by_name = {student.convert_ids_to_tokens(i): teacher.convert_ids_to_tokens(int(p)) for i, p in enumerate(pieces) if p >= 0}
+    by_name = {
+        student.convert_ids_to_tokens(i): teacher.convert_ids_to_tokens(int(p)) for i, p in enumerate(pieces) if p >= 0
+    }
     longest = max((name for name in by_name if "<" not in name), key=len)
     assert len(longest) > 1 and by_name[longest] == longest[0]
     assert by_name["a"] == "a" and by_name["<|im_end|>"] == "<eos>"

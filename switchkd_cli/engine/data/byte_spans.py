@@ -84,10 +84,11 @@ def number_spans(ours: Sequence[Place | None], theirs: Sequence[Place | None]) -
 
 
 def _number(of: Sequence[Place | None], common: Collection[Place]) -> list[int]:
-    numbers, begin, count = [-1] * len(of), 0, 0
+    numbers, count = [-1] * len(of), 0
+    answer, begin = -1, 0  # of the open span
     for i, place in enumerate(of):
-        if place is None or (i and of[i - 1] is not None and of[i - 1][0] != place[0]):
-            begin = i + (place is None)
+        if place is not None and place[0] != answer:
+            answer, begin = place[0], i
         if place in common:
             numbers[begin : i + 1] = [count] * (i + 1 - begin)
             begin, count = i + 1, count + 1

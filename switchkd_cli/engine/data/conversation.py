@@ -253,8 +253,8 @@ class Conversations(Dataset[Example]):
                     raise Fault("the chat template changes the text of an answer")
                 of_text = slice(first := len(written[:begin].encode()), first + len(text.encode()))
                 ended = answer[learnt - 1] in self._special_ids
-                of_answer = places(exchange, ends[:learnt], written.encode(), of_text, ended=ended)
-                found += [None] * len(prompt) + of_answer
+                found += [None] * len(prompt)
+                found += places(exchange, ends[:learnt], written.encode(), of_text, ended=ended)
             found += [None] * (len(tokens) - len(found))
         return tokens, labels, turn, found
 

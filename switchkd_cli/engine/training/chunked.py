@@ -114,7 +114,7 @@ class ChunkedObjective:
             return [([slice(0, of_path[-1]) for of_path in begins], keep)]
         if not whole:  # of equal size: a short one at the end would read a whole head for a few positions
             size = math.ceil(most / math.ceil(most / size))
-        chunks = []
+        chunks: list[Chunk] = []
         for part in _group_neighbours(list(map(max, zip(*counts, strict=True))), size):
             mask = torch.zeros_like(keep)
             if whole:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ class Objective:
         return Normalizers(dict(zip(each[0], together, strict=True)), progress)
 
     def _counts(self, batch: Batch) -> dict[str, Tensor]:
-        counts = {on: batch.predicting(on).sum() for on in self.on}
+        counts: dict[str, Tensor] = {on: batch.predicting(on).sum() for on in self.on}
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
         if self.tokens is not None:
             counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
@@ -165,9 +165,9 @@ class Objective:
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
-                output = outputs[output_name(path, kind)]
+                output: Any = outputs[output_name(path, kind)]
                 if kind in registry.OF_POSITIONS:
-                    output = select(cast(Tensor, output))
+                    output = select(output)
                 if kind == "logits" and pairs is not None and self.tokens is not None:
                     output = output[:, self.tokens.shared[int(path != "student")].to(output.device)]
                 given[f"{side}_{kind}"] = output
