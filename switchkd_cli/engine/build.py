@@ -22,6 +22,9 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
 
+OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
+
+
 @dataclass(frozen=True)
 class Pair:
     """A recipe's models, checked to be complete and to fit each other before any weight is read."""
@@ -111,6 +114,9 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
+        chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
+        if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
+            raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
     return Pair(student, teacher, vocabulary, notes, recipe.data[recipe.stages[-1].trained_on[0]].template)
 
