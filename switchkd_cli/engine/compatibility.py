@@ -96,7 +96,9 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
         short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
         for model in (student, teacher)
     )
-    template = PairFact("chat template", ours, theirs)  # they may differ: the teacher reads the student's text or its own
+    template = PairFact(
+        "chat template", ours, theirs
+    )  # they may differ: the teacher reads the student's text or its own
     return *teacher.facts(student, users), _vocabulary_fact(student, teacher, terms), template
 
 

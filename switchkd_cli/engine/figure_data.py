@@ -122,7 +122,9 @@ def _fits(question: str) -> bool:
 def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel, *, own: bool = False) -> list[Batch]:
     """Return each row as a batch of its own, as a conversation of this model, in its `own` template or the data's."""
     spec = run.config.data[run.config.stages[-1].trained_on[0]]
-    data = Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=None if own else spec.template)
+    data = Conversations(
+        Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=None if own else spec.template
+    )
     pad_token = model.inputs.tokenizer.pad_token_id
     return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(rows))]
 

@@ -1,13 +1,17 @@
 """A student and a teacher that read a row as tokens of their own: what is compared, on what, and what learns from it."""
 
 import copy
+import json
+import shutil
 from functools import partial
+from math import isfinite
 
 import pytest
 import torch
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, collate
+from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
@@ -17,8 +21,15 @@ from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.engine.training.objective import LossInputs, Objective
+from switchkd_cli.errors import UserError
+from switchkd_cli.planning.estimate import Misfit
+from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.model_paths import ASSETS
 from switchkd_cli.recipe.schema import Term
+from switchkd_cli.scheduler import launch
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import tiny, unlike
+from tests.support.shipped_recipes import RECIPES
 
 dense_objective = partial(ChunkedObjective, dense=True)
 SPANS = [name for name in registry.LOSSES if registry.signature("loss", name).of_spans]
@@ -225,3 +236,63 @@ def test_a_students_token_begins_with_a_piece_of_the_teachers(models):
     longest = max((name for name in by_name if "<" not in name), key=len)
     assert len(longest) > 1 and by_name[longest] == longest[0]
     assert by_name["a"] == "a" and by_name["<|im_end|>"] == "<eos>"
+
+
+FRESH = "{fresh: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,"
+FRESH += " num_key_value_heads: 2, max_position_embeddings: 2048, tie_word_embeddings: true}}"
+
+
+def recipe(row, *overrides):
+    """The shipped recipe, with an untrained reader of byte-level BPE."""
+    (run,) = load_rows(RECIPES / "unlike_tokenizer.yaml", [row], overrides=[f"student.language={FRESH}", *overrides])
+    return run
+
+
+def test_the_shipped_recipe_maps_the_playgrounds_two_vocabularies():
+    pair = check_pair(recipe("switch-kd").config, with_teacher=True)
+    assert (pair.vocabulary.shared, pair.vocabulary.own) == (561, 1872)
+    found, ours, theirs = pair.tokens(), pair.student.inputs.tokenizer, pair.teacher.inputs.tokenizer
+    names = {ours.convert_ids_to_tokens(a): theirs.convert_ids_to_tokens(b) for a, b in found.shared.T.tolist()}
+    assert names["<|end|>"] == "<|end|>" and names["Ġapple"] == "▁apple" and names["a"] == "<0x61>"
+
+
+POSITIONS = ["stages.distill.objective.align.alignment=positions", "stages.distill.objective.align.loss=forward_kl"]
+POSITIONS += ["stages.distill.objective.align.parameters={}"]
+
+
+def test_positions_of_unlike_tokens_are_refused_with_what_to_add():
+    with pytest.raises(Misfit) as refused:
+        check_pair(recipe("switch-kd", *POSITIONS).config, with_teacher=True)
+    assert refused.value.code == 2 and refused.value.hint.startswith("add `alignment: bytes` to align; or ")
+    assert [fact.name for fact in refused.value.facts if fact.verdict == "bytes"] == ["vocabulary"]
+
+
+@pytest.mark.parametrize(
+    "figure", ["checkpoints.best=kl/student", "stages.distill.validation.monitor=validation/agreement"]
+)
+def test_a_figure_that_needs_common_tokens_chooses_nothing(figure):
+    with pytest.raises(UserError, match="needs common tokens"):
+        check_pair(recipe("switch-kd", figure).config, with_teacher=True)
+
+
+def test_a_teacher_that_reads_its_own_tokens_needs_a_chat_template(tmp_path):
+    shutil.copytree(ASSETS / "teacher-small", tmp_path / "teacher")
+    (tmp_path / "teacher" / "chat_template.jinja").unlink()
+    overrides = [f"teacher.checkpoint={tmp_path / 'teacher'}", "evaluation=null"]
+    with pytest.raises(UserError, match="teacher: no chat template"):
+        check_pair(recipe("vsd", *overrides).config, with_teacher=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["switch-kd", "vsd", "sft"])
+def test_two_steps_of_each_row_of_the_recipe(row, tmp_path):
+    small = [f"stages.{stage}.{field}" for stage in ("pretrain", "distill") for field in ("steps=2", "batch=4")]
+    small += [f"data.{name}.parameters.pictures=6" for name in ("captions", "instructions", "held_out")]
+    run = recipe(row, *small, "stages.distill.micro_batch=2", "evaluation=null", "check=true")
+    folder = launch.run_one(run, RunOptions(out=tmp_path))
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    steps = [line for line in lines if line.get("stage") == "distill" and "step" in line and "loss" in line]
+    assert len(steps) == 2 and folder.info()["status"] == "finished"
+    for line in steps:
+        assert all(isfinite(value) for name, value in line.items() if name.startswith("loss"))
+        assert line.get("aligned/bytes") == (1.0 if row == "switch-kd" else None)
