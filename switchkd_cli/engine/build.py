@@ -21,7 +21,6 @@ from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
 
-
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
 

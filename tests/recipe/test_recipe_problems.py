@@ -294,7 +294,7 @@ def test_a_term_of_weight_0_trains_nothing(tmp_path):
 ALIGN = "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}"
 BYTES = {
     "loss: alm, to: teacher": "alm compares bytes, got 'positions' (did you mean 'bytes'?)",
-    "loss: alm, to: teacher, alignment: byte": "must be 'positions' or 'bytes', got 'byte'",
+    "loss: alm, to: teacher, alignment: byte": "must be one of positions, bytes, got 'byte' (did you mean 'bytes'?)",
     "loss: forward_kl, to: teacher, alignment: bytes, on: text": (
         "bytes are compared in answers, got 'text' (did you mean 'answer'?)"
     ),

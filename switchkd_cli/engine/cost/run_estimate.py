@@ -9,15 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from switchkd_cli import registry
+from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_fit,
-    compare,
-    positions,
-    read_by_teacher,
-    shared_vocabulary,
-)
+from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, positions, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -81,8 +75,10 @@ def estimate_run(
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
                 limits = positions(name, config.stages, student.config, teacher_config)
-                own = vocabulary is not None and vocabulary.own and read_by_teacher(name, config.stages)
-                reader = teacher.blueprint if own and isinstance(teacher, KnownModel) else None
+                reader = (
+                    teacher.blueprint if isinstance(teacher, KnownModel) and vocabulary and vocabulary.own else None
+                )
+                reader = reader if compatibility.read_by_teacher(name, config.stages) else None
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, reader)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
             if opened and look:
