@@ -203,9 +203,9 @@ def _compare_with_teacher(
     They are measured on the last stage's validation set; without one, on the data that it was trained on.
     """
     pair = check_pair(run.config, with_teacher=True)
-    if pair.vocabulary.own is not None:
-        raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     paths = pair.build(trained=folder.model)
+    if paths.tokens is not None:
+        raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     stage = run.config.stages[-1]
     data = {
         name: opened.get(name)
