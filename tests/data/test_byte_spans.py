@@ -1,13 +1,15 @@
 """Answers as two tokenizers' tokens: where each token ends, and the spans of bytes that both end together."""
 
+import os
 from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from switchkd_cli.engine.batch import IGNORE
-from switchkd_cli.engine.data.byte_spans import number_spans, places, token_bytes, token_ends
+from switchkd_cli.engine.data.byte_spans import covered, number_spans, places, token_bytes, token_ends
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
@@ -122,3 +124,27 @@ def test_a_data_set_without_a_second_reader_has_no_spans(models):
     of = models["bpe"]
     alone = Conversations(Rows([tiny.row("r", None, ("a", "b"))], llava_row), of.inputs).text_example(0)
     assert (alone.spans, alone.teacher, alone.aligned) == (None, None, None)
+
+
+VOCABULARIES = os.environ.get("SWITCHKD_GGUF_VOCABULARIES")
+
+
+@pytest.mark.skipif(
+    not VOCABULARIES,
+    reason="SWITCHKD_GGUF_VOCABULARIES: a folder with ggml-vocab-{qwen2,phi-3}.gguf of llama-cpp-python's sdist; needs gguf",
+)
+def test_spans_of_real_tokenizers_cover_all_bytes():
+    """Byte-level BPE with NFC, and SentencePiece with single bytes; reading the two takes minutes."""
+    names = ("qwen2", "phi-3")
+    read = [AutoTokenizer.from_pretrained(VOCABULARIES, gguf_file=f"ggml-vocab-{name}.gguf") for name in names]
+    for text in ("three red apples.", "你好，狗🙂👍🏽！", "é e\u0301  two\n\ttabs", "ﬁ ½ 한국어 العربية"):
+        written, found = text.encode(), []
+        for tokenizer in read:
+            spelled, encoding = (
+                token_bytes(tokenizer),
+                tokenizer(text, add_special_tokens=False, return_offsets_mapping=True),
+            )
+            ends = token_ends([spelled[id] for id in encoding["input_ids"]], text, encoding["offset_mapping"])
+            found.append(places(0, [*ends, None], written, slice(0, len(written)), ended=True))
+        spans, others = number_spans(*found)
+        assert covered(found[0], spans, [len(written)]) == len(written) and min(spans + others) == 0
