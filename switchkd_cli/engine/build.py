@@ -10,14 +10,19 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.hub import fetch
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
+
+OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Pair:
     vocabulary: compatibility.Vocabulary
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
+    template: str | None = None
+    """Of the last stage's data, which says how the student's answers end."""
     adapted: bool = False
     """Whether the switch has an adapter."""
 
@@ -42,7 +49,19 @@ class Pair:
         teacher, adapter = self.teacher.build() if self.teacher else None, None
         if self.adapted and self.teacher is not None and not trained:
             adapter = FeatureAdapter.between(self.student, self.teacher, seed)
-        return Paths(student, teacher, self.vocabulary.shared, adapter=adapter)
+        return Paths(student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter)
+
+    def tokens(self) -> TokenMap | None:
+        """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
+        if self.teacher is None or self.vocabulary.own is None:
+            return None
+        ours, theirs = self.student.inputs, self.teacher.inputs
+        ends = _end(ours, self.template), _end(theirs, None)
+        return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
+
+    def reader(self, data: str, stages: Sequence[Stage]) -> Blueprint | None:
+        """Return the teacher where it reads a data set as its own tokens."""
+        return self.teacher if self.vocabulary.own and compatibility.read_by_teacher(data, stages) else None
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
         """See `compatibility.positions`."""
@@ -100,9 +119,21 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         teacher = None
     terms = [term for stage in recipe.stages for term in stage.objective]
     differences = compatibility.check_fit(compatibility.compare(student, teacher, terms), recipe.remedies)
-    vocabulary = compatibility.shared_vocabulary(student, teacher)
+    vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
+    if teacher is not None and vocabulary.own:
+        compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
+        chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
+        if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
+            raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes, adapted=recipe.switch.adapter is not None)
+    template = recipe.data[recipe.stages[-1].trained_on[0]].template
+    return Pair(student, teacher, vocabulary, notes, template, adapted=recipe.switch.adapter is not None)
+
+
+def _end(inputs: InputProcessor, template: str | None) -> int | None:
+    """Return the token that ends an answer in a template, as `Conversations` learns it."""
+    end = end_token(inputs.tokenizer, tokens_after_answer(inputs, template_text(template, inputs)))
+    return inputs.tokenizer.eos_token_id if end is None else end
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
@@ -114,12 +145,22 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
 
 
 def open_data(
-    spec: DataSet, model: VisionLanguageModel | Blueprint, cache: Path, positions: Mapping[str, int] | None = None
+    spec: DataSet,
+    model: VisionLanguageModel | Blueprint,
+    cache: Path,
+    positions: Mapping[str, int] | None = None,
+    teacher: Blueprint | None = None,
 ) -> Conversations:
     """Open one named data set as examples for `model`, without inspecting its rows. `positions`: see `Conversations`.
+
+    `teacher`: a model that reads the same rows as tokens of its own, in its own chat template.
 
     Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
     fields = spec.model_dump(include={"template", "max_length", "max_faults"})
-    return Conversations(rows, model.inputs, positions=positions, **fields)
+    if teacher is None:
+        return Conversations(rows, model.inputs, positions=positions, **fields)
+    limits = [{who: n for who, n in (positions or {}).items() if (who == "teacher") == own} for own in (False, True)]
+    other = Conversations(rows, teacher.inputs, positions=limits[1], **fields | {"template": None})
+    return Conversations(rows, model.inputs, positions=limits[0], teacher=other, **fields)

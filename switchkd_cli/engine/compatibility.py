@@ -25,6 +25,8 @@ from switchkd_cli.recipe.schema import Stage, Term
 class Vocabulary:
     """The logits that are compared: the first `shared` columns of the `student` and `teacher` columns of the heads.
 
+    `own`: of the teacher it is as many, where each model reads a row as its own tokens.
+
     Heads are often padded to different widths (Qwen2.5: 151,936 and 152,064 for 151,665 tokens). A padding
     column is no token: it must never enter a softmax, a top-k or a knee.
     """
@@ -32,8 +34,13 @@ class Vocabulary:
     shared: int
     student: int
     teacher: int | None = None
+    own: int | None = None
 
     def __str__(self) -> str:
+        if self.own is not None:
+            of_teacher = f"the first {self.own:,} of the teacher's {self.teacher:,}"
+            of_student = f"the first {self.shared:,} of the student's {self.student:,}"
+            return f"vocabulary: each model reads its own tokens: {of_student} and {of_teacher} logits are read"
         widths = f"the student's {self.student:,}"
         if self.teacher is not None:
             widths += f" and the teacher's {self.teacher:,}"
@@ -92,8 +99,8 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
         short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
         for model in (student, teacher)
     )
-    template = PairFact("chat template", ours, theirs)  # they may differ: the teacher reads the student's text
-    return *facts, _vocabulary_fact(student, teacher), template
+    template = PairFact("chat template", ours, theirs)  # the teacher reads the student's text, or its own
+    return *facts, _vocabulary_fact(student, teacher, terms), template
 
 
 def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str]:
@@ -110,22 +117,31 @@ def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str
     return [fact.difference for fact in facts if fact.difference]
 
 
-def shared_vocabulary(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
+def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
     """Return the vocabulary that two models that fit share: every token of the student's tokenizer.
 
-    Tokens that only the teacher has never occur.
+    Tokens that only the teacher has never occur. With other ids, or a term that compares bytes, each model reads a row as
+    its own tokens.
     """
-    return Vocabulary(len(student.inputs.tokenizer), student.vocabulary, teacher.vocabulary if teacher else None)
+    tokens = len(student.inputs.tokenizer)
+    if teacher is None:
+        return Vocabulary(tokens, student.vocabulary)
+    apart = _other_ids(student, teacher) or any(term.alignment == "bytes" for term in terms)
+    return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
 def positions(
     data: str, stages: Iterable[Stage], student: PretrainedConfig, teacher: PretrainedConfig | None
 ) -> dict[str, int]:
     """Return, by model, the maximum positions of the models that read a data set, where their configs say it."""
-    uses_teacher = any(stage.needs_teacher for stage in stages if data in stage.data_sets)
-    models = {"student": student, "teacher": teacher if uses_teacher else None}
+    models = {"student": student, "teacher": teacher if read_by_teacher(data, stages) else None}
     limits = {who: max_positions(config) for who, config in models.items() if config is not None}
     return {who: limit for who, limit in limits.items() if limit}
+
+
+def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
+    """Return whether a stage shows the data set to the teacher."""
+    return any(stage.needs_teacher for stage in stages if data in stage.data_sets)
 
 
 QUESTION = "What?"
@@ -156,21 +172,46 @@ def _as_compared(fact: PairFact, terms: Sequence[str]) -> PairFact:
     return replace(fact, verdict="impossible", difference=why, hint=PLACES_HINT)
 
 
-def _vocabulary_fact(student: Blueprint, teacher: Blueprint) -> PairFact:
-    """Compare the tokens of the student's ids with those of the teacher, which may have more."""
+def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Term]) -> PairFact:
+    """Compare the tokens of the student's ids with those of the teacher, which may have more.
+
+    Other ids need terms that compare student and teacher by bytes; and where one does, all have to.
+    """
+    ours, theirs = (f"{len(model.inputs.tokenizer):,} tokens" for model in (student, teacher))
+    told, across = "", [term for term in terms if {"student"} < term.paths and _reads_tokens(term)]
+    if found := _other_ids(student, teacher):
+        told, of_student, of_teacher = found
+        ours, theirs = ours + of_student, theirs + of_teacher
+    elif by_bytes := [term.name for term in across if term.alignment == "bytes"]:
+        told = f"{', '.join(by_bytes)}: alignment: bytes, so that each model reads its own tokens"
+    told = told and f"teacher: vocabulary: {told}"
+    names: dict[bool, list[str]] = {True: [], False: []}  # by whether bytes help
+    for term in across if told else ():
+        if term.alignment == "positions":
+            names[not registry.signature("loss", term.loss).of_images].append(term.name)
+    ways = ("add `alignment: bytes` to", names[True]), ("leave out", names[False])
+    if not (hint := " and ".join(f"{way} {', '.join(of)}" for way, of in ways if of)):
+        return PairFact("vocabulary", ours, theirs, difference=told)
+    return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {WORDS_HINT}")
+
+
+def _reads_tokens(term: Term) -> bool:
+    """Return whether a term compares what depends on tokens of the text: anything but features and visual tokens."""
+    return any(kind not in ("features", "tokens") for _, kind in registry.signature("loss", term.loss).reads)
+
+
+def _other_ids(student: Blueprint, teacher: Blueprint) -> tuple[str, str, str] | None:
+    """Return the first of the student's ids that is another token of the teacher, or none, and what either has there."""
     tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
     ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
-    student_has, teacher_has = (f"{len(tokens):,} tokens" for tokens in (ours, theirs))
     if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
         i, count = differing[0], len(differing)
-        student_has, teacher_has = f"{student_has}, id {i} is {ours[i]!r}", f"{teacher_has}, id {i} is {theirs[i]!r}"
         told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
-    elif missing := ours[len(theirs) :]:
+        return told, f", id {i} is {ours[i]!r}", f", id {i} is {theirs[i]!r}"
+    if missing := ours[len(theirs) :]:
         counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
-        told = f"{counts}, {missing[0]!r} the first that the teacher lacks"
-    else:
-        return PairFact("vocabulary", student_has, teacher_has)
-    return PairFact("vocabulary", student_has, teacher_has, "bytes", f"teacher: vocabulary: {told}", WORDS_HINT)
+        return f"{counts}, {missing[0]!r} the first that the teacher lacks", "", ""
+    return None
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:

@@ -47,11 +47,12 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     rows = _choose_rows(run, folder, paths.student)[:1]
     if not rows:
         return None
-    (batch,) = _batches(run, rows, paths.student)
+    own = paths.teacher if paths.tokens is not None else None  # then only teacher and switch have knees
+    (batch,) = _batches(run, rows, own or paths.student, own=own is not None)
     keep = batch.predicting("answer")
     keep &= keep.cumsum(-1) == 1
     logits = paths(batch, tuple(knees), keep)
-    tokenizer = paths.student.inputs.tokenizer
+    tokenizer = (own or paths.student).inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(rows[0]),
@@ -118,10 +119,12 @@ def _fits(question: str) -> bool:
     return "?" in first and len(first) <= LONGEST
 
 
-def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> list[Batch]:
-    """Return each row as a batch of its own, as a conversation of this model."""
+def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel, *, own: bool = False) -> list[Batch]:
+    """Return each row as a batch of its own, as a conversation of this model, in its `own` template or the data's."""
     spec = run.config.data[run.config.stages[-1].trained_on[0]]
-    data = Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=spec.template)
+    data = Conversations(
+        Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=None if own else spec.template
+    )
     pad_token = model.inputs.tokenizer.pad_token_id
     return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(rows))]
 

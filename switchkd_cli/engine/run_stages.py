@@ -72,7 +72,9 @@ def train_stages(
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
     data = {
-        name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
+        name: open_data(
+            run.config.data[name], paths.student, folder.root, pair.positions(name, stages), pair.reader(name, stages)
+        )
         for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
     }
     for rows in data.values():
@@ -203,6 +205,8 @@ def _compare_with_teacher(
     """
     pair = check_pair(run.config, with_teacher=True)
     paths = pair.build(trained=folder.model)
+    if paths.tokens is not None:
+        raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     stage = run.config.stages[-1]
     data = {
         name: opened.get(name)

@@ -28,6 +28,7 @@ AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed 
 OF_STUDENT, OF_SWITCH = {"vision", "projector", "language"}, {"vision", "adapter"}
 REACH: dict[str, set[str]] = {"student": OF_STUDENT, "switch": OF_SWITCH, "teacher": set()}
 REACH_OF_KIND: dict[str, set[str]] = {"features": OF_SWITCH, "tokens": {*OF_SWITCH, "projector"}}
+ACROSS = ({"student", "teacher"}, {"student", "switch"})
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -180,6 +181,13 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
     if not needs_labels and to == "labels":
         kinds = " and ".join(dict.fromkeys(kind for _, kind in signature.reads))
         yield (*path, "to"), f"{loss} compares two models' {kinds}, got 'labels' (did you mean 'teacher'?)"
+    by_bytes = term.get("alignment", "positions") == "bytes"
+    if signature.of_spans and not by_bytes:
+        yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
+    if by_bytes and (signature.of_images or {str(term.get("of", "student")), str(to)} not in ACROSS):
+        yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
+    if by_bytes and term.get("on", "answer") != "answer":
+        yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
     if signature.of_images and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 

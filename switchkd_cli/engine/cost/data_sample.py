@@ -16,6 +16,7 @@ from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.fingerprint import DATASET
@@ -108,11 +109,16 @@ class DataSample:
 
 
 def sample_data(
-    spec: DataSet, model: KnownModel, root: Path, scratch: Path, positions: Mapping[str, int]
+    spec: DataSet,
+    model: KnownModel,
+    root: Path,
+    scratch: Path,
+    positions: Mapping[str, int],
+    teacher: Blueprint | None = None,
 ) -> DataSample | None:
     """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `positions`: see `Conversations`. The index of a large file is written under `root`, if that folder exists; all else,
+    `positions`: see `Conversations`. `teacher`: see `open_data`. The index of a large file is written under `root`, if that folder exists; all else,
     generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
     before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
     as far as the texts show.
@@ -134,7 +140,7 @@ def sample_data(
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
-        conversations = open_data(spec, model.blueprint, cache, positions)
+        conversations = open_data(spec, model.blueprint, cache, positions, teacher)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
     indices = list(range(len(data)))

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from switchkd_cli import registry
+from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.batch import POSITIONS
 from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, positions, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
@@ -70,7 +71,11 @@ def estimate_run(
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
                 limits = positions(name, config.stages, student.config, teacher_config)
-                samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits)
+                reader = (
+                    teacher.blueprint if isinstance(teacher, KnownModel) and vocabulary and vocabulary.own else None
+                )
+                reader = reader if compatibility.read_by_teacher(name, config.stages) else None
+                samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, reader)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
             if opened and look:
                 sets: dict[str, EvaluationSet] = {}
@@ -113,7 +118,7 @@ def _shared_vocabulary(
     """Return the vocabulary that both models share, and how they compare if both are here."""
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
-        return shared_vocabulary(*both), compare(*both, terms)
+        return shared_vocabulary(*both, terms), compare(*both, terms)
     return Vocabulary(student.tokens, student.vocabulary, teacher.vocabulary if teacher else None), ()
 
 

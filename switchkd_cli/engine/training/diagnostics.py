@@ -41,7 +41,8 @@ class KneeStats(NamedTuple):
 class Diagnostics:
     """Figures of one micro-batch from the logits that its loss needs anyway, in any number of chunks.
 
-    On the supervised tokens, whatever positions the terms read, if there is a teacher:
+    On the supervised tokens, whatever positions the terms read, if there is a teacher; without the student's where it reads
+    other tokens than the teacher, and without the knees of terms that compare bytes:
 
     - `teacher_ce`, `student_ce`: cross-entropy of either, in nats
     - `agreement/<path>`: share of positions where the path's most likely token is the teacher's
@@ -68,7 +69,8 @@ class Diagnostics:
             select = row_selector(answers)
             of_answers = {path: select(values) for path, values in logits.items()}
             found |= _against_teacher(of_answers, select(batch.targets[keep]))
-        for spec in dict.fromkeys(spec for _, spec in self.knees):  # what several terms share is sorted once
+        # what several terms share is sorted once
+        for spec in dict.fromkeys(spec for _, spec in self.knees if spec.path in logits):
             chosen = batch.predicting(spec.on)[keep]
             if chosen.any():
                 knee, k, mass = measure_knees(row_selector(chosen)(logits[spec.path]), spec)
@@ -94,7 +96,7 @@ class Diagnostics:
 def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
     """Return the terms' names with each of their knees, as their losses declare (`registry.Signature.leaders`)."""
     specs = []
-    for term in terms:
+    for term in (term for term in terms if term.alignment == "positions"):
         signature = registry.signature("loss", term.loss)
         for side in signature.leaders(term.parameters):
             bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
