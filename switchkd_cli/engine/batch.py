@@ -132,6 +132,10 @@ class Batch:
         follows = (_shift_left(self.turn, -1) == self.turn) | (self.turn == 0)
         return _shift_left(chosen, False) & follows
 
+    def predicting_in_all(self, on: str) -> Tensor:
+        """Return `predicting` of the student's tokens, and of the teacher's where they are others, as `read_by` takes it."""
+        return torch.cat([of.predicting(on) for of in self.readings], 1)
+
     @property
     def has_image(self) -> Tensor:
         """[B] bool: the examples with an image."""
@@ -179,36 +183,6 @@ class Batch:
                 position=self.position[..., row, :length],
             )
             yield part, keep[row, :length]
-
-    def with_visual_tokens(self, count: int, keep: Tensor) -> tuple[Batch, Tensor]:
-        """Return the batch with `count` visual tokens in all, for a model that makes more or fewer of each image.
-
-        And the same positions of `keep` [B, T] in it; of an image's only the last one may be among them. Every image's tokens
-        become more or fewer by one factor; positions and attention are counted along the turns.
-        """
-        before = int(self.image.sum())
-        if before == count:
-            return self, keep
-        nth = (self.image.flatten().cumsum(0) - 1).view_as(self.image)
-        copies = torch.where(self.image, (nth + 1) * count // before - nth * count // before, (self.turn >= 0).long())
-        where = [torch.repeat_interleave(of_row) for of_row in copies]
-        last = [places.diff(append=places.new_tensor([-1])) != 0 for places in where]
-
-        def stretched(values: Sequence[Tensor], filler: int = 0) -> Tensor:
-            rows = [of_row[places] for of_row, places in zip(values, where, strict=True)]
-            return _stack(rows, max(map(len, rows)), filler)
-
-        turn = stretched([*self.turn], -1)
-        changed = replace(
-            self,
-            input_ids=stretched([*self.input_ids]),
-            labels=stretched([*self.labels], IGNORE),
-            turn=turn,
-            image=stretched([*self.image]),
-            attention=_attention(turn),
-            position=_position(turn),
-        )
-        return changed, stretched([*keep]) & _stack(last, turn.shape[1], False)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""

@@ -11,6 +11,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
+from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
@@ -59,9 +60,10 @@ class Pair:
         ends = _end(ours, self.template), _end(theirs, None)
         return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
 
-    def reader(self, data: str, stages: Sequence[Stage]) -> Blueprint | None:
+    def reader(self, data: str, stages: Sequence[Stage]) -> compatibility.Reader | None:
         """Return the teacher where it reads a data set as its own tokens."""
-        return self.teacher if self.vocabulary.own and compatibility.read_by_teacher(data, stages) else None
+        read = compatibility.read_by_teacher(data, stages)
+        return compatibility.reader(self.student, self.teacher, self.vocabulary) if read else None
 
     def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
         """See `compatibility.positions`."""
@@ -149,18 +151,30 @@ def open_data(
     model: VisionLanguageModel | Blueprint,
     cache: Path,
     positions: Mapping[str, int] | None = None,
-    teacher: Blueprint | None = None,
+    reader: compatibility.Reader | None = None,
 ) -> Conversations:
     """Open one named data set as examples for `model`, without inspecting its rows. `positions`: see `Conversations`.
 
-    `teacher`: a model that reads the same rows as tokens of its own, in its own chat template.
-
-    Raises UserError for missing or broken files.
+    `reader`: a teacher that reads the same rows as tokens of its own. Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
+    return read_rows(rows, spec, model, positions, reader)
+
+
+def read_rows(
+    rows: Rows,
+    spec: DataSet,
+    model: VisionLanguageModel | Blueprint,
+    positions: Mapping[str, int] | None = None,
+    reader: compatibility.Reader | None = None,
+) -> Conversations:
+    """Return rows as examples, by what a data set says about them; see `open_data`."""
     fields = spec.model_dump(include={"template", "max_length", "max_faults"})
-    if teacher is None:
+    if reader is None:
         return Conversations(rows, model.inputs, positions=positions, **fields)
     limits = [{who: n for who, n in (positions or {}).items() if (who == "teacher") == own} for own in (False, True)]
-    other = Conversations(rows, teacher.inputs, positions=limits[1], **fields | {"template": None})
-    return Conversations(rows, model.inputs, positions=limits[0], teacher=other, **fields)
+    other = None
+    if reader.by_bytes:
+        other = Conversations(rows, reader.model.inputs, positions=limits[1], **fields | {"template": None})
+    data = Conversations(rows, model.inputs, positions=limits[0], teacher=other, **fields)
+    return data if other else data.with_teacher(reader.model.inputs, limits[1])

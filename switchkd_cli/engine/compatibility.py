@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
@@ -142,6 +144,22 @@ def positions(
 def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
     """Return whether a stage shows the data set to the teacher."""
     return any(stage.needs_teacher for stage in stages if data in stage.data_sets)
+
+
+class Reader(NamedTuple):
+    """A teacher that reads rows as tokens of its own: of another tokenizer (`by_bytes`), or other visual tokens alone."""
+
+    model: Blueprint
+    by_bytes: bool
+
+
+def reader(student: Blueprint, teacher: Blueprint | None, vocabulary: Vocabulary) -> Reader | None:
+    """Return the teacher if it can't read the student's tokens."""
+    if teacher is None:
+        return None
+    ours, theirs = (shape(model.config).projector.tokens for model in (student, teacher))
+    by_bytes = vocabulary.own is not None
+    return Reader(teacher, by_bytes) if by_bytes or ours != theirs else None
 
 
 QUESTION = "What?"

@@ -44,8 +44,8 @@ class Paths(nn.Module):
     | focus     | the mean of `attention` over heads            | [P, T, M]          |
 
     Only the requested outputs are computed: features alone need no language model. Logits are cut to `vocabulary`
-    columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss. With `tokens`,
-    each model reads the row as its own tokens (`Batch.teacher`), and the columns are the tokens of each.
+    columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss. With `tokens`
+    each model's columns are its own tokens. Teacher and switch read `Batch.teacher` where the teacher has tokens of its own.
 
     Where V_S or P_S is trained, a batch without images gets a blank one, which no token reads: every module of the
     student runs on every batch, whatever the batches of other processes hold, and every gradient exists, some zero.
@@ -162,7 +162,7 @@ class Paths(nn.Module):
         teacher = self.teacher
         assert teacher is not None
         tokens = teacher.project(teacher.encode(batch.images), batch.images)
-        return teacher.hidden_states(*_with_tokens(batch, tokens, keep))
+        return teacher.hidden_states(batch, tokens, keep)
 
     def _read(self, path: str, kinds: Collection[str], batch: Batch, keep: Tensor, seen: Seen) -> dict[str, PerImage]:
         """Return the outputs of one path by name, for what V_S has seen; it stops after the last step that `kinds` need."""
@@ -188,8 +188,7 @@ class Paths(nn.Module):
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if of_text:
             if states is None:
-                given = batch, values["tokens"], keep
-                hidden = model.hidden_states(*(given if path == "student" else _with_tokens(*given)))
+                hidden = model.hidden_states(batch, values["tokens"], keep)
             else:
                 hidden = states(batch, keep, self.teacher_hidden_states)
             values["hidden"] = hidden
@@ -200,10 +199,3 @@ class Paths(nn.Module):
         if path == "student":
             values |= {kind: apply(adapter, values[kind]) for kind, adapter in self.adapters.items() if kind in values}
         return {output_name(path, kind): value for kind, value in values.items()}
-
-
-def _with_tokens(batch: Batch, tokens: PerImage, keep: Tensor) -> tuple[Batch, PerImage, Tensor]:
-    """Return the arguments of `hidden_states` for the visual tokens of a P that may make more or fewer than P_S."""
-    if batch.images:
-        batch, keep = batch.with_visual_tokens(sum(map(len, tokens)), keep)
-    return batch, tokens, keep

@@ -207,10 +207,13 @@ def _compare_with_teacher(
     paths = pair.build(trained=folder.model)
     if paths.tokens is not None:
         raise UserError("student and teacher read their own tokens, whose ids can't be compared")
-    stage = run.config.stages[-1]
+    stages = run.config.stages
+    stage = stages[-1]
     data = {
         name: opened.get(name)
-        or open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, run.config.stages))
+        or open_data(
+            run.config.data[name], paths.student, folder.root, pair.positions(name, stages), pair.reader(name, stages)
+        )
         for name in stage.data_sets
     }
     trained, held_out = split(stage, data)

@@ -12,11 +12,11 @@ from pathlib import Path
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data
+from switchkd_cli.engine.compatibility import Reader
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.fingerprint import DATASET
@@ -38,6 +38,8 @@ class RowLengths:
     answer: int
     text: int
     all: int
+    teacher: RowLengths | None = None
+    """Of the teacher's own tokens; None: it reads the student's."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class DataSample:
         images = sum(row.image > 0 for row in rows)
         positions = max(1, sum(getattr(row, on) for row in rows))
         masked = self.independent or any(row.length < length for row in rows)
-        return MicroBatch(len(rows), images, length, positions, masked, self.independent)
+        theirs = [row.teacher for row in rows if row.teacher is not None]
+        teacher = self.padded(theirs, on) if theirs else None
+        return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher)
 
 
 def sample_data(
@@ -114,11 +118,11 @@ def sample_data(
     root: Path,
     scratch: Path,
     positions: Mapping[str, int],
-    teacher: Blueprint | None = None,
+    reader: Reader | None = None,
 ) -> DataSample | None:
     """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `positions`: see `Conversations`. `teacher`: see `open_data`. The index of a large file is written under `root`, if that folder exists; all else,
+    `positions`: see `Conversations`. `reader`: see `open_data`. The index of a large file is written under `root`, if that folder exists; all else,
     generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
     before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
     as far as the texts show.
@@ -140,7 +144,7 @@ def sample_data(
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
-        conversations = open_data(spec, model.blueprint, cache, positions, teacher)
+        conversations = open_data(spec, model.blueprint, cache, positions, reader)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
     indices = list(range(len(data)))
@@ -163,7 +167,10 @@ def sample_data(
 
 def _counted(example: Example) -> RowLengths:
     batch = collate([example], pad_token=0)
-    return RowLengths(len(example.input_ids), **{on: int(batch.predicting(on).sum()) for on in POSITIONS})
+    teacher = example.teacher and _counted(example.teacher)
+    return RowLengths(
+        len(example.input_ids), **{on: int(batch.predicting(on).sum()) for on in POSITIONS}, teacher=teacher
+    )
 
 
 def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:

@@ -71,9 +71,9 @@ def estimate_run(
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
                 limits = positions(name, config.stages, student.config, teacher_config)
-                reader = (
-                    teacher.blueprint if isinstance(teacher, KnownModel) and vocabulary and vocabulary.own else None
-                )
+                reader = None
+                if student.blueprint and isinstance(teacher, KnownModel) and vocabulary:
+                    reader = compatibility.reader(student.blueprint, teacher.blueprint, vocabulary)
                 reader = reader if compatibility.read_by_teacher(name, config.stages) else None
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, reader)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import cast
 
 import torch
 from jinja2 import TemplateError
 from PIL.Image import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
@@ -47,7 +49,7 @@ class Conversations(Dataset[Example]):
     same, whose example lists the rows that it replaces (`Example.instead_of`); `bad_rows` counts the unusable rows.
 
     `teacher`: the same rows as the teacher's own tokens, where it doesn't read the student's. An example then has both, and
-    the spans of the answers' bytes that both end together; `max_length` holds for each.
+    the spans of the answers' bytes that both end together; `max_length` holds for each. See also `with_teacher`.
     """
 
     def __init__(
@@ -97,6 +99,12 @@ class Conversations(Dataset[Example]):
         part = copy.copy(self)
         part.chosen = chosen
         return part
+
+    def with_teacher(self, inputs: InputProcessor, positions: Mapping[str, int] | None = None) -> Conversations:
+        """Return the data set with a teacher of the same tokenizer, whose rows differ in their visual tokens alone."""
+        both, teacher = copy.copy(self), copy.copy(self)
+        teacher.inputs, teacher.positions, both.teacher = inputs, positions or {}, teacher
+        return both
 
     def __getitem__(self, index: int) -> Example:
         replaced: list[Unusable] = []
@@ -210,7 +218,14 @@ class Conversations(Dataset[Example]):
             return example
         inputs = self.teacher.inputs
         prepared = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened) if opened else []
-        other, theirs = self.teacher._read(row, [image.text for image in prepared])
+        texts = [image.text for image in prepared]
+        if not self.aligned:
+            other, _ = self.teacher._read(row, texts, cut=example.cut)
+            ours, theirs = (of.input_ids[~cast(Tensor, of.image)] for of in (example, other))
+            if not torch.equal(ours, theirs):
+                raise Fault("student and teacher read other texts: their images have other marks")
+            return replace(example, teacher=other)
+        other, theirs = self.teacher._read(row, texts)
         spans, of_teacher = number_spans(ours, theirs)
         sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
         of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
@@ -218,19 +233,14 @@ class Conversations(Dataset[Example]):
         other = replace(other, spans=torch.tensor(of_teacher))
         return replace(example, spans=torch.tensor(spans), teacher=other, aligned=both)
 
-    def _read(self, row: Row, images: Sequence[str]) -> tuple[Example, Sequence[Place | None]]:
-        """Return the row's example for this model alone, and where its answers' tokens end."""
+    def _read(self, row: Row, images: Sequence[str], cut: int | None = None) -> tuple[Example, list[Place | None]]:
+        """Return the row's example for this model alone, and where its answers' tokens end.
+
+        `cut`: how many tokens are cut off at its end (None: those beyond `max_length`).
+        """
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
-        *untruncated, ends = self._tokens(row, images)
-        tokens, labels, turn = map(torch.tensor, self._truncate(*untruncated))
-        visual = tokens == self.inputs.image_token
-        example = Example(row.id, tokens, labels, turn, visual, cut=len(untruncated[0]) - len(tokens))
-        return example, ends[: len(tokens)]
-
-    def _tokens(self, row: Row, images: Sequence[str]) -> tuple[list, ...]:
-        """Return the row's token ids, labels, turn numbers and, if `aligned`, places, not truncated."""
         pieces = self._pieces(row)
         if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
             raise Fault("the chat template leaves out the system's text")
@@ -256,7 +266,12 @@ class Conversations(Dataset[Example]):
                 found += [None] * len(prompt)
                 found += places(exchange, ends[:learnt], written.encode(), of_text, ended=ended)
             found += [None] * (len(tokens) - len(found))
-        return tokens, labels, turn, found
+        kept = len(tokens) if self.max_length is None else self.max_length
+        kept = kept if cut is None else len(tokens) - cut
+        self._check_cut(tokens, labels, turn, kept)
+        input_ids, *others = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
+        visual = input_ids == self.inputs.image_token
+        return Example(row.id, input_ids, *others, visual, cut=len(tokens) - len(input_ids)), found[:kept]
 
     @cached_property
     def _token_bytes(self) -> list[bytes]:
@@ -269,9 +284,8 @@ class Conversations(Dataset[Example]):
         begun, whole = (self._render(marked[:count], generation=count == 1) for count in (1, 2))
         return max(0, whole.find(prompt_template.ANSWER, len(begun)) - len(begun))
 
-    def _truncate(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
-        """Truncate each list to `max_length`. Raises Fault where that would truncate the image or leave no answer."""
-        length = len(tokens) if self.max_length is None else self.max_length
+    def _check_cut(self, tokens: list[int], labels: list[int], turn: list[int], length: int) -> None:
+        """Raise Fault where only the first `length` tokens would lack some of an image's or any answer, or be too many."""
         visual = self.inputs.image_token
         if visual in tokens[length:]:
             last = max(i for i, token in enumerate(tokens) if token == visual)
@@ -284,7 +298,6 @@ class Conversations(Dataset[Example]):
         if positions > (most := min(self.positions.values(), default=positions)):
             limits = ", ".join(f"the {role} is made for {limit:,}" for role, limit in self.positions.items())
             raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
-        return tokens[:length], labels[:length], turn[:length]
 
     def _pieces(self, row: Row) -> list[Piece]:
         """Return the row's text as pieces; with independent turns the first piece is the part that all turns share."""

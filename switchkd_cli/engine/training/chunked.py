@@ -66,10 +66,7 @@ class ChunkedObjective:
             for name, value in of_chunk.items():
                 parts[name] = parts.get(name, 0.0) + value.detach()
             if on_logits is not None:
-                apart = self.paths if inputs.batch.teacher is None else ("student",)  # the others read other tokens
-                for group in (apart, [path for path in self.paths if path not in apart]):
-                    if logits := {path: cast(Tensor, outputs[path]) for path in group if path in self.paths}:
-                        on_logits(logits, *inputs.batch.read_by(next(iter(logits)), mask))
+                on_logits({path: cast(Tensor, outputs[path]) for path in self.paths}, inputs.batch, mask)
             return self.on_logits.total(of_chunk)
 
         if self.dense:

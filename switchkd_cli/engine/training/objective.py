@@ -22,7 +22,7 @@ from switchkd_cli.recipe.schema import Term
 IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
-"""Called with logits [n, V] by path, the batch, and a mask [B, T] of the n positions that they are of."""
+"""Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
 
 OnValues = Callable[[str, Tensor, Tensor], None]
 """Called with a term's name, its value at each of n positions or images, [n], and the row of the batch of each, [n]."""
@@ -95,8 +95,8 @@ class Objective:
 
     def keep(self, batch: Batch) -> Tensor:
         """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
-        masks = ([torch.zeros_like(of.image), *(of.predicting(on) for on in self.on)] for of in batch.readings)
-        return torch.cat([torch.stack(of_one).any(0) for of_one in masks], 1)
+        kept = [batch.predicting_in_all(on) for on in self.on]
+        return torch.stack(kept or [torch.zeros_like(batch.predicting_in_all("all"))]).any(0)
 
     def normalizers(
         self,
@@ -117,9 +117,8 @@ class Objective:
             counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
         if self.by_bytes:
             assert batch.aligned is not None
-            answers = torch.cat([of.predicting("answer") for of in batch.readings], 1)
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
-            counts[PAIRS] = (self._pairs(batch, answers)["student"] >= 0).sum()
+            counts[PAIRS] = (self._pairs(batch, batch.predicting_in_all("answer"))["student"] >= 0).sum()
             counts |= {"tokens": batch.predicting("answer").sum(), "bytes": batch.aligned[:, 1].sum()}
             counts["aligned bytes"] = batch.aligned[:, 0].sum()
         return counts

@@ -159,17 +159,18 @@ class Validator:
         heads = replica.heads.frozen() if replica.heads is not None else None
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
-        keep = objective.keep(batch)
-        keep[:, : answers.shape[1]] |= answers
+        keep = objective.keep(batch) | batch.predicting_in_all("answer")
         right, agreed = torch.zeros_like(answers), torch.zeros_like(answers)
 
         def compare(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
-            if "student" not in logits:
-                return
-            predicted = logits["student"].argmax(-1)
-            right[mask] = predicted == batch.targets[mask]
-            if "teacher" in self.compared:
-                agreed[mask] = predicted == logits["teacher"].argmax(-1)
+            first = {}
+            for path in self.compared:
+                read, own = batch.read_by(path, mask)
+                first[path] = logits[path].argmax(-1)[read.predicting("answer")[own]]
+            here = answers & batch.read_by("student", mask)[1]
+            right[here] = first["student"] == batch.targets[here]
+            if "teacher" in first:
+                agreed[here] = first["student"] == first["teacher"]
 
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
@@ -180,7 +181,7 @@ class Validator:
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
         sums = {f"loss/{name}": (parts[name].item(), count) for name, count in of_terms.items()}
         if "teacher" in self.compared:
-            sums["agreement"] = int((agreed & answers).sum()), int(answers.sum())
+            sums["agreement"] = int(agreed.sum()), int(answers.sum())
         return {**sums, "exact_match": whole_answers(answers, right)}
 
     def _means(self, batches: Sequence[Sums]) -> dict[str, float]:
