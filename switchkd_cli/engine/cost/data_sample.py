@@ -167,10 +167,9 @@ def sample_data(
 
 def _counted(example: Example) -> RowLengths:
     batch = collate([example], pad_token=0)
-    teacher = example.teacher and _counted(example.teacher)
-    return RowLengths(
-        len(example.input_ids), **{on: int(batch.predicting(on).sum()) for on in POSITIONS}, teacher=teacher
-    )
+    teacher = None if example.teacher is None else _counted(example.teacher)
+    counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
+    return RowLengths(len(example.input_ids), **counts, teacher=teacher)
 
 
 def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:

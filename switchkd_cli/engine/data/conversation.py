@@ -213,7 +213,7 @@ class Conversations(Dataset[Example]):
 
         `opened` are the images, of which the teacher has a text of its own (None: its usual one).
         """
-        example, ours = self._read(row, images)
+        example, ends = self._read(row, images)
         if self.teacher is None:
             return example
         inputs = self.teacher.inputs
@@ -221,15 +221,14 @@ class Conversations(Dataset[Example]):
         texts = [image.text for image in prepared]
         if not self.aligned:
             other, _ = self.teacher._read(row, texts, cut=example.cut)
-            ours, theirs = (of.input_ids[~cast(Tensor, of.image)] for of in (example, other))
-            if not torch.equal(ours, theirs):
+            if not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
             return replace(example, teacher=other)
         other, theirs = self.teacher._read(row, texts)
-        spans, of_teacher = number_spans(ours, theirs)
+        spans, of_teacher = number_spans(ends, theirs)
         sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
         of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
-        both = torch.tensor([covered(ours, spans, sizes), of_answers])
+        both = torch.tensor([covered(ends, spans, sizes), of_answers])
         other = replace(other, spans=torch.tensor(of_teacher))
         return replace(example, spans=torch.tensor(spans), teacher=other, aligned=both)
 
@@ -269,9 +268,9 @@ class Conversations(Dataset[Example]):
         kept = len(tokens) if self.max_length is None else self.max_length
         kept = kept if cut is None else len(tokens) - cut
         self._check_cut(tokens, labels, turn, kept)
-        input_ids, *others = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
-        visual = input_ids == self.inputs.image_token
-        return Example(row.id, input_ids, *others, visual, cut=len(tokens) - len(input_ids)), found[:kept]
+        ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
+        visual = ids == self.inputs.image_token
+        return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
 
     @cached_property
     def _token_bytes(self) -> list[bytes]:
