@@ -1,6 +1,6 @@
 """Build what a recipe names: the student, the teacher, their logits paths, data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
+from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
 
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
@@ -35,10 +35,7 @@ class Pair:
     vocabulary: compatibility.Vocabulary
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
-    template: str | None = None
-    """Of the last stage's data, which says how the student's answers end."""
-    adapted: bool = False
-    """Whether the switch has an adapter."""
+    recipe: Recipe
 
     def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
         """Build the models and return their paths; fresh weights are drawn from `seed`.
@@ -48,7 +45,7 @@ class Pair:
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
         teacher, adapter = self.teacher.build() if self.teacher else None, None
-        if self.adapted and self.teacher is not None and not trained:
+        if self.recipe.switch.adapter and self.teacher is not None and not trained:
             adapter = FeatureAdapter.between(self.student, self.teacher, seed)
         return Paths(student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter)
 
@@ -57,17 +54,18 @@ class Pair:
         if self.teacher is None or self.vocabulary.own is None:
             return None
         ours, theirs = self.student.inputs, self.teacher.inputs
-        ends = _end(ours, self.template), _end(theirs, None)
+        ends = _end(ours, self.recipe.data[self.recipe.stages[-1].trained_on[0]].template), _end(theirs, None)
         return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
 
-    def reader(self, data: str, stages: Sequence[Stage]) -> compatibility.Reader | None:
+    def reader(self, data: str) -> compatibility.Reader | None:
         """Return the teacher where it reads a data set as its own tokens."""
-        read = compatibility.read_by_teacher(data, stages)
-        return compatibility.reader(self.student, self.teacher, self.vocabulary) if read else None
+        return compatibility.reader(data, self.recipe.stages, self.student, self.teacher, self.vocabulary)
 
-    def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
-        """See `compatibility.positions`."""
-        return compatibility.positions(data, stages, self.student.config, self.teacher.config if self.teacher else None)
+    def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
+        """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
+        teacher = self.teacher.config if self.teacher else None
+        limits = compatibility.positions(name, self.recipe.stages, self.student.config, teacher)
+        return open_data(self.recipe.data[name], student, cache, limits, self.reader(name))
 
 
 def check_checkpoint(
@@ -128,8 +126,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
             raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
-    template = recipe.data[recipe.stages[-1].trained_on[0]].template
-    return Pair(student, teacher, vocabulary, notes, template, adapted=recipe.switch.adapter is not None)
+    return Pair(student, teacher, vocabulary, notes, recipe)
 
 
 def _end(inputs: InputProcessor, template: str | None) -> int | None:

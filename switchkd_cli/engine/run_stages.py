@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
+from switchkd_cli.engine.build import check_checkpoint, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import usable_rows
 from switchkd_cli.engine.data.look import lengths
@@ -72,9 +72,7 @@ def train_stages(
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
     data = {
-        name: open_data(
-            run.config.data[name], paths.student, folder.root, pair.positions(name, stages), pair.reader(name, stages)
-        )
+        name: pair.open_data(name, paths.student, folder.root)
         for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
     }
     for rows in data.values():
@@ -207,15 +205,8 @@ def _compare_with_teacher(
     paths = pair.build(trained=folder.model)
     if paths.tokens is not None:
         raise UserError("student and teacher read their own tokens, whose ids can't be compared")
-    stages = run.config.stages
-    stage = stages[-1]
-    data = {
-        name: opened.get(name)
-        or open_data(
-            run.config.data[name], paths.student, folder.root, pair.positions(name, stages), pair.reader(name, stages)
-        )
-        for name in stage.data_sets
-    }
+    stage = run.config.stages[-1]
+    data = {name: opened.get(name) or pair.open_data(name, paths.student, folder.root) for name in stage.data_sets}
     trained, held_out = split(stage, data)
     named = (stage.validation.data if stage.validation else None) or ", ".join(stage.trained_on)
     about = {"data": named, "held_out": held_out is not None}

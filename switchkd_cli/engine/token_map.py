@@ -19,8 +19,7 @@ class TokenMap:
 
     `ends`: the tokens that end an answer, the student's and the teacher's, which are one and the same whatever their names.
     `columns`: the teacher's tokens, the columns of its head that are read. `shared` [2, K]: pairs of ids, in the order of the
-    student's; `place` [V] int64: where one of the student's ids is among them, `partner` [V]: which of the
-    teacher's it is; -1 of one that the teacher doesn't have.
+    student's; `places`: of the student's ids and of the teacher's, [V] int64: which of the pairs it is in, -1 of one in none.
     """
 
     def __init__(
@@ -31,14 +30,13 @@ class TokenMap:
         ours, theirs = (_by_bytes(of, end) for of, end in zip((student, teacher), ends, strict=True))
         pairs = sorted((id, theirs[key]) for key, id in ours.items() if key in theirs)
         self.shared = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-        none = torch.full((len(student),), -1)
-        self.place = none.index_copy(0, self.shared[0], torch.arange(len(pairs)))
-        self.partner = none.index_copy(0, *self.shared)
+        numbers, both = torch.arange(len(pairs)), zip((student, teacher), self.shared, strict=True)
+        self.places = [torch.full((len(of),), -1).index_copy(0, ids, numbers) for of, ids in both]
 
     @cached_property
     def first_pieces(self) -> Tensor:
         """[V] int64: with which of its tokens the teacher begins the text of one of the student's, -1 of one without text."""
-        first = torch.full_like(self.place, -1)
+        first = torch.full_like(self.places[0], -1)
         texts = {id: text for id, token in enumerate(token_bytes(self._student)) if (text := _decoded(token))}
         spelled = self._teacher(list(texts.values()), add_special_tokens=False)["input_ids"]
         for id, pieces in zip(texts, spelled, strict=True):

@@ -221,10 +221,8 @@ def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield path, "the recipe has none (add `switch: {adapter: linear}`), got 'adapter'"
         terms = [term for _, term in mappings(stage.get("objective"))]
         if adapter is not None and not trained and any("switch" in (term.get("of"), term.get("to")) for term in terms):
-            yield (
-                path,
-                f"the switch's adapter was never trained: add adapter here or before, got {', '.join(map(str, train))}",
-            )
+            never = "the switch's adapter was never trained: add adapter here or before"
+            yield path, f"{never}, got {', '.join(map(str, train))}"
 
 
 def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -54,9 +54,8 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
             own = replace(example, spans=torch.where(labels == IGNORE, -1, torch.arange(length)))
             batch = collate([replace(own, teacher=own, aligned=torch.ones(2, dtype=torch.long))], pad_token=0)
             ids = torch.arange(columns)
-            objective.tokens = cast(
-                TokenMap, SimpleNamespace(place=ids, partner=ids, shared=[ids, ids], first_pieces=ids)
-            )
+            tokens = SimpleNamespace(places=[ids, ids], shared=[ids, ids], first_pieces=ids)
+            objective.tokens = cast(TokenMap, tokens)
         keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
         shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}

@@ -134,8 +134,9 @@ class Objective:
         assert self.tokens is not None
         (ours, mask), (theirs, of_teacher) = (batch.read_by(path, keep) for path in ("student", "teacher"))
         one, other = single_tokens(ours.predicted_spans[mask], theirs.predicted_spans[of_teacher])
-        partners = self.tokens.partner.to(keep.device)[ours.targets[mask][one]]
-        same = partners == theirs.targets[of_teacher][other]
+        targets = ours.targets[mask][one], theirs.targets[of_teacher][other]
+        own, pair = (of.to(keep.device)[ids] for of, ids in zip(self.tokens.places, targets, strict=True))
+        same = (own == pair) & (own >= 0)
         return {"student": one[same], "teacher": other[same], "switch": other[same]}
 
     def __call__(self, inputs: LossInputs, on_values: OnValues | None = None) -> dict[str, Tensor]:
@@ -172,8 +173,7 @@ class Objective:
                 given[f"{side}_{kind}"] = output
         given["targets"] = given["student_targets"]
         if pairs is not None and self.tokens is not None:  # a token's number is its column's
-            own = given["student_targets" if term.of == "student" else "teacher_targets"]
-            given["targets"] = self.tokens.place.to(own.device)[own]
+            given["targets"] = self.tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
         if "first_pieces" in signature.positional and self.tokens is not None:
             given["first_pieces"] = self.tokens.first_pieces.to(keep.device)
         positional = (given[name] for name in signature.positional)
