@@ -37,20 +37,13 @@ class TokenMap:
     def first_pieces(self) -> Tensor:
         """[V] int64: with which of its tokens the teacher begins the text of one of the student's, -1 of one without text."""
         first = torch.full_like(self.places[0], -1)
-        texts = {id: text for id, token in enumerate(token_bytes(self._student)) if (text := _decoded(token))}
+        texts = {id: token.decode(errors="replace") for id, token in enumerate(token_bytes(self._student)) if token}
+        texts = {id: text for id, text in texts.items() if "\ufffd" not in text}  # parts of a character have none
         spelled = self._teacher(list(texts.values()), add_special_tokens=False)["input_ids"]
         for id, pieces in zip(texts, spelled, strict=True):
             first[id] = pieces[0] if pieces else -1
         first[self.shared[0]] = self.shared[1]
         return first
-
-
-def _decoded(token: bytes) -> str:
-    """Return the token's text; empty where it is only a part of a character."""
-    try:
-        return token.decode()
-    except UnicodeDecodeError:
-        return ""
 
 
 def _by_bytes(tokenizer: PreTrainedTokenizerBase, end: int | None) -> dict[Key, int]:

@@ -45,17 +45,15 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     length = IMAGE + QUESTION + ANSWER
     tokens = torch.arange(length).clamp(min=IMAGE - 1)
     labels = torch.where(torch.arange(length) < IMAGE + QUESTION, IGNORE, tokens)
-    example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE)
-    batch = collate([example], pad_token=0)
+    spans = torch.where(labels == IGNORE, -1, torch.arange(length))
+    example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE, spans=spans)
+    # both models read the same tokens, each a span
+    batch = collate([replace(example, teacher=example, aligned=torch.ones(2, dtype=torch.long))], pad_token=0)
+    ids = torch.arange(columns)
+    map_of_ids = cast(TokenMap, SimpleNamespace(places=[ids, ids], shared=[ids, ids], first_pieces=ids))
     draw = torch.Generator().manual_seed(0)
     try:
-        objective = Objective([Term.model_validate_json(term) for term in terms])
-        if objective.by_bytes:  # both models read the same tokens, each a span
-            own = replace(example, spans=torch.where(labels == IGNORE, -1, torch.arange(length)))
-            batch = collate([replace(own, teacher=own, aligned=torch.ones(2, dtype=torch.long))], pad_token=0)
-            ids = torch.arange(columns)
-            tokens = SimpleNamespace(places=[ids, ids], shared=[ids, ids], first_pieces=ids)
-            objective.tokens = cast(TokenMap, tokens)
+        objective = Objective([Term.model_validate_json(term) for term in terms], map_of_ids)
         keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
         shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}

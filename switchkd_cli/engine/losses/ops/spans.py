@@ -27,12 +27,11 @@ def span_rows(spans: Tensor) -> Tensor:
 
 def single_tokens(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Return the positions in either of the spans that have one token in both, [P] and [P], in the same order."""
-    known = torch.cat([one[one >= 0], other[other >= 0]]).unique()
-    sides = []
-    for spans in (one, other):
-        inside = (spans >= 0).nonzero()[:, 0]
-        place = torch.searchsorted(known, spans[inside])
-        sides.append((inside, place, torch.zeros_like(known).index_add(0, place, torch.ones_like(place))))
-    single = (sides[0][2] == 1) & (sides[1][2] == 1)
-    first, second = (inside[single[place]] for inside, place, _ in sides)
-    return first, second
+    first, second = _alone(one), _alone(other)
+    return first[torch.isin(one[first], other[second])], second[torch.isin(other[second], one[first])]
+
+
+def _alone(spans: Tensor) -> Tensor:
+    """Return the positions of spans of one token."""
+    around = torch.cat([spans.new_full((1,), -1), spans, spans.new_full((1,), -1)])
+    return ((spans >= 0) & (spans != around[:-2]) & (spans != around[2:])).nonzero()[:, 0]
