@@ -57,15 +57,17 @@ class Pair:
         ends = _end(ours, self.recipe.data[self.recipe.stages[-1].trained_on[0]].template), _end(theirs, None)
         return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
 
-    def reader(self, data: str) -> compatibility.Reader | None:
-        """Return the teacher where it reads a data set as its own tokens."""
-        return compatibility.reader(data, self.recipe.stages, self.student, self.teacher, self.vocabulary)
+    @property
+    def reader(self) -> compatibility.Reader | None:
+        """The teacher if it reads tokens of its own."""
+        return compatibility.reader(self.student, self.teacher, self.vocabulary)
 
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         teacher = self.teacher.config if self.teacher else None
         limits = compatibility.positions(name, self.recipe.stages, self.student.config, teacher)
-        return open_data(self.recipe.data[name], student, cache, limits, self.reader(name))
+        reader = self.reader if compatibility.read_by_teacher(name, self.recipe.stages) else None
+        return open_data(self.recipe.data[name], student, cache, limits, reader)
 
 
 def check_checkpoint(

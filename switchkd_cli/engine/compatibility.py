@@ -153,11 +153,9 @@ class Reader(NamedTuple):
     by_bytes: bool
 
 
-def reader(
-    data: str, stages: Iterable[Stage], student: Blueprint | None, teacher: Blueprint | None, vocabulary: Vocabulary
-) -> Reader | None:
-    """Return the teacher where it reads a data set but can't read the student's tokens; None where either isn't known."""
-    if student is None or teacher is None or not read_by_teacher(data, stages):
+def reader(student: Blueprint | None, teacher: Blueprint | None, vocabulary: Vocabulary) -> Reader | None:
+    """Return the teacher if it can't read the student's tokens; None where either isn't known."""
+    if student is None or teacher is None:
         return None
     ours, theirs = (shape(model.config).projector.tokens for model in (student, teacher))
     by_bytes = vocabulary.own is not None

@@ -48,7 +48,7 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     rows = _choose_rows(run, folder, paths.student)[:1]
     if not rows:
         return None
-    (batch,) = _batches(run, rows, paths.student, pair.reader(run.config.stages[-1].trained_on[0]))
+    (batch,) = _batches(run, rows, paths.student, pair.reader)
     answers = [of.predicting("answer") for of in batch.readings]
     first = [of & (of.cumsum(-1) == 1) for of in answers]
     logits = paths(batch, tuple(knees), torch.cat(first, 1))

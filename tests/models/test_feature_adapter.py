@@ -157,7 +157,6 @@ def test_max_length_cuts_the_same_text_from_both(tmp_path):
     data = tiny.conversations(student, tmp_path)
     data.max_length = max(len(data.example(i).input_ids) for i in range(len(data))) - 2
     both = data.with_teacher(teacher.inputs)
-    both._cache = {}
     found = [both.example(i) for i in range(len(both))]
     assert any(example.cut for example in found)
     for example in found:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, positions, reader, shared_vocabulary
+from switchkd_cli.engine.compatibility import (
+    Vocabulary,
+    check_fit,
+    compare,
+    positions,
+    read_by_teacher,
+    reader,
+    shared_vocabulary,
+)
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -71,8 +79,8 @@ def estimate_run(
             for name in samples:
                 limits = positions(name, config.stages, student.config, teacher_config)
                 own = None
-                if isinstance(teacher, KnownModel) and vocabulary is not None:
-                    own = reader(name, config.stages, student.blueprint, teacher.blueprint, vocabulary)
+                if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
+                    own = reader(student.blueprint, teacher.blueprint, vocabulary)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, own)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
             if opened and look:

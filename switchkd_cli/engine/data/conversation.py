@@ -103,7 +103,8 @@ class Conversations(Dataset[Example]):
     def with_teacher(self, inputs: InputProcessor, positions: Mapping[str, int] | None = None) -> Conversations:
         """Return the data set with a teacher of the same tokenizer, whose rows differ in their visual tokens alone."""
         both, teacher = copy.copy(self), copy.copy(self)
-        teacher.inputs, teacher.positions, both.teacher = inputs, positions or {}, teacher
+        teacher.inputs, teacher.positions = inputs, positions or {}
+        both.teacher, both._cache = teacher, {}
         return both
 
     def __getitem__(self, index: int) -> Example:
