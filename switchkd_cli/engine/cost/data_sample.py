@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import exists
 from pathlib import Path
 
@@ -72,6 +72,14 @@ class DataSample:
         lengths = tuple(draw.choice(part.lengths) for part in drawn)
         source = "; ".join(dict.fromkeys(part.source for part in parts))
         return DataSample(sum(part.rows for part in parts), lengths, any(part.independent for part in parts), source)
+
+    def seen_by(self, student: int, teacher: int) -> DataSample:
+        """Return it with rows for a teacher, where none were made, by the visual tokens of an image of both models."""
+        if self.lengths[0].teacher is not None or student == teacher:
+            return self
+        more = [row.image * teacher // student - row.image for row in self.lengths]
+        rows = zip(self.lengths, more, strict=True)
+        return replace(self, lengths=tuple(replace(r, teacher=replace(r, length=r.length + m)) for r, m in rows))
 
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)

@@ -181,6 +181,8 @@ def estimate_stage(
     estimate = replace(estimate, trained=trained, saved_bytes=saved_bytes)
     if sample is None:
         return estimate
+    if models.teacher is not None:
+        sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
     notes = []
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
