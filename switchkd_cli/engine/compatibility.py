@@ -39,14 +39,11 @@ class Vocabulary:
     own: int | None = None
 
     def __str__(self) -> str:
-        if self.own is not None:
-            of_teacher = f"the first {self.own:,} of the teacher's {self.teacher:,}"
-            of_student = f"the first {self.shared:,} of the student's {self.student:,}"
-            return f"vocabulary: each model reads its own tokens: {of_student} and {of_teacher} logits are read"
-        widths = f"the student's {self.student:,}"
-        if self.teacher is not None:
-            widths += f" and the teacher's {self.teacher:,}"
-        return f"vocabulary: the first {self.shared:,} of {widths} logits are read"
+        each, own = (
+            ("", "") if self.own is None else ("each model reads its own tokens: ", f"the first {self.own:,} of ")
+        )
+        teacher = "" if self.teacher is None else f" and {own}the teacher's {self.teacher:,}"
+        return f"vocabulary: {each}the first {self.shared:,} of the student's {self.student:,}{teacher} logits are read"
 
 
 def check_alone(model: Blueprint, who: str, *, needs_template: bool = True) -> None:

@@ -96,14 +96,16 @@ def permuted(of: PreTrainedTokenizerFast, seed: int = 0) -> tuple[PreTrainedToke
     return made, torch.tensor(order)
 
 
-def model(folder: Path, of: PreTrainedTokenizerFast, width: int = 16, seed: int = 0) -> VisionLanguageModel:
-    """A tiny LLaVA that reads this tokenizer's ids."""
+def model(
+    folder: Path, of: PreTrainedTokenizerFast, width: int = 16, seed: int = 0, vision: dict | None = None
+) -> VisionLanguageModel:
+    """A tiny LLaVA that reads this tokenizer's ids. `vision`: what its tower has other than tiny.VISION."""
     of.save_pretrained(folder)
     language = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(seed)
     parts = Parts(
         family="llava",
-        vision={"fresh": tiny.VISION},
+        vision={"fresh": tiny.VISION | (vision or {})},
         language={"fresh": language | {"num_key_value_heads": 2, "tie_word_embeddings": True}},
         tokenizer=str(folder),
     )

@@ -15,6 +15,7 @@ from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
+from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.losses.dbild import dbild
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -177,6 +178,23 @@ def test_chunks_have_the_dense_objectives_values_and_gradients(pair, batch, loss
     assert parted[2].keys() == whole[2].keys()
     for name in whole[2]:
         torch.testing.assert_close(parted[2][name], whole[2][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_towers_and_tokenizers_may_both_be_unlike(models, tmp_path, monkeypatch):
+    student, vision = models["bpe"], {"hidden_size": 32, "patch_size": 8}
+    teacher = unlike.model(tmp_path / "teacher", unlike.tokenizer("pieces"), 24, seed=3, vision=vision)
+    adapter = FeatureAdapter(16, 32, sides=(2, 3))
+    tokens = token_map(student, teacher)
+    both = Paths(student, teacher, len(student.inputs.tokenizer), tokens, adapter=adapter).eval()
+    batch = together(student, teacher, tmp_path)
+    assert [int(of.image.sum()) for of in batch.readings] == [4 * len(batch.images), 9 * len(batch.images)]
+    objective = Objective([CE, by_bytes("alm"), by_bytes("forward_kl"), VSD], both.tokens)
+    whole = computed(dense_objective, both, batch, objective)
+    monkeypatch.setattr("switchkd_cli.engine.lm_head.LOGITS", 20 * max(both.columns.values()))
+    parted = computed(ChunkedObjective, both, batch, objective)
+    torch.testing.assert_close(parted[:2], whole[:2], rtol=1e-5, atol=1e-7)
+    assert all(value > 0 for value in whole[1].values())
+    assert all(whole[2][f"switch_adapter.maps.0.{name}"].any() for name in ("weight", "bias"))
 
 
 @pytest.mark.parametrize("loss", [*SPANS, "dbild"])

@@ -97,8 +97,6 @@ def _number(of: Sequence[Place | None], common: Collection[Place]) -> list[int]:
 
 def covered(ours: Sequence[Place | None], spans: Sequence[int], sizes: Sequence[int]) -> int:
     """Return how many bytes of the answers, of these `sizes`, lie in spans."""
-    reach: dict[int, float] = {}
-    for place, span in zip(ours, spans, strict=True):
-        if place is not None and span >= 0 and place[1] is not None:
-            reach[place[0]] = max(reach.get(place[0], 0), place[1])
+    known = (place for place, span in zip(ours, spans, strict=True) if place is not None and span >= 0)
+    reach = {answer: end for answer, end, *_ in known if end is not None}  # of an answer's ends, the last
     return sum(int(min(end, sizes[answer])) for answer, end in reach.items())
