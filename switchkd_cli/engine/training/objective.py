@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +117,7 @@ class Objective:
         if self.by_bytes:
             assert batch.aligned is not None
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
-            counts[PAIRS] = (self._pairs(batch, batch.predicting_in_all("answer"))["student"] >= 0).sum()
+            counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))["student"].sum()
             counts |= {"tokens": batch.predicting("answer").sum(), "bytes": batch.aligned[:, 1].sum()}
             counts["aligned bytes"] = batch.aligned[:, 0].sum()
         return counts
@@ -130,14 +129,15 @@ class Objective:
         return {f"aligned/{name}": (of[part] / of[whole].clamp(min=1)).item() for name, (part, whole) in each}
 
     def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
-        """Return, by path, which positions of `keep` predict a token that is the same one in both vocabularies."""
+        """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""
         assert self.tokens is not None
         (ours, mask), (theirs, of_teacher) = (batch.read_by(path, keep) for path in ("student", "teacher"))
         one, other = single_tokens(ours.predicted_spans[mask], theirs.predicted_spans[of_teacher])
         targets = ours.targets[mask][one], theirs.targets[of_teacher][other]
         own, pair = (of.to(keep.device)[ids] for of, ids in zip(self.tokens.places, targets, strict=True))
         same = (own == pair) & (own >= 0)
-        return {"student": one[same], "teacher": other[same], "switch": other[same]}
+        ours_same, theirs_same = (of.masked_scatter(of, same) for of in (one, other))
+        return {"student": ours_same, "teacher": theirs_same, "switch": theirs_same}
 
     def __call__(self, inputs: LossInputs, on_values: OnValues | None = None) -> dict[str, Tensor]:
         """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
@@ -153,14 +153,13 @@ class Objective:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
         outputs, _, batch, keep, normalizers = inputs
         signature, loss = self._signatures[term.name], self._losses[term.name]
-        pairs = self._pairs(batch, keep) if self.counted(term) == PAIRS else None
+        tokens = self.tokens if self.counted(term) == PAIRS else None
+        pairs = self._pairs(batch, keep) if tokens is not None else {}
         given: dict[str, Any] = {"progress": normalizers.progress}
         for side, path in (("teacher", term.of if term.to == "labels" else term.to), ("student", term.of)):
             read, mask = batch.read_by(path, keep)
-            if pairs is not None:
-                select: Callable[[Tensor], Tensor] = partial(torch.index_select, dim=0, index=pairs[path])
-            else:  # mostly all of [N, V] itself, not a copy of it for each term
-                select = row_selector(read.predicting(term.on)[mask])
+            # mostly all of [N, V] itself, not a copy of it for each term
+            select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
@@ -168,12 +167,12 @@ class Objective:
                 output: Any = outputs[output_name(path, kind)]
                 if kind in registry.OF_POSITIONS:
                     output = select(output)
-                if kind == "logits" and pairs is not None and self.tokens is not None:
-                    output = output[:, self.tokens.shared[int(path != "student")].to(output.device)]
+                if kind == "logits" and tokens is not None:
+                    output = output[:, tokens.shared[int(path != "student")].to(output.device)]
                 given[f"{side}_{kind}"] = output
         given["targets"] = given["student_targets"]
-        if pairs is not None and self.tokens is not None:  # a token's number is its column's
-            given["targets"] = self.tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
+        if tokens is not None:  # a token's number is its column's
+            given["targets"] = tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
         if "first_pieces" in signature.positional and self.tokens is not None:
             given["first_pieces"] = self.tokens.first_pieces.to(keep.device)
         positional = (given[name] for name in signature.positional)

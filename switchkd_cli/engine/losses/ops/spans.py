@@ -26,12 +26,11 @@ def span_rows(spans: Tensor) -> Tensor:
 
 
 def single_tokens(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positions in either of the spans that have one token in both, [P] and [P], in the same order."""
+    """Return which positions in either are those of spans with one token in both, [N] and [M] bool: as many, in one order."""
     first, second = _alone(one), _alone(other)
-    return first[torch.isin(one[first], other[second])], second[torch.isin(other[second], one[first])]
+    return first & torch.isin(one, other[second]), second & torch.isin(other, one[first])
 
 
 def _alone(spans: Tensor) -> Tensor:
-    """Return the positions of spans of one token."""
     around = torch.cat([spans.new_full((1,), -1), spans, spans.new_full((1,), -1)])
-    return ((spans >= 0) & (spans != around[:-2]) & (spans != around[2:])).nonzero()[:, 0]
+    return (spans >= 0) & (spans != around[:-2]) & (spans != around[2:])
