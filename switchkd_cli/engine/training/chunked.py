@@ -100,25 +100,32 @@ class ChunkedObjective:
         return ids
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
-        """Return the chunks of the positions of `keep` [B, T]: whole examples where something is compared across positions."""
-        size, places = positions(columns), keep.nonzero()
-        if whole := batch.teacher is not None or self.on_logits.compares_positions:
-            counts = [batch.read_by(path, keep)[1].sum(1).tolist() for path in self.paths]
+        """Return the chunks of the positions of `keep`: whole examples where those of all paths aren't one by one the same."""
+        size = positions(columns)
+        sides = keep.split([of.turn.shape[1] for of in batch.readings], 1)
+        places = [side.nonzero() for side in sides]
+        unlike = batch.spans is not None or len(places[0]) != len(places[-1])
+        if whole := unlike or self.on_logits.compares_positions:
+            counts = [side.sum(1).tolist() for side in sides]
         else:
-            counts = [[1] * len(places)] * len(self.paths)
-        begins = [[0, *accumulate(of_path)] for of_path in counts]
-        if (most := max(of_path[-1] for of_path in begins)) <= size:
-            return [([slice(0, of_path[-1]) for of_path in begins], keep)]
+            counts = [[1] * len(places[0])] * len(sides)
+        begins = [[0, *accumulate(of_side)] for of_side in counts]
+        of_paths = [begins[0 if path == "student" else -1] for path in self.paths]
+        if (most := max(of_path[-1] for of_path in of_paths)) <= size:
+            return [([slice(0, of_path[-1]) for of_path in of_paths], keep)]
         if not whole:  # of equal size: a short one at the end would read a whole head for a few positions
             size = math.ceil(most / math.ceil(most / size))
         chunks: list[Chunk] = []
         for part in _group_neighbours(list(map(max, zip(*counts, strict=True))), size):
-            mask = torch.zeros_like(keep)
-            if whole:
-                mask[part] = keep[part]
-            else:
-                mask[places[part, 0], places[part, 1]] = True
-            chunks.append(([slice(of_path[part.start], of_path[part.stop]) for of_path in begins], mask))
+            masks = [torch.zeros_like(side) for side in sides]
+            for mask, side, at in zip(masks, sides, places, strict=True):
+                if whole:
+                    mask[part] = side[part]
+                else:
+                    mask[at[part, 0], at[part, 1]] = True
+            chunks.append(
+                ([slice(of_path[part.start], of_path[part.stop]) for of_path in of_paths], torch.cat(masks, 1))
+            )
         return chunks
 
 
