@@ -90,10 +90,8 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     if teacher is None:
         return ()
     terms = list(terms)
-    users = [term.name for term in terms if _reads_features(term)]
-    facts = list(teacher.facts(student, users))
-    if comparing := [term.name for term in terms if _compares_places(term)]:
-        facts = [_as_compared(fact, comparing) if fact.name == TOKEN_COUNT else fact for fact in facts]
+    users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
+    facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
     ours, theirs = (
         short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
         for model in (student, teacher)
@@ -167,10 +165,9 @@ PLACES_HINT = "compare answers alone (on: answer), or leave these terms out"
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
 
-def _reads_features(term: Term) -> bool:
-    """Return whether a term compares features, or passes the student's through the teacher's projector."""
-    kinds = [kind for _, kind in registry.signature("loss", term.loss).reads]
-    return "switch" in term.paths or "features" in kinds
+def _kinds(term: Term) -> set[str]:
+    """Return the kinds of outputs that a term compares."""
+    return {kind for _, kind in registry.signature("loss", term.loss).reads}
 
 
 def _compares_places(term: Term) -> bool:
@@ -179,21 +176,23 @@ def _compares_places(term: Term) -> bool:
     return "student" in term.paths and len(term.paths) > 1 if of_images else term.on in ("image", "all")
 
 
-def _as_compared(fact: PairFact, terms: Sequence[str]) -> PairFact:
-    """Return the fact for terms that no resize of the features helps where the numbers of visual tokens differ."""
-    if fact.verdict != "adapter":
+def _as_compared(fact: PairFact, terms: Iterable[Term]) -> PairFact:
+    """Return the fact for these terms: a resize of the features doesn't help those that compare visual tokens one by one."""
+    comparing = [term.name for term in terms if _compares_places(term)]
+    if fact.verdict != "adapter" or not comparing:
         return fact
-    why = f"{fact.difference}: {', '.join(terms)} can't compare the two"
+    why = f"{fact.difference}: {', '.join(comparing)} can't compare the two"
     return replace(fact, verdict="impossible", difference=why, hint=PLACES_HINT)
 
 
 def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Term]) -> PairFact:
     """Compare the tokens of the student's ids with those of the teacher, which may have more.
 
-    Other ids need terms that compare student and teacher by bytes; and where one does, all have to.
+    Other ids need terms that compare student and teacher by bytes; and where one does, all have to. That is, of those
+    terms that compare what depends on tokens of the text: anything but features and visual tokens.
     """
     ours, theirs = (f"{len(model.inputs.tokenizer):,} tokens" for model in (student, teacher))
-    told, across = "", [term for term in terms if {"student"} < term.paths and _reads_tokens(term)]
+    told, across = "", [term for term in terms if {"student"} < term.paths and _kinds(term) - {"features", "tokens"}]
     if found := _other_ids(student, teacher):
         told, of_student, of_teacher = found
         ours, theirs = ours + of_student, theirs + of_teacher
@@ -208,11 +207,6 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     if not (hint := " and ".join(f"{way} {', '.join(of)}" for way, of in ways if of)):
         return PairFact("vocabulary", ours, theirs, difference=told)
     return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {WORDS_HINT}")
-
-
-def _reads_tokens(term: Term) -> bool:
-    """Return whether a term compares what depends on tokens of the text: anything but features and visual tokens."""
-    return any(kind not in ("features", "tokens") for _, kind in registry.signature("loss", term.loss).reads)
 
 
 def _other_ids(student: Blueprint, teacher: Blueprint) -> tuple[str, str, str] | None:

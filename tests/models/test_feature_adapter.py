@@ -131,7 +131,7 @@ def test_unlike_towers_give_the_teachers_logits_where_the_adapter_gives_its_feat
 
 @pytest.mark.parametrize("vision", [TALL, FINE, COARSE], ids=str)
 @pytest.mark.parametrize("turns", TURNS)
-@pytest.mark.parametrize("on", ["answer", "all"])
+@pytest.mark.parametrize("on", ["answer", "text"])
 def test_answers_are_compared_one_by_one_whatever_the_number_of_visual_tokens(tmp_path, monkeypatch, vision, turns, on):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
     paths, batch = adapted(student, teacher), tiny.taught(student, teacher, tmp_path, turns)

@@ -100,12 +100,11 @@ class ChunkedObjective:
         return ids
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
-        """Return the chunks of the positions of `keep`: whole examples where those of all paths aren't one by one the same."""
+        """Return the chunks of the positions of `keep`: whole examples where models read unlike texts, or a loss is across positions."""
         size = positions(columns)
         sides = keep.split([of.turn.shape[1] for of in batch.readings], 1)
         places = [side.nonzero() for side in sides]
-        unlike = batch.spans is not None or len(places[0]) != len(places[-1])
-        if whole := unlike or self.on_logits.compares_positions:
+        if whole := batch.spans is not None or self.on_logits.compares_positions:
             counts = [side.sum(1).tolist() for side in sides]
         else:
             counts = [[1] * len(places[0])] * len(sides)
