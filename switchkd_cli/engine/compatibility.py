@@ -92,10 +92,8 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     terms = list(terms)
     users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
     facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
-    ours, theirs = (
-        short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
-        for model in (student, teacher)
-    )
+    templates = (model.inputs.chat_template for model in (student, teacher))
+    ours, theirs = (short_hash(template)[:8] if template else "none" for template in templates)
     template = PairFact("chat template", ours, theirs)  # the teacher reads the student's text, or its own
     return *facts, _vocabulary_fact(student, teacher, terms), template
 
