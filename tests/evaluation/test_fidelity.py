@@ -59,7 +59,8 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     pair = SimpleNamespace(build=lambda trained: paths, open_data=lambda _, *how: opened(*how), reader=None)
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
-    config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32")
+    no_adapter = SimpleNamespace(adapter=None)
+    config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32", switch=no_adapter)
     folder = SimpleNamespace(model=tmp_path, root=tmp_path)
     (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder, {})
     assert about == "fidelity" and not others  # no row has an image
