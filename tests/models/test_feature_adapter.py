@@ -166,6 +166,14 @@ def test_max_length_cuts_the_same_text_from_both(tmp_path):
         assert torch.equal(example.labels[~example.image], theirs.labels[~theirs.image])
 
 
+def test_a_teacher_reads_the_students_text_whatever_its_own_template_and_end_token(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
+    before = tiny.taught(student, teacher, tmp_path).teacher
+    teacher.inputs.processor.chat_template = "other"
+    teacher.inputs.tokenizer.eos_token = teacher.inputs.tokenizer.pad_token
+    assert torch.equal(tiny.taught(student, teacher, tmp_path).teacher.input_ids, before.input_ids)
+
+
 def test_images_with_other_marks_are_no_pair(tmp_path):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
     teacher.inputs.usual = replace(teacher.inputs.usual, text="a" + teacher.inputs.usual.text)

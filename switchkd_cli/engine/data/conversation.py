@@ -65,7 +65,8 @@ class Conversations(Dataset[Example]):
     ) -> None:
         self.rows = rows
         self.positions = positions or {}
-        self.inputs = inputs
+        # of texts and of images: the second may be those of a teacher with the same tokenizer
+        self.inputs = self.image_inputs = inputs
         self.chat_template = prompt_template.template_text(template, inputs)
         self.max_length = max_length
         self.bad_rows = BadRows(rows.name, len(rows), max_faults)
@@ -103,7 +104,7 @@ class Conversations(Dataset[Example]):
     def with_teacher(self, inputs: InputProcessor, positions: Mapping[str, int] | None = None) -> Conversations:
         """Return the data set with a teacher of the same tokenizer, whose rows differ in their visual tokens alone."""
         both, teacher = copy.copy(self), copy.copy(self)
-        teacher.inputs, teacher.positions = inputs, positions or {}
+        teacher.image_inputs, teacher.positions = inputs, positions or {}
         both.teacher, both._cache = teacher, {}
         return both
 
@@ -188,17 +189,17 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.inputs.usual.text for _ in row.images]
+            usual = [self.image_inputs.usual.text for _ in row.images]
             example = self._text_example(row, usual)
             opened = images_of(row, self.rows)
-            images = self.inputs.prepare(opened) if opened else []
+            images = self.image_inputs.prepare(opened) if opened else []
             texts = [image.text for image in images]
             if self.teacher is not None or texts != usual:
                 example = self._text_example(row, texts, opened)
             tensors = tuple(image.inputs for image in images)
-            position = self.inputs.position(example.input_ids, example.turn, tensors)
+            position = self.image_inputs.position(example.input_ids, example.turn, tensors)
             if self.teacher is not None and (own := example.teacher) is not None:
-                own = replace(own, position=self.teacher.inputs.position(own.input_ids, own.turn, tensors))
+                own = replace(own, position=self.teacher.image_inputs.position(own.input_ids, own.turn, tensors))
                 example = replace(example, teacher=own)
             return replace(example, images=tensors, position=position)
         except Fault as fault:
@@ -207,7 +208,7 @@ class Conversations(Dataset[Example]):
     def text_example(self, index: int) -> Example:
         """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._text_example(row, [self.inputs.usual.text for _ in row.images])
+        return self._text_example(row, [self.image_inputs.usual.text for _ in row.images])
 
     def _text_example(self, row: Row, images: Sequence[str], opened: Sequence[Image] | None = None) -> Example:
         """Return the row's example without pixels. `images`: the text of each of its images.
@@ -217,7 +218,7 @@ class Conversations(Dataset[Example]):
         example, ends = self._read(row, images)
         if self.teacher is None:
             return example
-        inputs = self.teacher.inputs
+        inputs = self.teacher.image_inputs
         prepared = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened) if opened else []
         texts = [image.text for image in prepared]
         if not self.aligned:
@@ -270,7 +271,7 @@ class Conversations(Dataset[Example]):
         kept = kept if cut is None else len(tokens) - cut
         self._check_cut(tokens, labels, turn, kept)
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
-        visual = ids == self.inputs.image_token
+        visual = ids == self.image_inputs.image_token
         return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
 
     @cached_property
@@ -286,7 +287,7 @@ class Conversations(Dataset[Example]):
 
     def _check_cut(self, tokens: list[int], labels: list[int], turn: list[int], length: int) -> None:
         """Raise Fault where only the first `length` tokens would lack some of an image's or any answer, or be too many."""
-        visual = self.inputs.image_token
+        visual = self.image_inputs.image_token
         if visual in tokens[length:]:
             last = max(i for i, token in enumerate(tokens) if token == visual)
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
