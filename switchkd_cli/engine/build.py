@@ -64,9 +64,9 @@ class Pair:
 
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
-        teacher = self.teacher.config if self.teacher else None
-        limits = compatibility.positions(name, self.recipe.stages, self.student.config, teacher)
-        reader = self.reader if compatibility.read_by_teacher(name, self.recipe.stages) else None
+        teacher = self.teacher if compatibility.read_by_teacher(name, self.recipe.stages) else None
+        limits = compatibility.positions(self.student.config, teacher.config if teacher else None)
+        reader = compatibility.reader(self.student, teacher, self.vocabulary)
         return open_data(self.recipe.data[name], student, cache, limits, reader)
 
 

@@ -125,11 +125,9 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
     return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
-def positions(
-    data: str, stages: Iterable[Stage], student: PretrainedConfig, teacher: PretrainedConfig | None
-) -> dict[str, int]:
+def positions(student: PretrainedConfig, teacher: PretrainedConfig | None) -> dict[str, int]:
     """Return, by model, the maximum positions of the models that read a data set, where their configs say it."""
-    models = {"student": student, "teacher": teacher if read_by_teacher(data, stages) else None}
+    models = {"student": student, "teacher": teacher}
     limits = {who: max_positions(config) for who, config in models.items() if config is not None}
     return {who: limit for who, limit in limits.items() if limit}
 

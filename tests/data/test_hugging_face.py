@@ -170,6 +170,4 @@ def test_a_folder_s_files_are_part_of_the_key(made, tmp_path):
 def test_a_plan_fetches_nothing(hub, tmp_path):
     run = recipe_of(tmp_path, dataset="org/set", revision=COMMIT)
     plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
-    assert (
-        plan.stages[0].data.rows is None and "org/set" in [download.name for download in plan.downloads] and hub == []
-    )
+    assert plan.stages[0].rows is None and "org/set" in [download.name for download in plan.downloads] and hub == []

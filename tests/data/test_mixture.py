@@ -152,7 +152,7 @@ def test_a_run_of_a_mixture(tmp_path):
     recipe = tiny_run.write(tmp_path, teacher=False, data=sets, distill={"data": mixed, "steps": 2})
     run = load(recipe)
     plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "elsewhere", {})
-    assert (plan.stages[1].data.rows, plan.stages[1].data.name) == (8, "others, rows")
+    assert (plan.stages[1].rows, plan.stages[1].data) == (8, "others, rows")
     folder = launch.run_one(run, RunOptions(out=tmp_path / "runs"))
     assert [
         line["step"] for line in tiny_run.trace(folder.path) if line.get("stage") == "distill" and "loss" in line

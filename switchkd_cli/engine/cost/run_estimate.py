@@ -74,12 +74,11 @@ def estimate_run(
     samples: dict[str, DataSample | None] = dict.fromkeys(names)
     looked: dict[str, tuple[str, ...]] = {}
     if isinstance(student, KnownModel):
-        teacher_config = teacher.config if isinstance(teacher, KnownModel) else None
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
-                limits = positions(name, config.stages, student.config, teacher_config)
-                own = None
+                limits, own = positions(student.config, None), None
                 if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
+                    limits = positions(student.config, teacher.config)
                     own = reader(student.blueprint, teacher.blueprint, vocabulary)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, own)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
