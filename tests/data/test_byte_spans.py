@@ -101,6 +101,12 @@ def test_other_template_text_between_an_answer_and_its_end_joins_the_end():
     assert number_spans(ours, ours) == ([0, 1, 2], [0, 1, 2])
 
 
+def test_what_a_template_writes_before_an_answer_is_no_byte_of_it():
+    """Two bytes before the text, after which `max_length` cuts."""
+    cut = places(0, [1, 2], b"> dog", slice(2, 5), ended=False)
+    assert covered(cut, [0, 0], [3]) == 0
+
+
 def test_what_max_length_cuts_from_one_side_is_in_no_span_of_the_other(models):
     student, teacher = models["bytes"], models["bpe"]
     whole = example_of(student, teacher, "three red apples")

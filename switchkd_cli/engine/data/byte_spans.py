@@ -99,4 +99,4 @@ def covered(ours: Sequence[Place | None], spans: Sequence[int], sizes: Sequence[
     """Return how many bytes of the answers, of these `sizes`, lie in spans."""
     known = (place for place, span in zip(ours, spans, strict=True) if place is not None and span >= 0)
     reach = {answer: end for answer, end, *_ in known if end is not None}  # of an answer's ends, the last
-    return sum(int(min(end, sizes[answer])) for answer, end in reach.items())
+    return sum(int(max(0, min(end, sizes[answer]))) for answer, end in reach.items())
