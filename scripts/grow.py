@@ -7,6 +7,7 @@ weights where they read, and zeros where they write.
 """
 
 import argparse
+import copy
 import math
 from pathlib import Path
 
@@ -25,12 +26,11 @@ def widen(model: LlavaForConditionalGeneration, width: int) -> LlavaForCondition
     """Return the model with a language model of `width`, a multiple of its heads' width; its logits are the same."""
     old = model.config.text_config
     head = old.hidden_size // old.num_attention_heads
-    config = model.config.__class__.from_dict(model.config.to_dict())
+    config = copy.deepcopy(model.config)
     text = config.text_config
     text.hidden_size, text.intermediate_size = width, old.intermediate_size * width // old.hidden_size
     text.num_attention_heads = text.num_key_value_heads = width // head
     text.rms_norm_eps = old.rms_norm_eps * old.hidden_size / width  # a mean over more dimensions, all new ones zero
-    text.layer_types = old.layer_types
     wide = LlavaForConditionalGeneration(config).to(model.dtype)
     narrow = model.state_dict()
     torch.manual_seed(0)

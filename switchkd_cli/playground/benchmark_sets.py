@@ -84,7 +84,7 @@ COLUMNS: dict[str, Columns] = {
 """The columns of each task's questions. GQA has its images in a second table, `GQA_IMAGES`."""
 
 KIND: Columns = {"kind": _column("question.kind")}
-"""A further column of every table of questions: what is asked for. No task reads it."""
+"""A column of every table of questions that no task reads: the kind of question."""
 
 GQA_IMAGES: Columns = {"id": _column("scene"), "image": _HOLDS["image"]}
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")

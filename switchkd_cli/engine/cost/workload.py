@@ -23,7 +23,7 @@ class MicroBatch:
     independent: bool = False
 
     def with_tokens(self, more: int) -> Self:
-        """Return it as a model reads it that makes so many more (or fewer) visual tokens of each image."""
+        """Return the batch for a model that makes `more` (below 0: fewer) visual tokens of each image."""
         return replace(self, length=self.length + more * self.images // self.examples)
 
 
