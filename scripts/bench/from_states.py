@@ -15,7 +15,7 @@ from switchkd_cli.engine.training.objective import LossInputs, Objective
 def total(objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """Return the value that is minimised, from each path's hidden states [N, D] and its head's weights [V, D]."""
     outputs = {output_name(path, "hidden"): values for path, values in states.items()}
-    columns = len(next(iter(heads.values())))
+    columns = {path: len(weights) for path, weights in heads.items()}
     keep, normalizers = objective.keep(batch), objective.normalizers([batch])
     return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, normalizers))[0]
 

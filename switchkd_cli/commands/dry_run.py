@@ -22,7 +22,7 @@ PARTS = ("vision", "projector", "language")
 TOKENS = ("image", "prompt", "answer")
 NEEDS = {
     "adapter": "the switch needs a map from the student's features to the teacher's: switch: {adapter: linear}",
-    "bytes": "answers would have to be compared by their bytes (alignment: bytes); this version can't yet",
+    "bytes": "compare answers by their bytes: `alignment: bytes` in each term between student and teacher (docs/methods.md)",
     "impossible": "no map helps: both must be equal",
 }
 """What a pair of models needs, by the verdict on a fact."""
@@ -172,7 +172,8 @@ def _stage(s: Stage, *, reused: bool) -> str:
 
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    on = "pictures" if registry.signature("loss", term.loss).of_images else term.on
+    on: str = "pictures" if registry.signature("loss", term.loss).of_images else term.on
+    on += ", by bytes" * (term.alignment == "bytes")
     return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
 
 

@@ -51,12 +51,16 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
+    teacher: Example | None = None  # the row as the teacher's own tokens, without images; None: it reads the student's
+    spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
+    aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the example takes."""
         values = [*vars(self).values(), *(tensor for image in self.images for tensor in image.values())]
-        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        own = sum(value.nbytes for value in values if isinstance(value, Tensor))
+        return own + (self.teacher.nbytes if self.teacher is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,32 @@ class Batch:
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that examples of this batch replace
+    teacher: Batch | None = None  # the same rows as the teacher's own tokens; None: it reads the student's
+    spans: Tensor | None = None  # [B, T] see `Example`
+    aligned: Tensor | None = None  # [B, 2] see `Example`
+
+    def read_by(self, path: str, keep: Tensor) -> tuple[Batch, Tensor]:
+        """Return the tokens that a path reads, [B, T], and its part of a mask.
+
+        Where teacher and switch read tokens of their own, a mask is [B, T of the student + T of the teacher].
+        """
+        if self.teacher is None:
+            return self, keep
+        own = self.input_ids.shape[1]
+        return (self, keep[:, :own]) if path == "student" else (self.teacher, keep[:, own:])
+
+    @property
+    def readings(self) -> tuple[Batch, ...]:
+        """The student's tokens, and the teacher's where they are others."""
+        return (self,) if self.teacher is None else (self, self.teacher)
+
+    @property
+    def predicted_spans(self) -> Tensor:
+        """[B, T] int64: at t, the span of the token that position t predicts, of a number that no other row has; -1: none."""
+        assert self.spans is not None
+        own = _shift_left(self.spans, -1)
+        row = torch.arange(len(own), device=own.device)[:, None]
+        return torch.where(own < 0, own, (row << 32) + own)
 
     @property
     def tokens(self) -> int:
@@ -102,6 +132,10 @@ class Batch:
         follows = (_shift_left(self.turn, -1) == self.turn) | (self.turn == 0)
         return _shift_left(chosen, False) & follows
 
+    def predicting_in_all(self, on: str) -> Tensor:
+        """Return `predicting` of the student's tokens, and of the teacher's where they are others, as `read_by` takes it."""
+        return torch.cat([of.predicting(on) for of in self.readings], 1)
+
     @property
     def has_image(self) -> Tensor:
         """[B] bool: the examples with an image."""
@@ -113,7 +147,7 @@ class Batch:
             {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
             for image in self.images
         )
-        return replace(self, images=blank)
+        return replace(self, images=blank, teacher=self.teacher and replace(self.teacher, images=blank))
 
     def with_other_images(self, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
@@ -150,41 +184,12 @@ class Batch:
             )
             yield part, keep[row, :length]
 
-    def with_visual_tokens(self, count: int, keep: Tensor) -> tuple[Batch, Tensor]:
-        """Return the batch with `count` visual tokens in all, for a model that makes more or fewer of each image.
-
-        And the same positions of `keep` [B, T] in it; of an image's only the last one may be among them. Every image's tokens
-        become more or fewer by one factor; positions and attention are counted along the turns.
-        """
-        before = int(self.image.sum())
-        if before == count:
-            return self, keep
-        nth = (self.image.flatten().cumsum(0) - 1).view_as(self.image)
-        copies = torch.where(self.image, (nth + 1) * count // before - nth * count // before, (self.turn >= 0).long())
-        where = [torch.repeat_interleave(of_row) for of_row in copies]
-        last = [places.diff(append=places.new_tensor([-1])) != 0 for places in where]
-
-        def stretched(values: Sequence[Tensor], filler: int = 0) -> Tensor:
-            rows = [of_row[places] for of_row, places in zip(values, where, strict=True)]
-            return _stack(rows, max(map(len, rows)), filler)
-
-        turn = stretched([*self.turn], -1)
-        changed = replace(
-            self,
-            input_ids=stretched([*self.input_ids]),
-            labels=stretched([*self.labels], IGNORE),
-            turn=turn,
-            image=stretched([*self.image]),
-            attention=_attention(turn),
-            position=_position(turn),
-        )
-        return changed, stretched([*keep]) & _stack(last, turn.shape[1], False)
-
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
-        return replace(self, images=images, **moved)  # type: ignore[arg-type]
+        teacher = self.teacher and replace(replace(self.teacher, images=()).to(device), images=images)
+        return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
 
 
 def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
@@ -193,6 +198,9 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     turn = _stack([e.turn for e in examples], length, -1)
     image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
     positions = [e.position for e in examples if e.position is not None]
+    spans = [e.spans for e in examples if e.spans is not None]
+    aligned = [e.aligned for e in examples if e.aligned is not None]
+    theirs = [replace(e.teacher, images=e.images) for e in examples if e.teacher is not None]
     return Batch(
         ids=tuple(e.id for e in examples),
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),
@@ -204,6 +212,10 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         attention=_attention(turn),
         position=_stack(positions, length, 0) if positions else _position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
+        # padding is masked: any id will do that is no image's
+        teacher=collate(theirs, pad_token=int(theirs[0].input_ids[-1])) if theirs else None,
+        spans=_stack(spans, length, -1) if spans else None,
+        aligned=torch.stack(aligned) if aligned else None,
     )
 
 

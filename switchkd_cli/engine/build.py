@@ -1,6 +1,6 @@
 """Build what a recipe names: the student, the teacher, their logits paths, data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,20 @@ from transformers import set_seed
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
+from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.hub import fetch
+from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe, Stage
+from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
+
+OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,7 @@ class Pair:
     vocabulary: compatibility.Vocabulary
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
-    adapted: bool = False
-    """Whether the switch has an adapter."""
+    recipe: Recipe
 
     def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
         """Build the models and return their paths; fresh weights are drawn from `seed`.
@@ -40,13 +45,29 @@ class Pair:
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
         teacher, adapter = self.teacher.build() if self.teacher else None, None
-        if self.adapted and self.teacher is not None and not trained:
+        if self.recipe.switch.adapter and self.teacher is not None and not trained:
             adapter = FeatureAdapter.between(self.student, self.teacher, seed)
-        return Paths(student, teacher, self.vocabulary.shared, adapter=adapter)
+        return Paths(student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter)
 
-    def positions(self, data: str, stages: Sequence[Stage]) -> dict[str, int]:
-        """See `compatibility.positions`."""
-        return compatibility.positions(data, stages, self.student.config, self.teacher.config if self.teacher else None)
+    def tokens(self) -> TokenMap | None:
+        """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
+        if self.teacher is None or self.vocabulary.own is None:
+            return None
+        ours, theirs = self.student.inputs, self.teacher.inputs
+        ends = _end(ours, self.recipe.data[self.recipe.stages[-1].trained_on[0]].template), _end(theirs, None)
+        return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
+
+    @property
+    def reader(self) -> compatibility.Reader | None:
+        """The teacher if it reads tokens of its own."""
+        return compatibility.reader(self.student, self.teacher, self.vocabulary)
+
+    def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
+        """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
+        teacher = self.teacher if compatibility.read_by_teacher(name, self.recipe.stages) else None
+        limits = compatibility.positions(self.student.config, teacher.config if teacher else None)
+        reader = compatibility.reader(self.student, teacher, self.vocabulary)
+        return open_data(self.recipe.data[name], student, cache, limits, reader)
 
 
 def check_checkpoint(
@@ -100,9 +121,20 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         teacher = None
     terms = [term for stage in recipe.stages for term in stage.objective]
     differences = compatibility.check_fit(compatibility.compare(student, teacher, terms), recipe.remedies)
-    vocabulary = compatibility.shared_vocabulary(student, teacher)
+    vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
+    if teacher is not None and vocabulary.own:
+        compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
+        chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
+        if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
+            raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes, adapted=recipe.switch.adapter is not None)
+    return Pair(student, teacher, vocabulary, notes, recipe)
+
+
+def _end(inputs: InputProcessor, template: str | None) -> int | None:
+    """Return the token that ends an answer in a template, as `Conversations` learns it."""
+    end = end_token(inputs.tokenizer, tokens_after_answer(inputs, template_text(template, inputs)))
+    return inputs.tokenizer.eos_token_id if end is None else end
 
 
 def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
@@ -114,12 +146,34 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
 
 
 def open_data(
-    spec: DataSet, model: VisionLanguageModel | Blueprint, cache: Path, positions: Mapping[str, int] | None = None
+    spec: DataSet,
+    model: VisionLanguageModel | Blueprint,
+    cache: Path,
+    positions: Mapping[str, int] | None = None,
+    reader: compatibility.Reader | None = None,
 ) -> Conversations:
     """Open one named data set as examples for `model`, without inspecting its rows. `positions`: see `Conversations`.
 
-    Raises UserError for missing or broken files.
+    `reader`: a teacher that reads the same rows as tokens of its own. Raises UserError for missing or broken files.
     """
     rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
+    return read_rows(rows, spec, model, positions, reader)
+
+
+def read_rows(
+    rows: Rows,
+    spec: DataSet,
+    model: VisionLanguageModel | Blueprint,
+    positions: Mapping[str, int] | None = None,
+    reader: compatibility.Reader | None = None,
+) -> Conversations:
+    """Return rows as examples, by what a data set says about them; see `open_data`."""
     fields = spec.model_dump(include={"template", "max_length", "max_faults"})
-    return Conversations(rows, model.inputs, positions=positions, **fields)
+    if reader is None:
+        return Conversations(rows, model.inputs, positions=positions, **fields)
+    limits = [{who: n for who, n in (positions or {}).items() if (who == "teacher") == own} for own in (False, True)]
+    other = None
+    if reader.by_bytes:
+        other = Conversations(rows, reader.model.inputs, positions=limits[1], **fields | {"template": None})
+    data = Conversations(rows, model.inputs, positions=limits[0], teacher=other, **fields)
+    return data if other else data.with_teacher(reader.model.inputs, limits[1])

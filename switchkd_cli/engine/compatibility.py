@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
@@ -25,6 +27,8 @@ from switchkd_cli.recipe.schema import Stage, Term
 class Vocabulary:
     """The logits that are compared: the first `shared` columns of the `student` and `teacher` columns of the heads.
 
+    `own`: of the teacher it is as many, where each model reads a row as its own tokens.
+
     Heads are often padded to different widths (Qwen2.5: 151,936 and 152,064 for 151,665 tokens). A padding
     column is no token: it must never enter a softmax, a top-k or a knee.
     """
@@ -32,12 +36,14 @@ class Vocabulary:
     shared: int
     student: int
     teacher: int | None = None
+    own: int | None = None
 
     def __str__(self) -> str:
-        widths = f"the student's {self.student:,}"
-        if self.teacher is not None:
-            widths += f" and the teacher's {self.teacher:,}"
-        return f"vocabulary: the first {self.shared:,} of {widths} logits are read"
+        each, own = (
+            ("", "") if self.own is None else ("each model reads its own tokens: ", f"the first {self.own:,} of ")
+        )
+        teacher = "" if self.teacher is None else f" and {own}the teacher's {self.teacher:,}"
+        return f"vocabulary: {each}the first {self.shared:,} of the student's {self.student:,}{teacher} logits are read"
 
 
 def check_alone(model: Blueprint, who: str, *, needs_template: bool = True) -> None:
@@ -84,16 +90,12 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     if teacher is None:
         return ()
     terms = list(terms)
-    users = [term.name for term in terms if _reads_features(term)]
-    facts = list(teacher.facts(student, users))
-    if comparing := [term.name for term in terms if _compares_places(term)]:
-        facts = [_as_compared(fact, comparing) if fact.name == TOKEN_COUNT else fact for fact in facts]
-    ours, theirs = (
-        short_hash(model.inputs.chat_template)[:8] if model.inputs.chat_template else "none"
-        for model in (student, teacher)
-    )
-    template = PairFact("chat template", ours, theirs)  # they may differ: the teacher reads the student's text
-    return *facts, _vocabulary_fact(student, teacher), template
+    users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
+    facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
+    templates = (model.inputs.chat_template for model in (student, teacher))
+    ours, theirs = (short_hash(template)[:8] if template else "none" for template in templates)
+    template = PairFact("chat template", ours, theirs)  # the teacher reads the student's text, or its own
+    return *facts, _vocabulary_fact(student, teacher, terms), template
 
 
 def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str]:
@@ -110,22 +112,45 @@ def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str
     return [fact.difference for fact in facts if fact.difference]
 
 
-def shared_vocabulary(student: Blueprint, teacher: Blueprint | None) -> Vocabulary:
+def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
     """Return the vocabulary that two models that fit share: every token of the student's tokenizer.
 
-    Tokens that only the teacher has never occur.
+    Tokens that only the teacher has never occur. With other ids, or a term that compares bytes, each model reads a row as
+    its own tokens.
     """
-    return Vocabulary(len(student.inputs.tokenizer), student.vocabulary, teacher.vocabulary if teacher else None)
+    tokens = len(student.inputs.tokenizer)
+    if teacher is None:
+        return Vocabulary(tokens, student.vocabulary)
+    apart = _other_ids(student, teacher) or any(term.alignment == "bytes" for term in terms)
+    return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
-def positions(
-    data: str, stages: Iterable[Stage], student: PretrainedConfig, teacher: PretrainedConfig | None
-) -> dict[str, int]:
+def positions(student: PretrainedConfig, teacher: PretrainedConfig | None) -> dict[str, int]:
     """Return, by model, the maximum positions of the models that read a data set, where their configs say it."""
-    uses_teacher = any(stage.needs_teacher for stage in stages if data in stage.data_sets)
-    models = {"student": student, "teacher": teacher if uses_teacher else None}
+    models = {"student": student, "teacher": teacher}
     limits = {who: max_positions(config) for who, config in models.items() if config is not None}
     return {who: limit for who, limit in limits.items() if limit}
+
+
+def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
+    """Return whether a stage shows the data set to the teacher."""
+    return any(stage.needs_teacher for stage in stages if data in stage.data_sets)
+
+
+class Reader(NamedTuple):
+    """A teacher that reads rows as tokens of its own: of another tokenizer (`by_bytes`), or other visual tokens alone."""
+
+    model: Blueprint
+    by_bytes: bool
+
+
+def reader(student: Blueprint | None, teacher: Blueprint | None, vocabulary: Vocabulary) -> Reader | None:
+    """Return the teacher if it can't read the student's tokens; None where either isn't known."""
+    if student is None or teacher is None:
+        return None
+    ours, theirs = (shape(model.config).projector.tokens for model in (student, teacher))
+    by_bytes = vocabulary.own is not None
+    return Reader(teacher, by_bytes) if by_bytes or ours != theirs else None
 
 
 QUESTION = "What?"
@@ -136,10 +161,9 @@ PLACES_HINT = "compare answers alone (on: answer), or leave these terms out"
 WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
 
-def _reads_features(term: Term) -> bool:
-    """Return whether a term compares features, or passes the student's through the teacher's projector."""
-    kinds = [kind for _, kind in registry.signature("loss", term.loss).reads]
-    return "switch" in term.paths or "features" in kinds
+def _kinds(term: Term) -> set[str]:
+    """Return the kinds of outputs that a term compares."""
+    return {kind for _, kind in registry.signature("loss", term.loss).reads}
 
 
 def _compares_places(term: Term) -> bool:
@@ -148,29 +172,51 @@ def _compares_places(term: Term) -> bool:
     return "student" in term.paths and len(term.paths) > 1 if of_images else term.on in ("image", "all")
 
 
-def _as_compared(fact: PairFact, terms: Sequence[str]) -> PairFact:
-    """Return the fact for terms that no resize of the features helps where the numbers of visual tokens differ."""
-    if fact.verdict != "adapter":
+def _as_compared(fact: PairFact, terms: Iterable[Term]) -> PairFact:
+    """Return the fact for these terms: a resize of the features doesn't help those that compare visual tokens one by one."""
+    comparing = [term.name for term in terms if _compares_places(term)]
+    if fact.verdict != "adapter" or not comparing:
         return fact
-    why = f"{fact.difference}: {', '.join(terms)} can't compare the two"
+    why = f"{fact.difference}: {', '.join(comparing)} can't compare the two"
     return replace(fact, verdict="impossible", difference=why, hint=PLACES_HINT)
 
 
-def _vocabulary_fact(student: Blueprint, teacher: Blueprint) -> PairFact:
-    """Compare the tokens of the student's ids with those of the teacher, which may have more."""
+def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Term]) -> PairFact:
+    """Compare the tokens of the student's ids with those of the teacher, which may have more.
+
+    Other ids need terms that compare student and teacher by bytes; and where one does, all have to. That is, of those
+    terms that compare what depends on tokens of the text: anything but features and visual tokens.
+    """
+    ours, theirs = (f"{len(model.inputs.tokenizer):,} tokens" for model in (student, teacher))
+    told, across = "", [term for term in terms if {"student"} < term.paths and _kinds(term) - {"features", "tokens"}]
+    if found := _other_ids(student, teacher):
+        told, of_student, of_teacher = found
+        ours, theirs = ours + of_student, theirs + of_teacher
+    elif by_bytes := [term.name for term in across if term.alignment == "bytes"]:
+        told = f"{', '.join(by_bytes)}: alignment: bytes, so that each model reads its own tokens"
+    told = told and f"teacher: vocabulary: {told}"
+    names: dict[bool, list[str]] = {True: [], False: []}  # by whether bytes help
+    for term in across if told else ():
+        if term.alignment == "positions":
+            names[not registry.signature("loss", term.loss).of_images].append(term.name)
+    ways = ("add `alignment: bytes` to", names[True]), ("leave out", names[False])
+    if not (hint := " and ".join(f"{way} {', '.join(of)}" for way, of in ways if of)):
+        return PairFact("vocabulary", ours, theirs, difference=told)
+    return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {WORDS_HINT}")
+
+
+def _other_ids(student: Blueprint, teacher: Blueprint) -> tuple[str, str, str] | None:
+    """Return the first of the student's ids that is another token of the teacher, or none, and what either has there."""
     tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
     ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
-    student_has, teacher_has = (f"{len(tokens):,} tokens" for tokens in (ours, theirs))
     if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
         i, count = differing[0], len(differing)
-        student_has, teacher_has = f"{student_has}, id {i} is {ours[i]!r}", f"{teacher_has}, id {i} is {theirs[i]!r}"
         told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
-    elif missing := ours[len(theirs) :]:
+        return told, f", id {i} is {ours[i]!r}", f", id {i} is {theirs[i]!r}"
+    if missing := ours[len(theirs) :]:
         counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
-        told = f"{counts}, {missing[0]!r} the first that the teacher lacks"
-    else:
-        return PairFact("vocabulary", student_has, teacher_has)
-    return PairFact("vocabulary", student_has, teacher_has, "bytes", f"teacher: vocabulary: {told}", WORDS_HINT)
+        return f"{counts}, {missing[0]!r} the first that the teacher lacks", "", ""
+    return None
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:

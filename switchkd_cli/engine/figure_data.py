@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.build import check_pair, load, open_data
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.build import check_pair, load, open_data, read_rows
+from switchkd_cli.engine.compatibility import Reader
 from switchkd_cli.engine.data.image import open_image, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -43,19 +43,23 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
         knees.pop("switch", None)
     if not knees:
         return None
-    paths = check_pair(run.config, with_teacher=True).build(trained=folder.model).to(ALONE.device).eval()
+    pair = check_pair(run.config, with_teacher=True)
+    paths = pair.build(trained=folder.model).to(ALONE.device).eval()
     rows = _choose_rows(run, folder, paths.student)[:1]
     if not rows:
         return None
-    (batch,) = _batches(run, rows, paths.student)
-    keep = batch.predicting("answer")
-    keep &= keep.cumsum(-1) == 1
-    logits = paths(batch, tuple(knees), keep)
-    tokenizer = paths.student.inputs.tokenizer
+    (batch,) = _batches(run, rows, paths.student, pair.reader)
+    answers = [of.predicting("answer") for of in batch.readings]
+    first = [of & (of.cumsum(-1) == 1) for of in answers]
+    logits = paths(batch, tuple(knees), torch.cat(first, 1))
+    of_knees = (
+        paths.student if paths.tokens is None else paths.teacher
+    )  # of unlike tokens only teacher and switch have any
+    tokenizer = cast(VisionLanguageModel, of_knees).inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(rows[0]),
-        answer=tokenizer.decode(batch.targets[keep]).strip(),
+        answer=tokenizer.decode(batch.readings[-1].targets[first[-1]]).strip(),
         paths=tuple(_logits_curve(logits[path].float(), knees[path], tokenizer) for path in ORDER if path in knees),
     )
 
@@ -118,10 +122,10 @@ def _fits(question: str) -> bool:
     return "?" in first and len(first) <= LONGEST
 
 
-def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> list[Batch]:
-    """Return each row as a batch of its own, as a conversation of this model."""
+def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel, reader: Reader | None = None) -> list[Batch]:
+    """Return each row as a batch of its own, as a conversation of this model and of a teacher that reads its own tokens."""
     spec = run.config.data[run.config.stages[-1].trained_on[0]]
-    data = Conversations(Rows(list(rows), lambda row: cast(Row, row)), model.inputs, template=spec.template)
+    data = read_rows(Rows(list(rows), lambda row: cast(Row, row)), spec, model, reader=reader)
     pad_token = model.inputs.tokenizer.pad_token_id
     return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(rows))]
 

@@ -20,13 +20,13 @@ def positions(columns: int) -> int:
 
 @dataclass(frozen=True)
 class Heads:
-    """The head weights [V, D] of each path, from hidden states [N, D] to logits; only the first `columns` are used.
+    """The head weights [V, D] of each path, from hidden states [N, D] to logits; only the first columns are used.
 
-    `dtype` is the dtype of the matrix product; None: the hidden states' own. `caps`: see `capped`.
+    `columns`: how many, by path. `dtype` is the dtype of the matrix product; None: the hidden states' own. `caps`: see `capped`.
     """
 
     weights: Mapping[str, Tensor]
-    columns: int
+    columns: Mapping[str, int]
     dtype: torch.dtype | None = None
     caps: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -40,7 +40,8 @@ class Heads:
 
     def __call__(self, path: str, hidden: Tensor) -> Tensor:
         """Return logits [N, columns] of a path's hidden states."""
-        return capped(linear(self.cast(hidden), self.cast(self.weights[path][: self.columns])), self.caps.get(path))
+        weights = self.cast(self.weights[path][: self.columns[path]])
+        return capped(linear(self.cast(hidden), weights), self.caps.get(path))
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:

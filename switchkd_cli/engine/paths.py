@@ -12,6 +12,7 @@ from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.per_image import PerImage, apply
 from switchkd_cli.engine.teacher_states import TeacherStates
+from switchkd_cli.engine.token_map import TokenMap
 
 PATHS = ("student", "teacher", "switch")
 
@@ -43,7 +44,8 @@ class Paths(nn.Module):
     | focus     | the mean of `attention` over heads            | [P, T, M]          |
 
     Only the requested outputs are computed: features alone need no language model. Logits are cut to `vocabulary`
-    columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss.
+    columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss. With `tokens`
+    each model's columns are its own tokens. Teacher and switch read `Batch.teacher` where the teacher has tokens of its own.
 
     Where V_S or P_S is trained, a batch without images gets a blank one, which no token reads: every module of the
     student runs on every batch, whatever the batches of other processes hold, and every gradient exists, some zero.
@@ -56,11 +58,15 @@ class Paths(nn.Module):
         student: VisionLanguageModel,
         teacher: VisionLanguageModel | None,
         vocabulary: int,
+        tokens: TokenMap | None = None,
         *,
         adapter: nn.Module | None = None,
     ) -> None:
         """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage."""
         super().__init__()
+        self.tokens = tokens
+        of_teacher = vocabulary if tokens is None else tokens.columns
+        self.columns = {"student": vocabulary, "teacher": of_teacher, "switch": of_teacher}
         self.student = student
         self.switch_adapter = adapter
         self._untracked = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
@@ -89,7 +95,7 @@ class Paths(nn.Module):
 
     def twin(self) -> "Paths":
         """Return paths with a copy of the student and its adapters; the teacher, processor and states are the same."""
-        shared = self._untracked, self.student.inputs, self.states
+        shared = self._untracked, self.student.inputs, self.states, self.tokens
         return copy.deepcopy(self, {id(one): one for one in shared})
 
     def recompute(self, layers: Collection[str]) -> None:
@@ -119,7 +125,8 @@ class Paths(nn.Module):
     def forward(self, batch: Batch, names: Collection[str], keep: Tensor) -> dict[str, Any]:
         """Return the outputs of these names (see `output_name`).
 
-        `keep` is [B, T] bool with N true entries; logits are [N, vocabulary], in the order of `keep`'s rows.
+        `keep` is [B, T] bool with N true entries; logits are [N, vocabulary], in the order of `keep`'s rows. Of a batch
+        with the teacher's own tokens it is a mask of both: `Batch.read_by`.
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
         kinds: dict[str, list[str]] = {path: [] for path in PATHS}
@@ -132,7 +139,7 @@ class Paths(nn.Module):
         outputs: dict[str, PerImage] = {}
         for path in (path for path in PATHS if kinds[path]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and path != "teacher"):
-                outputs |= self._read(path, kinds[path], batch, keep, seen)
+                outputs |= self._read(path, kinds[path], *batch.read_by(path, keep), seen)
         return outputs
 
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
@@ -140,7 +147,7 @@ class Paths(nn.Module):
         models = {"student": self.student, "teacher": self.teacher, "switch": self.teacher}
         known = {path: model for path, model in models.items() if model is not None}
         weights, caps = ({path: getattr(model, of) for path, model in known.items()} for of in ("head", "cap"))
-        return Heads(weights, self.vocabulary, dtype, caps)
+        return Heads(weights, self.columns, dtype, caps)
 
     def _encode(self, images: Sequence[ImageInput]) -> Seen:
         """Return the student's features and their images: one blank image where there is none and what reads it is trained."""
@@ -155,7 +162,7 @@ class Paths(nn.Module):
         teacher = self.teacher
         assert teacher is not None
         tokens = teacher.project(teacher.encode(batch.images), batch.images)
-        return teacher.hidden_states(*_with_tokens(batch, tokens, keep))
+        return teacher.hidden_states(batch, tokens, keep)
 
     def _read(self, path: str, kinds: Collection[str], batch: Batch, keep: Tensor, seen: Seen) -> dict[str, PerImage]:
         """Return the outputs of one path by name, for what V_S has seen; it stops after the last step that `kinds` need."""
@@ -181,22 +188,14 @@ class Paths(nn.Module):
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if of_text:
             if states is None:
-                given = batch, values["tokens"], keep
-                hidden = model.hidden_states(*(given if path == "student" else _with_tokens(*given)))
+                hidden = model.hidden_states(batch, values["tokens"], keep)
             else:
                 hidden = states(batch, keep, self.teacher_hidden_states)
             values["hidden"] = hidden
             if "logits" in kinds:
-                values["logits"] = model.logits(hidden)[:, : self.vocabulary]
+                values["logits"] = model.logits(hidden)[:, : self.columns[path]]
         real = slice(len(batch.images))  # without the blank image
         values = {kind: values[kind] if kind in of_text else values[kind][real] for kind in kinds}
         if path == "student":
             values |= {kind: apply(adapter, values[kind]) for kind, adapter in self.adapters.items() if kind in values}
         return {output_name(path, kind): value for kind, value in values.items()}
-
-
-def _with_tokens(batch: Batch, tokens: PerImage, keep: Tensor) -> tuple[Batch, PerImage, Tensor]:
-    """Return the arguments of `hidden_states` for the visual tokens of a P that may make more or fewer than P_S."""
-    if batch.images:
-        batch, keep = batch.with_visual_tokens(sum(map(len, tokens)), keep)
-    return batch, tokens, keep

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.engine.build import check_checkpoint, check_pair, load, open_data
+from switchkd_cli.engine.build import check_checkpoint, check_pair, load
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import usable_rows
 from switchkd_cli.engine.data.look import lengths
@@ -72,7 +72,7 @@ def train_stages(
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
     data = {
-        name: open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, stages))
+        name: pair.open_data(name, paths.student, folder.root)
         for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
     }
     for rows in data.values():
@@ -203,12 +203,12 @@ def _compare_with_teacher(
     """
     pair = check_pair(run.config, with_teacher=True)
     paths = pair.build(trained=folder.model)
+    if paths.tokens is not None:
+        raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     stage = run.config.stages[-1]
-    data = {
-        name: opened.get(name)
-        or open_data(run.config.data[name], paths.student, folder.root, pair.positions(name, run.config.stages))
-        for name in stage.data_sets
-    }
+    data = {name: opened.get(name) or pair.open_data(name, paths.student, folder.root) for name in stage.data_sets}
+    if pair.reader is not None:  # where no stage reads the teacher, its visual tokens are missing
+        data = {name: rows.with_teacher(pair.reader.model.inputs) for name, rows in data.items()}
     trained, held_out = split(stage, data)
     named = (stage.validation.data if stage.validation else None) or ", ".join(stage.trained_on)
     about = {"data": named, "held_out": held_out is not None}

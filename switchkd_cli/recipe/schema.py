@@ -188,6 +188,9 @@ class Term(Strict):
     """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
     on: Literal["answer", "text", "image", "all"] = "answer"
     """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
+    alignment: Annotated[Literal["positions", "bytes"], _left_out("positions")] = "positions"
+    """What student and teacher are compared at: equal positions, or equal bytes of the answers' text, where each reads it
+    as its own tokens; docs/methods.md."""
     weight: NotNegative = 1.0
     """The factor of the term in the sum."""
     parameters: dict[str, Any] = {}

@@ -28,6 +28,7 @@ AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed 
 OF_STUDENT, OF_SWITCH = {"vision", "projector", "language"}, {"vision", "adapter"}
 REACH: dict[str, set[str]] = {"student": OF_STUDENT, "switch": OF_SWITCH, "teacher": set()}
 REACH_OF_KIND: dict[str, set[str]] = {"features": OF_SWITCH, "tokens": {*OF_SWITCH, "projector"}}
+ACROSS = ({"student", "teacher"}, {"student", "switch"})
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -180,6 +181,13 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
     if not needs_labels and to == "labels":
         kinds = " and ".join(dict.fromkeys(kind for _, kind in signature.reads))
         yield (*path, "to"), f"{loss} compares two models' {kinds}, got 'labels' (did you mean 'teacher'?)"
+    by_bytes = term.get("alignment", "positions") == "bytes"
+    if signature.of_spans and not by_bytes:
+        yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
+    if by_bytes and (signature.of_images or {str(term.get("of", "student")), str(to)} not in ACROSS):
+        yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
+    if by_bytes and term.get("on", "answer") != "answer":
+        yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
     if signature.of_images and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
@@ -213,10 +221,8 @@ def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield path, "the recipe has none (add `switch: {adapter: linear}`), got 'adapter'"
         terms = [term for _, term in mappings(stage.get("objective"))]
         if adapter is not None and not trained and any("switch" in (term.get("of"), term.get("to")) for term in terms):
-            yield (
-                path,
-                f"the switch's adapter was never trained: add adapter here or before, got {', '.join(map(str, train))}",
-            )
+            never = "the switch's adapter was never trained: add adapter here or before"
+            yield path, f"{never}, got {', '.join(map(str, train))}"
 
 
 def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:

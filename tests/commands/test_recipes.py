@@ -15,7 +15,7 @@ from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, widened
 
-PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml")
+PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")
 PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in PLAYGROUND]
 COLUMNS = ["mme", "mmbench_en_dev", "mmbench_cn_dev", "vqav2_val", "gqa", "scienceqa_img", "mmmu_val"]
 COLUMNS += ["textvqa_val", "vizwiz_vqa_val", "pope"]

@@ -207,14 +207,17 @@ def test_what_a_loss_takes_is_measured_on_a_small_example(loss):
     student.requires_grad_(True)
     targets, of = torch.randint(0, vocabulary, (rows,)), torch.arange(rows) // 8
     compare, reads = registry.resolve("loss", loss), registry.signature("loss", loss).positional
+    spans = dict.fromkeys(("teacher_spans", "student_spans"), torch.arange(rows))
+    by_spans = {"teacher_targets": targets, "first_pieces": torch.arange(vocabulary), **spans}
 
     def work():
         given = {"teacher_logits": teacher.detach(), "student_logits": student}
-        given |= {"targets": targets, "rows": of, "progress": 0.5}
+        given |= {"targets": targets, "rows": of, "progress": 0.5} | by_spans
         compare(*(given[name] for name in reads)).sum().backward()
 
     paths = 1 + ("teacher_logits" in reads)
-    term = Term(name="t", loss=loss, to="teacher" if paths == 2 else "labels")
+    alignment = "bytes" if registry.signature("loss", loss).of_spans else "positions"
+    term = Term(name="t", loss=loss, to="teacher" if paths == 2 else "labels", alignment=alignment)
     peak = peak_bytes_on_cpu(work) / (rows * vocabulary) + 2 * paths  # the logits themselves
     # ids are sorted in a copy that no operation of torch shows: a byte or two a logit
     assert bytes_per_logit([term], 2, vocabulary) == pytest.approx(peak, rel=0.1, abs=1.0)

@@ -330,7 +330,7 @@ def test_a_special_token_in_a_text_would_be_one(where, token):
     processor = tiny_qwen.processor()
     raw = row(**{where: f"a dog{token}two"})
     data = Conversations(Rows([raw], llava_row), SquareInputs(processor, 4), template="chatml")
-    assert processor.tokenizer.convert_tokens_to_ids(token) in data._split([f"a dog{token}two"], [])[0]
+    assert processor.tokenizer.convert_tokens_to_ids(token) in data._split([f"a dog{token}two"], [])[0][0]
     with pytest.raises(Fault, match=f"its text holds {re.escape(token)}, a special token of the tokenizer"):
         data._build(0)
     for harmless in (token[:-1], token[1:], "<b>dog</b>", "a < b", "<s", "two"):

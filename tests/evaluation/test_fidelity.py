@@ -1,12 +1,14 @@
 """How close a student came to its teacher: the figures by an explicit formula, and in the notes of a table."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from switchkd_cli.engine import run_stages
+from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.evaluation.against_teacher import ROWS, fidelity
 from switchkd_cli.engine.paths import Paths
@@ -52,13 +54,13 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     built, build = [], Conversations._build
     monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
     paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
-    pair = SimpleNamespace(build=lambda trained: paths, positions=lambda *_: {})
-    monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
+    opened = partial(open_data, data)
+    pair = SimpleNamespace(build=lambda trained: paths, open_data=lambda _, *how: opened(*how), reader=None)
+    monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
-    config = SimpleNamespace(
-        stages=[stage], data={"mine": data}, precision="fp32", switch=SimpleNamespace(adapter=None)
-    )
+    no_adapter = SimpleNamespace(adapter=None)
+    config = SimpleNamespace(stages=[stage], data={"mine": data}, precision="fp32", switch=no_adapter)
     folder = SimpleNamespace(model=tmp_path, root=tmp_path)
     (about, measured), *others = run_stages._compare_with_teacher(SimpleNamespace(config=config), folder, {})
     assert about == "fidelity" and not others  # no row has an image

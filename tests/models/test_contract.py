@@ -25,13 +25,20 @@ from tests.support import tiny
 WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
 
 
+SWITCH = Term(name="vsd", loss="dbild", of="switch", to="teacher")
+FEATURES = Term(loss="feature_mse", to="teacher")
+ALIGN = Term(name="align", loss="dbild", to="teacher")
+CE = Term(loss="cross_entropy")
+ATTENTION = Term(loss="attention_mse", to="teacher")
+
+
 def blueprint(of=None, **vision):
     """A tiny model's, of its own: tests may change it."""
     model = of or tiny.model(vision=vision)
     return LlavaBlueprint.of(copy.deepcopy(model.model.config), copy.deepcopy(model.inputs.processor), None)
 
 
-def fitted(student, teacher, terms=()):
+def fitted(student, teacher, terms=(ALIGN,)):
     """The notes of two models that fit, and an error of others."""
     return check_fit(compare(student, teacher, terms))
 
@@ -75,6 +82,44 @@ def test_the_first_id_that_differs_is_named(tmp_path):
             f"the student's is {usual.convert_ids_to_tokens(last - 3)!r} (2 ids differ)"
         )
     ]
+
+
+UNLIKE = {
+    "positions": ([ALIGN], "add `alignment: bytes` to align; or "),
+    "attention": ([ALIGN, ATTENTION], "add `alignment: bytes` to align and leave out attention_mse; or "),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_unlike_tokens_are_refused_where_a_term_compares_positions_and_the_hint_says_what_to_add(case):
+    student, teacher = blueprint(), blueprint()
+    student.inputs.processor.tokenizer.add_tokens(["quokka"])
+    terms, expected = UNLIKE[case]
+    facts = compare(student, teacher, [*terms, SWITCH, CE])
+    (row,) = (fact for fact in facts if fact.name == "vocabulary")
+    assert row.verdict == "bytes"
+    assert hint(fitted, student, teacher, [*terms, SWITCH, CE]).startswith(expected)
+
+
+def test_unlike_tokens_fit_terms_that_need_no_common_ones_and_are_noted():
+    student, teacher = blueprint(), blueprint()
+    student.inputs.processor.tokenizer.add_tokens(["quokka"])
+    student.config.text_config.vocab_size += 1
+    terms = [SWITCH, CE, FEATURES, ALIGN.model_copy(update={"alignment": "bytes"})]
+    (note,) = fitted(student, teacher, terms)
+    assert note.startswith(f"teacher: vocabulary: {WORDS} tokens, the student's has {WORDS + 1}")
+    found = shared_vocabulary(student, teacher, terms)
+    assert found == Vocabulary(WORDS + 1, WORDS + 1, WORDS, own=WORDS)
+    assert "each model reads its own tokens" in str(found)
+
+
+def test_where_one_term_compares_bytes_all_have_to():
+    student, teacher = blueprint(), blueprint()
+    terms = [ALIGN.model_copy(update={"alignment": "bytes"}), Term(name="kd", loss="forward_kl", to="teacher")]
+    (problem,) = problems(fitted, student, teacher, terms)
+    assert problem == "teacher: vocabulary: align: alignment: bytes, so that each model reads its own tokens"
+    assert hint(fitted, student, teacher, terms).startswith("add `alignment: bytes` to kd; or")
+    assert len(fitted(student, teacher, terms[:1])) == 1
 
 
 def test_tokens_that_only_the_teacher_has_are_cut_off():
@@ -238,12 +283,6 @@ def test_settings_that_change_no_image_are_no_difference():
         prepared(CLIPImageProcessorPil, do_center_crop=False),
     ):
         assert fitted(ours, teacher) == []
-
-
-SWITCH = Term(name="vsd", loss="dbild", of="switch", to="teacher")
-FEATURES = Term(loss="feature_mse", to="teacher")
-ALIGN = Term(name="align", loss="dbild", to="teacher")
-CE = Term(loss="cross_entropy")
 
 
 def read_at(layer):

@@ -1,5 +1,7 @@
 """The switch's adapter: what the teacher's projector gets from unlike towers, what it trains, and what stays as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,11 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
+from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
+from switchkd_cli.engine.losses.forward_kl import forward_kl
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
+from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.diagnostics import Diagnostics
+from switchkd_cli.engine.training.objective import LossInputs, Objective
+from switchkd_cli.recipe.schema import Term
 from tests.support import tiny
 from tests.support.measured import bytes_left, micro_batch, only
 
@@ -102,31 +110,84 @@ def test_between_equal_towers_the_switch_starts_bit_equal_to_one_without_adapter
 def test_unlike_towers_give_the_teachers_logits_where_the_adapter_gives_its_features(tmp_path, vision, turns):
     """The teacher's own logits are those of a batch that the teacher itself prepared; so are the switch's, of its features."""
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
-    ours, theirs = (tiny.batch(model, tmp_path, turns) for model in (student, teacher))
+    ours, theirs = tiny.taught(student, teacher, tmp_path, turns), tiny.batch(teacher, tmp_path, turns)
     assert ours.image.sum() == 3 * 4 and theirs.image.sum() == 3 * teacher.inputs.usual.text.count("<image>")
     paths = adapted(student, teacher)
     with torch.no_grad():
-        logits = paths(ours, {"student", "teacher", "switch"}, ours.predicting("text"))
+        keep = ours.predicting_in_all("text")
+        logits = paths(ours, {"student", "teacher", "switch"}, keep)
         expected = Paths(teacher, None, paths.vocabulary)(theirs, {"student"}, theirs.predicting("text"))["student"]
         features = teacher.encode(ours.images)
         paths.switch_adapter.forward = lambda _: features
-        exchanged = paths(ours, {"switch"}, ours.predicting("text"))["switch"]
+        exchanged = paths(ours, {"switch"}, keep)["switch"]
     assert logits["student"].shape == logits["teacher"].shape == logits["switch"].shape
     assert torch.equal(logits["teacher"], expected) and torch.equal(exchanged, expected)
     assert not torch.allclose(logits["switch"], expected, rtol=1e-3)
     paths.states = TeacherStates()  # example by example
     with torch.no_grad():
-        by_row = paths(ours, {"teacher"}, ours.predicting("text"))["teacher"]
+        by_row = paths(ours, {"teacher"}, keep)["teacher"]
     torch.testing.assert_close(by_row, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("vision", [TALL, FINE, COARSE], ids=str)
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("on", ["answer", "text"])
+def test_answers_are_compared_one_by_one_whatever_the_number_of_visual_tokens(tmp_path, monkeypatch, vision, turns, on):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
+    paths, batch = adapted(student, teacher), tiny.taught(student, teacher, tmp_path, turns)
+    ours, theirs = (of.labels[of.labels >= 0] for of in batch.readings)
+    assert torch.equal(ours, theirs) and batch.input_ids.shape != batch.teacher.input_ids.shape or vision == TALL
+    terms = [Term(name="ce", loss="cross_entropy"), Term(name="align", loss="forward_kl", to="teacher")]
+    terms += [Term(name="vsd", loss="dbild", of="switch", to="teacher", on=on)]
+    objective, figures, parts = Objective(terms), Diagnostics(terms), []
+    logits = paths(batch, {"student", "teacher"}, batch.predicting_in_all("answer"))
+    expected = forward_kl(logits["teacher"], logits["student"]).mean()
+    for dense in (True, False):
+        if not dense:
+            monkeypatch.setattr("switchkd_cli.engine.lm_head.LOGITS", 5 * paths.vocabulary)
+        way, keep = ChunkedObjective(objective, dense=dense), objective.keep(batch)
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+        parts.append(way(inputs, figures.add if dense else None)[1])
+    torch.testing.assert_close(parts[0]["align"], expected.detach())
+    torch.testing.assert_close(parts[1], parts[0])
+    torch.testing.assert_close(figures.figures()["kl/student"], expected.item())
+
+
+def test_max_length_cuts_the_same_text_from_both(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
+    data = tiny.conversations(student, tmp_path)
+    data.max_length = max(len(data.example(i).input_ids) for i in range(len(data))) - 2
+    both = data.with_teacher(teacher.inputs)
+    found = [both.example(i) for i in range(len(both))]
+    assert any(example.cut for example in found)
+    for example in found:
+        theirs = example.teacher
+        assert torch.equal(example.input_ids[~example.image], theirs.input_ids[~theirs.image])
+        assert torch.equal(example.labels[~example.image], theirs.labels[~theirs.image])
+
+
+def test_a_teacher_reads_the_students_text_whatever_its_own_template_and_end_token(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
+    before = tiny.taught(student, teacher, tmp_path).teacher
+    teacher.inputs.processor.chat_template = "other"
+    teacher.inputs.tokenizer.eos_token = teacher.inputs.tokenizer.pad_token
+    assert torch.equal(tiny.taught(student, teacher, tmp_path).teacher.input_ids, before.input_ids)
+
+
+def test_images_with_other_marks_are_no_pair(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
+    teacher.inputs.usual = replace(teacher.inputs.usual, text="a" + teacher.inputs.usual.text)
+    with pytest.raises(Fault, match="student and teacher read other texts"):
+        tiny.conversations(student, tmp_path).with_teacher(teacher.inputs).text_example(0)
 
 
 @pytest.mark.parametrize("vision", [{}, TALL, TALL | FINE], ids=str)
 def test_the_switch_s_gradient_is_in_v_s_and_the_adapter_and_nowhere_else(tmp_path, vision):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
     paths = adapted(student, teacher)
-    batch = tiny.batch(student, tmp_path)
+    batch = tiny.taught(student, teacher, tmp_path)
     student.requires_grad_(True)
-    paths(batch, {"switch"}, batch.predicting("answer"))["switch"].square().sum().backward()
+    paths(batch, {"switch"}, batch.predicting_in_all("answer"))["switch"].square().sum().backward()
     reached = {name for name, p in paths.named_parameters() if p.grad is not None and p.grad.any()}
     assert all(name.startswith(("student.model.model.vision_tower.", "switch_adapter.")) for name in reached)
     assert {name for name in reached if name.startswith("switch_adapter.")} == {
@@ -145,8 +206,8 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
     paths = adapted(student, teacher).train()
     which = [tiny.row(n, tiny.picture(tmp_path, f"{n}.png", 1), ("What is it?", "a dog")) for n in "ab"]
-    batch = tiny.batch(student, tmp_path, which=which)
-    keep, wanted = batch.predicting("answer"), {"teacher", "switch"}
+    batch = tiny.taught(student, teacher, tmp_path, which=which)
+    keep, wanted = batch.predicting_in_all("answer"), {"teacher", "switch"}
     only(paths, frozenset(train))
     shapes = [shape(model.model.config) for model in (student, teacher)]
     (ours, theirs), levels = (of.vision.width for of in shapes), 1

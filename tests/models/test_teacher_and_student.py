@@ -11,6 +11,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.compatibility import check_fit, compare, shared_vocabulary
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import Misfit
+from switchkd_cli.recipe.schema import Term
 from tests.support import stock_models
 
 VIT_300M = {"vision_config": {"hidden_size": 1024, "image_size": [448, 448], "patch_size": [14, 14]}}
@@ -21,6 +22,7 @@ QWEN3_LARGE = {"vision_config": {"hidden_size": 1152, "depth": 27, "deepstack_vi
 QWEN3_SMALL = {"vision_config": {"hidden_size": 1024, "depth": 24, "deepstack_visual_indexes": [5, 11, 17]}}
 SMOL = {"vision_config": {"hidden_size": 768, "image_size": 512, "patch_size": 16}, "scale_factor": 4}
 SMOL_2B = {"vision_config": {"hidden_size": 1152, "image_size": 384, "patch_size": 14}, "scale_factor": 3}
+ALIGN = Term(name="align", loss="dbild", to="teacher")
 WIDTH = {"vision width": "adapter"}
 GRID = {
     "image size": "impossible",  # both read one preparation of an image
@@ -66,7 +68,7 @@ def stub(family, config):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_real_pairs_need_what_is_known_of_them(pair):
     of_teacher, teacher, of_student, student, expected = PAIRS[pair]
-    facts = compare(stub(of_student, student), stub(of_teacher, teacher))
+    facts = compare(stub(of_student, student), stub(of_teacher, teacher), [ALIGN])
     assert {fact.name: fact.verdict for fact in facts if fact.verdict != "yes"} == expected
 
 
@@ -97,7 +99,7 @@ def test_another_tokenizer_needs_bytes_and_the_first_difference_is_in_both_colum
     teacher, student = stub("internvl", VIT_300M), stub("internvl", VIT_300M)
     student.inputs.processor.tokenizer.add_tokens(["quokka"])
     teacher.inputs.processor.tokenizer.add_tokens(["wombat"])
-    facts = compare(student, teacher)
+    facts = compare(student, teacher, [ALIGN])
     (row,) = (fact for fact in facts if fact.verdict != "yes")
     count = len(student.inputs.tokenizer)
     assert (row.name, row.verdict) == ("vocabulary", "bytes")

@@ -294,6 +294,30 @@ def test_a_term_of_weight_0_trains_nothing(tmp_path):
     assert f"{told} 'projector'" in found and f"{told} 'language'" in found
 
 
+ALIGN = "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}"
+BYTES = {
+    "loss: alm, to: teacher": "alm compares bytes, got 'positions' (did you mean 'bytes'?)",
+    "loss: alm, to: teacher, alignment: byte": "must be one of positions, bytes, got 'byte' (did you mean 'bytes'?)",
+    "loss: forward_kl, to: teacher, alignment: bytes, on: text": (
+        "bytes are compared in answers, got 'text' (did you mean 'answer'?)"
+    ),
+    "loss: token_mse, to: teacher, alignment: bytes": (
+        "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
+    ),
+    "loss: forward_kl, of: switch, to: teacher, alignment: bytes": (
+        "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
+    ),
+}
+
+
+@pytest.mark.parametrize("term", BYTES)
+def test_bytes_are_compared_of_a_student_s_and_a_teacher_s_answers(tmp_path, term):
+    found = problems(write(tmp_path, (ALIGN, term)))
+    assert [problem for problem in found if BYTES[term] in problem], found
+    for right in ("loss: alm, to: teacher, alignment: bytes", "loss: dbild, to: switch, alignment: bytes"):
+        load(write(tmp_path, (ALIGN, right)))
+
+
 def test_a_term_on_pictures_has_no_positions_and_must_reach_what_is_trained(tmp_path):
     file = write(
         tmp_path,

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.feature_adapter import FILE
 from switchkd_cli.recipe.load import load, load_rows
@@ -136,3 +137,12 @@ def test_rows_with_and_without_an_adapter_share_the_stages_that_have_no_switch(t
     (other,) = load_rows(recipe, overrides=OTHER)
     assert run.stage_key(0) == other.stage_key(0) and run.stage_key(1) != other.stage_key(1)
     assert run.key != other.key
+
+
+def test_a_student_that_was_trained_without_the_teacher_is_compared_with_it(tmp_path):
+    """No stage made rows for the teacher, which reads more visual tokens."""
+    recipe = write(tmp_path, DISTILL | {"train": ALL, "lr_scale": {}, "objective": [CE], "steps": 1}, **WITH)
+    program, path = distilled(recipe, tmp_path / "runs")
+    assert program.end() == 0, program.text
+    (about, found), *others = run_stages._compare_with_teacher(load(recipe), run_folder.RunFolder(path), {})
+    assert about == "fidelity" and found["positions"] > 0 and 0 < found["kl"] < 10 and not others

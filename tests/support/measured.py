@@ -54,7 +54,9 @@ def micro_batch(batch: Batch) -> MicroBatch:
     """A batch as the plan describes it; logits are computed at its answers."""
     count, length = batch.input_ids.shape
     positions = int(batch.predicting("answer").sum())
-    return MicroBatch(count, len(batch.images), length, positions, independent=batch.attention.ndim == 4)
+    teacher = None if batch.teacher is None else micro_batch(batch.teacher)
+    independent = batch.attention.ndim == 4
+    return MicroBatch(count, len(batch.images), length, positions, independent=independent, teacher=teacher)
 
 
 def model_pair(paths: Paths) -> ModelPair:

@@ -85,6 +85,18 @@ def batch(of: VisionLanguageModel, folder: Path, turns: str = "chained", which: 
     return together(of, [data[i] for i in range(len(data))])
 
 
+def taught(
+    student: VisionLanguageModel,
+    teacher: VisionLanguageModel,
+    folder: Path,
+    turns: str = "chained",
+    which: list[dict] | None = None,
+) -> Batch:
+    """A batch of a student's rows with those of a teacher of the same tokenizer, which may have other visual tokens."""
+    data = conversations(student, folder, turns, which).with_teacher(teacher.inputs)
+    return together(student, [data[i] for i in range(len(data))])
+
+
 def together(of: VisionLanguageModel, examples: list) -> Batch:
     tokens = of.inputs.processor.tokenizer
     return collate(examples, pad_token=tokens.pad_token_id)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from switchkd_cli.distributed.launch_config import exit_process
+from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop
@@ -44,6 +45,12 @@ def untrained(*, adapted: bool = False) -> Paths:
     teacher = tiny.model(24, seed=2, vision=unlike if adapted else None)
     adapter = FeatureAdapter(16, 32, sides=(2, 3)) if adapted else None
     return Paths(student, teacher, len(student.inputs.processor.tokenizer), adapter=adapter)
+
+
+def data_of(paths: Paths, folder: Path) -> Conversations:
+    """Return the eight examples as these paths read them."""
+    data = tiny.conversations(paths.student, folder, which=rows(folder))
+    return data if paths.switch_adapter is None else data.with_teacher(paths.teacher.inputs)
 
 
 def stage_of(
@@ -92,11 +99,12 @@ def trained(
         train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated
     )
     lines: list[dict] = []
-    others = tiny.conversations(paths.student, here, which=rows(here)[:VALIDATED]) if validated else None
+    data = data_of(paths, here)
+    others = data.part(range(VALIDATED)) if validated else None
     loop = Loop(
         stage,
         paths,
-        tiny.conversations(paths.student, here, which=rows(here)),
+        data,
         seed=0,
         precision=precision,
         log=lines.append,

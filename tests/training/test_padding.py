@@ -63,6 +63,15 @@ def test_grouping_lowers_it(tmp_path):
     assert mean(**GROUPED) < 0.5 * mean()
 
 
+def test_a_plan_of_rows_that_are_not_here_counts_the_teachers_visual_tokens():
+    sample = DataSample(2, (RowLengths(40, 4, 5, 30, 39), RowLengths(50, 0, 5, 49, 49)), False, "an assumption")
+    seen = sample.seen_by(4, 9)
+    assert [(row.length, row.teacher.length) for row in seen.lengths] == [(40, 45), (50, 50)]
+    batch = seen.padded(seen.lengths[:1], "answer")
+    assert (batch.length, batch.teacher.length, batch.teacher.positions) == (40, 45, 5)
+    assert sample.seen_by(4, 4) is sample and seen.seen_by(4, 9) is seen
+
+
 def test_a_batch_counts_its_tokens_and_its_places():
     lengths = (3, 7, 1)
     told = [torch.arange(n) + 20 for n in lengths]

@@ -100,7 +100,7 @@ def test_a_vision_tower_that_an_adapter_starves_is_reported_with_the_remedy():
 @pytest.mark.parametrize("objective", [[VSD], [CE, VSD]])
 def test_the_share_that_reaches_the_vision_tower_is_that_of_the_two_norms(tmp_path, objective):
     paths, lines = together.untrained(adapted=True), []
-    data = tiny.conversations(paths.student, tmp_path)
+    data = tiny.conversations(paths.student, tmp_path).with_teacher(paths.teacher.inputs)
     trained = ["vision", *["language"] * (CE in objective), "adapter"]
     train(stage(objective=objective, train=trained), paths, data, seed=0, precision="fp32", log=lines.append)
     measured = [line for line in lines if "vision_share/vsd" in line]

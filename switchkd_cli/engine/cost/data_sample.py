@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import exists
 from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data
+from switchkd_cli.engine.compatibility import Reader
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.data.bad_rows import BadRows
@@ -37,6 +38,8 @@ class RowLengths:
     answer: int
     text: int
     all: int
+    teacher: RowLengths | None = None
+    """Of the teacher's own tokens; None: it reads the student's."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class DataSample:
         lengths = tuple(draw.choice(part.lengths) for part in drawn)
         source = "; ".join(dict.fromkeys(part.source for part in parts))
         return DataSample(sum(part.rows for part in parts), lengths, any(part.independent for part in parts), source)
+
+    def seen_by(self, student: int, teacher: int) -> DataSample:
+        """Return it with rows for a teacher, where none were made, by the visual tokens of an image of both models."""
+        if self.lengths[0].teacher is not None or student == teacher:
+            return self
+        more = [row.image * teacher // student - row.image for row in self.lengths]
+        rows = zip(self.lengths, more, strict=True)
+        return replace(self, lengths=tuple(replace(r, teacher=replace(r, length=r.length + m)) for r, m in rows))
 
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
@@ -104,15 +115,22 @@ class DataSample:
         images = sum(row.image > 0 for row in rows)
         positions = max(1, sum(getattr(row, on) for row in rows))
         masked = self.independent or any(row.length < length for row in rows)
-        return MicroBatch(len(rows), images, length, positions, masked, self.independent)
+        theirs = [row.teacher for row in rows if row.teacher is not None]
+        teacher = self.padded(theirs, on) if theirs else None
+        return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher)
 
 
 def sample_data(
-    spec: DataSet, model: KnownModel, root: Path, scratch: Path, positions: Mapping[str, int]
+    spec: DataSet,
+    model: KnownModel,
+    root: Path,
+    scratch: Path,
+    positions: Mapping[str, int],
+    reader: Reader | None = None,
 ) -> DataSample | None:
     """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `positions`: see `Conversations`. The index of a large file is written under `root`, if that folder exists; all else,
+    `positions`: see `Conversations`. `reader`: see `open_data`. The index of a large file is written under `root`, if that folder exists; all else,
     generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
     before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
     as far as the texts show.
@@ -134,7 +152,7 @@ def sample_data(
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
-        conversations = open_data(spec, model.blueprint, cache, positions)
+        conversations = open_data(spec, model.blueprint, cache, positions, reader)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
     indices = list(range(len(data)))
@@ -157,7 +175,9 @@ def sample_data(
 
 def _counted(example: Example) -> RowLengths:
     batch = collate([example], pad_token=0)
-    return RowLengths(len(example.input_ids), **{on: int(batch.predicting(on).sum()) for on in POSITIONS})
+    teacher = None if example.teacher is None else _counted(example.teacher)
+    counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
+    return RowLengths(len(example.input_ids), **counts, teacher=teacher)
 
 
 def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:

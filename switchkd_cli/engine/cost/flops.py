@@ -33,13 +33,13 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += _language(student.language, batch, gradient=True, weights=trained, recomputed=again)
     if teacher is None:
         return operations
-    wider = batch.with_tokens(teacher.projector.tokens - student.projector.tokens)
+    read = batch.teacher or batch
     if "teacher" in paths:
         operations += _vision(teacher.vision, batch) + _projector(teacher.projector, batch)
-        operations += _language(teacher.language, wider)
+        operations += _language(teacher.language, read)
     if "switch" in paths:
         operations += _projector(teacher.projector, batch, inputs=True)
-        operations += _language(teacher.language, wider, gradient=True, recomputed="switch" in recomputed)
+        operations += _language(teacher.language, read, gradient=True, recomputed="switch" in recomputed)
         passes = 1 + vision_trained + ("adapter" in train)
         operations += passes * 2 * batch.images * student.features * computed.adapter
     return operations

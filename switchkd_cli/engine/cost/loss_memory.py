@@ -7,8 +7,10 @@ N positions and V columns (under ZeRO 3 at all positions at once); what a chunk 
 import math
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_iter
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, Example, collate
+from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
 
@@ -42,13 +45,17 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     length = IMAGE + QUESTION + ANSWER
     tokens = torch.arange(length).clamp(min=IMAGE - 1)
     labels = torch.where(torch.arange(length) < IMAGE + QUESTION, IGNORE, tokens)
-    example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE)
-    batch = collate([example], pad_token=0)
+    spans = torch.where(labels == IGNORE, -1, torch.arange(length))
+    example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE, spans=spans)
+    # both models read the same tokens, each a span
+    batch = collate([replace(example, teacher=example, aligned=torch.ones(2, dtype=torch.long))], pad_token=0)
+    ids = torch.arange(columns)
+    map_of_ids = cast(TokenMap, SimpleNamespace(places=[ids, ids], shared=[ids, ids], first_pieces=ids))
     draw = torch.Generator().manual_seed(0)
     try:
-        objective = Objective([Term.model_validate_json(term) for term in terms])
+        objective = Objective([Term.model_validate_json(term) for term in terms], map_of_ids)
         keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
-        shape = int(keep.sum()), columns
+        shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}
         with Allocations() as allocations:
             logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}

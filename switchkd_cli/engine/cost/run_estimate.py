@@ -9,7 +9,15 @@ from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, positions, shared_vocabulary
+from switchkd_cli.engine.compatibility import (
+    Vocabulary,
+    check_fit,
+    compare,
+    positions,
+    read_by_teacher,
+    reader,
+    shared_vocabulary,
+)
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -66,11 +74,13 @@ def estimate_run(
     samples: dict[str, DataSample | None] = dict.fromkeys(names)
     looked: dict[str, tuple[str, ...]] = {}
     if isinstance(student, KnownModel):
-        teacher_config = teacher.config if isinstance(teacher, KnownModel) else None
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
-                limits = positions(name, config.stages, student.config, teacher_config)
-                samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits)
+                limits, own = positions(student.config, None), None
+                if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
+                    limits = positions(student.config, teacher.config)
+                    own = reader(student.blueprint, teacher.blueprint, vocabulary)
+                samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, own)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
             if opened and look:
                 sets: dict[str, EvaluationSet] = {}
@@ -113,7 +123,7 @@ def _shared_vocabulary(
     """Return the vocabulary that both models share, and how they compare if both are here."""
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
-        return shared_vocabulary(*both), compare(*both, terms)
+        return shared_vocabulary(*both, terms), compare(*both, terms)
     return Vocabulary(student.tokens, student.vocabulary, teacher.vocabulary if teacher else None), ()
 
 
@@ -170,6 +180,8 @@ def estimate_stage(
     estimate = replace(estimate, trained=trained, saved_bytes=saved_bytes)
     if sample is None:
         return estimate
+    if models.teacher is not None:
+        sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
     notes = []
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)

@@ -158,7 +158,7 @@ def activations(
         total.cast += precision.cast * precision.compute * computed.adapter
         inputs = student.features * computed.adapter // teacher.vision.width
         total.saved += ("adapter" in train) * precision.compute * batch.images * inputs
-        batch = batch.with_tokens(teacher.projector.tokens - student.projector.tokens)
+        batch = batch.teacher or batch
         _add_language(total, teacher.language, batch, precision, False, recomputed="switch" in recomputed)
         _add_projector(total, teacher.projector, batch, precision, trained=False)
     return total

@@ -1,7 +1,8 @@
 """What a training step works on: the models and their parameters, one micro-batch, and what is computed from it."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -21,10 +22,8 @@ class MicroBatch:
     positions: int
     masked: bool = True
     independent: bool = False
-
-    def with_tokens(self, more: int) -> Self:
-        """Return the batch for a model that makes `more` (below 0: fewer) visual tokens of each image."""
-        return replace(self, length=self.length + more * self.images // self.examples)
+    teacher: MicroBatch | None = None
+    """The same examples as the teacher's own tokens; None: it reads the student's."""
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,20 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import cast
 
 import torch
 from jinja2 import TemplateError
+from PIL.Image import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, Unusable
 from switchkd_cli.engine.data import prompt_template
 from switchkd_cli.engine.data.bad_rows import BadRows
+from switchkd_cli.engine.data.byte_spans import Place, covered, number_spans, places, token_bytes, token_ends
 from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor
@@ -42,6 +47,9 @@ class Conversations(Dataset[Example]):
     tokens, but an image is never truncated: a row whose image tokens don't all fit is unusable. So is a row that is still
     longer than the `positions` of a model (by the model's role). An unusable row is replaced by another one, always the
     same, whose example lists the rows that it replaces (`Example.instead_of`); `bad_rows` counts the unusable rows.
+
+    `teacher`: the same rows as the teacher's own tokens, where it doesn't read the student's. An example then has both, and
+    the spans of the answers' bytes that both end together; `max_length` holds for each. See also `with_teacher`.
     """
 
     def __init__(
@@ -53,10 +61,12 @@ class Conversations(Dataset[Example]):
         max_length: int | None = None,
         max_faults: float = 0.0,
         positions: Mapping[str, int] | None = None,
+        teacher: Conversations | None = None,
     ) -> None:
         self.rows = rows
         self.positions = positions or {}
-        self.inputs = inputs
+        # of texts and of images: the second may be those of a teacher with the same tokenizer
+        self.inputs = self.image_inputs = inputs
         self.chat_template = prompt_template.template_text(template, inputs)
         self.max_length = max_length
         self.bad_rows = BadRows(rows.name, len(rows), max_faults)
@@ -73,6 +83,9 @@ class Conversations(Dataset[Example]):
         self._independent = rows.turns == "independent"
         if self._independent and inputs.chained_only:
             raise UserError(f"{rows.name}: turns: independent: {inputs.chained_only}", hint="leave out `turns`")
+        self.teacher, self.aligned = teacher, teacher is not None
+        if teacher is not None:
+            teacher.aligned = True
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
         self.chosen: Sequence[int] = range(len(rows))
@@ -87,6 +100,13 @@ class Conversations(Dataset[Example]):
         part = copy.copy(self)
         part.chosen = chosen
         return part
+
+    def with_teacher(self, inputs: InputProcessor, positions: Mapping[str, int] | None = None) -> Conversations:
+        """Return the data set with a teacher of the same tokenizer, whose rows differ in their visual tokens alone."""
+        both, teacher = copy.copy(self), copy.copy(self)
+        teacher.image_inputs, teacher.positions = inputs, positions or {}
+        both.teacher, both._cache = teacher, {}
+        return both
 
     def __getitem__(self, index: int) -> Example:
         replaced: list[Unusable] = []
@@ -169,14 +189,18 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.inputs.usual.text for _ in row.images]
+            usual = [self.image_inputs.usual.text for _ in row.images]
             example = self._text_example(row, usual)
             opened = images_of(row, self.rows)
-            images = self.inputs.prepare(opened) if opened else []
-            if (texts := [image.text for image in images]) != usual:
-                example = self._text_example(row, texts)
+            images = self.image_inputs.prepare(opened) if opened else []
+            texts = [image.text for image in images]
+            if self.teacher is not None or texts != usual:
+                example = self._text_example(row, texts, opened)
             tensors = tuple(image.inputs for image in images)
-            position = self.inputs.position(example.input_ids, example.turn, tensors)
+            position = self.image_inputs.position(example.input_ids, example.turn, tensors)
+            if self.teacher is not None and (own := example.teacher) is not None:
+                own = replace(own, position=self.teacher.image_inputs.position(own.input_ids, own.turn, tensors))
+                example = replace(example, teacher=own)
             return replace(example, images=tensors, position=position)
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
@@ -184,25 +208,46 @@ class Conversations(Dataset[Example]):
     def text_example(self, index: int) -> Example:
         """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._text_example(row, [self.inputs.usual.text for _ in row.images])
+        return self._text_example(row, [self.image_inputs.usual.text for _ in row.images])
 
-    def _text_example(self, row: Row, images: Sequence[str]) -> Example:
-        """Return the row's example without pixels. `images`: the text of each of its images."""
+    def _text_example(self, row: Row, images: Sequence[str], opened: Sequence[Image] | None = None) -> Example:
+        """Return the row's example without pixels. `images`: the text of each of its images.
+
+        `opened` are the images, of which the teacher has a text of its own (None: its usual one).
+        """
+        example, ends = self._read(row, images)
+        if self.teacher is None:
+            return example
+        inputs = self.teacher.image_inputs
+        prepared = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened) if opened else []
+        texts = [image.text for image in prepared]
+        if not self.aligned:
+            other, _ = self.teacher._read(row, texts, cut=example.cut)
+            if not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
+                raise Fault("student and teacher read other texts: their images have other marks")
+            return replace(example, teacher=other)
+        other, theirs = self.teacher._read(row, texts)
+        spans, of_teacher = number_spans(ends, theirs)
+        sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
+        of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
+        both = torch.tensor([covered(ends, spans, sizes), of_answers])
+        other = replace(other, spans=torch.tensor(of_teacher))
+        return replace(example, spans=torch.tensor(spans), teacher=other, aligned=both)
+
+    def _read(self, row: Row, images: Sequence[str], cut: int | None = None) -> tuple[Example, list[Place | None]]:
+        """Return the row's example for this model alone, and where its answers' tokens end.
+
+        `cut`: how many tokens are cut off at its end (None: those beyond `max_length`).
+        """
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
-        untruncated = self._tokens(row, images)
-        tokens, labels, turn = map(torch.tensor, self._truncate(*untruncated))
-        visual = tokens == self.inputs.image_token
-        return Example(row.id, tokens, labels, turn, visual, cut=len(untruncated[0]) - len(tokens))
-
-    def _tokens(self, row: Row, images: Sequence[str]) -> tuple[list[int], ...]:
-        """Return the row's token ids, labels and turn numbers, not truncated."""
         pieces = self._pieces(row)
         if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
             raise Fault("the chat template leaves out the system's text")
         tokens, labels, turn = [], [], []
-        for number, (prompt, answer) in enumerate(self._tokenize(pieces, images)):
+        found: list[Place | None] = []
+        for number, (prompt, answer, ends) in enumerate(self._tokenize(pieces, images)):
             if number == 0 and prompt[: len(self._start_tokens)] != self._start_tokens:
                 prompt = self._start_tokens + prompt
             learnt = 0  # of an answer; tokens after its last special token (mostly a line break) are not learnt
@@ -212,12 +257,37 @@ class Conversations(Dataset[Example]):
             tokens += prompt + answer
             labels += [IGNORE] * len(prompt) + answer[:learnt] + [IGNORE] * (len(answer) - learnt)
             turn += [number if self._independent else 0] * (len(prompt) + len(answer))
-        return tokens, labels, turn
+            if self.aligned and learnt:
+                exchange, written = number - self._independent, pieces[number][1]
+                text = row.exchanges[exchange][1].strip()
+                if (begin := written.find(text, self._before_answer)) < 0:
+                    raise Fault("the chat template changes the text of an answer")
+                of_text = slice(first := len(written[:begin].encode()), first + len(text.encode()))
+                ended = answer[learnt - 1] in self._special_ids
+                found += [None] * len(prompt)
+                found += places(exchange, ends[:learnt], written.encode(), of_text, ended=ended)
+            found += [None] * (len(tokens) - len(found))
+        kept = len(tokens) if self.max_length is None else self.max_length
+        kept = kept if cut is None else len(tokens) - cut
+        self._check_cut(tokens, labels, turn, kept)
+        ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
+        visual = ids == self.image_inputs.image_token
+        return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
 
-    def _truncate(self, tokens: list[int], labels: list[int], turn: list[int]) -> tuple[list[int], ...]:
-        """Truncate each list to `max_length`. Raises Fault where that would truncate the image or leave no answer."""
-        length = len(tokens) if self.max_length is None else self.max_length
-        visual = self.inputs.image_token
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return token_bytes(self.inputs.tokenizer)
+
+    @cached_property
+    def _before_answer(self) -> int:
+        """How many characters the chat template writes between the beginning of an answer's turn and its text."""
+        marked = (_message("user", "?"), _message("assistant", prompt_template.ANSWER))
+        begun, whole = (self._render(marked[:count], generation=count == 1) for count in (1, 2))
+        return max(0, whole.find(prompt_template.ANSWER, len(begun)) - len(begun))
+
+    def _check_cut(self, tokens: list[int], labels: list[int], turn: list[int], length: int) -> None:
+        """Raise Fault where only the first `length` tokens would lack some of an image's or any answer, or be too many."""
+        visual = self.image_inputs.image_token
         if visual in tokens[length:]:
             last = max(i for i, token in enumerate(tokens) if token == visual)
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
@@ -229,7 +299,6 @@ class Conversations(Dataset[Example]):
         if positions > (most := min(self.positions.values(), default=positions)):
             limits = ", ".join(f"the {role} is made for {limit:,}" for role, limit in self.positions.items())
             raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
-        return tokens[:length], labels[:length], turn[:length]
 
     def _pieces(self, row: Row) -> list[Piece]:
         """Return the row's text as pieces; with independent turns the first piece is the part that all turns share."""
@@ -267,27 +336,37 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _tokenize(self, pieces: list[Piece], images: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield each piece's (prompt, answer) tokens.
+    def _tokenize(self, pieces: list[Piece], images: Sequence[str]) -> Iterator[tuple[list[int], list[int], list]]:
+        """Yield each piece's (prompt, answer) tokens, and the byte of the answer's piece at which each of these ends.
 
         They are cut out of the tokens of the whole text: Llama's tokenizers put a space before a text of its own.
         """
         shared = pieces[:1]
         for visible in [shared, *([*shared, piece] for piece in pieces[1:])] if self._independent else [pieces]:
             tokens = self._split([text for piece in visible for text in piece], images)
-            pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
+            pairs = [(prompt, *answer) for (prompt, _), answer in zip(tokens[::2], tokens[1::2], strict=True)]
             yield from pairs[-1:] if self._independent else pairs
 
-    def _split(self, texts: Sequence[str], images: Sequence[str]) -> list[list[int]]:
-        """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character."""
+    def _split(self, texts: Sequence[str], images: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
+        """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character.
+
+        With them, if `aligned`, the byte of that text at which each ends (`token_ends`).
+        """
         try:
             texts = self.inputs.with_images(texts, images)
         except ValueError as error:
             raise Fault(str(error)) from None
-        encoding = self.inputs.tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
-        begins = [min(start, end - 1) for start, end in encoding["offset_mapping"]]  # also for a trimmed space
-        bounds = [bisect_left(begins, end) for end in accumulate(map(len, texts))]
-        return [encoding["input_ids"][a:b] for a, b in pairwise([0, *bounds])]
+        text, tokenizer = "".join(texts), self.inputs.tokenizer
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        begins = [min(start, end - 1) for start, end in offsets]  # also for a trimmed space
+        bounds = pairwise([0, *(bisect_left(begins, end) for end in accumulate(map(len, texts)))])
+        if not self.aligned:
+            return [(ids[a:b], []) for a, b in bounds]
+        ends = token_ends([self._token_bytes[id] for id in ids], text, offsets)
+        before = [0, *accumulate(len(text.encode()) for text in texts)]
+        parts = zip(bounds, before, strict=False)
+        return [(ids[a:b], [None if end is None else end - at for end in ends[a:b]]) for (a, b), at in parts]
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

@@ -40,12 +40,12 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
         logits = paths(batch, ("student", "teacher"), keep)
         agreed += (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).sum().item()
         divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
-        positions += int(keep.sum())
+        positions += len(logits["student"])
     return {"agreement": agreed / positions, "kl": divergence / positions, "positions": positions}
 
 
 def compared(paths: Paths, data: Examples, precision: str) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield the batches of up to 64 rows with the positions [B, T] that predict their answers, the models ready for them."""
+    """Yield the batches of up to 64 rows with the positions that predict their answers (`Batch.read_by`), the models ready for them."""
     device = ALONE.device
     paths.to(device).eval()
     chosen = order(len(data), min(ROWS, len(data)), seed=0)
@@ -53,7 +53,7 @@ def compared(paths: Paths, data: Examples, precision: str) -> Iterator[tuple[Bat
         rows = [data[i] for i in chosen[first : first + BATCH]]
         batch = collate(rows, pad_token=paths.student.inputs.tokenizer.pad_token_id).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield batch, batch.predicting("answer")
+            yield batch, batch.predicting_in_all("answer")
 
 
 @torch.inference_mode()

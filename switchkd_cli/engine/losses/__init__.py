@@ -14,6 +14,9 @@ arguments say what the loss reads**, and only that is computed for a term:
 | ``{side}_focus``        | [P, T, M], its mean over heads                                               | [P]     |
 | ``targets``, ``rows``   | [N]: the next token of each position; the number of its example in the batch |         |
 | ``progress``            | the share of the stage's steps that were taken, 0 to 1                       |         |
+| ``teacher_targets``     | [M]: with ``alignment: bytes``, the teacher's next tokens                    |         |
+| ``{side}_spans``        | [N] or [M]: the span of bytes that the next token is in, -1 for none         | [C]     |
+| ``first_pieces``        | [V]: with which id the teacher begins the text of each of the student's      |         |
 
 ``side`` is teacher or student: what the term's `to` and `of` name. Where the student's W, D or H differs from the
 teacher's, a trained linear map has been applied to the student's. Where images have different numbers of visual tokens, a

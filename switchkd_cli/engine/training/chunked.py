@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.lm_head import Heads, capped, positions
 from switchkd_cli.engine.paths import PATHS, output_name
 from switchkd_cli.engine.per_image import PerImage, apply
@@ -27,7 +29,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 LossOfChunk = Callable[[dict[str, Tensor], Tensor], Tensor]
 """From logits and the mask of their positions to a scalar with a graph."""
-Chunk = tuple[slice, Tensor]  # which of the N positions, and the same as a mask [B, T]
+Chunk = tuple[Sequence[slice], Tensor]  # which of each path's N positions, and the same as a mask [B, T]
 
 
 class ChunkedObjective:
@@ -41,9 +43,10 @@ class ChunkedObjective:
     """
 
     def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
-        self.terms, self.dense = objective.terms, dense
-        self.on_logits = Objective([term for term in self.terms if dense or objective.reads_logits(term)])
-        self.on_others = Objective([term for term in self.terms if not (dense or objective.reads_logits(term))])
+        self.terms, self.tokens, self.dense = objective.terms, objective.tokens, dense
+        of_logits = [term for term in self.terms if dense or objective.reads_logits(term)]
+        self.on_logits = Objective(of_logits, self.tokens)
+        self.on_others = Objective([term for term in self.terms if term not in of_logits], self.tokens)
         self.paths = tuple(sorted((self.on_logits.outputs | set(also)) & set(PATHS)))
         hidden = {output_name(path, "hidden") for path in self.paths}
         self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
@@ -74,7 +77,7 @@ class ChunkedObjective:
             assert heads is not None, "outputs without logits need the paths' heads"
             hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
             weights = [heads.weights[path] for path in self.paths]
-            chunks = self._chunks(inputs.keep, heads.columns)
+            chunks = self._chunks(inputs.batch, inputs.keep, max(heads.columns[path] for path in self.paths))
             total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
         return total, {term.name: parts[term.name] for term in self.terms}
 
@@ -82,7 +85,7 @@ class ChunkedObjective:
         """Yield the terms with a weight, one after another: name and weighted part, with its graph."""
         for term in self.terms:
             if term.weight:
-                yield term.name, ChunkedObjective(Objective([term]), dense=self.dense)(inputs)[0]
+                yield term.name, ChunkedObjective(Objective([term], self.tokens), dense=self.dense)(inputs)[0]
 
     @torch.no_grad()
     def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
@@ -92,24 +95,36 @@ class ChunkedObjective:
         def note(name: str, values: Tensor, rows: Tensor) -> None:
             ids[name] |= {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
 
-        named = Objective([term for term in self.terms if term.name in ids])
+        named = Objective([term for term in self.terms if term.name in ids], self.tokens)
         ChunkedObjective(named, dense=self.dense)(inputs, on_values=note)
         return ids
 
-    def _chunks(self, keep: Tensor, columns: int) -> list[Chunk]:
-        """Return the chunks of the N positions of `keep` [B, T]."""
-        size, places = positions(columns), keep.nonzero()
-        if len(places) <= size:
-            return [(slice(0, len(places)), keep)]
-        if self.on_logits.compares_positions:
-            lengths = keep.sum(1).tolist()
-        else:  # of equal size: a short one at the end would read a whole head for a few positions
-            lengths, size = [1] * len(places), math.ceil(len(places) / math.ceil(len(places) / size))
-        chunks = []
-        for at in _group_neighbours(lengths, size):
-            mask = torch.zeros_like(keep)
-            mask[places[at, 0], places[at, 1]] = True
-            chunks.append((at, mask))
+    def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
+        """Return the chunks of the positions of `keep`: whole examples where models read unlike texts, or a loss is across positions."""
+        size = positions(columns)
+        sides = keep.split([of.turn.shape[1] for of in batch.readings], 1)
+        places = [side.nonzero() for side in sides]
+        if whole := batch.spans is not None or self.on_logits.compares_positions:
+            counts = [side.sum(1).tolist() for side in sides]
+        else:
+            counts = [[1] * len(places[0])] * len(sides)
+        begins = [[0, *accumulate(of_side)] for of_side in counts]
+        of_paths = [begins[0 if path == "student" else -1] for path in self.paths]
+        if (most := max(of_path[-1] for of_path in of_paths)) <= size:
+            return [([slice(0, of_path[-1]) for of_path in of_paths], keep)]
+        if not whole:  # of equal size: a short one at the end would read a whole head for a few positions
+            size = math.ceil(most / math.ceil(most / size))
+        chunks: list[Chunk] = []
+        for part in _group_neighbours(list(map(max, zip(*counts, strict=True))), size):
+            masks = [torch.zeros_like(side) for side in sides]
+            for mask, side, at in zip(masks, sides, places, strict=True):
+                if whole:
+                    mask[part] = side[part]
+                else:
+                    mask[at[part, 0], at[part, 1]] = True
+            chunks.append(
+                ([slice(of_path[part.start], of_path[part.stop]) for of_path in of_paths], torch.cat(masks, 1))
+            )
         return chunks
 
 
@@ -131,13 +146,13 @@ class _GradientInForward(torch.autograd.Function):
         count = len(paths)
         hidden, on_hidden = tensors[:count], gradients[:count]
         weights, on_weights = tensors[count:], gradients[count:]
-        by_id = {id(weight): heads.cast(weight[: heads.columns]) for weight in weights}
+        by_id = {id(of): heads.cast(of[: heads.columns[path]]) for path, of in zip(paths, weights, strict=True)}
         cast_weights = [by_id[id(weight)] for weight in weights]  # teacher and switch share one
         trained = [i for i in range(count) if needed[i] or needed[count + i]]
 
-        def through(at: slice, mask: Tensor) -> Tensor:
+        def through(at: Sequence[slice], mask: Tensor) -> Tensor:
             """Forward and backward of a chunk. Its logits and their gradients are freed before the next chunk's exist."""
-            states = [heads.cast(each[at]) for each in hidden]
+            states = [heads.cast(each[here]) for each, here in zip(hidden, at, strict=True)]
             logits = [linear(*pair) for pair in zip(states, cast_weights, strict=True)]
             leaves = [logits[i].requires_grad_() for i in trained]
             with torch.enable_grad():
@@ -147,9 +162,9 @@ class _GradientInForward(torch.autograd.Function):
                 on_logits = torch.autograd.grad(value, leaves, materialize_grads=True)
                 for i, gradient in zip(trained, on_logits, strict=True):
                     if (of_hidden := on_hidden[i]) is not None:
-                        of_hidden[at] = gradient @ cast_weights[i]
+                        of_hidden[at[i]] = gradient @ cast_weights[i]
                     if (of_weight := on_weights[i]) is not None:
-                        _add_product(of_weight[: heads.columns], gradient.T, states[i])
+                        _add_product(of_weight[: heads.columns[paths[i]]], gradient.T, states[i])
             return value.detach()
 
         total = sum((through(*chunk) for chunk in chunks), torch.zeros(()))
@@ -175,13 +190,13 @@ def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _group_neighbours(lengths: Sequence[int], size: int) -> Iterator[slice]:
     """Yield slices of neighbours whose lengths add up to at most `size`; a longer one is alone."""
-    first = end = 0
-    for length in lengths:
-        if end > first and end + length - first > size:
-            yield slice(first, end)
-            first = end
-        end += length
-    yield slice(first, end)
+    first = total = 0
+    for i, length in enumerate(lengths):
+        if i > first and total + length > size:
+            yield slice(first, i)
+            first, total = i, 0
+        total += length
+    yield slice(first, len(lengths))
 
 
 def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, float]:

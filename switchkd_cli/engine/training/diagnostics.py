@@ -41,7 +41,8 @@ class KneeStats(NamedTuple):
 class Diagnostics:
     """Figures of one micro-batch from the logits that its loss needs anyway, in any number of chunks.
 
-    On the supervised tokens, whatever positions the terms read, if there is a teacher:
+    On the supervised tokens, whatever positions the terms read, if there is a teacher; without the student's where it reads
+    other tokens than the teacher, and without the knees of terms that compare bytes:
 
     - `teacher_ce`, `student_ce`: cross-entropy of either, in nats
     - `agreement/<path>`: share of positions where the path's most likely token is the teacher's
@@ -61,15 +62,18 @@ class Diagnostics:
 
     @torch.no_grad()
     def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
-        """Take in logits [N, V] by path, at the N positions of `keep` [B, T]."""
+        """Take in logits [N, V] by path, at the N positions of `keep` (`Batch.read_by`)."""
         found: dict[str, Tensor] = {}
-        answers = batch.predicting("answer")[keep]
-        if "teacher" in logits and answers.any():
-            select = row_selector(answers)
-            of_answers = {path: select(values) for path, values in logits.items()}
-            found |= _against_teacher(of_answers, select(batch.targets[keep]))
-        for spec in dict.fromkeys(spec for _, spec in self.knees):  # what several terms share is sorted once
-            chosen = batch.predicting(spec.on)[keep]
+        read = {path: batch.read_by(path, keep) for path in logits if path != "student" or batch.spans is None}
+        answers = {path: of.predicting("answer")[mask] for path, (of, mask) in read.items()}
+        if "teacher" in logits and answers["teacher"].any():
+            selected = {path: row_selector(chosen)(logits[path]) for path, chosen in answers.items()}
+            of_teacher, mask = read["teacher"]
+            found |= _against_teacher(selected, of_teacher.targets[mask][answers["teacher"]])
+        # what several terms share is sorted once
+        for spec in dict.fromkeys(spec for _, spec in self.knees if spec.path in read):
+            of, mask = read[spec.path]
+            chosen = of.predicting(spec.on)[mask]
             if chosen.any():
                 knee, k, mass = measure_knees(row_selector(chosen)(logits[spec.path]), spec)
                 bounded = {"raised": (knee < k).float(), "cut": (knee > k).float()}
@@ -94,7 +98,7 @@ class Diagnostics:
 def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
     """Return the terms' names with each of their knees, as their losses declare (`registry.Signature.leaders`)."""
     specs = []
-    for term in terms:
+    for term in (term for term in terms if term.alignment == "positions"):
         signature = registry.signature("loss", term.loss)
         for side in signature.leaders(term.parameters):
             bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +12,16 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, row_selector
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.losses.ops.spans import single_tokens, span_rows
 from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.per_image import PerImage, loss_per_image
+from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import Term
 
-IMAGES = "images"
+IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
-"""Called with logits [n, V] by path, the batch, and a mask [B, T] of the n positions that they are of."""
+"""Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
 
 OnValues = Callable[[str, Tensor, Tensor], None]
 """Called with a term's name, its value at each of n positions or images, [n], and the row of the batch of each, [n]."""
@@ -44,7 +46,7 @@ class LossInputs(NamedTuple):
     heads: Heads | None
     batch: Batch
     keep: Tensor
-    """[B, T] bool: the N positions of the logits and hidden states [N, ...]."""
+    """[B, T] bool: the N positions of the logits and hidden states [N, ...]; see `Batch.read_by`."""
     normalizers: Normalizers
 
 
@@ -53,10 +55,14 @@ class Objective:
 
     The names of a loss's positional arguments say what its term reads (`registry.Signature.reads`); the `outputs` that
     the paths have to give follow from them.
+
+    With `alignment: bytes` a term compares paths that read tokens of their own. A loss that names spans gets all positions
+    of both. Any other gets pairs of positions, where one token on each side is the same one in both vocabularies, and of
+    logits the columns that are in both (`tokens`).
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
-        self.terms = tuple(terms)
+    def __init__(self, terms: Sequence[Term], tokens: TokenMap | None = None) -> None:
+        self.terms, self.tokens = tuple(terms), tokens
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self._signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
         reads = [(t, side, kind) for t in terms for side, kind in self._signatures[t.name].reads]
@@ -68,8 +74,18 @@ class Objective:
         return any(kind == "logits" for _, kind in self._signatures[term.name].reads)
 
     def counted(self, term: Term) -> str:
-        """Return what a term is a mean over, as the normalizers name it: a kind of positions, or images."""
-        return IMAGES if self._signatures[term.name].of_images else term.on
+        """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
+        signature = self._signatures[term.name]
+        if signature.of_images:
+            return IMAGES
+        if term.alignment == "bytes":
+            return SPANS if signature.of_spans else PAIRS
+        return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether some term compares what two models read as tokens of their own."""
+        return any(term.alignment == "bytes" for term in self.terms)
 
     @property
     def compares_positions(self) -> bool:
@@ -77,8 +93,9 @@ class Objective:
         return any("rows" in signature.positional for signature in self._signatures.values())
 
     def keep(self, batch: Batch) -> Tensor:
-        """Return a mask [B, T] of every position that some term reads."""
-        return torch.stack([torch.zeros_like(batch.image), *(batch.predicting(on) for on in self.on)]).any(0)
+        """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
+        kept = [batch.predicting_in_all(on) for on in self.on]
+        return torch.stack(kept or [torch.zeros_like(batch.predicting_in_all("all"))]).any(0)
 
     def normalizers(
         self,
@@ -87,11 +104,40 @@ class Objective:
         sum_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> Normalizers:
         """Count over all micro-batches of a step, so that no split into micro-batches or processes changes the loss."""
-        counts = [torch.stack([b.predicting(on).sum() for b in batches]).sum() for on in self.on]
-        images = sum(len(b.image_rows) for b in batches)
-        counts.append(torch.tensor(images, device=batches[0].image.device))
-        together = sum_over_processes(torch.stack(counts))
-        return Normalizers(dict(zip((*self.on, IMAGES), together, strict=True)), progress)
+        each = [self._counts(batch) for batch in batches]
+        sums = [torch.stack([counts[name] for counts in each]).sum() for name in each[0]]
+        together = sum_over_processes(torch.stack(sums))
+        return Normalizers(dict(zip(each[0], together, strict=True)), progress)
+
+    def _counts(self, batch: Batch) -> dict[str, Tensor]:
+        counts: dict[str, Tensor] = {on: batch.predicting(on).sum() for on in self.on}
+        counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
+        if self.tokens is not None:
+            counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
+        if self.by_bytes:
+            assert batch.aligned is not None
+            counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
+            counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))["student"].sum()
+            counts |= {"tokens": batch.predicting("answer").sum(), "bytes": batch.aligned[:, 1].sum()}
+            counts["aligned bytes"] = batch.aligned[:, 0].sum()
+        return counts
+
+    def aligned(self, normalizers: Normalizers) -> dict[str, float]:
+        """Return the shares of the answers' bytes that lie in spans, and of the student's tokens that are in pairs."""
+        of, shares = normalizers.counts, {"bytes": ("aligned bytes", "bytes"), "tokens": (PAIRS, "tokens")}
+        each = shares.items() if self.by_bytes else ()
+        return {f"aligned/{name}": (of[part] / of[whole].clamp(min=1)).item() for name, (part, whole) in each}
+
+    def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
+        """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""
+        assert self.tokens is not None
+        (ours, mask), (theirs, of_teacher) = (batch.read_by(path, keep) for path in ("student", "teacher"))
+        one, other = single_tokens(ours.predicted_spans[mask], theirs.predicted_spans[of_teacher])
+        targets = ours.targets[mask][one], theirs.targets[of_teacher][other]
+        own, pair = (of.to(keep.device)[ids] for of, ids in zip(self.tokens.places, targets, strict=True))
+        same = (own == pair) & (own >= 0)
+        ours_same, theirs_same = (of.masked_scatter(of, same) for of in (one, other))
+        return {"student": ours_same, "teacher": theirs_same, "switch": theirs_same}
 
     def __call__(self, inputs: LossInputs, on_values: OnValues | None = None) -> dict[str, Tensor]:
         """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
@@ -104,21 +150,36 @@ class Objective:
         return parts
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        """Return a term at each position or image, [N], and the row of the batch that each belongs to, [N]."""
+        """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
         outputs, _, batch, keep, normalizers = inputs
-        # mostly all of [N, V] itself, not a copy of it for each term
-        signature, select = self._signatures[term.name], row_selector(batch.predicting(term.on)[keep])
-        rows = select(keep.nonzero()[:, 0])
-        given: dict[str, Any] = {"targets": select(batch.targets[keep]), "rows": rows, "progress": normalizers.progress}
-        for side, kind in signature.reads:
-            output = outputs[_output(term, side, kind)]
-            of_positions = kind in registry.OF_POSITIONS
-            given[f"{side}_{kind}"] = select(cast(Tensor, output)) if of_positions else output
+        signature, loss = self._signatures[term.name], self._losses[term.name]
+        tokens = self.tokens if self.counted(term) == PAIRS else None
+        pairs = self._pairs(batch, keep) if tokens is not None else {}
+        given: dict[str, Any] = {"progress": normalizers.progress}
+        for side, path in (("teacher", term.of if term.to == "labels" else term.to), ("student", term.of)):
+            read, mask = batch.read_by(path, keep)
+            # mostly all of [N, V] itself, not a copy of it for each term
+            select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
+            given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
+            if signature.of_spans:
+                given[f"{side}_spans"] = select(read.predicted_spans[mask])
+            for kind in (kind for of, kind in signature.reads if of == side):
+                output: Any = outputs[output_name(path, kind)]
+                if kind in registry.OF_POSITIONS:
+                    output = select(output)
+                if kind == "logits" and tokens is not None:
+                    output = output[:, tokens.shared[int(path != "student")].to(output.device)]
+                given[f"{side}_{kind}"] = output
+        given["targets"] = given["student_targets"]
+        if tokens is not None:  # a token's number is its column's
+            given["targets"] = tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
+        if "first_pieces" in signature.positional and self.tokens is not None:
+            given["first_pieces"] = self.tokens.first_pieces.to(keep.device)
         positional = (given[name] for name in signature.positional)
-        loss = self._losses[term.name]
         if signature.of_images:
             return loss_per_image(loss, *positional, **term.parameters), batch.image_rows
-        return loss(*positional, **term.parameters), rows
+        values = loss(*positional, **term.parameters)
+        return values, span_rows(given["student_spans"]) if signature.of_spans else given["rows"]
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms, which is minimised."""

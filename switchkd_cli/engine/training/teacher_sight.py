@@ -34,7 +34,7 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     device, bf16 = trainer.replica.device, trainer.precision == "bf16"
     sums = torch.zeros(5, dtype=torch.float64)
     seen: dict[Any, ImageInput] = {}
-    for batch in (each.to(device) for each in group if each.images):
+    for batch in ((each.teacher or each).to(device) for each in group if each.images):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -53,6 +53,6 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
 def _loss(paths: Paths, batch: Batch, keep: Tensor) -> float:
     """Return the sum of the teacher's cross-entropy at the positions of `keep`; logits of one chunk exist at a time."""
     heads, hidden = paths.heads(), paths.teacher_hidden_states(batch, keep)
-    size = positions(heads.columns)
+    size = positions(heads.columns["teacher"])
     chunks = zip(hidden.split(size), batch.targets[keep].split(size), strict=True)
     return sum(cross_entropy(ids, heads("teacher", states)).sum().item() for states, ids in chunks)

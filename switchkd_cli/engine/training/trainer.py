@@ -55,7 +55,7 @@ class Trainer:
         self.stage, self.steps, self.paths = stage, steps, paths
         self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
         self.micro_batch = micro_batch_size(stage, processes.count)
-        self.objective = Objective(stage.objective)
+        self.objective = Objective(stage.objective, paths.tokens)
         paths.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: unfreeze(paths, part) for part in stage.train}
@@ -136,6 +136,7 @@ class Trainer:
         # the normalizers have divided every process's part by the positions of all
         figures = {**rates, **{name: sum(each[name] for each in of_losses) for name in losses}, "grad_norm": norm}
         figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
+        figures |= self.objective.aligned(normalizers)
         return figures | ({} if non_finite else average(of_diagnostics, positions)), non_finite
 
     def _learning_rates(self) -> dict[str, float]:

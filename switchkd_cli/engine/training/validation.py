@@ -87,7 +87,8 @@ class Validator:
 
     def __init__(self, spec: Validation, data: Conversations, trainer: Trainer) -> None:
         self.spec, self.data, self.trainer = spec, data, trainer
-        self.compared = {"student", "teacher"} if trainer.stage.needs_teacher else {"student"}
+        alike = trainer.stage.needs_teacher and trainer.paths.tokens is None
+        self.compared = {"student", "teacher"} if alike else {"student"}
         self.loss = ChunkedObjective(trainer.objective, dense=trainer.replica.heads is None, also=self.compared)
         self.best = math.inf  # of the monitored figure, negative where the highest is best
         self.waited = 0  # validations since then
@@ -114,7 +115,7 @@ class Validator:
         `validation/loss` and `validation/loss/<term>` are the objective's means over all examples, in eval mode; of the
         answers' tokens `agreement` is the share where student and teacher predict the same, and `exact_match` the share of
         answers whose tokens are all predicted, each after the true ones: greedy generation would give the same answer.
-        What no example has is left out. They are those of one process, whatever the number of processes, to rounding.
+        What no example has is left out, and agreement where the teacher reads other tokens. They are those of one process, whatever the number of processes, to rounding.
 
         Every process must call this; `filler` is any batch, for one that has no example left where others have. Raises
         UserError for too many unusable examples, or where none has the monitored figure.
@@ -158,14 +159,18 @@ class Validator:
         heads = replica.heads.frozen() if replica.heads is not None else None
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
-        keep = objective.keep(batch) | answers
-        right, agreed = torch.zeros_like(keep), torch.zeros_like(keep)
+        keep = objective.keep(batch) | batch.predicting_in_all("answer")
+        right, agreed = torch.zeros_like(answers), torch.zeros_like(answers)
 
         def compare(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
-            predicted = logits["student"].argmax(-1)
-            right[mask] = predicted == batch.targets[mask]
-            if "teacher" in self.compared:
-                agreed[mask] = predicted == logits["teacher"].argmax(-1)
+            first = {}
+            for path in self.compared:
+                read, own = batch.read_by(path, mask)
+                first[path] = logits[path].argmax(-1)[read.predicting("answer")[own]]
+            here = answers & batch.read_by("student", mask)[1]
+            right[here] = first["student"] == batch.targets[here]
+            if "teacher" in first:
+                agreed[here] = first["student"] == first["teacher"]
 
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
@@ -176,7 +181,7 @@ class Validator:
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
         sums = {f"loss/{name}": (parts[name].item(), count) for name, count in of_terms.items()}
         if "teacher" in self.compared:
-            sums["agreement"] = int((agreed & answers).sum()), int(answers.sum())
+            sums["agreement"] = int(agreed.sum()), int(answers.sum())
         return {**sums, "exact_match": whole_answers(answers, right)}
 
     def _means(self, batches: Sequence[Sums]) -> dict[str, float]:

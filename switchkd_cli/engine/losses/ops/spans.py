@@ -1,0 +1,36 @@
+"""Spans of bytes that two models' tokens end together: [N] numbers, increasing, of the token that each position predicts.
+
+A number is of one example alone; -1 is in no span. Both models have the same spans, each with a token at least.
+"""
+
+import torch
+from torch import Tensor
+
+
+def first_positions(spans: Tensor) -> Tensor:
+    """Return which positions predict the first token of a span, [C]: both models have read the same bytes before it."""
+    before = torch.cat([spans.new_full((1,), -1), spans[:-1]])
+    return ((spans >= 0) & (spans != before)).nonzero()[:, 0]
+
+
+def sum_over_spans(values: Tensor, spans: Tensor) -> Tensor:
+    """Return the sum of values [N] over the positions of each span, [C]."""
+    inside = spans >= 0
+    found, place = spans[inside].unique(return_inverse=True)
+    return values.new_zeros(len(found)).index_add(0, place, values[inside])
+
+
+def span_rows(spans: Tensor) -> Tensor:
+    """Return the row of the batch that each span is of, [C]; see `Batch.predicted_spans`."""
+    return spans[first_positions(spans)] >> 32
+
+
+def single_tokens(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which positions in either are those of spans with one token in both, [N] and [M] bool: as many, in one order."""
+    first, second = _alone(one), _alone(other)
+    return first & torch.isin(one, other[second]), second & torch.isin(other, one[first])
+
+
+def _alone(spans: Tensor) -> Tensor:
+    around = torch.cat([spans.new_full((1,), -1), spans, spans.new_full((1,), -1)])
+    return (spans >= 0) & (spans != around[:-2]) & (spans != around[2:])
