@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from switchkd_cli import registry
 from switchkd_cli.engine.build import check_model, family_of
@@ -98,6 +98,9 @@ def describe_model(
 def _published_model(spec: Model, who: str) -> KnownModel | None:
     """Return the model that is built of these parts, some of which are not here; None where one is not known."""
     if isinstance(spec, Checkpoint):
+        if (fields := published()["models"].get(spec.checkpoint)) is not None:
+            config = AutoConfig.for_model(**fields)
+            return KnownModel(family_of(fields), config, config.get_text_config().vocab_size, PUBLISHED)
         parts = published()["checkpoints"].get(spec.checkpoint)
         if parts is None or spec.family is None:
             return None
