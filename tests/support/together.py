@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from switchkd_cli.distributed.launch_config import exit_process
+from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.paths import Paths
@@ -39,8 +40,14 @@ def rows(folder: Path) -> list[dict]:
     return [tiny.row(str(i), images.get(i), ("What?", answer)) for i, answer in enumerate(answers)]
 
 
-def untrained(*, adapted: bool = False) -> Paths:
-    """Return the pair before its first step; `adapted`: the teacher's tower is wider, its grid 3 x 3 instead of 2 x 2."""
+def untrained(*, adapted: bool = False, saved: str | None = None) -> Paths:
+    """Return the pair before its first step; `adapted`: the teacher's tower is wider, its grid 3 x 3 instead of 2 x 2.
+
+    `saved`: a folder with two other models.
+    """
+    if saved is not None:
+        student, teacher = (check_checkpoint(f"{saved}/{who}").build() for who in ("student", "teacher"))
+        return Paths(student, teacher, len(student.inputs.tokenizer))
     student, unlike = tiny.model(seed=1), {"hidden_size": 32, "patch_size": 8}
     teacher = tiny.model(24, seed=2, vision=unlike if adapted else None)
     adapter = FeatureAdapter(16, 32, sides=(2, 3)) if adapted else None
@@ -87,12 +94,13 @@ def trained(
     recomputed: bool = False,
     validated: bool = False,
     adapted: bool = False,
+    saved: str | None = None,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
     It resumes from the state in `after`. With `spoil`, a term is NaN in the last process.
     """
-    paths = untrained(adapted=adapted)
+    paths = untrained(adapted=adapted, saved=saved)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
     stage = stage_of(

@@ -16,7 +16,7 @@ from switchkd_cli.engine.training.data_loader import micro_batch_size, rows_of_p
 from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.preflight import check_batches
-from tests.support import together
+from tests.support import stock_models, together
 from tests.support.together import ALIGN, CE, VSD
 
 pytestmark = pytest.mark.slow
@@ -24,6 +24,12 @@ VSD_ALONE = {"objective": [VSD], "train": ["vision"]}
 WARM_UP = {"adapted": True, "objective": [VSD], "train": ["adapter"], "micro": 1}  # most micro-batches have no image
 ADAPTED = {"adapted": True, "objective": [CE, ALIGN, VSD], "train": ["vision", "projector", "language", "adapter"]}
 ADAPTED |= {"micro": 2}
+FAMILY = {"objective": [CE, ALIGN, VSD], "until": 1}
+FAMILIES = {
+    f"{name}, {how}": FAMILY | more | {"saved": name}
+    for name in stock_models.TOKENIZERS
+    for how, more in (("torch", {}), ("zero 3, recomputed", {"zero": 3, "micro": 2, "recomputed": True}))
+}
 CASES = {
     2: {
         "torch, micro 1": {"micro": 1},
@@ -55,6 +61,7 @@ CASES = {
         "spoiled, torch": {"spoil": True},
         "spoiled, zero 2": {"spoil": True, "zero": 2},
         "spoiled, zero 3": {"spoil": True, "zero": 3},
+        **FAMILIES,
     },
     4: {
         "torch, micro 1": {"micro": 1},
@@ -102,8 +109,19 @@ def two_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(two_folder):
-    return run(2, two_folder, CASES[2])
+def families(tmp_path_factory):
+    """Two models of each family, saved by transformers' own classes."""
+    folder = tmp_path_factory.mktemp("families")
+    for name in {case["saved"] for case in FAMILIES.values()}:
+        for who, size in (("student", {"width": 32, "layers": 2}), ("teacher", {"width": 48, "layers": 3, "seed": 2})):
+            stock_models.save(name, folder / name / who, **size)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(two_folder, families):
+    cases = CASES[2].items()
+    return run(2, two_folder, {n: c | {"saved": str(families / c["saved"])} if "saved" in c else c for n, c in cases})
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +194,14 @@ def test_what_images_are_worth_to_the_teacher_is_that_of_one_process(count, name
     ((told,), (expected,)) = results[count][name][1]["sight"], alone[1]["sight"]
     for figure in ("images", "blank_images"):  # another row's image is one of the same process
         assert told[figure] == pytest.approx(expected[figure], rel=1e-5), figure
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_has_the_losses_and_gradients_of_one_process(name, two, families, tmp_path):
+    lines, state, _ = together.trained(tmp_path, **FAMILY, saved=str(families / FAMILIES[name]["saved"]))
+    for figure in ("loss/ce", "loss/align", "loss/vsd"):
+        assert two[name][0][0][figure] == pytest.approx(lines[0][figure], rel=1e-4), figure
+    close(together.gradients(two[name][1]), together.gradients(state), rtol=1e-3, atol=1e-5)
 
 
 def test_in_some_step_a_process_sees_no_picture_while_another_does(results):
