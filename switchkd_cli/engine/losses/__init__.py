@@ -1,4 +1,4 @@
-"""The losses of a recipe's terms: one file a loss, one value for each position or each image.
+"""The losses of a recipe's terms: one value for each position or each image.
 
 ``loss(teacher_logits [N, V], student_logits [N, V], *, ...) -> [N]`` compares two models at N positions,
 ``cross_entropy(targets [N], student_logits [N, V], *, ...) -> [N]`` a model with the labels. **The names of the positional
