@@ -169,20 +169,10 @@ class Batch:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
         owners = self.image_rows.tolist()
         for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
-            row, turn = slice(i, i + 1), self.turn[i : i + 1, :length]
+            ids, labels, turn, image = (of[i, :length] for of in (self.input_ids, self.labels, self.turn, self.image))
             images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
-            part = Batch(
-                ids=self.ids[row],
-                input_ids=self.input_ids[row, :length],
-                labels=self.labels[row, :length],
-                turn=turn,
-                image=self.image[row, :length],
-                images=images,
-                image_rows=self.image_rows.new_zeros(len(images)),
-                attention=_attention(turn),
-                position=self.position[..., row, :length],
-            )
-            yield part, keep[row, :length]
+            example = Example(self.ids[i], ids, labels, turn, image, images, self.position[..., i, :length])
+            yield collate([example], pad_token=0), keep[i : i + 1, :length]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""

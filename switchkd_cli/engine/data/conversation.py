@@ -77,12 +77,13 @@ class Conversations(Dataset[Example]):
         # in a row's texts special tokens would end a turn or begin another one
         longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
         self._special_pattern = re.compile("|".join(longest_first) or r"(?!)")
-        self._start_tokens = prompt_template.start_tokens(tokenizer)
+        # the one that the tokenizer puts before every text: one for Llama, none for Qwen2
+        self._start_tokens = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
         self._independent = rows.turns == "independent"
         if self._independent and inputs.chained_only:
             raise UserError(f"{rows.name}: turns: independent: {inputs.chained_only}", hint="leave out `turns`")
         self.teacher: Conversations | None = None
-        self.by_bytes = False
+        self._token_bytes: list[bytes] | None = None  # where answers are aligned with those of another tokenizer
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
         self.chosen: Sequence[int] = range(len(rows))
@@ -111,7 +112,8 @@ class Conversations(Dataset[Example]):
             teacher = Conversations(self.rows, inputs, max_length=self.max_length)
         teacher.image_inputs, teacher.positions = inputs, positions or {}
         both.teacher, both._cache = teacher, {}
-        both.by_bytes = teacher.by_bytes = by_bytes
+        for of in (both, teacher) if by_bytes else ():
+            of._token_bytes = token_bytes(of.inputs.tokenizer)
         return both
 
     def __getitem__(self, index: int) -> Example:
@@ -225,8 +227,9 @@ class Conversations(Dataset[Example]):
             return example
         inputs = self.teacher.image_inputs
         of_teacher = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
-        other, theirs = self.teacher._read(row, of_teacher, cut=None if self.by_bytes else example.cut)
-        if not self.by_bytes:
+        by_bytes = self._token_bytes is not None
+        other, theirs = self.teacher._read(row, of_teacher, cut=None if by_bytes else example.cut)
+        if not by_bytes:
             if not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
             return replace(example, teacher=other)
@@ -248,8 +251,10 @@ class Conversations(Dataset[Example]):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
         pieces = self._pieces(row)
-        if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
-            raise Fault("the chat template leaves out the system's text")
+        if row.system and row.system.strip() not in (written := "".join(prompt for prompt, _ in pieces)):
+            questions = [question.strip() for question, _ in row.exchanges]
+            if any(question and question in written for question in questions):  # `pretrain` writes no questions
+                raise Fault("the chat template leaves out the system's text")
         tokens, labels, turn = [], [], []
         found: list[Place | None] = []
         for number, (prompt, answer, ends) in enumerate(self._tokenize(pieces, [image.text for image in images])):
@@ -263,7 +268,7 @@ class Conversations(Dataset[Example]):
             tokens += prompt + answer
             labels += [IGNORE] * len(prompt) + answer[:learnt] + [IGNORE] * (len(answer) - learnt)
             turn += [number if self._independent else 0] * (len(prompt) + len(answer))
-            if self.by_bytes and learnt:
+            if self._token_bytes is not None and learnt:
                 written, text = pieces[number][1], row.exchanges[exchange][1].strip()
                 if (begin := written.find(text, self._before_answer)) < 0:
                     raise Fault("the chat template changes the text of an answer")
@@ -278,10 +283,6 @@ class Conversations(Dataset[Example]):
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
         visual = ids == self.image_inputs.image_token
         return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
-
-    @cached_property
-    def _token_bytes(self) -> list[bytes]:
-        return token_bytes(self.inputs.tokenizer)
 
     @cached_property
     def _before_answer(self) -> int:
@@ -355,7 +356,7 @@ class Conversations(Dataset[Example]):
     def _split(self, texts: Sequence[str], images: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
         """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character.
 
-        With them, if `by_bytes`, the byte of that text at which each ends (`token_ends`).
+        With them, if answers are aligned by bytes, the byte of that text at which each ends (`token_ends`).
         """
         try:
             texts = self.inputs.with_images(texts, images)
@@ -366,7 +367,7 @@ class Conversations(Dataset[Example]):
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         begins = [min(start, end - 1) for start, end in offsets]  # also for a trimmed space
         bounds = pairwise([0, *(bisect_left(begins, end) for end in accumulate(map(len, texts)))])
-        if not self.by_bytes:
+        if self._token_bytes is None:
             return [(ids[a:b], []) for a, b in bounds]
         ends = token_ends([self._token_bytes[id] for id in ids], text, offsets)
         before = [0, *accumulate(len(text.encode()) for text in texts)]
@@ -388,9 +389,3 @@ def _message(role: str, text: str, images: Sequence[int] = ()) -> dict:
     for begin, end in pairwise([0, *images]):
         content += [{"type": "text", "text": text[begin:end]}] * (end > begin) + [{"type": "image"}]
     return {"role": role, "content": [*content, {"type": "text", "text": text[max(images, default=0) :]}]}
-
-
-def _omits_system(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:
-    """Whether the template wrote a question but not the system text. (`pretrain` writes no questions.)"""
-    questions = [question.strip() for question, _ in exchanges]
-    return system.strip() not in prompts and any(question and question in prompts for question in questions)

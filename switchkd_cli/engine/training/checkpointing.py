@@ -53,19 +53,18 @@ class CheckpointWriter:
         """Whether to write a checkpoint after this step."""
         every, minutes = self.saving.every_steps, self.saving.every_minutes
         late = minutes is not None and time.monotonic() - self._written >= 60 * minutes
-        return late or (every is not None and step % every == 0) or self._is_best_validation()
+        if late or (every is not None and step % every == 0):
+            return True
+        if not (self._validates and self._scores):
+            return False
+        # this step's weights are gone after the next one: are they better than every checkpoint's?
+        best = checkpoints.best_of(self.folder, self.stage)
+        return best is None or best.score is None or self._scores[0] < best.score
 
     @property
     def _validates(self) -> bool:
         """Whether the best checkpoint is chosen by a validation."""
         return self.saving.best is not None and self.saving.best.startswith(VALIDATION)
-
-    def _is_best_validation(self) -> bool:
-        """Whether this step's validation is better than every checkpoint's: its weights are gone after the next step."""
-        if not (self._validates and self._scores):
-            return False
-        best = checkpoints.best_of(self.folder, self.stage)
-        return best is None or best.score is None or self._scores[0] < best.score
 
     def save(self, step: int, state: dict[str, Any], *, scored: bool = True) -> None:
         """Write a checkpoint, which may become the best if `scored`; when it is complete, remove those not to be kept.

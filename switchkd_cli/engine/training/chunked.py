@@ -102,7 +102,8 @@ class ChunkedObjective:
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
         """Return the chunks of the positions of `keep`: whole examples where models read unlike texts, or a loss is across positions."""
         size = positions(columns)
-        sides = keep.split([of.turn.shape[1] for of in batch.readings], 1)
+        widths = [of.turn.shape[1] for of in batch.readings]
+        sides = keep.split(widths, 1)
         places = [side.nonzero() for side in sides]
         if whole := batch.spans is not None or self.on_logits.compares_positions:
             counts = [side.sum(1).tolist() for side in sides]
@@ -116,15 +117,12 @@ class ChunkedObjective:
             size = math.ceil(most / math.ceil(most / size))
         chunks: list[Chunk] = []
         for part in _group_neighbours(list(map(max, zip(*counts, strict=True))), size):
-            masks = [torch.zeros_like(side) for side in sides]
-            for mask, side, at in zip(masks, sides, places, strict=True):
-                if whole:
-                    mask[part] = side[part]
-                else:
-                    mask[at[part, 0], at[part, 1]] = True
-            chunks.append(
-                ([slice(of_path[part.start], of_path[part.stop]) for of_path in of_paths], torch.cat(masks, 1))
-            )
+            mask = torch.zeros_like(keep)
+            if whole:
+                mask[part] = keep[part]
+            for side, at in zip(mask.split(widths, 1), places, strict=True) if not whole else ():
+                side[at[part, 0], at[part, 1]] = True
+            chunks.append(([slice(of_path[part.start], of_path[part.stop]) for of_path in of_paths], mask))
         return chunks
 
 

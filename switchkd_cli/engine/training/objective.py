@@ -65,8 +65,11 @@ class Objective:
         self.terms, self.tokens = tuple(terms), tokens
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self._signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        reads = [(t, side, kind) for t in terms for side, kind in self._signatures[t.name].reads]
-        self.outputs = frozenset(_output(term, side, kind) for term, side, kind in reads)
+        self.outputs = frozenset(  # a loss's student is its term's `of`, its teacher the term's `to`
+            output_name(t.of if side == "student" else t.to, kind)
+            for t in terms
+            for side, kind in self._signatures[t.name].reads
+        )
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self._signatures[t.name].of_images))
 
     def reads_logits(self, term: Term) -> bool:
@@ -184,8 +187,3 @@ class Objective:
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms, which is minimised."""
         return sum((term.weight * parts[term.name] for term in self.terms), torch.zeros(()))
-
-
-def _output(term: Term, side: str, kind: str) -> str:
-    """Return the name of an output: a loss's student is the term's `of`, its teacher the term's `to`."""
-    return output_name(term.of if side == "student" else term.to, kind)
