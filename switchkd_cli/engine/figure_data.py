@@ -108,7 +108,10 @@ def _choose_rows(run: Run, folder: RunFolder) -> list[Row]:
         with suppress(Fault, OSError):  # faulty rows were reported before training
             row = rows[index]
             trained = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
-            short = [e for e in trained if "".join(e).isascii() and _fits(e[0])]
+            # the first line is the question itself, and short
+            lines = [e[0].split("\n")[0] for e in trained]
+            fitting = [e for e, line in zip(trained, lines, strict=True) if "?" in line and len(line) <= LONGEST]
+            short = [e for e in fitting if "".join(e).isascii()]
             if len(row.images) == 1 and short:
                 shortest = min(short, key=lambda e: len(e[0]))
                 # its row moves to other data, without this folder
@@ -117,12 +120,6 @@ def _choose_rows(run: Run, folder: RunFolder) -> list[Row]:
         if len(chosen) == EXAMPLES:
             break
     return chosen
-
-
-def _fits(question: str) -> bool:
-    """Return whether the first line of a question is the question itself, and short."""
-    first = question.split("\n")[0]
-    return "?" in first and len(first) <= LONGEST
 
 
 def _conversations(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> Conversations:

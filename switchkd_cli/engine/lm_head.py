@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,10 +29,6 @@ class Heads:
     columns: Mapping[str, int]
     dtype: torch.dtype | None = None
     caps: Mapping[str, float | None] = field(default_factory=dict)
-
-    def frozen(self) -> Heads:
-        """Return the same heads, whose weights take no gradient."""
-        return replace(self, weights={path: weight.detach() for path, weight in self.weights.items()})
 
     def cast(self, values: Tensor) -> Tensor:
         """Return hidden states or weights in the dtype of the product."""

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 
 from switchkd_cli.engine.training.state_files import bytes_of, read_state, write_state
 from switchkd_cli.errors import CRASH, MACHINE, UserError
-from switchkd_cli.files.atomic import append_json_lines
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Saving
 from switchkd_cli.runs import checkpoints
 from switchkd_cli.runs.run_folder import RunFolder
@@ -89,10 +88,6 @@ class CheckpointWriter:
             raise UserError(what, hint=hint, code=CRASH) from error
         checkpoints.prune(self.folder, self.stage, keep=self.saving.keep, best=self.saving.best is not None)
         self._step, self._scores, self._written = step, [], time.monotonic()
-
-    def record_non_finite(self, entry: dict[str, Any]) -> None:
-        """Append a line to not_finite.jsonl."""
-        append_json_lines(self.folder.not_finite, [entry])
 
     def best(self) -> Path | None:
         """Return the best checkpoint's folder, if the recipe wants one and a score was taken."""

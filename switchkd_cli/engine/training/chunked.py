@@ -76,7 +76,10 @@ class ChunkedObjective:
             heads = inputs.heads
             assert heads is not None, "outputs without logits need the paths' heads"
             hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
-            weights = [heads.weights[path] for path in self.paths]
+            # autograd doesn't tell a function that gradients are switched off
+            weights = [
+                of if torch.is_grad_enabled() else of.detach() for of in (heads.weights[path] for path in self.paths)
+            ]
             chunks = self._chunks(inputs.batch, inputs.keep, max(heads.columns[path] for path in self.paths))
             total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
         return total, {term.name: parts[term.name] for term in self.terms}

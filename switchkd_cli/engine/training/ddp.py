@@ -33,6 +33,7 @@ class TorchReplica:
         self.device = processes.device
         self.paths = paths.to(self.device)
         self.module: Any = self.paths
+        self.twins: Mapping[nn.Parameter, nn.Parameter] = {}  # what is computed with in a parameter's place: itself
         self.parameters = [p for group in groups for p in group["params"]]
         self.adamw = make_optimizer([dict(group) for group in groups], stage)
         self.max_norm = stage.grad_clip or math.inf
@@ -41,10 +42,6 @@ class TorchReplica:
         if processes.count > 1:
             how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused}
             self.module = DistributedDataParallel(paths, **how)
-
-    def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return the tensor that is computed with in a parameter's place: the parameter itself."""
-        return parameter
 
     @property
     def heads(self) -> Heads | None:

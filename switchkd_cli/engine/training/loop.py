@@ -27,6 +27,7 @@ from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
 from switchkd_cli.engine.training.validation import Validator
 from switchkd_cli.errors import CRASH, MACHINE, UserError
+from switchkd_cli.files.atomic import append_json_lines
 from switchkd_cli.recipe.schema import Stage
 
 Log = Callable[[dict], None]
@@ -285,7 +286,8 @@ class Loop:
             figures = {b.figure: str(b.value) for b in non_finite}
             rows = list(dict.fromkeys(row for b in non_finite for row in b.rows))
             at = {"stage": self.stage.name, "step": self.step + 1}
-            self.writer.record_non_finite({**at, "figures": figures, "rows": rows, "micro_batches": ids})
+            entry = {**at, "figures": figures, "rows": rows, "micro_batches": ids}
+            append_json_lines(self.writer.folder.not_finite, [entry])
         if self.stage.not_finite == "skip" and self.skipped < MAX_SKIPPED:
             self._log("skipped step", "; ".join(texts), step=self.step + 1)
             return

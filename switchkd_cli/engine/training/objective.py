@@ -86,11 +86,6 @@ class Objective:
         return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
 
     @property
-    def by_bytes(self) -> bool:
-        """Whether some term compares what two models read as tokens of their own."""
-        return any(term.alignment == "bytes" for term in self.terms)
-
-    @property
     def compares_positions(self) -> bool:
         """Whether some loss compares positions of an example with one another."""
         return any("rows" in signature.positional for signature in self._signatures.values())
@@ -117,7 +112,7 @@ class Objective:
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
         if self.tokens is not None:
             counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
-        if self.by_bytes:
+        if any(term.alignment == "bytes" for term in self.terms):
             assert batch.aligned is not None
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
             counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))["student"].sum()
@@ -127,9 +122,12 @@ class Objective:
 
     def aligned(self, normalizers: Normalizers) -> dict[str, float]:
         """Return the shares of the answers' bytes that lie in spans, and of the student's tokens that are in pairs."""
-        of, shares = normalizers.counts, {"bytes": ("aligned bytes", "bytes"), "tokens": (PAIRS, "tokens")}
-        each = shares.items() if self.by_bytes else ()
-        return {f"aligned/{name}": (of[part] / of[whole].clamp(min=1)).item() for name, (part, whole) in each}
+        of, shares = normalizers.counts, {"bytes": "aligned bytes", "tokens": PAIRS}
+        return {
+            f"aligned/{of_all}": (of[part] / of[of_all].clamp(min=1)).item()
+            for of_all, part in shares.items()
+            if part in of
+        }
 
     def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
         """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""

@@ -156,7 +156,6 @@ class Validator:
         """Return a batch's part of each figure; nothing of one that doesn't count."""
         batch, counts = batch_and_counts
         trainer, objective, replica = self.trainer, self.trainer.objective, self.trainer.replica
-        heads = replica.heads.frozen() if replica.heads is not None else None
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
         keep = objective.keep(batch) | batch.predicting_in_all("answer")
@@ -175,7 +174,7 @@ class Validator:
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
         whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.schedule.last_epoch / trainer.steps)
-        _, parts = self.loss(LossInputs(outputs, heads, batch, keep, whole), compare)
+        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole), compare)
         if not counts:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}

@@ -65,6 +65,7 @@ class ZeroReplica:
         if paths.teacher is not None:  # complete in each process, in the dtype of the student's products
             paths.teacher.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
         self.paths = paths.twin()
+        # what is computed with in a parameter's place
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
@@ -74,10 +75,6 @@ class ZeroReplica:
         given = {"model": self.paths, "optimizer": self.adamw, "config": dict(config)}
         self.engine, *_ = deepspeed.initialize(**given, dist_init_required=False)
         _create_moments(self.engine.optimizer)
-
-    def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return the tensor that is computed with in a parameter's place."""
-        return self.twins[parameter]
 
     @property
     def heads(self) -> Heads | None:
