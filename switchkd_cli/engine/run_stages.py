@@ -16,10 +16,9 @@ from transformers.utils import logging as transformers_logging
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, shown_to
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.data.image import usable_rows
 from switchkd_cli.engine.data.look import lengths
-from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card

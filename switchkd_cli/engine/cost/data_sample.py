@@ -14,8 +14,7 @@ from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data, shown_to
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
-from switchkd_cli.engine.data.bad_rows import BadRows
-from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files

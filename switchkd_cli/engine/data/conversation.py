@@ -1,11 +1,14 @@
-"""Turn rows of conversations into training examples: chat template, label mask, truncation, image processing."""
+"""Turn rows of conversations into training examples: chat template, label mask, truncation, image processing.
+
+`Mixture`: several data sets as one, of which a stage draws by weight.
+"""
 
 from __future__ import annotations
 
 import copy
 import random
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,14 +20,13 @@ import torch
 from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable
 from switchkd_cli.engine.data import prompt_template
-from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.byte_spans import Place, covered, number_spans, places, token_bytes, token_ends
 from switchkd_cli.engine.data.image import images_of
-from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.errors import UserError
 
@@ -373,6 +375,40 @@ class Conversations(Dataset[Example]):
         before = [0, *accumulate(len(text.encode()) for text in texts)]
         parts = zip(bounds, before, strict=False)
         return [(ids[a:b], [None if end is None else end - at for end in ends[a:b]]) for (a, b), at in parts]
+
+
+class Mixture(ConcatDataset[Example]):
+    """The examples of several data sets, numbered one set after another, of which training takes shares by `weights`.
+
+    An unusable row's number counts through the sets, too. A row is stood in for by one of its own set. The sets have one
+    chat template: the recipe's check has seen to it.
+    """
+
+    def __init__(self, parts: Sequence[Conversations], weights: Sequence[float]) -> None:
+        super().__init__(parts)
+        self.parts = parts
+        self.shares = [weight / sum(weights) for weight in weights]
+        self.chat_template, self.end = parts[0].chat_template, parts[0].end
+
+    def __getitem__(self, index: int) -> Example:
+        part, first = self._part(index)
+        example = part[index - first]
+        return replace(example, instead_of=tuple(replace(row, row=first + row.row) for row in example.instead_of))
+
+    def add_unusable(self, rows: Iterable[Unusable]) -> None:
+        """Count rows that turned out unusable, each in its set. Raises UserError where a set has too many."""
+        for row in rows:
+            part, first = self._part(row.row)
+            part.add_unusable([replace(row, row=row.row - first)])
+
+    def _part(self, index: int) -> tuple[Conversations, int]:
+        """Return the data set of an example, and the number of that set's first one."""
+        number = bisect_right(self.cumulative_sizes, index)
+        return self.parts[number], [0, *self.cumulative_sizes][number]
+
+
+Examples = Conversations | Mixture
+"""What a stage trains on."""
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

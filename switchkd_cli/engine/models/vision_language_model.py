@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel
 
-from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.model_folder import save
 from switchkd_cli.engine.models.seams import Enough, Seam
 from switchkd_cli.engine.models.shape import vision_width
-from switchkd_cli.engine.per_image import PerImage, together
 
 GRID = "image_grid_thw"
 ABOVE = ("post_layernorm.", "head.", "layernorm.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.batch import Batch, PerImage, apply
 from switchkd_cli.engine.lm_head import Heads, capped, positions
 from switchkd_cli.engine.paths import PATHS, output_name
-from switchkd_cli.engine.per_image import PerImage, apply
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
 from switchkd_cli.errors import CRASH, UserError
 
@@ -103,30 +102,21 @@ class ChunkedObjective:
         return ids
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
-        """Return the chunks of the positions of `keep`: whole examples where models read unlike texts, or a loss is across positions."""
-        size = positions(columns)
-        widths = [of.turn.shape[1] for of in batch.readings]
-        sides = keep.split(widths, 1)
-        places = [side.nonzero() for side in sides]
-        if whole := batch.spans is not None or self.on_logits.compares_positions:
-            counts = [side.sum(1).tolist() for side in sides]
-        else:
-            counts = [[1] * len(places[0])] * len(sides)
-        begins = [[0, *accumulate(of_side)] for of_side in counts]
-        of_paths = [begins[0 if path == "student" else -1] for path in self.paths]
-        if (most := max(of_path[-1] for of_path in of_paths)) <= size:
-            return [([slice(0, of_path[-1]) for of_path in of_paths], keep)]
-        if not whole:  # of equal size: a short one at the end would read a whole head for a few positions
-            size = math.ceil(most / math.ceil(most / size))
-        chunks: list[Chunk] = []
-        for part in _group_neighbours(list(map(max, zip(*counts, strict=True))), size):
-            mask = torch.zeros_like(keep)
-            if whole:
-                mask[part] = keep[part]
-            for side, at in zip(mask.split(widths, 1), places, strict=True) if not whole else ():
-                side[at[part, 0], at[part, 1]] = True
-            chunks.append(([slice(of_path[part.start], of_path[part.stop]) for of_path in of_paths], mask))
-        return chunks
+        """Return the chunks of `keep`: of whole examples where models read unlike texts, or a loss is across positions."""
+        size, sides = positions(columns), keep.split([of.turn.shape[1] for of in batch.readings], 1)
+        most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
+        whole = batch.spans is not None or self.on_logits.compares_positions
+        unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
+        lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
+        if not whole:  # or of the position among those of `keep`
+            unit = torch.cat([side.flatten().cumsum(0).view_as(side) - 1 for side in sides], 1)
+            # of equal size: a short chunk at the end would read a whole head for a few positions
+            lengths, size = [1] * most, math.ceil(most / max(1, math.ceil(most / size)))
+        parts = _group_neighbours(lengths, size) if most > size else ()
+        masks = [keep & (part.start <= unit) & (unit < part.stop) for part in parts] or [keep]
+        counts = ([int(batch.read_by(path, mask)[1].sum()) for mask in masks] for path in self.paths)
+        slices = [[slice(*ends) for ends in pairwise([0, *accumulate(of_path)])] for of_path in counts]
+        return list(zip(zip(*slices, strict=True), masks, strict=True))
 
 
 class _GradientInForward(torch.autograd.Function):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.optimizer import make_optimizer
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.recipe.schema import Stage

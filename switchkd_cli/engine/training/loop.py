@@ -13,8 +13,7 @@ from transformers import set_seed
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.mixture import Examples
+from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter

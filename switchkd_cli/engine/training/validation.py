@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, Unusable, collate
-from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.mixture import Examples, Mixture
+from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -124,7 +123,7 @@ class Validator:
         trainer.replica.paths.eval()
         unusable: list[Unusable] = []
         with torch.no_grad():
-            mine = [self._sums(batch) for batch in self._batches(filler, unusable)]
+            mine = [self._sums(*each) for each in self._batches(filler, unusable)]
         trainer.replica.paths.train()
         set_random_state(state)
         each, of_unusable = zip(*processes.gather((mine, unusable)), strict=True)
@@ -152,9 +151,8 @@ class Validator:
                     unusable.append(fault.at(row))
             yield (collate(examples, pad_token=pad_token), True) if examples else (filler, False)
 
-    def _sums(self, batch_and_counts: tuple[Batch, bool]) -> Sums:
-        """Return a batch's part of each figure; nothing of one that doesn't count."""
-        batch, counts = batch_and_counts
+    def _sums(self, batch: Batch, counts: bool) -> Sums:
+        """Return a batch's part of each figure; nothing of one that doesn't count (`counts`)."""
         trainer, objective, replica = self.trainer, self.trainer.objective, self.trainer.replica
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
