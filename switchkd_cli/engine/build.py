@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import set_seed
 
@@ -28,8 +27,7 @@ from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A recipe's models, checked to be complete and to fit each other before any weight is read."""
 
     student: Blueprint

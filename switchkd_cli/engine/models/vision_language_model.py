@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,7 @@ ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
 
 
-@dataclass(frozen=True)
-class ProjectedImage:
+class ProjectedImage(NamedTuple):
     """A prepared image and its visual tokens [M, width of L]."""
 
     prepared: PreparedImage

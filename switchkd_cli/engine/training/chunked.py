@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -212,7 +211,7 @@ def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, fl
 def _loss_and_gradients(objective: ChunkedObjective, inputs: LossInputs, heads: Heads) -> list[Tensor]:
     """Return the loss, and its gradients on copies of those outputs and head weights that need one."""
     outputs = {name: apply(_leaf, value) for name, value in inputs.outputs.items()}
-    heads = replace(heads, weights={path: _leaf(weight) for path, weight in heads.weights.items()})
+    heads = heads._replace(weights={path: _leaf(weight) for path, weight in heads.weights.items()})
     values = [*outputs.values(), *heads.weights.values()]
     tensors = [one for value in values for one in ((value,) if isinstance(value, Tensor) else value)]
     leaves = [tensor for tensor in tensors if tensor.requires_grad]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +25,7 @@ OnValues = Callable[[str, Tensor, Tensor], None]
 """Called with a term's name, its value at each of n positions or images, [n], and the row of the batch of each, [n]."""
 
 
-@dataclass(frozen=True)
-class Normalizers:
+class Normalizers(NamedTuple):
     """What the terms of one optimiser step are divided by: its number of positions of each kind and of images.
 
     `progress` is the share of the stage's steps that were taken before this one, in [0, 1).
