@@ -15,9 +15,8 @@ from scripts.bench.explicit_pairs import dbild_of_pairs, of_sorted_rows
 from scripts.bench.machine import device, free_bytes
 from scripts.bench.results import Level, Row
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure
-from switchkd_cli.engine.losses.bild import bild
-from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.losses.forward_kl import forward_kl
+from switchkd_cli.engine.losses.dbild import bild, dbild
+from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.recipe.schema import Term

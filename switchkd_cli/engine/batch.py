@@ -1,4 +1,7 @@
-"""Examples and batches of tokens and images; attention masks and the label shift are made only here."""
+"""Examples and batches of tokens and images, and what models give for each image.
+
+Attention masks and the label shift are made only here.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ IGNORE = -100
 
 ImageInput = Mapping[str, Tensor]
 """One image as a family's vision tower takes it: its tensors, of any shape, under the family's names."""
+
+PerImage = Tensor | tuple[Tensor, ...]
+"""Stacked, [P, M, ...], or P tensors [M_p, ...] where images have different numbers M_p of visual tokens.
+
+Without any image it is a tensor [0, ...], so that it has a dtype, a device and a graph.
+"""
 
 POSITIONS = ("answer", "text", "image", "all")
 """Which positions a term compares: answer tokens, every text token, image tokens, or all of them."""
@@ -169,20 +178,10 @@ class Batch:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
         owners = self.image_rows.tolist()
         for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
-            row, turn = slice(i, i + 1), self.turn[i : i + 1, :length]
+            ids, labels, turn, image = (of[i, :length] for of in (self.input_ids, self.labels, self.turn, self.image))
             images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
-            part = Batch(
-                ids=self.ids[row],
-                input_ids=self.input_ids[row, :length],
-                labels=self.labels[row, :length],
-                turn=turn,
-                image=self.image[row, :length],
-                images=images,
-                image_rows=self.image_rows.new_zeros(len(images)),
-                attention=_attention(turn),
-                position=self.position[..., row, :length],
-            )
-            yield part, keep[row, :length]
+            example = Example(self.ids[i], ids, labels, turn, image, images, self.position[..., i, :length])
+            yield collate([example], pad_token=0), keep[i : i + 1, :length]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
@@ -263,3 +262,34 @@ def _shift_left(values: Tensor, last: int | bool) -> Tensor:
 def _stack(rows: Sequence[Tensor], length: int, filler: int) -> Tensor:
     """Pad and stack rows: [B, T] from rows [T], or [A, B, T] from rows [A, T]."""
     return torch.stack([pad(row, (0, length - row.shape[-1]), value=filler) for row in rows], -2)
+
+
+def together(images: Sequence[Tensor]) -> PerImage:
+    """The tensors of one or more images: stacked where their shapes agree, otherwise as a tuple."""
+    return torch.stack(list(images)) if len({image.shape for image in images}) == 1 else tuple(images)
+
+
+def apply(function: Callable[[Tensor], Tensor], values: PerImage) -> PerImage:
+    """Apply a function that treats every image alike (a linear map, ``detach``), in one call where they are stacked."""
+    return function(values) if isinstance(values, Tensor) else tuple(function(image) for image in values)
+
+
+def flat(values: PerImage) -> Tensor:
+    """All images' values one after another, [sum of M_p, ...]."""
+    return values.flatten(0, 1) if isinstance(values, Tensor) else torch.cat(values)
+
+
+def loss_per_image(loss: Callable[..., Tensor], *arguments: Any, **parameters: Any) -> Tensor:
+    """Call a loss over images [P, ...] -> [P]; image by image where an argument is a tuple of P tensors.
+
+    In that case the other tensors are cut into their P images, and what is no tensor is passed on.
+    """
+    ragged = [argument for argument in arguments if isinstance(argument, tuple)]
+    if not ragged:
+        return loss(*arguments, **parameters)
+
+    def of_image(argument: Any, image: int) -> Any:
+        return argument[image][None] if isinstance(argument, Tensor | tuple) else argument
+
+    given = ([of_image(argument, image) for argument in arguments] for image in range(len(ragged[0])))
+    return torch.cat([loss(*of_one, **parameters) for of_one in given])

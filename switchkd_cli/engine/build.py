@@ -1,9 +1,9 @@
 """Build what a recipe names: the student, the teacher, their logits paths, data."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import set_seed
 
@@ -15,8 +15,9 @@ from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
+from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -26,8 +27,7 @@ from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A recipe's models, checked to be complete and to fit each other before any weight is read."""
 
     student: Blueprint
@@ -51,23 +51,18 @@ class Pair:
 
     def tokens(self) -> TokenMap | None:
         """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
-        if self.teacher is None or self.vocabulary.own is None:
+        if self.teacher is None or not self.vocabulary.by_bytes:
             return None
         ours, theirs = self.student.inputs, self.teacher.inputs
         ends = _end(ours, self.recipe.data[self.recipe.stages[-1].trained_on[0]].template), _end(theirs, None)
         return TokenMap(ours.tokenizer, theirs.tokenizer, ends)
 
-    @property
-    def reader(self) -> compatibility.Reader | None:
-        """The teacher if it reads tokens of its own."""
-        return compatibility.reader(self.student, self.teacher, self.vocabulary)
-
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
-        teacher = self.teacher if compatibility.read_by_teacher(name, self.recipe.stages) else None
-        limits = compatibility.positions(self.student.config, teacher.config if teacher else None)
-        reader = compatibility.reader(self.student, teacher, self.vocabulary)
-        return open_data(self.recipe.data[name], student, cache, limits, reader)
+        data = open_data(self.recipe.data[name], student.inputs, cache)
+        if self.teacher is None or not compatibility.read_by_teacher(name, self.recipe.stages):
+            return data
+        return shown_to(self.teacher.inputs, data, by_bytes=self.vocabulary.by_bytes)
 
 
 def check_checkpoint(
@@ -122,7 +117,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     terms = [term for stage in recipe.stages for term in stage.objective]
     differences = compatibility.check_fit(compatibility.compare(student, teacher, terms), recipe.remedies)
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
-    if teacher is not None and vocabulary.own:
+    if teacher is not None and vocabulary.by_bytes:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
         chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
@@ -145,35 +140,39 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
     return check_checkpoint(checkpoint, who, needs_template=False).build()
 
 
-def open_data(
-    spec: DataSet,
-    model: VisionLanguageModel | Blueprint,
-    cache: Path,
-    positions: Mapping[str, int] | None = None,
-    reader: compatibility.Reader | None = None,
-) -> Conversations:
-    """Open one named data set as examples for `model`, without inspecting its rows. `positions`: see `Conversations`.
+def open_data(spec: DataSet, inputs: InputProcessor, cache: Path) -> Conversations:
+    """Open one named data set as examples for a model, without inspecting its rows.
 
-    `reader`: a teacher that reads the same rows as tokens of its own. Raises UserError for missing or broken files.
+    Raises UserError for missing or broken files.
     """
-    rows = registry.resolve("source", spec.source)(cache, **spec.parameters)
-    return read_rows(rows, spec, model, positions, reader)
+    return read_rows(open_rows(spec, cache), spec, inputs)
 
 
-def read_rows(
-    rows: Rows,
-    spec: DataSet,
-    model: VisionLanguageModel | Blueprint,
-    positions: Mapping[str, int] | None = None,
-    reader: compatibility.Reader | None = None,
-) -> Conversations:
-    """Return rows as examples, by what a data set says about them; see `open_data`."""
+def open_rows(spec: DataSet, cache: Path) -> Rows:
+    """Open the rows of one named data set. Raises UserError for missing or broken files."""
+    return registry.resolve("source", spec.source)(cache, **spec.parameters)
+
+
+def read_rows(rows: Rows, spec: DataSet, inputs: InputProcessor) -> Conversations:
+    """Return rows as examples for a model, by what a data set says about them."""
     fields = spec.model_dump(include={"template", "max_length", "max_faults"})
-    if reader is None:
-        return Conversations(rows, model.inputs, positions=positions, **fields)
-    limits = [{who: n for who, n in (positions or {}).items() if (who == "teacher") == own} for own in (False, True)]
-    other = None
-    if reader.by_bytes:
-        other = Conversations(rows, reader.model.inputs, positions=limits[1], **fields | {"template": None})
-    data = Conversations(rows, model.inputs, positions=limits[0], teacher=other, **fields)
-    return data if other else data.with_teacher(reader.model.inputs, limits[1])
+    return Conversations(rows, inputs, positions=_limit("student", inputs), **fields)
+
+
+def shown_to(teacher: InputProcessor, data: Conversations, *, by_bytes: bool = False) -> Conversations:
+    """Return a student's examples for the teacher, too: the same tokens, or its own where it can't read the student's.
+
+    `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
+    """
+    ours, theirs = (shape(inputs.config).projector.tokens for inputs in (data.inputs, teacher))
+    if by_bytes or ours != theirs:
+        return data.with_teacher(teacher, _limit("teacher", teacher), by_bytes=by_bytes)
+    both = copy.copy(data)
+    both.positions = {**data.positions, **_limit("teacher", teacher)}
+    return both
+
+
+def _limit(who: str, inputs: InputProcessor) -> dict[str, int]:
+    """Return a model's maximum positions, by its role; nothing where its config doesn't say it."""
+    limit = max_positions(inputs.config)
+    return {who: limit} if limit else {}

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from jinja2 import TemplateError
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
@@ -38,10 +36,13 @@ class Vocabulary:
     teacher: int | None = None
     own: int | None = None
 
+    @property
+    def by_bytes(self) -> bool:
+        """Whether each model reads a row as its own tokens, of another tokenizer."""
+        return self.own is not None
+
     def __str__(self) -> str:
-        each, own = (
-            ("", "") if self.own is None else ("each model reads its own tokens: ", f"the first {self.own:,} of ")
-        )
+        each, own = ("each model reads its own tokens: ", f"the first {self.own:,} of ") if self.own else ("", "")
         teacher = "" if self.teacher is None else f" and {own}the teacher's {self.teacher:,}"
         return f"vocabulary: {each}the first {self.shared:,} of the student's {self.student:,}{teacher} logits are read"
 
@@ -125,32 +126,9 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
     return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
-def positions(student: PretrainedConfig, teacher: PretrainedConfig | None) -> dict[str, int]:
-    """Return, by model, the maximum positions of the models that read a data set, where their configs say it."""
-    models = {"student": student, "teacher": teacher}
-    limits = {who: max_positions(config) for who, config in models.items() if config is not None}
-    return {who: limit for who, limit in limits.items() if limit}
-
-
 def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
     """Return whether a stage shows the data set to the teacher."""
     return any(stage.needs_teacher for stage in stages if data in stage.data_sets)
-
-
-class Reader(NamedTuple):
-    """A teacher that reads rows as tokens of its own: of another tokenizer (`by_bytes`), or other visual tokens alone."""
-
-    model: Blueprint
-    by_bytes: bool
-
-
-def reader(student: Blueprint | None, teacher: Blueprint | None, vocabulary: Vocabulary) -> Reader | None:
-    """Return the teacher if it can't read the student's tokens; None where either isn't known."""
-    if student is None or teacher is None:
-        return None
-    ours, theirs = (shape(model.config).projector.tokens for model in (student, teacher))
-    by_bytes = vocabulary.own is not None
-    return Reader(teacher, by_bytes) if by_bytes or ours != theirs else None
 
 
 QUESTION = "What?"

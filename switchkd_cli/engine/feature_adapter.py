@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from switchkd_cli.engine.batch import PerImage, apply
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.per_image import PerImage, apply
 
 FILE = "switch_adapter.safetensors"
 """Its weights in the output of a stage that trained it. The exported student never has this file."""

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.build import check_pair, load, open_data, read_rows
-from switchkd_cli.engine.compatibility import Reader
+from switchkd_cli.engine.build import check_pair, load, open_rows, read_rows, shown_to
+from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import open_image, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -45,17 +45,17 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = pair.build(trained=folder.model).to(ALONE.device).eval()
-    rows = _choose_rows(run, folder, paths.student)[:1]
+    rows = _choose_rows(run, folder)[:1]
     if not rows:
         return None
-    (batch,) = _batches(run, rows, paths.student, pair.reader)
+    assert paths.teacher is not None  # terms with knees compare it
+    data = _conversations(run, rows, paths.student)
+    (batch,) = _batches(shown_to(paths.teacher.inputs, data, by_bytes=pair.vocabulary.by_bytes))
     answers = [of.predicting("answer") for of in batch.readings]
     first = [of & (of.cumsum(-1) == 1) for of in answers]
     logits = paths(batch, tuple(knees), torch.cat(first, 1))
-    of_knees = (
-        paths.student if paths.tokens is None else paths.teacher
-    )  # of unlike tokens only teacher and switch have any
-    tokenizer = cast(VisionLanguageModel, of_knees).inputs.tokenizer
+    # of unlike tokens only teacher and switch have knees
+    tokenizer = (paths.student if paths.tokens is None else paths.teacher).inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(rows[0]),
@@ -73,8 +73,11 @@ def attention_examples(folders: Sequence[RunFolder]) -> list[AttentionExample]:
     """
     transformers_logging.disable_progress_bar()
     run = folders[0].run()
-    rows = _choose_rows(run, folders[0], load(str(folders[0].model)))
-    maps = [[_attention_map(model, batch) for batch in _batches(run, rows, model)] for model in _models(run, folders)]
+    rows = _choose_rows(run, folders[0])
+    maps = [
+        [_attention_map(model, batch) for batch in _batches(_conversations(run, rows, model))]
+        for model in _models(run, folders)
+    ]
     examples = []
     for row, each in zip(rows, zip(*maps, strict=True), strict=True):
         words, own = zip(*each, strict=True)
@@ -91,43 +94,43 @@ def _models(run: Run, folders: Sequence[RunFolder]) -> Iterator[VisionLanguageMo
         yield load(str(folder.model)).to(ALONE.device).eval()
 
 
-def _choose_rows(run: Run, folder: RunFolder, model: VisionLanguageModel) -> list[Row]:
+def _choose_rows(run: Run, folder: RunFolder) -> list[Row]:
     """Return rows of the last stage's data that have one image, each cut to its shortest question.
 
     Only Latin letters: the figures' font has no others.
     """
-    data = open_data(run.config.data[run.config.stages[-1].trained_on[0]], model, folder.root)
+    rows = open_rows(run.config.data[run.config.stages[-1].trained_on[0]], folder.root)
     chosen: list[Row] = []
-    searched = min(SEARCHED_ROWS, len(data))
+    searched = min(SEARCHED_ROWS, len(rows))
     for index in range(searched):
         if index < len(chosen) * searched // EXAMPLES:
             continue
         with suppress(Fault, OSError):  # faulty rows were reported before training
-            row = data.rows[index]
+            row = rows[index]
             trained = [e for i, e in enumerate(row.exchanges) if i not in row.unlearnt]
-            short = [e for e in trained if "".join(e).isascii() and _fits(e[0])]
+            # the first line is the question itself, and short
+            lines = [e[0].split("\n")[0] for e in trained]
+            fitting = [e for e, line in zip(trained, lines, strict=True) if "?" in line and len(line) <= LONGEST]
+            short = [e for e in fitting if "".join(e).isascii()]
             if len(row.images) == 1 and short:
                 shortest = min(short, key=lambda e: len(e[0]))
                 # its row moves to other data, without this folder
-                image = stored(row.images[0], data.rows.images, follow_links=data.rows.follow_links)
+                image = stored(row.images[0], rows.images, follow_links=rows.follow_links)
                 chosen.append(Row(row.id, (shortest,), (image,), row.system))
         if len(chosen) == EXAMPLES:
             break
     return chosen
 
 
-def _fits(question: str) -> bool:
-    """Return whether the first line of a question is the question itself, and short."""
-    first = question.split("\n")[0]
-    return "?" in first and len(first) <= LONGEST
-
-
-def _batches(run: Run, rows: Sequence[Row], model: VisionLanguageModel, reader: Reader | None = None) -> list[Batch]:
-    """Return each row as a batch of its own, as a conversation of this model and of a teacher that reads its own tokens."""
+def _conversations(run: Run, rows: Sequence[Row], model: VisionLanguageModel) -> Conversations:
     spec = run.config.data[run.config.stages[-1].trained_on[0]]
-    data = read_rows(Rows(list(rows), lambda row: cast(Row, row)), spec, model, reader=reader)
-    pad_token = model.inputs.tokenizer.pad_token_id
-    return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(rows))]
+    return read_rows(Rows(rows, lambda row: cast(Row, row)), spec, model.inputs)
+
+
+def _batches(data: Conversations) -> list[Batch]:
+    """Return each row as a batch of its own."""
+    pad_token = data.inputs.tokenizer.pad_token_id
+    return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(data))]
 
 
 def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:

@@ -22,7 +22,7 @@ from switchkd_cli.recipe.model_paths import locate
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
 PICKLES = ("*.bin",)
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-_CONFIGS_ONLY = ContextVar("configs_only", default=False)
+CONFIGS_ONLY = ContextVar("configs_only", default=False)
 NO_CODE = {"trust_remote_code": False}  # always given: without it transformers would ask on the terminal
 MESSAGE_LENGTH = 200  # characters of a library's message that are shown
 
@@ -73,7 +73,7 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
         return CheckpointFolder(name, who, Path(where), allow_pickle)
     try:
         patterns = only or (*FILES, *PICKLES * allow_pickle)
-        folder = snapshot_download(where, local_files_only=True) if _CONFIGS_ONLY.get() else _snapshot(where, patterns)
+        folder = snapshot_download(where, local_files_only=True) if CONFIGS_ONLY.get() else _snapshot(where, patterns)
         return CheckpointFolder(name, who, Path(folder), allow_pickle)
     except (RepositoryNotFoundError, HFValidationError):
         hint = "a gated model needs a login; a model of yours is named by its folder"
@@ -88,15 +88,11 @@ def fetch(name: str, who: str, *, allow_pickle: bool = False, only: tuple[str, .
 @contextmanager
 def configs_only() -> Iterator[None]:
     """Inside the block nothing is downloaded, and a checkpoint needs no weights: enough for a plan."""
-    token = _CONFIGS_ONLY.set(True)
+    token = CONFIGS_ONLY.set(True)
     try:
         yield
     finally:
-        _CONFIGS_ONLY.reset(token)
-
-
-def weights_needed() -> bool:
-    return not _CONFIGS_ONLY.get()
+        CONFIGS_ONLY.reset(token)
 
 
 @contextmanager

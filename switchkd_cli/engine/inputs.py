@@ -1,9 +1,8 @@
 """How a family of models turns conversations and images into its inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL.Image import Image, new
@@ -16,8 +15,7 @@ USUAL = (448, 448)  # pixels of an image that stands for one that isn't opened
 OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
 
 
-@dataclass(frozen=True)
-class PreparedImage:
+class PreparedImage(NamedTuple):
     """One image, ready for V, and its text in a conversation: visual tokens and any marks around them."""
 
     inputs: ImageInput

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ def positions(columns: int) -> int:
     return max(1, LOGITS // columns)
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """The head weights [V, D] of each path, from hidden states [N, D] to logits; only the first columns are used.
 
     `columns`: how many, by path. `dtype` is the dtype of the matrix product; None: the hidden states' own. `caps`: see `capped`.
@@ -28,11 +27,7 @@ class Heads:
     weights: Mapping[str, Tensor]
     columns: Mapping[str, int]
     dtype: torch.dtype | None = None
-    caps: Mapping[str, float | None] = field(default_factory=dict)
-
-    def frozen(self) -> Heads:
-        """Return the same heads, whose weights take no gradient."""
-        return replace(self, weights={path: weight.detach() for path, weight in self.weights.items()})
+    caps: Mapping[str, float | None] = {}
 
     def cast(self, values: Tensor) -> Tensor:
         """Return hidden states or weights in the dtype of the product."""

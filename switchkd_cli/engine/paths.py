@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, apply
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.engine.per_image import PerImage, apply
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
 

@@ -15,11 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.engine.build import check_checkpoint, check_pair, load
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.build import check_checkpoint, check_pair, load, shown_to
+from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.data.image import usable_rows
 from switchkd_cli.engine.data.look import lengths
-from switchkd_cli.engine.data.mixture import Examples
 from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
@@ -207,8 +206,8 @@ def _compare_with_teacher(
         raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     stage = run.config.stages[-1]
     data = {name: opened.get(name) or pair.open_data(name, paths.student, folder.root) for name in stage.data_sets}
-    if pair.reader is not None:  # where no stage reads the teacher, its visual tokens are missing
-        data = {name: rows.with_teacher(pair.reader.model.inputs) for name, rows in data.items()}
+    if pair.teacher is not None:  # where no stage reads the teacher, its visual tokens are missing
+        data = {name: shown_to(pair.teacher.inputs, rows) for name, rows in data.items()}
     trained, held_out = split(stage, data)
     named = (stage.validation.data if stage.validation else None) or ", ".join(stage.trained_on)
     about = {"data": named, "held_out": held_out is not None}

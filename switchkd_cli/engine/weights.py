@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error, one_line, weights_needed
+from switchkd_cli.engine.hub import CONFIGS_ONLY, NO_CODE, CheckpointFolder, as_user_error, one_line
 from switchkd_cli.errors import MACHINE, UserError
 
 ADAPTERS = "adapter_config.json"
@@ -34,7 +34,7 @@ def check_weights(*checkpoint: CheckpointFolder) -> None:
     """
     problems: list[str] = []
     hint = "copy or fetch the checkpoint again"
-    for one in checkpoint if weights_needed() else ():
+    for one in () if CONFIGS_ONLY.get() else checkpoint:
         try:
             if one.has(ADAPTERS):
                 raise UserError(f"{one}: holds LoRA adapters, not a whole model: merge them first")

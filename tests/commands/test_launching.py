@@ -141,8 +141,8 @@ FATES = {
 FATE = """\
 import os, signal, sys, time
 if "RANK" in os.environ:
-    from switchkd_cli.engine.training import stalls, trainer
-    stalls.BEAT, stalls.WARN_AFTER, stalls.GIVE_UP_AFTER = 0.2, 25, 100
+    from switchkd_cli.engine.training import processes, trainer
+    processes.BEAT, processes.WARN_AFTER, processes.GIVE_UP_AFTER = 0.2, 25, 100
     take = trainer.Trainer.step
     def step(self, *arguments, **more):
         if os.environ["RANK"] == "1" and self.schedule.last_epoch == 4 and self.stage.name == "distill":

@@ -6,9 +6,9 @@ import pytest
 from PIL import ImageFile
 
 from switchkd_cli.engine.data import image as picture
-from switchkd_cli.engine.data.bad_rows import SHOWN
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data.rows import SHOWN
 from switchkd_cli.errors import UserError
 from tests.support import tiny
 from tests.support.square_inputs import SquareInputs

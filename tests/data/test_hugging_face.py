@@ -160,7 +160,7 @@ def test_a_folder_s_files_are_part_of_the_key(made, tmp_path):
     made.save_to_disk(tmp_path / "set")
     run = recipe_of(tmp_path, dataset=str(tmp_path / "set"))
     assert run.inputs["data.rows.dataset"] and run.inputs["data.rows.images"] is None
-    assert len(open_data(run.config.data["rows"], tiny.model(), tmp_path)) == 3
+    assert len(open_data(run.config.data["rows"], tiny.model().inputs, tmp_path)) == 3
     before = run.key
     assert recipe_of(tmp_path, dataset=str(tmp_path / "set")).key == before
     made.select([0, 1]).save_to_disk(tmp_path / "set")

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
-from switchkd_cli.engine.data.mixture import Mixture
+from switchkd_cli.engine.data.conversation import Mixture
 from switchkd_cli.engine.data.sampling import grouped_order, mixed_order, order
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import count_steps, visit_order

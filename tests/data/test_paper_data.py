@@ -176,7 +176,7 @@ def test_the_rows_are_what_the_templates_say(place):
         ("captions", "<image> <image> <image> <image> [a] [Ġdog] [Ċ]"),
         ("instructions", "Ġquestions . ĠUSER : Ġ <image> <image> <image> <image> Ċ How Ġmany Ġdogs ?"),
     ):
-        data = open_data(DataSet.model_validate(DATA[name]), student, place / "runs")
+        data = open_data(DataSet.model_validate(DATA[name]), student.inputs, place / "runs")
         data.inspect()
         words = student.inputs.processor.tokenizer.convert_ids_to_tokens(data[0].input_ids)
         told = " ".join(w if label == IGNORE else f"[{w}]" for w, label in zip(words, data[0].labels, strict=True))

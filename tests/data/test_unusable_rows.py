@@ -8,9 +8,8 @@ import torch
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data import conversation
-from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.conversation import Conversations, NoStandIn, stand_ins
-from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.data.rows import BadRows, Rows
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import train

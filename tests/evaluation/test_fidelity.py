@@ -1,7 +1,6 @@
 """How close a student came to its teacher: the figures by an explicit formula, and in the notes of a table."""
 
 import json
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -55,8 +54,8 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     monkeypatch.setattr(Conversations, "_build", lambda self, i: built.append(i) or build(self, i))
     paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
-    opened = partial(open_data, data)
-    pair = SimpleNamespace(build=lambda trained: paths, open_data=lambda _, *how: opened(*how), reader=None)
+    opened = lambda _, student, root: open_data(data, student.inputs, root)
+    pair = SimpleNamespace(build=lambda trained: paths, open_data=opened, teacher=None)
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
     no_adapter = SimpleNamespace(adapter=None)

@@ -5,9 +5,7 @@ import gc
 import pytest
 import torch
 
-from switchkd_cli.engine.losses.bild import bild
-from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.losses.knee_kl import knee_kl
+from switchkd_cli.engine.losses.dbild import bild, dbild, knee_kl
 from switchkd_cli.engine.losses.ops import knee, leaders
 from tests.support.reference_losses import language_logits
 

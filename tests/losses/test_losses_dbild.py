@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from kneed import KneeLocator
 
 from switchkd_cli import registry
-from switchkd_cli.engine.losses.bild import bild
-from switchkd_cli.engine.losses.dbild import dbild, dbild_student_led, dbild_teacher_led
+from switchkd_cli.engine.losses.dbild import bild, dbild, dbild_student_led, dbild_teacher_led
 from switchkd_cli.engine.losses.ops import leaders, pairwise_kl
 from switchkd_cli.engine.losses.ops.knee import knee_rank
 from tests.support import reference_losses as reference

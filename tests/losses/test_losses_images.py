@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from switchkd_cli.engine import per_image
+from switchkd_cli.engine import batch as per_image
 from tests.support import reference_losses as reference
 from tests.support.reference_losses import language_logits, value_and_gradient
 from tests.support.registered_losses import losses

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from switchkd_cli.engine.losses.bild import bild
-from switchkd_cli.engine.losses.dbild import dbild
+from switchkd_cli.engine.losses.dbild import bild, dbild
 from switchkd_cli.engine.losses.ops import knee, topk
 from switchkd_cli.engine.losses.ops.knee import knee_rank
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, padding_columns

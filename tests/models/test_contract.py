@@ -8,7 +8,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from switchkd_cli.engine.compatibility import Vocabulary, check_alone, check_fit, compare, positions, shared_vocabulary
+from switchkd_cli.engine.build import read_rows, shown_to
+from switchkd_cli.engine.compatibility import (
+    Vocabulary,
+    check_alone,
+    check_fit,
+    compare,
+    read_by_teacher,
+    shared_vocabulary,
+)
+from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models.image_processors import (
     CLIPImageProcessorPil,
     LlavaImageProcessorPil,
@@ -19,7 +29,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.model_paths import ASSETS
-from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.recipe.schema import DataSet, Stage, Term
 from tests.support import tiny
 
 WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
@@ -308,17 +318,20 @@ def test_features_of_another_layer_are_noted_where_each_model_reads_its_own():
 
 
 def test_positions_are_those_of_the_configs_stretched_where_they_are():
-    student, teacher = blueprint().config, blueprint().config
-    student.text_config.max_position_embeddings = 512
-    teacher.text_config.max_position_embeddings = 32768
+    student, teacher = blueprint(), blueprint()
+    student.config.text_config.max_position_embeddings = 512
+    teacher.config.text_config.max_position_embeddings = 32768
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    teacher.text_config.rope_parameters = {"rope_theta": 1e6} | yarn
+    teacher.config.text_config.rope_parameters = {"rope_theta": 1e6} | yarn
     stage = {"name": "s", "data": "rows", "train": ["language"], "lr": 1.0, "batch": 1, "steps": 1}
     taught, alone = (Stage.model_validate(stage | {"objective": [term]}) for term in (ALIGN, CE))
     other = alone.model_copy(update={"data": "other"})
-    assert positions("rows", [other, taught], student, teacher) == {"student": 512, "teacher": 131072}
-    assert positions("other", [other, taught], student, teacher) == {"student": 512}
-    assert positions("rows", [alone], student, None) == {"student": 512}
+    assert read_by_teacher("rows", [other, taught])
+    assert not read_by_teacher("other", [other, taught]) and not read_by_teacher("rows", [alone])
+    read = Rows([tiny.row("r", None, ("a", "b"))], llava_row)
+    data = read_rows(read, DataSet(source="llava_json"), student.inputs)
+    assert data.positions == {"student": 512}
+    assert shown_to(teacher.inputs, data).positions == {"student": 512, "teacher": 131072}
 
 
 def hint(call, *arguments):

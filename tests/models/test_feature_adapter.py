@@ -14,7 +14,7 @@ from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.feature_adapter import FeatureAdapter
-from switchkd_cli.engine.losses.forward_kl import forward_kl
+from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.paths import Paths

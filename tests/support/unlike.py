@@ -117,5 +117,5 @@ def conversations(
 ) -> Conversations:
     """The rows as both models' own tokens."""
     turns = how.pop("turns", "chained")
-    both = (Rows(rows, llava_row, images=images, turns=turns) for _ in range(2))
-    return Conversations(next(both), student.inputs, teacher=Conversations(next(both), teacher.inputs, **how), **how)
+    data = Conversations(Rows(rows, llava_row, images=images, turns=turns), student.inputs, **how)
+    return data.with_teacher(teacher.inputs, by_bytes=True)

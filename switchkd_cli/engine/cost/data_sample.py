@@ -11,12 +11,11 @@ from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example, collate
-from switchkd_cli.engine.build import open_data
-from switchkd_cli.engine.compatibility import Reader
+from switchkd_cli.engine.build import open_data, shown_to
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch
-from switchkd_cli.engine.data.bad_rows import BadRows
-from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
+from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.fingerprint import DATASET
@@ -125,13 +124,14 @@ def sample_data(
     model: KnownModel,
     root: Path,
     scratch: Path,
-    positions: Mapping[str, int],
-    reader: Reader | None = None,
+    teacher: Blueprint | None = None,
+    *,
+    by_bytes: bool = False,
 ) -> DataSample | None:
     """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `positions`: see `Conversations`. `reader`: see `open_data`. The index of a large file is written under `root`, if that folder exists; all else,
-    generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
+    `teacher`, `by_bytes`: see `shown_to`. The index of a large file is written under `root`, if that folder exists; all
+    else, generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
     before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
     as far as the texts show.
     """
@@ -152,7 +152,9 @@ def sample_data(
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
-        conversations = open_data(spec, model.blueprint, cache, positions, reader)
+        conversations = open_data(spec, model.blueprint.inputs, cache)
+        if teacher is not None:
+            conversations = shown_to(teacher.inputs, conversations, by_bytes=by_bytes)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
     indices = list(range(len(data)))

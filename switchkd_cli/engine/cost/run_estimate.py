@@ -9,15 +9,7 @@ from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_fit,
-    compare,
-    positions,
-    read_by_teacher,
-    reader,
-    shared_vocabulary,
-)
+from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, read_by_teacher, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -76,11 +68,10 @@ def estimate_run(
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
             for name in samples:
-                limits, own = positions(student.config, None), None
+                own, by_bytes = None, False
                 if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
-                    limits = positions(student.config, teacher.config)
-                    own = reader(student.blueprint, teacher.blueprint, vocabulary)
-                samples[name] = sample_data(config.data[name], student, root, Path(scratch), limits, own)
+                    own, by_bytes = teacher.blueprint, vocabulary.by_bytes
+                samples[name] = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
             if opened and look:
                 sets: dict[str, EvaluationSet] = {}

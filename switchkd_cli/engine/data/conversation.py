@@ -1,11 +1,14 @@
-"""Turn rows of conversations into training examples: chat template, label mask, truncation, image processing."""
+"""Turn rows of conversations into training examples: chat template, label mask, truncation, image processing.
+
+`Mixture`: several data sets as one, of which a stage draws by weight.
+"""
 
 from __future__ import annotations
 
 import copy
 import random
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,15 +20,14 @@ import torch
 from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
-from switchkd_cli.engine.batch import IGNORE, Example, Unusable
+from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable
 from switchkd_cli.engine.data import prompt_template
-from switchkd_cli.engine.data.bad_rows import BadRows
 from switchkd_cli.engine.data.byte_spans import Place, covered, number_spans, places, token_bytes, token_ends
 from switchkd_cli.engine.data.image import images_of
-from switchkd_cli.engine.data.rows import Fault, Row, Rows
-from switchkd_cli.engine.inputs import InputProcessor
+from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
+from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.errors import UserError
 
 SAMPLE_ROWS = 500  # rows that are prepared before training to estimate the share of unusable ones
@@ -48,8 +50,7 @@ class Conversations(Dataset[Example]):
     longer than the `positions` of a model (by the model's role). An unusable row is replaced by another one, always the
     same, whose example lists the rows that it replaces (`Example.instead_of`); `bad_rows` counts the unusable rows.
 
-    `teacher`: the same rows as the teacher's own tokens, where it doesn't read the student's. An example then has both, and
-    the spans of the answers' bytes that both end together; `max_length` holds for each. See also `with_teacher`.
+    Where the teacher doesn't read the student's tokens, an example also has the row as the teacher's own: `with_teacher`.
     """
 
     def __init__(
@@ -61,7 +62,6 @@ class Conversations(Dataset[Example]):
         max_length: int | None = None,
         max_faults: float = 0.0,
         positions: Mapping[str, int] | None = None,
-        teacher: Conversations | None = None,
     ) -> None:
         self.rows = rows
         self.positions = positions or {}
@@ -79,13 +79,13 @@ class Conversations(Dataset[Example]):
         # in a row's texts special tokens would end a turn or begin another one
         longest_first = sorted(map(re.escape, filter(None, special)), key=len, reverse=True)
         self._special_pattern = re.compile("|".join(longest_first) or r"(?!)")
-        self._start_tokens = prompt_template.start_tokens(tokenizer)
+        # the one that the tokenizer puts before every text: one for Llama, none for Qwen2
+        self._start_tokens = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
         self._independent = rows.turns == "independent"
         if self._independent and inputs.chained_only:
             raise UserError(f"{rows.name}: turns: independent: {inputs.chained_only}", hint="leave out `turns`")
-        self.teacher, self.aligned = teacher, teacher is not None
-        if teacher is not None:
-            teacher.aligned = True
+        self.teacher: Conversations | None = None
+        self._token_bytes: list[bytes] | None = None  # where answers are aligned with those of another tokenizer
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
         self.chosen: Sequence[int] = range(len(rows))
@@ -101,11 +101,21 @@ class Conversations(Dataset[Example]):
         part.chosen = chosen
         return part
 
-    def with_teacher(self, inputs: InputProcessor, positions: Mapping[str, int] | None = None) -> Conversations:
-        """Return the data set with a teacher of the same tokenizer, whose rows differ in their visual tokens alone."""
+    def with_teacher(
+        self, inputs: InputProcessor, positions: Mapping[str, int] | None = None, *, by_bytes: bool = False
+    ) -> Conversations:
+        """Return the data set with the same rows as a teacher's own tokens, which differ in the visual tokens alone.
+
+        `by_bytes`: it has another tokenizer, too, and its own chat template; an example then has the spans of the answers'
+        bytes that both end together, and `max_length` holds for each.
+        """
         both, teacher = copy.copy(self), copy.copy(self)
+        if by_bytes:
+            teacher = Conversations(self.rows, inputs, max_length=self.max_length)
         teacher.image_inputs, teacher.positions = inputs, positions or {}
         both.teacher, both._cache = teacher, {}
+        for of in (both, teacher) if by_bytes else ():
+            of._token_bytes = token_bytes(of.inputs.tokenizer)
         return both
 
     def __getitem__(self, index: int) -> Example:
@@ -189,52 +199,52 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.image_inputs.usual.text for _ in row.images]
-            example = self._text_example(row, usual)
+            usual = [self.image_inputs.usual] * len(row.images)
+            example = self._read_by_both(row, usual)
             opened = images_of(row, self.rows)
-            images = self.image_inputs.prepare(opened) if opened else []
-            texts = [image.text for image in images]
-            if self.teacher is not None or texts != usual:
-                example = self._text_example(row, texts, opened)
+            images = self.image_inputs.prepare(opened)
+            if self.teacher is not None or [image.text for image in images] != [image.text for image in usual]:
+                example = self._read_by_both(row, images, opened)
             tensors = tuple(image.inputs for image in images)
-            position = self.image_inputs.position(example.input_ids, example.turn, tensors)
-            if self.teacher is not None and (own := example.teacher) is not None:
-                own = replace(own, position=self.teacher.image_inputs.position(own.input_ids, own.turn, tensors))
-                example = replace(example, teacher=own)
-            return replace(example, images=tensors, position=position)
+            if self.teacher is not None and example.teacher is not None:
+                example = replace(example, teacher=self.teacher._with_position(example.teacher, tensors))
+            return replace(self._with_position(example, tensors), images=tensors)
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
 
     def text_example(self, index: int) -> Example:
         """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._text_example(row, [self.image_inputs.usual.text for _ in row.images])
+        return self._read_by_both(row, [self.image_inputs.usual] * len(row.images))
 
-    def _text_example(self, row: Row, images: Sequence[str], opened: Sequence[Image] | None = None) -> Example:
-        """Return the row's example without pixels. `images`: the text of each of its images.
+    def _with_position(self, example: Example, images: Sequence[ImageInput]) -> Example:
+        return replace(example, position=self.image_inputs.position(example.input_ids, example.turn, images))
 
-        `opened` are the images, of which the teacher has a text of its own (None: its usual one).
-        """
+    def _read_by_both(
+        self, row: Row, images: Sequence[PreparedImage], opened: Sequence[Image] | None = None
+    ) -> Example:
+        """Return the row's example without pixels, and the teacher's, for which `opened` are prepared (None: usual ones)."""
         example, ends = self._read(row, images)
         if self.teacher is None:
             return example
         inputs = self.teacher.image_inputs
-        prepared = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened) if opened else []
-        texts = [image.text for image in prepared]
-        if not self.aligned:
-            other, _ = self.teacher._read(row, texts, cut=example.cut)
+        of_teacher = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
+        by_bytes = self._token_bytes is not None
+        other, theirs = self.teacher._read(row, of_teacher, cut=None if by_bytes else example.cut)
+        if not by_bytes:
             if not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
             return replace(example, teacher=other)
-        other, theirs = self.teacher._read(row, texts)
-        spans, of_teacher = number_spans(ends, theirs)
+        spans, other_spans = number_spans(ends, theirs)
         sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
         of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
         both = torch.tensor([covered(ends, spans, sizes), of_answers])
-        other = replace(other, spans=torch.tensor(of_teacher))
+        other = replace(other, spans=torch.tensor(other_spans))
         return replace(example, spans=torch.tensor(spans), teacher=other, aligned=both)
 
-    def _read(self, row: Row, images: Sequence[str], cut: int | None = None) -> tuple[Example, list[Place | None]]:
+    def _read(
+        self, row: Row, images: Sequence[PreparedImage], cut: int | None = None
+    ) -> tuple[Example, list[Place | None]]:
         """Return the row's example for this model alone, and where its answers' tokens end.
 
         `cut`: how many tokens are cut off at its end (None: those beyond `max_length`).
@@ -243,23 +253,25 @@ class Conversations(Dataset[Example]):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
         pieces = self._pieces(row)
-        if row.system and _omits_system(row.system, row.exchanges, "".join(prompt for prompt, _ in pieces)):
-            raise Fault("the chat template leaves out the system's text")
+        if row.system and row.system.strip() not in (written := "".join(prompt for prompt, _ in pieces)):
+            questions = [question.strip() for question, _ in row.exchanges]
+            if any(question and question in written for question in questions):  # `pretrain` writes no questions
+                raise Fault("the chat template leaves out the system's text")
         tokens, labels, turn = [], [], []
         found: list[Place | None] = []
-        for number, (prompt, answer, ends) in enumerate(self._tokenize(pieces, images)):
+        for number, (prompt, answer, ends) in enumerate(self._tokenize(pieces, [image.text for image in images])):
             if number == 0 and prompt[: len(self._start_tokens)] != self._start_tokens:
                 prompt = self._start_tokens + prompt
             learnt = 0  # of an answer; tokens after its last special token (mostly a line break) are not learnt
-            if number - self._independent not in row.unlearnt:
+            exchange = number - self._independent
+            if exchange not in row.unlearnt:
                 special = (i for i, token in enumerate(answer) if token in self._special_ids)
                 learnt = max(special, default=len(answer) - 1) + 1
             tokens += prompt + answer
             labels += [IGNORE] * len(prompt) + answer[:learnt] + [IGNORE] * (len(answer) - learnt)
             turn += [number if self._independent else 0] * (len(prompt) + len(answer))
-            if self.aligned and learnt:
-                exchange, written = number - self._independent, pieces[number][1]
-                text = row.exchanges[exchange][1].strip()
+            if self._token_bytes is not None and learnt:
+                written, text = pieces[number][1], row.exchanges[exchange][1].strip()
                 if (begin := written.find(text, self._before_answer)) < 0:
                     raise Fault("the chat template changes the text of an answer")
                 of_text = slice(first := len(written[:begin].encode()), first + len(text.encode()))
@@ -273,10 +285,6 @@ class Conversations(Dataset[Example]):
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
         visual = ids == self.image_inputs.image_token
         return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
-
-    @cached_property
-    def _token_bytes(self) -> list[bytes]:
-        return token_bytes(self.inputs.tokenizer)
 
     @cached_property
     def _before_answer(self) -> int:
@@ -350,7 +358,7 @@ class Conversations(Dataset[Example]):
     def _split(self, texts: Sequence[str], images: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
         """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character.
 
-        With them, if `aligned`, the byte of that text at which each ends (`token_ends`).
+        With them, if answers are aligned by bytes, the byte of that text at which each ends (`token_ends`).
         """
         try:
             texts = self.inputs.with_images(texts, images)
@@ -361,12 +369,46 @@ class Conversations(Dataset[Example]):
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         begins = [min(start, end - 1) for start, end in offsets]  # also for a trimmed space
         bounds = pairwise([0, *(bisect_left(begins, end) for end in accumulate(map(len, texts)))])
-        if not self.aligned:
+        if self._token_bytes is None:
             return [(ids[a:b], []) for a, b in bounds]
         ends = token_ends([self._token_bytes[id] for id in ids], text, offsets)
         before = [0, *accumulate(len(text.encode()) for text in texts)]
         parts = zip(bounds, before, strict=False)
         return [(ids[a:b], [None if end is None else end - at for end in ends[a:b]]) for (a, b), at in parts]
+
+
+class Mixture(ConcatDataset[Example]):
+    """The examples of several data sets, numbered one set after another, of which training takes shares by `weights`.
+
+    An unusable row's number counts through the sets, too. A row is stood in for by one of its own set. The sets have one
+    chat template: the recipe's check has seen to it.
+    """
+
+    def __init__(self, parts: Sequence[Conversations], weights: Sequence[float]) -> None:
+        super().__init__(parts)
+        self.parts = parts
+        self.shares = [weight / sum(weights) for weight in weights]
+        self.chat_template, self.end = parts[0].chat_template, parts[0].end
+
+    def __getitem__(self, index: int) -> Example:
+        part, first = self._part(index)
+        example = part[index - first]
+        return replace(example, instead_of=tuple(replace(row, row=first + row.row) for row in example.instead_of))
+
+    def add_unusable(self, rows: Iterable[Unusable]) -> None:
+        """Count rows that turned out unusable, each in its set. Raises UserError where a set has too many."""
+        for row in rows:
+            part, first = self._part(row.row)
+            part.add_unusable([replace(row, row=row.row - first)])
+
+    def _part(self, index: int) -> tuple[Conversations, int]:
+        """Return the data set of an example, and the number of that set's first one."""
+        number = bisect_right(self.cumulative_sizes, index)
+        return self.parts[number], [0, *self.cumulative_sizes][number]
+
+
+Examples = Conversations | Mixture
+"""What a stage trains on."""
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:
@@ -383,9 +425,3 @@ def _message(role: str, text: str, images: Sequence[int] = ()) -> dict:
     for begin, end in pairwise([0, *images]):
         content += [{"type": "text", "text": text[begin:end]}] * (end > begin) + [{"type": "image"}]
     return {"role": role, "content": [*content, {"type": "text", "text": text[max(images, default=0) :]}]}
-
-
-def _omits_system(system: str, exchanges: Sequence[tuple[str, str]], prompts: str) -> bool:
-    """Whether the template wrote a question but not the system text. (`pretrain` writes no questions.)"""
-    questions = [question.strip() for question, _ in exchanges]
-    return system.strip() not in prompts and any(question and question in prompts for question in questions)

@@ -32,14 +32,6 @@ def template_text(name: str | None, inputs: InputProcessor) -> str:
     return text
 
 
-def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token that the tokenizer puts before every text: one for Llama, none for Qwen2.
-
-    If the template already begins a text with that token, no second one is added, as in transformers' processors.
-    """
-    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
-
-
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return all special tokens of the tokenizer and their ids, in whichever list or flag they are marked as special."""
     added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, ImageInput, collate
-from switchkd_cli.engine.data.mixture import Examples
+from switchkd_cli.engine.data.conversation import Examples
 from switchkd_cli.engine.data.sampling import order
-from switchkd_cli.engine.losses.forward_kl import forward_kl
+from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.processes import ALONE
 

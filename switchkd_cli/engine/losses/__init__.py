@@ -1,4 +1,4 @@
-"""The losses of a recipe's terms: one file a loss, one value for each position or each image.
+"""The losses of a recipe's terms: one value for each position or each image.
 
 ``loss(teacher_logits [N, V], student_logits [N, V], *, ...) -> [N]`` compares two models at N positions,
 ``cross_entropy(targets [N], student_logits [N, V], *, ...) -> [N]`` a model with the labels. **The names of the positional
@@ -20,7 +20,7 @@ arguments say what the loss reads**, and only that is computed for a term:
 
 ``side`` is teacher or student: what the term's `to` and `of` name. Where the student's W, D or H differs from the
 teacher's, a trained linear map has been applied to the student's. Where images have different numbers of visual tokens, a
-loss over images is called image by image (P = 1; see per_image.py). The keyword-only arguments are the recipe's
+loss over images is called image by image (P = 1; see `loss_per_image`). The keyword-only arguments are the recipe's
 ``parameters``. A loss that uses logits up to a knee declares its leaders with ``at_knees_of``. A loss computes in float32
 at least, and gives the teacher no gradient. The objective, never the loss, averages over positions or images.
 """

@@ -1,14 +1,19 @@
-"""Dynamic bi-directional logits difference: DBiLD, the loss of Switch-KD (2604.14629, Algorithm 2)."""
+"""Dynamic bi-directional logits difference: DBiLD, the loss of Switch-KD (2604.14629, Algorithm 2).
+
+BiLD (2406.13555), which DBiLD makes dynamic, and the control of DBiLD's pairs: the same on logits instead of their differences.
+"""
 
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from switchkd_cli.engine.losses.ops.kl import kl
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
-from switchkd_cli.engine.losses.ops.leaders import at_knees_of, sum_over_leaders
+from switchkd_cli.engine.losses.ops.leaders import LeaderTopK, at_knees_of, sum_over_leaders
 from switchkd_cli.engine.losses.ops.pairwise_kl import forward_pairwise_kl, reverse_pairwise_kl
-from switchkd_cli.engine.losses.ops.vocabulary import nan_where_broken
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, nan_where_broken
 
 
 @at_knees_of("teacher", "student")
@@ -48,3 +53,43 @@ def dbild(
 dbild_forward = partial(dbild, divergence="forward")
 dbild_teacher_led = partial(dbild, leaders="teacher")
 dbild_student_led = partial(dbild, leaders="student")
+
+
+def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0, k: int = 8) -> Tensor:
+    """Return the teacher-led plus the student-led loss for each row of logits [N, V], in nats, [N].
+
+    As DBiLD, with the same k for every row and both leaders, and with the forward divergence KL(p_T || p_S): the
+    teacher's probabilities are the weights, whichever model leads. The temperature divides the differences; there is no squared
+    factor. Raises ValueError for k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, got {k}")
+    compare, select = partial(forward_pairwise_kl, temperature=temperature), TopKAtKnee(window=k, min_k=k, max_k=k)
+    return sum_over_leaders(compare, teacher_logits, student_logits, select)
+
+
+@at_knees_of("teacher", "student")
+def knee_kl(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    temperature: float = 3.0,
+    window: int | None = None,
+    min_k: int = 3,
+    max_k: int | None = None,
+) -> Tensor:
+    """Return the teacher-led plus the student-led KL(p_S || p_T) for each row of logits [N, V], in nats, [N].
+
+    p is the softmax of a model's logits / temperature over the leader's top k ids alone, k at the leader's knee as
+    in dbild. There is no temperature^2 factor.
+    """
+
+    def divergence(top: LeaderTopK) -> Tensor:
+        beyond_k = torch.arange(top.student.shape[-1], device=top.k.device) >= top.k[:, None]
+        log_p, log_q = (
+            (logits.double() / temperature).masked_fill(beyond_k, FLOOR).log_softmax(-1)
+            for logits in (top.student, top.teacher)
+        )
+        return kl(log_p, log_q).to(top.student.dtype)
+
+    return sum_over_leaders(divergence, teacher_logits, student_logits, TopKAtKnee(window, min_k, max_k))

@@ -143,32 +143,27 @@ class Blueprint:
         yield replace(layer, difference=layer.difference + why)
 
     def _images_fact(self, student: Blueprint) -> PairFact:
-        apart, settings = self._images_apart(student)
-        ours, theirs = (type(model.image_processor).__name__.removesuffix("Pil") for model in (student, self))
-        if apart > NEAR:
-            told = f"teacher: images are prepared differently ({apart:.0%} apart): {settings}"
-            return PairFact("image preparation", ours, theirs, "impossible", told, IMAGES_HINT)
-        told = f"teacher: images are prepared nearly alike ({apart:.1%} apart): {settings}" if apart else ""
-        return PairFact("image preparation", ours, theirs, difference=told)
+        """Compare `probes` as both prepare them, by the largest difference, as a share of their range.
 
-    def _images_apart(self, student: Blueprint) -> tuple[float, str]:
-        """Return the largest difference between `probes` as both prepare them, as a share of their range, and the settings.
-
-        1 where they are of another size, or written otherwise in the text though their grids are equal.
+        It is 1 where they are of another size, or written otherwise in the text though their grids are equal.
         """
+        ours, theirs = (type(model.image_processor).__name__.removesuffix("Pil") for model in (student, self))
+        fact = PairFact("image preparation", ours, theirs)
         apart, same_grid = 0.0, student.feature_map.side == self.feature_map.side
-        for ours, theirs in zip(*(model.inputs.prepare(probes()) for model in (student, self)), strict=True):
-            (pixels, others) = (image.inputs["pixel_values"] for image in (ours, theirs))
-            if pixels.shape != others.shape or (same_grid and ours.text != theirs.text):
+        for seen, read in zip(*(model.inputs.prepare(probes()) for model in (student, self)), strict=True):
+            (pixels, others) = (image.inputs["pixel_values"] for image in (seen, read))
+            if pixels.shape != others.shape or (same_grid and seen.text != read.text):
                 apart = 1.0
             else:
                 apart = max(apart, (pixels - others).abs().max().item() / ((pixels.max() - pixels.min()).item() or 1.0))
         if apart < EQUAL:
-            return 0.0, ""
-        students, teachers = (model.inputs.processor.image_processor.to_dict() for model in (student, self))
+            return fact
+        students, teachers = (model.image_processor.to_dict() for model in (student, self))
         differing = [name for name in students | teachers if students.get(name) != teachers.get(name)]
         each = (f"{name} is {teachers.get(name)}, the student's is {students.get(name)}" for name in differing)
-        return apart, "; ".join(each)
+        how = f"nearly alike ({apart:.1%} apart)" if apart <= NEAR else f"differently ({apart:.0%} apart)"
+        fact = replace(fact, difference=f"teacher: images are prepared {how}: {'; '.join(each)}")
+        return fact if apart <= NEAR else replace(fact, verdict="impossible", hint=IMAGES_HINT)
 
 
 def max_positions(config: PretrainedConfig) -> int | None:

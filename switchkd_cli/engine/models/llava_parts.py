@@ -84,7 +84,7 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
 
 
 def _config(
-    spec: Parts, vision: PretrainedConfig, text: PretrainedConfig, *, tokens: int, image_token: int
+    spec: Parts, vision: PretrainedConfig, text: PretrainedConfig, tokens: int, image_token: int
 ) -> LlavaConfig:
     settings = {"vision_feature_layer": spec.feature_layer, "vision_feature_select_strategy": spec.feature_select}
     return joined(PROJECTORS[spec.projector], vision, text, tokens, image_token, **settings)

@@ -26,9 +26,8 @@ from torch.nn.functional import pad
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from switchkd_cli.engine.batch import ImageInput
+from switchkd_cli.engine.batch import ImageInput, PerImage, flat, together
 from switchkd_cli.engine.models.shape import layers_before_features
-from switchkd_cli.engine.per_image import PerImage, flat, together
 
 LEAST = 1e-7  # half precision has nothing smaller
 

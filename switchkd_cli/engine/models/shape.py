@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
@@ -12,8 +11,7 @@ from switchkd_cli.engine.inputs import USUAL
 CLASS_TOKENS = {"clip_vision_model": 1, "internvl_vision": 1}  # of other towers: none
 
 
-@dataclass(frozen=True)
-class VisionShape:
+class VisionShape(NamedTuple):
     """V: `positions` patches (and the class token, if any) through `layers` up to the feature layer.
 
     `input_norm`: there is a norm before the first layer (as in CLIP).
@@ -34,8 +32,7 @@ class VisionShape:
         return 4 * self.width**2 + 2 * self.width * self.inner
 
 
-@dataclass(frozen=True)
-class ProjectorShape:
+class ProjectorShape(NamedTuple):
     """P: two matrices on each of `features`, then `tokens` (fewer than `features` where it pools)."""
 
     input: int
@@ -53,8 +50,7 @@ class ProjectorShape:
         return self.tokens < self.features
 
 
-@dataclass(frozen=True)
-class LanguageShape:
+class LanguageShape(NamedTuple):
     """L. `queries` and `keys`: widths of all query heads and of all key heads together."""
 
     width: int
@@ -71,8 +67,7 @@ class LanguageShape:
         return 2 * self.width * self.queries + 2 * self.width * self.keys + 3 * self.width * self.inner
 
 
-@dataclass(frozen=True)
-class ModelShape:
+class ModelShape(NamedTuple):
     """A model as vision tower V, projector P and language model L (head included)."""
 
     vision: VisionShape

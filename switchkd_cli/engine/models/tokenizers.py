@@ -84,9 +84,8 @@ def to_be_saved(processor: ProcessorMixin, template: str | None, end: str | None
     if isinstance(saved, LlavaProcessor):
         template = template or saved.chat_template
         template = template and IN_PARTS + template.rpartition(LAST)[2]
-        if (
-            getattr(saved.image_processor, "crop_size", None) is None
-        ):  # SigLIP's has none; token counts are read from it
+        # SigLIP's has none; token counts are read from it
+        if getattr(saved.image_processor, "crop_size", None) is None:
             saved.image_processor.crop_size = dict(saved.image_processor.size)
     if template:
         saved.chat_template = saved.tokenizer.chat_template = template

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 
 from switchkd_cli.engine.training.state_files import bytes_of, read_state, write_state
 from switchkd_cli.errors import CRASH, MACHINE, UserError
-from switchkd_cli.files.atomic import append_json_lines
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Saving
 from switchkd_cli.runs import checkpoints
 from switchkd_cli.runs.run_folder import RunFolder
@@ -53,19 +52,18 @@ class CheckpointWriter:
         """Whether to write a checkpoint after this step."""
         every, minutes = self.saving.every_steps, self.saving.every_minutes
         late = minutes is not None and time.monotonic() - self._written >= 60 * minutes
-        return late or (every is not None and step % every == 0) or self._is_best_validation()
+        if late or (every is not None and step % every == 0):
+            return True
+        if not (self._validates and self._scores):
+            return False
+        # this step's weights are gone after the next one: are they better than every checkpoint's?
+        best = checkpoints.best_of(self.folder, self.stage)
+        return best is None or best.score is None or self._scores[0] < best.score
 
     @property
     def _validates(self) -> bool:
         """Whether the best checkpoint is chosen by a validation."""
         return self.saving.best is not None and self.saving.best.startswith(VALIDATION)
-
-    def _is_best_validation(self) -> bool:
-        """Whether this step's validation is better than every checkpoint's: its weights are gone after the next step."""
-        if not (self._validates and self._scores):
-            return False
-        best = checkpoints.best_of(self.folder, self.stage)
-        return best is None or best.score is None or self._scores[0] < best.score
 
     def save(self, step: int, state: dict[str, Any], *, scored: bool = True) -> None:
         """Write a checkpoint, which may become the best if `scored`; when it is complete, remove those not to be kept.
@@ -90,10 +88,6 @@ class CheckpointWriter:
             raise UserError(what, hint=hint, code=CRASH) from error
         checkpoints.prune(self.folder, self.stage, keep=self.saving.keep, best=self.saving.best is not None)
         self._step, self._scores, self._written = step, [], time.monotonic()
-
-    def record_non_finite(self, entry: dict[str, Any]) -> None:
-        """Append a line to not_finite.jsonl."""
-        append_json_lines(self.folder.not_finite, [entry])
 
     def best(self) -> Path | None:
         """Return the best checkpoint's folder, if the recipe wants one and a score was taken."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.batch import Batch, PerImage, apply
 from switchkd_cli.engine.lm_head import Heads, capped, positions
 from switchkd_cli.engine.paths import PATHS, output_name
-from switchkd_cli.engine.per_image import PerImage, apply
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
 from switchkd_cli.errors import CRASH, UserError
 
@@ -76,7 +74,10 @@ class ChunkedObjective:
             heads = inputs.heads
             assert heads is not None, "outputs without logits need the paths' heads"
             hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
-            weights = [heads.weights[path] for path in self.paths]
+            # autograd doesn't tell a function that gradients are switched off
+            weights = [
+                of if torch.is_grad_enabled() else of.detach() for of in (heads.weights[path] for path in self.paths)
+            ]
             chunks = self._chunks(inputs.batch, inputs.keep, max(heads.columns[path] for path in self.paths))
             total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
         return total, {term.name: parts[term.name] for term in self.terms}
@@ -100,32 +101,21 @@ class ChunkedObjective:
         return ids
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
-        """Return the chunks of the positions of `keep`: whole examples where models read unlike texts, or a loss is across positions."""
-        size = positions(columns)
-        sides = keep.split([of.turn.shape[1] for of in batch.readings], 1)
-        places = [side.nonzero() for side in sides]
-        if whole := batch.spans is not None or self.on_logits.compares_positions:
-            counts = [side.sum(1).tolist() for side in sides]
-        else:
-            counts = [[1] * len(places[0])] * len(sides)
-        begins = [[0, *accumulate(of_side)] for of_side in counts]
-        of_paths = [begins[0 if path == "student" else -1] for path in self.paths]
-        if (most := max(of_path[-1] for of_path in of_paths)) <= size:
-            return [([slice(0, of_path[-1]) for of_path in of_paths], keep)]
-        if not whole:  # of equal size: a short one at the end would read a whole head for a few positions
-            size = math.ceil(most / math.ceil(most / size))
-        chunks: list[Chunk] = []
-        for part in _group_neighbours(list(map(max, zip(*counts, strict=True))), size):
-            masks = [torch.zeros_like(side) for side in sides]
-            for mask, side, at in zip(masks, sides, places, strict=True):
-                if whole:
-                    mask[part] = side[part]
-                else:
-                    mask[at[part, 0], at[part, 1]] = True
-            chunks.append(
-                ([slice(of_path[part.start], of_path[part.stop]) for of_path in of_paths], torch.cat(masks, 1))
-            )
-        return chunks
+        """Return the chunks of `keep`: of whole examples where models read unlike texts, or a loss is across positions."""
+        size, sides = positions(columns), keep.split([of.turn.shape[1] for of in batch.readings], 1)
+        most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
+        whole = batch.spans is not None or self.on_logits.compares_positions
+        unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
+        lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
+        if not whole:  # or of the position among those of `keep`
+            unit = torch.cat([side.flatten().cumsum(0).view_as(side) - 1 for side in sides], 1)
+            # of equal size: a short chunk at the end would read a whole head for a few positions
+            lengths, size = [1] * most, math.ceil(most / max(1, math.ceil(most / size)))
+        parts = _group_neighbours(lengths, size) if most > size else ()
+        masks = [keep & (part.start <= unit) & (unit < part.stop) for part in parts] or [keep]
+        counts = ([int(batch.read_by(path, mask)[1].sum()) for mask in masks] for path in self.paths)
+        slices = [[slice(*ends) for ends in pairwise([0, *accumulate(of_path)])] for of_path in counts]
+        return list(zip(zip(*slices, strict=True), masks, strict=True))
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -221,7 +211,7 @@ def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, fl
 def _loss_and_gradients(objective: ChunkedObjective, inputs: LossInputs, heads: Heads) -> list[Tensor]:
     """Return the loss, and its gradients on copies of those outputs and head weights that need one."""
     outputs = {name: apply(_leaf, value) for name, value in inputs.outputs.items()}
-    heads = replace(heads, weights={path: _leaf(weight) for path, weight in heads.weights.items()})
+    heads = heads._replace(weights={path: _leaf(weight) for path, weight in heads.weights.items()})
     values = [*outputs.values(), *heads.weights.values()]
     tensors = [one for value in values for one in ((value,) if isinstance(value, Tensor) else value)]
     leaves = [tensor for tensor in tensors if tensor.requires_grad]

@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import NoStandIn
-from switchkd_cli.engine.data.mixture import Examples, Mixture
+from switchkd_cli.engine.data.conversation import Examples, Mixture, NoStandIn
 from switchkd_cli.engine.data.sampling import grouped_order, mixed_order, order
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.optimizer import make_optimizer
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.recipe.schema import Stage
@@ -33,6 +33,7 @@ class TorchReplica:
         self.device = processes.device
         self.paths = paths.to(self.device)
         self.module: Any = self.paths
+        self.twins: Mapping[nn.Parameter, nn.Parameter] = {}  # what is computed with in a parameter's place: itself
         self.parameters = [p for group in groups for p in group["params"]]
         self.adamw = make_optimizer([dict(group) for group in groups], stage)
         self.max_norm = stage.grad_clip or math.inf
@@ -41,10 +42,6 @@ class TorchReplica:
         if processes.count > 1:
             how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused}
             self.module = DistributedDataParallel(paths, **how)
-
-    def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return the tensor that is computed with in a parameter's place: the parameter itself."""
-        return parameter
 
     @property
     def heads(self) -> Heads | None:

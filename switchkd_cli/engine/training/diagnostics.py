@@ -9,7 +9,7 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, row_selector
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.forward_kl import forward_kl
+from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import BLOCK
 from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns

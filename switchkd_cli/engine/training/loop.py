@@ -13,8 +13,7 @@ from transformers import set_seed
 from switchkd_cli.distributed import signals
 from switchkd_cli.distributed.signals import Stopped
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.mixture import Examples
+from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter
@@ -27,6 +26,7 @@ from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
 from switchkd_cli.engine.training.validation import Validator
 from switchkd_cli.errors import CRASH, MACHINE, UserError
+from switchkd_cli.files.atomic import append_json_lines
 from switchkd_cli.recipe.schema import Stage
 
 Log = Callable[[dict], None]
@@ -285,7 +285,8 @@ class Loop:
             figures = {b.figure: str(b.value) for b in non_finite}
             rows = list(dict.fromkeys(row for b in non_finite for row in b.rows))
             at = {"stage": self.stage.name, "step": self.step + 1}
-            self.writer.record_non_finite({**at, "figures": figures, "rows": rows, "micro_batches": ids})
+            entry = {**at, "figures": figures, "rows": rows, "micro_batches": ids}
+            append_json_lines(self.writer.folder.not_finite, [entry])
         if self.stage.not_finite == "skip" and self.skipped < MAX_SKIPPED:
             self._log("skipped step", "; ".join(texts), step=self.step + 1)
             return

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch, row_selector
+from switchkd_cli.engine.batch import Batch, PerImage, loss_per_image, row_selector
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.losses.ops.spans import single_tokens, span_rows
 from switchkd_cli.engine.paths import output_name
-from switchkd_cli.engine.per_image import PerImage, loss_per_image
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import Term
 
@@ -27,8 +25,7 @@ OnValues = Callable[[str, Tensor, Tensor], None]
 """Called with a term's name, its value at each of n positions or images, [n], and the row of the batch of each, [n]."""
 
 
-@dataclass(frozen=True)
-class Normalizers:
+class Normalizers(NamedTuple):
     """What the terms of one optimiser step are divided by: its number of positions of each kind and of images.
 
     `progress` is the share of the stage's steps that were taken before this one, in [0, 1).
@@ -65,8 +62,11 @@ class Objective:
         self.terms, self.tokens = tuple(terms), tokens
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self._signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        reads = [(t, side, kind) for t in terms for side, kind in self._signatures[t.name].reads]
-        self.outputs = frozenset(_output(term, side, kind) for term, side, kind in reads)
+        self.outputs = frozenset(  # a loss's student is its term's `of`, its teacher the term's `to`
+            output_name(t.of if side == "student" else t.to, kind)
+            for t in terms
+            for side, kind in self._signatures[t.name].reads
+        )
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self._signatures[t.name].of_images))
 
     def reads_logits(self, term: Term) -> bool:
@@ -81,11 +81,6 @@ class Objective:
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
         return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
-
-    @property
-    def by_bytes(self) -> bool:
-        """Whether some term compares what two models read as tokens of their own."""
-        return any(term.alignment == "bytes" for term in self.terms)
 
     @property
     def compares_positions(self) -> bool:
@@ -114,7 +109,7 @@ class Objective:
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
         if self.tokens is not None:
             counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
-        if self.by_bytes:
+        if any(term.alignment == "bytes" for term in self.terms):
             assert batch.aligned is not None
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
             counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))["student"].sum()
@@ -124,9 +119,12 @@ class Objective:
 
     def aligned(self, normalizers: Normalizers) -> dict[str, float]:
         """Return the shares of the answers' bytes that lie in spans, and of the student's tokens that are in pairs."""
-        of, shares = normalizers.counts, {"bytes": ("aligned bytes", "bytes"), "tokens": (PAIRS, "tokens")}
-        each = shares.items() if self.by_bytes else ()
-        return {f"aligned/{name}": (of[part] / of[whole].clamp(min=1)).item() for name, (part, whole) in each}
+        of, shares = normalizers.counts, {"bytes": "aligned bytes", "tokens": PAIRS}
+        return {
+            f"aligned/{of_all}": (of[part] / of[of_all].clamp(min=1)).item()
+            for of_all, part in shares.items()
+            if part in of
+        }
 
     def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
         """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""
@@ -184,8 +182,3 @@ class Objective:
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms, which is minimised."""
         return sum((term.weight * parts[term.name] for term in self.terms), torch.zeros(()))
-
-
-def _output(term: Term, side: str, kind: str) -> str:
-    """Return the name of an output: a loss's student is the term's `of`, its teacher the term's `to`."""
-    return output_name(term.of if side == "student" else term.to, kind)

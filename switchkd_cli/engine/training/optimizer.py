@@ -15,10 +15,9 @@ from switchkd_cli.recipe.schema import Stage
 
 def make_optimizer(groups: list[dict[str, Any]], stage: Stage) -> Optimizer:
     """Return the stage's AdamW: torch's fused kernel, or bitsandbytes' with moments of 8 bits (adamw_8bit)."""
-    given = {"betas": stage.betas, "eps": stage.eps}
     # every group has a rate of its own; schedules read the stage's
-    settings: dict[str, Any] = {"lr": stage.lr, "weight_decay": stage.weight_decay}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(stage, name) for name in ("lr", "weight_decay", "betas", "eps")}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if stage.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from accelerate import tracking
 from PIL.Image import Image
+from torch.utils._pytree import tree_map
 
 from switchkd_cli.engine.hub import one_line
 from switchkd_cli.files.atomic import read_json, write_json
@@ -183,11 +184,7 @@ class Trackers:
 
 def _filled(value: Any, places: Mapping[str, Any]) -> Any:
     """Return text, or texts in lists and mappings, with the `{place}`s filled in."""
-    if isinstance(value, str):
-        return value.format(**places)
-    if isinstance(value, list):
-        return [_filled(item, places) for item in value]
-    return {key: _filled(item, places) for key, item in value.items()} if isinstance(value, dict) else value
+    return tree_map(lambda leaf: leaf.format(**places) if isinstance(leaf, str) else leaf, value)
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

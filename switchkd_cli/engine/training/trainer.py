@@ -172,7 +172,7 @@ class Trainer:
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
         if outputs is None:
             return {}
-        probed = {part: [self.replica.computed_as(p) for p in own] for part, own in self.parts.items()}
+        probed = {part: [self.replica.twins.get(p, p) for p in own] for part, own in self.parts.items()}
         return with_shares(gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed))
 
     def state_dict(self) -> dict[str, Any]:

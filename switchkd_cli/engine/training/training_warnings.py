@@ -8,7 +8,7 @@ from typing import Any
 from switchkd_cli import registry
 from switchkd_cli.engine.training.diagnostics import SHARE
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.report.grouping import grouped
 
 SMOOTHED = 3
@@ -31,7 +31,10 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
     problems, hints = [], []
     for stage in (stage for stage in stages if not any(has_images.get(name, True) for name in stage.trained_on)):
         parts = [part for part in stage.train if part != "language"]
-        terms = [term.name for term in stage.objective if term.weight and _needs_image(term)]
+        # without an image there is nothing to compare of what an image gives
+        of_images = {t.name for t in stage.objective if registry.signature("loss", t.loss).of_images}
+        needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images or "switch" in t.paths]
+        terms = [term.name for term in needing_image if term.weight]
         needing = [*(f"train: {part}" for part in parts), *(f"objective: {term}" for term in terms)]
         none = f"needs images, and no usable example of {', '.join(stage.trained_on)} has one"
         problems += [f"stages.{stage.name}.{who} {none}" for who in needing]
@@ -46,12 +49,6 @@ def remedy(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str:
     ways = [f"stages.{stage.name}.train='[{', '.join(rest)}]'"] if parts and rest else []
     ways += [f"take {', '.join(terms)} out of stages.{stage.name}.objective"] if terms else []
     return " or ".join([*ways, f"give it examples that train them (stages.{stage.name}.data)"])
-
-
-def _needs_image(term: Term) -> bool:
-    """Whether a term compares what an image gives, and is 0 without one."""
-    at_images = term.on == "image" or registry.signature("loss", term.loss).of_images
-    return at_images or "switch" in term.paths
 
 
 class TrainingWarnings:

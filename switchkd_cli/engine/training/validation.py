@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, Unusable, collate
-from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.mixture import Examples, Mixture
+from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -124,7 +123,7 @@ class Validator:
         trainer.replica.paths.eval()
         unusable: list[Unusable] = []
         with torch.no_grad():
-            mine = [self._sums(batch) for batch in self._batches(filler, unusable)]
+            mine = [self._sums(*each) for each in self._batches(filler, unusable)]
         trainer.replica.paths.train()
         set_random_state(state)
         each, of_unusable = zip(*processes.gather((mine, unusable)), strict=True)
@@ -152,11 +151,9 @@ class Validator:
                     unusable.append(fault.at(row))
             yield (collate(examples, pad_token=pad_token), True) if examples else (filler, False)
 
-    def _sums(self, batch_and_counts: tuple[Batch, bool]) -> Sums:
-        """Return a batch's part of each figure; nothing of one that doesn't count."""
-        batch, counts = batch_and_counts
+    def _sums(self, batch: Batch, counts: bool) -> Sums:
+        """Return a batch's part of each figure; nothing of one that doesn't count (`counts`)."""
         trainer, objective, replica = self.trainer, self.trainer.objective, self.trainer.replica
-        heads = replica.heads.frozen() if replica.heads is not None else None
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
         keep = objective.keep(batch) | batch.predicting_in_all("answer")
@@ -175,7 +172,7 @@ class Validator:
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
         whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.schedule.last_epoch / trainer.steps)
-        _, parts = self.loss(LossInputs(outputs, heads, batch, keep, whole), compare)
+        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole), compare)
         if not counts:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor, nn
 
+from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.per_image import PerImage
 from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.ddp import Groups
 from switchkd_cli.engine.training.optimizer import make_optimizer
@@ -65,6 +65,7 @@ class ZeroReplica:
         if paths.teacher is not None:  # complete in each process, in the dtype of the student's products
             paths.teacher.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
         self.paths = paths.twin()
+        # what is computed with in a parameter's place
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
         own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
@@ -74,10 +75,6 @@ class ZeroReplica:
         given = {"model": self.paths, "optimizer": self.adamw, "config": dict(config)}
         self.engine, *_ = deepspeed.initialize(**given, dist_init_required=False)
         _create_moments(self.engine.optimizer)
-
-    def computed_as(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return the tensor that is computed with in a parameter's place."""
-        return self.twins[parameter]
 
     @property
     def heads(self) -> Heads | None:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.group_by_row import group_by_row
-from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
+from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, mask_padding, padding_columns
 
 
 def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:
@@ -27,3 +27,13 @@ def correlation_distance(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, 
     distance = 1 - nn.functional.cosine_similarity(ours, theirs, dim=-1)
     mask = student[1]
     return distance[:, None].expand_as(mask)[mask]
+
+
+def hidden_correlation(teacher_hidden: Tensor, student_hidden: Tensor, rows: Tensor) -> Tensor:
+    """Return 1 - cos(R_T, R_S) of the example that each of N positions belongs to, [N].
+
+    As ``self_correlation``, with L's hidden states [N, D] in front of its head in place of its logits: the other reading
+    of the source. The models' widths may differ, as R = H H^T doesn't depend on the width.
+    """
+    teacher, student = at_least_float32(teacher_hidden.detach()), at_least_float32(student_hidden)
+    return correlation_distance(group_by_row(teacher, rows), group_by_row(student, rows))

@@ -1,0 +1,123 @@
+"""Divergences of two models' probabilities over the vocabulary.
+
+Forward Kullback-Leibler (Hinton et al., 2015), reverse (MiniLLM, 2306.08543), generalised Jensen-Shannon (GKD, 2306.13649), and
+skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7).
+From a target that moves from the student to the teacher during a stage (TAID, 2501.16937).
+"""
+
+import torch
+from torch import Tensor
+
+from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities, mix
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, without_padding
+
+
+def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return KL(p_T || p_S) for each row of logits [N, V], p = softmax(z / temperature), in nats, [N].
+
+    There is no temperature^2 factor: the term's weight says how much it counts.
+    """
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
+    return kl(log_t, log_s)
+
+
+def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return KL(p_S || p_T) for each row of logits [N, V], p = softmax(z / temperature), in nats, [N].
+
+    There is no temperature^2 factor: the term's weight says how much it counts.
+    """
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
+    return kl(log_s, log_t)
+
+
+def jensen_shannon(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, beta: float = 0.5
+) -> Tensor:
+    """Return beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = beta p_T + (1 - beta) p_S, in nats, [N].
+
+    p = softmax(z / temperature) of logits [N, V]. At beta 0 and 1 any two models have divergence 0, so beta must lie
+    between them (ValueError); the limits, scaled, are forward_kl and reverse_kl.
+    """
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
+    log_m = mix(log_t, log_s, "beta", beta)
+    return (beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)).sum(-1)
+
+
+def skewed_kl(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
+) -> Tensor:
+    """Return KL(p_T || alpha p_T + (1 - alpha) p_S) for each row of logits [N, V], in nats, [N].
+
+    p = softmax(z / temperature). The teacher's part of the mixture keeps the logarithm bounded where the student has
+    no probability. alpha must lie between 0 and 1 (ValueError); its limit 0 is forward_kl.
+    """
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
+    return kl(log_t, mix(log_t, log_s, "alpha", alpha))
+
+
+def skewed_reverse_kl(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
+) -> Tensor:
+    """Return KL(p_S || alpha p_S + (1 - alpha) p_T) for each row of logits [N, V], in nats, [N].
+
+    p = softmax(z / temperature). The student's part of the mixture keeps the logarithm bounded where the teacher has
+    no probability: no row costs more than -log(alpha). The gradient also goes through that part. alpha must lie
+    between 0 and 1 (ValueError); its limit 0 is reverse_kl.
+    """
+    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
+    return kl(log_s, mix(log_s, log_t, "alpha", alpha))
+
+
+def decoupled_kd(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> Tensor:
+    """Return alpha TCKD + beta NCKD for each row of logits [N, V], in nats, [N].
+
+    With p = softmax(z / temperature) and the target's probability b = p[target], ``targets`` [N] int64: TCKD is
+    KL(b_T || b_S) between the two-way distributions (b, 1 - b); NCKD is KL(q_T || q_S), q = softmax(z / temperature)
+    over all columns except the target. KL(p_T || p_S) is TCKD + (1 - b_T) NCKD: here the teacher's confidence doesn't
+    make NCKD small. There is no temperature^2 factor. A row without a target (a negative one) costs 0.
+    """
+    teacher, student = without_padding(teacher_logits, student_logits)
+    is_target = torch.zeros_like(teacher, dtype=torch.bool).scatter_(1, targets.clamp(min=0)[:, None], True)
+    two_t, two_s = (_two_way(z / temperature, is_target) for z in (teacher, student))
+    rest_t, rest_s = ((z / temperature).masked_fill(is_target, FLOOR).log_softmax(-1) for z in (teacher, student))
+    loss = alpha * kl(two_t, two_s) + beta * kl(rest_t, rest_s)
+    return torch.where(targets >= 0, loss, 0.0)
+
+
+def _two_way(z: Tensor, is_target: Tensor) -> Tensor:
+    """Return log (b, 1 - b), [N, 2]."""
+    target = z.masked_fill(~is_target, 0.0).sum(-1)
+    rest = z.masked_fill(is_target, FLOOR).logsumexp(-1)
+    return torch.stack([target, rest], -1).log_softmax(-1)
+
+
+def taid(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    progress: float,
+    *,
+    temperature: float = 1.0,
+    start: float = 0.4,
+    end: float = 1.0,
+) -> Tensor:
+    """Return KL(p_t || p_S) for each row of logits [N, V], in nats, [N].
+
+    p_t = softmax((1 - t) z_S + t z_T) with z_S detached, logits divided by the temperature; t grows linearly from
+    ``start`` to ``end`` with ``progress``, the share of the stage's steps that were taken (0 to 1). This line is the
+    source's lower bound of t. The source's adaptive step, which follows the loss from step to step, is left out: a term
+    keeps no state. Raises ValueError unless 0 <= start <= end <= 1.
+    """
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"start and end must be 0 <= start <= end <= 1, got {start} and {end}")
+    teacher, student = without_padding(teacher_logits, student_logits)
+    t = start + (end - start) * progress
+    between = t * teacher + (1 - t) * student.detach()
+    return kl((between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1))
