@@ -23,7 +23,7 @@ from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import DataSet, Evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
-from switchkd_cli.scheduler.run_options import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions, WorkerOptions
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Progress
 
@@ -232,10 +232,10 @@ class FigureData:
         return attention_examples(folders)
 
 
-def work(file: Path, options: RunOptions, *, scoring: bool) -> None:
-    """The work of a process of the pool: train the run that a file holds, or with `scoring` score its teacher."""
-    run = Run.loads(file.read_text(encoding="utf-8"))
-    if scoring:
+def work(options: WorkerOptions) -> None:
+    """The work of a process of the pool: train the run that a file holds, or score its teacher."""
+    run = Run.loads(options.file.read_text(encoding="utf-8"))
+    if options.scoring:
         score_teacher(run, options.out)
     elif config := options.launch_config():
         start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)

@@ -10,7 +10,7 @@ from switchkd_cli.distributed.launch_config import LaunchOptions
 RUNS = Path("runs")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(LaunchOptions):
     """Where runs go, what happens to earlier ones, what is only checked, and in how many processes they train."""
 
@@ -28,3 +28,11 @@ class RunOptions(LaunchOptions):
         """The overrides of the recipe, those of --check and --tracker included."""
         trackers = [f"trackers={json.dumps(self.tracker)}"] * bool(self.tracker)
         return [*(overrides or ()), *["check=true"] * self.check, *trackers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(RunOptions):
+    """The file of a worker's run, and whether its teacher is scored instead of training it."""
+
+    file: Path
+    scoring: bool = False
