@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,6 @@ from switchkd_cli.commands.options import (
 from switchkd_cli.distributed import exit_status, signals
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
-from switchkd_cli.scheduler.run_options import WorkerOptions
 
 app = typer.Typer(
     name="switchkd",
@@ -107,12 +107,12 @@ def compare(options: CompareOptions) -> None:
     compare(options)
 
 
-@command("worker run.json --out runs", hidden=True)
-def worker(options: WorkerOptions) -> None:
-    """Train the run in a file, or score its teacher: one process of a matrix of runs."""
-    from switchkd_cli.scheduler.launch import work
+@app.command(hidden=True)
+def worker(file: Path) -> None:
+    """Do the job in a file: train a run, or score its teacher, as one process of a matrix of runs."""
+    from switchkd_cli.scheduler.pool import work
 
-    work(options)
+    work(file)
 
 
 def _version(shown: bool) -> None:

@@ -1,6 +1,5 @@
 """`Run`: one row of a recipe with one seed, as data, and the keys under which its outputs are found again."""
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -87,17 +86,6 @@ class Run:
         if config == self.config:
             return self
         return replace(self, row=f"{self.row}.pretrain", title=f"{self.title}, pre-trained", config=config, paper={})
-
-    def dumps(self) -> str:
-        """Return the run as one line of text, for another process."""
-        return json.dumps({**self.names, "text": self.text})
-
-    @classmethod
-    def loads(cls, line: str) -> Self:
-        """Return the run that `dumps` wrote."""
-        fields = json.loads(line)
-        config = Recipe.model_validate(yaml_positions.read(fields.pop("text"), fields["recipe"]))
-        return cls(config=config, **fields)
 
     def stage_key(self, index: int) -> str:
         """Return a digest of all that the output of stage `index` depends on; rows that differ later share it."""

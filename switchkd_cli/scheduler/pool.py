@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
     preflight.check_batches(planned, config.world_size)
     for run in planned:
         _ = run.key
-    launch.start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)
+    launch.start_processes(config)
 
 
 def in_workers(
@@ -113,7 +114,7 @@ def in_workers(
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
                     job = waiting.pop(0)
-                    worker = _start(job, scratch / str(len(waiting)), options, config, threads)
+                    worker = _start(job, scratch / str(len(waiting)), options, threads)
                     active.append(worker)
                     idle = {"idle": "being scored"} if job.scoring else {}
                     matrix.start(worker.metrics, job.run.config.stages[-1].name, job.name, **idle)
@@ -206,13 +207,21 @@ class _Worker:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
 
-def _start(job: Job, file: Path, options: RunOptions, config: LaunchConfig | None, threads: int) -> _Worker:
-    """Start a worker that reads its run from `file`."""
+def work(file: Path) -> None:
+    """Do the job in a file, with its options: what a worker process does."""
+    job, options = pickle.loads(file.read_bytes())
+    if job.scoring:
+        launch.score_teacher(job.run, options.out)
+    elif config := options.launch_config():
+        launch.start_processes(config)
+    else:
+        launch.run_one(job.run, options)
+
+
+def _start(job: Job, file: Path, options: RunOptions, threads: int) -> _Worker:
+    """Start a worker that reads its job from `file`."""
     run, root, output = job.run, options.out, file.with_suffix(".txt")
-    file.write_text(run.dumps(), encoding="utf-8")
-    command = [*WORKER, "worker", str(file), "--out", str(root)]
-    command += [*["--overwrite"] * options.overwrite, *["--resume"] * options.resume]
-    command += ["--scoring"] if job.scoring else config.options if config else []
+    file.write_bytes(pickle.dumps((job, options)))
     variables = {
         "OMP_NUM_THREADS": str(threads),
         provenance.COMMAND: json.dumps(provenance.command()),
@@ -220,7 +229,7 @@ def _start(job: Job, file: Path, options: RunOptions, config: LaunchConfig | Non
     }
     with output.open("w") as stream:
         ways: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-        process = subprocess.Popen(command, env={**os.environ, **variables}, **ways)
+        process = subprocess.Popen([*WORKER, "worker", str(file)], env={**os.environ, **variables}, **ways)
     scores = run_folder.evaluation(root, run.teacher_key).path
     metrics = scores.with_suffix(".jsonl") if job.scoring else run_folder.folder(root, run).metrics
     return _Worker(job, process, output, metrics)

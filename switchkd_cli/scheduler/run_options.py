@@ -28,11 +28,3 @@ class RunOptions(LaunchOptions):
         """The overrides of the recipe, those of --check and --tracker included."""
         trackers = [f"trackers={json.dumps(self.tracker)}"] * bool(self.tracker)
         return [*(overrides or ()), *["check=true"] * self.check, *trackers]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions(RunOptions):
-    """The file of a worker's run, and whether its teacher is scored instead of training it."""
-
-    file: Path
-    scoring: bool = False
