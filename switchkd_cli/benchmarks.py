@@ -100,7 +100,9 @@ class _Benchmarks(dict[str, Benchmark]):
     def __missing__(self, task: str) -> Benchmark:
         scale = "100 x the mean of the rows" if task in ROW_METRICS else "its own number"
         judge = ROW_METRICS.get(task, "stock rule")
-        return Benchmark(task, task, "", "", "published", "none", "open", "Others", scale=scale, judge=judge, stock=True)
+        return Benchmark(
+            task, task, "", "", "published", "none", "open", "Others", scale=scale, judge=judge, stock=True
+        )
 
 
 BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({t: Benchmark(t, **of) for t, of in _LISTED["benchmarks"].items()})
