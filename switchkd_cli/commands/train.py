@@ -48,7 +48,7 @@ def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> lis
         return []
     launch.prepare(planned, options)
     if jobs > 1 and not is_distributed():
-        if failures := pool.in_workers(planned, options, jobs=jobs, stop_at_failure=True):
+        if failures := pool.in_workers(planned, options, jobs=jobs, keep_going=False):
             show_failures(failures)
             raise SystemExit(exit_code(failures))
     else:
@@ -117,12 +117,11 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
         launch.check(planned)
         if config is not None:
             if (options.jobs or 1) > 1:
-                raise UserError(
-                    f"--jobs {options.jobs}: runs in several processes go one after another", hint="leave it out"
-                )
+                problem = f"--jobs {options.jobs}: runs in several processes go one after another"
+                raise UserError(problem, hint="leave it out")
             preflight.check_batches(planned, config.world_size)
         jobs = options.jobs or (min(2, cores()) if config is None else 1)
-        failures = pool.in_workers(planned, options, jobs=jobs, config=config, score_teachers_of=teachers)
+        failures = pool.in_workers(planned, options, jobs=jobs, teachers=teachers)
         show_failures(failures)
     for table in tables:
         try:

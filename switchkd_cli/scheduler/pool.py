@@ -81,23 +81,19 @@ def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
 
 
 def in_workers(
-    planned: Sequence[Run],
-    options: RunOptions,
-    *,
-    jobs: int,
-    config: LaunchConfig | None = None,
-    score_teachers_of: Sequence[Run] = (),
-    stop_at_failure: bool = False,
+    planned: Sequence[Run], options: RunOptions, *, jobs: int, teachers: Sequence[Run] = (), keep_going: bool = True
 ) -> list[Failure]:
-    """Do every unfinished run in a worker process, `jobs` at the same time. Returns the failures; other runs continue.
+    """Do every unfinished run in a worker process, `jobs` at the same time. Returns the failures.
 
-    A run with several names is trained and scored once. Teachers and baselines are scored last, if any run succeeded.
-    Finished runs count as done, and their times help to estimate the end. With `config`, each run trains in several
-    processes.
+    Without `keep_going`, no run starts after a failure.
+
+    A run with several names is trained and scored once. `teachers`: runs whose teacher and baselines are scored last, if
+    any run succeeded. Finished runs count as done, and their times help to estimate the end.
     """
+    config = options.launch_config()  # each run trains in several processes
     if options.overwrite:
         run_folder.set_stages_aside(options.out, planned)
-    failures, waiting, seconds = _queue(planned, score_teachers_of, options)
+    failures, waiting, seconds = _queue(planned, teachers, options)
     threads = max(1, cores() // (config.per_node if config else jobs))
     active: list[_Worker] = []
     matrix = Matrix([job.cost_group for job in waiting], jobs=jobs, took=seconds)
@@ -109,7 +105,7 @@ def in_workers(
         try:
             while waiting or active:
                 nothing_to_score = not active and waiting[0].scoring and not matrix.done
-                if nothing_to_score or (failures and stop_at_failure):
+                if nothing_to_score or (failures and not keep_going):
                     waiting.clear()
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
@@ -140,7 +136,7 @@ def in_workers(
 
 
 def _queue(
-    planned: Sequence[Run], score_teachers_of: Sequence[Run], options: RunOptions
+    planned: Sequence[Run], teachers: Sequence[Run], options: RunOptions
 ) -> tuple[list[Failure], list[Job], dict[str, list[float]]]:
     """Failures to reuse a finished run, the jobs that are left, and the seconds of finished jobs by cost group."""
     sources = {} if options.overwrite else run_folder.by_key(options.out)
@@ -155,7 +151,7 @@ def _queue(
         else:
             seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, options, console.say)
-    scoring = scoring_jobs(score_teachers_of)
+    scoring = scoring_jobs(teachers)
     waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
     return failures, waiting, seconds
 
