@@ -15,7 +15,6 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -56,8 +55,7 @@ def distill(recipe: PathLike, *changes: str, **options: Any) -> pandas.DataFrame
     `options` are those of `pretrain`, and jobs: how many runs train at the same time.
     """
     asked = _options(DistillOptions, recipe=str(recipe), overrides=changes, **options)
-    with _failures_as_errors():
-        return _scores(training.train(asked, asked.jobs), asked.out)
+    return _scores(training.train(asked, asked.jobs), asked.out)
 
 
 def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any) -> pandas.DataFrame:
@@ -67,8 +65,7 @@ def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any
     """
     names = [recipes] if isinstance(recipes, str | Path) else recipes
     asked = _options(AblateOptions, recipes=[*map(str, names), *changes], **options)
-    with _failures_as_errors():
-        return _scores(training.ablate(asked), asked.out)
+    return _scores(training.ablate(asked), asked.out)
 
 
 def evaluate(model: PathLike, benchmarks: list[str] | None = None, **options: Any) -> pandas.DataFrame:
@@ -162,12 +159,3 @@ def _frame(runs: Sequence[ScoredRun], teacher: dict[str, Any] | None) -> pandas.
 def _options(kind: type[Options], *, out: PathLike = RUNS, **fields: Any) -> Options:
     """Return a command's options."""
     return kind(out=Path(out), **fields)
-
-
-@contextmanager
-def _failures_as_errors() -> Iterator[None]:
-    """Runs in processes of their own say what failed where it is printed, and end the command."""
-    try:
-        yield
-    except SystemExit as end:
-        raise UserError("a run failed: its error is printed above", code=int(end.code or 0)) from None

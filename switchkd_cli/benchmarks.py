@@ -98,11 +98,10 @@ ROW_METRICS: Mapping[str, str] = {f"{OWN_ROWS}.{metric}": rule for metric, rule 
 
 class _Benchmarks(dict[str, Benchmark]):
     def __missing__(self, task: str) -> Benchmark:
+        where: dict[str, Any] = {"task_folder": "", "data": "", "split": "published", "paper_split": "none"}
         scale = "100 x the mean of the rows" if task in ROW_METRICS else "its own number"
-        judge = ROW_METRICS.get(task, "stock rule")
-        return Benchmark(
-            task, task, "", "", "published", "none", "open", "Others", scale=scale, judge=judge, stock=True
-        )
+        how: dict[str, Any] = {"scale": scale, "judge": ROW_METRICS.get(task, "stock rule")}
+        return Benchmark(task, task, asks="open", group="Others", stock=True, **where, **how)
 
 
 BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({t: Benchmark(t, **of) for t, of in _LISTED["benchmarks"].items()})

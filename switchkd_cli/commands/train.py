@@ -17,7 +17,7 @@ from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.pool import Failure, Job, exit_code, show_failures
+from switchkd_cli.scheduler.pool import Failure, Job, check_failures
 from switchkd_cli.terminal import console
 
 
@@ -48,9 +48,7 @@ def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> lis
         return []
     launch.prepare(planned, options)
     if jobs > 1 and not is_distributed():
-        if failures := pool.in_workers(planned, options, jobs=jobs, keep_going=False):
-            show_failures(failures)
-            raise SystemExit(exit_code(failures))
+        check_failures(pool.in_workers(planned, options, jobs=jobs, keep_going=False), planned)
     else:
         for run in planned:
             launch.run_one(run, options)
@@ -122,18 +120,13 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
             preflight.check_batches(planned, config.world_size)
         jobs = options.jobs or (min(2, cores()) if config is None else 1)
         failures = pool.in_workers(planned, options, jobs=jobs, teachers=teachers)
-        show_failures(failures)
     for table in tables:
         try:
             _print_table(table, root)
         except UserError as error:
             failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
-            show_failures(failures[-1:])
-    if failures:
-        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
-        what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
-        console.say(f"{what}; the same command tries again")
-        raise SystemExit(exit_code(failures))
+            failures[-1].show()
+    check_failures(failures, planned)
     return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]
 
 

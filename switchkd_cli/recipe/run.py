@@ -93,16 +93,13 @@ class Run:
         stages = config.stages[: index + 1]
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         data = sorted({name for stage in stages for name in stage.data_sets})
+        adapted = config.switch.adapter is not None and any("switch" in stage.paths for stage in stages)
         return digest(
             [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
-            *(
-                [_dump(config.switch)]
-                if config.switch.adapter and any("switch" in stage.paths for stage in stages)
-                else ()
-            ),
+            *[_dump(config.switch)] * adapted,
         )
 
     @property

@@ -67,6 +67,12 @@ class Failure:
         """The failure of a job that has no process of its own."""
         return cls(job, error.code, "\n".join(error.lines))
 
+    def show(self) -> None:
+        console.say(f"{self.job.name}: failed")
+        console.say("".join(f"  {line}\n" for line in self.text.splitlines()[-TAIL:]).rstrip())
+        if others := [f"{run.recipe}/{run.row}" for run in self.job.runs[1:]]:
+            console.say(f"  the same run under other names failed with it: {', '.join(others)}")
+
 
 def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
     """Start this command again in every process of `config`, after its runs are checked.
@@ -83,7 +89,7 @@ def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
 def in_workers(
     planned: Sequence[Run], options: RunOptions, *, jobs: int, teachers: Sequence[Run] = (), keep_going: bool = True
 ) -> list[Failure]:
-    """Do every unfinished run in a worker process, `jobs` at the same time. Returns the failures.
+    """Do every unfinished run in a worker process, `jobs` at the same time. Shows and returns the failures.
 
     Without `keep_going`, no run starts after a failure.
 
@@ -132,6 +138,8 @@ def in_workers(
                 for worker in active:
                     worker.process.kill()
                 raise
+    for failure in failures:
+        failure.show()
     return failures
 
 
@@ -254,9 +262,9 @@ def exit_code(failures: Sequence[Failure]) -> int:
     return codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
 
 
-def show_failures(failures: Sequence[Failure]) -> None:
-    for failure in failures:
-        console.say(f"{failure.job.name}: failed")
-        console.say("".join(f"  {line}\n" for line in failure.text.splitlines()[-TAIL:]).rstrip())
-        if others := [f"{run.recipe}/{run.row}" for run in failure.job.runs[1:]]:
-            console.say(f"  the same run under other names failed with it: {', '.join(others)}")
+def check_failures(failures: Sequence[Failure], planned: Sequence[Run]) -> None:
+    """Raise UserError, with the failures' exit code, when there are any."""
+    if failures:
+        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
+        what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
+        raise UserError(f"{what}; the same command tries again", code=exit_code(failures))
