@@ -15,19 +15,18 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from switchkd_cli.commands import compare as comparing
 from switchkd_cli.commands import evaluate as evaluation
 from switchkd_cli.commands import train as training
-from switchkd_cli.commands.options import CompareOptions, EvalOptions
+from switchkd_cli.commands.options import AblateOptions, CompareOptions, DistillOptions, EvalOptions, TrainOptions
 from switchkd_cli.errors import UserError, did_you_mean, shown
 from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.run_options import RUNS, RunOptions
+from switchkd_cli.scheduler.run_options import RUNS
 
 if TYPE_CHECKING:
     import pandas
@@ -37,53 +36,44 @@ if TYPE_CHECKING:
     from switchkd_cli.runs.run_folder import RunFolder
 
 PathLike = str | Path
+Options = TypeVar("Options", EvalOptions, TrainOptions, DistillOptions, AblateOptions)
 
 
-def pretrain(recipe: PathLike, *changes: str, row: str | None = None, out: PathLike = RUNS, **options: Any) -> Path:
+def pretrain(recipe: PathLike, *changes: str, **options: Any) -> Path:
     """Train the leading stages that need no teacher. Returns the model's folder.
 
-    `changes` are overrides such as "stages.distill.lr=1e-4"; `options` are fields of `RunOptions`: seed, world, resume,
-    overwrite, tracker.
+    `changes` are overrides such as "stages.distill.lr=1e-4"; `options` are fields of `TrainOptions`: row, seed, world, out,
+    resume, overwrite, tracker.
     """
-    asked = RunOptions(out=Path(out), **options)
-    (folder,) = training.train(str(recipe), asked.changes(changes), row, asked, leading=True)
+    (folder,) = training.train(_options(TrainOptions, recipe=str(recipe), overrides=changes, **options), leading=True)
     return folder.model
 
 
-def distill(
-    recipe: PathLike, *changes: str, row: str | None = None, jobs: int = 1, out: PathLike = RUNS, **options: Any
-) -> pandas.DataFrame:
-    """Train a row and its controls and score them. Returns their scores, see `scores`; for the rest see `pretrain`."""
-    asked = RunOptions(out=Path(out), **options)
-    with _failures_as_errors():
-        return _scores(training.train(str(recipe), asked.changes(changes), row, asked, jobs), asked.out)
+def distill(recipe: PathLike, *changes: str, **options: Any) -> pandas.DataFrame:
+    """Train a row and its controls and score them. Returns their scores, see `scores`.
+
+    `options` are those of `pretrain`, and jobs: how many runs train at the same time.
+    """
+    asked = _options(DistillOptions, recipe=str(recipe), overrides=changes, **options)
+    return _scores(training.train(asked, asked.jobs), asked.out)
 
 
-def ablate(
-    recipes: PathLike | Sequence[PathLike],
-    *changes: str,
-    rows: list[str] | None = None,
-    seeds: int = 1,
-    jobs: int | None = None,
-    out: PathLike = RUNS,
-    **options: Any,
-) -> pandas.DataFrame:
-    """Run the rows of recipes over several seeds. Returns their scores, see `scores`; for the rest see `pretrain`."""
+def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any) -> pandas.DataFrame:
+    """Run the rows of recipes over several seeds. Returns their scores, see `scores`.
+
+    `options` are fields of `AblateOptions`: rows (a list of names), seeds, jobs, and those of `pretrain` except row.
+    """
     names = [recipes] if isinstance(recipes, str | Path) else recipes
-    asked = RunOptions(out=Path(out), **options)
-    with _failures_as_errors():
-        words = asked.changes([*map(str, names), *changes])
-        return _scores(training.ablate(words, rows, seeds, jobs, asked), asked.out)
+    asked = _options(AblateOptions, recipes=[*map(str, names), *changes], **options)
+    return _scores(training.ablate(asked), asked.out)
 
 
-def evaluate(
-    model: PathLike, benchmarks: list[str] | None = None, *, out: PathLike = RUNS, **options: Any
-) -> pandas.DataFrame:
+def evaluate(model: PathLike, benchmarks: list[str] | None = None, **options: Any) -> pandas.DataFrame:
     """Score a model: a run's folder, a checkpoint's or a hub id. Returns its scores, see `scores`.
 
-    `options` are fields of `EvalOptions`: items, split, world, allow_pickle.
+    `options` are fields of `EvalOptions`: items, split, world, allow_pickle, out.
     """
-    asked = EvalOptions(str(model), benchmarks, out=Path(out), **options)
+    asked = _options(EvalOptions, model=str(model), benchmarks=benchmarks, **options)
     return _scores([evaluation.evaluate(asked)], asked.out)
 
 
@@ -128,18 +118,10 @@ class ShownRows(list[ShownRow]):
         return "".join(f"<p>{''.join(_html(example))}</p>" for example in self)
 
 
-def examples(
-    recipe: PathLike,
-    *changes: str,
-    data: str,
-    count: int = 4,
-    row: str | None = None,
-    out: PathLike = RUNS,
-    **options: Any,
-) -> ShownRows:
-    """Return the first usable rows of a recipe's data set `data`, to be looked at."""
-    asked = RunOptions(out=Path(out), **options)
-    (run,) = load_rows(find(str(recipe)), [row], asked.changes(changes), asked.seed, asked.world)
+def examples(recipe: PathLike, *changes: str, data: str, count: int = 4, **options: Any) -> ShownRows:
+    """Return the first usable rows of a recipe's data set `data`, to be looked at; `options` are those of `pretrain`."""
+    asked = _options(TrainOptions, **options)
+    (run,) = load_rows(find(str(recipe)), [asked.row], asked.changes(changes), asked.seed, asked.world)
     if data not in run.config.data:
         raise UserError(f"data: {recipe} has none of this name, got {data!r}{did_you_mean(data, run.config.data)}")
     found = launch.examples(run.config.data[data], asked.out.absolute(), count)
@@ -174,10 +156,6 @@ def _frame(runs: Sequence[ScoredRun], teacher: dict[str, Any] | None) -> pandas.
     return pandas.DataFrame(lines).set_index(["row", "seed"])
 
 
-@contextmanager
-def _failures_as_errors() -> Iterator[None]:
-    """Runs in processes of their own say what failed where it is printed, and end the command."""
-    try:
-        yield
-    except SystemExit as end:
-        raise UserError("a run failed: its error is printed above", code=int(end.code or 0)) from None
+def _options(kind: type[Options], *, out: PathLike = RUNS, **fields: Any) -> Options:
+    """Return a command's options."""
+    return kind(out=Path(out), **fields)

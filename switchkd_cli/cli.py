@@ -12,11 +12,17 @@ import typer
 from typer.core import TyperCommand
 
 from switchkd_cli import __version__
-from switchkd_cli.commands.options import CompareOptions, EvalOptions, with_options
+from switchkd_cli.commands.options import (
+    AblateOptions,
+    CompareOptions,
+    DistillOptions,
+    EvalOptions,
+    TrainOptions,
+    with_options,
+)
 from switchkd_cli.distributed import exit_status, signals
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
-from switchkd_cli.scheduler.run_options import RunOptions
 
 app = typer.Typer(
     name="switchkd",
@@ -37,7 +43,7 @@ class GroupedHelp(TyperCommand):
             if (record := parameter.get_help_record(ctx)) is not None:
                 kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
-        for title, records in groups.items():
+        for title, records in sorted(groups.items(), key=lambda group: group[0] != "Arguments"):
             with formatter.section(title):
                 formatter.write_dl(records)
 
@@ -49,40 +55,29 @@ def command(example: str, **settings: Any) -> Callable[[Callable[..., None]], Ca
 
 
 @command("pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
-def pretrain(
-    recipe: str | None = None, overrides: list[str] | None = None, row: str | None = None, *, options: RunOptions
-) -> None:
+def pretrain(options: TrainOptions) -> None:
     """Train the leading stages that need no teacher, and stop."""
     from switchkd_cli.commands.train import train
 
-    train(recipe, options.changes(overrides), row, options, leading=True)
+    train(options, leading=True)
 
 
 @command("distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
-def distill(
-    recipe: str | None = None,
-    overrides: list[str] | None = None,
-    row: str | None = None,
-    jobs: int = 1,
-    *,
-    options: RunOptions,
-) -> None:
+def distill(options: DistillOptions) -> None:
     """Train one row and its controls, and score them.
 
     Ends with a table: teacher, rows, gain, each benchmark.
     """
     from switchkd_cli.commands.train import train
 
-    train(recipe, options.changes(overrides), row, options, jobs)
+    train(options, options.jobs)
 
 
 @command(
     "ablate components loss --world playground --seeds 5. The paper's ablations: training-scheme, components, loss, "
     "knee, visual-encoder, teacher-size, weights."
 )
-def ablate(
-    recipes: list[str], rows: list[str] | None = None, seeds: int = 1, jobs: int | None = None, *, options: RunOptions
-) -> None:
+def ablate(options: AblateOptions) -> None:
     """Run the rows of recipes over several seeds: the paper's ablations by name, or any recipe files.
 
     Finished runs are skipped; runs and stages that several recipes share are trained once. A failed run is reported,
@@ -90,7 +85,7 @@ def ablate(
     """
     from switchkd_cli.commands.train import ablate
 
-    ablate(options.changes(recipes), rows, seeds, jobs, options)
+    ablate(options)
 
 
 @command("eval --benchmarks mme,pope,gqa", name="eval")
@@ -112,12 +107,12 @@ def compare(options: CompareOptions) -> None:
     compare(options)
 
 
-@command("worker run.json --out runs", hidden=True)
-def worker(file: Path, scoring: bool = False, *, options: RunOptions) -> None:
-    """Train the run in a file, or score its teacher: one process of a matrix of runs."""
-    from switchkd_cli.scheduler.launch import work
+@app.command(hidden=True)
+def worker(file: Path) -> None:
+    """Do the job in a file: train a run, or score its teacher, as one process of a matrix of runs."""
+    from switchkd_cli.scheduler.pool import work
 
-    work(file, options, scoring=scoring)
+    work(file)
 
 
 def _version(shown: bool) -> None:

@@ -125,30 +125,24 @@ def _signature(module: str, attribute: str) -> Signature:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for node in tree.body:
         match node:
-            case ast.FunctionDef(name=name) if name == attribute:
-                arguments = node.args
-                positional = [*arguments.posonlyargs, *arguments.args]
-                defaults = [*[None] * (len(positional) - len(arguments.defaults)), *arguments.defaults]
-                keywords, named = (
-                    {
-                        argument.arg: Parameter(_annotation(argument.annotation), default is None, _literal(default))
-                        for argument, default in zip(own, theirs, strict=True)
-                    }
-                    for own, theirs in ((arguments.kwonlyargs, arguments.kw_defaults), (positional, defaults))
-                )
-                return Signature(tuple(named), keywords, _knees(node), named)
+            case ast.FunctionDef(name=name, args=given) if name == attribute:
+                named = _parameters([*given.posonlyargs, *given.args], given.defaults)
+                return Signature(tuple(named), _parameters(given.kwonlyargs, given.kw_defaults), _knees(node), named)
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function)], keywords=fixed),
             ) if name == attribute:
-                return _fix(_signature(module, function), {k.arg: ast.literal_eval(k.value) for k in fixed})
+                whole, values = _signature(module, function), {str(k.arg): ast.literal_eval(k.value) for k in fixed}
+                free = {name: of for name, of in whole.keywords.items() if name not in values}  # the rest can't be set
+                return replace(whole, keywords=free, knees=whole.leaders(values))
     raise LookupError(f"{path} defines no function {attribute!r}")
 
 
-def _fix(signature: Signature, fixed: Mapping[str | None, Any]) -> Signature:
-    """Return the signature of `partial(function, **fixed)`: a recipe can't set what is fixed."""
-    free = {name: parameter for name, parameter in signature.keywords.items() if name not in fixed}
-    return replace(signature, keywords=free, knees=signature.leaders({str(k): v for k, v in fixed.items()}))
+def _parameters(arguments: Sequence[ast.arg], defaults: Sequence[ast.expr | None]) -> dict[str, Parameter]:
+    """Return arguments by name; the `defaults` are those of the last ones."""
+    given = [*[None] * (len(arguments) - len(defaults)), *defaults]
+    pairs = zip(arguments, given, strict=True)
+    return {a.arg: Parameter(_annotation(a.annotation), value is None, _literal(value)) for a, value in pairs}
 
 
 def _source_file(module: str) -> Path:

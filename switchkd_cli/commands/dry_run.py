@@ -1,6 +1,6 @@
 """What `--dry-run` prints: the plan of each run of a command, what it needs, and what all of them need together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -112,21 +112,38 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     print(estimate.vocabulary)
     stages = estimate.stages
     lines = table("stage", *(stage.name for stage in stages), text=("stage",))
-    for name, cell in _LINES.items():
-        lines.add_row(name, *map(cell, stages))
-    for name in dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size):
-        lines.add_row(f"  {name}", *(_memory(stage.memory.get(name)) for stage in stages))
-    together = [_memory(sum(stage.memory.values()) or None) for stage in stages]
-    lines.add_row(f"  together, of {estimate.machine.memory:g} GiB", *together)
-    lines.add_row("TFLOP a step", *(_number(stage.flops and stage.flops / 1e12) for stage in stages))
-    lines.add_row("time", *("reused" if stage.reused else _time(stage.hours) for stage in stages))
-    lines.add_row("saved student", *(_file_size(stage.saved_bytes) for stage in stages))
+    components = dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size)
+    columns = [_column(stage, components, estimate.machine.memory) for stage in stages]
+    for name in columns[0]:
+        lines.add_row(name, *(column[name] for column in columns))
     stdout().print(lines)
     for source in dict.fromkeys(f"{stage.data}: {stage.source}" for stage in stages):
         print(source)
     for name, looked in estimate.looks.items():
         print(f"a look at {name}", *looked, sep="\n  ")
     print()
+
+
+def _column(stage: StageEstimate, components: Iterable[str], memory: float) -> dict[str, str]:
+    """Return a stage's figures by the heads of their lines; `components` are those of memory, of which a GPU has `memory`."""
+    lengths, fits_none = stage.lengths, stage.micro_batch is not None and stage.largest_micro_batch is None
+    return {
+        "rows of data": _number(stage.rows),
+        "tokens a row": _number(sum(lengths[part] for part in TOKENS) if lengths else None),
+        **{f"  {part}": _number(lengths.get(part)) for part in (*TOKENS, "longest row")},
+        "steps": _number(stage.steps),
+        "rows a step": _number(stage.batch),
+        "  micro x accumulation x GPUs": f"{_number(stage.micro_batch)} x {_number(stage.accumulation)} x {stage.gpus}",
+        "  largest micro-batch that fits": "none" if fits_none else _number(stage.largest_micro_batch),
+        "  padding, of all tokens": UNKNOWN if stage.padding is None else f"{stage.padding:.0%}",
+        "parameters trained": _count(stage.trained),
+        "memory of one GPU": "",
+        **{f"  {name}": _memory(stage.memory.get(name)) for name in components},
+        f"  together, of {memory:g} GiB": _memory(sum(stage.memory.values()) or None),
+        "TFLOP a step": _number(stage.flops and stage.flops / 1e12),
+        "time": "reused" if stage.reused else _time(stage.hours),
+        "saved student": _file_size(stage.saved_bytes),
+    }
 
 
 def show_pair(facts: Sequence[PairFact]) -> None:
@@ -184,15 +201,6 @@ def _model(model: Model) -> str:
     return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
 
 
-def _largest(stage: StageEstimate) -> str:
-    fits_none = stage.micro_batch is not None and stage.largest_micro_batch is None
-    return "none" if fits_none else _number(stage.largest_micro_batch)
-
-
-def _tokens(stage: StageEstimate, part: str) -> str:
-    return _number(stage.lengths.get(part))
-
-
 def _number(value: float | None) -> str:
     """No decimals from a hundred on; two digits of small numbers."""
     if value is None:
@@ -226,19 +234,3 @@ def _time(hours: float | None) -> str:
 def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
     known = form(sum(value for value in values if value is not None))
     return f"at least {known}, not all are known" if None in values else known
-
-
-_LINES: dict[str, Callable[[StageEstimate], str]] = {
-    "rows of data": lambda stage: _number(stage.rows),
-    "tokens a row": lambda stage: _number(sum(map(stage.lengths.__getitem__, TOKENS)) if stage.lengths else None),
-    **{f"  {part}": partial(_tokens, part=part) for part in (*TOKENS, "longest row")},
-    "steps": lambda stage: _number(stage.steps),
-    "rows a step": lambda stage: _number(stage.batch),
-    "  micro x accumulation x GPUs": lambda stage: (
-        f"{_number(stage.micro_batch)} x {_number(stage.accumulation)} x {stage.gpus}"
-    ),
-    "  largest micro-batch that fits": _largest,
-    "  padding, of all tokens": lambda stage: UNKNOWN if stage.padding is None else f"{stage.padding:.0%}",
-    "parameters trained": lambda stage: _count(stage.trained),
-    "memory of one GPU": lambda stage: "",
-}

@@ -1,18 +1,44 @@
-"""How a function becomes a command: its parameters are the command's options, as options.toml describes them."""
+"""The options of each command, and how a function of them becomes a command; options.toml describes them."""
 
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from switchkd_cli.scheduler.run_options import RUNS
+from switchkd_cli.scheduler.run_options import RUNS, RunOptions
 
 DESCRIBED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """A row of a recipe."""
+
+    recipe: str | None = None
+    overrides: list[str] | None = None
+    row: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainOptions):
+    """A row of a recipe with its controls, and how many of them train at once."""
+
+    jobs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions(RunOptions):
+    """Recipes and changes to each of them, their rows, and how many seeds of each; None: as many jobs as there are cores for."""
+
+    recipes: list[str]
+    rows: list[str] | None = None
+    seeds: int = 1
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,18 +75,19 @@ class CompareOptions:
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Describe the command's parameters to typer; its `options`, a dataclass, becomes one parameter per field."""
-    given = signature(command, eval_str=True)
-    kind = given.parameters["options"].annotation
-    shared = signature(kind).parameters
+    """Describe the command's options to typer: a parameter for each field of the dataclass that it takes."""
+    (options,) = signature(command, eval_str=True).parameters.values()
 
     @wraps(command)
     def flat(**values: Any) -> None:
-        command(options=kind(**{name: values.pop(name) for name in shared}), **values)
+        command(options.annotation(**values))
 
-    own = [parameter for name, parameter in given.parameters.items() if name != "options"]
-    described = [_described(command.__name__, parameter) for parameter in (*own, *shared.values())]
-    flat.__signature__ = given.replace(parameters=described)  # type: ignore[attr-defined]
+    fields = signature(options.annotation).parameters
+    names = [name for owner in options.annotation.__mro__ for name in getattr(owner, "__annotations__", ())]
+    described = [
+        _described(command.__name__, fields[name]) for name in dict.fromkeys(names)
+    ]  # its own before shared ones
+    flat.__signature__ = Signature(described)  # type: ignore[attr-defined]
     return flat
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from switchkd_cli.commands.dry_run import show_plans
-from switchkd_cli.commands.options import comma_separated
+from switchkd_cli.commands.options import AblateOptions, TrainOptions, comma_separated
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.errors import UserError
@@ -17,28 +17,19 @@ from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.pool import Failure, Job, exit_code, show_failures
-from switchkd_cli.scheduler.run_options import RunOptions
+from switchkd_cli.scheduler.pool import Failure, Job, check_failures
 from switchkd_cli.terminal import console
 
 
-def train(
-    recipe: str | None,
-    overrides: Sequence[str],
-    row: str | None,
-    options: RunOptions,
-    jobs: int = 1,
-    *,
-    leading: bool = False,
-) -> list[RunFolder]:
+def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> list[RunFolder]:
     """Train a row and its controls, or with `leading` only the row's stages before the first that needs a teacher.
 
     Returns the folders of the finished runs: none from a dry run, and from all processes but the first.
 
-    With --resume, `recipe` may also be a run's folder, or None: the run that was interrupted last. All runs are checked
+    With --resume, the recipe may also be a run's folder, or None: the run that was interrupted last. All runs are checked
     before the first one starts; the first failure ends the command.
     """
-    config = options.launch_config()
+    config, recipe, overrides = options.launch_config(), options.recipe, options.changes(options.overrides)
     if options.resume and (folder := _interrupted(recipe, overrides, options.out)) is not None:
         planned: Sequence[Run] = [folder.run()]
         file, options = folder.recipe, replace(options, out=folder.root)
@@ -46,7 +37,7 @@ def train(
         raise UserError("which recipe?", hint="switchkd distill recipes/quickstart.yaml")
     else:
         file = find(recipe)
-        planned = load_rows(file, [row], overrides, options.seed, options.world, controls=not leading)
+        planned = load_rows(file, [options.row], overrides, options.seed, options.world, controls=not leading)
         if leading:
             planned = [planned[0].leading()]
     if options.dry_run:
@@ -57,9 +48,7 @@ def train(
         return []
     launch.prepare(planned, options)
     if jobs > 1 and not is_distributed():
-        if failures := pool.in_workers(planned, options, jobs=jobs, stop_at_failure=True):
-            show_failures(failures)
-            raise SystemExit(exit_code(failures))
+        check_failures(pool.in_workers(planned, options, jobs=jobs, keep_going=False), planned)
     else:
         for run in planned:
             launch.run_one(run, options)
@@ -90,23 +79,20 @@ def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunF
     return folder
 
 
-def ablate(
-    words: Sequence[str], rows: Sequence[str] | None, seeds: int, jobs: int | None, options: RunOptions
-) -> list[RunFolder]:
+def ablate(options: AblateOptions) -> list[RunFolder]:
     """Run the rows of recipes over several seeds, as one matrix of runs, then print a table per recipe.
 
-    `words` are recipes and, among them, changes (`key=value`) to each of them.
     Returns the folders of the finished runs, in the order of the tables.
     """
-    config, root = options.launch_config(), options.out
-    row_names = comma_separated(rows)
+    config, root, words = options.launch_config(), options.out, options.changes(options.recipes)
+    row_names = comma_separated(options.rows)
     if row_names is not None and not row_names:
         raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
     changes = [word for word in words if _is_change(word)]
     names = [word for word in words if word not in changes]
     if not names:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
-    tables = load_many(names, row_names, changes, seeds, options.seed, options.world)
+    tables = load_many(names, row_names, changes, options.seeds, options.seed, options.world)
     planned = [run for table in tables for run in table.runs]
     if options.dry_run:
         show_plans([run for table in tables for run in table.first], [table.file for table in tables], options, config)
@@ -128,23 +114,19 @@ def ablate(
     else:
         launch.check(planned)
         if config is not None:
-            if (jobs or 1) > 1:
-                raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
+            if (options.jobs or 1) > 1:
+                problem = f"--jobs {options.jobs}: runs in several processes go one after another"
+                raise UserError(problem, hint="leave it out")
             preflight.check_batches(planned, config.world_size)
-        jobs = jobs or (min(2, cores()) if config is None else 1)
-        failures = pool.in_workers(planned, options, jobs=jobs, config=config, score_teachers_of=teachers)
-        show_failures(failures)
+        jobs = options.jobs or (min(2, cores()) if config is None else 1)
+        failures = pool.in_workers(planned, options, jobs=jobs, teachers=teachers)
     for table in tables:
         try:
             _print_table(table, root)
         except UserError as error:
             failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
-            show_failures(failures[-1:])
-    if failures:
-        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
-        what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
-        console.say(f"{what}; the same command tries again")
-        raise SystemExit(exit_code(failures))
+            failures[-1].show()
+    check_failures(failures, planned)
     return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]
 
 

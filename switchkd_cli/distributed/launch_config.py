@@ -31,11 +31,6 @@ class LaunchConfig:
     def world_size(self) -> int:
         return self.per_node * self.nodes
 
-    @property
-    def options(self) -> list[str]:
-        """The command-line options of a process that starts these processes on its machine."""
-        return ["--gpus" if self.use_gpus else "--processes", str(self.per_node)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:

@@ -79,14 +79,13 @@ def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: s
     """Each file's hash, from the cache or from reading it; NOTHING for a path that is no readable file."""
     key = hashlib.sha256(json.dumps([str(folder.absolute()), *names]).encode()).hexdigest()[:32]
     cache = cache_home() / "hashes" / key
-    hashes = _cached(cache, states)
-    if NOTHING not in (hash for hash, state in zip(hashes, states, strict=True) if state != NO_FILE):
+    hashes, new = _cached(cache, states)
+    if not new:
         return hashes
     with ExitStack() as lock:
         with suppress(UserError):  # without a lock, several processes may read the same files
             lock.enter_context(hold(cache))
-        hashes = _cached(cache, states)  # another process may have read them meanwhile
-        new = [i for i, state in enumerate(states) if hashes[i] == NOTHING and state != NO_FILE]
+        hashes, new = _cached(cache, states)  # another process may have read them meanwhile
         if (size := sum(states[i][0] for i in new)) >= LARGE:
             once = f"{folder}: reading {len(new):,} files ({size / 1e9:,.1f} GB) once, to know them again"
             print("; ".join(filter(None, (once, hint))), file=sys.stderr, flush=True)
@@ -96,13 +95,10 @@ def _hashes(folder: Path, names: Sequence[str], states: Sequence[tuple], hint: s
             read = readers.map(lambda group: [_read(f"{folder}/{names[i]}") for i in group], groups)
             for i, hash in zip(new, chain.from_iterable(read), strict=True):
                 hashes[i] = hash
-        records = [
-            RECORD.pack(*NO_FILE, NOTHING) if max(state[1:3]) > began - YOUNG else RECORD.pack(*state, hash)
-            for state, hash in zip(states, hashes, strict=True)
-        ]
+        known = [(state, hash) for state, hash in zip(states, hashes, strict=True) if max(state[1:3]) <= began - YOUNG]
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(cache, b"".join(records))
+            write_bytes(cache, b"".join(RECORD.pack(*state, hash) for state, hash in known))
         except OSError as error:  # the files are read again the next time
             where = f"{cache.parent}: hashes can't be cached: {error.strerror}"
             print(f"{where}; export {CACHE}=FOLDER", file=sys.stderr)
@@ -126,12 +122,10 @@ def _read(path: str) -> bytes:
     return NOTHING
 
 
-def _cached(file: Path, states: Sequence[tuple]) -> list[bytes]:
-    """The hash of each file that has not changed since it was read; NOTHING for the others."""
-    records = b""
-    with suppress(OSError):
-        records = file.read_bytes()
-    if len(records) != len(states) * RECORD.size:
-        return [NOTHING] * len(states)
-    cached = zip(states, RECORD.iter_unpack(records), strict=True)
-    return [one[4] if state == one[:4] != NO_FILE else NOTHING for state, one in cached]
+def _cached(file: Path, states: Sequence[tuple]) -> tuple[list[bytes], list[int]]:
+    """The hash of each file that has not changed since it was read, else NOTHING; and which files are to be read."""
+    known: dict[tuple, bytes] = {}
+    with suppress(OSError, struct.error):
+        known = {one[:4]: one[4] for one in RECORD.iter_unpack(file.read_bytes())}
+    hashes = [known.get(state, NOTHING) for state in states]
+    return hashes, [i for i, state in enumerate(states) if hashes[i] == NOTHING and state != NO_FILE]

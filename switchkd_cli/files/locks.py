@@ -14,9 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
-from itertools import count
 from os.path import exists  # unlike Path.exists, it raises no error
 from pathlib import Path
 from typing import IO
@@ -64,43 +63,38 @@ def tidy(path: Path) -> Iterator[None]:
 
 def _lock(path: Path, file: Path, *, wait: bool, tell: Tell) -> IO[str]:
     """Open and lock the file, for `path`, and write this process's name into it."""
-    reason = "its inode is never the same"
-    for _ in range(TRIES):
+    waited = lost = 0
+    while lost < TRIES:
+        stream = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            stream = file.open("a")
-        except FileNotFoundError as error:  # another process removed the empty folder, or it can't exist
-            reason = f"{error.filename}: {error.strerror}"
-            continue
+            with ExitStack() as unless_locked:
+                stream = unless_locked.enter_context(file.open("a"))
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                    with suppress(OSError):  # on a full disk
+                        os.truncate(stream.fileno(), 0)
+                        os.write(stream.fileno(), f"{os.getpid()} {socket.gethostname()}".encode())
+                    unless_locked.pop_all()
+                    return stream
+            lost, reason = lost + 1, "its inode is never the same"  # its last holder removed the file meanwhile
+        except BlockingIOError:
+            if not wait:
+                problem = f"{shown(path)}: in use by a running process: {_holder(file)}"
+                raise UserError(problem, hint=f"wait for it, or {HINT}") from None
+            waited += 1
+            if waited == TELL_AFTER:
+                tell(f"waiting for {path.name}, held by {_holder(file)}; Ctrl-C ends the wait")
+            time.sleep(POLL)
+        except FileNotFoundError as error:  # another process removed the file or its empty folder, or it can't exist
+            lost, reason = lost + 1, f"{error.filename}: {error.strerror}"
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}", HINT) from error
-        try:
-            for attempt in count(1):
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not wait:
-                        stream.close()
-                        hint = f"wait for it, or {HINT}"
-                        raise UserError(f"{shown(path)}: in use by a running process: {_holder(file)}", hint) from None
-                    if attempt == TELL_AFTER:
-                        tell(f"waiting for {path.name}, held by {_holder(file)}; Ctrl-C ends the wait")
-                    time.sleep(POLL)
-            if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
-                with suppress(OSError):  # on a full disk
-                    os.truncate(stream.fileno(), 0)
-                    os.write(stream.fileno(), f"{os.getpid()} {socket.gethostname()}".encode())
-                return stream
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            stream.close()
+            if stream is None:
+                raise UserError(f"{error.filename}: {error.strerror}", HINT) from error
             file.unlink(missing_ok=True)
             if error.errno not in NO_LOCKS or file.parent == Path(tempfile.gettempdir()):
                 raise UserError(f"{file}: can't be locked: {error.strerror}", HINT, MACHINE) from error
             return _lock(path, _on_this_machine(file), wait=wait, tell=tell)
-        stream.close()  # its last holder removed the file meanwhile: lock the new one
     raise UserError(f"{file.parent}: no file can be created and locked there ({reason})", HINT, MACHINE)
 
 

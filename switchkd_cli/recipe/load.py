@@ -123,14 +123,13 @@ class RecipeFile:
         self, rows: Iterable[str | None] | None, overrides: Sequence[str], seed: int | None, *, controls: bool = False
     ) -> tuple[Run, ...]:
         """See `load_rows`. Raises UserError with every problem of the file and of the arguments."""
-        order = {name: i for i, name in enumerate(self.rows)}
         names = dict.fromkeys(name or self.rows[0] for name in (self.rows if rows is None else rows))
-        wanted = sorted(names, key=lambda name: order.get(name, -1))
+        unknown = [name for name in names if name not in self.rows]
+        problems = [f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, self.rows)}" for name in unknown]
+        wanted = [name for name in self.rows if name in names]
         if controls:
             known = [name for name in listed(self.data.get("controls")) if name in self.rows]
             wanted = list(dict.fromkeys([*wanted, *known]))
-        unknown = [name for name in wanted if name not in order]
-        problems = [f"{self.file}: row: unknown row, got {name!r}{did_you_mean(name, order)}" for name in unknown]
         values, wrong = _parsed(overrides)
         problems += [*wrong, *self.problems]
         recipes: dict[str, Any] = {}

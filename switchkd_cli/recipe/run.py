@@ -1,6 +1,5 @@
 """`Run`: one row of a recipe with one seed, as data, and the keys under which its outputs are found again."""
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -88,33 +87,19 @@ class Run:
             return self
         return replace(self, row=f"{self.row}.pretrain", title=f"{self.title}, pre-trained", config=config, paper={})
 
-    def dumps(self) -> str:
-        """Return the run as one line of text, for another process."""
-        return json.dumps({**self.names, "text": self.text})
-
-    @classmethod
-    def loads(cls, line: str) -> Self:
-        """Return the run that `dumps` wrote."""
-        fields = json.loads(line)
-        config = Recipe.model_validate(yaml_positions.read(fields.pop("text"), fields["recipe"]))
-        return cls(config=config, **fields)
-
     def stage_key(self, index: int) -> str:
         """Return a digest of all that the output of stage `index` depends on; rows that differ later share it."""
         config = self.config
         stages = config.stages[: index + 1]
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         data = sorted({name for stage in stages for name in stage.data_sets})
+        adapted = config.switch.adapter is not None and any("switch" in stage.paths for stage in stages)
         return digest(
             [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
-            *(
-                [_dump(config.switch)]
-                if config.switch.adapter and any("switch" in stage.paths for stage in stages)
-                else ()
-            ),
+            *[_dump(config.switch)] * adapted,
         )
 
     @property

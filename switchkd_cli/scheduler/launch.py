@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +126,19 @@ def take_over(run: Run, source: run_folder.RunFolder, options: RunOptions) -> ru
     return target
 
 
-def start_processes(command: Sequence[str], config: LaunchConfig) -> None:
-    """Run `command` (`-m`, a module, its arguments) in every process. Raises UserError when one failed.
+def start_processes(config: LaunchConfig) -> None:
+    """Run this command in every process. Raises UserError when one failed.
 
     Of processes on this machine it is the error of the first one that failed. With a host file, DeepSpeed's launcher
     starts them over ssh: their own output, from several machines, says what went wrong, and is passed on unchanged.
     """
+    command = ["-m", "switchkd_cli", *sys.argv[1:]]
     if config.hostfile is None:
         from switchkd_cli.engine.training import torchrun
 
         return torchrun.launch(command, config)
     environment = {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS, **os.environ}
-    launcher = deepspeed_command(command, config)
-    with subprocess.Popen(launcher, env=environment, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(deepspeed_command(command, config), env=environment, stdin=subprocess.DEVNULL) as process:
         try:
             code = process.wait()
         except Stopped:  # if it were killed, the processes on the other machines would stay
@@ -151,17 +151,13 @@ def start_processes(command: Sequence[str], config: LaunchConfig) -> None:
 
 def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]:
     """The command line of DeepSpeed's launcher for `command`: `-m`, a module's name and its arguments."""
-    address = []
+    options = {"--num_gpus": str(config.per_node), "--hostfile": str(config.hostfile)}
+    if config.nodes > 1:
+        options["--num_nodes"] = str(config.nodes)
     if config.rdzv_endpoint is not None:
-        host, port = config.rdzv_endpoint.split(":")
-        address = ["--master_addr", host, "--master_port", port]
-    return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--num_gpus", str(config.per_node), "--hostfile", str(config.hostfile)),
-        *(["--num_nodes", str(config.nodes)] if config.nodes > 1 else []),
-        *address,
-        *("--no_local_rank", "--module", *command[1:]),
-    ]
+        options["--master_addr"], options["--master_port"] = config.rdzv_endpoint.split(":")
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *chain.from_iterable(options.items())]
+    return [*launcher, "--no_local_rank", "--module", *command[1:]]
 
 
 def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
@@ -230,14 +226,3 @@ class FigureData:
         from switchkd_cli.engine.figure_data import attention_examples
 
         return attention_examples(folders)
-
-
-def work(file: Path, options: RunOptions, *, scoring: bool) -> None:
-    """The work of a process of the pool: train the run that a file holds, or with `scoring` score its teacher."""
-    run = Run.loads(file.read_text(encoding="utf-8"))
-    if scoring:
-        score_teacher(run, options.out)
-    elif config := options.launch_config():
-        start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)
-    else:
-        run_one(run, options)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -66,6 +67,12 @@ class Failure:
         """The failure of a job that has no process of its own."""
         return cls(job, error.code, "\n".join(error.lines))
 
+    def show(self) -> None:
+        console.say(f"{self.job.name}: failed")
+        console.say("".join(f"  {line}\n" for line in self.text.splitlines()[-TAIL:]).rstrip())
+        if others := [f"{run.recipe}/{run.row}" for run in self.job.runs[1:]]:
+            console.say(f"  the same run under other names failed with it: {', '.join(others)}")
+
 
 def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
     """Start this command again in every process of `config`, after its runs are checked.
@@ -76,27 +83,23 @@ def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
     preflight.check_batches(planned, config.world_size)
     for run in planned:
         _ = run.key
-    launch.start_processes(["-m", "switchkd_cli", *sys.argv[1:]], config)
+    launch.start_processes(config)
 
 
 def in_workers(
-    planned: Sequence[Run],
-    options: RunOptions,
-    *,
-    jobs: int,
-    config: LaunchConfig | None = None,
-    score_teachers_of: Sequence[Run] = (),
-    stop_at_failure: bool = False,
+    planned: Sequence[Run], options: RunOptions, *, jobs: int, teachers: Sequence[Run] = (), keep_going: bool = True
 ) -> list[Failure]:
-    """Do every unfinished run in a worker process, `jobs` at the same time. Returns the failures; other runs continue.
+    """Do every unfinished run in a worker process, `jobs` at the same time. Shows and returns the failures.
 
-    A run with several names is trained and scored once. Teachers and baselines are scored last, if any run succeeded.
-    Finished runs count as done, and their times help to estimate the end. With `config`, each run trains in several
-    processes.
+    Without `keep_going`, no run starts after a failure.
+
+    A run with several names is trained and scored once. `teachers`: runs whose teacher and baselines are scored last, if
+    any run succeeded. Finished runs count as done, and their times help to estimate the end.
     """
+    config = options.launch_config()  # each run trains in several processes
     if options.overwrite:
         run_folder.set_stages_aside(options.out, planned)
-    failures, waiting, seconds = _queue(planned, score_teachers_of, options)
+    failures, waiting, seconds = _queue(planned, teachers, options)
     threads = max(1, cores() // (config.per_node if config else jobs))
     active: list[_Worker] = []
     matrix = Matrix([job.cost_group for job in waiting], jobs=jobs, took=seconds)
@@ -108,12 +111,12 @@ def in_workers(
         try:
             while waiting or active:
                 nothing_to_score = not active and waiting[0].scoring and not matrix.done
-                if nothing_to_score or (failures and stop_at_failure):
+                if nothing_to_score or (failures and not keep_going):
                     waiting.clear()
                     matrix.waiting.clear()
                 while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
                     job = waiting.pop(0)
-                    worker = _start(job, scratch / str(len(waiting)), options, config, threads)
+                    worker = _start(job, scratch / str(len(waiting)), options, threads)
                     active.append(worker)
                     idle = {"idle": "being scored"} if job.scoring else {}
                     matrix.start(worker.metrics, job.run.config.stages[-1].name, job.name, **idle)
@@ -135,11 +138,13 @@ def in_workers(
                 for worker in active:
                     worker.process.kill()
                 raise
+    for failure in failures:
+        failure.show()
     return failures
 
 
 def _queue(
-    planned: Sequence[Run], score_teachers_of: Sequence[Run], options: RunOptions
+    planned: Sequence[Run], teachers: Sequence[Run], options: RunOptions
 ) -> tuple[list[Failure], list[Job], dict[str, list[float]]]:
     """Failures to reuse a finished run, the jobs that are left, and the seconds of finished jobs by cost group."""
     sources = {} if options.overwrite else run_folder.by_key(options.out)
@@ -154,7 +159,7 @@ def _queue(
         else:
             seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, options, console.say)
-    scoring = scoring_jobs(score_teachers_of)
+    scoring = scoring_jobs(teachers)
     waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
     return failures, waiting, seconds
 
@@ -206,13 +211,21 @@ class _Worker:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
 
-def _start(job: Job, file: Path, options: RunOptions, config: LaunchConfig | None, threads: int) -> _Worker:
-    """Start a worker that reads its run from `file`."""
+def work(file: Path) -> None:
+    """Do the job in a file, with its options: what a worker process does."""
+    job, options = pickle.loads(file.read_bytes())
+    if job.scoring:
+        launch.score_teacher(job.run, options.out)
+    elif config := options.launch_config():
+        launch.start_processes(config)
+    else:
+        launch.run_one(job.run, options)
+
+
+def _start(job: Job, file: Path, options: RunOptions, threads: int) -> _Worker:
+    """Start a worker that reads its job from `file`."""
     run, root, output = job.run, options.out, file.with_suffix(".txt")
-    file.write_text(run.dumps(), encoding="utf-8")
-    command = [*WORKER, "worker", str(file), "--out", str(root)]
-    command += [*["--overwrite"] * options.overwrite, *["--resume"] * options.resume]
-    command += ["--scoring"] if job.scoring else config.options if config else []
+    file.write_bytes(pickle.dumps((job, options)))
     variables = {
         "OMP_NUM_THREADS": str(threads),
         provenance.COMMAND: json.dumps(provenance.command()),
@@ -220,7 +233,7 @@ def _start(job: Job, file: Path, options: RunOptions, config: LaunchConfig | Non
     }
     with output.open("w") as stream:
         ways: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-        process = subprocess.Popen(command, env={**os.environ, **variables}, **ways)
+        process = subprocess.Popen([*WORKER, "worker", str(file)], env={**os.environ, **variables}, **ways)
     scores = run_folder.evaluation(root, run.teacher_key).path
     metrics = scores.with_suffix(".jsonl") if job.scoring else run_folder.folder(root, run).metrics
     return _Worker(job, process, output, metrics)
@@ -249,9 +262,9 @@ def exit_code(failures: Sequence[Failure]) -> int:
     return codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
 
 
-def show_failures(failures: Sequence[Failure]) -> None:
-    for failure in failures:
-        console.say(f"{failure.job.name}: failed")
-        console.say("".join(f"  {line}\n" for line in failure.text.splitlines()[-TAIL:]).rstrip())
-        if others := [f"{run.recipe}/{run.row}" for run in failure.job.runs[1:]]:
-            console.say(f"  the same run under other names failed with it: {', '.join(others)}")
+def check_failures(failures: Sequence[Failure], planned: Sequence[Run]) -> None:
+    """Raise UserError, with the failures' exit code, when there are any."""
+    if failures:
+        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
+        what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
+        raise UserError(f"{what}; the same command tries again", code=exit_code(failures))

@@ -10,7 +10,7 @@ from switchkd_cli.distributed.launch_config import LaunchOptions
 RUNS = Path("runs")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(LaunchOptions):
     """Where runs go, what happens to earlier ones, what is only checked, and in how many processes they train."""
 

@@ -353,5 +353,5 @@ def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
 
     threading.Thread(target=ask).start()
     with pytest.raises(signals.Stopped), signals.stop_on_signals():
-        launch.start_processes([], LaunchConfig(1, hostfile=tmp_path / "hosts"))
+        launch.start_processes(LaunchConfig(1, hostfile=tmp_path / "hosts"))
     assert (tmp_path / "asked").exists()

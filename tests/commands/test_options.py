@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import switchkd_cli
 from switchkd_cli import cli
 from switchkd_cli.commands import compare, train
+from switchkd_cli.commands.options import DistillOptions, TrainOptions
 from switchkd_cli.scheduler.run_options import RunOptions
 
 PACKAGE = Path(switchkd_cli.__file__).parent
@@ -46,17 +47,17 @@ def test_options_reach_the_command_as_one_object(monkeypatch, name):
     calls = []
     monkeypatch.setattr(train, "train", lambda *arguments: calls.append(arguments))
     invoke("distill", "r.yaml", "a=1", "--check", "--jobs", 3, "--gpus", 8, "--nodes", 2, name, "a:1", "--seed", 4)
-    ((recipe, overrides, row, options, jobs),) = calls
-    assert (recipe, overrides, row, jobs) == ("r.yaml", ["a=1", "check=true"], None, 3)
-    expected = RunOptions(seed=4, check=True, gpus=8, nodes=2, rdzv_endpoint="a:1")
-    assert options == expected
+    ((options, jobs),) = calls
+    assert (jobs, options.changes(options.overrides)) == (3, ["a=1", "check=true"])
+    shared = {"seed": 4, "check": True, "gpus": 8, "nodes": 2, "rdzv_endpoint": "a:1"}
+    assert options == DistillOptions(recipe="r.yaml", overrides=["a=1"], row=None, jobs=3, **shared)
 
 
 def test_without_options_the_command_has_their_defaults(monkeypatch):
     calls = []
-    monkeypatch.setattr(train, "train", lambda *arguments, leading: calls.append((*arguments, leading)))
+    monkeypatch.setattr(train, "train", lambda options, leading: calls.append((options, leading)))
     invoke("pretrain")
-    assert calls == [(None, [], None, RunOptions(), True)]
+    assert calls == [(TrainOptions(), True)]
 
 
 @pytest.mark.parametrize("name", ["--figures", "--pictures"])
