@@ -57,7 +57,7 @@ def train(
         return []
     launch.prepare(planned, options)
     if jobs > 1 and not is_distributed():
-        if failures := pool.in_workers(planned, options, jobs=jobs, stop_at_failure=True):
+        if failures := pool.in_workers(planned, options, jobs=jobs, score_teachers_of=planned[:1], stop_at_failure=True):
             show_failures(failures)
             raise SystemExit(exit_code(failures))
     else:
