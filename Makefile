@@ -47,7 +47,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 quickstart: $(INSTALLED)
-	$(BIN)/switchkd distill recipes/quickstart.yaml
+	$(BIN)/switchkd distill recipes/quickstart.yaml --jobs 2
 
 ifeq ($(WORLD),paper)
 ifdef QUICK
