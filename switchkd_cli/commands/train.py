@@ -48,7 +48,7 @@ def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> lis
         return []
     launch.prepare(planned, options)
     if jobs > 1 and not is_distributed():
-        failures = pool.in_workers(planned, options, jobs=jobs, score_teachers_of=planned[:1], keep_going=False)
+        failures = pool.in_workers(planned, options, jobs=jobs, teachers=planned[:1], keep_going=False)
         check_failures(failures, planned)
     else:
         for run in planned:
