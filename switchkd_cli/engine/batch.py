@@ -60,7 +60,9 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
-    teacher: Example | None = None  # the row as the teacher's own tokens, without images; None: it reads the student's
+    teacher: Example | None = (
+        None  # the row as the teacher's own tokens; None: it reads the student's. No images: the student's
+    )
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
 
@@ -156,7 +158,7 @@ class Batch:
             {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
             for image in self.images
         )
-        return replace(self, images=blank, teacher=self.teacher and replace(self.teacher, images=blank))
+        return replace(self, images=blank, teacher=self.teacher and self.teacher.with_blank_images())
 
     def with_other_images(self, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
@@ -185,10 +187,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
+        every = {id(image): image for of in self.readings for image in of.images}  # both may read the same ones
+        images = {key: {k: v.to(device, non_blocking=True) for k, v in image.items()} for key, image in every.items()}
+        return self._to(device, images)
+
+    def _to(self, device: torch.device, images: Mapping[int, ImageInput]) -> Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
-        teacher = self.teacher and replace(replace(self.teacher, images=()).to(device), images=images)
-        return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
+        teacher = self.teacher and self.teacher._to(device, images)
+        return replace(self, images=tuple(images[id(of)] for of in self.images), teacher=teacher, **moved)  # type: ignore[arg-type]
 
 
 def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
@@ -199,7 +205,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     positions = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
-    theirs = [replace(e.teacher, images=e.images) for e in examples if e.teacher is not None]
+    theirs = [replace(e.teacher, images=e.teacher.images or e.images) for e in examples if e.teacher is not None]
     return Batch(
         ids=tuple(e.id for e in examples),
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),

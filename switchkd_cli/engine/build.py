@@ -17,7 +17,6 @@ from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
-from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -164,8 +163,7 @@ def shown_to(teacher: InputProcessor, data: Conversations, *, by_bytes: bool = F
 
     `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
     """
-    ours, theirs = (shape(inputs.config).projector.tokens for inputs in (data.inputs, teacher))
-    if by_bytes or ours != theirs:
+    if by_bytes or data.inputs.usual.text != teacher.usual.text:
         return data.with_teacher(teacher, _limit("teacher", teacher), by_bytes=by_bytes)
     both = copy.copy(data)
     both.positions = {**data.positions, **_limit("teacher", teacher)}

@@ -86,13 +86,16 @@ def _token_names(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> tuple[PairFact, ...]:
     """Return each property in which both models are compared; without a teacher none.
 
-    Terms that compare features, or pass the student's features to the teacher, need the same feature layer of both.
+    Terms that compare features, or pass the student's features to the teacher, need vision towers that fit. Without them a
+    teacher that reads its own tokens may be of any family.
     """
     if teacher is None:
         return ()
     terms = list(terms)
     users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
     facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
+    if shared_vocabulary(student, teacher, terms).by_bytes and not (users or any(_compares_places(t) for t in terms)):
+        facts = [replace(fact, verdict="yes", difference="") for fact in facts]  # each model sees its own images
     templates = (model.inputs.chat_template for model in (student, teacher))
     ours, theirs = (short_hash(template)[:8] if template else "none" for template in templates)
     template = PairFact("chat template", ours, theirs)  # the teacher reads the student's text, or its own

@@ -115,7 +115,9 @@ def _shared_vocabulary(
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
         return shared_vocabulary(*both, terms), compare(*both, terms)
-    return Vocabulary(student.tokens, student.vocabulary, teacher.vocabulary if teacher else None), ()
+    columns, tokens = (teacher.vocabulary, teacher.tokens) if teacher else (None, None)
+    by_bytes = any(term.alignment == "bytes" for term in terms)
+    return Vocabulary(student.tokens, student.vocabulary, columns, tokens if by_bytes else None), ()
 
 
 def _assumptions(

@@ -206,8 +206,8 @@ class Conversations(Dataset[Example]):
             if self.teacher is not None or [image.text for image in images] != [image.text for image in usual]:
                 example = self._read_by_both(row, images, opened)
             tensors = tuple(image.inputs for image in images)
-            if self.teacher is not None and example.teacher is not None:
-                example = replace(example, teacher=self.teacher._with_position(example.teacher, tensors))
+            if self.teacher is not None and (own := example.teacher) is not None:
+                example = replace(example, teacher=self.teacher._with_position(own, own.images or tensors))
             return replace(self._with_position(example, tensors), images=tensors)
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
@@ -223,7 +223,10 @@ class Conversations(Dataset[Example]):
     def _read_by_both(
         self, row: Row, images: Sequence[PreparedImage], opened: Sequence[Image] | None = None
     ) -> Example:
-        """Return the row's example without pixels, and the teacher's, for which `opened` are prepared (None: usual ones)."""
+        """Return the row's example without pixels, and the teacher's, for which `opened` are prepared (None: usual ones).
+
+        A teacher of another tokenizer has its own images, too, as its processor prepares them.
+        """
         example, ends = self._read(row, images)
         if self.teacher is None:
             return example
@@ -239,7 +242,8 @@ class Conversations(Dataset[Example]):
         sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
         of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
         both = torch.tensor([covered(ends, spans, sizes), of_answers])
-        other = replace(other, spans=torch.tensor(other_spans))
+        shown = () if opened is None else tuple(image.inputs for image in of_teacher)
+        other = replace(other, spans=torch.tensor(other_spans), images=shown)
         return replace(example, spans=torch.tensor(spans), teacher=other, aligned=both)
 
     def _read(

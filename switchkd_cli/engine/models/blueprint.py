@@ -16,7 +16,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import PairFact
 
-FAMILY_HINT = "the switch needs two models of one family"
+FAMILY_HINT = "the switch needs two models of one family; `alignment: bytes` without the switch doesn't"
 TOWERS_HINT = "the switch feeds the teacher's projector: give the student the teacher's kind of tower (student.vision)"
 ADAPTER_HINT = (
     "let the switch have an adapter: switch.adapter=linear, and adapter in the train of a stage with the switch"
