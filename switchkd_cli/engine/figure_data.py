@@ -48,9 +48,9 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     rows = _choose_rows(run, folder)[:1]
     if not rows:
         return None
-    assert paths.teacher is not None  # terms with knees compare it
+    assert paths.teacher is not None and pair.teacher is not None  # terms with knees compare it
     data = _conversations(run, rows, paths.student)
-    (batch,) = _batches(shown_to(paths.teacher.inputs, data, by_bytes=pair.vocabulary.by_bytes))
+    (batch,) = _batches(shown_to(data, pair.student, pair.teacher, by_bytes=pair.vocabulary.by_bytes))
     answers = [of.predicting("answer") for of in batch.readings]
     first = [of & (of.cumsum(-1) == 1) for of in answers]
     logits = paths(batch, tuple(knees), torch.cat(first, 1))

@@ -329,9 +329,9 @@ def test_positions_are_those_of_the_configs_stretched_where_they_are():
     assert read_by_teacher("rows", [other, taught])
     assert not read_by_teacher("other", [other, taught]) and not read_by_teacher("rows", [alone])
     read = Rows([tiny.row("r", None, ("a", "b"))], llava_row)
-    data = read_rows(read, DataSet(source="llava_json"), student.inputs)
+    data = read_rows(read, DataSet(source="llava_json"), student.inputs, student.config)
     assert data.positions == {"student": 512}
-    assert shown_to(teacher.inputs, data).positions == {"student": 512, "teacher": 131072}
+    assert shown_to(data, student, teacher).positions == {"student": 512, "teacher": 131072}
 
 
 def hint(call, *arguments):
