@@ -33,8 +33,7 @@ class Finding(NamedTuple):
     """Whether the claim is that the two rows are as good as one another."""
 
 
-_listed = read_yaml(__file__, "claims.yaml")
-FINDINGS = tuple(Finding(**entry) for entry in _listed)
+FINDINGS = tuple(Finding(**entry) for entry in read_yaml(__file__, "claims.yaml"))
 
 
 class CheckedFinding(NamedTuple):
