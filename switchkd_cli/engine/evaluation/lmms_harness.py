@@ -39,7 +39,6 @@ from switchkd_cli.files.locks import can_lock
 from switchkd_cli.playground import tasks as playground_tasks
 from switchkd_cli.recipe.schema import Evaluation
 
-HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 PLAYGROUND_TASKS = Path(playground_tasks.__file__).parent
 
@@ -116,9 +115,8 @@ def import_code(rows: Sequence[Benchmark], tasks_path: str | None) -> None:
 def _task(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
     """Return the task without its submission file, a spreadsheet to upload to a server."""
     stock = lmms_eval.utils.load_yaml_config(manager.task_index[row.task]["yaml_path"], mode="full")
-    if not (listed := stock.get("metric_list")):
-        return {"task": row.task}
-    return {"task": row.task, "metric_list": [metric for metric in listed if metric["metric"] != "submission"]}
+    kept = [metric for metric in stock.get("metric_list") or () if metric["metric"] != "submission"]
+    return {"task": row.task} | ({"metric_list": kept} if kept else {})
 
 
 class _Outside(BaseException):
@@ -162,7 +160,9 @@ def quiet(log: Path) -> Iterator[None]:
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
         for module in (evaluator, task_module):
-            stack.enter_context(patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | HIDDEN)))
+            stack.enter_context(
+                patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | {"disable": True}))
+            )
         yield
 
 

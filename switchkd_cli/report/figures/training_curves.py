@@ -110,11 +110,11 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if name.startswith("loss/"):
             teacher = "teacher_ce" if name in supervised else None
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
-    for name in (name for name in names if name.startswith(VALIDATION)):
-        yield Panel(f"validation: {name.removeprefix(VALIDATION).replace('_', ' ')}", {name: "-"})
-    for name, title in TEXT["panels"].items():
-        if name in names:
-            yield Panel(title, {name: "-"})
+    measured = {
+        n: f"validation: {n.removeprefix(VALIDATION).replace('_', ' ')}" for n in names if n.startswith(VALIDATION)
+    }
+    known = {**measured, **TEXT["panels"]}
+    yield from (Panel(title, {name: "-"}) for name, title in known.items() if name in names)
     yield from _knees([name for name in names if name.startswith("k/") and name.endswith("/mean")])
     gradients = grouped((name.split("/")[2], name) for name in names if name.startswith("grad/"))
     for part, own in gradients.items():
