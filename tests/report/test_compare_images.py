@@ -20,7 +20,7 @@ from tests.support.paired import ends_of, gains_of
 
 def questions(scores) -> Units:
     scores = np.asarray(scores, dtype=float)
-    return Units(scores, np.ones(len(scores)), (np.arange(len(scores)),), single=True)
+    return Units(scores, np.ones(len(scores)), np.zeros(len(scores), int), single=True)
 
 
 def lines(scores, images, **more) -> list[dict]:
@@ -47,7 +47,7 @@ def test_mmes_pairs_stand_inside_their_image_and_category():
     ]
     made = units("mme", asked)
     assert made.gained.tolist() == [1.25, 1.0] and made.possible.tolist() == [2, 1]
-    assert [at.tolist() for at in made.strata] == [[0], [1]]
+    assert made.stratum.tolist() == [0, 1]
     assert made.score == units("mme", [line | {"image": None} for line in asked]).score == pytest.approx(81.25)
 
 
@@ -97,7 +97,7 @@ def in_popes_shape(random):
     made = []
     for hit, false in ((0.8, 0.3), (0.7, 0.2)):
         said = np.where(true == 1, clustered(random, sizes, hit), clustered(random, sizes, false))
-        made.append(Units(2 * said * true, said + true, (np.arange(9_000),), single=False).of_images(images))
+        made.append(Units(2 * said * true, said + true, np.zeros(9_000, int), single=False).of_images(images))
     return made, images, None
 
 
@@ -151,7 +151,7 @@ def test_an_image_is_exchanged_in_every_set_that_asks_about_it():
 
 
 def test_categories_that_share_images_are_drawn_together_and_the_others_apart():
-    gained, strata = np.r_[np.ones(40), np.zeros(44)], (np.arange(40), np.arange(40, 80), np.arange(80, 84))
+    gained, strata = np.r_[np.ones(40), np.zeros(44)], np.repeat([0, 1, 2], [40, 40, 4])
     made = Units(gained, np.ones(84), strata, False)
     shared = made.of_images([f"image{i % 40}" if i < 80 else f"other{i}" for i in range(84)])
     nothing = Units(np.zeros(84), np.ones(84), strata, False, shared.images)

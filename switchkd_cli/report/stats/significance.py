@@ -58,7 +58,8 @@ class ImagePool:
             keys = [image or (place, number) for number, image in enumerate(names)]
             images = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
             sums, change = pair.added()
-            self.strata.append([(images[at], sums[at], change[at]) for at in pair.ours[0].strata])
+            strata = [pair.ours[0].stratum == number for number in np.unique(pair.ours[0].stratum)]
+            self.strata.append([(images[at], sums[at], change[at]) for at in strata])
         self.size = len(numbers)
 
     def sampling(self) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
     are resampled within each benchmark, for MME within each category. Benchmarks or categories that share images are
     drawn together. None where a stratum has only one unit.
     """
-    if any(len(at) < 2 for pair in benchmarks for at in pair.ours[0].strata):
+    if any(np.bincount(pair.ours[0].stratum).min() < 2 for pair in benchmarks):
         return None
     from scipy.stats import bootstrap
 
