@@ -208,8 +208,6 @@ def on_images(folder, task: str, name) -> None:
 def test_four_questions_an_image_widen_the_interval_and_are_reported(root):  # noqa: F811
     ours, theirs = finished(root, "switch-kd", tasks=("gqa",)), finished(root, "sft", tasks=("gqa",))
     before = table(compared(ours, theirs), "Switch-KD minus SFT")["GQA"]
-    (notes,) = (note for note in compared(ours, theirs).notes if "before they named their image" in note)
-    assert notes.endswith("GQA")
     scores = {run.path: stored(run, "gqa") for run in (ours, theirs)}
     better = [a["score"] - b["score"] for a, b in zip(*scores.values(), strict=True)]
     order = {i: place for place, i in enumerate(sorted(range(40), key=better.__getitem__))}
@@ -222,13 +220,6 @@ def test_four_questions_an_image_widen_the_interval_and_are_reported(root):  # n
     assert width[1] > 1.5 * width[0] and after["p"].value > before["p"].value
     assert "questions on images, which are drawn and exchanged whole: GQA 40 on 10" in report.notes
     assert "fewer than 30 images, so the intervals over items are too narrow: GQA 10" in report.notes
-    assert not any("before they named" in note for note in report.notes)
-
-
-def test_one_run_that_names_the_images_will_do_for_all(root):  # noqa: F811
-    ours, theirs = finished(root, "switch-kd", tasks=("gqa",)), finished(root, "sft", tasks=("gqa",))
-    on_images(theirs, "gqa", lambda i: f"image{i // 4}")
-    assert any("GQA 40 on 10" in note for note in compared(ours, theirs).notes)
 
 
 def test_runs_that_were_shown_other_images_are_refused(root):  # noqa: F811

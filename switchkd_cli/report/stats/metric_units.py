@@ -10,7 +10,6 @@ that misreads the image errs in several. So the sums are taken once more per ima
 questions is the unit.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -102,14 +101,7 @@ def _questions(lines: Sequence[AnswerLine]) -> Units:
 
 def _pairs(lines: Sequence[AnswerLine]) -> Units:
     """MME: half a point for each right answer of an image's pair, another whole one for both, of two possible."""
-    counts: Counter[str] = Counter()
-    named = []
-    for line in lines:
-        category = line.get("category") or line["kind"]
-        # answers written before `unit` was: pairs stand together
-        named.append(((category, str(line.get("unit", counts[category] // 2))), line))
-        counts[category] += 1
-    pairs = grouped(named)
+    pairs = grouped(((line["category"], str(line["unit"])), line) for line in lines)
     if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("questions of a category don't come in pairs")
     sums = np.array([sum(line["score"] for line in pair) for pair in pairs.values()])
