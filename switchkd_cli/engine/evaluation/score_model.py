@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -94,28 +92,19 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     rows = benchmarks(asked)
     of_lmms_eval = [row for row in rows if row.task not in ROW_METRICS]
     local = asked.world == "playground"
-    times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
-    times.append(time.perf_counter())
     outcome = harness.run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
     if asked.data is not None:
         with harness.quiet(folder / "log.txt"):
             model.ask(_own_questions(asked))
-    times.append(time.perf_counter())
-    scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
-    times.append(time.perf_counter())
-    sets_time, run_time, items_time = (after - before for before, after in pairwise(times))
-    answering = sum(model.seconds.values())
-    seconds = {"sets": sets_time, "answers": answering, "lmms_eval": run_time - answering, "items": items_time}
     versions = provenance.versions()
     return {
         "world": asked.world,
         "split": asked.split if local else "own" if asked.world == "rows" else "published",
         "seed": asked.seed,
-        "scores": scores,
+        "scores": {row.task: _score(row, outcome, model, folder / "answers") for row in rows},
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
         "versions": {name: versions.get(name) for name in VERSIONS},
-        "seconds": {part: round(value, 3) for part, value in seconds.items()},
     }
 
 
