@@ -65,10 +65,8 @@ def evaluate(options: EvalOptions) -> RunFolder:
     results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
-    from switchkd_cli.report.stats.yes_no import completed
     from switchkd_cli.report.tables.footnotes import faults
 
-    results = completed(results, where / "answers")
     console.show_scores(model or str(folder and folder.path), results)
     for note in faults({"this model": [results]}):
         console.say(note)

@@ -31,8 +31,6 @@ from switchkd_cli.playground.world import Scene, draw, scenes
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """How the datasets library stores an image."""
-TEXT, NUMBER, TEXTS = pa.string(), pa.int64(), pa.list_(pa.string())
-ANNOTATION = pa.struct([("answer", TEXT), ("answer_confidence", TEXT), ("answer_id", NUMBER)])
 
 
 @dataclass(frozen=True)
@@ -48,33 +46,31 @@ class BenchmarkItem:
 
 
 Fill = Callable[[BenchmarkItem], object]
-Columns = dict[str, tuple[pa.DataType, Fill]]
+Columns = dict[str, Fill]
 
-_KINDS = {"number": NUMBER, "question.options": TEXTS, "question.answers": TEXTS}
-"""Of attributes that are no text."""
 _HOLDS: Columns = {
-    "number as text": (TEXT, lambda item: str(item.number)),
-    "MMMU name": (TEXT, lambda item: f"validation_Playground_{item.number + 1}"),
-    "image": (IMAGE, lambda item: {"bytes": item.png, "path": f"{item.scene}.png"}),
-    "hint or null": (TEXT, lambda item: item.question.hint or None),
-    "number from 1": (NUMBER, lambda item: item.number + 1),
-    "options as text": (TEXT, lambda item: repr(list(item.question.options))),
-    "lettered options": (TEXT, lambda item: " ".join(map("({}) {}".format, "abcd", item.question.options))),
-    "lettered answer": (TEXT, lambda item: f"({item.question.answer.lower()})"),
-    "index of answer": (NUMBER, lambda item: LETTERS.index(item.question.answer)),
-    "annotated answers": (
-        pa.list_(ANNOTATION),
-        lambda item: [(answer, "yes", number) for number, answer in enumerate(item.question.answers, 1)],
-    ),
+    "number as text": lambda item: str(item.number),
+    "MMMU name": lambda item: f"validation_Playground_{item.number + 1}",
+    "image": lambda item: {"bytes": item.png, "path": f"{item.scene}.png"},
+    "hint or null": lambda item: item.question.hint or None,
+    "number from 1": lambda item: item.number + 1,
+    "options as text": lambda item: repr(list(item.question.options)),
+    "lettered options": lambda item: " ".join(map("({}) {}".format, "abcd", item.question.options)),
+    "lettered answer": lambda item: f"({item.question.answer.lower()})",
+    "index of answer": lambda item: LETTERS.index(item.question.answer),
+    "annotated answers": lambda item: [
+        {"answer": answer, "answer_confidence": "yes", "answer_id": number}
+        for number, answer in enumerate(item.question.answers, 1)
+    ],
 }
 
 
-def _column(holds: str) -> tuple[pa.DataType, Fill]:
+def _column(holds: str) -> Fill:
     if holds.startswith("="):
-        return TEXT, lambda item: holds[1:]
+        return lambda item: holds[1:]
     if holds.startswith("option "):  # null where the question has fewer options
-        return TEXT, lambda item: dict(zip(LETTERS, item.question.options, strict=False)).get(holds[-1])
-    return _HOLDS.get(holds) or (_KINDS.get(holds, TEXT), attrgetter(holds))
+        return lambda item: dict(zip(LETTERS, item.question.options, strict=False)).get(holds[-1])
+    return _HOLDS.get(holds) or attrgetter(holds)
 
 
 _TASKS = read_yaml(__file__)
@@ -157,12 +153,13 @@ def _write(owner: Path, task: str, items: Sequence[BenchmarkItem]) -> None:
 
 def _table(path: Path, columns: Columns, items: Sequence[BenchmarkItem]) -> None:
     """Write one parquet file. Its schema's metadata tells the datasets library which column holds images."""
-    features = {name: _feature(kind) for name, (kind, _) in columns.items()}
+    arrays = [pa.array([fill(item) for item in items]) for fill in columns.values()]
+    # a column without any value is one of texts: no question has a hint, or a fourth option
+    arrays = [array.cast(pa.string()) if array.type == pa.null() else array for array in arrays]
+    features = {name: _feature(array.type) for name, array in zip(columns, arrays, strict=True)}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()], metadata=metadata)
-    filled = {name: [fill(item) for item in items] for name, (_, fill) in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(filled, schema=schema), path.with_name(f"{path.name}.parquet"))
+    pq.write_table(pa.table(arrays, list(columns), metadata=metadata), path.with_name(f"{path.name}.parquet"))
 
 
 def _feature(kind: pa.DataType) -> dict:

@@ -181,11 +181,8 @@ def one_scene(split: str, rng: random.Random, scene_id: str = "") -> Scene:
 def belongs(scene: Scene) -> bool:
     """Return whether the scene's composition is one of its split's."""
     bucket = hashlib.blake2b(scene.composition.encode(), digest_size=4).digest()[0] % _BUCKETS
-    return bucket in SPLITS[scene.split] and _has_unseen_pair(scene) == (scene.split == "unseen")
-
-
-def _has_unseen_pair(scene: Scene) -> bool:
-    return any(is_unseen(frozenset(pair)) for pair in combinations(scene.concepts, 2))
+    unseen = any(is_unseen(frozenset(pair)) for pair in combinations(scene.concepts, 2))
+    return bucket in SPLITS[scene.split] and unseen == (scene.split == "unseen")
 
 
 def _candidate(rng: random.Random, scene_id: str, split: str) -> Scene:

@@ -17,6 +17,7 @@ from switchkd_cli.report.document import Interval, Number, Probability
 from switchkd_cli.report.formats import export
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.results.row_runs import seeds_in_words
+from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
@@ -63,6 +64,8 @@ def finished(
     }
     folder = made.run(root, row, TITLES[row], scores, seed=seed, paper=PAPER.get(row), items=ITEMS)
     results = json.loads(folder.results.read_text()) | {"versions": versions or {"lmms-eval": "0.7.3"}}
+    for task, of in lines.items():
+        results["scores"][task] |= yes_no(BENCHMARKS[task], of)
     folder.results.write_text(json.dumps(results))
     folder.answers.mkdir()
     for task, of in lines.items():

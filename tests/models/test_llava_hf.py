@@ -43,8 +43,8 @@ def compare(llava_hf, model: Path, place: Path, *tasks: str) -> list[str]:
     asked = {"world": "playground", "benchmarks": tasks, "split": "test", "items": ITEMS, "seed": 0}
     ours = evaluate(model, batch=4, folder=place / "ours", sets=place / "sets", **asked)
     theirs = llava_hf(pretrained=str(model), device="cpu", device_map="cpu", batch_size=1)
-    home, rows = local_sets(Evaluation(**asked), place / "sets"), [BENCHMARKS[task] for task in tasks]
-    outcome = lmms_harness.run(theirs, rows, folder=place / "theirs", home=home, limit=None)
+    questions, rows = Evaluation(**asked), [BENCHMARKS[task] for task in tasks]
+    outcome = lmms_harness.run(theirs, rows, questions, place / "theirs", local_sets(questions, place / "sets"))
     answers = []
     for row in rows:
         lines = (place / "ours" / "answers" / f"{row.task}.jsonl").read_text().splitlines()

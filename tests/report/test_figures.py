@@ -161,10 +161,10 @@ def test_curves_show_the_figures_of_validations_at_their_steps(tmp_path):
 
 
 def test_curves_show_the_k_of_each_term_beside_the_teachers(tmp_path):
-    """One term led by both sides, one by the teacher alone, and what an older run has, which names no term."""
+    """One term led by both sides, one by the teacher alone."""
     folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=STAGES)
     for step in (1, 2):
-        k = {"align/teacher": 9, "align/student": 5, "vsd/teacher": 7, "switch": 3, "teacher": 4}
+        k = {"align/teacher": 9, "align/student": 5, "vsd/teacher": 7}
         figures = {f"k/{led}/mean": value for led, value in k.items()}
         folder.log({"stage": "distill", "step": step, "steps": 2, **figures})
     shown = [axes for axes in curves(style.plotted_rows([read(folder)])).axes if axes.get_visible()]
@@ -172,7 +172,6 @@ def test_curves_show_the_k_of_each_term_beside_the_teachers(tmp_path):
     assert {title: found for title, found in ends.items() if "effective k" in title} == {
         "align: effective k of the student": [5.0, 9.0],
         "vsd: effective k of the teacher": [7.0],
-        "effective k of the switch": [3.0, 4.0],
     }
 
 

@@ -28,7 +28,7 @@ def fewer_resamples():
 
 def units(scores) -> Units:
     gained = np.asarray(scores, dtype=float)
-    return Units(gained, np.ones(len(gained)), (np.arange(len(gained)),), single=True)
+    return Units(gained, np.ones(len(gained)), np.zeros(len(gained), int), single=True)
 
 
 def pair(ours, theirs) -> PairedUnits:

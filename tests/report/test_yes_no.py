@@ -10,10 +10,9 @@ import pytest
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document import words
 from switchkd_cli.report.formats.export import FORMATS, to_csv, to_json
-from switchkd_cli.report.results.finished_run import read, teacher_scores
+from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
-from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.terminal.console import show_scores
 from tests.support import made_up_runs as made
@@ -102,44 +101,10 @@ def keep(answers: Path, task: str, lines: list[dict]) -> None:
     (answers / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_results_written_before_are_completed_from_kept_answers(root):
-    folder = made.run(root, "sft", "SFT", {"pope": 40.0, "mme": 30.0}, items=len(LINES))
-    before = folder.results.read_text()
-    for task in ("pope", "mme"):
-        keep(folder.answers, task, LINES)
-    run = read(folder)
-    assert run.scores == {"pope": 40.0, "pope accuracy": 50.0, "mme": 30.0}
-    assert (run.results["scores"]["mme"]["yes"], run.results["scores"]["mme"]["no"]) == (3, 3)
-    assert folder.results.read_text() == before
-    # answers of other questions, or older than `faults`: no count is made up
-    keep(folder.answers, "mme", LINES[:4])
-    keep(folder.answers, "pope", [{k: v for k, v in line.items() if k != "faults"} for line in LINES])
-    again = read(folder)
-    assert again.scores["pope accuracy"] == 50.0
-    assert not any("yes" in entry for entry in again.results["scores"].values())
-
-
 def test_what_results_say_is_not_computed_again(root):
     folder = scored(root, "sft", "SFT", accuracy=54.5, yes=9, no=91)
     keep(folder.answers, "pope", [line(i, "yes", 1.0) for i in range(made.ITEMS)])
     assert read(folder).scores["pope accuracy"] == 54.5
-
-
-def test_the_teachers_and_the_baselines_are_completed_too(root):
-    shared = run_folder.evaluation(root, "key")
-    shared.path.mkdir(parents=True)
-    stored = made.teacher(*[{"pope": 60.0}] * 3, items=len(LINES))
-    (shared.path / "results.json").write_text(json.dumps(stored))
-    for name in ("teacher", "majority"):
-        keep(shared.path / name / "answers", "pope", LINES)
-    known = teacher_scores(root, "key")
-    assert [known[name]["scores"]["pope"].get("accuracy") for name in ("teacher", "majority", "blind")] == [
-        50,
-        50,
-        None,
-    ]
-    assert known["not_beaten"] == {}
-    assert teacher_scores(root, "another") is None
 
 
 def named(report) -> list[str]:

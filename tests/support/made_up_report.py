@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.report.stats.metric_units import units
+from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import run_folder
 
 TASKS = ("gqa", "mmmu_val", "pope")  # one of each kind of answer
@@ -104,7 +106,8 @@ def _answered(folder: run_folder.RunFolder, task: str, right: int) -> dict:
         lines.append({"doc_id": i, "key": f"{task}{i}", "kind": "", "prompt": f"question {i}?", **answer})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder.answers / f"{task}.jsonl").write_text(text)
-    return {"score": units(task, lines).score, "metric": "m", "items": ITEMS, "seconds": 1.0}
+    entry = {"score": units(task, lines).score, "metric": "m", "items": ITEMS, "seconds": 1.0}
+    return entry | yes_no(BENCHMARKS[task], lines)
 
 
 def stored(root: Path, row: str) -> np.ndarray:

@@ -11,7 +11,7 @@ and language model. Each is exchanged for the teacher's, and the same answers ar
 | teacher | L_T(P_T(V_T(x))) | both              |
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -88,11 +88,6 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
         return None
     every = {name: torch.cat(of).double() for name, of in right.items()}
     accuracy = {name: of.mean().item() for name, of in every.items() if len(of)}
-    return {"positions": len(every["student"]), "accuracy": accuracy, **effects(accuracy)}
-
-
-def effects(accuracy: Mapping[str, float]) -> dict[str, float]:
-    """Return `gap` and its parts `eyes`, `reader` and `interaction`, which add up to it."""
-    student, reverse, switch, teacher = (accuracy[path] for path in ("student", "reverse", "switch", "teacher"))
-    eyes, reader = reverse - student, switch - student
-    return {"gap": teacher - student, "eyes": eyes, "reader": reader, "interaction": teacher - student - eyes - reader}
+    gap, eyes, reader = (accuracy[path] - accuracy["student"] for path in ("teacher", "reverse", "switch"))
+    parts = {"gap": gap, "eyes": eyes, "reader": reader, "interaction": gap - eyes - reader}
+    return {"positions": len(every["student"]), "accuracy": accuracy, **parts}

@@ -4,7 +4,7 @@ A fault is, for example, an answer that these rules can't read: then its content
 """
 
 from ast import literal_eval
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -24,24 +24,23 @@ from switchkd_cli.report.stats.readers import spaced_words
 CIRCLE = 1_000_000  # MMBench: items whose indices differ by a multiple of this are one question
 
 
-def item_scores(row: Benchmark, samples: Sequence[dict]) -> list[float]:
-    """Return a score from 0 to 1 for each of lmms-eval's samples."""
+def read(row: Benchmark, outcome: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict], list[dict]]:
+    """Return the score of a benchmark with an entry, as one of results.json; its samples; each one's score (0..1) and unit."""
+    samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
+    value = float(outcome["results"][row.task][f"{row.metric},none"])
+    values = [sample[row.metric] for sample in samples]
+    categories = len({of["category"] for of in values}) if row.per_category else 1
+    entry = {"score": row.score(value, categories), "metric": row.metric, "value": value}
     with no_judge():
-        return [RULES.get(row.task_folder, _own_score)(sample[row.metric]) for sample in samples]
+        return entry, samples, [{"score": RULES.get(row.task_folder, _own_score)(of)} | _unit(row, of) for of in values]
 
 
-def categories(row: Benchmark, samples: Sequence[dict]) -> int:
-    """Return the number of categories among the samples, where the metric adds them up; else 1."""
-    return len({sample[row.metric]["category"] for sample in samples}) if row.per_category else 1
-
-
-def unit(row: Benchmark, sample: dict) -> dict[str, Any]:
+def _unit(row: Benchmark, value: Any) -> dict[str, Any]:
     """Return the `unit` and `category` of an item, where the metric does not add up single items; else nothing.
 
     A unit of MME is the two questions about an image, one of MMVP or Swap a question about two images; a unit of MMBench is
     a question in all orders of its options.
     """
-    value = sample[row.metric]
     if row.task_folder == "mme":
         return {"unit": value["question_id"], "category": value["category"]}
     if row.pairs:

@@ -37,37 +37,30 @@ from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
 from switchkd_cli.files.locks import can_lock
 from switchkd_cli.playground import tasks as playground_tasks
+from switchkd_cli.recipe.schema import Evaluation
 
-HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 PLAYGROUND_TASKS = Path(playground_tasks.__file__).parent
 
 
-def run(
-    model: LmmsModel,
-    rows: Sequence[Benchmark],
-    *,
-    folder: Path,
-    home: Path | None,
-    limit: int | None,
-    tasks_path: str | None = None,
-) -> dict:
+def run(model: LmmsModel, rows: Sequence[Benchmark], asked: Evaluation, folder: Path, home: Path | None) -> dict:
     """Evaluate the model and return lmms-eval's own result dictionary, with samples.
 
-    `home` is a folder of local data sets (see playground/benchmark_sets.py); without it the tasks load theirs from the
-    hub, the first `limit` items of each. `tasks_path` is a folder of the user's own tasks. Files that tasks write go to
-    `folder`, all output goes to `folder`/log.txt.
+    `home` is a folder of local data sets (see playground/benchmark_sets.py), of which all items are asked; without it the
+    tasks load theirs from the hub, the first `items` of each. Files that tasks write go to `folder`, all output goes to
+    `folder`/log.txt.
     Raises UserError (code MACHINE) where a published data set can't be fetched, and where a task tries to reach the network
     after that; exceptions of a task or of the model are not changed.
     """
     folder = folder.resolve()
+    limit = None if home or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
     with ExitStack() as stack:
         stack.enter_context(quiet(folder / "log.txt"))
         stack.enter_context(_one_process())
         stack.enter_context(no_judge())
         if home is not None:
             stack.enter_context(_local_data(home.resolve()))
-        manager = task_manager(rows, tasks_path)
+        manager = task_manager(rows, asked.tasks_path)
         try:
             model.tasks = manager.load_task_or_group([_task(row, manager) for row in rows])
             stack.enter_context(nothing_goes_out())
@@ -122,9 +115,8 @@ def import_code(rows: Sequence[Benchmark], tasks_path: str | None) -> None:
 def _task(row: Benchmark, manager: TaskManager) -> dict[str, Any]:
     """Return the task without its submission file, a spreadsheet to upload to a server."""
     stock = lmms_eval.utils.load_yaml_config(manager.task_index[row.task]["yaml_path"], mode="full")
-    if not (listed := stock.get("metric_list")):
-        return {"task": row.task}
-    return {"task": row.task, "metric_list": [metric for metric in listed if metric["metric"] != "submission"]}
+    kept = [metric for metric in stock.get("metric_list") or () if metric["metric"] != "submission"]
+    return {"task": row.task} | ({"metric_list": kept} if kept else {})
 
 
 class _Outside(BaseException):
@@ -168,7 +160,9 @@ def quiet(log: Path) -> Iterator[None]:
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
         for module in (evaluator, task_module):
-            stack.enter_context(patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | HIDDEN)))
+            stack.enter_context(
+                patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | {"disable": True}))
+            )
         yield
 
 

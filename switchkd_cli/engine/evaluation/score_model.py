@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -94,35 +92,25 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     rows = benchmarks(asked)
     of_lmms_eval = [row for row in rows if row.task not in ROW_METRICS]
     local = asked.world == "playground"
-    times = [time.perf_counter()]
     home = local_sets(asked, sets or folder / "sets") if local else None
-    times.append(time.perf_counter())
-    outcome = _run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
+    outcome = harness.run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
     if asked.data is not None:
         with harness.quiet(folder / "log.txt"):
             model.ask(_own_questions(asked))
-    times.append(time.perf_counter())
-    scores = {row.task: _score(row, outcome, model, folder / "answers") for row in rows}
-    times.append(time.perf_counter())
-    sets_time, run_time, items_time = (after - before for before, after in pairwise(times))
-    answering = sum(model.seconds.values())
-    seconds = {"sets": sets_time, "answers": answering, "lmms_eval": run_time - answering, "items": items_time}
     versions = provenance.versions()
     return {
         "world": asked.world,
         "split": asked.split if local else "own" if asked.world == "rows" else "published",
         "seed": asked.seed,
-        "scores": scores,
+        "scores": {row.task: _score(row, outcome, model, folder / "answers") for row in rows},
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
         "versions": {name: versions.get(name) for name in VERSIONS},
-        "seconds": {part: round(value, 3) for part, value in seconds.items()},
     }
 
 
 def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dict[str, Any]:
     """Return one benchmark's score, and write its items to `folder`."""
-    from switchkd_cli.engine.evaluation import own_rows, stock_metric
-    from switchkd_cli.engine.evaluation.item_scores import categories, faults, item_scores, unit
+    from switchkd_cli.engine.evaluation import item_scores, own_rows, stock_metric
 
     asked = OWN_ROWS if row.task in ROW_METRICS else row.task  # several metrics score the same rows
     if row.task in ROW_METRICS:
@@ -130,11 +118,7 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
     elif row.stock:
         entry, samples, each = stock_metric.read(row.task, model.tasks[row.task], outcome)
     else:
-        samples = [sample for sample in outcome["samples"][row.task] if row.metric in sample]
-        value = float(outcome["results"][row.task][f"{row.metric},none"])
-        entry = {"score": row.score(value, categories(row, samples)), "metric": row.metric, "value": value}
-        scores = zip(samples, item_scores(row, samples), strict=True)
-        each = [{"score": score} | unit(row, sample) for sample, score in scores]
+        entry, samples, each = item_scores.read(row, outcome)
     lines = []
     for sample, own in zip(samples, each, strict=True):
         item = model.items[asked, sample["doc_id"]]
@@ -147,7 +131,7 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
             "answer": sample["filtered_resps"][0],
             "target": item.target,
         }
-        lines.append(answer | own | {"faults": faults(row, sample, item, own["score"])})
+        lines.append(answer | own | {"faults": item_scores.faults(row, sample, item, own["score"])})
     folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / f"{row.task}.jsonl", lines)
     return {
@@ -158,13 +142,6 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
         "example": next((line["answer"] for line in lines if "unreadable" in line["faults"]), None),
         "seconds": round(model.seconds[asked], 3),
     }
-
-
-def _run(model: LmmsModel, rows: Sequence[Benchmark], asked: Evaluation, folder: Path, home: Path | None) -> dict:
-    """Run lmms-eval, see `lmms_harness.run`: on all of the playground's questions, or the first `items` of others."""
-    limit = None if home or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
-    how = {"folder": folder, "home": home, "limit": limit, "tasks_path": asked.tasks_path}
-    return import_harness().run(model, rows, **how)
 
 
 def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, EvaluationSet], list[str]]:
@@ -181,7 +158,7 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
         model = Questions()
         try:
             with TemporaryDirectory() as scratch, harness.offline(), suppress(Collected):
-                _run(model, [row], asked, Path(scratch), home)
+                harness.run(model, [row], asked, Path(scratch), home)
             found[row.task] = _by_text(model.items.values())
         except Exception:  # noqa: BLE001 (`datasets` and tasks raise nearly anything without their data)
             absent.append(row.task)

@@ -72,6 +72,5 @@ def write(drawn: Figure, folder: Path, name: str, forms: Sequence[str] = FORMS) 
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f"{name}.{form}" for form in forms)
     for path in paths:
-        dated = {"Date": None} if path.suffix == ".svg" else {}
-        drawn.savefig(path, dpi=160, facecolor="white", metadata=dated)
+        drawn.savefig(path, dpi=160, facecolor="white", metadata={"Date": None})
     return paths

@@ -110,11 +110,11 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if name.startswith("loss/"):
             teacher = "teacher_ce" if name in supervised else None
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
-    for name in (name for name in names if name.startswith(VALIDATION)):
-        yield Panel(f"validation: {name.removeprefix(VALIDATION).replace('_', ' ')}", {name: "-"})
-    for name, title in TEXT["panels"].items():
-        if name in names:
-            yield Panel(title, {name: "-"})
+    measured = {
+        n: f"validation: {n.removeprefix(VALIDATION).replace('_', ' ')}" for n in names if n.startswith(VALIDATION)
+    }
+    known = {**measured, **TEXT["panels"]}
+    yield from (Panel(title, {name: "-"}) for name, title in known.items() if name in names)
     yield from _knees([name for name in names if name.startswith("k/") and name.endswith("/mean")])
     gradients = grouped((name.split("/")[2], name) for name in names if name.startswith("grad/"))
     for part, own in gradients.items():
@@ -123,13 +123,12 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
 
 def _knees(names: Sequence[str]) -> Iterator[Panel]:
     """`k/<term>/<path>/mean`: each leading path with the teacher's k; the teacher's alone where it leads alone."""
-    parts = [(name, name.split("/")[1:-1]) for name in names]
-    for term, led in grouped(("".join(labels[:-1]), (labels[-1], name)) for name, labels in parts).items():
+    labels = (name.split("/")[1:-1] for name in names)
+    for term, led in grouped((term, (path, name)) for name, (term, path) in zip(names, labels, strict=True)).items():
         paths = dict(led)
         others = {path: name for path, name in led if path != "teacher"}
         for path, name in (others or paths).items():
-            of = f"{term}: " if term else ""  # older runs name no term
-            yield Panel(f"{of}effective k of the {path}", {name: "-"}, paths.get("teacher") if others else None)
+            yield Panel(f"{term}: effective k of the {path}", {name: "-"}, paths.get("teacher") if others else None)
 
 
 def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:

@@ -59,10 +59,8 @@ def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
         needed = max((len(words(cell)) for cell in cells), default=0)
         if wraps:
             drawn.add_column(Text(head), overflow="fold")
-        elif any(wrapped):  # next to words, which give way
-            drawn.add_column(Text(head), justify="right", width=max(needed, len(head)))
-        else:  # heads may wrap between words, numbers may not
-            lines = _wrapped(head, needed) if narrow else [head]
+        else:  # heads may wrap between words, numbers may not; next to words, which give way, heads need not
+            lines = _wrapped(head, needed) if narrow and not any(wrapped) else [head]
             drawn.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
     for kind, group in groupby(table.lines, key=lambda line: line.kind):
         style, indent = STYLES.get(kind, ""), ""

@@ -8,7 +8,6 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.document import Column, Number, Table, Tone, Verdict
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
-from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.texts import CAPTIONS, MDE
 
@@ -33,8 +32,7 @@ class Finding(NamedTuple):
     """Whether the claim is that the two rows are as good as one another."""
 
 
-_listed = read_yaml(__file__, "claims.yaml")
-FINDINGS = tuple(Finding(**entry) for entry in _listed)
+FINDINGS = tuple(Finding(**entry) for entry in read_yaml(__file__, "claims.yaml"))
 
 
 class CheckedFinding(NamedTuple):
@@ -71,7 +69,10 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
     if ours is None or theirs is None:
         lacking = [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if row is None]
         return f"no finished run of {' and '.join(lacking)}"
-    if _same(ours, theirs):
+    keys, others = ({run.seed: run.info.get("key") for run in row.runs} for row in (ours, theirs))
+    if (
+        keys == others and None not in keys.values()
+    ):  # as where one stand-in replaces the two models that they differ in
         return "the two rows are one and the same run here"
     columns = Columns.of(ours.runs[0].scores, recipe.teacher)
     if finding.benchmark in columns.not_beaten:
@@ -79,12 +80,6 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
         return f"{head} is left out here: the teacher does not clearly beat the baselines"
     figure = columns.figures.get(finding.benchmark, lambda run: None)
     return ours.minus(theirs, figure) or "no seed in common, or no score"
-
-
-def _same(ours: RowRuns, theirs: RowRuns) -> bool:
-    """Whether two rows are the same training, as where one stand-in replaces the two models that they differ in."""
-    one, other = ({run.seed: run.info.get("key") for run in row.runs} for row in (ours, theirs))
-    return one == other and None not in one.values()
 
 
 def _tone(difference: Number, *, alike: bool) -> Tone:

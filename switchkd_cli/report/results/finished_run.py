@@ -11,10 +11,9 @@ from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
-from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
 from switchkd_cli.report.stats.readers import Reader, readable, reread
-from switchkd_cli.report.stats.yes_no import completed, yes_no
+from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
@@ -94,7 +93,7 @@ def read(folder: RunFolder) -> ScoredRun:
     evaluated = not folder.record.exists()
     if not results or not (info or evaluated):
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
-    results = completed(check(Results, results, folder.results), folder.answers)
+    check(Results, results, folder.results)
     if evaluated:  # the model's name: a hub id, a shipped model, or the path of its folder
         name = printable(str(results["model"]))
         path = Path(name)
@@ -156,10 +155,7 @@ def scores(results: Mapping[str, Any]) -> dict[str, float]:
 
 def teacher_scores(root: Path, key: str) -> dict[str, Any] | None:
     """The scores of the teacher with this key and of its baselines, if they were computed before."""
-    shared = run_folder.evaluation(root, key)
-    known = run_folder.scores(shared) or {}
-    scored = [name for name in ("teacher", *BASELINES) if name in known]
-    return known | {name: completed(known[name], shared.path / name / "answers") for name in scored} or None
+    return run_folder.scores(run_folder.evaluation(root, key))
 
 
 def items(results: Mapping[str, Any]) -> dict[str, int]:

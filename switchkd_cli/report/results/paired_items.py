@@ -13,15 +13,12 @@ from switchkd_cli.report.stats.readers import disagreement
 from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder
 
-IMAGE = "image"
-FIELDS = {"doc_id": "items", "prompt": "prompts", IMAGE: "images", "key": "images", "target": "right answers"}
+FIELDS = {"doc_id": "items", "prompt": "prompts", "image": "images", "key": "images", "target": "right answers"}
 """Field of an answers file -> what differs when it does. A key stands for prompt and images."""
 FEW = 30
 """Images; percentile intervals of fewer are known to be too narrow."""
 NEAR = 0.01  # points; lmms-eval rounds MMMU's accuracy to five places
 HINT = "train and score the runs with one installation, on one world: switchkd distill RECIPE --overwrite"
-
-Images = Sequence[str | None]
 
 
 class AnswerUnits(NamedTuple):
@@ -40,7 +37,7 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
     """
     problems = list(unlike_the_first([(shown(run.path), run.results.get("versions") or {}) for run in runs]))
     by_task: dict[str, dict[Path, Units]] = {}
-    images_by_task: dict[str, Images | None] = {}
+    images_by_task: dict[str, Sequence[str | None]] = {}
     notes = []
     for task in tasks:
         head = BENCHMARKS[task].column
@@ -56,11 +53,11 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
             judged = [f"{run.name} {counts}" for run in runs if (counts := disagreement(kept[run.path]))]
             if judged and not any(run.results.get("reader") for run in runs):
                 notes.append(NOTES["readers"].format(head=head, runs="; ".join(judged)))
-            # runs whose keys agree show the same images, so one run that names them is enough
-            images = images_by_task[task] = next((found for own in kept.values() if (found := _images(own))), None)
+            images_by_task[task] = [line.get("image") for line in kept[runs[0].path]]
             # what one run's metric is a mean over is every run's: where all answers are right, any mean would do
-            categories = next((found for own in kept.values() if any(found := _categories(own))), None)
-            made = {path: _units(task, own, images, categories) for path, own in kept.items()}
+            named = ([line.get("category") for line in own] for own in kept.values())
+            categories = next(filter(any, named), None)
+            made = {path: _units(task, own, categories) for path, own in kept.items()}
             near = is_metric if BENCHMARKS[task].stock else _near
             wrong = [
                 f"{head}: no test over items: the answers of {shown(run.path)} give "
@@ -73,7 +70,7 @@ def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits
                 by_task[task] = {path: given for path, given in made.items() if given}
                 if BENCHMARKS[task].counted:
                     name = task + ACCURACY
-                    by_task[name] = {p: given for p, own in kept.items() if (given := _units(name, own, images))}
+                    by_task[name] = {p: given for p, own in kept.items() if (given := _units(name, own))}
     if problems:
         raise UserError(problems, hint=HINT)
     return AnswerUnits(by_task, (*notes, *_on_images(images_by_task)))
@@ -88,8 +85,6 @@ def _other_items(head: str, kept: Mapping[Path, Sequence[AnswerLine]]) -> Iterat
             yield f"{name}: {head}: {len(lines)} answers, {than} has {len(reference)}"
             continue
         for field, word in FIELDS.items():
-            if field == IMAGE and (_images(lines) is None or _images(reference) is None):
-                continue  # written before it was: the key tells
             both = zip(lines, reference, strict=True)
             if differing := [(line, of) for line, of in both if line.get(field) != of.get(field)]:
                 item, (ours, theirs) = differing[0][0]["doc_id"], _apart(*(of.get(field) for of in differing[0]))
@@ -106,39 +101,25 @@ def _apart(one: Any, other: Any) -> tuple[str, str]:
     return repr(one[start : start + 60]), repr(other[start : start + 60])
 
 
-def _images(lines: Sequence[AnswerLine]) -> Images | None:
-    """The image of each line; None where they were written before `image` was."""
-    return [line[IMAGE] for line in lines] if all(IMAGE in line for line in lines) else None
-
-
-def _categories(lines: Sequence[AnswerLine]) -> list[Any]:
-    return [line.get("category") for line in lines]
-
-
 def _near(given: float, reported: float) -> bool:
     return abs(given - reported) < NEAR
 
 
-def _units(
-    name: str, lines: Sequence[AnswerLine], images: Images | None, categories: Sequence[Any] | None = None
-) -> Units | None:
-    nothing = [None] * len(lines)
-    shared = zip(lines, images or nothing, categories or nothing, strict=True)
-    named = [line | {IMAGE: image, "category": category} for line, image, category in shared]
+def _units(name: str, lines: Sequence[AnswerLine], categories: Sequence[Any] | None = None) -> Units | None:
+    shared = zip(lines, categories or [None] * len(lines), strict=True)
+    named = [line | {"category": category} for line, category in shared]
     try:
         return units(name, named) if named else None
     except (ValueError, LookupError, TypeError, AttributeError):  # a field is absent, or of another type
         return None
 
 
-def _on_images(images: Mapping[str, Images | None]) -> Iterator[str]:
+def _on_images(images: Mapping[str, Sequence[str | None]]) -> Iterator[str]:
     """Notes on the images of each task's questions."""
     heads = {task: BENCHMARKS[task].column for task in images}
-    counts = {t: (len(of), len({name or i for i, name in enumerate(of)})) for t, of in images.items() if of}
+    counts = {t: (len(of), len({name or i for i, name in enumerate(of)})) for t, of in images.items()}
     shared = [f"{heads[t]} {asked:,} on {count:,}" for t, (asked, count) in counts.items() if count < asked]
     if shared:
         yield f"questions on images, which are drawn and exchanged whole: {', '.join(shared)}"
     if few := [f"{heads[task]} {count}" for task, (_, count) in counts.items() if count < FEW]:
         yield f"fewer than {FEW} images, so the intervals over items are too narrow: {', '.join(few)}"
-    if unknown := [heads[task] for task, of in images.items() if of is None]:
-        yield f"{NOTES['no images']}: {', '.join(unknown)}"

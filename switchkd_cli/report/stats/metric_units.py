@@ -10,7 +10,6 @@ that misreads the image errs in several. So the sums are taken once more per ima
 questions is the unit.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,8 +34,8 @@ class Units:
 
     gained: Array
     possible: Array
-    strata: tuple[Array, ...]
-    """The indices of each stratum's units: MME's categories; one stratum for every other benchmark."""
+    stratum: Array
+    """The number of each unit's stratum, from 0: MME's categories; one stratum for every other benchmark."""
     single: bool
     """Whether every unit is one question and possible is 1 for each."""
     images: tuple[str | None, ...] = ()
@@ -46,24 +45,21 @@ class Units:
 
     def of_images(self, images: Sequence[str | None]) -> Self:
         """The same, with the units of a stratum that show one image added up; `images` holds each unit's."""
-        strata, numbers = np.empty(len(images), dtype=int), dict[object, int]()
-        for place, at in enumerate(self.strata):
-            strata[at] = place
+        numbers = dict[object, int]()
         names = [image or place for place, image in enumerate(images)]
         numbered = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=int)
-        found, first, to = np.unique(strata * len(numbers) + numbered, return_index=True, return_inverse=True)
-        if len(found) == len(images):
+        _, first, to = np.unique(self.stratum * len(numbers) + numbered, return_index=True, return_inverse=True)
+        if len(first) == len(images):
             return replace(self, images=tuple(images))
         gained, possible = np.bincount(to, self.gained), np.bincount(to, self.possible)
-        own = tuple(np.unique(to[at]) for at in self.strata)
         shown = tuple(images[at] for at in first)
-        return replace(self, gained=gained, possible=possible, strata=own, single=False, images=shown)
+        return replace(self, gained=gained, possible=possible, stratum=self.stratum[first], single=False, images=shown)
 
     @cached_property
     def score(self) -> float:
         """The metric, 0..100 or of a stock task lmms-eval's; a stratum in which nothing was possible counts as 0, as in lmms-eval's F1."""
-        ratios = [ratio(self.gained[at].sum(), self.possible[at].sum()) for at in self.strata]
-        return self.scale * float(np.mean(ratios))
+        gained, possible = (np.bincount(self.stratum, of) for of in (self.gained, self.possible))
+        return self.scale * float(ratio(gained, possible).mean())
 
 
 def ratio(gained: Array, possible: Array) -> Array:
@@ -105,14 +101,7 @@ def _questions(lines: Sequence[AnswerLine]) -> Units:
 
 def _pairs(lines: Sequence[AnswerLine]) -> Units:
     """MME: half a point for each right answer of an image's pair, another whole one for both, of two possible."""
-    counts: Counter[str] = Counter()
-    named = []
-    for line in lines:
-        category = line.get("category") or line["kind"]
-        # answers written before `unit` was: pairs stand together
-        named.append(((category, str(line.get("unit", counts[category] // 2))), line))
-        counts[category] += 1
-    pairs = grouped(named)
+    pairs = grouped(((line["category"], str(line["unit"])), line) for line in lines)
     if any(len(pair) != 2 for pair in pairs.values()):
         raise ValueError("questions of a category don't come in pairs")
     sums = np.array([sum(line["score"] for line in pair) for pair in pairs.values()])
@@ -136,11 +125,10 @@ def _units(
     gained: Any, firsts: Sequence[AnswerLine], *, possible: Any = None, categories: Any = None, scale: float = 100.0
 ) -> Units:
     """Units of one image each. `firsts` are the first question of each unit; its others show the same image, or its partner."""
-    of = np.array(categories or [""] * len(gained))
-    strata = tuple(np.flatnonzero(of == category) for category in dict.fromkeys(of.tolist()))
+    _, stratum = np.unique(categories or [""] * len(gained), return_inverse=True)
     single = possible is None and categories is None
-    possible = np.ones(len(of)) if possible is None else possible
-    made = Units(np.array(gained, dtype=float), possible, strata, single, scale=scale)
+    possible = np.ones(len(gained)) if possible is None else possible
+    made = Units(np.array(gained, dtype=float), possible, stratum, single, scale=scale)
     return made.of_images([line.get("image") for line in firsts])
 
 

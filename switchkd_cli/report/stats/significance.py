@@ -22,10 +22,7 @@ ALPHA = 0.05  # below it, a p-value after Holm's correction is beyond chance
 RESAMPLES = 9_999
 SEED = 0
 BATCH = 4_000_000  # images drawn at a time: bounds the memory
-DIGITS = 12  # of a score 0..1: exchanges that come to the same difference are equal, in whatever order they were summed
-
-ToDifference = Callable[[Array], Array]
-"""From sums [..., sums] to the rows' difference [...]."""
+DIGITS = 12  # of a score 0..1: draws that come to the same difference are equal, in whatever order they were summed
 
 
 class PairedUnits(NamedTuple):
@@ -42,16 +39,11 @@ class PairedUnits(NamedTuple):
         sides = (*self.ours, *self.theirs)
         return len(sides) == 2 and all(u.single and np.isin(u.gained, (0, 1)).all() for u in sides)
 
-    def added(self) -> tuple[Array, Array, ToDifference]:
-        """Each unit's part of the sums [units, sums], how an exchange changes it, and from sums to the difference."""
+    def added(self) -> tuple[Array, Array]:
+        """What each unit adds to the sums [units, (gained, possible) of each run], and how an exchange changes that."""
         runs = (*self.ours, *self.theirs)
-        if all(np.array_equal(runs[0].possible, units.possible) for units in runs):
-            # the same is possible in every run: gains may be averaged first, [units]
-            gains = np.mean([a.gained - b.gained for a, b in zip(self.ours, self.theirs, strict=True)], axis=0)
-            sums = np.stack([gains, runs[0].possible], axis=-1)
-            return sums, sums * (-2, 0), lambda of: ratio(of[..., 0], of[..., 1])
         sums = np.stack([column for units in runs for column in (units.gained, units.possible)], axis=-1)
-        return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums, _difference
+        return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums
 
 
 class ImagePool:
@@ -59,14 +51,15 @@ class ImagePool:
 
     def __init__(self, benchmarks: Sequence[PairedUnits]) -> None:
         numbers: dict[object, int] = {}  # of each image, or unit without one
-        self.strata: list[list[tuple[Array, Array, Array, ToDifference]]] = []
+        self.strata: list[list[tuple[Array, Array, Array]]] = []
         """By benchmark and stratum: the image of each unit, then `PairedUnits.added` of these units."""
         for place, pair in enumerate(benchmarks):
             names = pair.ours[0].images or [None] * len(pair.ours[0].gained)
             keys = [image or (place, number) for number, image in enumerate(names)]
             images = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
-            sums, change, difference = pair.added()
-            self.strata.append([(images[at], sums[at], change[at], difference) for at in pair.ours[0].strata])
+            sums, change = pair.added()
+            strata = [pair.ours[0].stratum == number for number in np.unique(pair.ours[0].stratum)]
+            self.strata.append([(images[at], sums[at], change[at]) for at in strata])
         self.size = len(numbers)
 
     def sampling(self) -> dict[str, Any]:
@@ -95,13 +88,12 @@ class ImagePool:
         """The mean difference [...] where `swapped` [..., images] is 1 for each image that the rows exchange, else 0."""
         return self._mean(lambda of, sums, change: sums.sum(axis=0) + swapped[..., of] @ change)
 
-    def _mean(self, summed: Callable[[Array, Array, Array], Array]) -> Array:
+    def _mean(self, summed: Callable[[Array, Array, Array], Array]) -> Any:
         """Over benchmarks, for each over its strata."""
         means = []
         for strata in self.strata:
-            each = [difference(summed(of, sums, change)) for of, sums, change, difference in strata]
-            means.append(np.mean(each, axis=0))
-        return np.mean(means, axis=0)
+            means.append(np.mean([_difference(summed(*stratum)) for stratum in strata], axis=0))
+        return np.round(np.mean(means, axis=0), DIGITS)
 
 
 def _difference(sums: Array) -> Array:
@@ -133,7 +125,7 @@ def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
     are resampled within each benchmark, for MME within each category. Benchmarks or categories that share images are
     drawn together. None where a stratum has only one unit.
     """
-    if any(len(at) < 2 for pair in benchmarks for at in pair.ours[0].strata):
+    if any(np.bincount(pair.ours[0].stratum).min() < 2 for pair in benchmarks):
         return None
     from scipy.stats import bootstrap
 
@@ -179,7 +171,7 @@ def _permuted(benchmarks: Sequence[PairedUnits]) -> float:
         return 1.0  # one image, exchanged or not, lies as far from 0
 
     def mean(swapped: Array, axis: int = -1) -> Array:
-        return np.round(pool.exchanged(swapped), DIGITS)
+        return pool.exchanged(swapped)
 
     if 2**pool.size <= RESAMPLES:
         every = np.array(list(product((0.0, 1.0), repeat=pool.size)))

@@ -4,13 +4,12 @@ F1 counts only "yes", so it moves with how often a row says it: a row that alway
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import BENCHMARKS, Benchmark
-from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers
+from switchkd_cli.benchmarks import Benchmark
+from switchkd_cli.report.stats.metric_units import AnswerLine
 
 OTHER = {"yes": "no", "no": "yes"}
 NEARLY_ALL = 95
@@ -20,7 +19,7 @@ NEARLY_ALL = 95
 def yes_no(row: Benchmark, lines: Sequence[AnswerLine]) -> dict[str, Any]:
     """Return `yes` and `no`, the answers that say so, and `accuracy`, 0..100, where the score counts one word only.
 
-    Nothing for other questions. The counts need the lines' `faults`, which old answers files lack.
+    Nothing for other questions. The counts need the lines' `faults`, which answers read by another reader lack.
     """
     if row.asks != "yes-no" or not lines:
         return {}
@@ -35,13 +34,3 @@ def _said(line: AnswerLine) -> str | None:
     if line["score"]:
         return right
     return None if {"unreadable", "empty"} & set(line["faults"]) else OTHER.get(right)
-
-
-def completed(results: Mapping[str, Any], answers: Path) -> dict[str, Any]:
-    """A results.json with these figures; those written before they were get them from the answers, if these were kept."""
-    scores = dict(results["scores"])
-    for task, entry in scores.items():
-        if BENCHMARKS[task].asks == "yes-no" and "yes" not in entry:
-            lines = read_answers(answers, task) or []
-            scores[task] = entry | (yes_no(BENCHMARKS[task], lines) if len(lines) == entry["items"] else {})
-    return {**results, "scores": scores}

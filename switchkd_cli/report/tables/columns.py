@@ -57,10 +57,6 @@ class Columns:
         return of_paper or [task for task in self.tasks if task in ROW_METRICS]
 
     @property
-    def averaged_are(self) -> str:
-        return "the paper's ten" if self.averaged[0] in TEN else "the metrics of one's own rows"
-
-    @property
     def counted_tasks(self) -> list[str]:
         """The tasks that are in the average."""
         return [task for task in self.averaged if task not in self.not_beaten]

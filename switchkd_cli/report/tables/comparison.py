@@ -54,23 +54,20 @@ def ablation(
     ours = next(iter(rows.values()))
     reference = next((rows[name] for name in (*controls, SFT) if name in rows and rows[name] is not ours), None)
     missing = {row: [s for s in seeds if s not in {run.seed for run in row.runs}] for row in rows.values()}
-    gains = {row: ours.minus(row, columns.run_average) for row in missing if row is not ours}
+    average = columns.run_average
+    gains = {row: ours.minus(row, average) for row in missing if row is not ours}
     verdicts = grouped((_verdict(gain), row.title) for row, gain in gains.items() if gain)
 
     def count(row: RowRuns) -> str | int:
         return f"{len(row.runs)} of {len(row.runs) + len(missing[row])}" if missing[row] else len(row.runs)
 
-    def over_reference(row: RowRuns) -> Number | None:
-        return None if row is reference else row.minus(reference, columns.run_average)
-
-    def seconds(row: RowRuns) -> int | None:
-        mean = row.mean(lambda run: run.seconds)
-        return round(mean.value) if mean else None
-
-    gained: list[Column] = [("row", "title"), ("seeds", count)]
-    gained += [("average", lambda row: row.mean(columns.run_average))]
-    gained += [(f"minus {reference.title}", over_reference)] if reference else []
-    gained += [(f"{ours.title} minus it", gains.get)] if gains else []
+    gained: list[Column] = [("row", "title"), ("seeds", count), ("average", lambda row: row.mean(average))]
+    if reference:
+        over_it = {row: row.minus(reference, average) for row in missing if row is not reference}
+        gained.append((f"minus {reference.title}", over_it.get))
+    if gains:
+        gained.append((f"{ours.title} minus it", gains.get))
+    gained.append(("train s", lambda row: (mean := row.mean(lambda run: run.seconds)) and round(mean.value)))
     scores = [Line(row.title, columns.cells(row.means())) for row in missing if row.runs]
     notes = (
         *(f"{ours.title} {verdict}: {'; '.join(titles)}" for verdict, titles in verdicts.items()),
@@ -83,7 +80,7 @@ def ablation(
         f"train s: seconds of the last stage ({runs[0].stages[-1]['name']}), mean over seeds",
         f"files: {shown(runs[0].path.parents[1])}",
     )
-    tables = (Table.of(missing, [*gained, ("train s", seconds)]), columns.table("mean over seeds", scores, runs))
+    tables = (Table.of(missing, gained), columns.table("mean over seeds", scores, runs))
     return Document(f"{footnotes.title(runs)}, {seeds_in_words(seeds)}", (*tables, Points(notes)))
 
 

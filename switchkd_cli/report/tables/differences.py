@@ -16,7 +16,7 @@ from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.texts import MDE, NOTES
 
 
-@dataclass(frozen=True)
+@dataclass
 class Difference:
     """One benchmark, or the average, of one row minus the reference. In points."""
 
@@ -35,11 +35,6 @@ class Difference:
     """The same difference of the paper's numbers."""
     corrected: Probability | None = None
     """`p` after Holm's correction, see `compare`."""
-
-    def after(self, correction: float) -> Difference:
-        """With the p-value after a correction."""
-        beyond = correction < ALPHA
-        return replace(self, corrected=Probability(correction), over_seeds=replace(self.over_seeds, beyond=beyond))
 
 
 TESTS: Sequence[Column] = (("95 % items", "items"), ("p", "p"), ("p, Holm", "corrected"))
@@ -74,8 +69,11 @@ class RowDifference:
 def compare(pairs: Iterable[tuple[RowRuns, RowRuns]], columns: Columns, answers: AnswerUnits) -> list[RowDifference]:
     """Each pair's first row minus the second, the p-values corrected for all of them together."""
     rows = [_difference(ours, theirs, columns, answers) for ours, theirs in pairs]
-    corrected = iter(holm([d.p.value for row in rows for d in row.each if d.p]))
-    return [replace(row, each=tuple(d.after(next(corrected)) if d.p else d for d in row.each)) for row in rows]
+    tested = [(difference, difference.p.value) for row in rows for difference in row.each if difference.p]
+    for (difference, _), corrected in zip(tested, holm([p for _, p in tested]), strict=True):
+        difference.corrected = Probability(corrected)
+        difference.over_seeds = replace(difference.over_seeds, beyond=corrected < ALPHA)
+    return rows
 
 
 def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: AnswerUnits) -> RowDifference:

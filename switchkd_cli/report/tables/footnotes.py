@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, FAULTS, head, in_order
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, FAULTS, TEN, head, in_order
 from switchkd_cli.errors import printable
 from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.grouping import grouped
@@ -106,7 +106,8 @@ def benchmarks_left_out(columns: Columns) -> Iterator[str]:
         yield left if columns.averaged else f"{', '.join(heads)}: the teacher does not clearly beat {beaten}"
     others = [BENCHMARKS[task].column for task in columns.tasks if task not in columns.averaged]
     if others and columns.averaged:
-        yield f"({', '.join(others)}): not among {columns.averaged_are}: in no average"
+        averaged = "the paper's ten" if columns.averaged[0] in TEN else "the metrics of one's own rows"
+        yield f"({', '.join(others)}): not among {averaged}: in no average"
     if pairs := [BENCHMARKS[task].column for task in columns.tasks if BENCHMARKS[task].pairs]:
         yield f"{', '.join(pairs)}: right on both images of a pair; majority is a coin, since a constant is never right"
     if not columns.counted_tasks:
