@@ -1,7 +1,5 @@
 """The switch's adapter: what the teacher's projector gets from unlike towers, what it trains, and what stays as it was."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -176,7 +174,7 @@ def test_a_teacher_reads_the_students_text_whatever_its_own_template_and_end_tok
 
 def test_images_with_other_marks_are_no_pair(tmp_path):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
-    teacher.inputs.usual = replace(teacher.inputs.usual, text="a" + teacher.inputs.usual.text)
+    teacher.inputs.usual = teacher.inputs.usual._replace(text="a" + teacher.inputs.usual.text)
     with pytest.raises(Fault, match="student and teacher read other texts"):
         tiny.conversations(student, tmp_path).with_teacher(teacher.inputs).text_example(0)
 
