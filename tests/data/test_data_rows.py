@@ -8,7 +8,7 @@ from PIL import ImageFile
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import llava_json
-from switchkd_cli.engine.data.rows import SHOWN
+from switchkd_cli.engine.data.rows import NAMED_ROWS
 from switchkd_cli.errors import UserError
 from tests.support import tiny
 from tests.support.square_inputs import SquareInputs
@@ -156,11 +156,11 @@ def test_an_image_needs_an_image_folder(refused, tmp_path):
 
 
 def test_every_faulty_row_is_counted_and_the_first_are_named(refused, tmp_path):
-    bad = [said(("human", "Hi?"), id=f"bad{i}") for i in range(SHOWN + 3)]
+    bad = [said(("human", "Hi?"), id=f"bad{i}") for i in range(NAMED_ROWS + 3)]
     file = saved(tmp_path, *tiny.rows(tmp_path), *bad)
     problems = refused(file, tmp_path)
     assert [problem.split(": ")[1:3] for problem in problems[:-1]] == [
-        [f"row {4 + i}", f"bad{i}"] for i in range(SHOWN)
+        [f"row {4 + i}", f"bad{i}"] for i in range(NAMED_ROWS)
     ]
     assert problems[-1] == "... and 3 more of 12 rows"
 
