@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import read_json, remove_folder, write_json
+from switchkd_cli.files.atomic import atomic_folder, read_json, write_json
 from switchkd_cli.files.hashes import digest_of
+from switchkd_cli.files.locks import hold
 
 MANIFEST = "manifest.json"
 
@@ -20,26 +20,16 @@ def write_folder(folder: Path, request: dict, build: Callable[[Path], None], ins
     one in which a file of a folder `inside` has changed. Raises UserError for a folder of files that are not the playground's.
     """
     request = {**request, "world": world_digest()}
-    present = _request_in(folder, inside)
-    if present == request:
+    if _request_in(folder, inside) == request:
         return folder
-    if present is None and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # No lock, which some file systems lack: each process builds a folder of its own, and the first to finish wins.
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        fresh = Path(temporary, folder.name)
-        fresh.mkdir()
-        build(fresh)
-        write_json(fresh / MANIFEST, {**request, "files": _digest(fresh, inside)})
-        try:
-            if _request_in(folder, inside) != request:
-                if (folder / MANIFEST).exists():
-                    remove_folder(folder)
-                fresh.rename(folder)
-        except OSError:
-            if _request_in(folder, inside) != request:
-                raise
+    with hold(folder):
+        present = _request_in(folder, inside)  # another process may have written it meanwhile
+        if present is None and folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: holds files that are not the playground's", hint="choose another folder")
+        if present != request:
+            with atomic_folder(folder) as fresh:
+                build(fresh)
+                write_json(fresh / MANIFEST, {**request, "files": _digest(fresh, inside)})
     return folder
 
 

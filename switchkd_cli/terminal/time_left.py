@@ -5,7 +5,6 @@ once it is in its last stage; then from the other rows. Waiting runs are assigne
 will be started.
 """
 
-import heapq
 import json
 import os
 import time
@@ -108,9 +107,8 @@ class Matrix:
         workers = [0.0] * (self._jobs - len(running))  # seconds until each worker is free
         for run, rest in zip(running, steps, strict=True):
             workers.append(max(rest or 0.0, known.get(run.row, mean) - (now - run.began)))
-        heapq.heapify(workers)
         for row in waiting:
-            heapq.heapreplace(workers, workers[0] + known.get(row, mean))
+            workers[workers.index(min(workers))] += known.get(row, mean)
         return max(workers, default=0.0)
 
 
