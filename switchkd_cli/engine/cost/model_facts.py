@@ -1,5 +1,6 @@
 """What a plan knows of a recipe's models: read from this machine, or else taken from published figures."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +19,7 @@ from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint, Model, Parts
+from switchkd_cli.recipe.schema import Checkpoint, Model
 
 HERE = "read on this machine"
 PUBLISHED = "published figures: not on this machine"
@@ -98,24 +99,19 @@ def describe_model(
 def _published_model(spec: Model, who: str) -> KnownModel | None:
     """Return the model that is built of these parts, some of which are not here; None where one is not known."""
     if isinstance(spec, Checkpoint):
-        if (fields := published()["models"].get(spec.checkpoint)) is not None:
-            config = AutoConfig.for_model(**fields)
-            return KnownModel(family_of(fields), config, config.get_text_config().vocab_size, PUBLISHED)
-        parts = published()["checkpoints"].get(spec.checkpoint)
-        if parts is None or spec.family is None:
+        if (fields := published()["models"].get(spec.checkpoint)) is None:
             return None
-        spec = Parts(family=spec.family, feature_layer=-2, feature_select="default", **parts)
+        config = AutoConfig.for_model(**copy.deepcopy(fields))
+        return KnownModel(
+            family_of(fields), config, fields.get("tokens", config.get_text_config().vocab_size), PUBLISHED
+        )
     family = registry.resolve("family", spec.family)
-    found = family.published_config(spec, who, _facts_of_part)
+    found = family.published_config(spec, who, published_part)
     return KnownModel(family, found[0], found[1], PUBLISHED) if found is not None else None
 
 
 def published_part(part: str, name: str) -> Mapping[str, Any]:
-    """Return the published facts of a part, `vision` or `language`; none for a name that published.yaml lacks."""
+    """Return the published facts of a part, `vision` (also a whole model's) or `language`; none for an unknown name."""
+    if part == "vision" and name in published()["models"]:
+        return {"config": published()["models"][name]["vision_config"]}
     return published()[part].get(name.removesuffix("-Instruct"), {})
-
-
-def _facts_of_part(part: str, name: str) -> Mapping[str, Any]:
-    """As `published_part`; the vision tower of a whole model serves as a tower."""
-    checkpoint = published()["checkpoints"].get(name, {}) if part == "vision" else {}
-    return published_part(part, checkpoint.get(part, name))
