@@ -17,7 +17,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from switchkd_cli.engine.build import load
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 
 
 def whole(model: VisionLanguageModel, folder: Path) -> None:

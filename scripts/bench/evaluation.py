@@ -19,7 +19,7 @@ from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 from switchkd_cli.engine.evaluation.score_model import score_request
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.named_files import locate
 from switchkd_cli.recipe.schema import Evaluation
 
 MODEL = "playground:teacher"

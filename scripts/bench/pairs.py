@@ -12,12 +12,12 @@ from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGenerati
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, collate
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.models.image_processors import default_image_processor
 from switchkd_cli.engine.models.llava import SEAM
+from switchkd_cli.engine.models.processors import default_image_processor
 from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.named_files import locate
 
 TEACHER, LANGUAGE = locate("playground:teacher"), locate("playground:language")
 FEWEST = 0.6  # the shortest row's text, as a share of the longest's

@@ -36,7 +36,7 @@ def compare(options: CompareOptions) -> None:
     if options.figures is not None:
         from switchkd_cli.report.figures.draw import draw
 
-        for drawn in draw(scored, teacher, launch.FigureData(), options.figures):
+        for drawn in draw(scored, teacher, launch.figure_data, options.figures):
             console.say(str(drawn))
 
 
@@ -82,7 +82,7 @@ def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None
     from switchkd_cli.report.reproduction.write import write_report
 
     files = [find(name) for name in names]
-    for line in write_report(files, options.world, options.out, folder, launch.FigureData()):
+    for line in write_report(files, options.world, options.out, folder, launch.figure_data):
         console.say(line)
 
 

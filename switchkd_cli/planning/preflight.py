@@ -12,7 +12,7 @@ from pathlib import Path
 
 from switchkd_cli.benchmarks import LMMS_EVAL, OWN_ROWS
 from switchkd_cli.errors import MACHINE, UserError
-from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.named_files import locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
 

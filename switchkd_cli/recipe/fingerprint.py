@@ -9,8 +9,7 @@ from typing import Any
 from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import cache_home, content, digest_of, short_hash
-from switchkd_cli.recipe.data_files import data_files
-from switchkd_cli.recipe.model_paths import locate
+from switchkd_cli.recipe.named_files import data_files, locate
 from switchkd_cli.recipe.schema import DataSet, Evaluation
 
 DATASET = "dataset"  # the parameter of a source that names a folder of data, or a hub id

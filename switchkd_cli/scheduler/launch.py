@@ -214,15 +214,8 @@ def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]
     return list(islice(usable_rows(registry.resolve("source", spec.source)(root, **spec.parameters)), count))
 
 
-class FigureData:
-    """Data for figures that needs the saved models of finished runs; the engine is imported at the first question."""
+def figure_data() -> Any:
+    """The module with the data for figures that needs the saved models of finished runs; it imports the engine."""
+    from switchkd_cli.engine import figure_data
 
-    def position(self, folder: run_folder.RunFolder) -> Any:
-        from switchkd_cli.engine.figure_data import knee_position
-
-        return knee_position(folder)
-
-    def questions(self, folders: Sequence[run_folder.RunFolder]) -> Any:
-        from switchkd_cli.engine.figure_data import attention_examples
-
-        return attention_examples(folders)
+    return figure_data

@@ -10,7 +10,7 @@ from scipy import stats
 from switchkd_cli.commands.compare import compare
 from switchkd_cli.commands.options import CompareOptions
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.commands import test_compare as runs

@@ -18,11 +18,7 @@ from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, open_image, upri
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.data.turns import IMAGE
-from switchkd_cli.engine.models.image_processors import (
-    CLIPImageProcessorPil,
-    SiglipImageProcessorPil,
-    with_square_padding,
-)
+from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, SiglipImageProcessorPil, with_square_padding
 from switchkd_cli.errors import INPUT, UserError
 from tests.support import tiny
 

@@ -7,8 +7,8 @@ import pytest
 from switchkd_cli.engine.data import open_file
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.data_files import data_files
 from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.named_files import data_files
 from tests.data.test_data_files import saved
 from tests.support import tiny, tiny_run
 

@@ -14,7 +14,7 @@ from switchkd_cli.engine.data.prompt_template import template_text, tokens_after
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models.llava import LlavaBlueprint
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from tests.support import tiny, tiny_qwen
 from tests.support.square_inputs import SquareInputs
 

@@ -18,7 +18,7 @@ from switchkd_cli import cli
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.playground.benchmark_sets import benchmark_items
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import Parts
 from tests.export.test_written import parts  # noqa: F401 (a fixture)
 from tests.models.test_tinyllava import SAYS

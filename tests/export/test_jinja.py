@@ -19,7 +19,7 @@ import pytest
 from jinja2 import nodes
 
 from switchkd_cli.engine.models.tokenizers import IN_PARTS
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.registry import TEMPLATES, template
 from tests.support import tiny_qwen
 

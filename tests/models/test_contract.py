@@ -19,16 +19,12 @@ from switchkd_cli.engine.compatibility import (
 )
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.models.image_processors import (
-    CLIPImageProcessorPil,
-    LlavaImageProcessorPil,
-    SiglipImageProcessorPil,
-)
 from switchkd_cli.engine.models.llava import LlavaBlueprint
+from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import DataSet, Stage, Term
 from tests.support import tiny
 

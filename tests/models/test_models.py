@@ -29,8 +29,8 @@ from transformers import (
 
 from switchkd_cli.engine import weights
 from switchkd_cli.engine.build import check_checkpoint, check_model
-from switchkd_cli.engine.models.image_processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
+from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.shape import features_of, image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError

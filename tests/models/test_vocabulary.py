@@ -13,7 +13,7 @@ from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.models.tokenizers import IN_PARTS, read_tokenizer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 
 TEMPLATE = (ASSETS / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
 OTHER = "{{ messages[0].role }}"

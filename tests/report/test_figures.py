@@ -60,16 +60,16 @@ def teacher(not_beaten=None):
 class NoModels:
     """Saved models of which nothing can be shown."""
 
-    def position(self, folder):
+    def knee_position(self, folder):
         return None
 
-    def questions(self, folders):
+    def attention_examples(self, folders):
         return []
 
 
 def test_each_figure_is_a_png_and_an_svg_with_its_text_and_what_can_t_be_drawn_is_said(runs, tmp_path):
     folder = tmp_path / "deep" / "pictures"
-    said = [str(drawn) for drawn in draw.draw(runs, teacher(), NoModels(), folder)]
+    said = [str(drawn) for drawn in draw.draw(runs, teacher(), NoModels, folder)]
     assert {p.name for p in folder.iterdir()} == {
         f"{name}.{kind}" for name in ("radar", "curves", "cost") for kind in ("png", "svg")
     }
@@ -84,7 +84,7 @@ def test_each_figure_is_a_png_and_an_svg_with_its_text_and_what_can_t_be_drawn_i
 
 def test_a_figure_drawn_twice_is_the_same_file(runs, tmp_path):
     for name in ("one", "two"):
-        list(draw.draw(runs, teacher(), NoModels(), tmp_path / name))
+        list(draw.draw(runs, teacher(), NoModels, tmp_path / name))
     assert (tmp_path / "one" / "cost.svg").read_bytes() == (tmp_path / "two" / "cost.svg").read_bytes()
 
 

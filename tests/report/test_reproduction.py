@@ -44,10 +44,10 @@ def root(tmp_path, file):
 
 
 class NoModels:
-    def position(self, folder):
+    def knee_position(self, folder):
         return None
 
-    def questions(self, folders):
+    def attention_examples(self, folders):
         return []
 
 
@@ -234,7 +234,7 @@ def test_the_protocol_says_whose_tasks_they_are(root, file, tmp_path):
 
 def test_without_any_run_there_is_no_report(file, tmp_path):
     with pytest.raises(UserError, match="no finished run with scores of components") as refused:
-        list(write_report([file], None, tmp_path / "none", tmp_path / "out", NoModels()))
+        list(write_report([file], None, tmp_path / "none", tmp_path / "out", NoModels))
     assert refused.value.hint == f"switchkd ablate {file} --seeds 1"
     assert not (tmp_path / "out").exists()
 
@@ -349,7 +349,7 @@ class Parts(HTMLParser):
 
 def test_the_page_stands_alone(root, file, tmp_path):
     out = tmp_path / "report"
-    said = list(write_report([file], None, root, out, NoModels()))
+    said = list(write_report([file], None, root, out, NoModels))
     assert sum(line.startswith("report: ") for line in said) == 2
     parts = Parts()
     page = (out / "report.html").read_text()

@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 
 
 def save_tiny_llava(folder: Path) -> Path:

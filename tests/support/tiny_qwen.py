@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken
 from transformers import LlavaProcessor, Qwen2TokenizerFast
 
-from switchkd_cli.engine.models.image_processors import SiglipImageProcessorPil
+from switchkd_cli.engine.models.processors import SiglipImageProcessorPil
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 CORPUS = """\

@@ -36,7 +36,7 @@ from switchkd_cli.engine.models.vision_language_model import ProjectedImage, Vis
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import PairFact
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import Parts
 
 NAME = "toy"

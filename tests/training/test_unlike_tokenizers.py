@@ -25,7 +25,7 @@ from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import Misfit
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.recipe.model_paths import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions

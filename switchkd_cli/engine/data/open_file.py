@@ -31,7 +31,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content, short_hash
 from switchkd_cli.playground.training_rows import WITHOUT_IMAGES, write_rows
-from switchkd_cli.recipe.data_files import data_files
+from switchkd_cli.recipe.named_files import data_files
 
 FORMATS = (".json", ".jsonl", ".parquet", ".tar")
 ENDINGS = ", ".join(FORMATS)

@@ -13,7 +13,7 @@ from yaml import YAMLError
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, with_accuracies
 from switchkd_cli.engine.build import family_of
 from switchkd_cli.files.atomic import read_json, write_text
-from switchkd_cli.recipe.model_paths import SHIPPED, is_hub_id, locate
+from switchkd_cli.recipe.named_files import SHIPPED, is_hub_id, locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.report.formats.markdown import plain
 from switchkd_cli.report.formats.template import environment_of

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from switchkd_cli.engine.losses.ops.group_by_row import group_by_row
+from switchkd_cli.engine.losses.ops.positions import group_by_row
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, mask_padding, padding_columns
 
 

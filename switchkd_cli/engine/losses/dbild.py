@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.kl import kl
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import LeaderTopK, at_knees_of, sum_over_leaders
 from switchkd_cli.engine.losses.ops.pairwise_kl import forward_pairwise_kl, reverse_pairwise_kl
-from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, nan_where_broken
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, nan_where_broken
 
 
 @at_knees_of("teacher", "student")

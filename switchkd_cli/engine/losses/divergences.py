@@ -8,8 +8,7 @@ From a target that moves from the student to the teacher during a stage (TAID, 2
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.kl import kl, log_probabilities, mix
-from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, without_padding
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:

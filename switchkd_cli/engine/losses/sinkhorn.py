@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.losses.ops.group_by_row import group_by_row
+from switchkd_cli.engine.losses.ops.positions import group_by_row
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, without_padding
 
 

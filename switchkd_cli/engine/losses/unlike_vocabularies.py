@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.ops.kl import kl
-from switchkd_cli.engine.losses.ops.spans import first_positions, sum_over_spans
-from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
+from switchkd_cli.engine.losses.ops.positions import first_positions, sum_over_spans
+from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl
 
 
 def uld(

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.models.image_processors import EQUAL, NEAR, normalisation, probes
+from switchkd_cli.engine.models.processors import EQUAL, NEAR, normalisation, probes
 from switchkd_cli.engine.models.shape import features_of, shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError

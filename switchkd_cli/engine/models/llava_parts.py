@@ -14,7 +14,7 @@ import transformers
 from transformers import LlavaConfig, LlavaProcessor, PretrainedConfig
 
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, configs_only, fetch
-from switchkd_cli.engine.models import image_processors, tinyllava
+from switchkd_cli.engine.models import processors, tinyllava
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Family, Published
@@ -52,7 +52,7 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
         named = fetch(spec.image_processor, f"{who}.image_processor", allow_pickle=spec.allow_pickle)
         image_processor = _image_processor(named, _whole(named))
         if image_processor is None:
-            raise UserError(f"{named}: no {image_processors.FILE} there, and no complete model")
+            raise UserError(f"{named}: no {processors.FILE} there, and no complete model")
     check_weights(*filter(None, (None if whole else vision, None if speaker else language)))
 
     def weights(dtype: str) -> transformers.LlavaForConditionalGeneration:
@@ -115,9 +115,9 @@ def _image_processor(checkpoint: CheckpointFolder | None, whole: Blueprint | Non
     """Return the image processor that is stored with a tower or with a whole model, or None."""
     if whole:
         return whole.image_processor
-    if checkpoint is None or not checkpoint.has(image_processors.FILE):
+    if checkpoint is None or not checkpoint.has(processors.FILE):
         return None
-    return image_processors.read_image_processor(checkpoint)
+    return processors.read_image_processor(checkpoint)
 
 
 def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder | None) -> PretrainedConfig:

@@ -1,17 +1,105 @@
-"""Read transformers' own processors of images and text, without what needs torchvision."""
+"""Processors: read transformers' own of images and text without what needs torchvision; make and compare those of images."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
+    PretrainedConfig,
+    ProcessorMixin,
+    SiglipImageProcessorPil,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
-from switchkd_cli.engine.models.image_processors import PIL
+from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.tokenizers import own_template, with_padding
+from switchkd_cli.errors import UserError
+
+PIL = {"backend": "pil"}  # the other backend needs torchvision
+
+FILE = "preprocessor_config.json"
+PROBES = (96, 48), (48, 96)  # pixels of a wide and of a tall image
+NEAR, EQUAL = 0.05, 1e-3
+"""Shares of an image's range of values. Another resampling differs by 0.01; padding, cropping, scaling by 0.25 or more."""
+
+
+def read_image_processor(checkpoint: CheckpointFolder):
+    """Return the image processor that is stored in a folder."""
+    with as_user_error(f"{checkpoint}: no readable {FILE}"):
+        return AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
+
+
+def default_image_processor(vision: PretrainedConfig):
+    """Return the image processor that towers of this kind are published with, at the config's image size.
+
+    SigLIP: resize to a square, mean and standard deviation 0.5. CLIP: resize the short side, crop the centre, CLIP's
+    own mean and standard deviation.
+    """
+    side = vision.image_size
+    square = {"height": side, "width": side}
+    if vision.model_type == "clip_vision_model":
+        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
+    return SiglipImageProcessorPil(size=square, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def with_square_padding(processor):
+    """Return the image processor that first pads images to squares with the mean colour, then does as `processor`."""
+    size = processor.size if processor.size.get("shortest_edge") else {"shortest_edge": processor.size["height"]}
+    cut = getattr(processor, "crop_size", None) or processor.size
+    kept = {name: getattr(processor, name) for name in ("resample", "image_mean", "image_std")}
+    return LlavaImageProcessorPil(do_pad=True, size=dict(size), crop_size=dict(cut), **kept)
+
+
+def probes() -> list[Image.Image]:
+    """Return a wide and a tall test image.
+
+    They are colour gradients, so that each place has its own colour: padding, cropping or squashing shows clearly,
+    another resampling hardly at all.
+    """
+    images = []
+    for width, height in PROBES:
+        across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+        images.append(Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8)))
+    return images
+
+
+def prepared_probes(image_processor) -> Tensor:
+    """Return the `probes`, prepared by an image processor, [2, 3, H, W].
+
+    Raises UserError for a processor that fails, or makes images of a size that no tower takes, or values that are not
+    finite.
+    """
+    most = FIELDS["limits"]["image_size"]
+    with as_user_error("the image processor can't prepare an image"), np.errstate(all="ignore"):
+        for size in (image_processor.size, getattr(image_processor, "crop_size", None)):
+            if size and not all(1 <= side <= most for side in _sides(size).values()):
+                raise UserError(f"the image processor makes images of {_sides(size)}, {most} is the most")
+        pixels = image_processor(probes(), return_tensors="pt")["pixel_values"]
+    if not pixels.isfinite().all():
+        mean, std = normalisation(image_processor)
+        raise UserError(f"the image processor makes values that are not finite (mean {mean}, std {std})")
+    return pixels
+
+
+def normalisation(image_processor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of each channel."""
+    return tuple(image_processor.image_mean or ()), tuple(image_processor.image_std or ())
+
+
+def _sides(size: Mapping[str, int | None]) -> dict[str, int]:
+    return {name: side for name, side in dict(size).items() if side is not None}
+
 
 VIDEO = "video_preprocessor_config.json"  # where older releases keep a processor's part for videos
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration,
 
 from switchkd_cli import registry
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, fetch
-from switchkd_cli.engine.models import image_processors, tokenizers
+from switchkd_cli.engine.models import processors, tokenizers
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, renamed
 from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, TOWERS, LlavaBlueprint, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, IN_PARTS
@@ -45,7 +45,7 @@ def read(checkpoint: CheckpointFolder) -> LlavaBlueprint:
     config = _config(checkpoint, fields, tokenizer)
     image_processor, notes = _image_processor(checkpoint, fields, config)
     if fields.get("image_aspect_ratio") == "pad":
-        image_processor = image_processors.with_square_padding(image_processor)
+        image_processor = processors.with_square_padding(image_processor)
     template = IN_PARTS + registry.template("tinyllava")  # a base and an instruct model differ in their end token
     processor = processor_for(config, image_processor, tokenizer, template)
     return LlavaBlueprint.of(config, processor, partial(_weights, checkpoint, config, tokenizer), notes)
@@ -116,21 +116,21 @@ def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], co
     """
     name = str(fields["vision_config"].get("model_name_or_path") or fields.get("vision_model_name_or_path") or "")
     for folder in (checkpoint, checkpoint / "vision_tower"):
-        if folder.has(image_processors.FILE):
-            return image_processors.read_image_processor(folder), ()
+        if folder.has(processors.FILE):
+            return processors.read_image_processor(folder), ()
     try:
-        tower = fetch(name, f"{checkpoint}: image processor", only=(image_processors.FILE,))
-        return image_processors.read_image_processor(tower), ()
+        tower = fetch(name, f"{checkpoint}: image processor", only=(processors.FILE,))
+        return processors.read_image_processor(tower), ()
     except UserError as error:
         if not name.rstrip("/").rpartition("/")[2].startswith(PUBLISHED[config.vision_config.model_type]):
             raise UserError(
                 f"{checkpoint}: its image processor is not here: {name or 'no name'} "
                 "(config.json: vision_config.model_name_or_path)",
-                hint=f"copy the {image_processors.FILE} of the vision tower that it was trained with into its folder",
+                hint=f"copy the {processors.FILE} of the vision tower that it was trained with into its folder",
                 code=error.code,
             ) from error
     note = f"{checkpoint}: {name} is not here: images are prepared as for the published tower of that name"
-    return image_processors.default_image_processor(config.vision_config), (note,)
+    return processors.default_image_processor(config.vision_config), (note,)
 
 
 def _weights(

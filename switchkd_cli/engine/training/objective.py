@@ -11,7 +11,7 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, PerImage, loss_per_image, row_selector
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.losses.ops.spans import single_tokens, span_rows
+from switchkd_cli.engine.losses.ops.positions import single_tokens, span_rows
 from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import Term

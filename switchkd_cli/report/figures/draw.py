@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from switchkd_cli.errors import shown
 from switchkd_cli.registry import LOSSES, signature
 from switchkd_cli.report.figures import style
-from switchkd_cli.report.figures.saved_models import AttentionExample, KneePosition, attention, knees
+from switchkd_cli.report.figures.saved_models import attention, knees
 from switchkd_cli.report.figures.scores import gain_and_cost, radar
 from switchkd_cli.report.figures.training_curves import curves, lengths
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
@@ -35,17 +35,10 @@ class DrawnFigure(NamedTuple):
         return "\n".join(f"figure: {shown(path)}" for path in self.paths)
 
 
-class Models(Protocol):
-    """Data for figures that needs the saved models (engine/figure_data.py)."""
-
-    def position(self, folder: RunFolder) -> KneePosition | None: ...
-    def questions(self, folders: Sequence[RunFolder]) -> list[AttentionExample]: ...
-
-
 def draw(
     runs: Sequence[ScoredRun],
     teacher: TeacherScores,
-    models: Models,
+    of_models: Callable[[], Any],
     folder: Path,
     *,
     reference: str | None = SFT,
@@ -53,7 +46,7 @@ def draw(
 ) -> Iterator[DrawnFigure]:
     """Draw radar, cost, lengths, curves, knees and attention; yield what was drawn, and what can't be.
 
-    `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
+    `of_models` returns engine/figure_data.py, which reads saved models. `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
     Of a row with several seeds, the first saved model is used.
     """
     rows = style.plotted_rows(runs)
@@ -62,8 +55,8 @@ def draw(
         "cost": lambda: gain_and_cost(rows, teacher, reference),
         "lengths": lambda: lengths(rows),
         "curves": lambda: curves(rows),
-        "knees": lambda: _knees(rows, models),
-        "attention": lambda: _attention(rows, models),
+        "knees": lambda: _knees(rows, of_models),
+        "attention": lambda: _attention(rows, of_models),
     }
     with matplotlib.rc_context(fname=style.SETTINGS):
         for name, texts in FIGURES.items():
@@ -73,18 +66,18 @@ def draw(
                 yield DrawnFigure(name, reason=texts["lacks"].format(reference=reference or SFT))
 
 
-def _knees(rows: Sequence[style.PlottedRow], models: Models) -> Figure | None:
+def _knees(rows: Sequence[style.PlottedRow], of_models: Callable[[], Any]) -> Figure | None:
     for row in rows:
         losses = {term["loss"] for stage in row.runs[0].stages[-1:] for term in stage.get("objective", ())}
         with_knees = any(signature("loss", name).knees for name in losses & LOSSES.keys())
-        if with_knees and (folder := _saved(row)) and (position := models.position(folder)):
+        if with_knees and (folder := _saved(row)) and (position := of_models().knee_position(folder)):
             return knees(position, row.colour)
     return None
 
 
-def _attention(rows: Sequence[style.PlottedRow], models: Models) -> Figure | None:
+def _attention(rows: Sequence[style.PlottedRow], of_models: Callable[[], Any]) -> Figure | None:
     saved = [(row, folder) for row in rows if (folder := _saved(row))][:MOST_MAPS]
-    examples = models.questions([folder for _, folder in saved]) if saved else []
+    examples = of_models().attention_examples([folder for _, folder in saved]) if saved else []
     return attention(examples, [(row.title, row.colour) for row, _ in saved]) if examples else None
 
 

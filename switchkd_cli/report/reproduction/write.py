@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Any
 
 from switchkd_cli.benchmarks import in_order
 from switchkd_cli.errors import UserError, shown
@@ -25,14 +25,13 @@ from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.tables.columns import protocol
 from switchkd_cli.report.texts import TEXTS
 
-if TYPE_CHECKING:
-    from switchkd_cli.report.figures.draw import Models
-
 PICTURES = "pictures"  # the folder's name; links to it are stored in written reports
 WORLDS = {"playground": "the playground", "hub": "published data sets"}
 
 
-def write_report(files: Sequence[Path], world: str | None, root: Path, folder: Path, models: Models) -> Iterator[str]:
+def write_report(
+    files: Sequence[Path], world: str | None, root: Path, folder: Path, of_models: Callable[[], Any]
+) -> Iterator[str]:
     """Write report.html, report.md and pictures/ from the finished runs of the recipes; yield what was written.
 
     Raises UserError where no recipe has a run with scores.
@@ -45,14 +44,14 @@ def write_report(files: Sequence[Path], world: str | None, root: Path, folder: P
     figures: dict[str, list[Block]] = {recipe.name: [] for recipe in recipes}
     for recipe in recipes:
         if recipe.runs:
-            yield from _draw(recipe, models, folder, figures[recipe.name])
+            yield from _draw(recipe, of_models, folder, figures[recipe.name])
     document = compose(recipes, figures)
     for name, text in (("report.html", to_html(document, folder)), ("report.md", to_markdown(document))):
         write_text(folder / name, text)
         yield f"report: {shown((folder / name).absolute())}"
 
 
-def _draw(recipe: RecipeRuns, models: Models, folder: Path, blocks: list[Block]) -> Iterator[str]:
+def _draw(recipe: RecipeRuns, of_models: Callable[[], Any], folder: Path, blocks: list[Block]) -> Iterator[str]:
     """Draw a recipe's figures and append them to `blocks`, or the reason why there is none."""
     from switchkd_cli.report.figures.draw import FIGURES, draw  # matplotlib: only here
 
@@ -61,7 +60,7 @@ def _draw(recipe: RecipeRuns, models: Models, folder: Path, blocks: list[Block])
         old.unlink(missing_ok=True)
     forms = {name: ("svg",) for name in FIGURES} | {"attention": ("png",)}  # maps of patches are no drawing
     control = control_of(recipe.own_world_rows, recipe.planned_rows[0].row, "steps")
-    for drawn in draw(recipe.runs, recipe.teacher, models, place, reference=control, forms=forms):
+    for drawn in draw(recipe.runs, recipe.teacher, of_models, place, reference=control, forms=forms):
         if drawn.reason:
             yield f"{recipe.name}: {drawn}"
             blocks.append(Text(f"N{str(drawn)[1:]}."))

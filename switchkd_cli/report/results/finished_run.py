@@ -10,7 +10,7 @@ from switchkd_cli.benchmarks import BENCHMARKS, with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import inherit
-from switchkd_cli.recipe.model_paths import ASSETS, SHIPPED
+from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
 from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
 from switchkd_cli.report.stats.readers import Reader, readable, reread
 from switchkd_cli.report.stats.yes_no import yes_no

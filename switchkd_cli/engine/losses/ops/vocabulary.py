@@ -5,6 +5,8 @@ nothing about a model, yet a single one moves a knee by thousands of ranks. A co
 therefore left out in both. NaN and +inf are not padding: they stay, and the loss is NaN.
 """
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -53,3 +55,21 @@ def without_padding(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Ten
     """Return both logits [N, V] in float32 at least, the teacher's detached, with padding columns at the floor."""
     padding = padding_columns(teacher_logits, student_logits)
     return mask_padding(teacher_logits.detach(), padding), mask_padding(student_logits, padding)
+
+
+def log_probabilities(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log softmax(z / temperature) of both logits [N, V], without padding columns, the teacher's detached."""
+    teacher, student = without_padding(teacher_logits, student_logits)
+    return (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) over the last axis, in nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def mix(log_p: Tensor, log_q: Tensor, name: str, share: float) -> Tensor:
+    """Return log(share p + (1 - share) q). Raises ValueError, naming the share, unless it lies between 0 and 1."""
+    if not 0 < share < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {share}")
+    return torch.logaddexp(log_p + log(share), log_q + log(1 - share))

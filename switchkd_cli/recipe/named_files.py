@@ -1,8 +1,10 @@
-"""Find the folder or hub id that a model's name in a recipe stands for."""
+"""What the names in a recipe stand for: models (a folder, a hub id, playground:NAME), and the files of data."""
 
 import re
-from os.path import exists, isdir  # unlike Path's methods, they don't raise for very long names
+from glob import glob
+from os.path import exists, isdir, isfile  # unlike Path's methods, they don't raise for very long names
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli.errors import UserError
 
@@ -44,3 +46,15 @@ def is_hub_id(name: str) -> bool:
         return not isdir(locate(name))
     except UserError:
         return False
+
+
+def data_files(value: Any) -> list[str]:
+    """Return the files of a name, a pattern (`*`, `?`, `[]`, `**`) or a list of these, each once; a pattern's are sorted.
+
+    A name without a file, and a pattern without matches, stand for themselves. Anything else has no files.
+    """
+    found: list[str] = []
+    for name in value if isinstance(value, list) else [value]:
+        if isinstance(name, str):
+            found += [name] if isfile(name) else sorted(filter(isfile, glob(name, recursive=True))) or [name]
+    return list(dict.fromkeys(found))

@@ -1,10 +1,12 @@
-"""Spans of bytes that two models' tokens end together: [N] numbers, increasing, of the token that each position predicts.
+"""Positions of examples: side by side, and in spans of bytes that two models' tokens end together.
 
-A number is of one example alone; -1 is in no span. Both models have the same spans, each with a token at least.
+A span's number, of the token that each position predicts, is of one example alone; numbers [N] increase; -1 is in no span. Both
+models have the same spans, each with a token at least.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def first_positions(spans: Tensor) -> Tensor:
@@ -34,3 +36,14 @@ def single_tokens(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _alone(spans: Tensor) -> Tensor:
     around = torch.cat([spans.new_full((1,), -1), spans, spans.new_full((1,), -1)])
     return (spans >= 0) & (spans != around[:-2]) & (spans != around[2:])
+
+
+def group_by_row(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values [N, ...] as [R, L, ...], one example in each of R, padded with 0, and a mask [R, L] of the values.
+
+    ``rows`` [N] int64 says which example each value belongs to; equal ones are neighbours. ``out[mask]`` is ``values``.
+    """
+    _, count = rows.unique_consecutive(return_counts=True)
+    count = count if len(count) else count.new_zeros(1)  # no value: one example without any
+    padded = pad_sequence(values.split(count.tolist()), batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=rows.device) < count[:, None]
