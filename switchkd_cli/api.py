@@ -23,8 +23,8 @@ from switchkd_cli.commands import evaluate as evaluation
 from switchkd_cli.commands import train as training
 from switchkd_cli.commands.options import AblateOptions, CompareOptions, DistillOptions, EvalOptions, TrainOptions
 from switchkd_cli.errors import UserError, did_you_mean, shown
-from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.named_files import find
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RUNS
 

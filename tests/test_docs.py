@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from scripts import recipe_fields
 from switchkd_cli.cli import app
 from switchkd_cli.commands.options import comma_separated
-from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.named_files import find
 from switchkd_cli.recipe.schema import Recipe, RowFormat
 
 ROOT = Path(__file__).parents[1]

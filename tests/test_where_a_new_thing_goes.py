@@ -15,7 +15,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.build import check_model
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import planned_machine
-from switchkd_cli.recipe import find
+from switchkd_cli.recipe import named_files
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.schema import Checkpoint
 from switchkd_cli.scheduler import launch
@@ -161,8 +161,8 @@ def test_a_paper_s_table_with_its_rows_and_printed_numbers(here):
     (here / "recipes/printed/other_paper.yaml").write_text("theirs-7b: {gqa: 63.0, average: 63.0}\n")
     text = small_recipe.write(here).read_text()
     (here / "recipes/other_table.yaml").write_text(text.replace("{gqa: 61.6, average: 60.1}", "theirs-7b"))
-    assert "other-table" in find.recipes()
-    rows = load_rows(find.find("other-table"))
+    assert "other-table" in named_files.recipes()
+    rows = load_rows(named_files.find("other-table"))
     assert [run.row for run in rows] == ["switch-kd", "sft", "long"]
     assert rows[0].paper == {"gqa": 63.0, "average": 63.0}
 

@@ -10,8 +10,8 @@ from switchkd_cli.commands.evaluate import finished_run
 from switchkd_cli.commands.options import CompareOptions
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json
-from switchkd_cli.recipe.find import find, find_or_none
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.named_files import find, find_or_none
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch

@@ -10,8 +10,8 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.find import find, find_or_none
 from switchkd_cli.recipe.load import LoadedRecipe, load_many, load_rows
+from switchkd_cli.recipe.named_files import find, find_or_none
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished

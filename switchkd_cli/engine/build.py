@@ -12,13 +12,12 @@ from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Rows
-from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe

@@ -13,7 +13,7 @@ from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import overrides, yaml_positions
-from switchkd_cli.recipe.find import HERE, recipes, yaml_files
+from switchkd_cli.recipe.named_files import HERE, recipes, yaml_files
 from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, line, listed, mapping
 
 EXTENDS = "extends"

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import inherit, yaml_positions
 from switchkd_cli.recipe import overrides as patches
-from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.named_files import find
 from switchkd_cli.recipe.problems import parse
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import overrides, yaml_positions
-from switchkd_cli.recipe.find import yaml_files
+from switchkd_cli.recipe.named_files import yaml_files
 from switchkd_cli.recipe.problems import parse
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
 from switchkd_cli.recipe.yaml_positions import at, line, mapping, mappings, trained_on

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe import find
+from switchkd_cli.recipe import named_files
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
@@ -228,7 +228,7 @@ def test_wrong_input_is_reported_for_all_recipes_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", find.recipes())
+@pytest.mark.parametrize("name", named_files.recipes())
 def test_every_name_of_a_recipe_names_it(name, monkeypatch):
     """`table1-0.5b` has a dot, as the changes have; underscores are as good."""
     asked = []

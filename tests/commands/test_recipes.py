@@ -8,9 +8,8 @@ import pytest
 from switchkd_cli.commands import dry_run
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe import yaml_positions
-from switchkd_cli.recipe.find import find
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.recipe.named_files import ASSETS
+from switchkd_cli.recipe.named_files import ASSETS, find
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, widened

@@ -11,11 +11,10 @@ from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
 from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import shape
-from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.diagnostics import Diagnostics

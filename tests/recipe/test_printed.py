@@ -6,7 +6,7 @@ import pytest
 
 from switchkd_cli.benchmarks import TEN
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe import find, yaml_positions
+from switchkd_cli.recipe import named_files, yaml_positions
 from switchkd_cli.recipe.load import load
 from tests.support.small_recipe import write
 
@@ -21,7 +21,7 @@ def printed(tmp_path, monkeypatch):
     (tmp_path / "printed").mkdir()
     file = tmp_path / "printed" / "ours.yaml"
     file.write_text("table-9: {gqa: 50.5, average: 48.0}\nother: {pope: 80.0}\n")
-    monkeypatch.setattr(find, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(named_files, "FOLDERS", (tmp_path,))
     return file
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe import find
+from switchkd_cli.recipe import named_files
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.runs.run_folder import folder
 from tests.support.small_recipe import write
@@ -33,7 +33,7 @@ def recipe(tmp_path, monkeypatch):
     """A recipe of models that are not here, beside a world that has stand-ins for them."""
     (tmp_path / "worlds").mkdir()
     (tmp_path / "worlds" / "toy.yaml").write_text(WORLD)
-    monkeypatch.setattr(find, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(named_files, "FOLDERS", (tmp_path,))
     text_of = [(old.replace("MODEL", str(tmp_path / "model")), new) for old, new in REAL]
     return write(tmp_path, *text_of)
 

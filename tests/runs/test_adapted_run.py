@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.build import check_pair
-from switchkd_cli.engine.feature_adapter import FILE
+from switchkd_cli.engine.paths import FILE
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.runs import run_folder
 from tests.support import forked, tiny, tiny_run

@@ -20,10 +20,9 @@ from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation, count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
-from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
-from switchkd_cli.engine.paths import PATHS, Paths
+from switchkd_cli.engine.paths import PATHS, FeatureAdapter, Paths
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.recipe.schema import Stage
 from tests.support.measured import micro_batch

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from switchkd_cli import registry
-from switchkd_cli.engine.feature_adapter import FeatureAdapter
-from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import unfreeze

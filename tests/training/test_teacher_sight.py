@@ -14,8 +14,8 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import loop as training
 from switchkd_cli.engine.training.loop import Loop, train
-from switchkd_cli.engine.training.teacher_sight import look
 from switchkd_cli.engine.training.trainer import Trainer
+from switchkd_cli.engine.training.training_warnings import look
 from switchkd_cli.recipe.schema import Stage
 from tests.support import tiny
 

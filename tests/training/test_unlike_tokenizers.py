@@ -15,9 +15,8 @@ from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
-from switchkd_cli.engine.feature_adapter import FeatureAdapter
 from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.diagnostics import Diagnostics

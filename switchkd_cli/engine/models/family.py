@@ -1,13 +1,13 @@
 """A family of models: how its checkpoints are recognised and read, and what a plan and a model card need of it.
 
-A family is a `Family` in families.py, or a subclass in a file of its own, a line of the registry, and a test class that
-inherits tests/support/family.py's. No code outside `engine/models` depends on a particular family.
+A family is a `Family` below, with a seam each (`seams.py`), or a subclass in a file of its own, a line of the registry, and a
+test class that inherits tests/support/family.py's. No code outside `engine/models` depends on a particular family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import notes_and_ends, read_config
 from switchkd_cli.engine.models.processors import read_processor
-from switchkd_cli.engine.models.seams import Seam
+from switchkd_cli.engine.models.seams import Merged, Seam, Tower
 from switchkd_cli.engine.models.shape import shape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.weights import check_weights, load_weights
@@ -93,3 +93,16 @@ class Family:
             return VisionLanguageModel(model, SimpleNamespace(seam=self.seam))  # type: ignore[arg-type]
 
     shape = staticmethod(shape)
+
+
+TILES = Tower(at_layer=True, connects=("multi_modal_projector", "image_newline"))
+LLAVA_NEXT = Family("llava_next", TILES)
+LLAVA_ONEVISION = Family("llava_onevision", replace(TILES, of_row="batch_num_images"))
+INTERNVL = Family("internvl", Tower(layers="encoder.layer", stacks=True))
+GEMMA3 = Family("gemma3", Tower(types="token_type_ids", stacks=True))
+POOLING = Tower(connects=("embed_vision",), types="mm_token_type_ids", places="image_position_ids")
+GEMMA4 = Family("gemma4", POOLING)
+CONNECTED = Tower("vision_model", language="text_model", connects=("connector",))
+SMOLVLM, IDEFICS3 = (Family(name, CONNECTED) for name in ("smolvlm", "idefics3"))
+QWEN2_VL, QWEN2_5_VL, QWEN3_5 = (Family(name, Merged()) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_5"))
+QWEN3_VL = Family("qwen3_vl", Merged(connects=("visual.merger", "visual.deepstack_merger_list")))

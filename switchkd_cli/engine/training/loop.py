@@ -21,9 +21,8 @@ from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
 from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.state_files import random_state, set_random_state
-from switchkd_cli.engine.training.teacher_sight import look
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
-from switchkd_cli.engine.training.training_warnings import TrainingWarnings, remedy
+from switchkd_cli.engine.training.training_warnings import TrainingWarnings, look, remedy
 from switchkd_cli.engine.training.validation import Validator
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 from switchkd_cli.files.atomic import append_json_lines

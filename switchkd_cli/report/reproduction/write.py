@@ -11,7 +11,7 @@ from typing import Any
 from switchkd_cli.benchmarks import in_order
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.files.atomic import write_text
-from switchkd_cli.recipe.find import find_or_none
+from switchkd_cli.recipe.named_files import find_or_none
 from switchkd_cli.report import document as model
 from switchkd_cli.report.document import Block, Callout, Facts, FigureFile, Points, Section, Text
 from switchkd_cli.report.formats.html import to_html
