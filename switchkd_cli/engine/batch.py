@@ -187,14 +187,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        every = {id(image): image for of in self.readings for image in of.images}  # both may read the same ones
-        images = {key: {k: v.to(device, non_blocking=True) for k, v in image.items()} for key, image in every.items()}
-        return self._to(device, images)
-
-    def _to(self, device: torch.device, images: Mapping[int, ImageInput]) -> Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        teacher = self.teacher and self.teacher._to(device, images)
-        return replace(self, images=tuple(images[id(of)] for of in self.images), teacher=teacher, **moved)  # type: ignore[arg-type]
+        images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
+        teacher = self.teacher and self.teacher.to(device)
+        return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
 
 
 def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:

@@ -206,8 +206,8 @@ def _compare_with_teacher(
         raise UserError("student and teacher read their own tokens, whose ids can't be compared")
     stage = run.config.stages[-1]
     data = {name: opened.get(name) or pair.open_data(name, paths.student, folder.root) for name in stage.data_sets}
-    if pair.teacher is not None:  # where no stage reads the teacher, its visual tokens are missing
-        data = {name: shown_to(rows, pair.student, pair.teacher) for name, rows in data.items()}
+    assert pair.teacher is not None  # where no stage reads it, its visual tokens are missing
+    data = {name: shown_to(rows, pair.student, pair.teacher) for name, rows in data.items()}
     trained, held_out = split(stage, data)
     named = (stage.validation.data if stage.validation else None) or ", ".join(stage.trained_on)
     about = {"data": named, "held_out": held_out is not None}

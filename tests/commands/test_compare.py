@@ -17,7 +17,7 @@ from switchkd_cli.report.document import Interval, Number, Probability
 from switchkd_cli.report.formats import export
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.results.row_runs import seeds_in_words
-from switchkd_cli.report.stats.yes_no import yes_no
+from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made

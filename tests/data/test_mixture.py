@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_map
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
 from switchkd_cli.engine.data.conversation import Mixture
-from switchkd_cli.engine.data.sampling import grouped_order, mixed_order, order
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import count_steps, visit_order
+from switchkd_cli.engine.training.data_loader import count_steps, grouped_order, mixed_order, order, visit_order
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import UserError

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from switchkd_cli.engine.data.sampling import grouped_order, order
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import count_workers, make_loader, visit_order
+from switchkd_cli.engine.training.data_loader import count_workers, grouped_order, make_loader, order, visit_order
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.recipe.schema import Stage
 from tests.support import tiny

@@ -8,8 +8,8 @@ import torch
 
 from switchkd_cli.engine.batch import Example, collate
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
-from switchkd_cli.engine.data.sampling import grouped_order, order
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.data_loader import grouped_order, order
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load

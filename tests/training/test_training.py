@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import count_steps
+from switchkd_cli.engine.training.data_loader import count_steps, order
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, ImageInput, collate
 from switchkd_cli.engine.data.conversation import Examples
-from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.data_loader import order
 from switchkd_cli.engine.training.processes import ALONE
 
 ROWS = 64  # rows compared: several thousand answer tokens

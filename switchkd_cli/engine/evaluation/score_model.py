@@ -18,7 +18,7 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.playground import benchmark_sets
 from switchkd_cli.playground.requested_folder import world_digest
 from switchkd_cli.recipe.schema import Evaluation
-from switchkd_cli.report.stats.yes_no import yes_no
+from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated

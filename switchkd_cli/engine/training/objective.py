@@ -119,12 +119,10 @@ class Objective:
 
     def aligned(self, normalizers: Normalizers) -> dict[str, float]:
         """Return the shares of the answers' bytes that lie in spans, and of the student's tokens that are in pairs."""
-        of, shares = normalizers.counts, {"bytes": "aligned bytes", "tokens": PAIRS}
-        return {
-            f"aligned/{of_all}": (of[part] / of[of_all].clamp(min=1)).item()
-            for of_all, part in shares.items()
-            if part in of
-        }
+        if PAIRS not in (of := normalizers.counts):
+            return {}
+        shares = {"bytes": of["aligned bytes"], "tokens": of[PAIRS]}
+        return {f"aligned/{name}": (part / of[name].clamp(min=1)).item() for name, part in shares.items()}
 
     def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
         """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""

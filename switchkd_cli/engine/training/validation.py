@@ -13,8 +13,8 @@ from torch import Tensor
 from switchkd_cli.engine.batch import Batch, Unusable, collate
 from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
-from switchkd_cli.engine.data.sampling import order
 from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.data_loader import order
 from switchkd_cli.engine.training.objective import LossInputs, Normalizers
 from switchkd_cli.engine.training.state_files import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import Trainer

@@ -11,9 +11,9 @@ from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import inherit
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
+from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
 from switchkd_cli.report.stats.readers import Reader, readable, reread
-from switchkd_cli.report.stats.yes_no import yes_no
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder

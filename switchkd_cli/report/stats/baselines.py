@@ -1,14 +1,17 @@
 """Which benchmarks count: those where the teacher clearly beats answering without looking."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
+from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.files.atomic import json_lines
 from switchkd_cli.report.document import Number
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.stats.intervals import UPPER, standard_error
+from switchkd_cli.report.stats.metric_units import AnswerLine
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}
 """Field of the teacher's results -> what the teacher has to beat."""
@@ -74,3 +77,28 @@ def minus(items: Items, baseline: Items) -> Number:
 def _images(items: Items) -> list[object]:
     """The image of each item, or the item itself."""
     return [image or (place, key) for place, key, image in items]
+
+
+OTHER = {"yes": "no", "no": "yes"}
+NEARLY_ALL = 95
+"""Per cent of a row's readable answers: with one word that often it is named. About half of the right ones are "yes"."""
+
+
+def yes_no(row: Benchmark, lines: Sequence[AnswerLine]) -> dict[str, Any]:
+    """Return `yes` and `no`, the answers that say so, and `accuracy`, 0..100, where the score counts one word only.
+
+    Nothing for other questions. The counts need the lines' `faults`, which answers read by another reader lack.
+    """
+    if row.asks != "yes-no" or not lines:
+        return {}
+    said = Counter(map(_said, lines)) if all("faults" in line for line in lines) else None
+    accuracy = {"accuracy": 100 * fmean(line["score"] for line in lines)} if row.counted else {}
+    return accuracy | ({word: said[word] for word in OTHER} if said else {})
+
+
+def _said(line: AnswerLine) -> str | None:
+    """The word that the stock rule reads in an answer: the right one or the other; None where it reads neither."""
+    right = str(line.get("target")).lower().strip(" .")
+    if line["score"]:
+        return right
+    return None if {"unreadable", "empty"} & set(line["faults"]) else OTHER.get(right)

@@ -10,8 +10,7 @@ from switchkd_cli.report.document import WARNING
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun, items, one_or_each
 from switchkd_cli.report.results.row_runs import seeds_in_words
-from switchkd_cli.report.stats.baselines import BASELINES
-from switchkd_cli.report.stats.yes_no import NEARLY_ALL, OTHER
+from switchkd_cli.report.stats.baselines import BASELINES, NEARLY_ALL, OTHER
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.report.texts import NOTES
 
