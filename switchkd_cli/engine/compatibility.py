@@ -170,11 +170,9 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     terms that compare what depends on tokens of the text: anything but features and visual tokens.
     """
     ours, theirs = (f"{len(model.inputs.tokenizer):,} tokens" for model in (student, teacher))
-    told, across = "", [term for term in terms if {"student"} < term.paths and _kinds(term) - {"features", "tokens"}]
-    if found := _other_ids(student, teacher):
-        told, of_student, of_teacher = found
-        ours, theirs = ours + of_student, theirs + of_teacher
-    elif by_bytes := [term.name for term in across if term.alignment == "bytes"]:
+    across = [term for term in terms if {"student"} < term.paths and _kinds(term) - {"features", "tokens"}]
+    by_bytes = [term.name for term in across if term.alignment == "bytes"]
+    if not (told := _other_ids(student, teacher)) and by_bytes:
         told = f"{', '.join(by_bytes)}: alignment: bytes, so that each model reads its own tokens"
     told = told and f"teacher: vocabulary: {told}"
     names: dict[bool, list[str]] = {True: [], False: []}  # by whether bytes help
@@ -187,18 +185,16 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {WORDS_HINT}")
 
 
-def _other_ids(student: Blueprint, teacher: Blueprint) -> tuple[str, str, str] | None:
-    """Return the first of the student's ids that is another token of the teacher, or none, and what either has there."""
+def _other_ids(student: Blueprint, teacher: Blueprint) -> str:
+    """Return what says that the first of the student's ids is another token of the teacher, or none; else nothing."""
     tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
     ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
     if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
         i, count = differing[0], len(differing)
-        told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
-        return told, f", id {i} is {ours[i]!r}", f", id {i} is {theirs[i]!r}"
+        return f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
     if missing := ours[len(theirs) :]:
-        counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
-        return f"{counts}, {missing[0]!r} the first that the teacher lacks", "", ""
-    return None
+        return f"{len(theirs)} tokens, the student's has {len(ours)}, {missing[0]!r} the first that the teacher lacks"
+    return ""
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:

@@ -68,7 +68,7 @@ class Paths(nn.Module):
         """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage."""
         super().__init__()
         self.tokens = tokens
-        of_teacher = vocabulary if tokens is None else tokens.columns
+        of_teacher = vocabulary if tokens is None else len(tokens.places[1])
         self.columns = {"student": vocabulary, "teacher": of_teacher, "switch": of_teacher}
         self.student = student
         self.switch_adapter = adapter

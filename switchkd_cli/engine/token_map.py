@@ -18,7 +18,7 @@ class TokenMap:
     """The student's and the teacher's tokens by the bytes that they stand for.
 
     `ends`: the tokens that end an answer, the student's and the teacher's, which are one and the same whatever their names.
-    `columns`: the teacher's tokens, the columns of its head that are read. `shared` [2, K]: pairs of ids, in the order of the
+    `shared` [2, K]: pairs of ids, in the order of the
     student's; `places`: of the student's ids and of the teacher's, [V] int64: which of the pairs it is in, -1 of one in none.
     """
 
@@ -26,7 +26,6 @@ class TokenMap:
         self, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, ends: tuple[int | None, int | None]
     ) -> None:
         self._student, self._teacher = student, teacher
-        self.columns = len(teacher)
         ours, theirs = (_by_bytes(of, end) for of, end in zip((student, teacher), ends, strict=True))
         pairs = sorted((id, theirs[key]) for key, id in ours.items() if key in theirs)
         self.shared = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
