@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from switchkd_cli import stock_tasks
 from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
@@ -35,8 +34,6 @@ def evaluate(options: EvalOptions) -> RunFolder:
     if metrics:
         names = [*(names or ()), *(f"{OWN_ROWS}.{metric}" for metric in metrics)]
     tasks_path = str(options.tasks_path.absolute()) if options.tasks_path else None
-    if refused := [problem for name in names or () if (problem := stock_tasks.refusal(name, tasks_path))]:
-        raise UserError([f"--benchmarks: {problem}" for problem in refused])
     folder = run_folder.newest(root) if model is None else finished_run(model)
     # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None

@@ -220,11 +220,6 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     )
 
 
-def same_tensors(one: ImageInput, other: ImageInput) -> bool:
-    """Return whether two images are the same, tensor by tensor."""
-    return one.keys() == other.keys() and all(torch.equal(of, other[name]) for name, of in one.items())
-
-
 def layout(image: ImageInput) -> Any:
     """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
     return tuple(

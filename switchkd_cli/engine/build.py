@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
     def tokens(self) -> TokenMap | None:
         """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
-        if self.teacher is None or not self.vocabulary.by_bytes:
+        if self.teacher is None or not self.vocabulary.own:
             return None
         ours, theirs = self.student.inputs, self.teacher.inputs
         ends = _end(ours, self.recipe.data[self.recipe.stages[-1].trained_on[0]].template), _end(theirs, None)
@@ -60,7 +60,7 @@ class Pair(NamedTuple):
         data = open_data(self.recipe.data[name], student.inputs, cache, self.student.config)
         if self.teacher is None or not compatibility.read_by_teacher(name, self.recipe.stages):
             return data
-        return shown_to(data, self.student, self.teacher, by_bytes=self.vocabulary.by_bytes)
+        return shown_to(data, self.student, self.teacher, by_bytes=bool(self.vocabulary.own))
 
 
 def check_checkpoint(
@@ -115,7 +115,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     terms = [term for stage in recipe.stages for term in stage.objective]
     differences = compatibility.check_fit(compatibility.compare(student, teacher, terms), recipe.remedies)
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
-    if teacher is not None and vocabulary.by_bytes:
+    if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
         chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:

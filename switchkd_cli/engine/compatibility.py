@@ -36,11 +36,6 @@ class Vocabulary:
     teacher: int | None = None
     own: int | None = None
 
-    @property
-    def by_bytes(self) -> bool:
-        """Whether each model reads a row as its own tokens, of another tokenizer."""
-        return self.own is not None
-
     def __str__(self) -> str:
         each, own = ("each model reads its own tokens: ", f"the first {self.own:,} of ") if self.own else ("", "")
         teacher = "" if self.teacher is None else f" and {own}the teacher's {self.teacher:,}"

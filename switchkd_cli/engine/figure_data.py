@@ -50,7 +50,7 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
         return None
     assert paths.teacher is not None and pair.teacher is not None  # terms with knees compare it
     data = _conversations(run, rows, paths.student)
-    (batch,) = _batches(shown_to(data, pair.student, pair.teacher, by_bytes=pair.vocabulary.by_bytes))
+    (batch,) = _batches(shown_to(data, pair.student, pair.teacher, by_bytes=bool(pair.vocabulary.own)))
     answers = [of.predicting("answer") for of in batch.readings]
     first = [of & (of.cumsum(-1) == 1) for of in answers]
     logits = paths(batch, tuple(knees), torch.cat(first, 1))

@@ -11,8 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from switchkd_cli.engine.data.byte_spans import BYTE, token_bytes
 
-Key = tuple[bytes, int]
-
 
 class TokenMap:
     """The student's and the teacher's tokens by the bytes that they stand for.
@@ -45,10 +43,10 @@ class TokenMap:
         return first
 
 
-def _by_bytes(tokenizer: PreTrainedTokenizerBase, end: int | None) -> dict[Key, int]:
+def _by_bytes(tokenizer: PreTrainedTokenizerBase, end: int | None) -> dict[tuple[bytes, int], int]:
     """Return ids by their bytes, and by how many ids have the same before; single bytes in brackets (<0x41>) come last."""
     strings, count = tokenizer.convert_ids_to_tokens(range(len(tokenizer))), Counter[bytes]()
-    found: dict[Key, int] = {}
+    found: dict[tuple[bytes, int], int] = {}
     spelled = token_bytes(tokenizer)
     for id in sorted(range(len(spelled)), key=lambda id: bool(BYTE.fullmatch(strings[id] or ""))):
         if spelled[id] or id == end:

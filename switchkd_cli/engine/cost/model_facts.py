@@ -102,9 +102,8 @@ def _published_model(spec: Model, who: str) -> KnownModel | None:
         if (fields := published()["models"].get(spec.checkpoint)) is None:
             return None
         config = AutoConfig.for_model(**copy.deepcopy(fields))
-        return KnownModel(
-            family_of(fields), config, fields.get("tokens", config.get_text_config().vocab_size), PUBLISHED
-        )
+        tokens = fields.get("tokens", config.get_text_config().vocab_size)
+        return KnownModel(family_of(fields), config, tokens, PUBLISHED)
     family = registry.resolve("family", spec.family)
     found = family.published_config(spec, who, published_part)
     return KnownModel(family, found[0], found[1], PUBLISHED) if found is not None else None

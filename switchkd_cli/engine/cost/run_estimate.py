@@ -70,7 +70,7 @@ def estimate_run(
             for name in samples:
                 own, by_bytes = None, False
                 if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
-                    own, by_bytes = teacher.blueprint, vocabulary.by_bytes
+                    own, by_bytes = teacher.blueprint, bool(vocabulary.own)
                 samples[name] = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
             opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
             if opened and look:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate, pairwise, starmap
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -22,7 +22,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable, same_tensors
+from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable
 from switchkd_cli.engine.data import prompt_template
 from switchkd_cli.engine.data.byte_spans import Place, covered, number_spans, places, token_bytes, token_ends
 from switchkd_cli.engine.data.image import images_of
@@ -207,8 +207,6 @@ class Conversations(Dataset[Example]):
                 example = self._read_by_both(row, images, opened)
             tensors = tuple(image.inputs for image in images)
             if self.teacher is not None and (own := example.teacher) is not None:
-                if all(starmap(same_tensors, zip(own.images, tensors, strict=False))):  # then they are kept once
-                    own = replace(own, images=())
                 example = replace(example, teacher=self.teacher._with_position(own, own.images or tensors))
             return replace(self._with_position(example, tensors), images=tensors)
         except Fault as fault:

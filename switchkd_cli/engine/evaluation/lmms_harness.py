@@ -39,6 +39,7 @@ from switchkd_cli.files.locks import can_lock
 from switchkd_cli.playground import tasks as playground_tasks
 from switchkd_cli.recipe.schema import Evaluation
 
+HIDDEN = {"disable": True}  # a progress bar
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
 PLAYGROUND_TASKS = Path(playground_tasks.__file__).parent
 
@@ -160,9 +161,7 @@ def quiet(log: Path) -> Iterator[None]:
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
         for module in (evaluator, task_module):
-            stack.enter_context(
-                patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | {"disable": True}))
-            )
+            stack.enter_context(patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | HIDDEN)))
         yield
 
 
