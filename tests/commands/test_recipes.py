@@ -124,7 +124,7 @@ def test_the_commands_of_its_header_run_what_they_say(file):
     for number, (command, recipe, *options) in enumerate(commands(file)):
         assert file == RECIPES.parent / recipe
         said = dict(zip(options[::2], options[1::2], strict=True))
-        assert set(said) <= {"--row", "--rows", "--seeds", "--world"}
+        assert set(said) <= {"--row", "--rows", "--seeds", "--world", "--jobs"}
         if command == "ablate":
             rows = said["--rows"].split(",") if "--rows" in said else None
             runs = load_rows(file, rows, world=said.get("--world"))
