@@ -89,8 +89,7 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     terms = list(terms)
     users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
     facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
-    by_bytes = any(term.alignment == "bytes" for term in terms)
-    if by_bytes and not (users or any(_compares_places(term) for term in terms)):
+    if any(term.alignment == "bytes" for term in terms) and not (users or any(map(_compares_places, terms))):
         facts = [replace(fact, verdict="yes", difference="") for fact in facts]  # each model sees its own images
     templates = (model.inputs.chat_template for model in (student, teacher))
     ours, theirs = (short_hash(template)[:8] if template else "none" for template in templates)
