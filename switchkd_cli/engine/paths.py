@@ -1,4 +1,4 @@
-"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), and their intermediate outputs."""
+"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), their outputs, and the switch's adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training's state (nested plain values and tensors) as two files, safetensors and JSON. Nothing is pickled."""
+"""A training's state (nested plain values and tensors) as two files, safetensors and JSON: nothing is pickled. That of random numbers."""
 
 import json
 import random

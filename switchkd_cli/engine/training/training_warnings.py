@@ -1,4 +1,4 @@
-"""Training warnings derived from diagnostics, each emitted once; parts and terms that need images where there are none."""
+"""Warnings of a training: derived from diagnostics, each emitted once; images that are missing, or that the teacher doesn't see."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,8 +25,6 @@ CLAMPED = 0.5
 """Share of positions whose k is a bound instead of the knee, above which a warning says so."""
 FAINT = 1e-3
 """Ratio of a term's gradient to the strongest one on the same part, below which the term is lost in the noise."""
-
-
 STARVED = 0.05
 """Share of a term's gradient on the vision tower, below which the adapter behind the tower takes nearly all of it."""
 

@@ -1,4 +1,4 @@
-"""Which benchmarks count: those where the teacher clearly beats answering without looking."""
+"""Which benchmarks count: those where the teacher clearly beats answering without looking; rows that always say yes or no."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
