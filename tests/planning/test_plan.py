@@ -168,7 +168,7 @@ def test_rows_are_counted_as_training_reads_them(missing, tmp_path):
     spec = DataSet(source="llava_json", parameters={"file": str(file), "images": str(pictures)})
     if missing:
         spec = DataSet(source="llava_json", parameters={"file": str(file), "images": str(tmp_path / "none")})
-    sample = sample_data(spec, teacher, tmp_path / "runs", tmp_path, {})
+    sample = sample_data(spec, teacher, tmp_path / "runs", tmp_path)
     rows = tiny.Rows(tiny.rows(pictures), tiny.llava_row, images=pictures)
     read = Conversations(rows, teacher.blueprint.inputs)
     assert sorted(row.length for row in sample.lengths) == sorted(len(read[i].input_ids) for i in range(4))
