@@ -16,6 +16,7 @@ SMALL = [
     "stages.pretrain.steps=2",
     "stages.distill.steps=3",
     "stages.distill.batch=4",
+    "stages.distill.micro_batch=2",
     "evaluation.items=8",
 ]
 
@@ -121,7 +122,7 @@ def test_compare_writes_a_report_with_every_picture(runs, tmp_path):
     switchkd("compare", "recipes/quickstart.yaml", "--out", str(root), "--report", str(tmp_path))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count('role="img"') == 5 and page.count("data:image/png;base64,") >= 1
-    assert "Not run: " in page and "2 of 2 runs finished and scored (seed 1)" in page
+    assert "Not run: " in page and "3 of 3 runs finished and scored (seed 1)" in page
     assert (tmp_path / "report.md").read_text(encoding="utf-8").count("](<pictures/quickstart/") == 6
 
 
