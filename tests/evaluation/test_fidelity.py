@@ -55,7 +55,8 @@ def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypa
     paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
     data = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json")})
     opened = lambda _, student, root: open_data(data, student.inputs, root)
-    pair = SimpleNamespace(build=lambda trained: paths, open_data=opened, teacher=None)
+    pair = SimpleNamespace(build=lambda trained: paths, open_data=opened, student=student, teacher=teacher)
+    monkeypatch.setattr(run_stages, "shown_to", lambda rows, *_: rows)  # both read the same tokens
     monkeypatch.setattr(run_stages, "check_pair", lambda *_, **__: pair)
     stage = SimpleNamespace(data="mine", trained_on=("mine",), data_sets=("mine",), validation=None)
     no_adapter = SimpleNamespace(adapter=None)
