@@ -1,6 +1,6 @@
 # make quickstart    a first distillation, from nothing to a table (installs on the first call)
 # make reproduce     the paper's tables in the embedded world, five seeds, then the report in reports/playground:
-#                    about seven hours on two cores (estimated); once stopped, the same command goes on
+#                    about six hours on two cores (estimated); once stopped, the same command goes on
 #   QUICK=1          one seed and the key rows of four tables, at most 20 minutes; it says what it leaves out
 #   WORLD=paper      the paper's own models and data, on GPUs: docs/recipes.md has what is needed, and the hours
 #   TABLES="loss knee" ROWS=dbild,bild SEEDS=3 JOBS=4     some tables or rows, other seeds, more at the same time
