@@ -43,9 +43,7 @@ def show_plans(
     """Print the plan of each different run, then of all. Every problem is reported before the engine is imported."""
     root, gpus = options.out, config.world_size if config else None
     configs = [run.config for run in runs]
-    machines = [
-        planned_machine(options.machine, of.precision, **of.deepspeed.model_dump(), gpus=gpus) for of in configs
-    ]
+    machines = [planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs]
     if gpus is not None:
         preflight.check_batches(runs, gpus)
     rows = [run for file in files for run in load_rows(file, world=options.world)]

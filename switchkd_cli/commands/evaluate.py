@@ -27,14 +27,13 @@ def evaluate(options: EvalOptions) -> RunFolder:
     """Score a model, or answers again; print its scores, and return the folder that holds them and the answers."""
     if options.rescore or options.reader:
         return _rescore(options)
-    model, root = options.model, options.out
     names, metrics = comma_separated(options.benchmarks), comma_separated(options.metric)
     if bool(options.data) != bool(metrics):
         raise UserError("--data and --metric go together: rows, and how answers to them are scored (exact, anls ...)")
     if metrics:
         names = [*(names or ()), *(f"{OWN_ROWS}.{metric}" for metric in metrics)]
     tasks_path = str(options.tasks_path.absolute()) if options.tasks_path else None
-    folder = run_folder.newest(root) if model is None else finished_run(model)
+    folder = run_folder.newest(options.out) if options.model is None else finished_run(options.model)
     # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None
     fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": TEN}
@@ -56,15 +55,15 @@ def evaluate(options: EvalOptions) -> RunFolder:
         raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (_, field, *_), problem in problems])
     preflight.check_metrics(checked)
     launch.say_needs([checked])
-    path = locate(str(folder.model) if folder else str(model))
+    path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
     key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values())
-    results, where = launch.evaluate(path, root, key, {**question, "allow_pickle": options.allow_pickle})
+    results, where = launch.evaluate(path, options.out, key, {**question, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
     from switchkd_cli.report.tables.footnotes import faults
 
-    console.show_scores(model or str(folder and folder.path), results)
+    console.show_scores(options.model or str(folder and folder.path), results)
     for note in faults({"this model": [results]}):
         console.say(note)
     console.say(f"files: {where}")

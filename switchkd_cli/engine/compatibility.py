@@ -120,7 +120,7 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
     tokens = len(student.inputs.tokenizer)
     if teacher is None:
         return Vocabulary(tokens, student.vocabulary)
-    apart = _other_ids(student, teacher) or any(term.alignment == "bytes" for term in terms)
+    apart = _other_ids(student, teacher)[0] or any(term.alignment == "bytes" for term in terms)
     return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
@@ -163,10 +163,11 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     Other ids need terms that compare student and teacher by bytes; and where one does, all have to. That is, of those
     terms that compare what depends on tokens of the text: anything but features and visual tokens.
     """
-    ours, theirs = (f"{len(model.inputs.tokenizer):,} tokens" for model in (student, teacher))
+    told, *others = _other_ids(student, teacher)
+    ours, theirs = (f"{len(m.inputs.tokenizer):,} tokens{of}" for m, of in zip((student, teacher), others, strict=True))
     across = [term for term in terms if {"student"} < term.paths and _kinds(term) - {"features", "tokens"}]
     by_bytes = [term.name for term in across if term.alignment == "bytes"]
-    if not (told := _other_ids(student, teacher)) and by_bytes:
+    if by_bytes and not told:
         told = f"{', '.join(by_bytes)}: alignment: bytes, so that each model reads its own tokens"
     told = told and f"teacher: vocabulary: {told}"
     names: dict[bool, list[str]] = {True: [], False: []}  # by whether bytes help
@@ -179,16 +180,21 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {WORDS_HINT}")
 
 
-def _other_ids(student: Blueprint, teacher: Blueprint) -> str:
-    """Return what says that the first of the student's ids is another token of the teacher, or none; else nothing."""
+def _other_ids(student: Blueprint, teacher: Blueprint) -> tuple[str, str, str]:
+    """Return what says that the first of the student's ids is another token of the teacher, or none, and what either has there.
+
+    Empty texts where the teacher has all of them.
+    """
     tokenizers = student.inputs.tokenizer, teacher.inputs.tokenizer
     ours, theirs = (tokenizer.convert_ids_to_tokens(range(len(tokenizer))) for tokenizer in tokenizers)
     if differing := [i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]:
         i, count = differing[0], len(differing)
-        return f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
+        told = f"id {i} is {theirs[i]!r}, the student's is {ours[i]!r} ({count} ids differ)"
+        return told, f", id {i} is {ours[i]!r}", f", id {i} is {theirs[i]!r}"
     if missing := ours[len(theirs) :]:
-        return f"{len(theirs)} tokens, the student's has {len(ours)}, {missing[0]!r} the first that the teacher lacks"
-    return ""
+        counts = f"{len(theirs)} tokens, the student's has {len(ours)}"
+        return f"{counts}, {missing[0]!r} the first that the teacher lacks", "", ""
+    return "", "", ""
 
 
 def _template_problems(inputs: InputProcessor) -> Iterator[str]:
