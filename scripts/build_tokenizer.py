@@ -117,6 +117,11 @@ def main() -> None:
     )
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in SPECIAL])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in STOCK])
+    save(tokenizer, FOLDER)
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer of the playground's special tokens and chat template."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -125,10 +130,10 @@ def main() -> None:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
-    fast.save_pretrained(FOLDER)
-    compact(FOLDER / "tokenizer.json")
-    edit_json(FOLDER / "tokenizer_config.json", portable_tokenizer_config)
-    print(json.dumps({"ids": len(fast), "folder": str(FOLDER.name)}))
+    fast.save_pretrained(folder)
+    compact(folder / "tokenizer.json")
+    edit_json(folder / "tokenizer_config.json", portable_tokenizer_config)
+    print(json.dumps({"ids": len(fast), "folder": folder.name}))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Example:
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
     teacher: Example | None = (
-        None  # the row as the teacher's own tokens; None: it reads the student's. No images: the student's
+        None  # the row as the teacher's own; None: it reads the student's tokens, no images: its images
     )
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
@@ -189,7 +189,11 @@ class Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
-        teacher = self.teacher and self.teacher.to(device)
+        shared = self.teacher is not None and all(
+            map(is_, self.teacher.images, self.images)
+        )  # then they are moved once
+        teacher = self.teacher and (replace(self.teacher, images=()) if shared else self.teacher).to(device)
+        teacher = replace(teacher, images=images) if teacher is not None and shared else teacher
         return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
 
 

@@ -46,8 +46,8 @@ def draw(
 ) -> Iterator[DrawnFigure]:
     """Draw radar, cost, lengths, curves, knees and attention; yield what was drawn, and what can't be.
 
-    `of_models` returns engine/figure_data.py, which reads saved models. `forms`, by a figure's name, replaces PNG and SVG; `reference` is the row that gains are measured against.
-    Of a row with several seeds, the first saved model is used.
+    `of_models` returns engine/figure_data.py, which reads saved models. `forms`, by a figure's name, replaces PNG and SVG;
+    `reference` is the row that gains are measured against. Of a row with several seeds, the first saved model is used.
     """
     rows = style.plotted_rows(runs)
     figures: dict[str, Callable[[], Figure | None]] = {

@@ -110,10 +110,8 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if name.startswith("loss/"):
             teacher = "teacher_ce" if name in supervised else None
             yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
-    measured = {
-        n: f"validation: {n.removeprefix(VALIDATION).replace('_', ' ')}" for n in names if n.startswith(VALIDATION)
-    }
-    known = {**measured, **TEXT["panels"]}
+    measured = [name for name in names if name.startswith(VALIDATION)]
+    known = {n: f"validation: {n.removeprefix(VALIDATION).replace('_', ' ')}" for n in measured} | TEXT["panels"]
     yield from (Panel(title, {name: "-"}) for name, title in known.items() if name in names)
     yield from _knees([name for name in names if name.startswith("k/") and name.endswith("/mean")])
     gradients = grouped((name.split("/")[2], name) for name in names if name.startswith("grad/"))

@@ -70,9 +70,8 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
         lacking = [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if row is None]
         return f"no finished run of {' and '.join(lacking)}"
     keys, others = ({run.seed: run.info.get("key") for run in row.runs} for row in (ours, theirs))
-    if (
-        keys == others and None not in keys.values()
-    ):  # as where one stand-in replaces the two models that they differ in
+    # as where one stand-in replaces the two models that they differ in
+    if keys == others and None not in keys.values():
         return "the two rows are one and the same run here"
     columns = Columns.of(ours.runs[0].scores, recipe.teacher)
     if finding.benchmark in columns.not_beaten:
