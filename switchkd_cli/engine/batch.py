@@ -189,9 +189,8 @@ class Batch:
         """Return the batch on another device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
-        shared = self.teacher is not None and all(
-            map(is_, self.teacher.images, self.images)
-        )  # then they are moved once
+        # images that both read are moved once
+        shared = self.teacher is not None and [*map(id, self.teacher.images)] == [*map(id, self.images)]
         teacher = self.teacher and (replace(self.teacher, images=()) if shared else self.teacher).to(device)
         teacher = replace(teacher, images=images) if teacher is not None and shared else teacher
         return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
