@@ -14,7 +14,7 @@ from scripts.bench.judge import targets
 from scripts.bench.pairs import MIDDLING, SMALL, Size, batch, build, paper
 from scripts.bench.rounds import Effort, Running, Variant
 from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.llava_parts import LLAVA
 from switchkd_cli.recipe.load import load_many
 from tests.support import tiny
 from tests.support.registered_losses import effective_k
@@ -99,7 +99,7 @@ def test_positions_follow_the_free_memory(monkeypatch):
 
 
 def test_the_papers_shapes_are_its_models():
-    student, teacher = (shape(config) for config in paper("3B").configs())
+    student, teacher = (LLAVA.shape(config) for config in paper("3B").configs())
     assert student.vision == teacher.vision and student.vision.positions == 729
     assert student.language.vocabulary == teacher.language.vocabulary == 151_936
     layers = teacher.language.layers * teacher.language.weights
@@ -116,7 +116,7 @@ def test_the_small_pair_takes_steps():
 
 
 def test_the_small_pair_is_the_playgrounds():
-    student, teacher = (shape(config) for config in SMALL.configs())
+    student, teacher = (LLAVA.shape(config) for config in SMALL.configs())
     assert student.vision == teacher.vision
     assert (student.language.width, teacher.language.width) == (96, 128)
 

@@ -130,7 +130,7 @@ def floor(paths: Paths, given: Batch, row: Row) -> float:
     stage = stage_of(row, len(given.ids))
     count, length = given.input_ids.shape
     micro_batch = MicroBatch(count, len(given.images), length, int(given.predicting("answer").sum()))
-    student, teacher = (shape(model.model.config) for model in (paths.student, paths.teacher))
+    student, teacher = (shape(model) for model in (paths.student, paths.teacher))
     return flops.step(student, teacher, micro_batch, Computation(stage.paths - row.spared, frozenset(stage.train)))
 
 

@@ -18,6 +18,7 @@ from switchkd_cli.recipe.validate import check_evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch
+from switchkd_cli.stock_tasks import refusal
 from switchkd_cli.terminal import console
 
 ITEMS = 200  # default number of questions of each benchmark, for a model that is not from a run
@@ -33,6 +34,8 @@ def evaluate(options: EvalOptions) -> RunFolder:
     if metrics:
         names = [*(names or ()), *(f"{OWN_ROWS}.{metric}" for metric in metrics)]
     tasks_path = str(options.tasks_path.absolute()) if options.tasks_path else None
+    if refused := [problem for name in names or () if (problem := refusal(name, tasks_path))]:
+        raise UserError([f"--benchmarks: {problem}" for problem in refused])  # whether there is a run to score or not
     folder = run_folder.newest(options.out) if options.model is None else finished_run(options.model)
     # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None

@@ -33,7 +33,7 @@ def counted(paths, batch, wanted, train):
 
 
 def planned(paths, batch, computed):
-    shapes = shape(paths.student.model.config), shape(paths.teacher.model.config)
+    shapes = shape(paths.student), shape(paths.teacher)
     return flops.step(*shapes, micro_batch(batch), computed)
 
 

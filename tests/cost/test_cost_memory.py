@@ -42,7 +42,7 @@ COLUMNS = 8192  # large next to a knee, as a language model's vocabulary is
 
 
 def shapes(paths):
-    return shape(paths.student.model.config), shape(paths.teacher.model.config)
+    return shape(paths.student), shape(paths.teacher)
 
 
 def test_parameters_are_those_of_the_built_models():

@@ -206,7 +206,7 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     batch = tiny.taught(student, teacher, tmp_path, which=which)
     keep, wanted = batch.predicting_in_all("answer"), {"teacher", "switch"}
     only(paths, frozenset(train))
-    shapes = [shape(model.model.config) for model in (student, teacher)]
+    shapes = [shape(model) for model in (student, teacher)]
     (ours, theirs), levels = (of.vision.width for of in shapes), 1
     computed = Computation(frozenset(wanted), frozenset(train), adapter=ours * theirs * levels)
     left = bytes_left(lambda: paths(batch, wanted, keep), paths, teacher)

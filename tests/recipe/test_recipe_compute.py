@@ -1,30 +1,17 @@
 """SFT "at Switch-KD's compute": its epochs are those that cost what the row beside it costs, as docs/recipes.md says."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from switchkd_cli.engine.cost.flops import step
+from switchkd_cli.engine.cost.model_facts import _published_model
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
-from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.recipe.load import load_rows
+from switchkd_cli.recipe.schema import Checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TOWERS = {
-    "google/siglip-so400m-patch14-384": VisionShape(1152, 4304, 26, 729, 14, 384, "gelu_pytorch_tanh"),
-    "openai/clip-vit-large-patch14-336": VisionShape(1024, 4096, 23, 577, 14, 336, "quick_gelu"),
-}
-READERS = {
-    "0.5B": LanguageShape(896, 4864, 24, 14, 896, 128, 151_936),
-    "1.5B": LanguageShape(1536, 8960, 28, 12, 1536, 256, 151_936),
-    "3B": LanguageShape(2048, 11_008, 36, 16, 2048, 256, 151_936),
-    "7B": LanguageShape(3584, 18_944, 28, 28, 3584, 512, 152_064),
-}
-TEACHERS = {
-    "Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP": "3B",
-    "CERTH-ITI-IDT/tiny-llava-Qwen2.5-7B-siglip-so400m-patch14-384": "7B",
-    "runs/align_kd/teacher/seed0/model": "3B",
-}
 CASES = [
     ("table1_0.5b", "sft-compute", "switch-kd"),
     ("table1_1.5b", "sft-compute", "switch-kd"),
@@ -41,19 +28,19 @@ CASES = [
 ]
 
 
-def shape(config, reader):
-    """A model of the recipe's tower and projector around a language model."""
-    tower = TOWERS[config.student.vision]
-    features = (tower.image // tower.patch) ** 2 - (tower.patch == 14 and tower.image == 384)
-    tokens = features // 4 if config.student.projector == "ldpnetv2" else features
-    return ModelShape(tower, ProjectorShape(tower.width, READERS[reader].width, features, tokens), READERS[reader])
+@cache
+def shape(spec):
+    """A model's sizes as published, or those of the row that makes it."""
+    if isinstance(spec, Checkpoint) and spec.checkpoint == "runs/align_kd/teacher/seed0/model":
+        spec = next(run.config.student for run in load_rows(RECIPES / "align_kd.yaml") if run.row == "teacher")
+    return _published_model(spec, "it").shape
 
 
 def cost(run):
     """Operations of the second stage, for each row of its data once an epoch."""
     config, stage = run.config, run.config.stages[1]
-    student = shape(config, config.student.language.removeprefix("Qwen/Qwen2.5-").removesuffix("-Instruct"))
-    teacher = shape(config, TEACHERS[config.teacher.checkpoint]) if stage.needs_teacher else None
+    student = shape(config.student)
+    teacher = shape(config.teacher) if stage.needs_teacher else None
     computed = Computation(stage.paths, frozenset(stage.train))
     pictured = MicroBatch(1, 1, student.projector.tokens + 250, 100)
     text = MicroBatch(1, 0, 2048, 1348)

@@ -61,8 +61,8 @@ def micro_batch(batch: Batch) -> MicroBatch:
 
 def model_pair(paths: Paths) -> ModelPair:
     """Student and teacher as the plan describes them."""
-    student, teacher = paths.student.model.config, paths.teacher.model.config
-    sizes = [count_parameters(LLAVA.skeleton(config)) for config in (student, teacher)]
+    student, teacher = paths.student, paths.teacher
+    sizes = [count_parameters(LLAVA.skeleton(model.model.config)) for model in (student, teacher)]
     return ModelPair(shape(student), sizes[0], paths.vocabulary, shape(teacher), sizes[1].all)
 
 

@@ -318,18 +318,20 @@ class ToyFamily:
 
     def shape(self, config: ToyConfig) -> ModelShape:
         vision, language = config.vision(), config.language()
+        seen, width = config.vision_width, config.width
+        weights = (
+            4 * seen**2 + 2 * seen * vision.intermediate_size,
+            4 * width**2 + 3 * width * language.intermediate_size,
+        )
         return ModelShape(
-            VisionShape(config.vision_width, vision.intermediate_size, 2, 16, PATCH, 4 * PATCH, vision.hidden_act),
-            ProjectorShape(2 * config.vision_width, config.width, 8, 8),
-            LanguageShape(
-                config.width,
-                language.intermediate_size,
-                config.layers,
-                2,
-                config.width,
-                config.width,
-                config.vocab_size,
+            VisionShape(
+                *(seen, vision.intermediate_size, weights[0], 2, 16, 16, 16, 3 * PATCH**2), activation=vision.hidden_act
             ),
+            ProjectorShape(2 * seen * width, width**2, 2 * seen, width, 8, 8, width),
+            LanguageShape(
+                *(width, language.intermediate_size, weights[1], config.layers, 2, width, width, config.vocab_size)
+            ),
+            features=16,
         )
 
 

@@ -13,9 +13,10 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data, shown_to
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
-from switchkd_cli.engine.cost.workload import MicroBatch
+from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
 from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.fingerprint import DATASET
 from switchkd_cli.recipe.named_files import data_files
@@ -30,9 +31,10 @@ ASSUMED_MAX_LENGTH = 2048  # tokens, where only published figures are known (Tin
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of one example, those of its image, and how many positions predict an answer, text, or anything."""
+    """Tokens of one example, those of its `images`, and how many positions predict an answer, text, or anything."""
 
     length: int
+    images: int
     image: int
     answer: int
     text: int
@@ -72,13 +74,24 @@ class DataSample:
         source = "; ".join(dict.fromkeys(part.source for part in parts))
         return DataSample(sum(part.rows for part in parts), lengths, any(part.independent for part in parts), source)
 
-    def seen_by(self, student: int, teacher: int) -> DataSample:
+    def seen_by(self, student: float, teacher: float) -> DataSample:
         """Return it with rows for a teacher, where none were made, by the visual tokens of an image of both models."""
         if self.lengths[0].teacher is not None or student == teacher:
             return self
-        more = [row.image * teacher // student - row.image for row in self.lengths]
-        rows = zip(self.lengths, more, strict=True)
-        return replace(self, lengths=tuple(replace(r, teacher=replace(r, length=r.length + m)) for r, m in rows))
+        images = [round(row.image * teacher / student) for row in self.lengths]
+        rows = [
+            (r, replace(r, length=r.length + m - r.image, image=m)) for r, m in zip(self.lengths, images, strict=True)
+        ]
+        return replace(self, lengths=tuple(replace(row, teacher=theirs) for row, theirs in rows))
+
+    def of_images(self, models: ModelPair) -> ModelPair:
+        """Return the models for images as large as those of the rows."""
+
+        def sized(shape: ModelShape, rows: Sequence[RowLengths]) -> ModelShape:
+            return shape.of_images(sum(row.image for row in rows) / max(1, sum(row.images for row in rows)))
+
+        theirs = models.teacher and sized(models.teacher, [row.teacher or row for row in self.lengths])
+        return replace(models, student=sized(models.student, self.lengths), teacher=theirs)
 
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
@@ -108,14 +121,17 @@ class DataSample:
         padded = sum(len(rows) * max(row.length for row in rows) for rows in batches)
         return 1 - sum(row.length for rows in batches for row in rows) / padded
 
-    def padded(self, rows: Sequence[RowLengths], on: str) -> MicroBatch:
-        """Return one micro-batch of these examples; logits are computed at the positions `on`."""
+    def padded(self, rows: Sequence[RowLengths], on: str, tokens: Sequence[float]) -> MicroBatch:
+        """Return one micro-batch of these examples; logits are computed at the positions `on`.
+
+        `tokens`: of an image, or tile, of the student and of the teacher.
+        """
         length = max(row.length for row in rows)
-        images = sum(row.image > 0 for row in rows)
+        images = sum(row.image for row in rows) / tokens[0]
         positions = max(1, sum(getattr(row, on) for row in rows))
         masked = self.independent or any(row.length < length for row in rows)
         theirs = [row.teacher for row in rows if row.teacher is not None]
-        teacher = self.padded(theirs, on) if theirs else None
+        teacher = self.padded(theirs, on, tokens[1:]) if theirs else None
         return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher)
 
 
@@ -179,19 +195,20 @@ def _counted(example: Example) -> RowLengths:
     batch = collate([example], pad_token=0)
     teacher = None if example.teacher is None else _counted(example.teacher)
     counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
-    return RowLengths(len(example.input_ids), **counts, teacher=teacher)
+    return RowLengths(len(example.input_ids), len(example.images), **counts, teacher=teacher)
 
 
 def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:
     learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
     answers = sum(map(len, learnt)) // CHARACTERS
-    return _truncated(image_tokens * len(row.images), row.size // CHARACTERS - answers, answers, max_length)
+    return _truncated(len(row.images), image_tokens, row.size // CHARACTERS - answers, answers, max_length)
 
 
-def _truncated(image: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:
+def _truncated(images: int, image_tokens: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:
+    image = images * image_tokens
     length = min(image + prompt + answer, max_length or ASSUMED_MAX_LENGTH)
     answer = max(0, min(answer, length - image - prompt))
-    return RowLengths(length, image, answer, max(0, length - image - 1), length - 1)
+    return RowLengths(length, images, image, answer, max(0, length - image - 1), length - 1)
 
 
 def _published(spec: DataSet, model: KnownModel) -> DataSample | None:
@@ -199,7 +216,7 @@ def _published(spec: DataSet, model: KnownModel) -> DataSample | None:
     if facts is None:
         return None
     lengths = [
-        _truncated(model.image_tokens * kind["pictured"], kind["prompt"], kind["answer"], spec.max_length)
+        _truncated(kind["pictured"], model.image_tokens, kind["prompt"], kind["answer"], spec.max_length)
         for kind in facts["kinds"]
         for _ in range(round(kind["share"] * SAMPLE_SIZE))
     ]

@@ -24,7 +24,7 @@ from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, Projecto
 def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation) -> int:
     """Return the operations of one micro-batch: all its paths, forward and backward."""
     paths, train, recomputed = computed.paths, computed.train, computed.recomputed
-    vision_trained, operations = "vision" in train, 0
+    vision_trained, operations = "vision" in train, 0.0
     if paths & {"student", "switch"}:
         operations += _vision(student.vision, batch, trained=vision_trained, recomputed="vision" in recomputed)
     if "student" in paths:
@@ -32,41 +32,40 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         trained, again = "language" in train, "student" in recomputed
         operations += _language(student.language, batch, gradient=True, weights=trained, recomputed=again)
     if teacher is None:
-        return operations
+        return round(operations)
     read = batch.teacher or batch
     if "teacher" in paths:
-        operations += _vision(teacher.vision, batch) + _projector(teacher.projector, batch)
+        operations += _vision(teacher.vision, read) + _projector(teacher.projector, read)
         operations += _language(teacher.language, read)
     if "switch" in paths:
         operations += _projector(teacher.projector, batch, inputs=True)
         operations += _language(teacher.language, read, gradient=True, recomputed="switch" in recomputed)
         passes = 1 + vision_trained + ("adapter" in train)
         operations += passes * 2 * batch.images * student.features * computed.adapter
-    return operations
+    return round(operations)
 
 
-def _vision(v: VisionShape, batch: MicroBatch, *, trained: bool = False, recomputed: bool = False) -> int:
+def _vision(v: VisionShape, batch: MicroBatch, *, trained: bool = False, recomputed: bool = False) -> float:
     """V up to its feature layer: what lies behind it is not computed. Images need no gradient."""
     positions = batch.images * v.positions
-    patches = 2 * batch.images * (v.image // v.patch) ** 2 * 3 * v.patch**2 * v.width
-    layers = v.layers * positions * (2 * v.weights + 4 * v.positions * v.width)
+    patches = 2 * batch.images * v.patches * v.values * v.width
+    layers = v.layers * positions * (2 * v.weights + 4 * v.attended * v.width)
     last_matrices = v.layers * 2 * positions * v.width * v.inner
     backward = patches + 2 * layers + recomputed * (layers - last_matrices)
     return patches + layers + trained * backward
 
 
-def _projector(p: ProjectorShape, batch: MicroBatch, *, weights: bool = False, inputs: bool = False) -> int:
-    """P: two matrices, and a depth-wise 3x3 convolution where tokens are pooled; backward what these gradients need."""
-    first, second = p.weights
+def _projector(p: ProjectorShape, batch: MicroBatch, *, weights: bool = False, inputs: bool = False) -> float:
+    """P: its matrices, and a depth-wise convolution where tokens are pooled; backward what these gradients need."""
     any_gradient = weights or inputs
-    matrices = (1 + weights) * (first + second) + any_gradient * second + inputs * first
-    convolution = p.pooled * p.tokens * 9 * p.width * (1 + weights + any_gradient)
-    return 2 * batch.images * (p.features * matrices + convolution)
+    matrices = (1 + weights) * (p.first + p.second) + any_gradient * p.second + inputs * p.first
+    convolution = p.tokens * p.convolution * (1 + weights + any_gradient)
+    return 2 * batch.images * (p.places * matrices + convolution)
 
 
 def _language(
     lm: LanguageShape, batch: MicroBatch, *, gradient: bool = False, weights: bool = False, recomputed: bool = False
-) -> int:
+) -> float:
     """L: every layer at every position, the head at the chosen positions only; `gradient`: that of its input is needed."""
     tokens = batch.examples * batch.length
     matrices = 2 * tokens * lm.layers * lm.weights

@@ -15,7 +15,7 @@ from switchkd_cli.engine.cost.workload import Parameters, count_parameters
 from switchkd_cli.engine.hub import configs_only
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import Family
-from switchkd_cli.engine.models.shape import ModelShape
+from switchkd_cli.engine.models.shape import ModelShape, image_tokens_of
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.run import Run
@@ -41,7 +41,7 @@ class KnownModel:
     @property
     def image_tokens(self) -> int:
         """Tokens that one image takes in the language model's sequence."""
-        return self.shape.projector.tokens
+        return image_tokens_of(self.config)
 
     @property
     def vocabulary(self) -> int:
@@ -50,6 +50,7 @@ class KnownModel:
 
     @property
     def shape(self) -> ModelShape:
+        """The sizes of its parts. Raises what transformers raises."""
         return self.family.shape(self.config)
 
     def parameters(self) -> Parameters:

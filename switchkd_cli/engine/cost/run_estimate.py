@@ -175,6 +175,9 @@ def estimate_stage(
         return estimate
     if models.teacher is not None:
         sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
+    models = sample.of_images(models)
+    both = models.student, models.teacher
+    tokens = [shape.projector.tokens for shape in both if shape is not None]
     notes = []
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
@@ -184,7 +187,7 @@ def estimate_stage(
 
     def micro_batches(size: int) -> Counter[MicroBatch]:
         steps = sample.micro_batches(stage.batch, size, grouped=grouped)
-        return Counter(sample.padded(rows, _compared_positions(stage)) for rows in steps)
+        return Counter(sample.padded(rows, _compared_positions(stage), tokens) for rows in steps)
 
     def memory(size: int) -> dict[str, float]:
         work = computed, precision, machine, logit_bytes
@@ -197,7 +200,6 @@ def estimate_stage(
     largest = max(fitting, default=None)
     micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
     counts = micro_batches(micro)
-    both = models.student, models.teacher
     operations = sum(count * flops.step(*both, each, computed) for each, count in counts.items())
     of_step = stage.batch / micro * operations / counts.total()
     speed = gpus * machine.tflops * 1e12 * machine.utilisation

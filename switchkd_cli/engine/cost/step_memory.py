@@ -156,7 +156,7 @@ def activations(
             _add_projector(total, student.projector, batch, precision, trained="projector" in train)
     if teacher is not None and "switch" in computed.paths:
         total.cast += precision.cast * precision.compute * computed.adapter
-        inputs = student.features * computed.adapter // teacher.vision.width
+        inputs = student.features * computed.adapter / teacher.vision.width
         total.saved += ("adapter" in train) * precision.compute * batch.images * inputs
         batch = batch.teacher or batch
         _add_language(total, teacher.language, batch, precision, False, recomputed="switch" in recomputed)
@@ -168,11 +168,11 @@ def _add_vision(total: Activations, v: VisionShape, batch: MicroBatch, p: Precis
     """V up to its feature layer, all of it trained."""
     positions, layer_input = batch.images * v.positions, p.residual * v.width
     matrices = (4 * p.compute if p.cast else 2 * p.residual) + 4 * p.compute
-    mlp = SAVED_BY_MLP.get(v.activation, 2) * p.compute * v.inner
-    layer = 2 * p.residual * v.width + matrices * v.width + mlp
+    mlp = (4 if v.gated else SAVED_BY_MLP.get(v.activation, 2)) * p.compute * v.inner
+    layer = v.norms * p.residual * v.width + matrices * v.width + mlp
     total.saved += positions * (v.layers * (layer_input if recomputed else layer) + v.input_norm * layer_input)
-    total.saved += batch.images * 3 * v.image**2 * p.compute
-    total.cast += p.cast * p.compute * (v.layers * v.weights + 3 * v.patch**2 * v.width)
+    total.saved += batch.images * v.patches * v.values * p.compute
+    total.cast += p.cast * p.compute * (v.layers * v.weights + v.values * v.width)
     if recomputed:
         held = positions * (layer + layer_input) + p.cast * p.compute * v.weights
         total.recomputed_layer = max(total.recomputed_layer, held)
@@ -187,7 +187,7 @@ def _add_language(
     matrices = trained * lm.width * (5 * p.compute if p.cast else 2 * p.residual)
     keys = lm.queries if batch.masked else lm.keys
     attention = p.compute * (2 * lm.queries + 2 * keys) + 4 * lm.heads
-    layer = 2 * norm + matrices + attention + (3 + trained) * p.compute * lm.inner
+    layer = lm.norms * norm + matrices + attention + (3 + trained) * p.compute * lm.inner
     mask = batch.masked * p.compute * batch.length
     if recomputed:
         angles = 2 * p.residual * lm.queries / lm.heads
@@ -204,7 +204,7 @@ def _add_language(
 
 def _add_projector(total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool) -> None:
     """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
-    inputs = m.features * (m.width + trained * (m.input + m.width))
-    pooled = m.pooled * (m.features + m.tokens) * m.width
+    inputs = m.places * (m.hidden + trained * (m.input + m.hidden))
+    pooled = (m.convolution > 0) * (m.places + m.tokens) * m.width
     total.saved += p.compute * batch.images * (inputs + pooled)
-    total.cast += p.cast * p.compute * sum(m.weights)
+    total.cast += p.cast * p.compute * (m.first + m.second)

@@ -10,14 +10,14 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B `examples` padded to T tokens (`length`), P `images`, and N `positions` whose logits are computed.
+    """B `examples` padded to T tokens (`length`), `images` or tiles, and N `positions` whose logits are computed.
 
     `masked`: attention takes a mask, because an example is padded or its turns are `independent` (don't see one
     another).
     """
 
     examples: int
-    images: int
+    images: float
     length: int
     positions: int
     masked: bool = True

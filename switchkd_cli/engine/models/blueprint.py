@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.processors import EQUAL, NEAR, normalisation, probes
-from switchkd_cli.engine.models.shape import features_of, shape
+from switchkd_cli.engine.models.shape import features_of, image_tokens_of, patch_grid, vision_width
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import PairFact
@@ -113,15 +113,15 @@ class Blueprint:
 
     @property
     def feature_map(self) -> FeatureMap:
-        of, seam = shape(self.config).vision, self.inputs.seam
-        side = of.image // of.patch
-        return FeatureMap(of.width, seam.levels(self.config), side, seam.square and features_of(self.config) == side**2)
+        side, seam = patch_grid(self.config)[1], self.inputs.seam
+        square = seam.square and features_of(self.config) == side**2
+        return FeatureMap(vision_width(self.config), seam.levels(self.config), side, square)
 
     def _values(self) -> list[Any]:
         """Return this model's values of what `UNLIKE` names."""
-        of, own = shape(self.config), self.feature_map
+        own, counts = self.feature_map, (features_of(self.config), image_tokens_of(self.config))
         grid = f"{own.side} x {own.side}"
-        sizes = own.width, own.levels, of.vision.image, grid, of.projector.features, of.projector.tokens
+        sizes = own.width, own.levels, patch_grid(self.config)[0], grid, *counts
         return [self.kind, *sizes, normalisation(self.image_processor)]
 
     def facts(self, student: Blueprint, users: Sequence[str] = ()) -> Iterator[PairFact]:

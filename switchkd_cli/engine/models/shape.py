@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from switchkd_cli.engine.inputs import USUAL
@@ -14,70 +16,89 @@ CLASS_TOKENS = {"clip_vision_model": 1, "internvl_vision": 1}  # of other towers
 class VisionShape(NamedTuple):
     """V: `positions` patches (and the class token, if any) through `layers` up to the feature layer.
 
-    `input_norm`: there is a norm before the first layer (as in CLIP).
+    `weights`: of the matrices of one layer, the mean of the layers. `attended`: how many positions one of them sees, the mean
+    too. `norms`: of a layer, see `_norms`. `patches` have `values` numbers each. `input_norm`: there is a norm before the
+    first layer (as in CLIP).
     """
 
     width: int
     inner: int
+    weights: float
     layers: int
-    positions: int
-    patch: int
-    image: int
+    positions: float
+    attended: float
+    patches: float
+    values: int
     activation: str
+    norms: float = 2
     input_norm: bool = False
 
     @property
-    def weights(self) -> int:
-        """Number of weights in one layer's matrices: query, key, value, output, and the two of its MLP."""
-        return 4 * self.width**2 + 2 * self.width * self.inner
+    def gated(self) -> bool:
+        """Whether its MLP has three matrices."""
+        return self.weights > 4 * self.width**2 + 2.5 * self.width * self.inner
 
 
 class ProjectorShape(NamedTuple):
-    """P: two matrices on each of `features`, then `tokens` (fewer than `features` where it pools)."""
+    """P at each of its `places`, then `tokens` (fewer where it pools what it has computed).
 
+    `first`, `second`: weights of its matrices, one after another; P may have several such pairs next to one another, or no
+    second. `input`, `hidden`: widths of what they read. `convolution`: weights of one behind the pooling; 0: P doesn't pool.
+    """
+
+    first: int
+    second: int
     input: int
+    hidden: int
+    places: float
+    tokens: float
     width: int
-    features: int
-    tokens: int
-
-    @property
-    def weights(self) -> tuple[int, int]:
-        """Number of weights in the first and in the second matrix."""
-        return self.input * self.width, self.width**2
-
-    @property
-    def pooled(self) -> bool:
-        return self.tokens < self.features
+    convolution: int = 0
 
 
 class LanguageShape(NamedTuple):
-    """L. `queries` and `keys`: widths of all query heads and of all key heads together."""
+    """L. `weights`: of the matrices of one layer, the mean of the layers; `norms`: see `_norms`.
+
+    `queries`, `keys`: widths of all heads together.
+    """
 
     width: int
     inner: int
+    weights: float
     layers: int
     heads: int
     queries: int
     keys: int
     vocabulary: int
-
-    @property
-    def weights(self) -> int:
-        """Number of weights in one layer's matrices: query and output, key and value, and the three of its gated MLP."""
-        return 2 * self.width * self.queries + 2 * self.width * self.keys + 3 * self.width * self.inner
+    norms: float = 2
 
 
 class ModelShape(NamedTuple):
-    """A model as vision tower V, projector P and language model L (head included)."""
+    """A model as vision tower V, projector P and language model L (head included), for one image or tile.
+
+    `features`: of it, that V gives. `any_size`: an image's size decides how many, so that this is one of the usual size;
+    `padded`: V computes as many in each case, and drops padding at its end.
+    """
 
     vision: VisionShape
     projector: ProjectorShape
     language: LanguageShape
+    features: float
+    any_size: bool = False
+    padded: bool = False
 
-    @property
-    def features(self) -> int:
-        """How many of V's features of an image, or tile, P gets; it may read several of them as one."""
-        return self.projector.features * self.projector.input // self.vision.width
+    def of_images(self, tokens: float) -> ModelShape:
+        """Return the same for images of `tokens` visual tokens, where an image's size decides."""
+        v, p = self.vision, self.projector
+        if not (self.any_size and tokens):
+            return self
+        ratio = tokens / p.tokens
+        seen = v.attended * min(1.0, ratio) if v.attended < v.positions else v.attended * ratio
+        vision = (
+            v if self.padded else v._replace(positions=v.positions * ratio, attended=seen, patches=v.patches * ratio)
+        )
+        projector = p._replace(places=p.places * ratio, tokens=tokens)
+        return self._replace(vision=vision, projector=projector, features=self.features * ratio)
 
 
 def vision_width(config: PretrainedConfig) -> int:
@@ -96,7 +117,7 @@ def features_of(config: PretrainedConfig) -> int:
     The selection "default" drops the first of a tower's: CLIP's class token, or a SigLIP tower's first patch.
     """
     dropped = getattr(config, "vision_feature_select_strategy", None) == "default"
-    return _patches(config) + CLASS_TOKENS.get(config.vision_config.model_type, 0) - int(dropped)
+    return patch_grid(config)[1] ** 2 + CLASS_TOKENS.get(config.vision_config.model_type, 0) - int(dropped)
 
 
 def image_tokens_of(config: PretrainedConfig) -> int:
@@ -104,47 +125,101 @@ def image_tokens_of(config: PretrainedConfig) -> int:
     return _of(config, "mm_tokens_per_image", otherwise=features_of(config) // _merged(config))
 
 
-def shape(config: PretrainedConfig) -> ModelShape:
-    """Return the shape of a model, for one image, or tile, of the usual size.
+def patch_grid(config: PretrainedConfig) -> tuple[int, int]:
+    """Return the sides of a square image, or tile, of the usual size, in pixels and in patches."""
+    image = _of(config.vision_config, "image_size", otherwise=USUAL[0])
+    return image, image // _of(config.vision_config, "patch_size")
 
-    A projector is taken for LLaVA's two matrices, and every layer of L for its first: else a plan's figures are an estimate.
+
+def shape(model: Any) -> ModelShape:
+    """Return the shape of a VisionLanguageModel, which may be without weights, for one image, or tile, of the usual size.
+
+    Of unlike layers it is the mean of their matrices. Attention is taken for that of the first layer of L, with all positions:
+    else (windows, recurrent layers) a plan's figures are an estimate.
     """
+    config, seam, core = model.model.config, model.seam, model.core
     vision: Any = config.vision_config
     text: Any = config.get_text_config()
     if getattr(text, "is_heterogeneous", False):  # some of Gemma 4's layers have wider heads
         text = text.per_layer_config[0]
-    width, inner = vision_width(config), _of(vision, "intermediate_size")
-    features, tokens = features_of(config), image_tokens_of(config)
-    # LDPNetV2 computes each feature, then pools; the others first lay those of a token side by side
-    merged = 1 if hasattr(config, "projector_pooling") else _merged(config)
+    width, layers = vision_width(config), layers_before_features(config)
+    patches, tokens = patch_grid(config)[1] ** 2, image_tokens_of(config)
+    if seam.places:
+        patches = vision.default_output_length * vision.pooling_kernel_size**2
+    positions, inner = patches + CLASS_TOKENS.get(vision.model_type, 0), _of(vision, "intermediate_size")
+    window, complete = _of(vision, "window_size"), len(getattr(vision, "fullatt_block_indexes", ()))
+    seen = min(positions, (window // vision.patch_size) ** 2) if window else positions
     heads = text.num_attention_heads
     head = _of(text, "head_dim", otherwise=text.hidden_size // heads)
+    connectors = [each for of in seam.projector(core) for each in (of if isinstance(of, nn.ModuleList) else [of])]
+    pairs = [(each[0].numel(), each[1:]) for module in connectors if (each := _matrices(module))]
+    hidden = [second[0].shape[1] if second else 0 for _, second in pairs]
+    pools = hasattr(
+        config, "projector_pooling"
+    )  # LDPNetV2 pools what it has computed; the others compute what they pooled
     return ModelShape(
         VisionShape(
             width=width,
             inner=inner or int(width * vision.mlp_ratio),
-            layers=layers_before_features(config),
-            positions=_patches(config) + CLASS_TOKENS.get(vision.model_type, 0),
-            patch=_of(vision, "patch_size"),
-            image=_of(vision, "image_size", otherwise=USUAL[0]),
+            weights=_weights(seam.vision_layers(core)[:layers]),
+            layers=layers,
+            positions=positions,
+            attended=(seen * (layers - complete) + positions * complete) / layers,
+            patches=patches,
+            values=3 * _of(vision, "patch_size") ** 2 * _of(vision, "temporal_patch_size", otherwise=1),
             activation=_of(vision, "hidden_act", otherwise="gelu"),
+            norms=_norms(seam.vision_layers(core)[:layers], width, (width, width)) / width,
             input_norm=vision.model_type == "clip_vision_model",
         ),
-        ProjectorShape(width * merged, text.hidden_size, features // merged, tokens),
+        ProjectorShape(
+            first=sum(first for first, _ in pairs),
+            second=sum(p.numel() for _, second in pairs for p in second),
+            input=sum(first // (inside or text.hidden_size) for (first, _), inside in zip(pairs, hidden, strict=True)),
+            hidden=sum(hidden),
+            places=features_of(config) if pools else tokens,
+            tokens=tokens,
+            width=text.hidden_size,
+            convolution=sum(p.numel() for module in connectors for p in module.parameters() if p.ndim > 2),
+        ),
         LanguageShape(
             width=text.hidden_size,
             inner=text.intermediate_size,
+            weights=_weights(model.language.layers),
             layers=text.num_hidden_layers,
             heads=heads,
             queries=heads * head,
-            keys=_of(text, "num_key_value_heads", otherwise=heads) * head,
+            keys=(keys := _of(text, "num_key_value_heads", otherwise=heads) * head),
             vocabulary=text.vocab_size,
+            norms=_norms(model.language.layers, text.hidden_size, (heads * head, keys)) / (2 * text.hidden_size),
         ),
+        features=features_of(config) if not seam.places else tokens,
+        any_size=_of(vision, "image_size") is None,
+        padded=bool(seam.places),
     )
 
 
-def _patches(config: PretrainedConfig) -> int:
-    return (_of(config.vision_config, "image_size", otherwise=USUAL[0]) // _of(config.vision_config, "patch_size")) ** 2
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.ndim == 2]
+
+
+def _weights(layers: Sequence[nn.Module]) -> float:
+    """Return the number of weights in a layer's matrices, the mean of the layers."""
+    return sum(p.numel() for layer in layers for p in _matrices(layer)) / len(layers)
+
+
+def _norms(layers: Sequence[nn.Module], width: int, heads: tuple[int, int]) -> float:
+    """Return the width of what a layer's norms and scales keep of a position where they are trained, the mean of the layers.
+
+    A norm without a bias keeps what it reads, and that normalised. `heads`: widths of all queries, and of all keys.
+    """
+    kept = 0.0
+    for layer in layers:
+        of_layer = dict(layer.named_parameters())
+        for name, parameter in of_layer.items():
+            if parameter.ndim == 1 and not name.endswith("bias"):
+                twice = "norm" in name and name.removesuffix("weight") + "bias" not in of_layer
+                kept += (1 + twice) * (width if len(parameter) == width else heads["k_norm" in name])
+    return kept / len(layers)
 
 
 def _merged(config: PretrainedConfig) -> int:
