@@ -44,7 +44,8 @@ class Pair(NamedTuple):
         student = load(str(trained)) if trained else self.student.build()
         teacher, adapter = self.teacher.build() if self.teacher else None, None
         if self.recipe.switch.adapter and self.teacher is not None and not trained:
-            adapter = FeatureAdapter.between(self.student, self.teacher, seed)
+            unlike = any(fact.verdict == "impossible" for fact in self.teacher.facts(self.student))
+            adapter = FeatureAdapter.between(self.student, self.teacher, seed, as_pictures=unlike)
         return Paths(student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter)
 
     def tokens(self) -> TokenMap | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.blueprint import ADAPTER_HINT, Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
@@ -89,12 +90,25 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     terms = list(terms)
     users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
     facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
-    if any(term.alignment == "bytes" for term in terms) and not (users or any(map(_compares_places, terms))):
-        facts = [replace(fact, verdict="yes", difference="") for fact in facts]  # each model sees its own images
+    if shared_vocabulary(student, teacher, terms).own and not any(map(_compares_places, terms)):
+        if not users and any(term.alignment == "bytes" for term in terms):  # each model sees its own images
+            facts = [replace(fact, verdict="yes", difference="") for fact in facts]
+        elif through_pictures(student, teacher) and not any("features" in _kinds(term) for term in terms):
+            through = partial(replace, verdict="adapter", hint=ADAPTER_HINT)
+            facts = [through(fact) if fact.verdict == "impossible" else fact for fact in facts]
     templates = (model.inputs.chat_template for model in (student, teacher))
     ours, theirs = (short_hash(template)[:8] if template else "none" for template in templates)
     template = PairFact("chat template", ours, theirs)  # the teacher reads the student's text, or its own
     return *facts, _vocabulary_fact(student, teacher, terms), template
+
+
+def through_pictures(student: Blueprint, teacher: Blueprint) -> bool:
+    """Return whether the switch can give P_T the student's features of a whole image, resized, where towers are unlike.
+
+    Each model then sees its own images. The teacher's features have to be those of whole images alone.
+    """
+    levels = student.feature_map.levels
+    return student.as_picture() and teacher.as_picture(alone=True) and levels in (1, teacher.feature_map.levels)
 
 
 def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str]:

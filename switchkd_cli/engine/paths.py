@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from itertools import cycle
+from operator import call
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, apply
+from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, apply, together
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -182,7 +185,9 @@ class Paths(nn.Module):
             elif path == "teacher":
                 features, images = model.encode(batch.images), batch.images
             elif path == "switch" and self.switch_adapter is not None:
-                features = self.switch_adapter(features)
+                theirs = batch.images or [model.blank_image()]  # the teacher may see images of its own
+                features = self.switch_adapter(features, images, theirs)
+                images = theirs if len(features) else ()
             values["features"] = features
         if from_images - {"features"}:
             values["tokens"] = model.project(features, images)
@@ -214,12 +219,26 @@ class FeatureAdapter(nn.Module):
     A map starts as an isometry with bias 0, which keeps the features' lengths and angles as far as the widths allow: between
     equal widths it is the identity, so that the switch starts as it is without an adapter; else it is drawn from the seed.
     The map comes first as the smaller grid is usually the student's; both orders give the same features, to rounding.
+    Between towers that cut images differently, what is resized is the student's features of the whole image.
     """
 
-    def __init__(self, ours: int, theirs: int, levels: int = 1, sides: tuple[int, int] = (1, 1), seed: int = 0) -> None:
-        """From width `ours` to `theirs`, and from a grid of the first of `sides` to one of the second."""
+    def __init__(
+        self,
+        ours: int,
+        theirs: int,
+        levels: int = 1,
+        sides: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        towers: Sequence[Blueprint] = (),
+    ) -> None:
+        """From width `ours` to `theirs`, and from a grid of the first of `sides` to one of the second.
+
+        `towers`: of student and teacher, whose features are pictures of whole images (`Blueprint.as_picture`).
+        """
         super().__init__()
-        self.sides = sides
+        self.width, self.sides = ours, sides
+        self.layouts = [partial(tower.inputs.seam.layout, tower.config) for tower in towers]
+        self.whole = towers[0].inputs.seam.whole if towers else 0
         maps = [nn.utils.skip_init(nn.Linear, ours, theirs) for _ in range(levels)]
         self.maps = nn.ModuleList(maps)
         generator = torch.Generator().manual_seed(seed)
@@ -231,18 +250,39 @@ class FeatureAdapter(nn.Module):
                 nn.init.orthogonal_(level.weight, generator=generator)
 
     @classmethod
-    def between(cls, student: Blueprint, teacher: Blueprint, seed: int) -> FeatureAdapter:
-        """Return the adapter of two models that fit."""
+    def between(cls, student: Blueprint, teacher: Blueprint, seed: int, *, as_pictures: bool = False) -> FeatureAdapter:
+        """Return the adapter of two models that fit, `as_pictures`: as far as features of whole images go."""
         ours, theirs = student.feature_map, teacher.feature_map
-        return cls(ours.width, theirs.width, theirs.levels, (ours.side, theirs.side), seed)
+        towers = (student, teacher) if as_pictures else ()
+        return cls(ours.width, theirs.width, theirs.levels, (ours.side, theirs.side), seed, towers)
 
-    def forward(self, features: PerImage) -> PerImage:
-        """V_S's features [P, F, width x levels] -> V_T's [P, F', width x levels], or P tensors; those of no image as they are."""
+    def forward(
+        self, features: PerImage, images: Sequence[ImageInput] = (), theirs: Sequence[ImageInput] = ()
+    ) -> PerImage:
+        """V_S's features [P, F, width x levels] -> V_T's [P, F', width x levels], or P tensors; those of no image as they are.
+
+        `images`, `theirs`: the images as student and teacher see them.
+        """
+        if self.layouts and len(features):
+            return together(list(map(self._picture, features, images, theirs)))
         return apply(self._adapted, features) if len(features) else features
 
+    def _picture(self, features: Tensor, image: ImageInput, theirs: ImageInput) -> Tensor:
+        """V_S's features [F, width x levels] of an image -> those of all of it where V_T has them: [F', width x levels]."""
+        (rows, columns, square), (height, width, block) = map(call, self.layouts, (image, theirs))
+        whole = self._mapped(features.unflatten(0, (-1, rows * columns))[self.whole])
+        picture = whole.view(rows // square, columns // square, square, square, -1).permute(4, 0, 2, 1, 3)
+        resized = interpolate(picture.reshape(1, -1, rows, columns), (height, width), mode="bilinear")[0]
+        squares = resized.view(-1, height // block, block, width // block, block)
+        return squares.permute(1, 3, 2, 4, 0).flatten(0, 3)
+
+    def _mapped(self, features: Tensor) -> Tensor:
+        """Return the features in V_T's width: a map for each of its levels, which all read V_S's where that has but one."""
+        levels = zip(self.maps, cycle(features.split(self.width, -1)), strict=False)
+        return torch.cat([level(part) for level, part in levels], -1)
+
     def _adapted(self, features: Tensor) -> Tensor:
-        parts = features.chunk(len(self.maps), -1)
-        adapted = torch.cat([level(part) for level, part in zip(self.maps, parts, strict=True)], -1)
+        adapted = self._mapped(features)
         ours, theirs = self.sides
         if ours == theirs:
             return adapted

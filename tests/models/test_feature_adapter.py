@@ -115,7 +115,7 @@ def test_unlike_towers_give_the_teachers_logits_where_the_adapter_gives_its_feat
         logits = paths(ours, {"student", "teacher", "switch"}, keep)
         expected = Paths(teacher, None, paths.vocabulary)(theirs, {"student"}, theirs.predicting("text"))["student"]
         features = teacher.encode(ours.images)
-        paths.switch_adapter.forward = lambda _: features
+        paths.switch_adapter.forward = lambda *_: features
         exchanged = paths(ours, {"switch"}, keep)["switch"]
     assert logits["student"].shape == logits["teacher"].shape == logits["switch"].shape
     assert torch.equal(logits["teacher"], expected) and torch.equal(exchanged, expected)

@@ -38,7 +38,7 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += _vision(teacher.vision, read) + _projector(teacher.projector, read)
         operations += _language(teacher.language, read)
     if "switch" in paths:
-        operations += _projector(teacher.projector, batch, inputs=True)
+        operations += _projector(teacher.projector, read, inputs=True)
         operations += _language(teacher.language, read, gradient=True, recomputed="switch" in recomputed)
         passes = 1 + vision_trained + ("adapter" in train)
         operations += passes * 2 * batch.images * student.features * computed.adapter

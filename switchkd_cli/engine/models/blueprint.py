@@ -11,12 +11,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.processors import EQUAL, NEAR, normalisation, probes
+from switchkd_cli.engine.models.seams import GRID
 from switchkd_cli.engine.models.shape import features_of, image_tokens_of, patch_grid, vision_width
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import PairFact
 
-FAMILY_HINT = "the switch needs two models of one family; `alignment: bytes` without the switch doesn't"
+FAMILY_HINT = "for two families each sees its own images: `alignment: bytes`, and for the switch switch.adapter=linear"
 TOWERS_HINT = "the switch feeds the teacher's projector: give the student the teacher's kind of tower (student.vision)"
 ADAPTER_HINT = (
     "let the switch have an adapter: switch.adapter=linear, and adapter in the train of a stage with the switch"
@@ -116,6 +117,16 @@ class Blueprint:
         side, seam = patch_grid(self.config)[1], self.inputs.seam
         square = seam.square and features_of(self.config) == side**2
         return FeatureMap(vision_width(self.config), seam.levels(self.config), side, square)
+
+    def as_picture(self, *, alone: bool = False) -> bool:
+        """Return whether V's features of an image, or of the tile that shows all of it, are a picture of it (`Seam.layout`).
+
+        `alone`: and are there no others.
+        """
+        images = [self.inputs.usual, *self.inputs.prepare(probes() if alone else [])]
+        one_size = len({image.inputs["pixel_values"].shape for image in images}) == 1
+        square = self.feature_map.side**2 == features_of(self.config) and not self.inputs.seam.places
+        return GRID in self.inputs.usual.inputs or square and one_size
 
     def _values(self) -> list[Any]:
         """Return this model's values of what `UNLIKE` names."""

@@ -96,7 +96,7 @@ class Family:
         return shape(self.skeleton(config))
 
 
-TILES = Tower(at_layer=True, connects=("multi_modal_projector", "image_newline"))
+TILES = Tower(at_layer=True, connects=("multi_modal_projector", "image_newline"), whole=0)
 LLAVA_NEXT = Family("llava_next", TILES)
 LLAVA_ONEVISION = Family("llava_onevision", replace(TILES, of_row="batch_num_images"))
 INTERNVL = Family("internvl", Tower(layers="encoder.layer", stacks=True))

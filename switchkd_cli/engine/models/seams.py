@@ -27,9 +27,14 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from switchkd_cli.engine.batch import ImageInput, PerImage, flat, together
-from switchkd_cli.engine.models.shape import layers_before_features
+from switchkd_cli.engine.models.shape import layers_before_features, patch_grid
 
 LEAST = 1e-7  # half precision has nothing smaller
+GRID = "image_grid_thw"
+"""The tensor of an image that says how many of its patches are above and next to one another, where that varies."""
+
+Layout = tuple[int, int, int]
+"""Rows and columns of the features of a whole image, which stand square by square, and the side of such a square."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class _Seam:
     `layers`: V's, below the tower. `types`: the argument by which L is told where visual tokens are. `of_row`: a tensor with
     one value for all images of an example, which are then prepared together. `places`: the tensor of the places of an image's
     patches, -1 in padding, where V itself pools patches and gives features without padding. `stacks`: `get_image_features` returns one
-    tensor, not a list.
+    tensor, not a list. `whole`: which of an image's tiles shows all of it.
     """
 
     tower: str
@@ -50,6 +55,12 @@ class _Seam:
     of_row: str = ""
     places: str = ""
     stacks: bool = False
+    whole: int = -1
+
+    def layout(self, config: PretrainedConfig, image: ImageInput) -> Layout:
+        """Return how the features of the image as a whole stand."""
+        side = patch_grid(config)[1]
+        return side, side, 1
 
     @property
     def square(self) -> bool:
@@ -182,6 +193,10 @@ class Merged(_Seam):
     connects: tuple[str, ...] = ("visual.merger",)
     types: str = "mm_token_type_ids"
 
+    def layout(self, config: PretrainedConfig, image: ImageInput) -> Layout:
+        _, rows, columns = image[GRID].flatten().tolist()
+        return rows, columns, config.vision_config.spatial_merge_size
+
     def levels(self, config: PretrainedConfig) -> int:
         return 1 + (len(self.connects) > 1 and len(config.vision_config.deepstack_visual_indexes))
 
@@ -199,7 +214,7 @@ class Merged(_Seam):
             output = core.get_image_features(**self.visual(images, core.dtype), return_dict=True)
         read = [output.pooler_output, *(output.get("deepstack_features") or ())]
         apart = [torch.cat(list(level)).unflatten(-1, (count, -1)).flatten(0, 1) for level in read]
-        return _grouped(torch.cat(apart, -1), [int(image["image_grid_thw"].prod()) for image in images])
+        return _grouped(torch.cat(apart, -1), [int(image[GRID].prod()) for image in images])
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         """P: features of P >= 1 images -> visual tokens [P, M, width of L x levels], or P tensors [M_p, ...]."""

@@ -17,10 +17,9 @@ from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.seams import Enough, Seam
+from switchkd_cli.engine.models.seams import GRID, Enough, Seam
 from switchkd_cli.engine.models.shape import vision_width
 
-GRID = "image_grid_thw"
 ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
 
