@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from importlib.resources import files
 from itertools import combinations
+from threading import Thread
 
 import pytest
 from PIL import Image
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.playground import training_rows
 from switchkd_cli.playground.text.captions import caption
 from switchkd_cli.playground.text.drills import drill
 from switchkd_cli.playground.text.facts import STATEMENTS
@@ -518,18 +520,21 @@ def test_the_chat_template_puts_images_first_and_ends_answers(tokenizer):
         assert len(tokenizer.encode(token, add_special_tokens=False)) == 1
 
 
-def test_a_slower_writer_leaves_the_faster_ones_rows_alone(tmp_path, monkeypatch):
-    from switchkd_cli.playground import training_rows
-
+def test_a_second_writer_waits_and_finds_the_rows(tmp_path, monkeypatch):
+    """They are drawn once, although the second asks while the first is still drawing."""
     request = {"kind": "captions", "split": "train", "pictures": 4, "turns": 2, "seed": 9}
-    folder, build = tmp_path / "rows", training_rows._build
+    build, drawn, seen = training_rows._build, [], []
+    second = Thread(target=lambda: seen.append(training_rows.write_rows(tmp_path / "rows", **request).stat().st_ino))
 
-    def overtaken(building, wanted):
+    def watched(building, wanted):
+        drawn.append(building)
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
         build(building, wanted)
-        monkeypatch.setattr(training_rows, "_build", build)
-        training_rows.write_rows(folder, **request)  # another process, while ours was still drawing
-        overtaken.inode = (folder / "rows.json").stat().st_ino
 
-    monkeypatch.setattr(training_rows, "_build", overtaken)
-    assert training_rows.write_rows(folder, **request).stat().st_ino == overtaken.inode
+    monkeypatch.setattr(training_rows, "_build", watched)
+    first = training_rows.write_rows(tmp_path / "rows", **request)
+    second.join(60)
+    assert seen == [first.stat().st_ino] and len(drawn) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
