@@ -5,7 +5,7 @@ import sys
 
 from tests.commands import test_compare as made
 
-HEAVY = {"torch", "transformers", "accelerate", "lmms_eval", "deepspeed", "scipy", "statsmodels", "matplotlib"}
+HEAVY = {"torch", "transformers", "accelerate", "lmms_eval", "deepspeed", "scipy", "matplotlib"}
 
 
 def test_the_report_imports_nothing_heavy():

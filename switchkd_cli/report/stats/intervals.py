@@ -47,8 +47,8 @@ def standard_error(values: Sequence[float], images: Sequence[Hashable]) -> float
 @cache
 def _standard_errors(freedom: int) -> tuple[float, float]:
     """Half of a mean's interval and its minimum detectable effect, in standard errors, by degrees of freedom."""
-    from scipy.stats import t
-    from statsmodels.stats.power import TTestPower
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
 
-    count, one_side = freedom + 1, {"alpha": 1 - UPPER, "alternative": "larger"}
-    return float(t.ppf(UPPER, freedom)), sqrt(count) * TTestPower().solve_power(nobs=count, power=POWER, **one_side)
+    half = float(t.ppf(UPPER, freedom))
+    return half, brentq(lambda effect: nct.sf(half, freedom, effect) - POWER, 0, 10 * half)

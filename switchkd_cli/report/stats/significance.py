@@ -149,20 +149,19 @@ def p_value(benchmarks: Sequence[PairedUnits]) -> float:
     """
     if len(benchmarks) > 1 or not benchmarks[0].binary():
         return _permuted(benchmarks)
-    from statsmodels.stats.contingency_tables import mcnemar
+    from scipy.stats import binomtest
 
     ours, theirs = benchmarks[0].ours[0].gained, benchmarks[0].theirs[0].gained
-    table = [[np.sum((ours == a) & (theirs == b)) for b in (1, 0)] for a in (1, 0)]
-    return float(mcnemar(table, exact=True).pvalue)
+    won, different = int(np.sum(ours > theirs)), int(np.sum(ours != theirs))
+    return float(binomtest(won, different).pvalue) if different else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values after Holm's correction for their number."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    """The p-values after Holm's correction for their number (Holm 1979): the smallest times n, the next times n - 1, and so on."""
+    order, corrected = np.argsort(p_values), np.ones(len(p_values))
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected.tolist()
 
 
 def _permuted(benchmarks: Sequence[PairedUnits]) -> float:
