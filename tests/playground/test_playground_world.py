@@ -10,15 +10,16 @@ from itertools import combinations
 import pytest
 from PIL import Image
 
+from scripts.playground_rows.drills import choose, drill
+from scripts.playground_rows.lists import list_row
+from scripts.playground_rows.write import text_row
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.text.captions import caption
-from switchkd_cli.playground.text.drills import drill
 from switchkd_cli.playground.text.facts import STATEMENTS
-from switchkd_cli.playground.text.lists import list_row
 from switchkd_cli.playground.text.prompts import LETTERS, prompt
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
-from switchkd_cli.playground.text.words import PHRASES, STYLES, SYMBOLS, plural, say, with_article
-from switchkd_cli.playground.training_rows import KINDS, WITH_IMAGES, WITHOUT_IMAGES, write_rows
+from switchkd_cli.playground.text.words import STYLES, SYMBOLS, plural, say, with_article
+from switchkd_cli.playground.training_rows import KINDS, write_rows
 from switchkd_cli.playground.world import (
     CATEGORIES,
     COLOURS,
@@ -367,13 +368,10 @@ def test_rows_are_llava_json(tmp_path, kind):
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * 5
         assert all(turn["value"] for turn in turns)
         images = [turn["value"].count("<image>") for turn in turns]
-        assert sum(images) == images[0] == (kind in WITH_IMAGES)
-        if kind in WITHOUT_IMAGES:
-            assert "image" not in row
-        else:
-            assert turns[0]["value"].startswith("<image>\n")
-            with Image.open(file.parent / row["image"]) as picture:
-                assert picture.size == (SIZE, SIZE)
+        assert sum(images) == images[0] == 1
+        assert turns[0]["value"].startswith("<image>\n")
+        with Image.open(file.parent / row["image"]) as picture:
+            assert picture.size == (SIZE, SIZE)
 
 
 def test_the_same_request_is_not_written_again_and_another_replaces_it(tmp_path):
@@ -394,7 +392,7 @@ def test_wrong_requests_are_reported_together(tmp_path):
         load(file)
     at = f"{file}:5: data.captions.parameters"
     assert [problem for problem in error.value.problems if problem.startswith(at)] == [
-        f"{at}.kind: must be one of captions, questions, instructions, drills, choices, text, lists, got 'riddles' (did you mean 'drills'?)",
+        f"{at}.kind: must be one of captions, questions, instructions, got 'riddles'",
         f"{at}.split: must be one of train, validation, test, hard, unseen, got 'dev'",
         f"{at}.pictures: must be greater than 0, got 0",
         f"{at}.turns: must be greater than 0, got -1",
@@ -404,68 +402,8 @@ def test_wrong_requests_are_reported_together(tmp_path):
 def test_foreign_files_are_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not the playground's"):
-        write_rows(tmp_path, kind="text", split="train", pictures=1, turns=1, seed=0)
+        write_rows(tmp_path, kind="captions", split="train", pictures=1, turns=1, seed=0)
     assert (tmp_path / "mine.txt").read_text() == "keep"
-
-
-# Lists and drills: what is said of them, found again in the text alone
-
-
-def options_of(text: str) -> dict[str, str]:
-    return dict(line.split(". ") for line in text.split("\n") if re.match(r"[A-D]\. ", line))
-
-
-def test_answers_about_lists_follow_from_the_text():
-    kinds = Counter()
-    for number in range(500):
-        turns = list_row(random.Random(number), 6)
-        opening, rest = turns[0][0].split("\n", 1)
-        there = [re.sub("^(an? |有)", "", name) for name in re.split(", |，", opening.rstrip(".。"))]
-        assert 2 <= len(set(there)) == len(there) <= 8
-        for text, answer in [(rest, turns[0][1]), *turns[1:]]:
-            first, *lines = text.split("\n")
-            chinese = re.search("[\u4e00-\u9fff]", first) is not None
-            comma, gap = ("，", "") if chinese else (", ", " ")
-            options = options_of(text)
-            if first in PHRASES["check"].values():
-                kinds["roll"] += 1
-                yes, no = ("有", "没有") if chinese else (" yes", " no")
-                said = options or dict(zip(lines, lines, strict=True))  # of options, their letters are said
-                assert answer == comma.join(way + (yes if name in there else no) for way, name in said.items())
-            elif first in PHRASES["shown"].values():
-                (true,) = (letter for letter, name in options.items() if name in there)
-                kinds["shown"] += 1
-                assert answer in (true, options[true], f"{options[true]}{gap}{true}")
-            elif answer[0] in LETTERS:  # the options again, in the order that is wanted
-                kinds["again"] += 1
-                letters = re.findall("[A-D](?=[, .。])", first)
-                assert answer == comma.join(f"{letter}{gap}{options[letter]}" for letter in letters)
-            else:
-                kinds["letters"] += 1
-                assert set(answer.split(comma)) <= {f"{name}{gap}{letter}" for letter, name in options.items()}
-                names = first.removeprefix("Which letters have ").removesuffix("?").removesuffix("是哪个选项？")
-                assert [part[:-1].rstrip() for part in answer.split(comma)] == names.split(comma)
-    assert min(kinds.values()) > 200 and len(kinds) == 4
-
-
-def test_drills_about_a_scene_are_true():
-    for scene in SOME[:300]:
-        rng = random.Random(scene.id)
-        for text, answer in (drill(scene, rng) for _ in range(10)):
-            first = text.split("\n")[0]
-            if first in PHRASES["check"].values():
-                shown = {say(name, language) for name in scene.concepts for language in ("en", "zh")}
-                words = [" yes", " no"] if first == PHRASES["check"]["en"] else ["有", "没有"]
-                said = options_of(text) or {name: name for name in text.split("\n")[1:]}
-                assert re.split(", |，", answer) == [way + words[name not in shown] for way, name in said.items()]
-            elif first == "Where are the things?":
-                items = [f"{item.place} {item.name}" for item in scene.items]
-                assert answer == ", ".join(items)
-            elif first.rstrip("?") in CONCEPTS:
-                assert answer == ("yes" if first.rstrip("?") in scene.concepts else "no")
-            elif first == "Which is true?":
-                chosen = options_of(text)[answer]
-                assert holds(scene, f"Is {chosen.replace(' is ', ' ')}?")
 
 
 # Tokenizer
@@ -475,10 +413,9 @@ def test_texts_round_trip(tokenizer):
     """All but spaces at the start of a line and before a Chinese word, which the tokenizer leaves out."""
     texts = [prompt(question) for style in STYLES for _, question in asked(style, 150)]
     for scene in SOME[:100]:
-        texts += [text for make in WITH_IMAGES.values() for text in make(scene, random.Random(1))]
-        texts += [
-            text for make in WITHOUT_IMAGES.values() for turn in make(scene, random.Random(1), 4) for text in turn
-        ]
+        texts += [text for make in (*KINDS.values(), drill, choose) for text in make(scene, random.Random(1))]
+        rows = (text_row(scene, random.Random(1), 4), list_row(random.Random(1), 4))
+        texts += [text for row in rows for turn in row for text in turn]
     texts += ["Something else: naïve 猫科 cats\n\n  hats?"]  # one of the two spaces is kept
     for text in texts:
         written = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
@@ -524,8 +461,8 @@ def test_a_slower_writer_leaves_the_faster_ones_rows_alone(tmp_path, monkeypatch
     request = {"kind": "captions", "split": "train", "pictures": 4, "turns": 2, "seed": 9}
     folder, build = tmp_path / "rows", training_rows._build
 
-    def overtaken(building, wanted):
-        build(building, wanted)
+    def overtaken(building, *wanted):
+        build(building, *wanted)
         monkeypatch.setattr(training_rows, "_build", build)
         training_rows.write_rows(folder, **request)  # another process, while ours was still drawing
         overtaken.inode = (folder / "rows.json").stat().st_ino
