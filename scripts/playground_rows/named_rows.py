@@ -49,7 +49,7 @@ def named_rows(recipes: Iterable[Path]) -> list[NamedRows]:
                     images = data.parameters.get("images")
                     right = str(rows.folder) if rows.kind in WITH_IMAGES else None
                     if images != right:
-                        problems.append(f"{recipe}: data.{name}: images: must be {right}, got {images}")
+                        problems.append(f"{recipe}: data.{name}: images: must be {right or 'left out'}, got {images}")
                     found[rows.folder] = rows
     if problems:
         raise UserError(list(dict.fromkeys(problems)), hint=HINT)

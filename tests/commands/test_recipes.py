@@ -12,7 +12,7 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.named_files import ASSETS, find
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
-from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, widened
+from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, widened, write_few_rows
 
 PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")
 PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in PLAYGROUND]
@@ -32,7 +32,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def made_before(request, tmp_path, monkeypatch):
-    """Stand-ins for the runs that other recipes make first: those that the recipe's header names under `Needs`, no others."""
+    """Stand-ins for the runs that other recipes make first: those that the recipe's header names under `Needs`, no others.
+
+    And a few rows in place of those that a command of the header writes.
+    """
     if (file := request.node.callspec.params.get("file") if hasattr(request.node, "callspec") else None) is None:
         return
     monkeypatch.chdir(tmp_path)
@@ -45,6 +48,7 @@ def made_before(request, tmp_path, monkeypatch):
         model = tmp_path / "runs" / path
         model.parent.mkdir(parents=True, exist_ok=True)
         model.symlink_to(ASSETS / ("teacher" if row == "large" else "teacher-small"))
+    write_few_rows(file)
 
 
 def small(file):
