@@ -118,9 +118,13 @@ def test_drills_about_a_scene_are_true():
 
 
 def recipe(folder, **parameters):
-    written = ", ".join(f"{key}: {value}" for key, value in parameters.items())
-    swap = ("{file: captions.json, images: pictures}", "{" + written + "}")
-    return small_recipe.write(folder, swap)
+    """A recipe that names one file, in both of its data sets."""
+    written = "{" + ", ".join(f"{key}: {value}" for key, value in parameters.items()) + "}"
+    swaps = [(f"{{file: {name}, images: pictures{more}}}", written) for name, more in NAMED.items()]
+    return small_recipe.write(folder, *swaps)
+
+
+NAMED = {"captions.json": "", "questions.json": ", limit: 8"}
 
 
 def run(monkeypatch, *files):
