@@ -1,9 +1,10 @@
 """The rows that recipes name: the folder of a data file says what is in it, as `runs/rows/drills-24000x10-105/rows.json` does."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.playground_rows.write import KINDS, WITH_IMAGES, write
 from switchkd_cli.errors import UserError, did_you_mean
@@ -37,31 +38,34 @@ def named_rows(recipes: Iterable[Path]) -> list[NamedRows]:
     found: dict[Path, NamedRows] = {}
     problems: list[str] = []
     for recipe in recipes:
-        for run in load_rows(recipe):
-            for name, data in run.config.data.items():
-                if data.source != "llava_json":
-                    continue
-                for file in data_files(data.parameters["file"]):
-                    rows = _read(Path(file))
-                    if isinstance(rows, str):
-                        problems.append(f"{recipe}: data.{name}: {rows}")
-                        continue
-                    images = data.parameters.get("images")
-                    right = str(rows.folder) if rows.kind in WITH_IMAGES else None
-                    if images != right:
-                        problems.append(f"{recipe}: data.{name}: images: must be {right or 'left out'}, got {images}")
-                    found[rows.folder] = rows
+        data_sets = [item for run in load_rows(recipe) for item in run.config.data.items()]
+        for name, parameters in ((name, data.parameters) for name, data in data_sets if data.source == "llava_json"):
+            for file in map(Path, data_files(parameters["file"])):
+                try:
+                    found[file.parent] = _read(file, parameters)
+                except UserError as error:
+                    problems += [f"{recipe}: data.{name}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(list(dict.fromkeys(problems)), hint=HINT)
     return list(found.values())
 
 
-def _read(file: Path) -> NamedRows | str:
-    """Return what a file's name asks for, or what is wrong with it."""
-    match = NAME.fullmatch(file.parent.name)
+def _read(file: Path, parameters: Mapping[str, Any]) -> NamedRows:
+    """Return what a file's name asks for. Raises UserError where it can't be read, or the rows would be read otherwise."""
+    folder = file.parent
+    match = NAME.fullmatch(folder.name)
     if match is None or file.name != "rows.json":
-        return f"{file}: not a name that says what is in it"
+        raise UserError(f"{file}: not a name that says what is in it")
     kind, *numbers = match.groups()
     if kind not in KINDS:
-        return f"{file}: no such kind of rows, got {kind!r}{did_you_mean(kind, KINDS)}"
-    return NamedRows(file.parent, kind, *map(int, numbers))
+        raise UserError(f"{file}: no such kind of rows, got {kind!r}{did_you_mean(kind, KINDS)}")
+    # A turn about an image sees no other turn; a row without one is a conversation.
+    needed = {"images": str(folder), "turns": "independent"} if kind in WITH_IMAGES else {"images": None, "turns": None}
+    wrong = [
+        f"{file}: {key}: must be {value or 'left out'}, got {parameters.get(key)}"
+        for key, value in needed.items()
+        if parameters.get(key) != value
+    ]
+    if wrong:
+        raise UserError(wrong)
+    return NamedRows(folder, kind, *map(int, numbers))

@@ -162,6 +162,7 @@ def test_the_command_writes_what_a_recipe_names_and_only_once(tmp_path, monkeypa
         ("data/captions.json", "data", "not a name that says what is in it"),
         ("runs/rows/drills-3x2-9/rows.json", "elsewhere", "images: must be runs/rows/drills-3x2-9, got elsewhere"),
         ("runs/rows/lists-3x2-9/rows.json", "runs", "images: must be left out, got runs"),
+        ("runs/rows/drills-3x2-9/rows.json", "runs/rows/drills-3x2-9", "turns: must be independent, got None"),
     ],
 )
 def test_a_name_that_cannot_be_read_is_a_line_and_exit_code_2(tmp_path, monkeypatch, capsys, file, images, problem):
