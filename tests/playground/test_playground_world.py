@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from itertools import combinations
 
@@ -14,6 +15,7 @@ from scripts.playground_rows.drills import choose, drill
 from scripts.playground_rows.lists import list_row
 from scripts.playground_rows.write import text_row
 from switchkd_cli.errors import UserError
+from switchkd_cli.playground import training_rows
 from switchkd_cli.playground.text.captions import caption
 from switchkd_cli.playground.text.facts import STATEMENTS
 from switchkd_cli.playground.text.prompts import LETTERS, prompt
@@ -374,18 +376,19 @@ def test_the_chat_template_puts_images_first_and_ends_answers(tokenizer):
         assert len(tokenizer.encode(token, add_special_tokens=False)) == 1
 
 
-def test_a_slower_writer_leaves_the_faster_ones_rows_alone(tmp_path, monkeypatch):
-    from switchkd_cli.playground import training_rows
-
+def test_a_second_writer_waits_and_leaves_the_first_ones_rows_alone(tmp_path, monkeypatch):
     request = {"kind": "captions", "split": "train", "pictures": 4, "turns": 2, "seed": 9}
-    folder, build = tmp_path / "rows", training_rows._build
+    folder, build, builds, others = tmp_path / "rows", training_rows._build, [], []
 
-    def overtaken(building, *wanted):
+    def slow(building, *wanted):
+        builds.append(building)
+        others.append(pool.submit(write_rows, folder, **request))  # as another process would, while ours is drawing
+        with pytest.raises(TimeoutError):
+            others[0].result(timeout=0.5)
         build(building, *wanted)
-        monkeypatch.setattr(training_rows, "_build", build)
-        training_rows.write_rows(folder, **request)  # another process, while ours was still drawing
-        overtaken.inode = (folder / "rows.json").stat().st_ino
 
-    monkeypatch.setattr(training_rows, "_build", overtaken)
-    assert training_rows.write_rows(folder, **request).stat().st_ino == overtaken.inode
+    monkeypatch.setattr(training_rows, "_build", slow)
+    with ThreadPoolExecutor() as pool:
+        assert write_rows(folder, **request) == others[0].result(timeout=60) == folder / "rows.json"
+    assert len(builds) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
