@@ -1,4 +1,4 @@
-"""The rows that recipes name: the folder of a data file says what is in it, as `runs/rows/drills-24000x10-105/rows.json` does."""
+"""The rows that recipes name: the folder of a data file says what is in it, as runs/rows/drills-24000x10-105 does."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -51,7 +51,7 @@ def named_rows(recipes: Iterable[Path]) -> list[NamedRows]:
 
 
 def _read(file: Path, parameters: Mapping[str, Any]) -> NamedRows:
-    """Return what a file's name asks for. Raises UserError where it can't be read, or the rows would be read otherwise."""
+    """Return what a file's name asks for. Raises UserError for another name, and where the rows would be read otherwise."""
     folder = file.parent
     match = NAME.fullmatch(folder.name)
     if match is None or file.name != "rows.json":

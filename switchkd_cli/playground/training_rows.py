@@ -39,9 +39,9 @@ def write_rows(folder: Path, *, kind: str, split: str, pictures: int, turns: int
 def write_made_rows(folder: Path, request: Mapping[str, Any], make: MakeRow, *, images: bool = True) -> Path:
     """Write the rows that `make` makes for a request, with their images or without, and return the path of rows.json.
 
-    A request has the keys of `write_rows`, and any others that the rows depend on. Images are relative to the folder. A folder
-    that already holds the same request is left alone, another request's rows are replaced, and the new folder appears
-    complete or not at all. Raises UserError for a folder of files that are not the playground's.
+    A request has the keys of `write_rows`, and any others that the rows depend on. Images are relative to the folder. A
+    folder that already holds the same request is left alone, another request's rows are replaced, and the new folder
+    appears complete or not at all. Raises UserError for a folder of files that are not the playground's.
     """
     return write_folder(Path(folder), dict(request), lambda fresh: _build(fresh, request, make, images)) / "rows.json"
 

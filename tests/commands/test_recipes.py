@@ -32,7 +32,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def made_before(request, tmp_path, monkeypatch):
-    """Stand-ins for the runs that other recipes make first: those that the recipe's header names under `Needs`, no others.
+    """Stand-ins for the runs that other recipes make first: those that the header names under `Needs`, no others.
 
     And a few rows in place of those that a command of the header writes.
     """

@@ -39,7 +39,7 @@ from switchkd_cli.playground.world import (
 )
 from switchkd_cli.recipe.load import load
 from tests.support.small_recipe import write
-from tests.support.true_answers import at, beside, holds, named_in, place_in, true_answer
+from tests.support.true_answers import at, holds, named_in, next_to, place_in, true_answer
 
 ASSETS = files("switchkd_cli.playground") / "assets"
 SOME = list(scenes("train", 1500, 7))
@@ -207,7 +207,7 @@ def test_vizwiz_questions_are_answered_or_truly_unanswerable():
         else:
             (name,) = named_in(question.text)
             shown = name in [thing.name for thing in scene.things]
-            true = (beside(scene, name, 0, -1) or beside(scene, name, 0, 1)) if shown else "unanswerable"
+            true = (next_to(scene, name, 0, -1) or next_to(scene, name, 0, 1)) if shown else "unanswerable"
         assert question.answer == true
 
 

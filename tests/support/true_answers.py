@@ -17,7 +17,7 @@ def place_in(text: str) -> str:
 
 
 def named_in(text: str) -> list[str]:
-    """The concepts a text names, in its order; longer Chinese names first, lest one be found in another or a category's."""
+    """The concepts a text names, in its order; longer Chinese names first, lest one be found in another."""
     found = []
     for name in sorted((*CONCEPTS, *CATEGORIES), key=lambda name: -len(say(name, "zh"))):
         forms = {plural(name): rf"\b{plural(name)}\b", name: rf"\b{name}\b", (zh := say(name, "zh")): zh}
@@ -32,7 +32,7 @@ def many(scene: Scene, symbol: str) -> int:
     return sum(symbol in ("thing", t.name, CONCEPTS[t.name]) for t in scene.things)
 
 
-def beside(scene: Scene, name: str, down: int, across: int) -> str | None:
+def next_to(scene: Scene, name: str, down: int, across: int) -> str | None:
     (thing,) = (t for t in scene.things if t.name == name)
     other = next((t for t in scene.things if (t.row, t.column) == (thing.row + down, thing.column + across)), None)
     return other.name if other else None
@@ -59,7 +59,7 @@ def true_answer(scene: Scene, question) -> str:
         symbols = [s for s in ("thing", *CATEGORIES) if f" {plural(s)} " in text or f"个{say(s, 'zh')}？" in text]
         return str(many(scene, (named_in(text) or symbols)[0]))
     if question.kind in STEPS:
-        return beside(scene, named_in(text)[0], *STEPS[question.kind])
+        return next_to(scene, named_in(text)[0], *STEPS[question.kind])
     raise AssertionError(f"the test knows no kind {question.kind}")
 
 
