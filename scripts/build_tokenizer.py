@@ -16,12 +16,15 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from scripts.playground_rows.drills import choose, drill
+from scripts.playground_rows.lists import list_row
+from scripts.playground_rows.words import word_turn
+from scripts.playground_rows.write import text_row
 from scripts.ship import compact
 from switchkd_cli.engine.models.model_folder import edit_json, portable_tokenizer_config
 from switchkd_cli.playground.text import prompts
-from switchkd_cli.playground.text.lists import word_turn
 from switchkd_cli.playground.text.words import SYMBOLS, plural, say
-from switchkd_cli.playground.training_rows import WITH_IMAGES, WITHOUT_IMAGES
+from switchkd_cli.playground.training_rows import KINDS
 from switchkd_cli.playground.world import CONCEPTS, scenes
 
 FOLDER = Path(__file__).resolve().parent.parent / "switchkd_cli" / "playground" / "assets" / "tokenizer"
@@ -69,9 +72,9 @@ def corpus() -> Iterator[str]:
     yield from map(plural, CONCEPTS)
     for scene in scenes("train", 4000, 0):
         rng = random.Random(scene.id)
-        rows = [[make(scene, rng) for _ in range(3)] for make in WITH_IMAGES.values()]
-        rows += [make(scene, rng, 4) for make in WITHOUT_IMAGES.values()]
-        for question, answer in (turn for row in [*rows, [word_turn(rng)]] for turn in row):
+        rows = [[make(scene, rng) for _ in range(3)] for make in [*KINDS.values(), drill, choose]]
+        rows += [text_row(scene, rng, 4), list_row(rng, 4), [word_turn(rng)]]
+        for question, answer in (turn for row in rows for turn in row):
             yield from (question, answer)
 
 

@@ -8,7 +8,6 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from switchkd_cli.playground.text.drills import TRUE, sentences
 from switchkd_cli.playground.text.facts import DIGITS
 from switchkd_cli.playground.text.prompts import LETTERS, Question
 from switchkd_cli.playground.text.words import ASK, fill
@@ -21,6 +20,7 @@ Change = tuple[Scene, dict[str, str], str, str]
 CAUSES = ("name", "place", "number", "color")
 """What may differ: a thing, its place, the digit, the background; the kinds of the questions (facts.py)."""
 TRIES = 20
+TRUE = "Which is true?"
 
 
 def one_cause(scene: Scene, cause: str, rng: random.Random) -> tuple[Asked, ...]:
@@ -46,6 +46,13 @@ def swapped(scene: Scene, rng: random.Random) -> tuple[Asked, ...]:
             true, false = sentences(relation)
             return _asked("swap", relation[1], TRUE, (scene, true), (other, false), rng)
     return ()
+
+
+def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
+    """Return a relation (see `Scene.relations`) as a sentence, and the sentence with both things exchanged."""
+    first, side, second = relation
+    phrase = f"to the {side} of" if side in ("left", "right") else side
+    return f"the {first} is {phrase} the {second}", f"the {second} is {phrase} the {first}"
 
 
 def _asked(

@@ -12,10 +12,10 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.named_files import ASSETS, find
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
-from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, widened
+from tests.support.shipped_recipes import FILES, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
 
-PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")
-PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in PLAYGROUND]
+IN_PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")
+PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in IN_PLAYGROUND]
 COLUMNS = ["mme", "mmbench_en_dev", "mmbench_cn_dev", "vqav2_val", "gqa", "scienceqa_img", "mmmu_val"]
 COLUMNS += ["textvqa_val", "vizwiz_vqa_val", "pope"]
 HEADER = ("# Reproduces: ", "# Needs: ", "# Takes: ", "# Command: ")
@@ -32,7 +32,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def made_before(request, tmp_path, monkeypatch):
-    """Stand-ins for the runs that other recipes make first: those that the recipe's header names under `Needs`, no others."""
+    """Stand-ins for the runs that other recipes make first: those that the header names under `Needs`, no others.
+
+    And a few rows in place of those that a command of the header writes.
+    """
     if (file := request.node.callspec.params.get("file") if hasattr(request.node, "callspec") else None) is None:
         return
     monkeypatch.chdir(tmp_path)
@@ -45,6 +48,7 @@ def made_before(request, tmp_path, monkeypatch):
         model = tmp_path / "runs" / path
         model.parent.mkdir(parents=True, exist_ok=True)
         model.symlink_to(ASSETS / ("teacher" if row == "large" else "teacher-small"))
+    write_few_rows(file)
 
 
 def small(file):
@@ -54,7 +58,8 @@ def small(file):
     stages = [
         f"stages.{stage}.{field}" for stage in named for field in ("epochs=null", "steps=2", "batch=4", "micro_batch=2")
     ]
-    data = [f"data.{name}.parameters.{field}" for name in first.data for field in ("pictures=6", "turns=2")]
+    drawn = [name for name, data in first.data.items() if file not in PLAYGROUND or data.source == "playground"]
+    data = [f"data.{name}.parameters.{field}" for name in drawn for field in ("pictures=6", "turns=2")]
     return [*stages, *data, "evaluation=null"]
 
 
@@ -204,10 +209,12 @@ def test_the_playground_changes_neither_terms_nor_stages(file):
 @pytest.mark.slow
 @files
 def test_two_steps_of_each_row(file, root):
-    for run in load_rows(file, overrides=small(file), world="playground"):
+    """The models that ship take theirs on rows of their own kinds, all others in the playground."""
+    own = file in PLAYGROUND
+    for run in load_rows(file, overrides=small(file), world=None if own else "playground"):
         folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
-        replaced = file in PAPER or file.parent.name == "families" or bool(made_by_others(file))
+        replaced = not own and (file in PAPER or file.parent.name == "families" or bool(made_by_others(file)))
         assert resolved["world"] == ("playground" if replaced else None)
         assert (folder.path.parents[1].name == f"{file.stem}@playground") is replaced
         assert folder.info()["status"] == "finished" and (folder.model / "config.json").is_file()

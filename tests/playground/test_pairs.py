@@ -8,6 +8,7 @@ from itertools import count, islice
 
 import pytest
 
+from scripts.playground_rows.write import write
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.pairs import CAUSES, one_cause, swapped
 from switchkd_cli.playground.text.captions import caption, captions
@@ -174,10 +175,10 @@ def test_prompts_and_answers_have_no_word_that_training_lacks(tmp_path):
         return set(re.findall(r"\w+|[^\w\s]", text)) - {*NAMES}
 
     known = set()
-    for kind in ("drills", "instructions"):
-        rows = json.loads(
-            write_rows(tmp_path / kind, kind=kind, split="train", pictures=150, turns=20, seed=1).read_text()
-        )
+    many = {"pictures": 150, "turns": 20, "seed": 1}
+    taught = write_rows(tmp_path / "instructions", kind="instructions", split="train", **many)
+    for file in (taught, write(tmp_path / "drills", kind="drills", **many)):
+        rows = json.loads(file.read_text(encoding="utf-8"))
         known |= {word for row in rows for turn in row["conversations"] for word in words(turn["value"])}
     for task in ("mmvp", "swap", "captions"):
         for item in benchmark_items(task, split="test", items=80, seed=1):

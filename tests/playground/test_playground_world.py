@@ -4,23 +4,24 @@ import json
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from itertools import combinations
-from threading import Thread
 
 import pytest
 from PIL import Image
 
+from scripts.playground_rows.drills import choose, drill
+from scripts.playground_rows.lists import list_row
+from scripts.playground_rows.write import text_row
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground import training_rows
 from switchkd_cli.playground.text.captions import caption
-from switchkd_cli.playground.text.drills import drill
 from switchkd_cli.playground.text.facts import STATEMENTS
-from switchkd_cli.playground.text.lists import list_row
 from switchkd_cli.playground.text.prompts import LETTERS, prompt
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
-from switchkd_cli.playground.text.words import PHRASES, STYLES, SYMBOLS, plural, say, with_article
-from switchkd_cli.playground.training_rows import KINDS, WITH_IMAGES, WITHOUT_IMAGES, write_rows
+from switchkd_cli.playground.text.words import STYLES, SYMBOLS, say
+from switchkd_cli.playground.training_rows import KINDS, write_rows
 from switchkd_cli.playground.world import (
     CATEGORIES,
     COLOURS,
@@ -29,7 +30,6 @@ from switchkd_cli.playground.world import (
     PLACES,
     SIZE,
     SPLITS,
-    Placed,
     Scene,
     draw,
     drawn,
@@ -39,6 +39,7 @@ from switchkd_cli.playground.world import (
 )
 from switchkd_cli.recipe.load import load
 from tests.support.small_recipe import write
+from tests.support.true_answers import at, holds, named_in, next_to, place_in, true_answer
 
 ASSETS = files("switchkd_cli.playground") / "assets"
 SOME = list(scenes("train", 1500, 7))
@@ -177,87 +178,6 @@ def test_the_notice_names_every_hand_and_its_licence_is_shipped():
 # Questions: recomputed from the scene by rules of the test's own
 
 
-def at(scene: Scene, place: str) -> Placed | None:
-    cell = next(cell for cell, name in PLACES.items() if place in (name, say(name, "zh")))
-    items = (*scene.things, *([scene.digit] if scene.digit else []))
-    return next((item for item in items if (item.row, item.column) == cell), None)
-
-
-def place_in(text: str) -> str:
-    return next(word for name in PLACES.values() for word in (name, say(name, "zh")) if word in text)
-
-
-def named_in(text: str) -> list[str]:
-    """The concepts a text names, in its order; longer Chinese names first, lest one be found in another or a category's."""
-    found = []
-    for name in sorted((*CONCEPTS, *CATEGORIES), key=lambda name: -len(say(name, "zh"))):
-        forms = {plural(name): rf"\b{plural(name)}\b", name: rf"\b{name}\b", (zh := say(name, "zh")): zh}
-        for said, form in forms.items():
-            if said in text and (match := re.search(form, text)):
-                found.append((match.start(), name))
-                text = re.sub(form, lambda hit: "#" * len(hit[0]), text)
-    return [name for _, name in sorted(found) if name in CONCEPTS]
-
-
-def many(scene: Scene, symbol: str) -> int:
-    return sum(symbol in ("thing", t.name, CONCEPTS[t.name]) for t in scene.things)
-
-
-def beside(scene: Scene, name: str, down: int, across: int) -> str | None:
-    (thing,) = (t for t in scene.things if t.name == name)
-    other = next((t for t in scene.things if (t.row, t.column) == (thing.row + down, thing.column + across)), None)
-    return other.name if other else None
-
-
-STEPS = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
-
-
-def true_answer(scene: Scene, question) -> str:
-    """The answer to an open question or to a choice, as a symbol."""
-    text = f"{question.hint} {question.text}"
-    if question.kind == "name":
-        return at(scene, place_in(text)).name
-    if question.kind == "category":
-        return CONCEPTS[at(scene, place_in(text)).name]
-    if question.kind == "color":
-        return scene.background
-    if question.kind == "number":
-        return scene.digit.name
-    if question.kind == "place":
-        (thing,) = (t for t in scene.things if t.name == named_in(text)[0])
-        return PLACES[thing.row, thing.column]
-    if question.kind == "count":
-        symbols = [s for s in ("thing", *CATEGORIES) if f" {plural(s)} " in text or f"个{say(s, 'zh')}？" in text]
-        return str(many(scene, (named_in(text) or symbols)[0]))
-    if question.kind in STEPS:
-        return beside(scene, named_in(text)[0], *STEPS[question.kind])
-    raise AssertionError(f"the test knows no kind {question.kind}")
-
-
-def holds(scene: Scene, text: str) -> bool:
-    """Whether a yes/no question is to be answered yes."""
-    if "background" in text:
-        return f" {scene.background}?" in text
-    if "number" in text:
-        return text.split("?")[0].endswith(f" {scene.digit.name}")
-    if "total of" in text:
-        number, name = text.split("total of ")[1].split(" in the")[0].split(" ")
-        symbol = next(s for s in ("thing", *CATEGORIES, *CONCEPTS) if name in (s, plural(s)))
-        return many(scene, symbol) == int(number)
-    if "Is there" in text and " at the " in text:
-        item = at(scene, place_in(text))
-        return item is not None and not item.is_sign and named_in(text) == [item.name]
-    if "Is there" in text:
-        return any(f"{with_article(s)} " in text for t in scene.things for s in (t.name, CONCEPTS[t.name]))
-    first, second = (next(t for t in scene.things if t.name == name) for name in named_in(text))
-    return {
-        "left": first.column < second.column,
-        "right": first.column > second.column,
-        "above": first.row < second.row,
-        "below": first.row > second.row,
-    }[next(word for word in STEPS if f" {word} " in text)]
-
-
 @pytest.mark.parametrize("style", [style for style in STYLES if style != "vizwiz_vqa_val"])
 def test_answers_are_true_to_the_scene(style):
     for scene, question in asked(style):
@@ -287,7 +207,7 @@ def test_vizwiz_questions_are_answered_or_truly_unanswerable():
         else:
             (name,) = named_in(question.text)
             shown = name in [thing.name for thing in scene.things]
-            true = (beside(scene, name, 0, -1) or beside(scene, name, 0, 1)) if shown else "unanswerable"
+            true = (next_to(scene, name, 0, -1) or next_to(scene, name, 0, 1)) if shown else "unanswerable"
         assert question.answer == true
 
 
@@ -369,13 +289,10 @@ def test_rows_are_llava_json(tmp_path, kind):
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * 5
         assert all(turn["value"] for turn in turns)
         images = [turn["value"].count("<image>") for turn in turns]
-        assert sum(images) == images[0] == (kind in WITH_IMAGES)
-        if kind in WITHOUT_IMAGES:
-            assert "image" not in row
-        else:
-            assert turns[0]["value"].startswith("<image>\n")
-            with Image.open(file.parent / row["image"]) as picture:
-                assert picture.size == (SIZE, SIZE)
+        assert sum(images) == images[0] == 1
+        assert turns[0]["value"].startswith("<image>\n")
+        with Image.open(file.parent / row["image"]) as picture:
+            assert picture.size == (SIZE, SIZE)
 
 
 def test_the_same_request_is_not_written_again_and_another_replaces_it(tmp_path):
@@ -396,7 +313,7 @@ def test_wrong_requests_are_reported_together(tmp_path):
         load(file)
     at = f"{file}:5: data.captions.parameters"
     assert [problem for problem in error.value.problems if problem.startswith(at)] == [
-        f"{at}.kind: must be one of captions, questions, instructions, drills, choices, text, lists, got 'riddles' (did you mean 'drills'?)",
+        f"{at}.kind: must be one of captions, questions, instructions, got 'riddles'",
         f"{at}.split: must be one of train, validation, test, hard, unseen, got 'dev'",
         f"{at}.pictures: must be greater than 0, got 0",
         f"{at}.turns: must be greater than 0, got -1",
@@ -406,68 +323,8 @@ def test_wrong_requests_are_reported_together(tmp_path):
 def test_foreign_files_are_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not the playground's"):
-        write_rows(tmp_path, kind="text", split="train", pictures=1, turns=1, seed=0)
+        write_rows(tmp_path, kind="captions", split="train", pictures=1, turns=1, seed=0)
     assert (tmp_path / "mine.txt").read_text() == "keep"
-
-
-# Lists and drills: what is said of them, found again in the text alone
-
-
-def options_of(text: str) -> dict[str, str]:
-    return dict(line.split(". ") for line in text.split("\n") if re.match(r"[A-D]\. ", line))
-
-
-def test_answers_about_lists_follow_from_the_text():
-    kinds = Counter()
-    for number in range(500):
-        turns = list_row(random.Random(number), 6)
-        opening, rest = turns[0][0].split("\n", 1)
-        there = [re.sub("^(an? |有)", "", name) for name in re.split(", |，", opening.rstrip(".。"))]
-        assert 2 <= len(set(there)) == len(there) <= 8
-        for text, answer in [(rest, turns[0][1]), *turns[1:]]:
-            first, *lines = text.split("\n")
-            chinese = re.search("[\u4e00-\u9fff]", first) is not None
-            comma, gap = ("，", "") if chinese else (", ", " ")
-            options = options_of(text)
-            if first in PHRASES["check"].values():
-                kinds["roll"] += 1
-                yes, no = ("有", "没有") if chinese else (" yes", " no")
-                said = options or dict(zip(lines, lines, strict=True))  # of options, their letters are said
-                assert answer == comma.join(way + (yes if name in there else no) for way, name in said.items())
-            elif first in PHRASES["shown"].values():
-                (true,) = (letter for letter, name in options.items() if name in there)
-                kinds["shown"] += 1
-                assert answer in (true, options[true], f"{options[true]}{gap}{true}")
-            elif answer[0] in LETTERS:  # the options again, in the order that is wanted
-                kinds["again"] += 1
-                letters = re.findall("[A-D](?=[, .。])", first)
-                assert answer == comma.join(f"{letter}{gap}{options[letter]}" for letter in letters)
-            else:
-                kinds["letters"] += 1
-                assert set(answer.split(comma)) <= {f"{name}{gap}{letter}" for letter, name in options.items()}
-                names = first.removeprefix("Which letters have ").removesuffix("?").removesuffix("是哪个选项？")
-                assert [part[:-1].rstrip() for part in answer.split(comma)] == names.split(comma)
-    assert min(kinds.values()) > 200 and len(kinds) == 4
-
-
-def test_drills_about_a_scene_are_true():
-    for scene in SOME[:300]:
-        rng = random.Random(scene.id)
-        for text, answer in (drill(scene, rng) for _ in range(10)):
-            first = text.split("\n")[0]
-            if first in PHRASES["check"].values():
-                shown = {say(name, language) for name in scene.concepts for language in ("en", "zh")}
-                words = [" yes", " no"] if first == PHRASES["check"]["en"] else ["有", "没有"]
-                said = options_of(text) or {name: name for name in text.split("\n")[1:]}
-                assert re.split(", |，", answer) == [way + words[name not in shown] for way, name in said.items()]
-            elif first == "Where are the things?":
-                items = [f"{item.place} {item.name}" for item in scene.items]
-                assert answer == ", ".join(items)
-            elif first.rstrip("?") in CONCEPTS:
-                assert answer == ("yes" if first.rstrip("?") in scene.concepts else "no")
-            elif first == "Which is true?":
-                chosen = options_of(text)[answer]
-                assert holds(scene, f"Is {chosen.replace(' is ', ' ')}?")
 
 
 # Tokenizer
@@ -477,10 +334,9 @@ def test_texts_round_trip(tokenizer):
     """All but spaces at the start of a line and before a Chinese word, which the tokenizer leaves out."""
     texts = [prompt(question) for style in STYLES for _, question in asked(style, 150)]
     for scene in SOME[:100]:
-        texts += [text for make in WITH_IMAGES.values() for text in make(scene, random.Random(1))]
-        texts += [
-            text for make in WITHOUT_IMAGES.values() for turn in make(scene, random.Random(1), 4) for text in turn
-        ]
+        texts += [text for make in (*KINDS.values(), drill, choose) for text in make(scene, random.Random(1))]
+        rows = (text_row(scene, random.Random(1), 4), list_row(random.Random(1), 4))
+        texts += [text for row in rows for turn in row for text in turn]
     texts += ["Something else: naïve 猫科 cats\n\n  hats?"]  # one of the two spaces is kept
     for text in texts:
         written = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
@@ -520,21 +376,19 @@ def test_the_chat_template_puts_images_first_and_ends_answers(tokenizer):
         assert len(tokenizer.encode(token, add_special_tokens=False)) == 1
 
 
-def test_a_second_writer_waits_and_finds_the_rows(tmp_path, monkeypatch):
-    """They are drawn once, although the second asks while the first is still drawing."""
+def test_a_second_writer_waits_and_leaves_the_first_ones_rows_alone(tmp_path, monkeypatch):
     request = {"kind": "captions", "split": "train", "pictures": 4, "turns": 2, "seed": 9}
-    build, drawn, seen = training_rows._build, [], []
-    second = Thread(target=lambda: seen.append(training_rows.write_rows(tmp_path / "rows", **request).stat().st_ino))
+    folder, build, builds, others = tmp_path / "rows", training_rows._build, [], []
 
-    def watched(building, wanted):
-        drawn.append(building)
-        second.start()
-        second.join(0.5)
-        assert second.is_alive()
-        build(building, wanted)
+    def slow(building, *wanted):
+        builds.append(building)
+        others.append(pool.submit(write_rows, folder, **request))  # as another process would, while ours is drawing
+        with pytest.raises(TimeoutError):
+            others[0].result(timeout=0.5)
+        build(building, *wanted)
 
-    monkeypatch.setattr(training_rows, "_build", watched)
-    first = training_rows.write_rows(tmp_path / "rows", **request)
-    second.join(60)
-    assert seen == [first.stat().st_ino] and len(drawn) == 1
+    monkeypatch.setattr(training_rows, "_build", slow)
+    with ThreadPoolExecutor() as pool:
+        assert write_rows(folder, **request) == others[0].result(timeout=60) == folder / "rows.json"
+    assert len(builds) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]

@@ -30,7 +30,7 @@ from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file
 from switchkd_cli.files.hashes import cache_home, content, short_hash
-from switchkd_cli.playground.training_rows import WITHOUT_IMAGES, write_rows
+from switchkd_cli.playground.training_rows import write_rows
 from switchkd_cli.recipe.named_files import data_files
 
 FORMATS = (".json", ".jsonl", ".parquet", ".tar")
@@ -127,7 +127,7 @@ messages = partial(open_rows, format="messages")
 def playground(
     cache: Path,
     *,
-    kind: Literal["captions", "questions", "instructions", "drills", "choices", "text", "lists"],
+    kind: Literal["captions", "questions", "instructions"],
     pictures: PositiveInt,
     split: Literal["train", "validation", "test", "hard", "unseen"] = "train",
     turns: PositiveInt = 8,
@@ -135,13 +135,10 @@ def playground(
 ) -> Rows:
     """Return the rows of `pictures` scenes of the playground with `turns` turns each, drawn once by seed.
 
-    Each turn of a row with an image sees only the image and itself, as in the benchmarks; a row without one (text, lists)
-    is one conversation.
+    Each turn of a row sees only the image and itself, as in the benchmarks.
     """
     folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
-    if kind in WITHOUT_IMAGES:
-        return llava_json(cache, file=str(file), images=None)
     return llava_json(cache, file=str(file), images=str(file.parent), turns="independent")
 
 

@@ -1,1 +1,1 @@
-"""Texts about scenes of the playground: captions, facts, questions, lists, drills, words, prompts."""
+"""Texts about scenes of the playground: captions, facts, questions, words, prompts."""

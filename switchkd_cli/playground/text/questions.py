@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, Fact
-from switchkd_cli.playground.text.prompts import IMAGE_1, LETTERS, YES_OR_NO, Question
+from switchkd_cli.playground.text.prompts import IMAGE_1, LETTERS, YES_OR_NO, Question, Turn, prompt
 from switchkd_cli.playground.text.words import ASK, ASK_HINTED, HINT, STYLES, fill, say
 from switchkd_cli.playground.world import CONCEPTS, NAMES, PLACE_NAMES, Scene, drawn
 
 ANNOTATED = ("textvqa_val", "vizwiz_vqa_val", "vqav2_val")
 ANNOTATORS = 10
 UNANSWERABLE = "unanswerable"
+STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
 
 Made = TypeVar("Made")
 
@@ -37,6 +38,14 @@ def ask(scene: Scene, style: str, rng: random.Random) -> Question:
         _, fact = _first(rng, manner["open"], lambda kind: FACTS[kind](scene, rng))
         return _question(style, fact.kind, fill(ASK[fact.kind], fact.slots), fact.answer)
     return _textvqa(scene, rng) if style == "textvqa_val" else _vizwiz(scene, rng)
+
+
+def question_turn(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
+    """Return a question of any style, or of any in a language, worded as its benchmark's prompt, and its answer."""
+    styles = [style for style, manner in STYLES.items() if language in (None, manner.get("language", "en"))]
+    style = rng.choices(styles, weights=[STYLE_WEIGHTS.get(style, 1.0) for style in styles])[0]
+    question = ask(scene, style if suits(scene, style) else "gqa", rng)
+    return prompt(question), question.answer
 
 
 def ask_pair(scene: Scene, rng: random.Random) -> tuple[Question, Question]:

@@ -6,14 +6,14 @@ The drills' skills are those that benchmark questions need: whether a thing is t
 import random
 from collections.abc import Callable
 
-from switchkd_cli.playground.text import lists
+from scripts.playground_rows import lists
+from scripts.playground_rows.phrases import phrase
+from switchkd_cli.playground.pairs import TRUE, sentences
 from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, shown
 from switchkd_cli.playground.text.prompts import LETTER, LETTERS, Turn, prompt
-from switchkd_cli.playground.text.questions import ask, suits
-from switchkd_cli.playground.text.words import ASK, STYLES, fill, phrase, say
+from switchkd_cli.playground.text.questions import ask, question_turn
+from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
 from switchkd_cli.playground.world import PLACE_NAMES, Scene
-
-TRUE = "Which is true?"
 
 
 def drill(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
@@ -23,14 +23,6 @@ def drill(scene: Scene, rng: random.Random, language: str | None = None) -> Turn
         return question_turn(scene, rng, language)
     makes = BILINGUAL if language == "zh" else DRILLS
     return rng.choices(list(makes), weights=list(makes.values()))[0](scene, rng, language)
-
-
-def question_turn(scene: Scene, rng: random.Random, language: str | None = None) -> Turn:
-    """Return a question of any style, or of any in a language, worded as its benchmark's prompt, and its answer."""
-    styles = [style for style, manner in STYLES.items() if language in (None, manner.get("language", "en"))]
-    style = rng.choices(styles, weights=[STYLE_WEIGHTS.get(style, 1.0) for style in styles])[0]
-    question = ask(scene, style if suits(scene, style) else "gqa", rng)
-    return prompt(question), question.answer
 
 
 def choose(scene: Scene, rng: random.Random) -> Turn:
@@ -44,9 +36,6 @@ def choose(scene: Scene, rng: random.Random) -> Turn:
         return prompt(question), question.answer
     answer = question.options[LETTERS.index(question.answer)]
     return lists.chosen(f"{question.hint} {question.text}".strip(), question.options, answer, rng, language)
-
-
-STYLE_WEIGHTS = {"gqa": 1.5, "vqav2_val": 1.5, "textvqa_val": 2.0}  # styles with more to learn are more frequent
 
 
 def _map(scene: Scene, rng: random.Random, language: str) -> Turn:
@@ -65,13 +54,6 @@ def _true(scene: Scene, rng: random.Random, language: str) -> Turn:
     true, swapped = sentences(rng.choice(relations))
     options = rng.sample([true, swapped], 2)
     return lists.choice(TRUE, options, "en") + LETTER, LETTERS[options.index(true)]
-
-
-def sentences(relation: tuple[str, str, str]) -> tuple[str, str]:
-    """Return a relation (see `Scene.relations`) as a sentence, and the sentence with both things exchanged."""
-    first, side, second = relation
-    phrase = f"to the {side} of" if side in ("left", "right") else side
-    return f"the {first} is {phrase} the {second}", f"the {second} is {phrase} the {first}"
 
 
 def _is_there(scene: Scene, rng: random.Random, language: str) -> Turn:

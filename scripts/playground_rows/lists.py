@@ -1,4 +1,4 @@
-"""Turns without an image: about lists of names (which are there, an option's letter, a letter's option), and about words.
+"""Turns about lists of names: which are there, an option's letter, a letter's option.
 
 Their answers are long, and each word follows from the options or from the word before it, as in "dog yes, cat no". From
 such rows small models learn within minutes to look something up; from single short answers they didn't
@@ -8,9 +8,10 @@ such rows small models learn within minutes to look something up; from single sh
 import random
 from collections.abc import Collection, Sequence
 
+from scripts.playground_rows.phrases import phrase
 from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
-from switchkd_cli.playground.text.words import SYMBOLS, phrase, say, with_article
-from switchkd_cli.playground.world import CATEGORIES, CONCEPTS, EXPONENT, NAMES, drawn
+from switchkd_cli.playground.text.words import SYMBOLS, say, with_article
+from switchkd_cli.playground.world import CONCEPTS, EXPONENT, NAMES, drawn
 
 OTHERS = 0.15  # the share of words in lists that aren't things: categories, colours, places, numbers
 OTHER_WORDS = [symbol for symbol in SYMBOLS if symbol not in CONCEPTS] + [str(digit) for digit in range(10)]
@@ -138,37 +139,3 @@ def _options(first: str, rng: random.Random, exponent: float, without: Collectio
     while len(options) < len(LETTERS):
         options.append(_draw(rng, {*without, *options}, exponent))
     return rng.sample(options, len(options))
-
-
-def word_turn(rng: random.Random) -> Turn:
-    """Return one question about a word, and its answer."""
-    return rng.choice((_category, _is_a, _in_chinese, _in_english))(rng)
-
-
-def _category(rng: random.Random) -> Turn:
-    concept = drawn(NAMES, rng)
-    if rng.random() < 0.3:
-        return f"{say(concept, 'zh')}是哪一类？", say(CONCEPTS[concept], "zh")
-    return f"What kind of thing is {with_article(concept)}?", CONCEPTS[concept]
-
-
-def _is_a(rng: random.Random) -> Turn:
-    concept, truth = drawn(NAMES, rng), rng.random() < 0.5
-    own = CONCEPTS[concept]
-    category = own if truth else rng.choice([name for name in CATEGORIES if name != own])
-    return f"Is {with_article(concept)} {with_article(category)}?", "yes" if truth else "no"
-
-
-def _in_chinese(rng: random.Random) -> Turn:
-    word = _word(rng)
-    return f"What is {word} in Chinese?", say(word, "zh")
-
-
-def _in_english(rng: random.Random) -> Turn:
-    word = _word(rng)
-    return f"What is {say(word, 'zh')} in English?", word
-
-
-def _word(rng: random.Random) -> str:
-    """Return a concept, or now and then one of the other words, but not "thing"."""
-    return drawn(NAMES, rng) if rng.random() < 0.8 else rng.choice([s for s in SYMBOLS[:-1] if s not in CONCEPTS])
