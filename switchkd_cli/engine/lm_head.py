@@ -11,11 +11,13 @@ from torch.nn.functional import linear
 
 LOGITS = 2**24
 """Number of logits of one path that exist at a time, 64 MiB in float32: 110 positions of 151,936."""
+ON_CPU = 2**23
+"""There half as many: up to 32 MiB the C library's allocator uses a buffer again, and gives back what is larger each time."""
 
 
-def positions(columns: int) -> int:
-    """Return the number of positions in a chunk."""
-    return max(1, LOGITS // columns)
+def positions(columns: int, device: str = "cuda") -> int:
+    """Return the number of positions in a chunk on a device of this type."""
+    return max(1, min(LOGITS, ON_CPU if device == "cpu" else LOGITS) // columns)
 
 
 class Heads(NamedTuple):

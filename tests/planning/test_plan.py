@@ -89,8 +89,20 @@ def test_hours_follow_from_operations_and_machine(away):
 
 
 def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):
-    stage = estimate("table1_0.5b.yaml", away, "stages.distill.batch=12", on=Machine(gpus=8)).stages[1]
-    assert stage.gpus == 6
+    planned = estimate("table1_0.5b.yaml", away, "stages.distill.batch=12", on=Machine(gpus=8))
+    assert planned.stages[1].gpus == 6
+    (note,) = (note for note in planned.notes if "idle" in note)
+    assert "distill: 2 of 8 GPUs idle: 6 share a batch of 12 evenly; stages.distill.batch=16 uses all" in note
+
+
+def test_gpus_that_a_batch_leaves_idle_are_counted(away):
+    notes = estimate("table1_0.5b.yaml", away, on=Machine(gpus=512)).notes
+    assert any("distill: 384 of 512 GPUs idle: 128 share a batch of 128 evenly" in note for note in notes)
+    assert not [
+        note
+        for note in estimate("table1_0.5b.yaml", away, on=Machine(gpus=128)).notes
+        if "distill: " in note and "idle" in note
+    ]
 
 
 def test_what_is_missing_is_listed_with_the_place_where_it_goes(away):

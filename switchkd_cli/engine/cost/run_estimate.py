@@ -178,7 +178,7 @@ def estimate_stage(
     models = sample.of_images(models)
     both = models.student, models.teacher
     tokens = [shape.projector.tokens for shape in both if shape is not None]
-    notes = []
+    notes = list(_idle_notes(stage, gpus, machine.gpus))
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
     if logit_bytes is None:
@@ -220,6 +220,14 @@ def estimate_stage(
         hours=estimate.steps * of_step / speed / 3600 if estimate.steps else None,
         notes=tuple(notes),
     )
+
+
+def _idle_notes(stage: Stage, gpus: int, all_gpus: int) -> Iterator[str]:
+    """Yield which GPUs have nothing to do, as a batch is shared evenly, and what would use them."""
+    if gpus < all_gpus:
+        batch = -(-stage.batch // all_gpus) * all_gpus
+        idle = f"{stage.name}: {all_gpus - gpus} of {all_gpus} GPUs idle: {gpus} share a batch of {stage.batch} evenly"
+        yield f"{idle}; stages.{stage.name}.batch={batch} uses all (and is another training), or plan with gpus={gpus}"
 
 
 def _micro_batch_notes(stage: Stage, micro: int, largest: int | None, examples: int) -> Iterator[str]:

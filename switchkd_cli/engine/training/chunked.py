@@ -102,7 +102,7 @@ class ChunkedObjective:
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
         """Return the chunks of `keep`: of whole examples where models read unlike texts, or a loss is across positions."""
-        size, sides = positions(columns), keep.split([of.turn.shape[1] for of in batch.readings], 1)
+        size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
         most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
         whole = batch.spans is not None or self.on_logits.compares_positions
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example

@@ -167,6 +167,6 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
 def _loss(paths: Paths, batch: Batch, keep: Tensor) -> float:
     """Return the sum of the teacher's cross-entropy at the positions of `keep`; logits of one chunk exist at a time."""
     heads, hidden = paths.heads(), paths.teacher_hidden_states(batch, keep)
-    size = positions(heads.columns["teacher"])
+    size = positions(heads.columns["teacher"], keep.device.type)
     chunks = zip(hidden.split(size), batch.targets[keep].split(size), strict=True)
     return sum(cross_entropy(ids, heads("teacher", states)).sum().item() for states, ids in chunks)
