@@ -17,10 +17,11 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, collate
-from switchkd_cli.engine.build import check_checkpoint
+from switchkd_cli.engine.build import check_checkpoint, open_data
 from switchkd_cli.engine.compatibility import check_fit, compare
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.data_sample import DataSample, _counted
+from switchkd_cli.engine.cost.data_sample import DataSample, _counted, sample_data
+from switchkd_cli.engine.cost.model_facts import describe_model
 from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
@@ -30,7 +31,7 @@ from switchkd_cli.engine.paths import PATHS
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Term
+from switchkd_cli.recipe.schema import Checkpoint, DataSet, Term
 from tests.support import stock_models
 from tests.support.family import ROWS, FamilyTests
 from tests.support.measured import bytes_left
@@ -112,7 +113,7 @@ class StockTests(FamilyTests):
                 assert planned.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
         batch, paths = self.batch(student, tmp_path), self.paths(student, teacher).train()
         data = self.data(student, tmp_path)
-        rows = tuple(_counted(data.example(row)) for row in range(len(ROWS)))
+        rows = tuple(_counted(data.example(row), len(ROWS[row].images)) for row in range(len(ROWS)))
         pair = ModelPair(family.shape(student.model.config), planned, 1, family.shape(teacher.model.config))
         sample = DataSample(len(rows), rows, False, "")
         pair = sample.of_images(pair)
@@ -439,3 +440,21 @@ def test_a_folder_without_a_part_for_videos_is_read_and_saved_without_one(tmp_pa
     images = [Image.new("RGB", (40, 24))]
     again = check_checkpoint(str(tmp_path / "new"))
     assert again.inputs.prepare(images)[0].text == model.inputs.prepare(images)[0].text
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm", "gemma3"])
+def test_a_plan_s_sample_has_the_tokens_of_the_images_as_large_as_they_are(family, tmp_path):
+    told = []
+    for number, size in enumerate([(96, 32), (32, 64), (40, 40)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a dog"}]
+        told.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (tmp_path / "rows.json").write_text(json.dumps(told))
+    spec = DataSet(source="llava_json", parameters={"file": str(tmp_path / "rows.json"), "images": str(tmp_path)})
+    model = describe_model(Checkpoint(checkpoint=str(saved(family, "student"))), "student", {})
+    sample = sample_data(spec, model, tmp_path, tmp_path)
+    data = open_data(spec, model.blueprint.inputs, tmp_path)
+    examples = [data.example(row) for row in range(3)]
+    assert sorted(row.length for row in sample.lengths) == sorted(len(of.input_ids) for of in examples)
+    assert {row.images for row in sample.lengths} == {1}
+    assert (len({row.image for row in sample.lengths}) > 1) == (family != "gemma3")

@@ -16,6 +16,7 @@ from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
 from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.processors import probes
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.fingerprint import DATASET
@@ -146,7 +147,7 @@ def sample_data(
 ) -> DataSample | None:
     """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `teacher`, `by_bytes`: see `shown_to`. The index of a large file is written under `root`, if that folder exists; all
+    `teacher`, `by_bytes`: see `shown_to`. Images are opened where their sizes decide how many tokens they have. The index of a large file is written under `root`, if that folder exists; all
     else, generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
     before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
     as far as the texts show.
@@ -173,6 +174,8 @@ def sample_data(
             conversations = shown_to(conversations, model.blueprint, teacher, by_bytes=by_bytes)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
+    readers = [of.inputs for of in (model.blueprint, teacher) if of is not None]
+    of_sizes = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
     indices = list(range(len(data)))
     random.Random(0).shuffle(indices)
     lengths = []
@@ -181,7 +184,8 @@ def sample_data(
             if model.blueprint is None:
                 lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
             else:
-                lengths.append(_counted(conversations.text_example(index)))
+                of = conversations.example if check_images and of_sizes else conversations.text_example
+                lengths.append(_counted(of(index), len(data[index].images)))
     if not lengths:
         problem = f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used"
         raise UserError(problem, hint="; ".join(notes))
@@ -191,11 +195,11 @@ def sample_data(
     return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images, opened)
 
 
-def _counted(example: Example) -> RowLengths:
+def _counted(example: Example, images: int) -> RowLengths:
     batch = collate([example], pad_token=0)
-    teacher = None if example.teacher is None else _counted(example.teacher)
+    teacher = None if example.teacher is None else _counted(example.teacher, images)
     counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
-    return RowLengths(len(example.input_ids), len(example.images), **counts, teacher=teacher)
+    return RowLengths(len(example.input_ids), images, **counts, teacher=teacher)
 
 
 def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:
