@@ -8,18 +8,18 @@ gradients too (which it adds up in float32), 3 the student's weights too. Every 
 What a forward pass leaves for the backward pass follows from what transformers' modules save;
 tests/cost/test_cost_memory.py compares the formulas with autograd's hooks on small models.
 
-Per position of a layer of width d and inner width f, with r bytes a number in the residual stream
-and c in a matrix product:
+Per position of a layer of width d and inner width f with n norms (2 in most; `shape._norms`), with r bytes a number in the
+residual stream and c in a matrix product:
 
-    language  norms        2 (4 d + 4), and 2 r d where their weights are trained
+    language  norms        n (4 d + 4), and n r d where their weights are trained
               matrices     their inputs where trained: (3 + 2) c d if each is cast by itself, else 2 r d
               attention    query, key, value, output c each (keys repeated for every head under a mask), 4 a head
               mask         c T, once for all layers where turns are independent and nothing is cast
               gated MLP    3 c f, and c f where trained
-    vision    norms        2 r d
+    vision    norms        n r d
               matrices     their inputs: (3 + 1) c d if each is cast by itself, else 2 r d
               attention    4 c d
-              MLP          2 c f; 3 c f with CLIP's quick GELU
+              MLP          2 c f; 3 c f with CLIP's quick GELU; 4 c f where gated
 
 A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
 r d; in addition its part leaves, once, the mask (T, or r T where turns are independent) and the rotary angles (2 r h, h

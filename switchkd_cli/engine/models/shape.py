@@ -137,64 +137,78 @@ def shape(model: Any) -> ModelShape:
     Of unlike layers it is the mean of their matrices. Attention is taken for that of the first layer of L, with all positions:
     else (windows, recurrent layers) a plan's figures are an estimate.
     """
-    config, seam, core = model.model.config, model.seam, model.core
-    vision: Any = config.vision_config
-    text: Any = config.get_text_config()
-    if getattr(text, "is_heterogeneous", False):  # some of Gemma 4's layers have wider heads
-        text = text.per_layer_config[0]
-    width, layers = vision_width(config), layers_before_features(config)
-    patches, tokens = patch_grid(config)[1] ** 2, image_tokens_of(config)
-    if seam.places:
+    config, padded = model.model.config, bool(model.seam.places)
+    return ModelShape(
+        _vision(model),
+        _projector(model),
+        _language(model),
+        features=image_tokens_of(config) if padded else features_of(config),
+        any_size=_of(config.vision_config, "image_size") is None,
+        padded=padded,
+    )
+
+
+def _vision(model: Any) -> VisionShape:
+    config, vision = model.model.config, model.model.config.vision_config
+    width, count = vision_width(config), layers_before_features(config)
+    layers, inner = model.seam.vision_layers(model.core)[:count], _of(vision, "intermediate_size")
+    patches = patch_grid(config)[1] ** 2
+    if model.seam.places:
         patches = vision.default_output_length * vision.pooling_kernel_size**2
-    positions, inner = patches + CLASS_TOKENS.get(vision.model_type, 0), _of(vision, "intermediate_size")
+    positions = patches + CLASS_TOKENS.get(vision.model_type, 0)
     window, complete = _of(vision, "window_size"), len(getattr(vision, "fullatt_block_indexes", ()))
     seen = min(positions, (window // vision.patch_size) ** 2) if window else positions
+    return VisionShape(
+        width=width,
+        inner=inner or int(width * vision.mlp_ratio),
+        weights=_weights(layers),
+        layers=count,
+        positions=positions,
+        attended=(seen * (count - complete) + positions * complete) / count,
+        patches=patches,
+        values=3 * _of(vision, "patch_size") ** 2 * _of(vision, "temporal_patch_size", otherwise=1),
+        activation=_of(vision, "hidden_act", otherwise="gelu"),
+        norms=_norms(layers, width, (width, width)) / width,
+        input_norm=vision.model_type == "clip_vision_model",
+    )
+
+
+def _projector(model: Any) -> ProjectorShape:
+    config, modules = model.model.config, model.seam.projector(model.core)
+    width, tokens = config.get_text_config().hidden_size, image_tokens_of(config)
+    each = [one for module in modules for one in (module if isinstance(module, nn.ModuleList) else [module])]
+    pairs = [(found[0].numel(), found[1:]) for one in each if (found := _matrices(one))]
+    hidden = [second[0].shape[1] if second else 0 for _, second in pairs]
+    return ProjectorShape(
+        first=sum(first for first, _ in pairs),
+        second=sum(p.numel() for _, second in pairs for p in second),
+        input=sum(first // (inside or width) for (first, _), inside in zip(pairs, hidden, strict=True)),
+        hidden=sum(hidden),
+        # LDPNetV2 pools what it has computed; the others compute what was pooled
+        places=features_of(config) if hasattr(config, "projector_pooling") else tokens,
+        tokens=tokens,
+        width=width,
+        convolution=sum(p.numel() for one in each for p in one.parameters() if p.ndim > 2),
+    )
+
+
+def _language(model: Any) -> LanguageShape:
+    text = model.model.config.get_text_config()
+    if getattr(text, "is_heterogeneous", False):  # some of Gemma 4's layers have wider heads
+        text = text.per_layer_config[0]
     heads = text.num_attention_heads
     head = _of(text, "head_dim", otherwise=text.hidden_size // heads)
-    connectors = [each for of in seam.projector(core) for each in (of if isinstance(of, nn.ModuleList) else [of])]
-    pairs = [(each[0].numel(), each[1:]) for module in connectors if (each := _matrices(module))]
-    hidden = [second[0].shape[1] if second else 0 for _, second in pairs]
-    pools = hasattr(
-        config, "projector_pooling"
-    )  # LDPNetV2 pools what it has computed; the others compute what they pooled
-    return ModelShape(
-        VisionShape(
-            width=width,
-            inner=inner or int(width * vision.mlp_ratio),
-            weights=_weights(seam.vision_layers(core)[:layers]),
-            layers=layers,
-            positions=positions,
-            attended=(seen * (layers - complete) + positions * complete) / layers,
-            patches=patches,
-            values=3 * _of(vision, "patch_size") ** 2 * _of(vision, "temporal_patch_size", otherwise=1),
-            activation=_of(vision, "hidden_act", otherwise="gelu"),
-            norms=_norms(seam.vision_layers(core)[:layers], width, (width, width)) / width,
-            input_norm=vision.model_type == "clip_vision_model",
-        ),
-        ProjectorShape(
-            first=sum(first for first, _ in pairs),
-            second=sum(p.numel() for _, second in pairs for p in second),
-            input=sum(first // (inside or text.hidden_size) for (first, _), inside in zip(pairs, hidden, strict=True)),
-            hidden=sum(hidden),
-            places=features_of(config) if pools else tokens,
-            tokens=tokens,
-            width=text.hidden_size,
-            convolution=sum(p.numel() for module in connectors for p in module.parameters() if p.ndim > 2),
-        ),
-        LanguageShape(
-            width=text.hidden_size,
-            inner=text.intermediate_size,
-            weights=_weights(model.language.layers),
-            layers=text.num_hidden_layers,
-            heads=heads,
-            queries=heads * head,
-            keys=(keys := _of(text, "num_key_value_heads", otherwise=heads) * head),
-            vocabulary=text.vocab_size,
-            norms=_norms(model.language.layers, text.hidden_size, (heads * head, keys)) / (2 * text.hidden_size),
-        ),
-        features=features_of(config) if not seam.places else tokens,
-        any_size=_of(vision, "image_size") is None,
-        padded=bool(seam.places),
+    queries, keys = heads * head, _of(text, "num_key_value_heads", otherwise=heads) * head
+    return LanguageShape(
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        weights=_weights(model.language.layers),
+        layers=text.num_hidden_layers,
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        vocabulary=text.vocab_size,
+        norms=_norms(model.language.layers, text.hidden_size, (queries, keys)) / (2 * text.hidden_size),
     )
 
 
