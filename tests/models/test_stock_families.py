@@ -22,6 +22,7 @@ from switchkd_cli.engine.compatibility import check_fit, compare
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.data_sample import DataSample, _counted, sample_data
 from switchkd_cli.engine.cost.model_facts import describe_model
+from switchkd_cli.engine.cost.run_estimate import _assumptions
 from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
 from switchkd_cli.engine.data.conversation import Conversations
@@ -31,10 +32,13 @@ from switchkd_cli.engine.paths import PATHS
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.errors import UserError
+from switchkd_cli.planning.estimate import Machine
+from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Term
 from tests.support import stock_models
 from tests.support.family import ROWS, FamilyTests
 from tests.support.measured import bytes_left
+from tests.support.shipped_recipes import RECIPES
 
 PLACED = Row("placed", (("Is it ", "no"), ("Or this?", "yes")), ("c.png", "a.png"), places=((0, 6), (1, 0)))
 SIZES = {"student": {"width": 32, "layers": 2, "seed": 1}, "teacher": {"width": 48, "layers": 3, "seed": 2}}
@@ -440,6 +444,14 @@ def test_a_folder_without_a_part_for_videos_is_read_and_saved_without_one(tmp_pa
     images = [Image.new("RGB", (40, 24))]
     again = check_checkpoint(str(tmp_path / "new"))
     assert again.inputs.prepare(images)[0].text == model.inputs.prepare(images)[0].text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_says_where_it_counts_too_few_activations(family):
+    model = describe_model(Checkpoint(checkpoint=str(saved(family, "student"))), "student", {})
+    (run,) = load_rows(RECIPES / "families" / "gemma3.yaml", ["sft"])
+    notes = [note for note in _assumptions(run, [model], {}, Machine()) if "twice the activations" in note]
+    assert bool(notes) == (family in ACTIVATIONS)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "smolvlm", "gemma3"])

@@ -124,6 +124,12 @@ def _assumptions(
     run: Run, models: Iterable[KnownModel | UnknownModel], samples: Mapping[str, DataSample], machine: Machine
 ) -> Iterator[str]:
     """Yield what the figures rest on."""
+    models = list(models)
+    for text in (model.config.get_text_config() for model in models if isinstance(model, KnownModel)):
+        if "linear_attention" in (getattr(text, "layer_types", None) or ()) or hasattr(
+            text, "hidden_size_per_layer_input"
+        ):
+            yield f"{text.model_type}: its layers keep up to twice the activations that are counted (docs/models.md)"
     if any(model.source == PUBLISHED for model in models):
         shapes = "shapes of models that are not here are as published"
         yield f"{shapes}; that teacher and student fit is checked when they are"
