@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from switchkd_cli.engine.cost.workload import Parameters, count_parameters
 from switchkd_cli.engine.hub import configs_only
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import Family
-from switchkd_cli.engine.models.shape import ModelShape, image_tokens_of
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.run import Run
@@ -41,14 +41,14 @@ class KnownModel:
     @property
     def image_tokens(self) -> int:
         """Tokens that one image takes in the language model's sequence."""
-        return image_tokens_of(self.config)
+        return round(self.shape.projector.tokens)
 
     @property
     def vocabulary(self) -> int:
         """Columns of the language model's head."""
         return self.config.get_text_config().vocab_size
 
-    @property
+    @cached_property
     def shape(self) -> ModelShape:
         """The sizes of its parts. Raises what transformers raises."""
         return self.family.shape(self.config)
