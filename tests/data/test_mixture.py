@@ -165,7 +165,7 @@ def test_a_run_of_a_mixture(tmp_path):
 
 def test_a_plan_draws_its_sample_by_weight():
     long, short = (
-        DataSample(rows, (RowLengths(n, 0, 1, 1, 1),) * 3, False, "a sample") for rows, n in ((10, 90), (30, 10))
+        DataSample(rows, (RowLengths(n, 0, 0, 1, 1, 1),) * 3, False, "a sample") for rows, n in ((10, 90), (30, 10))
     )
     samples = {"pictured": long, "texts": short}
     sample = DataSample.of_stage(stage(data=MIXED), samples)

@@ -536,7 +536,7 @@ def test_rows_of_a_model_that_is_not_here_are_reported_too(recipe, tmp_path):
     for faults in (0.5, 0.1):
         spec = DataSet(source="llava_json", parameters=parameters, max_faults=faults)
         with nullcontext() if faults == 0.5 else pytest.raises(UserError, match="row 3: d: <image> placeholders"):
-            sample = data_sample.sample_data(spec, away, tmp_path / "runs", tmp_path, {})
+            sample = data_sample.sample_data(spec, away, tmp_path / "runs", tmp_path)
     assert [f"rows: {note}" for note in sample.notes] == NOTES and len(sample.lengths) == 3
 
 

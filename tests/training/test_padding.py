@@ -64,10 +64,10 @@ def test_grouping_lowers_it(tmp_path):
 
 
 def test_a_plan_of_rows_that_are_not_here_counts_the_teachers_visual_tokens():
-    sample = DataSample(2, (RowLengths(40, 4, 5, 30, 39), RowLengths(50, 0, 5, 49, 49)), False, "an assumption")
+    sample = DataSample(2, (RowLengths(40, 1, 4, 5, 30, 39), RowLengths(50, 0, 0, 5, 49, 49)), False, "an assumption")
     seen = sample.seen_by(4, 9)
     assert [(row.length, row.teacher.length) for row in seen.lengths] == [(40, 45), (50, 50)]
-    batch = seen.padded(seen.lengths[:1], "answer")
+    batch = seen.padded(seen.lengths[:1], "answer", [4, 9])
     assert (batch.length, batch.teacher.length, batch.teacher.positions) == (40, 45, 5)
     assert sample.seen_by(4, 4) is sample and seen.seen_by(4, 9) is seen
 
@@ -87,7 +87,7 @@ def test_the_plan_estimates_what_training_pads(batch, micro):
     image_mask = draw.random(3000) < 0.8
     lengths[image_mask] += 728
     seen = [
-        RowLengths(int(n), 728 * bool(p), 5, int(n) - 1, int(n) - 1) for n, p in zip(lengths, image_mask, strict=True)
+        RowLengths(int(n), int(p), 728 * bool(p), 5, int(n) - 1, int(n) - 1) for n, p in zip(lengths, image_mask, strict=True)
     ]
     sample = DataSample(3000, tuple(seen[:200]), False, "made up")
     wanted = 3000 // batch * batch
