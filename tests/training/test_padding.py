@@ -87,7 +87,8 @@ def test_the_plan_estimates_what_training_pads(batch, micro):
     image_mask = draw.random(3000) < 0.8
     lengths[image_mask] += 728
     seen = [
-        RowLengths(int(n), int(p), 728 * bool(p), 5, int(n) - 1, int(n) - 1) for n, p in zip(lengths, image_mask, strict=True)
+        RowLengths(int(n), int(p), 728 * bool(p), 5, int(n) - 1, int(n) - 1)
+        for n, p in zip(lengths, image_mask, strict=True)
     ]
     sample = DataSample(3000, tuple(seen[:200]), False, "made up")
     wanted = 3000 // batch * batch
