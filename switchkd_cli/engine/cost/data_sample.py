@@ -79,11 +79,12 @@ class DataSample:
         """Return it with rows for a teacher, where none were made, by the visual tokens of an image of both models."""
         if self.lengths[0].teacher is not None or student == teacher:
             return self
-        images = [round(row.image * teacher / student) for row in self.lengths]
-        rows = [
-            (r, replace(r, length=r.length + m - r.image, image=m)) for r, m in zip(self.lengths, images, strict=True)
-        ]
-        return replace(self, lengths=tuple(replace(row, teacher=theirs) for row, theirs in rows))
+
+        def theirs(row: RowLengths) -> RowLengths:
+            image = round(row.image * teacher / student)
+            return replace(row, length=row.length + image - row.image, image=image)
+
+        return replace(self, lengths=tuple(replace(row, teacher=theirs(row)) for row in self.lengths))
 
     def of_images(self, models: ModelPair) -> ModelPair:
         """Return the models for images as large as those of the rows."""
@@ -147,10 +148,10 @@ def sample_data(
 ) -> DataSample | None:
     """Sample the data set as `model` reads it; None where neither it nor published figures of it are at hand.
 
-    `teacher`, `by_bytes`: see `shown_to`. Images are opened where their sizes decide how many tokens they have. The index of a large file is written under `root`, if that folder exists; all
-    else, generated examples included, goes to `scratch`. Raises UserError for a file that holds no data, and, as training does
-    before its first step, for more unusable examples than the data set allows; where the images are not on this machine,
-    as far as the texts show.
+    `teacher`, `by_bytes`: see `shown_to`. Images are opened where their sizes decide how many tokens they have. The index of
+    a large file is written under `root`, if that folder exists; all else, generated examples included, goes to `scratch`.
+    Raises UserError for a file that holds no data, and, as training does before its first step, for more unusable examples
+    than the data set allows; where the images are not on this machine, as far as the texts show.
     """
     parameters, cache = dict(spec.parameters), root if root.is_dir() else scratch
     named = [*data_files(parameters.get("file")), *data_files(parameters.get(DATASET))]
@@ -174,8 +175,8 @@ def sample_data(
             conversations = shown_to(conversations, model.blueprint, teacher, by_bytes=by_bytes)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
-    readers = [of.inputs for of in (model.blueprint, teacher) if of is not None]
-    of_sizes = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
+    readers = [of.inputs for of in (model.blueprint, teacher) if of is not None and check_images]
+    opens = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
     indices = list(range(len(data)))
     random.Random(0).shuffle(indices)
     lengths = []
@@ -184,7 +185,7 @@ def sample_data(
             if model.blueprint is None:
                 lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
             else:
-                of = conversations.example if check_images and of_sizes else conversations.text_example
+                of = conversations.example if opens else conversations.text_example
                 lengths.append(_counted(of(index), len(data[index].images)))
     if not lengths:
         problem = f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used"
