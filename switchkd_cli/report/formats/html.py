@@ -2,15 +2,13 @@
 
 import base64
 import re
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
 from switchkd_cli.benchmarks import ANSWER_KINDS
 from switchkd_cli.report import document as model
-from switchkd_cli.report.document import Cell, Document, FigureFile, Line, Number, Table, words
+from switchkd_cli.report.document import Cell, Document, FigureFile, Number, Table, words
 from switchkd_cli.report.formats.template import render
 
 HAIR = "\u200a"  # a space narrower than a thin one
@@ -28,7 +26,7 @@ def to_html(document: Document, folder: Path) -> str:
     def drawn(figure: FigureFile) -> str:
         return _drawn(figure, folder / figure.path)
 
-    return render("report.html.jinja", document, _groups, _looks, _heads, _whiskers, _cell, drawn)
+    return render("report.html.jinja", document, _looks, _heads, _whiskers, _cell, drawn)
 
 
 def _cell(cell: Cell) -> str:
@@ -50,7 +48,7 @@ def _looks(cell: Cell, head: str) -> str:
 
 def _heads(table: Table, place: int) -> str | None:
     """The classes of a column's head, which aligns with its cells."""
-    cells = table.cells(place - 1) if place else []
+    cells = table.by_column[place - 1] if place else []
     figures = any(_kind(cell).startswith("n") for cell in cells if cell is not None)
     return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
 
@@ -68,12 +66,6 @@ def _kind(cell: Cell) -> str:
 def _column(head: str) -> str:
     """The class of a column that is set apart from those before it."""
     return "total" if head == model.AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
-
-
-def _groups(table: Table) -> Iterator[tuple[str, list[Line]]]:
-    """Groups of lines under their headings; the paper's table has a label instead."""
-    for kind, lines in groupby(table.lines, key=lambda line: line.kind):
-        yield ("" if table.source == "paper" else model.HEADINGS.get(kind, "")), list(lines)
 
 
 def _drawn(figure: FigureFile, path: Path) -> str:
@@ -94,7 +86,7 @@ def _whiskers(table: Table) -> dict[str, dict[str, str]]:
     """Where the marks of the table's plotted column are on one scale, in pixels, by the line's name."""
     if table.plotted not in table.columns:
         return {}
-    cells = zip(table.lines, table.cells(table.columns.index(table.plotted) - 1), strict=True)
+    cells = zip(table.lines, table.by_column[table.columns.index(table.plotted) - 1], strict=True)
     numbers = {line.name: cell for line, cell in cells if isinstance(cell, Number)}
     low = min(0.0, *(of.low for of in numbers.values()), 0.0)
     high = max(0.0, *(of.high for of in numbers.values()), 0.0)

@@ -1,24 +1,19 @@
 """Write tables and notes as LaTeX that pdflatex reads with three packages, whatever characters its titles hold."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
 from typing import Any
 
 from switchkd_cli.package_data import read_yaml
-from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
+from switchkd_cli.report.document import Cell, Document, Table, are_words, words
 from switchkd_cli.report.formats.template import render
 
 
 def to_latex(document: Document) -> str:
     """A table environment for each table, then the notes as a list; the head names the packages it needs."""
-    filters = (_groups, _alignment, _row, _held, _escaped, _one_line, _strange, words)
+    filters = (_alignment, _held, _escaped, _one_line, _strange, words)
     return render("tables.tex.jinja", document, *filters).rstrip() + "\n"
-
-
-def _groups(table: Table) -> Iterator[Any]:
-    return groupby(table.lines, key=lambda line: HEADINGS.get(line.kind))
 
 
 def _alignment(table: Table) -> str:
@@ -29,11 +24,7 @@ def _alignment(table: Table) -> str:
             return r">{\raggedright\arraybackslash}p{9em}"
         return "l" if all(isinstance(cell, str) for cell in cells) else "r"
 
-    return "l" + "".join(aligned(table.cells(place)) for place in range(len(table.columns) - 1))
-
-
-def _row(texts: Sequence[str]) -> str:
-    return " & ".join(map(_held, texts)) + r" \\"
+    return "l" + "".join(map(aligned, table.by_column))
 
 
 def _held(text: str) -> str:

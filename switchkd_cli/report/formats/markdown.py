@@ -1,7 +1,6 @@
 """Write a document as GitHub's Markdown, with links to its figures."""
 
 import re
-from collections.abc import Iterable
 
 from switchkd_cli.report.document import Cell, Document, Number, words
 from switchkd_cli.report.formats.template import render
@@ -11,7 +10,7 @@ MARKS = re.compile(r"([\\`*_<\[\]])")
 
 def to_markdown(document: Document) -> str:
     """The whole document; paths of figures are relative to its folder. A title without chapters is no heading."""
-    return render("report.md.jinja", document, plain, _cell, _row).rstrip() + "\n"
+    return render("report.md.jinja", document, plain, _cell, _barred).rstrip() + "\n"
 
 
 def plain(text: str) -> str:
@@ -29,6 +28,6 @@ def _cell(cell: Cell) -> str:
     return text if cell.counted else f"({text})"
 
 
-def _row(cells: Iterable[str]) -> str:
-    """A table's line; a bar inside a cell is escaped."""
-    return "| " + " | ".join(text.replace("|", r"\|") for text in cells) + " |"
+def _barred(text: str) -> str:
+    """A cell's text; a bar in it ends no cell."""
+    return text.replace("|", r"\|")

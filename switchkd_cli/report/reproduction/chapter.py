@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from statistics import fmean
 
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report import document as model
-from switchkd_cli.report.document import Block, Callout, Cell, Column, Line, Number, Points, Table, Text
+from switchkd_cli.report.document import Block, Cell, Column, Line, Number, Points, Table, Text
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, ControlKind, RecipeRuns
-from switchkd_cli.report.results.row_runs import RowRuns, Score, seeds_in_words
+from switchkd_cli.report.results.row_runs import RowRuns, Score, mean_of, seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.stats.significance import ALPHA
 from switchkd_cli.report.tables import footnotes
@@ -22,18 +20,18 @@ from switchkd_cli.report.tables.differences import PAPER, TESTS, RowDifference, 
 from switchkd_cli.report.texts import CAPTIONS, MDE, TEXTS
 
 
-def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
+def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Document:
     """All runs of a recipe. Runs that can't stand in one table are refused here, with the reasons."""
     head = tuple(_head(recipe))
     if not recipe.runs:
-        head += (Callout("No run has scores: nothing to show."),)
-        return model.Section(recipe.title, recipe.stem, head)
+        refusal = "No run has scores: nothing to show."
+        return model.Document(recipe.title, (*head, Text(refusal, "problem")), anchor=recipe.stem)
     try:
         columns = Columns.of_runs(recipe.runs, recipe.teacher)
         answers = answer_units(recipe.runs, columns.tasks)
     except UserError as refused:
-        head += (Callout("These runs can't be compared: " + "; ".join(refused.problems)),)
-        return model.Section(recipe.title, recipe.stem, head)
+        refusal = "These runs can't be compared: " + "; ".join(refused.problems)
+        return model.Document(recipe.title, (*head, Text(refusal, "problem")), anchor=recipe.stem)
     warned = [
         f"{runs[0].title}, {len(runs)} of {sum(r.title == runs[0].title for r in recipe.runs)} runs: {text}"
         for runs, text in footnotes.shared_warnings(recipe.runs)
@@ -49,8 +47,8 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
         "Notes": [Points(tuple(_notes(recipe, columns, answers)))],
     }
     anchors = {title: "-".join([recipe.stem, *title.lower().replace(",", "").split()]) for title in parts}
-    sections = tuple(model.Section(title, anchors[title], tuple(blocks)) for title, blocks in parts.items())
-    return model.Section(recipe.title, recipe.stem, head, sections)
+    sections = (model.Document(title, tuple(blocks), anchor=anchors[title]) for title, blocks in parts.items())
+    return model.Document(recipe.title, head, tuple(sections), anchor=recipe.stem)
 
 
 def _head(recipe: RecipeRuns) -> Iterator[Block]:
@@ -61,7 +59,7 @@ def _head(recipe: RecipeRuns) -> Iterator[Block]:
     yield Text(f"{len(recipe.started_rows)} rows, {finished}{not_started}")
     if missing := [f"{title}: {STATES[state]}, {seeds_in_words(own)}" for state, title, own in recipe.unfinished()]:
         count = len(recipe.states) - len(recipe.runs)
-        yield Callout(f"{'One run is' if count == 1 else f'{count} runs are'} missing: {'; '.join(missing)}.")
+        yield Text(f"{'One run is' if count == 1 else f'{count} runs are'} missing: {'; '.join(missing)}.", "problem")
 
 
 def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
@@ -69,7 +67,7 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
 
     def line(title: str, row: RowRuns | None) -> Line:
         count, planned = len(row.runs) if row else 0, len(recipe.seeds)
-        means = {name: _mean(figure)(row) if row else None for name, figure in columns.figures.items()}
+        means = {name: _mean(mean_of(tasks))(row) if row else None for name, tasks in columns.figures.items()}
         cells = [mean and replace(mean, counted=columns.counts(name)) for name, mean in means.items()]
         return Line(title, (count if count == planned else f"{count} of {planned}", *cells))
 
@@ -79,7 +77,7 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
     teacher, baselines = (columns.scored(*names, before=(None,)) for names in (("teacher",), BASELINES))
     yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)
     for note in footnotes.answers(recipe.runs, columns.teacher):
-        yield Callout(note) if note.startswith(model.WARNING) else Text(note)
+        yield Text(note, "problem" if note.startswith(model.WARNING) else "")
     if printed := [Line(run.title, columns.printed(run.paper)) for run in recipe.started_rows if run.paper]:
         yield Table(("as printed", *columns.heads), tuple(printed), caption=CAPTIONS["paper"], source="paper")
 
@@ -138,15 +136,11 @@ def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
     kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls(kind))]
     shown: list[Column] = [("row", "title")]
     for name, tasks in tasks_by_kind.items():
-        score = partial(_mean_score, tasks)
+        score = mean_of(tasks)
         shown += [(name, _mean(score)), *(_minus_control(recipe, kind, score) for kind in kinds)]
     heads = {name: ", ".join(BENCHMARKS[task].column for task in tasks) for name, tasks in tasks_by_kind.items()}
     groups = [f"{name[0].upper()}{name[1:]}: {each}" for name, each in heads.items()]
     return Table.of(recipe.rows, shown, caption=f"Means over benchmarks and seeds. {'. '.join(groups)}.")
-
-
-def _mean_score(tasks: Sequence[str], run: ScoredRun) -> float:
-    return fmean(run.scores[task] for task in tasks)
 
 
 def _costs(recipe: RecipeRuns, columns: Columns) -> Table:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean, shown
 from switchkd_cli.report.document import Number
@@ -17,6 +18,11 @@ SFT = "sft"  # the default reference row
 
 Score = Callable[[ScoredRun], float | None]
 """One figure of a run."""
+
+
+def mean_of(names: Sequence[str]) -> Callable[[ScoredRun], Any]:
+    """The mean of these of a run's scores; None where there are none."""
+    return lambda run: fmean(run.scores[name] for name in names) if names else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from switchkd_cli.report.document import AVERAGE_HEAD, Column, Interval, Number, Probability, Table
 from switchkd_cli.report.results.paired_items import AnswerUnits
-from switchkd_cli.report.results.row_runs import RowRuns, pair_runs, seeds_in_words
+from switchkd_cli.report.results.row_runs import RowRuns, mean_of, pair_runs, seeds_in_words
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import over_seeds
 from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, PairedUnits, holm
@@ -84,13 +84,15 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
         task: PairedUnits(tuple(made[a.path] for a, _ in runs), tuple(made[b.path] for _, b in runs))
         for task, made in answers.units.items()
     }
+    one, other = ours.runs[0], theirs.runs[0]
+    both = one.paper.keys() & other.paper.keys() if (one.recipe, one.row) != (other.recipe, other.row) else ()
+    printed = {name: Number(one.paper[name] - other.paper[name], difference=True) for name in both}
     each: list[Difference] = []
-    for head, (name, figure) in zip(columns.heads, columns.figures.items(), strict=True):
-        tasks = columns.counted_tasks if name == AVERAGE else [name]
+    for head, (name, tasks) in zip(columns.heads, columns.figures.items(), strict=True):
         if not runs or not tasks:
             continue
-        shown = columns.shown(name)
-        pairs = [(figure(one), figure(other)) for one, other in runs]
+        shown, score = columns.shown(name), mean_of(tasks)
+        pairs = [(score(one), score(other)) for one, other in runs]
         gaps = [one - other for one, other in pairs]
         means, gap = [fmean(side) for side in zip(*pairs, strict=True)], over_seeds(gaps, difference=True)
         tested = [paired[task] for task in tasks] if paired.keys() >= set(tasks) else []
@@ -106,18 +108,10 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
             items=items and replace(items, digits=shown["digits"]),
             # an accuracy counts the answers of its score once more: no test of its own to correct for
             p=Probability(significance.p_value(tested)) if tested and name in (*columns.tasks, AVERAGE) else None,
-            printed=_printed(ours, theirs, name),
+            printed=printed.get(name),
         )
         each.append(difference)
     return RowDifference(ours, theirs, tuple(s.pop() for s in seeds if len(s) == 1), tuple(each))
-
-
-def _printed(ours: RowRuns, theirs: RowRuns, name: str) -> Number | None:
-    """The difference of two rows' printed numbers."""
-    one, other = ours.runs[0], theirs.runs[0]
-    if (one.recipe, one.row) == (other.recipe, other.row) or not {name} <= one.paper.keys() & other.paper.keys():
-        return None
-    return Number(one.paper[name] - other.paper[name], difference=True)
 
 
 def tables(rows: Sequence[RowDifference]) -> Iterator[Table]:
@@ -126,15 +120,11 @@ def tables(rows: Sequence[RowDifference]) -> Iterator[Table]:
         if not row.each:
             continue
         titles: list[Column] = [("points", "head"), (row.theirs.title, "theirs"), (row.ours.title, "ours")]
-        seeds: list[Column] = [("sd, seeds", "deviation"), ("95 % seeds", _ends)] if len(row.seeds) > 1 else []
+        over_seeds: list[Column] = [("sd, seeds", "deviation"), ("95 % seeds", "over_seeds.ends")]
+        seeds = over_seeds if len(row.seeds) > 1 else []
         shown = [*titles, ("difference", "number"), *TESTS, *seeds, *([PAPER] if row.in_paper else [])]
         over = f", {seeds_in_words(row.seeds)}" if row.seeds else ""
         yield Table.of(row.each, shown, title=f"{row.name}{over}")
-
-
-def _ends(difference: Difference) -> Interval:
-    mean = difference.over_seeds
-    return Interval(mean.low, mean.high, mean.detectable, mean.digits)
 
 
 def notes(rows: Sequence[RowDifference]) -> Iterator[str]:
