@@ -75,12 +75,10 @@ def _column(holds: str) -> Fill:
 
 _TASKS = read_yaml(__file__)
 COLUMNS: dict[str, Columns] = {
-    task: {column: _column(holds) for column, holds in columns.items()} for task, columns in _TASKS.items()
+    task: {column: _column(holds) for column, holds in (columns | {"kind": "question.kind"}).items()}
+    for task, columns in _TASKS.items()
 }
-"""The columns of each task's questions. GQA has its images in a second table, `GQA_IMAGES`."""
-
-KIND: Columns = {"kind": _column("question.kind")}
-"""A column of every table of questions that no task reads: the kind of question."""
+"""The columns of each task's questions, last the kind of question, which no task reads. GQA's images: `GQA_IMAGES`."""
 
 GQA_IMAGES: Columns = {"id": _column("scene"), "image": _HOLDS["image"]}
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")
@@ -148,37 +146,25 @@ def _write(owner: Path, task: str, items: Sequence[BenchmarkItem]) -> None:
     if task == "gqa":
         configuration, images = GQA_NAMES
         _table(owner / data / images / benchmark.split, GQA_IMAGES, list({i.scene: i for i in items}.values()))
-    _table(owner / data / (configuration or "default") / benchmark.split, COLUMNS[task] | KIND, items)
+    _table(owner / data / (configuration or "default") / benchmark.split, COLUMNS[task], items)
 
 
 def _table(path: Path, columns: Columns, items: Sequence[BenchmarkItem]) -> None:
-    """Write one parquet file. Its schema's metadata tells the datasets library which column holds images."""
+    """Write one parquet file. Its schema's metadata tells the datasets library which column holds images; it infers the rest."""
     arrays = [pa.array([fill(item) for item in items]) for fill in columns.values()]
     # a column without any value is one of texts: no question has a hint, or a fourth option
     arrays = [array.cast(pa.string()) if array.type == pa.null() else array for array in arrays]
-    features = {name: _feature(array.type) for name, array in zip(columns, arrays, strict=True)}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    images = {name: {"_type": "Image"} for name, array in zip(columns, arrays, strict=True) if array.type == IMAGE}
+    metadata = {"huggingface": json.dumps({"info": {"features": images}})}
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays, list(columns), metadata=metadata), path.with_name(f"{path.name}.parquet"))
 
 
-def _feature(kind: pa.DataType) -> dict:
-    """Return an arrow type in the words of the datasets library."""
-    if kind == IMAGE:
-        return {"_type": "Image"}
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    return {"dtype": str(kind), "_type": "Value"}
-
-
 def _describe(data: Path) -> None:
     """Write the data set card, which names configurations and splits: one folder and one file each."""
-    configs = []
-    for configuration in sorted(data.iterdir()):
-        tables = sorted(configuration.glob("*.parquet"))
-        data_files = [{"split": table.stem, "path": f"{configuration.name}/{table.name}"} for table in tables]
-        configs.append({"config_name": configuration.name, "data_files": data_files})
+    configs = [
+        {"config_name": table.parent.name, "data_files": [{"split": table.stem, "path": str(table.relative_to(data))}]}
+        for table in sorted(data.glob("*/*.parquet"))
+    ]
     card = yaml.safe_dump({"configs": configs}, sort_keys=False)
     (data / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
