@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,12 +31,8 @@ Steps = Sequence[Mapping[str, Any]]
 """The logged steps of one run's last stage."""
 
 
-class Panel(NamedTuple):
-    """One pair of axes: names of logged values with their line styles, and the teacher's own value."""
-
-    title: str
-    names: Mapping[str, Any]
-    teacher: str | None = None
+Panel = tuple[str, Mapping[str, Any], str | None]
+"""A title, names of logged values with their line styles, and the name of the teacher's own value."""
 
 
 def lengths(rows: Sequence[PlottedRow]) -> Figure | None:
@@ -74,17 +70,17 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     marks = {row: row.mark if len(rows) > len(PALETTE) else "" for row in rows}  # tell rows of one colour apart
     drawn = new_figure(11, 0.9 + 2.3 * height)
     drawn.subplots(height, COLUMNS, squeeze=False, sharex=True)
-    for panel, axes in zip(panels, drawn.axes, strict=False):
+    for (title, names, teacher), axes in zip(panels, drawn.axes, strict=False):
         for row, own in steps.items():
-            for name, line_style in panel.names.items():
+            for name, line_style in names.items():
                 _plot(axes, own, name, color=row.colour, ls=line_style, marker=marks[row])
-        if panel.teacher:
-            _plot(axes, every, panel.teacher, color=TEACHER, ls=DASHED)
+        if teacher:
+            _plot(axes, every, teacher, color=TEACHER, ls=DASHED)
         _scale(axes)
-        axes.set_title(panel.title)
-        if len(panel.names) > 1:  # which line style is which term's
-            keys = [Line2D([], [], color=GREY, ls=line_style) for line_style in panel.names.values()]
-            axes.legend(keys, [name.split("/")[1] for name in panel.names], fontsize=7, loc="best")
+        axes.set_title(title)
+        if len(names) > 1:  # which line style is which term's
+            keys = [Line2D([], [], color=GREY, ls=line_style) for line_style in names.values()]
+            axes.legend(keys, [name.split("/")[1] for name in names], fontsize=7, loc="best")
     for axes in drawn.axes[: len(panels)][-COLUMNS:]:
         axes.set_xlabel("per cent of the stage")
         axes.tick_params(labelbottom=True)
@@ -92,10 +88,10 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
         axes.set_visible(False)
     keys = [Line2D([], [], color=row.colour, lw=2, marker=mark) for row, mark in marks.items()]
     keys.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
-    names = [*(row.title for row in rows), "teacher, on the same tokens"]
-    drawn.legend(keys, names, loc="outside lower center", ncols=min(4, len(names)))
-    title = TEXT["title"].format(stage=rows[0].runs[0].stages[-1]["name"], smoothed=SMOOTHED)
-    drawn.suptitle(title, fontsize=9, color=GREY)
+    labels = [*(row.title for row in rows), "teacher, on the same tokens"]
+    drawn.legend(keys, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    heading = TEXT["title"].format(stage=rows[0].runs[0].stages[-1]["name"], smoothed=SMOOTHED)
+    drawn.suptitle(heading, fontsize=9, color=GREY)
     return drawn
 
 
@@ -116,7 +112,7 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
         if own[0] != reference or led == {reference}:
             shown = title.replace("_", " ") if own[0].startswith(VALIDATION) else title
             teacher = reference if reference in names and reference != own[0] else None
-            yield Panel(shown, dict(zip(own, cycle(STYLES), strict=False)), teacher)
+            yield shown, dict(zip(own, cycle(STYLES), strict=False)), teacher
 
 
 def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:
