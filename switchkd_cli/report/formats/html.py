@@ -15,9 +15,10 @@ HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell of more words gets room
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
-WIDTH, EDGE = 240, 8  # of a whisker, in pixels
 CLASSES = {1: "up", -1: "down", 0: "unclear", None: ""}
 """Class of a clear or unclear difference, by `Number.side`."""
+COLUMNS = {model.AVERAGE_HEAD: "total"} | dict.fromkeys(ANSWER_KINDS.values(), "opens")
+"""Class of a column that is set apart from those before it, by its head."""
 
 
 def to_html(document: Document, folder: Path) -> str:
@@ -26,7 +27,7 @@ def to_html(document: Document, folder: Path) -> str:
     def drawn(figure: FigureFile) -> str:
         return _drawn(figure, folder / figure.path)
 
-    return render("report.html.jinja", document, _looks, _heads, _whiskers, _cell, drawn)
+    return render("report.html.jinja", document, _looks, _heads, _scale, _cell, drawn)
 
 
 def _cell(cell: Cell) -> str:
@@ -43,14 +44,14 @@ def _cell(cell: Cell) -> str:
 
 def _looks(cell: Cell, head: str) -> str:
     """The classes of a cell under a head."""
-    return " ".join(filter(None, (_kind(cell), _column(head))))
+    return " ".join(filter(None, (_kind(cell), COLUMNS.get(head))))
 
 
 def _heads(table: Table, place: int) -> str | None:
     """The classes of a column's head, which aligns with its cells."""
     cells = table.by_column[place - 1] if place else []
     figures = any(_kind(cell).startswith("n") for cell in cells if cell is not None)
-    return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
+    return " ".join(filter(None, ("right" if figures else "", COLUMNS.get(table.columns[place])))) or None
 
 
 def _kind(cell: Cell) -> str:
@@ -61,11 +62,6 @@ def _kind(cell: Cell) -> str:
     if isinstance(cell, str) and not FIGURE.fullmatch(cell):
         return "words long" if len(cell) > LONG else "words"
     return "n"
-
-
-def _column(head: str) -> str:
-    """The class of a column that is set apart from those before it."""
-    return "total" if head == model.AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
 
 
 def _drawn(figure: FigureFile, path: Path) -> str:
@@ -82,17 +78,11 @@ def _drawn(figure: FigureFile, path: Path) -> str:
     return Markup(f'{head} role="img" aria-label="{title}">{body}')
 
 
-def _whiskers(table: Table) -> dict[str, dict[str, str]]:
-    """Where the marks of the table's plotted column are on one scale, in pixels, by the line's name."""
+def _scale(table: Table) -> tuple[int, float, float] | None:
+    """The place of the table's plotted column, and where one scale for its intervals and 0 begins and ends."""
     if table.plotted not in table.columns:
-        return {}
-    cells = zip(table.lines, table.by_column[table.columns.index(table.plotted) - 1], strict=True)
-    numbers = {line.name: cell for line, cell in cells if isinstance(cell, Number)}
-    low = min(0.0, *(of.low for of in numbers.values()), 0.0)
-    high = max(0.0, *(of.high for of in numbers.values()), 0.0)
-
-    def places(of: Number) -> dict[str, str]:
-        points = {"zero": 0.0, "low": of.low, "mean": of.value, "high": of.high}
-        return {name: f"{EDGE + (at - low) * (WIDTH - 2 * EDGE) / (high - low):.1f}" for name, at in points.items()}
-
-    return {name: {"side": CLASSES[of.side or 0], **places(of)} for name, of in numbers.items()} if low < high else {}
+        return None
+    place = table.columns.index(table.plotted) - 1
+    numbers = [cell for cell in table.by_column[place] if isinstance(cell, Number)]
+    low, high = (pick(0.0, *(end for of in numbers for end in (of.low, of.high)), 0.0) for pick in (min, max))
+    return (place, low, high) if low < high else None

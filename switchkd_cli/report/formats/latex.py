@@ -1,30 +1,18 @@
 """Write tables and notes as LaTeX that pdflatex reads with three packages, whatever characters its titles hold."""
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from switchkd_cli.package_data import read_yaml
-from switchkd_cli.report.document import Cell, Document, Table, are_words, words
+from switchkd_cli.report.document import Document, are_words, words
 from switchkd_cli.report.formats.template import render
 
 
 def to_latex(document: Document) -> str:
     """A table environment for each table, then the notes as a list; the head names the packages it needs."""
-    filters = (_alignment, _held, _escaped, _one_line, _strange, words)
+    filters = (are_words, _held, _escaped, _one_line, _strange, words)
     return render("tables.tex.jinja", document, *filters).rstrip() + "\n"
-
-
-def _alignment(table: Table) -> str:
-    """Names and words align left, numbers right, sentences wrap."""
-
-    def aligned(cells: Sequence[Cell]) -> str:
-        if any(map(are_words, cells)):
-            return r">{\raggedright\arraybackslash}p{9em}"
-        return "l" if all(isinstance(cell, str) for cell in cells) else "r"
-
-    return "l" + "".join(map(aligned, table.by_column))
 
 
 def _held(text: str) -> str:

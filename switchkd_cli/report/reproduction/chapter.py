@@ -145,26 +145,15 @@ def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
 
 def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     """Gain, fidelity and cost next to one another."""
-
     measured = any(run.results.get("fidelity") for run in recipe.runs)
-    fidelity = [
-        _figure("agreement, %", ".1f", _measured("fidelity", "agreement", 100)),
-        _figure("KL, nats", ".2f", _measured("fidelity", "kl")),
-    ]
     shown: list[Column] = [
         ("row", "title"),
         ("average", _mean(columns.run_average)),
         _minus_control(recipe, "steps", columns.run_average),
-        *(fidelity if measured else ()),
-        _figure("last stage, s", ",.0f", lambda run: run.seconds),
-        _figure("peak memory, GiB", ".2f", lambda run: run.gib),
+        *_measured(*(["fidelity"] if measured else []), "costs"),
     ]
     caption = f"{CAPTIONS['fidelity' if measured else 'no fidelity']} {CAPTIONS['costs']}"
     return Table.of(recipe.rows, shown, caption=caption)
-
-
-ACCURACIES: dict[str, str] = TEXTS["accuracies"]
-"""Columns of the table, and the names of the figures, see `engine.evaluation.against_teacher`."""
 
 
 def _eyes_or_reader(recipe: RecipeRuns) -> Block:
@@ -172,30 +161,20 @@ def _eyes_or_reader(recipe: RecipeRuns) -> Block:
     measured = [of for run in recipe.runs if (of := run.results.get("eyes_or_reader"))]
     if not measured:
         return Text(CAPTIONS["no eyes or reader"])
-
-    shown: list[Column] = [
-        ("row", "title"),
-        *(_figure(head, ".1f", _measured("eyes_or_reader", name, 100)) for head, name in ACCURACIES.items()),
-        *(_figure(name, "+.1f", _measured("eyes_or_reader", name, 100)) for name in footnotes.GAP),
-    ]
     data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
-    return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
+    caption = CAPTIONS["eyes or reader"].format(data=data)
+    return Table.of(recipe.rows, [("row", "title"), *_measured("accuracies", "gap")], caption=caption)
 
 
-def _measured(about: str, name: str, factor: float = 1.0) -> Score:
-    """What was measured about a student and its teacher, by the figure's name; None in a run where it wasn't."""
+def _measured(*groups: str) -> Iterator[Column]:
+    """The columns of groups of texts.yaml: means over seeds without intervals, of the runs that have the figure."""
 
-    def figure(run: ScoredRun) -> float | None:
-        found = run.results.get(about) or {}
-        value = found.get("accuracy", {}).get(name, found.get(name))
-        return None if value is None else factor * value
+    def cell(row: RowRuns, name: str, factor: float, form: str) -> str | None:
+        mean = row.mean(lambda run: run.measured.get(name))
+        return format(factor * mean.value, form) if mean else None
 
-    return figure
-
-
-def _figure(head: str, form: str, score: Score) -> Column:
-    """A column of means over seeds, without intervals."""
-    return head, lambda row: format(mean.value, form) if (mean := row.mean(score)) else None
+    for head, how in (column for group in groups for column in TEXTS["measured"][group].items()):
+        yield head, lambda row, how=how: cell(row, *how)
 
 
 def _mean(score: Score) -> Callable[[RowRuns], Number | None]:

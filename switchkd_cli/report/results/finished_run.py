@@ -67,6 +67,12 @@ class ScoredRun:
         return next(reversed(self.clocks.values()), None)
 
     @property
+    def measured(self) -> dict[str, Any]:
+        """What its last stage took, and how it compares with the teacher, by the names of texts.yaml."""
+        fidelity, eyes = (self.results.get(about) or {} for about in ("fidelity", "eyes_or_reader"))
+        return {"seconds": self.seconds, "gib": self.gib, **fidelity, **eyes, **eyes.get("accuracy", {})}
+
+    @property
     def is_run(self) -> bool:
         """Whether it was trained here; otherwise only its scores are known."""
         return self.seed is not None
