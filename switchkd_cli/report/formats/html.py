@@ -11,7 +11,6 @@ from switchkd_cli.report import document as model
 from switchkd_cli.report.document import Cell, Document, FigureFile, Number, Table, words
 from switchkd_cli.report.formats.template import render
 
-HAIR = "\u200a"  # a space narrower than a thin one
 LONG = 24  # characters; a cell of more words gets room
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
@@ -27,19 +26,7 @@ def to_html(document: Document, folder: Path) -> str:
     def drawn(figure: FigureFile) -> str:
         return _drawn(figure, folder / figure.path)
 
-    return render("report.html.jinja", document, _looks, _heads, _scale, _cell, drawn)
-
-
-def _cell(cell: Cell) -> str:
-    """A cell's content, escaped."""
-    if not isinstance(cell, Number):
-        text = words(cell)
-        return escape(text.replace("-", "−") if isinstance(cell, model.Interval) else text)
-    value = cell.points.replace("-", "−")
-    star = "<sup>*</sup>" if cell.beyond else ""
-    small = filter(None, (cell.spread.replace(" ", HAIR), cell.mde))
-    text = f"{value}{star}" if cell.counted else f"({value}){star}"
-    return Markup(text + "".join(f" <small>{part}</small>" for part in small))
+    return render("report.html.jinja", document, _looks, _heads, _scale, words, drawn)
 
 
 def _looks(cell: Cell, head: str) -> str:

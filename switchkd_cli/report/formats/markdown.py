@@ -2,7 +2,7 @@
 
 import re
 
-from switchkd_cli.report.document import Cell, Document, Number, words
+from switchkd_cli.report.document import Document, words
 from switchkd_cli.report.formats.template import render
 
 MARKS = re.compile(r"([\\`*_<\[\]])")
@@ -10,22 +10,12 @@ MARKS = re.compile(r"([\\`*_<\[\]])")
 
 def to_markdown(document: Document) -> str:
     """The whole document; paths of figures are relative to its folder. A title without chapters is no heading."""
-    return render("report.md.jinja", document, plain, _cell, _barred).rstrip() + "\n"
+    return render("report.md.jinja", document, plain, words, _barred).rstrip() + "\n"
 
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is."""
     return MARKS.sub(r"\\\1", text)
-
-
-def _cell(cell: Cell) -> str:
-    """A cell's text. A number is bold where its interval excludes 0; nothing else says that it is clear."""
-    if not isinstance(cell, Number):
-        return plain(words(cell))
-    text = ", ".join(filter(None, (f"{cell.points} {cell.spread}".strip(), cell.mde)))
-    text = f"**{text}**" if cell.side else text
-    text += r"\*" if cell.beyond else ""
-    return text if cell.counted else f"({text})"
 
 
 def _barred(text: str) -> str:
