@@ -53,12 +53,13 @@ def check_findings(recipes: Sequence[RecipeRuns], findings: Sequence[Finding] = 
     for finding in findings:
         recipe = next((by_stem[name] for name in finding.recipes if name in by_stem), None)
         found = _difference(finding, recipe)
-        if isinstance(found, Number):
-            tone = _tone(found, alike=finding.alike)
-            verdict = Verdict(WORDS[tone] if found.interval is not None else "not clear (one seed)", tone)
+        if isinstance(found, str):
+            verdict, difference = Verdict(f"not tested: {found}", "untested"), None
         else:
-            verdict, found = Verdict(f"not tested: {found}", "untested"), None
-        checked.append(CheckedFinding(finding, recipe and recipe.stem, verdict, found))
+            tone = _tone(found, alike=finding.alike)
+            words = WORDS[tone] if found.interval is not None else "not clear (one seed)"
+            verdict, difference = Verdict(words, tone), found
+        checked.append(CheckedFinding(finding, recipe.stem if recipe else None, verdict, difference))
     return checked
 
 
@@ -67,8 +68,7 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
     if recipe is None:
         return f"{' or '.join(finding.recipes)} is not in this report"
     ours, theirs = recipe.row(finding.ours), recipe.row(finding.theirs)
-    if ours is None or theirs is None:
-        lacking = [name for name in (finding.ours, finding.theirs) if recipe.row(name) is None]
+    if lacking := [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if not row.runs]:
         return f"no finished run of {' and '.join(lacking)}"
     keys, others = ({run.seed: run.info.get("key") for run in row.runs} for row in (ours, theirs))
     # as where one stand-in replaces the two models that they differ in

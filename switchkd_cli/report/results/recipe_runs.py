@@ -71,13 +71,14 @@ class RecipeRuns:
     @cached_property
     def rows(self) -> tuple[RowRuns, ...]:
         """The rows that have finished runs."""
-        runs = [(run.title, tuple(r for r in self.runs if r.row == run.row)) for run in self.planned_rows]
-        return tuple(RowRuns(title, title, own) for title, own in runs if own)
+        return tuple(row for run in self.planned_rows if (row := self.row(run.row)).runs)
 
-    def row(self, name: str | None) -> RowRuns | None:
-        return next((row for row in self.rows if row.row == name), None)
+    def row(self, name: str | None) -> RowRuns:
+        """The finished runs of a row; none of them where there is no such row."""
+        title = next((run.title for run in self.planned_rows if run.row == name), "")
+        return RowRuns(title, title, tuple(run for run in self.runs if run.row == name))
 
-    def control(self, row: RowRuns, kind: ControlKind) -> RowRuns | None:
+    def control(self, row: RowRuns, kind: ControlKind) -> RowRuns:
         """The finished runs of a row's control."""
         return self.row(control_of(self.own_world_rows, row.row, kind))
 

@@ -53,9 +53,14 @@ class RowRuns:
         """The mean over the runs that have this figure; None without one."""
         return over_seeds(list(self.by_seed(score).values()))
 
-    def minus(self, other: RowRuns | None, score: Score) -> Number | None:
+    def figure(self, name: str, factor: float, form: str) -> str | None:
+        """The mean of one of `ScoredRun.measured`, without an interval."""
+        mean = self.mean(lambda run: run.measured.get(name))
+        return format(factor * mean.value, form) if mean else None
+
+    def minus(self, other: RowRuns, score: Score) -> Number | None:
         """The difference of a figure, paired by seed; None without a seed in common."""
-        return paired_difference(self.by_seed(score), other.by_seed(score)) if other else None
+        return paired_difference(self.by_seed(score), other.by_seed(score))
 
     def means(self) -> dict[str, float]:
         """Mean scores over the runs, by the names of `ScoredRun.scores`."""
