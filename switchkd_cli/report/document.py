@@ -153,11 +153,6 @@ class Line:
     cells: tuple[Cell, ...]
     kind: LineKind = "run"
 
-    @property
-    def full_name(self) -> str:
-        """The name with its heading, for formats in which a heading is no line of its own."""
-        return f"{HEADINGS[self.kind]}: {self.name}" if self.kind in HEADINGS else self.name
-
 
 Column = tuple[str, str | Callable[[Any], Any]]
 """A head, and what a row has under it: the name of its attribute, or a function of the row."""

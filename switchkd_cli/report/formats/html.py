@@ -7,17 +7,11 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from switchkd_cli.benchmarks import ANSWER_KINDS
-from switchkd_cli.report import document as model
-from switchkd_cli.report.document import Cell, Document, FigureFile, Number, Table, words
+from switchkd_cli.report.document import AVERAGE_HEAD, Document, FigureFile, Number, Table, words
 from switchkd_cli.report.formats.template import render
 
-LONG = 24  # characters; a cell of more words gets room
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
-CLASSES = {1: "up", -1: "down", 0: "unclear", None: ""}
-"""Class of a clear or unclear difference, by `Number.side`."""
-COLUMNS = {model.AVERAGE_HEAD: "total"} | dict.fromkeys(ANSWER_KINDS.values(), "opens")
-"""Class of a column that is set apart from those before it, by its head."""
 
 
 def to_html(document: Document, folder: Path) -> str:
@@ -26,29 +20,12 @@ def to_html(document: Document, folder: Path) -> str:
     def drawn(figure: FigureFile) -> str:
         return _drawn(figure, folder / figure.path)
 
-    return render("report.html.jinja", document, _looks, _heads, _scale, words, drawn)
+    return render("report.html.jinja", document, FIGURE.fullmatch, _set_apart, _scale, words, drawn)
 
 
-def _looks(cell: Cell, head: str) -> str:
-    """The classes of a cell under a head."""
-    return " ".join(filter(None, (_kind(cell), COLUMNS.get(head))))
-
-
-def _heads(table: Table, place: int) -> str | None:
-    """The classes of a column's head, which aligns with its cells."""
-    cells = table.by_column[place - 1] if place else []
-    figures = any(_kind(cell).startswith("n") for cell in cells if cell is not None)
-    return " ".join(filter(None, ("right" if figures else "", COLUMNS.get(table.columns[place])))) or None
-
-
-def _kind(cell: Cell) -> str:
-    if isinstance(cell, Number):
-        return " ".join(filter(None, ("n", CLASSES[cell.side], "" if cell.counted else "out")))
-    if isinstance(cell, model.Verdict):
-        return f"verdict {cell.tone}"
-    if isinstance(cell, str) and not FIGURE.fullmatch(cell):
-        return "words long" if len(cell) > LONG else "words"
-    return "n"
+def _set_apart(head: str) -> str:
+    """The class of a column that is set apart from those before it."""
+    return "total" if head == AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
 
 
 def _drawn(figure: FigureFile, path: Path) -> str:
