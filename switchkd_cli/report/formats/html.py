@@ -16,11 +16,8 @@ IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 def to_html(document: Document, folder: Path) -> str:
     """The whole document; figures are read from the folder."""
-
-    def drawn(figure: FigureFile) -> str:
-        return _drawn(figure, folder / figure.path)
-
-    return render("report.html.jinja", document, FIGURE.fullmatch, _set_apart, _scale, words, drawn)
+    filters = (FIGURE.fullmatch, _set_apart, _scale, _drawn, words)
+    return render("report.html.jinja", document, *filters, folder=folder)
 
 
 def _set_apart(head: str) -> str:
@@ -28,9 +25,9 @@ def _set_apart(head: str) -> str:
     return "total" if head == AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
 
 
-def _drawn(figure: FigureFile, path: Path) -> str:
+def _drawn(figure: FigureFile, folder: Path) -> str:
     """An SVG's element, scaled to the page, with ids that no other figure has; any other image as data."""
-    title = escape(figure.title)
+    path, title = folder / figure.path, escape(figure.title)
     if path.suffix != ".svg":
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         return Markup(f'<img src="data:image/{path.suffix[1:]};base64,{data}" alt="{title}">')

@@ -11,7 +11,7 @@ from switchkd_cli.report.formats.template import render
 
 def to_latex(document: Document) -> str:
     """A table environment for each table, then the notes as a list; the head names the packages it needs."""
-    filters = (are_words, _held, _escaped, _one_line, _strange, words)
+    filters = (are_words, _held, _escaped, _strange, words)
     return render("tables.tex.jinja", document, *filters).rstrip() + "\n"
 
 
@@ -21,11 +21,7 @@ def _held(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _encoder().unicode_to_latex(_one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _encoder().unicode_to_latex(" ".join(text.split()))
 
 
 @cache

@@ -27,9 +27,9 @@ def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
     return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
 
 
-def render(name: str, document: Document, *filters: Callable[..., Any]) -> str:
-    """A document in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
+def render(name: str, document: Document, *filters: Callable[..., Any], **more: Any) -> str:
+    """A document, and more, in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
     environment = environment_of(TEMPLATES, autoescape=".html" in name, **(LATEX if ".tex" in name else {}))
     environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template(name).render(document=document, style=style)
+    return environment.get_template(name).render(document=document, style=style, **more)
