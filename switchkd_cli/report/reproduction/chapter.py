@@ -165,7 +165,9 @@ def _eyes_or_reader(recipe: RecipeRuns) -> Block:
         return Text(CAPTIONS["no eyes or reader"])
     data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
     caption = CAPTIONS["eyes or reader"].format(data=data)
-    return Table.of(recipe.rows, [("row", "title"), *MEASURED["accuracies"], *MEASURED["gap"]], caption=caption)
+    return Table.of(
+        recipe.rows, [("row", "title"), *MEASURED["accuracies"], *MEASURED["eyes_or_reader"]], caption=caption
+    )
 
 
 def _mean(score: Score) -> Callable[[RowRuns], Number | None]:
