@@ -9,9 +9,8 @@ from statistics import fmean, stdev
 from switchkd_cli.report.document import AVERAGE_HEAD, Column, Interval, Number, Probability, Table
 from switchkd_cli.report.results.paired_items import AnswerUnits
 from switchkd_cli.report.results.row_runs import RowRuns, mean_of, pair_runs, seeds_in_words
-from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import over_seeds
-from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, PairedUnits, holm
+from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, PairedUnits, holm, interval, p_value
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.texts import MDE, NOTES
 
@@ -102,7 +101,7 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
         means, gap = [fmean(side) for side in zip(*pairs, strict=True)], over_seeds(gaps, difference=True)
         tested = [paired[task] for task in tasks] if paired.keys() >= set(tasks) else []
         assert gap is not None
-        items = significance.interval(tested) if tested else None
+        items = interval(tested) if tested else None
         each[head] = Difference(
             head,
             ours=Number(means[0], **shown),
@@ -112,7 +111,7 @@ def _difference(ours: RowRuns, theirs: RowRuns, columns: Columns, answers: Answe
             deviation=Number(stdev(gaps), digits=shown["digits"]) if len(gaps) > 1 else None,
             items=items and replace(items, digits=shown["digits"]),
             # an accuracy counts the answers of its score once more: no test of its own to correct for
-            p=Probability(significance.p_value(tested)) if tested and name in (*columns.tasks, AVERAGE) else None,
+            p=Probability(p_value(tested)) if tested and name in (*columns.tasks, AVERAGE) else None,
             printed=printed.get(name),
         )
     return RowDifference(ours, theirs, tuple(s.pop() for s in seeds if len(s) == 1), each)
