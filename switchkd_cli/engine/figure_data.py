@@ -135,14 +135,14 @@ def _batches(data: Conversations) -> list[Batch]:
 
 def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
     """Return one path's logits [1, V] sorted, with its knee and the k that the term uses."""
-    knees = measure_knees(logits, spec)
+    knee, k, _ = map(int, measure_knees(logits, spec))
     values, ids = logits[0].sort(descending=True)
     return LogitsCurve(
         path=spec.path,
         logits=values.cpu().numpy(),
         window=spec.select.window,
-        knee=int(knees.knee),
-        k=int(knees.k),
+        knee=knee,
+        k=k,
         first=tuple(tokenizer.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )
 

@@ -1,6 +1,6 @@
 """Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import BLOCK
 from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
 from switchkd_cli.recipe.schema import Term
+from switchkd_cli.report.grouping import grouped
 
 SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
@@ -25,17 +26,6 @@ class KneeSpec(NamedTuple):
     path: str
     on: str
     select: TopKAtKnee
-
-
-class KneeStats(NamedTuple):
-    """Of N rows of logits."""
-
-    knee: Tensor
-    """[N] 1 + the knee's rank: how many logits lie at or before it."""
-    k: Tensor
-    """[N] what the loss takes: the knee within its bounds."""
-    mass: Tensor
-    """[N] probability of the top k."""
 
 
 class Diagnostics:
@@ -108,16 +98,19 @@ def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
 
 
 @torch.no_grad()
-def measure_knees(logits: Tensor, spec: KneeSpec) -> KneeStats:
-    """Return the knees of rows of logits [N, V], computed a block of rows at a time."""
+def measure_knees(logits: Tensor, spec: KneeSpec) -> Iterator[Tensor]:
+    """Return of rows of logits [N, V]: 1 + the knee's rank, the loss's k (the knee within its bounds), the top k's mass, [N].
+
+    They are computed a block of rows at a time.
+    """
     stats = []
     for block in logits.split(max(1, BLOCK // logits.shape[-1])):
         padding = padding_columns(block)
         top, rank, k = spec.select.search(block, padding)
         beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
         log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
-        stats.append(KneeStats(1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
-    return KneeStats(*(torch.cat(column) for column in zip(*stats, strict=True)))
+        stats.append((1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
+    return map(torch.cat, zip(*stats, strict=True))
 
 
 def gradient_norms_by_term(
@@ -161,13 +154,9 @@ def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]
     """
     if len(diagnostics) == 1:
         return dict(diagnostics[0])
-    figures = {}
-    for name in dict.fromkeys(name for each in diagnostics for name in each):
-        pairs = zip(diagnostics, positions, strict=True)
-        having = [(each[name], count) for each, count in pairs if name in each and count]
-        if having:
-            figures[name] = sum(count * value for value, count in having) / sum(count for _, count in having)
-    return figures
+    pairs = ((each, count) for each, count in zip(diagnostics, positions, strict=True) if count)
+    found = grouped((name, (value, count)) for each, count in pairs for name, value in each.items())
+    return {name: sum(n * value for value, n in of) / sum(n for _, n in of) for name, of in found.items()}
 
 
 def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
