@@ -60,9 +60,7 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
-    teacher: Example | None = (
-        None  # the row as the teacher's own; None: it reads the student's tokens, no images: its images
-    )
+    teacher: Example | None = None  # as the teacher reads it (no images: these); None: it reads the student's tokens
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
 

@@ -1,11 +1,12 @@
 """Open an image, upright, from a file or from bytes. Raises Fault for an image that can't be used."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 from os.path import isfile, realpath
 from pathlib import Path
+from unittest.mock import patch
+from warnings import catch_warnings
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -69,7 +70,9 @@ def _source(image: str | bytes, images: Path | None, follow_links: bool) -> tupl
 
 def _decode(source: Path | BytesIO, problem: str) -> Image.Image:
     try:
-        with _strict_decoding(), Image.open(source, formats=FORMATS) as image:
+        # for the whole process Pillow may be set to fill truncated images with grey: importing lmms-eval does
+        strict = patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+        with strict, catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as image:
             _check_size(*image.size)
             return _rgb(upright(image))
     except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
@@ -96,20 +99,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("levels in floating point, of no known range")
     return image.convert("RGB")
-
-
-@contextmanager
-def _strict_decoding() -> Iterator[None]:
-    """Silence Pillow's warnings, but have it raise an error for a truncated image.
-
-    A setting for the whole process makes Pillow fill truncated images with grey; importing lmms-eval sets it.
-    """
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def upright(image: Image.Image) -> Image.Image:

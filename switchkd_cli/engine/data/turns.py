@@ -60,14 +60,10 @@ class Form:
 
     def _row(self, value: Mapping, id: str) -> Row:
         turns = self._turns(value)
-        notes: set[Note] = set()
-        if not value.keys() <= self.read:
-            notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
+        notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
         images = _images(value, self.keys.images)
         system, turns = self._split_system(value, turns, images, notes)
-        texts: list[Any] = [turn.get(self.text) for turn in turns]
-        if set(map(type, texts)) != {str}:
-            texts = [self._text(text, images, notes) for text in texts]
+        texts = [self._text(turn.get(self.text), images, notes) for turn in turns]
         if len(images) > "".join(texts).count(IMAGE):
             images = list(dict.fromkeys(images))  # named by the row and by a part, or by two keys
         answers = texts[1::2]
@@ -149,7 +145,7 @@ class Form:
     def _learnt(self, turn: Mapping, notes: set[Note]) -> bool:
         """Whether the keys of a turn let its answer be learnt; always true for a question. Raises Fault for a refused key."""
         learnt = True
-        for key, value in _other_keys(turn, {self.speaker, self.text}, REFUSED_TURN_KEYS, "a turn"):
+        for key, value in _other_keys(turn, (self.speaker, self.text), REFUSED_TURN_KEYS, "a turn"):
             if key not in KEYS["learn"]:
                 notes.add((NOT_READ, f"{short_repr(key)} of a turn"))
             elif value not in (0, 1):

@@ -3,8 +3,6 @@
 `compare_with_dense` checks it against the objective from all logits at once (`--check`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise

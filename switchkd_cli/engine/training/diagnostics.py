@@ -124,16 +124,15 @@ def gradient_norms_by_term(
     """
     probes = {part: [p for p in all_of if p.ndim == 1] or list(all_of) for part, all_of in trained.items()}
     flat = [(part, p) for part, chosen in probes.items() for p in chosen]
-    squares: dict[str, float] = {}
+    norms: dict[str, float] = {}
     for term, value in weighted_terms:
         if not value.requires_grad:
             continue
-        gradients = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
-        for (part, _), gradient in zip(flat, gradients, strict=True):
-            if gradient is not None:
-                name = f"grad/{term}/{part}"
-                squares[name] = squares.get(name, 0.0) + gradient.float().square().sum().item()
-    return {name: value**0.5 for name, value in squares.items()}
+        found = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
+        gradients = grouped((part, of) for (part, _), of in zip(flat, found, strict=True) if of is not None)
+        squares = {part: sum(g.float().square().sum().item() for g in of) for part, of in gradients.items()}
+        norms |= {f"grad/{term}/{part}": square**0.5 for part, square in squares.items()}
+    return norms
 
 
 def with_shares(norms: Mapping[str, float]) -> dict[str, float]:

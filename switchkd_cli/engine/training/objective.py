@@ -1,7 +1,5 @@
 """The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
