@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
@@ -67,9 +69,7 @@ class Example:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the example takes."""
-        values = [*vars(self).values(), *(tensor for image in self.images for tensor in image.values())]
-        own = sum(value.nbytes for value in values if isinstance(value, Tensor))
-        return own + (self.teacher.nbytes if self.teacher is not None else 0)
+        return sum(leaf.nbytes for leaf in tree_leaves(vars(self)) if isinstance(leaf, Tensor | Example))
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,7 @@ class Batch:
 
     def with_blank_images(self) -> Batch:
         """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them."""
-        blank = tuple(
-            {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
-            for image in self.images
-        )
+        blank = tree_map(lambda of: torch.zeros_like(of) if of.is_floating_point() else of, self.images)
         return replace(self, images=blank, teacher=self.teacher and self.teacher.with_blank_images())
 
     def with_other_images(self, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
@@ -185,13 +182,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
-        # images that both read are moved once
-        shared = self.teacher is not None and [*map(id, self.teacher.images)] == [*map(id, self.images)]
-        teacher = self.teacher and (replace(self.teacher, images=()) if shared else self.teacher).to(device)
-        teacher = replace(teacher, images=images) if teacher is not None and shared else teacher
-        return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
+        move = cache(lambda tensor: tensor.to(device, non_blocking=True))  # images that both read are moved once
+        teacher = self.teacher and replace(self.teacher, **tree_map_only(Tensor, move, vars(self.teacher)))
+        return replace(self, **tree_map_only(Tensor, move, vars(self)) | {"teacher": teacher})
 
 
 def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:

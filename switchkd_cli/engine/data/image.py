@@ -28,7 +28,15 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     A path is relative to `images`. Raises Fault where it leads out of that folder, which symbolic links may do only with
     `follow_links`.
     """
-    return _decode(*_source(image, images, follow_links))
+    source, problem = _source(image, images, follow_links)
+    try:
+        # for the whole process Pillow may be set to fill truncated images with grey: importing lmms-eval does
+        strict = patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+        with strict, catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as opened:
+            _check_size(*opened.size)
+            return _rgb(upright(opened))
+    except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
+        raise Fault(f"{problem}: {error}") from None
 
 
 def images_of(row: Row, rows: Rows) -> list[Image.Image]:
@@ -66,17 +74,6 @@ def _source(image: str | bytes, images: Path | None, follow_links: bool) -> tupl
         why = f"image path leaves its folder by a link: {image} (follow_links: true would allow it)"
         raise Fault(why, refused=True)
     return path, f"unreadable image {path}"
-
-
-def _decode(source: Path | BytesIO, problem: str) -> Image.Image:
-    try:
-        # for the whole process Pillow may be set to fill truncated images with grey: importing lmms-eval does
-        strict = patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
-        with strict, catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as image:
-            _check_size(*image.size)
-            return _rgb(upright(image))
-    except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
-        raise Fault(f"{problem}: {error}") from None
 
 
 def _check_size(width: int, height: int) -> None:

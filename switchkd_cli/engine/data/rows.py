@@ -97,9 +97,8 @@ class Survey:
     def note_lines(self) -> Iterator[str]:
         """Yield the notes, one line for each kind, the most frequent notes first."""
         for kind in (LEFT_OUT, NOT_LEARNT, NOT_READ):
-            counts = [(count, what) for (of, what), count in self.notes.items() if of == kind]
-            counts.sort(key=lambda pair: (-pair[0], pair[1]))
-            shown = [f"{what} ({count:,} row{'s' * (count > 1)})" for count, what in counts[:SHOWN]]
+            counts = sorted((-count, what) for (of, what), count in self.notes.items() if of == kind)
+            shown = [f"{what} ({-count:,} row{'s' * (count < -1)})" for count, what in counts[:SHOWN]]
             if len(counts) > SHOWN:
                 shown.append(f"{len(counts) - SHOWN:,} others")
             if shown:
@@ -245,8 +244,8 @@ def survey_rows(raw: Iterable[object], parse: Parse, folder: Path | None) -> Sur
             yield row.size, bool(row.images), _digest(row)
 
     found = np.fromiter(facts(), FACTS)
-    images = json.dumps(list(names)).encode()
-    return Survey(found["size"], found["has_image"], tuple(faults), images, notes, found["digest"])
+    sizes, image_mask, digests = (found[name].copy() for name in ("size", "has_image", "digest"))
+    return Survey(sizes, image_mask, tuple(faults), json.dumps(list(names)).encode(), notes, digests)
 
 
 def _digest(row: Row) -> int:

@@ -160,13 +160,8 @@ def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]
 
 def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
     """Return the figures of each supervised token, [N]."""
-    teacher, figures = logits["teacher"], {}
-    for path in ("teacher", "student"):
-        if path in logits:
-            figures[f"{path}_ce"] = cross_entropy(targets, logits[path])
-    for path in (path for path in logits if path != "teacher"):
-        figures[f"agreement/{path}"] = (logits[path].argmax(-1) == teacher.argmax(-1)).float()
-    for path, name in (("student", "kl/student"), ("switch", "switch_gap")):
-        if path in logits:
-            figures[name] = forward_kl(teacher, logits[path])
-    return figures
+    teacher, others = logits["teacher"], {path: of for path, of in logits.items() if path != "teacher"}
+    figures = {f"{path}_ce": cross_entropy(targets, of) for path, of in logits.items() if path != "switch"}
+    figures |= {f"agreement/{path}": (of.argmax(-1) == teacher.argmax(-1)).float() for path, of in others.items()}
+    gaps = {"student": "kl/student", "switch": "switch_gap"}
+    return figures | {gaps[path]: forward_kl(teacher, of) for path, of in others.items()}

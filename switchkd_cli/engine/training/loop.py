@@ -62,9 +62,8 @@ class Loop:
         self.steps = data_loader.count_steps(stage, len(data))
         self.trainer = Trainer(stage, paths, self.steps, seed=seed, processes=processes, **settings)
         self.warnings = TrainingWarnings(stage)
-        self.validation: Validator | None = None
-        if stage.validation is not None and held_out is not None:
-            self.validation = Validator(stage.validation, held_out, self.trainer)
+        spec = stage.validation
+        self.validation = Validator(spec, held_out, self.trainer) if spec and held_out is not None else None
         self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
