@@ -114,14 +114,9 @@ class Batch:
         return torch.where(own < 0, own, (row << 32) + own)
 
     @property
-    def tokens(self) -> int:
-        """Number of tokens, without padding."""
-        return int((self.turn >= 0).sum())
-
-    @property
-    def places(self) -> int:
-        """Number of tokens, padding included."""
-        return self.turn.numel()
+    def sizes(self) -> tuple[int, int]:
+        """Number of tokens without padding, and with it."""
+        return int((self.turn >= 0).sum()), self.turn.numel()
 
     @property
     def targets(self) -> Tensor:
@@ -155,7 +150,7 @@ class Batch:
         blank = tree_map(lambda of: torch.zeros_like(of) if of.is_floating_point() else of, self.images)
         return replace(self, images=blank, teacher=self.teacher and self.teacher.with_blank_images())
 
-    def with_other_images(self, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
+    def with_other_images(self, seen: dict[str, ImageInput]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
 
         Also which rows [B] had one for each of their images that differs from it. `seen` has the last image of each layout,
@@ -214,12 +209,10 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     )
 
 
-def layout(image: ImageInput) -> Any:
+def layout(image: ImageInput) -> str:
     """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
-    return tuple(
-        (name, tuple(of.shape), None if of.is_floating_point() else tuple(of.flatten().tolist()))
-        for name, of in sorted(image.items())
-    )
+    tensors = sorted(image.items())
+    return repr([(name, of.shape, None if of.is_floating_point() else of.tolist()) for name, of in tensors])
 
 
 def row_selector(chosen: Tensor) -> Callable[[Tensor], Tensor]:

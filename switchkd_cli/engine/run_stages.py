@@ -70,10 +70,8 @@ def train_stages(
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
-    data = {
-        name: pair.open_data(name, paths.student, folder.root)
-        for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
-    }
+    names = dict.fromkeys(name for stage in stages for name in stage.data_sets)
+    data = {name: pair.open_data(name, paths.student, folder.root) for name in names}
     for rows in data.values():
         rows.inspect()
     check_images(stages, {name: rows.has_images for name, rows in data.items()})

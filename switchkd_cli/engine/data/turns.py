@@ -27,10 +27,8 @@ IMAGE_FIELDS = ("bytes", "path", "url")  # of an image that is a mapping
 KEYS: Mapping[str, Any] = read_yaml(__file__, "row_forms.yaml")
 IMAGE_KEYS: Sequence[str] = KEYS["image_keys"]
 TYPES: Mapping[str, str] = {name: kind for kind, names in KEYS["parts"].items() for name in names}
-REFUSED_KEYS, REFUSED_OF_TURN = (
-    {key: why for why, keys in KEYS[name].items() for key in keys} for name in ("refused", "refused_of_turn")
-)
-REFUSED_TURN_KEYS = REFUSED_KEYS | REFUSED_OF_TURN
+REFUSED_KEYS = {key: why for why, keys in KEYS["refused"].items() for key in keys}
+REFUSED_TURN_KEYS = REFUSED_KEYS | {key: why for why, keys in KEYS["refused_of_turn"].items() for key in keys}
 
 
 class Form:
