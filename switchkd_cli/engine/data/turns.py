@@ -61,7 +61,9 @@ class Form:
         notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
         images = _images(value, self.keys.images)
         system, turns = self._split_system(value, turns, images, notes)
-        texts = [self._text(turn.get(self.text), images, notes) for turn in turns]
+        texts: list[Any] = [turn.get(self.text) for turn in turns]
+        if set(map(type, texts)) != {str}:
+            texts = [self._text(text, images, notes) for text in texts]
         if len(images) > "".join(texts).count(IMAGE):
             images = list(dict.fromkeys(images))  # named by the row and by a part, or by two keys
         answers = texts[1::2]
