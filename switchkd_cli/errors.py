@@ -130,10 +130,10 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
     return "".join(SUBSTITUTES.get(char) or ascii(char)[1:-1] for char in missing), error.end
 
 
-def did_you_mean(got: object, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or the known names when none is similar and they are few, or nothing."""
+def did_you_mean(got: object, known: Iterable[str], most: int = 24) -> str:
+    """` (did you mean 'x'?)`, or the known names when none is similar and they are at `most` this many, or nothing."""
     names = list(known)
     similar = difflib.get_close_matches(str(got)[:LONGEST], names, n=1, cutoff=0.55)
     if similar:
         return f" (did you mean {similar[0]!r}?)"
-    return f" (known: {', '.join(names)})" if 0 < len(names) <= 24 else ""
+    return f" (known: {', '.join(names)})" if 0 < len(names) <= most else ""

@@ -70,7 +70,7 @@ def test_a_registered_function_that_is_missing_is_our_bug(plugin, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("loss", n) for n in registry.LOSSES] + [("source", n) for n in registry.SOURCES]
+    ("kind", "name"), [("loss", n) for n in registry.LOSSES] + [("source", n) for n in registry.REGISTRIES["source"]]
 )
 def test_everything_registered_has_a_readable_signature(kind, name):
     read = registry.signature(kind, name)
@@ -85,7 +85,7 @@ def test_reading_signatures_imports_nothing_heavy():
     code = (
         "import sys; from switchkd_cli import registry\n"
         "for n in registry.LOSSES: registry.signature('loss', n)\n"
-        "for n in registry.SOURCES: registry.signature('source', n)\n"
+        "for n in registry.REGISTRIES['source']: registry.signature('source', n)\n"
         "assert not {'torch', 'transformers', 'switchkd_cli.engine'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -44,8 +44,7 @@ def show_plans(
     root, gpus = options.out, config.world_size if config else None
     configs = [run.config for run in runs]
     machines = [planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs]
-    if gpus is not None:
-        preflight.check_batches(runs, gpus)
+    preflight.check_batches(runs, gpus or 1)
     rows = [run for file in files for run in load_rows(file, world=options.world)]
     planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)

@@ -1,5 +1,6 @@
 """`switchkd eval`: score a model on benchmarks."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,14 @@ def evaluate(options: EvalOptions) -> RunFolder:
         console.say(f"note: {note}")
     from switchkd_cli.report.tables.footnotes import faults
 
-    console.show_scores(options.model or str(folder and folder.path), results)
-    for note in faults({"this model": [results]}):
-        console.say(note)
-    console.say(f"files: {where}")
+    return _show(options.model or str(folder and folder.path), results, faults({"this model": [results]}), where)
+
+
+def _show(title: str, results: dict[str, Any], notes: Iterable[str], where: Path) -> RunFolder:
+    """Print a model's scores and notes on them, and return the folder that holds them."""
+    console.show_scores(title, results)
+    for line in (*notes, f"files: {where}"):
+        console.say(line)
     return RunFolder(where)
 
 
@@ -110,11 +115,7 @@ def _rescore(options: EvalOptions) -> RunFolder:
             for task, lines in answers.items():
                 write_json_lines(partial / "answers" / f"{task}.jsonl", lines)
             write_json(partial / "results.json", results)
-    console.show_scores(results["model"], results)
-    for note in notes:
-        console.say(note)
-    console.say(f"files: {shared.path}")
-    return RunFolder(shared.path)
+    return _show(results["model"], results, notes, shared.path)
 
 
 def finished_run(name: str) -> RunFolder | None:

@@ -4,7 +4,7 @@ It is checked before anything heavy is imported or written.
 """
 
 import importlib.util
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -22,13 +22,12 @@ CIDER = f"{OWN_ROWS}.cider"
 INSTALL_LMMS_EVAL = f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
 
 
-def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
+def check(runs: Sequence[Run], planned: Collection[Path] = ()) -> None:
     """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub.
 
     Folders that other runs will have made by then (`planned`) may be missing. Raise it with code MACHINE for a library
     that is missing or outside its range: better now than after training.
     """
-    runs = list(runs)
     problems: list[str] = []
     hints: list[str] = []
     for run in runs:

@@ -181,9 +181,7 @@ def score_teacher(run: Run, root: Path) -> dict[str, Any]:
 
 def known_teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
     """The teacher's scores, if they were computed before."""
-    from switchkd_cli.report.results.finished_run import teacher_scores
-
-    return teacher_scores(root, run.teacher_key)
+    return run_folder.scores(run_folder.evaluation(root, run.teacher_key))
 
 
 def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
