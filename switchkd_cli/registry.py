@@ -7,7 +7,7 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -54,14 +54,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a registered function: the keyword-only ones are parameters in a recipe."""
+    """The arguments of a registered function: the keyword-only ones are parameters in a recipe (of a schedule all)."""
 
-    positional: tuple[str, ...]
+    positional: Mapping[str, Parameter]
     keywords: Mapping[str, Parameter]
     knees: tuple[str, ...] = ()
     """The sides that lead a loss, at the knee of their sorted logits."""
-    named: Mapping[str, Parameter] = field(default_factory=dict)
-    """The positional arguments, which a schedule has as parameters too."""
 
     def leaders(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the sides of `knees` that lead with these parameters: one alone if `leaders` names it."""
@@ -98,7 +96,7 @@ def signature(kind: Kind, name: str) -> Signature:
     found = _signature(*_target(kind, name))
     if kind != "schedule":
         return found
-    free = {name: parameter for name, parameter in found.named.items() if name not in OF_TRAINING}
+    free = {name: parameter for name, parameter in found.positional.items() if name not in OF_TRAINING}
     return replace(found, keywords={**found.keywords, **free})
 
 
@@ -125,8 +123,8 @@ def _signature(module: str, attribute: str) -> Signature:
     for node in tree.body:
         match node:
             case ast.FunctionDef(name=name, args=given) if name == attribute:
-                named = _parameters([*given.posonlyargs, *given.args], given.defaults)
-                return Signature(tuple(named), _parameters(given.kwonlyargs, given.kw_defaults), _knees(node), named)
+                positional = _parameters([*given.posonlyargs, *given.args], given.defaults)
+                return Signature(positional, _parameters(given.kwonlyargs, given.kw_defaults), _knees(node))
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function)], keywords=fixed),

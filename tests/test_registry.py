@@ -31,7 +31,7 @@ def plugin(tmp_path, monkeypatch):
 
 def test_a_signature_is_read_from_the_text(plugin):
     read = registry.signature("loss", "plugged")
-    assert read.positional == ("teacher_logits", "student_logits")
+    assert tuple(read.positional) == ("teacher_logits", "student_logits")
     assert read.keywords["temperature"] == registry.Parameter(float, False, 3.0)
     assert read.keywords["k"].annotation == int | None
     assert read.keywords["mode"].annotation == Literal["a", "b"]

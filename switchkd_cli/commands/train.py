@@ -111,7 +111,8 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
         if not is_first():
             return []
         for run in teachers:
-            launch.teacher_results(run, root)
+            if run.config.evaluation is not None:
+                launch.teacher_results(run, root)
     else:
         launch.check(planned)
         if config is not None:

@@ -159,8 +159,7 @@ def _queue(
         else:
             seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, options, console.say)
-    scoring = scoring_jobs(teachers)
-    waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
+    waiting += [job for job in scoring_jobs(teachers) if launch.known_teacher_results(job.run, options.out) is None]
     return failures, waiting, seconds
 
 
