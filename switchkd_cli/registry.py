@@ -7,9 +7,11 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,17 +46,11 @@ _ANNOTATIONS = {"Any": Any, "Literal": Literal, "PositiveInt": PositiveInt} | {k
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A keyword-only argument. `default` is None where there is none, or where it is not a literal."""
-
-    annotation: Any
-    required: bool
-    default: Any
-
-
-@dataclass(frozen=True)
 class Signature:
-    """The arguments of a registered function: the keyword-only ones are parameters in a recipe (of a schedule all)."""
+    """The arguments of a registered function: the keyword-only ones are parameters in a recipe (of a schedule all).
+
+    The default of an argument is None where it is not a literal.
+    """
 
     positional: Mapping[str, Parameter]
     keywords: Mapping[str, Parameter]
@@ -138,8 +134,15 @@ def _signature(module: str, attribute: str) -> Signature:
 def _parameters(arguments: Sequence[ast.arg], defaults: Sequence[ast.expr | None]) -> dict[str, Parameter]:
     """Return arguments by name; the `defaults` are those of the last ones."""
     given = [*[None] * (len(arguments) - len(defaults)), *defaults]
-    pairs = zip(arguments, given, strict=True)
-    return {a.arg: Parameter(_annotation(a.annotation), value is None, _literal(value)) for a, value in pairs}
+    return {argument.arg: _parameter(argument, value) for argument, value in zip(arguments, given, strict=True)}
+
+
+def _parameter(argument: ast.arg, value: ast.expr | None) -> Parameter:
+    default = Parameter.empty if value is None else None
+    if value is not None:
+        with suppress(ValueError):
+            default = ast.literal_eval(value)
+    return Parameter(argument.arg, Parameter.KEYWORD_ONLY, default=default, annotation=_annotation(argument.annotation))
 
 
 def _source_file(module: str) -> Path:
@@ -172,10 +175,3 @@ def _annotation(node: ast.expr | None) -> Any:
         return eval(ast.unparse(node), {"__builtins__": {}}, dict(_ANNOTATIONS))
     except (NameError, AttributeError, TypeError):
         return Any
-
-
-def _literal(node: ast.expr | None) -> Any:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        return None

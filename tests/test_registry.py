@@ -32,10 +32,10 @@ def plugin(tmp_path, monkeypatch):
 def test_a_signature_is_read_from_the_text(plugin):
     read = registry.signature("loss", "plugged")
     assert tuple(read.positional) == ("teacher_logits", "student_logits")
-    assert read.keywords["temperature"] == registry.Parameter(float, False, 3.0)
+    assert (read.keywords["temperature"].annotation, read.keywords["temperature"].default) == (float, 3.0)
     assert read.keywords["k"].annotation == int | None
     assert read.keywords["mode"].annotation == Literal["a", "b"]
-    assert read.keywords["window"].required and not read.keywords["k"].required
+    assert {name for name, parameter in read.keywords.items() if parameter.default is parameter.empty} == {"window"}
     assert read.keywords["sizes"].default == (1, 2)
     with pytest.raises(RuntimeError):
         registry.resolve("loss", "plugged")
@@ -78,7 +78,7 @@ def test_everything_registered_has_a_readable_signature(kind, name):
     if kind == "loss":
         assert {side for side, _ in read.reads} in ({"teacher", "student"}, {"student"})
         assert {kind for _, kind in read.reads} <= {*registry.OF_POSITIONS, *registry.OF_IMAGES}
-        assert not any(parameter.required for parameter in read.keywords.values())
+        assert not any(parameter.default is parameter.empty for parameter in read.keywords.values())
 
 
 def test_reading_signatures_imports_nothing_heavy():

@@ -126,7 +126,7 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
         try:
             _print_table(table, root)
         except UserError as error:
-            failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
+            failures.append(Failure(Job(f"{table.file}: its table", ()), error))
             failures[-1].show()
     check_failures(failures, planned)
     return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]

@@ -327,7 +327,7 @@ def _registered(
         except ValidationError as error:
             yield (*path, parameters, key), misfit(error.errors(include_url=False))
     for key, parameter in keywords.items():
-        if parameter.required and key not in values:
+        if parameter.default is parameter.empty and key not in values:
             yield (*path, parameters, key), f"missing: {name} needs it"
 
 
