@@ -16,26 +16,26 @@ HUB_ID = re.compile(r"(?:[\w.-]+/)?\w[\w.-]*")
 HINT = "name a checkpoint folder, a hub id, or a run's model/ folder"
 
 
-def locate(name: str) -> str:
+def locate(name: str, asked: str = "") -> str:
     """Return the folder or hub id of a recipe's model name; `playground:NAME` is shipped in this package.
 
     A name that can't be a hub id, or whose first folder exists here, can only be a folder. Raises UserError for a
-    shipped name that does not exist, and for a folder without a config.
+    shipped name that does not exist, and for a folder without a config: its problem begins with what `asked` for it.
     """
     if name.startswith(SHIPPED):
         folder = ASSETS / name.removeprefix(SHIPPED)
         if folder.parent != ASSETS or folder.name == ".." or not isdir(folder):
             shipped = ", ".join(sorted(SHIPPED + p.parent.name for p in ASSETS.glob("*/config.json")))
-            raise UserError(f"{name}: no such model in this package", hint=f"shipped: {shipped}")
+            raise UserError(f"{asked}{name}: no such model in this package", hint=f"shipped: {shipped}")
         return str(folder)
     in_folder = "/" in name and isdir(name.partition("/")[0])
     if not (in_folder or name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None or exists(name)):
         return name
     folder = Path(expanduser(name))
     if not isdir(folder):
-        raise UserError(f"{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)
+        raise UserError(f"{asked}{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)
     if not any((folder / file).is_file() for file in ("config.json", "tokenizer.json")):
-        raise UserError(f"{name}: no config.json or tokenizer.json in this folder", hint=HINT)
+        raise UserError(f"{asked}{name}: no config.json or tokenizer.json in this folder", hint=HINT)
     return str(folder)
 
 
