@@ -10,7 +10,7 @@ from switchkd_cli.recipe import inherit, yaml_positions
 from switchkd_cli.recipe import overrides as patches
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.named_files import find
-from switchkd_cli.recipe.problems import parse
+from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.recipe.stand_ins import World
@@ -113,8 +113,8 @@ class RecipeFile:
                 data, misfit = patches.apply(data, values)  # a term that this row drops may be meant for another row
                 misfits.append(misfit)
                 data = data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")[0]
-            recipes[name], wrong = parse(Recipe, data, self.file)
-            problems += [*found, *wrong, *(line(data, path, message, self.file) for path, message in check(data))]
+            recipes[name], unfit = fitted(Recipe, data)
+            problems += [*found, *(line(data, path, told, self.file) for path, told in (*unfit, *check(data)))]
         for key in values:
             if misfits and all(key in misfit for misfit in misfits):
                 problems.append(f"override: {key}: {misfits[0][key]}")

@@ -1,4 +1,4 @@
-"""Check plain data by a schema, and say what is wrong with it in lines for the user."""
+"""Check plain data by a schema, and say where and what is wrong with it, in words for the user."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,18 +9,12 @@ from pydantic import BaseModel, ValidationError
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.schema import TAG
-from switchkd_cli.recipe.yaml_positions import Step, line
+from switchkd_cli.recipe.yaml_positions import Step
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 _WORDS: Mapping[str, str] = read_yaml(__file__)
 """What a value must be, by pydantic's type of error; for others, pydantic's own words are used."""
-
-
-def parse(schema: type[Schema], data: Any, file: str) -> tuple[Schema | None, list[str]]:
-    """Return data as the schema's model, or None and a line for each problem."""
-    found, wrong = fitted(schema, data)
-    return found, [line(data, path, message, file) for path, message in wrong]
 
 
 def fitted(schema: type[Schema], data: Any) -> tuple[Schema | None, list[tuple[tuple[Step, ...], str]]]:
