@@ -57,11 +57,14 @@ def evaluate(options: EvalOptions) -> RunFolder:
     if problems := list(check_evaluation({"evaluation": question})):
         raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (_, field, *_), problem in problems])
     preflight.check_metrics(checked)
+    preflight.check_answering(options.engine, options.bits)
     launch.say_needs([checked])
     path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
-    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values())
-    results, where = launch.evaluate(path, options.out, key, {**question, "allow_pickle": options.allow_pickle})
+    how = {"engine": options.engine, "bits": options.bits}
+    default = how == {"engine": EvalOptions.engine, "bits": None}
+    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values(), *([] if default else [how]))
+    results, where = launch.evaluate(path, options.out, key, {**question, **how, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
     from switchkd_cli.report.tables.footnotes import faults

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from switchkd_cli import stock_tasks
+from switchkd_cli import registry, stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
@@ -44,14 +44,16 @@ def evaluate(
     blind: bool = False,
     allow_pickle: bool = False,
     sets: Path | None = None,
+    engine: str = "transformers",
+    bits: int | None = None,
     **asked: Any,
 ) -> dict[str, Any]:
     """Score a saved checkpoint, write `folder`/answers/<task>.jsonl and return the content of results.json.
 
     `asked` are the fields of a recipe's `evaluation`; world "hub" takes the first `items` of the published data sets, or
     all, and ignores `split` and `seed`. `allow_pickle` reads a checkpoint that has no safetensors. `blind` replaces each
-    image by a mid-grey one. Data sets are kept under `sets` for other evaluations (default: `folder`/sets). The output of
-    lmms-eval goes to `folder`/log.txt. The playground uses no network.
+    image by a mid-grey one. Data sets are kept under `sets` for other evaluations (default: `folder`/sets). `engine` is a name
+    of the registry; `bits`: see `low_bits.quantise`, for transformers alone. The output of lmms-eval goes to `folder`/log.txt. The playground uses no network.
 
     Raises UserError where the request is not possible, the folder is no intact checkpoint of a known family, or
     lmms-eval can't be used (code MACHINE). Exceptions inside lmms-eval or the model are not changed.
@@ -59,21 +61,21 @@ def evaluate(
     questions = Evaluation(**asked)
     check(questions)
     harness = import_harness()
-    import torch
-
     from switchkd_cli.engine.build import check_checkpoint
+    from switchkd_cli.engine.hub import fetch
     from switchkd_cli.engine.models.blueprint import max_positions
 
+    checkpoint = fetch(str(model_folder), "model", allow_pickle=allow_pickle)
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
-    from switchkd_cli.engine.evaluation.generate import GreedyModel
-
+    how: dict[str, Any] = {"batch": questions.batch, "playground": questions.world == "playground", "blind": blind}
+    if bits is not None:
+        how["bits"] = bits
     with harness.quiet(folder / "log.txt"):
-        # half precision saves memory and time on a GPU; a CPU computes faster in float32
-        model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        how = {"batch": questions.batch, "playground": questions.world == "playground"}
-        greedy_model = GreedyModel(model, blind=blind, positions=max_positions(blueprint.config), **how)
-    scores = score_request(greedy_model, questions, folder, sets)
-    return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **scores}
+        read = registry.resolve("engine", engine).read
+        reader = read(checkpoint, blueprint, positions=max_positions(blueprint.config), **how)
+    scores = score_request(reader, questions, folder, sets)
+    notes = list(blueprint.notes)
+    return {"model": str(model_folder), "notes": notes, "blind": blind, **reader.about, **scores}
 
 
 def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[str, Any]:
