@@ -21,6 +21,7 @@ from switchkd_cli.engine.models.vision_language_model import ProjectedImage, Vis
 from switchkd_cli.engine.weights import weight_files
 
 GREY = (127, 127, 127)
+Images = list[Image.Image]
 CACHE_BYTES = 2**28
 """Prepared images and visual tokens up to this size are cached, for images that occur again."""
 
@@ -34,6 +35,8 @@ class PromptedModel(LmmsModel):
 
     about: dict[str, Any]
     """What results.json says of how it answers."""
+    ends: int | list[int]
+    """The ids that end an answer."""
 
     def __init__(
         self, inputs: InputProcessor, *, blind: bool = False, positions: int | None = None, **options: Any
@@ -44,15 +47,8 @@ class PromptedModel(LmmsModel):
         self.positions = positions or math.inf
 
     @abstractmethod
-    def generate(
-        self, texts: Sequence[str], images: Sequence[list[Image.Image]], limit: int
-    ) -> tuple[list[int], Tensor]:
+    def generate(self, texts: Sequence[str], images: Sequence[Images], limit: int) -> tuple[list[int], Tensor]:
         """Continue each text, with its images. Returns the texts' lengths in tokens and the new ids [B, <= limit]."""
-
-    @property
-    @abstractmethod
-    def ends(self) -> int | list[int]:
-        """The ids that end an answer."""
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Return the prompt lengths in tokens."""
@@ -88,31 +84,12 @@ class GreedyModel(PromptedModel):
         self.about = {"engine": "transformers"}
         self._projected: dict[tuple[str, ...], list[ProjectedImage]] = {}
 
-    @classmethod
-    def read(
-        cls, checkpoint: CheckpointFolder, blueprint: Blueprint, *, bits: int | None = None, **options: Any
-    ) -> GreedyModel:
-        """Read a checkpoint's model, with the linear layers rounded to `bits` bits, if that is given."""
-        # half precision saves memory and time on a GPU; a CPU computes faster in float32
-        model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        reader = cls(model, **options)
-        if bits is not None:
-            size = sum(file.stat().st_size for file in weight_files(checkpoint))
-            saved = quantise(model, bits, blueprint.config.dtype or torch.float32)
-            reader.about |= {"bits": bits, "bytes": size - saved, "full_bytes": size}
-        return reader
-
-    def generate(
-        self, texts: Sequence[str], images: Sequence[list[Image.Image]], limit: int
-    ) -> tuple[list[int], Tensor]:
-        ends = {"eos_token_id": self.ends, "pad_token_id": self.inputs.tokenizer.pad_token_id}
+    def generate(self, texts: Sequence[str], images: Sequence[Images], limit: int) -> tuple[list[int], Tensor]:
+        tokenizer, end = self.inputs.tokenizer, self.model.model.generation_config.eos_token_id
+        self.ends = tokenizer.eos_token_id if end is None else end
+        ends = {"eos_token_id": self.ends, "pad_token_id": tokenizer.pad_token_id}
         greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, **ends)
         return self.model.generate(texts, self._project(images), greedy)
-
-    @property
-    def ends(self) -> int | list[int]:
-        end = self.model.model.generation_config.eos_token_id
-        return self.inputs.tokenizer.eos_token_id if end is None else end
 
     def _project(self, images_by_question: Sequence[list[Image.Image]]) -> list[list[ProjectedImage]]:
         """Prepare and project the images of each question; those of earlier questions come from the cache."""
@@ -128,3 +105,17 @@ class GreedyModel(PromptedModel):
         projected = (ProjectedImage(image, next(tokens)) for image in prepared)
         self._projected |= {key: [next(projected) for _ in images] for key, images in new.items()}
         return [self._projected[key] for key in keys]
+
+
+def in_transformers(
+    checkpoint: CheckpointFolder, blueprint: Blueprint, *, bits: int | None = None, **options: Any
+) -> GreedyModel:
+    """Read a checkpoint's model, with the linear layers rounded to `bits` bits if that is given."""
+    # half precision saves memory and time on a GPU; a CPU computes faster in float32
+    model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
+    reader = GreedyModel(model, **options)
+    if bits is not None:
+        size = sum(file.stat().st_size for file in weight_files(checkpoint))
+        saved = quantise(model, bits, blueprint.config.dtype or torch.float32)
+        reader.about |= {"bits": bits, "bytes": size - saved, "full_bytes": size}
+    return reader

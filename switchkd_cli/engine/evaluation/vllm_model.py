@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -29,29 +28,20 @@ ON_CPU: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "kv_cache_m
 
 
 class VllmModel(PromptedModel):
-    """A LLaVA that vLLM runs, in this process."""
+    """A LLaVA that vLLM runs, in this process. Raises UserError for another model."""
 
-    def __init__(self, folder: Path, blueprint: Blueprint, **options: Any) -> None:
+    def __init__(self, checkpoint: CheckpointFolder, blueprint: Blueprint, **options: Any) -> None:
         super().__init__(blueprint.inputs, **options)
-        self._ends = list(blueprint.ends) or [self.inputs.tokenizer.eos_token_id]
+        if (told := checkpoint.json("config.json")["model_type"]) != KNOWN:
+            problem = f"--engine vllm: answers for {KNOWN} models only, {checkpoint} is a {told}"
+            raise UserError(problem, hint="--engine transformers")
         how = {"dtype": "auto"} if torch.cuda.is_available() else ON_CPU
         with import_errors(), patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
             import vllm
 
-            self.engine = vllm.LLM(str(folder), mm_processor_cache_gb=0, disable_log_stats=True, **how).llm_engine
+            self.engine = vllm.LLM(str(checkpoint.folder), mm_processor_cache_gb=0, **how).llm_engine
         self.about = {"engine": f"vllm {vllm.__version__}"}
-
-    @classmethod
-    def read(cls, checkpoint: CheckpointFolder, blueprint: Blueprint, **options: Any) -> VllmModel:
-        """Read a checkpoint's model. Raises UserError for one that isn't LLaVA."""
-        if (told := checkpoint.json("config.json")["model_type"]) != KNOWN:
-            problem = f"--engine vllm: answers for {KNOWN} models only, {checkpoint} is a {told}"
-            raise UserError(problem, hint="--engine transformers")
-        return cls(checkpoint.folder, blueprint, **options)
-
-    @property
-    def ends(self) -> list[int]:
-        return self._ends
+        self.ends = list(blueprint.ends) or [self.inputs.tokenizer.eos_token_id]
 
     def generate(self, texts: Sequence[str], images: Sequence[list[Image]], limit: int) -> tuple[list[int], Tensor]:
         from vllm import SamplingParams
@@ -63,9 +53,8 @@ class VllmModel(PromptedModel):
             self.engine.add_request(str(number), prompt, SamplingParams(detokenize=False, **how))
         written: dict[int, Tensor] = {}
         while self.engine.has_unfinished_requests():
-            for output in self.engine.step():
-                if output.finished:
-                    written[int(output.request_id)] = torch.tensor(output.outputs[0].token_ids)
+            finished = [output for output in self.engine.step() if output.finished]
+            written |= {int(output.request_id): torch.tensor(output.outputs[0].token_ids) for output in finished}
         answers = [written[number] for number in range(len(prompts))]
         padded = pad_sequence(answers, batch_first=True, padding_value=self.inputs.tokenizer.pad_token_id)
         return [len(prompt["prompt_token_ids"]) for prompt in prompts], padded
@@ -78,19 +67,16 @@ class VllmModel(PromptedModel):
         prepared = [self.inputs.prepare(own) for own in images]
         encoded = self.inputs.tokenized(texts, [[image.text for image in own] for own in prepared])
         fields = {"pixel_values": MultiModalFieldConfig.batched("image")}
-        for row, mask, shown, own in zip(
+        for padded, mask, shown, own in zip(
             encoded["input_ids"], encoded["attention_mask"], images, prepared, strict=True
         ):
-            ids = row[mask.bool()].tolist()
+            ids = padded[mask.bool()]
             if not own:
-                yield tokens_input(ids)
+                yield tokens_input(ids.tolist())
                 continue
-            places, end = [], 0
-            for image in own:
-                length = image.text.count(self.inputs.image_text)
-                start = ids.index(self.inputs.image_token, end)
-                places.append(PlaceholderRange(start, length))
-                end = start + length
+            counts = [image.text.count(self.inputs.image_text) for image in own]
+            visual = (ids == self.inputs.image_token).nonzero().flatten().split(counts)
+            places = [PlaceholderRange(int(tokens[0]), len(tokens)) for tokens in visual]
             pixels = BatchFeature({"pixel_values": torch.cat([image.inputs["pixel_values"] for image in own])})
             items = MultiModalKwargsItems.from_hf_inputs(pixels, fields)
-            yield mm_input(ids, items, {"image": [digest(image) for image in shown]}, {"image": places})
+            yield mm_input(ids.tolist(), items, {"image": [digest(image) for image in shown]}, {"image": places})
