@@ -35,16 +35,18 @@ def write_demo(
     teacher: TeacherScores,
     of_teacher: Path,
     open_images: Callable[[Collection[Question]], Mapping[str, Sequence[Image]]],
-    **base: Any,
+    *,
+    controls: Sequence[str] = (),
+    against: str | None = None,
 ) -> None:
     """Write the page of up to `MOST` questions, evenly from each benchmark, and a few more.
 
-    Shown are the teacher, whose answers are in the folder `of_teacher`, the row that `row_runs.reference` chooses by `base`,
-    and the other rows, of each its first run. `open_images` gives the images of questions by their digest, where their data
+    Shown are the teacher, whose answers are in the folder `of_teacher`, the row that `row_runs.reference` chooses, and
+    the other rows, of each its first run. `open_images` gives the images of questions by their digest, where their data
     are on this machine. Raises UserError for runs that were not asked the same questions, or whose answers were not kept.
     """
     rows = group_by_row(runs)
-    first = reference(rows, **base)
+    first = reference(rows, controls, against)
     answers = {"teacher": of_teacher} if "teacher" in (teacher or {}) else {}
     for row in sorted(rows, key=lambda row: row is not first):
         name = row.name if len(row.runs) == 1 else f"{row.title} (seed {row.runs[0].seed})"
