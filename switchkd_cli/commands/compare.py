@@ -88,13 +88,8 @@ def _demo(scored: Sequence[ScoredRun], teacher: Any, file: Path, root: Path, **b
 
 
 def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None:
-    others = {
-        "against": "--against",
-        "form": "--format",
-        "out_file": "--out-file",
-        "figures": "--figures",
-        "demo": "--demo",
-    }
+    others = {"against": "--against", "form": "--format", "out_file": "--out-file"}
+    others |= {"figures": "--figures", "demo": "--demo"}
     chosen = [name for field, name in others.items() if getattr(options, field) is not None]
     problems = [f"{name}: can't be combined with --report, which chooses it itself" for name in chosen]
     problems += [] if names else ["--report: no recipe is named"]

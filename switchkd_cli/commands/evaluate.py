@@ -62,8 +62,8 @@ def evaluate(options: EvalOptions) -> RunFolder:
     path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
     how = {"engine": options.engine, "bits": options.bits}
-    default = how == {"engine": EvalOptions.engine, "bits": None}
-    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values(), *([] if default else [how]))
+    unusual = [how] * (how != {"engine": EvalOptions.engine, "bits": EvalOptions.bits})
+    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values(), *unusual)
     results, where = launch.evaluate(path, options.out, key, {**question, **how, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")

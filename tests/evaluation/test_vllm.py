@@ -3,16 +3,21 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("lmms_eval")
 
+import torch
+
 from switchkd_cli.benchmarks import TEN
 from switchkd_cli.engine.build import load
 from switchkd_cli.engine.evaluation.score_model import evaluate
+from switchkd_cli.engine.evaluation.vllm_model import VllmModel
 from switchkd_cli.errors import INPUT, MACHINE, UserError
 from switchkd_cli.planning.preflight import check_answering
+from switchkd_cli.recipe.named_files import ASSETS
 from tests.support.tiny_llava import save_tiny_llava
 
 ASKED = {"world": "playground", "benchmarks": TEN[:8], "split": "test", "items": 8, "seed": 0}
@@ -44,6 +49,21 @@ def test_greedy_answers_are_those_of_transformers(checkpoint: Path, sets: Path, 
         found[engine] = answers(tmp_path / engine)
     assert len(found["vllm"]) == 64 and len(set(found["vllm"].values())) > 8
     assert found["vllm"] == found["transformers"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_vllm or torch.cuda.is_available(), reason="needs vllm for a CPU")
+def test_what_vllm_refuses_is_said_in_its_words(sets: Path, tmp_path: Path) -> None:
+    """The playground's heads are 16 wide."""
+    with pytest.raises(UserError, match="--engine vllm: Unsupported CPU attention configuration: head_dim=16"):
+        evaluate(ASSETS / "teacher-small", folder=tmp_path, sets=sets, engine="vllm", **ASKED)
+
+
+@pytest.mark.parametrize("kind", ["tinyllava", "llava_ldpnetv2", "internvl", None])
+def test_other_models_than_llava_are_refused_before_vllm_is_imported(kind: str | None) -> None:
+    checkpoint = SimpleNamespace(json=lambda file: {"model_type": kind})
+    with pytest.raises(UserError, match="--engine vllm: answers for llava models only"):
+        VllmModel(checkpoint, SimpleNamespace(inputs=None))
 
 
 @pytest.mark.skipif(has_vllm, reason="vllm is installed")

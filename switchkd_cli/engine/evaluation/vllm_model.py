@@ -15,14 +15,12 @@ from transformers import BatchFeature
 
 from switchkd_cli.engine.evaluation.generate import PromptedModel
 from switchkd_cli.engine.evaluation.lmms_model import digest
-from switchkd_cli.engine.hub import CheckpointFolder
+from switchkd_cli.engine.hub import CheckpointFolder, as_user_error
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.errors import UserError, import_errors
 
 KNOWN = "llava"
 """The `model_type` whose inputs vLLM takes as our processor prepares them: a tensor of pixels for each image."""
-
-
 ON_CPU: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 2**31}
 """Settings without a GPU: as exact as transformers; nothing compiled, memory for keys and values left to others."""
 
@@ -32,14 +30,15 @@ class VllmModel(PromptedModel):
 
     def __init__(self, checkpoint: CheckpointFolder, blueprint: Blueprint, **options: Any) -> None:
         super().__init__(blueprint.inputs, **options)
-        if (told := checkpoint.json("config.json")["model_type"]) != KNOWN:
+        if (told := checkpoint.json("config.json").get("model_type")) != KNOWN:
             problem = f"--engine vllm: answers for {KNOWN} models only, {checkpoint} is a {told}"
             raise UserError(problem, hint="--engine transformers")
         how = {"dtype": "auto"} if torch.cuda.is_available() else ON_CPU
         with import_errors(), patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
             import vllm
 
-            self.engine = vllm.LLM(str(checkpoint.folder), mm_processor_cache_gb=0, **how).llm_engine
+            with as_user_error(f"--engine vllm: {checkpoint}"):
+                self.engine = vllm.LLM(str(checkpoint.folder), mm_processor_cache_gb=0, **how).llm_engine
         self.about = {"engine": f"vllm {vllm.__version__}"}
         self.ends = list(blueprint.ends) or [self.inputs.tokenizer.eos_token_id]
 
@@ -49,12 +48,13 @@ class VllmModel(PromptedModel):
         # vLLM's own ends are the tokenizer's
         how = {"temperature": 0.0, "max_tokens": limit, "ignore_eos": True, "stop_token_ids": self.ends}
         prompts = list(self._prompts(texts, images))
-        for number, prompt in enumerate(prompts):
-            self.engine.add_request(str(number), prompt, SamplingParams(detokenize=False, **how))
         written: dict[int, Tensor] = {}
-        while self.engine.has_unfinished_requests():
-            finished = [output for output in self.engine.step() if output.finished]
-            written |= {int(output.request_id): torch.tensor(output.outputs[0].token_ids) for output in finished}
+        with as_user_error("--engine vllm"):  # a question of too many tokens; on a CPU, heads that are too narrow
+            for number, prompt in enumerate(prompts):
+                self.engine.add_request(str(number), prompt, SamplingParams(detokenize=False, **how))
+            while self.engine.has_unfinished_requests():
+                finished = [output for output in self.engine.step() if output.finished]
+                written |= {int(output.request_id): torch.tensor(output.outputs[0].token_ids) for output in finished}
         answers = [written[number] for number in range(len(prompts))]
         padded = pad_sequence(answers, batch_first=True, padding_value=self.inputs.tokenizer.pad_token_id)
         return [len(prompt["prompt_token_ids"]) for prompt in prompts], padded
