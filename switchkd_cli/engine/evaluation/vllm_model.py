@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ class VllmModel(PromptedModel):
         if (told := checkpoint.json("config.json").get("model_type")) != KNOWN:
             problem = f"--engine vllm: answers for {KNOWN} models only, {checkpoint} is a {told}"
             raise UserError(problem, hint="--engine transformers")
+        gc.collect()  # an earlier engine that ends later would take this one's process group with it
         how = {"dtype": "auto"} if torch.cuda.is_available() else ON_CPU
         with import_errors(), patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
             import vllm
