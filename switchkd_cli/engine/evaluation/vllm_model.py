@@ -18,7 +18,7 @@ from switchkd_cli.engine.evaluation.generate import PromptedModel
 from switchkd_cli.engine.evaluation.lmms_model import digest
 from switchkd_cli.engine.hub import CheckpointFolder, as_user_error
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.errors import UserError, import_errors
+from switchkd_cli.errors import UserError
 
 KNOWN = "llava"
 """The `model_type` whose inputs vLLM takes as our processor prepares them: a tensor of pixels for each image."""
@@ -36,11 +36,11 @@ class VllmModel(PromptedModel):
             raise UserError(problem, hint="--engine transformers")
         gc.collect()  # an earlier engine that ends later would take this one's process group with it
         how = {"dtype": "auto"} if torch.cuda.is_available() else ON_CPU
-        with import_errors(), patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
+        in_this_process = patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+        with in_this_process, as_user_error(f"--engine vllm: {checkpoint}"):
             import vllm
 
-            with as_user_error(f"--engine vllm: {checkpoint}"):
-                self.engine = vllm.LLM(str(checkpoint.folder), mm_processor_cache_gb=0, **how).llm_engine
+            self.engine = vllm.LLM(str(checkpoint.folder), mm_processor_cache_gb=0, **how).llm_engine
         self.about = {"engine": f"vllm {vllm.__version__}"}
         self.ends = list(blueprint.ends) or [self.inputs.tokenizer.eos_token_id]
 
