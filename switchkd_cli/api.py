@@ -70,7 +70,7 @@ def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any
 def evaluate(model: PathLike, benchmarks: list[str] | None = None, **options: Any) -> pandas.DataFrame:
     """Score a model: a run's folder, a checkpoint's or a hub id. Returns its scores, see `scores`.
 
-    `options` are fields of `EvalOptions`: items, split, world, allow_pickle, out.
+    `options` are fields of `EvalOptions`: items, split, world, engine, bits, allow_pickle, out.
     """
     asked = _options(EvalOptions, model=str(model), benchmarks=benchmarks, **options)
     return _frame(*comparing.with_scores([evaluation.evaluate(asked)], asked.out))

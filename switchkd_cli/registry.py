@@ -1,4 +1,4 @@
-"""The names that recipes use, and where their code is: losses, families, data sources, formats, templates, trackers.
+"""Names in recipes and options, and where their code is: losses, families, engines, data sources, formats, templates, trackers.
 
 registry.yaml lists them. Nothing is imported before it is used; signatures are read from the source text.
 """
@@ -23,6 +23,7 @@ from switchkd_cli.package_data import read_yaml
 REGISTRIES: dict[str, dict[str, Any]] = read_yaml(__file__)
 LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
+ENGINES: dict[str, str] = REGISTRIES["engine"]
 FORMATS: dict[str, dict[str, Any]] = REGISTRIES["format"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
@@ -36,7 +37,7 @@ EXTRAS = ("targets", "rows", "progress", "teacher_targets", "teacher_spans", "st
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "family", "source", "schedule"]
+Kind = Literal["loss", "family", "source", "schedule", "engine"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 def compare(options: CompareOptions) -> None:
     if options.report is not None:
         return _report(options.names or [], options, options.report)
-    from switchkd_cli.report.formats.export import chosen_format
+    from switchkd_cli.report.formats.export import chosen_format, unwritable
 
     form = chosen_format(options.form, options.out_file)
+    if options.demo is not None and (problems := list(unwritable("--demo", options.demo))):
+        raise UserError(problems)
     scored, teacher, controls = compared(options)
     from switchkd_cli.report.show import print_comparison
 
@@ -38,6 +41,8 @@ def compare(options: CompareOptions) -> None:
 
         for drawn in draw(scored, teacher, launch.figure_data, options.figures):
             console.say(str(drawn))
+    if options.demo is not None:
+        _demo(scored, teacher, options.demo, options.out, controls=controls, against=options.against)
 
 
 def compared(options: CompareOptions) -> tuple[list[ScoredRun], dict[str, Any] | None, list[str]]:
@@ -70,8 +75,21 @@ def with_scores(found: Sequence[RunFolder], root: Path) -> tuple[list[ScoredRun]
     return [read(folder) for folder in folders], teacher
 
 
+def _demo(scored: Sequence[ScoredRun], teacher: Any, file: Path, root: Path, **base: Any) -> None:
+    from switchkd_cli.report.formats.demo import write_demo
+
+    run = next((RunFolder(run.path).run() for run in scored if run.is_run), None)
+    if run is None or run.config.evaluation is None:
+        raise UserError("--demo: name a finished run too: its recipe says where the images of the questions are")
+    of_teacher = RunFolder(run_folder.evaluation(root, run.teacher_key).path / "teacher")
+    images = partial(launch.question_images, run.config.evaluation, root)
+    write_demo(file, scored, teacher, of_teacher.answers, images, **base)
+    console.say(f"demo: {file}")
+
+
 def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None:
-    others = {"against": "--against", "form": "--format", "out_file": "--out-file", "figures": "--figures"}
+    others = {"against": "--against", "form": "--format", "out_file": "--out-file"}
+    others |= {"figures": "--figures", "demo": "--demo"}
     chosen = [name for field, name in others.items() if getattr(options, field) is not None]
     problems = [f"{name}: can't be combined with --report, which chooses it itself" for name in chosen]
     problems += [] if names else ["--report: no recipe is named"]

@@ -55,11 +55,14 @@ def evaluate(options: EvalOptions) -> RunFolder:
         raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (field, *_), problem in wrong])
     question = checked.model_dump(mode="json")
     preflight.check_metrics(checked)
+    preflight.check_answering(options.engine, options.bits)
     launch.say_needs([checked])
     path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
-    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values())
-    results, where = launch.evaluate(path, options.out, key, {**question, "allow_pickle": options.allow_pickle})
+    how = {"engine": options.engine, "bits": options.bits}
+    unusual = [how] * (how != {"engine": EvalOptions.engine, "bits": EvalOptions.bits})
+    key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values(), *unusual)
+    results, where = launch.evaluate(path, options.out, key, {**question, **how, "allow_pickle": options.allow_pickle})
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
     from switchkd_cli.report.tables.footnotes import faults

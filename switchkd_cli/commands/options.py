@@ -56,6 +56,8 @@ class EvalOptions:
     split: str | None = None
     items: int | None = None
     world: str | None = None
+    engine: str = "transformers"
+    bits: int | None = None
     allow_pickle: bool = False
     out: Path = RUNS
 
@@ -72,6 +74,7 @@ class CompareOptions:
     out: Path = RUNS
     figures: Path | None = None
     report: Path | None = None
+    demo: Path | None = None
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

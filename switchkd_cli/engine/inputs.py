@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image, new
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import MODEL_MAPPING, BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from switchkd_cli.engine.batch import ImageInput
 
@@ -99,6 +99,13 @@ class InputProcessor:
         left = iter(images)
         split = [text.split(self.image_text) for text in texts]
         return ["".join(piece + next(left) for piece in pieces[:-1]) + pieces[-1] for pieces in split]
+
+    def tokenized(self, texts: Sequence[str], images: Sequence[Sequence[str]]) -> BatchEncoding:
+        """Return what a chat template wrote as token ids [B, T], padded on the left, with each image's own text in its place."""
+        texts = [self.with_images([text], own)[0] for text, own in zip(texts, images, strict=True)]
+        bos = self.tokenizer.bos_token
+        how: dict[str, Any] = {"padding_side": "left", "add_special_tokens": not (bos and texts[0].startswith(bos))}
+        return self.tokenizer(texts, padding=True, return_tensors="pt", **how)
 
     def position(self, input_ids: Tensor, turn: Tensor, images: Sequence[ImageInput]) -> Tensor | None:
         """Return the family's own position ids, [T] or [A, T]; None: they are counted along the turns (see `Example`).

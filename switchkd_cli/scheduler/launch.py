@@ -7,7 +7,7 @@ seconds to import.
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,13 @@ def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]
     from switchkd_cli.engine.data.image import usable_rows
 
     return list(islice(usable_rows(registry.resolve("source", spec.source)(root, **spec.parameters)), count))
+
+
+def question_images(asked: Evaluation, root: Path, questions: Collection[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """The images of an evaluation's questions, by digest; see `score_model.question_images`."""
+    from switchkd_cli.engine.evaluation import score_model
+
+    return score_model.question_images(asked, run_folder.sets(root), questions)
 
 
 def figure_data() -> Any:

@@ -120,3 +120,26 @@ def test_figures_are_drawn_of_what_there_is(root, tmp_path):
     assert radar(rows, None) is not None and gain_and_cost(rows, None) is not None
     assert curves(rows[:1]) is None
     curves(rows)
+
+
+def test_a_run_with_few_bits_is_a_row_with_its_size_and_its_loss(root):
+    """Measured against the same model in full, whichever row the others are measured against."""
+    ours, other = runs.finished(root, "switch-kd", seed=3), runs.finished(root, "sft", seed=3)
+    sizes = {"engine": "transformers", "bits": 4, "bytes": 1_387_576, "full_bytes": 3_668_536}
+    theirs = evaluation(root, model=ours.model, **sizes)
+    name = "Switch-KD (seed 3), 4 bits"
+    report = runs.compared(ours, other, theirs)
+    found = runs.table(report, "size of the weights")[name]
+    assert (found["MB"], found["full MB"]) == ("1.4", "3.7")
+    columns = ("gqa", "vqav2_val", "pope")
+    gaps = [read(theirs).scores[task] - read(ours).scores[task] for task in columns]
+    assert found["average minus full"].value == pytest.approx(np.mean(gaps)) and found["average minus full"].difference
+    assert name in runs.table(report, "scores") and runs.table(report, f"{name} minus SFT")
+    alone = runs.table(runs.compared(other, theirs), "size of the weights")[name]
+    assert alone["average minus full"] is None  # its model in full is no row here
+    assert not any(table.title.startswith("size of the weights") for table in runs.compared(ours, other).tables)
+
+
+def test_a_model_in_another_engine_is_named_so(root):
+    assert read(evaluation(root, engine="vllm 0.32.0")).title == f"{MODEL}, vllm 0.32.0"
+    assert read(evaluation(root, key="def", engine="transformers")).title == MODEL

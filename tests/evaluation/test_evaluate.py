@@ -1,6 +1,7 @@
 """Evaluation by the stock lmms-eval tasks: what any answerer meets, right, wrong, unreadable or broken."""
 
 import importlib.util
+import io
 import json
 import os
 import random
@@ -16,7 +17,14 @@ from pydantic import ValidationError
 
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, TEN
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
-from switchkd_cli.engine.evaluation.score_model import evaluate, evaluation_sets, local_sets, majority, score_request
+from switchkd_cli.engine.evaluation.score_model import (
+    evaluate,
+    evaluation_sets,
+    local_sets,
+    majority,
+    question_images,
+    score_request,
+)
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
 from switchkd_cli.playground.text.prompts import prompt
@@ -117,6 +125,16 @@ def test_the_stored_answers_give_the_scores_again(tmp_path: Path, sets: Path) ->
     assert any(0 < entry["score"] < 100 for entry in results["scores"].values())
     assert {"unit", "category"} <= read_answers(tmp_path / "answers", "mme")[0].keys()
     assert "unit" in read_answers(tmp_path / "answers", "mmbench_cn_dev")[0]
+
+
+def test_the_images_of_stored_answers_are_found_again_by_their_digest(tmp_path: Path, sets: Path) -> None:
+    score_request(Oracle(), exam("gqa", "pope"), tmp_path, sets)
+    lines = {task: answers(tmp_path, task)[2:5] for task in ("gqa", "pope")}
+    found = question_images(exam("gqa", "pope"), sets, {(task, of["doc_id"]) for task in lines for of in lines[task]})
+    assert found.keys() == {line["image"] for of in lines.values() for line in of}
+    drawn = {row.number: row.png for row in benchmark_items("gqa", split="test", items=ITEMS, seed=0)}
+    (image,) = found[lines["gqa"][0]["image"]]
+    assert image.convert("RGB").tobytes() == Image.open(io.BytesIO(drawn[2])).convert("RGB").tobytes()
 
 
 CHOICES = {task for task in TEN if BENCHMARKS[task].asks == "choice"}

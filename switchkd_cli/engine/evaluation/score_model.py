@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from switchkd_cli import stock_tasks
+from switchkd_cli import registry, stock_tasks
 from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
 from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
@@ -22,6 +23,8 @@ from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.runs import provenance
 
 if TYPE_CHECKING:  # lmms-eval and transformers are imported when something is evaluated
+    from PIL.Image import Image
+
     from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 
 VERSIONS = ("lmms-eval", "transformers", "torch", "datasets", "switchkd")
@@ -44,14 +47,17 @@ def evaluate(
     blind: bool = False,
     allow_pickle: bool = False,
     sets: Path | None = None,
+    engine: str = "transformers",
+    bits: int | None = None,
     **asked: Any,
 ) -> dict[str, Any]:
     """Score a saved checkpoint, write `folder`/answers/<task>.jsonl and return the content of results.json.
 
     `asked` are the fields of a recipe's `evaluation`; world "hub" takes the first `items` of the published data sets, or
     all, and ignores `split` and `seed`. `allow_pickle` reads a checkpoint that has no safetensors. `blind` replaces each
-    image by a mid-grey one. Data sets are kept under `sets` for other evaluations (default: `folder`/sets). The output of
-    lmms-eval goes to `folder`/log.txt. The playground uses no network.
+    image by a mid-grey one. Data sets are kept under `sets` for other evaluations (default: `folder`/sets). `engine` is a name
+    of the registry; `bits`: see `low_bits.quantise`, for transformers alone. The output of lmms-eval goes to `folder`/log.txt.
+    The playground uses no network.
 
     Raises UserError where the request is not possible, the folder is no intact checkpoint of a known family, or
     lmms-eval can't be used (code MACHINE). Exceptions inside lmms-eval or the model are not changed.
@@ -59,21 +65,21 @@ def evaluate(
     questions = Evaluation(**asked)
     check(questions)
     harness = import_harness()
-    import torch
-
     from switchkd_cli.engine.build import check_checkpoint
+    from switchkd_cli.engine.hub import fetch
     from switchkd_cli.engine.models.blueprint import max_positions
 
+    checkpoint = fetch(str(model_folder), "model", allow_pickle=allow_pickle)
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
-    from switchkd_cli.engine.evaluation.generate import GreedyModel
-
+    how: dict[str, Any] = {"batch": questions.batch, "playground": questions.world == "playground", "blind": blind}
+    if bits is not None:
+        how["bits"] = bits
     with harness.quiet(folder / "log.txt"):
-        # half precision saves memory and time on a GPU; a CPU computes faster in float32
-        model = blueprint.build("auto" if torch.cuda.is_available() else "float32")
-        how = {"batch": questions.batch, "playground": questions.world == "playground"}
-        greedy_model = GreedyModel(model, blind=blind, positions=max_positions(blueprint.config), **how)
-    scores = score_request(greedy_model, questions, folder, sets)
-    return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **scores}
+        read = registry.resolve("engine", engine)
+        reader = read(checkpoint, blueprint, positions=max_positions(blueprint.config), **how)
+    scores = score_request(reader, questions, folder, sets)
+    notes = list(blueprint.notes)
+    return {"model": str(model_folder), "notes": notes, "blind": blind, **reader.about, **scores}
 
 
 def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[str, Any]:
@@ -143,21 +149,42 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
     A question is a task's prompt, and its first line by itself: what follows tells a model how to answer. The playground's
     sets are written under `sets` if they are missing. Raises UserError for one's own rows that can't be asked.
     """
+    found = _items(asked, sets)
+    absent = [name for name, items in found.items() if items is None]
+    return {name: EvaluationSet(_by_text(items)) for name, items in found.items() if items is not None}, absent
+
+
+def question_images(asked: Evaluation, sets: Path, questions: Collection[tuple[str, Any]]) -> dict[str, list[Image]]:
+    """Return the images of questions, each a task and its `doc_id`, by their digest in answers files; nothing is fetched."""
+    tasks = {(OWN_ROWS if task in ROW_METRICS else task, doc_id) for task, doc_id in questions}
+    images = {}
+    for item in chain.from_iterable(items or () for items in _items(asked, sets).values()):
+        if (item.task, item.doc_id) in tasks:
+            item.read()
+            if item.image_key is not None:
+                images[item.image_key] = item.images
+            item.images = []
+    return images
+
+
+def _items(asked: Evaluation, sets: Path) -> dict[str, list[Item] | None]:
+    """Return the questions of each benchmark; None where its data are not here."""
     from switchkd_cli.engine.evaluation.lmms_model import Collected, Questions
 
-    harness, found, absent = import_harness(), {}, []
+    harness = import_harness()
+    found: dict[str, list[Item] | None] = {}
     home = local_sets(asked, sets) if asked.world == "playground" else None
     for row in (row for row in benchmarks(asked) if row.task not in ROW_METRICS):
         model = Questions()
         try:
             with TemporaryDirectory() as scratch, harness.offline(), suppress(Collected):
                 harness.run(model, [row], asked, Path(scratch), home)
-            found[row.task] = _by_text(model.items.values())
+            found[row.task] = list(model.items.values())
         except Exception:  # noqa: BLE001 (`datasets` and tasks raise nearly anything without their data)
-            absent.append(row.task)
+            found[row.task] = None
     if asked.data is not None:
-        found["evaluation.data"] = _by_text(_own_questions(asked))
-    return {name: EvaluationSet(each) for name, each in found.items()}, absent
+        found["evaluation.data"] = _own_questions(asked)
+    return found
 
 
 def _by_text(items: Iterable[Item]) -> Iterator[Question]:

@@ -203,12 +203,9 @@ class VisionLanguageModel(nn.Module):
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
         """Answer B texts, each with its images. Returns the texts' lengths in tokens and the new ids [B, <= limit]."""
-        tokenizer, shown = self.inputs.tokenizer, [image for each in images for image in each]
-        pairs = zip(texts, ([image.prepared.text for image in each] for each in images), strict=True)
-        texts = [self.inputs.with_images([text], of_images)[0] for text, of_images in pairs]
-        has_bos = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
-        how: dict[str, Any] = {"padding_side": "left", "add_special_tokens": not has_bos, "return_tensors": "pt"}
-        encoded = tokenizer(texts, padding=True, **how).to(self.model.device)
+        shown = [image for each in images for image in each]
+        of_images = [[image.prepared.text for image in each] for each in images]
+        encoded = self.inputs.tokenized(texts, of_images).to(self.model.device)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         given = self._given(ids == self.inputs.image_token, tuple(image.tokens for image in shown))
         if shown and GRID in shown[0].prepared.inputs:  # from which transformers counts L's positions

@@ -1,6 +1,7 @@
 """Write a document's tables and notes as text, Markdown, LaTeX, CSV or JSON."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,10 +66,15 @@ def chosen_format(name: str | None, file: Path | None) -> str | None:
     if file is not None:
         if name is None and file.suffix not in SUFFIXES:
             problems.append(f"--out-file: which format? {file} ends in none of {' '.join(SUFFIXES)}")
-        if not file.absolute().parent.is_dir():
-            problems.append(f"--out-file: {file.parent} is no folder")
-        if file.is_dir():
-            problems.append(f"--out-file: {file} is a folder")
+        problems += unwritable("--out-file", file)
     if problems:
         raise UserError(problems, hint=f"--format {'|'.join(FORMATS)}")
     return name or (SUFFIXES[file.suffix] if file is not None else None)
+
+
+def unwritable(option: str, file: Path) -> Iterator[str]:
+    """Why no file can be written there."""
+    if not file.absolute().parent.is_dir():
+        yield f"{option}: {file.parent} is no folder"
+    if file.is_dir():
+        yield f"{option}: {file} is a folder"

@@ -7,8 +7,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from switchkd_cli.report.document import Document
-
 TEMPLATES = Path(__file__).with_name("templates")
 LATEX: dict[str, Any] = {
     "block_start_string": "<%",
@@ -27,8 +25,11 @@ def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
     return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
 
 
-def render(name: str, document: Document, *filters: Callable[..., Any], **more: Any) -> str:
-    """A document, and more, in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
+def render(name: str, document: Any, *filters: Callable[..., Any], **more: Any) -> str:
+    """A document, or what else a template shows, in one that uses these filters by name.
+
+    In HTML text is escaped, unless it is `Markup`.
+    """
     environment = environment_of(TEMPLATES, autoescape=".html" in name, **(LATEX if ".tex" in name else {}))
     environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))

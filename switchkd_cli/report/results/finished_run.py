@@ -18,6 +18,7 @@ from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
 
+USUAL_ENGINE = "transformers"  # see registry.ENGINES
 UNKNOWN = "–"  # the recipe of a model that was only scored
 NAMES = ("recipe", "row", "title", "seed")  # of a run, in its run.json
 
@@ -94,10 +95,8 @@ def read(folder: RunFolder) -> ScoredRun:
     if not results or not (info or evaluated):
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
     check(Results, results, folder.results)
-    if evaluated:  # the model's name: a hub id, a shipped model, or the path of its folder
-        name = printable(str(results["model"]))
-        path = Path(name)
-        name = SHIPPED + str(path.relative_to(ASSETS)) if path.is_relative_to(ASSETS) else shown(path)
+    if evaluated:
+        name = _model_name(results)
         return ScoredRun(folder.path, UNKNOWN, name, name, None, results)
     if absent := [name for name in NAMES if name not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
@@ -119,6 +118,22 @@ def read(folder: RunFolder) -> ScoredRun:
         gib=max(peaks) / 1024 if peaks else None,
         warnings={printable(str(line.get("about"))): printable(str(line.get("text"))) for line in warned},
     )
+
+
+def _model_name(results: Mapping[str, Any]) -> str:
+    """The name of a model that was only scored: a hub id, a shipped model, or the path of its folder.
+
+    Of a run's model with few bits or in another engine: the run's name, and that.
+    """
+    path = Path(printable(str(results["model"])))
+    name = SHIPPED + str(path.relative_to(ASSETS)) if path.is_relative_to(ASSETS) else shown(path)
+    if results.get("reader"):
+        return name  # it says who read it
+    bits, engine = results.get("bits"), results.get("engine", USUAL_ENGINE)
+    how = [f"{bits} bits"] * bool(bits) + [engine] * (engine != USUAL_ENGINE)
+    if how and (info := RunFolder(path.parent).info()):
+        name = f"{info['title']} (seed {info['seed']})"
+    return ", ".join([name, *how])
 
 
 BY_STOCK_RULE = ("value", "others", "yes", "no", "accuracy", "unreadable", "example")

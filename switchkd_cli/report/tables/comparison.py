@@ -1,18 +1,20 @@
 """The tables that end `distill`, `ablate` and `compare`: teacher, runs, gains, baselines, the paper's numbers."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import stdev
 
 from switchkd_cli.errors import shown
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.report.document import Column, Document, Line, Number, Points, Table
+from switchkd_cli.report.document import Cell, Column, Document, Line, Number, Points, Table
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.paired_items import answer_units
 from switchkd_cli.report.results.row_runs import SFT, RowRuns, group_by_row, reference, seeds_in_words
 from switchkd_cli.report.tables import differences, footnotes
 from switchkd_cli.report.tables.columns import Columns, protocol
-from switchkd_cli.report.texts import MDE
+from switchkd_cli.report.texts import MDE, NOTES
+from switchkd_cli.runs.run_folder import RunFolder
 
 
 def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Document:
@@ -122,6 +124,7 @@ def comparison(
     tables = (
         columns.table("points", lines, every, "scores"),
         *_over_seeds(rows, columns),
+        *_low_bits(every, columns),
         *differences.tables(compared),
         protocol(columns.tasks, results["world"], results["split"], results["scores"]),
     )
@@ -146,3 +149,25 @@ def _over_seeds(rows: Sequence[RowRuns], columns: Columns) -> Iterator[Table]:
             ("sd", lambda row: Number(stdev(averages[row])) if len(averages[row]) > 1 else None),
         )
         yield Table.of([row for row in rows if averages[row]], columns_shown, title="the average over seeds")
+
+
+def _low_bits(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[Table]:
+    """The size of each model with few bits, and its average minus that of the same model in full, where this is a row too."""
+    low = [run for run in runs if "bits" in run.results]
+    full = {
+        RunFolder(run.path).model if run.is_run else Path(run.results["model"]): run for run in runs if run not in low
+    }
+
+    def minus_full(run: ScoredRun) -> Cell:
+        other = full.get(Path(run.results["model"]))
+        gain = {name: run.scores[name] - other.scores[name] for name in columns.names} if other else {}
+        return columns.cells(gain, difference=True)[-1] if gain else None
+
+    sizes: tuple[Column, ...] = (
+        ("few bits", "name"),
+        ("MB", lambda run: f"{run.results['bytes'] / 1e6:.1f}"),
+        ("full MB", lambda run: f"{run.results['full_bytes'] / 1e6:.1f}"),
+        ("average minus full", minus_full),
+    )
+    if low:
+        yield Table.of(low, sizes, title=NOTES["few bits"])
