@@ -101,7 +101,9 @@ def of_trainings(folder: Path) -> dict[str, dict]:
     trainer.Trainer.step, zero.deepspeed_config = step, strict
     for name, case in CASES.items():
         steps.clear()
-        _, _, loop = together.trained(folder / name, processes, until=2, **{"micro": MICRO, "objective": OBJECTIVE} | case)
+        _, _, loop = together.trained(
+            folder / name, processes, until=2, **{"micro": MICRO, "objective": OBJECTIVE} | case
+        )
         parameters, stage = count_parameters(loop.trainer.paths.student), loop.trainer.stage
         sizes = {"trained": parameters.trained(frozenset(stage.train)), "student": parameters.used}
         found[name] = steps[1] | {"sizes": sizes, "accumulation": together.BATCH // (MICRO * processes.count)}

@@ -195,9 +195,11 @@ def estimate_stage(
         logit_bytes = 2 * precision.compute * len(stage.paths)  # at least the logits and their gradients
         notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
 
+    compared = _compared_positions(stage)
+
     def micro_batches(size: int) -> Counter[MicroBatch]:
         steps = sample.micro_batches(stage.batch, size, grouped=grouped)
-        return Counter(sample.padded(rows, _compared_positions(stage), tokens) for rows in steps)
+        return Counter(sample.padded(rows, compared, tokens) for rows in steps)
 
     def memory(size: int) -> dict[str, float]:
         work = computed, precision, machine, logit_bytes
@@ -223,7 +225,7 @@ def estimate_stage(
     notes += _micro_batch_notes(stage, micro, largest, stage.batch // gpus)
     if stage.teacher_states == "cached" and models.teacher is not None and estimate.steps:
         examples = min(sample.rows, estimate.steps * stage.batch)
-        states = examples * sample.mean(_compared_positions(stage)) * models.teacher.language.width
+        states = examples * sample.mean(compared) * models.teacher.language.width
         size = f"{states * precision.residual / 1e9:,.2g} GB"
         written = f"{size} of the teacher's hidden states of {examples:,} rows to {run_folder.STATES}/"
         notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
@@ -264,7 +266,7 @@ def _failure_notes(name: str, hours: float, state: float, machine: Machine, gpus
     between = machine.mtbf_hours / gpus
     if hours > FAILURE_NOTED * between:
         minutes = best_interval(state, machine, gpus) / 60
-        yield f"{name}: a failure every {between:,.0f} hours; checkpoints.every_minutes={minutes:.2g} loses least by it"
+        yield f"{name}: a failure every {between:,.2g} hours; checkpoints.every_minutes={minutes:.2g} loses least by it"
 
 
 def _micro_batch_notes(stage: Stage, micro: int, largest: int | None, examples: int) -> Iterator[str]:
