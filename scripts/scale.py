@@ -102,6 +102,7 @@ def figure() -> Figure:
     for axes, title in ((hours, "hours of training"), (dollars, "dollars, idle GPUs too")):
         axes.set(xscale="log", yscale="log", title=title, xlabel="GPUs")
         axes.set_xscale("log", base=2)
+        axes.minorticks_off()
         axes.set_xticks(GPUS[::3], [f"{gpus:,}" for gpus in GPUS[::3]])
     style.legend_below(drawn, hours, most=2)
     return drawn

@@ -131,3 +131,7 @@ def test_the_best_interval_loses_least(gpus):
     assert hours(best) <= 1.0002 * min(others) and max(others) > hours(best)
     writing, mean = state / (1e9 / 8), machine.mtbf_hours * HOUR / gpus
     assert best == pytest.approx(math.sqrt(2 * writing * mean) - writing)
+
+
+def test_a_machine_that_always_fails_gives_a_number_and_no_error():
+    assert terms(Machine(gpus=4096, mtbf_hours=1e-6))["failures"].adds > 1e100

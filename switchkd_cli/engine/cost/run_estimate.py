@@ -266,7 +266,8 @@ def _failure_notes(name: str, hours: float, state: float, machine: Machine, gpus
     between = machine.mtbf_hours / gpus
     if hours > FAILURE_NOTED * between:
         minutes = best_interval(state, machine, gpus) / 60
-        yield f"{name}: a failure every {between:,.2g} hours; checkpoints.every_minutes={minutes:.2g} loses least by it"
+        every, best = (f"{float(f'{figure:.2g}'):g}" for figure in (between, minutes))
+        yield f"{name}: a failure every {every} hours; checkpoints.every_minutes={best} loses least by it"
 
 
 def _micro_batch_notes(stage: Stage, micro: int, largest: int | None, examples: int) -> Iterator[str]:

@@ -23,30 +23,25 @@ GIGABIT = 1e9 / 8  # bytes
 HOUR = 3600
 OPERATIONS, COMMUNICATION, IMAGES = "operations", "communication", "images"
 CHECKPOINTS, FAILURES = "checkpoints", "failures"
-LARGEST_EXPONENT = 700.0  # without checkpoints a run among many failures never ends
+LARGEST_EXPONENT = 700.0  # without checkpoints, a run among many failures never ends
 
 
 class Exchange(NamedTuple):
-    """What processes send one another: `passes` of a ring over the numbers of `of`, once a `each`.
-
-    `hidden`: it is sent while operations go on.
-    """
+    """What processes send one another: `passes` of a ring over the numbers of `of`, once a `each`."""
 
     passes: int
     of: str
     each: str
-    hidden: bool
 
 
 EXCHANGES: Mapping[int, tuple[Exchange, ...]] = {
-    0: (Exchange(2, "trained", "step", True),),  # DDP: all-reduce of gradients, in the step's last backward pass
-    1: (Exchange(2, "trained", "step", False), Exchange(1, "trained", "step", False)),
-    2: (Exchange(2, "trained", "micro-batch", False), Exchange(1, "trained", "step", False)),
-    3: (Exchange(2, "student", "micro-batch", True), Exchange(1, "trained", "micro-batch", True)),
+    0: (Exchange(2, "trained", "step"),),
+    1: (Exchange(2, "trained", "step"), Exchange(1, "trained", "step")),
+    2: (Exchange(2, "trained", "micro-batch"), Exchange(1, "trained", "step")),
+    3: (Exchange(2, "student", "micro-batch"), Exchange(1, "trained", "micro-batch")),
 }
-"""By ZeRO stage, as DeepSpeed 0.19 does it with the settings of ours (tests/cost/test_sent_bytes.py counts them): ZeRO 1 and 2
-all-reduce gradients, then all-gather the updated weights; 3 all-gathers weights in both passes and reduce-scatters gradients,
-as FSDP2 does."""
+"""By ZeRO stage, as DDP (0) and DeepSpeed 0.19 do it with our settings; tests/cost/test_sent_bytes.py counts it. ZeRO 1 and 2
+all-reduce gradients, then all-gather updated weights; 3 all-gathers weights twice and reduce-scatters gradients, as FSDP2."""
 
 
 class StepWork(NamedTuple):
@@ -78,15 +73,10 @@ def time_terms(
     """
     operations = work.flops / (gpus * machine.tflops * 1e12 * machine.utilisation)
     link = min(machine.intra_gbps, machine.inter_gbps) if gpus > machine.gpus_per_node else machine.intra_gbps
-    sending = hidden = 0.0
-    for exchange in EXCHANGES[machine.zero]:
-        seconds = bytes_sent(work, (exchange,), gpus) / (link * GIGABIT)
-        passes = (
-            work.accumulation if exchange.each == "step" else 1
-        )  # it is hidden behind one micro-batch, or behind all
-        hidden += exchange.hidden * min(seconds, machine.overlap * operations / passes)
-        sending += seconds
-    busy = operations + sending - min(hidden, machine.overlap * operations)
+    sending = bytes_sent(work, EXCHANGES[machine.zero], gpus) / (link * GIGABIT)
+    # DDP sends during a step's last micro-batch, ZeRO 3 during all, ZeRO 1 and 2 (without DeepSpeed's overlap_comm) after it
+    meanwhile = {0: operations / work.accumulation, 3: operations}.get(machine.zero, 0.0)
+    busy = operations + max(0.0, sending - machine.overlap * meanwhile)
     read = work.images * machine.image_kb * 1e3 / (machine.disk_gbps * GIGABIT)
     images = max(read, work.images / gpus / machine.decode_images_per_s)
     step = max(busy, images)
@@ -96,8 +86,8 @@ def time_terms(
     written = writing * trained / between if between < trained else 0.0
     pause = writing if written else 0.0
     mean = machine.mtbf_hours * HOUR / gpus
-    grown = expm1(min((between + pause) / mean, LARGEST_EXPONENT))
-    wall = mean * exp(60 * machine.restart_minutes / mean) * grown * trained / between
+    repeated = expm1(min((between + pause) / mean, LARGEST_EXPONENT)) * trained / between
+    wall = mean * exp(min(60 * machine.restart_minutes / mean, LARGEST_EXPONENT)) * repeated
     of_stage: dict[str, tuple[float, float]] = {
         OPERATIONS: (steps * operations, steps * operations),
         COMMUNICATION: (steps * sending, steps * (busy - operations)),
