@@ -36,7 +36,7 @@ def test_the_page_has_the_knee_of_table_1():
     used = hours[: scale.GPUS.index(at.gpus) + 1]
     assert used == sorted(used, reverse=True)
     assert hours[len(used) :] == pytest.approx([at.hours] * (len(hours) - len(used)), rel=0.01)  # the others idle
-    assert points[-1].dollars == pytest.approx(4096 * hours[-1] * Machine().price) > points[0].dollars
+    assert points[-1].dollars == pytest.approx(4096 * hours[-1] * Machine().price)  # idle GPUs, too
 
 
 def test_a_knee_is_where_a_doubling_takes_less_than_a_third_off():
