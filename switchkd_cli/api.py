@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from switchkd_cli.report.results.finished_run import ScoredRun
-    from switchkd_cli.runs.run_folder import RunFolder
 
 PathLike = str | Path
 Options = TypeVar("Options", EvalOptions, TrainOptions, DistillOptions, AblateOptions)
@@ -55,7 +54,7 @@ def distill(recipe: PathLike, *changes: str, **options: Any) -> pandas.DataFrame
     `options` are those of `pretrain`, and jobs: how many runs train at the same time.
     """
     asked = _options(DistillOptions, recipe=str(recipe), overrides=changes, **options)
-    return _scores(training.train(asked, asked.jobs), asked.out)
+    return _frame(*comparing.with_scores(training.train(asked, asked.jobs), asked.out))
 
 
 def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any) -> pandas.DataFrame:
@@ -65,7 +64,7 @@ def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any
     """
     names = [recipes] if isinstance(recipes, str | Path) else recipes
     asked = _options(AblateOptions, recipes=[*map(str, names), *changes], **options)
-    return _scores(training.ablate(asked), asked.out)
+    return _frame(*comparing.with_scores(training.ablate(asked), asked.out))
 
 
 def evaluate(model: PathLike, benchmarks: list[str] | None = None, **options: Any) -> pandas.DataFrame:
@@ -74,7 +73,7 @@ def evaluate(model: PathLike, benchmarks: list[str] | None = None, **options: An
     `options` are fields of `EvalOptions`: items, split, world, allow_pickle, out.
     """
     asked = _options(EvalOptions, model=str(model), benchmarks=benchmarks, **options)
-    return _scores([evaluation.evaluate(asked)], asked.out)
+    return _frame(*comparing.with_scores([evaluation.evaluate(asked)], asked.out))
 
 
 def scores(*names: PathLike, out: PathLike = RUNS, world: str | None = None) -> pandas.DataFrame:
@@ -135,10 +134,6 @@ def _html(example: ShownRow) -> Iterator[str]:
         yield f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}" style="max-width: 20em"> '
     for question, answer in example.exchanges:
         yield f"<br>{html.escape(question)} <b>{html.escape(answer)}</b>"
-
-
-def _scores(folders: Sequence[RunFolder], out: Path) -> pandas.DataFrame:
-    return _frame(*comparing.with_scores(folders, out))
 
 
 def _frame(runs: Sequence[ScoredRun], teacher: dict[str, Any] | None) -> pandas.DataFrame:

@@ -23,23 +23,23 @@ FAULTS: Mapping[str, str] = _LISTED["faults"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One column of a table, and the task that measures it."""
+    """One column of a table, and the task that measures it; the defaults are those of a task without an entry."""
 
     task: str
     """lmms-eval's name of the task, also used in recipes and results."""
     column: str
     """The head of the column, the paper's where it has one (Table 1)."""
-    task_folder: str
+    task_folder: str = ""
     """The task's folder under lmms_eval/tasks, so that only few of its 190 folders are read; whose rules read the answers."""
-    data: str
+    data: str = ""
     """The folder (and configuration) of the data set under `owner`/."""
-    split: str
+    split: str = "published"
     """The split of the data set that the task reads."""
-    paper_split: str
+    paper_split: str = "none"
     """The split of the paper's printed number; "none": the paper prints none."""
-    asks: AnswerKind
+    asks: AnswerKind = "open"
     """The kind of answer that its questions want (in MMMU: nearly all of them)."""
-    group: str
+    group: str = "Others"
     """The group of columns that the paper's Figure 1 shows it in."""
     owner: str = "lmms-lab-encoder"
     """Who publishes the data set. That of "switchkd" is not published: the benchmark exists in the playground alone."""
@@ -100,10 +100,8 @@ ROW_METRICS: Mapping[str, str] = {f"{OWN_ROWS}.{metric}": rule for metric, rule 
 
 class _Benchmarks(dict[str, Benchmark]):
     def __missing__(self, task: str) -> Benchmark:
-        where: dict[str, Any] = {"task_folder": "", "data": "", "split": "published", "paper_split": "none"}
         scale = "100 x the mean of the rows" if task in ROW_METRICS else "its own number"
-        how: dict[str, Any] = {"scale": scale, "judge": ROW_METRICS.get(task, "stock rule")}
-        return Benchmark(task, task, asks="open", group="Others", stock=True, **where, **how)
+        return Benchmark(task, task, scale=scale, judge=ROW_METRICS.get(task, "stock rule"), stock=True)
 
 
 BENCHMARKS: Mapping[str, Benchmark] = _Benchmarks({t: Benchmark(t, **of) for t, of in _LISTED["benchmarks"].items()})

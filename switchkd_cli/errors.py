@@ -8,10 +8,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CRASH = 1
 INPUT = 2
@@ -57,6 +60,21 @@ class UserError(Exception):
     def lines(self) -> list[str]:
         """What the user reads: every problem on its line, then the hint and the notes."""
         return [*self.problems, *[f"hint: {self.hint}"] * bool(self.hint), *getattr(self, "__notes__", ())]
+
+
+def for_each(items: Iterable[Item], do: Callable[[Item], Result]) -> list[Result]:
+    """Return what `do` returns for each item. Raises one UserError with the problems and hints of all."""
+    results: list[Result] = []
+    errors: list[UserError] = []
+    for item in items:
+        try:
+            results.append(do(item))
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        problems = dict.fromkeys(problem for error in errors for problem in error.problems)
+        raise UserError(list(problems), hint="; ".join(dict.fromkeys(error.hint for error in errors if error.hint)))
+    return results
 
 
 @contextmanager
@@ -130,10 +148,10 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
     return "".join(SUBSTITUTES.get(char) or ascii(char)[1:-1] for char in missing), error.end
 
 
-def did_you_mean(got: object, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or the known names when none is similar and they are few, or nothing."""
+def did_you_mean(got: object, known: Iterable[str], most: int = 24) -> str:
+    """` (did you mean 'x'?)`, or the known names when none is similar and they are at `most` this many, or nothing."""
     names = list(known)
     similar = difflib.get_close_matches(str(got)[:LONGEST], names, n=1, cutoff=0.55)
     if similar:
         return f" (did you mean {similar[0]!r}?)"
-    return f" (known: {', '.join(names)})" if 0 < len(names) <= 24 else ""
+    return f" (known: {', '.join(names)})" if 0 < len(names) <= most else ""

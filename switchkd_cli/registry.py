@@ -7,9 +7,11 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,6 @@ from switchkd_cli.package_data import read_yaml
 REGISTRIES: dict[str, dict[str, Any]] = read_yaml(__file__)
 LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
-SOURCES: dict[str, str] = REGISTRIES["source"]
 FORMATS: dict[str, dict[str, Any]] = REGISTRIES["format"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
@@ -45,24 +46,16 @@ _ANNOTATIONS = {"Any": Any, "Literal": Literal, "PositiveInt": PositiveInt} | {k
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A keyword-only argument. `default` is None where there is none, or where it is not a literal."""
-
-    annotation: Any
-    required: bool
-    default: Any
-
-
-@dataclass(frozen=True)
 class Signature:
-    """The arguments of a registered function: the keyword-only ones are parameters in a recipe."""
+    """The arguments of a registered function: the keyword-only ones are parameters in a recipe (of a schedule all).
 
-    positional: tuple[str, ...]
+    The default of an argument is None where it is not a literal.
+    """
+
+    positional: Mapping[str, Parameter]
     keywords: Mapping[str, Parameter]
     knees: tuple[str, ...] = ()
     """The sides that lead a loss, at the knee of their sorted logits."""
-    named: Mapping[str, Parameter] = field(default_factory=dict)
-    """The positional arguments, which a schedule has as parameters too."""
 
     def leaders(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the sides of `knees` that lead with these parameters: one alone if `leaders` names it."""
@@ -99,7 +92,7 @@ def signature(kind: Kind, name: str) -> Signature:
     found = _signature(*_target(kind, name))
     if kind != "schedule":
         return found
-    free = {name: parameter for name, parameter in found.named.items() if name not in OF_TRAINING}
+    free = {name: parameter for name, parameter in found.positional.items() if name not in OF_TRAINING}
     return replace(found, keywords={**found.keywords, **free})
 
 
@@ -126,8 +119,8 @@ def _signature(module: str, attribute: str) -> Signature:
     for node in tree.body:
         match node:
             case ast.FunctionDef(name=name, args=given) if name == attribute:
-                named = _parameters([*given.posonlyargs, *given.args], given.defaults)
-                return Signature(tuple(named), _parameters(given.kwonlyargs, given.kw_defaults), _knees(node), named)
+                positional = _parameters([*given.posonlyargs, *given.args], given.defaults)
+                return Signature(positional, _parameters(given.kwonlyargs, given.kw_defaults), _knees(node))
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Name(id="partial"), args=[ast.Name(id=function)], keywords=fixed),
@@ -141,8 +134,15 @@ def _signature(module: str, attribute: str) -> Signature:
 def _parameters(arguments: Sequence[ast.arg], defaults: Sequence[ast.expr | None]) -> dict[str, Parameter]:
     """Return arguments by name; the `defaults` are those of the last ones."""
     given = [*[None] * (len(arguments) - len(defaults)), *defaults]
-    pairs = zip(arguments, given, strict=True)
-    return {a.arg: Parameter(_annotation(a.annotation), value is None, _literal(value)) for a, value in pairs}
+    return {argument.arg: _parameter(argument, value) for argument, value in zip(arguments, given, strict=True)}
+
+
+def _parameter(argument: ast.arg, value: ast.expr | None) -> Parameter:
+    default = Parameter.empty if value is None else None
+    if value is not None:
+        with suppress(ValueError):
+            default = ast.literal_eval(value)
+    return Parameter(argument.arg, Parameter.KEYWORD_ONLY, default=default, annotation=_annotation(argument.annotation))
 
 
 def _source_file(module: str) -> Path:
@@ -175,10 +175,3 @@ def _annotation(node: ast.expr | None) -> Any:
         return eval(ast.unparse(node), {"__builtins__": {}}, dict(_ANNOTATIONS))
     except (NameError, AttributeError, TypeError):
         return Any
-
-
-def _literal(node: ast.expr | None) -> Any:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        return None

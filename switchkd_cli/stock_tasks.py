@@ -5,6 +5,7 @@ They are read from the YAML files alone, in half a second: lmms-eval takes many 
 
 import importlib.util
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -66,9 +67,7 @@ def _scan(folder: Path) -> Mapping[str, StockTask]:
     found: dict[str, StockTask] = {}
     tags: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
-        config: dict[str, Any] = {}
-        for each in reversed(list(_with_includes(file))):
-            config |= _parsed(each)
+        config = dict(ChainMap(*map(_parsed, _with_includes(file))))
         task, group = config.get("task"), config.get("group")
         if isinstance(task, list) and isinstance(group, str):
             found[group] = StockTask(file, config, tuple(_names(task)))
@@ -87,7 +86,7 @@ def _with_includes(file: Path) -> Iterator[Path]:
 
 
 @cache
-def _parsed(file: Path) -> Mapping[str, Any]:
+def _parsed(file: Path) -> dict[str, Any]:
     """What a file itself says; nothing where it can't be read: not every YAML file in such a folder is a task's."""
     try:
         content = yaml.load(_text(file), _TaskLoader)

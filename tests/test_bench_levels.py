@@ -244,9 +244,9 @@ def test_targets_of_steps_and_of_the_matrix_name_what_is_measured():
 
 @pytest.mark.parametrize("rows", [matrix.ROWS, matrix.FEW])
 def test_the_matrix_is_one_of_the_recipes(rows):
-    (table,) = load_many([matrix.RECIPE], rows, matrix.shorter(7, 4), 1, None, matrix.WORLD)
-    assert {run.row for run in table.runs} == set(rows)
-    for run in table.runs:
+    (runs,) = load_many([matrix.RECIPE], rows, matrix.shorter(7, 4), 1, None, matrix.WORLD).values()
+    assert {run.row for run in runs} == set(rows)
+    for run in runs:
         assert [stage.steps for stage in run.config.stages] == [7, 7]
         assert run.config.evaluation.items == 4
 

@@ -31,11 +31,11 @@ def plugin(tmp_path, monkeypatch):
 
 def test_a_signature_is_read_from_the_text(plugin):
     read = registry.signature("loss", "plugged")
-    assert read.positional == ("teacher_logits", "student_logits")
-    assert read.keywords["temperature"] == registry.Parameter(float, False, 3.0)
+    assert tuple(read.positional) == ("teacher_logits", "student_logits")
+    assert (read.keywords["temperature"].annotation, read.keywords["temperature"].default) == (float, 3.0)
     assert read.keywords["k"].annotation == int | None
     assert read.keywords["mode"].annotation == Literal["a", "b"]
-    assert read.keywords["window"].required and not read.keywords["k"].required
+    assert {name for name, parameter in read.keywords.items() if parameter.default is parameter.empty} == {"window"}
     assert read.keywords["sizes"].default == (1, 2)
     with pytest.raises(RuntimeError):
         registry.resolve("loss", "plugged")
@@ -70,7 +70,7 @@ def test_a_registered_function_that_is_missing_is_our_bug(plugin, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("loss", n) for n in registry.LOSSES] + [("source", n) for n in registry.SOURCES]
+    ("kind", "name"), [("loss", n) for n in registry.LOSSES] + [("source", n) for n in registry.REGISTRIES["source"]]
 )
 def test_everything_registered_has_a_readable_signature(kind, name):
     read = registry.signature(kind, name)
@@ -78,14 +78,14 @@ def test_everything_registered_has_a_readable_signature(kind, name):
     if kind == "loss":
         assert {side for side, _ in read.reads} in ({"teacher", "student"}, {"student"})
         assert {kind for _, kind in read.reads} <= {*registry.OF_POSITIONS, *registry.OF_IMAGES}
-        assert not any(parameter.required for parameter in read.keywords.values())
+        assert not any(parameter.default is parameter.empty for parameter in read.keywords.values())
 
 
 def test_reading_signatures_imports_nothing_heavy():
     code = (
         "import sys; from switchkd_cli import registry\n"
         "for n in registry.LOSSES: registry.signature('loss', n)\n"
-        "for n in registry.SOURCES: registry.signature('source', n)\n"
+        "for n in registry.REGISTRIES['source']: registry.signature('source', n)\n"
         "assert not {'torch', 'transformers', 'switchkd_cli.engine'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

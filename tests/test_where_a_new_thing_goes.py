@@ -101,7 +101,7 @@ def conversation(a, b):
 
 def test_a_data_source(here, monkeypatch):
     (here / "added_source.py").write_text(SOURCE)
-    monkeypatch.setitem(registry.SOURCES, "sums", "added_source:sums")
+    monkeypatch.setitem(registry.REGISTRIES["source"], "sums", "added_source:sums")
     stage = {"train": ["language"], "steps": 2}
     data = {"rows": {"source": "sums", "parameters": {"most": 3}}}
     recipe = tiny_run.write(here, teacher=False, data=data, distill=stage)

@@ -24,7 +24,7 @@ from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import FolderState, folder_state
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
-from switchkd_cli.terminal.console import stdout, table
+from switchkd_cli.terminal.console import show_table
 
 UNKNOWN = "unknown"
 NO_TIME = 0.05 / 3600  # hours that would be printed as 0
@@ -54,8 +54,7 @@ def show_plans(
     root, gpus = options.out, config.world_size if config else None
     configs = [run.config for run in runs]
     machines = [planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs]
-    if gpus is not None:
-        preflight.check_batches(runs, gpus)
+    preflight.check_batches(runs, gpus or 1)
     rows = [run for file in files for run in load_rows(file, world=options.world)]
     planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)
@@ -108,24 +107,20 @@ def show_plan(run: Run, root: Path, same: Run) -> None:
 def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     """Print one run's models, if they are not those of the run before, and its stages, a column a stage."""
     if before is None or before.models != estimate.models:
-        models = table("parameters", *PARTS, "all", "tokens an image", text=("parameters",))
-        for model in estimate.models:
-            counts = [*map(model.parameters.get, PARTS), sum(model.parameters.values()) or None]
-            models.add_row(model.who, *map(_count, counts), _number(model.image_tokens))
-        stdout().print(models)
+        sizes = [(m, [*map(m.parameters.get, PARTS), sum(m.parameters.values()) or None]) for m in estimate.models]
+        rows = [(model.who, *map(_count, counts), _number(model.image_tokens)) for model, counts in sizes]
+        show_table(("parameters", *PARTS, "all", "tokens an image"), rows, text=("parameters",))
         for model in estimate.models:
             print(f"{model.who}: {model.source}")
     if before is None or before.pair != estimate.pair:
         show_pair(estimate.pair)
     print(estimate.vocabulary)
     stages = estimate.stages
-    lines = table("stage", *(stage.name for stage in stages), text=("stage",))
     components = dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size)
     terms = dict.fromkeys(name for stage in stages for name, term in stage.time.items() if term.takes > NO_TIME)
     columns = [_column(stage, components, terms, estimate.machine) for stage in stages]
-    for name in columns[0]:
-        lines.add_row(name, *(column[name] for column in columns))
-    stdout().print(lines)
+    lines = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    show_table(("stage", *(stage.name for stage in stages)), lines, text=("stage",))
     for source in dict.fromkeys(f"{stage.data}: {stage.source}" for stage in stages):
         print(source)
     for name, looked in estimate.looks.items():
@@ -160,11 +155,9 @@ def _column(stage: StageEstimate, components: Iterable[str], terms: Iterable[str
 
 def show_pair(facts: Sequence[PairFact]) -> None:
     """Print what student and teacher were compared in, a row a property, and what the verdicts mean that aren't yes."""
-    rows = table("fact", *(columns := ("student", "teacher", "verdict")), text=("fact", *columns))
-    for fact in facts:
-        rows.add_row(fact.name, fact.student, fact.teacher, fact.verdict)
+    columns = ("fact", "student", "teacher", "verdict")
     if facts:
-        stdout().print(rows)
+        show_table(columns, [(fact.name, fact.student, fact.teacher, fact.verdict) for fact in facts], text=columns)
     for verdict in dict.fromkeys(fact.verdict for fact in facts if fact.verdict in NEEDS):
         print(f"{verdict}: {NEEDS[verdict]}")
 

@@ -1,10 +1,9 @@
 """`switchkd eval`: score a model on benchmarks."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
 from switchkd_cli.commands.options import EvalOptions, comma_separated
@@ -13,6 +12,7 @@ from switchkd_cli.files.atomic import write_json, write_json_lines
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.named_files import locate
+from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check_evaluation
 from switchkd_cli.runs import run_folder
@@ -39,7 +39,7 @@ def evaluate(options: EvalOptions) -> RunFolder:
     folder = run_folder.newest(options.out) if options.model is None else finished_run(options.model)
     # the command line's options, then those of the run's recipe, then the paper's ten benchmarks
     recipe = folder.run().config.evaluation if folder else None
-    fields: dict[str, Any] = recipe.model_dump() if recipe else {"benchmarks": TEN}
+    fields: dict[str, Any] = recipe.model_dump(mode="json") if recipe else {"benchmarks": [*TEN]}
     if recipe is None and options.world != "hub":
         fields["items"] = ITEMS
     if options.data and not options.benchmarks:
@@ -49,13 +49,11 @@ def evaluate(options: EvalOptions) -> RunFolder:
     fields |= {key: value for key, value in asked.items() if value is not None}
     if not ROW_METRICS.keys() & set(fields["benchmarks"]):
         fields["data"] = None  # the recipe's own rows, which --benchmarks leaves out
-    try:
-        checked = Evaluation.model_validate(fields)
-    except ValidationError as error:
-        raise UserError([f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]) from None
+    checked, wrong = fitted(Evaluation, fields)
+    wrong += [(path[1:], problem) for path, problem in check_evaluation({"evaluation": fields})]
+    if checked is None or wrong:
+        raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (field, *_), problem in wrong])
     question = checked.model_dump(mode="json")
-    if problems := list(check_evaluation({"evaluation": question})):
-        raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (_, field, *_), problem in problems])
     preflight.check_metrics(checked)
     launch.say_needs([checked])
     path = locate(str(folder.model if folder else options.model))
@@ -66,10 +64,14 @@ def evaluate(options: EvalOptions) -> RunFolder:
         console.say(f"note: {note}")
     from switchkd_cli.report.tables.footnotes import faults
 
-    console.show_scores(options.model or str(folder and folder.path), results)
-    for note in faults({"this model": [results]}):
-        console.say(note)
-    console.say(f"files: {where}")
+    return _show(options.model or str(folder and folder.path), results, faults({"this model": [results]}), where)
+
+
+def _show(title: str, results: dict[str, Any], notes: Iterable[str], where: Path) -> RunFolder:
+    """Print a model's scores and notes on them, and return the folder that holds them."""
+    console.show_scores(title, results)
+    for line in (*notes, f"files: {where}"):
+        console.say(line)
     return RunFolder(where)
 
 
@@ -110,11 +112,7 @@ def _rescore(options: EvalOptions) -> RunFolder:
             for task, lines in answers.items():
                 write_json_lines(partial / "answers" / f"{task}.jsonl", lines)
             write_json(partial / "results.json", results)
-    console.show_scores(results["model"], results)
-    for note in notes:
-        console.say(note)
-    console.say(f"files: {shared.path}")
-    return RunFolder(shared.path)
+    return _show(results["model"], results, notes, shared.path)
 
 
 def finished_run(name: str) -> RunFolder | None:

@@ -83,10 +83,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         command(options.annotation(**values))
 
     fields = signature(options.annotation).parameters
+    # its own before shared ones
     names = [name for owner in options.annotation.__mro__ for name in getattr(owner, "__annotations__", ())]
-    described = [
-        _described(command.__name__, fields[name]) for name in dict.fromkeys(names)
-    ]  # its own before shared ones
+    described = [_described(command.__name__, fields[name]) for name in dict.fromkeys(names)]
     flat.__signature__ = Signature(described)  # type: ignore[attr-defined]
     return flat
 

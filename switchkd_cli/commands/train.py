@@ -10,7 +10,7 @@ from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.load import LoadedRecipe, load_many, load_rows
+from switchkd_cli.recipe.load import load_many, load_rows
 from switchkd_cli.recipe.named_files import find, find_or_none
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
@@ -94,15 +94,16 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
     if not names:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
     tables = load_many(names, row_names, changes, options.seeds, options.seed, options.world)
-    planned = [run for table in tables for run in table.runs]
+    planned = [run for runs in tables.values() for run in runs]
     if options.dry_run:
-        show_plans([run for table in tables for run in table.first], [table.file for table in tables], options, config)
+        first = [run for runs in tables.values() for run in runs if run.seed == runs[0].seed]
+        show_plans(first, list(tables), options, config)
         _show_counts(planned, root)
         return []
     if config is not None and (config.nodes > 1 or config.hostfile is not None):
         pool.relaunch(planned, config)
         return []
-    teachers = [run for table in tables if (run := _teacher_run(table.runs)) is not None]
+    teachers = [run for runs in tables.values() if (run := _teacher_run(runs)) is not None]
     failures: list[Failure] = []
     if is_distributed():  # one run after another; the first failure ends the command
         launch.prepare(planned, options)
@@ -111,7 +112,8 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
         if not is_first():
             return []
         for run in teachers:
-            launch.teacher_results(run, root)
+            if run.config.evaluation is not None:
+                launch.teacher_results(run, root)
     else:
         launch.check(planned)
         if config is not None:
@@ -121,11 +123,11 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
             preflight.check_batches(planned, config.world_size)
         jobs = options.jobs or (min(2, cores()) if config is None else 1)
         failures = pool.in_workers(planned, options, jobs=jobs, teachers=teachers)
-    for table in tables:
+    for file, runs in tables.items():
         try:
-            _print_table(table, root)
+            _print_table(file, runs, root)
         except UserError as error:
-            failures.append(Failure.of(Job(f"{table.file}: its table", ()), error))
+            failures.append(Failure(Job(f"{file}: its table", ()), error))
             failures[-1].show()
     check_failures(failures, planned)
     return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]
@@ -151,15 +153,15 @@ def _teacher_run(planned: Sequence[Run]) -> Run | None:
     return [*with_teacher.values(), *planned][0] if len(with_teacher) < 2 else None
 
 
-def _print_table(table: LoadedRecipe, root: Path) -> None:
+def _print_table(file: Path, runs: Sequence[Run], root: Path) -> None:
     """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
     from switchkd_cli.report.show import print_ablation
 
-    finished = [run_folder.folder(root, run) for run in table.runs if is_finished(root, run)]
-    if not finished or table.runs[0].config.evaluation is None:
+    finished = [run_folder.folder(root, run) for run in runs if is_finished(root, run)]
+    if not finished or runs[0].config.evaluation is None:
         reason = "no scores" if finished else "no finished run"
-        return console.say(f"{table.file}: {reason}, so no table")
-    run = _teacher_run(table.runs)
+        return console.say(f"{file}: {reason}, so no table")
+    run = _teacher_run(runs)
     teacher = None if run is None else launch.known_teacher_results(run, root)
-    controls = [control.row for control in load_rows(table.file, [None], controls=True)[1:]]
-    print_ablation(finished, teacher, planned=table.runs, controls=controls)
+    controls = [control.row for control in load_rows(file, [None], controls=True)[1:]]
+    print_ablation(finished, teacher, planned=runs, controls=controls)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
@@ -60,18 +62,14 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
-    teacher: Example | None = (
-        None  # the row as the teacher's own; None: it reads the student's tokens, no images: its images
-    )
+    teacher: Example | None = None  # as the teacher reads it (no images: these); None: it reads the student's tokens
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the example takes."""
-        values = [*vars(self).values(), *(tensor for image in self.images for tensor in image.values())]
-        own = sum(value.nbytes for value in values if isinstance(value, Tensor))
-        return own + (self.teacher.nbytes if self.teacher is not None else 0)
+        return sum(leaf.nbytes for leaf in tree_leaves(vars(self)) if isinstance(leaf, Tensor | Example))
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,9 @@ class Batch:
         return torch.where(own < 0, own, (row << 32) + own)
 
     @property
-    def tokens(self) -> int:
-        """Number of tokens, without padding."""
-        return int((self.turn >= 0).sum())
-
-    @property
-    def places(self) -> int:
-        """Number of tokens, padding included."""
-        return self.turn.numel()
+    def sizes(self) -> tuple[int, int]:
+        """Number of tokens without padding, and with it."""
+        return int((self.turn >= 0).sum()), self.turn.numel()
 
     @property
     def targets(self) -> Tensor:
@@ -154,13 +147,10 @@ class Batch:
 
     def with_blank_images(self) -> Batch:
         """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them."""
-        blank = tuple(
-            {name: torch.zeros_like(of) if of.is_floating_point() else of for name, of in image.items()}
-            for image in self.images
-        )
+        blank = tree_map(lambda of: torch.zeros_like(of) if of.is_floating_point() else of, self.images)
         return replace(self, images=blank, teacher=self.teacher and self.teacher.with_blank_images())
 
-    def with_other_images(self, seen: dict[Any, ImageInput]) -> tuple[Batch, Tensor]:
+    def with_other_images(self, seen: dict[str, ImageInput]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
 
         Also which rows [B] had one for each of their images that differs from it. `seen` has the last image of each layout,
@@ -187,13 +177,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        images = tuple({k: v.to(device, non_blocking=True) for k, v in image.items()} for image in self.images)
-        # images that both read are moved once
-        shared = self.teacher is not None and [*map(id, self.teacher.images)] == [*map(id, self.images)]
-        teacher = self.teacher and (replace(self.teacher, images=()) if shared else self.teacher).to(device)
-        teacher = replace(teacher, images=images) if teacher is not None and shared else teacher
-        return replace(self, images=images, teacher=teacher, **moved)  # type: ignore[arg-type]
+        move = cache(lambda tensor: tensor.to(device, non_blocking=True))  # images that both read are moved once
+        teacher = self.teacher and replace(self.teacher, **tree_map_only(Tensor, move, vars(self.teacher)))
+        return replace(self, **tree_map_only(Tensor, move, vars(self)) | {"teacher": teacher})
 
 
 def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
@@ -223,12 +209,10 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     )
 
 
-def layout(image: ImageInput) -> Any:
+def layout(image: ImageInput) -> str:
     """Return what two images have in common whose tokens have the same places: shapes, and what isn't pixels."""
-    return tuple(
-        (name, tuple(of.shape), None if of.is_floating_point() else tuple(of.flatten().tolist()))
-        for name, of in sorted(image.items())
-    )
+    tensors = sorted(image.items())
+    return repr([(name, of.shape, None if of.is_floating_point() else of.tolist()) for name, of in tensors])
 
 
 def row_selector(chosen: Tensor) -> Callable[[Tensor], Tensor]:

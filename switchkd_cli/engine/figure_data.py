@@ -41,13 +41,10 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     knees = {spec.path: spec for _, spec in reversed(specs)}  # of several terms, the first one's
     if run.config.switch.adapter is not None:  # it is not kept
         knees.pop("switch", None)
-    if not knees:
+    if not (knees and (rows := _choose_rows(run, folder)[:1])):
         return None
     pair = check_pair(run.config, with_teacher=True)
     paths = pair.build(trained=folder.model).to(ALONE.device).eval()
-    rows = _choose_rows(run, folder)[:1]
-    if not rows:
-        return None
     assert paths.teacher is not None and pair.teacher is not None  # terms with knees compare it
     data = _conversations(run, rows, paths.student)
     (batch,) = _batches(shown_to(data, pair.student, pair.teacher, by_bytes=bool(pair.vocabulary.own)))
@@ -135,14 +132,14 @@ def _batches(data: Conversations) -> list[Batch]:
 
 def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
     """Return one path's logits [1, V] sorted, with its knee and the k that the term uses."""
-    knees = measure_knees(logits, spec)
+    knee, k, _ = map(int, measure_knees(logits, spec))
     values, ids = logits[0].sort(descending=True)
     return LogitsCurve(
         path=spec.path,
         logits=values.cpu().numpy(),
         window=spec.select.window,
-        knee=int(knees.knee),
-        k=int(knees.k),
+        knee=knee,
+        k=k,
         first=tuple(tokenizer.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )
 

@@ -70,10 +70,8 @@ def train_stages(
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
     # every stage's examples are checked before the first step is taken
-    data = {
-        name: pair.open_data(name, paths.student, folder.root)
-        for name in dict.fromkeys(name for stage in stages for name in stage.data_sets)
-    }
+    names = dict.fromkeys(name for stage in stages for name in stage.data_sets)
+    data = {name: pair.open_data(name, paths.student, folder.root) for name in names}
     for rows in data.values():
         rows.inspect()
     check_images(stages, {name: rows.has_images for name, rows in data.items()})
@@ -139,7 +137,7 @@ def _rehearse(run: Run, paths: Paths, data: Mapping[str, Conversations], folder:
     with TemporaryDirectory(prefix=".rehearsal-", dir=folder.checkpoints) as scratch:
         with as_user_error("student: it could not be saved after training"):
             for rows in data.values():
-                left_out = paths.student.save(Path(scratch), **_template(rows), weights=False)
+                left_out = paths.student.save(Path(scratch), template=rows.chat_template, end=rows.end, weights=False)
             model_card.write(run, folder, Path(scratch))
         if run.config.evaluation is not None:
             check_checkpoint(scratch, "student, once it is saved")
@@ -306,7 +304,7 @@ def _states(run: Run, root: Path, processes: Processes) -> Path:
 
 def _save(run: Run, index: int, paths: Paths, data: Examples, writer: CheckpointWriter, target: Path) -> None:
     """Save a trained stage's student to `target`, and the last stage's best one to the run's folder."""
-    template = _template(data)
+    template: dict[str, Any] = {"template": data.chat_template, "end": data.end}  # what a saved student is used with
     paths.student.save(target, **template)
     if paths.switch_adapter is not None and _adapter_trained(run, index):
         save_file({name: p.contiguous() for name, p in paths.switch_adapter.state_dict().items()}, target / ADAPTER)
@@ -324,11 +322,6 @@ def _adapter_trained(run: Run, index: int) -> bool:
 def _unusable(data: Examples) -> int:
     """Return the number of rows known to be unusable."""
     return sum(len(part.bad_rows.unusable) for part in data.parts)
-
-
-def _template(data: Examples) -> dict[str, Any]:
-    """Return the chat template of the training data, which a saved student is used with."""
-    return {"template": data.chat_template, "end": data.end}
 
 
 @contextmanager

@@ -32,8 +32,7 @@ def check_weights(*checkpoint: CheckpointFolder) -> None:
 
     It reads the headers of safetensors files, and nothing of pickles.
     """
-    problems: list[str] = []
-    hint = "copy or fetch the checkpoint again"
+    problems, hint = list[str](), "copy or fetch the checkpoint again"
     for one in () if CONFIGS_ONLY.get() else checkpoint:
         try:
             if one.has(ADAPTERS):

@@ -81,11 +81,10 @@ def _parsed(line: bytes) -> Any:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it replaces `path` when the block ends without an error.
 
     A block that moves the folder elsewhere leaves `path` as it is. One process at a time may write a path: see `hold`.
-    Without `replace`, `path` must not exist or be empty.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
@@ -93,8 +92,7 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     try:
         yield partial
         if partial.exists():
-            if replace:
-                remove_folder(path)
+            remove_folder(path)
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

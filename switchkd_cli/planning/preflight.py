@@ -4,14 +4,14 @@ It is checked before anything heavy is imported or written.
 """
 
 import importlib.util
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from switchkd_cli.benchmarks import LMMS_EVAL, OWN_ROWS
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UserError, for_each
 from switchkd_cli.recipe.named_files import locate
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
@@ -22,27 +22,20 @@ CIDER = f"{OWN_ROWS}.cider"
 INSTALL_LMMS_EVAL = f"pip install --no-deps lmms-eval=={LMMS_EVAL}"
 
 
-def check(runs: Iterable[Run], planned: Collection[Path] = ()) -> None:
+def check(runs: Sequence[Run], planned: Collection[Path] = ()) -> None:
     """Raise UserError naming every model of the runs that is not on this machine and can't be on a hub.
 
     Folders that other runs will have made by then (`planned`) may be missing. Raise it with code MACHINE for a library
     that is missing or outside its range: better now than after training.
     """
-    runs = list(runs)
-    problems: list[str] = []
-    hints: list[str] = []
-    for run in runs:
-        models = (*model_names("student", run.config.student), *model_names("teacher", run.config.teacher))
-        for field, name in models:
-            if Path(name).absolute() in planned:
-                continue
-            try:
-                locate(name)
-            except UserError as error:
-                problems += [f"{run.recipe}: {field}: {problem}" for problem in error.problems]
-                hints.append(error.hint)
-    if problems:
-        raise UserError(list(dict.fromkeys(problems)), hint="; ".join(filter(None, dict.fromkeys(hints))))
+    named = [
+        (name, f"{run.recipe}: {field}: ")
+        for run in runs
+        for who in ("student", "teacher")
+        for field, name in model_names(who, getattr(run.config, who))
+        if Path(name).absolute() not in planned
+    ]
+    for_each(named, lambda model: locate(*model))
     check_libraries(scoring=any(run.config.evaluation for run in runs))
     check_named(runs)
 

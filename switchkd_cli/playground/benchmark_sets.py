@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
 
+import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -24,7 +24,7 @@ from switchkd_cli.package_data import read_yaml
 from switchkd_cli.playground.pairs import CAUSES, Asked, one_cause, swapped
 from switchkd_cli.playground.requested_folder import write_folder
 from switchkd_cli.playground.text.captions import captions
-from switchkd_cli.playground.text.prompts import LETTERS, Question
+from switchkd_cli.playground.text.prompts import Question
 from switchkd_cli.playground.text.questions import ask, ask_pair, suits
 from switchkd_cli.playground.text.words import phrase
 from switchkd_cli.playground.world import Scene, draw, scenes
@@ -45,44 +45,31 @@ class BenchmarkItem:
     """Its position in the set, from 0."""
 
 
-Fill = Callable[[BenchmarkItem], object]
-Columns = dict[str, Fill]
-
-_HOLDS: Columns = {
-    "number as text": lambda item: str(item.number),
-    "MMMU name": lambda item: f"validation_Playground_{item.number + 1}",
-    "image": lambda item: {"bytes": item.png, "path": f"{item.scene}.png"},
-    "hint or null": lambda item: item.question.hint or None,
-    "number from 1": lambda item: item.number + 1,
-    "options as text": lambda item: repr(list(item.question.options)),
-    "lettered options": lambda item: " ".join(map("({}) {}".format, "abcd", item.question.options)),
-    "lettered answer": lambda item: f"({item.question.answer.lower()})",
-    "index of answer": lambda item: LETTERS.index(item.question.answer),
-    "annotated answers": lambda item: [
-        {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-        for number, answer in enumerate(item.question.answers, 1)
-    ],
-}
+Columns = dict[str, Callable[..., object]]
+"""By name: what a column holds of an item, computed from `_about` it."""
 
 
-def _column(holds: str) -> Fill:
-    if holds.startswith("="):
-        return lambda item: holds[1:]
-    if holds.startswith("option "):  # null where the question has fewer options
-        return lambda item: dict(zip(LETTERS, item.question.options, strict=False)).get(holds[-1])
-    return _HOLDS.get(holds) or attrgetter(holds)
+def _about(item: BenchmarkItem) -> dict[str, object]:
+    """The names that benchmark_sets.yaml uses."""
+    question = item.question
+    annotated = ({"answer": answer, "answer_confidence": "yes"} for answer in question.answers)
+    return {
+        **vars(item),
+        "image": {"bytes": item.png, "path": f"{item.scene}.png"},
+        "lettered_options": " ".join(map("({}) {}".format, "abcd", question.options)),
+        "annotated_answers": [answer | {"answer_id": number} for number, answer in enumerate(annotated, 1)],
+    }
+
+
+def _columns(listed: dict[str, str]) -> Columns:
+    return {name: jinja2.Environment().compile_expression(holds) for name, holds in listed.items()}
 
 
 _TASKS = read_yaml(__file__)
-COLUMNS: dict[str, Columns] = {
-    task: {column: _column(holds) for column, holds in columns.items()} for task, columns in _TASKS.items()
-}
-"""The columns of each task's questions. GQA has its images in a second table, `GQA_IMAGES`."""
+COLUMNS = {task: _columns(columns | {"kind": "question.kind"}) for task, columns in _TASKS.items()}
+"""The columns of each task's questions, last the kind of question, which no task reads. GQA's images: `GQA_IMAGES`."""
 
-KIND: Columns = {"kind": _column("question.kind")}
-"""A column of every table of questions that no task reads: the kind of question."""
-
-GQA_IMAGES: Columns = {"id": _column("scene"), "image": _HOLDS["image"]}
+GQA_IMAGES = _columns({"id": "scene", "image": "image"})
 GQA_NAMES = ("testdev_balanced_instructions", "testdev_balanced_images")
 
 
@@ -148,37 +135,26 @@ def _write(owner: Path, task: str, items: Sequence[BenchmarkItem]) -> None:
     if task == "gqa":
         configuration, images = GQA_NAMES
         _table(owner / data / images / benchmark.split, GQA_IMAGES, list({i.scene: i for i in items}.values()))
-    _table(owner / data / (configuration or "default") / benchmark.split, COLUMNS[task] | KIND, items)
+    _table(owner / data / (configuration or "default") / benchmark.split, COLUMNS[task], items)
 
 
 def _table(path: Path, columns: Columns, items: Sequence[BenchmarkItem]) -> None:
-    """Write one parquet file. Its schema's metadata tells the datasets library which column holds images."""
-    arrays = [pa.array([fill(item) for item in items]) for fill in columns.values()]
+    """Write one parquet file. Its schema's metadata tells the datasets library which column holds images; it infers the rest."""
+    rows = [_about(item) for item in items]
+    arrays = [pa.array([fill(row) for row in rows]) for fill in columns.values()]
     # a column without any value is one of texts: no question has a hint, or a fourth option
     arrays = [array.cast(pa.string()) if array.type == pa.null() else array for array in arrays]
-    features = {name: _feature(array.type) for name, array in zip(columns, arrays, strict=True)}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    images = {name: {"_type": "Image"} for name, array in zip(columns, arrays, strict=True) if array.type == IMAGE}
+    metadata = {"huggingface": json.dumps({"info": {"features": images}})}
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays, list(columns), metadata=metadata), path.with_name(f"{path.name}.parquet"))
 
 
-def _feature(kind: pa.DataType) -> dict:
-    """Return an arrow type in the words of the datasets library."""
-    if kind == IMAGE:
-        return {"_type": "Image"}
-    if pa.types.is_struct(kind):
-        return {field.name: _feature(field.type) for field in kind}
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
-    return {"dtype": str(kind), "_type": "Value"}
-
-
 def _describe(data: Path) -> None:
     """Write the data set card, which names configurations and splits: one folder and one file each."""
-    configs = []
-    for configuration in sorted(data.iterdir()):
-        tables = sorted(configuration.glob("*.parquet"))
-        data_files = [{"split": table.stem, "path": f"{configuration.name}/{table.name}"} for table in tables]
-        configs.append({"config_name": configuration.name, "data_files": data_files})
+    configs = [
+        {"config_name": table.parent.name, "data_files": [{"split": table.stem, "path": str(table.relative_to(data))}]}
+        for table in sorted(data.glob("*/*.parquet"))
+    ]
     card = yaml.safe_dump({"configs": configs}, sort_keys=False)
     (data / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")

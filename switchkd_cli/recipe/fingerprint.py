@@ -1,6 +1,7 @@
 """Digests of what a recipe names on this machine (checkpoints, data files, images): every byte of them counts."""
 
 import json
+from collections.abc import Callable
 from glob import escape
 from os.path import exists, isdir, isfile, relpath
 from pathlib import Path
@@ -67,10 +68,8 @@ class Fingerprints:
         if asked is not None and asked.data is not None:
             digests |= self.data("evaluation.data", asked.data)
         if asked is not None and asked.tasks_path is not None:
-            folder = Path(asked.tasks_path)
-            files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-            names = sorted(str(file) for file in files if "__pycache__" not in file.parts)
-            digests["evaluation.tasks_path"] = digest_of(folder, names, needed=True)
+            code = _of_folder(Path(asked.tasks_path), lambda file: "__pycache__" not in file.parts)
+            digests["evaluation.tasks_path"] = code
         return digests
 
     def forget(self) -> None:
@@ -88,10 +87,7 @@ def fingerprint(name: str) -> str | None:
         return None
     if not exists(path):
         return cached_commit(path)
-    folder = Path(path)
-    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-    names = [str(file) for file in files if file.name != CARD and not any(p[0] == "." for p in file.parts)]
-    return digest_of(folder, sorted(names), needed=True)
+    return _of_folder(Path(path), lambda file: file.name != CARD and not any(p[0] == "." for p in file.parts))
 
 
 def cached_commit(hub_id: str) -> str | None:
@@ -102,6 +98,12 @@ def cached_commit(hub_id: str) -> str | None:
         return Path(snapshot_download(hub_id, local_files_only=True)).name
     except (OSError, ValueError):
         return None
+
+
+def _of_folder(folder: Path, counts: Callable[[Path], bool]) -> str:
+    """Return a digest of the files in a folder that count, told by their path in it."""
+    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    return digest_of(folder, sorted(str(file) for file in files if counts(file)), needed=True)
 
 
 def _images(spec: DataSet) -> str | None:

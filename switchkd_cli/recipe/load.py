@@ -1,17 +1,16 @@
 """Load recipe files as runs: read, patch with a row, a world and overrides, check everything, and freeze."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.errors import UserError, did_you_mean, for_each
 from switchkd_cli.recipe import inherit, yaml_positions
 from switchkd_cli.recipe import overrides as patches
 from switchkd_cli.recipe.fingerprint import Fingerprints
 from switchkd_cli.recipe.named_files import find
-from switchkd_cli.recipe.problems import parse
+from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.recipe.stand_ins import World
@@ -19,9 +18,6 @@ from switchkd_cli.recipe.validate import check
 from switchkd_cli.recipe.yaml_positions import line, listed, mapping
 
 BASE = "base"  # the only row of a recipe that names no rows
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def load(path: str | Path, row: str | None = None, *changes: Any, **named: Any) -> Run:
@@ -48,19 +44,6 @@ def load_rows(
     return RecipeFile(path, world).runs(rows, overrides, seed, controls=controls)
 
 
-@dataclass(frozen=True)
-class LoadedRecipe:
-    """A recipe and the runs that are wanted of it, row after row, each with its seeds."""
-
-    file: Path
-    runs: tuple[Run, ...]
-
-    @property
-    def first(self) -> list[Run]:
-        """The runs of the first seed."""
-        return [run for run in self.runs if run.seed == self.runs[0].seed]
-
-
 def load_many(
     names: Sequence[str],
     rows: Sequence[str] | None = None,
@@ -68,44 +51,31 @@ def load_many(
     seeds: int = 1,
     seed: int | None = None,
     world: str | None = None,
-) -> list[LoadedRecipe]:
+) -> dict[Path, tuple[Run, ...]]:
     """Load recipes by name or file: of each recipe those of the named rows that it has, or all its rows.
+
+    Returns the runs of each file, row after row, each with its seeds.
 
     Raises UserError with the problems of all recipes, also for a row that no recipe has, for a recipe that has none of the
     rows, and for recipes of one name.
     """
     fingerprints = Fingerprints()  # a checkpoint or data set that several recipes name is read once
-    recipes = _for_each(names, lambda name: RecipeFile(find(name), world, fingerprints))
+    recipes = for_each(names, lambda name: RecipeFile(find(name), world, fingerprints))
     files = {recipe.name: [r.file for r in recipes if r.name == recipe.name] for recipe in recipes}
     if repeated := [f"{name}: {', '.join(same)}: recipes of one name" for name, same in files.items() if len(same) > 1]:
         raise UserError(repeated, hint="name each recipe once; runs of one name would go to one folder")
     every = {row for recipe in recipes for row in recipe.rows}
 
-    def runs(recipe: RecipeFile) -> LoadedRecipe:
+    def runs(recipe: RecipeFile) -> tuple[Run, ...]:
         wanted = None if rows is None else [row for row in rows if row in recipe.rows or row not in every]
         if wanted == []:
             problem = f"{recipe.file}: has none of the rows {', '.join(rows or ())} (known: {', '.join(recipe.rows)})"
             raise UserError(problem, hint="leave out the recipe, or --rows for all rows")
         first = recipe.runs(wanted, overrides, seed)
         others = [recipe.runs(wanted, overrides, first[0].seed + i) for i in range(1, seeds)]
-        return LoadedRecipe(Path(recipe.file), tuple(run for row in zip(first, *others, strict=True) for run in row))
+        return tuple(run for row in zip(first, *others, strict=True) for run in row)
 
-    return _for_each(recipes, runs)
-
-
-def _for_each(items: Sequence[Item], read: Callable[[Item], Result]) -> list[Result]:
-    """Return what `read` returns for each item; raises one UserError with the problems of all."""
-    results: list[Result] = []
-    errors: list[UserError] = []
-    for item in items:
-        try:
-            results.append(read(item))
-        except UserError as error:
-            errors.append(error)
-    if errors:
-        problems = dict.fromkeys(problem for error in errors for problem in error.problems)
-        raise UserError(list(problems), hint="; ".join(dict.fromkeys(error.hint for error in errors if error.hint)))
-    return results
+    return dict(zip([Path(recipe.file) for recipe in recipes], for_each(recipes, runs), strict=True))
 
 
 class RecipeFile:
@@ -143,8 +113,8 @@ class RecipeFile:
                 data, misfit = patches.apply(data, values)  # a term that this row drops may be meant for another row
                 misfits.append(misfit)
                 data = data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")[0]
-            recipes[name], wrong = parse(Recipe, data, self.file)
-            problems += [*found, *wrong, *(line(data, path, message, self.file) for path, message in check(data))]
+            recipes[name], unfit = fitted(Recipe, data)
+            problems += [*found, *(line(data, path, told, self.file) for path, told in (*unfit, *check(data)))]
         for key in values:
             if misfits and all(key in misfit for misfit in misfits):
                 problems.append(f"override: {key}: {misfits[0][key]}")

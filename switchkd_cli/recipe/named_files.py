@@ -4,7 +4,7 @@ import re
 import sys
 from functools import cache
 from glob import glob
-from os.path import exists, isdir, isfile  # unlike Path's methods, they don't raise for very long names
+from os.path import exists, expanduser, isdir, isfile  # unlike Path's methods, they don't raise for odd names
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,26 @@ HUB_ID = re.compile(r"(?:[\w.-]+/)?\w[\w.-]*")
 HINT = "name a checkpoint folder, a hub id, or a run's model/ folder"
 
 
-def locate(name: str) -> str:
+def locate(name: str, asked: str = "") -> str:
     """Return the folder or hub id of a recipe's model name; `playground:NAME` is shipped in this package.
 
     A name that can't be a hub id, or whose first folder exists here, can only be a folder. Raises UserError for a
-    shipped name that does not exist, and for a folder without a config.
+    shipped name that does not exist, and for a folder without a config: its problem begins with what `asked` for it.
     """
     if name.startswith(SHIPPED):
         folder = ASSETS / name.removeprefix(SHIPPED)
         if folder.parent != ASSETS or folder.name == ".." or not isdir(folder):
             shipped = ", ".join(sorted(SHIPPED + p.parent.name for p in ASSETS.glob("*/config.json")))
-            raise UserError(f"{name}: no such model in this package", hint=f"shipped: {shipped}")
+            raise UserError(f"{asked}{name}: no such model in this package", hint=f"shipped: {shipped}")
         return str(folder)
     in_folder = "/" in name and isdir(name.partition("/")[0])
     if not (in_folder or name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None or exists(name)):
         return name
-    try:
-        folder = Path(name).expanduser()
-    except RuntimeError:  # ~ of an unknown user
-        raise UserError(f"{name}: no such folder", hint=HINT) from None
+    folder = Path(expanduser(name))
     if not isdir(folder):
-        raise UserError(f"{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)
+        raise UserError(f"{asked}{name}: {'not a folder' if exists(folder) else 'no such folder'}", hint=HINT)
     if not any((folder / file).is_file() for file in ("config.json", "tokenizer.json")):
-        raise UserError(f"{name}: no config.json or tokenizer.json in this folder", hint=HINT)
+        raise UserError(f"{asked}{name}: no config.json or tokenizer.json in this folder", hint=HINT)
     return str(folder)
 
 
@@ -76,8 +73,7 @@ def find(name: str) -> Path:
     if (file := find_or_none(name)) is not None:
         return file
     known = recipes()
-    suggestion = did_you_mean(name, known)
-    problem = f"{name}: no recipe has this name" + (suggestion if "did you mean" in suggestion else "")
+    problem = f"{name}: no recipe has this name{did_you_mean(name, known, most=0)}"
     raise UserError(problem, hint=f"a recipe's file, or one of {', '.join(known)}")
 
 
@@ -99,8 +95,7 @@ def _is_shipped(file: Path) -> bool:
 
 def recipes() -> dict[str, Path]:
     """Return the recipes that have a bare name; a file in the current folder wins over a shipped one."""
-    files = {_bare(name): file for name, file in yaml_files(".").items()}
-    return dict(sorted(files.items()))
+    return dict(sorted((_bare(name), file) for name, file in yaml_files(".").items()))
 
 
 def yaml_files(subfolder: str) -> dict[str, Path]:

@@ -1,16 +1,15 @@
-"""Check plain data by a schema, and say what is wrong with it in lines for the user."""
+"""Check plain data by a schema, and say where and what is wrong with it, in words for the user."""
 
 import re
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.recipe.schema import TAG
-from switchkd_cli.recipe.yaml_positions import Step, line
+from switchkd_cli.recipe.yaml_positions import Step
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -18,17 +17,15 @@ _WORDS: Mapping[str, str] = read_yaml(__file__)
 """What a value must be, by pydantic's type of error; for others, pydantic's own words are used."""
 
 
-def parse(schema: type[Schema], data: Any, file: str) -> tuple[Schema | None, list[str]]:
-    """Return data as the schema's model, or None and a line for each problem."""
+def fitted(schema: type[Schema], data: Any) -> tuple[Schema | None, list[tuple[tuple[Step, ...], str]]]:
+    """Return data as the schema's model, or None and where and what is wrong with it."""
     try:
         return schema.model_validate(data), []
     except ValidationError as error:
-        items = error.errors(include_url=False)
-    return None, [line(data, path, message, file) for path, message in misfits(schema, items)]
+        return None, list(_misfits(schema, error.errors(include_url=False)))
 
 
-def misfits(schema: type[BaseModel], items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Step, ...], str]]:
-    """Yield where and what is wrong, for pydantic's errors about data of this schema."""
+def _misfits(schema: type[BaseModel], items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Step, ...], str]]:
     for item in items:
         loc = item["loc"]
         inside = any(len(i["loc"]) > len(loc) and i["loc"][: len(loc)] == loc for i in items)
@@ -52,8 +49,7 @@ def misfit(items: Sequence[Mapping[str, Any]]) -> str:
         if item["type"] == "literal_error":
             options = re.findall(r"'([^']*)'", item["ctx"]["expected"])
             words.append(f"must be one of {', '.join(options)}")
-            similar = did_you_mean(value, options)
-            got += similar if "did you mean" in similar else ""
+            got += did_you_mean(value, options, most=0)
         else:
             own = item["msg"].replace("Input should", "must")
             words.append(_WORDS.get(item["type"], f"{own[:1].lower()}{own[1:]}"))
@@ -62,16 +58,10 @@ def misfit(items: Sequence[Mapping[str, Any]]) -> str:
 
 def _keys(annotation: Any, path: tuple[Step, ...]) -> set[str]:
     """Return the keys that the schema knows at `path`, in any of the forms that a value may take there."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _keys(arguments[0], path)
-    if origin in (Union, types.UnionType):
-        return set().union(*(_keys(argument, path) for argument in arguments))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not path:
             return set(annotation.model_fields)
         field = annotation.model_fields.get(str(path[0]))
         return _keys(field.annotation, path[1:]) if field else set()
-    if origin in (tuple, dict) and path:
-        return _keys(arguments[0] if origin is tuple else arguments[1], path[1:])
-    return set()
+    inside = path[1:] if get_origin(annotation) in (tuple, dict) else path
+    return set().union(*(_keys(argument, inside) for argument in get_args(annotation)))

@@ -15,7 +15,7 @@ from pydantic import Field
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import overrides, yaml_positions
 from switchkd_cli.recipe.named_files import yaml_files
-from switchkd_cli.recipe.problems import parse
+from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
 from switchkd_cli.recipe.yaml_positions import at, line, mapping, mappings, trained_on
 
@@ -68,9 +68,9 @@ class World(Strict):
             raise UserError(f"--world: unknown world, got {name!r}{did_you_mean(name, files)}")
         file = str(files[name])
         data = yaml_positions.read(Path(file).read_text(encoding="utf-8"), file)
-        world, problems = parse(cls, data, file)
+        world, wrong = fitted(cls, data)
         if world is None:
-            raise UserError(problems)
+            raise UserError([line(data, path, message, file) for path, message in wrong])
         return world.model_copy(update={"name": name, "file": file})
 
     def replace(self, data: Any) -> tuple[Any, list[str]]:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS
 from switchkd_cli.errors import did_you_mean
-from switchkd_cli.recipe.problems import misfit, misfits
+from switchkd_cli.recipe.problems import fitted, misfit
 from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION, RowFormat
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
 from switchkd_cli.stock_tasks import refusal
@@ -46,23 +46,18 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
-    for name, value in mapping(data.get("data")).items():
-        spec, path = mapping(value), ("data", name)
-        yield from _unknown((*path, "template"), "template", spec.get("template"), registry.TEMPLATES)
-        yield from _source(spec, path)
+    for name, spec in mapping(data.get("data")).items():
+        yield from _data_set(mapping(spec), ("data", name))
 
 
-def _source(spec: Mapping[str, Any], path: Location) -> Iterator[Problem]:
-    """Yield what is wrong with a data set's source and its parameters: an unknown format, or a misfit in a recipe's own."""
+def _data_set(spec: Mapping[str, Any], path: Location) -> Iterator[Problem]:
+    """Yield an unknown template, and what is wrong with the source, its parameters, and a format of the recipe's own."""
+    yield from _unknown((*path, "template"), "template", spec.get("template"), registry.TEMPLATES)
     yield from _registered("source", spec, path)
     value, path = at(spec, "parameters", "format"), (*path, "parameters", "format")
     yield from _unknown(path, "format", value, registry.FORMATS)
     if isinstance(value, Mapping):
-        try:
-            RowFormat.model_validate(value)
-        except ValidationError as error:
-            for inside, problem in misfits(RowFormat, error.errors(include_url=False)):
-                yield (*path, *inside), problem
+        yield from (((*path, *inside), problem) for inside, problem in fitted(RowFormat, value)[1])
 
 
 def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -267,15 +262,15 @@ def check_evaluation(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield ("evaluation", "items"), "missing: the playground has no fixed number of questions"
     if in_playground and items == 1:
         yield ("evaluation", "items"), "the playground asks at least 2 questions (MME's come in pairs), got 1"
-    names = [(("evaluation", "benchmarks", i), name) for i, name in enumerate(listed(evaluation.get("benchmarks")))]
+    asked = enumerate(listed(evaluation.get("benchmarks")))
+    names = [(("evaluation", "benchmarks", i), name) for i, name in asked if isinstance(name, str)]
     yield from _repeated("benchmarks", names)
-    names = [(path, name) for path, name in names if isinstance(name, str)]
     folder = evaluation.get("tasks_path")
     if isinstance(folder, str) and not isdir(folder):
         yield ("evaluation", "tasks_path"), f"no such folder, got {folder!r}"
     own, rows = mapping(evaluation.get("data")), [name for _, name in names if name in ROW_METRICS]
     if own:
-        yield from _source(own, ("evaluation", "data"))
+        yield from _data_set(own, ("evaluation", "data"))
     if own and not rows:
         yield ("evaluation", "data"), "no benchmark asks its rows: name rows.exact, rows.anls ..."
     if rows and not own:
@@ -332,7 +327,7 @@ def _registered(
         except ValidationError as error:
             yield (*path, parameters, key), misfit(error.errors(include_url=False))
     for key, parameter in keywords.items():
-        if parameter.required and key not in values:
+        if parameter.default is parameter.empty and key not in values:
             yield (*path, parameters, key), f"missing: {name} needs it"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -25,6 +26,26 @@ def side(low: float, high: float) -> Side:
     Every verdict over seeds or over items, in tables, reports and on the teacher, is this one.
     """
     return 1 if low > 0 else -1 if high < 0 else 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The two ends of a 95 % interval of a difference, in points."""
+
+    low: float
+    high: float
+    detectable: float | None = None
+    """The minimum detectable effect of that difference."""
+    digits: int = 1
+
+    @property
+    def mde(self) -> str:
+        """The minimum detectable effect where the interval includes 0; else empty, also where nothing varied."""
+        return f"MDE {self.detectable:.{self.digits}f}" if self.detectable and side(self.low, self.high) == 0 else ""
+
+    def __str__(self) -> str:
+        low, high = (Number(end, difference=True, digits=self.digits).points for end in (self.low, self.high))
+        return f"[{low}, {high}] {self.mde}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,11 @@ class Number:
         return self.value + (self.interval or 0.0)
 
     @property
+    def ends(self) -> Interval:
+        """The two ends of its interval."""
+        return Interval(self.low, self.high, self.detectable, self.digits)
+
+    @property
     def side(self) -> Side | None:
         """1 or -1 for a clear difference, 0 for an unclear one; None where there is nothing to tell."""
         if not self.difference or self.seeds is None:
@@ -77,33 +103,12 @@ class Number:
     @property
     def mde(self) -> str:
         """The minimum detectable effect of an unclear difference; else empty."""
-        shown = self.detectable and self.side == 0  # an effect of 0: nothing varied
-        return f"MDE {self.detectable:.{self.digits}f}" if shown else ""
+        return self.ends.mde
 
     def __str__(self) -> str:
         unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.side == 0 else ""
         text = " ".join(filter(None, (self.points, self.spread, unclear)))
         return text if self.counted else f"({text})"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The two ends of a 95 % interval of a difference, in points."""
-
-    low: float
-    high: float
-    detectable: float | None = None
-    """The minimum detectable effect of that difference."""
-    digits: int = 1
-
-    @property
-    def mde(self) -> str:
-        """The minimum detectable effect where the interval includes 0; else empty."""
-        return f"MDE {self.detectable:.{self.digits}f}" if self.detectable and side(self.low, self.high) == 0 else ""
-
-    def __str__(self) -> str:
-        low, high = (Number(end, difference=True, digits=self.digits).points for end in (self.low, self.high))
-        return f"[{low}, {high}] {self.mde}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,6 @@ class Line:
     cells: tuple[Cell, ...]
     kind: LineKind = "run"
 
-    @property
-    def full_name(self) -> str:
-        """The name with its heading, for formats in which a heading is no line of its own."""
-        return f"{HEADINGS[self.kind]}: {self.name}" if self.kind in HEADINGS else self.name
-
 
 Column = tuple[str, str | Callable[[Any], Any]]
 """A head, and what a row has under it: the name of its attribute, or a function of the row."""
@@ -179,22 +179,23 @@ class Table:
         name, *cells = (attrgetter(get) if isinstance(get, str) else get for get in gets)
         return cls(heads, tuple(Line(name(row), tuple(cell(row) for cell in cells)) for row in rows), **more)
 
-    def cells(self, place: int) -> list[Cell]:
-        """The cells of a column; 0 is the first after the names."""
-        return [line.cells[place] for line in self.lines]
+    @property
+    def by_column(self) -> list[list[Cell]]:
+        """The cells under each head, without the names."""
+        return [[line.cells[place] for line in self.lines] for place in range(len(self.columns) - 1)]
+
+    @property
+    def groups(self) -> Iterator[tuple[str, list[Line]]]:
+        """Groups of lines of one kind under their headings; the paper's own table has a label instead."""
+        for kind, lines in groupby(self.lines, key=attrgetter("kind")):
+            yield ("" if self.source == "paper" else HEADINGS.get(kind, "")), list(lines)
 
 
 class Text(NamedTuple):
-    """A paragraph."""
+    """A paragraph: plain, a note on the world or a problem that readers must not miss, or lines for a shell."""
 
     words: str
-
-
-class Callout(NamedTuple):
-    """A paragraph that readers must not miss."""
-
-    words: str
-    tone: Literal["world", "problem"] = "problem"
+    tone: Literal["", "world", "problem", "shell"] = ""
 
 
 class Points(NamedTuple):
@@ -209,12 +210,6 @@ class Facts(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
 
 
-class Commands(NamedTuple):
-    """Lines for a shell."""
-
-    lines: tuple[str, ...]
-
-
 class FigureFile(NamedTuple):
     """A figure in the document's folder."""
 
@@ -224,25 +219,18 @@ class FigureFile(NamedTuple):
     caption: str
 
 
-Block = Text | Callout | Points | Facts | Commands | Table | FigureFile
-
-
-class Section(NamedTuple):
-    """A chapter, or a part of one. Links point to the anchor."""
-
-    title: str
-    anchor: str
-    blocks: tuple[Block, ...] = ()
-    sections: tuple[Section, ...] = ()
+Block = Text | Points | Facts | Table | FigureFile
 
 
 class Document(NamedTuple):
-    """Blocks, then chapters. A command's document has tables and notes only."""
+    """Blocks, then chapters, and their parts. A command's document has tables and notes only."""
 
     title: str
     blocks: tuple[Block, ...]
-    sections: tuple[Section, ...] = ()
+    sections: tuple[Document, ...] = ()
     subtitle: str = ""
+    anchor: str = ""
+    """Of a chapter or a part: links point to it."""
 
     @property
     def tables(self) -> tuple[Table, ...]:

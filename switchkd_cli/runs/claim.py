@@ -75,7 +75,7 @@ def taken_over(
         if folder_state(target, run) == "finished" and not overwrite:
             yield None
             return
-        with atomic_folder(target.path, replace=False) as path:
+        with atomic_folder(target.path) as path:
             partial = RunFolder(path)
             own = {file.name for file in (source.recipe, source.record, source.text_log, source.trackers)}
             link_files(source.path, path, exclude=own)
@@ -152,8 +152,6 @@ def _resume(target: RunFolder, point: ResumePoint) -> None:
 
 
 def _create(target: RunFolder, run: Run) -> None:
-    for leftover in target.path.glob(f".{target.record.name}.*"):
-        leftover.unlink()
     record = {
         "status": "running",
         **run.names,
@@ -164,7 +162,7 @@ def _create(target: RunFolder, run: Run) -> None:
         "machine": provenance.machine(),
         "started": now(),
     }
-    with atomic_folder(target.path, replace=False) as partial:
+    with atomic_folder(target.path) as partial:
         write_text(RunFolder(partial).recipe, run.text)
         write_json(RunFolder(partial).record, record)
 

@@ -71,23 +71,25 @@ def _points(scores: dict[str, Score]) -> dict[str, Score]:
     return scores
 
 
-class Fidelity(Lenient):
-    agreement: Real
-    kl: Real
+class Measured(Lenient):
+    """What was measured on examples of a data set."""
+
     positions: Whole
     data: OneLine = ""
     held_out: bool = False
 
 
-class EyesOrReader(Lenient):
+class Fidelity(Measured):
+    agreement: Real
+    kl: Real
+
+
+class EyesOrReader(Measured):
     accuracy: dict[OneLine, Real]
     gap: Real
     eyes: Real
     reader: Real
     interaction: Real
-    positions: Whole
-    data: OneLine = ""
-    held_out: bool = False
 
 
 class Results(Lenient):

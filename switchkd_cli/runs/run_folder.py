@@ -234,9 +234,8 @@ def newest(root: Path, *, interrupted: bool = False) -> RunFolder:
 
     Raises UserError when there is none.
     """
-    runs = finished(root)
-    if interrupted:
-        runs = [folder for folder, info in _runs(root, by="started") if info.get("status") != "finished"]
+    by = "started" if interrupted else "ended"
+    runs = [folder for folder, info in _runs(root, by=by) if (info.get("status") != "finished") == interrupted]
     if not runs:
         word = "interrupted" if interrupted else "finished"
         raise UserError(f"{root}: no {word} run", hint="switchkd distill recipes/quickstart.yaml")

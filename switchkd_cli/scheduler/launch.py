@@ -160,13 +160,8 @@ def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]
     return [*launcher, "--no_local_rank", "--module", *command[1:]]
 
 
-def teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
-    """Scores of the run's teacher and of the blind and majority baselines, computed once.
-
-    None when the recipe has no evaluation.
-    """
-    if run.config.evaluation is None:
-        return None
+def teacher_results(run: Run, root: Path) -> dict[str, Any]:
+    """Scores of the run's teacher and of the blind and majority baselines, computed once."""
     if (known := known_teacher_results(run, root)) is not None:
         return known
     console.say("scoring the teacher and the baselines")
@@ -181,9 +176,7 @@ def score_teacher(run: Run, root: Path) -> dict[str, Any]:
 
 def known_teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
     """The teacher's scores, if they were computed before."""
-    from switchkd_cli.report.results.finished_run import teacher_scores
-
-    return teacher_scores(root, run.teacher_key)
+    return run_folder.scores(run_folder.evaluation(root, run.teacher_key))
 
 
 def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig
@@ -56,20 +56,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, its exit code and its output."""
+    """A job that failed, and why; of a worker process this is its output, with its exit code."""
 
     job: Job
-    code: int
-    text: str
-
-    @classmethod
-    def of(cls, job: Job, error: UserError) -> Self:
-        """The failure of a job that has no process of its own."""
-        return cls(job, error.code, "\n".join(error.lines))
+    error: UserError
 
     def show(self) -> None:
         console.say(f"{self.job.name}: failed")
-        console.say("".join(f"  {line}\n" for line in self.text.splitlines()[-TAIL:]).rstrip())
+        console.say("".join(f"  {line}\n" for line in self.error.lines[-TAIL:]).rstrip())
         if others := [f"{run.recipe}/{run.row}" for run in self.job.runs[1:]]:
             console.say(f"  the same run under other names failed with it: {', '.join(others)}")
 
@@ -159,8 +153,7 @@ def _queue(
         else:
             seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, options, console.say)
-    scoring = scoring_jobs(teachers)
-    waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
+    waiting += [job for job in scoring_jobs(teachers) if launch.known_teacher_results(job.run, options.out) is None]
     return failures, waiting, seconds
 
 
@@ -194,7 +187,7 @@ def _reuse(job: Job, source: run_folder.RunFolder, options: RunOptions, say: Cal
             launch.take_over(run, source, options)
             say(f"{place}: the same run as {source.place}, reused")
         except UserError as error:
-            failures.append(Failure.of(Job(place, (run,)), error))
+            failures.append(Failure(Job(place, (run,)), error))
     return failures
 
 
@@ -253,18 +246,14 @@ def _finish(worker: _Worker, options: RunOptions, say: Callable[[str], None]) ->
     if code < 0:  # ended by the system, without a word of its own
         why = ", most likely out of memory: fewer --jobs need less" if -code == signal.SIGKILL else ""
         text = f"{text.rstrip()}\nended by signal {-code} ({signal.strsignal(-code)}){why}".lstrip()
-    return [Failure(job, code, text or f"exit code {code}")]
-
-
-def exit_code(failures: Sequence[Failure]) -> int:
-    """The exit code that all failures share (INPUT or MACHINE); CRASH when they differ."""
-    codes = {failure.code for failure in failures}
-    return codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
+    return [Failure(job, UserError(text.splitlines() or f"exit code {code}", code=code))]
 
 
 def check_failures(failures: Sequence[Failure], planned: Sequence[Run]) -> None:
-    """Raise UserError, with the failures' exit code, when there are any."""
+    """Raise UserError when there are any: with the exit code that they share (INPUT or MACHINE), else CRASH."""
     if failures:
         failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
         what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
-        raise UserError(f"{what}; the same command tries again", code=exit_code(failures))
+        codes = {failure.error.code for failure in failures}
+        code = codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH
+        raise UserError(f"{what}; the same command tries again", code=code)

@@ -4,7 +4,7 @@ Messages go to stderr and tables to stdout. Nothing is read as markup: `[student
 """
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
@@ -28,23 +28,23 @@ def say(text: str) -> None:
         discard_output(sys.stderr)
 
 
-def table(*columns: str, text: Collection[str]) -> Table:
-    """An empty table; columns of `text` are left-aligned, those of numbers right-aligned."""
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Collection[str]) -> None:
+    """Print a table; columns of `text` are left-aligned, those of numbers right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         justify: Literal["left", "right"] = "left" if name in text else "right"
         table.add_column(name, justify=justify, no_wrap=name == columns[0], overflow="fold")
-    return table
+    for row in rows:
+        table.add_row(*row)
+    stdout().print(table)
 
 
 def show_scores(title: str, results: Mapping[str, Any]) -> None:
     """Print one model's scores, one benchmark per line."""
-    scores = table("benchmark", "score", "metric", "items", text=("benchmark", "metric"))
-    scored = results["scores"]
+    scored, rows = results["scores"], []
     for name, score in with_accuracies(scored).items():
         digits = BENCHMARKS[name].digits if name in scored else 1
         about = (str(score.get(field, "")) for field in ("metric", "items"))
-        scores.add_row(head(name), f"{score['score']:.{digits}f}", *about)
-    console = stdout()
-    console.print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
-    console.print(scores)
+        rows.append((head(name), f"{score['score']:.{digits}f}", *about))
+    stdout().print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
+    show_table(("benchmark", "score", "metric", "items"), rows, text=("benchmark", "metric"))

@@ -27,7 +27,6 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, matrix: Matrix | None = None) -> None:
         self.stream = stream or sys.stderr
         self.matrix = matrix or Matrix([], jobs=1)
-        self._shows_matrix = matrix is not None
         self._estimated = False  # whether the matrix's end was estimated before
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -39,7 +38,7 @@ class Progress:
 
     def tell_matrix(self) -> None:
         """Print a line on the whole matrix: always where nothing is drawn, otherwise when all runs have ended."""
-        if self._shows_matrix and (self._live is None or self.matrix.over):
+        if self.matrix.total and (self._live is None or self.matrix.over):
             self.say(matrix_line(self.matrix, datetime.now()))
 
     def say(self, text: str) -> None:
@@ -61,7 +60,7 @@ class Progress:
             return row
 
         lines: list[Any] = []
-        if self._shows_matrix:
+        if self.matrix.total:
             ended = self.matrix.done + self.matrix.failed
             lines.append(bar(ended, self.matrix.total, (), [matrix_line(self.matrix, datetime.now())]))
         for follower in list(self.matrix.running.values()):
@@ -69,7 +68,7 @@ class Progress:
                 before = [Text(follower.label, style="bold"), str(s.get("stage", ""))]
                 lines.append(bar(s["step"], s["steps"], before, [f"{s['step']}/{s['steps']}", left(s), speed(s)]))
                 lines.append(Text("  " + figures(s), style="dim"))
-            elif self._shows_matrix:
+            elif self.matrix.total:
                 lines.append(Text(f"{follower.label}  {follower.idle}", style="dim"))
         return Group(*lines)
 

@@ -8,7 +8,7 @@ will be started.
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -51,32 +51,31 @@ class Follower:
                 yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
+@dataclass
 class Matrix:
     """Counts of runs, and the estimated seconds that are left.
 
-    `waiting` are the rows of the waiting runs, in order; `took` the seconds of runs that finished before, by row.
+    `waiting` are the rows of the waiting runs, in order; `took` the seconds of finished runs, by row, also of those that
+    finished before. `jobs` run at a time.
     """
 
-    def __init__(
-        self,
-        waiting: Sequence[str],
-        *,
-        jobs: int,
-        took: Mapping[str, Sequence[float]] | None = None,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.waiting = list(waiting)
-        self.running: dict[Path, Follower] = {}
-        self.took = {row: list(seconds) for row, seconds in (took or {}).items()}
-        self.done = sum(map(len, self.took.values()))
-        self.failed = 0
+    waiting: list[str]
+    jobs: int
+    took: dict[str, list[float]] = field(default_factory=dict)
+    now: Callable[[], float] = time.monotonic
+    running: dict[Path, Follower] = field(default_factory=dict)
+    failed: int = 0
+
+    def __post_init__(self) -> None:
         self.total = len(self.waiting) + self.done
-        self._jobs = jobs
-        self._now = now
+
+    @property
+    def done(self) -> int:
+        return sum(map(len, self.took.values()))
 
     def start(self, path: Path, last: str, label: str = "", idle: str = Follower.idle) -> None:
         """The next waiting run begins; it is named by the path of its metrics, and `last` is its last stage."""
-        self.running[path] = Follower(path, label, idle, self.waiting.pop(0), last, self._now())
+        self.running[path] = Follower(path, label, idle, self.waiting.pop(0), last, self.now())
 
     def end(self, path: Path, *, failed: bool) -> None:
         """A run ended. The time of a failed one estimates nothing."""
@@ -84,8 +83,7 @@ class Matrix:
         if failed:
             self.failed += 1
         else:
-            self.done += 1
-            self.took.setdefault(run.row, []).append(self._now() - run.began)
+            self.took.setdefault(run.row, []).append(self.now() - run.began)
 
     @property
     def over(self) -> bool:
@@ -94,7 +92,7 @@ class Matrix:
     @property
     def left(self) -> float | None:
         """Estimated seconds until the last run ends; None while there is nothing to estimate them from."""
-        running, waiting, now = list(self.running.values()), list(self.waiting), self._now()  # threads may change them
+        running, waiting, now = list(self.running.values()), list(self.waiting), self.now()  # threads may change them
         # before its last stage, a run's end is not known: later stages have another speed
         steps = [seconds_left(run.step) if run.step.get("stage") == run.last else None for run in running]
         known = {row: fmean(seconds) for row, seconds in list(self.took.items()) if seconds}
@@ -104,7 +102,7 @@ class Matrix:
         if not known:
             return None if running or waiting else 0.0
         mean = fmean(known.values())
-        workers = [0.0] * (self._jobs - len(running))  # seconds until each worker is free
+        workers = [0.0] * (self.jobs - len(running))  # seconds until each worker is free
         for run, rest in zip(running, steps, strict=True):
             workers.append(max(rest or 0.0, known.get(run.row, mean) - (now - run.began)))
         for row in waiting:

@@ -11,7 +11,6 @@ from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.pool import exit_code
 from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import fake_engine
 from tests.support.small_recipe import write
@@ -165,10 +164,13 @@ def test_a_worker_that_the_system_killed_is_reported_as_such(tmp_path, calls, mo
     program = tmp_path / "worker.py"
     program.write_text("import os, sys; sys.stdin.read(); print('so far', flush=True); os.kill(os.getpid(), 9)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
-    failures = pool.in_workers([load(write(tmp_path))], RunOptions(out=tmp_path / "runs"), jobs=1)
+    planned = [load(write(tmp_path))]
+    failures = pool.in_workers(planned, RunOptions(out=tmp_path / "runs"), jobs=1)
     told = "ended by signal 9 (Killed), most likely out of memory: fewer --jobs need less"
-    assert failures[0].text.splitlines() == ["so far", told]
-    assert exit_code(failures) == 1
+    assert failures[0].error.problems == ("so far", told)
+    with pytest.raises(UserError) as error:
+        pool.check_failures(failures, planned)
+    assert error.value.code == 1
 
 
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
@@ -184,7 +186,7 @@ def test_workers_share_the_cores(tmp_path, calls, monkeypatch):
     program.write_text("import os, sys; sys.stdin.read(); print('threads', os.environ['OMP_NUM_THREADS']); sys.exit(1)")
     monkeypatch.setattr(pool, "WORKER", (sys.executable, str(program)))
     failures = pool.in_workers([load(write(tmp_path))], RunOptions(out=tmp_path / "runs"), jobs=2)
-    assert [failure.text for failure in failures] == ["threads 4\n"]
+    assert [failure.error.problems for failure in failures] == [("threads 4",)]
 
 
 def test_eval_scores_the_newest_run_once(tmp_path, calls, monkeypatch, capsys):

@@ -61,7 +61,8 @@ def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
     for line in (ablate, compare):
         assert (option(line, "--world"), option(line, "--out")) == ("playground", "runs/reproduce")
     assert option(ablate, "--seeds") == "5"
-    assert load_many(recipes(ablate)[:1], None, world="playground")[0].runs[0].seed == 1  # 0 was for choosing
+    ((run, *_),) = load_many(recipes(ablate)[:1], None, world="playground").values()
+    assert run.seed == 1  # 0 was for choosing
     assert "--rows" not in ablate
     assert option(compare, "--report") == "reports/playground"
     assert "left out: align-kd" in said
@@ -80,9 +81,9 @@ def test_quick_is_one_seed_of_rows_that_exist_and_fit_into_twenty_minutes(make):
     assert recipes(ablate) == recipes(compare)
     assert option(ablate, "--seeds") == "1"
     rows = option(ablate, "--rows").split(",")
-    tables = load_many(recipes(ablate), rows, world="playground")
-    assert {run.row for table in tables for run in table.runs} == set(rows)
-    runs = [entry.run for entry in unique_jobs([run for table in tables for run in table.runs])]
+    tables = load_many(recipes(ablate), rows, world="playground").values()
+    assert {run.row for runs in tables for run in runs} == set(rows)
+    runs = [entry.run for entry in unique_jobs([run for runs in tables for run in runs])]
     seconds = 120 + sum(_seconds(run) for run in runs)
     assert seconds < 2 * 16 * 60
     assert "left out by QUICK=1: four of five seeds" in said

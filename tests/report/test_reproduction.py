@@ -14,7 +14,7 @@ from switchkd_cli import cli
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS, TEN
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.report.document import Callout, Document, Facts, Line, Number, Table
+from switchkd_cli.report.document import Document, Facts, Line, Number, Table, Text
 from switchkd_cli.report.formats.html import to_html
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
@@ -71,7 +71,7 @@ def table(document, head):
 
 
 def callouts(section):
-    return [block.words for block in section.blocks if isinstance(block, Callout)]
+    return [block.words for block in section.blocks if isinstance(block, Text) and block.tone == "problem"]
 
 
 def half(values):
@@ -198,7 +198,7 @@ def test_what_did_not_finish_is_counted_and_named(root, file):
     document = composed(root, file)
     assert table(document, "row")["Align"]["seeds"] == "2 of 3"
     assert callouts(chapter(document)) == ["2 runs are missing: Align: failed, seed 1; SFT: never started, seed 2."]
-    assert any("1 failed, 1 never started" in block.words for block in document.blocks if isinstance(block, Callout))
+    assert any("1 failed, 1 never started" in words for words in callouts(document))
 
 
 def test_a_row_that_failed_with_every_seed_keeps_its_line_and_one_that_was_not_run_is_named(root, file):

@@ -26,7 +26,7 @@ class Clock:
 
 def matrix_of(*rows, jobs=1, took=None):
     now = Clock()
-    return Matrix(rows, jobs=jobs, took=took, now=now), now
+    return Matrix(list(rows), jobs=jobs, took=took or {}, now=now), now
 
 
 def step(done, of, seconds, stage=LAST):

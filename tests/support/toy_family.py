@@ -31,8 +31,9 @@ from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.layer_forwards import recompute_layers
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
-from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel, recompute_layers
+from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import PairFact

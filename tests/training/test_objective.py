@@ -5,12 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from switchkd_cli import registry
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.objective import LossInputs, Objective
-from switchkd_cli.engine.training.trainer import unfreeze
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.recipe.validate import _reach
 from tests.support import tiny
@@ -113,7 +113,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     """A term without positions or images is 0 with a graph: every process can take its backward pass."""
     paths.switch_adapter = FeatureAdapter(16, 16) if part == "adapter" else None
     paths.requires_grad_(False)
-    trained = unfreeze(paths, part)
+    trained = [*nn.ParameterList(paths.used_parameters(part)).requires_grad_(True)]
     on = "answer" if registry.signature("loss", term["loss"]).of_images else "image"
     objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
     data = tiny.conversations(paths.student, tmp_path)
@@ -143,7 +143,8 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
 def test_a_micro_batch_of_text_leaves_gradients_of_zero_not_none(paths, tmp_path):
     """As in several processes of which one has images: AdamW uses its moments in either case."""
     paths.requires_grad_(False)
-    trained = [*unfreeze(paths, "vision"), *unfreeze(paths, "projector")]
+    parts = (*paths.used_parameters("vision"), *paths.used_parameters("projector"))
+    trained = [*nn.ParameterList(parts).requires_grad_(True)]
     got = gradients(paths, [tiny.batch(paths.student, tmp_path, which=[tiny.row("t", None, ("Hi.", "hi"))])])
     assert len(got) == len(trained) and not any(gradient.any() for gradient in got.values())
     paths.requires_grad_(True)

@@ -76,7 +76,7 @@ def test_a_batch_counts_its_tokens_and_its_places():
     lengths = (3, 7, 1)
     told = [torch.arange(n) + 20 for n in lengths]
     batch = collate([Example(str(len(t)), t, t, torch.zeros_like(t)) for t in told], pad_token=0)
-    assert (batch.tokens, batch.places) == (11, 21)
+    assert batch.sizes == (11, 21)
 
 
 @pytest.mark.parametrize(("batch", "micro"), [(16, 4), (128, 2), (16, 16)])

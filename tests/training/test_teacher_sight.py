@@ -68,7 +68,7 @@ def fill(modules, std=0.0):
 
 def decode_as(image):
     def plant(case):
-        case.patch.setattr("switchkd_cli.engine.data.image._decode", lambda *_: image)
+        case.patch.setattr("switchkd_cli.engine.data.image._rgb", lambda *_: image)
 
     return plant
 

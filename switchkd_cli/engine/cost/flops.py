@@ -14,7 +14,8 @@ pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if
 | vision  |                | V_S once, for the student's and the switch's gradient together  |
 
 Layers under activation checkpointing are computed a second time in the backward pass, except the last matrix of each:
-torch stops as soon as everything that the gradient needs has been computed.
+torch stops as soon as everything that the gradient needs has been computed. (Where L's last layer is computed at fewer
+positions, its output is put in place behind its last matrix, which is then computed again, too.)
 """
 
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
@@ -66,11 +67,15 @@ def _projector(p: ProjectorShape, batch: MicroBatch, *, weights: bool = False, i
 def _language(
     lm: LanguageShape, batch: MicroBatch, *, gradient: bool = False, weights: bool = False, recomputed: bool = False
 ) -> float:
-    """L: every layer at every position, the head at the chosen positions only; `gradient`: that of its input is needed."""
+    """L: the head, and what of the last layer only it reads, at the chosen positions, all else at every position.
+
+    `gradient`: that of its input is needed.
+    """
     tokens = batch.examples * batch.length
-    matrices = 2 * tokens * lm.layers * lm.weights
+    left_out = (lm.last > 0) * (tokens - batch.positions)
+    matrices = 2 * (tokens * lm.layers * lm.weights - left_out * lm.last)
     attention = 4 * tokens * lm.layers * batch.length * lm.queries
     head = 2 * batch.positions * lm.width * lm.vocabulary
-    last_matrices = 2 * tokens * lm.layers * lm.width * lm.inner
+    last_matrices = 2 * tokens * (lm.layers - (lm.last > 0)) * lm.width * lm.inner
     backward = (1 + weights) * (matrices + head) + 2 * attention + recomputed * (matrices + attention - last_matrices)
     return matrices + attention + head + gradient * backward

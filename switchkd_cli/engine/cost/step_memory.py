@@ -16,14 +16,16 @@ residual stream and c in a matrix product:
               attention    query, key, value, output c each (keys repeated for every head under a mask), 4 a head
               mask         c T, once for all layers where turns are independent and nothing is cast
               gated MLP    3 c f, and c f where trained
+              last layer   MLP and its matrices' inputs only at the positions that the head reads; so are the inputs of the
+                           query's and the output's matrix, which are then tensors of their own
     vision    norms        n r d
               matrices     their inputs: (3 + 1) c d if each is cast by itself, else 2 r d
               attention    4 c d
               MLP          2 c f; 3 c f with CLIP's quick GELU; 4 c f where gated
 
 A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
-r d; in addition its part leaves, once, the mask (T, or r T where turns are independent) and the rotary angles (2 r h, h
-the width of a head). In the backward pass one such layer at a time holds all of its bytes.
+r d; in addition its part leaves, once, the mask (T, or r T where turns are independent). Once for all layers of L there are
+the rotary angles (2 r h, h the width of a head). In the backward pass one such layer at a time holds all of its bytes.
 """
 
 from dataclasses import dataclass
@@ -187,17 +189,22 @@ def _add_language(
     matrices = trained * lm.width * (5 * p.compute if p.cast else 2 * p.residual)
     keys = lm.queries if batch.masked else lm.keys
     attention = p.compute * (2 * lm.queries + 2 * keys) + 4 * lm.heads
-    layer = lm.norms * norm + matrices + attention + (3 + trained) * p.compute * lm.inner
+    mlp = (3 + trained) * p.compute * lm.inner
+    layer = last = lm.norms * norm + matrices + attention + mlp
+    if lm.last:
+        inputs = lm.width * (3 * p.compute if p.cast else 2 * p.residual) + p.compute * lm.queries
+        of_keys = trained * lm.width * (2 * p.compute if p.cast else p.residual)
+        last = lm.norms * norm + of_keys + attention + batch.positions / positions * (mlp + trained * inputs)
     mask = batch.masked * p.compute * batch.length
+    angles = 2 * p.residual * lm.queries / lm.heads
     if recomputed:
-        angles = 2 * p.residual * lm.queries / lm.heads
         masks = batch.masked * (p.residual if batch.independent else 1) * batch.length
         total.saved += positions * (lm.layers * layer_input + angles + masks + norm)
         held = positions * (layer + mask + layer_input) + p.cast * p.compute * lm.weights
         total.recomputed_layer = max(total.recomputed_layer, held)
     else:
         masks = mask * (1 if batch.independent and not p.cast else lm.layers)
-        total.saved += positions * (lm.layers * layer + masks + norm)
+        total.saved += positions * ((lm.layers - 1) * layer + last + angles + masks + norm)
     layers = lm.layers if trained or not recomputed else 0
     total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 

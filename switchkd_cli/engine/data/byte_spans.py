@@ -1,7 +1,5 @@
 """Spans of bytes of an answer's text that two tokenizers end together."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from itertools import accumulate

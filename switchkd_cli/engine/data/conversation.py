@@ -199,12 +199,9 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            usual = [self.image_inputs.usual] * len(row.images)
-            example = self._read_by_both(row, usual)
             opened = images_of(row, self.rows)
             images = self.image_inputs.prepare(opened)
-            if self.teacher is not None or [image.text for image in images] != [image.text for image in usual]:
-                example = self._read_by_both(row, images, opened)
+            example = self._read_by_both(row, images, opened)
             tensors = tuple(image.inputs for image in images)
             if self.teacher is not None and (own := example.teacher) is not None:
                 example = replace(example, teacher=self.teacher._with_position(own, own.images or tensors))
@@ -373,9 +370,7 @@ class Conversations(Dataset[Example]):
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         begins = [min(start, end - 1) for start, end in offsets]  # also for a trimmed space
         bounds = pairwise([0, *(bisect_left(begins, end) for end in accumulate(map(len, texts)))])
-        if self._token_bytes is None:
-            return [(ids[a:b], []) for a, b in bounds]
-        ends = token_ends([self._token_bytes[id] for id in ids], text, offsets)
+        ends = token_ends([self._token_bytes[id] for id in ids], text, offsets) if self._token_bytes else []
         before = [0, *accumulate(len(text.encode()) for text in texts)]
         parts = zip(bounds, before, strict=False)
         return [(ids[a:b], [None if end is None else end - at for end in ends[a:b]]) for (a, b), at in parts]

@@ -1,11 +1,12 @@
 """Open an image, upright, from a file or from bytes. Raises Fault for an image that can't be used."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 from os.path import isfile, realpath
 from pathlib import Path
+from unittest.mock import patch
+from warnings import catch_warnings
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -27,7 +28,15 @@ def open_image(image: str | bytes, images: Path | None, *, follow_links: bool = 
     A path is relative to `images`. Raises Fault where it leads out of that folder, which symbolic links may do only with
     `follow_links`.
     """
-    return _decode(*_source(image, images, follow_links))
+    source, problem = _source(image, images, follow_links)
+    try:
+        # for the whole process Pillow may be set to fill truncated images with grey: importing lmms-eval does
+        strict = patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+        with strict, catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as opened:
+            _check_size(*opened.size)
+            return _rgb(upright(opened))
+    except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
+        raise Fault(f"{problem}: {error}") from None
 
 
 def images_of(row: Row, rows: Rows) -> list[Image.Image]:
@@ -67,15 +76,6 @@ def _source(image: str | bytes, images: Path | None, follow_links: bool) -> tupl
     return path, f"unreadable image {path}"
 
 
-def _decode(source: Path | BytesIO, problem: str) -> Image.Image:
-    try:
-        with _strict_decoding(), Image.open(source, formats=FORMATS) as image:
-            _check_size(*image.size)
-            return _rgb(upright(image))
-    except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
-        raise Fault(f"{problem}: {error}") from None
-
-
 def _check_size(width: int, height: int) -> None:
     """Raise ValueError for an image that is too large, before it is decoded.
 
@@ -96,20 +96,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("levels in floating point, of no known range")
     return image.convert("RGB")
-
-
-@contextmanager
-def _strict_decoding() -> Iterator[None]:
-    """Silence Pillow's warnings, but have it raise an error for a truncated image.
-
-    A setting for the whole process makes Pillow fill truncated images with grey; importing lmms-eval sets it.
-    """
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ we tried (orjson, pyarrow, datasets) need several gigabytes of memory for a list
 
 import json
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TextIO
 import numpy as np
 
 WINDOW = 1 << 22  # characters read at once
-SPACE = " \t\r\n"
+SPACE = re.compile(r"[ \t\r\n]+")
 
 Span = tuple[int, int, object]
 """(begin, end, row): where a row begins and ends in the file, in bytes, and the row."""
@@ -68,21 +69,21 @@ def _json_list(file: Path) -> Iterator[Span]:
     """Yield the rows between `[` and `]`."""
     with file.open(encoding="utf-8", newline="") as stream:
         window = _Window(stream)
-        if window.here == "\ufeff":
-            window.take(3)
-        if window.after_space != "[":
+        if window.next == "\ufeff":
+            window.at, window.begin = 1, 3  # a byte order mark
+        if window.next != "[":
             _, _, value = window.value()
-            lines = " followed by more (JSON lines? then its name must end in .jsonl)" if window.after_space else ""
+            lines = " followed by more (JSON lines? then its name must end in .jsonl)" if window.next else ""
             raise NotRows(f"not a JSON list of rows, but a {type(value).__name__}{lines}")
-        window.take()
-        while window.after_space != "]":
+        window.skip()
+        while window.next != "]":
             yield window.value()
-            if window.after_space == ",":
-                window.take()
-            elif window.here != "]":
+            if window.next == ",":
+                window.skip()
+            elif window.next != "]":
                 raise window.broken("Expecting ',' delimiter")
-        window.take()
-        if window.after_space:
+        window.skip()
+        if window.next:
             raise window.broken("Extra data")
 
 
@@ -95,23 +96,18 @@ class _Window:
         self.text, self.at, self.begin = "", 0, 0  # begin: bytes of the file before `at`
 
     @property
-    def here(self) -> str:
-        """The next character; empty at the end of the file."""
-        if self.at == len(self.text):
-            self._more()
-        return self.text[self.at : self.at + 1]
+    def next(self) -> str:
+        """The next character that is no white space, up to which all is skipped; empty at the end of the file."""
+        while True:
+            if space := SPACE.match(self.text, self.at):
+                self.skip(len(space[0]))
+            if self.at < len(self.text) or not self._more():
+                return self.text[self.at : self.at + 1]
 
-    @property
-    def after_space(self) -> str:
-        """The next character that is no space, up to which all is skipped; empty at the end of the file."""
-        while self.here and self.here in SPACE:
-            self.take()
-        return self.here
-
-    def take(self, size: int = 1) -> None:
-        """Skip one character of `size` bytes."""
-        self.at += 1
-        self.begin += size
+    def skip(self, count: int = 1) -> None:
+        """Skip characters of one byte."""
+        self.at += count
+        self.begin += count
 
     def value(self) -> Span:
         """Decode the JSON value that begins here, and skip it."""
@@ -119,13 +115,11 @@ class _Window:
             try:
                 value, end = self.parse(self.text, self.at)
                 break
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also: a number of too many digits; nested too deep
                 # near the window's end, or in a string without an end, the value may only need more text
-                incomplete = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
-                if not (incomplete and self._more()):
-                    raise self.broken(error.msg) from error
-            except (RecursionError, ValueError) as error:  # nested too deep; a number with too many digits
-                raise self.broken(_message(error)) from error
+                near_end = getattr(error, "pos", -1) >= len(self.text) - 16
+                if not ((near_end or "Unterminated string" in str(error)) and self._more()):
+                    raise self.broken(_message(error)) from error
         source = self.text[self.at : end]
         begin, self.at = self.begin, end
         self.begin += len(source) if source.isascii() else len(source.encode())

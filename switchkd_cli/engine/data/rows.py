@@ -6,7 +6,6 @@ Unusable rows are counted, listed in a file, and an error when their share is ab
 import hashlib
 import json
 import reprlib
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -24,6 +23,7 @@ TURNS = ("chained", "independent")
 LONGEST = 1 << 20  # characters a row may have: the tokens of a longer one would fill the memory
 NAMED = 100  # characters of a row's id or values that a message shows
 NOTED = 1000  # different notes that are counted; every row could have a key of its own
+FACTS = np.dtype([("size", np.int32), ("has_image", bool), ("digest", np.uint64)])  # of each row, see `Survey`
 NAMED_ROWS = 5  # unusable rows named in an error; the rest are counted
 SHOWN = 12  # notes of each kind that are shown
 
@@ -97,9 +97,8 @@ class Survey:
     def note_lines(self) -> Iterator[str]:
         """Yield the notes, one line for each kind, the most frequent notes first."""
         for kind in (LEFT_OUT, NOT_LEARNT, NOT_READ):
-            counts = [(count, what) for (of, what), count in self.notes.items() if of == kind]
-            counts.sort(key=lambda pair: (-pair[0], pair[1]))
-            shown = [f"{what} ({count:,} row{'s' * (count > 1)})" for count, what in counts[:SHOWN]]
+            counts = sorted((-count, what) for (of, what), count in self.notes.items() if of == kind)
+            shown = [f"{what} ({-count:,} row{'s' * (count < -1)})" for count, what in counts[:SHOWN]]
             if len(counts) > SHOWN:
                 shown.append(f"{len(counts) - SHOWN:,} others")
             if shown:
@@ -226,29 +225,27 @@ class BadRows:
 
 def survey_rows(raw: Iterable[object], parse: Parse, folder: Path | None) -> Survey:
     """Check the text of every row once, and return sizes, faults and notes. Images are not opened."""
-    sizes, image_mask = array("i"), array("b")
     faults: list[Unusable] = []
     names: dict[str, None] = {}
     notes: Counter[Note] = Counter()
-    digests = array("Q")
-    for number, value in enumerate(raw):
-        try:
-            row = parse_row(value, parse, folder)
-            sizes.append(row.size)
-            image_mask.append(bool(row.images))
-            digests.append(_digest(row))
-            names |= {image: None for image in row.images if isinstance(image, str)}
+
+    def facts() -> Iterator[tuple[int, bool, int]]:
+        for number, value in enumerate(raw):
+            try:
+                row = parse_row(value, parse, folder)
+            except Fault as fault:
+                faults.append(fault.at(number))
+                yield 0, False, 0
+                continue
+            names.update((image, None) for image in row.images if isinstance(image, str))
             for kind, what in row.notes:
                 known = len(notes) < NOTED or (kind, what) in notes
                 notes[kind, what if known else "others, counted together"] += 1
-        except Fault as fault:
-            faults.append(fault.at(number))
-            sizes.append(0)
-            image_mask.append(False)
-            digests.append(0)
-    of_rows = np.array(sizes, np.int32), np.array(image_mask, bool)
-    images = json.dumps(list(names)).encode()
-    return Survey(*of_rows, tuple(faults), images, notes, np.array(digests, np.uint64))
+            yield row.size, bool(row.images), _digest(row)
+
+    found = np.fromiter(facts(), FACTS)
+    sizes, image_mask, digests = (found[name].copy() for name in ("size", "has_image", "digest"))
+    return Survey(sizes, image_mask, tuple(faults), json.dumps(list(names)).encode(), notes, digests)
 
 
 def _digest(row: Row) -> int:

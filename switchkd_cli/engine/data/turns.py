@@ -27,10 +27,8 @@ IMAGE_FIELDS = ("bytes", "path", "url")  # of an image that is a mapping
 KEYS: Mapping[str, Any] = read_yaml(__file__, "row_forms.yaml")
 IMAGE_KEYS: Sequence[str] = KEYS["image_keys"]
 TYPES: Mapping[str, str] = {name: kind for kind, names in KEYS["parts"].items() for name in names}
-REFUSED_KEYS, REFUSED_OF_TURN = (
-    {key: why for why, keys in KEYS[name].items() for key in keys} for name in ("refused", "refused_of_turn")
-)
-REFUSED_TURN_KEYS = REFUSED_KEYS | REFUSED_OF_TURN
+REFUSED_KEYS = {key: why for why, keys in KEYS["refused"].items() for key in keys}
+REFUSED_TURN_KEYS = REFUSED_KEYS | {key: why for why, keys in KEYS["refused_of_turn"].items() for key in keys}
 
 
 class Form:
@@ -60,9 +58,7 @@ class Form:
 
     def _row(self, value: Mapping, id: str) -> Row:
         turns = self._turns(value)
-        notes: set[Note] = set()
-        if not value.keys() <= self.read:
-            notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
+        notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
         images = _images(value, self.keys.images)
         system, turns = self._split_system(value, turns, images, notes)
         texts: list[Any] = [turn.get(self.text) for turn in turns]
@@ -149,7 +145,7 @@ class Form:
     def _learnt(self, turn: Mapping, notes: set[Note]) -> bool:
         """Whether the keys of a turn let its answer be learnt; always true for a question. Raises Fault for a refused key."""
         learnt = True
-        for key, value in _other_keys(turn, {self.speaker, self.text}, REFUSED_TURN_KEYS, "a turn"):
+        for key, value in _other_keys(turn, (self.speaker, self.text), REFUSED_TURN_KEYS, "a turn"):
             if key not in KEYS["learn"]:
                 notes.add((NOT_READ, f"{short_repr(key)} of a turn"))
             elif value not in (0, 1):

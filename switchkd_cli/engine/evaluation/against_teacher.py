@@ -68,7 +68,7 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     assert paths.teacher is not None
     exchanged = Paths(paths.teacher, paths.student, paths.vocabulary)
     right: dict[str, list[Tensor]] = {}
-    seen: dict[Any, ImageInput] = {}
+    seen: dict[str, ImageInput] = {}
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue

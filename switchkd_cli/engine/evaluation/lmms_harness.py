@@ -12,7 +12,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,28 +55,24 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], asked: Evaluation, folder: 
     """
     folder = folder.resolve()
     limit = None if home or asked.items is None else asked.items - asked.items % 2  # MME's questions come in pairs
-    with ExitStack() as stack:
-        stack.enter_context(quiet(folder / "log.txt"))
-        stack.enter_context(_one_process())
-        stack.enter_context(no_judge())
-        if home is not None:
-            stack.enter_context(_local_data(home.resolve()))
+    data = nullcontext() if home is None else _local_data(home.resolve())
+    with quiet(folder / "log.txt"), _one_process(), no_judge(), data:
         manager = task_manager(rows, asked.tasks_path)
         try:
             model.tasks = manager.load_task_or_group([_task(row, manager) for row in rows])
-            stack.enter_context(nothing_goes_out())
-            return evaluator.simple_evaluate(
-                model=model,
-                tasks=list(model.tasks.values()),
-                task_manager=manager,
-                limit=limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                numpy_random_seed=None,
-                torch_random_seed=None,
-                process_docs_parallel=1,  # MMMU draws random options in this order
-                cli_args=Namespace(output_path=str(folder), process_with_media=False),
-            )
+            with nothing_goes_out():
+                return evaluator.simple_evaluate(
+                    model=model,
+                    tasks=list(model.tasks.values()),
+                    task_manager=manager,
+                    limit=limit,
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    numpy_random_seed=None,
+                    torch_random_seed=None,
+                    process_docs_parallel=1,  # MMMU draws random options in this order
+                    cli_args=Namespace(output_path=str(folder), process_with_media=False),
+                )
         except RetryError as error:  # local data is not read again
             cause: Any = error.last_attempt.exception()
             why = f"{type(cause).__name__}: {one_line(cause)}"
@@ -196,16 +192,12 @@ def _local_data(home: Path) -> Iterator[None]:
 
     Where files in `home` can't be locked, the cache is a temporary folder on this machine.
     """
-    with ExitStack() as stack:
-        cache = home / "cache"
-        if not can_lock(home):
-            cache = Path(stack.enter_context(TemporaryDirectory()))
-        stack.enter_context(chdir(home))
-        stack.enter_context(offline())
-        stack.enter_context(patch.multiple(datasets.config, HF_DATASETS_CACHE=cache))
-        stack.enter_context(patch.multiple(task_module, _resolve_hf_datasets_cache_dir=lambda: str(cache)))
-        stack.enter_context(patch.multiple(datasets.Dataset, map=_map_here))
-        yield
+    with TemporaryDirectory() as scratch, chdir(home), offline():
+        cache = home / "cache" if can_lock(home) else Path(scratch)
+        resolved = patch.object(task_module, "_resolve_hf_datasets_cache_dir", lambda: str(cache))
+        mapped = patch.object(datasets.Dataset, "map", _map_here)
+        with patch.object(datasets.config, "HF_DATASETS_CACHE", cache), resolved, mapped:
+            yield
 
 
 @contextmanager

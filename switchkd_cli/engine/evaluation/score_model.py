@@ -122,15 +122,8 @@ def _score(row: Benchmark, outcome: dict, model: LmmsModel, folder: Path) -> dic
     lines = []
     for sample, own in zip(samples, each, strict=True):
         item = model.items[asked, sample["doc_id"]]
-        answer = {
-            "doc_id": sample["doc_id"],
-            "key": item.key,
-            "image": item.image_key,
-            "kind": item.kind,
-            "prompt": item.prompt,
-            "answer": sample["filtered_resps"][0],
-            "target": item.target,
-        }
+        answer = {name: getattr(item, name) for name in ("doc_id", "key", "kind", "prompt", "target")}
+        answer |= {"image": item.image_key, "answer": sample["filtered_resps"][0]}
         lines.append(answer | own | {"faults": item_scores.faults(row, sample, item, own["score"])})
     folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / f"{row.task}.jsonl", lines)

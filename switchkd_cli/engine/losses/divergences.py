@@ -5,8 +5,11 @@ skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and
 From a target that moves from the student to the teacher during a stage (TAID, 2501.16937).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
 
@@ -16,8 +19,26 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: f
 
     There is no temperature^2 factor: the term's weight says how much it counts.
     """
-    log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    return kl(log_t, log_s)
+    teacher, student = without_padding(teacher_logits, student_logits)
+    return _ForwardKL.apply(teacher, student, temperature)
+
+
+class _ForwardKL(torch.autograd.Function):
+    """Forward KL with its gradient in closed form, (p_S - p_T) / temperature: five tensors [N, V] at most, in place of seven."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+        log_t, log_s = ((z / temperature).log_softmax(-1) for z in (teacher, student))
+        difference = log_t - log_s
+        p_t = log_t.exp_()
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(log_s.exp_().sub_(p_t).div_(temperature))
+        return difference.mul_(p_t).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        return None, ctx.saved_tensors[0] * grad[:, None], None
 
 
 def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from switchkd_cli.engine.inputs import USUAL
+from switchkd_cli.engine.models.layer_forwards import by_position
 
 CLASS_TOKENS = {"clip_vision_model": 1, "internvl_vision": 1}  # of other towers: none
 
@@ -59,7 +60,8 @@ class ProjectorShape(NamedTuple):
 class LanguageShape(NamedTuple):
     """L. `weights`: of the matrices of one layer, the mean of the layers; `norms`: see `_norms`.
 
-    `queries`, `keys`: widths of all heads together.
+    `queries`, `keys`: widths of all heads together. `last`: of the last layer's weights, those computed at the positions only
+    that a head reads (`layer_forwards.only_at`).
     """
 
     width: int
@@ -71,6 +73,7 @@ class LanguageShape(NamedTuple):
     keys: int
     vocabulary: int
     norms: float = 2
+    last: int = 0
 
 
 class ModelShape(NamedTuple):
@@ -209,6 +212,7 @@ def _language(model: Any) -> LanguageShape:
         keys=keys,
         vocabulary=text.vocab_size,
         norms=_norms(model.language.layers, text.hidden_size, (queries, keys)) / (2 * text.hidden_size),
+        last=sum(p.numel() for module in by_position(model.language.layers[-1]) for p in _matrices(module)),
     )
 
 

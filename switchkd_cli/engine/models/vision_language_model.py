@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel
 
 from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
+from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
 from switchkd_cli.engine.models.model_folder import save
 from switchkd_cli.engine.models.seams import GRID, Enough, Seam
 from switchkd_cli.engine.models.shape import vision_width
@@ -127,7 +126,8 @@ class VisionLanguageModel(nn.Module):
 
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
         """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
-        with recompute_layers(self.language.layers if "language" in self.recomputed_parts else ()):
+        layers = self.language.layers
+        with only_at(keep, layers[-1]), recompute_layers(layers if "language" in self.recomputed_parts else ()):
             hidden = self._read(batch, tokens).last_hidden_state[keep]
         return hidden if batch.images else _with_graph_of(tokens, hidden)
 
@@ -217,24 +217,6 @@ class VisionLanguageModel(nn.Module):
         return mask.sum(1).tolist(), answers[:, ids.shape[1] :]
 
     save = save
-
-
-@contextmanager
-def recompute_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block, each layer keeps only its input for the backward pass, which computes it again (1604.06174).
-
-    transformers' gradient checkpointing does nothing in eval mode, the mode of the teacher that the switch's gradient
-    passes through. So torch's checkpointing wraps each layer's forward, in either mode. Hooks stay outside it and run
-    once. The random state is restored, so that dropout drops the same values. Without gradients nothing changes.
-    """
-    layers = list(layers) if torch.is_grad_enabled() else []
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the class's forward again
 
 
 def _with_graph_of(tokens: PerImage, values: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 `compare_with_dense` checks it against the objective from all logits at once (`--check`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+from torch.utils._pytree import tree_leaves, tree_map
 
-from switchkd_cli.engine.batch import Batch, PerImage, apply
+from switchkd_cli.engine.batch import Batch, PerImage
 from switchkd_cli.engine.lm_head import Heads, capped, positions
 from switchkd_cli.engine.paths import PATHS, output_name
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
@@ -42,7 +41,8 @@ class ChunkedObjective:
 
     def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
         self.terms, self.tokens, self.dense = objective.terms, objective.tokens, dense
-        of_logits = [term for term in self.terms if dense or objective.reads_logits(term)]
+        reads = {name: {kind for _, kind in signature.reads} for name, signature in objective.signatures.items()}
+        of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
         self.on_logits = Objective(of_logits, self.tokens)
         self.on_others = Objective([term for term in self.terms if term not in of_logits], self.tokens)
         self.paths = tuple(sorted((self.on_logits.outputs | set(also)) & set(PATHS)))
@@ -104,7 +104,8 @@ class ChunkedObjective:
         """Return the chunks of `keep`: of whole examples where models read unlike texts, or a loss is across positions."""
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
         most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
-        whole = batch.spans is not None or self.on_logits.compares_positions
+        across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
+        whole = batch.spans is not None or across
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
         lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
         if not whole:  # or of the position among those of `keep`
@@ -210,20 +211,15 @@ def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, fl
 
 def _loss_and_gradients(objective: ChunkedObjective, inputs: LossInputs, heads: Heads) -> list[Tensor]:
     """Return the loss, and its gradients on copies of those outputs and head weights that need one."""
-    outputs = {name: apply(_leaf, value) for name, value in inputs.outputs.items()}
-    heads = heads._replace(weights={path: _leaf(weight) for path, weight in heads.weights.items()})
-    values = [*outputs.values(), *heads.weights.values()]
-    tensors = [one for value in values for one in ((value,) if isinstance(value, Tensor) else value)]
-    leaves = [tensor for tensor in tensors if tensor.requires_grad]
+    given = dict(inputs.outputs), dict(heads.weights)
+    outputs, weights = tree_map(lambda of: of.detach().requires_grad_(of.requires_grad), given)
+    heads = heads._replace(weights=weights)
+    leaves = [of for of in tree_leaves((outputs, weights)) if of.requires_grad]
     if objective.dense:
         outputs |= {path: heads(path, cast(Tensor, outputs[output_name(path, "hidden")])) for path in objective.paths}
     total, _ = objective(inputs._replace(outputs=outputs, heads=heads))
     gradients = torch.autograd.grad(total, leaves, materialize_grads=True) if leaves else ()
     return [total.detach(), *gradients]
-
-
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().requires_grad_(value.requires_grad)
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import BLOCK
 from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
 from switchkd_cli.recipe.schema import Term
+from switchkd_cli.report.grouping import grouped
 
 SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
@@ -25,17 +26,6 @@ class KneeSpec(NamedTuple):
     path: str
     on: str
     select: TopKAtKnee
-
-
-class KneeStats(NamedTuple):
-    """Of N rows of logits."""
-
-    knee: Tensor
-    """[N] 1 + the knee's rank: how many logits lie at or before it."""
-    k: Tensor
-    """[N] what the loss takes: the knee within its bounds."""
-    mass: Tensor
-    """[N] probability of the top k."""
 
 
 class Diagnostics:
@@ -108,16 +98,19 @@ def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
 
 
 @torch.no_grad()
-def measure_knees(logits: Tensor, spec: KneeSpec) -> KneeStats:
-    """Return the knees of rows of logits [N, V], computed a block of rows at a time."""
+def measure_knees(logits: Tensor, spec: KneeSpec) -> Iterator[Tensor]:
+    """Return of rows of logits [N, V]: 1 + the knee's rank, the loss's k (the knee within its bounds), the top k's mass, [N].
+
+    They are computed a block of rows at a time.
+    """
     stats = []
     for block in logits.split(max(1, BLOCK // logits.shape[-1])):
         padding = padding_columns(block)
         top, rank, k = spec.select.search(block, padding)
         beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
         log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
-        stats.append(KneeStats(1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
-    return KneeStats(*(torch.cat(column) for column in zip(*stats, strict=True)))
+        stats.append((1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
+    return map(torch.cat, zip(*stats, strict=True))
 
 
 def gradient_norms_by_term(
@@ -131,16 +124,15 @@ def gradient_norms_by_term(
     """
     probes = {part: [p for p in all_of if p.ndim == 1] or list(all_of) for part, all_of in trained.items()}
     flat = [(part, p) for part, chosen in probes.items() for p in chosen]
-    squares: dict[str, float] = {}
+    norms: dict[str, float] = {}
     for term, value in weighted_terms:
         if not value.requires_grad:
             continue
-        gradients = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
-        for (part, _), gradient in zip(flat, gradients, strict=True):
-            if gradient is not None:
-                name = f"grad/{term}/{part}"
-                squares[name] = squares.get(name, 0.0) + gradient.float().square().sum().item()
-    return {name: value**0.5 for name, value in squares.items()}
+        found = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
+        gradients = grouped((part, of) for (part, _), of in zip(flat, found, strict=True) if of is not None)
+        squares = {part: sum(g.float().square().sum().item() for g in of) for part, of in gradients.items()}
+        norms |= {f"grad/{term}/{part}": square**0.5 for part, square in squares.items()}
+    return norms
 
 
 def with_shares(norms: Mapping[str, float]) -> dict[str, float]:
@@ -161,24 +153,15 @@ def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]
     """
     if len(diagnostics) == 1:
         return dict(diagnostics[0])
-    figures = {}
-    for name in dict.fromkeys(name for each in diagnostics for name in each):
-        pairs = zip(diagnostics, positions, strict=True)
-        having = [(each[name], count) for each, count in pairs if name in each and count]
-        if having:
-            figures[name] = sum(count * value for value, count in having) / sum(count for _, count in having)
-    return figures
+    pairs = ((each, count) for each, count in zip(diagnostics, positions, strict=True) if count)
+    found = grouped((name, (value, count)) for each, count in pairs for name, value in each.items())
+    return {name: sum(n * value for value, n in of) / sum(n for _, n in of) for name, of in found.items()}
 
 
 def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
     """Return the figures of each supervised token, [N]."""
-    teacher, figures = logits["teacher"], {}
-    for path in ("teacher", "student"):
-        if path in logits:
-            figures[f"{path}_ce"] = cross_entropy(targets, logits[path])
-    for path in (path for path in logits if path != "teacher"):
-        figures[f"agreement/{path}"] = (logits[path].argmax(-1) == teacher.argmax(-1)).float()
-    for path, name in (("student", "kl/student"), ("switch", "switch_gap")):
-        if path in logits:
-            figures[name] = forward_kl(teacher, logits[path])
-    return figures
+    teacher, others = logits["teacher"], {path: of for path, of in logits.items() if path != "teacher"}
+    figures = {f"{path}_ce": cross_entropy(targets, of) for path, of in logits.items() if path != "switch"}
+    figures |= {f"agreement/{path}": (of.argmax(-1) == teacher.argmax(-1)).float() for path, of in others.items()}
+    gaps = {"student": "kl/student", "switch": "switch_gap"}
+    return figures | {gaps[path]: forward_kl(teacher, of) for path, of in others.items()}

@@ -62,9 +62,8 @@ class Loop:
         self.steps = data_loader.count_steps(stage, len(data))
         self.trainer = Trainer(stage, paths, self.steps, seed=seed, processes=processes, **settings)
         self.warnings = TrainingWarnings(stage)
-        self.validation: Validator | None = None
-        if stage.validation is not None and held_out is not None:
-            self.validation = Validator(stage.validation, held_out, self.trainer)
+        spec = stage.validation
+        self.validation = Validator(spec, held_out, self.trainer) if spec and held_out is not None else None
         self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
@@ -119,8 +118,9 @@ class Loop:
                         self._look(group)
                     figures, non_finite = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
                     now = time.monotonic()
-                    if self.validation is not None and self.validation.is_due(self.step + 1, self.steps):
-                        figures |= self.validation.figures(group[-1])
+                    validation = self.validation
+                    if validation is not None and (last or (self.step + 1) % validation.spec.every_steps == 0):
+                        figures |= validation.figures(group[-1])
                 except (MemoryError, RuntimeError) as error:
                     if cause := loader.died(error) or out_of_memory(self.trainer, group, self._where, error):
                         raise cause from error
@@ -205,7 +205,7 @@ class Loop:
 
     def _speed(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
         """Return the step's speed and share of padding, over all processes, and the most memory of any of them."""
-        mine = sum(batch.tokens for batch in group), sum(batch.places for batch in group)
+        mine = map(sum, zip(*(batch.sizes for batch in group), strict=True))
         each = self.processes.gather((*mine, waited, peak_memory_mib()))
         tokens, places, waits, memory = zip(*each, strict=True)
         return {

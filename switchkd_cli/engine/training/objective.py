@@ -1,7 +1,5 @@
 """The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,31 +59,22 @@ class Objective:
     def __init__(self, terms: Sequence[Term], tokens: TokenMap | None = None) -> None:
         self.terms, self.tokens = tuple(terms), tokens
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
-        self._signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
+        self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
         self.outputs = frozenset(  # a loss's student is its term's `of`, its teacher the term's `to`
             output_name(t.of if side == "student" else t.to, kind)
             for t in terms
-            for side, kind in self._signatures[t.name].reads
+            for side, kind in self.signatures[t.name].reads
         )
-        self.on = tuple(dict.fromkeys(t.on for t in terms if not self._signatures[t.name].of_images))
-
-    def reads_logits(self, term: Term) -> bool:
-        """Whether a term reads logits, not only what lies in front of them."""
-        return any(kind == "logits" for _, kind in self._signatures[term.name].reads)
+        self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
 
     def counted(self, term: Term) -> str:
         """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
-        signature = self._signatures[term.name]
+        signature = self.signatures[term.name]
         if signature.of_images:
             return IMAGES
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
         return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
-
-    @property
-    def compares_positions(self) -> bool:
-        """Whether some loss compares positions of an example with one another."""
-        return any("rows" in signature.positional for signature in self._signatures.values())
 
     def keep(self, batch: Batch) -> Tensor:
         """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
@@ -148,7 +137,7 @@ class Objective:
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
         outputs, _, batch, keep, normalizers = inputs
-        signature, loss = self._signatures[term.name], self._losses[term.name]
+        signature, loss = self.signatures[term.name], self._losses[term.name]
         tokens = self.tokens if self.counted(term) == PAIRS else None
         pairs = self._pairs(batch, keep) if tokens is not None else {}
         given: dict[str, Any] = {"progress": normalizers.progress}

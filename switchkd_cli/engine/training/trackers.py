@@ -7,9 +7,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from accelerate import tracking
@@ -111,26 +112,17 @@ class Tracker:
             self.tell(f"{self.name}: {self.failed} of {self.calls} calls failed; metrics.jsonl has all figures")
 
 
-class Trackers:
+class Trackers(ExitStack):
     """The trackers of a run, from `start` to the end of the block. Their steps are counted over all stages.
 
     A resumed run resumes its trackers' runs, by what `resume.json` in a tracker's folder says.
     """
 
     def __init__(self, run: Run, folder: RunFolder) -> None:
+        super().__init__()
         self.run, self.folder = run, folder
         self.steps: dict[str, int] = {line["stage"]: line["steps"] for line in folder.entries() if "steps" in line}
         self.trackers: list[Tracker] = []
-        self.variables: list[str] = []  # of the environment, set for the trackers
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for tracker in self.trackers:
-            tracker.finish()
-        for variable in self.variables:
-            os.environ.pop(variable, None)
 
     def start(self) -> None:
         """Start the trackers that the recipe names; a second call does nothing."""
@@ -144,7 +136,8 @@ class Trackers:
             for variable, value in _filled(tracker.entry.get("environment", {}), places).items():
                 if variable not in os.environ:
                     os.environ[variable] = value
-                    self.variables.append(variable)
+                    self.callback(os.environ.pop, variable, None)
+            self.callback(tracker.finish)
             known = read_json(own / "resume.json")
             tracker.start(_filled(tracker.entry["arguments"], places) | (known or {}))
             if known is None or tracker.entry.get("recipe") == "again":

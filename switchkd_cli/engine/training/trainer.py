@@ -58,7 +58,8 @@ class Trainer:
         self.objective = Objective(stage.objective, paths.tokens)
         paths.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
-        self.parts: dict[str, list[nn.Parameter]] = {part: unfreeze(paths, part) for part in stage.train}
+        self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
+        nn.ParameterList(p for part in self.parts.values() for p in part).requires_grad_(True)
         frozen = "vision" not in self.parts
         paths.one_tower = frozen and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         by_row = stage.teacher_states != "batched" and stage.needs_teacher
@@ -210,11 +211,3 @@ class Trainer:
         if self.paths.states is not None:
             self.paths.states.close()
             self.paths.states = None
-
-
-def unfreeze(paths: Paths, part: str) -> list[nn.Parameter]:
-    """Make the part trainable and return the parameters that its forward pass reaches."""
-    parameters = paths.used_parameters(part)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    return parameters

@@ -99,10 +99,6 @@ class Validator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]
 
-    def is_due(self, step: int, steps: int) -> bool:
-        """Whether to validate after this step of `steps`."""
-        return step % self.spec.every_steps == 0 or step == steps
-
     @property
     def over(self) -> bool:
         """Whether `patience` validations in a row were no better than the best before them."""

@@ -167,12 +167,6 @@ def _relation(scene: Scene, rng: random.Random, truth: bool) -> str | None:
     return f"Is the {first} {phrase} the {second}?" if truth else f"Is the {second} {phrase} the {first}?"
 
 
-def _sign(scene: Scene, rng: random.Random, truth: bool) -> str | None:
-    if scene.digit is None:
-        return None
-    return f"Is the number on the sign {_if(truth, scene.digit.name, DIGITS, rng)}?"
-
-
 STATEMENTS: dict[str, Callable[[Scene, random.Random, bool], str | None]] = {
     "existence": partial(_is_there, kind="concepts"),
     "category": partial(_is_there, kind="categories"),
@@ -180,5 +174,7 @@ STATEMENTS: dict[str, Callable[[Scene, random.Random, bool], str | None]] = {
     "position": _position,
     "relation": _relation,
     "color": lambda scene, rng, truth: f"Is the background {_if(truth, scene.background, COLOURS, rng)}?",
-    "OCR": _sign,
+    "OCR": lambda scene, rng, truth: (
+        f"Is the number on the sign {_if(truth, scene.digit.name, DIGITS, rng)}?" if scene.digit else None
+    ),
 }

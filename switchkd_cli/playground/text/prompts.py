@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import jinja2
+
+from switchkd_cli.package_data import read_yaml
+
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_ZH = "\n请直接使用所提供的选项字母作为答案回答。"
@@ -34,22 +38,12 @@ class Question:
     answers: tuple[str, ...] = ()
 
 
+_ENVIRONMENT = jinja2.Environment()
+_ENVIRONMENT.globals |= {name: text for name, text in globals().items() if name.isupper()}
+_PROMPTS = {style: _ENVIRONMENT.from_string(text) for style, text in read_yaml(__file__).items()}
+
+
 def prompt(question: Question) -> str:
     """Return exactly what the stock task's `doc_to_text` returns for this question, with its default arguments."""
-    text, hint = question.text, question.hint
-    options = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, question.options, strict=False))
-    match question.style:
-        case "textvqa_val":
-            return text.capitalize() + SHORT
-        case "vizwiz_vqa_val":
-            return text.capitalize() + UNSURE + SHORT
-        case "scienceqa_img":
-            return (f"Context: {hint}\n" if hint else "") + f"{text}\n{options}{LETTER}"
-        case "mmmu_val":
-            return f"{text}\n{options}\n{LETTER}"
-        case "mmbench_en_dev" | "mmbench_cn_dev":
-            # The stock Chinese task reads the English yaml, so its options are introduced in English too.
-            ending = LETTER_ZH if question.language == "zh" else LETTER
-            return (f"{hint} " if hint else "") + f"{text} {OPTIONS}\n{options}\n{ending}"
-        case _:
-            return text.replace(YES_OR_NO, "") + SHORT
+    lines = "\n".join(f"{letter}. {o}" for letter, o in zip(LETTERS, question.options, strict=False))
+    return _PROMPTS.get(question.style, _PROMPTS["other tasks"]).render(vars(question), lines=lines)

@@ -136,12 +136,8 @@ def _options(fact: Fact, size: int, rng: random.Random) -> list[str]:
     near = [symbol for symbol in fact.near if symbol != fact.answer]
     options = [fact.answer, *rng.sample(near, min(1, len(near)))][:size]
     while len(options) < min(size, len(fact.pool)):
-        options.append(_another(fact.pool, rng, [*options, *near]))
+        if fact.pool[0] in CONCEPTS:  # by their frequency
+            options.append(drawn(fact.pool, rng, without=[*options, *near]))
+        else:
+            options.append(rng.choice([symbol for symbol in fact.pool if symbol not in (*options, *near)]))
     return rng.sample(options, len(options))
-
-
-def _another(pool: tuple[str, ...], rng: random.Random, without: Sequence[str]) -> str:
-    """Return a symbol of the pool that is none of `without`; concepts by their frequency, others evenly."""
-    if pool[0] in CONCEPTS:
-        return drawn(pool, rng, without)
-    return rng.choice([symbol for symbol in pool if symbol not in without])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import pi, sin
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,7 @@ from switchkd_cli.report.tables.columns import Columns
 STEP = 20  # points from ring to ring
 
 Web = tuple[Mapping[str, float], Mapping[str, Any]]
-"""Values by spoke, and how their line is plotted."""
+"""Scores, and how their line is plotted."""
 
 
 def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
@@ -37,16 +38,14 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
         looks = {"label": "teacher", "color": TEACHER, "marker": "", "ls": DASHED, "lw": 1.2}
         webs.append((scores(columns.teacher["teacher"]), looks))
     groups = grouped((BENCHMARKS[task].group, task) for task in columns.counted_tasks)
-    means: list[Web] = [
-        ({name: fmean(values[t] for t in tasks) for name, tasks in groups.items()}, looks) for values, looks in webs
-    ]
-    sides = {"Groups of benchmarks (paper, Figure 1)": (means, list(groups))} if len(groups) > 2 else {}
-    sides["Every benchmark"] = (webs, list(columns.tasks))
+    sides = {"Groups of benchmarks (paper, Figure 1)": groups} if len(groups) > 2 else {}
+    heads = {task: BENCHMARKS[task].column for task in columns.tasks}
+    sides["Every benchmark"] = {f"({h})" if t in columns.not_beaten else h: [t] for t, h in heads.items()}
     drawn = new_figure(10.5, 5.8, h_pad=0.12, w_pad=0.1)  # labels hang out of their axes
-    for i, (title, (each, spokes)) in enumerate(sides.items(), 1):
+    for i, (title, spokes) in enumerate(sides.items(), 1):
         axes = drawn.add_subplot(1, len(sides), i, projection="polar")
         assert isinstance(axes, PolarAxes)
-        _plot(axes, each, spokes, columns)
+        _plot(axes, webs, spokes)
         axes.set_title(title, loc="center", pad=12)
     results = rows[0].runs[0].results
     counts = sorted({len(row.runs) for row in rows if row.is_run} or {1})
@@ -57,22 +56,23 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
     return drawn
 
 
-def _plot(axes: PolarAxes, webs: Sequence[Web], spokes: Sequence[str], columns: Columns) -> None:
+def _plot(axes: PolarAxes, webs: Sequence[Web], spokes: Mapping[str, Sequence[str]]) -> None:
+    """`spokes`: the scores that each shows the mean of; those with a head in parentheses are grey."""
     angles = [2 * pi * i / len(spokes) for i in range(len(spokes))]
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
+    highest = 0.0
     for values, looks in webs:
-        radii = [values[spoke] for spoke in spokes]
+        radii = [fmean(values[task] for task in tasks) for tasks in spokes.values()]
         axes.plot([*angles, angles[0]], [*radii, radii[0]], ms=4.5, **looks)
-    highest = max(values[spoke] for values, _ in webs for spoke in spokes)
+        highest = max(highest, *radii)
     rings = range(STEP, int(highest // STEP + 1) * STEP + 1, STEP)
     axes.set_ylim(0, max(highest * 1.03, rings[-1]))
     axes.spines["polar"].set_color(FAINT)
     axes.set_rgrids(list(rings), labels=list(map(str, rings)), angle=180 / len(spokes), color=GREY, fontsize=7)
-    heads = [BENCHMARKS[spoke].column if spoke in BENCHMARKS else spoke for spoke in spokes]
-    axes.set_xticks(angles, [f"({h})" if s in columns.not_beaten else h for s, h in zip(spokes, heads, strict=True)])
-    for label, spoke, angle in zip(axes.get_xticklabels(), spokes, angles, strict=True):
-        label.set_color(GREY if spoke in columns.not_beaten else "black")
+    axes.set_xticks(angles, list(spokes))
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        label.set_color(GREY if label.get_text().startswith("(") else "black")
         # labels grow away from the web
         label.set_horizontalalignment("center" if abs(sin(angle)) < 0.1 else "left" if sin(angle) > 0 else "right")
     axes.tick_params(axis="x", pad=2)
@@ -87,21 +87,19 @@ def gain_and_cost(rows: Sequence[PlottedRow], teacher: TeacherScores, measured_b
     if not columns.counted_tasks:
         return None
     drawn = new_figure(10.5, 4.6)
-    left, right = drawn.subplots(1, 2, sharey=True)
-    for row in rows:
-        gain = row.minus(reference, columns.run_average)
-        for axes, cost in ((left, row.mean(lambda run: run.seconds)), (right, row.mean(lambda run: run.gib))):
+    costs = {"seconds of the last stage": attrgetter("seconds"), "peak memory, GiB": attrgetter("gib")}
+    for axes, (label, measured) in zip(drawn.subplots(1, 2, sharey=True), costs.items(), strict=True):
+        for row in rows:
+            gain, cost = row.minus(reference, columns.run_average), row.mean(measured)
             if gain and cost:
                 bar = gain.interval if row is not reference else None
                 looks = {"color": row.colour, "marker": row.mark, "ms": 8, "lw": 1.3, "ls": ""}
                 axes.errorbar(cost.value, gain.value, yerr=bar, capsize=3, label=row.title, **looks)
-    count = len(columns.counted_tasks)
-    left.set(xlabel="seconds of the last stage", ylabel=f"points over {reference.title}, average of {count} benchmarks")
-    right.set_xlabel("peak memory, GiB")
-    for axes in (left, right):
         axes.axhline(0, color=GREY, lw=0.8)
-        axes.set_xlim(0, axes.get_xlim()[1] * 1.04)
-    legend_below(drawn, left, most=6)
+        axes.set(xlim=(0, axes.get_xlim()[1] * 1.04), xlabel=label)
+    count = len(columns.counted_tasks)
+    drawn.axes[0].set_ylabel(f"points over {reference.title}, average of {count} benchmarks")
+    legend_below(drawn, drawn.axes[0], most=6)
     seeds = len(reference.runs)
     bars = f"mean over {seeds} seeds, bars: 95 % t interval of the paired differences"
     drawn.suptitle(bars if seeds > 1 else "one seed: no interval", fontsize=9, color=GREY)

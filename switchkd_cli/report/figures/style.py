@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _looks(names: Sequence[str]) -> list[tuple[str, str]]:
     own = [KNOWN.get(name) if name not in names[:place] else None for place, name in enumerate(names)]
     used = {look[0] for look in own if look}
     spare = [colour for colour in PALETTE if colour not in used] or [GREY]
-    free = ((spare[i % len(spare)], MARKS[i % len(MARKS)]) for i in range(len(names)))
+    free = zip(cycle(spare), cycle(MARKS), strict=False)
     return [look or next(free) for look in own]
 
 

@@ -1,10 +1,11 @@
 """The lengths of what was trained on, and losses and diagnostics of every row over the last stage."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,17 +25,14 @@ SMOOTHED = 0.04  # share of a stage over which a curve with a value at every ste
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 DECADE = 10  # a positive curve that spans more gets a logarithmic axis
 COLUMNS = 3
+TEACHERS_K = re.compile("(k/.+)/[^/]+/mean")
 
 Steps = Sequence[Mapping[str, Any]]
 """The logged steps of one run's last stage."""
 
 
-class Panel(NamedTuple):
-    """One pair of axes: names of logged values with their line styles, and the teacher's own value."""
-
-    title: str
-    names: Mapping[str, Any]
-    teacher: str | None = None
+Panel = tuple[str, Mapping[str, Any], str | None]
+"""A title, names of logged values with their line styles, and the name of the teacher's own value."""
 
 
 def lengths(rows: Sequence[PlottedRow]) -> Figure | None:
@@ -72,17 +70,17 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
     marks = {row: row.mark if len(rows) > len(PALETTE) else "" for row in rows}  # tell rows of one colour apart
     drawn = new_figure(11, 0.9 + 2.3 * height)
     drawn.subplots(height, COLUMNS, squeeze=False, sharex=True)
-    for panel, axes in zip(panels, drawn.axes, strict=False):
+    for (title, names, teacher), axes in zip(panels, drawn.axes, strict=False):
         for row, own in steps.items():
-            for name, line_style in panel.names.items():
+            for name, line_style in names.items():
                 _plot(axes, own, name, color=row.colour, ls=line_style, marker=marks[row])
-        if panel.teacher:
-            _plot(axes, every, panel.teacher, color=TEACHER, ls=DASHED)
+        if teacher:
+            _plot(axes, every, teacher, color=TEACHER, ls=DASHED)
         _scale(axes)
-        axes.set_title(panel.title)
-        if len(panel.names) > 1:  # which line style is which term's
-            keys = [Line2D([], [], color=GREY, ls=line_style) for line_style in panel.names.values()]
-            axes.legend(keys, [name.split("/")[1] for name in panel.names], fontsize=7, loc="best")
+        axes.set_title(title)
+        if len(names) > 1:  # which line style is which term's
+            keys = [Line2D([], [], color=GREY, ls=line_style) for line_style in names.values()]
+            axes.legend(keys, [name.split("/")[1] for name in names], fontsize=7, loc="best")
     for axes in drawn.axes[: len(panels)][-COLUMNS:]:
         axes.set_xlabel("per cent of the stage")
         axes.tick_params(labelbottom=True)
@@ -90,10 +88,10 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
         axes.set_visible(False)
     keys = [Line2D([], [], color=row.colour, lw=2, marker=mark) for row, mark in marks.items()]
     keys.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
-    names = [*(row.title for row in rows), "teacher, on the same tokens"]
-    drawn.legend(keys, names, loc="outside lower center", ncols=min(4, len(names)))
-    title = TEXT["title"].format(stage=rows[0].runs[0].stages[-1]["name"], smoothed=SMOOTHED)
-    drawn.suptitle(title, fontsize=9, color=GREY)
+    labels = [*(row.title for row in rows), "teacher, on the same tokens"]
+    drawn.legend(keys, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    heading = TEXT["title"].format(stage=rows[0].runs[0].stages[-1]["name"], smoothed=SMOOTHED)
+    drawn.suptitle(heading, fontsize=9, color=GREY)
     return drawn
 
 
@@ -103,30 +101,18 @@ def _last_stage(run: Path) -> Steps:
 
 
 def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
-    """Terms in the objective's order, the diagnostics that some run has, the gradients of each part."""
+    """The panels of texts.yaml that some run has values for; a path's k stands with the teacher's, unless that leads alone."""
     names = list(dict.fromkeys(name for steps in runs for line in steps for name in line))
     supervised = {f"loss/{term['name']}" for term in terms if term["loss"] == "cross_entropy"}
-    for name in names:
-        if name.startswith("loss/"):
-            teacher = "teacher_ce" if name in supervised else None
-            yield Panel(f"loss of {name.removeprefix('loss/')}, nats", {name: "-"}, teacher)
-    measured = [name for name in names if name.startswith(VALIDATION)]
-    known = {n: f"validation: {n.removeprefix(VALIDATION).replace('_', ' ')}" for n in measured} | TEXT["panels"]
-    yield from (Panel(title, {name: "-"}) for name, title in known.items() if name in names)
-    yield from _knees([name for name in names if name.startswith("k/") and name.endswith("/mean")])
-    gradients = grouped((name.split("/")[2], name) for name in names if name.startswith("grad/"))
-    for part, own in gradients.items():
-        yield Panel(f"gradients on {part}", dict(zip(own, cycle(STYLES), strict=False)))
-
-
-def _knees(names: Sequence[str]) -> Iterator[Panel]:
-    """`k/<term>/<path>/mean`: each leading path with the teacher's k; the teacher's alone where it leads alone."""
-    labels = (name.split("/")[1:-1] for name in names)
-    for term, led in grouped((term, (path, name)) for name, (term, path) in zip(names, labels, strict=True)).items():
-        paths = dict(led)
-        others = {path: name for path, name in led if path != "teacher"}
-        for path, name in (others or paths).items():
-            yield Panel(f"{term}: effective k of the {path}", {name: "-"}, paths.get("teacher") if others else None)
+    patterns = ((pattern, title, name) for pattern, title in TEXT["panels"].items() for name in names)
+    found = ((re.fullmatch(pattern, name), title, name) for pattern, title, name in patterns)
+    for title, own in grouped((match.expand(title), name) for match, title, name in found if match).items():
+        reference = "teacher_ce" if own[0] in supervised else TEACHERS_K.sub(r"\1/teacher/mean", own[0])
+        led = {name for name in names if TEACHERS_K.sub(r"\1/teacher/mean", name) == reference}
+        if own[0] != reference or led == {reference}:
+            shown = title.replace("_", " ") if own[0].startswith(VALIDATION) else title
+            teacher = reference if reference in names and reference != own[0] else None
+            yield shown, dict(zip(own, cycle(STYLES), strict=False)), teacher
 
 
 def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:

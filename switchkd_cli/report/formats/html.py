@@ -2,83 +2,32 @@
 
 import base64
 import re
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
 from switchkd_cli.benchmarks import ANSWER_KINDS
-from switchkd_cli.report import document as model
-from switchkd_cli.report.document import Cell, Document, FigureFile, Line, Number, Table, words
+from switchkd_cli.report.document import AVERAGE_HEAD, Document, FigureFile, Number, Table, words
 from switchkd_cli.report.formats.template import render
 
-HAIR = "\u200a"  # a space narrower than a thin one
-LONG = 24  # characters; a cell of more words gets room
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
-WIDTH, EDGE = 240, 8  # of a whisker, in pixels
-CLASSES = {1: "up", -1: "down", 0: "unclear", None: ""}
-"""Class of a clear or unclear difference, by `Number.side`."""
 
 
 def to_html(document: Document, folder: Path) -> str:
     """The whole document; figures are read from the folder."""
-
-    def drawn(figure: FigureFile) -> str:
-        return _drawn(figure, folder / figure.path)
-
-    return render("report.html.jinja", document, _groups, _looks, _heads, _whiskers, _cell, drawn)
+    filters = (FIGURE.fullmatch, _set_apart, _scale, _drawn, words)
+    return render("report.html.jinja", document, *filters, folder=folder)
 
 
-def _cell(cell: Cell) -> str:
-    """A cell's content, escaped."""
-    if not isinstance(cell, Number):
-        text = words(cell)
-        return escape(text.replace("-", "−") if isinstance(cell, model.Interval) else text)
-    value = cell.points.replace("-", "−")
-    star = "<sup>*</sup>" if cell.beyond else ""
-    small = filter(None, (cell.spread.replace(" ", HAIR), cell.mde))
-    text = f"{value}{star}" if cell.counted else f"({value}){star}"
-    return Markup(text + "".join(f" <small>{part}</small>" for part in small))
-
-
-def _looks(cell: Cell, head: str) -> str:
-    """The classes of a cell under a head."""
-    return " ".join(filter(None, (_kind(cell), _column(head))))
-
-
-def _heads(table: Table, place: int) -> str | None:
-    """The classes of a column's head, which aligns with its cells."""
-    cells = table.cells(place - 1) if place else []
-    figures = any(_kind(cell).startswith("n") for cell in cells if cell is not None)
-    return " ".join(filter(None, ("right" if figures else "", _column(table.columns[place])))) or None
-
-
-def _kind(cell: Cell) -> str:
-    if isinstance(cell, Number):
-        return " ".join(filter(None, ("n", CLASSES[cell.side], "" if cell.counted else "out")))
-    if isinstance(cell, model.Verdict):
-        return f"verdict {cell.tone}"
-    if isinstance(cell, str) and not FIGURE.fullmatch(cell):
-        return "words long" if len(cell) > LONG else "words"
-    return "n"
-
-
-def _column(head: str) -> str:
+def _set_apart(head: str) -> str:
     """The class of a column that is set apart from those before it."""
-    return "total" if head == model.AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
+    return "total" if head == AVERAGE_HEAD else "opens" if head in ANSWER_KINDS.values() else ""
 
 
-def _groups(table: Table) -> Iterator[tuple[str, list[Line]]]:
-    """Groups of lines under their headings; the paper's table has a label instead."""
-    for kind, lines in groupby(table.lines, key=lambda line: line.kind):
-        yield ("" if table.source == "paper" else model.HEADINGS.get(kind, "")), list(lines)
-
-
-def _drawn(figure: FigureFile, path: Path) -> str:
+def _drawn(figure: FigureFile, folder: Path) -> str:
     """An SVG's element, scaled to the page, with ids that no other figure has; any other image as data."""
-    title = escape(figure.title)
+    path, title = folder / figure.path, escape(figure.title)
     if path.suffix != ".svg":
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         return Markup(f'<img src="data:image/{path.suffix[1:]};base64,{data}" alt="{title}">')
@@ -90,17 +39,11 @@ def _drawn(figure: FigureFile, path: Path) -> str:
     return Markup(f'{head} role="img" aria-label="{title}">{body}')
 
 
-def _whiskers(table: Table) -> dict[str, dict[str, str]]:
-    """Where the marks of the table's plotted column are on one scale, in pixels, by the line's name."""
+def _scale(table: Table) -> tuple[int, float, float] | None:
+    """The place of the table's plotted column, and where one scale for its intervals and 0 begins and ends."""
     if table.plotted not in table.columns:
-        return {}
-    cells = zip(table.lines, table.cells(table.columns.index(table.plotted) - 1), strict=True)
-    numbers = {line.name: cell for line, cell in cells if isinstance(cell, Number)}
-    low = min(0.0, *(of.low for of in numbers.values()), 0.0)
-    high = max(0.0, *(of.high for of in numbers.values()), 0.0)
-
-    def places(of: Number) -> dict[str, str]:
-        points = {"zero": 0.0, "low": of.low, "mean": of.value, "high": of.high}
-        return {name: f"{EDGE + (at - low) * (WIDTH - 2 * EDGE) / (high - low):.1f}" for name, at in points.items()}
-
-    return {name: {"side": CLASSES[of.side or 0], **places(of)} for name, of in numbers.items()} if low < high else {}
+        return None
+    place = table.columns.index(table.plotted) - 1
+    numbers = [cell for cell in table.by_column[place] if isinstance(cell, Number)]
+    low, high = (pick(0.0, *(end for of in numbers for end in (of.low, of.high)), 0.0) for pick in (min, max))
+    return (place, low, high) if low < high else None

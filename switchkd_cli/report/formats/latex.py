@@ -1,39 +1,18 @@
 """Write tables and notes as LaTeX that pdflatex reads with three packages, whatever characters its titles hold."""
 
 import re
-from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import groupby
 from typing import Any
 
 from switchkd_cli.package_data import read_yaml
-from switchkd_cli.report.document import HEADINGS, Cell, Document, Table, are_words, words
+from switchkd_cli.report.document import Document, are_words, words
 from switchkd_cli.report.formats.template import render
 
 
 def to_latex(document: Document) -> str:
     """A table environment for each table, then the notes as a list; the head names the packages it needs."""
-    filters = (_groups, _alignment, _row, _held, _escaped, _one_line, _strange, words)
+    filters = (are_words, _held, _escaped, _strange, words)
     return render("tables.tex.jinja", document, *filters).rstrip() + "\n"
-
-
-def _groups(table: Table) -> Iterator[Any]:
-    return groupby(table.lines, key=lambda line: HEADINGS.get(line.kind))
-
-
-def _alignment(table: Table) -> str:
-    """Names and words align left, numbers right, sentences wrap."""
-
-    def aligned(cells: Sequence[Cell]) -> str:
-        if any(map(are_words, cells)):
-            return r">{\raggedright\arraybackslash}p{9em}"
-        return "l" if all(isinstance(cell, str) for cell in cells) else "r"
-
-    return "l" + "".join(aligned(table.cells(place)) for place in range(len(table.columns) - 1))
-
-
-def _row(texts: Sequence[str]) -> str:
-    return " & ".join(map(_held, texts)) + r" \\"
 
 
 def _held(text: str) -> str:
@@ -42,11 +21,7 @@ def _held(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _encoder().unicode_to_latex(_one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return _encoder().unicode_to_latex(" ".join(text.split()))
 
 
 @cache

@@ -1,9 +1,8 @@
 """Write a document as GitHub's Markdown, with links to its figures."""
 
 import re
-from collections.abc import Iterable
 
-from switchkd_cli.report.document import Cell, Document, Number, words
+from switchkd_cli.report.document import Document, words
 from switchkd_cli.report.formats.template import render
 
 MARKS = re.compile(r"([\\`*_<\[\]])")
@@ -11,7 +10,7 @@ MARKS = re.compile(r"([\\`*_<\[\]])")
 
 def to_markdown(document: Document) -> str:
     """The whole document; paths of figures are relative to its folder. A title without chapters is no heading."""
-    return render("report.md.jinja", document, plain, _cell, _row).rstrip() + "\n"
+    return render("report.md.jinja", document, plain, words, _barred).rstrip() + "\n"
 
 
 def plain(text: str) -> str:
@@ -19,16 +18,6 @@ def plain(text: str) -> str:
     return MARKS.sub(r"\\\1", text)
 
 
-def _cell(cell: Cell) -> str:
-    """A cell's text. A number is bold where its interval excludes 0; nothing else says that it is clear."""
-    if not isinstance(cell, Number):
-        return plain(words(cell))
-    text = ", ".join(filter(None, (f"{cell.points} {cell.spread}".strip(), cell.mde)))
-    text = f"**{text}**" if cell.side else text
-    text += r"\*" if cell.beyond else ""
-    return text if cell.counted else f"({text})"
-
-
-def _row(cells: Iterable[str]) -> str:
-    """A table's line; a bar inside a cell is escaped."""
-    return "| " + " | ".join(text.replace("|", r"\|") for text in cells) + " |"
+def _barred(text: str) -> str:
+    """A cell's text; a bar in it ends no cell."""
+    return text.replace("|", r"\|")

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from switchkd_cli.report.document import Block, Document
+from switchkd_cli.report.document import Document
 
 TEMPLATES = Path(__file__).with_name("templates")
 LATEX: dict[str, Any] = {
@@ -15,6 +15,8 @@ LATEX: dict[str, Any] = {
     "block_end_string": "%>",
     "variable_start_string": "<<",
     "variable_end_string": ">>",
+    "comment_start_string": "<#",
+    "comment_end_string": "#>",
 }
 """Signs around statements and values in LaTeX, which needs braces itself."""
 
@@ -25,13 +27,9 @@ def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
     return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
 
 
-def render(name: str, document: Document, *filters: Callable[..., Any]) -> str:
-    """A document in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
+def render(name: str, document: Document, *filters: Callable[..., Any], **more: Any) -> str:
+    """A document, and more, in a template that uses these filters by name. In HTML text is escaped, unless it is `Markup`."""
     environment = environment_of(TEMPLATES, autoescape=".html" in name, **(LATEX if ".tex" in name else {}))
-    environment.filters |= {of.__name__.lstrip("_"): of for of in (_kind, *filters)}
+    environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template(name).render(document=document, style=style)
-
-
-def _kind(block: Block) -> str:
-    return type(block).__name__.lower()
+    return environment.get_template(name).render(document=document, style=style, **more)

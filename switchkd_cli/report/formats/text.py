@@ -2,7 +2,6 @@
 
 import io
 import textwrap
-from itertools import groupby
 
 import rich.table
 from rich import box
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
-from switchkd_cli.report.document import HEADINGS, WARNING, Document, Number, Table, are_words, words
+from switchkd_cli.report.document import WARNING, Document, Number, Table, are_words, words
 from switchkd_cli.terminal.console import stdout
 
 WIDTH = 100  # columns, where no terminal says how many there are
@@ -53,24 +52,22 @@ def to_text(document: Document) -> str:
 def _drawn(table: Table, narrow: bool = False) -> rich.table.Table:
     drawn = rich.table.Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     drawn.add_column(Text(table.columns[0]), overflow="fold")
-    columns = [table.cells(place) for place in range(len(table.columns) - 1)]
-    wrapped = [any(map(are_words, cells)) for cells in columns]
-    for head, cells, wraps in zip(table.columns[1:], columns, wrapped, strict=True):
+    wrapped = [any(map(are_words, cells)) for cells in table.by_column]
+    for head, cells, wraps in zip(table.columns[1:], table.by_column, wrapped, strict=True):
         needed = max((len(words(cell)) for cell in cells), default=0)
         if wraps:
             drawn.add_column(Text(head), overflow="fold")
         else:  # heads may wrap between words, numbers may not; next to words, which give way, heads need not
             lines = _wrapped(head, needed) if narrow and not any(wrapped) else [head]
             drawn.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
-    for kind, group in groupby(table.lines, key=lambda line: line.kind):
-        style, indent = STYLES.get(kind, ""), ""
-        if kind in HEADINGS:
-            drawn.add_row(Text(HEADINGS[kind], style))
-            indent = "  "
+    for heading, group in table.groups:
+        style = STYLES.get(group[0].kind, "")
+        if heading:
+            drawn.add_row(Text(heading, style))
         for line in group:
             faded = [isinstance(cell, Number) and not cell.counted for cell in line.cells]
             texts = [Text(words(c), "dim" if faint else style) for c, faint in zip(line.cells, faded, strict=True)]
-            drawn.add_row(Text(indent + line.name, style), *texts)
+            drawn.add_row(Text("  " * bool(heading) + line.name, style), *texts)
     return drawn
 
 

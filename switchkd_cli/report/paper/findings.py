@@ -8,6 +8,7 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.document import Column, Number, Table, Tone, Verdict
 from switchkd_cli.report.results.recipe_runs import RecipeRuns
+from switchkd_cli.report.results.row_runs import mean_of
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.texts import CAPTIONS, MDE
 
@@ -41,7 +42,7 @@ class CheckedFinding(NamedTuple):
     finding: Finding
     recipe: str | None
     verdict: Verdict
-    difference: Number | None = None
+    difference: Number | None
     """Paired by seed; None where the finding could not be tested."""
 
 
@@ -51,13 +52,14 @@ def check_findings(recipes: Sequence[RecipeRuns], findings: Sequence[Finding] = 
     checked = []
     for finding in findings:
         recipe = next((by_stem[name] for name in finding.recipes if name in by_stem), None)
-        stem, found = recipe.stem if recipe else None, _difference(finding, recipe)
-        if isinstance(found, Number):
+        found = _difference(finding, recipe)
+        if isinstance(found, str):
+            verdict, difference = Verdict(f"not tested: {found}", "untested"), None
+        else:
             tone = _tone(found, alike=finding.alike)
             words = WORDS[tone] if found.interval is not None else "not clear (one seed)"
-            checked.append(CheckedFinding(finding, stem, Verdict(words, tone), found))
-        else:
-            checked.append(CheckedFinding(finding, stem, Verdict(f"not tested: {found}", "untested")))
+            verdict, difference = Verdict(words, tone), found
+        checked.append(CheckedFinding(finding, recipe.stem if recipe else None, verdict, difference))
     return checked
 
 
@@ -66,8 +68,7 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
     if recipe is None:
         return f"{' or '.join(finding.recipes)} is not in this report"
     ours, theirs = recipe.row(finding.ours), recipe.row(finding.theirs)
-    if ours is None or theirs is None:
-        lacking = [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if row is None]
+    if lacking := [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if not row.runs]:
         return f"no finished run of {' and '.join(lacking)}"
     keys, others = ({run.seed: run.info.get("key") for run in row.runs} for row in (ours, theirs))
     # as where one stand-in replaces the two models that they differ in
@@ -77,17 +78,16 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
     if finding.benchmark in columns.not_beaten:
         head = BENCHMARKS[finding.benchmark].column
         return f"{head} is left out here: the teacher does not clearly beat the baselines"
-    figure = columns.figures.get(finding.benchmark, lambda run: None)
-    return ours.minus(theirs, figure) or "no seed in common, or no score"
+    score = mean_of(columns.figures.get(finding.benchmark, ()))
+    return ours.minus(theirs, score) or "no seed in common, or no score"
 
 
 def _tone(difference: Number, *, alike: bool) -> Tone:
     tones: Mapping[int, Tone] = {1: "agrees", -1: "opposite", 0: "unclear"}
     if not alike or difference.interval is None:
         return tones[difference.side or 0]
-    within = difference.low >= -ALIKE and difference.high <= ALIKE
-    beyond = difference.low > ALIKE or difference.high < -ALIKE
-    return "agrees" if within else "opposite" if beyond else "unclear"
+    farthest = max(abs(difference.low), abs(difference.high))
+    return "agrees" if farthest <= ALIKE else "opposite" if max(difference.low, -difference.high) > ALIKE else "unclear"
 
 
 def table(findings: Sequence[CheckedFinding]) -> Table | None:

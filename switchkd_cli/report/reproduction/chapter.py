@@ -2,18 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from statistics import fmean
+from operator import methodcaller
 
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
-from switchkd_cli.report import document as model
-from switchkd_cli.report.document import Block, Callout, Cell, Column, Line, Number, Points, Table, Text
+from switchkd_cli.report.document import WARNING, Block, Column, Document, Line, Number, Points, Table, Text
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.results.finished_run import ScoredRun
 from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, ControlKind, RecipeRuns
-from switchkd_cli.report.results.row_runs import RowRuns, Score, seeds_in_words
+from switchkd_cli.report.results.row_runs import RowRuns, Score, mean_of, seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
 from switchkd_cli.report.stats.significance import ALPHA
 from switchkd_cli.report.tables import footnotes
@@ -21,19 +18,25 @@ from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.report.tables.differences import PAPER, TESTS, RowDifference, compare
 from switchkd_cli.report.texts import CAPTIONS, MDE, TEXTS
 
+MEASURED: dict[str, list[Column]] = {
+    group: [(head, methodcaller("figure", *how)) for head, how in columns.items()]
+    for group, columns in TEXTS["measured"].items()
+}
+"""Groups of columns of means over seeds, without intervals."""
 
-def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
+
+def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> Document:
     """All runs of a recipe. Runs that can't stand in one table are refused here, with the reasons."""
     head = tuple(_head(recipe))
     if not recipe.runs:
-        head += (Callout("No run has scores: nothing to show."),)
-        return model.Section(recipe.title, recipe.stem, head)
+        refusal = "No run has scores: nothing to show."
+        return Document(recipe.title, (*head, Text(refusal, "problem")), anchor=recipe.stem)
     try:
         columns = Columns.of_runs(recipe.runs, recipe.teacher)
         answers = answer_units(recipe.runs, columns.tasks)
     except UserError as refused:
-        head += (Callout("These runs can't be compared: " + "; ".join(refused.problems)),)
-        return model.Section(recipe.title, recipe.stem, head)
+        refusal = "These runs can't be compared: " + "; ".join(refused.problems)
+        return Document(recipe.title, (*head, Text(refusal, "problem")), anchor=recipe.stem)
     warned = [
         f"{runs[0].title}, {len(runs)} of {sum(r.title == runs[0].title for r in recipe.runs)} runs: {text}"
         for runs, text in footnotes.shared_warnings(recipe.runs)
@@ -49,8 +52,8 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> model.Section:
         "Notes": [Points(tuple(_notes(recipe, columns, answers)))],
     }
     anchors = {title: "-".join([recipe.stem, *title.lower().replace(",", "").split()]) for title in parts}
-    sections = tuple(model.Section(title, anchors[title], tuple(blocks)) for title, blocks in parts.items())
-    return model.Section(recipe.title, recipe.stem, head, sections)
+    sections = (Document(title, tuple(blocks), anchor=anchors[title]) for title, blocks in parts.items())
+    return Document(recipe.title, head, tuple(sections), anchor=recipe.stem)
 
 
 def _head(recipe: RecipeRuns) -> Iterator[Block]:
@@ -61,25 +64,25 @@ def _head(recipe: RecipeRuns) -> Iterator[Block]:
     yield Text(f"{len(recipe.started_rows)} rows, {finished}{not_started}")
     if missing := [f"{title}: {STATES[state]}, {seeds_in_words(own)}" for state, title, own in recipe.unfinished()]:
         count = len(recipe.states) - len(recipe.runs)
-        yield Callout(f"{'One run is' if count == 1 else f'{count} runs are'} missing: {'; '.join(missing)}.")
+        yield Text(f"{'One run is' if count == 1 else f'{count} runs are'} missing: {'; '.join(missing)}.", "problem")
 
 
 def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
     """A line for each row, the mean over its seeds; the teacher above, the baselines below; the paper's apart."""
 
-    def line(title: str, row: RowRuns | None) -> Line:
-        count, planned = len(row.runs) if row else 0, len(recipe.seeds)
-        means = {name: _mean(figure)(row) if row else None for name, figure in columns.figures.items()}
+    def line(row: RowRuns) -> Line:
+        count, planned = len(row.runs), len(recipe.seeds)
+        means = {name: _mean(mean_of(tasks))(row) for name, tasks in columns.figures.items()}
         cells = [mean and replace(mean, counted=columns.counts(name)) for name, mean in means.items()]
-        return Line(title, (count if count == planned else f"{count} of {planned}", *cells))
+        return Line(row.title, (count if count == planned else f"{count} of {planned}", *cells))
 
-    rows = [line(run.title, recipe.row(run.row)) for run in recipe.started_rows]
+    rows = [line(recipe.row(run.row)) for run in recipe.started_rows]
     said = {"scores": True, "baselines": recipe.teacher, "left out": not all(map(columns.counts, columns.names))}
     caption = " ".join(CAPTIONS[name] for name, true in said.items() if true)
     teacher, baselines = (columns.scored(*names, before=(None,)) for names in (("teacher",), BASELINES))
     yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)
     for note in footnotes.answers(recipe.runs, columns.teacher):
-        yield Callout(note) if note.startswith(model.WARNING) else Text(note)
+        yield Text(note, "problem" if note.startswith(WARNING) else "")
     if printed := [Line(run.title, columns.printed(run.paper)) for run in recipe.started_rows if run.paper]:
         yield Table(("as printed", *columns.heads), tuple(printed), caption=CAPTIONS["paper"], source="paper")
 
@@ -91,7 +94,7 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
     """
     pairs = [(row, recipe.control(row, kind)) for row in recipe.rows]
     seeds = {row: {run.seed for run in row.runs} for row in recipe.rows}
-    rows = compare([(row, by) for row, by in pairs if by and seeds[row] & seeds[by]], columns, answers)
+    rows = compare([(row, by) for row, by in pairs if seeds[row] & {run.seed for run in by.runs}], columns, answers)
     if not rows:
         controls = [run.title for run in recipe.controls(kind)]
         lacking = f"no finished run of {' or '.join(controls)}" if controls else "the recipe has no such row"
@@ -100,10 +103,6 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
     several = len({row.theirs.title for row in rows}) > 1
     name = f"minus {CONTROL_KINDS[kind] if several else rows[0].theirs.title}"
     minus: list[Column] = [("minus", "theirs.title")] if several else []
-
-    def over_seeds(head: str) -> Callable[[RowDifference], Cell]:
-        return lambda row: next((d.over_seeds for d in row.each if d.head == head), None)
-
     with_average = [row for row in rows if row.average]
     tests = [*TESTS, PAPER] if any(row.average and row.average.printed for row in rows) else TESTS
     average: list[Column] = [
@@ -113,12 +112,12 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
         ("difference", "average.over_seeds"),
         *((head, f"average.{test}") for head, test in tests),
     ]
-    each: list[Column] = [(name, "ours.title"), *minus, *((head, over_seeds(head)) for head in columns.heads)]
-    tested = CAPTIONS["tests"].format(tests=sum(bool(d.p) for row in rows for d in row.each))
+    gains = [(head, methodcaller("over_seeds", head)) for head in columns.heads]
+    tested = CAPTIONS["tests"].format(tests=sum(bool(d.p) for row in rows for d in row.each.values()))
     tested += f" Equal to the compute of {recipe.planned_rows[0].title}." if kind == "compute" else ""
     yield Text(_verdict(rows))
     yield Table.of(with_average, average, caption=tested, plotted="difference")
-    yield Table.of(rows, each, caption=CAPTIONS["gains"].format(alpha=ALPHA, mde=MDE))
+    yield Table.of(rows, [(name, "ours.title"), *minus, *gains], caption=CAPTIONS["gains"].format(alpha=ALPHA, mde=MDE))
 
 
 def _verdict(rows: Sequence[RowDifference]) -> str:
@@ -135,42 +134,28 @@ def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
     tasks_by_kind = {name: every[name] for name in ANSWER_KINDS.values() if name in every}
     if len(tasks_by_kind) < 2:
         return Text("The benchmarks that count ask for one kind of answer only.")
-    kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row) for run in recipe.controls(kind))]
+    kinds = [kind for kind in CONTROL_KINDS if any(recipe.row(run.row).runs for run in recipe.controls(kind))]
     shown: list[Column] = [("row", "title")]
     for name, tasks in tasks_by_kind.items():
-        score = partial(_mean_score, tasks)
+        score = mean_of(tasks)
         shown += [(name, _mean(score)), *(_minus_control(recipe, kind, score) for kind in kinds)]
     heads = {name: ", ".join(BENCHMARKS[task].column for task in tasks) for name, tasks in tasks_by_kind.items()}
     groups = [f"{name[0].upper()}{name[1:]}: {each}" for name, each in heads.items()]
     return Table.of(recipe.rows, shown, caption=f"Means over benchmarks and seeds. {'. '.join(groups)}.")
 
 
-def _mean_score(tasks: Sequence[str], run: ScoredRun) -> float:
-    return fmean(run.scores[task] for task in tasks)
-
-
 def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     """Gain, fidelity and cost next to one another."""
-
     measured = any(run.results.get("fidelity") for run in recipe.runs)
-    fidelity = [
-        _figure("agreement, %", ".1f", _measured("fidelity", "agreement", 100)),
-        _figure("KL, nats", ".2f", _measured("fidelity", "kl")),
-    ]
     shown: list[Column] = [
         ("row", "title"),
         ("average", _mean(columns.run_average)),
         _minus_control(recipe, "steps", columns.run_average),
-        *(fidelity if measured else ()),
-        _figure("last stage, s", ",.0f", lambda run: run.seconds),
-        _figure("peak memory, GiB", ".2f", lambda run: run.gib),
+        *(MEASURED["fidelity"] if measured else ()),
+        *MEASURED["costs"],
     ]
     caption = f"{CAPTIONS['fidelity' if measured else 'no fidelity']} {CAPTIONS['costs']}"
     return Table.of(recipe.rows, shown, caption=caption)
-
-
-ACCURACIES: dict[str, str] = TEXTS["accuracies"]
-"""Columns of the table, and the names of the figures, see `engine.evaluation.against_teacher`."""
 
 
 def _eyes_or_reader(recipe: RecipeRuns) -> Block:
@@ -178,30 +163,11 @@ def _eyes_or_reader(recipe: RecipeRuns) -> Block:
     measured = [of for run in recipe.runs if (of := run.results.get("eyes_or_reader"))]
     if not measured:
         return Text(CAPTIONS["no eyes or reader"])
-
-    shown: list[Column] = [
-        ("row", "title"),
-        *(_figure(head, ".1f", _measured("eyes_or_reader", name, 100)) for head, name in ACCURACIES.items()),
-        *(_figure(name, "+.1f", _measured("eyes_or_reader", name, 100)) for name in footnotes.GAP),
-    ]
     data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
-    return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
-
-
-def _measured(about: str, name: str, factor: float = 1.0) -> Score:
-    """What was measured about a student and its teacher, by the figure's name; None in a run where it wasn't."""
-
-    def figure(run: ScoredRun) -> float | None:
-        found = run.results.get(about) or {}
-        value = found.get("accuracy", {}).get(name, found.get(name))
-        return None if value is None else factor * value
-
-    return figure
-
-
-def _figure(head: str, form: str, score: Score) -> Column:
-    """A column of means over seeds, without intervals."""
-    return head, lambda row: format(mean.value, form) if (mean := row.mean(score)) else None
+    caption = CAPTIONS["eyes or reader"].format(data=data)
+    return Table.of(
+        recipe.rows, [("row", "title"), *MEASURED["accuracies"], *MEASURED["eyes_or_reader"]], caption=caption
+    )
 
 
 def _mean(score: Score) -> Callable[[RowRuns], Number | None]:

@@ -12,8 +12,7 @@ from switchkd_cli.benchmarks import in_order
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.named_files import find_or_none
-from switchkd_cli.report import document as model
-from switchkd_cli.report.document import Block, Callout, Facts, FigureFile, Points, Section, Text
+from switchkd_cli.report.document import Block, Document, Facts, FigureFile, Points, Text
 from switchkd_cli.report.formats.html import to_html
 from switchkd_cli.report.formats.markdown import to_markdown
 from switchkd_cli.report.grouping import grouped
@@ -69,7 +68,7 @@ def _draw(recipe: RecipeRuns, of_models: Callable[[], Any], folder: Path, blocks
             blocks.append(FigureFile(path, f"{recipe.title}: {drawn.name}", FIGURES[drawn.name]["caption"]))
 
 
-def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]]) -> model.Document:
+def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]]) -> Document:
     """The whole report. `figures`, by the recipe's name, holds its figures, or why there is none."""
     runs = [run for recipe in recipes for run in recipe.runs]
     checked = findings.check_findings(recipes)
@@ -79,20 +78,20 @@ def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]
     splits = dict.fromkeys((run.results["world"], run.results["split"]) for run in runs)
     worlds = sorted({world for world, _ in splits})
     head = (
-        Callout(TEXTS["world"]["playground" if worlds == ["playground"] else "hub"], "world"),
+        Text(TEXTS["world"]["playground" if worlds == ["playground"] else "hub"], "world"),
         *_problems(recipes),
         Facts(tuple(_facts(recipes, runs))),
     )
     said: list[Block] = [Text(findings.summary(checked)), *([table] if table else [])]
     chapters = (
-        Section("The paper's findings, and ours", "findings", tuple(said)),
+        Document("The paper's findings, and ours", tuple(said), anchor="findings"),
         *(chapter(recipe, figures.get(recipe.name, ())) for recipe in recipes),
-        Section("How it was made", "made", tuple(_how_it_was_made(recipes, runs))),
-        Section("The protocol", "protocol", tuple(protocol(tasks, world, split, measured) for world, split in splits)),
+        Document("How it was made", tuple(_how_it_was_made(recipes, runs)), anchor="made"),
+        Document("The protocol", tuple(protocol(tasks, *each, measured) for each in splits), anchor="protocol"),
     )
     titles = ", ".join(dict.fromkeys(recipe.title for recipe in recipes))
     subtitle = f"{' and '.join(WORLDS.get(world, world) for world in worlds)} · {titles}"
-    return model.Document("Switch-KD, put to the test", head, chapters, subtitle)
+    return Document("Switch-KD, put to the test", head, chapters, subtitle)
 
 
 def _problems(recipes: Sequence[RecipeRuns]) -> Iterator[Block]:
@@ -104,7 +103,7 @@ def _problems(recipes: Sequence[RecipeRuns]) -> Iterator[Block]:
     lacking += [f"{rows} rows without any run"] if rows else []
     lacking += [f"no run at all of {', '.join(empty)}"] if empty else []
     if lacking:
-        yield Callout(f"Not everything is here: {', '.join(lacking)}. Each chapter names its own.")
+        yield Text(f"Not everything is here: {', '.join(lacking)}. Each chapter names its own.", "problem")
 
 
 def _facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[tuple[str, str]]:
@@ -130,12 +129,12 @@ def _facts(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator
 def _how_it_was_made(recipes: Sequence[RecipeRuns], runs: Sequence[ScoredRun]) -> Iterator[Block]:
     """The section at the end: commands, versions, how to read the report."""
     yield Text("To make the same runs again (finished ones are skipped):")
-    yield model.Commands(tuple(command(recipe) for recipe in recipes))
+    yield Text("\n".join(map(command, recipes)), "shell")
     records = [record for run in runs for record in (run.info, run.info.get("reused") or {})]
     commands = dict.fromkeys(tuple(record.get("command") or ()) for record in records)
     if typed := [shlex.join(words) for words in commands if words[1:2] in (("ablate",), ("distill",))]:
         yield Text("The commands as typed:")
-        yield model.Commands(tuple(typed))
+        yield Text("\n".join(typed), "shell")
     yield Facts(tuple(_versions(runs)))
     yield Text("How to read it:")
     yield Points(tuple(TEXTS["how to read"]))

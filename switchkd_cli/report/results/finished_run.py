@@ -50,21 +50,21 @@ class ScoredRun:
     """The highest logged peak: the accelerator's memory, or the process's where there is none."""
     warnings: Mapping[str, str] = field(default_factory=dict)
     """Training warnings: subject -> text."""
-
-    @property
-    def paper(self) -> Mapping[str, float]:
-        """The paper's printed numbers, by benchmark."""
-        return self.info.get("paper") or {}
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """Library versions of the training; those of the scoring are in `results`."""
-        return self.info.get("versions") or {}
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """The paper's printed numbers, by benchmark."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Library versions of the training; those of the scoring are in `results`."""
 
     @property
     def seconds(self) -> float | None:
         """Training time of the last stage; earlier stages may be shared between runs."""
         return next(reversed(self.clocks.values()), None)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What its last stage took, and how it compares with the teacher, by the names of texts.yaml."""
+        fidelity, eyes = (self.results.get(about) or {} for about in ("fidelity", "eyes_or_reader"))
+        return {"seconds": self.seconds, "gib": self.gib, **fidelity, **eyes, **eyes.get("accuracy", {})}
 
     @property
     def is_run(self) -> bool:
@@ -111,6 +111,8 @@ def read(folder: RunFolder) -> ScoredRun:
         **{name: info[name] for name in NAMES},
         results=results,
         info=info,
+        paper=info.get("paper") or {},
+        versions=info.get("versions") or {},
         stages=resolved["stages"],
         stand_ins=resolved.get("stand_ins") or {},
         clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step

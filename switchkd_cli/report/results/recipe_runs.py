@@ -71,13 +71,14 @@ class RecipeRuns:
     @cached_property
     def rows(self) -> tuple[RowRuns, ...]:
         """The rows that have finished runs."""
-        runs = [(run.title, tuple(r for r in self.runs if r.row == run.row)) for run in self.planned_rows]
-        return tuple(RowRuns(title, title, own) for title, own in runs if own)
+        return tuple(row for run in self.planned_rows if (row := self.row(run.row)).runs)
 
-    def row(self, name: str | None) -> RowRuns | None:
-        return next((row for row in self.rows if row.row == name), None)
+    def row(self, name: str | None) -> RowRuns:
+        """The finished runs of a row; none of them where there is no such row."""
+        title = next((run.title for run in self.planned_rows if run.row == name), "")
+        return RowRuns(title, title, tuple(run for run in self.runs if run.row == name))
 
-    def control(self, row: RowRuns, kind: ControlKind) -> RowRuns | None:
+    def control(self, row: RowRuns, kind: ControlKind) -> RowRuns:
         """The finished runs of a row's control."""
         return self.row(control_of(self.own_world_rows, row.row, kind))
 
@@ -101,21 +102,19 @@ def control_of(rows: Sequence[Run], row: str, kind: ControlKind) -> str | None:
     with the models that it names; the first is the studied row.
     """
     own = next(run for run in rows if run.row == row)
-    for like in (own, rows[0]):
-        for run in rows:
-            if _is_control(run, like, rows[0], kind):
-                return run.row if run.row != row else None
-    return None
+    students = [run.config.student for run in (own, rows[0])]
+    controls = [run for run in rows if run.config.student in students and _is_control(run, rows[0], kind)]
+    first = min(controls, key=lambda run: students.index(run.config.student), default=own)
+    return None if first is own else first.row
 
 
-def _is_control(run: Run, like: Run, studied: Run, kind: ControlKind) -> bool:
-    """Whether a run is SFT of `like`'s student that trains the same parts of it as the studied row."""
-    if any(s.needs_teacher for s in run.config.stages) or run.config.student != like.config.student:
-        return False
+def _is_control(run: Run, studied: Run, kind: ControlKind) -> bool:
+    """Whether a run is SFT of the parts of its student that the studied row trains."""
     last, same = run.config.stages[-1], studied.config.stages[-1]
     length, equal = (float(stage.steps or stage.epochs or 0) for stage in (last, same))
     parts = set(same.train) - {"adapter"}  # no part of the student
-    return set(last.train) == parts and (length == equal if kind == "steps" else length > equal)
+    supervised = not any(stage.needs_teacher for stage in run.config.stages)
+    return supervised and set(last.train) == parts and (length == equal if kind == "steps" else length > equal)
 
 
 def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:

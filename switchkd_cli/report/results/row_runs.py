@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean, shown
 from switchkd_cli.report.document import Number
@@ -17,6 +18,11 @@ SFT = "sft"  # the default reference row
 
 Score = Callable[[ScoredRun], float | None]
 """One figure of a run."""
+
+
+def mean_of(names: Sequence[str]) -> Callable[[ScoredRun], Any]:
+    """The mean of these of a run's scores; None where there are none."""
+    return lambda run: fmean(run.scores[name] for name in names) if names else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +53,14 @@ class RowRuns:
         """The mean over the runs that have this figure; None without one."""
         return over_seeds(list(self.by_seed(score).values()))
 
-    def minus(self, other: RowRuns | None, score: Score) -> Number | None:
+    def figure(self, name: str, factor: float, form: str) -> str | None:
+        """The mean of one of `ScoredRun.measured`, without an interval."""
+        mean = self.mean(lambda run: run.measured.get(name))
+        return format(factor * mean.value, form) if mean else None
+
+    def minus(self, other: RowRuns, score: Score) -> Number | None:
         """The difference of a figure, paired by seed; None without a seed in common."""
-        return paired_difference(self.by_seed(score), other.by_seed(score)) if other else None
+        return paired_difference(self.by_seed(score), other.by_seed(score))
 
     def means(self) -> dict[str, float]:
         """Mean scores over the runs, by the names of `ScoredRun.scores`."""

@@ -39,27 +39,22 @@ class PairedUnits(NamedTuple):
         sides = (*self.ours, *self.theirs)
         return len(sides) == 2 and all(u.single and np.isin(u.gained, (0, 1)).all() for u in sides)
 
-    def added(self) -> tuple[Array, Array]:
-        """What each unit adds to the sums [units, (gained, possible) of each run], and how an exchange changes that."""
-        runs = (*self.ours, *self.theirs)
-        sums = np.stack([column for units in runs for column in (units.gained, units.possible)], axis=-1)
-        return sums, np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums
-
 
 class ImagePool:
     """The images of some benchmarks; an image in several benchmarks or categories is drawn and exchanged once."""
 
     def __init__(self, benchmarks: Sequence[PairedUnits]) -> None:
         numbers: dict[object, int] = {}  # of each image, or unit without one
-        self.strata: list[list[tuple[Array, Array, Array]]] = []
-        """By benchmark and stratum: the image of each unit, then `PairedUnits.added` of these units."""
+        self.strata: list[tuple[float, Array, Array]] = []
+        """Of each: its weight in the mean over benchmarks, each unit's image, and its [units, (gained, possible) of each run]."""
         for place, pair in enumerate(benchmarks):
             names = pair.ours[0].images or [None] * len(pair.ours[0].gained)
             keys = [image or (place, number) for number, image in enumerate(names)]
             images = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
-            sums, change = pair.added()
+            runs = (*pair.ours, *pair.theirs)
+            sums = np.stack([column for units in runs for column in (units.gained, units.possible)], axis=-1)
             strata = [pair.ours[0].stratum == number for number in np.unique(pair.ours[0].stratum)]
-            self.strata.append([(images[at], sums[at], change[at]) for at in strata])
+            self.strata += [(1 / len(benchmarks) / len(strata), images[at], sums[at]) for at in strata]
         self.size = len(numbers)
 
     def sampling(self) -> dict[str, Any]:
@@ -71,7 +66,7 @@ class ImagePool:
         from scipy.cluster.hierarchy import DisjointSet
 
         joined = DisjointSet(range(self.size))
-        for images in (images.tolist() for benchmark in self.strata for images, *_ in benchmark):
+        for _, images, _ in self.strata:
             for image in images:
                 joined.merge(images[0], image)
         return [np.array(sorted(part)) for part in joined.subsets()]
@@ -82,25 +77,25 @@ class ImagePool:
         flat = (rows + self.size * np.arange(len(rows))[:, None]).ravel()
         times = np.bincount(flat, minlength=self.size * len(rows)).astype(float)
         times = times.reshape(*images.shape[:-1], self.size)  # how often each image is drawn
-        return self._mean(lambda of, sums, change: times[..., of] @ sums)
+        return self._mean(lambda of, sums: times[..., of] @ sums)
 
     def exchanged(self, swapped: Array) -> Array:
         """The mean difference [...] where `swapped` [..., images] is 1 for each image that the rows exchange, else 0."""
-        return self._mean(lambda of, sums, change: sums.sum(axis=0) + swapped[..., of] @ change)
 
-    def _mean(self, summed: Callable[[Array, Array, Array], Array]) -> Any:
-        """Over benchmarks, for each over its strata."""
-        means = []
-        for strata in self.strata:
-            means.append(np.mean([_difference(summed(*stratum)) for stratum in strata], axis=0))
-        return np.round(np.mean(means, axis=0), DIGITS)
+        def summed(of: Array, sums: Array) -> Array:
+            change = np.roll(sums, sums.shape[-1] // 2, axis=-1) - sums
+            return sums.sum(axis=0) + swapped[..., of] @ change
 
+        return self._mean(summed)
 
-def _difference(sums: Array) -> Array:
-    """From sums [..., (gained, possible) of our runs, then of theirs] to the difference of the mean ratios [...]."""
-    ratios = ratio(sums[..., ::2], sums[..., 1::2])
-    ours, theirs = np.split(ratios, 2, axis=-1)
-    return ours.mean(axis=-1) - theirs.mean(axis=-1)
+    def _mean(self, summed: Callable[[Array, Array], Array]) -> Any:
+        """The mean difference, from the sums [..., (gained, possible) of our runs, then of theirs] of each stratum."""
+        mean: Any = 0.0
+        for weight, images, units in self.strata:
+            sums = summed(images, units)
+            ours, theirs = np.split(ratio(sums[..., ::2], sums[..., 1::2]), 2, axis=-1)
+            mean += weight * (ours.mean(axis=-1) - theirs.mean(axis=-1))
+        return np.round(mean, DIGITS)
 
 
 def _remembered(computed: Callable[[Sequence[PairedUnits]], Any]) -> Callable[[Sequence[PairedUnits]], Any]:

@@ -1,6 +1,6 @@
 """The columns of every table of scores: benchmarks in the paper's order, others, the average, and how each was measured."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
@@ -10,6 +10,7 @@ from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, ROW_METRICS
 from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
+from switchkd_cli.report.results.row_runs import Score, mean_of
 from switchkd_cli.report.stats.baselines import BASELINES
 
 AVERAGE = "average"  # its name among a recipe's printed numbers
@@ -69,28 +70,26 @@ class Columns:
         """How a column's numbers are shown: see `document.Number`."""
         return {"counted": self.counts(name), "digits": BENCHMARKS[name].digits if name in self.tasks else 1}
 
-    def average(self, scores: Mapping[str, float]) -> float | None:
-        """The plain mean of the tasks that count (paper, section 5: Avg10); None when none does."""
-        return fmean(scores[task] for task in self.counted_tasks) if self.counted_tasks else None
-
-    def run_average(self, run: ScoredRun) -> float | None:
-        return self.average(run.scores)
+    @cached_property
+    def figures(self) -> dict[str, Sequence[str]]:
+        """The scores that each column is the mean of, by name; under `AVERAGE` those that count (paper, section 5: Avg10)."""
+        return {**{name: [name] for name in self.names}, AVERAGE: self.counted_tasks}
 
     @property
-    def figures(self) -> dict[str, Callable[[ScoredRun], Any]]:
-        """What each column shows of a run, by name, the average under `AVERAGE`."""
-        return {name: lambda run, name=name: run.scores[name] for name in self.names} | {AVERAGE: self.run_average}
+    def run_average(self) -> Score:
+        """The average of a run; None where no task counts."""
+        return mean_of(self.counted_tasks)
 
     def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
         """A line of scores, or of differences, with its average."""
-        known = [name for name in self.names if name in scores]
-        each = {name: Number(scores[name], difference=difference, **self.shown(name)) for name in known}
-        average = self.average(scores)
-        return (*map(each.get, self.names), None if average is None else Number(average, difference=difference))
+        known = {name: tasks for name, tasks in self.figures.items() if tasks and scores.keys() >= set(tasks)}
+        means = {name: fmean(scores[task] for task in tasks) for name, tasks in known.items()}
+        each = {name: Number(mean, difference=difference, **self.shown(name)) for name, mean in means.items()}
+        return tuple(map(each.get, self.figures))
 
     def printed(self, paper: Mapping[str, float]) -> tuple[Cell, ...]:
         """A line of the paper's numbers, its average as printed."""
-        return tuple(Number(paper[name]) if name in paper else None for name in (*self.names, AVERAGE))
+        return tuple(Number(paper[name]) if name in paper else None for name in self.figures)
 
     def scored(self, *names: str, before: tuple[Cell, ...] = ()) -> list[Line]:
         """The lines of the teacher or of baselines, where they were scored, with other cells before the scores."""

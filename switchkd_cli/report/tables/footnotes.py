@@ -1,6 +1,6 @@
 """Notes around a table, so that nobody reads more into it than it says."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,15 +12,9 @@ from switchkd_cli.report.results.finished_run import ScoredRun, items, one_or_ea
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES, NEARLY_ALL, OTHER
 from switchkd_cli.report.tables.columns import Columns
-from switchkd_cli.report.texts import NOTES
+from switchkd_cli.report.texts import NOTES, TEXTS
 
-GAP = ("gap", "eyes", "reader", "interaction")
-"""The gap to the teacher and its parts, see `engine.evaluation.against_teacher`."""
-MEASURED: Mapping[str, Callable[[Callable[[str], float]], str]] = {
-    "fidelity": lambda mean: f"{100 * mean('agreement'):.1f} % and {mean('kl'):.2f} nats",
-    "eyes_or_reader": lambda mean: " ".join(f"{name} {100 * mean(name):+.1f}" for name in GAP),
-}
-"""What a run's results compare with the teacher, in words, from the mean of a figure by its name."""
+FIGURES = {about: figures.values() for about, figures in TEXTS["measured"].items()}
 
 
 def title(runs: Sequence[ScoredRun]) -> str:
@@ -128,13 +122,15 @@ def compared_with_teacher(runs: Sequence[ScoredRun]) -> Iterator[str]:
 
     Means over its runs: gains don't make a student faithful.
     """
-    for about, in_words in MEASURED.items():
+    for about in ("fidelity", "eyes_or_reader"):
         found = [(run.title, of) for run in runs if (of := run.results.get(about))]
-        for where, rows in grouped(
-            ((of["data"], measured_on(of), of["positions"]), (t, of)) for t, of in found
-        ).items():
-            means = {title: lambda name, own=own: fmean(of[name] for of in own) for title, own in grouped(rows).items()}
-            each = "; ".join(f"{title} {in_words(mean)}" for title, mean in means.items())
+        groups = grouped(((of["data"], measured_on(of), of["positions"]), (title, of)) for title, of in found)
+        for where, rows in groups.items():
+            means = {
+                title: [format(factor * fmean(of[name] for of in own), form) for name, factor, form in FIGURES[about]]
+                for title, own in grouped(rows).items()
+            }
+            each = "; ".join(f"{title} {NOTES[f'{about} of a row'].format(*values)}" for title, values in means.items())
             yield NOTES[about].format(*where, rows=each)
 
 
