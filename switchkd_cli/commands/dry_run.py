@@ -166,9 +166,10 @@ def _show_all(estimates: Sequence[RunEstimate]) -> None:
     """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
     stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
     downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
-    hours, scoring = [stage.hours for stage in stages.values()], [estimate.scoring for estimate in estimates]
+    hours = [stage.hours for stage in stages.values()]
+    scoring = list({key: each for estimate in estimates for key, each in estimate.scoring.items()}.values())
     print(f"time     {_sum(hours, _time)} for what is to be trained")
-    if any(each != 0 for each in scoring):
+    if scoring:
         print(f"scores   {_sum(scoring, _time)} of one process, while the others wait")
     for machine in dict.fromkeys(estimate.machine for estimate in estimates):
         dollars = _sum([of and of * machine.gpus * machine.price for of in (*hours, *scoring)], "${:,.2f}".format)

@@ -200,7 +200,8 @@ class RunEstimate:
     """What one run needs; the notes say what this rests on and what the recipe should change.
 
     `pair` compares student and teacher, if both are on this machine. `looks` are lines about the rows of each data set
-    that is on this machine. `scoring`: hours in which one process answers the benchmarks' questions (None: unknown how many).
+    that is on this machine. `scoring`: hours in which one process answers the benchmarks' questions
+    (None: unknown how many), by the key of whose answers they are.
     """
 
     machine: Machine
@@ -211,4 +212,4 @@ class RunEstimate:
     downloads: tuple[Download, ...]
     notes: tuple[str, ...]
     looks: Mapping[str, tuple[str, ...]]
-    scoring: float | None = None
+    scoring: Mapping[str, float | None]

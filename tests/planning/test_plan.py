@@ -113,12 +113,13 @@ def test_on_one_gpu_nothing_is_sent_and_terms_that_are_0_are_left_out(away, caps
 
 
 def test_scoring_takes_the_questions_of_all_benchmarks(away):
-    plan = estimate("table1_0.5b.yaml", away, on=Machine(answers_per_s=100.0))
-    assert plan.scoring == pytest.approx(
-        (2374 + 2 * 4329 + 214354 + 12578 + 2017 + 900 + 5000 + 4319 + 9000) / 100 / 3600
-    )
-    assert estimate("table1_0.5b.yaml", away, "evaluation.benchmarks=[mme, docvqa_val]").scoring is None
-    assert estimate("table1_0.5b.yaml", away, "evaluation=null").scoring == 0
+    run = load(RECIPES / "table1_0.5b.yaml")
+    once = (2374 + 2 * 4329 + 214354 + 12578 + 2017 + 900 + 5000 + 4319 + 9000) / 100 / 3600
+    scoring = estimate("table1_0.5b.yaml", away, on=Machine(answers_per_s=100.0)).scoring
+    assert scoring == pytest.approx({run.key: once, run.teacher_key: 2 * once})  # the teacher's without images, too
+    unknown = estimate("table1_0.5b.yaml", away, "evaluation.benchmarks=[mme, docvqa_val]").scoring
+    assert set(unknown.values()) == {None}
+    assert estimate("table1_0.5b.yaml", away, "evaluation=null").scoring == {}
 
 
 def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):

@@ -25,7 +25,7 @@ from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning.estimate import Machine, RunEstimate, StageEstimate
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Evaluation, Stage, Term
+from switchkd_cli.recipe.schema import Stage, Term
 from switchkd_cli.runs import run_folder
 
 USABLE = 0.9  # of a GPU's memory; the driver, kernels' workspaces and fragments take the rest
@@ -108,7 +108,7 @@ def estimate_run(
         downloads=tuple(downloads(config, sizes)),
         notes=tuple(notes),
         looks=looked,
-        scoring=_scoring_hours(config.evaluation, machine),
+        scoring=dict(_scoring_hours(run, machine, root)),
     )
 
 
@@ -242,13 +242,16 @@ def estimate_stage(
     )
 
 
-def _scoring_hours(evaluation: Evaluation | None, machine: Machine) -> float | None:
-    """Return the hours in which one process answers all questions; None where it isn't known how many there are."""
-    if evaluation is None:
-        return 0.0
+def _scoring_hours(run: Run, machine: Machine, root: Path) -> Iterator[tuple[str, float | None]]:
+    """Yield the hours of one process by what it scores: the student, and the teacher with images and without, unless done."""
+    if (evaluation := run.config.evaluation) is None:
+        return
     counts = [evaluation.items or BENCHMARKS[name].questions for name in evaluation.benchmarks]
     known = [count for count in counts if count is not None]
-    return sum(known) / machine.answers_per_s / HOUR if len(known) == len(counts) else None
+    hours = sum(known) / machine.answers_per_s / HOUR if len(known) == len(counts) else None
+    yield run.key, hours
+    if run.config.teacher is not None and not run_folder.evaluation(root, run.teacher_key).done:
+        yield run.teacher_key, hours and 2 * hours
 
 
 def _idle_notes(stage: Stage, gpus: int, all_gpus: int) -> Iterator[str]:
