@@ -17,9 +17,9 @@ def ratios():
 
 def test_plans_are_not_far_from_printed_hours(ratios):
     """With the default utilisation; the lengths of rows are assumptions (cost/published.yaml)."""
-    assert all(0.58 < ratio < 1.43 for ratio in ratios.values()), ratios
+    assert all(0.55 < ratio < 1.4 for ratio in ratios.values()), ratios
     tunings = [ratio for name, ratio in ratios.items() if name.startswith("LLaVA-1.5") and name.endswith("tuning")]
-    assert len(tunings) == 2 and tunings == pytest.approx([1, 1], abs=0.06)
+    assert len(tunings) == 2 and tunings == pytest.approx([1, 1], abs=0.1)
 
 
 def test_the_page_has_the_planned_hours(ratios):
