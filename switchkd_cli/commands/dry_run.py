@@ -170,7 +170,8 @@ def _show_all(estimates: Sequence[RunEstimate]) -> None:
     scoring = list({key: each for estimate in estimates for key, each in estimate.scoring.items()}.values())
     print(f"time     {_sum(hours, _time)} for what is to be trained")
     if scoring:
-        print(f"scores   {_sum(scoring, _time)} of one process, while the others wait")
+        waiting = ", while the others wait" * any(estimate.machine.gpus > 1 for estimate in estimates)
+        print(f"scores   {_sum(scoring, _time)} of one process{waiting}")
     for machine in dict.fromkeys(estimate.machine for estimate in estimates):
         dollars = _sum([of and of * machine.gpus * machine.price for of in (*hours, *scoring)], "${:,.2f}".format)
         print(f"machine  {machine}")
