@@ -10,6 +10,7 @@ SHOWN = (
     "docs/*.md",
     "docs/*.js",
     "docs/*.css",
+    "docs/*.svg",
     "docs/*.ipynb",
     "recipes/**/*.yaml",
     "switchkd_cli/*.yaml",

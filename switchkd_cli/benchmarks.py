@@ -47,6 +47,8 @@ class Benchmark:
     """Whether two questions count as one: right where both are. Whoever tosses a coin is right in a quarter of them."""
     answer_tokens: int = 16
     """The most new tokens of an answer in the playground, where most answers are a word or two."""
+    questions: int | None = None
+    """Of the published split; None: not known here."""
     metric: str = "exact_match"
     """The key of the stock metric that is reported."""
     full: float = 1.0

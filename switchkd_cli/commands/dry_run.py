@@ -7,7 +7,16 @@ from pathlib import Path
 from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.planning import preflight
-from switchkd_cli.planning.estimate import GIB, Misfit, PairFact, RunEstimate, StageEstimate, planned_machine
+from switchkd_cli.planning.estimate import (
+    GIB,
+    Machine,
+    Misfit,
+    PairFact,
+    RunEstimate,
+    StageEstimate,
+    TimeTerm,
+    planned_machine,
+)
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Stage, Term
@@ -18,6 +27,7 @@ from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal.console import show_table
 
 UNKNOWN = "unknown"
+NO_TIME = 0.05 / 3600  # hours that would be printed as 0
 PARTS = ("vision", "projector", "language")
 TOKENS = ("image", "prompt", "answer")
 NEEDS = {
@@ -107,7 +117,8 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     print(estimate.vocabulary)
     stages = estimate.stages
     components = dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size)
-    columns = [_column(stage, components, estimate.machine.memory) for stage in stages]
+    terms = dict.fromkeys(name for stage in stages for name, term in stage.time.items() if term.takes > NO_TIME)
+    columns = [_column(stage, components, terms, estimate.machine) for stage in stages]
     lines = [(name, *(column[name] for column in columns)) for name in columns[0]]
     show_table(("stage", *(stage.name for stage in stages)), lines, text=("stage",))
     for source in dict.fromkeys(f"{stage.data}: {stage.source}" for stage in stages):
@@ -117,8 +128,8 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     print()
 
 
-def _column(stage: StageEstimate, components: Iterable[str], memory: float) -> dict[str, str]:
-    """Return a stage's figures by the heads of their lines; `components` are those of memory, of which a GPU has `memory`."""
+def _column(stage: StageEstimate, components: Iterable[str], terms: Iterable[str], on: Machine) -> dict[str, str]:
+    """Return a stage's figures by the heads of their lines, among them the components of memory and the terms of time."""
     lengths, fits_none = stage.lengths, stage.micro_batch is not None and stage.largest_micro_batch is None
     return {
         "rows of data": _number(stage.rows),
@@ -132,9 +143,12 @@ def _column(stage: StageEstimate, components: Iterable[str], memory: float) -> d
         "parameters trained": _count(stage.trained),
         "memory of one GPU": "",
         **{f"  {name}": _memory(stage.memory.get(name)) for name in components},
-        f"  together, of {memory:g} GiB": _memory(sum(stage.memory.values()) or None),
+        f"  together, of {on.memory:g} GiB": _memory(sum(stage.memory.values()) or None),
         "TFLOP a step": _number(stage.flops and stage.flops / 1e12),
+        **({"sent by one GPU a step": _file_size(stage.sent)} if on.gpus > 1 else {}),
         "time": "reused" if stage.reused else _time(stage.hours),
+        **{f"  {name}": _term_of_time(stage.time.get(name)) for name in terms},
+        "  bound by": stage.bound or UNKNOWN,
         "saved student": _file_size(stage.saved_bytes),
     }
 
@@ -152,9 +166,16 @@ def _show_all(estimates: Sequence[RunEstimate]) -> None:
     """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
     stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
     downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
+    hours = [stage.hours for stage in stages.values()]
+    scoring = list({key: each for estimate in estimates for key, each in estimate.scoring.items()}.values())
+    print(f"time     {_sum(hours, _time)} for what is to be trained")
+    if scoring:
+        waiting = ", while the others wait" * any(estimate.machine.gpus > 1 for estimate in estimates)
+        print(f"scores   {_sum(scoring, _time)} of one process{waiting}")
     for machine in dict.fromkeys(estimate.machine for estimate in estimates):
+        dollars = _sum([of and of * machine.gpus * machine.price for of in (*hours, *scoring)], "${:,.2f}".format)
         print(f"machine  {machine}")
-    print(f"time     {_sum([stage.hours for stage in stages.values()], _time)} for what is to be trained")
+        print(f"cost     {dollars} for both on all GPUs, idle ones too, at ${machine.price:g} an hour")
     print(f"disk     {_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
     for download in downloads.values():
         size = "" if download.size is None else f", {_file_size(download.size)}"
@@ -220,6 +241,14 @@ def _time(hours: float | None) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+
+
+def _term_of_time(term: TimeTerm | None) -> str:
+    """What a term adds, and of how much, where the rest of it passes during other terms."""
+    if term is None:
+        return ""
+    adds, takes = _time(term.adds), _time(term.takes)
+    return adds if adds == takes else f"{adds} of {takes}"
 
 
 def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,21 +12,46 @@ GIB = 2**30
 
 
 class Machine(BaseModel):
-    """What a plan is made for. `memory` is one GPU's in GiB, `tflops` its peak in TFLOP/s at the recipe's precision.
+    """What a plan is made for: `gpus` in machines of `gpus_per_node`. docs/plan.md gives each default's source.
 
-    `utilisation` is the share of the peak that a run reaches, `zero` the DeepSpeed ZeRO stage (0: none), `offload` what
-    DeepSpeed keeps in the machine's memory instead of the GPUs'. The defaults are for bf16: H100 SXM, dense, and the
-    paper's ZeRO-2 (it doesn't name its hardware).
+    The defaults are for bf16: H100 SXM, dense, and the paper's ZeRO-2 (it doesn't name its hardware). Gbit/s count one
+    direction.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpus: int = Field(8, ge=1)
     memory: float = Field(80.0, gt=0)
+    """Of one GPU, GiB."""
     tflops: float = Field(989.0, gt=0)
+    """One GPU's peak in TFLOP/s at the recipe's precision."""
     zero: int = Field(2, ge=0, le=3)
+    """DeepSpeed's ZeRO stage (0: none, gradients are added up by DDP)."""
     utilisation: float = Field(0.35, gt=0, le=1)
+    """The share of the peak that a run reaches."""
     offload: str = "none"
+    """What DeepSpeed keeps in the machine's memory instead of the GPUs'; the recipe's."""
+    gpus_per_node: int = Field(8, ge=1)
+    intra_gbps: float = Field(3600.0, gt=0)
+    """Between GPUs of one machine, Gbit/s of each GPU."""
+    inter_gbps: float = Field(3200.0, gt=0)
+    """Between machines, Gbit/s of each machine."""
+    overlap: float = Field(0.5, ge=0, le=1)
+    """The share of the operations' time in which communication can pass at the same time, where it is sent meanwhile."""
+    decode_images_per_s: float = Field(900.0, gt=0)
+    """Images that the data workers of one GPU decode and prepare in a second."""
+    image_kb: float = Field(150.0, gt=0)
+    """The mean image file, kB."""
+    disk_gbps: float = Field(16.0, gt=0)
+    """Of the storage that all machines share, Gbit/s."""
+    answers_per_s: float = Field(50.0, gt=0)
+    """Answers in a second of the one process that scores."""
+    mtbf_hours: float = Field(50_000.0, gt=0)
+    """Mean time between failures of one GPU, with its share of everything else that ends a run."""
+    restart_minutes: float = Field(10.0, ge=0)
+    """From a failure until the run continues."""
+    price: float = Field(3.0, ge=0)
+    """Of a GPU hour, dollars."""
 
     def __str__(self) -> str:
         count = "1 GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
@@ -36,8 +61,9 @@ class Machine(BaseModel):
         return f"{count} of {self.memory:g} GiB, {speed}{zero}"
 
 
-FP32 = {"gpus": 1, "tflops": 67.0, "zero": 0}  # one H100, float32 without tensor cores
-KEYS = ("gpus", "memory", "tflops", "zero", "utilisation")  # of --machine; the recipe says what is offloaded
+# one H100, float32 without tensor cores; recipes in fp32 are the playground's, whose answers are a word or two
+FP32 = {"gpus": 1, "tflops": 67.0, "zero": 0, "answers_per_s": 600.0}
+KEYS = tuple(key for key in Machine.model_fields if key != "offload")  # of --machine
 
 
 def planned_machine(
@@ -47,9 +73,9 @@ def planned_machine(
 
     `zero` and `offload` are the recipe's. Raises UserError naming every wrong change.
     """
-    values: dict[str, Any] = FP32 if precision == "fp32" else {}
     recipe = {"zero": zero, "gpus": gpus or None, "offload": offload}
-    values = values | {key: value for key, value in recipe.items() if value is not None}
+    values: dict[str, Any] = dict(FP32) if precision == "fp32" else {}
+    values |= {key: value for key, value in recipe.items() if value is not None}
     pairs = [word.partition("=") for word in (text or "").split(",") if word]
     changes = {key.strip(): value.strip() for key, _, value in pairs}
     unknown = [key for key in changes if key not in KEYS]
@@ -61,7 +87,8 @@ def planned_machine(
             wrong = "must be a number" if error["type"].endswith("_parsing") else "out of range"
             problems.append(f"--machine: {error['loc'][0]}: {wrong}, got {error['input']!r}")
     if problems:
-        raise UserError(problems, hint="--machine gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2")
+        keys = "docs/plan.md has all keys"
+        raise UserError(problems, hint=f"--machine gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2 ({keys})")
     return machine
 
 
@@ -106,11 +133,18 @@ class ModelEstimate:
     source: str
 
 
+class TimeTerm(NamedTuple):
+    """Hours that a part of training `takes`, and those of them that it `adds`: the rest passes during other parts."""
+
+    takes: float
+    adds: float
+
+
 @dataclass(frozen=True)
 class StageEstimate:
     """One stage; None is unknown. `data` names what it trains on, of `rows` examples; `lengths` are the tokens of the mean
     example by part, and of the longest, known from `source`. `memory` is bytes of one GPU by component; `flops` are a
-    step's, over all GPUs.
+    step's, over all GPUs, `sent` the bytes that one GPU sends to others in a step, `time` the terms of the hours.
 
     `largest_micro_batch` is the largest that fits (None: not even 1), `padding` a share of a step's tokens,
     `saved_bytes` the size of the saved student; `notes` say what the recipe should change, and what is written to disk.
@@ -133,12 +167,22 @@ class StageEstimate:
     memory: Mapping[str, float] = field(default_factory=dict)
     padding: float | None = None
     flops: float | None = None
-    hours: float | None = None
+    sent: float = 0.0
+    time: Mapping[str, TimeTerm] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def accumulation(self) -> int | None:
         return self.batch // (self.gpus * self.micro_batch) if self.micro_batch else None
+
+    @property
+    def hours(self) -> float | None:
+        return sum(term.adds for term in self.time.values()) if self.time else None
+
+    @property
+    def bound(self) -> str:
+        """The term that adds most."""
+        return max(self.time, key=lambda name: self.time[name].adds, default="")
 
 
 @dataclass(frozen=True)
@@ -156,7 +200,8 @@ class RunEstimate:
     """What one run needs; the notes say what this rests on and what the recipe should change.
 
     `pair` compares student and teacher, if both are on this machine. `looks` are lines about the rows of each data set
-    that is on this machine.
+    that is on this machine. `scoring`: hours in which one process answers the benchmarks' questions
+    (None: unknown how many), by the key of whose answers they are.
     """
 
     machine: Machine
@@ -167,3 +212,4 @@ class RunEstimate:
     downloads: tuple[Download, ...]
     notes: tuple[str, ...]
     looks: Mapping[str, tuple[str, ...]]
+    scoring: Mapping[str, float | None]

@@ -1,11 +1,12 @@
 """The plan: figures of the paper's recipes without their models or data, and of models and data on this machine."""
 
 import json
+import re
 
 import pytest
 
 from switchkd_cli import registry
-from switchkd_cli.commands.dry_run import NEEDS, show_pair
+from switchkd_cli.commands.dry_run import NEEDS, show_pair, show_plans
 from switchkd_cli.engine.cost.data_sample import sample_data
 from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.data.conversation import Conversations
@@ -15,6 +16,7 @@ from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Parts
 from switchkd_cli.runs import run_folder
 from switchkd_cli.scheduler import launch
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import tiny
 from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, write_few_rows
 from tests.support.tiny_llava import save_tiny_llava
@@ -85,7 +87,39 @@ def test_the_largest_micro_batch_is_the_last_that_fits(away):
 
 def test_hours_follow_from_operations_and_machine(away):
     stage = estimate("table1_0.5b.yaml", away, on=Machine(gpus=8, tflops=1000.0, utilisation=0.5)).stages[1]
-    assert stage.hours == pytest.approx(stage.steps * stage.flops / (8 * 1000e12 * 0.5) / 3600)
+    assert stage.time["operations"].adds == pytest.approx(stage.steps * stage.flops / (8 * 1000e12 * 0.5) / 3600)
+    assert stage.hours == pytest.approx(sum(term.adds for term in stage.time.values()))
+
+
+def test_the_table_has_every_term_of_the_time_and_which_one_bounds(away, capsys):
+    run = load(RECIPES / "table1_0.5b.yaml")
+    options = RunOptions(out=away, machine="gpus=512,price=2.5,decode_images_per_s=100")
+    show_plans([run], [RECIPES / "table1_0.5b.yaml"], options)
+    out = capsys.readouterr().out
+    lines = {line.strip()[:24].split("  ")[0]: line for line in out.splitlines()}
+    for term in ("operations", "communication", "images", "checkpoints", "failures"):
+        assert re.search(r"\d (s|min|h)", lines[term]), term
+    assert lines["bound by"].split()[-2:] == ["images", "operations"]
+    assert re.search(r"scores   [\d.]+ h of one process, while the others wait", out)
+    assert re.search(r"cost     \$[\d,.]+ for both on all GPUs, idle ones too, at \$2.5 an hour", out)
+
+
+def test_on_one_gpu_nothing_is_sent_and_terms_that_are_0_are_left_out(away, capsys):
+    run = load(RECIPES / "quickstart.yaml")
+    show_plans([run], [RECIPES / "quickstart.yaml"], RunOptions(out=away))
+    out = capsys.readouterr().out
+    assert "operations" in out
+    assert not [word for word in ("communication", "failures", "checkpoints  ", "sent by one GPU") if word in out]
+
+
+def test_scoring_takes_the_questions_of_all_benchmarks(away):
+    run = load(RECIPES / "table1_0.5b.yaml")
+    once = (2374 + 2 * 4329 + 214354 + 12578 + 2017 + 900 + 5000 + 4319 + 9000) / 100 / 3600
+    scoring = estimate("table1_0.5b.yaml", away, on=Machine(answers_per_s=100.0)).scoring
+    assert scoring == pytest.approx({run.key: once, run.teacher_key: 2 * once})  # the teacher's without images, too
+    unknown = estimate("table1_0.5b.yaml", away, "evaluation.benchmarks=[mme, docvqa_val]").scoring
+    assert set(unknown.values()) == {None}
+    assert estimate("table1_0.5b.yaml", away, "evaluation=null").scoring == {}
 
 
 def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):
@@ -96,13 +130,25 @@ def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):
 
 
 def test_gpus_that_a_batch_leaves_idle_are_counted(away):
-    notes = estimate("table1_0.5b.yaml", away, on=Machine(gpus=512)).notes
-    assert any("distill: 384 of 512 GPUs idle: 128 share a batch of 128 evenly" in note for note in notes)
-    assert not [
-        note
-        for note in estimate("table1_0.5b.yaml", away, on=Machine(gpus=128)).notes
-        if "distill: " in note and "idle" in note
-    ]
+    run = load(RECIPES / "table1_0.5b.yaml")
+    assert run.config.deepspeed.zero == 2
+    plan = launch.estimate(run, planned_machine("gpus=512", "bf16", zero=2), away, {})
+    (note,) = (note for note in plan.notes if "distill: " in note and "idle" in note)
+    assert "384 of 512 GPUs idle: 128 share a batch of 128 evenly, a row each, so no accumulation uses more" in note
+    assert "stages.distill.batch=512 uses all (and is another training), or plan with gpus=128" in note
+    used = estimate("table1_0.5b.yaml", away, "stages.distill.batch=512", on=Machine(gpus=512))
+    assert used.stages[1].gpus == 512
+    for plan in (used, estimate("table1_0.5b.yaml", away, on=Machine(gpus=128))):
+        assert not [note for note in plan.notes if "distill: " in note and "idle" in note]
+
+
+def test_failures_that_are_likely_are_noted_with_the_best_interval(away):
+    plan = estimate("table1_0.5b.yaml", away, on=Machine(gpus=64, mtbf_hours=20.0))
+    (note,) = (note for note in plan.notes if "a failure every" in note)
+    state = 12 * plan.stages[1].trained / 2e9  # seconds at 16 Gbit/s
+    minutes = ((2 * state * 20 * 3600 / 64) ** 0.5 - state) / 60
+    assert f"distill: a failure every {20 / 64:.2g} hours; checkpoints.every_minutes={minutes:.2g} loses least" in note
+    assert not [note for note in estimate("table1_0.5b.yaml", away).notes if "a failure every" in note]
 
 
 def test_what_is_missing_is_listed_with_the_place_where_it_goes(away):

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from switchkd_cli import registry
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.batch import POSITIONS
 from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, read_by_teacher, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
@@ -15,6 +16,7 @@ from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample,
 from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
+from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, best_interval, bytes_sent, time_terms
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
@@ -28,6 +30,7 @@ from switchkd_cli.runs import run_folder
 
 USABLE = 0.9  # of a GPU's memory; the driver, kernels' workspaces and fragments take the rest
 SAVED = 4  # bytes of a parameter of a saved student: float32
+FAILURE_NOTED = 0.1  # failures in a stage, from which a plan says how to meet them
 STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's two moments
 
 
@@ -105,6 +108,7 @@ def estimate_run(
         downloads=tuple(downloads(config, sizes)),
         notes=tuple(notes),
         looks=looked,
+        scoring=dict(_scoring_hours(run, machine, root)),
     )
 
 
@@ -191,9 +195,11 @@ def estimate_stage(
         logit_bytes = 2 * precision.compute * len(stage.paths)  # at least the logits and their gradients
         notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
 
+    compared = _compared_positions(stage)
+
     def micro_batches(size: int) -> Counter[MicroBatch]:
         steps = sample.micro_batches(stage.batch, size, grouped=grouped)
-        return Counter(sample.padded(rows, _compared_positions(stage), tokens) for rows in steps)
+        return Counter(sample.padded(rows, compared, tokens) for rows in steps)
 
     def memory(size: int) -> dict[str, float]:
         work = computed, precision, machine, logit_bytes
@@ -208,11 +214,18 @@ def estimate_stage(
     counts = micro_batches(micro)
     operations = sum(count * flops.step(*both, each, computed) for each, count in counts.items())
     of_step = stage.batch / micro * operations / counts.total()
-    speed = gpus * machine.tflops * 1e12 * machine.utilisation
+    images = stage.batch * sample.mean("images")
+    numbers = {"trained": trained, "student": models.parameters.used}
+    work = StepWork(of_step, images, stage.batch // (micro * gpus), numbers, precision.weight)
+    time: dict[str, plan.TimeTerm] = {}
+    if estimate.steps:
+        state = STATE * trained
+        time = time_terms(work, estimate.steps, machine, gpus, run.config.checkpoints, state, saved_bytes)
+        notes += _failure_notes(stage.name, sum(term.adds for term in time.values()), state, machine, gpus)
     notes += _micro_batch_notes(stage, micro, largest, stage.batch // gpus)
     if stage.teacher_states == "cached" and models.teacher is not None and estimate.steps:
         examples = min(sample.rows, estimate.steps * stage.batch)
-        states = examples * sample.mean(_compared_positions(stage)) * models.teacher.language.width
+        states = examples * sample.mean(compared) * models.teacher.language.width
         size = f"{states * precision.residual / 1e9:,.2g} GB"
         written = f"{size} of the teacher's hidden states of {examples:,} rows to {run_folder.STATES}/"
         notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
@@ -223,17 +236,41 @@ def estimate_stage(
         memory=memories[micro],
         padding=sample.padding(stage.batch, micro, grouped=grouped),
         flops=of_step,
-        hours=estimate.steps * of_step / speed / 3600 if estimate.steps else None,
+        sent=bytes_sent(work, EXCHANGES[machine.zero], gpus),
+        time=time,
         notes=tuple(notes),
     )
+
+
+def _scoring_hours(run: Run, machine: Machine, root: Path) -> Iterator[tuple[str, float | None]]:
+    """Yield the hours of one process by what it scores: the student, and the teacher with images and without, unless done."""
+    if (evaluation := run.config.evaluation) is None:
+        return
+    counts = [evaluation.items or BENCHMARKS[name].questions for name in evaluation.benchmarks]
+    known = [count for count in counts if count is not None]
+    hours = sum(known) / machine.answers_per_s / HOUR if len(known) == len(counts) else None
+    yield run.key, hours
+    if run.config.teacher is not None and not run_folder.evaluation(root, run.teacher_key).done:
+        yield run.teacher_key, hours and 2 * hours
 
 
 def _idle_notes(stage: Stage, gpus: int, all_gpus: int) -> Iterator[str]:
     """Yield which GPUs have nothing to do, as a batch is shared evenly, and what would use them."""
     if gpus < all_gpus:
         batch = -(-stage.batch // all_gpus) * all_gpus
+        field = f"stages.{stage.name}.batch"
         idle = f"{stage.name}: {all_gpus - gpus} of {all_gpus} GPUs idle: {gpus} share a batch of {stage.batch} evenly"
-        yield f"{idle}; stages.{stage.name}.batch={batch} uses all (and is another training), or plan with gpus={gpus}"
+        why = ", a row each, so no accumulation uses more" if gpus == stage.batch else ""
+        yield f"{idle}{why}; {field}={batch} uses all (and is another training), or plan with gpus={gpus}"
+
+
+def _failure_notes(name: str, hours: float, state: float, machine: Machine, gpus: int) -> Iterator[str]:
+    """Yield how often a stage fails that is likely to, and how often to write a checkpoint."""
+    between = machine.mtbf_hours / gpus
+    if hours > FAILURE_NOTED * between:
+        minutes = best_interval(state, machine, gpus) / 60
+        every, best = (f"{float(f'{figure:.2g}'):g}" for figure in (between, minutes))
+        yield f"{name}: a failure every {every} hours; checkpoints.every_minutes={best} loses least by it"
 
 
 def _micro_batch_notes(stage: Stage, micro: int, largest: int | None, examples: int) -> Iterator[str]:

@@ -1,0 +1,110 @@
+"""Hours of a stage by what they are spent on, and the bytes that processes send one another.
+
+With n GPUs a ring sends (n - 1) / n of the data from each GPU to the next in one pass; reduce-scatter and all-gather are
+one pass, all-reduce is two. The ring goes through all GPUs, so its slowest link sets its speed: `intra_gbps` of a GPU, or
+`inter_gbps` of a machine. In a step of seconds
+
+    step = max(images, operations + communication that is not hidden)
+
+a restart after every failure repeats what was done since the last checkpoint. With failures at random, one in M seconds,
+checkpoints of d seconds every t seconds of work, and restarts of R seconds, W seconds of work take (Daly 2006, eq. 20)
+
+    M exp(R / M) (exp((t + d) / M) - 1) W / t      least near t = sqrt(2 d M) - d (Young 1974, Daly)
+"""
+
+from collections.abc import Mapping
+from math import exp, expm1, sqrt
+from typing import NamedTuple
+
+from switchkd_cli.planning.estimate import Machine, TimeTerm
+from switchkd_cli.recipe.schema import Saving
+
+GIGABIT = 1e9 / 8  # bytes
+HOUR = 3600
+OPERATIONS, COMMUNICATION, IMAGES = "operations", "communication", "images"
+CHECKPOINTS, FAILURES = "checkpoints", "failures"
+LARGEST_EXPONENT = 700.0  # without checkpoints, a run among many failures never ends
+
+
+class Exchange(NamedTuple):
+    """What processes send one another: `passes` of a ring over the numbers of `of`, once a `each`."""
+
+    passes: int
+    of: str
+    each: str
+
+
+EXCHANGES: Mapping[int, tuple[Exchange, ...]] = {
+    0: (Exchange(2, "trained", "step"),),
+    1: (Exchange(2, "trained", "step"), Exchange(1, "trained", "step")),
+    2: (Exchange(2, "trained", "micro-batch"), Exchange(1, "trained", "step")),
+    3: (Exchange(2, "student", "micro-batch"), Exchange(1, "trained", "micro-batch")),
+}
+"""By ZeRO stage, as DDP (0) and DeepSpeed 0.19 do it with our settings; tests/cost/test_sent_bytes.py counts it. ZeRO 1 and 2
+all-reduce gradients, then all-gather updated weights; 3 all-gathers weights twice and reduce-scatters gradients, as FSDP2."""
+
+
+class StepWork(NamedTuple):
+    """One optimiser step: its operations over all GPUs, its images, and what is sent, by `each` (parameters).
+
+    `number`: bytes of a weight or gradient as it is sent.
+    """
+
+    flops: float
+    images: float
+    accumulation: int
+    sizes: Mapping[str, int]
+    number: int
+
+
+def bytes_sent(work: StepWork, exchanges: tuple[Exchange, ...], gpus: int) -> float:
+    """Return the bytes that one GPU sends to the next in a step."""
+    times = {"step": 1, "micro-batch": work.accumulation}
+    numbers = sum(e.passes * work.sizes[e.of] * times[e.each] for e in exchanges)
+    return work.number * numbers * (gpus - 1) / gpus
+
+
+def time_terms(
+    work: StepWork, steps: int, machine: Machine, gpus: int, saving: Saving, state: float, saved: float
+) -> dict[str, TimeTerm]:
+    """Return the hours of `steps` steps on `gpus` of the machine's GPUs, without terms that are 0.
+
+    `state`, `saved`: bytes of a checkpoint, which one process writes while the others wait, and of the saved student.
+    """
+    operations = work.flops / (gpus * machine.tflops * 1e12 * machine.utilisation)
+    link = min(machine.intra_gbps, machine.inter_gbps) if gpus > machine.gpus_per_node else machine.intra_gbps
+    sending = bytes_sent(work, EXCHANGES[machine.zero], gpus) / (link * GIGABIT)
+    # DDP sends during a step's last micro-batch, ZeRO 3 during all, ZeRO 1 and 2 (without DeepSpeed's overlap_comm) after it
+    meanwhile = {0: operations / work.accumulation, 3: operations}.get(machine.zero, 0.0)
+    busy = operations + max(0.0, sending - machine.overlap * meanwhile)
+    read = work.images * machine.image_kb * 1e3 / (machine.disk_gbps * GIGABIT)
+    images = max(read, work.images / gpus / machine.decode_images_per_s)
+    step = max(busy, images)
+    trained = steps * step
+    writing = state / (machine.disk_gbps * GIGABIT)
+    between = min(checkpoint_seconds(saving, step), trained)
+    written = writing * trained / between if between < trained else 0.0
+    pause = writing if written else 0.0
+    mean = machine.mtbf_hours * HOUR / gpus
+    repeated = expm1(min((between + pause) / mean, LARGEST_EXPONENT)) * trained / between
+    wall = mean * exp(min(60 * machine.restart_minutes / mean, LARGEST_EXPONENT)) * repeated
+    of_stage: dict[str, tuple[float, float]] = {
+        OPERATIONS: (steps * operations, steps * operations),
+        COMMUNICATION: (steps * sending, steps * (busy - operations)),
+        IMAGES: (steps * images, steps * (step - busy)),
+        CHECKPOINTS: (written + saved / (machine.disk_gbps * GIGABIT),) * 2,
+        FAILURES: (max(0.0, wall - trained - written),) * 2,
+    }
+    return {name: TimeTerm(*(each / HOUR for each in both)) for name, both in of_stage.items() if any(both)}
+
+
+def checkpoint_seconds(saving: Saving, step: float) -> float:
+    """Return the seconds between two checkpoints, for steps that take `step` seconds; infinity if none is written."""
+    by_steps = saving.every_steps * step if saving.every_steps else float("inf")
+    return min(by_steps, 60 * saving.every_minutes if saving.every_minutes else float("inf"))
+
+
+def best_interval(state: float, machine: Machine, gpus: int) -> float:
+    """Return the seconds between checkpoints of `state` bytes that lose least."""
+    writing, mean = state / (machine.disk_gbps * GIGABIT), machine.mtbf_hours * HOUR / gpus
+    return max(writing, sqrt(2 * writing * mean) - writing)
