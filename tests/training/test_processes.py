@@ -21,6 +21,7 @@ from tests.support.together import ALIGN, CE, VSD
 
 pytestmark = pytest.mark.slow
 VSD_ALONE = {"objective": [VSD], "train": ["vision"]}
+PROJECTOR_ALONE = {"objective": [CE], "train": ["projector"], "until": 2}
 WARM_UP = {"adapted": True, "objective": [VSD], "train": ["adapter"], "micro": 1}  # most micro-batches have no image
 ADAPTED = {"adapted": True, "objective": [CE, ALIGN, VSD], "train": ["vision", "projector", "language", "adapter"]}
 ADAPTED |= {"micro": 2}
@@ -58,6 +59,7 @@ CASES = {
         "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
         "bf16, zero 2": {"zero": 2, "micro": 2, "precision": "bf16"},
         "bf16, zero 3": {"zero": 3, "micro": 2, "precision": "bf16"},
+        **{f"projector alone, zero {zero}": {"zero": zero, "micro": 1, **PROJECTOR_ALONE} for zero in (0, 2, 3)},
         "spoiled, torch": {"spoil": True},
         "spoiled, zero 2": {"spoil": True, "zero": 2},
         "spoiled, zero 3": {"spoil": True, "zero": 3},
@@ -230,6 +232,14 @@ def test_the_switch_alone_trains_the_vision_tower_through_the_frozen_teacher(nam
     got = two[name][1]
     assert all(moments["exp_avg"].any() for moments in got["moments"].values())
     close(together.gradients(got), together.gradients(expected), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith("projector alone")])
+def test_a_process_without_an_image_keeps_none_waiting_where_the_language_model_is_frozen(name, two, tmp_path):
+    lines, state = two[name]
+    expected, alone, _ = together.trained(tmp_path, **PROJECTOR_ALONE)
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
+    close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith(("warm-up", "adapted"))])

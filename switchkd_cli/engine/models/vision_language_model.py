@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -137,14 +137,18 @@ class VisionLanguageModel(nn.Module):
 
     def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
         """L without its head: return transformers' output for a batch."""
-        return self.core(
-            input_ids=batch.input_ids,
-            attention_mask=_bias(batch.attention, self.model.get_input_embeddings().weight.dtype),
-            position_ids=batch.position,
-            use_cache=False,
-            **self._given(batch.image, tokens if batch.images else ()),
-            **options,
-        )
+        embeddings = self.model.get_input_embeddings()
+        # under ZeRO 3 the backward pass must go through the same layers in every process: the others would wait
+        through = not batch.images and hasattr(embeddings.weight, "ds_id")
+        with embeddings.register_forward_hook(lambda *of: _with_graph_of(tokens, of[-1])) if through else nullcontext():
+            return self.core(
+                input_ids=batch.input_ids,
+                attention_mask=_bias(batch.attention, embeddings.weight.dtype),
+                position_ids=batch.position,
+                use_cache=False,
+                **self._given(batch.image, tokens if batch.images else ()),
+                **options,
+            )
 
     def _given(self, image: Tensor, tokens: PerImage) -> dict[str, Any]:
         """Return what L is given of the images. `image`: [B, T] bool, visual tokens."""
