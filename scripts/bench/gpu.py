@@ -388,20 +388,21 @@ def distillation() -> Iterator[Row]:
     """Yield a real distillation: the quickstart's Switch-KD row, with fewer steps and questions."""
     from scripts.bench.startup import PROGRAM
 
-    fewer = (
-        ["evaluation.items=40", "controls=[]"]
-        if GPU
-        else [
-            "stages.pretrain.steps=2",
-            "stages.distill.steps=2",
-            "stages.distill.validation=null",
-            "evaluation=null",
-            "controls=[]",
-        ]
-    )
+    fewer = ["evaluation.items=40"] if GPU else [f"stages.{name}.steps=2" for name in ("pretrain", "distill")]
+    fewer += [] if GPU else ["stages.distill.validation=null", "evaluation=null"]
     with TemporaryDirectory() as folder:
         began = time.monotonic()
-        command = [sys.executable, *PROGRAM, "distill", "recipes/quickstart.yaml", *fewer, "--out", folder]
+        command = [
+            sys.executable,
+            *PROGRAM,
+            "distill",
+            "recipes/quickstart.yaml",
+            "--row",
+            "switch-kd",
+            *fewer,
+            "--out",
+            folder,
+        ]
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
         row = Row(group=group("a real distillation"), name="quickstart, shortened: " + " ".join(fewer))
         if done.returncode:
@@ -479,7 +480,10 @@ def _run_part(name: str, limit: float) -> list[Row]:
                     part.wait()
         rows = [Row.model_validate_json(line) for line in out.read_text().splitlines() if line.startswith("{")]
         if code is None:
-            return [*rows, _left_out(name, f"the rest is left out: over its limit of {limit:.0f} s")]
+            return [
+                *rows,
+                _left_out(name, f"{'the rest is ' if rows else ''}left out: over its limit of {limit:.0f} s"),
+            ]
         if code:
             lines = [line for line in errors.read_text().splitlines() if line.strip()]
             return [*rows, _left_out(name, f"exit code {code}: {lines[-1] if lines else ''}")]

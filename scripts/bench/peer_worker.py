@@ -244,7 +244,7 @@ def swift_gkd(folder: Path, checkpointing: bool = True) -> Iterator[Step]:
         get_model_processor(str(folder / name), model_type="llava1_5_hf", torch_dtype=torch.float32, device_map="cpu")
         for name in ("student", "teacher")
     )
-    told = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "remove_unused_columns": False}
+    told = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "remove_unused_columns": False, "check_model": False}
     trainer = GKDTrainer(
         model=student,
         teacher_model=teacher.eval().requires_grad_(False),
@@ -276,20 +276,14 @@ def ours(folder: Path, terms: list[str], stage: dict[str, Any], naive: str | Non
 
     size, cpu = Size(**json.loads((folder / "size.json").read_text())), torch.device("cpu")
     paths = build(size, cpu)
-    given = batch(size, paths, cpu)
-    row = package.Row("ours", tuple(terms), stage)
+    given, asked = batch(size, paths, cpu), package.stage_of(package.Row("ours", tuple(terms), stage), size.rows)
     if naive is None:
-        with package._package(paths, package.stage_of(row, size.rows)) as (step, _):
+        with package._package(paths, asked) as (step, _):
             yield lambda: step(given)["loss"]
         return
-    way = EveryPosition if naive == "every position" else ThreeForwards
-    three = way(
-        paths,
-        package.stage_of(row, size.rows),
-        torch.autocast("cpu", enabled=False),
-        dbild_of_pairs if naive == "pairs" else dbild,
-    )
-    yield lambda: sum(value for name, value in three.step(given).items() if name.startswith("loss/"))
+    loss = dbild_of_pairs if naive == "pairs" else dbild
+    with package._naive(paths, asked, loss, EveryPosition if naive == "every position" else ThreeForwards) as (step, _):
+        yield lambda: sum(value for name, value in step(given).items() if name.startswith("loss/"))
 
 
 WAYS = {way.__name__: way for way in (plain, trl_sft, trl_gold, trl_distillation, swift_gkd, ours)}

@@ -97,7 +97,7 @@ def measure_at(sizes: Sequence[Size], variants: Sequence[Variant], effort: Effor
         try:
             setting[environment] = prepared(environment)
         except RuntimeError as error:
-            missing[environment] = str(error)
+            missing[environment] = setting[environment] = f"skipped: {error}"
             print(f"{environment} is skipped: {error}", file=sys.stderr)
     for size in sizes:
         found, setting[f"{size.name} pair"] = _of_size(size, variants, effort, missing)
@@ -238,7 +238,7 @@ def _row(
 ) -> Row:
     row = Row(group=group, name=variant.name)
     if answers is None:
-        return row.model_copy(update={"failed": f"skipped: {missing[variant.environment]}"})
+        return row.model_copy(update={"failed": missing[variant.environment]})
     if failed := [answer["failed"] for answer in answers if "failed" in answer]:
         return row.model_copy(update={"failed": failed[0]})
     loss = answers[0]["loss"]
@@ -260,7 +260,8 @@ def _with_figures(rows: Sequence[Row], size: Size, floors: Mapping[str, float]) 
             fastest = min(peers, key=lambda peer: peer.seconds.median)
             figures["over fastest"] = row.seconds.over(fastest.seconds).median
             figures["over leanest"] = row.extra_bytes / min(peer.extra_bytes for peer in peers)
-            operations = groups[row.group] / groups[f"{size.name} pair, {SFT}"]
-            figures["above floor"] = row.seconds.median / min(sfts) / operations if sfts else float("nan")
+            if sfts:
+                operations = groups[row.group] / groups[f"{size.name} pair, {SFT}"]
+                figures["above floor"] = row.seconds.median / min(sfts) / operations
         found.append(row.model_copy(update={"figures": figures}))
     return found

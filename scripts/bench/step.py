@@ -162,10 +162,10 @@ def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
 
 
 @contextmanager
-def _naive(paths: Paths, stage: Stage, loss: Loss) -> Iterator[Stepping]:
+def _naive(paths: Paths, stage: Stage, loss: Loss, way: type[ThreeForwards] = ThreeForwards) -> Iterator[Stepping]:
     paths.train()
     cast = torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
-    three = ThreeForwards(paths, stage, cast, loss)
+    three = way(paths, stage, cast, loss)
     yield three.step, three.adamw
 
 
