@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from scripts.bench.allocated import peak_bytes_on_cpu
 IGNORE = -100
 RATE = 1e-9  # so low that weights, and so the work, stay the same
 Step = Callable[[], float]
-"""Take one step and return its loss."""
+"""Take one step and return its loss, or another number that has to be ours."""
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def _measured(folder: Path, way: str, settings: dict[str, Any], runs: int, counted: bool) -> dict[str, Any]:
-    """Return the loss of a first step that is not timed, and the CPU seconds of so many more, or peak bytes of one."""
+    """Return the loss (or what else is compared) of a first step that is not timed, and the CPU seconds of so many more, or peak bytes of one."""
     try:
         with WAYS[way](folder, **settings) as step:
             found: dict[str, Any] = {"loss": step()}
@@ -286,7 +287,34 @@ def ours(folder: Path, terms: list[str], stage: dict[str, Any], naive: str | Non
         yield lambda: sum(value for name, value in step(given).items() if name.startswith("loss/"))
 
 
-WAYS = {way.__name__: way for way in (plain, trl_sft, trl_gold, trl_distillation, swift_gkd, ours)}
+# Evaluation
+
+
+@contextmanager
+def answers(folder: Path, by: str, items: int, batch: int = 1) -> Iterator[Step]:
+    """Answer N questions of each benchmark, by our reader or by lmms-eval's model for LLaVA; the value is a checksum of all answers."""
+    from scripts.bench.evaluation import MODEL, TEN, recorded
+    from switchkd_cli.engine.build import load
+    from switchkd_cli.engine.evaluation.generate import GreedyModel
+    from switchkd_cli.recipe.named_files import locate
+
+    asked = recorded(TEN, items)
+    if by == "lmms-eval":
+        from lmms_eval.models.simple.llava_hf import LlavaHf
+
+        theirs = LlavaHf(pretrained=str(locate(MODEL)), device="cpu", device_map="cpu", dtype="float32")
+    else:
+        model = load(locate(MODEL))
+
+    def step() -> float:
+        reader = theirs if by == "lmms-eval" else GreedyModel(model, batch=batch, playground=True)
+        reader.task_dict = asked.task_dict
+        return float(zlib.crc32(json.dumps(reader.generate_until(asked.again())).encode()))
+
+    yield step
+
+
+WAYS = {way.__name__: way for way in (plain, trl_sft, trl_gold, trl_distillation, swift_gkd, ours, answers)}
 
 if __name__ == "__main__":
     main()

@@ -24,9 +24,10 @@ from scripts.bench.pairs import MIDDLING, SMALL, WIDE, Size, batch, build
 from scripts.bench.results import Level, Row, Spread, with_ratios
 from scripts.bench.rounds import Effort
 from scripts.bench.three_forwards import pixels
+from switchkd_cli.benchmarks import TEN
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"trl": ("trl==1.16.0",), "ms-swift": ("ms-swift==4.6.0", "msgspec")}
+PACKAGES = {"trl": ("trl==1.16.0",), "ms-swift": ("ms-swift==4.6.0", "msgspec"), "decord": ("decord==0.6.0",)}
 """Environment -> what is installed into it; everything else runs in the environment of this process."""
 EQUAL = 1e-4  # relative difference of losses
 SFT, KL, SWITCH, WINDOW = "SFT", "forward KL", "Switch-KD", "Switch-KD in a window of 64"
@@ -79,21 +80,34 @@ VARIANTS = (
 """The first of an objective is ours, the yardstick."""
 STEPS = {"small": 5}
 """Timed steps a round; one otherwise."""
+ITEMS = 20  # questions of each benchmark
+ANSWERS = f"answers to {ITEMS} questions of each benchmark"
+READERS = tuple(
+    Variant(ANSWERS, name, "answers", {"by": by, "items": ITEMS, "batch": batch}, environment)
+    for name, by, batch, environment in (
+        ("ours, in batches of 64", OURS, 64, ""),
+        ("ours, one by one", OURS, 1, ""),
+        ("lmms-eval's llava_hf, one by one", "lmms-eval", 1, "decord"),  # which it imports
+    )
+)
 
 
 def measure_level(quick: bool) -> Level:
-    return measure_at([SMALL] if quick else [SMALL, WIDE, MIDDLING], VARIANTS, Effort(1 if quick else 3, 1))
+    effort = Effort(1 if quick else 3, 1)
+    return measure_at([SMALL] if quick else [SMALL, WIDE, MIDDLING], VARIANTS, effort, READERS)
 
 
-def measure_at(sizes: Sequence[Size], variants: Sequence[Variant], effort: Effort) -> Level:
-    """Measure the level for given pairs of models, one after another."""
+def measure_at(
+    sizes: Sequence[Size], variants: Sequence[Variant], effort: Effort, readers: Sequence[Variant] = ()
+) -> Level:
+    """Measure the level for given pairs of models, one after another, and then answering questions."""
     setting = {
         "clock": "CPU seconds of one thread, float32",
         "equal losses": f"within {EQUAL:g} of ours, or no figures",
     }
     rows: list[Row] = []
     missing: dict[str, str] = {}
-    for environment in {variant.environment: None for variant in variants if variant.environment}:
+    for environment in {variant.environment: None for variant in [*variants, *readers] if variant.environment}:
         try:
             setting[environment] = prepared(environment)
         except RuntimeError as error:
@@ -102,6 +116,8 @@ def measure_at(sizes: Sequence[Size], variants: Sequence[Variant], effort: Effor
     for size in sizes:
         found, setting[f"{size.name} pair"] = _of_size(size, variants, effort, missing)
         rows += found
+    with TemporaryDirectory() as folder:
+        rows += _of_variants("", readers, Path(folder), effort, missing)
     return Level(title="peers: one optimiser step, next to others", setting=setting, rows=rows)
 
 
@@ -188,18 +204,29 @@ def _working(environment: str, folder: Path) -> Iterator[Worker]:
 def _of_size(
     size: Size, variants: Sequence[Variant], effort: Effort, missing: Mapping[str, str]
 ) -> tuple[list[Row], str]:
-    with TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        floors, setting = _written(size, folder)
-        there = {variant.environment for variant in variants} - missing.keys()
-        workers = {environment: stack.enter_context(_working(environment, folder)) for environment in there}
-        answers = _in_turn(size, [v for v in variants if v.environment in there], workers, effort)
+    with TemporaryDirectory() as name:
+        floors, setting = _written(size, Path(name))
+        rows = _of_variants(
+            f"{size.name} pair, ", variants, Path(name), effort, missing, STEPS.get(size.name, effort.runs)
+        )
+    return _with_figures(rows, size, floors), setting
+
+
+def _of_variants(
+    label: str, variants: Sequence[Variant], folder: Path, effort: Effort, missing: Mapping[str, str], runs: int = 1
+) -> list[Row]:
+    """Return a row for each variant, objective by objective; the first of each is ours."""
+    there = [variant for variant in variants if variant.environment not in missing]
+    with ExitStack() as stack:
+        needed = {variant.environment for variant in there}
+        workers = {environment: stack.enter_context(_working(environment, folder)) for environment in needed}
+        answers = _in_turn(label, there, workers, effort.rounds, runs)
     rows: list[Row] = []
     for objective in dict.fromkeys(variant.objective for variant in variants):
-        group, names = f"{size.name} pair, {objective}", [v for v in variants if v.objective == objective]
-        ours = answers[objective, names[0].name][0]
-        rows += with_ratios([_row(group, v, answers.get((objective, v.name)), ours, missing) for v in names])
-    return _with_figures(rows, size, floors), setting
+        group, of_it = f"{label}{objective}", [v for v in variants if v.objective == objective]
+        ours = answers[objective, of_it[0].name][0]
+        rows += with_ratios([_row(group, v, answers.get((objective, v.name)), ours, missing) for v in of_it])
+    return rows
 
 
 def _written(size: Size, folder: Path) -> tuple[dict[str, float], str]:
@@ -218,17 +245,16 @@ def _written(size: Size, folder: Path) -> tuple[dict[str, float], str]:
 
 
 def _in_turn(
-    size: Size, variants: Sequence[Variant], workers: Mapping[str, Worker], effort: Effort
+    label: str, variants: Sequence[Variant], workers: Mapping[str, Worker], rounds: int, runs: int
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Return each variant's answers, round by round, each beginning with another; the first counts memory, too."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for number in range(effort.rounds):
-        print(f"{size.name} pair: round {number + 1} of {effort.rounds}", file=sys.stderr, flush=True)
+    for number in range(rounds):
+        print(f"{label}round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         first = number % len(variants)
         for variant in [*variants[first:], *variants[:first]]:
             answers = found.setdefault((variant.objective, variant.name), [])
             if not (answers and "failed" in answers[-1]):
-                runs = STEPS.get(size.name, effort.runs)
                 answers.append(workers[variant.environment].ask(variant, runs, counted=not number))
     return found
 
@@ -243,9 +269,12 @@ def _row(
         return row.model_copy(update={"failed": failed[0]})
     loss = answers[0]["loss"]
     if abs(loss - ours["loss"]) > EQUAL * abs(ours["loss"]):
-        return row.model_copy(update={"failed": f"another loss: {loss:.7g}, ours {ours['loss']:.7g}"})
+        what = "other answers" if variant.objective == ANSWERS else f"another loss: {loss:.7g}, ours {ours['loss']:.7g}"
+        return row.model_copy(update={"failed": what})
     seconds = Spread.of([answer["seconds"] for answer in answers])
-    return row.model_copy(update={"seconds": seconds, "extra_bytes": answers[0]["bytes"], "figures": {"loss": loss}})
+    asked = variant.settings.get("items", 0) * len(TEN)
+    figures = {"answers/s": asked / seconds.median} if asked else {"loss": loss}
+    return row.model_copy(update={"seconds": seconds, "extra_bytes": answers[0]["bytes"], "figures": figures})
 
 
 def _with_figures(rows: Sequence[Row], size: Size, floors: Mapping[str, float]) -> list[Row]:
