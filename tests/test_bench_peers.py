@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from scripts.bench import gpu, peers, step
+from scripts.bench import gpu, gpu_parts, peers, step
 from scripts.bench.pairs import batch, build
 from scripts.bench.peers import KL, SFT, VARIANTS, Variant
 from scripts.bench.results import Row
@@ -67,12 +67,12 @@ def test_a_package_that_can_not_be_had_is_skipped_with_the_reason(monkeypatch, t
 
 @pytest.mark.slow
 def test_the_gpu_day_runs_at_toy_size():
-    if gpu.GPU:
+    if gpu_parts.GPU:
         pytest.skip("with a GPU it takes eight minutes of it: make bench LEVELS=gpu")
-    level = gpu.measure_at(tuple(gpu.PARTS), gpu.BUDGET)
+    level = gpu.measure_at(tuple(gpu.LIMITS), gpu.BUDGET)
     assert level.setting["device"] == "toy size on CPU"
     assert all(row.group.endswith("on toy size on CPU") for row in level.rows)
-    assert len({row.group for row in level.rows}) >= len(gpu.PARTS)
+    assert len({row.group for row in level.rows}) >= len(gpu.LIMITS)
     reasons = ("not installed", "No module named", "No viable backend", "left out: over its limit")
     assert all(any(reason in row.failed for reason in reasons) for row in level.rows if row.failed)
     parity = [row for row in level.rows if row.group.startswith("parity")]
@@ -80,6 +80,11 @@ def test_the_gpu_day_runs_at_toy_size():
     assert all(row.figures["loss, fp32"] == 0 and row.figures["loss, bf16"] < 0.1 for row in parity)
     peaks = [row.figures["peak over plan"] for row in level.rows if row.group.startswith("steps")]
     assert peaks and all(0.5 < peak < 2 for peak in peaks)
+
+
+def test_every_part_has_a_limit():
+    assert list(gpu.LIMITS) == list(gpu_parts.PARTS)
+    assert sum(gpu.LIMITS.values()) - gpu.LIMITS["distillation"] < gpu.BUDGET - 60
 
 
 def test_a_part_that_the_budget_has_no_time_for_is_named():

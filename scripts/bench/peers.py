@@ -116,8 +116,9 @@ def measure_at(
     for size in sizes:
         found, setting[f"{size.name} pair"] = _of_size(size, variants, effort, missing)
         rows += found
-    with TemporaryDirectory() as folder:
-        rows += _of_variants("", readers, Path(folder), effort, missing)
+    if readers:
+        with TemporaryDirectory() as folder:
+            rows += _of_variants("", readers, Path(folder), effort, missing)
     return Level(title="peers: one optimiser step, next to others", setting=setting, rows=rows)
 
 
