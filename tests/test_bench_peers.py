@@ -46,15 +46,27 @@ def test_loops_have_our_loss_and_what_has_another_or_fails_has_no_figures():
     assert rows[SFT, "ours, activation checkpointing"].extra_bytes < rows[SFT, "ours"].extra_bytes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("environment", peers.PACKAGES)
-def test_other_libraries_have_our_loss(environment):
+def needs(environment):
     if not (peers.ROOT / ".venv-peers" / environment / "ready").is_file():
         pytest.skip(f"{environment} was not installed by `make bench LEVELS=peers`")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["trl", "ms-swift"])
+def test_other_libraries_have_our_loss(environment):
+    needs(environment)
     theirs = [variant for variant in VARIANTS if variant.environment == environment]
     ours = [v for v in VARIANTS if v.name == peers.OURS and v.objective in {t.objective for t in theirs}]
     level = peers.measure_at([TINY], [*ours, *theirs], ONCE)
     assert [row.failed for row in level.rows] == [""] * (len(ours) + len(theirs))
+
+
+@pytest.mark.slow
+def test_lmms_evals_model_has_our_answers():
+    needs("decord")
+    level = peers.measure_at([], [], ONCE, peers.READERS)
+    assert [row.failed for row in level.rows] == [""] * 3
+    assert all(row.figures["answers/s"] > 0 for row in level.rows)
 
 
 def test_a_package_that_can_not_be_had_is_skipped_with_the_reason(monkeypatch, tmp_path):

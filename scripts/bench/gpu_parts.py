@@ -42,9 +42,7 @@ TOY = Size(
     student=LANGUAGE | {"hidden_size": 32, "num_hidden_layers": 2},
     teacher=LANGUAGE | {"hidden_size": 64, "num_hidden_layers": 3},
 )
-SFT, KD, SWITCH_KD = (
-    next(row for row in step.ROWS if row.name == name) for name in ("SFT", "logit KD", "Switch-KD, ours")
-)
+SFT, SWITCH_KD = (next(row for row in step.ROWS if row.name == name) for name in ("SFT", "Switch-KD, ours"))
 
 
 def group(name: str) -> str:
