@@ -9,13 +9,15 @@
 #   QUICK=1          small sizes, few repetitions: to see that it works
 #   LEVELS="loss step"    some of loss, step, data, startup, evaluation, shared; matrix only when it is named: it trains and
 #                    scores an ablation's rows twice
+#   LEVELS=peers     steps of TRL, ms-swift and plain loops next to ours; installs them into .venv-peers
+#   LEVELS=gpu       what only a GPU can say, in at most eight minutes, into reports/bench_gpu.json
 # make setup         install into .venv, with the tested versions
 # make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones
 # make test-oldest   all tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   all tests with the highest, in .venv-newest
 # make lint          style, import rules and types
 # make docs          the documentation as a site: open site/index.html; a broken link is an error
-# make clean         remove .venv, .venv-oldest, .venv-newest and what tests leave behind (runs/ stays)
+# make clean         remove .venv, .venv-oldest, .venv-newest, .venv-peers and what tests leave behind (runs/ stays)
 #
 # Another Python:                       make setup PYTHON=python3.12
 # A torch build for your GPU:           make setup TORCH_INDEX=<the index address PyTorch's install page gives>
@@ -31,7 +33,7 @@ QUICK ?=
 JOBS ?=
 CHANGES ?=
 LEVELS ?=
-BENCH ?= reports/bench.json
+BENCH ?= reports/bench$(if $(filter gpu,$(LEVELS)),_gpu).json
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
@@ -126,7 +128,7 @@ docs: $(INSTALLED_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist site .*_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-peers build dist site .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # lmms-eval goes in without its own requirements: among them is torchvision, and one that was built for another torch

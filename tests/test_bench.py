@@ -172,9 +172,8 @@ def test_a_level_that_does_not_exist_ends_with_those_that_do(monkeypatch, capsys
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
-    assert (
-        "no such level: sleep (known: loss, step, data, startup, evaluation, shared, matrix)" in capsys.readouterr().err
-    )
+    known = "loss, step, data, startup, evaluation, shared, matrix, peers, gpu"
+    assert f"no such level: sleep (known: {known})" in capsys.readouterr().err
 
 
 def test_make_hands_levels_and_quick_on():
@@ -182,6 +181,12 @@ def test_make_hands_levels_and_quick_on():
     told = subprocess.run(asked, cwd=command.ROOT, capture_output=True, text=True, check=True).stdout
     expected = ["-m", "scripts.bench", "loss", "step", "--quick", "--out", "reports/bench.json"]
     assert told.split()[1:] == expected
+
+
+def test_the_gpu_level_has_a_file_of_its_own():
+    asked = ["make", "--no-print-directory", "-n", "bench", "INSTALLED=", "LEVELS=gpu"]
+    told = subprocess.run(asked, cwd=command.ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.split()[3:] == ["gpu", "--out", "reports/bench_gpu.json"]
 
 
 def test_a_level_that_fails_leaves_the_others_and_the_file(monkeypatch, tmp_path, capsys):

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from scripts.bench import data, loss, machine, matrix, realistic, rounds, shared, startup, step
+from scripts.bench import data, loss, machine, matrix, peers, realistic, rounds, shared, startup, step
 from scripts.bench.allocated import bytes_of, peak_bytes
 from scripts.bench.explicit_pairs import dbild_of_pairs, of_sorted_rows
 from scripts.bench.judge import targets
@@ -232,6 +232,7 @@ def test_a_row_that_spares_operations_has_a_lower_floor(pair):
 def test_targets_of_steps_and_of_the_matrix_name_what_is_measured():
     groups = {f"{size.name} pair" for size in (SMALL, MIDDLING, paper("3B"), paper("1.5B"))}
     rows = {row.name for row in step.ROWS}
+    variants = {(variant.objective, variant.name) for variant in peers.VARIANTS}
     for target in targets():
         if target.level == "step":
             assert target.group in groups and {target.row, target.over or target.row} <= rows
@@ -239,7 +240,10 @@ def test_targets_of_steps_and_of_the_matrix_name_what_is_measured():
             assert {target.row, target.over} == {matrix.TOGETHER, matrix.APART}
         if target.level == "shared":
             assert target.group in (shared.STEPS, shared.TESTS) and target.row == shared.BESIDE
-        assert target.level in ("loss", "step", "matrix", "shared")
+        if target.level == "peers":
+            size, _, objective = target.group.partition(" pair, ")
+            assert size in ("small", "wide", "middling") and (objective, target.row) in variants
+        assert target.level in ("loss", "step", "matrix", "shared", "peers")
 
 
 @pytest.mark.parametrize("rows", [matrix.ROWS, matrix.FEW])

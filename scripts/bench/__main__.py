@@ -41,7 +41,10 @@ def _arguments() -> argparse.Namespace:
     known = (*LEVELS, *LONG)
     parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="What distillation costs here.")
     parser.add_argument(
-        "levels", nargs="*", metavar="LEVEL", help=f"some of {', '.join(known)}; all but the last if none is named"
+        "levels",
+        nargs="*",
+        metavar="LEVEL",
+        help=f"some of {', '.join(known)}; all but the last {len(LONG)} if none is named",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions: to see that it works")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help=f"the JSON file ({OUT})")

@@ -54,23 +54,25 @@ def measure_level(quick: bool) -> Level:
 
 def measure_at(benchmarks: Sequence[str], items: int, effort: Effort) -> Level:
     """Measure the level on N items of each benchmark, without lmms-eval's own time and without reading images."""
-    with TemporaryDirectory() as folder:
-        asked = Recorder(playground=True)
-        score_request(
-            asked,
-            Evaluation(world="playground", benchmarks=tuple(benchmarks), split="test", items=items, seed=0),
-            Path(folder),
-        )
-        model, written = load(locate(MODEL)), {}
-        variants = [
-            Variant(name, partial(_answering, name, model, asked, batch, written))
-            for name, batch in (("one by one", 1), (f"batches of {BATCH}", BATCH))
-        ]
-        rows = measure("answers", variants, effort)
+    asked, model, written = recorded(benchmarks, items), load(locate(MODEL)), {}
+    variants = [
+        Variant(name, partial(_answering, name, model, asked, batch, written))
+        for name, batch in (("one by one", 1), (f"batches of {BATCH}", BATCH))
+    ]
+    rows = measure("answers", variants, effort)
     alone, batched = written.values()
     same = sum(a == b for a, b in zip(alone, batched, strict=True)) / len(alone)
     setting = {"model": MODEL, "benchmarks": len(benchmarks), "questions": len(alone), "same answers": f"{same:.1%}"}
     return Level(title="evaluation: answers a second", setting=setting, rows=rows)
+
+
+def recorded(benchmarks: Sequence[str], items: int) -> Recorder:
+    """Return the requests of N items of each benchmark."""
+    asked = Recorder(playground=True)
+    wanted = Evaluation(world="playground", benchmarks=tuple(benchmarks), split="test", items=items, seed=0)
+    with TemporaryDirectory() as folder:
+        score_request(asked, wanted, Path(folder))
+    return asked
 
 
 @contextmanager

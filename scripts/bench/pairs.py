@@ -88,6 +88,35 @@ MIDDLING = Size(
         "num_key_value_heads": 4,
     },
 )
+WIDE = Size(
+    "wide",
+    rows=4,
+    text=64,
+    vocabulary=151_936,
+    tower={
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 160,
+        "patch_size": 20,
+    },
+    student={
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    },
+    teacher={
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
+)
+"""Small layers under a vocabulary as wide as Qwen2.5's: heads and losses are nearly all of a step."""
 SO400M = {
     "hidden_size": 1152,
     "intermediate_size": 4304,

@@ -36,6 +36,7 @@ TERMS = {
     "align": {"name": "align", "loss": "dbild", "to": "teacher"},
     "vsd": {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
 }
+TERMS |= {f"{name} in 64": TERMS[name] | {"parameters": {"window": 64}} for name in ("align", "vsd")}
 TERMS |= {f"{name} in a window": TERMS[name] | {"parameters": {"window": 256}} for name in ("align", "vsd")}
 SWITCH = ("ce", "align", "vsd")
 WINDOW = ("ce", "align in a window", "vsd in a window")
@@ -98,12 +99,17 @@ def _of_size(size: Size, effort: Effort) -> tuple[list[Measured], str]:
     rows = measure(f"{size.name} pair", variants, effort)
     floors = {row.name: floor(paths, given, row) for row in ROWS}
     measured = [_with_figures(row, rows[0], floors, given) for row in rows]
+    return measured, sizes_of(paths, given)
+
+
+def sizes_of(paths: Paths, given: Batch) -> str:
+    """Return the sizes of a pair and its batch in words."""
     student, teacher = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (paths.student, paths.teacher))
     count, length = given.input_ids.shape
     kept = int(given.predicting("answer").sum())
     models = f"student {student:,.1f} M, teacher {teacher:,.1f} M parameters"
     batched = f"{count} rows of {length} tokens, {kept} supervised, vocabulary {paths.vocabulary:,}"
-    return measured, f"{models}; {batched}"
+    return f"{models}; {batched}"
 
 
 def stage_of(row: Row, rows: int) -> Stage:
@@ -156,10 +162,10 @@ def trainer_of(stage: Stage, paths: Paths, logs: str) -> Trainer:
 
 
 @contextmanager
-def _naive(paths: Paths, stage: Stage, loss: Loss) -> Iterator[Stepping]:
+def _naive(paths: Paths, stage: Stage, loss: Loss, way: type[ThreeForwards] = ThreeForwards) -> Iterator[Stepping]:
     paths.train()
     cast = torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
-    three = ThreeForwards(paths, stage, cast, loss)
+    three = way(paths, stage, cast, loss)
     yield three.step, three.adamw
 
 

@@ -89,3 +89,18 @@ class ThreeForwards:
             "align": self.loss(teacher[keep], student[keep], **align).mean(),
             "vsd": self.loss(teacher[keep], switch[keep], **vsd).mean(),
         }
+
+
+class EveryPosition(ThreeForwards):
+    """The same, as CompoDistill's published code treats its loss: computed at every position, [B, T - 1], masked afterwards."""
+
+    def _parts(self, student: Tensor, teacher: Tensor, switch: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        student, teacher, switch = (logits[:, :-1].float().flatten(0, 1) for logits in (student, teacher, switch))
+        targets = batch.labels[:, 1:].flatten()
+        keep = (targets != IGNORE).float()
+
+        def mean(term: str, own: Tensor) -> Tensor:
+            return (self.loss(teacher, own, **self.terms[term].parameters) * keep).sum() / keep.sum()
+
+        ce = cross_entropy(student, targets, ignore_index=IGNORE)
+        return {"ce": ce, "align": mean("align", student), "vsd": mean("vsd", switch)}
