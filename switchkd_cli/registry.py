@@ -35,7 +35,7 @@ EXTRAS = ("targets", "rows", "progress", "teacher_targets", "teacher_spans", "st
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "family", "source", "schedule"]
+Kind = Literal["loss", "family", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 

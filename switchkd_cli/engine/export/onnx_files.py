@@ -1,0 +1,132 @@
+"""ONNX: the three files that transformers.js reads a LLaVA from; onnxruntime runs them anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
+from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
+from switchkd_cli.engine.models.model_folder import edit_json
+from switchkd_cli.engine.models.shape import image_tokens_of, patch_grid
+
+LOW = {4: "q4", 8: "quantized"}
+"""The end of a low-bit file's name; transformers.js also calls the second q8."""
+OPSET = 21  # the first with 4-bit integers
+LARGEST = 2**31 - 2**24
+"""Bytes of weights above which they go into a file of their own: protobuf ends at 2 GiB."""
+
+
+class _Vision(nn.Module):
+    """V and P: pixels [P, 3, H, W] -> visual tokens [P, M, width of L]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.core = model.model
+        self.first = int(model.config.vision_feature_select_strategy == "default")
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        seen = self.core.vision_tower(pixel_values, output_hidden_states=True)
+        features = seen.hidden_states[self.core.config.vision_feature_layer][:, self.first :]
+        return self.core.multi_modal_projector(features)
+
+
+class _Decoder(nn.Module):
+    """L with its head: embeddings [B, T, D] and each layer's keys and values -> logits of the last position, and the new ones."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.language, self.head = model.model.language_model, model.lm_head
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]) -> Any:
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
+            cache.update(keys, values, layer)
+        given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        hidden = self.language(**given, past_key_values=cache, use_cache=True).last_hidden_state
+        present = [each for layer in cache.layers for each in (layer.keys, layer.values)]
+        return self.head(hidden[:, -1:]), *present
+
+
+def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
+    whole = model.build("float32")
+    llava: Any = whole.model
+    text, side = llava.config.text_config, patch_grid(llava.config)[0]
+    width = llava.model.language_model.layers[0].self_attn.head_dim
+    past = [torch.rand(2, text.num_key_value_heads, 3, width) for _ in range(2 * text.num_hidden_layers)]
+    names = [f"{layer}.{what}" for layer in range(text.num_hidden_layers) for what in ("key", "value")]
+    of_past = [f"past_key_values.{name}" for name in names]
+    rows, cached = {0: "batch", 1: "length"}, {0: "batch", 2: "past"}
+    embedded, ids = torch.rand(2, 4, text.hidden_size), torch.ones(2, 4, dtype=torch.int64)
+    seen, places = torch.ones(2, 7, dtype=torch.int64), torch.arange(3, 7).expand(2, -1)
+    (folder / "onnx").mkdir()
+    for name, module, inputs, axes, outputs in (
+        ("vision_encoder", _Vision(llava), {"pixel_values": torch.rand(2, 3, side, side)}, [{0: "images"}], ["image_features"]),
+        ("embed_tokens", llava.get_input_embeddings(), {"input_ids": ids}, [rows], ["inputs_embeds"]),
+        (
+            "decoder_model_merged",
+            _Decoder(llava),
+            {"inputs_embeds": embedded, "attention_mask": seen, "position_ids": places, "past": past},
+            [rows, {0: "batch", 1: "total"}, rows, [cached] * len(past)],
+            ["logits", *(f"present.{name}" for name in names)],
+        ),
+    ):
+        given = [key for key in inputs if key != "past"] + of_past * ("past" in inputs)
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=given, output_names=outputs, dynamic_shapes=axes,
+            )
+        _save(program.model_proto, folder / "onnx", name, bits)
+    whole.save(folder, weights=False)
+    for weights in folder.glob("*.safetensors*"):
+        weights.unlink()
+    data = [file.name for file in (folder / "onnx").glob("*_data")]
+    js = {"dtype": {None: "fp32", 4: "q4", 8: "q8"}[bits], "use_external_data_format": dict.fromkeys(data, True)}
+    whole_grid = (side // whole.inputs.processor.patch_size) ** 2
+    counted = {
+        "num_additional_image_tokens": image_tokens_of(llava.config) - whole_grid,
+        "vision_feature_select_strategy": "full",  # transformers.js knows no other
+    }
+    # its projector, whatever it is, is in vision_encoder.onnx
+    named = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "transformers.js_config": js}
+    edit_json(folder / "config.json", lambda fields: fields | named)
+    edit_json(folder / "processor_config.json", lambda fields: fields | counted)
+
+
+def _save(model: Any, folder: Path, name: str, bits: int | None) -> None:
+    """Write one file, in low bits by onnxruntime's own quantizer; above `LARGEST` bytes with its weights in another."""
+    import onnx
+
+    if bits:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        kinds = ("MatMul", "Gather") if bits == 4 else ("MatMul",)  # embeddings in 4 bits or not at all
+        low = MatMulNBitsQuantizer(model, bits=bits, block_size=32, is_symmetric=True, op_types_to_quantize=kinds)
+        low.process()
+        model, name = low.model.model, f"{name}_{LOW[bits]}"
+    data = {"save_as_external_data": True, "location": f"{name}.onnx_data"} if model.ByteSize() > LARGEST else {}
+    onnx.save_model(model, folder / f"{name}.onnx", **data)
+
+
+def _pads(model: Blueprint) -> Iterator[str]:
+    if getattr(model.image_processor, "do_pad", False):
+        yield "transformers.js doesn't pad images to squares (student.image_processor: one that stretches, SigLIP's)"
+
+
+INSTALL = "pip install onnx onnxscript onnxruntime"
+ONNX = Runtime(
+    lambda model: unlike_llava(model, LlavaLdpConfig.model_type),
+    _write,
+    'LlavaForConditionalGeneration.from_pretrained(".")    // @huggingface/transformers 4; onnxruntime: docs/deploy.md',
+    stretches=_pads,
+    low={4: "q4", 8: "q8"},
+    packages=dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), INSTALL),
+)
