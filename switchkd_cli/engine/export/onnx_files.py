@@ -63,7 +63,7 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     past = [torch.rand(2, text.num_key_value_heads, 3, width) for _ in range(2 * text.num_hidden_layers)]
     names = [f"{layer}.{what}" for layer in range(text.num_hidden_layers) for what in ("key", "value")]
     of_past = [f"past_key_values.{name}" for name in names]
-    rows, cached = {0: "batch", 1: "length"}, {0: "batch", 2: "past"}
+    rows, cached = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 2: "past_sequence_length"}
     embedded, ids = torch.rand(2, 4, text.hidden_size), torch.ones(2, 4, dtype=torch.int64)
     seen, places = torch.ones(2, 7, dtype=torch.int64), torch.arange(3, 7).expand(2, -1)
     (folder / "onnx").mkdir()
@@ -74,7 +74,7 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
             "decoder_model_merged",
             _Decoder(llava),
             {"inputs_embeds": embedded, "attention_mask": seen, "position_ids": places, "past": past},
-            [rows, {0: "batch", 1: "total"}, rows, [cached] * len(past)],
+            [rows, {0: "batch_size", 1: "total_sequence_length"}, rows, [cached] * len(past)],
             ["logits", *(f"present.{name}" for name in names)],
         ),
     ):

@@ -1,0 +1,58 @@
+"""Questions of the playground with the greedy tokens that `switchkd eval` generates for them: what runtimes are compared with."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from switchkd_cli.engine.build import check_checkpoint
+from switchkd_cli.engine.evaluation.generate import GreedyModel
+from switchkd_cli.engine.evaluation.score_model import score_request
+from switchkd_cli.recipe.schema import Evaluation
+
+BENCHMARKS = ("gqa", "mme", "mmbench_cn_dev", "textvqa_val")
+"""Open answers, yes or no, letters to Chinese questions, and words read from the image."""
+
+
+class Recorder(GreedyModel):
+    """Answers as `GreedyModel`, and keeps each question with its image and the new tokens."""
+
+    def __init__(self, model, folder: Path, **options):
+        super().__init__(model, **options)
+        self.folder, self.kept = folder, []
+
+    @torch.inference_mode()
+    def answer(self, items):
+        images = self._project([item.images for item in items])
+        texts = [self._text(item.prompt, len(item.images)) for item in items]
+        lengths, tokens = self.model.generate(texts, images, self._greedy(items[0].limit))
+        ends = self._answer_lengths(tokens)
+        for item, text, new, end in zip(items, texts, tokens.tolist(), ends, strict=True):
+            (image,) = item.images
+            file = self.folder / f"{len(self.kept)}.png"
+            image.convert("RGB").save(file)
+            said = self.inputs.tokenizer.decode(new[:end], skip_special_tokens=True).strip()
+            self.kept.append(
+                {
+                    "prompt": item.prompt,
+                    "text": text,
+                    "image": str(file),
+                    "limit": item.limit,
+                    "tokens": new[:end],
+                    "answer": said,
+                }
+            )
+        return self.inputs.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def ask(model: str, folder: Path, count: int) -> Path:
+    """Answer `count` questions and write them, their images and the answers into `folder`. Returns the JSON file."""
+    folder = folder.absolute()  # lmms-eval changes the working directory
+    folder.mkdir(parents=True, exist_ok=True)
+    each = count // len(BENCHMARKS)
+    asked = Evaluation(world="playground", benchmarks=list(BENCHMARKS), items=each, split="test", batch=16)
+    recorder = Recorder(check_checkpoint(model).build(), folder, batch=16, playground=True)
+    score_request(recorder, asked, folder)
+    file = folder / "questions.json"
+    file.write_text(json.dumps(recorder.kept))
+    return file
