@@ -22,6 +22,7 @@ REGISTRIES: dict[str, dict[str, Any]] = read_yaml(__file__)
 LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
 SOURCES: dict[str, str] = REGISTRIES["source"]
+RUNTIMES: dict[str, str] = REGISTRIES["export"]
 FORMATS: dict[str, dict[str, Any]] = REGISTRIES["format"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]

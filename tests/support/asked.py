@@ -25,10 +25,11 @@ class Recorder(GreedyModel):
     def answer(self, items):
         images = self._project([item.images for item in items])
         texts = [self._text(item.prompt, len(item.images)) for item in items]
-        lengths, tokens = self.model.generate(texts, images, self._greedy(items[0].limit))
+        _, tokens = self.model.generate(texts, images, self._greedy(items[0].limit))
         ends = self._answer_lengths(tokens)
-        for item, text, new, end in zip(items, texts, tokens.tolist(), ends, strict=True):
+        for item, text, new, end, seen in zip(items, texts, tokens.tolist(), ends, images, strict=True):
             (image,) = item.images
+            (projected,) = seen
             file = self.folder / f"{len(self.kept)}.png"
             image.convert("RGB").save(file)
             said = self.inputs.tokenizer.decode(new[:end], skip_special_tokens=True).strip()
@@ -40,9 +41,17 @@ class Recorder(GreedyModel):
                     "limit": item.limit,
                     "tokens": new[:end],
                     "answer": said,
+                    "visual": projected.tokens.tolist() if len(self.kept) < 16 else None,
+                    "ids": self._ids(text, projected.prepared.text),
                 }
             )
         return self.inputs.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def _ids(self, text, of_image):
+        """The prompt's token ids, -1 for the image."""
+        (whole,) = self.inputs.with_images([text], [of_image])
+        ids = self.inputs.tokenizer(whole)["input_ids"]
+        return [-1 if token == self.inputs.image_token else token for token in ids]
 
 
 def ask(model: str, folder: Path, count: int) -> Path:

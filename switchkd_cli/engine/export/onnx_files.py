@@ -18,32 +18,32 @@ from switchkd_cli.engine.models.model_folder import edit_json
 from switchkd_cli.engine.models.shape import image_tokens_of, patch_grid
 
 LOW = {4: "q4", 8: "quantized"}
-"""The end of a low-bit file's name; transformers.js also calls the second q8."""
+"""The end of a low-bit file's name; transformers.js calls the second q8."""
 OPSET = 21  # the first with 4-bit integers
 LARGEST = 2**31 - 2**24
-"""Bytes of weights above which they go into a file of their own: protobuf ends at 2 GiB."""
+"""Bytes above which the weights go into a file of their own: protobuf ends at 2 GiB."""
 
 
 class _Vision(nn.Module):
     """V and P: pixels [P, 3, H, W] -> visual tokens [P, M, width of L]."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, llava: Any) -> None:
         super().__init__()
-        self.core = model.model
-        self.first = int(model.config.vision_feature_select_strategy == "default")
+        self.core = llava.model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        config = self.core.config
         seen = self.core.vision_tower(pixel_values, output_hidden_states=True)
-        features = seen.hidden_states[self.core.config.vision_feature_layer][:, self.first :]
-        return self.core.multi_modal_projector(features)
+        features = seen.hidden_states[config.vision_feature_layer]
+        return self.core.multi_modal_projector(features[:, int(config.vision_feature_select_strategy == "default") :])
 
 
 class _Decoder(nn.Module):
-    """L with its head: embeddings [B, T, D] and each layer's keys and values -> logits of the last position, and the new ones."""
+    """L with its head: embeddings [B, T, D], each layer's keys and values -> logits [B, 1, V] of the last position, the new ones."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, llava: Any) -> None:
         super().__init__()
-        self.language, self.head = model.model.language_model, model.lm_head
+        self.language, self.head = llava.model.language_model, llava.lm_head
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]) -> Any:
         cache = DynamicCache()
@@ -51,8 +51,7 @@ class _Decoder(nn.Module):
             cache.update(keys, values, layer)
         given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         hidden = self.language(**given, past_key_values=cache, use_cache=True).last_hidden_state
-        present = [each for layer in cache.layers for each in (layer.keys, layer.values)]
-        return self.head(hidden[:, -1:]), *present
+        return self.head(hidden[:, -1:]), *(each for layer in cache.layers for each in (layer.keys, layer.values))
 
 
 def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
@@ -62,41 +61,44 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     width = llava.model.language_model.layers[0].self_attn.head_dim
     past = [torch.rand(2, text.num_key_value_heads, 3, width) for _ in range(2 * text.num_hidden_layers)]
     names = [f"{layer}.{what}" for layer in range(text.num_hidden_layers) for what in ("key", "value")]
-    of_past = [f"past_key_values.{name}" for name in names]
+    # transformers.js makes an empty cache by the names of these axes
     rows, cached = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 2: "past_sequence_length"}
-    embedded, ids = torch.rand(2, 4, text.hidden_size), torch.ones(2, 4, dtype=torch.int64)
     seen, places = torch.ones(2, 7, dtype=torch.int64), torch.arange(3, 7).expand(2, -1)
+    to_embed = {"input_ids": (torch.ones(2, 4, dtype=torch.int64), rows)}
+    to_decode: dict[str, Any] = {"inputs_embeds": (torch.rand(2, 4, text.hidden_size), rows)}
+    to_decode |= {
+        "attention_mask": (seen, {0: "batch_size", 1: "total_sequence_length"}),
+        "position_ids": (places, rows),
+    }
+    to_decode |= {"past_key_values": (past, [cached] * len(past))}
+    to_see = {"pixel_values": (torch.rand(2, 3, side, side), {0: "images"})}
     (folder / "onnx").mkdir()
-    for name, module, inputs, axes, outputs in (
-        ("vision_encoder", _Vision(llava), {"pixel_values": torch.rand(2, 3, side, side)}, [{0: "images"}], ["image_features"]),
-        ("embed_tokens", llava.get_input_embeddings(), {"input_ids": ids}, [rows], ["inputs_embeds"]),
-        (
-            "decoder_model_merged",
-            _Decoder(llava),
-            {"inputs_embeds": embedded, "attention_mask": seen, "position_ids": places, "past": past},
-            [rows, {0: "batch_size", 1: "total_sequence_length"}, rows, [cached] * len(past)],
-            ["logits", *(f"present.{name}" for name in names)],
-        ),
+    for name, module, inputs, outputs in (
+        ("vision_encoder", _Vision(llava), to_see, ["image_features"]),
+        ("embed_tokens", llava.get_input_embeddings(), to_embed, ["inputs_embeds"]),
+        ("decoder_model_merged", _Decoder(llava), to_decode, ["logits", *(f"present.{each}" for each in names)]),
     ):
-        given = [key for key in inputs if key != "past"] + of_past * ("past" in inputs)
+        given = [f"{key}.{each}" for key in inputs for each in (names if key == "past_key_values" else [""])]
+        values, axes = zip(*inputs.values(), strict=True)
+        how: dict[str, Any] = {
+            "input_names": [key.rstrip(".") for key in given],
+            "output_names": outputs,
+            "dynamic_shapes": axes,
+        }
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            program = torch.onnx.export(
-                module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, opset_version=OPSET,
-                input_names=given, output_names=outputs, dynamic_shapes=axes,
+            program: Any = torch.onnx.export(
+                module.eval(), values, dynamo=True, verbose=False, opset_version=OPSET, **how
             )
         _save(program.model_proto, folder / "onnx", name, bits)
     whole.save(folder, weights=False)
-    for weights in folder.glob("*.safetensors*"):
-        weights.unlink()
-    data = [file.name for file in (folder / "onnx").glob("*_data")]
-    js = {"dtype": {None: "fp32", 4: "q4", 8: "q8"}[bits], "use_external_data_format": dict.fromkeys(data, True)}
-    whole_grid = (side // whole.inputs.processor.patch_size) ** 2
-    counted = {
-        "num_additional_image_tokens": image_tokens_of(llava.config) - whole_grid,
-        "vision_feature_select_strategy": "full",  # transformers.js knows no other
-    }
-    # its projector, whatever it is, is in vision_encoder.onnx
+    (folder / "model.safetensors").unlink()
+    apart = {file.name.removesuffix("_data"): True for file in (folder / "onnx").glob("*_data")}
+    js = {"dtype": {None: "fp32", 4: "q4", 8: "q8"}[bits], "use_external_data_format": apart}
+    # LDPNetV2 is part of vision_encoder.onnx, so that the rest is a LLaVA
     named = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "transformers.js_config": js}
+    # transformers.js takes every patch for a token, and adds these; it doesn't know that "default" drops one
+    more = image_tokens_of(llava.config) - (side // whole.inputs.processor.patch_size) ** 2
+    counted = {"num_additional_image_tokens": more, "vision_feature_select_strategy": "full"}
     edit_json(folder / "config.json", lambda fields: fields | named)
     edit_json(folder / "processor_config.json", lambda fields: fields | counted)
 
@@ -112,21 +114,20 @@ def _save(model: Any, folder: Path, name: str, bits: int | None) -> None:
         low = MatMulNBitsQuantizer(model, bits=bits, block_size=32, is_symmetric=True, op_types_to_quantize=kinds)
         low.process()
         model, name = low.model.model, f"{name}_{LOW[bits]}"
-    data = {"save_as_external_data": True, "location": f"{name}.onnx_data"} if model.ByteSize() > LARGEST else {}
-    onnx.save_model(model, folder / f"{name}.onnx", **data)
+    apart = {"save_as_external_data": True, "location": f"{name}.onnx_data"} if model.ByteSize() > LARGEST else {}
+    onnx.save_model(model, folder / f"{name}.onnx", **apart)
 
 
 def _pads(model: Blueprint) -> Iterator[str]:
     if getattr(model.image_processor, "do_pad", False):
-        yield "transformers.js doesn't pad images to squares (student.image_processor: one that stretches, SigLIP's)"
+        yield "transformers.js doesn't pad images to squares (student.image_processor: one that stretches, as SigLIP's)"
 
 
-INSTALL = "pip install onnx onnxscript onnxruntime"
 ONNX = Runtime(
     lambda model: unlike_llava(model, LlavaLdpConfig.model_type),
     _write,
-    'LlavaForConditionalGeneration.from_pretrained(".")    // @huggingface/transformers 4; onnxruntime: docs/deploy.md',
+    'await LlavaForConditionalGeneration.from_pretrained(".")    // @huggingface/transformers',
     stretches=_pads,
-    low={4: "q4", 8: "q8"},
-    packages=dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), INSTALL),
+    low=LOW,
+    packages=dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "pip install onnx onnxscript onnxruntime"),
 )
