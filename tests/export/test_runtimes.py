@@ -227,6 +227,22 @@ def test_llama_cpp_sees_and_answers_the_same(asked, tmp_path):
 
 
 @needs("gguf")
+@pytest.mark.parametrize("marker", ["<__media__>", "<__media_aB3xk9__>"])
+def test_the_template_puts_llama_cpp_s_marker_where_training_had_the_image(tmp_path, parts, marker):  # noqa: F811
+    from gguf import GGUFReader
+
+    model = student(parts, "siglip", "full")
+    export(written(tmp_path, model), "gguf", tmp_path / "out", square_images=True)
+    template = GGUFReader(tmp_path / "out" / "model.gguf").fields["tokenizer.chat_template"].contents()
+    opened = check_checkpoint(str(tmp_path / "model")).inputs
+    in_parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    wanted = opened.apply_chat_template(in_parts, answer_next=True)
+    as_text = [{"role": "user", "content": f"{marker}What is it?"}]
+    told = opened.apply_chat_template(as_text, template, answer_next=True)
+    assert wanted.count("<image>") == 1 and told == wanted.replace("<image>", marker)
+
+
+@needs("gguf")
 def test_a_gguf_file_has_every_tensor_that_is_used(parts, tmp_path):  # noqa: F811
     from gguf import GGUFReader
 
@@ -237,6 +253,6 @@ def test_a_gguf_file_has_every_tensor_that_is_used(parts, tmp_path):  # noqa: F8
     assert len(text.tensors) == len(llava.model.language_model.state_dict()) + 1  # an untied head
     embeddings = next(t.data for t in text.tensors if t.name == "token_embd.weight")
     np.testing.assert_array_equal(embeddings, llava.get_input_embeddings().weight.detach().numpy())
-    used = [name for name in model.used_parameters("vision")]
+    used = model.used_parameters("vision")
     assert len(vision.tensors) == len(used) + 4
-    assert vision.fields["clip.vision.feature_layer"].contents() == [1 + model.seam.read_layers(llava.config) - 1]
+    assert vision.fields["clip.vision.feature_layer"].contents() == [model.seam.read_layers(llava.config)]

@@ -64,6 +64,7 @@ def main(folder: Path, questions: list[dict]) -> None:
     language = llama_cpp.llama_init_from_model(model, about)
     settings = mtmd.mtmd_context_params_default()
     settings.use_gpu, settings.n_threads, settings.warmup = False, 1, False
+    settings.flash_attn_type = 0  # its default computes keys and values in half precision
     context = mtmd.mtmd_init_from_file(str(folder / "mmproj.gguf").encode(), model, settings)
     width, size = llama_cpp.llama_model_n_embd(model), llama_cpp.llama_vocab_n_tokens(vocabulary)
     told, visual, prompts, first, rest, later = [], [], [], 0.0, 0.0, 0
