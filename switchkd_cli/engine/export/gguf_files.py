@@ -176,7 +176,7 @@ def _save(writer: Any, tensors: Iterable[tuple[str, Tensor]], kind: str) -> None
 GGUF = Runtime(
     _refuses,
     _write,
-    f'llama-mtmd-cli -m {TEXT} --mmproj {VISION} --image image.png -p "What is it?" --temp 0',
+    f'llama-mtmd-cli -m {TEXT} --mmproj {VISION} --jinja --image image.png -p "What is it?" --temp 0',
     stretches=_stretches,
     low=NAMES["quantized"],
     packages={"gguf": "pip install gguf"},
