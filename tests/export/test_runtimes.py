@@ -72,15 +72,14 @@ def refused(*arguments, **options):
     ("tower", "select", "to", "field"),
     [
         ("siglip", "default", "gguf", "student.feature_select=full"),
-        ("clip", "full", "gguf", "student.feature_select=default"),
+        ("clip", "default", "gguf", "student.vision: SigLIP"),
         ("siglip", "full", "gguf", None),
-        ("clip", "default", "gguf", None),
         ("siglip", "default", "onnx", None),
         ("siglip", "default", "mlx", None),
         ("siglip", "default", "vllm", None),
     ],
 )
-def test_llama_cpp_reads_every_patch_and_no_class_token(parts, tmp_path, monkeypatch, tower, select, to, field):  # noqa: F811
+def test_llama_cpp_reads_every_patch_of_siglip_and_nothing_else(parts, tmp_path, monkeypatch, tower, select, to, field):  # noqa: F811
     folder = written(tmp_path, student(parts, tower, select))
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     if to == "vllm":  # needs no package
@@ -246,7 +245,7 @@ def test_the_template_puts_llama_cpp_s_marker_where_training_had_the_image(tmp_p
 def test_a_gguf_file_has_every_tensor_that_is_used(parts, tmp_path):  # noqa: F811
     from gguf import GGUFReader
 
-    model = student(parts, "clip", "default", "llama")
+    model = student(parts, "siglip", "full", "llama")
     export(written(tmp_path, model), "gguf", tmp_path / "out", square_images=True)
     text, vision = (GGUFReader(tmp_path / "out" / name) for name in ("model.gguf", "mmproj.gguf"))
     llava = model.model

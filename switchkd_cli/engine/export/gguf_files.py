@@ -20,6 +20,7 @@ from switchkd_cli.package_data import read_yaml
 
 NAMES: dict[str, Any] = read_yaml(__file__)
 TEXT, VISION = "model.gguf", "mmproj.gguf"
+WRONG_CLIP = "it puts CLIP's class token behind the patches, so that it sees other images (its issue 25814)"
 
 
 def _tokenizer(model: Blueprint) -> dict[str, Any]:
@@ -42,10 +43,11 @@ def _refuses(model: Blueprint) -> Iterator[str]:
     if problems := [*unlike_llava(model)]:
         yield from problems
         return
-    text, grid, features = model.config.text_config, patch_grid(model.config)[1] ** 2, features_of(model.config)
-    if features != grid:
-        other = "full" if features < grid else "default"
-        yield f"it reads the {grid} patches of an image, the model {features} features (student.feature_select={other})"
+    text, features = model.config.text_config, features_of(model.config)
+    if model.config.vision_config.model_type != "siglip_vision_model":
+        yield f"{WRONG_CLIP} (student.vision: SigLIP)"
+    elif features != (grid := patch_grid(model.config)[1] ** 2):
+        yield f"it reads all {grid} patches of an image, the model {features} (student.feature_select=full)"
     if _split(model) is None:
         yield "it doesn't know how this tokenizer splits a text (student.tokenizer: Qwen2's, Llama 3's or GPT-2's)"
     if model.inputs.chained_only:
@@ -55,11 +57,10 @@ def _refuses(model: Blueprint) -> Iterator[str]:
 
 
 def _stretches(model: Blueprint) -> Iterator[str]:
-    mean = normalisation(model.image_processor)[0]
-    if not getattr(model.image_processor, "do_pad", False):
-        yield "it pads images to squares, this model's are stretched or cropped (student.image_processor: one with do_pad)"
-    elif max(abs(ours - theirs) for ours, theirs in zip(mean, NAMES["padding"], strict=True)) > 0.005:
-        yield "it pads with CLIP's mean colour, this model's images with another (student.image_processor: CLIP's mean)"
+    apart = [abs(a - b) for a, b in zip(normalisation(model.image_processor)[0], NAMES["padding"], strict=True)]
+    if max(apart) > 0.005 or not getattr(model.image_processor, "do_pad", False):
+        how = "it pads images to squares with CLIP's mean colour, this model's are prepared otherwise"
+        yield f"{how} (student.image_processor: one with do_pad and this mean)"
 
 
 def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
@@ -116,7 +117,7 @@ def _describe_vision(writer: Any, model: Blueprint) -> None:
     fields |= {"embedding_length": vision.hidden_size, "feed_forward_length": vision.intermediate_size}
     fields |= {"projection_dim": model.config.text_config.hidden_size, "head_count": vision.num_attention_heads}
     fields |= {"block_count": layers, "attention_layernorm_eps": vision.layer_norm_eps}
-    fields["use_gelu"] = "quick" not in vision.hidden_act  # else it is quick_gelu
+    fields["use_gelu"] = True
     _add(writer, {"clip_has_vision_encoder": True, "clip_projector_type": "mlp"})
     _add(writer, {f"vision_{name}": value for name, value in fields.items()})
     writer.add_array("clip.vision.feature_layer", [layers])  # without it: the last but one
