@@ -66,11 +66,8 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     seen, places = torch.ones(2, 7, dtype=torch.int64), torch.arange(3, 7).expand(2, -1)
     to_embed = {"input_ids": (torch.ones(2, 4, dtype=torch.int64), rows)}
     to_decode: dict[str, Any] = {"inputs_embeds": (torch.rand(2, 4, text.hidden_size), rows)}
-    to_decode |= {
-        "attention_mask": (seen, {0: "batch_size", 1: "total_sequence_length"}),
-        "position_ids": (places, rows),
-    }
-    to_decode |= {"past_key_values": (past, [cached] * len(past))}
+    to_decode["attention_mask"] = seen, {0: "batch_size", 1: "total_sequence_length"}
+    to_decode |= {"position_ids": (places, rows), "past_key_values": (past, [cached] * len(past))}
     to_see = {"pixel_values": (torch.rand(2, 3, side, side), {0: "images"})}
     (folder / "onnx").mkdir()
     for name, module, inputs, outputs in (
@@ -80,15 +77,10 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     ):
         given = [f"{key}.{each}" for key in inputs for each in (names if key == "past_key_values" else [""])]
         values, axes = zip(*inputs.values(), strict=True)
-        how: dict[str, Any] = {
-            "input_names": [key.rstrip(".") for key in given],
-            "output_names": outputs,
-            "dynamic_shapes": axes,
-        }
+        how: dict[str, Any] = {"input_names": [key.rstrip(".") for key in given], "output_names": outputs}
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            program: Any = torch.onnx.export(
-                module.eval(), values, dynamo=True, verbose=False, opset_version=OPSET, **how
-            )
+            how |= {"dynamic_shapes": axes, "opset_version": OPSET, "verbose": False}
+            program: Any = torch.onnx.export(module.eval(), values, dynamo=True, **how)
         _save(program.model_proto, folder / "onnx", name, bits)
     whole.save(folder, weights=False)
     (folder / "model.safetensors").unlink()
@@ -114,7 +106,8 @@ def _save(model: Any, folder: Path, name: str, bits: int | None) -> None:
         low = MatMulNBitsQuantizer(model, bits=bits, block_size=32, is_symmetric=True, op_types_to_quantize=kinds)
         low.process()
         model, name = low.model.model, f"{name}_{LOW[bits]}"
-    apart = {"save_as_external_data": True, "location": f"{name}.onnx_data"} if model.ByteSize() > LARGEST else {}
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
+    apart = {"save_as_external_data": True, "location": f"{name}.onnx_data"} if large else {}
     onnx.save_model(model, folder / f"{name}.onnx", **apart)
 
 
