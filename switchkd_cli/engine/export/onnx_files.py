@@ -99,6 +99,8 @@ def _save(model: Any, folder: Path, name: str, bits: int | None) -> None:
     """Write one file, in low bits by onnxruntime's own quantizer; above `LARGEST` bytes with its weights in another."""
     import onnx
 
+    for node in model.graph.node:
+        del node.metadata_props[:]  # lines and paths of the code that it was made of
     if bits:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
