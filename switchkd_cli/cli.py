@@ -17,6 +17,7 @@ from switchkd_cli.commands.options import (
     CompareOptions,
     DistillOptions,
     EvalOptions,
+    ExportOptions,
     TrainOptions,
     with_options,
 )
@@ -105,6 +106,17 @@ def compare(options: CompareOptions) -> None:
     from switchkd_cli.commands.compare import compare
 
     compare(options)
+
+
+@command("export runs/quickstart/switch-kd/seed1 --to gguf --bits 4")
+def export(options: ExportOptions) -> None:
+    """Write a trained student for llama.cpp, ONNX, MLX or vLLM.
+
+    What the runtime can't represent is said first, with the field of the recipe that would change it.
+    """
+    from switchkd_cli.commands.export_student import export
+
+    export(options)
 
 
 @app.command(hidden=True)

@@ -24,6 +24,7 @@ REGISTRIES: dict[str, dict[str, Any]] = read_yaml(__file__)
 LOSSES: dict[str, str] = REGISTRIES["loss"]
 FAMILIES: dict[str, str] = REGISTRIES["family"]
 ENGINES: dict[str, str] = REGISTRIES["engine"]
+RUNTIMES: dict[str, str] = REGISTRIES["export"]
 FORMATS: dict[str, dict[str, Any]] = REGISTRIES["format"]
 TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
@@ -37,7 +38,7 @@ EXTRAS = ("targets", "rows", "progress", "teacher_targets", "teacher_spans", "st
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "family", "source", "schedule", "engine"]
+Kind = Literal["loss", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 

@@ -145,6 +145,24 @@ TEMPLATE = (
 )
 
 
+RUNTIME = """
+from switchkd_cli.engine.export.runtimes import Runtime
+
+def write(model, folder, bits):
+    (folder / "weights.bin").write_bytes(bytes([bits or 0]))
+
+ADDED = Runtime(lambda model: (), write, "run .", low={2: "two"})
+"""
+
+
+def test_a_runtime(here, monkeypatch):
+    (here / "added_runtime.py").write_text(RUNTIME)
+    monkeypatch.setitem(registry.RUNTIMES, "added", "added_runtime:ADDED")
+    assert launch.export("playground:teacher-small", "added", here / "out", 2, square_images=False) == []
+    assert (here / "out" / "weights.bin").read_bytes() == b"\2"
+    assert "run ." in (here / "out" / "README.md").read_text()
+
+
 def test_a_conversation_template(here, monkeypatch):
     (here / "shouted.jinja").write_text(TEMPLATE)
     monkeypatch.setitem(registry.TEMPLATES, "shouted", {"file": str(here / "shouted"), "end": "<|end|>"})

@@ -127,7 +127,7 @@ def steps() -> Iterator[Row]:
     for row, asked in zip(rows, chosen, strict=True):
         figures = dict(row.figures)
         if row.seconds:
-            figures["tokens/s"] = given.tokens / row.seconds.median
+            figures["tokens/s"] = given.sizes[0] / row.seconds.median
             if peak := peak_flops():
                 figures["MFU"] = step.floor(paths, given, asked) / row.seconds.median / peak
             figures["peak over plan"] = row.peak_bytes / planned_bytes(paths, given, asked)

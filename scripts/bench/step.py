@@ -185,7 +185,7 @@ def _with_figures(row: Measured, first: Measured, floors: Mapping[str, float], g
         return row
     operations = floors[row.name] / floors[first.name]
     figures = {
-        "tokens/s": given.tokens / row.seconds.median,
+        "tokens/s": given.sizes[0] / row.seconds.median,
         "GFLOP": floors[row.name] / 1e9,
         "FLOP ratio": operations,
         "above floor": row.time_ratio.median / operations,

@@ -77,6 +77,17 @@ class CompareOptions:
     demo: Path | None = None
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """A model, the runtime that it is written for, and in how many bits; None: as it is stored."""
+
+    run: str
+    to: str
+    out: Path | None = None
+    bits: int | None = None
+    square_images: bool = False
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Describe the command's options to typer: a parameter for each field of the dataclass that it takes."""
     (options,) = signature(command, eval_str=True).parameters.values()

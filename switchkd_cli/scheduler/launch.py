@@ -193,6 +193,13 @@ def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> t
     return run_folder.scores(shared), shared.path
 
 
+def export(model: str, to: str, out: Path, bits: int | None, *, square_images: bool) -> list[str]:
+    """Write a saved model into the folder `out` for a runtime. Returns notes."""
+    from switchkd_cli.engine.export.runtimes import export
+
+    return export(model, to, out, bits, square_images=square_images)
+
+
 def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], *, look: bool = True) -> RunEstimate:
     """Estimate what the run needs on a machine, with a look at its data; nothing is loaded, downloaded or trained."""
     from switchkd_cli.engine.cost.run_estimate import estimate_run

@@ -40,7 +40,7 @@ def switchkd(*arguments, cwd, heavy=False, **environment):
     return done.returncode, done.stdout, lines
 
 
-COMMANDS = ("pretrain", "distill", "ablate", "eval", "compare")
+COMMANDS = ("pretrain", "distill", "ablate", "eval", "compare", "export")
 
 
 def test_help_names_every_command(tmp_path):

@@ -126,6 +126,15 @@ def test_compare_writes_a_report_with_every_picture(runs, tmp_path):
     assert (tmp_path / "report.md").read_text(encoding="utf-8").count("](<pictures/quickstart/") == 6
 
 
+def test_export_writes_the_student_for_vllm(runs, tmp_path):
+    run = runs[0] / "quickstart" / "switch-kd" / "seed1"
+    assert f"files: {tmp_path / 'served'}" in switchkd(
+        "export", str(run), "--to", "vllm", "--out", str(tmp_path / "served")
+    )
+    (tensors,) = (tmp_path / "served").glob("*.safetensors")
+    assert tensors.read_bytes() == (run / "model" / tensors.name).read_bytes()
+
+
 def test_every_row_is_measured_against_the_teacher_on_the_same_positions(runs):
     root, printed = runs
     found = [
@@ -166,5 +175,6 @@ def test_readme_training_commands_plan(command, tmp_path):
     switchkd(*words, *([] if "--dry-run" in words else ["--dry-run"]))
 
 
-def test_readme_shows_all_five_commands():
-    assert {command.split()[1] for command in readme_commands()} == {"pretrain", "distill", "ablate", "eval", "compare"}
+def test_readme_shows_all_commands():
+    shown = {command.split()[1] for command in readme_commands()}
+    assert shown == {"pretrain", "distill", "ablate", "eval", "compare", "export"}

@@ -11,6 +11,7 @@ import switchkd_cli
 from switchkd_cli import cli
 from switchkd_cli.commands import compare, train
 from switchkd_cli.commands.options import DistillOptions, TrainOptions
+from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 
 PACKAGE = Path(switchkd_cli.__file__).parent
@@ -66,6 +67,31 @@ def test_figures_have_their_former_name_too(monkeypatch, name):
     monkeypatch.setattr(compare, "compare", calls.append)
     invoke("compare", "a", name, "drawn")
     assert (calls[0].names, calls[0].figures) == (["a"], Path("drawn"))
+
+
+def test_an_export_has_its_options_and_a_folder_next_to_the_model(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(launch, "export", lambda *given, **more: calls.append((given, more)) or ["wide"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    invoke("export", tmp_path / "model", "--to", "gguf", "--bits", 4, "--square-images")
+    model = str(tmp_path / "model")
+    assert calls == [((model, "gguf", Path(f"{model}-gguf-4bit"), 4), {"square_images": True})]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("playground:teacher", "--to", "vllm"), "--out: needed, the model is in no folder of yours"),
+        (
+            ("playground:teacher", "--to", "gguff", "--out", "o"),
+            "--to: must be a runtime, got 'gguff' (did you mean 'gguf'?)",
+        ),
+    ],
+)
+def test_an_export_says_what_is_wrong(words, problem):
+    done = CliRunner().invoke(cli.app, ["export", *words])
+    assert done.exception.problems == (problem,)
 
 
 def test_overrides_can_t_be_combined_with_resuming_a_run(tmp_path):

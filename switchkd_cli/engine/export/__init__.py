@@ -1,1 +1,1 @@
-"""A finished student as a Hugging Face folder: weights, chat template, model card."""
+"""A finished student for others: its model card, and its files for runtimes other than transformers."""

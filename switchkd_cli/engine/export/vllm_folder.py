@@ -1,0 +1,34 @@
+"""vLLM loads the plain Hugging Face folder, which every run leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
+from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.llava import LlavaBlueprint
+
+ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Widths of a head that vLLM 0.32's attention takes on a CPU."""
+
+
+def _refuses(model: Blueprint) -> Iterator[str]:
+    if isinstance(model, LlavaBlueprint):  # the other families are transformers' own, and vLLM has them
+        yield from unlike_llava(model)
+
+
+def _notes(model: Blueprint) -> Iterator[str]:
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if width not in ON_CPU:
+        yield f"vLLM can't run heads of width {width} on a CPU, only {', '.join(map(str, ON_CPU))}"
+    if not isinstance(model, LlavaBlueprint):
+        yield f"a {model.kind} model: of these only LLaVA's were run in vLLM"
+
+
+def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
+    model.build("auto").save(folder)
+
+
+VLLM = Runtime(_refuses, _write, "vllm serve .    # in 4 bits: --quantization bitsandbytes", notes=_notes)
