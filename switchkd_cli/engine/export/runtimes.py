@@ -67,7 +67,7 @@ def export(model: str | Path, to: str, out: Path, bits: int | None = None, *, sq
         absent = [f"--to {to}: {name} is not installed" for name in missing]
         raise UserError(absent, hint=" && ".join(dict.fromkeys(missing.values())), code=MACHINE)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out, replace=False) as folder:
+    with atomic_folder(out) as folder:
         runtime.write(blueprint, folder, bits)
         card = Path(model, NAME)
         before = card.read_text(encoding="utf-8") + "\n" if card.is_file() else ""
