@@ -17,7 +17,7 @@ from typing import Any
 from switchkd_cli.distributed.cpu_cores import cores
 from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
-from switchkd_cli.files.locks import tidy
+from switchkd_cli.files.atomic import tidy
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.grouping import grouped
@@ -26,8 +26,7 @@ from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
-from switchkd_cli.terminal.progress import Progress
-from switchkd_cli.terminal.time_left import Matrix
+from switchkd_cli.terminal.progress import Matrix, Progress
 
 WORKER = (sys.executable, "-m", "switchkd_cli")
 TAIL = 15  # lines of a failed worker's output that are shown

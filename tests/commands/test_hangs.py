@@ -23,8 +23,8 @@ from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.errors import MACHINE, UserError
-from switchkd_cli.files import locks
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files import atomic
+from switchkd_cli.files.atomic import hold
 from switchkd_cli.scheduler import launch
 from tests.support import forked, tiny, tiny_run
 from tests.support.forked import steps, switchkd
@@ -290,7 +290,7 @@ def held(tmp_path):
 
 def test_who_waits_for_a_lock_learns_who_holds_it_and_gets_it_when_that_one_dies(held, monkeypatch):
     path, process = held
-    monkeypatch.setattr(locks, "TELL_AFTER", 1)
+    monkeypatch.setattr(atomic, "TELL_AFTER", 1)
     os.kill(process.pid, signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)
     told = []
@@ -313,7 +313,7 @@ def test_who_doesn_t_wait_learns_it_too(held):
 
 def test_who_waits_for_a_lock_hears_a_signal(held, monkeypatch):
     path, _ = held
-    monkeypatch.setattr(locks, "TELL_AFTER", 1)
+    monkeypatch.setattr(atomic, "TELL_AFTER", 1)
     with (
         pytest.raises(signals.Stopped),
         signals.stop_on_signals(),

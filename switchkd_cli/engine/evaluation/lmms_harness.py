@@ -35,7 +35,7 @@ from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
-from switchkd_cli.files.locks import can_lock
+from switchkd_cli.files.atomic import can_lock
 from switchkd_cli.playground import tasks as playground_tasks
 from switchkd_cli.recipe.schema import Evaluation
 
