@@ -10,9 +10,9 @@ from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.files.atomic import write_json, write_json_lines
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.named_files import locate
 from switchkd_cli.recipe.problems import fitted
+from switchkd_cli.recipe.run import Fingerprints, digest
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check_evaluation
 from switchkd_cli.runs import run_folder

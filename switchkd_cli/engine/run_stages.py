@@ -35,9 +35,8 @@ from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
-from switchkd_cli.recipe.fingerprint import digest
 from switchkd_cli.recipe.named_files import locate
-from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.report.stats.baselines import with_verdict
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.checkpoints import SCORES

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean, for_each
-from switchkd_cli.recipe import inherit, yaml_positions
-from switchkd_cli.recipe import overrides as patches
-from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe import patches, yaml_positions
 from switchkd_cli.recipe.named_files import find
 from switchkd_cli.recipe.problems import fitted
-from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.run import Fingerprints, Run
 from switchkd_cli.recipe.schema import Recipe
 from switchkd_cli.recipe.stand_ins import World
 from switchkd_cli.recipe.validate import check
@@ -86,7 +84,7 @@ class RecipeFile:
         self.file = str(path)
         self.name = Path(path).stem
         self.world = World.read(world) if world is not None else None
-        self.data, self.problems = inherit.read(Path(path))
+        self.data, self.problems = patches.read(Path(path))
         self.rows: tuple[str, ...] = tuple(mapping(self.data.get("rows"))) or (BASE,)
 
     def runs(
@@ -105,7 +103,7 @@ class RecipeFile:
         recipes: dict[str, Any] = {}
         misfits: list[dict[str, str]] = []
         for name in self.rows:
-            data, found = inherit.patch(self.data, self.data, ("rows", name))
+            data, found = patches.patch(self.data, self.data, ("rows", name))
             if self.world is not None:
                 data, missing = self.world.replace(data)
                 found += missing

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeGuard, TypeVar
 from pydantic import Field
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import overrides, yaml_positions
+from switchkd_cli.recipe import patches, yaml_positions
 from switchkd_cli.recipe.named_files import yaml_files
 from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Strict, Text
@@ -109,7 +109,7 @@ class World(Strict):
             if at(data, "evaluation") is not None:
                 values |= {f"evaluation.{key}": value for key, value in self.fields.evaluation.items()}
             values |= {**self.fields.recipe, "world": self.name, "stand_ins": stand_ins}
-        return overrides.apply(data, values, place=self.file)[0], missing
+        return patches.apply(data, values, place=self.file)[0], missing
 
 
 def _paced(stage: Mapping[str, Any], pace: Pace) -> dict[str, Any]:

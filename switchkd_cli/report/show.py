@@ -9,8 +9,7 @@ from typing import Any
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.document import Document
-from switchkd_cli.report.formats.export import FORMATS, to_json
-from switchkd_cli.report.formats.text import show
+from switchkd_cli.report.formats.export import FORMATS, show, to_json
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
 from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder

@@ -18,7 +18,7 @@ from switchkd_cli.engine.evaluation.score_model import majority, score_request
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.run import Fingerprints
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.report.results.finished_run import read

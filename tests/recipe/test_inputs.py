@@ -13,8 +13,8 @@ from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.files import hashes
 from switchkd_cli.playground.benchmark_sets import write_sets
 from switchkd_cli.playground.training_rows import write_rows
-from switchkd_cli.recipe.fingerprint import Fingerprints, fingerprint
 from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.run import Fingerprints, fingerprint
 from switchkd_cli.runs import run_folder
 from tests.support import tiny, tiny_run
 

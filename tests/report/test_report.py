@@ -13,8 +13,8 @@ from rich.console import Console
 from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import words
-from switchkd_cli.report.formats.markdown import plain, to_markdown
-from switchkd_cli.report.formats.text import show
+from switchkd_cli.report.formats.export import show
+from switchkd_cli.report.formats.markup import plain, to_markdown
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import print_comparison, print_distillation
 from switchkd_cli.report.tables.comparison import comparison, distillation

@@ -18,7 +18,7 @@ from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_folder, hold
-from switchkd_cli.recipe.fingerprint import digest
+from switchkd_cli.recipe.run import digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
