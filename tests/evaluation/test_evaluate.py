@@ -19,7 +19,7 @@ from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 from switchkd_cli.engine.evaluation.score_model import evaluate, evaluation_sets, local_sets, majority, score_request
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
-from switchkd_cli.playground.text.prompts import prompt
+from switchkd_cli.playground.text.questions import prompt
 from switchkd_cli.playground.text.words import STYLES
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.stats.metric_units import read_answers, units
