@@ -20,7 +20,7 @@ from switchkd_cli.commands.options import (
     TrainOptions,
     with_options,
 )
-from switchkd_cli.distributed import exit_status, signals
+from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
 
@@ -136,16 +136,16 @@ def switchkd(
 def main() -> None:
     """Run the program. A user's error becomes lines, a hint and an exit code; a bug of ours keeps its traceback."""
     print_in_any_encoding()
-    child = exit_status.FOLDER in os.environ or "worker" in sys.argv[1:2]
+    child = stopping.REPORTS in os.environ or "worker" in sys.argv[1:2]
     try:
-        with exit_status.report_exit(), system_errors(), import_errors(), signals.stop_on_signals(child=child):
+        with stopping.report_exit(), system_errors(), import_errors(), stopping.stop_on_signals(child=child):
             try:
                 os.getcwd()
             except OSError as error:  # it was deleted: nearly every path would fail with a line of its own
                 problem = f"the working directory can't be used: {error.strerror}"
                 raise UserError(problem, hint='cd "$HOME", or to another folder') from error
             app(prog_name="switchkd")
-    except (UserError, signals.Stopped) as end:
+    except (UserError, stopping.Stopped) as end:
         from switchkd_cli.terminal import console
 
         if isinstance(end, UserError):

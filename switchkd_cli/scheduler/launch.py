@@ -14,7 +14,7 @@ from typing import Any
 
 from switchkd_cli import registry, stock_tasks
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
-from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
