@@ -9,8 +9,6 @@ runs/states/<key>.sqlite      a teacher's hidden states per example, where a sta
 runs/indexes/                 copies of large parquet files whose rows can be read one by one
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +38,7 @@ class _Path:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, folder: RunFolder, owner: type) -> Path:
+    def __get__(self, folder: "RunFolder", owner: type) -> Path:
         return folder.path / self.name
 
 

@@ -1,14 +1,12 @@
 """Data source: a data set of Hugging Face `datasets`, from a folder or from the hub at one commit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import partial
 from os.path import isdir, isfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 
@@ -19,9 +17,6 @@ from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_folder, hold
 from switchkd_cli.recipe.run import digest
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -71,7 +66,7 @@ def _parse(read_as: Form, row: Any) -> Row:
     return read_as.row(row.to_pylist()[0])
 
 
-def _opened(of_hub: Mapping[str, Any]) -> Dataset:
+def _opened(of_hub: Mapping[str, Any]) -> Any:
     """Return a data set, which the library keeps in its own cache unless `save_to_disk` wrote it."""
     from datasets import DatasetDict, load_dataset, load_from_disk  # over a second to import
 
@@ -85,7 +80,7 @@ def _opened(of_hub: Mapping[str, Any]) -> Dataset:
     return splits[split]
 
 
-def _first_rows(cache: Path, of_hub: Mapping[str, Any], limit: int) -> Dataset:
+def _first_rows(cache: Path, of_hub: Mapping[str, Any], limit: int) -> Any:
     """Return the first rows of a data set of the hub, of which no more is fetched, and nothing the next time."""
     from datasets import Dataset, load_dataset, load_from_disk
 

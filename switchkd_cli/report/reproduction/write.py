@@ -1,7 +1,5 @@
 """Write the report of several recipes: the paper's findings and ours, a chapter per recipe, how it was made."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
