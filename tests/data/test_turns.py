@@ -13,7 +13,7 @@ from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.cost import data_sample
 from switchkd_cli.engine.cost.model_facts import KnownModel, describe_model
-from switchkd_cli.engine.data import open_file, parquet_file, rows
+from switchkd_cli.engine.data import open_file, row_files, rows
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import Fault, Rows, survey_rows
@@ -431,7 +431,7 @@ def test_a_column_of_bytes_alone(tmp_path):
 
 def test_pictures_stay_in_the_file_where_all_of_a_group_have_theirs(tmp_path, monkeypatch):
     """Text rows are null, pictures have bytes: reading a hundred gigabytes to see that would take minutes."""
-    monkeypatch.setattr(parquet_file, "IMAGE_BLOCK", None)  # what is read with the pictures can't be read
+    monkeypatch.setattr(row_files, "IMAGE_BLOCK", None)  # what is read with the pictures can't be read
     raw = [row("llava_json", image=None), asked("llava_json", image={"bytes": b"x", "path": None})]
     parquet(tmp_path, *raw)
     with pytest.raises(TypeError):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from switchkd_cli import cli
-from switchkd_cli.engine.data import parquet_file
+from switchkd_cli.engine.data import row_files
 from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.files import hashes
 from switchkd_cli.playground.benchmark_sets import write_sets
@@ -298,7 +298,7 @@ def test_a_data_file_edited_in_place_is_read_again(tmp_path, monkeypatch, ending
     from tests.data.test_data_files import saved
 
     monkeypatch.setattr(open_file, "CACHED_ROWS", 0)
-    monkeypatch.setattr(parquet_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(row_files, "IN_MEMORY", 0)
 
     def said(answer):
         file = saved(tmp_path / f"rows{ending}", [tiny.row("a", None, ("Say hi.", answer))])

@@ -22,9 +22,7 @@ from pydantic import PositiveInt
 from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
-from switchkd_cli.engine.data import tar_file
-from switchkd_cli.engine.data.json_file import JsonFile, NotRows, Span, scan
-from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
+from switchkd_cli.engine.data.row_files import JsonFile, NotRows, ParquetFile, scan, shard_row
 from switchkd_cli.engine.data.rows import Rows, Survey, survey_rows
 from switchkd_cli.engine.data.turns import Form, form
 from switchkd_cli.errors import UserError
@@ -87,14 +85,7 @@ def _open(path: Path, spans: np.ndarray, cache: Path) -> Any:
     """Return the rows of one file, as they are stored, to be read in any order."""
     if path.suffix == ".parquet":
         return ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(spans))
-    return JsonFile(path, spans, tar_file.decode if path.suffix == ".tar" else json.loads)
-
-
-def _scan(path: Path) -> Iterator[Span]:
-    """Yield the rows of one file in order, and where they are; those of parquet are found by their number alone."""
-    if path.suffix == ".parquet":
-        return ((0, 0, row) for row in text_rows(path))
-    return tar_file.scan(path) if path.suffix == ".tar" else scan(path)
+    return JsonFile(path, spans, shard_row if path.suffix == ".tar" else json.loads)
 
 
 def _read(paths: Sequence[Path], read_as: Form, images: Path | None, limit: int | None) -> Survey:
@@ -104,7 +95,7 @@ def _read(paths: Sequence[Path], read_as: Form, images: Path | None, limit: int 
     def rows() -> Iterator[object]:
         for path in paths:
             starts.append(len(spans) // 2)
-            for begin, end, row in _scan(path):
+            for begin, end, row in scan(path):
                 spans.extend((begin, end))
                 yield row
 
