@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def compare(options: CompareOptions) -> None:
     if options.report is not None:
         return _report(options.names or [], options, options.report)
-    from switchkd_cli.report.formats.export import chosen_format
+    from switchkd_cli.report.show import chosen_format
 
     form = chosen_format(options.form, options.out_file)
     scored, teacher, controls = compared(options)

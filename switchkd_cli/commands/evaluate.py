@@ -98,7 +98,7 @@ def _form(file: Path) -> str:
 def _rescore(options: EvalOptions) -> RunFolder:
     """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
     from switchkd_cli.report.results.finished_run import read, rescored
-    from switchkd_cli.report.stats.readers import READERS
+    from switchkd_cli.report.stats.stored_answers import READERS
 
     if options.rescore is None:
         raise UserError("--reader: needs --rescore RUN, the run whose answers are read again")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from switchkd_cli.distributed import stopping
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, shown_to
 from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.data.image import usable_rows

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import hold, write_bytes
 

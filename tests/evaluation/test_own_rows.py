@@ -23,7 +23,7 @@ from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.metric_units import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, units
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import tiny

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from switchkd_cli.distributed import stopping
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Examples, Mixture, NoStandIn
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel

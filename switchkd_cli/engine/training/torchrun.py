@@ -22,8 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig as AgentConfig
 from torch.distributed.launcher.api import launch_agent
 
 from switchkd_cli.distributed import stopping
-from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import LaunchConfig
+from switchkd_cli.distributed.launch_config import LaunchConfig, cores
 from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.engine.training.processes import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError

@@ -12,8 +12,7 @@ from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import patches
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
 from switchkd_cli.report.stats.baselines import yes_no
-from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
-from switchkd_cli.report.stats.readers import Reader, readable, reread
+from switchkd_cli.report.stats.stored_answers import AnswerLine, Reader, read_answers, readable, reread, units
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
