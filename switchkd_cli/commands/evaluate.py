@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
+from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN, refusal
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.files.atomic import write_json, write_json_lines
@@ -18,7 +18,6 @@ from switchkd_cli.recipe.validate import check_evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch
-from switchkd_cli.stock_tasks import refusal
 from switchkd_cli.terminal import console
 
 ITEMS = 200  # default number of questions of each benchmark, for a model that is not from a run

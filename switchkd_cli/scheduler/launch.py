@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import registry, stock_tasks
+from switchkd_cli import benchmarks, registry
 from switchkd_cli.distributed.launch_config import LaunchConfig, LaunchOptions, is_distributed, is_first
 from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import CRASH, UserError
@@ -81,7 +81,7 @@ def check(planned: Sequence[Run]) -> None:
 def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
     """Print what each stock benchmark needs, once, before anything runs."""
     asked = [of for of in evaluations if of and is_first()]
-    for need in dict.fromkeys(need for of in asked for need in stock_tasks.needs(of.benchmarks, of.tasks_path)):
+    for need in dict.fromkeys(need for of in asked for need in benchmarks.needs(of.benchmarks, of.tasks_path)):
         console.say(need)
 
 
