@@ -26,7 +26,7 @@ from switchkd_cli.errors import UserError, did_you_mean, shown
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.named_files import find
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RUNS
+from switchkd_cli.scheduler.run_options import RUNS
 
 if TYPE_CHECKING:
     import pandas

@@ -12,14 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from switchkd_cli import __version__
-from switchkd_cli.commands.options import (
-    AblateOptions,
-    CompareOptions,
-    DistillOptions,
-    EvalOptions,
-    TrainOptions,
-    with_options,
-)
+from switchkd_cli.commands import options
 from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
@@ -51,11 +44,11 @@ class GroupedHelp(TyperCommand):
 def command(example: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command, with its options and an example below its help."""
     register = app.command(cls=GroupedHelp, epilog=f"Example: switchkd {example}", **settings)
-    return lambda function: register(with_options(function))
+    return lambda function: register(options.with_options(function))
 
 
 @command("pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
-def pretrain(options: TrainOptions) -> None:
+def pretrain(options: options.TrainOptions) -> None:
     """Train the leading stages that need no teacher, and stop."""
     from switchkd_cli.commands.train import train
 
@@ -63,7 +56,7 @@ def pretrain(options: TrainOptions) -> None:
 
 
 @command("distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
-def distill(options: DistillOptions) -> None:
+def distill(options: options.DistillOptions) -> None:
     """Train one row and its controls, and score them.
 
     Ends with a table: teacher, rows, gain, each benchmark.
@@ -77,7 +70,7 @@ def distill(options: DistillOptions) -> None:
     "ablate components loss --world playground --seeds 5. The paper's ablations: training-scheme, components, loss, "
     "knee, visual-encoder, teacher-size, weights."
 )
-def ablate(options: AblateOptions) -> None:
+def ablate(options: options.AblateOptions) -> None:
     """Run the rows of recipes over several seeds: the paper's ablations by name, or any recipe files.
 
     Finished runs are skipped; runs and stages that several recipes share are trained once. A failed run is reported,
@@ -89,7 +82,7 @@ def ablate(options: AblateOptions) -> None:
 
 
 @command("eval --benchmarks mme,pope,gqa", name="eval")
-def evaluate(options: EvalOptions) -> None:
+def evaluate(options: options.EvalOptions) -> None:
     """Score a model on benchmarks, through lmms-eval."""
     from switchkd_cli.commands.evaluate import evaluate
 
@@ -97,7 +90,7 @@ def evaluate(options: EvalOptions) -> None:
 
 
 @command("compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
-def compare(options: CompareOptions) -> None:
+def compare(options: options.CompareOptions) -> None:
     """Show finished runs next to each other and to the paper's numbers.
 
     Differences over the same items and over seeds, with 95 % intervals and corrected p-values.

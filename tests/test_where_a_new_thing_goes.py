@@ -19,7 +19,7 @@ from switchkd_cli.recipe import named_files
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.schema import Checkpoint
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import small_recipe, tiny, tiny_run, toy_family
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Stage, Term
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import FolderState, folder_state
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal.console import show_table
 
 UNKNOWN = "unknown"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from switchkd_cli.scheduler.launch import RUNS, RunOptions
+from switchkd_cli.scheduler.run_options import RUNS, RunOptions
 
 DESCRIBED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 

@@ -4,18 +4,16 @@ This is the only module outside the engine that imports it: inside functions, wh
 seconds to import.
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from switchkd_cli import benchmarks, registry
-from switchkd_cli.distributed.launch_config import LaunchConfig, LaunchOptions, is_distributed, is_first
+from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.files.atomic import write_json
@@ -25,34 +23,9 @@ from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import DataSet, Evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Progress
-
-RUNS = Path("runs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(LaunchOptions):
-    """Where runs go, what happens to earlier ones, what is only checked, and in how many processes they train.
-
-    The options that `pretrain`, `distill` and `ablate` share; commands/options.toml has their help.
-    """
-
-    seed: int | None = None
-    world: str | None = None
-    out: Path = RUNS
-    resume: bool = False
-    overwrite: bool = False
-    tracker: list[str] | None = None
-    check: bool = False
-    dry_run: bool = False
-    machine: str | None = None
-
-    def changes(self, overrides: Sequence[str] | None) -> list[str]:
-        """The overrides of the recipe, those of --check and --tracker included."""
-        trackers = [f"trackers={json.dumps(self.tracker)}"] * bool(self.tracker)
-        return [*(overrides or ()), *["check=true"] * self.check, *trackers]
-
 
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
 """With these, ssh asks for no password and notices a machine that is gone."""

@@ -23,7 +23,7 @@ from switchkd_cli.report.grouping import grouped
 from switchkd_cli.runs import provenance, run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Matrix, Progress
 

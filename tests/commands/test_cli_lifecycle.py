@@ -11,7 +11,7 @@ from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import fake_engine
 from tests.support.small_recipe import write
 

@@ -10,7 +10,7 @@ from switchkd_cli.engine.cost.model_facts import describe_model, published
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.schema import Checkpoint
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import stock_models
 from tests.support.shipped_recipes import RECIPES
 

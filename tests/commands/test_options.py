@@ -11,7 +11,7 @@ import switchkd_cli
 from switchkd_cli import cli
 from switchkd_cli.commands import compare, train
 from switchkd_cli.commands.options import DistillOptions, TrainOptions
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 
 PACKAGE = Path(switchkd_cli.__file__).parent
 MOST = 8

@@ -11,7 +11,7 @@ from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.named_files import ASSETS, find
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.shipped_recipes import FILES, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
 
 IN_PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")

@@ -19,7 +19,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.data.test_order import stage
 from tests.support import small_recipe, tiny, tiny_run
 

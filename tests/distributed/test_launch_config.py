@@ -12,7 +12,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.small_recipe import write
 
 SRUN = {

@@ -17,7 +17,7 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load
 from switchkd_cli.registry import TRACKERS
 from switchkd_cli.runs.run_folder import RunFolder
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import tiny_run
 from tests.support.small_recipe import write
 

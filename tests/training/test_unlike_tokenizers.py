@@ -27,7 +27,7 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.scheduler import launch
-from switchkd_cli.scheduler.launch import RunOptions
+from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import tiny, unlike
 from tests.support.shipped_recipes import RECIPES
 
