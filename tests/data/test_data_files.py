@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from switchkd_cli.engine.data import open_file, row_files
+from switchkd_cli.engine.data import row_files, sources
 from switchkd_cli.engine.data.image import open_image
-from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.row_files import scan
 from switchkd_cli.engine.data.rows import Fault, Row
+from switchkd_cli.engine.data.sources import llava_json, messages
 from switchkd_cli.engine.data.turns import message_row
 from switchkd_cli.errors import UserError
 from tests.support import tiny
@@ -178,14 +178,14 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 
 @pytest.fixture
 def keeping(monkeypatch):
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 2)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_large_file_is_read_through_once(tmp_path, rows, ending, keeping, monkeypatch):
     file = saved(tmp_path / f"rows{ending}", [*rows, tiny.row("out", "../a.png", ("What?", "dog"))])
     first = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
-    monkeypatch.setattr(open_file, "_read", None)
+    monkeypatch.setattr(sources, "_read", None)
     again = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
     assert [again[i] for i in range(len(rows))] == [first[i] for i in range(len(rows))]
     assert again.survey.faults == first.survey.faults

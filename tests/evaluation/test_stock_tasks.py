@@ -10,7 +10,7 @@ pytest.importorskip("lmms_eval")
 import datasets
 
 from switchkd_cli.engine.data.look import look
-from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 from switchkd_cli.engine.evaluation.score_model import check, evaluation_sets, score_request
 from switchkd_cli.errors import UserError
