@@ -22,7 +22,7 @@ from scripts.playground_rows.words import word_turn
 from scripts.playground_rows.write import text_row
 from scripts.ship import compact
 from switchkd_cli.engine.models.model_folder import edit_json, portable_tokenizer_config
-from switchkd_cli.playground.text import prompts
+from switchkd_cli.playground.text import questions
 from switchkd_cli.playground.text.words import SYMBOLS, plural, say
 from switchkd_cli.playground.training_rows import KINDS
 from switchkd_cli.playground.world import CONCEPTS, scenes
@@ -30,15 +30,15 @@ from switchkd_cli.playground.world import CONCEPTS, scenes
 FOLDER = Path(__file__).resolve().parent.parent / "switchkd_cli" / "playground" / "assets" / "tokenizer"
 SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>")
 STOCK = (
-    prompts.SHORT,
-    prompts.LETTER,
-    "\n" + prompts.LETTER,
-    prompts.UNSURE,
-    "\n" + prompts.LETTER_ZH,
-    prompts.LETTER_ZH,
-    " " + prompts.OPTIONS,
-    prompts.YES_OR_NO,
-    prompts.IMAGE_1,
+    questions.SHORT,
+    questions.LETTER,
+    "\n" + questions.LETTER,
+    questions.UNSURE,
+    "\n" + questions.LETTER_ZH,
+    questions.LETTER_ZH,
+    " " + questions.OPTIONS,
+    questions.YES_OR_NO,
+    questions.IMAGE_1,
 )
 """Sentences of the stock prompts: one id each, so that prompts are short."""
 HAN = "\u4e00-\u9fff"

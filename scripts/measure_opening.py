@@ -50,7 +50,7 @@ def measure(file: Path, cache: Path) -> None:
     import numpy  # noqa: F401 (loaded in any case, so not measured)
     import pyarrow  # noqa: F401
 
-    from switchkd_cli.engine.data.open_file import llava_json
+    from switchkd_cli.engine.data.sources import llava_json
 
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.monotonic()

@@ -95,7 +95,7 @@ def compare(
     """
     import pandas
 
-    from switchkd_cli.report.formats.export import to_csv
+    from switchkd_cli.report.show import to_csv
     from switchkd_cli.report.tables.comparison import comparison
 
     runs, teacher, controls = comparing.compared(CompareOptions([*map(str, names)], world=world, out=Path(out)))

@@ -12,16 +12,8 @@ import typer
 from typer.core import TyperCommand
 
 from switchkd_cli import __version__
-from switchkd_cli.commands.options import (
-    AblateOptions,
-    CompareOptions,
-    DistillOptions,
-    EvalOptions,
-    ExportOptions,
-    TrainOptions,
-    with_options,
-)
-from switchkd_cli.distributed import exit_status, signals
+from switchkd_cli.commands import options
+from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
 
@@ -52,11 +44,11 @@ class GroupedHelp(TyperCommand):
 def command(example: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command, with its options and an example below its help."""
     register = app.command(cls=GroupedHelp, epilog=f"Example: switchkd {example}", **settings)
-    return lambda function: register(with_options(function))
+    return lambda function: register(options.with_options(function))
 
 
 @command("pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
-def pretrain(options: TrainOptions) -> None:
+def pretrain(options: options.TrainOptions) -> None:
     """Train the leading stages that need no teacher, and stop."""
     from switchkd_cli.commands.train import train
 
@@ -64,7 +56,7 @@ def pretrain(options: TrainOptions) -> None:
 
 
 @command("distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
-def distill(options: DistillOptions) -> None:
+def distill(options: options.DistillOptions) -> None:
     """Train one row and its controls, and score them.
 
     Ends with a table: teacher, rows, gain, each benchmark.
@@ -78,7 +70,7 @@ def distill(options: DistillOptions) -> None:
     "ablate components loss --world playground --seeds 5. The paper's ablations: training-scheme, components, loss, "
     "knee, visual-encoder, teacher-size, weights."
 )
-def ablate(options: AblateOptions) -> None:
+def ablate(options: options.AblateOptions) -> None:
     """Run the rows of recipes over several seeds: the paper's ablations by name, or any recipe files.
 
     Finished runs are skipped; runs and stages that several recipes share are trained once. A failed run is reported,
@@ -90,7 +82,7 @@ def ablate(options: AblateOptions) -> None:
 
 
 @command("eval --benchmarks mme,pope,gqa", name="eval")
-def evaluate(options: EvalOptions) -> None:
+def evaluate(options: options.EvalOptions) -> None:
     """Score a model on benchmarks, through lmms-eval."""
     from switchkd_cli.commands.evaluate import evaluate
 
@@ -98,7 +90,7 @@ def evaluate(options: EvalOptions) -> None:
 
 
 @command("compare runs/quickstart/switch-kd/seed1 runs/quickstart/sft/seed1")
-def compare(options: CompareOptions) -> None:
+def compare(options: options.CompareOptions) -> None:
     """Show finished runs next to each other and to the paper's numbers.
 
     Differences over the same items and over seeds, with 95 % intervals and corrected p-values.
@@ -109,7 +101,7 @@ def compare(options: CompareOptions) -> None:
 
 
 @command("export runs/quickstart/switch-kd/seed1 --to gguf --bits 4")
-def export(options: ExportOptions) -> None:
+def export(options: options.ExportOptions) -> None:
     """Write a trained student for llama.cpp, ONNX, MLX or vLLM.
 
     What the runtime can't represent is said first, with the field of the recipe that would change it.
@@ -148,16 +140,16 @@ def switchkd(
 def main() -> None:
     """Run the program. A user's error becomes lines, a hint and an exit code; a bug of ours keeps its traceback."""
     print_in_any_encoding()
-    child = exit_status.FOLDER in os.environ or "worker" in sys.argv[1:2]
+    child = stopping.REPORTS in os.environ or "worker" in sys.argv[1:2]
     try:
-        with exit_status.report_exit(), system_errors(), import_errors(), signals.stop_on_signals(child=child):
+        with stopping.report_exit(), system_errors(), import_errors(), stopping.stop_on_signals(child=child):
             try:
                 os.getcwd()
             except OSError as error:  # it was deleted: nearly every path would fail with a line of its own
                 problem = f"the working directory can't be used: {error.strerror}"
                 raise UserError(problem, hint='cd "$HOME", or to another folder') from error
             app(prog_name="switchkd")
-    except (UserError, signals.Stopped) as end:
+    except (UserError, stopping.Stopped) as end:
         from switchkd_cli.terminal import console
 
         if isinstance(end, UserError):

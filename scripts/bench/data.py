@@ -19,9 +19,9 @@ from scripts.bench.pairs import MIDDLING, SMALL, Size, build
 from scripts.bench.results import Level, Row
 from scripts.bench.rounds import LONG, QUICK, Effort, Running, Variant, measure, uncounted
 from scripts.bench.step import TERMS, trainer_of
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import MAX_WORKERS, make_loader, next_micro_batches
 from switchkd_cli.recipe.schema import Stage

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from scripts.bench.results import Machine
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.runs import provenance
 
 BUSY = 0.25  # share of the cores, on average in the last minute; an idle machine's is almost 0

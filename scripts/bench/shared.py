@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from scripts.bench.results import Level, Row, Spread, with_ratios
 from scripts.bench.startup import PROGRAM, ROOT, run
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 
 BUSY = 8  # processes
 ALONE, BESIDE = "alone", f"beside {BUSY} busy processes"

@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 from scripts.playground_rows import lists
 from scripts.playground_rows.phrases import phrase
-from switchkd_cli.playground.pairs import TRUE, sentences
+from switchkd_cli.playground.benchmark_sets import TRUE, sentences
 from switchkd_cli.playground.text.facts import FACTS, STATEMENTS, shown
-from switchkd_cli.playground.text.prompts import LETTER, LETTERS, Turn, prompt
-from switchkd_cli.playground.text.questions import ask, question_turn
+from switchkd_cli.playground.text.questions import LETTER, LETTERS, Turn, ask, prompt, question_turn
 from switchkd_cli.playground.text.words import ASK, STYLES, fill, say
 from switchkd_cli.playground.world import PLACE_NAMES, Scene
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Collection, Sequence
 
 from scripts.playground_rows.phrases import phrase
-from switchkd_cli.playground.text.prompts import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
+from switchkd_cli.playground.text.questions import LETTER, LETTER_ZH, LETTERS, SHORT, Turn
 from switchkd_cli.playground.text.words import SYMBOLS, say, with_article
 from switchkd_cli.playground.world import CONCEPTS, EXPONENT, NAMES, drawn
 

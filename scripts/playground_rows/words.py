@@ -2,7 +2,7 @@
 
 import random
 
-from switchkd_cli.playground.text.prompts import Turn
+from switchkd_cli.playground.text.questions import Turn
 from switchkd_cli.playground.text.words import SYMBOLS, say, with_article
 from switchkd_cli.playground.world import CATEGORIES, CONCEPTS, NAMES, drawn
 

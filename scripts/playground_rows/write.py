@@ -8,8 +8,8 @@ from scripts.playground_rows.drills import choose, drill
 from scripts.playground_rows.lists import language_of, list_row
 from scripts.playground_rows.words import word_turn
 from switchkd_cli.files.hashes import digest_of
-from switchkd_cli.playground.text.captions import caption
-from switchkd_cli.playground.text.prompts import Turn
+from switchkd_cli.playground.text.questions import Turn
+from switchkd_cli.playground.text.words import caption
 from switchkd_cli.playground.training_rows import MakeRow, different_turns, write_made_rows
 from switchkd_cli.playground.world import Scene
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def compare(options: CompareOptions) -> None:
     if options.report is not None:
         return _report(options.names or [], options, options.report)
-    from switchkd_cli.report.formats.export import chosen_format, unwritable
+    from switchkd_cli.report.show import chosen_format, unwritable
 
     form = chosen_format(options.form, options.out_file)
     if options.demo is not None and (problems := list(unwritable("--demo", options.demo))):

@@ -5,20 +5,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN
+from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN, refusal
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.files.atomic import write_json, write_json_lines
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.fingerprint import Fingerprints, digest
 from switchkd_cli.recipe.named_files import locate
 from switchkd_cli.recipe.problems import fitted
+from switchkd_cli.recipe.run import Fingerprints, digest
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check_evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch
-from switchkd_cli.stock_tasks import refusal
 from switchkd_cli.terminal import console
 
 ITEMS = 200  # default number of questions of each benchmark, for a model that is not from a run
@@ -101,7 +100,7 @@ def _form(file: Path) -> str:
 def _rescore(options: EvalOptions) -> RunFolder:
     """Score a run's stored answers again, by another reader, and keep the result as an evaluation of its own."""
     from switchkd_cli.report.results.finished_run import read, rescored
-    from switchkd_cli.report.stats.readers import READERS
+    from switchkd_cli.report.stats.stored_answers import READERS
 
     if options.rescore is None:
         raise UserError("--reader: needs --rescore RUN, the run whose answers are read again")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from switchkd_cli.commands.dry_run import show_plans
 from switchkd_cli.commands.options import AblateOptions, TrainOptions, comma_separated
-from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import is_distributed, is_first
+from switchkd_cli.distributed.launch_config import cores, is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_many, load_rows

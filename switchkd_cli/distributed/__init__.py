@@ -1,1 +1,1 @@
-"""One training in several processes or on several machines: settings, signals, exit status."""
+"""One training in several processes or on several machines: settings, cores, stop signals, exit reports."""

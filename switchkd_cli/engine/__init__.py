@@ -2,7 +2,7 @@
 
 import logging
 
-from switchkd_cli.distributed.cpu_cores import set_thread_variables
+from switchkd_cli.distributed.launch_config import set_thread_variables
 from switchkd_cli.planning.preflight import check_libraries
 
 check_libraries()

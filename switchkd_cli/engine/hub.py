@@ -16,8 +16,8 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from switchkd_cli.errors import FULL, MACHINE, UserError
-from switchkd_cli.recipe.fingerprint import cached_commit
 from switchkd_cli.recipe.named_files import locate
+from switchkd_cli.recipe.run import cached_commit
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")  # no pickles and no code
 PICKLES = ("*.bin",)

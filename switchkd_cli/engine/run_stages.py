@@ -13,8 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from switchkd_cli.distributed import signals
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed import stopping
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.engine.build import check_checkpoint, check_pair, load, shown_to
 from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.data.image import usable_rows
@@ -25,19 +25,17 @@ from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.paths import FILE as ADAPTER
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.checkpointing import CheckpointWriter
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state
 from switchkd_cli.engine.training.loop import Log, train
 from switchkd_cli.engine.training.optimizer import check_schedules
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.engine.training.trackers import Trackers
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
-from switchkd_cli.recipe.fingerprint import digest
 from switchkd_cli.recipe.named_files import locate
-from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.run import Run, digest
 from switchkd_cli.report.stats.baselines import with_verdict
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.checkpoints import SCORES
@@ -251,7 +249,7 @@ def _take_stage(
             if paths.switch_adapter is not None and _adapter_trained(run, index):
                 paths.switch_adapter.load_state_dict(load_file(shared.path / ADAPTER))
         else:
-            until_named.enter_context(signals.deferred())  # a stop signal waits until a trained stage is saved
+            until_named.enter_context(stopping.deferred())  # a stop signal waits until a trained stage is saved
             data, held_out = split(stage, data_sets)
             unusable = _unusable(data)
             if processes.first and not folder.has_entry(event="stage", stage=stage.name):

@@ -18,10 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import write_bytes
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files.atomic import hold, write_bytes
 
 CACHE = "SWITCHKD_CACHE"
 """The environment variable that names another cache folder."""

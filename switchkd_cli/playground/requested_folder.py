@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import atomic_folder, read_json, write_json
+from switchkd_cli.files.atomic import atomic_folder, hold, read_json, write_json
 from switchkd_cli.files.hashes import digest_of
-from switchkd_cli.files.locks import hold
 
 MANIFEST = "manifest.json"
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.playground.requested_folder import write_folder
-from switchkd_cli.playground.text.captions import description_turn
-from switchkd_cli.playground.text.prompts import Turn
-from switchkd_cli.playground.text.questions import question_turn
+from switchkd_cli.playground.text.questions import Turn, question_turn
+from switchkd_cli.playground.text.words import description_turn
 from switchkd_cli.playground.world import Scene, draw, scenes
 
 IMAGE = "<image>\n"

@@ -4,9 +4,7 @@ What one field means for another is checked in validate.py. The text below a fie
 writes docs/recipe_fields.md from it.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -160,7 +158,7 @@ class RowFormat(Strict):
     """What the rows look like, for a hint."""
 
     @model_validator(mode="after")
-    def _names_turns_or_answers(self) -> RowFormat:
+    def _names_turns_or_answers(self) -> Self:
         if (None in (self.turns, self.speaker, self.text)) == (self.answer is None):
             raise PydanticCustomError("row_format", "must name either `turns`, `speaker` and `text`, or `answer`")
         return self

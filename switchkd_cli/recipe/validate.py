@@ -10,12 +10,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from switchkd_cli import registry
-from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS
+from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS, refusal
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import fitted, misfit
 from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION, RowFormat
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
-from switchkd_cli.stock_tasks import refusal
 
 Location = tuple[Step, ...]
 Problem = tuple[Location, str]

@@ -1,13 +1,11 @@
 """A document before it is written: one model for a command's tables and for the report of several recipes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 Side = Literal[-1, 0, 1]
 Tone = Literal["agrees", "opposite", "unclear", "untested"]
@@ -173,7 +171,7 @@ class Table:
     """Head of a column of differences that a page can plot next to the table."""
 
     @classmethod
-    def of(cls, rows: Iterable[Any], columns: Iterable[Column], **more: Any) -> Table:
+    def of(cls, rows: Iterable[Any], columns: Iterable[Column], **more: Any) -> Self:
         """A line for each row; the first column is the names."""
         heads, gets = zip(*columns, strict=True)
         name, *cells = (attrgetter(get) if isinstance(get, str) else get for get in gets)
@@ -227,7 +225,7 @@ class Document(NamedTuple):
 
     title: str
     blocks: tuple[Block, ...]
-    sections: tuple[Document, ...] = ()
+    sections: tuple["Document", ...] = ()
     subtitle: str = ""
     anchor: str = ""
     """Of a chapter or a part: links point to it."""

@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import FULL, UserError, shown
-from switchkd_cli.files.atomic import atomic_folder, link_files, write_json, write_text
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files.atomic import atomic_folder, hold, link_files, write_json, write_text
 from switchkd_cli.recipe.run import Run, changed_fields
 from switchkd_cli.runs import checkpoints, provenance
 from switchkd_cli.runs.checkpoints import ResumePoint, resume_point, rewind

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli import __version__
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed.launch_config import cores
 
 COMMAND = "SWITCHKD_COMMAND"  # the environment variable that passes the command on to workers
 LIBRARIES = (

@@ -9,8 +9,6 @@ runs/states/<key>.sqlite      a teacher's hidden states per example, where a sta
 runs/indexes/                 copies of large parquet files whose rows can be read one by one
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UNPRINTABLE, UserError
-from switchkd_cli.files.atomic import append_json_lines, atomic_folder, json_lines, read_json, sync, write_bytes
-from switchkd_cli.files.locks import Tell, hold, print_late
+from switchkd_cli.files import atomic
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import NAMES, Run
 from switchkd_cli.runs.file_schemas import Info, Results, Teacher, check
@@ -41,7 +38,7 @@ class _Path:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, folder: RunFolder, owner: type) -> Path:
+    def __get__(self, folder: "RunFolder", owner: type) -> Path:
         return folder.path / self.name
 
 
@@ -89,7 +86,7 @@ class RunFolder:
         """Bytes of each file that grows while the run trains; afterwards its content is on the disk."""
         lengths = {}
         for file in self._growing():
-            sync(file)
+            atomic.sync(file)
             lengths[str(file.relative_to(self.path))] = file.stat().st_size
         return lengths
 
@@ -104,7 +101,7 @@ class RunFolder:
                 file.unlink()
             elif file.stat().st_size > lengths[name]:
                 with file.open("rb") as stream:
-                    write_bytes(file, stream.read(lengths[name]))
+                    atomic.write_bytes(file, stream.read(lengths[name]))
 
     def _growing(self) -> list[Path]:
         events = sorted(path for path in self.tensorboard.rglob("*") if path.is_file())
@@ -112,11 +109,12 @@ class RunFolder:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the metrics. Numbers that JSON can't express (NaN, infinity) become null."""
-        append_json_lines(self.metrics, [{key: _plain(value) for key, value in entry.items()}])
+        atomic.append_json_lines(self.metrics, [{key: _plain(value) for key, value in entry.items()}])
 
     def entries(self) -> list[dict[str, Any]]:
         """The lines of the metrics (steps and events), without those that a kill cut off."""
-        return [entry for entry in json_lines(self.metrics, missing_ok=True, broken_ok=True) if isinstance(entry, dict)]
+        entries = atomic.json_lines(self.metrics, missing_ok=True, broken_ok=True)
+        return [entry for entry in entries if isinstance(entry, dict)]
 
     def has_entry(self, **fields: Any) -> bool:
         """Whether a line of the metrics has these values."""
@@ -124,7 +122,7 @@ class RunFolder:
 
     def info(self) -> dict[str, Any]:
         """The content of run.json; empty when it can't be read. Raises UserError for wrong fields."""
-        content = read_json(self.record)
+        content = atomic.read_json(self.record)
         return {} if content is None else check(Info, content, self.record)
 
     def run(self) -> Run:
@@ -146,16 +144,16 @@ class SharedFolder:
         return self.path.is_dir()
 
     @contextmanager
-    def build(self, tell: Tell = print_late) -> Iterator[Path | None]:
+    def build(self, tell: atomic.Tell = atomic.print_late) -> Iterator[Path | None]:
         """Give an empty folder to fill, which becomes `path` when the block ends well and has not moved it elsewhere.
 
         Gives None when `path` exists. While another process builds it, waits, and tells which process that is.
         """
-        with hold(self.path, tell=tell):
+        with atomic.hold(self.path, tell=tell):
             if self.done:
                 yield None
                 return
-            with atomic_folder(self.path) as partial:
+            with atomic.atomic_folder(self.path) as partial:
                 yield partial
 
 
@@ -189,7 +187,7 @@ def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
     """
     for key in {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}:
         shared = stage(root, key)
-        with hold(shared.path, wait=False):
+        with atomic.hold(shared.path, wait=False):
             if shared.done:
                 set_aside(shared.path, "old")
 
@@ -212,7 +210,7 @@ def sets(root: Path) -> Path:
 def scores(shared: SharedFolder) -> Any:
     """The results.json of shared scores, or None. Raises UserError for wrong fields."""
     file = shared.path / "results.json"
-    if (content := read_json(file)) is None:
+    if (content := atomic.read_json(file)) is None:
         return None
     kind = Results if isinstance(content, dict) and "scores" in content else Teacher
     return check(kind, content, file, hint=f"remove {shared.path}: the scores are computed again")

@@ -12,9 +12,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import registry, stock_tasks
+from switchkd_cli import benchmarks, registry
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
-from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import CRASH, UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
@@ -54,7 +54,7 @@ def check(planned: Sequence[Run]) -> None:
 def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
     """Print what each stock benchmark needs, once, before anything runs."""
     asked = [of for of in evaluations if of and is_first()]
-    for need in dict.fromkeys(need for of in asked for need in stock_tasks.needs(of.benchmarks, of.tasks_path)):
+    for need in dict.fromkeys(need for of in asked for need in benchmarks.needs(of.benchmarks, of.tasks_path)):
         console.say(need)
 
 
@@ -165,10 +165,6 @@ def teacher_results(run: Run, root: Path) -> dict[str, Any]:
     if (known := known_teacher_results(run, root)) is not None:
         return known
     console.say("scoring the teacher and the baselines")
-    return score_teacher(run, root)
-
-
-def score_teacher(run: Run, root: Path) -> dict[str, Any]:
     from switchkd_cli.engine.run_stages import evaluate_teacher
 
     return evaluate_teacher(run, root)

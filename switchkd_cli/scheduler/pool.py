@@ -14,10 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import LaunchConfig
+from switchkd_cli.distributed.launch_config import LaunchConfig, cores
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
-from switchkd_cli.files.locks import tidy
+from switchkd_cli.files.atomic import tidy
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.grouping import grouped
@@ -26,8 +25,7 @@ from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
-from switchkd_cli.terminal.progress import Progress
-from switchkd_cli.terminal.time_left import Matrix
+from switchkd_cli.terminal.progress import Matrix, Progress
 
 WORKER = (sys.executable, "-m", "switchkd_cli")
 TAIL = 15  # lines of a failed worker's output that are shown
@@ -208,7 +206,7 @@ def work(file: Path) -> None:
     """Do the job in a file, with its options: what a worker process does."""
     job, options = pickle.loads(file.read_bytes())
     if job.scoring:
-        launch.score_teacher(job.run, options.out)
+        launch.teacher_results(job.run, options.out)
     elif config := options.launch_config():
         launch.start_processes(config)
     else:

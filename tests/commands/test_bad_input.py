@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 from switchkd_cli import cli, registry
 from switchkd_cli.engine import compatibility
 from switchkd_cli.engine.models import blueprint
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files.atomic import hold
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs.claim import claim_folder

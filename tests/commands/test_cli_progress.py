@@ -3,8 +3,7 @@
 import io
 import json
 
-from switchkd_cli.terminal.progress import Progress, event, figures, line
-from switchkd_cli.terminal.time_left import Follower, Matrix
+from switchkd_cli.terminal.progress import Follower, Matrix, Progress, event, figures, line
 
 STEP = {
     "stage": "distill",

@@ -13,8 +13,8 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.commands.compare import compare
 from switchkd_cli.commands.options import CompareOptions
 from switchkd_cli.errors import INPUT, UserError
+from switchkd_cli.report import show
 from switchkd_cli.report.document import Interval, Number, Probability
-from switchkd_cli.report.formats import export
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import yes_no
@@ -317,7 +317,7 @@ def cells(report):
 
 
 def test_csv_has_a_line_for_each_cell_with_unrounded_numbers(report):
-    rows = list(csv.DictReader(io.StringIO(export.to_csv(report))))
+    rows = list(csv.DictReader(io.StringIO(show.to_csv(report))))
     body = [row for row in rows if row["table"] != "notes"]
     assert [row["text"] for row in rows if row["table"] == "notes"] == list(report.notes)
     for row, (t, line, column, cell) in zip(body, cells(report), strict=True):
@@ -331,7 +331,7 @@ def test_csv_has_a_line_for_each_cell_with_unrounded_numbers(report):
 def test_every_form_holds_every_number(report):
     texts = {str(cell) for *_, cell in cells(report) if isinstance(cell, Number | Interval)}
     assert len(texts) > 20
-    for name, write_as in export.FORMATS.items():
+    for name, write_as in show.FORMATS.items():
         if name != "json":
             written = write_as(report)
             if name == "latex":
@@ -339,7 +339,7 @@ def test_every_form_holds_every_number(report):
             if name == "markdown":
                 written = written.replace(r"\[", "[").replace(r"\]", "]")
             assert all(text in written for text in texts)
-    known = json.loads(export.FORMATS["json"](report))
+    known = json.loads(show.FORMATS["json"](report))
     assert [t["title"] for t in known["tables"]] == [t.title for t in report.tables]
 
 
@@ -348,18 +348,18 @@ def test_every_form_holds_every_number(report):
     [(None, None, None), ("csv", None, "csv"), (None, "t.tex", "latex"), ("json", "t.txt", "json")],
 )
 def test_the_form_is_the_one_named_or_the_files(tmp_path, name, file, form):
-    assert export.chosen_format(name, tmp_path / file if file else None) == form
+    assert show.chosen_format(name, tmp_path / file if file else None) == form
 
 
 def test_wrong_forms_and_files_are_named_at_once(tmp_path):
     with pytest.raises(UserError) as refused:
-        export.chosen_format("latx", tmp_path / "no" / "where.tex")
+        show.chosen_format("latx", tmp_path / "no" / "where.tex")
     assert refused.value.problems == (
         "--format: unknown, got 'latx' (did you mean 'latex'?)",
         f"--out-file: {tmp_path / 'no'} is no folder",
     )
     with pytest.raises(UserError, match="which format"):
-        export.chosen_format(None, tmp_path / "table.doc")
+        show.chosen_format(None, tmp_path / "table.doc")
 
 
 def test_the_command_writes_the_file_and_nothing_beside_the_runs(root, tmp_path, monkeypatch, capsys):

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from switchkd_cli.distributed import signals
+from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.errors import MACHINE, UserError
-from switchkd_cli.files import locks
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files import atomic
+from switchkd_cli.files.atomic import hold
 from switchkd_cli.scheduler import launch
 from tests.support import forked, tiny, tiny_run
 from tests.support.forked import steps, switchkd
@@ -34,7 +34,7 @@ SOON = 120  # seconds that a process has to end, on a machine that is busy with 
 
 @pytest.fixture(autouse=True)
 def nobody_asked(monkeypatch):
-    monkeypatch.setattr(signals, "_signal", None)
+    monkeypatch.setattr(stopping, "_signal", None)
 
 
 # --- processes that prepare data
@@ -115,7 +115,7 @@ def test_a_process_that_prepares_data_is_missed_and_named(fate, monkeypatch):
 def test_who_waits_for_data_can_be_stopped(monkeypatch):
     with closing(micro_batches(asleep)) as batches:  # one that stops may keep its last row for ever
         assert data_loader.next_micro_batches(batches, 5) == [[0], [1], [2], [3], [4]]
-        monkeypatch.setattr(signals, "_signal", signal.SIGTERM)
+        monkeypatch.setattr(stopping, "_signal", signal.SIGTERM)
         assert data_loader.next_micro_batches(batches, 1) == []
 
 
@@ -196,12 +196,12 @@ def spinning():
 
 def busy(ready, call):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    signals.GRACE = 1.0
+    stopping.GRACE = 1.0
     try:
-        with signals.stop_on_signals(), signals.deferred():
+        with stopping.stop_on_signals(), stopping.deferred():
             ready.set()
             call()
-    except signals.Stopped as stopped:
+    except stopping.Stopped as stopped:
         os._exit(stopped.code + 1)  # told apart from one that was ended
 
 
@@ -215,7 +215,7 @@ def test_who_asks_twice_is_heard_wherever_the_program_is(call, more, number):
     signal.signal(signal.SIGHUP, before)
     assert ready.wait(SOON)
     os.kill(process.pid, number)
-    time.sleep(signals.REPEAT_AFTER + 0.5)
+    time.sleep(stopping.REPEAT_AFTER + 0.5)
     os.kill(process.pid, number)
     process.join(SOON)
     assert process.exitcode == 128 + number + more
@@ -226,7 +226,7 @@ def test_a_signal_that_comes_at_once_a_second_time_is_the_same_request():
     ready, sent = forked.FORK.Event(), forked.FORK.Event()
 
     def step():
-        signals.REPEAT_AFTER = 1e9
+        stopping.REPEAT_AFTER = 1e9
         sent.wait(SOON)
         os._exit(7)
 
@@ -290,7 +290,7 @@ def held(tmp_path):
 
 def test_who_waits_for_a_lock_learns_who_holds_it_and_gets_it_when_that_one_dies(held, monkeypatch):
     path, process = held
-    monkeypatch.setattr(locks, "TELL_AFTER", 1)
+    monkeypatch.setattr(atomic, "TELL_AFTER", 1)
     os.kill(process.pid, signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)
     told = []
@@ -313,10 +313,10 @@ def test_who_doesn_t_wait_learns_it_too(held):
 
 def test_who_waits_for_a_lock_hears_a_signal(held, monkeypatch):
     path, _ = held
-    monkeypatch.setattr(locks, "TELL_AFTER", 1)
+    monkeypatch.setattr(atomic, "TELL_AFTER", 1)
     with (
-        pytest.raises(signals.Stopped),
-        signals.stop_on_signals(),
+        pytest.raises(stopping.Stopped),
+        stopping.stop_on_signals(),
         hold(path, tell=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
     ):
         pass
@@ -352,6 +352,6 @@ def test_a_launcher_is_asked_to_end_what_it_started(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask).start()
-    with pytest.raises(signals.Stopped), signals.stop_on_signals():
+    with pytest.raises(stopping.Stopped), stopping.stop_on_signals():
         launch.start_processes(LaunchConfig(1, hostfile=tmp_path / "hosts"))
     assert (tmp_path / "asked").exists()

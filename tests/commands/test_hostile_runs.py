@@ -10,7 +10,7 @@ import pytest
 from switchkd_cli import cli
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.recipe.load import load
-from switchkd_cli.report.formats.markdown import plain
+from switchkd_cli.report.formats.markup import plain
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder

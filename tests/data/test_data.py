@@ -11,8 +11,8 @@ from PIL import Image
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.data import conversation
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.open_file import playground
 from switchkd_cli.engine.data.rows import Fault, Rows
+from switchkd_cli.engine.data.sources import playground
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.training_rows import KINDS

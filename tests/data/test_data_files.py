@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from switchkd_cli.engine.data import json_file, open_file, parquet_file
+from switchkd_cli.engine.data import row_files, sources
 from switchkd_cli.engine.data.image import open_image
-from switchkd_cli.engine.data.json_file import scan
-from switchkd_cli.engine.data.open_file import llava_json, messages
+from switchkd_cli.engine.data.row_files import scan
 from switchkd_cli.engine.data.rows import Fault, Row
+from switchkd_cli.engine.data.sources import llava_json, messages
 from switchkd_cli.engine.data.turns import message_row
 from switchkd_cli.errors import UserError
 from tests.support import tiny
@@ -84,7 +84,7 @@ def test_pictures_may_lie_in_the_parquet_file(tmp_path):
 def test_a_large_parquet_file_is_read_through_its_arrow_copy(tmp_path, rows, monkeypatch):
     file = saved(tmp_path / "rows.parquet", rows)
     in_memory = read(llava_json, file, tmp_path)
-    monkeypatch.setattr(parquet_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(row_files, "IN_MEMORY", 0)
     assert read(llava_json, file, tmp_path) == in_memory
     assert list((tmp_path / "cache" / "indexes" / "arrow").rglob("*.arrow"))
 
@@ -142,7 +142,7 @@ def test_a_faulty_row_of_messages(row, expected):
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("ascii", [True, False])
 def test_rows_are_found_whatever_the_window(tmp_path, rows, window, indent, ascii, monkeypatch):
-    monkeypatch.setattr(json_file, "WINDOW", window)
+    monkeypatch.setattr(row_files, "WINDOW", window)
     file = saved(tmp_path / "rows.json", rows, indent=indent, ascii=ascii)
     content = file.read_bytes()
     spans = list(scan(file))
@@ -178,14 +178,14 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 
 @pytest.fixture
 def keeping(monkeypatch):
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 2)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_large_file_is_read_through_once(tmp_path, rows, ending, keeping, monkeypatch):
     file = saved(tmp_path / f"rows{ending}", [*rows, tiny.row("out", "../a.png", ("What?", "dog"))])
     first = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
-    monkeypatch.setattr(open_file, "_read", None)
+    monkeypatch.setattr(sources, "_read", None)
     again = llava_json(tmp_path / "cache", file=str(file), images=str(tmp_path))
     assert [again[i] for i in range(len(rows))] == [first[i] for i in range(len(rows))]
     assert again.survey.faults == first.survey.faults

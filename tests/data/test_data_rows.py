@@ -7,8 +7,8 @@ from PIL import ImageFile
 
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.engine.data.rows import NAMED_ROWS
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.errors import UserError
 from tests.support import tiny
 from tests.support.square_inputs import SquareInputs

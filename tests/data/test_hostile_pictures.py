@@ -15,8 +15,8 @@ from PIL import Image
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, open_image, upright
-from switchkd_cli.engine.data.open_file import llava_json
 from switchkd_cli.engine.data.rows import Fault
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.engine.data.turns import IMAGE
 from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, SiglipImageProcessorPil, with_square_padding
 from switchkd_cli.errors import INPUT, UserError

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from switchkd_cli.engine.data import open_file
+from switchkd_cli.engine.data import sources
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import LONGEST, Fault, Rows, short_repr
+from switchkd_cli.engine.data.sources import llava_json, messages
 from switchkd_cli.engine.data.turns import IMAGE, llava_row
 from switchkd_cli.errors import INPUT, UNPRINTABLE, UserError
 from tests.support import tiny, tiny_qwen
@@ -240,7 +240,7 @@ def test_a_file_for_a_folder_of_images(tmp_path):
 
 
 def test_a_survey_that_was_kept_and_is_damaged_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 2)
     monkeypatch.setenv("SWITCHKD_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([tiny.row(name, None, ("What?", "dog")) for name in "abc"]))

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from switchkd_cli.engine.build import open_data
-from switchkd_cli.engine.data import open_file
-from switchkd_cli.engine.data.hugging_face import hugging_face
+from switchkd_cli.engine.data import sources
 from switchkd_cli.engine.data.image import open_image
+from switchkd_cli.engine.data.sources import hugging_face
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
@@ -75,9 +75,9 @@ def test_a_folder_is_read_whatever_wrote_it(folder, tmp_path, monkeypatch):
     assert open_image(pictured, rows.images).tobytes() == Image.open(where / expected).convert("RGB").tobytes()
     assert pickle.loads(pickle.dumps(rows))[2] == rows[2]
     assert len(read(folder, tmp_path / "cache", limit=2)) == 2
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 0)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 0)
     read(folder, tmp_path / "cache")
-    monkeypatch.setattr("switchkd_cli.engine.data.hugging_face.survey_rows", None)
+    monkeypatch.setattr("switchkd_cli.engine.data.sources.survey_rows", None)
     assert read(folder, tmp_path / "cache").survey.sizes.tolist() == rows.survey.sizes.tolist()
 
 

@@ -7,9 +7,9 @@ from PIL import Image
 from switchkd_cli.commands.dry_run import _show_run
 from switchkd_cli.engine.cost import run_estimate
 from switchkd_cli.engine.data import look as look_module
-from switchkd_cli.engine.data import open_file
+from switchkd_cli.engine.data import sources
 from switchkd_cli.engine.data.look import EvaluationSet, lengths, look, looks
-from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
 from switchkd_cli.scheduler import launch
@@ -84,13 +84,13 @@ def test_a_question_whose_image_cannot_be_read_is_counted(tmp_path):
 
 
 def test_the_look_is_the_same_from_several_files_and_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 1)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 1)
     rows = raw(tmp_path)
     files = [str(saved(tmp_path / "a.json", rows[:2])), str(saved(tmp_path / "b.jsonl", rows[2:]))]
     for _ in range(2):
         found = llava_json(tmp_path, file=files, images=str(tmp_path))
         assert list(look(found, {})) == LOOK
-        monkeypatch.setattr(open_file, "_read", None)
+        monkeypatch.setattr(sources, "_read", None)
 
 
 def test_rows_with_their_images_in_the_file_are_not_called_copies(tmp_path):

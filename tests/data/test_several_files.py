@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from switchkd_cli.engine.data import open_file
-from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data import sources
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.named_files import data_files
@@ -53,9 +53,9 @@ def test_a_limit_takes_the_first_rows_of_all(tmp_path, files, limit):
 
 
 def test_large_files_are_read_through_once(tmp_path, files, monkeypatch):
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 2)
     first = llava_json(tmp_path, file=files)
-    monkeypatch.setattr(open_file, "_read", None)
+    monkeypatch.setattr(sources, "_read", None)
     assert answers(llava_json(tmp_path, file=files)) == answers(first)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.engine.data import open_file
+from switchkd_cli.engine.data import sources
 from switchkd_cli.engine.data.image import open_image
-from switchkd_cli.engine.data.open_file import llava_json, open_rows
+from switchkd_cli.engine.data.sources import llava_json, open_rows
 from switchkd_cli.errors import UserError
 from tests.support import tiny
 
@@ -67,9 +67,9 @@ def test_a_large_shard_is_read_through_once(tmp_path, png, monkeypatch):
     file = shard(
         tmp_path / "s.tar", *[(f"{i}.{end}", text) for i in range(3) for end, text in (("txt", b"a"), ("png", png))]
     )
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 2)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 2)
     open_rows(tmp_path, file=file, format=CAPTIONS)
-    monkeypatch.setattr(open_file, "_read", None)
+    monkeypatch.setattr(sources, "_read", None)
     assert open_rows(tmp_path, file=file, format=CAPTIONS)[2].images == (png,)
 
 

@@ -13,10 +13,10 @@ from switchkd_cli import cli
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.cost import data_sample
 from switchkd_cli.engine.cost.model_facts import KnownModel, describe_model
-from switchkd_cli.engine.data import open_file, parquet_file, rows
+from switchkd_cli.engine.data import row_files, rows, sources
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.open_file import llava_json, messages
 from switchkd_cli.engine.data.rows import Fault, Rows, survey_rows
+from switchkd_cli.engine.data.sources import llava_json, messages
 from switchkd_cli.engine.data.turns import llava_row, message_row
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import DataSet, Parts
@@ -431,7 +431,7 @@ def test_a_column_of_bytes_alone(tmp_path):
 
 def test_pictures_stay_in_the_file_where_all_of_a_group_have_theirs(tmp_path, monkeypatch):
     """Text rows are null, pictures have bytes: reading a hundred gigabytes to see that would take minutes."""
-    monkeypatch.setattr(parquet_file, "IMAGE_BLOCK", None)  # what is read with the pictures can't be read
+    monkeypatch.setattr(row_files, "IMAGE_BLOCK", None)  # what is read with the pictures can't be read
     raw = [row("llava_json", image=None), asked("llava_json", image={"bytes": b"x", "path": None})]
     parquet(tmp_path, *raw)
     with pytest.raises(TypeError):
@@ -442,7 +442,7 @@ def test_pictures_stay_in_the_file_where_all_of_a_group_have_theirs(tmp_path, mo
 
 
 def test_notes_are_kept_with_a_large_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 1)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 1)
     raw = row("messages", id="a", source="web")
     raw["messages"][1]["weight"] = 0
     (tmp_path / "rows.json").write_text(json.dumps([raw]))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from switchkd_cli.distributed import cpu_cores
+from switchkd_cli.distributed import launch_config
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def bound(monkeypatch):
 
 @pytest.fixture
 def cgroup(monkeypatch, tmp_path, bound):
-    monkeypatch.setattr(cpu_cores, "CGROUP", tmp_path)
+    monkeypatch.setattr(launch_config, "CGROUP", tmp_path)
     return tmp_path
 
 
@@ -26,7 +26,7 @@ def cgroup(monkeypatch, tmp_path, bound):
 )
 def test_a_container_has_its_share_of_the_cores(cgroup, told, expected):
     (cgroup / "cpu.max").write_text(told)
-    assert cpu_cores.cores() == expected
+    assert launch_config.cores() == expected
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("300000", 3), ("1600000", 8)])
@@ -34,28 +34,28 @@ def test_so_it_has_in_the_older_cgroups(cgroup, quota, expected):
     (cgroup / "cpu").mkdir()
     (cgroup / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (cgroup / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert cpu_cores.cores() == expected
+    assert launch_config.cores() == expected
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, cpu_cores.SHORT_SPIN),
-        ({"GOMP_SPINCOUNT": "7"}, cpu_cores.SHORT_SPIN | {"GOMP_SPINCOUNT": "7"}),
+        ({}, launch_config.SHORT_SPIN),
+        ({"GOMP_SPINCOUNT": "7"}, launch_config.SHORT_SPIN | {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
 def test_what_the_user_says_of_threads_is_kept(cgroup, given, expected):
     environment = dict(given)
-    cpu_cores.set_thread_variables(environment)
+    launch_config.set_thread_variables(environment)
     assert environment == expected
 
 
 def test_in_a_container_there_are_no_more_threads_than_cores(cgroup):
     (cgroup / "cpu.max").write_text("200000 100000")
     mine, environment = {"OMP_NUM_THREADS": "3"}, {}
-    cpu_cores.set_thread_variables(environment)
-    cpu_cores.set_thread_variables(mine)
+    launch_config.set_thread_variables(environment)
+    launch_config.set_thread_variables(mine)
     assert environment["OMP_NUM_THREADS"] == "2" and mine["OMP_NUM_THREADS"] == "3"
 
 

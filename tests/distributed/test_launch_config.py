@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from switchkd_cli.distributed import exit_status
+from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
-from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_rows
@@ -132,17 +132,17 @@ def test_a_batch_that_can_t_be_shared_out_is_reported_before_anything_starts(tmp
 @pytest.fixture
 def reported(tmp_path, monkeypatch):
     """Report the end of four processes, one after another: reads what a launcher reads."""
-    monkeypatch.setenv(exit_status.FOLDER, str(tmp_path))
+    monkeypatch.setenv(stopping.REPORTS, str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "4")
 
     def report(*errors):
         for rank, error in enumerate(errors):
             monkeypatch.setenv("RANK", str(rank))
-            with pytest.raises(SystemExit) as end, monkeypatch.context() as patched, exit_status.report_exit():
-                patched.setattr(exit_status, "exit_process", sys.exit)
+            with pytest.raises(SystemExit) as end, monkeypatch.context() as patched, stopping.report_exit():
+                patched.setattr(stopping, "exit_process", sys.exit)
                 raise error
             assert end.value.code == getattr(error, "code", 1)
-        return [report.error for report in exit_status.read_reports(tmp_path)]
+        return [report.error for report in stopping.read_reports(tmp_path)]
 
     return report
 
@@ -173,4 +173,4 @@ def test_a_report_gives_back_what_was_raised(reported):
     ],
 )
 def test_losing_contact_follows_from_another_s_end(text, follows):
-    assert exit_status.lost_contact(RuntimeError(text)) == follows
+    assert stopping.lost_contact(RuntimeError(text)) == follows

@@ -27,10 +27,10 @@ from switchkd_cli.engine.evaluation.score_model import (
 )
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.playground.benchmark_sets import benchmark_items
-from switchkd_cli.playground.text.prompts import prompt
+from switchkd_cli.playground.text.questions import prompt
 from switchkd_cli.playground.text.words import STYLES
 from switchkd_cli.recipe.schema import Evaluation
-from switchkd_cli.report.stats.metric_units import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, units
 
 ITEMS = 8
 pytestmark = pytest.mark.usefixtures("nothing_goes_out")

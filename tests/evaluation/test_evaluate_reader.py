@@ -21,7 +21,7 @@ from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item
 from switchkd_cli.engine.evaluation.score_model import evaluate, score_request
 from switchkd_cli.playground.benchmark_sets import benchmark_items
-from switchkd_cli.playground.text.prompts import prompt
+from switchkd_cli.playground.text.questions import prompt
 from switchkd_cli.recipe.schema import Evaluation
 from tests.support.tiny_llava import save_tiny_llava
 

@@ -16,7 +16,7 @@ from switchkd_cli.engine.evaluation.score_model import local_sets, score_request
 from switchkd_cli.playground.tasks.caption_bleu import caption_bleu
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.stats.baselines import read_items
-from switchkd_cli.report.stats.metric_units import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, units
 
 PAIRS = ("mmvp", "swap")
 FURTHER = (*PAIRS, "captions")

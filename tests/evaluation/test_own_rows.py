@@ -18,12 +18,12 @@ from switchkd_cli.engine.evaluation.score_model import majority, score_request
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
-from switchkd_cli.recipe.fingerprint import Fingerprints
+from switchkd_cli.recipe.run import Fingerprints
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.metric_units import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, units
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import tiny

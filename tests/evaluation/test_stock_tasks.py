@@ -10,7 +10,7 @@ pytest.importorskip("lmms_eval")
 import datasets
 
 from switchkd_cli.engine.data.look import look
-from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 from switchkd_cli.engine.evaluation.score_model import check, evaluation_sets, score_request
 from switchkd_cli.errors import UserError
@@ -18,7 +18,7 @@ from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.metric_units import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, units
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import stock_sets, tiny

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.files.atomic import write_json
-from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.run import fingerprint
 from switchkd_cli.runs import run_folder
 
 RECIPE = """

@@ -9,9 +9,8 @@ from itertools import count, islice
 import pytest
 
 from scripts.playground_rows.write import write
-from switchkd_cli.playground.benchmark_sets import benchmark_items
-from switchkd_cli.playground.pairs import CAUSES, one_cause, swapped
-from switchkd_cli.playground.text.captions import caption, captions
+from switchkd_cli.playground.benchmark_sets import CAUSES, benchmark_items, one_cause, swapped
+from switchkd_cli.playground.text.words import caption, captions
 from switchkd_cli.playground.training_rows import write_rows
 from switchkd_cli.playground.world import (
     CELL,

@@ -17,8 +17,8 @@ from scripts.playground_rows.lists import list_row
 from scripts.playground_rows.named_rows import NamedRows, named_rows
 from scripts.playground_rows.phrases import PHRASES
 from scripts.playground_rows.write import KINDS, WITH_IMAGES, write
-from switchkd_cli.engine.data.open_file import llava_json
-from switchkd_cli.playground.text.prompts import LETTERS
+from switchkd_cli.engine.data.sources import llava_json
+from switchkd_cli.playground.text.questions import LETTERS
 from switchkd_cli.playground.text.words import say
 from switchkd_cli.playground.world import CONCEPTS, SIZE, scenes
 from tests.support import small_recipe

@@ -16,11 +16,9 @@ from scripts.playground_rows.lists import list_row
 from scripts.playground_rows.write import text_row
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground import training_rows
-from switchkd_cli.playground.text.captions import caption
 from switchkd_cli.playground.text.facts import STATEMENTS
-from switchkd_cli.playground.text.prompts import LETTERS, prompt
-from switchkd_cli.playground.text.questions import ask, ask_pair, suits
-from switchkd_cli.playground.text.words import STYLES, SYMBOLS, say
+from switchkd_cli.playground.text.questions import LETTERS, ask, ask_pair, prompt, suits
+from switchkd_cli.playground.text.words import STYLES, SYMBOLS, caption, say
 from switchkd_cli.playground.training_rows import KINDS, write_rows
 from switchkd_cli.playground.world import (
     CATEGORIES,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from switchkd_cli import cli
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.recipe import yaml_positions
-from switchkd_cli.recipe.fingerprint import fingerprint
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.named_files import locate
+from switchkd_cli.recipe.run import fingerprint
 from switchkd_cli.runs import run_folder
 from tests.support.places import places
 from tests.support.small_recipe import write

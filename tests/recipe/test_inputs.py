@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from switchkd_cli import cli
-from switchkd_cli.engine.data import parquet_file
-from switchkd_cli.engine.data.open_file import llava_json
+from switchkd_cli.engine.data import row_files
+from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.files import hashes
 from switchkd_cli.playground.benchmark_sets import write_sets
 from switchkd_cli.playground.training_rows import write_rows
-from switchkd_cli.recipe.fingerprint import Fingerprints, fingerprint
 from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.run import Fingerprints, fingerprint
 from switchkd_cli.runs import run_folder
 from tests.support import tiny, tiny_run
 
@@ -294,11 +294,11 @@ def test_a_hub_id_is_the_commit_in_the_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])
 def test_a_data_file_edited_in_place_is_read_again(tmp_path, monkeypatch, ending):
-    from switchkd_cli.engine.data import open_file
+    from switchkd_cli.engine.data import sources
     from tests.data.test_data_files import saved
 
-    monkeypatch.setattr(open_file, "CACHED_ROWS", 0)
-    monkeypatch.setattr(parquet_file, "IN_MEMORY", 0)
+    monkeypatch.setattr(sources, "CACHED_ROWS", 0)
+    monkeypatch.setattr(row_files, "IN_MEMORY", 0)
 
     def said(answer):
         file = saved(tmp_path / f"rows{ending}", [tiny.row("a", None, ("Say hi.", answer))])

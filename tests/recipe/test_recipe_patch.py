@@ -2,7 +2,7 @@
 
 import pytest
 
-from switchkd_cli.recipe import overrides, yaml_positions
+from switchkd_cli.recipe import patches, yaml_positions
 
 
 def data():
@@ -17,26 +17,26 @@ def data():
 
 
 def test_paths_walk_lists_by_name_and_by_number():
-    assert overrides.apply(data(), {"stages.a.lr": 2})[0]["stages"][0]["lr"] == 2
-    assert overrides.apply(data(), {"stages.0.lr": 2})[0]["stages"][0]["lr"] == 2
-    assert overrides.apply(data(), {"stages.b.objective.vsd.weight": 0})[0]["stages"][1]["objective"][1]["weight"] == 0
-    assert overrides.apply(data(), {"stages.b.objective.ce.weight": 3})[0]["stages"][1]["objective"][0]["weight"] == 3
-    assert overrides.apply(data(), {"stages.a.train.1": "z"})[0]["stages"][0]["train"] == ["x", "z"]
+    assert patches.apply(data(), {"stages.a.lr": 2})[0]["stages"][0]["lr"] == 2
+    assert patches.apply(data(), {"stages.0.lr": 2})[0]["stages"][0]["lr"] == 2
+    assert patches.apply(data(), {"stages.b.objective.vsd.weight": 0})[0]["stages"][1]["objective"][1]["weight"] == 0
+    assert patches.apply(data(), {"stages.b.objective.ce.weight": 3})[0]["stages"][1]["objective"][0]["weight"] == 3
+    assert patches.apply(data(), {"stages.a.train.1": "z"})[0]["stages"][0]["train"] == ["x", "z"]
 
 
 def test_a_new_key_may_be_set_in_a_mapping():
-    assert overrides.apply(data(), {"student.language": "l"})[0]["student"] == {"vision": "v", "language": "l"}
+    assert patches.apply(data(), {"student.language": "l"})[0]["student"] == {"vision": "v", "language": "l"}
 
 
 def test_the_input_is_left_alone():
     before = data()
-    overrides.apply(before, {"stages.a.lr": 2})
-    overrides.drop(before, ["ce", "vsd"])
+    patches.apply(before, {"stages.a.lr": 2})
+    patches.drop(before, ["ce", "vsd"])
     assert before == data()
 
 
 def test_drop_takes_the_terms_out_of_every_stage():
-    dropped, _ = overrides.drop(data(), ["ce"])
+    dropped, _ = patches.drop(data(), ["ce"])
     assert [[yaml_positions.item_name(t) for t in s["objective"]] for s in dropped["stages"]] == [[], ["vsd"]]
 
 
@@ -52,14 +52,14 @@ def test_drop_takes_the_terms_out_of_every_stage():
     ],
 )
 def test_a_path_that_leads_nowhere_is_explained(path, message):
-    assert overrides.apply(data(), {path: 1}) == (data(), {path: message})
+    assert patches.apply(data(), {path: 1}) == (data(), {path: message})
 
 
 def test_places_follow_the_values():
     read = yaml_positions.read("stages:\n- name: a\n  objective:\n  - {loss: ce}\n  - {loss: kl}\n", "f")
-    dropped, _ = overrides.drop(read, ["ce"])
+    dropped, _ = patches.drop(read, ["ce"])
     assert yaml_positions.where(dropped, ("stages", 0, "objective", 0, "loss")) == "f:5"
-    assert yaml_positions.where(overrides.apply(dropped, {"stages.a.lr": 1})[0], ("stages", 0, "lr")) == "override"
+    assert yaml_positions.where(patches.apply(dropped, {"stages.a.lr": 1})[0], ("stages", 0, "lr")) == "override"
     assert yaml_positions.where(dropped, ("stages", 0, "missing")) == "f:2"
 
 

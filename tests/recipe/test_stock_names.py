@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 
-from switchkd_cli import stock_tasks
+from switchkd_cli import benchmarks
 from switchkd_cli.commands.evaluate import evaluate
 from switchkd_cli.commands.options import EvalOptions
 from switchkd_cli.errors import UserError
@@ -24,10 +24,10 @@ def problems(*names: str, **more) -> dict[tuple, str]:
 
 def test_every_task_and_group_of_lmms_eval_is_a_benchmark() -> None:
     assert problems("ai2d", "chartqa", "mmstar", "refcoco+_bbox_rec_val", "coco_caption", "gqa") == {}
-    assert stock_tasks.expanded("coco_caption") == ["coco2014_cap_test", "coco2014_cap_val"]
-    assert stock_tasks.expanded("ai2d") == ["ai2d"]
+    assert benchmarks.expanded("coco_caption") == ["coco2014_cap_test", "coco2014_cap_val"]
+    assert benchmarks.expanded("ai2d") == ["ai2d"]
     # a comment stands between the two in lmms-eval's file
-    assert stock_tasks.expanded("mmmu_pro") == ["mmmu_pro_vision", "mmmu_pro_standard"]
+    assert benchmarks.expanded("mmmu_pro") == ["mmmu_pro_vision", "mmmu_pro_standard"]
 
 
 def test_a_near_miss_is_named_from_all_of_them() -> None:
@@ -51,15 +51,15 @@ def test_a_folder_of_tasks_adds_its_names_and_must_be_there(tmp_path) -> None:
 
 
 def test_names_are_known_without_importing_lmms_eval() -> None:
-    code = "import sys; from switchkd_cli import stock_tasks as s; s.known(); s.needs(['hallusion_bench_image'])"
+    code = "import sys; from switchkd_cli import benchmarks as s; s.known_tasks(); s.needs(['hallusion_bench_image'])"
     code += "; print(sorted({'lmms_eval', 'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_what_a_task_needs_is_named() -> None:
     data = "ai2d needs data lmms-lab-encoder/ai2d (network, unless cached; gated data: hf auth login)"
-    assert stock_tasks.needs(["ai2d", "gqa", "ai2d"]) == [data]
-    assert any("needs a judge model" in need for need in stock_tasks.needs(["hallusion_bench_image"]))
+    assert benchmarks.needs(["ai2d", "gqa", "ai2d"]) == [data]
+    assert any("needs a judge model" in need for need in benchmarks.needs(["hallusion_bench_image"]))
 
 
 def test_what_a_recipe_s_benchmarks_need_is_said_before_it_is_trained(monkeypatch, capsys) -> None:
@@ -90,7 +90,7 @@ def test_the_scan_finds_what_lmms_eval_itself_lists() -> None:
     from lmms_eval.tasks import TaskManager
 
     listed = TaskManager()
-    found = stock_tasks.known()
+    found = benchmarks.known_tasks()
     assert set(listed.all_tasks) <= set(found)
     assert set(listed.all_subtasks) == {
         name for name, task in found.items() if not task.members and task.kind != "python class"

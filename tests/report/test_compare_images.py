@@ -10,8 +10,8 @@ from switchkd_cli.report.document import Interval, Number
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.baselines import clearly_beats
 from switchkd_cli.report.stats.intervals import over_seeds
-from switchkd_cli.report.stats.metric_units import Units, units
 from switchkd_cli.report.stats.significance import PairedUnits, interval, p_value
+from switchkd_cli.report.stats.stored_answers import Units, units
 from tests.commands.test_compare import compared, finished, root, stored, table, write  # noqa: F401
 
 MDE = 2.801585  # standard errors: normal quantiles of 0.975 and 0.8
@@ -233,13 +233,13 @@ def test_runs_that_were_shown_other_images_are_refused(root):  # noqa: F811
 
 
 def test_what_could_have_been_found_is_in_the_unrounded_forms_too(root):  # noqa: F811
-    from switchkd_cli.report.formats import export
+    from switchkd_cli.report import show
 
     report = compared(*(finished(root, row, seed) for row in ("vsd", "sft") for seed in (1, 2, 3)))
     found = table(report, "VSD only minus SFT")["GQA"]
     for cell in (found["95 % seeds"], found["95 % items"]):
         assert cell.mde == f"MDE {cell.detectable:.1f}"
-        for form in (export.to_csv, export.to_json):
+        for form in (show.to_csv, show.to_json):
             assert str(cell.detectable) in form(report)
     assert any(note.startswith("MDE: minimum detectable effect") for note in report.notes)
 

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.metric_units import Units
 from switchkd_cli.report.stats.significance import PairedUnits, holm, p_value
+from switchkd_cli.report.stats.stored_answers import Units
 from tests.support.paired import difference_of, ends_of
 
 

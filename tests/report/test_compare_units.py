@@ -9,8 +9,8 @@ from lmms_eval.tasks.mme.utils import mme_aggregate_results
 from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
 from switchkd_cli.report.stats.intervals import standard_error
-from switchkd_cli.report.stats.metric_units import units
 from switchkd_cli.report.stats.significance import PairedUnits, interval
+from switchkd_cli.report.stats.stored_answers import units
 from tests.support.paired import ends_of
 
 

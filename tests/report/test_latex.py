@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from switchkd_cli.report.document import Document, Interval, Line, Number, Points, Probability, Table
-from switchkd_cli.report.formats.latex import to_latex
+from switchkd_cli.report.formats.markup import to_latex
 
 PACKAGES = "array,booktabs,graphicx"  # as docs/compare.md and the head of the file say
 LATIN = r"[50% & {more} of_x #1 ~ ^ $\tau$ <b> a|b --seeds -2.8 ± 1 × 2² · é ü ß ñ ł Ž λ ≥ → – “so” … 1/2"

@@ -9,7 +9,7 @@ from switchkd_cli.commands.options import EvalOptions
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.results.finished_run import read, require_same_questions
 from switchkd_cli.report.results.paired_items import answer_units
-from switchkd_cli.report.stats.readers import disagreement, reread
+from switchkd_cli.report.stats.stored_answers import disagreement, reread
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs
 

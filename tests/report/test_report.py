@@ -13,10 +13,9 @@ from rich.console import Console
 from switchkd_cli.benchmarks import BENCHMARKS, TEN
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import words
-from switchkd_cli.report.formats.markdown import plain, to_markdown
-from switchkd_cli.report.formats.text import show
+from switchkd_cli.report.formats.markup import plain, to_markdown
 from switchkd_cli.report.results.finished_run import read
-from switchkd_cli.report.show import print_comparison, print_distillation
+from switchkd_cli.report.show import print_comparison, print_distillation, show
 from switchkd_cli.report.tables.comparison import comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made

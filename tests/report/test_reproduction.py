@@ -15,8 +15,7 @@ from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS, TEN
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.report.document import Document, Facts, Line, Number, Table, Text
-from switchkd_cli.report.formats.html import to_html
-from switchkd_cli.report.formats.markdown import to_markdown
+from switchkd_cli.report.formats.markup import to_html, to_markdown
 from switchkd_cli.report.paper.findings import FINDINGS, Finding, check_findings
 from switchkd_cli.report.reproduction.write import command, compose, write_report
 from switchkd_cli.report.results.recipe_runs import control_of, gather

@@ -9,8 +9,8 @@ from scipy import stats
 from switchkd_cli.report.document import Interval, Number
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
-from switchkd_cli.report.stats.metric_units import Units
 from switchkd_cli.report.stats.significance import PairedUnits, holm, p_value
+from switchkd_cli.report.stats.stored_answers import Units
 
 SEVERAL = settings(max_examples=20, deadline=None)
 SCORES = st.floats(0, 100, allow_nan=False).map(lambda x: round(x, 3))

@@ -9,8 +9,8 @@ import pytest
 
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.report.document import words
-from switchkd_cli.report.formats.export import FORMATS, to_csv, to_json
 from switchkd_cli.report.results.finished_run import read
+from switchkd_cli.report.show import FORMATS, to_csv, to_json
 from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder

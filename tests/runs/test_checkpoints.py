@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from switchkd_cli.engine.training.checkpointing import CheckpointWriter
-from switchkd_cli.engine.training.state_files import read_state, write_state
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state, write_state
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe.load import load

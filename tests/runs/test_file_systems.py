@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.errors import MACHINE, UserError, system_errors
-from switchkd_cli.files import locks
-from switchkd_cli.files.atomic import link_files, sync
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files import atomic
+from switchkd_cli.files.atomic import hold, link_files, sync
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.claim import claim_folder, taken_over
@@ -72,9 +71,9 @@ def test_a_file_that_is_never_the_same_ends_with_a_line(tmp_path, monkeypatch):
 def test_without_locks_there_the_machine_s_own_temporary_folder_has_them(tmp_path, monkeypatch, capsys, number):
     local = tmp_path / "local"
     local.mkdir()
-    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(local))
+    monkeypatch.setattr(atomic.tempfile, "gettempdir", lambda: str(local))
     here = refusing(number, unless=lambda stream, _: stream.name.startswith(str(local)), instead=fcntl.flock)
-    monkeypatch.setattr(locks.fcntl, "flock", here)
+    monkeypatch.setattr(atomic.fcntl, "flock", here)
     path = tmp_path / "runs" / "a"
     with hold(path):
         assert [file.suffix for file in local.iterdir()] == [".lock"]
@@ -88,13 +87,13 @@ def test_without_locks_there_the_machine_s_own_temporary_folder_has_them(tmp_pat
 
 
 def test_whether_a_folder_s_files_can_be_locked(tmp_path, monkeypatch):
-    assert locks.can_lock(tmp_path)
-    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: refusing(errno.ENOLCK)("a"))
-    assert not locks.can_lock(tmp_path) and not list(tmp_path.iterdir())
+    assert atomic.can_lock(tmp_path)
+    monkeypatch.setattr(atomic.fcntl, "flock", lambda *_: refusing(errno.ENOLCK)("a"))
+    assert not atomic.can_lock(tmp_path) and not list(tmp_path.iterdir())
 
 
 def test_without_locks_anywhere_it_ends_with_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks.fcntl, "flock", refusing(errno.ENOLCK))
+    monkeypatch.setattr(atomic.fcntl, "flock", refusing(errno.ENOLCK))
     with ends_at_once(), hold(tmp_path / "a"):
         pass
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import read_json, write_json
-from switchkd_cli.files.locks import hold
+from switchkd_cli.files.atomic import hold, read_json, write_json
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import provenance, run_folder
 from switchkd_cli.runs.claim import claim_folder, folder_state

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from switchkd_cli.terminal.progress import clock, matrix_line
-from switchkd_cli.terminal.time_left import Matrix, seconds_left
+from switchkd_cli.terminal.progress import Matrix, clock, matrix_line, seconds_left
 
 LAST = "distill"
 NOON = datetime(2026, 1, 1, 12, 0)

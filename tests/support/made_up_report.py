@@ -8,7 +8,7 @@ import numpy as np
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.report.stats.baselines import yes_no
-from switchkd_cli.report.stats.metric_units import units
+from switchkd_cli.report.stats.stored_answers import units
 from switchkd_cli.runs import run_folder
 
 TASKS = ("gqa", "mmmu_val", "pope")  # one of each kind of answer

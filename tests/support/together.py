@@ -15,9 +15,9 @@ from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
+from switchkd_cli.engine.training.checkpointing import read_state, write_state
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.engine.training.processes import ALONE, Processes, join_processes
-from switchkd_cli.engine.training.state_files import read_state, write_state
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 from tests.support import tiny
 

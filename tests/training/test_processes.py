@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from switchkd_cli.engine.training.checkpointing import read_state
 from switchkd_cli.engine.training.data_loader import micro_batch_size, rows_of_process
-from switchkd_cli.engine.training.state_files import read_state
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.preflight import check_batches
 from tests.support import stock_models, together

@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils._pytree import tree_map
 
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.data.open_file import messages
 from switchkd_cli.engine.data.rows import Rows
+from switchkd_cli.engine.data.sources import messages
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter

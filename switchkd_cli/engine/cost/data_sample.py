@@ -19,8 +19,8 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.processors import probes
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.fingerprint import DATASET
 from switchkd_cli.recipe.named_files import data_files
+from switchkd_cli.recipe.run import DATASET
 from switchkd_cli.recipe.schema import DataSet, Stage
 from switchkd_cli.report.grouping import grouped as by_key
 

@@ -11,9 +11,8 @@ from switchkd_cli.engine.cost.workload import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import Download
-from switchkd_cli.recipe.fingerprint import DATASET
 from switchkd_cli.recipe.named_files import data_files, is_hub_id
-from switchkd_cli.recipe.run import model_names
+from switchkd_cli.recipe.run import DATASET, model_names
 from switchkd_cli.recipe.schema import Model, Recipe
 
 PUBLISHED_BYTES = 2  # of a parameter: language models are published in half precision

@@ -3,8 +3,6 @@
 `Mixture`: several data sets as one, of which a stage draws by weight.
 """
 
-from __future__ import annotations
-
 import copy
 import random
 import re
@@ -14,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import Self, cast
 
 import torch
 from jinja2 import TemplateError
@@ -95,7 +93,7 @@ class Conversations(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def part(self, chosen: Sequence[int]) -> Conversations:
+    def part(self, chosen: Sequence[int]) -> Self:
         """Return the examples of the rows of these numbers alone, which stand in for one another, as a data set."""
         part = copy.copy(self)
         part.chosen = chosen
@@ -103,7 +101,7 @@ class Conversations(Dataset[Example]):
 
     def with_teacher(
         self, inputs: InputProcessor, positions: Mapping[str, int] | None = None, *, by_bytes: bool = False
-    ) -> Conversations:
+    ) -> "Conversations":
         """Return the data set with the same rows as a teacher's own tokens, which differ in the visual tokens alone.
 
         `by_bytes`: it has another tokenizer, too, and its own chat template; an example then has the spans of the answers'
@@ -129,7 +127,7 @@ class Conversations(Dataset[Example]):
         raise NoStandIn(f"{self.rows.name}: {MAX_TRIES} rows one after another can't be used, the last: {replaced[-1]}")
 
     @property
-    def parts(self) -> Sequence[Conversations]:
+    def parts(self) -> Sequence[Self]:
         """The data sets that it is made of: see `Mixture`."""
         return (self,)
 

@@ -19,7 +19,7 @@ from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.engine.evaluation.lmms_harness import no_judge
 from switchkd_cli.engine.evaluation.lmms_model import Item
-from switchkd_cli.report.stats.readers import spaced_words
+from switchkd_cli.report.stats.stored_answers import spaced_words
 
 CIRCLE = 1_000_000  # MMBench: items whose indices differ by a multiple of this are one question
 

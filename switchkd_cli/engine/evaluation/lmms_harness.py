@@ -30,12 +30,11 @@ from loguru import logger
 from tenacity import RetryError, stop_after_attempt
 from tqdm import tqdm
 
-from switchkd_cli import stock_tasks
-from switchkd_cli.benchmarks import Benchmark
+from switchkd_cli.benchmarks import Benchmark, known_tasks
 from switchkd_cli.engine.evaluation.lmms_model import LmmsModel
 from switchkd_cli.engine.hub import one_line
 from switchkd_cli.errors import MACHINE, UTF8, UserError, import_errors
-from switchkd_cli.files.locks import can_lock
+from switchkd_cli.files.atomic import can_lock
 from switchkd_cli.playground import tasks as playground_tasks
 from switchkd_cli.recipe.schema import Evaluation
 
@@ -88,7 +87,7 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], asked: Evaluation, folder: 
 
 def task_manager(rows: Sequence[Benchmark], tasks_path: str | None = None) -> TaskManager:
     """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds."""
-    stock = [stock_tasks.known(tasks_path)[row.task].file.parent for row in rows if row.stock]
+    stock = [known_tasks(tasks_path)[row.task].file.parent for row in rows if row.stock]
     ours = [TASKS / row.task_folder if row.published else PLAYGROUND_TASKS for row in rows if not row.stock]
     return TaskManager(include_path=list(dict.fromkeys(map(str, stock + ours))), include_defaults=False)
 

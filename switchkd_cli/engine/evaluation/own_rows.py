@@ -20,7 +20,7 @@ from switchkd_cli.engine.evaluation.lmms_model import Item
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import cache_home
 from switchkd_cli.recipe.schema import DataSet
-from switchkd_cli.report.stats.readers import plain
+from switchkd_cli.report.stats.stored_answers import plain
 
 ANSWER_TOKENS = 128
 NAMED = 10  # rows that one error names

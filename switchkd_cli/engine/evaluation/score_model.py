@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from switchkd_cli import registry, stock_tasks
-from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark
+from switchkd_cli import registry
+from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark, expanded
 from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
 from switchkd_cli.files.atomic import write_json_lines
@@ -195,7 +195,7 @@ def _by_text(items: Iterable[Item]) -> Iterator[Question]:
 
 def benchmarks(asked: Evaluation) -> list[Benchmark]:
     """Return the benchmarks of an evaluation, each once, with the tasks of its groups."""
-    tasks = [task for name in asked.benchmarks for task in stock_tasks.expanded(name, asked.tasks_path)]
+    tasks = [task for name in asked.benchmarks for task in expanded(name, asked.tasks_path)]
     return [BENCHMARKS[task] for task in dict.fromkeys(tasks)]
 
 

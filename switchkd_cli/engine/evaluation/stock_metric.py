@@ -9,7 +9,7 @@ from typing import Any
 from switchkd_cli.engine.evaluation.lmms_harness import nothing_goes_out
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.stats.metric_units import is_metric
+from switchkd_cli.report.stats.stored_answers import is_metric
 
 SCORE_KEYS = ("score", "is_correct", "correct", "true_false", "acc", "accuracy", "hit", "match")
 """Under these names the tasks' records of an item hold its score."""

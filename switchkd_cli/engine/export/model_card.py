@@ -15,8 +15,7 @@ from switchkd_cli.engine.build import family_of
 from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.named_files import SHIPPED, is_hub_id, locate
 from switchkd_cli.recipe.run import Run, model_names
-from switchkd_cli.report.formats.markdown import plain
-from switchkd_cli.report.formats.template import environment_of
+from switchkd_cli.report.formats.markup import environment_of, plain
 from switchkd_cli.report.tables.footnotes import faults
 from switchkd_cli.runs.run_folder import RunFolder
 

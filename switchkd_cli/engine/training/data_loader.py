@@ -20,8 +20,8 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from switchkd_cli.distributed import signals
-from switchkd_cli.distributed.cpu_cores import cores
+from switchkd_cli.distributed import stopping
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Examples, Mixture, NoStandIn
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -89,9 +89,9 @@ class Loader:
             except RuntimeError as error:
                 if (died := self.died(error)) is None:
                     raise
-                if signals.stop_signal() is None:  # otherwise the stop signal has ended the worker, too
+                if stopping.stop_signal() is None:  # otherwise the stop signal has ended the worker, too
                     raise died from None
-            if signals.stop_signal() is not None:
+            if stopping.stop_signal() is not None:
                 raise StopIteration
             if look + 1 == WARN_AFTER:
                 self.warn(f"none for {WARN_AFTER * POLL} seconds: {self._worker_states()}")

@@ -10,17 +10,16 @@ from typing import Any
 
 from transformers import set_seed
 
-from switchkd_cli.distributed import signals
-from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.distributed import stopping
+from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Conversations, Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import data_loader
-from switchkd_cli.engine.training.checkpointing import CheckpointWriter
+from switchkd_cli.engine.training.checkpointing import CheckpointWriter, random_state, set_random_state
 from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
 from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.state_files import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, look, remedy
 from switchkd_cli.engine.training.validation import Validator
@@ -190,7 +189,7 @@ class Loop:
             unusable = [row for batch in group for row in batch.unusable]
         except UserError as error:
             failure = error
-        mine = signals.stop_signal() if not group else None, unusable, failure
+        mine = stopping.stop_signal() if not group else None, unusable, failure
         for number, rows, problem in self.processes.gather(mine):
             if number is not None:
                 self._stop(number)
@@ -218,7 +217,7 @@ class Loop:
     def _save_or_stop(self) -> None:
         """Save if a checkpoint is due, and stop on a signal: the first process looks at the clock for all."""
         due = self.writer is not None and self.writer.is_due(self.step)
-        each = self.processes.gather((due, signals.stop_signal()))
+        each = self.processes.gather((due, stopping.stop_signal()))
         if each[0][0]:
             self.save()
         if numbers := [number for _, number in each if number is not None]:

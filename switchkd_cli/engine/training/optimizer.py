@@ -1,16 +1,102 @@
-"""A stage's optimiser, and the schedule of its learning rate."""
+"""A stage's optimiser, the schedule of its learning rate, and training with torch alone.
 
+With torch alone each process has the whole student, and DDP averages their gradients; zero.py has the other way.
+"""
+
+import gc
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from switchkd_cli import registry
+from switchkd_cli.engine.batch import PerImage
+from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
+
+Groups = Sequence[Mapping[str, Any]]
+"""AdamW's groups of parameters."""
+
+
+class TorchReplica:
+    """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
+
+    `find_unused`: some trained parameters may get no gradient, for which DDP would wait.
+    """
+
+    def __init__(
+        self, paths: Paths, groups: Groups, processes: Processes, stage: Stage, precision: str, *, find_unused: bool
+    ) -> None:
+        self.device = processes.device
+        self.paths = paths.to(self.device)
+        self.module: Any = self.paths
+        self.twins: Mapping[nn.Parameter, nn.Parameter] = {}  # what is computed with in a parameter's place: itself
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.adamw = make_optimizer([dict(group) for group in groups], stage)
+        self.max_norm = stage.grad_clip or math.inf
+        self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
+        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        if processes.count > 1:
+            how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused}
+            self.module = DistributedDataParallel(paths, **how)
+
+    @property
+    def heads(self) -> Heads | None:
+        """What turns hidden states into logits; None if only a forward pass of the whole student can."""
+        return self.paths.heads(self.dtype)
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around a forward and backward pass: processes exchange gradients in the step's last one."""
+        return nullcontext() if last or self.module is self.paths else self.module.no_sync()
+
+    def __call__(self, *arguments: Any) -> dict[str, PerImage]:
+        with self.autocast:
+            return self.module(*arguments)
+
+    def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
+        """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""
+        return outputs
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        """Clip and take the step, unless the norm of all gradients, which is returned, is non-finite."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
+        if math.isfinite(norm):
+            self.adamw.step()
+        self.adamw.zero_grad()
+        return norm
+
+    def collect(self) -> None:
+        """Bring the weights in `paths` up to date: they always are."""
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return AdamW's state of a parameter; empty before the first step."""
+        state = self.adamw.state.get(parameter, {})
+        # bitsandbytes' parameters share their tables of values, which no file of tensors may hold twice
+        return {k: v.clone() if k.startswith("qmap") else v for k, v in state.items()}
+
+    def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+        """Restore AdamW's state."""
+        for parameter, state in moments.items():
+            own = {k: v.to(self.device, copy=True) if torch.is_tensor(v) else v for k, v in state.items()}
+            self.adamw.state[parameter] = own
+
+    def close(self) -> None:
+        """Release what belongs to the training: DDP's hooks on the parameters."""
+        if self.module is not self.paths:
+            self.module = self.paths
+            gc.collect()
 
 
 def make_optimizer(groups: list[dict[str, Any]], stage: Stage) -> Optimizer:

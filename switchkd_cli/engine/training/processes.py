@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from switchkd_cli.distributed import exit_status
+from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import is_distributed
 from switchkd_cli.errors import MACHINE, UserError
 
@@ -96,7 +96,7 @@ class Heartbeat:
 
     def _end(self, text: str) -> None:
         hint = "look at its machine; the same command resumes from the last checkpoint"
-        exit_status.end_process(UserError(text, hint=hint, code=MACHINE))
+        stopping.end_process(UserError(text, hint=hint, code=MACHINE))
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig as AgentConfig
 from torch.distributed.launcher.api import launch_agent
 
-from switchkd_cli.distributed import exit_status
-from switchkd_cli.distributed.cpu_cores import cores
-from switchkd_cli.distributed.launch_config import LaunchConfig
-from switchkd_cli.distributed.signals import Stopped
+from switchkd_cli.distributed import stopping
+from switchkd_cli.distributed.launch_config import LaunchConfig, cores
+from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.engine.training.processes import MEETING, meeting
 from switchkd_cli.errors import CRASH, MACHINE, UserError
 
@@ -50,7 +49,7 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="switchkd-") as scratch:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // config.per_node)))
         on_cpu = {} if config.use_gpus else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        os.environ.update({exit_status.FOLDER: scratch, "OMP_NUM_THREADS": threads, **SAVING, **on_cpu})
+        os.environ.update({stopping.REPORTS: scratch, "OMP_NUM_THREADS": threads, **SAVING, **on_cpu})
         try:
             with meet:
                 launch_agent(_agent_config(config, Path(scratch)), sys.executable, list(command))
@@ -59,11 +58,11 @@ def launch(command: Sequence[str], config: LaunchConfig) -> None:
         except SignalException as stop:
             for child in psutil.Process().children(recursive=True):  # there are some only after a second Ctrl-C
                 child.kill()
-            reports = exit_status.read_reports(Path(scratch))
+            reports = stopping.read_reports(Path(scratch))
             texts = [report.error.text for report in reports if isinstance(report.error, Stopped)]
             raise Stopped(stop.sigval, *texts[:1]) from None
         finally:
-            del os.environ[exit_status.FOLDER]  # this process reports to nobody
+            del os.environ[stopping.REPORTS]  # this process reports to nobody
 
 
 def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
@@ -84,7 +83,7 @@ def _agent_config(config: LaunchConfig, scratch: Path) -> AgentConfig:
 
 def _cause(failed: ChildFailedError, config: LaunchConfig, scratch: Path) -> BaseException:
     """Return why the processes ended: the earliest failure that is not a consequence of another."""
-    reports = exit_status.read_reports(scratch)
+    reports = stopping.read_reports(scratch)
     killed = {r: f for r, f in failed.failures.items() if f.exitcode < 0 and -f.exitcode != signal.SIGTERM}
     if reports and (not killed or not (reports[0].follows or isinstance(reports[0].error, Stopped))):
         return reports[0].error

@@ -13,10 +13,9 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.ddp import TorchReplica
 from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term, with_shares
 from switchkd_cli.engine.training.objective import LossInputs, Objective
-from switchkd_cli.engine.training.optimizer import make_schedule
+from switchkd_cli.engine.training.optimizer import TorchReplica, make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 

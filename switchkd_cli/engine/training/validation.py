@@ -13,10 +13,10 @@ from torch import Tensor
 from switchkd_cli.engine.batch import Batch, Unusable, collate
 from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
+from switchkd_cli.engine.training.checkpointing import random_state, set_random_state
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.data_loader import order
 from switchkd_cli.engine.training.objective import LossInputs, Normalizers
-from switchkd_cli.engine.training.state_files import random_state, set_random_state
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation

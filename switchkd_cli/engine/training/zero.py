@@ -17,8 +17,7 @@ from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.ddp import Groups
-from switchkd_cli.engine.training.optimizer import make_optimizer
+from switchkd_cli.engine.training.optimizer import Groups, make_optimizer
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 

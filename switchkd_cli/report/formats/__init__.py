@@ -1,1 +1,1 @@
-"""Tables and documents as text, Markdown, LaTeX, HTML, CSV and JSON."""
+"""Tables and documents as Markdown, LaTeX and one HTML page."""

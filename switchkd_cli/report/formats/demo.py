@@ -12,10 +12,10 @@ from PIL.Image import Image
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_text
-from switchkd_cli.report.formats.template import render
+from switchkd_cli.report.formats.markup import render
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import group_by_row, reference
-from switchkd_cli.report.stats.metric_units import read_answers
+from switchkd_cli.report.stats.stored_answers import read_answers
 from switchkd_cli.report.tables.columns import Columns
 from switchkd_cli.report.tables.footnotes import title
 from switchkd_cli.runs.run_folder import RunFolder

@@ -1,7 +1,5 @@
 """Write the report of several recipes: the paper's findings and ours, a chapter per recipe, how it was made."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +11,7 @@ from switchkd_cli.errors import UserError, shown
 from switchkd_cli.files.atomic import write_text
 from switchkd_cli.recipe.named_files import find_or_none
 from switchkd_cli.report.document import Block, Document, Facts, FigureFile, Points, Text
-from switchkd_cli.report.formats.html import to_html
-from switchkd_cli.report.formats.markdown import to_markdown
+from switchkd_cli.report.formats.markup import to_html, to_markdown
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.paper import findings
 from switchkd_cli.report.reproduction.chapter import chapter

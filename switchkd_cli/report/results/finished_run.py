@@ -9,11 +9,10 @@ from typing import Any
 from switchkd_cli.benchmarks import BENCHMARKS, with_accuracies
 from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import json_lines, read_json
-from switchkd_cli.recipe import inherit
+from switchkd_cli.recipe import patches
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
 from switchkd_cli.report.stats.baselines import yes_no
-from switchkd_cli.report.stats.metric_units import AnswerLine, read_answers, units
-from switchkd_cli.report.stats.readers import Reader, readable, reread
+from switchkd_cli.report.stats.stored_answers import AnswerLine, Reader, read_answers, readable, reread, units
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
@@ -100,7 +99,7 @@ def read(folder: RunFolder) -> ScoredRun:
         return ScoredRun(folder.path, UNKNOWN, name, name, None, results)
     if absent := [name for name in NAMES if name not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
-    resolved = check(Resolved, inherit.read(folder.recipe)[0], folder.recipe)
+    resolved = check(Resolved, patches.read(folder.recipe)[0], folder.recipe)
     lines = read_metrics(folder.metrics)
     steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]
     peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
 from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
-from switchkd_cli.report.stats.metric_units import AnswerLine, Units, is_metric, read_answers, units
-from switchkd_cli.report.stats.readers import disagreement
+from switchkd_cli.report.stats.stored_answers import AnswerLine, Units, disagreement, is_metric, read_answers, units
 from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder
 

@@ -1,7 +1,5 @@
 """A recipe row's runs over seeds, and which runs of two rows are paired."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +56,7 @@ class RowRuns:
         mean = self.mean(lambda run: run.measured.get(name))
         return format(factor * mean.value, form) if mean else None
 
-    def minus(self, other: RowRuns, score: Score) -> Number | None:
+    def minus(self, other: "RowRuns", score: Score) -> Number | None:
         """The difference of a figure, paired by seed; None without a seed in common."""
         return paired_difference(self.by_seed(score), other.by_seed(score))
 

@@ -11,7 +11,7 @@ from switchkd_cli.files.atomic import json_lines
 from switchkd_cli.report.document import Number
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.stats.intervals import UPPER, standard_error
-from switchkd_cli.report.stats.metric_units import AnswerLine
+from switchkd_cli.report.stats.stored_answers import AnswerLine
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}
 """Field of the teacher's results -> what the teacher has to beat."""

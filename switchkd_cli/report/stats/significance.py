@@ -1,6 +1,6 @@
 """Test a difference over the same items: paired bootstrap, exact and permutation tests, Holm's correction.
 
-An image with all its questions is drawn and exchanged (see metric_units.py). The runs are taken as trained: what
+An image with all its questions is drawn and exchanged (see stored_answers.py). The runs are taken as trained: what
 another seed would have given is the question of intervals.py.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from switchkd_cli.report.document import Interval
 from switchkd_cli.report.stats.intervals import LEVEL, POWER, UPPER
-from switchkd_cli.report.stats.metric_units import Array, Units, ratio
+from switchkd_cli.report.stats.stored_answers import Array, Units, ratio
 
 ALPHA = 0.05  # below it, a p-value after Holm's correction is beyond chance
 RESAMPLES = 9_999

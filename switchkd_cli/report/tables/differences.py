@@ -1,7 +1,5 @@
 """The difference of each row from the reference, benchmark by benchmark, and whether it is more than chance."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev

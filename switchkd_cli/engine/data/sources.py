@@ -1,11 +1,12 @@
-"""Data sources: files of rows in any format (.json, .jsonl, .parquet, .tar), and the playground.
+"""Data sources: files of rows in any format (.json, .jsonl, .parquet, .tar), the playground, data sets of Hugging Face.
 
 The survey of a large file is cached, so that it is read only once.
 """
 
 import json
+import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from itertools import islice
 from os.path import isdir, isfile
 from pathlib import Path
 from tarfile import TarError
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from zipfile import BadZipFile
 
@@ -22,21 +24,22 @@ from pydantic import PositiveInt
 from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
-from switchkd_cli.engine.data import tar_file
-from switchkd_cli.engine.data.json_file import JsonFile, NotRows, Span, scan
-from switchkd_cli.engine.data.parquet_file import ParquetFile, text_rows
-from switchkd_cli.engine.data.rows import Rows, Survey, survey_rows
+from switchkd_cli.engine.data.row_files import JsonFile, NotRows, ParquetFile, scan, shard_row
+from switchkd_cli.engine.data.rows import Row, Rows, Survey, survey_rows
 from switchkd_cli.engine.data.turns import Form, form
+from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UserError
-from switchkd_cli.files.atomic import atomic_file
+from switchkd_cli.files.atomic import atomic_file, atomic_folder, hold
 from switchkd_cli.files.hashes import cache_home, content, short_hash
 from switchkd_cli.playground.training_rows import write_rows
 from switchkd_cli.recipe.named_files import data_files
+from switchkd_cli.recipe.run import digest
 
 FORMATS = (".json", ".jsonl", ".parquet", ".tar")
 ENDINGS = ", ".join(FORMATS)
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
 VERSION = 6  # of the cached survey; raise it when a check changes
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def open_rows(
@@ -87,14 +90,7 @@ def _open(path: Path, spans: np.ndarray, cache: Path) -> Any:
     """Return the rows of one file, as they are stored, to be read in any order."""
     if path.suffix == ".parquet":
         return ParquetFile(path, cache / "indexes" / "arrow" / content(path), len(spans))
-    return JsonFile(path, spans, tar_file.decode if path.suffix == ".tar" else json.loads)
-
-
-def _scan(path: Path) -> Iterator[Span]:
-    """Yield the rows of one file in order, and where they are; those of parquet are found by their number alone."""
-    if path.suffix == ".parquet":
-        return ((0, 0, row) for row in text_rows(path))
-    return tar_file.scan(path) if path.suffix == ".tar" else scan(path)
+    return JsonFile(path, spans, shard_row if path.suffix == ".tar" else json.loads)
 
 
 def _read(paths: Sequence[Path], read_as: Form, images: Path | None, limit: int | None) -> Survey:
@@ -104,7 +100,7 @@ def _read(paths: Sequence[Path], read_as: Form, images: Path | None, limit: int 
     def rows() -> Iterator[object]:
         for path in paths:
             starts.append(len(spans) // 2)
-            for begin, end, row in _scan(path):
+            for begin, end, row in scan(path):
                 spans.extend((begin, end))
                 yield row
 
@@ -179,3 +175,77 @@ def _load(cached_file: Path) -> Survey | None:
         )
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
         return None
+
+
+def hugging_face(
+    cache: Path,
+    *,
+    dataset: str,
+    format: str | dict,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    images: str | None = None,
+    limit: PositiveInt | None = None,
+    turns: Literal["chained", "independent"] = "chained",
+    follow_links: bool = False,
+) -> Rows:
+    """Return the rows of one split of a data set: a folder that `save_to_disk` wrote or that holds data files, or a hub id.
+
+    A hub id needs its `revision`, a commit. With `streaming` only its first `limit` rows are fetched, once, and kept under
+    `cache`. Other parameters: see `open_rows`. Raises UserError for what can't be opened.
+    """
+    here = isdir(dataset)
+    if not here and not COMMIT.fullmatch(revision or ""):
+        problem = f"{dataset}: no such folder; a data set of the hub needs its `revision`, a commit, got {revision!r}"
+        raise UserError(problem, hint="parameters.revision=... with 40 digits, from the hub's page: Files, History")
+    if streaming and limit is None:
+        problem = f"{dataset}: streaming needs a limit: a stream has no random order that a resumed run could repeat"
+        hint = "parameters.limit=20000 takes the first rows; without `streaming` all are fetched"
+        raise UserError(problem, hint=hint)
+    folder, read_as = image_folder(images), form(format)
+    with as_user_error(f"{dataset}: can't be opened as a data set"):
+        of_hub = {"path": dataset, "name": subset, "split": split, "revision": revision}
+        data = _first_rows(cache, of_hub, limit) if streaming and limit and not here else _opened(of_hub)
+    rows: Any = data.select(range(min(limit or len(data), len(data)))).with_format("arrow")
+    if not len(rows):
+        raise UserError(f"{dataset}: holds no rows")
+    parse = partial(_parse, read_as)
+    inputs = [VERSION, data._fingerprint, len(rows), read_as.keys.model_dump(), images is None]
+    survey = cached_survey(inputs, lambda: survey_rows(rows, parse, folder))
+    return Rows(rows, parse, images=folder, follow_links=follow_links, turns=turns, name=dataset, surveyed=survey)
+
+
+def _parse(read_as: Form, row: Any) -> Row:
+    """Parse a table of one row, whose encoded images stay encoded: `{bytes, path}`. Raises Fault."""
+    return read_as.row(row.to_pylist()[0])
+
+
+def _opened(of_hub: Mapping[str, Any]) -> Any:
+    """Return a data set, which the library keeps in its own cache unless `save_to_disk` wrote it."""
+    from datasets import DatasetDict, load_dataset, load_from_disk  # over a second to import
+
+    folder, split = of_hub["path"], of_hub["split"]
+    if not any(isfile(f"{folder}/{file}") for file in ("state.json", "dataset_dict.json")):
+        return load_dataset(**of_hub)
+    saved = load_from_disk(folder)
+    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or split): saved}
+    if split not in splits:
+        raise ValueError(f"no split {split!r} (known: {', '.join(splits)})")
+    return splits[split]
+
+
+def _first_rows(cache: Path, of_hub: Mapping[str, Any], limit: int) -> Any:
+    """Return the first rows of a data set of the hub, of which no more is fetched, and nothing the next time."""
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    key = digest(of_hub, limit)
+    kept = cache / "indexes" / "streamed" / key
+    with hold(kept):
+        if not isdir(kept):
+            first = load_dataset(**of_hub, streaming=True).decode(False).take(limit)
+            with atomic_folder(kept) as target, TemporaryDirectory(dir=kept.parent) as scratch:
+                made = Dataset.from_generator(lambda: iter(first), first.features, scratch, fingerprint=key)
+                made.save_to_disk(target)
+    return load_from_disk(kept)

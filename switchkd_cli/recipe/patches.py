@@ -1,23 +1,97 @@
-"""Read a recipe file as plain data, merged with the recipe that it extends.
+"""Read a recipe file as plain data, merged with the recipe that it extends; apply `drop`, `set` and overrides to plain data.
 
 `extends: table1_0.5b.yaml` names a recipe in the same folder. Its keys are inherited, except its title, rows and
 controls; a key that this file writes replaces the inherited one; then `drop` and `set` patch the result as rows do. A row's
 `paper` may be the name of an entry in recipes/printed/, which is put in its place. Every value keeps the place where it was
 written, so that errors point at the right file.
+
+A dotted path enters mappings by key, and lists by their items' `name` (a term without a name has its loss's) or by
+number: `stages.distill.objective.vsd.weight`. `apply` and `drop` never change their input.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
-from switchkd_cli.recipe import overrides, yaml_positions
+from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.named_files import HERE, recipes, yaml_files
-from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, line, listed, mapping
+from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, item_name, line, listed, mapping, mappings
 
 EXTENDS = "extends"
 NOT_INHERITED = ("title", "rows", "controls")
+OPTIONAL_GROUPS = ("checkpoints", "deepspeed", "switch")
+"""Groups of settings that all have defaults: a path may lead into them although the recipe does not have them."""
+
+
+class PathError(Exception):
+    """A path that does not exist. The message says what it got and what was near."""
+
+
+def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tuple[Any, dict[str, str]]:
+    """Set each dotted path to its value, where it exists. Only the last key may be new, and the `OPTIONAL_GROUPS`.
+
+    Returns the changed data and, by path, why a value could not be set. Values were written at `place`, or where `values`
+    was read from.
+    """
+    data, misfits = copy.deepcopy(data), {}
+    for dotted, value in values.items():
+        try:
+            _set(data, dotted, value, getattr(values, "places", {}).get(dotted, place))
+        except PathError as error:
+            misfits[dotted] = str(error)
+    return data, misfits
+
+
+def drop(data: Any, names: Sequence[Any]) -> tuple[Any, list[str]]:
+    """Remove the named terms from every stage's objective. Returns the changed data, and a message for each unknown name."""
+    data = copy.deepcopy(data)
+    objectives = [listed(stage.get("objective")) for _, stage in mappings(at(data, "stages"))]
+    known = sorted({name for terms in objectives for name in map(item_name, terms) if name})
+    for terms in objectives:
+        kept = [i for i, term in enumerate(terms) if item_name(term) not in names]
+        if hasattr(terms, "places"):
+            terms.places = {new: terms.places[i] for new, i in enumerate(kept) if i in terms.places}
+        terms[:] = [terms[i] for i in kept]
+    return data, [f"no such term, got {name!r}{did_you_mean(name, known)}" for name in names if name not in known]
+
+
+def _set(data: Any, dotted: str, value: Any, place: str) -> None:
+    *parents, last = dotted.split(".")
+    if parents and parents[0] in OPTIONAL_GROUPS and isinstance(data, dict) and not data.get(parents[0]):
+        _put(data, parents[0], PlacedDict(place), place)
+    target = data
+    for done, step in enumerate(parents):
+        target = target[_step(target, step, parents[:done])]
+    key = last if isinstance(target, dict) else _step(target, last, parents)
+    _put(target, key, copy.deepcopy(value), place)
+
+
+def _put(target: Any, key: Step, value: Any, place: str) -> None:
+    target[key] = value
+    if hasattr(target, "places"):
+        target.places[key] = place
+
+
+def _step(target: Any, step: str, done: list[str]) -> Step:
+    """Return the key or index that `step` means in `target`."""
+    if isinstance(target, dict):
+        if step in target:
+            return step
+        known = [str(key) for key in target]
+    elif isinstance(target, list):
+        names = [item_name(item) for item in target]
+        if step in names:
+            return names.index(step)
+        if step.isdecimal() and int(step) < len(target):
+            return int(step)
+        known = [name for name in names if name]
+    else:
+        raise PathError(f"{'.'.join(done)} is a value, it has no {step!r}")
+    inside = f" in {'.'.join(done)}" if done else ""
+    raise PathError(f"no such field{inside}, got {step!r}{did_you_mean(step, known)}")
 
 
 def read(path: Path) -> tuple[PlacedDict, list[str]]:
@@ -41,8 +115,8 @@ def patch(layer: Any, data: Any, path: Sequence[Step] = ()) -> tuple[Any, list[s
 
     Returns the patched data and a line for each part that can't be applied.
     """
-    data, unknown = overrides.drop(data, listed(at(layer, *path, "drop")))
-    data, misfits = overrides.apply(data, mapping(at(layer, *path, "set")))
+    data, unknown = drop(data, listed(at(layer, *path, "drop")))
+    data, misfits = apply(data, mapping(at(layer, *path, "set")))
     found = [line(layer, (*path, "drop"), message) for message in unknown]
     return data, found + [line(layer, (*path, "set", key), message) for key, message in misfits.items()]
 

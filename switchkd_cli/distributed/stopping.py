@@ -1,22 +1,36 @@
 """Stop signals: Ctrl-C, SIGTERM and SIGHUP end a training after its current step, and anything else at once.
 
+Workers report why they ended, so that the launcher shows only the root cause.
+
 Signals belong to the whole process, so the state of this module does, too.
 """
 
 import os
+import pickle
 import select
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+
+from switchkd_cli.distributed.launch_config import exit_process
+from switchkd_cli.errors import CRASH, UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALLED = 128  # plus the signal's number: the exit code of a process that a signal ended
 REPEAT_AFTER = 2.0  # seconds: an earlier second signal is the same request, sent to the process and to its group
 POLL = 2.0  # seconds between two looks at a child's parent
 GRACE = 10.0  # seconds that the main thread has to end by itself after a second signal
+REPORTS = "SWITCHKD_EXIT_REPORTS"
+"""The environment variable that names the folder of the reports; without it, none is written."""
+LOST_CONTACT = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "TCPStore")
+"""Parts of messages that say that another process has ended."""
 
 
 class Stopped(BaseException):
@@ -136,3 +150,56 @@ def _forget_pipe() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_pipe)
+
+
+@dataclass(frozen=True)
+class ExitReport:
+    """What ended a process, and when; `follows`: because another process had ended."""
+
+    at: float
+    error: UserError | Stopped
+    follows: bool = False
+
+
+@contextmanager
+def report_exit() -> Iterator[None]:
+    """In a process that a launcher started, report an error to it and end; elsewhere the error is raised."""
+    try:
+        yield
+    except (Exception, Stopped) as error:
+        if REPORTS not in os.environ:
+            raise
+        exit_process(report(error))
+
+
+def end_process(error: UserError) -> None:
+    """End the process from any thread; the error is reported to the launcher or, without one, printed."""
+    if REPORTS in os.environ:
+        report(error)
+    else:
+        print("\n".join(error.lines), file=sys.stderr, flush=True)
+    os._exit(error.code)
+
+
+def report(error: BaseException) -> int:
+    """Write the report of this process's error, a traceback if it is a bug. Returns the exit code."""
+    rank, follows = os.environ.get("RANK", "0"), lost_contact(error)
+    if not isinstance(error, UserError | Stopped):
+        lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+        where = f"process {rank} of {os.environ.get('WORLD_SIZE', '1')} failed; the others were ended"
+        error = UserError([*lines, where], code=CRASH)
+    file = Path(os.environ[REPORTS], f"{rank}.pickle")
+    file.with_suffix(".part").write_bytes(pickle.dumps(ExitReport(time.time(), error, follows)))
+    file.with_suffix(".part").rename(file)  # complete, or not there
+    return error.code
+
+
+def read_reports(folder: Path) -> list[ExitReport]:
+    """All reports, root causes before their consequences, each group in order of time."""
+    reports: list[ExitReport] = [pickle.loads(file.read_bytes()) for file in folder.glob("*.pickle")]
+    return sorted(reports, key=lambda report: (isinstance(report.error, Stopped), report.follows, report.at))
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether the error is a consequence of another process's end."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_CONTACT)
