@@ -1,13 +1,11 @@
 """The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), their outputs, and the switch's adapter."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import cycle
 from operator import call
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +91,13 @@ class Paths(nn.Module):
         assert self.switch_adapter is not None, f"these paths have no {part}"
         return list(self.switch_adapter.parameters())
 
-    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Paths:
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the teacher together with the student."""
         if self.teacher is not None:
             self.teacher._apply(change, recurse)
         return super()._apply(change, recurse)
 
-    def twin(self) -> Paths:
+    def twin(self) -> Self:
         """Return paths with a copy of the student and its adapters; the teacher, processor and states are the same."""
         shared = self._untracked, self.student.inputs, self.states, self.tokens
         return copy.deepcopy(self, {id(one): one for one in shared})
@@ -250,7 +248,7 @@ class FeatureAdapter(nn.Module):
                 nn.init.orthogonal_(level.weight, generator=generator)
 
     @classmethod
-    def between(cls, student: Blueprint, teacher: Blueprint, seed: int, *, as_pictures: bool = False) -> FeatureAdapter:
+    def between(cls, student: Blueprint, teacher: Blueprint, seed: int, *, as_pictures: bool = False) -> Self:
         """Return the adapter of two models that fit, `as_pictures`: as far as features of whole images go."""
         ours, theirs = student.feature_map, teacher.feature_map
         towers = (student, teacher) if as_pictures else ()

@@ -1,7 +1,5 @@
 """A model before its weights are read: its parts must fit together, and with a student's for the switch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -135,7 +133,7 @@ class Blueprint:
         sizes = own.width, own.levels, patch_grid(self.config)[0], grid, *counts
         return [self.kind, *sizes, normalisation(self.image_processor)]
 
-    def facts(self, student: Blueprint, users: Sequence[str] = ()) -> Iterator[PairFact]:
+    def facts(self, student: "Blueprint", users: Sequence[str] = ()) -> Iterator[PairFact]:
         """Yield each property of this teacher's vision and of a student's. `users`: terms that need equal feature layers.
 
         Every tower reads its grid row by row, so equal grids and selections give features in the same order.
@@ -153,7 +151,7 @@ class Blueprint:
         why = f": {', '.join(users)} can't compare the two" if layer.difference and users else ""
         yield replace(layer, difference=layer.difference + why)
 
-    def _images_fact(self, student: Blueprint) -> PairFact:
+    def _images_fact(self, student: "Blueprint") -> PairFact:
         """Compare `probes` as both prepare them, by the largest difference, as a share of their range.
 
         It is 1 where they are of another size, or written otherwise in the text though their grids are equal.

@@ -4,8 +4,6 @@ A family is a `Family` below, with a seam each (`seams.py`), or a subclass in a 
 test class that inherits tests/support/family.py's. No code outside `engine/models` depends on a particular family.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

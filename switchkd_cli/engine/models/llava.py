@@ -1,7 +1,5 @@
 """LLaVA: what must fit in its files, and its config and processor, made of its parts'."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self

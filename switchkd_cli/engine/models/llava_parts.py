@@ -3,8 +3,6 @@
 Parts are a vision tower, a language model and a fresh projector.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from typing import Any

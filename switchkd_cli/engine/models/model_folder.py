@@ -5,8 +5,6 @@ published LLaVA checkpoints, so a LLaVA's names and fields are those of publishe
 write others. A model of another family is written as transformers 5 writes it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from itertools import islice
@@ -30,7 +28,7 @@ FAST_CLASS = "PreTrainedTokenizerFast"  # in every release, the class that reads
 
 
 def save(
-    model: VisionLanguageModel,
+    model: "VisionLanguageModel",
     folder: Path,
     *,
     template: str | None = None,

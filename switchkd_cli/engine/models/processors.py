@@ -1,7 +1,5 @@
 """Processors: read transformers' own of images and text without what needs torchvision; make and compare those of images."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

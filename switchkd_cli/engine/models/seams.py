@@ -12,8 +12,6 @@ A feature is what P reads at one place: where it reads several layers (Qwen3-VL'
 way a visual token is all that L takes at one place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

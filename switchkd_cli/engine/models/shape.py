@@ -1,9 +1,7 @@
 """The sizes of a model of any family, from its config, for which transformers has several names each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -90,7 +88,7 @@ class ModelShape(NamedTuple):
     any_size: bool = False
     padded: bool = False
 
-    def of_images(self, tokens: float) -> ModelShape:
+    def of_images(self, tokens: float) -> Self:
         """Return the same for images of `tokens` visual tokens, where an image's size decides."""
         v, p = self.vision, self.projector
         if not (self.any_size and tokens):

@@ -7,8 +7,6 @@ token (visual tokens take the place of id -200), and their `patch` selection dro
 any tower: of SigLIP, which has no class token, the first patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

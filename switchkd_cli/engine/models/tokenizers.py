@@ -1,7 +1,5 @@
 """Tokenizers and chat templates for a LLaVA model: what is added when they are read, and when they are saved."""
 
-from __future__ import annotations
-
 import copy
 from importlib.resources import files
 from typing import Any

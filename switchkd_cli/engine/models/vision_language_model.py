@@ -1,10 +1,8 @@
 """A transformers model as vision encoder V, projector P and language model L: the same code for every family."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +191,7 @@ class VisionLanguageModel(nn.Module):
             output = self._read(batch, tokens, output_attentions=True)
         return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
 
-    def same_vision(self, other: VisionLanguageModel) -> bool:
+    def same_vision(self, other: Self) -> bool:
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
         alike = _feature_settings(self) == _feature_settings(other) and ours.keys() == theirs.keys()
