@@ -138,8 +138,8 @@ class Tower(_Seam):
         tower, visual = core.get_submodule(self.tower), self.visual(images, core.dtype)
         if count := self.read_layers(core.config):
             parent, _, name = self.layers.rpartition(".")
-            first_layers = swapped(tower.get_submodule(parent), {name: self.vision_layers(core)[:count]})
-            with first_layers, swapped(tower, {"post_layernorm": nn.Identity()}):
+            first_layers = replaced(tower.get_submodule(parent), {name: self.vision_layers(core)[:count]})
+            with first_layers, replaced(tower, {"post_layernorm": nn.Identity()}):
                 features = tower(visual["pixel_values"].flatten(0, -4)).last_hidden_state
         else:
 
@@ -147,7 +147,7 @@ class Tower(_Seam):
                 raise Enough(tower(*arguments, **named).last_hidden_state)
 
             try:
-                with swapped(core, {self.tower: _Instead(stop)}):
+                with replaced(core, {self.tower: _Instead(stop)}):
                     core.get_image_features(**visual)
             except Enough as enough:
                 features = enough.args[0]
@@ -165,7 +165,7 @@ class Tower(_Seam):
         def replay(*_: Any, **__: Any) -> ModelOutput:
             return BaseModelOutputWithPooling(last_hidden_state=values, hidden_states=every_layer)
 
-        with swapped(core, {self.tower: _Instead(replay)}):
+        with replaced(core, {self.tower: _Instead(replay)}):
             tokens = core.get_image_features(**visual, return_dict=True).pooler_output
         if isinstance(tokens, Tensor):
             return _grouped(tokens, tiles)
@@ -208,7 +208,7 @@ class Merged(_Seam):
         count = tower.spatial_merge_size**2
         unmerged = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
         names = [name.rpartition(".")[2] for name in self.connects]
-        with swapped(tower, dict(zip(names, (unmerged, nn.ModuleList([unmerged] * (levels - 1))), strict=False))):
+        with replaced(tower, dict(zip(names, (unmerged, nn.ModuleList([unmerged] * (levels - 1))), strict=False))):
             output = core.get_image_features(**self.visual(images, core.dtype), return_dict=True)
         read = [output.pooler_output, *(output.get("deepstack_features") or ())]
         apart = [torch.cat(list(level)).unflatten(-1, (count, -1)).flatten(0, 1) for level in read]
@@ -240,14 +240,16 @@ class _Instead(nn.Module):
 
 
 @contextmanager
-def swapped(parent: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside the block, the parent has other modules under these names."""
-    before = {name: parent._modules[name] for name in others}
-    parent._modules.update(others)
+def replaced(owner: Any, others: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block, these attributes of the owner (modules of a module, too) have other values."""
+    before = {name: getattr(owner, name) for name in others}
     try:
+        for name, other in others.items():
+            setattr(owner, name, other)
         yield
     finally:
-        parent._modules.update(before)
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def _dropped(config: PretrainedConfig) -> int:
