@@ -25,7 +25,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from switchkd_cli.engine.batch import ImageInput, PerImage, flat, together
-from switchkd_cli.engine.models.shape import layers_before_features, patch_grid
+from switchkd_cli.engine.models.shape import dropped_features, layers_before_features, patch_grid
 
 LEAST = 1e-7  # half precision has nothing smaller
 GRID = "image_grid_thw"
@@ -42,7 +42,9 @@ class _Seam:
     `layers`: V's, below the tower. `types`: the argument by which L is told where visual tokens are. `of_row`: a tensor with
     one value for all images of an example, which are then prepared together. `places`: the tensor of the places of an image's
     patches, -1 in padding, where V itself pools patches and gives features without padding. `stacks`: `get_image_features` returns one
-    tensor, not a list. `whole`: which of an image's tiles shows all of it.
+    tensor, not a list. `whole`: which of an image's tiles shows all of it. `at_layer`: P reads the layer of V that
+    `vision_feature_layer` names, else V's output. `square`: every tile gives the same number of visual tokens, from one grid of
+    features with equal sides.
     """
 
     tower: str
@@ -54,16 +56,13 @@ class _Seam:
     places: str = ""
     stacks: bool = False
     whole: int = -1
+    at_layer: bool = False
+    square: bool = True
 
     def layout(self, config: PretrainedConfig, image: ImageInput) -> Layout:
         """Return how the features of the image as a whole stand."""
         side = patch_grid(config)[1]
         return side, side, 1
-
-    @property
-    def square(self) -> bool:
-        """Whether every tile gives the same number of visual tokens, from one grid of features with equal sides."""
-        return False
 
     def levels(self, config: PretrainedConfig) -> int:
         """Return how many layers of V the projector reads."""
@@ -71,7 +70,7 @@ class _Seam:
 
     def read_layers(self, config: PretrainedConfig) -> int | None:
         """Return how many of V's layers come before its features; None: all, and what follows them."""
-        return None
+        return layers_before_features(config) if self.at_layer else None
 
     def vision_layers(self, core: Any) -> nn.ModuleList:
         return core.get_submodule(f"{self.tower}.{self.layers}")
@@ -116,22 +115,11 @@ class _Seam:
 
 @dataclass(frozen=True)
 class Tower(_Seam):
-    """V is a module of its own.
-
-    `at_layer`: P reads the layer that `vision_feature_layer` names, else V's last states.
-    """
+    """V is a module of its own."""
 
     tower: str = "vision_tower"
     layers: str = "encoder.layers"
     connects: tuple[str, ...] = ("multi_modal_projector",)
-    at_layer: bool = False
-
-    @property
-    def square(self) -> bool:
-        return not self.places and "image_newline" not in self.connects
-
-    def read_layers(self, config: PretrainedConfig) -> int | None:
-        return layers_before_features(config) if self.at_layer else None
 
     def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
         """V: P >= 1 images -> features [P, F, width of V], or P tensors [F_p, width of V]."""
@@ -151,14 +139,16 @@ class Tower(_Seam):
                     core.get_image_features(**visual)
             except Enough as enough:
                 features = enough.args[0]
-        return _grouped(features[:, _dropped(core.config) :], self._counts(core, images))
+        return _grouped(features[:, dropped_features(core.config) :], self._counts(core, images))
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         """P: features of P >= 1 images -> visual tokens [P, M, width of L], or P tensors [M_p, width of L]."""
         tiles, values = self._counts(core, images) or [1] * len(features), _as_read(flat(features), core)
         if not self.places:
             values = values.unflatten(0, (sum(tiles), -1))
-            values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
+            values = pad(
+                values, (0, 0, dropped_features(core.config), 0)
+            )  # a place for the one that transformers drops
         every_layer = (values,) * (len(self.vision_layers(core)) + 1)
         visual = self.visual(images, values.dtype) if images else {"pixel_values": values}
 
@@ -190,6 +180,7 @@ class Merged(_Seam):
     layers: str = "blocks"
     connects: tuple[str, ...] = ("visual.merger",)
     types: str = "mm_token_type_ids"
+    square: bool = False
 
     def layout(self, config: PretrainedConfig, image: ImageInput) -> Layout:
         _, rows, columns = image[GRID].flatten().tolist()
@@ -250,11 +241,6 @@ def replaced(owner: Any, others: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
-
-
-def _dropped(config: PretrainedConfig) -> int:
-    """Return how many of a tower's features, at their beginning, the projector doesn't get."""
-    return int(getattr(config, "vision_feature_select_strategy", "full") == "default")
 
 
 def _as_read(features: Tensor, core: Any) -> Tensor:
