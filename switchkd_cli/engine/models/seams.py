@@ -130,15 +130,7 @@ class Tower(_Seam):
             with first_layers, replaced(tower, {"post_layernorm": nn.Identity()}):
                 features = tower(visual["pixel_values"].flatten(0, -4)).last_hidden_state
         else:
-
-            def stop(*arguments: Any, **named: Any) -> None:
-                raise Enough(tower(*arguments, **named).last_hidden_state)
-
-            try:
-                with replaced(core, {self.tower: _Instead(stop)}):
-                    core.get_image_features(**visual)
-            except Enough as enough:
-                features = enough.args[0]
+            features = output_of(tower, core.get_image_features, **visual).last_hidden_state
         return _grouped(features[:, dropped_features(core.config) :], self._counts(core, images))
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
@@ -218,8 +210,21 @@ class Merged(_Seam):
 Seam = Tower | Merged
 
 
-class Enough(Exception):
+class _Enough(Exception):
     """Ends a forward pass where nothing more is needed of it, and carries the last output as its argument."""
+
+
+def output_of(module: nn.Module, run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Return what a module gives in a call of `run`, of which nothing behind that is computed."""
+
+    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+        raise _Enough(output)
+
+    with module.register_forward_hook(stop):
+        try:
+            run(*arguments, **named)
+        except _Enough as enough:
+            return enough.args[0]
 
 
 class _Instead(nn.Module):

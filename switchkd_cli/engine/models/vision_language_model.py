@@ -13,7 +13,7 @@ from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.seams import GRID, Enough, Seam, replaced
+from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
 from switchkd_cli.engine.models.shape import vision_width
 
 EAGER = {"_attn_implementation": "eager"}
@@ -157,15 +157,9 @@ class VisionLanguageModel(nn.Module):
 
         Queries that are not text, or don't see the image, get 0. Nothing behind the first layer's attention is computed.
         """
-
-        def stop(module: nn.Module, arguments: Any, output: Any) -> None:
-            raise Enough(output[1])
-
-        with replaced(self.language.config, EAGER), self.language.layers[0].self_attn.register_forward_hook(stop):
-            try:
-                self._read(batch, tokens)
-            except Enough as enough:
-                weights = enough.args[0].float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
+        with replaced(self.language.config, EAGER):
+            output = output_of(self.language.layers[0].self_attn, self._read, batch, tokens)
+        weights = output[1].float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
         if not batch.images:
             return _with_graph_of(tokens, weights[:0, :1].transpose(1, 2))
         of_images = weights[batch.image].split([len(each) for each in tokens])
