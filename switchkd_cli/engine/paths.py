@@ -17,6 +17,7 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
+from switchkd_cli.report.grouping import grouped
 
 PATHS = ("student", "teacher", "switch")
 
@@ -133,15 +134,13 @@ class Paths(nn.Module):
         with the teacher's own tokens it is a mask of both: `Batch.read_by`.
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
-        kinds: dict[str, list[str]] = {path: [] for path in PATHS}
-        for name in sorted(names):
-            path, _, kind = name.partition(".")
-            kinds[path].append(kind or "logits")
+        parts = (name.partition(".") for name in sorted(names))
+        kinds = grouped((path, kind or "logits") for path, _, kind in parts)
         seen: Seen = (), ()
-        if kinds["student"] or kinds["switch"] or (kinds["teacher"] and self.one_tower):
+        if "student" in kinds or "switch" in kinds or ("teacher" in kinds and self.one_tower):
             seen = self._encode(batch.images)
         outputs: dict[str, PerImage] = {}
-        for path in (path for path in PATHS if kinds[path]):
+        for path in (path for path in PATHS if path in kinds):
             with torch.set_grad_enabled(torch.is_grad_enabled() and path != "teacher"):
                 outputs |= self._read(path, kinds[path], *batch.read_by(path, keep), seen)
         return outputs

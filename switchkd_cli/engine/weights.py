@@ -18,7 +18,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from switchkd_cli.engine.hub import CONFIGS_ONLY, NO_CODE, CheckpointFolder, as_user_error, one_line
 from switchkd_cli.errors import MACHINE, UserError, for_each
 
-ADAPTERS = "adapter_config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 5  # tensors named in an error
@@ -36,7 +35,7 @@ def check_weights(*checkpoint: CheckpointFolder) -> None:
 
 
 def _check_files(checkpoint: CheckpointFolder) -> None:
-    if checkpoint.has(ADAPTERS):
+    if checkpoint.has("adapter_config.json"):
         raise UserError(f"{checkpoint}: holds LoRA adapters, not a whole model: merge them first")
     if damaged := next(filter(None, map(_damage, weight_files(checkpoint))), None):
         raise UserError(f"{checkpoint}: {damaged}", hint="copy or fetch the checkpoint again")

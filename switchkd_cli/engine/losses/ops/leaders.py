@@ -15,7 +15,6 @@ BLOCK = 2**24
 
 Loss = Callable[..., Tensor]
 Select = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-Selected = tuple[Tensor, Tensor]  # ids [N, K] and k [N]
 Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From the teacher's and the student's logits [N, K] on a leader's ids, of which row n uses its first k[n], to its loss [N]."""
 
@@ -65,7 +64,7 @@ class _SumOverLeaders(torch.autograd.Function):
         compare: Compare,
         select: Select,
         leaders: Sequence[str],
-        selected: dict[tuple[int, int], Selected],
+        selected: dict[tuple[int, int], tuple[Tensor, Tensor]],
     ) -> Tensor:
         rows = max(1, BLOCK // student.shape[-1])
         needs_gradient = ctx.needs_input_grad[0]
