@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import PretrainedConfig, set_seed
+from transformers import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
@@ -58,7 +58,7 @@ class Pair(NamedTuple):
 
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
-        data = open_data(self.recipe.data[name], student.inputs, cache, self.student.config)
+        data = open_data(self.recipe.data[name], student.inputs, cache)
         if self.teacher is None or not compatibility.read_by_teacher(name, self.recipe.stages):
             return data
         return shown_to(data, self.student, self.teacher, by_bytes=bool(self.vocabulary.own))
@@ -139,14 +139,12 @@ def load(checkpoint: str, who: str = "checkpoint") -> VisionLanguageModel:
     return check_checkpoint(checkpoint, who, needs_template=False).build()
 
 
-def open_data(
-    spec: DataSet, inputs: InputProcessor, cache: Path, config: PretrainedConfig | None = None
-) -> Conversations:
-    """Open one named data set as examples for a model, without inspecting its rows. `config`: see `read_rows`.
+def open_data(spec: DataSet, inputs: InputProcessor, cache: Path) -> Conversations:
+    """Open one named data set as examples for a model, without inspecting its rows.
 
     Raises UserError for missing or broken files.
     """
-    return read_rows(open_rows(spec, cache), spec, inputs, config)
+    return read_rows(open_rows(spec, cache), spec, inputs)
 
 
 def open_rows(spec: DataSet, cache: Path) -> Rows:
@@ -154,12 +152,10 @@ def open_rows(spec: DataSet, cache: Path) -> Rows:
     return registry.resolve("source", spec.source)(cache, **spec.parameters)
 
 
-def read_rows(
-    rows: Rows, spec: DataSet, inputs: InputProcessor, config: PretrainedConfig | None = None
-) -> Conversations:
-    """Return rows as examples for a model, by what a data set says about them. `config` says how many positions it has."""
+def read_rows(rows: Rows, spec: DataSet, inputs: InputProcessor) -> Conversations:
+    """Return rows as examples for a model, by what a data set says about them, of as many positions as the model has."""
     fields = spec.model_dump(include={"template", "max_length", "max_faults"})
-    return Conversations(rows, inputs, positions=_limit("student", config), **fields)
+    return Conversations(rows, inputs, positions=_limit("student", inputs), **fields)
 
 
 def shown_to(data: Conversations, student: Blueprint, teacher: Blueprint, *, by_bytes: bool = False) -> Conversations:
@@ -167,7 +163,7 @@ def shown_to(data: Conversations, student: Blueprint, teacher: Blueprint, *, by_
 
     `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
     """
-    limit = _limit("teacher", teacher.config)
+    limit = _limit("teacher", teacher.inputs)
     if by_bytes or student.inputs.usual.text != teacher.inputs.usual.text:
         return data.with_teacher(teacher.inputs, limit, by_bytes=by_bytes)
     both = copy.copy(data)
@@ -175,7 +171,7 @@ def shown_to(data: Conversations, student: Blueprint, teacher: Blueprint, *, by_
     return both
 
 
-def _limit(who: str, config: PretrainedConfig | None) -> dict[str, int]:
+def _limit(who: str, inputs: InputProcessor) -> dict[str, int]:
     """Return a model's maximum positions, by its role; nothing where its config doesn't say it."""
-    limit = max_positions(config) if config is not None else None
+    limit = max_positions(inputs.config)
     return {who: limit} if limit else {}

@@ -3,8 +3,6 @@
 The checks need only configs, tokenizers and image processors, so they come before any weight is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

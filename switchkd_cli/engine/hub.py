@@ -1,7 +1,5 @@
 """Resolve a checkpoint name to a local folder, downloading it if needed; every failure is a UserError."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from os.path import exists, isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -42,7 +40,7 @@ class CheckpointFolder:
     def __str__(self) -> str:
         return f"{self.who}: {self.name}"
 
-    def __truediv__(self, part: str) -> CheckpointFolder:
+    def __truediv__(self, part: str) -> Self:
         """Return one of its sub-folders."""
         return replace(self, name=f"{self.name}/{part}", folder=self.folder / part)
 

@@ -1,7 +1,5 @@
 """LM heads as plain weights: from hidden states to logits, in chunks of positions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

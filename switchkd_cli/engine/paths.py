@@ -1,13 +1,11 @@
 """The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), their outputs, and the switch's adapter."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import cycle
 from operator import call
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
+from switchkd_cli.report.grouping import grouped
 
 PATHS = ("student", "teacher", "switch")
 
@@ -93,13 +92,13 @@ class Paths(nn.Module):
         assert self.switch_adapter is not None, f"these paths have no {part}"
         return list(self.switch_adapter.parameters())
 
-    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Paths:
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the teacher together with the student."""
         if self.teacher is not None:
             self.teacher._apply(change, recurse)
         return super()._apply(change, recurse)
 
-    def twin(self) -> Paths:
+    def twin(self) -> Self:
         """Return paths with a copy of the student and its adapters; the teacher, processor and states are the same."""
         shared = self._untracked, self.student.inputs, self.states, self.tokens
         return copy.deepcopy(self, {id(one): one for one in shared})
@@ -135,15 +134,13 @@ class Paths(nn.Module):
         with the teacher's own tokens it is a mask of both: `Batch.read_by`.
         Positions are chosen before the head, so no [B, T, vocabulary] tensor exists.
         """
-        kinds: dict[str, list[str]] = {path: [] for path in PATHS}
-        for name in sorted(names):
-            path, _, kind = name.partition(".")
-            kinds[path].append(kind or "logits")
+        parts = (name.partition(".") for name in sorted(names))
+        kinds = grouped((path, kind or "logits") for path, _, kind in parts)
         seen: Seen = (), ()
-        if kinds["student"] or kinds["switch"] or (kinds["teacher"] and self.one_tower):
+        if "student" in kinds or "switch" in kinds or ("teacher" in kinds and self.one_tower):
             seen = self._encode(batch.images)
         outputs: dict[str, PerImage] = {}
-        for path in (path for path in PATHS if kinds[path]):
+        for path in (path for path in PATHS if path in kinds):
             with torch.set_grad_enabled(torch.is_grad_enabled() and path != "teacher"):
                 outputs |= self._read(path, kinds[path], *batch.read_by(path, keep), seen)
         return outputs
@@ -250,7 +247,7 @@ class FeatureAdapter(nn.Module):
                 nn.init.orthogonal_(level.weight, generator=generator)
 
     @classmethod
-    def between(cls, student: Blueprint, teacher: Blueprint, seed: int, *, as_pictures: bool = False) -> FeatureAdapter:
+    def between(cls, student: Blueprint, teacher: Blueprint, seed: int, *, as_pictures: bool = False) -> Self:
         """Return the adapter of two models that fit, `as_pictures`: as far as features of whole images go."""
         ours, theirs = student.feature_map, teacher.feature_map
         towers = (student, teacher) if as_pictures else ()

@@ -1,7 +1,5 @@
 """Which tokens of two unlike tokenizers are one and the same."""
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import cached_property
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from switchkd_cli.engine.hub import CONFIGS_ONLY, NO_CODE, CheckpointFolder, as_user_error, one_line
-from switchkd_cli.errors import MACHINE, UserError
+from switchkd_cli.errors import MACHINE, UserError, for_each
 
-ADAPTERS = "adapter_config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SHOWN = 5  # tensors named in an error
@@ -32,18 +31,14 @@ def check_weights(*checkpoint: CheckpointFolder) -> None:
 
     It reads the headers of safetensors files, and nothing of pickles.
     """
-    problems, hint = list[str](), "copy or fetch the checkpoint again"
-    for one in () if CONFIGS_ONLY.get() else checkpoint:
-        try:
-            if one.has(ADAPTERS):
-                raise UserError(f"{one}: holds LoRA adapters, not a whole model: merge them first")
-            damaged = next(filter(None, map(_damage, weight_files(one))), None)
-            problems += [f"{one}: {damaged}"] if damaged else []
-        except UserError as error:
-            problems += error.problems
-            hint = error.hint
-    if problems:
-        raise UserError(problems, hint=hint)
+    for_each(() if CONFIGS_ONLY.get() else checkpoint, _check_files)
+
+
+def _check_files(checkpoint: CheckpointFolder) -> None:
+    if checkpoint.has("adapter_config.json"):
+        raise UserError(f"{checkpoint}: holds LoRA adapters, not a whole model: merge them first")
+    if damaged := next(filter(None, map(_damage, weight_files(checkpoint))), None):
+        raise UserError(f"{checkpoint}: {damaged}", hint="copy or fetch the checkpoint again")
 
 
 def weight_files(checkpoint: CheckpointFolder) -> list[Path]:

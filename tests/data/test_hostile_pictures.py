@@ -11,6 +11,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from switchkd_cli.engine.data import image as picture
 from switchkd_cli.engine.data.conversation import Conversations
@@ -18,7 +19,7 @@ from switchkd_cli.engine.data.image import PIXELS, RATIO, SIDE, open_image, upri
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.engine.data.turns import IMAGE
-from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, SiglipImageProcessorPil, with_square_padding
+from switchkd_cli.engine.models.processors import with_square_padding
 from switchkd_cli.errors import INPUT, UserError
 from tests.support import tiny
 

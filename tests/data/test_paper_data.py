@@ -169,9 +169,9 @@ def test_a_folder_that_was_not_fetched_ends_the_run_before_training(place, monke
 
 def test_the_rows_are_what_the_templates_say(place):
     model = tiny.model()
-    student = VisionLanguageModel(
-        model.model, SquareInputs(tiny_qwen.processor(), model.inputs.usual.text.count("<image>"))
-    )
+    inputs = SquareInputs(tiny_qwen.processor(), model.inputs.usual.text.count("<image>"))
+    inputs.config = model.model.config
+    student = VisionLanguageModel(model.model, inputs)
     for name, expected in (
         ("captions", "<image> <image> <image> <image> [a] [Ġdog] [Ċ]"),
         ("instructions", "Ġquestions . ĠUSER : Ġ <image> <image> <image> <image> Ċ How Ġmany Ġdogs ?"),

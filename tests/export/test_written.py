@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
     GenerationConfig,
@@ -23,6 +24,7 @@ from transformers import (
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -34,7 +36,6 @@ from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models import model_folder
-from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.tokenizers import IN_PARTS
 from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import Parts

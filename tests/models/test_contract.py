@@ -6,7 +6,13 @@ import re
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
 from switchkd_cli.engine.build import read_rows, shown_to
 from switchkd_cli.engine.compatibility import (
@@ -20,7 +26,6 @@ from switchkd_cli.engine.compatibility import (
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models.llava import LlavaBlueprint
-from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
@@ -325,7 +330,7 @@ def test_positions_are_those_of_the_configs_stretched_where_they_are():
     assert read_by_teacher("rows", [other, taught])
     assert not read_by_teacher("other", [other, taught]) and not read_by_teacher("rows", [alone])
     read = Rows([tiny.row("r", None, ("a", "b"))], llava_row)
-    data = read_rows(read, DataSet(source="llava_json"), student.inputs, student.config)
+    data = read_rows(read, DataSet(source="llava_json"), student.inputs)
     assert data.positions == {"student": 512}
     assert shown_to(data, student, teacher).positions == {"student": 512, "teacher": 131072}
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionModel,
     LlamaConfig,
@@ -23,6 +24,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipConfig,
+    SiglipImageProcessorPil,
     SiglipModel,
     SiglipVisionModel,
 )
@@ -30,7 +32,6 @@ from transformers import (
 from switchkd_cli.engine import weights
 from switchkd_cli.engine.build import check_checkpoint, check_model
 from switchkd_cli.engine.models.ldpnet import LDPNetV2
-from switchkd_cli.engine.models.processors import CLIPImageProcessorPil, SiglipImageProcessorPil
 from switchkd_cli.engine.models.shape import features_of, image_tokens_of
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError

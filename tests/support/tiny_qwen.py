@@ -5,9 +5,7 @@ import tempfile
 from pathlib import Path
 
 from tokenizers import AddedToken
-from transformers import LlavaProcessor, Qwen2TokenizerFast
-
-from switchkd_cli.engine.models.processors import SiglipImageProcessorPil
+from transformers import LlavaProcessor, Qwen2TokenizerFast, SiglipImageProcessorPil
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 CORPUS = """\

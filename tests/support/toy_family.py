@@ -129,8 +129,8 @@ class ToyInputs(InputProcessor):
     chained_only = ""
     seam = None
 
-    def __init__(self, processor: ProcessorMixin | None) -> None:
-        self.processor = processor
+    def __init__(self, processor: ProcessorMixin | None, config: ToyConfig | None) -> None:
+        self.processor, self.config = processor, config
 
     @property
     def image_token(self) -> int:
@@ -297,7 +297,7 @@ class ToyFamily:
             raise UserError(f"{checkpoint} is no toy")
         check_weights(checkpoint)
         config = ToyConfig(**json.loads((checkpoint.folder / "config.json").read_text()))
-        inputs = ToyInputs(AutoProcessor.from_pretrained(checkpoint.folder, backend="pil"))
+        inputs = ToyInputs(AutoProcessor.from_pretrained(checkpoint.folder, backend="pil"), config)
 
         def weights(dtype: str) -> ToyModel:
             return load_weights(ToyModel, checkpoint, dtype, config=config)
@@ -315,7 +315,7 @@ class ToyFamily:
 
     def skeleton(self, config: ToyConfig) -> Toy:
         with torch.device("meta"):
-            return Toy(ToyModel(config), ToyInputs(None))
+            return Toy(ToyModel(config), ToyInputs(None, config))
 
     def shape(self, config: ToyConfig) -> ModelShape:
         vision, language = config.vision(), config.language()
@@ -343,6 +343,7 @@ def model(width: int = 16, seed: int = 0, vision_width: int = 16) -> Toy:
     """A toy of a few thousand parameters with the playground's tokenizer."""
     torch.manual_seed(seed)
     processor = AutoProcessor.from_pretrained(ASSETS / "teacher", backend="pil")
-    inputs = ToyInputs(processor)
-    config = ToyConfig(vision_width, width, vocab_size=len(processor.tokenizer), image_token=inputs.image_token)
-    return Toy(ToyModel(config), inputs).eval()
+    tokenizer = processor.tokenizer
+    image_token = tokenizer.convert_tokens_to_ids(processor.image_token)
+    config = ToyConfig(vision_width, width, vocab_size=len(tokenizer), image_token=image_token)
+    return Toy(ToyModel(config), ToyInputs(processor, config)).eval()

@@ -170,7 +170,7 @@ def sample_data(
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
     else:
-        conversations = open_data(spec, model.blueprint.inputs, cache, model.blueprint.config)
+        conversations = open_data(spec, model.blueprint.inputs, cache)
         if teacher is not None:
             conversations = shown_to(conversations, model.blueprint, teacher, by_bytes=by_bytes)
         conversations.inspect(images=check_images)

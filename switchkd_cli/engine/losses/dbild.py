@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
-from switchkd_cli.engine.losses.ops.leaders import LeaderTopK, at_knees_of, sum_over_leaders
-from switchkd_cli.engine.losses.ops.pairwise_kl import forward_pairwise_kl, reverse_pairwise_kl
+from switchkd_cli.engine.losses.ops.leaders import at_knees_of, sum_over_leaders
+from switchkd_cli.engine.losses.ops.pairwise_kl import pairwise_kl
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, nan_where_broken
 
 
@@ -41,7 +41,11 @@ def dbild(
     leaders: "teacher" is L_t alone, "student" L_s alone: each ignores what only the other model ranks high.
     divergence: "forward" is KL(p_T || p_S); with min_k = max_k it is BiLD.
     """
-    compare = partial(reverse_pairwise_kl if divergence == "reverse" else forward_pairwise_kl, temperature=temperature)
+
+    def compare(teacher: Tensor, student: Tensor, k: Tensor) -> Tensor:
+        of, to = (student, teacher) if divergence == "reverse" else (teacher, student)
+        return pairwise_kl(of, to, k, temperature)
+
     select = TopKAtKnee(window, min_k, max_k)
     if leaders == "both":
         return sum_over_leaders(compare, teacher_logits, student_logits, select)
@@ -63,8 +67,8 @@ def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float =
     """
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
-    compare, select = partial(forward_pairwise_kl, temperature=temperature), TopKAtKnee(window=k, min_k=k, max_k=k)
-    return sum_over_leaders(compare, teacher_logits, student_logits, select)
+    bounds = {"window": k, "min_k": k, "max_k": k}
+    return dbild(teacher_logits, student_logits, temperature=temperature, divergence="forward", **bounds)
 
 
 @at_knees_of("teacher", "student")
@@ -83,12 +87,12 @@ def knee_kl(
     in dbild. There is no temperature^2 factor.
     """
 
-    def divergence(top: LeaderTopK) -> Tensor:
-        beyond_k = torch.arange(top.student.shape[-1], device=top.k.device) >= top.k[:, None]
+    def divergence(teacher: Tensor, student: Tensor, k: Tensor) -> Tensor:
+        beyond_k = torch.arange(student.shape[-1], device=k.device) >= k[:, None]
         log_p, log_q = (
             (logits.double() / temperature).masked_fill(beyond_k, FLOOR).log_softmax(-1)
-            for logits in (top.student, top.teacher)
+            for logits in (student, teacher)
         )
-        return kl(log_p, log_q).to(top.student.dtype)
+        return kl(log_p, log_q).to(student.dtype)
 
     return sum_over_leaders(divergence, teacher_logits, student_logits, TopKAtKnee(window, min_k, max_k))

@@ -1,7 +1,5 @@
 """A model before its weights are read: its parts must fit together, and with a student's for the switch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -93,24 +91,23 @@ class Blueprint:
 
     def problems(self) -> Iterator[str]:
         """Yield where the config, the tokenizer and the image processor don't fit together."""
-        yield from self._layer_problems()
+        layer = getattr(self.config, "vision_feature_layer", -1)
+        layers = self.config.vision_config.num_hidden_layers if self.inputs.seam.at_layer else 1
+        if not isinstance(layer, int) or not -layers <= layer <= -1:  # in a family that has V's output read, the last
+            yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
         if (scaling := getattr(self.config.get_text_config(), "logits_scaling", 1)) != 1:
             yield f"its config has logits_scaling {scaling}, which is not supported"
         try:
-            with as_user_error("the processor can't prepare an image"):
-                text = self.inputs.usual.text
+            yield from self._image_problems()
         except UserError as error:
             yield from error.problems
-            return
+
+    def _image_problems(self) -> Iterator[str]:
+        """Yield where what the processor makes of an image doesn't fit. Raises UserError where it can't prepare one."""
+        with as_user_error("the processor can't prepare an image"):
+            text = self.inputs.usual.text
         if self.config.image_token_id not in self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]:
             yield f"the processor writes no token {self.config.image_token_id} for an image, the config's image token"
-
-    def _layer_problems(self) -> Iterator[str]:
-        """Yield why the layer that the projector reads is none of V's, or in a family that has V's output read isn't the last."""
-        layer = getattr(self.config, "vision_feature_layer", -1)
-        layers = self.config.vision_config.num_hidden_layers if getattr(self.inputs.seam, "at_layer", False) else 1
-        if not isinstance(layer, int) or not -layers <= layer <= -1:
-            yield f"feature_layer is counted from the end, -1 to -{layers}, got {layer}"
 
     @property
     def feature_map(self) -> FeatureMap:
@@ -135,7 +132,7 @@ class Blueprint:
         sizes = own.width, own.levels, patch_grid(self.config)[0], grid, *counts
         return [self.kind, *sizes, normalisation(self.image_processor)]
 
-    def facts(self, student: Blueprint, users: Sequence[str] = ()) -> Iterator[PairFact]:
+    def facts(self, student: "Blueprint", users: Sequence[str] = ()) -> Iterator[PairFact]:
         """Yield each property of this teacher's vision and of a student's. `users`: terms that need equal feature layers.
 
         Every tower reads its grid row by row, so equal grids and selections give features in the same order.
@@ -153,7 +150,7 @@ class Blueprint:
         why = f": {', '.join(users)} can't compare the two" if layer.difference and users else ""
         yield replace(layer, difference=layer.difference + why)
 
-    def _images_fact(self, student: Blueprint) -> PairFact:
+    def _images_fact(self, student: "Blueprint") -> PairFact:
         """Compare `probes` as both prepare them, by the largest difference, as a share of their range.
 
         It is 1 where they are of another size, or written otherwise in the text though their grids are equal.

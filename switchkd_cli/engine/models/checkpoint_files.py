@@ -1,7 +1,5 @@
 """Names in checkpoints' files; a config's numbers are checked before a model is built: a file may hold any value."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ A family is a `Family` below, with a seam each (`seams.py`), or a subclass in a 
 test class that inherits tests/support/family.py's. No code outside `engine/models` depends on a particular family.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,12 +94,14 @@ class Family:
         return shape(self.skeleton(config))
 
 
-TILES = Tower(at_layer=True, connects=("multi_modal_projector", "image_newline"), whole=0)
+TILES = Tower(at_layer=True, connects=("multi_modal_projector", "image_newline"), whole=0, square=False)
 LLAVA_NEXT = Family("llava_next", TILES)
 LLAVA_ONEVISION = Family("llava_onevision", replace(TILES, of_row="batch_num_images"))
 INTERNVL = Family("internvl", Tower(layers="encoder.layer", stacks=True))
 GEMMA3 = Family("gemma3", Tower(types="token_type_ids", stacks=True))
-GEMMA4 = Family("gemma4", Tower(connects=("embed_vision",), types="mm_token_type_ids", places="image_position_ids"))
+GEMMA4 = Family(
+    "gemma4", Tower(connects=("embed_vision",), types="mm_token_type_ids", places="image_position_ids", square=False)
+)
 CONNECTED = Tower("vision_model", language="text_model", connects=("connector",))
 SMOLVLM, IDEFICS3 = (Family(name, CONNECTED) for name in ("smolvlm", "idefics3"))
 QWEN2_VL, QWEN2_5_VL, QWEN3_5 = (Family(name, Merged()) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_5"))

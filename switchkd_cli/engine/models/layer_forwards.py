@@ -1,7 +1,5 @@
 """Layers of transformers' models, computed otherwise than their own forward does: again in the backward pass, or at fewer positions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

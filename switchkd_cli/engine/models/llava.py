@@ -1,7 +1,5 @@
 """LLaVA: what must fit in its files, and its config and processor, made of its parts'."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,7 +13,6 @@ from switchkd_cli.engine.models.processors import default_image_processor, prepa
 from switchkd_cli.engine.models.seams import Tower
 from switchkd_cli.engine.models.shape import CLASS_TOKENS, features_of, image_tokens_of
 from switchkd_cli.engine.models.tokenizers import IMAGE
-from switchkd_cli.errors import UserError
 
 LANGUAGE_MODELS = ("qwen2", "llama")
 TOWERS = ("siglip_vision_model", "clip_vision_model")
@@ -35,18 +32,13 @@ class LlavaBlueprint(Blueprint):
     def kind(self) -> str:
         return "llava"
 
-    def problems(self) -> Iterator[str]:
+    def _image_problems(self) -> Iterator[str]:
         tokenizer, vision = self.inputs.tokenizer, self.config.vision_config
         if (image := tokenizer.convert_tokens_to_ids(IMAGE)) != self.config.image_token_id:
             yield f"{IMAGE} is token {image} of the tokenizer, the config says {self.config.image_token_id}"
-        yield from self._layer_problems()
-        try:
-            size = tuple(prepared_probes(self.image_processor).shape[-2:])
-            with as_user_error("the processor can't prepare an image"):
-                tokens = self.inputs.usual.text.count(self.inputs.image_text)
-        except UserError as error:
-            yield from error.problems
-            return
+        size = tuple(prepared_probes(self.image_processor).shape[-2:])
+        with as_user_error("the processor can't prepare an image"):
+            tokens = self.inputs.usual.text.count(self.inputs.image_text)
         if size != (vision.image_size, vision.image_size):
             yield f"the image processor makes images of {size}, the vision tower takes {vision.image_size} x {vision.image_size}"
         elif tokens != image_tokens_of(self.config):

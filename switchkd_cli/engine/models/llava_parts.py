@@ -3,8 +3,6 @@
 Parts are a vision tower, a language model and a fresh projector.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from typing import Any
@@ -60,8 +58,6 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
         with as_user_error(f"{who}: no model can be built of these parts"):
             check_memory(transformers.AutoModelForImageTextToText, config, who)
             model = transformers.AutoModelForImageTextToText.from_config(config, dtype=DTYPE)
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
         if vision:
             tower = whole.weights(DTYPE).model.vision_tower if whole else None
             tower = tower or load_weights(transformers.AutoModel, vision, config=config.vision_config)

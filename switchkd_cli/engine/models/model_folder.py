@@ -5,8 +5,6 @@ published LLaVA checkpoints, so a LLaVA's names and fields are those of publishe
 write others. A model of another family is written as transformers 5 writes it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from itertools import islice
@@ -17,6 +15,7 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
+from switchkd_cli.engine.models.seams import replaced
 from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.errors import UTF8
 
@@ -30,7 +29,7 @@ FAST_CLASS = "PreTrainedTokenizerFast"  # in every release, the class that reads
 
 
 def save(
-    model: VisionLanguageModel,
+    model: "VisionLanguageModel",
     folder: Path,
     *,
     template: str | None = None,
@@ -44,11 +43,8 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     processor = to_be_saved(model.inputs.processor, template, end)
     generation, unused = _generation_config(model.model.generation_config, processor, trained=end is not None)
-    before, model.model.generation_config = model.model.generation_config, generation
-    try:
+    with replaced(model.model, {"generation_config": generation}):
         _save_model(model.model, folder, weights=weights)
-    finally:
-        model.model.generation_config = before
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
     edit_json(folder / "config.json", lambda fields: _portable_config(fields, model.model, processor))

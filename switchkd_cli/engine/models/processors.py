@@ -1,24 +1,13 @@
 """Processors: read transformers' own of images and text without what needs torchvision; make and compare those of images."""
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    LlavaImageProcessorPil,
-    PretrainedConfig,
-    ProcessorMixin,
-    SiglipImageProcessorPil,
-)
+from transformers import PretrainedConfig, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from switchkd_cli.engine.hub import NO_CODE, CheckpointFolder, as_user_error
@@ -37,7 +26,7 @@ NEAR, EQUAL = 0.05, 1e-3
 def read_image_processor(checkpoint: CheckpointFolder):
     """Return the image processor that is stored in a folder."""
     with as_user_error(f"{checkpoint}: no readable {FILE}"):
-        return AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
+        return transformers.AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
 
 
 def default_image_processor(vision: PretrainedConfig):
@@ -49,8 +38,10 @@ def default_image_processor(vision: PretrainedConfig):
     side = vision.image_size
     square = {"height": side, "width": side}
     if vision.model_type == "clip_vision_model":
-        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
-    return SiglipImageProcessorPil(size=square, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        return transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
+    return transformers.SiglipImageProcessorPil(
+        size=square, crop_size=square, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
 
 
 def with_square_padding(processor):
@@ -58,7 +49,7 @@ def with_square_padding(processor):
     size = processor.size if processor.size.get("shortest_edge") else {"shortest_edge": processor.size["height"]}
     cut = getattr(processor, "crop_size", None) or processor.size
     kept = {name: getattr(processor, name) for name in ("resample", "image_mean", "image_std")}
-    return LlavaImageProcessorPil(do_pad=True, size=dict(size), crop_size=dict(cut), **kept)
+    return transformers.LlavaImageProcessorPil(do_pad=True, size=dict(size), crop_size=dict(cut), **kept)
 
 
 def probes() -> list[Image.Image]:
@@ -83,8 +74,9 @@ def prepared_probes(image_processor) -> Tensor:
     most = FIELDS["limits"]["image_size"]
     with as_user_error("the image processor can't prepare an image"), np.errstate(all="ignore"):
         for size in (image_processor.size, getattr(image_processor, "crop_size", None)):
-            if size and not all(1 <= side <= most for side in _sides(size).values()):
-                raise UserError(f"the image processor makes images of {_sides(size)}, {most} is the most")
+            sides = {name: side for name, side in dict(size or {}).items() if side is not None}
+            if not all(1 <= side <= most for side in sides.values()):
+                raise UserError(f"the image processor makes images of {sides}, {most} is the most")
         pixels = image_processor(probes(), return_tensors="pt")["pixel_values"]
     if not pixels.isfinite().all():
         mean, std = normalisation(image_processor)
@@ -95,10 +87,6 @@ def prepared_probes(image_processor) -> Tensor:
 def normalisation(image_processor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel."""
     return tuple(image_processor.image_mean or ()), tuple(image_processor.image_std or ())
-
-
-def _sides(size: Mapping[str, int | None]) -> dict[str, int]:
-    return {name: side for name, side in dict(size).items() if side is not None}
 
 
 VIDEO = "video_preprocessor_config.json"  # where older releases keep a processor's part for videos
@@ -122,8 +110,8 @@ def read_processor(checkpoint: CheckpointFolder, model_type: str) -> ProcessorMi
             fields.setdefault("video_processor", checkpoint.json(VIDEO))
         given = {name: fields[name] for name in inspect.signature(kind.__init__).parameters if name in fields}
         given |= {part: _Unread(given.get(part) or {}) for part in kind.get_attributes()}
-        given["tokenizer"] = with_padding(AutoTokenizer.from_pretrained(checkpoint.folder, **NO_CODE))
-        given["image_processor"] = AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
+        given["tokenizer"] = with_padding(transformers.AutoTokenizer.from_pretrained(checkpoint.folder, **NO_CODE))
+        given["image_processor"] = transformers.AutoImageProcessor.from_pretrained(checkpoint.folder, **PIL, **NO_CODE)
         processor = kind.__new__(kind)
         processor.check_argument_for_proper_class = lambda part, value: None  # it knows no settings
         kind.__init__(processor, **given)

@@ -12,8 +12,6 @@ A feature is what P reads at one place: where it reads several layers (Qwen3-VL'
 way a visual token is all that L takes at one place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from switchkd_cli.engine.batch import ImageInput, PerImage, flat, together
-from switchkd_cli.engine.models.shape import layers_before_features, patch_grid
+from switchkd_cli.engine.models.shape import dropped_features, layers_before_features, patch_grid
 
 LEAST = 1e-7  # half precision has nothing smaller
 GRID = "image_grid_thw"
@@ -44,7 +42,9 @@ class _Seam:
     `layers`: V's, below the tower. `types`: the argument by which L is told where visual tokens are. `of_row`: a tensor with
     one value for all images of an example, which are then prepared together. `places`: the tensor of the places of an image's
     patches, -1 in padding, where V itself pools patches and gives features without padding. `stacks`: `get_image_features` returns one
-    tensor, not a list. `whole`: which of an image's tiles shows all of it.
+    tensor, not a list. `whole`: which of an image's tiles shows all of it. `at_layer`: P reads the layer of V that
+    `vision_feature_layer` names, else V's output. `square`: every tile gives the same number of visual tokens, from one grid of
+    features with equal sides.
     """
 
     tower: str
@@ -56,16 +56,13 @@ class _Seam:
     places: str = ""
     stacks: bool = False
     whole: int = -1
+    at_layer: bool = False
+    square: bool = True
 
     def layout(self, config: PretrainedConfig, image: ImageInput) -> Layout:
         """Return how the features of the image as a whole stand."""
         side = patch_grid(config)[1]
         return side, side, 1
-
-    @property
-    def square(self) -> bool:
-        """Whether every tile gives the same number of visual tokens, from one grid of features with equal sides."""
-        return False
 
     def levels(self, config: PretrainedConfig) -> int:
         """Return how many layers of V the projector reads."""
@@ -73,7 +70,7 @@ class _Seam:
 
     def read_layers(self, config: PretrainedConfig) -> int | None:
         """Return how many of V's layers come before its features; None: all, and what follows them."""
-        return None
+        return layers_before_features(config) if self.at_layer else None
 
     def vision_layers(self, core: Any) -> nn.ModuleList:
         return core.get_submodule(f"{self.tower}.{self.layers}")
@@ -118,56 +115,39 @@ class _Seam:
 
 @dataclass(frozen=True)
 class Tower(_Seam):
-    """V is a module of its own.
-
-    `at_layer`: P reads the layer that `vision_feature_layer` names, else V's last states.
-    """
+    """V is a module of its own."""
 
     tower: str = "vision_tower"
     layers: str = "encoder.layers"
     connects: tuple[str, ...] = ("multi_modal_projector",)
-    at_layer: bool = False
-
-    @property
-    def square(self) -> bool:
-        return not self.places and "image_newline" not in self.connects
-
-    def read_layers(self, config: PretrainedConfig) -> int | None:
-        return layers_before_features(config) if self.at_layer else None
 
     def see(self, core: Any, images: Sequence[ImageInput]) -> PerImage:
         """V: P >= 1 images -> features [P, F, width of V], or P tensors [F_p, width of V]."""
         tower, visual = core.get_submodule(self.tower), self.visual(images, core.dtype)
         if count := self.read_layers(core.config):
             parent, _, name = self.layers.rpartition(".")
-            first_layers = swapped(tower.get_submodule(parent), {name: self.vision_layers(core)[:count]})
-            with first_layers, swapped(tower, {"post_layernorm": nn.Identity()}):
+            first_layers = replaced(tower.get_submodule(parent), {name: self.vision_layers(core)[:count]})
+            with first_layers, replaced(tower, {"post_layernorm": nn.Identity()}):
                 features = tower(visual["pixel_values"].flatten(0, -4)).last_hidden_state
         else:
-
-            def stop(*arguments: Any, **named: Any) -> None:
-                raise Enough(tower(*arguments, **named).last_hidden_state)
-
-            try:
-                with swapped(core, {self.tower: _Instead(stop)}):
-                    core.get_image_features(**visual)
-            except Enough as enough:
-                features = enough.args[0]
-        return _grouped(features[:, _dropped(core.config) :], self._counts(core, images))
+            features = output_of(tower, core.get_image_features, **visual).last_hidden_state
+        return _grouped(features[:, dropped_features(core.config) :], self._counts(core, images))
 
     def project(self, core: Any, features: PerImage, images: Sequence[ImageInput]) -> PerImage:
         """P: features of P >= 1 images -> visual tokens [P, M, width of L], or P tensors [M_p, width of L]."""
         tiles, values = self._counts(core, images) or [1] * len(features), _as_read(flat(features), core)
         if not self.places:
             values = values.unflatten(0, (sum(tiles), -1))
-            values = pad(values, (0, 0, _dropped(core.config), 0))  # a place for the one that transformers drops
+            values = pad(
+                values, (0, 0, dropped_features(core.config), 0)
+            )  # a place for the one that transformers drops
         every_layer = (values,) * (len(self.vision_layers(core)) + 1)
         visual = self.visual(images, values.dtype) if images else {"pixel_values": values}
 
         def replay(*_: Any, **__: Any) -> ModelOutput:
             return BaseModelOutputWithPooling(last_hidden_state=values, hidden_states=every_layer)
 
-        with swapped(core, {self.tower: _Instead(replay)}):
+        with replaced(core, {self.tower: _Instead(replay)}):
             tokens = core.get_image_features(**visual, return_dict=True).pooler_output
         if isinstance(tokens, Tensor):
             return _grouped(tokens, tiles)
@@ -192,6 +172,7 @@ class Merged(_Seam):
     layers: str = "blocks"
     connects: tuple[str, ...] = ("visual.merger",)
     types: str = "mm_token_type_ids"
+    square: bool = False
 
     def layout(self, config: PretrainedConfig, image: ImageInput) -> Layout:
         _, rows, columns = image[GRID].flatten().tolist()
@@ -210,7 +191,7 @@ class Merged(_Seam):
         count = tower.spatial_merge_size**2
         unmerged = _Instead(lambda features: features.reshape(-1, count * features.shape[-1]))
         names = [name.rpartition(".")[2] for name in self.connects]
-        with swapped(tower, dict(zip(names, (unmerged, nn.ModuleList([unmerged] * (levels - 1))), strict=False))):
+        with replaced(tower, dict(zip(names, (unmerged, nn.ModuleList([unmerged] * (levels - 1))), strict=False))):
             output = core.get_image_features(**self.visual(images, core.dtype), return_dict=True)
         read = [output.pooler_output, *(output.get("deepstack_features") or ())]
         apart = [torch.cat(list(level)).unflatten(-1, (count, -1)).flatten(0, 1) for level in read]
@@ -229,8 +210,21 @@ class Merged(_Seam):
 Seam = Tower | Merged
 
 
-class Enough(Exception):
+class _Enough(Exception):
     """Ends a forward pass where nothing more is needed of it, and carries the last output as its argument."""
+
+
+def output_of(module: nn.Module, run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Return what a module gives in a call of `run`, of which nothing behind that is computed."""
+
+    def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+        raise _Enough(output)
+
+    with module.register_forward_hook(stop):
+        try:
+            run(*arguments, **named)
+        except _Enough as enough:
+            return enough.args[0]
 
 
 class _Instead(nn.Module):
@@ -242,19 +236,16 @@ class _Instead(nn.Module):
 
 
 @contextmanager
-def swapped(parent: nn.Module, others: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside the block, the parent has other modules under these names."""
-    before = {name: parent._modules[name] for name in others}
-    parent._modules.update(others)
+def replaced(owner: Any, others: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block, these attributes of the owner (modules of a module, too) have other values."""
+    before = {name: getattr(owner, name) for name in others}
     try:
+        for name, other in others.items():
+            setattr(owner, name, other)
         yield
     finally:
-        parent._modules.update(before)
-
-
-def _dropped(config: PretrainedConfig) -> int:
-    """Return how many of a tower's features, at their beginning, the projector doesn't get."""
-    return int(getattr(config, "vision_feature_select_strategy", "full") == "default")
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def _as_read(features: Tensor, core: Any) -> Tensor:

@@ -1,9 +1,7 @@
 """The sizes of a model of any family, from its config, for which transformers has several names each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -90,7 +88,7 @@ class ModelShape(NamedTuple):
     any_size: bool = False
     padded: bool = False
 
-    def of_images(self, tokens: float) -> ModelShape:
+    def of_images(self, tokens: float) -> Self:
         """Return the same for images of `tokens` visual tokens, where an image's size decides."""
         v, p = self.vision, self.projector
         if not (self.any_size and tokens):
@@ -115,12 +113,16 @@ def layers_before_features(config: PretrainedConfig) -> int:
 
 
 def features_of(config: PretrainedConfig) -> int:
-    """Return the number of features of one image, or tile, of the usual size, that the projector gets.
+    """Return the number of features of one image, or tile, of the usual size, that the projector gets."""
+    return patch_grid(config)[1] ** 2 + CLASS_TOKENS.get(config.vision_config.model_type, 0) - dropped_features(config)
 
-    The selection "default" drops the first of a tower's: CLIP's class token, or a SigLIP tower's first patch.
+
+def dropped_features(config: PretrainedConfig) -> int:
+    """Return how many of a tower's features, at their beginning, the projector doesn't get.
+
+    The selection "default" drops the first: CLIP's class token, or a SigLIP tower's first patch.
     """
-    dropped = getattr(config, "vision_feature_select_strategy", None) == "default"
-    return patch_grid(config)[1] ** 2 + CLASS_TOKENS.get(config.vision_config.model_type, 0) - int(dropped)
+    return int(getattr(config, "vision_feature_select_strategy", None) == "default")
 
 
 def image_tokens_of(config: PretrainedConfig) -> int:

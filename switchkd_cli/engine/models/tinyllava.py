@@ -7,8 +7,6 @@ token (visual tokens take the place of id -200), and their `patch` selection dro
 any tower: of SigLIP, which has no class token, the first patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -136,22 +134,18 @@ def _image_processor(checkpoint: CheckpointFolder, fields: Mapping[str, Any], co
 def _weights(
     checkpoint: CheckpointFolder, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> LlavaForConditionalGeneration:
-    state, unknown = {}, []
-    for folder, prefix in _weight_folders(checkpoint).items():
-        for stored_name, tensor in read_tensors(folder).items():
-            if any(part in prefix + stored_name for part in UNUSED):
-                continue
-            if (name := renamed(prefix + stored_name, FIELDS["tinyllava_tensors"])) is None:
-                unknown.append(prefix + stored_name)
-            else:
-                state[name] = tensor
-    if unknown:
+    folders = _weight_folders(checkpoint)
+    stored = {prefix + name: tensor for of, prefix in folders.items() for name, tensor in read_tensors(of).items()}
+    used = [name for name in stored if not any(part in name for part in UNUSED)]
+    names = {name: renamed(name, FIELDS["tinyllava_tensors"]) for name in used}
+    if unknown := [name for name, new in names.items() if new is None]:
         raise UserError(f"{checkpoint}: {len(unknown)} tensors of no known part, such as {unknown[0]}")
+    state = {new: stored[name] for name, new in names.items() if new}
     if config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)  # saved, but TinyLLaVA ties the head again on loading
     tokenizers.widen(state, config.text_config.vocab_size)
-    parts = tuple(_weight_folders(checkpoint))
-    model = load_weights(LlavaForConditionalGeneration, checkpoint, dtype, state=state, parts=parts, config=config)
+    given = {"state": state, "parts": tuple(folders), "config": config}
+    model = load_weights(LlavaForConditionalGeneration, checkpoint, dtype, **given)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model

@@ -1,7 +1,5 @@
 """Tokenizers and chat templates for a LLaVA model: what is added when they are read, and when they are saved."""
 
-from __future__ import annotations
-
 import copy
 from importlib.resources import files
 from typing import Any
@@ -54,11 +52,9 @@ def with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def own_template(*holders: ProcessorMixin | PreTrainedTokenizerBase) -> str | None:
     """Return the chat template of the first holder that has one; of several named templates, the default."""
-    for holder in holders:
-        template = holder.chat_template
-        if template := template.get("default") if isinstance(template, dict) else template:
-            return template
-    return None
+    templates = (holder.chat_template for holder in holders)
+    defaults = (template.get("default") if isinstance(template, dict) else template for template in templates)
+    return next(filter(None, defaults), None)
 
 
 def widen(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:

@@ -1,10 +1,8 @@
 """A transformers model as vision encoder V, projector P and language model L: the same code for every family."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +14,11 @@ from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.seams import GRID, Enough, Seam
+from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
 from switchkd_cli.engine.models.shape import vision_width
 
+EAGER = {"_attn_implementation": "eager"}
+"""Of L's config: the only implementation that returns attention weights."""
 ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
 
@@ -162,42 +162,23 @@ class VisionLanguageModel(nn.Module):
 
         Queries that are not text, or don't see the image, get 0. Nothing behind the first layer's attention is computed.
         """
-
-        def stop(module: nn.Module, arguments: Any, output: Any) -> None:
-            raise Enough(output[1])
-
-        hook = self.language.layers[0].self_attn.register_forward_hook(stop)
-        try:
-            with self._eager():
-                self._read(batch, tokens)
-        except Enough as enough:
-            weights = enough.args[0].float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
-        finally:
-            hook.remove()
+        with replaced(self.language.config, EAGER):
+            output = output_of(self.language.layers[0].self_attn, self._read, batch, tokens)
+        weights = output[1].float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
         if not batch.images:
             return _with_graph_of(tokens, weights[:0, :1].transpose(1, 2))
         of_images = weights[batch.image].split([len(each) for each in tokens])
         text = ((batch.turn >= 0) & ~batch.image)[batch.image_rows]
         return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
 
-    @contextmanager
-    def _eager(self) -> Iterator[None]:
-        """Inside the block, L attends in the only implementation that returns attention weights."""
-        config = self.language.config
-        before, config._attn_implementation = config._attn_implementation, "eager"
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
-
     def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """For figures, one example: attention [T, T], the mean over layers and heads, and logits [T, V]."""
-        with self._eager():
+        with replaced(self.language.config, EAGER):
             tokens = self.project(self.encode(batch.images), batch.images)
             output = self._read(batch, tokens, output_attentions=True)
         return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
 
-    def same_vision(self, other: VisionLanguageModel) -> bool:
+    def same_vision(self, other: Self) -> bool:
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
         alike = _feature_settings(self) == _feature_settings(other) and ours.keys() == theirs.keys()

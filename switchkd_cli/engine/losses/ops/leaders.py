@@ -1,7 +1,7 @@
 """Losses over a leader's highest logits: each leader (teacher, student) selects ids, on which both models are compared."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,18 +15,11 @@ BLOCK = 2**24
 
 Loss = Callable[..., Tensor]
 Select = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-Selected = tuple[Tensor, Tensor]  # ids [N, K] and k [N]
+Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From the teacher's and the student's logits [N, K] on a leader's ids, of which row n uses its first k[n], to its loss [N]."""
 
 _SELECTED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """The teacher's logits -> what was selected of them, which Align and VSD share. An entry goes when the logits do."""
-
-
-class LeaderTopK(NamedTuple):
-    """Both models' logits [N, K] on one leader's top ids; row n uses its first k[n] of them."""
-
-    teacher: Tensor
-    student: Tensor
-    k: Tensor
 
 
 def at_knees_of(*sides: str) -> Callable[[Loss], Loss]:
@@ -39,7 +32,7 @@ def at_knees_of(*sides: str) -> Callable[[Loss], Loss]:
 
 
 def sum_over_leaders(
-    compare: Callable[[LeaderTopK], Tensor],
+    compare: Compare,
     teacher_logits: Tensor,
     student_logits: Tensor,
     select: Select,
@@ -49,8 +42,8 @@ def sum_over_leaders(
     """Return the sum over its leaders of a loss of two logits [N, V], [N], computed a block of rows at a time.
 
     ``select(logits, padding)`` returns a leader's ids [N, K] and k [N]; losses with equal selectors share what is
-    selected from the same teacher's logits. ``compare(top)`` returns the loss of one leader [N]; each row's loss depends
-    on this row alone. The teacher gets no gradient.
+    selected from the same teacher's logits. ``compare(teacher, student, k)`` returns the loss of one leader [N]; each row's
+    loss depends on this row alone. The teacher gets no gradient.
     """
     version = None if teacher_logits.is_inference() else teacher_logits._version  # counts in-place changes
     selected = _SELECTED.setdefault(teacher_logits, {}).setdefault((select, version), {})
@@ -68,10 +61,10 @@ class _SumOverLeaders(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         teacher: Tensor,
-        compare: Callable[[LeaderTopK], Tensor],
+        compare: Compare,
         select: Select,
         leaders: Sequence[str],
-        selected: dict[tuple[int, int], Selected],
+        selected: dict[tuple[int, int], tuple[Tensor, Tensor]],
     ) -> Tensor:
         rows = max(1, BLOCK // student.shape[-1])
         needs_gradient = ctx.needs_input_grad[0]
@@ -91,7 +84,7 @@ class _SumOverLeaders(torch.autograd.Function):
                     ids, k = selected[rows, number]
                 on_ids = at_least_float32(of_student.gather(-1, ids)).requires_grad_(needs_gradient)
                 with torch.set_grad_enabled(needs_gradient):
-                    value = compare(LeaderTopK(at_least_float32(of_teacher.gather(-1, ids)), on_ids, k))
+                    value = compare(at_least_float32(of_teacher.gather(-1, ids)), on_ids, k)
                     if needs_gradient:
                         saved += [ids, *torch.autograd.grad(value.sum(), on_ids)]
                 total = total + value.detach()

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from switchkd_cli.engine.losses.ops.leaders import LeaderTopK
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR
 
 MAX_SPREAD = 300.0  # nats between the highest and the lowest of a row; exp(-2 * MAX_SPREAD) is still a normal float64
@@ -34,16 +33,6 @@ def pairwise_kl(of: Tensor, to: Tensor, k: Tensor, temperature: float) -> Tensor
     divergence of two similar models is a small difference of large numbers.
     """
     return _PairwiseKL.apply(of, to, k, temperature)
-
-
-def reverse_pairwise_kl(top: LeaderTopK, temperature: float) -> Tensor:
-    """Return the reverse divergence KL(p_S || p_T) of the pairs of a leader's top k, [N]."""
-    return pairwise_kl(top.student, top.teacher, top.k, temperature)
-
-
-def forward_pairwise_kl(top: LeaderTopK, temperature: float) -> Tensor:
-    """Return the forward divergence KL(p_T || p_S) of the pairs of a leader's top k, [N]."""
-    return pairwise_kl(top.teacher, top.student, top.k, temperature)
 
 
 class _PairwiseKL(torch.autograd.Function):
@@ -131,15 +120,13 @@ def _spread(values: Tensor) -> float:
 def _by_log_sums(u: Tensor, v: Tensor, in_top_k: Tensor, needs: Sequence[bool]) -> Result:
     """Return the same for values of any spread, at several times the cost."""
     with torch.enable_grad():
-        u, v = (values.detach().requires_grad_(need) for values, need in zip((u, v), needs, strict=False))
+        u, v = (values.detach().requires_grad_(any(needs)) for values in (u, v))
         log_first, log_second = _log_first(u, in_top_k), _log_second(u, in_top_k)
         gap = u - v
         first, second = log_first.softmax(-1), log_second.softmax(-1)
         mean_gap = (first * gap[:, :-1]).sum(-1) - (second * gap[:, 1:]).sum(-1)
         value = mean_gap - log_second.logsumexp(-1) + _log_second(v, in_top_k).logsumexp(-1)
-        needed = [values for values in (u, v) if values.requires_grad]
-        gradients = iter(torch.autograd.grad(value.sum(), needed) if needed else ())
-    on_u, on_v = (next(gradients) if values.requires_grad else None for values in (u, v))
+        on_u, on_v = torch.autograd.grad(value.sum(), (u, v)) if any(needs) else (None, None)
     return value.detach(), on_u, on_v
 
 
