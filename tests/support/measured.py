@@ -56,7 +56,8 @@ def micro_batch(batch: Batch) -> MicroBatch:
     positions = int(batch.predicting("answer").sum())
     teacher = None if batch.teacher is None else micro_batch(batch.teacher)
     independent = batch.attention.ndim == 4
-    return MicroBatch(count, len(batch.images), length, positions, independent=independent, teacher=teacher)
+    masked = independent or not bool(batch.attention.all())
+    return MicroBatch(count, len(batch.images), length, positions, masked, independent, teacher)
 
 
 def model_pair(paths: Paths) -> ModelPair:
