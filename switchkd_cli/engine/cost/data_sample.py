@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -117,6 +118,12 @@ class DataSample:
                     step.sort(key=lambda row: -row.length)
                 yield from (step[first : first + size] for first in range(0, batch, size))
 
+    def of_steps(
+        self, batch: int, size: int, on: str, tokens: Sequence[float], *, grouped: bool
+    ) -> Counter[MicroBatch]:
+        """Return how often each micro-batch occurs in such steps; see `padded`."""
+        return Counter(self.padded(rows, on, tokens) for rows in self.micro_batches(batch, size, grouped=grouped))
+
     def padding(self, batch: int, size: int, *, grouped: bool) -> float:
         """Return the share of padding among the tokens of such steps, in [0, 1)."""
         batches = list(self.micro_batches(batch, size, grouped=grouped))
@@ -169,24 +176,29 @@ def sample_data(
         bad_rows = BadRows(data.name, len(data), spec.max_faults)
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
+
+        def lengths_of(index: int) -> RowLengths:
+            return _guessed(data[index], model.image_tokens, spec.max_length)
+
     else:
         conversations = open_data(spec, model.blueprint.inputs, cache, model.blueprint.config)
         if teacher is not None:
             conversations = shown_to(conversations, model.blueprint, teacher, by_bytes=by_bytes)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
-    readers = [of.inputs for of in (model.blueprint, teacher) if of is not None and check_images]
-    opens = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
+        readers = [of.inputs for of in (model.blueprint, teacher) if of is not None and check_images]
+        opens = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
+        example = conversations.example if opens else conversations.text_example
+
+        def lengths_of(index: int) -> RowLengths:
+            return _counted(example(index), len(data[index].images))
+
     indices = list(range(len(data)))
     random.Random(0).shuffle(indices)
     lengths = []
     for index in indices[:SAMPLE_SIZE]:
         with suppress(Fault):
-            if model.blueprint is None:
-                lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
-            else:
-                of = conversations.example if opens else conversations.text_example
-                lengths.append(_counted(of(index), len(data[index].images)))
+            lengths.append(lengths_of(index))
     if not lengths:
         problem = f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used"
         raise UserError(problem, hint="; ".join(notes))

@@ -1,7 +1,6 @@
 """What a run needs: its models, each stage's steps, memory, operations and hours, downloads and disk."""
 
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -14,10 +13,10 @@ from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, re
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
-from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
+from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, best_interval, bytes_sent, time_terms
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
+from switchkd_cli.engine.cost.workload import Computation, ModelPair
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
@@ -50,32 +49,35 @@ def estimate_run(
         models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"] if taught else None
-    sizes = {who: model.parameters() for who, model in models.items() if isinstance(model, KnownModel)}
     pair, vocabulary = None, None
     facts: tuple[plan.PairFact, ...] = ()
     notes: list[str] = []
-    if isinstance(student, KnownModel) and not isinstance(teacher, UnknownModel):
+    if isinstance(student, KnownModel) and (teacher is None or isinstance(teacher, KnownModel)):
         terms = [term for stage in config.stages for term in stage.objective]
         vocabulary, facts = _shared_vocabulary(student, teacher, terms)
-        notes = check_fit(facts, config.remedies)
-        pair = ModelPair(student.shape, sizes["student"], vocabulary.shared)
+        notes += check_fit(facts, config.remedies)
+        pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all)
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
                 notes.append(f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student")
-    names = (name for stage in config.stages for name in stage.data_sets)
-    samples: dict[str, DataSample | None] = dict.fromkeys(names)
+    samples: dict[str, DataSample] = {}
     looked: dict[str, tuple[str, ...]] = {}
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
-            for name in samples:
-                own, by_bytes = None, False
-                if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
-                    own, by_bytes = teacher.blueprint, bool(vocabulary.own)
-                samples[name] = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
-            opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
+            by_bytes = bool(vocabulary and vocabulary.own)
+            for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
+                own = (
+                    teacher.blueprint
+                    if isinstance(teacher, KnownModel) and read_by_teacher(name, config.stages)
+                    else None
+                )
+                found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
+                if found is not None:
+                    samples[name] = found
+            opened = {name: sample.opened for name, sample in samples.items() if sample.opened is not None}
             if opened and look:
                 sets: dict[str, EvaluationSet] = {}
                 if config.evaluation is not None:
@@ -84,29 +86,28 @@ def estimate_run(
                     unsearched = "not searched for rows of the training data, as they are not here"
                     notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
                 looked = looks(config, opened, sets)
-    known = {name: sample for name, sample in samples.items() if sample is not None}
-    check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
-    of_stages = enumerate(DataSample.of_stage(stage, samples) for stage in config.stages)
-    stages = tuple(estimate_stage(run, i, pair, sample, machine, root) for i, sample in of_stages)
-    notes += [f"{name}: {note}" for name, sample in known.items() for note in sample.notes]
-    notes += _assumptions(run, models.values(), known, machine)
+    check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
+    stages = tuple(
+        estimate_stage(run, i, pair, DataSample.of_stage(stage, samples), machine, root)
+        for i, stage in enumerate(config.stages)
+    )
+    notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
+    notes += _assumptions(run, models.values(), samples, machine)
     notes += [f"{run.row}: {note}" for stage in stages for note in stage.notes]
     trained = max((stage.trained for stage in stages if stage.trained and not stage.reused), default=None)
     if trained:
         saving = config.checkpoints  # those that are kept, and one that is being written
         size = STATE * trained * (saving.keep + (saving.best is not None) + 1) / 1e9
         notes += [f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"]
+    of_models = [each.estimate(who) if isinstance(each, KnownModel) else each for who, each in models.items()]
     return RunEstimate(
         machine=machine,
-        models=tuple(
-            plan.ModelEstimate(who, sizes[who].total if who in sizes else {}, model.image_tokens, model.source)
-            for who, model in models.items()
-        ),
+        models=tuple(of_models),
         pair=facts,
         vocabulary=str(vocabulary) if vocabulary else "vocabulary: unknown until both models are here",
         stages=stages,
-        downloads=tuple(downloads(config, sizes)),
-        notes=tuple(notes),
+        downloads=tuple(downloads(config, of_models)),
+        notes=notes,
         looks=looked,
         scoring=dict(_scoring_hours(run, machine, root)),
     )
@@ -125,7 +126,7 @@ def _shared_vocabulary(
 
 
 def _assumptions(
-    run: Run, models: Iterable[KnownModel | UnknownModel], samples: Mapping[str, DataSample], machine: Machine
+    run: Run, models: Iterable[KnownModel | plan.ModelEstimate], samples: Mapping[str, DataSample], machine: Machine
 ) -> Iterator[str]:
     """Yield what the figures rest on."""
     models = list(models)
@@ -154,92 +155,75 @@ def _assumptions(
 def estimate_stage(
     run: Run, index: int, models: ModelPair | None, sample: DataSample | None, machine: Machine, root: Path
 ) -> StageEstimate:
-    """Estimate one stage; what follows from unknown models or data stays unknown.
+    """Estimate one stage; what follows from unknown models or data stays unknown."""
+    stage, key = run.config.stages[index], run.stage_key(index)
+    gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
+    reused, data = run_folder.stage(root, key).done, ", ".join(stage.trained_on)
+    estimate = StageEstimate(stage.name, key, reused, data, stage.batch, gpus, steps=stage.steps)
+    if sample is not None:
+        estimate.source, estimate.rows, estimate.lengths = sample.source, sample.rows, sample.lengths_by_part
+        held_out = (stage.validation and stage.validation.share) or 0.0
+        estimate.steps = count_steps(stage, round(sample.rows * (1 - held_out)))
+    if models is not None:
+        estimate.trained = models.trained(frozenset(stage.train))
+        estimate.saved_bytes = SAVED * models.parameters.all
+        if sample is not None:
+            if models.teacher is not None:
+                sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
+            _estimate_work(estimate, run, stage, sample.of_images(models), sample, machine)
+    return estimate
+
+
+def _estimate_work(
+    estimate: StageEstimate, run: Run, stage: Stage, models: ModelPair, sample: DataSample, machine: Machine
+) -> None:
+    """Add what the steps of a stage take, for which its models and data have to be known.
 
     The micro-batch is the recipe's, or the largest that fits. Memory is that of the largest micro-batch of the sample's
     steps; operations and padding are those of its mean step.
     """
-    stage, key = run.config.stages[index], run.stage_key(index)
-    gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
-    share = stage.validation.share if stage.validation is not None else None
-    rows = round(sample.rows * (1 - (share or 0))) if sample else None
-    estimate = StageEstimate(
-        name=stage.name,
-        key=key,
-        reused=run_folder.stage(root, key).done,
-        data=", ".join(stage.trained_on),
-        source=sample.source if sample else "unknown, download it first",
-        batch=stage.batch,
-        gpus=gpus,
-        rows=sample.rows if sample else None,
-        lengths=sample.lengths_by_part if sample else {},
-        steps=stage.steps if rows is None else count_steps(stage, rows),
-    )
-    if models is None:
-        return estimate
-    parts, recomputed = frozenset(stage.train), frozenset(stage.activation_checkpointing)
-    computed = Computation(stage.paths, parts, recomputed, prod(models.adapter))
-    trained, saved_bytes = models.trained(parts), SAVED * models.parameters.all
-    estimate = replace(estimate, trained=trained, saved_bytes=saved_bytes)
-    if sample is None:
-        return estimate
-    if models.teacher is not None:
-        sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
-    models = sample.of_images(models)
+    gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
+    recomputed = frozenset(stage.activation_checkpointing)
+    computed = Computation(stage.paths, frozenset(stage.train), recomputed, prod(models.adapter))
     both = models.student, models.teacher
-    tokens = [shape.projector.tokens for shape in both if shape is not None]
-    notes = list(_idle_notes(stage, gpus, machine.gpus))
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
+    estimate.notes += _idle_notes(stage, gpus, machine.gpus)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
     if logit_bytes is None:
         logit_bytes = 2 * precision.compute * len(stage.paths)  # at least the logits and their gradients
-        notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
+        estimate.notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
 
-    compared = _compared_positions(stage)
-
-    def micro_batches(size: int) -> Counter[MicroBatch]:
-        steps = sample.micro_batches(stage.batch, size, grouped=grouped)
-        return Counter(sample.padded(rows, compared, tokens) for rows in steps)
+    examples, compared = stage.batch // gpus, _compared_positions(stage)
+    tokens = [shape.projector.tokens for shape in both if shape is not None]
+    sizes = [n for n in range(1, examples + 1) if examples % n == 0]
+    batches = {n: sample.of_steps(stage.batch, n, compared, tokens, grouped=grouped) for n in sizes}
 
     def memory(size: int) -> dict[str, float]:
-        work = computed, precision, machine, logit_bytes
-        of_each = [step_memory(models, each, *work) for each in micro_batches(size)]
-        return max(of_each, key=lambda components: sum(components.values()))
+        each = (step_memory(models, batch, computed, precision, machine, logit_bytes) for batch in batches[size])
+        return max(each, key=lambda components: sum(components.values()))
 
-    sizes = [n for n in range(1, stage.batch // gpus + 1) if stage.batch // gpus % n == 0]
     memories = {n: memory(n) for n in sizes}
     fitting = [n for n in sizes if sum(memories[n].values()) <= USABLE * machine.memory * plan.GIB]
-    largest = max(fitting, default=None)
-    micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
-    counts = micro_batches(micro)
-    operations = sum(count * flops.step(*both, each, computed) for each, count in counts.items())
-    of_step = stage.batch / micro * operations / counts.total()
+    estimate.largest_micro_batch = largest = max(fitting, default=None)
+    estimate.micro_batch = micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
+    estimate.memory = memories[micro]
+    estimate.padding = sample.padding(stage.batch, micro, grouped=grouped)
+    operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
+    estimate.flops = stage.batch / micro * operations / batches[micro].total()
+    numbers = {"trained": models.trained(computed.train), "student": models.parameters.used}
     images = stage.batch * sample.mean("images")
-    numbers = {"trained": trained, "student": models.parameters.used}
-    work = StepWork(of_step, images, stage.batch // (micro * gpus), numbers, precision.weight)
-    time: dict[str, plan.TimeTerm] = {}
-    if estimate.steps:
-        state = STATE * trained
-        time = time_terms(work, estimate.steps, machine, gpus, run.config.checkpoints, state, saved_bytes)
-        notes += _failure_notes(stage.name, sum(term.adds for term in time.values()), state, machine, gpus)
-    notes += _micro_batch_notes(stage, micro, largest, stage.batch // gpus)
-    if stage.teacher_states == "cached" and models.teacher is not None and estimate.steps:
-        examples = min(sample.rows, estimate.steps * stage.batch)
-        states = examples * sample.mean(compared) * models.teacher.language.width
-        size = f"{states * precision.residual / 1e9:,.2g} GB"
-        written = f"{size} of the teacher's hidden states of {examples:,} rows to {run_folder.STATES}/"
-        notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
-    return replace(
-        estimate,
-        micro_batch=micro,
-        largest_micro_batch=largest,
-        memory=memories[micro],
-        padding=sample.padding(stage.batch, micro, grouped=grouped),
-        flops=of_step,
-        sent=bytes_sent(work, EXCHANGES[machine.zero], gpus),
-        time=time,
-        notes=tuple(notes),
-    )
+    work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
+    estimate.sent = bytes_sent(work, EXCHANGES[machine.zero], gpus)
+    if steps:
+        saved = SAVED * models.parameters.all
+        estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
+        estimate.notes += _failure_notes(stage.name, estimate.hours or 0.0, state, machine, gpus)
+    estimate.notes += _micro_batch_notes(stage, micro, largest, examples)
+    if stage.teacher_states == "cached" and models.teacher is not None and steps:
+        seen = min(sample.rows, steps * stage.batch)
+        size = seen * sample.mean(compared) * models.teacher.language.width * precision.residual / 1e9
+        written = f"{size:,.2g} GB of the teacher's hidden states of {seen:,} rows to {run_folder.STATES}/"
+        estimate.notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
 
 
 def _scoring_hours(run: Run, machine: Machine, root: Path) -> Iterator[tuple[str, float | None]]:

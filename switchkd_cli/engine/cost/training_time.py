@@ -26,21 +26,14 @@ CHECKPOINTS, FAILURES = "checkpoints", "failures"
 LARGEST_EXPONENT = 700.0  # without checkpoints, a run among many failures never ends
 
 
-class Exchange(NamedTuple):
-    """What processes send one another: `passes` of a ring over the numbers of `of`, once a `each`."""
-
-    passes: int
-    of: str
-    each: str
-
-
-EXCHANGES: Mapping[int, tuple[Exchange, ...]] = {
-    0: (Exchange(2, "trained", "step"),),
-    1: (Exchange(2, "trained", "step"), Exchange(1, "trained", "step")),
-    2: (Exchange(2, "trained", "micro-batch"), Exchange(1, "trained", "step")),
-    3: (Exchange(2, "student", "micro-batch"), Exchange(1, "trained", "micro-batch")),
+EXCHANGES: Mapping[int, Mapping[tuple[str, str], int]] = {
+    0: {("trained", "step"): 2},
+    1: {("trained", "step"): 3},
+    2: {("trained", "micro-batch"): 2, ("trained", "step"): 1},
+    3: {("student", "micro-batch"): 2, ("trained", "micro-batch"): 1},
 }
-"""By ZeRO stage, as DDP (0) and DeepSpeed 0.19 do it with our settings; tests/cost/test_sent_bytes.py counts it. ZeRO 1 and 2
+"""What processes send one another, by ZeRO stage: of which numbers and how often, and in how many passes of a ring. It is as
+DDP (0) and DeepSpeed 0.19 do it with our settings; tests/cost/test_sent_bytes.py counts it. ZeRO 1 and 2
 all-reduce gradients, then all-gather updated weights; 3 all-gathers weights twice and reduce-scatters gradients, as FSDP2."""
 
 
@@ -57,10 +50,10 @@ class StepWork(NamedTuple):
     number: int
 
 
-def bytes_sent(work: StepWork, exchanges: tuple[Exchange, ...], gpus: int) -> float:
+def bytes_sent(work: StepWork, exchanges: Mapping[tuple[str, str], int], gpus: int) -> float:
     """Return the bytes that one GPU sends to the next in a step."""
     times = {"step": 1, "micro-batch": work.accumulation}
-    numbers = sum(e.passes * work.sizes[e.of] * times[e.each] for e in exchanges)
+    numbers = sum(passes * work.sizes[of] * times[each] for (of, each), passes in exchanges.items())
     return work.number * numbers * (gpus - 1) / gpus
 
 
