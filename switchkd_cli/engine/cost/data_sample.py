@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from os.path import exists
@@ -106,8 +106,11 @@ class DataSample:
         longest = max(row.length for row in self.lengths)
         return {"image": image, "prompt": length - image - answer, "answer": answer, "longest row": longest}
 
-    def micro_batches(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[RowLengths]]:
-        """Yield the micro-batches of some steps of `batch` examples, in the order of training (`grouped_order`)."""
+    def micro_batches(
+        self, batch: int, size: int, on: str, tokens: Sequence[float], *, grouped: bool
+    ) -> Counter[MicroBatch]:
+        """Count the micro-batches of some steps of `batch` examples in the order of training (`grouped_order`); see `padded`."""
+        counts: Counter[MicroBatch] = Counter()
         kinds = by_key((grouped and row.image > 0, row) for row in self.lengths)
         repeats = -(-STEPS * batch // min(map(len, kinds.values())))  # as many as the rarest kind needs
         for kind in kinds.values():
@@ -116,19 +119,8 @@ class DataSample:
                 step = rows[start : start + batch]
                 if grouped:
                     step.sort(key=lambda row: -row.length)
-                yield from (step[first : first + size] for first in range(0, batch, size))
-
-    def of_steps(
-        self, batch: int, size: int, on: str, tokens: Sequence[float], *, grouped: bool
-    ) -> Counter[MicroBatch]:
-        """Return how often each micro-batch occurs in such steps; see `padded`."""
-        return Counter(self.padded(rows, on, tokens) for rows in self.micro_batches(batch, size, grouped=grouped))
-
-    def padding(self, batch: int, size: int, *, grouped: bool) -> float:
-        """Return the share of padding among the tokens of such steps, in [0, 1)."""
-        batches = list(self.micro_batches(batch, size, grouped=grouped))
-        padded = sum(len(rows) * max(row.length for row in rows) for rows in batches)
-        return 1 - sum(row.length for rows in batches for row in rows) / padded
+                counts.update(self.padded(step[first : first + size], on, tokens) for first in range(0, batch, size))
+        return counts
 
     def padded(self, rows: Sequence[RowLengths], on: str, tokens: Sequence[float]) -> MicroBatch:
         """Return one micro-batch of these examples; logits are computed at the positions `on`.
@@ -141,7 +133,8 @@ class DataSample:
         masked = self.independent or any(row.length < length for row in rows)
         theirs = [row.teacher for row in rows if row.teacher is not None]
         teacher = self.padded(theirs, on, tokens[1:]) if theirs else None
-        return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher)
+        padding = len(rows) * length - sum(row.length for row in rows)
+        return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher, padding)
 
 
 def sample_data(

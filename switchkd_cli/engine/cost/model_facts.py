@@ -44,11 +44,6 @@ class KnownModel:
         """Tokens that one image takes in the language model's sequence."""
         return round(self.shape.projector.tokens)
 
-    @property
-    def vocabulary(self) -> int:
-        """Columns of the language model's head."""
-        return self.config.get_text_config().vocab_size
-
     @cached_property
     def shape(self) -> ModelShape:
         """The sizes of its parts. Raises what transformers raises."""

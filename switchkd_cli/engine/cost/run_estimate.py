@@ -16,7 +16,7 @@ from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, best_interval, bytes_sent, time_terms
-from switchkd_cli.engine.cost.workload import Computation, ModelPair
+from switchkd_cli.engine.cost.workload import Computation, ModelPair, padded_share
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
@@ -120,9 +120,9 @@ def _shared_vocabulary(
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
         return shared_vocabulary(*both, terms), compare(*both, terms)
-    columns, tokens = (teacher.vocabulary, teacher.tokens) if teacher else (None, None)
+    columns, tokens = (teacher.shape.language.vocabulary, teacher.tokens) if teacher else (None, None)
     by_bytes = any(term.alignment == "bytes" for term in terms)
-    return Vocabulary(student.tokens, student.vocabulary, columns, tokens if by_bytes else None), ()
+    return Vocabulary(student.tokens, student.shape.language.vocabulary, columns, tokens if by_bytes else None), ()
 
 
 def _assumptions(
@@ -187,7 +187,6 @@ def _estimate_work(
     computed = Computation(stage.paths, frozenset(stage.train), recomputed, prod(models.adapter))
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
-    estimate.notes += _idle_notes(stage, gpus, machine.gpus)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
     if logit_bytes is None:
         logit_bytes = 2 * precision.compute * len(stage.paths)  # at least the logits and their gradients
@@ -196,7 +195,7 @@ def _estimate_work(
     examples, compared = stage.batch // gpus, _compared_positions(stage)
     tokens = [shape.projector.tokens for shape in both if shape is not None]
     sizes = [n for n in range(1, examples + 1) if examples % n == 0]
-    batches = {n: sample.of_steps(stage.batch, n, compared, tokens, grouped=grouped) for n in sizes}
+    batches = {n: sample.micro_batches(stage.batch, n, compared, tokens, grouped=grouped) for n in sizes}
 
     def memory(size: int) -> dict[str, float]:
         each = (step_memory(models, batch, computed, precision, machine, logit_bytes) for batch in batches[size])
@@ -207,7 +206,7 @@ def _estimate_work(
     estimate.largest_micro_batch = largest = max(fitting, default=None)
     estimate.micro_batch = micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
     estimate.memory = memories[micro]
-    estimate.padding = sample.padding(stage.batch, micro, grouped=grouped)
+    estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
     numbers = {"trained": models.trained(computed.train), "student": models.parameters.used}
@@ -217,8 +216,7 @@ def _estimate_work(
     if steps:
         saved = SAVED * models.parameters.all
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
-        estimate.notes += _failure_notes(stage.name, estimate.hours or 0.0, state, machine, gpus)
-    estimate.notes += _micro_batch_notes(stage, micro, largest, examples)
+    estimate.notes += _advice(stage, estimate, machine, state)
     if stage.teacher_states == "cached" and models.teacher is not None and steps:
         seen = min(sample.rows, steps * stage.batch)
         size = seen * sample.mean(compared) * models.teacher.language.width * precision.residual / 1e9
@@ -238,38 +236,29 @@ def _scoring_hours(run: Run, machine: Machine, root: Path) -> Iterator[tuple[str
         yield run.teacher_key, hours and 2 * hours
 
 
-def _idle_notes(stage: Stage, gpus: int, all_gpus: int) -> Iterator[str]:
-    """Yield which GPUs have nothing to do, as a batch is shared evenly, and what would use them."""
-    if gpus < all_gpus:
-        batch = -(-stage.batch // all_gpus) * all_gpus
-        field = f"stages.{stage.name}.batch"
-        idle = f"{stage.name}: {all_gpus - gpus} of {all_gpus} GPUs idle: {gpus} share a batch of {stage.batch} evenly"
-        why = ", a row each, so no accumulation uses more" if gpus == stage.batch else ""
-        yield f"{idle}{why}; {field}={batch} uses all (and is another training), or plan with gpus={gpus}"
-
-
-def _failure_notes(name: str, hours: float, state: float, machine: Machine, gpus: int) -> Iterator[str]:
-    """Yield how often a stage fails that is likely to, and how often to write a checkpoint."""
-    between = machine.mtbf_hours / gpus
-    if hours > FAILURE_NOTED * between:
-        minutes = best_interval(state, machine, gpus) / 60
+def _advice(stage: Stage, of: StageEstimate, machine: Machine, state: float) -> Iterator[str]:
+    """Yield what the recipe should change: the batch, the checkpoints (of `state` bytes), the micro-batch."""
+    field, examples, between = f"stages.{stage.name}", stage.batch // of.gpus, machine.mtbf_hours / of.gpus
+    if of.gpus < machine.gpus:  # a batch is shared evenly
+        batch = -(-stage.batch // machine.gpus) * machine.gpus
+        idle = f"{stage.name}: {machine.gpus - of.gpus} of {machine.gpus} GPUs idle: "
+        idle += f"{of.gpus} share a batch of {stage.batch} evenly"
+        why = ", a row each, so no accumulation uses more" if of.gpus == stage.batch else ""
+        yield f"{idle}{why}; {field}.batch={batch} uses all (and is another training), or plan with gpus={of.gpus}"
+    if (of.hours or 0.0) > FAILURE_NOTED * between:
+        minutes = best_interval(state, machine, of.gpus) / 60
         every, best = (f"{float(f'{figure:.2g}'):g}" for figure in (between, minutes))
-        yield f"{name}: a failure every {every} hours; checkpoints.every_minutes={best} loses least by it"
-
-
-def _micro_batch_notes(stage: Stage, micro: int, largest: int | None, examples: int) -> Iterator[str]:
-    """Yield what the recipe should change about the micro-batch; `examples` are one GPU's in a step."""
-    field = f"stages.{stage.name}.micro_batch"
-    if largest is None:
-        cure = f"; stages.{stage.name}.activation_checkpointing=true takes less"
-        problem = f"{stage.name} does not fit: not even one row of the longest at a time"
-        yield problem + cure * (not stage.activation_checkpointing)
-    elif stage.micro_batch is None and micro < examples:
-        yield f"set {field}={micro}: without it all {examples} rows of a GPU are held at once"
-    elif stage.micro_batch is not None and largest < micro:
-        yield f"{field}={micro} does not fit, {largest} does"
-    elif stage.micro_batch not in (None, micro):
-        yield f"{field}={stage.micro_batch} does not divide {examples} rows of a GPU: {micro} taken"
+        yield f"{stage.name}: a failure every {every} hours; checkpoints.every_minutes={best} loses least by it"
+    if of.largest_micro_batch is None:
+        cure = f"; {field}.activation_checkpointing=true takes less" * (not stage.activation_checkpointing)
+        yield f"{stage.name} does not fit: not even one row of the longest at a time{cure}"
+    elif stage.micro_batch is None and of.micro_batch != examples:
+        yield f"set {field}.micro_batch={of.micro_batch}: without it all {examples} rows of a GPU are held at once"
+    elif stage.micro_batch is not None and of.largest_micro_batch < (of.micro_batch or 0):
+        yield f"{field}.micro_batch={of.micro_batch} does not fit, {of.largest_micro_batch} does"
+    elif stage.micro_batch not in (None, of.micro_batch):
+        taken = f"does not divide {examples} rows of a GPU: {of.micro_batch} taken"
+        yield f"{field}.micro_batch={stage.micro_batch} {taken}"
 
 
 def _compared_positions(stage: Stage) -> str:

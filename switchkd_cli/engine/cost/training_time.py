@@ -21,8 +21,6 @@ from switchkd_cli.recipe.schema import Saving
 
 GIGABIT = 1e9 / 8  # bytes
 HOUR = 3600
-OPERATIONS, COMMUNICATION, IMAGES = "operations", "communication", "images"
-CHECKPOINTS, FAILURES = "checkpoints", "failures"
 LARGEST_EXPONENT = 700.0  # without checkpoints, a run among many failures never ends
 
 
@@ -82,11 +80,11 @@ def time_terms(
     repeated = expm1(min((between + pause) / mean, LARGEST_EXPONENT)) * trained / between
     wall = mean * exp(min(60 * machine.restart_minutes / mean, LARGEST_EXPONENT)) * repeated
     of_stage: dict[str, tuple[float, float]] = {
-        OPERATIONS: (steps * operations, steps * operations),
-        COMMUNICATION: (steps * sending, steps * (busy - operations)),
-        IMAGES: (steps * images, steps * (step - busy)),
-        CHECKPOINTS: (written + saved / (machine.disk_gbps * GIGABIT),) * 2,
-        FAILURES: (max(0.0, wall - trained - written),) * 2,
+        "operations": (steps * operations, steps * operations),
+        "communication": (steps * sending, steps * (busy - operations)),
+        "images": (steps * images, steps * (step - busy)),
+        "checkpoints": (written + saved / (machine.disk_gbps * GIGABIT),) * 2,
+        "failures": (max(0.0, wall - trained - written),) * 2,
     }
     return {name: TimeTerm(*(each / HOUR for each in both)) for name, both in of_stage.items() if any(both)}
 

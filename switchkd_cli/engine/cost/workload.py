@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from switchkd_cli.engine.models.shape import ModelShape
@@ -24,6 +25,8 @@ class MicroBatch:
     independent: bool = False
     teacher: MicroBatch | None = None
     """The same examples as the teacher's own tokens; None: it reads the student's."""
+    padding: int = 0
+    """How many of the B T tokens are padding."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Computation:
     train: frozenset[str]
     recomputed: frozenset[str] = frozenset()
     adapter: int = 0
+
+
+def padded_share(batches: Counter[MicroBatch]) -> float:
+    """Return the share of padding among the tokens of micro-batches, counted as often as they occur, in [0, 1)."""
+    tokens = sum(count * batch.examples * batch.length for batch, count in batches.items())
+    return sum(count * batch.padding for batch, count in batches.items()) / tokens
 
 
 @dataclass(frozen=True)
