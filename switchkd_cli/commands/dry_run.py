@@ -1,6 +1,6 @@
 """What `--dry-run` prints: the plan of each run of a command, what it needs, and what all of them need together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -109,9 +109,7 @@ def _show_run(estimate: plan.RunEstimate, before: plan.RunEstimate | None = None
         show_pair(estimate.pair)
     print(estimate.vocabulary)
     stages = estimate.stages
-    components = dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size)
-    terms = dict.fromkeys(name for stage in stages for name, term in stage.time.items() if term.takes > NO_TIME)
-    columns = [_column(stage, components, terms, estimate.machine) for stage in stages]
+    columns = [_column(stage, estimate) for stage in stages]
     lines = [(name, *(column[name] for column in columns)) for name in columns[0]]
     show_table(("stage", *(stage.name for stage in stages)), lines, text=("stage",))
     for source in dict.fromkeys(f"{stage.data}: {stage.source}" for stage in stages):
@@ -121,10 +119,10 @@ def _show_run(estimate: plan.RunEstimate, before: plan.RunEstimate | None = None
     print()
 
 
-def _column(
-    stage: plan.StageEstimate, components: Iterable[str], terms: Iterable[str], on: plan.Machine
-) -> dict[str, str]:
-    """Return a stage's figures by the heads of their lines, among them the components of memory and the terms of time."""
+def _column(stage: plan.StageEstimate, of: plan.RunEstimate) -> dict[str, str]:
+    """Return a stage's figures by the heads of their lines, among them what any stage of the run has of memory and time."""
+    components = dict.fromkeys(name for each in of.stages for name, size in each.memory.items() if size)
+    terms = dict.fromkeys(name for each in of.stages for name, term in each.time.items() if term.takes > NO_TIME)
     lengths, fits_none = stage.lengths, stage.micro_batch is not None and stage.largest_micro_batch is None
     return {
         "rows of data": _known(stage.rows),
@@ -138,9 +136,9 @@ def _column(
         "parameters trained": _known(stage.trained, _count),
         "memory of one GPU": "",
         **{f"  {name}": _known(stage.memory.get(name), _memory) for name in components},
-        f"  together, of {on.memory:g} GiB": _known(sum(stage.memory.values()) or None, _memory),
+        f"  together, of {of.machine.memory:g} GiB": _known(sum(stage.memory.values()) or None, _memory),
         "TFLOP a step": _known(stage.flops and stage.flops / 1e12),
-        **({"sent by one GPU a step": _file_size(stage.sent)} if on.gpus > 1 else {}),
+        **({"sent by one GPU a step": _file_size(stage.sent)} if of.machine.gpus > 1 else {}),
         "time": "reused" if stage.reused else _known(stage.hours, _time),
         **{f"  {name}": _term_of_time(stage.time.get(name)) for name in terms},
         "  bound by": stage.bound or UNKNOWN,
@@ -219,21 +217,16 @@ def _known(value: float | None, form: Callable[[float], str] = _number) -> str:
     return UNKNOWN if value is None else form(value)
 
 
-def _scaled(value: float, large: tuple[float, str], small: tuple[float, str]) -> str:
-    """In the large unit from a tenth of it on."""
-    size, unit = large if value >= large[0] / 10 else small
+def _scaled(value: float, units: Sequence[tuple[float, float, str]]) -> str:
+    """In the first of these units, each with its size, that is used for such a value: from some least value on."""
+    size, unit = next((size, unit) for least, size, unit in units if value >= least)
     return f"{value / size:,.1f} {unit}"
 
 
-_count = partial(_scaled, large=(1e6, "M"), small=(1e3, "K"))
-_memory = partial(_scaled, large=(plan.GIB, "GiB"), small=(2**20, "MiB"))
-_file_size = partial(_scaled, large=(1e9, "GB"), small=(1e6, "MB"))
-
-
-def _time(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+_count = partial(_scaled, units=((1e5, 1e6, "M"), (0, 1e3, "K")))
+_memory = partial(_scaled, units=((plan.GIB / 10, plan.GIB, "GiB"), (0, 2**20, "MiB")))
+_file_size = partial(_scaled, units=((1e8, 1e9, "GB"), (0, 1e6, "MB")))
+_time = partial(_scaled, units=((1, 1, "h"), (1 / 60, 1 / 60, "min"), (0, 1 / 3600, "s")))  # from hours
 
 
 def _term_of_time(term: plan.TimeTerm | None) -> str:

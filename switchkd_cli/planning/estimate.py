@@ -1,6 +1,6 @@
 """Plain data classes for the estimate of what a run needs: the engine computes them, the terminal prints them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
@@ -191,7 +191,7 @@ class Download:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunEstimate:
     """What one run needs; the notes say what this rests on and what the recipe should change.
 
@@ -201,11 +201,11 @@ class RunEstimate:
     """
 
     machine: Machine
-    models: tuple[ModelEstimate, ...]
-    pair: tuple[PairFact, ...]
-    vocabulary: str
-    stages: tuple[StageEstimate, ...]
-    downloads: tuple[Download, ...]
-    notes: Sequence[str]
-    looks: Mapping[str, tuple[str, ...]]
-    scoring: Mapping[str, float | None]
+    models: list[ModelEstimate] = field(default_factory=list)
+    pair: tuple[PairFact, ...] = ()
+    vocabulary: str = "vocabulary: unknown until both models are here"
+    stages: list[StageEstimate] = field(default_factory=list)
+    downloads: list[Download] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    looks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scoring: Mapping[str, float | None] = field(default_factory=dict)

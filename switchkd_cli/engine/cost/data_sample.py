@@ -15,7 +15,7 @@ from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data, shown_to
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
-from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
+from switchkd_cli.engine.data.rows import BadRows, Fault, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.processors import probes
 from switchkd_cli.engine.models.shape import ModelShape
@@ -65,7 +65,7 @@ class DataSample:
     @staticmethod
     def of_stage(stage: Stage, samples: Mapping[str, DataSample | None]) -> DataSample | None:
         """Return a sample of what a stage trains on, of a mixture by its weights; None where a data set is unknown."""
-        parts = [sample for name in stage.trained_on if (sample := samples[name]) is not None]
+        parts = [sample for name in stage.trained_on if (sample := samples.get(name)) is not None]
         if len(parts) < len(stage.trained_on):
             return None
         if isinstance(stage.data, str):
@@ -171,7 +171,10 @@ def sample_data(
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
 
         def lengths_of(index: int) -> RowLengths:
-            return _guessed(data[index], model.image_tokens, spec.max_length)
+            row = data[index]
+            learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
+            answer, all_text = (count // CHARACTERS for count in (sum(map(len, learnt)), row.size))
+            return _truncated(len(row.images), model.image_tokens, all_text - answer, answer, spec.max_length)
 
     else:
         conversations = open_data(spec, model.blueprint.inputs, cache, model.blueprint.config)
@@ -206,12 +209,6 @@ def _counted(example: Example, images: int) -> RowLengths:
     teacher = None if example.teacher is None else _counted(example.teacher, images)
     counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
     return RowLengths(len(example.input_ids), images, **counts, teacher=teacher)
-
-
-def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:
-    learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
-    answers = sum(map(len, learnt)) // CHARACTERS
-    return _truncated(len(row.images), image_tokens, row.size // CHARACTERS - answers, answers, max_length)
 
 
 def _truncated(images: int, image_tokens: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:

@@ -5,7 +5,7 @@ N positions and V columns (under ZeRO 3 at all positions at once); what a chunk 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -25,14 +25,14 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 COLUMNS = 2**15  # the largest vocabulary that is measured
 
 
-def bytes_per_logit(terms: Iterable[Term], number: int, vocabulary: int) -> float | None:
+def bytes_per_logit(terms: Sequence[Term], number: int, vocabulary: int) -> float | None:
     """Return the peak bytes of logits and losses, forward and backward, for each of the N V logits of one path.
 
     `number`: bytes of a logit. The smaller a vocabulary, the larger the share of it in front of a knee; above COLUMNS the
     figure is that of COLUMNS, and rather high. None where the losses can't be computed on the example.
     """
-    reads = [(term, registry.signature("loss", term.loss).reads) for term in terms]
-    of_logits = [term for term, pairs in reads if any(kind == "logits" for _, kind in pairs)]
+    kinds = {term.loss: {kind for _, kind in registry.signature("loss", term.loss).reads} for term in terms}
+    of_logits = [term for term in terms if "logits" in kinds[term.loss]]
     described = tuple(term.model_dump_json() for term in of_logits)
     return _measured(described, number, min(vocabulary, COLUMNS)) if described else 0.0
 

@@ -1,7 +1,7 @@
 """What a run needs: its models, each stage's steps, memory, operations and hours, downloads and disk."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -41,39 +41,36 @@ def estimate_run(
     Raises Misfit where student and teacher are both here and don't fit each other, and UserError where a data file is no
     data, or a stage needs images that its data don't have.
     """
-    config = run.config
+    config, estimate = run.config, RunEstimate(machine, scoring=dict(_scoring_hours(run, machine, root)))
     student = describe_model(config.student, "student", planned, needs_template=config.needs_template)
     models = {"student": student}
     if config.teacher is not None:
         scored = config.evaluation is not None  # as a teacher it reads what the student reads
         models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
+    estimate.models = [each.estimate(who) if isinstance(each, KnownModel) else each for who, each in models.items()]
+    estimate.downloads = list(downloads(config, estimate.models))
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"] if taught else None
-    pair, vocabulary = None, None
-    facts: tuple[plan.PairFact, ...] = ()
-    notes: list[str] = []
+    pair, by_bytes = None, False
     if isinstance(student, KnownModel) and (teacher is None or isinstance(teacher, KnownModel)):
         terms = [term for stage in config.stages for term in stage.objective]
-        vocabulary, facts = _shared_vocabulary(student, teacher, terms)
-        notes += check_fit(facts, config.remedies)
+        vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
+        estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
+        estimate.notes += check_fit(estimate.pair, config.remedies)
         pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all)
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
-                notes.append(f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student")
+                told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
+                estimate.notes.append(told)
     samples: dict[str, DataSample] = {}
-    looked: dict[str, tuple[str, ...]] = {}
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
-            by_bytes = bool(vocabulary and vocabulary.own)
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
-                own = (
-                    teacher.blueprint
-                    if isinstance(teacher, KnownModel) and read_by_teacher(name, config.stages)
-                    else None
-                )
+                read = read_by_teacher(name, config.stages)
+                own = teacher.blueprint if isinstance(teacher, KnownModel) and read else None
                 found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
                 if found is not None:
                     samples[name] = found
@@ -84,33 +81,21 @@ def estimate_run(
                     drawn = run_folder.sets(root if root.is_dir() else Path(scratch))
                     sets, absent = evaluation_sets(config.evaluation, drawn)
                     unsearched = "not searched for rows of the training data, as they are not here"
-                    notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
-                looked = looks(config, opened, sets)
+                    estimate.notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
+                estimate.looks = looks(config, opened, sets)
     check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
-    stages = tuple(
-        estimate_stage(run, i, pair, DataSample.of_stage(stage, samples), machine, root)
-        for i, stage in enumerate(config.stages)
-    )
-    notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
-    notes += _assumptions(run, models.values(), samples, machine)
-    notes += [f"{run.row}: {note}" for stage in stages for note in stage.notes]
-    trained = max((stage.trained for stage in stages if stage.trained and not stage.reused), default=None)
-    if trained:
+    for i, stage in enumerate(config.stages):
+        sample = DataSample.of_stage(stage, samples)
+        estimate.stages.append(estimate_stage(run, i, pair, sample, machine, root))
+    estimate.notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
+    estimate.notes += _assumptions(run, models.values(), samples, machine)
+    estimate.notes += [f"{run.row}: {note}" for stage in estimate.stages for note in stage.notes]
+    if trained := max((stage.trained or 0 for stage in estimate.stages if not stage.reused), default=0):
         saving = config.checkpoints  # those that are kept, and one that is being written
         size = STATE * trained * (saving.keep + (saving.best is not None) + 1) / 1e9
-        notes += [f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"]
-    of_models = [each.estimate(who) if isinstance(each, KnownModel) else each for who, each in models.items()]
-    return RunEstimate(
-        machine=machine,
-        models=tuple(of_models),
-        pair=facts,
-        vocabulary=str(vocabulary) if vocabulary else "vocabulary: unknown until both models are here",
-        stages=stages,
-        downloads=tuple(downloads(config, of_models)),
-        notes=notes,
-        looks=looked,
-        scoring=dict(_scoring_hours(run, machine, root)),
-    )
+        kept = f"up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"
+        estimate.notes.append(f"{run.row}: while it trains, {kept}")
+    return estimate
 
 
 def _shared_vocabulary(
@@ -126,14 +111,12 @@ def _shared_vocabulary(
 
 
 def _assumptions(
-    run: Run, models: Iterable[KnownModel | plan.ModelEstimate], samples: Mapping[str, DataSample], machine: Machine
+    run: Run, models: Collection[KnownModel | plan.ModelEstimate], samples: Mapping[str, DataSample], machine: Machine
 ) -> Iterator[str]:
     """Yield what the figures rest on."""
-    models = list(models)
     for text in (model.config.get_text_config() for model in models if isinstance(model, KnownModel)):
-        if "linear_attention" in (getattr(text, "layer_types", None) or ()) or hasattr(
-            text, "hidden_size_per_layer_input"
-        ):
+        recurrent = "linear_attention" in (getattr(text, "layer_types", None) or ())
+        if recurrent or hasattr(text, "hidden_size_per_layer_input"):
             yield f"{text.model_type}: its layers keep up to twice the activations that are counted (docs/models.md)"
     if any(model.source == PUBLISHED for model in models):
         shapes = "shapes of models that are not here are as published"
@@ -209,7 +192,7 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
-    numbers = {"trained": models.trained(computed.train), "student": models.parameters.used}
+    numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.zero], gpus)

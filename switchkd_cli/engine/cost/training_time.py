@@ -73,7 +73,9 @@ def time_terms(
     step = max(busy, images)
     trained = steps * step
     writing = state / (machine.disk_gbps * GIGABIT)
-    between = min(checkpoint_seconds(saving, step), trained)
+    by_steps = saving.every_steps * step if saving.every_steps else trained
+    by_minutes = 60 * saving.every_minutes if saving.every_minutes else trained
+    between = min(by_steps, by_minutes, trained)
     written = writing * trained / between if between < trained else 0.0
     pause = writing if written else 0.0
     mean = machine.mtbf_hours * HOUR / gpus
@@ -87,12 +89,6 @@ def time_terms(
         "failures": (max(0.0, wall - trained - written),) * 2,
     }
     return {name: TimeTerm(*(each / HOUR for each in both)) for name, both in of_stage.items() if any(both)}
-
-
-def checkpoint_seconds(saving: Saving, step: float) -> float:
-    """Return the seconds between two checkpoints, for steps that take `step` seconds; infinity if none is written."""
-    by_steps = saving.every_steps * step if saving.every_steps else float("inf")
-    return min(by_steps, 60 * saving.every_minutes if saving.every_minutes else float("inf"))
 
 
 def best_interval(state: float, machine: Machine, gpus: int) -> float:

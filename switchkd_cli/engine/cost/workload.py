@@ -60,10 +60,6 @@ class Parameters:
     def all(self) -> int:
         return sum(self.total.values())
 
-    @property
-    def used(self) -> int:
-        return sum(self.trainable.values())
-
     def trained(self, parts: frozenset[str]) -> int:
         """How many parameters of the model a stage trains that trains these parts."""
         return sum(count for part, count in self.trainable.items() if part in parts)
