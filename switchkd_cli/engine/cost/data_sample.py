@@ -130,10 +130,10 @@ class DataSample:
         length = max(row.length for row in rows)
         images = sum(row.image for row in rows) / tokens[0]
         positions = max(1, sum(getattr(row, on) for row in rows))
-        masked = self.independent or any(row.length < length for row in rows)
+        padding = len(rows) * length - sum(row.length for row in rows)
         theirs = [row.teacher for row in rows if row.teacher is not None]
         teacher = self.padded(theirs, on, tokens[1:]) if theirs else None
-        padding = len(rows) * length - sum(row.length for row in rows)
+        masked = self.independent or padding > 0
         return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher, padding)
 
 

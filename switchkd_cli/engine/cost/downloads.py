@@ -1,6 +1,7 @@
 """What a run needs and this machine lacks: where it comes from and where it goes."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -52,9 +53,7 @@ def _of_model(model: ModelEstimate, spec: Model) -> Iterator[Download]:
 
 def _is_here(name: str, who: str) -> bool:
     """Whether a model's weights or a tokenizer are in the hub's cache."""
-    try:
-        with configs_only():
-            found = fetch(name, who)
-    except UserError:
-        return False
-    return found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS)
+    with suppress(UserError), configs_only():
+        found = fetch(name, who)
+        return found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS)
+    return False
