@@ -1,22 +1,13 @@
 """What `--dry-run` prints: the plan of each run of a command, what it needs, and what all of them need together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
+from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning import preflight
-from switchkd_cli.planning.estimate import (
-    GIB,
-    Machine,
-    Misfit,
-    PairFact,
-    RunEstimate,
-    StageEstimate,
-    TimeTerm,
-    planned_machine,
-)
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Stage, Term
@@ -53,62 +44,64 @@ def show_plans(
     """Print the plan of each different run, then of all. Every problem is reported before the engine is imported."""
     root, gpus = options.out, config.world_size if config else None
     configs = [run.config for run in runs]
-    machines = [planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs]
+    machines = [
+        plan.planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs
+    ]
     preflight.check_batches(runs, gpus or 1)
     rows = [run for file in files for run in load_rows(file, world=options.world)]
     planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)
     launch.say_needs([of.evaluation for of in configs])
-    estimates: list[RunEstimate] = []
+    estimates: list[plan.RunEstimate] = []
     first: dict[str, Run] = {}
     looked_at: list[object] = []  # the data of runs, most of which share them: a look reads many images
     for run, machine in zip(runs, machines, strict=True):
         same = first.setdefault(run.key, run)
         show_plan(run, root, same)
         if same is run:
-            before = estimates[-1] if estimates else None
             stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
             about = run.config.data, run.config.evaluation, stages
             try:
                 estimates.append(launch.estimate(run, machine, root, planned, look=about not in looked_at))
-            except Misfit as misfit:
+            except plan.Misfit as misfit:
                 show_pair(misfit.facts)
                 raise
             if estimates[-1].looks:
                 looked_at.append(about)
-            _show_run(estimates[-1], before)
+            _show_run(*estimates[:-3:-1])
     _show_all(estimates)
 
 
 def show_plan(run: Run, root: Path, same: Run) -> None:
     """Print what the run would do, or of which earlier run (`same`, if not itself) it is the same."""
     config, folder = run.config, run_folder.folder(root, run)
-    lines = [("run", f"{run.recipe}, row {run.row}: {run.title}")]
+    _line("run", f"{run.recipe}, row {run.row}: {run.title}")
     if same is not run:
-        lines.append(("", f"the same run as {same.recipe}, row {same.row}"))
+        _line("", f"the same run as {same.recipe}, row {same.row}")
     else:
+        _line("folder", f"{folder.path} ({STATES[folder_state(folder, run)]})")
+        _line("seed", f"{run.seed}, {config.precision}")
+        _line("student", _model(config.student))
+        _line("teacher", _model(config.teacher) if config.teacher else "none")
         done = [i for i in range(len(config.stages)) if run_folder.stage(root, run.stage_key(i)).done]
-        lines += [
-            ("folder", f"{folder.path} ({STATES[folder_state(folder, run)]})"),
-            ("seed", f"{run.seed}, {config.precision}"),
-            ("student", _model(config.student)),
-            ("teacher", _model(config.teacher) if config.teacher else "none"),
-            *(("stage", _stage(stage, reused=i <= max(done, default=-1))) for i, stage in enumerate(config.stages)),
-        ]
+        for i, stage in enumerate(config.stages):
+            _line("stage", _stage(stage, reused=i <= max(done, default=-1)))
         if (e := config.evaluation) is not None:
             items = f"{e.items} items each" if e.items else "all items"
             split = f", {e.split} split" if e.world == "playground" else ""  # others have their own
-            lines.append(("scores", f"{e.world}{split}, {items}: {', '.join(e.benchmarks)}"))
-    for name, text in lines:
-        print(f"{name:<9}{text}")
+            _line("scores", f"{e.world}{split}, {items}: {', '.join(e.benchmarks)}")
     print()
 
 
-def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
+def _line(name: str, text: str) -> None:
+    print(f"{name:<9}{text}")
+
+
+def _show_run(estimate: plan.RunEstimate, before: plan.RunEstimate | None = None) -> None:
     """Print one run's models, if they are not those of the run before, and its stages, a column a stage."""
     if before is None or before.models != estimate.models:
         sizes = [(m, [*map(m.parameters.get, PARTS), sum(m.parameters.values()) or None]) for m in estimate.models]
-        rows = [(model.who, *map(_count, counts), _number(model.image_tokens)) for model, counts in sizes]
+        rows = [(m.who, *(_known(count, _count) for count in counts), _known(m.image_tokens)) for m, counts in sizes]
         show_table(("parameters", *PARTS, "all", "tokens an image"), rows, text=("parameters",))
         for model in estimate.models:
             print(f"{model.who}: {model.source}")
@@ -116,9 +109,7 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
         show_pair(estimate.pair)
     print(estimate.vocabulary)
     stages = estimate.stages
-    components = dict.fromkeys(name for stage in stages for name, size in stage.memory.items() if size)
-    terms = dict.fromkeys(name for stage in stages for name, term in stage.time.items() if term.takes > NO_TIME)
-    columns = [_column(stage, components, terms, estimate.machine) for stage in stages]
+    columns = [_column(stage, estimate) for stage in stages]
     lines = [(name, *(column[name] for column in columns)) for name in columns[0]]
     show_table(("stage", *(stage.name for stage in stages)), lines, text=("stage",))
     for source in dict.fromkeys(f"{stage.data}: {stage.source}" for stage in stages):
@@ -128,32 +119,34 @@ def _show_run(estimate: RunEstimate, before: RunEstimate | None = None) -> None:
     print()
 
 
-def _column(stage: StageEstimate, components: Iterable[str], terms: Iterable[str], on: Machine) -> dict[str, str]:
-    """Return a stage's figures by the heads of their lines, among them the components of memory and the terms of time."""
+def _column(stage: plan.StageEstimate, of: plan.RunEstimate) -> dict[str, str]:
+    """Return a stage's figures by the heads of their lines, among them what any stage of the run has of memory and time."""
+    components = dict.fromkeys(name for each in of.stages for name, size in each.memory.items() if size)
+    terms = dict.fromkeys(name for each in of.stages for name, term in each.time.items() if term.takes > NO_TIME)
     lengths, fits_none = stage.lengths, stage.micro_batch is not None and stage.largest_micro_batch is None
     return {
-        "rows of data": _number(stage.rows),
-        "tokens a row": _number(sum(lengths[part] for part in TOKENS) if lengths else None),
-        **{f"  {part}": _number(lengths.get(part)) for part in (*TOKENS, "longest row")},
-        "steps": _number(stage.steps),
-        "rows a step": _number(stage.batch),
-        "  micro x accumulation x GPUs": f"{_number(stage.micro_batch)} x {_number(stage.accumulation)} x {stage.gpus}",
-        "  largest micro-batch that fits": "none" if fits_none else _number(stage.largest_micro_batch),
-        "  padding, of all tokens": UNKNOWN if stage.padding is None else f"{stage.padding:.0%}",
-        "parameters trained": _count(stage.trained),
+        "rows of data": _known(stage.rows),
+        "tokens a row": _known(sum(lengths[part] for part in TOKENS) if lengths else None),
+        **{f"  {part}": _known(lengths.get(part)) for part in (*TOKENS, "longest row")},
+        "steps": _known(stage.steps),
+        "rows a step": _known(stage.batch),
+        "  micro x accumulation x GPUs": f"{_known(stage.micro_batch)} x {_known(stage.accumulation)} x {stage.gpus}",
+        "  largest micro-batch that fits": "none" if fits_none else _known(stage.largest_micro_batch),
+        "  padding, of all tokens": _known(stage.padding, "{:.0%}".format),
+        "parameters trained": _known(stage.trained, _count),
         "memory of one GPU": "",
-        **{f"  {name}": _memory(stage.memory.get(name)) for name in components},
-        f"  together, of {on.memory:g} GiB": _memory(sum(stage.memory.values()) or None),
-        "TFLOP a step": _number(stage.flops and stage.flops / 1e12),
-        **({"sent by one GPU a step": _file_size(stage.sent)} if on.gpus > 1 else {}),
-        "time": "reused" if stage.reused else _time(stage.hours),
+        **{f"  {name}": _known(stage.memory.get(name), _memory) for name in components},
+        f"  together, of {of.machine.memory:g} GiB": _known(sum(stage.memory.values()) or None, _memory),
+        "TFLOP a step": _known(stage.flops and stage.flops / 1e12),
+        **({"sent by one GPU a step": _file_size(stage.sent)} if of.machine.gpus > 1 else {}),
+        "time": "reused" if stage.reused else _known(stage.hours, _time),
         **{f"  {name}": _term_of_time(stage.time.get(name)) for name in terms},
         "  bound by": stage.bound or UNKNOWN,
-        "saved student": _file_size(stage.saved_bytes),
+        "saved student": _known(stage.saved_bytes, _file_size),
     }
 
 
-def show_pair(facts: Sequence[PairFact]) -> None:
+def show_pair(facts: Sequence[plan.PairFact]) -> None:
     """Print what student and teacher were compared in, a row a property, and what the verdicts mean that aren't yes."""
     columns = ("fact", "student", "teacher", "verdict")
     if facts:
@@ -162,27 +155,27 @@ def show_pair(facts: Sequence[PairFact]) -> None:
         print(f"{verdict}: {NEEDS[verdict]}")
 
 
-def _show_all(estimates: Sequence[RunEstimate]) -> None:
+def _show_all(estimates: Sequence[plan.RunEstimate]) -> None:
     """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
     stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
     downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
     hours = [stage.hours for stage in stages.values()]
     scoring = list({key: each for estimate in estimates for key, each in estimate.scoring.items()}.values())
-    print(f"time     {_sum(hours, _time)} for what is to be trained")
+    _line("time", f"{_sum(hours, _time)} for what is to be trained")
     if scoring:
         waiting = ", while the others wait" * any(estimate.machine.gpus > 1 for estimate in estimates)
-        print(f"scores   {_sum(scoring, _time)} of one process{waiting}")
+        _line("scores", f"{_sum(scoring, _time)} of one process{waiting}")
     for machine in dict.fromkeys(estimate.machine for estimate in estimates):
         dollars = _sum([of and of * machine.gpus * machine.price for of in (*hours, *scoring)], "${:,.2f}".format)
-        print(f"machine  {machine}")
-        print(f"cost     {dollars} for both on all GPUs, idle ones too, at ${machine.price:g} an hour")
-    print(f"disk     {_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
+        _line("machine", str(machine))
+        _line("cost", f"{dollars} for both on all GPUs, idle ones too, at ${machine.price:g} an hour")
+    _line("disk", f"{_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
     for download in downloads.values():
         size = "" if download.size is None else f", {_file_size(download.size)}"
         note = f" ({download.note})" if download.note else ""
-        print(f"fetch    {download.name}{size} -> {download.where}{note}")
+        _line("fetch", f"{download.name}{size} -> {download.where}{note}")
     for note in dict.fromkeys(note for estimate in estimates for note in estimate.notes):
-        print(f"note     {note}")
+        _line("note", note)
 
 
 def _stage(s: Stage, *, reused: bool) -> str:
@@ -213,37 +206,30 @@ def _model(model: Model) -> str:
     return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
 
 
-def _number(value: float | None) -> str:
+def _number(value: float) -> str:
     """No decimals from a hundred on; two digits of small numbers."""
-    if value is None:
-        return UNKNOWN
     if isinstance(value, int) or value >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def _scaled(value: float | None, large: tuple[float, str], small: tuple[float, str]) -> str:
-    """In the large unit from a tenth of it on."""
-    if value is None:
-        return UNKNOWN
-    size, unit = large if value >= large[0] / 10 else small
+def _known(value: float | None, form: Callable[[float], str] = _number) -> str:
+    return UNKNOWN if value is None else form(value)
+
+
+def _scaled(value: float, units: Sequence[tuple[float, float, str]]) -> str:
+    """In the first of these units, each with its size, that is used for such a value: from some least value on."""
+    size, unit = next((size, unit) for least, size, unit in units if value >= least)
     return f"{value / size:,.1f} {unit}"
 
 
-_count = partial(_scaled, large=(1e6, "M"), small=(1e3, "K"))
-_memory = partial(_scaled, large=(GIB, "GiB"), small=(2**20, "MiB"))
-_file_size = partial(_scaled, large=(1e9, "GB"), small=(1e6, "MB"))
+_count = partial(_scaled, units=((1e5, 1e6, "M"), (0, 1e3, "K")))
+_memory = partial(_scaled, units=((plan.GIB / 10, plan.GIB, "GiB"), (0, 2**20, "MiB")))
+_file_size = partial(_scaled, units=((1e8, 1e9, "GB"), (0, 1e6, "MB")))
+_time = partial(_scaled, units=((1, 1, "h"), (1 / 60, 1 / 60, "min"), (0, 1 / 3600, "s")))  # from hours
 
 
-def _time(hours: float | None) -> str:
-    if hours is None:
-        return UNKNOWN
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
-
-
-def _term_of_time(term: TimeTerm | None) -> str:
+def _term_of_time(term: plan.TimeTerm | None) -> str:
     """What a term adds, and of how much, where the rest of it passes during other terms."""
     if term is None:
         return ""

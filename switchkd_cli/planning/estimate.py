@@ -4,21 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from switchkd_cli.errors import UserError, did_you_mean
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.problems import fitted
+from switchkd_cli.recipe.schema import Strict
 
 GIB = 2**30
+UNKNOWN = "unknown, download it first"
 
 
-class Machine(BaseModel):
+class Machine(Strict):
     """What a plan is made for: `gpus` in machines of `gpus_per_node`. docs/plan.md gives each default's source.
 
     The defaults are for bf16: H100 SXM, dense, and the paper's ZeRO-2 (it doesn't name its hardware). Gbit/s count one
     direction.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpus: int = Field(8, ge=1)
     memory: float = Field(80.0, gt=0)
@@ -63,7 +64,6 @@ class Machine(BaseModel):
 
 # one H100, float32 without tensor cores; recipes in fp32 are the playground's, whose answers are a word or two
 FP32 = {"gpus": 1, "tflops": 67.0, "zero": 0, "answers_per_s": 600.0}
-KEYS = tuple(key for key in Machine.model_fields if key != "offload")  # of --machine
 
 
 def planned_machine(
@@ -78,15 +78,11 @@ def planned_machine(
     values |= {key: value for key, value in recipe.items() if value is not None}
     pairs = [word.partition("=") for word in (text or "").split(",") if word]
     changes = {key.strip(): value.strip() for key, _, value in pairs}
-    unknown = [key for key in changes if key not in KEYS]
-    problems = [f"--machine: unknown key, got {key!r}{did_you_mean(key, KEYS)}" for key in unknown]
-    try:
-        machine = Machine(**values | {key: changes[key] for key in changes if key in KEYS})
-    except ValidationError as invalid:
-        for error in invalid.errors():
-            wrong = "must be a number" if error["type"].endswith("_parsing") else "out of range"
-            problems.append(f"--machine: {error['loc'][0]}: {wrong}, got {error['input']!r}")
-    if problems:
+    machine, wrong = fitted(Machine, values | changes)
+    problems = [f"--machine: {path[0]}: {problem}" for path, problem in wrong]
+    if "offload" in changes:
+        problems.append("--machine: offload: a recipe sets it (deepspeed.offload)")
+    if machine is None or problems:
         keys = "docs/plan.md has all keys"
         raise UserError(problems, hint=f"--machine gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2 ({keys})")
     return machine
@@ -125,12 +121,12 @@ class Misfit(UserError):
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """One model's parameters by part (none: unknown), tokens of an image, and where this is known from."""
+    """One model: where it is known from, its parameters by part (none: unknown), and tokens of an image."""
 
     who: str
-    parameters: Mapping[str, int]
-    image_tokens: int | None
     source: str
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    image_tokens: int | None = None
 
 
 class TimeTerm(NamedTuple):
@@ -140,7 +136,7 @@ class TimeTerm(NamedTuple):
     adds: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageEstimate:
     """One stage; None is unknown. `data` names what it trains on, of `rows` examples; `lengths` are the tokens of the mean
     example by part, and of the longest, known from `source`. `memory` is bytes of one GPU by component; `flops` are a
@@ -154,9 +150,9 @@ class StageEstimate:
     key: str
     reused: bool
     data: str
-    source: str
     batch: int
     gpus: int
+    source: str = UNKNOWN
     rows: int | None = None
     lengths: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
@@ -169,7 +165,7 @@ class StageEstimate:
     flops: float | None = None
     sent: float = 0.0
     time: Mapping[str, TimeTerm] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     @property
     def accumulation(self) -> int | None:
@@ -195,7 +191,7 @@ class Download:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunEstimate:
     """What one run needs; the notes say what this rests on and what the recipe should change.
 
@@ -205,11 +201,11 @@ class RunEstimate:
     """
 
     machine: Machine
-    models: tuple[ModelEstimate, ...]
-    pair: tuple[PairFact, ...]
-    vocabulary: str
-    stages: tuple[StageEstimate, ...]
-    downloads: tuple[Download, ...]
-    notes: tuple[str, ...]
-    looks: Mapping[str, tuple[str, ...]]
-    scoring: Mapping[str, float | None]
+    models: list[ModelEstimate] = field(default_factory=list)
+    pair: tuple[PairFact, ...] = ()
+    vocabulary: str = "vocabulary: unknown until both models are here"
+    stages: list[StageEstimate] = field(default_factory=list)
+    downloads: list[Download] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    looks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scoring: Mapping[str, float | None] = field(default_factory=dict)

@@ -105,7 +105,7 @@ def of_trainings(folder: Path) -> dict[str, dict]:
             folder / name, processes, until=2, **{"micro": MICRO, "objective": OBJECTIVE} | case
         )
         parameters, stage = count_parameters(loop.trainer.paths.student), loop.trainer.stage
-        sizes = {"trained": parameters.trained(frozenset(stage.train)), "student": parameters.used}
+        sizes = {"trained": parameters.trained(frozenset(stage.train)), "student": sum(parameters.trainable.values())}
         found[name] = steps[1] | {"sizes": sizes, "accumulation": together.BATCH // (MICRO * processes.count)}
     return found
 

@@ -8,6 +8,7 @@ import torch
 
 from switchkd_cli.engine.batch import Example, collate
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
+from switchkd_cli.engine.cost.workload import padded_share
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import grouped_order, order
 from switchkd_cli.engine.training.loop import train
@@ -94,8 +95,8 @@ def test_the_plan_estimates_what_training_pads(batch, micro):
     wanted = 3000 // batch * batch
     plain = share(lengths[order(3000, wanted, 1)], micro)
     by_length = share(lengths[grouped_order(lengths, image_mask, batch, wanted, 1)], micro)
-    assert sample.padding(batch, micro, grouped=False) == pytest.approx(plain, abs=0.03)
-    assert sample.padding(batch, micro, grouped=True) == pytest.approx(by_length, abs=0.03)
+    planned = [padded_share(sample.micro_batches(batch, micro, "all", [728], grouped=how)) for how in (False, True)]
+    assert planned == pytest.approx([plain, by_length], abs=0.03)
     assert by_length < plain
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from os.path import exists
@@ -14,7 +15,7 @@ from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data, shown_to
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
 from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
-from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
+from switchkd_cli.engine.data.rows import BadRows, Fault, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.processors import probes
 from switchkd_cli.engine.models.shape import ModelShape
@@ -64,7 +65,7 @@ class DataSample:
     @staticmethod
     def of_stage(stage: Stage, samples: Mapping[str, DataSample | None]) -> DataSample | None:
         """Return a sample of what a stage trains on, of a mixture by its weights; None where a data set is unknown."""
-        parts = [sample for name in stage.trained_on if (sample := samples[name]) is not None]
+        parts = [sample for name in stage.trained_on if (sample := samples.get(name)) is not None]
         if len(parts) < len(stage.trained_on):
             return None
         if isinstance(stage.data, str):
@@ -105,8 +106,11 @@ class DataSample:
         longest = max(row.length for row in self.lengths)
         return {"image": image, "prompt": length - image - answer, "answer": answer, "longest row": longest}
 
-    def micro_batches(self, batch: int, size: int, *, grouped: bool) -> Iterator[Sequence[RowLengths]]:
-        """Yield the micro-batches of some steps of `batch` examples, in the order of training (`grouped_order`)."""
+    def micro_batches(
+        self, batch: int, size: int, on: str, tokens: Sequence[float], *, grouped: bool
+    ) -> Counter[MicroBatch]:
+        """Count the micro-batches of some steps of `batch` examples in the order of training (`grouped_order`); see `padded`."""
+        counts: Counter[MicroBatch] = Counter()
         kinds = by_key((grouped and row.image > 0, row) for row in self.lengths)
         repeats = -(-STEPS * batch // min(map(len, kinds.values())))  # as many as the rarest kind needs
         for kind in kinds.values():
@@ -115,13 +119,8 @@ class DataSample:
                 step = rows[start : start + batch]
                 if grouped:
                     step.sort(key=lambda row: -row.length)
-                yield from (step[first : first + size] for first in range(0, batch, size))
-
-    def padding(self, batch: int, size: int, *, grouped: bool) -> float:
-        """Return the share of padding among the tokens of such steps, in [0, 1)."""
-        batches = list(self.micro_batches(batch, size, grouped=grouped))
-        padded = sum(len(rows) * max(row.length for row in rows) for rows in batches)
-        return 1 - sum(row.length for rows in batches for row in rows) / padded
+                counts.update(self.padded(step[first : first + size], on, tokens) for first in range(0, batch, size))
+        return counts
 
     def padded(self, rows: Sequence[RowLengths], on: str, tokens: Sequence[float]) -> MicroBatch:
         """Return one micro-batch of these examples; logits are computed at the positions `on`.
@@ -131,10 +130,11 @@ class DataSample:
         length = max(row.length for row in rows)
         images = sum(row.image for row in rows) / tokens[0]
         positions = max(1, sum(getattr(row, on) for row in rows))
-        masked = self.independent or any(row.length < length for row in rows)
+        padding = len(rows) * length - sum(row.length for row in rows)
         theirs = [row.teacher for row in rows if row.teacher is not None]
         teacher = self.padded(theirs, on, tokens[1:]) if theirs else None
-        return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher)
+        masked = self.independent or padding > 0
+        return MicroBatch(len(rows), images, length, positions, masked, self.independent, teacher, padding)
 
 
 def sample_data(
@@ -169,24 +169,32 @@ def sample_data(
         bad_rows = BadRows(data.name, len(data), spec.max_faults)
         bad_rows.check_sample(data.survey.faults, (), 1)
         notes, has_images = [*data.survey.note_lines(), *bad_rows.notes], bool(data.survey.image_mask.any())
+
+        def lengths_of(index: int) -> RowLengths:
+            row = data[index]
+            learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
+            answer, all_text = (count // CHARACTERS for count in (sum(map(len, learnt)), row.size))
+            return _truncated(len(row.images), model.image_tokens, all_text - answer, answer, spec.max_length)
+
     else:
         conversations = open_data(spec, model.blueprint.inputs, cache)
         if teacher is not None:
             conversations = shown_to(conversations, model.blueprint, teacher, by_bytes=by_bytes)
         conversations.inspect(images=check_images)
         data, notes, has_images = conversations.rows, conversations.notes, conversations.has_images
-    readers = [of.inputs for of in (model.blueprint, teacher) if of is not None and check_images]
-    opens = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
+        readers = [of.inputs for of in (model.blueprint, teacher) if of is not None and check_images]
+        opens = any(image.text != inputs.usual.text for inputs in readers for image in inputs.prepare(probes()))
+        example = conversations.example if opens else conversations.text_example
+
+        def lengths_of(index: int) -> RowLengths:
+            return _counted(example(index), len(data[index].images))
+
     indices = list(range(len(data)))
     random.Random(0).shuffle(indices)
     lengths = []
     for index in indices[:SAMPLE_SIZE]:
         with suppress(Fault):
-            if model.blueprint is None:
-                lengths.append(_guessed(data[index], model.image_tokens, spec.max_length))
-            else:
-                of = conversations.example if opens else conversations.text_example
-                lengths.append(_counted(of(index), len(data[index].images)))
+            lengths.append(lengths_of(index))
     if not lengths:
         problem = f"{data.name}: none of {len(indices[:SAMPLE_SIZE]):,} rows that were looked at can be used"
         raise UserError(problem, hint="; ".join(notes))
@@ -201,12 +209,6 @@ def _counted(example: Example, images: int) -> RowLengths:
     teacher = None if example.teacher is None else _counted(example.teacher, images)
     counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
     return RowLengths(len(example.input_ids), images, **counts, teacher=teacher)
-
-
-def _guessed(row: Row, image_tokens: int, max_length: int | None) -> RowLengths:
-    learnt = [answer for i, (_, answer) in enumerate(row.exchanges) if i not in row.unlearnt]
-    answers = sum(map(len, learnt)) // CHARACTERS
-    return _truncated(len(row.images), image_tokens, row.size // CHARACTERS - answers, answers, max_length)
 
 
 def _truncated(images: int, image_tokens: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:

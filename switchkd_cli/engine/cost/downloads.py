@@ -1,16 +1,16 @@
 """What a run needs and this machine lacks: where it comes from and where it goes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants
 
 from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS
 from switchkd_cli.engine.cost.model_facts import published, published_part
-from switchkd_cli.engine.cost.workload import Parameters
 from switchkd_cli.engine.hub import configs_only, fetch
 from switchkd_cli.errors import UserError
-from switchkd_cli.planning.estimate import Download
+from switchkd_cli.planning.estimate import Download, ModelEstimate
 from switchkd_cli.recipe.named_files import data_files, is_hub_id
 from switchkd_cli.recipe.run import DATASET, model_names
 from switchkd_cli.recipe.schema import Model, Recipe
@@ -19,10 +19,10 @@ PUBLISHED_BYTES = 2  # of a parameter: language models are published in half pre
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Download]:
+def downloads(config: Recipe, models: Iterable[ModelEstimate]) -> Iterator[Download]:
     """Yield what is to be downloaded, in the order in which a run needs it."""
-    for who, model in (("student", config.student), ("teacher", config.teacher)):
-        yield from _of_model(who, model, sizes.get(who))
+    for model in models:
+        yield from _of_model(model, getattr(config, model.who))
     for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
         parameters = config.data[name].parameters
         if DATASET in parameters and not Path(parameters[DATASET]).exists():
@@ -40,24 +40,19 @@ def downloads(config: Recipe, sizes: Mapping[str, Parameters]) -> Iterator[Downl
         yield Download(f"{len(data_sets)} benchmarks", None, where, note)
 
 
-def _of_model(who: str, model: Model | None, parameters: Parameters | None) -> Iterator[Download]:
-    for field, name in model_names(who, model):
-        if not is_hub_id(name) or _is_here(name, who):
-            continue
-        facts, size = published_part("vision", name), None
-        if "gigabytes" in facts:
-            size = facts["gigabytes"] * 1e9
-        elif parameters is not None:
-            counts = {f"{who}.checkpoint": parameters.all, f"{who}.language": parameters.total["language"]}
-            size = PUBLISHED_BYTES * counts[field] if field in counts else None
-        yield Download(name, size, constants.HF_HUB_CACHE, facts.get("note", ""))
+def _of_model(model: ModelEstimate, spec: Model) -> Iterator[Download]:
+    counts = {f"{model.who}.checkpoint": sum(model.parameters.values())}
+    counts[f"{model.who}.language"] = model.parameters.get("language", 0)
+    for field, name in model_names(model.who, spec):
+        if is_hub_id(name) and not _is_here(name, model.who):
+            facts = published_part("vision", name)
+            size = facts["gigabytes"] * 1e9 if "gigabytes" in facts else PUBLISHED_BYTES * counts.get(field, 0)
+            yield Download(name, size or None, constants.HF_HUB_CACHE, facts.get("note", ""))
 
 
 def _is_here(name: str, who: str) -> bool:
     """Whether a model's weights or a tokenizer are in the hub's cache."""
-    try:
-        with configs_only():
-            found = fetch(name, who)
-    except UserError:
-        return False
-    return found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS)
+    with suppress(UserError), configs_only():
+        found = fetch(name, who)
+        return found.has("tokenizer.json") or any(any(found.folder.rglob(pattern)) for pattern in WEIGHTS)
+    return False

@@ -5,17 +5,14 @@ N positions and V columns (under ZeRO 3 at all positions at once); what a chunk 
 """
 
 import math
-import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, Example, collate
@@ -28,14 +25,14 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 COLUMNS = 2**15  # the largest vocabulary that is measured
 
 
-def bytes_per_logit(terms: Iterable[Term], number: int, vocabulary: int) -> float | None:
+def bytes_per_logit(terms: Sequence[Term], number: int, vocabulary: int) -> float | None:
     """Return the peak bytes of logits and losses, forward and backward, for each of the N V logits of one path.
 
     `number`: bytes of a logit. The smaller a vocabulary, the larger the share of it in front of a knee; above COLUMNS the
     figure is that of COLUMNS, and rather high. None where the losses can't be computed on the example.
     """
-    reads = [(term, registry.signature("loss", term.loss).reads) for term in terms]
-    of_logits = [term for term, pairs in reads if any(kind == "logits" for _, kind in pairs)]
+    kinds = {term.loss: {kind for _, kind in registry.signature("loss", term.loss).reads} for term in terms}
+    of_logits = [term for term in terms if "logits" in kinds[term.loss]]
     described = tuple(term.model_dump_json() for term in of_logits)
     return _measured(described, number, min(vocabulary, COLUMNS)) if described else 0.0
 
@@ -57,35 +54,12 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
         keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
         shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}
-        with Allocations() as allocations:
+        with MemTracker() as tracker:
             logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}
             for path in logits.keys() - {"teacher"}:
                 logits[path].requires_grad_()
             inputs = LossInputs(logits, None, batch, keep, normalizers)
             objective.total(objective(inputs)).backward()
+        return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] / math.prod(shape)
     except Exception:  # noqa: BLE001 - a loss may raise anything, and a plan doesn't fail for it
         return None
-    return allocations.peak / math.prod(shape)
-
-
-class Allocations(TorchDispatchMode):
-    """Count the bytes of tensors that operations create under this mode, on any device; `peak` is the most at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._alive: dict[int, int] = {}  # bytes by address
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        known = self._alive.keys() | {storage.data_ptr() for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
-            if (address := storage.data_ptr()) not in known and address not in self._alive:
-                self._alive[address] = storage.nbytes()
-                weakref.finalize(storage, self._alive.pop, address)
-        self.peak = max(self.peak, sum(self._alive.values()))
-        return result
-
-
-def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in tree_iter(tree) if isinstance(leaf, Tensor))

@@ -18,6 +18,7 @@ from switchkd_cli.engine.models.family import Family
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.package_data import read_yaml
+from switchkd_cli.planning.estimate import UNKNOWN, ModelEstimate
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Checkpoint, Model
 
@@ -43,27 +44,18 @@ class KnownModel:
         """Tokens that one image takes in the language model's sequence."""
         return round(self.shape.projector.tokens)
 
-    @property
-    def vocabulary(self) -> int:
-        """Columns of the language model's head."""
-        return self.config.get_text_config().vocab_size
-
     @cached_property
     def shape(self) -> ModelShape:
         """The sizes of its parts. Raises what transformers raises."""
         return self.family.shape(self.config)
 
+    @cached_property
     def parameters(self) -> Parameters:
-        """Count the model's parameters. Raises what transformers raises."""
+        """The counts of its parameters. Raises what transformers raises."""
         return count_parameters(self.family.skeleton(self.config))
 
-
-@dataclass(frozen=True)
-class UnknownModel:
-    """A model that can't be planned for, and why."""
-
-    source: str
-    image_tokens: None = None
+    def estimate(self, who: str) -> ModelEstimate:
+        return ModelEstimate(who, self.source, self.parameters.total, self.image_tokens)
 
 
 @cache
@@ -74,8 +66,8 @@ def published() -> Mapping[str, Any]:
 
 def describe_model(
     spec: Model, who: str, planned: Mapping[Path, Run], *, needs_template: bool = True
-) -> KnownModel | UnknownModel:
-    """Return what is known of a model without reading its weights.
+) -> KnownModel | ModelEstimate:
+    """Return what is known of a model without reading its weights; if it can't be planned for, only why.
 
     `planned`: by the model folders that they will write, runs whose students a checkpoint may be. `needs_template`: see
     `compatibility.check_alone`.
@@ -93,8 +85,8 @@ def describe_model(
         return KnownModel(family, blueprint.config, len(blueprint.inputs.tokenizer), HERE, blueprint)
     except UserError as error:
         if error.code != MACHINE:
-            return UnknownModel(f"unknown: {error.problems[0]}")
-    return _published_model(spec, who) or UnknownModel("unknown, download it first")
+            return ModelEstimate(who, f"unknown: {error.problems[0]}")
+    return _published_model(spec, who) or ModelEstimate(who, UNKNOWN)
 
 
 def _published_model(spec: Model, who: str) -> KnownModel | None:

@@ -1,8 +1,7 @@
 """What a run needs: its models, each stage's steps, memory, operations and hours, downloads and disk."""
 
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -14,10 +13,10 @@ from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, re
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
-from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, UnknownModel, describe_model
+from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, best_interval, bytes_sent, time_terms
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
+from switchkd_cli.engine.cost.workload import Computation, ModelPair, padded_share
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
@@ -42,74 +41,61 @@ def estimate_run(
     Raises Misfit where student and teacher are both here and don't fit each other, and UserError where a data file is no
     data, or a stage needs images that its data don't have.
     """
-    config = run.config
+    config, estimate = run.config, RunEstimate(machine, scoring=dict(_scoring_hours(run, machine, root)))
     student = describe_model(config.student, "student", planned, needs_template=config.needs_template)
     models = {"student": student}
     if config.teacher is not None:
         scored = config.evaluation is not None  # as a teacher it reads what the student reads
         models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
+    estimate.models = [each.estimate(who) if isinstance(each, KnownModel) else each for who, each in models.items()]
+    estimate.downloads = list(downloads(config, estimate.models))
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     teacher = models["teacher"] if taught else None
-    sizes = {who: model.parameters() for who, model in models.items() if isinstance(model, KnownModel)}
-    pair, vocabulary = None, None
-    facts: tuple[plan.PairFact, ...] = ()
-    notes: list[str] = []
-    if isinstance(student, KnownModel) and not isinstance(teacher, UnknownModel):
+    pair, by_bytes = None, False
+    if isinstance(student, KnownModel) and (teacher is None or isinstance(teacher, KnownModel)):
         terms = [term for stage in config.stages for term in stage.objective]
-        vocabulary, facts = _shared_vocabulary(student, teacher, terms)
-        notes = check_fit(facts, config.remedies)
-        pair = ModelPair(student.shape, sizes["student"], vocabulary.shared)
+        vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
+        estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
+        estimate.notes += check_fit(estimate.pair, config.remedies)
+        pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=sizes["teacher"].all)
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all)
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
-                notes.append(f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student")
-    names = (name for stage in config.stages for name in stage.data_sets)
-    samples: dict[str, DataSample | None] = dict.fromkeys(names)
-    looked: dict[str, tuple[str, ...]] = {}
+                told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
+                estimate.notes.append(told)
+    samples: dict[str, DataSample] = {}
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
-            for name in samples:
-                own, by_bytes = None, False
-                if isinstance(teacher, KnownModel) and vocabulary and read_by_teacher(name, config.stages):
-                    own, by_bytes = teacher.blueprint, bool(vocabulary.own)
-                samples[name] = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
-            opened = {name: s.opened for name, s in samples.items() if s is not None and s.opened is not None}
+            for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
+                read = read_by_teacher(name, config.stages)
+                own = teacher.blueprint if isinstance(teacher, KnownModel) and read else None
+                found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
+                if found is not None:
+                    samples[name] = found
+            opened = {name: sample.opened for name, sample in samples.items() if sample.opened is not None}
             if opened and look:
                 sets: dict[str, EvaluationSet] = {}
                 if config.evaluation is not None:
                     drawn = run_folder.sets(root if root.is_dir() else Path(scratch))
                     sets, absent = evaluation_sets(config.evaluation, drawn)
                     unsearched = "not searched for rows of the training data, as they are not here"
-                    notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
-                looked = looks(config, opened, sets)
-    known = {name: sample for name, sample in samples.items() if sample is not None}
-    check_images(config.stages, {name: sample.has_images for name, sample in known.items()})
-    of_stages = enumerate(DataSample.of_stage(stage, samples) for stage in config.stages)
-    stages = tuple(estimate_stage(run, i, pair, sample, machine, root) for i, sample in of_stages)
-    notes += [f"{name}: {note}" for name, sample in known.items() for note in sample.notes]
-    notes += _assumptions(run, models.values(), known, machine)
-    notes += [f"{run.row}: {note}" for stage in stages for note in stage.notes]
-    trained = max((stage.trained for stage in stages if stage.trained and not stage.reused), default=None)
-    if trained:
+                    estimate.notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
+                estimate.looks = looks(config, opened, sets)
+    check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
+    for i, stage in enumerate(config.stages):
+        sample = DataSample.of_stage(stage, samples)
+        estimate.stages.append(estimate_stage(run, i, pair, sample, machine, root))
+    estimate.notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
+    estimate.notes += _assumptions(run, models.values(), samples, machine)
+    estimate.notes += [f"{run.row}: {note}" for stage in estimate.stages for note in stage.notes]
+    if trained := max((stage.trained or 0 for stage in estimate.stages if not stage.reused), default=0):
         saving = config.checkpoints  # those that are kept, and one that is being written
         size = STATE * trained * (saving.keep + (saving.best is not None) + 1) / 1e9
-        notes += [f"{run.row}: while it trains, up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"]
-    return RunEstimate(
-        machine=machine,
-        models=tuple(
-            plan.ModelEstimate(who, sizes[who].total if who in sizes else {}, model.image_tokens, model.source)
-            for who, model in models.items()
-        ),
-        pair=facts,
-        vocabulary=str(vocabulary) if vocabulary else "vocabulary: unknown until both models are here",
-        stages=stages,
-        downloads=tuple(downloads(config, sizes)),
-        notes=tuple(notes),
-        looks=looked,
-        scoring=dict(_scoring_hours(run, machine, root)),
-    )
+        kept = f"up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"
+        estimate.notes.append(f"{run.row}: while it trains, {kept}")
+    return estimate
 
 
 def _shared_vocabulary(
@@ -119,20 +105,18 @@ def _shared_vocabulary(
     if student.blueprint and (teacher is None or teacher.blueprint):
         both = student.blueprint, teacher.blueprint if teacher else None
         return shared_vocabulary(*both, terms), compare(*both, terms)
-    columns, tokens = (teacher.vocabulary, teacher.tokens) if teacher else (None, None)
+    columns, tokens = (teacher.shape.language.vocabulary, teacher.tokens) if teacher else (None, None)
     by_bytes = any(term.alignment == "bytes" for term in terms)
-    return Vocabulary(student.tokens, student.vocabulary, columns, tokens if by_bytes else None), ()
+    return Vocabulary(student.tokens, student.shape.language.vocabulary, columns, tokens if by_bytes else None), ()
 
 
 def _assumptions(
-    run: Run, models: Iterable[KnownModel | UnknownModel], samples: Mapping[str, DataSample], machine: Machine
+    run: Run, models: Collection[KnownModel | plan.ModelEstimate], samples: Mapping[str, DataSample], machine: Machine
 ) -> Iterator[str]:
     """Yield what the figures rest on."""
-    models = list(models)
     for text in (model.config.get_text_config() for model in models if isinstance(model, KnownModel)):
-        if "linear_attention" in (getattr(text, "layer_types", None) or ()) or hasattr(
-            text, "hidden_size_per_layer_input"
-        ):
+        recurrent = "linear_attention" in (getattr(text, "layer_types", None) or ())
+        if recurrent or hasattr(text, "hidden_size_per_layer_input"):
             yield f"{text.model_type}: its layers keep up to twice the activations that are counted (docs/models.md)"
     if any(model.source == PUBLISHED for model in models):
         shapes = "shapes of models that are not here are as published"
@@ -154,92 +138,73 @@ def _assumptions(
 def estimate_stage(
     run: Run, index: int, models: ModelPair | None, sample: DataSample | None, machine: Machine, root: Path
 ) -> StageEstimate:
-    """Estimate one stage; what follows from unknown models or data stays unknown.
+    """Estimate one stage; what follows from unknown models or data stays unknown."""
+    stage, key = run.config.stages[index], run.stage_key(index)
+    gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
+    reused, data = run_folder.stage(root, key).done, ", ".join(stage.trained_on)
+    estimate = StageEstimate(stage.name, key, reused, data, stage.batch, gpus, steps=stage.steps)
+    if sample is not None:
+        estimate.source, estimate.rows, estimate.lengths = sample.source, sample.rows, sample.lengths_by_part
+        held_out = (stage.validation and stage.validation.share) or 0.0
+        estimate.steps = count_steps(stage, round(sample.rows * (1 - held_out)))
+    if models is not None:
+        estimate.trained = models.trained(frozenset(stage.train))
+        estimate.saved_bytes = SAVED * models.parameters.all
+        if sample is not None:
+            if models.teacher is not None:
+                sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
+            _estimate_work(estimate, run, stage, sample.of_images(models), sample, machine)
+    return estimate
+
+
+def _estimate_work(
+    estimate: StageEstimate, run: Run, stage: Stage, models: ModelPair, sample: DataSample, machine: Machine
+) -> None:
+    """Add what the steps of a stage take, for which its models and data have to be known.
 
     The micro-batch is the recipe's, or the largest that fits. Memory is that of the largest micro-batch of the sample's
     steps; operations and padding are those of its mean step.
     """
-    stage, key = run.config.stages[index], run.stage_key(index)
-    gpus = max(n for n in range(1, machine.gpus + 1) if stage.batch % n == 0)
-    share = stage.validation.share if stage.validation is not None else None
-    rows = round(sample.rows * (1 - (share or 0))) if sample else None
-    estimate = StageEstimate(
-        name=stage.name,
-        key=key,
-        reused=run_folder.stage(root, key).done,
-        data=", ".join(stage.trained_on),
-        source=sample.source if sample else "unknown, download it first",
-        batch=stage.batch,
-        gpus=gpus,
-        rows=sample.rows if sample else None,
-        lengths=sample.lengths_by_part if sample else {},
-        steps=stage.steps if rows is None else count_steps(stage, rows),
-    )
-    if models is None:
-        return estimate
-    parts, recomputed = frozenset(stage.train), frozenset(stage.activation_checkpointing)
-    computed = Computation(stage.paths, parts, recomputed, prod(models.adapter))
-    trained, saved_bytes = models.trained(parts), SAVED * models.parameters.all
-    estimate = replace(estimate, trained=trained, saved_bytes=saved_bytes)
-    if sample is None:
-        return estimate
-    if models.teacher is not None:
-        sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
-    models = sample.of_images(models)
+    gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
+    recomputed = frozenset(stage.activation_checkpointing)
+    computed = Computation(stage.paths, frozenset(stage.train), recomputed, prod(models.adapter))
     both = models.student, models.teacher
-    tokens = [shape.projector.tokens for shape in both if shape is not None]
-    notes = list(_idle_notes(stage, gpus, machine.gpus))
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
     if logit_bytes is None:
         logit_bytes = 2 * precision.compute * len(stage.paths)  # at least the logits and their gradients
-        notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
+        estimate.notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
 
-    compared = _compared_positions(stage)
-
-    def micro_batches(size: int) -> Counter[MicroBatch]:
-        steps = sample.micro_batches(stage.batch, size, grouped=grouped)
-        return Counter(sample.padded(rows, compared, tokens) for rows in steps)
+    examples, compared = stage.batch // gpus, _compared_positions(stage)
+    tokens = [shape.projector.tokens for shape in both if shape is not None]
+    sizes = [n for n in range(1, examples + 1) if examples % n == 0]
+    batches = {n: sample.micro_batches(stage.batch, n, compared, tokens, grouped=grouped) for n in sizes}
 
     def memory(size: int) -> dict[str, float]:
-        work = computed, precision, machine, logit_bytes
-        of_each = [step_memory(models, each, *work) for each in micro_batches(size)]
-        return max(of_each, key=lambda components: sum(components.values()))
+        each = (step_memory(models, batch, computed, precision, machine, logit_bytes) for batch in batches[size])
+        return max(each, key=lambda components: sum(components.values()))
 
-    sizes = [n for n in range(1, stage.batch // gpus + 1) if stage.batch // gpus % n == 0]
     memories = {n: memory(n) for n in sizes}
     fitting = [n for n in sizes if sum(memories[n].values()) <= USABLE * machine.memory * plan.GIB]
-    largest = max(fitting, default=None)
-    micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
-    counts = micro_batches(micro)
-    operations = sum(count * flops.step(*both, each, computed) for each, count in counts.items())
-    of_step = stage.batch / micro * operations / counts.total()
+    estimate.largest_micro_batch = largest = max(fitting, default=None)
+    estimate.micro_batch = micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
+    estimate.memory = memories[micro]
+    estimate.padding = padded_share(batches[micro])
+    operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
+    estimate.flops = stage.batch / micro * operations / batches[micro].total()
+    numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = stage.batch * sample.mean("images")
-    numbers = {"trained": trained, "student": models.parameters.used}
-    work = StepWork(of_step, images, stage.batch // (micro * gpus), numbers, precision.weight)
-    time: dict[str, plan.TimeTerm] = {}
-    if estimate.steps:
-        state = STATE * trained
-        time = time_terms(work, estimate.steps, machine, gpus, run.config.checkpoints, state, saved_bytes)
-        notes += _failure_notes(stage.name, sum(term.adds for term in time.values()), state, machine, gpus)
-    notes += _micro_batch_notes(stage, micro, largest, stage.batch // gpus)
-    if stage.teacher_states == "cached" and models.teacher is not None and estimate.steps:
-        examples = min(sample.rows, estimate.steps * stage.batch)
-        states = examples * sample.mean(compared) * models.teacher.language.width
-        size = f"{states * precision.residual / 1e9:,.2g} GB"
-        written = f"{size} of the teacher's hidden states of {examples:,} rows to {run_folder.STATES}/"
-        notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
-    return replace(
-        estimate,
-        micro_batch=micro,
-        largest_micro_batch=largest,
-        memory=memories[micro],
-        padding=sample.padding(stage.batch, micro, grouped=grouped),
-        flops=of_step,
-        sent=bytes_sent(work, EXCHANGES[machine.zero], gpus),
-        time=time,
-        notes=tuple(notes),
-    )
+    work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
+    estimate.sent = bytes_sent(work, EXCHANGES[machine.zero], gpus)
+    if steps:
+        saved = SAVED * models.parameters.all
+        estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
+    estimate.notes += _advice(stage, estimate, machine, state)
+    if stage.teacher_states == "cached" and models.teacher is not None and steps:
+        seen = min(sample.rows, steps * stage.batch)
+        size = seen * sample.mean(compared) * models.teacher.language.width * precision.residual / 1e9
+        written = f"{size:,.2g} GB of the teacher's hidden states of {seen:,} rows to {run_folder.STATES}/"
+        estimate.notes += [f"{stage.name} writes up to {written}; operations are counted as if none were there yet"]
 
 
 def _scoring_hours(run: Run, machine: Machine, root: Path) -> Iterator[tuple[str, float | None]]:
@@ -254,38 +219,29 @@ def _scoring_hours(run: Run, machine: Machine, root: Path) -> Iterator[tuple[str
         yield run.teacher_key, hours and 2 * hours
 
 
-def _idle_notes(stage: Stage, gpus: int, all_gpus: int) -> Iterator[str]:
-    """Yield which GPUs have nothing to do, as a batch is shared evenly, and what would use them."""
-    if gpus < all_gpus:
-        batch = -(-stage.batch // all_gpus) * all_gpus
-        field = f"stages.{stage.name}.batch"
-        idle = f"{stage.name}: {all_gpus - gpus} of {all_gpus} GPUs idle: {gpus} share a batch of {stage.batch} evenly"
-        why = ", a row each, so no accumulation uses more" if gpus == stage.batch else ""
-        yield f"{idle}{why}; {field}={batch} uses all (and is another training), or plan with gpus={gpus}"
-
-
-def _failure_notes(name: str, hours: float, state: float, machine: Machine, gpus: int) -> Iterator[str]:
-    """Yield how often a stage fails that is likely to, and how often to write a checkpoint."""
-    between = machine.mtbf_hours / gpus
-    if hours > FAILURE_NOTED * between:
-        minutes = best_interval(state, machine, gpus) / 60
+def _advice(stage: Stage, of: StageEstimate, machine: Machine, state: float) -> Iterator[str]:
+    """Yield what the recipe should change: the batch, the checkpoints (of `state` bytes), the micro-batch."""
+    field, examples, between = f"stages.{stage.name}", stage.batch // of.gpus, machine.mtbf_hours / of.gpus
+    if of.gpus < machine.gpus:  # a batch is shared evenly
+        batch = -(-stage.batch // machine.gpus) * machine.gpus
+        idle = f"{stage.name}: {machine.gpus - of.gpus} of {machine.gpus} GPUs idle: "
+        idle += f"{of.gpus} share a batch of {stage.batch} evenly"
+        why = ", a row each, so no accumulation uses more" if of.gpus == stage.batch else ""
+        yield f"{idle}{why}; {field}.batch={batch} uses all (and is another training), or plan with gpus={of.gpus}"
+    if (of.hours or 0.0) > FAILURE_NOTED * between:
+        minutes = best_interval(state, machine, of.gpus) / 60
         every, best = (f"{float(f'{figure:.2g}'):g}" for figure in (between, minutes))
-        yield f"{name}: a failure every {every} hours; checkpoints.every_minutes={best} loses least by it"
-
-
-def _micro_batch_notes(stage: Stage, micro: int, largest: int | None, examples: int) -> Iterator[str]:
-    """Yield what the recipe should change about the micro-batch; `examples` are one GPU's in a step."""
-    field = f"stages.{stage.name}.micro_batch"
-    if largest is None:
-        cure = f"; stages.{stage.name}.activation_checkpointing=true takes less"
-        problem = f"{stage.name} does not fit: not even one row of the longest at a time"
-        yield problem + cure * (not stage.activation_checkpointing)
-    elif stage.micro_batch is None and micro < examples:
-        yield f"set {field}={micro}: without it all {examples} rows of a GPU are held at once"
-    elif stage.micro_batch is not None and largest < micro:
-        yield f"{field}={micro} does not fit, {largest} does"
-    elif stage.micro_batch not in (None, micro):
-        yield f"{field}={stage.micro_batch} does not divide {examples} rows of a GPU: {micro} taken"
+        yield f"{stage.name}: a failure every {every} hours; checkpoints.every_minutes={best} loses least by it"
+    if of.largest_micro_batch is None:
+        cure = f"; {field}.activation_checkpointing=true takes less" * (not stage.activation_checkpointing)
+        yield f"{stage.name} does not fit: not even one row of the longest at a time{cure}"
+    elif stage.micro_batch is None and of.micro_batch != examples:
+        yield f"set {field}.micro_batch={of.micro_batch}: without it all {examples} rows of a GPU are held at once"
+    elif stage.micro_batch is not None and of.largest_micro_batch < (of.micro_batch or 0):
+        yield f"{field}.micro_batch={of.micro_batch} does not fit, {of.largest_micro_batch} does"
+    elif stage.micro_batch not in (None, of.micro_batch):
+        taken = f"does not divide {examples} rows of a GPU: {of.micro_batch} taken"
+        yield f"{field}.micro_batch={stage.micro_batch} {taken}"
 
 
 def _compared_positions(stage: Stage) -> str:

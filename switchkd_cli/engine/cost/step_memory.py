@@ -61,9 +61,8 @@ BF16 = Precision(2, 2, 2)  # a bf16 model, as DeepSpeed trains it
 
 def precision_of(name: str, zero: int) -> Precision:
     """Return how a recipe's precision is computed with under a ZeRO stage."""
-    if name == "fp32":
-        return FP32
-    return BF16 if zero else AUTOCAST
+    mixed = BF16 if zero else AUTOCAST
+    return FP32 if name == "fp32" else mixed
 
 
 def persistent_memory(
@@ -119,12 +118,9 @@ def step_memory(
 
 def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision) -> float:
     """Bytes of the gradients that chunks add up: of hidden states through which one goes, of a head that is trained."""
-    student, width, head = models.student.language, 0, 0
-    if "student" in computed.paths:
-        width += student.width
-        head = ("language" in computed.train) * student.vocabulary * student.width
-    if models.teacher is not None and "switch" in computed.paths:
-        width += models.teacher.language.width
+    student, through = models.student.language, {"student": models.student, "switch": models.teacher}
+    width = sum(model.language.width for path, model in through.items() if model and path in computed.paths)
+    head = student.vocabulary * student.width if "student" in computed.paths and "language" in computed.train else 0
     return precision.residual * batch.positions * width + precision.weight * head
 
 

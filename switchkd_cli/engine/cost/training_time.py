@@ -21,26 +21,17 @@ from switchkd_cli.recipe.schema import Saving
 
 GIGABIT = 1e9 / 8  # bytes
 HOUR = 3600
-OPERATIONS, COMMUNICATION, IMAGES = "operations", "communication", "images"
-CHECKPOINTS, FAILURES = "checkpoints", "failures"
 LARGEST_EXPONENT = 700.0  # without checkpoints, a run among many failures never ends
 
 
-class Exchange(NamedTuple):
-    """What processes send one another: `passes` of a ring over the numbers of `of`, once a `each`."""
-
-    passes: int
-    of: str
-    each: str
-
-
-EXCHANGES: Mapping[int, tuple[Exchange, ...]] = {
-    0: (Exchange(2, "trained", "step"),),
-    1: (Exchange(2, "trained", "step"), Exchange(1, "trained", "step")),
-    2: (Exchange(2, "trained", "micro-batch"), Exchange(1, "trained", "step")),
-    3: (Exchange(2, "student", "micro-batch"), Exchange(1, "trained", "micro-batch")),
+EXCHANGES: Mapping[int, Mapping[tuple[str, str], int]] = {
+    0: {("trained", "step"): 2},
+    1: {("trained", "step"): 3},
+    2: {("trained", "micro-batch"): 2, ("trained", "step"): 1},
+    3: {("student", "micro-batch"): 2, ("trained", "micro-batch"): 1},
 }
-"""By ZeRO stage, as DDP (0) and DeepSpeed 0.19 do it with our settings; tests/cost/test_sent_bytes.py counts it. ZeRO 1 and 2
+"""What processes send one another, by ZeRO stage: of which numbers and how often, and in how many passes of a ring. It is as
+DDP (0) and DeepSpeed 0.19 do it with our settings; tests/cost/test_sent_bytes.py counts it. ZeRO 1 and 2
 all-reduce gradients, then all-gather updated weights; 3 all-gathers weights twice and reduce-scatters gradients, as FSDP2."""
 
 
@@ -57,10 +48,10 @@ class StepWork(NamedTuple):
     number: int
 
 
-def bytes_sent(work: StepWork, exchanges: tuple[Exchange, ...], gpus: int) -> float:
+def bytes_sent(work: StepWork, exchanges: Mapping[tuple[str, str], int], gpus: int) -> float:
     """Return the bytes that one GPU sends to the next in a step."""
     times = {"step": 1, "micro-batch": work.accumulation}
-    numbers = sum(e.passes * work.sizes[e.of] * times[e.each] for e in exchanges)
+    numbers = sum(passes * work.sizes[of] * times[each] for (of, each), passes in exchanges.items())
     return work.number * numbers * (gpus - 1) / gpus
 
 
@@ -82,26 +73,22 @@ def time_terms(
     step = max(busy, images)
     trained = steps * step
     writing = state / (machine.disk_gbps * GIGABIT)
-    between = min(checkpoint_seconds(saving, step), trained)
+    by_steps = saving.every_steps * step if saving.every_steps else trained
+    by_minutes = 60 * saving.every_minutes if saving.every_minutes else trained
+    between = min(by_steps, by_minutes, trained)
     written = writing * trained / between if between < trained else 0.0
     pause = writing if written else 0.0
     mean = machine.mtbf_hours * HOUR / gpus
     repeated = expm1(min((between + pause) / mean, LARGEST_EXPONENT)) * trained / between
     wall = mean * exp(min(60 * machine.restart_minutes / mean, LARGEST_EXPONENT)) * repeated
     of_stage: dict[str, tuple[float, float]] = {
-        OPERATIONS: (steps * operations, steps * operations),
-        COMMUNICATION: (steps * sending, steps * (busy - operations)),
-        IMAGES: (steps * images, steps * (step - busy)),
-        CHECKPOINTS: (written + saved / (machine.disk_gbps * GIGABIT),) * 2,
-        FAILURES: (max(0.0, wall - trained - written),) * 2,
+        "operations": (steps * operations, steps * operations),
+        "communication": (steps * sending, steps * (busy - operations)),
+        "images": (steps * images, steps * (step - busy)),
+        "checkpoints": (written + saved / (machine.disk_gbps * GIGABIT),) * 2,
+        "failures": (max(0.0, wall - trained - written),) * 2,
     }
     return {name: TimeTerm(*(each / HOUR for each in both)) for name, both in of_stage.items() if any(both)}
-
-
-def checkpoint_seconds(saving: Saving, step: float) -> float:
-    """Return the seconds between two checkpoints, for steps that take `step` seconds; infinity if none is written."""
-    by_steps = saving.every_steps * step if saving.every_steps else float("inf")
-    return min(by_steps, 60 * saving.every_minutes if saving.every_minutes else float("inf"))
 
 
 def best_interval(state: float, machine: Machine, gpus: int) -> float:

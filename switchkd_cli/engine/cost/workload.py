@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from switchkd_cli.engine.models.shape import ModelShape
@@ -24,6 +25,8 @@ class MicroBatch:
     independent: bool = False
     teacher: MicroBatch | None = None
     """The same examples as the teacher's own tokens; None: it reads the student's."""
+    padding: int = 0
+    """How many of the B T tokens are padding."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Computation:
     adapter: int = 0
 
 
+def padded_share(batches: Counter[MicroBatch]) -> float:
+    """Return the share of padding among the tokens of micro-batches, counted as often as they occur, in [0, 1)."""
+    tokens = sum(count * batch.examples * batch.length for batch, count in batches.items())
+    return sum(count * batch.padding for batch, count in batches.items()) / tokens
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Parameter counts by part: `total` (a tied head counts once), and `trainable`: those that the forward pass uses."""
@@ -50,10 +59,6 @@ class Parameters:
     @property
     def all(self) -> int:
         return sum(self.total.values())
-
-    @property
-    def used(self) -> int:
-        return sum(self.trainable.values())
 
     def trained(self, parts: frozenset[str]) -> int:
         """How many parameters of the model a stage trains that trains these parts."""
