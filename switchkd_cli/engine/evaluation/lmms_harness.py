@@ -150,13 +150,10 @@ def quiet(log: Path) -> Iterator[None]:
         stack.callback(logger.add, sys.stderr)  # loguru's default
         logger.remove()
         stack.callback(logger.remove, logger.add(file, level="INFO"))
-        if datasets.is_progress_bar_enabled():
-            stack.callback(datasets.enable_progress_bars)
-            datasets.disable_progress_bars()
         stack.enter_context(redirect_stdout(file))
         stack.enter_context(redirect_stderr(file))
-        for module in (evaluator, task_module):
-            stack.enter_context(patch.object(module, "tqdm", lambda *a, **options: tqdm(*a, **options | HIDDEN)))
+        show = tqdm.__init__
+        stack.enter_context(patch.object(tqdm, "__init__", lambda *a, **options: show(*a, **options | HIDDEN)))
         yield
 
 
