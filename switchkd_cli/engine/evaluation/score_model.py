@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -154,14 +153,10 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
 def question_images(asked: Evaluation, sets: Path, questions: Collection[tuple[str, Any]]) -> dict[str, list[Image]]:
     """Return the images of questions, each a task and its `doc_id`, by their digest in answers files; nothing is fetched."""
     tasks = {(OWN_ROWS if task in ROW_METRICS else task, doc_id) for task, doc_id in questions}
-    images = {}
-    for item in chain.from_iterable(_items(asked, sets).values()):
-        if (item.task, item.doc_id) in tasks:
-            item.read()
-            if item.image_key is not None:
-                images[item.image_key] = item.images
-            item.images = []
-    return images
+    found = [item for items in _items(asked, sets).values() for item in items if (item.task, item.doc_id) in tasks]
+    for item in found:
+        item.read()
+    return {item.image_key: item.images for item in found if item.image_key is not None}
 
 
 def _items(asked: Evaluation, sets: Path) -> dict[str, list[Item]]:

@@ -28,7 +28,8 @@ def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
     """Write the model card of a run, with scores if there are any. `model`: the folder of the model until it is moved."""
     model = model or folder.model
     environment = environment_of(Path(__file__).parent)
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # YAML reads JSON's other escapes
+    # JSON escapes an emoji as two halves, which YAML does not join
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     text = environment.get_template(TEMPLATE).render(_card_fields(run, folder, model))
     write_text(model / NAME, text + "\n")
 
