@@ -183,8 +183,7 @@ def evaluate_teacher(run: Run, root: Path) -> dict[str, Any]:
             if (teacher := run.config.teacher) is not None:
                 checkpoint, how = locate(teacher.checkpoint), {"allow_pickle": teacher.allow_pickle, **arguments}
                 for name, blind in (("teacher", False), ("blind", True)):
-                    target = partial / name
-                    results[name] = evaluation.evaluate(checkpoint, folder=target, blind=blind, **how)
+                    results[name] = evaluation.evaluate(checkpoint, folder=partial / name, blind=blind, **how)
             write_json(partial / "results.json", with_verdict(partial, results))
     return run_folder.scores(shared)
 

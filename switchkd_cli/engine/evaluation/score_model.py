@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -72,14 +71,12 @@ def evaluate(
     checkpoint = fetch(str(model_folder), "model", allow_pickle=allow_pickle)
     blueprint = check_checkpoint(str(model_folder), "model", allow_pickle=allow_pickle)
     how: dict[str, Any] = {"batch": questions.batch, "playground": questions.world == "playground", "blind": blind}
-    if bits is not None:
-        how["bits"] = bits
+    how |= {"bits": bits} if bits is not None else {}
     with harness.quiet(folder / "log.txt"):
         read = registry.resolve("engine", engine)
         reader = read(checkpoint, blueprint, positions=max_positions(blueprint.config), **how)
     scores = score_request(reader, questions, folder, sets)
-    notes = list(blueprint.notes)
-    return {"model": str(model_folder), "notes": notes, "blind": blind, **reader.about, **scores}
+    return {"model": str(model_folder), "notes": list(blueprint.notes), "blind": blind, **reader.about, **scores}
 
 
 def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[str, Any]:
@@ -95,8 +92,7 @@ def majority(*, folder: Path, sets: Path | None = None, **asked: Any) -> dict[st
 def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path | None = None) -> dict[str, Any]:
     """Evaluate any `LmmsModel`: write its answers to `folder`/answers and return the scores."""
     harness = import_harness()
-    rows = benchmarks(asked)
-    of_lmms_eval = [row for row in rows if row.task not in ROW_METRICS]
+    of_lmms_eval = _of_lmms_eval(asked)
     local = asked.world == "playground"
     home = local_sets(asked, sets or folder / "sets") if local else None
     outcome = harness.run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
@@ -108,7 +104,7 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
         "world": asked.world,
         "split": asked.split if local else "own" if asked.world == "rows" else "published",
         "seed": asked.seed,
-        "scores": {row.task: _score(row, outcome, model, folder / "answers") for row in rows},
+        "scores": {row.task: _score(row, outcome, model, folder / "answers") for row in benchmarks(asked)},
         "sets_key": short_hash(sorted((i.task, i.doc_id, i.key) for i in model.items.values())),
         "versions": {name: versions.get(name) for name in VERSIONS},
     }
@@ -150,38 +146,33 @@ def evaluation_sets(asked: Evaluation, sets: Path) -> tuple[dict[str, Evaluation
     sets are written under `sets` if they are missing. Raises UserError for one's own rows that can't be asked.
     """
     found = _items(asked, sets)
-    absent = [name for name, items in found.items() if items is None]
-    return {name: EvaluationSet(_by_text(items)) for name, items in found.items() if items is not None}, absent
+    absent = [row.task for row in _of_lmms_eval(asked) if row.task not in found]
+    return {name: EvaluationSet(_by_text(items)) for name, items in found.items()}, absent
 
 
 def question_images(asked: Evaluation, sets: Path, questions: Collection[tuple[str, Any]]) -> dict[str, list[Image]]:
     """Return the images of questions, each a task and its `doc_id`, by their digest in answers files; nothing is fetched."""
     tasks = {(OWN_ROWS if task in ROW_METRICS else task, doc_id) for task, doc_id in questions}
-    images = {}
-    for item in chain.from_iterable(items or () for items in _items(asked, sets).values()):
-        if (item.task, item.doc_id) in tasks:
-            item.read()
-            if item.image_key is not None:
-                images[item.image_key] = item.images
-            item.images = []
-    return images
+    found = [item for items in _items(asked, sets).values() for item in items if (item.task, item.doc_id) in tasks]
+    for item in found:
+        item.read()
+    return {item.image_key: item.images for item in found if item.image_key is not None}
 
 
-def _items(asked: Evaluation, sets: Path) -> dict[str, list[Item] | None]:
-    """Return the questions of each benchmark; None where its data are not here."""
-    from switchkd_cli.engine.evaluation.lmms_model import Collected, Questions
+def _items(asked: Evaluation, sets: Path) -> dict[str, list[Item]]:
+    """Return the questions of each benchmark whose data are here."""
+    from switchkd_cli.engine.evaluation.lmms_model import Questions
 
     harness = import_harness()
-    found: dict[str, list[Item] | None] = {}
+    found: dict[str, list[Item]] = {}
     home = local_sets(asked, sets) if asked.world == "playground" else None
-    for row in (row for row in benchmarks(asked) if row.task not in ROW_METRICS):
+    for row in _of_lmms_eval(asked):
         model = Questions()
-        try:
-            with TemporaryDirectory() as scratch, harness.offline(), suppress(Collected):
-                harness.run(model, [row], asked, Path(scratch), home)
+        # `Questions` ends with an error, and `datasets` and tasks raise nearly anything without their data
+        with suppress(Exception), TemporaryDirectory() as scratch, harness.offline():
+            harness.run(model, [row], asked, Path(scratch), home)
+        if model.items:
             found[row.task] = list(model.items.values())
-        except Exception:  # noqa: BLE001 (`datasets` and tasks raise nearly anything without their data)
-            found[row.task] = None
     if asked.data is not None:
         found["evaluation.data"] = _own_questions(asked)
     return found
@@ -199,6 +190,10 @@ def benchmarks(asked: Evaluation) -> list[Benchmark]:
     return [BENCHMARKS[task] for task in dict.fromkeys(tasks)]
 
 
+def _of_lmms_eval(asked: Evaluation) -> list[Benchmark]:
+    return [row for row in benchmarks(asked) if row.task not in ROW_METRICS]
+
+
 def check(asked: Evaluation) -> None:
     """Find what would end an evaluation, before a model is trained or loaded.
 
@@ -206,7 +201,7 @@ def check(asked: Evaluation) -> None:
     imported.
     """
     harness = import_harness()
-    if stock := [row for row in benchmarks(asked) if row.stock and row.task not in ROW_METRICS]:
+    if stock := [row for row in _of_lmms_eval(asked) if row.stock]:
         harness.import_code(stock, asked.tasks_path)
     _own_questions(asked)
 

@@ -1,11 +1,11 @@
 """The model card of a finished run: README.md of its model folder. Every number in it was measured by that run."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.repocard import metadata_load
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from yaml import YAMLError
@@ -20,17 +20,16 @@ from switchkd_cli.report.tables.footnotes import faults
 from switchkd_cli.runs.run_folder import RunFolder
 
 TEMPLATE = "model_card.md.jinja"
-PLAYGROUND = "switchkd-playground"
-LICENCE = "see-the-base-models"
 NAME = "README.md"
 
 
 def write(run: Run, folder: RunFolder, model: Path | None = None) -> None:
     """Write the model card of a run, with scores if there are any. `model`: the folder of the model until it is moved."""
     model = model or folder.model
-    fields = _card_fields(run, folder, model)
-    template = environment_of(Path(__file__).parent).get_template(TEMPLATE)
-    text = template.render(**fields, front_matter=_front_matter(fields))
+    environment = environment_of(Path(__file__).parent)
+    # JSON escapes an emoji as two halves, which YAML does not join
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    text = environment.get_template(TEMPLATE).render(_card_fields(run, folder, model))
     write_text(model / NAME, text + "\n")
 
 
@@ -55,13 +54,7 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "results": results,
         "local": results is not None and results["world"] == "playground",
         "scores": [
-            {
-                **score,
-                "task": (task := name.removesuffix(ACCURACY)),
-                "column": BENCHMARKS[task].column,
-                "shown": f"{score['score']:.{BENCHMARKS[task].digits}f}"
-                + " (lmms-eval's own)" * (not BENCHMARKS[task].in_points),
-            }
+            {**score, "task": (task := name.removesuffix(ACCURACY)), "benchmark": BENCHMARKS[task]}
             for name, score in with_accuracies(results["scores"] if results else {}).items()
         ],
         "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
@@ -89,35 +82,3 @@ def licence(name: str) -> str:
         metadata = {}
     stated = metadata.get("license_name") or metadata.get("license")
     return f"{stated} (by its own card)" if stated else "not stated where it was read from: see its page"
-
-
-def _front_matter(fields: Mapping[str, Any]) -> str:
-    tags = [fields["family"], "vision-language-model", "switchkd"]
-    tags += ["knowledge-distillation"] * fields["distilled"] + ["playground"] * fields["local"]
-    return ModelCardData(
-        base_model=fields["hub_ids"] or None,
-        library_name=fields["library"],
-        pipeline_tag="image-text-to-text",
-        license="other",
-        license_name=LICENCE,
-        tags=tags,
-        model_name=fields["name"],
-        eval_results=[_eval_result(fields, score) for score in fields["scores"]] or None,
-    ).to_yaml()
-
-
-def _eval_result(fields: Mapping[str, Any], score: Mapping[str, Any]) -> EvalResult:
-    """Return a score for the hub's table. A playground score counts for the playground, not for the benchmark it imitates."""
-    local, results = fields["local"], fields["results"]
-    data_set = f"switchkd's playground, questions in {score['column']}'s format" if local else score["column"]
-    return EvalResult(
-        task_type="image-text-to-text",
-        dataset_type=PLAYGROUND if local else score["task"],
-        dataset_name=data_set,
-        dataset_config=score["task"],
-        dataset_split=results["split"] if local else BENCHMARKS[score["task"]].split,
-        dataset_args={"items": score["items"]},
-        metric_type=score["metric"],
-        metric_name=score["metric"] + (", 0..100" if BENCHMARKS[score["task"]].in_points else ""),
-        metric_value=round(score["score"], 2 if BENCHMARKS[score["task"]].in_points else 4),
-    )

@@ -13,7 +13,6 @@ from switchkd_cli.recipe import patches
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
 from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.report.stats.stored_answers import AnswerLine, Reader, read_answers, readable, reread, units
-from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -100,10 +99,12 @@ def read(folder: RunFolder) -> ScoredRun:
     if absent := [name for name in NAMES if name not in info]:
         raise UserError(f"{folder.record}: says no {', '.join(absent)}")
     resolved = check(Resolved, patches.read(folder.recipe)[0], folder.recipe)
-    lines = read_metrics(folder.metrics)
+    lines = folder.entries()
     steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]
     peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
-    warned = [line for line in lines if line.get("event") == "warning"]
+    warned = [(line.get("about"), line.get("text")) for line in lines if line.get("event") == "warning"]
+    if unreadable := len(json_lines(folder.metrics, missing_ok=True, broken_ok=True)) - len(lines):
+        warned.append((folder.metrics.name, f"{unreadable} lines of {folder.metrics.name} can't be read"))
     return ScoredRun(
         folder.path,
         **{name: info[name] for name in NAMES},
@@ -115,7 +116,7 @@ def read(folder: RunFolder) -> ScoredRun:
         stand_ins=resolved.get("stand_ins") or {},
         clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step
         gib=max(peaks) / 1024 if peaks else None,
-        warnings={printable(str(line.get("about"))): printable(str(line.get("text"))) for line in warned},
+        warnings={printable(str(about)): printable(str(text)) for about, text in warned},
     )
 
 
@@ -169,11 +170,6 @@ def scores(results: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(entry["score"]) for name, entry in with_accuracies(results["scores"]).items()}
 
 
-def teacher_scores(root: Path, key: str) -> dict[str, Any] | None:
-    """The scores of the teacher with this key and of its baselines, if they were computed before."""
-    return run_folder.scores(run_folder.evaluation(root, key))
-
-
 def items(results: Mapping[str, Any]) -> dict[str, int]:
     """The number of questions, by task."""
     return {task: int(entry["items"]) for task, entry in results["scores"].items()}
@@ -215,16 +211,3 @@ def one_or_each(value: Any) -> str:
         same = set(value.values())
         return str(same.pop()) if len(same) == 1 else ", ".join(f"{k} {v}" for k, v in value.items())
     return str(value)
-
-
-def read_metrics(metrics: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl (steps and events); an empty list where there is no such file.
-
-    Lines that can't be read become one warning that counts them.
-    """
-    lines = json_lines(metrics, missing_ok=True, broken_ok=True)
-    known = [line for line in lines if isinstance(line, dict)]
-    if unreadable := len(lines) - len(known):
-        words = f"{unreadable} lines of {metrics.name} can't be read"
-        known.append({"event": "warning", "about": metrics.name, "text": words})
-    return known

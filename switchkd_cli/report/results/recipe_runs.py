@@ -10,7 +10,7 @@ from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
-from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read, teacher_scores
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs import run_folder
@@ -134,7 +134,7 @@ def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:
     first = {run.row: run_folder.RunFolder(run.path).run() for run in reversed(runs)}
     changed = (run.title for run in planned if run.row in first and _config(first[run.row]) != _config(run))
     keys = {run.teacher_key for run in first.values() if run.config.teacher is not None}
-    teacher = teacher_scores(root, keys.pop()) if len(keys) == 1 else None
+    teacher = run_folder.scores(run_folder.evaluation(root, keys.pop())) if len(keys) == 1 else None
     return RecipeRuns(file, planned, plain, states, runs, tuple(changed), teacher)
 
 
