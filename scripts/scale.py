@@ -47,7 +47,7 @@ class Point(NamedTuple):
 
 
 def point(gpus: int, rows: int | None, batch: int | None) -> Point:
-    """Plan both stages of Table 1's Switch-KD, the second on so many rows; without scoring."""
+    """Plan both stages of Table 1's Switch-KD, the second on this many rows; without scoring."""
     changes = [f"stages.{stage}.batch={batch}" for stage in ("pretrain", "distill") if batch]
     if rows:
         changes += [f"stages.distill.steps={rows // (batch or 128)}", "stages.distill.epochs=null"]

@@ -45,7 +45,7 @@ def measure_level(quick: bool) -> Level:
 
 
 def measure_at(parts: Sequence[str], budget: float) -> Level:
-    """Run parts one after another within so many seconds altogether."""
+    """Run parts one after another within the budget, in seconds."""
     until = time.monotonic() + budget
     rows: list[Row] = []
     for name in parts:

@@ -154,7 +154,7 @@ def planned_bytes(paths: Any, given: Any, row: step.Row) -> float:
 
 
 def chunks() -> Iterator[Row]:
-    """Yield Switch-KD's step with chunks of so many logits; the first is the default."""
+    """Yield Switch-KD's step with chunks of this many logits; the first is the default."""
     from switchkd_cli.engine import lm_head
 
     paths, given = _pair(_size())

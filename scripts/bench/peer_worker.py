@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _measured(folder: Path, way: str, settings: dict[str, Any], runs: int, counted: bool) -> dict[str, Any]:
-    """Return the loss (or what else is compared) of a first step that is not timed, and the CPU seconds of so many more, or peak bytes of one."""
+    """Return the loss (or what else is compared) of a first step that is not timed, and the CPU seconds of `runs` more, or peak bytes of one."""
     try:
         with WAYS[way](folder, **settings) as step:
             found: dict[str, Any] = {"loss": step()}
