@@ -165,6 +165,10 @@ def teacher_results(run: Run, root: Path) -> dict[str, Any]:
     if (known := known_teacher_results(run, root)) is not None:
         return known
     console.say("scoring the teacher and the baselines")
+    return score_teacher(run, root)
+
+
+def score_teacher(run: Run, root: Path) -> dict[str, Any]:
     from switchkd_cli.engine.run_stages import evaluate_teacher
 
     return evaluate_teacher(run, root)

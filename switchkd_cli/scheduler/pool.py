@@ -206,7 +206,7 @@ def work(file: Path) -> None:
     """Do the job in a file, with its options: what a worker process does."""
     job, options = pickle.loads(file.read_bytes())
     if job.scoring:
-        launch.teacher_results(job.run, options.out)
+        launch.score_teacher(job.run, options.out)
     elif config := options.launch_config():
         launch.start_processes(config)
     else:

@@ -172,9 +172,9 @@ def few(file, count):
 
 
 @pytest.mark.slow
-def test_vllm_answers_with_the_same_tokens(asked, tmp_path):
+def test_vllm_answers_with_the_same_tokens(request, tmp_path):
     python = python_with("SWITCHKD_VLLM_PYTHON", "vllm")
-    folder, file = asked
+    folder, file = request.getfixturevalue("asked")  # it takes minutes
     export(folder, "vllm", tmp_path / "out")
     told = said(python, SUPPORT / "run_vllm.py", tmp_path / "out", file)["tokens"]
     assert sum(equal(told, file)) == len(told) == 64
@@ -182,9 +182,9 @@ def test_vllm_answers_with_the_same_tokens(asked, tmp_path):
 
 @pytest.mark.slow
 @needs("mlx_vlm")
-def test_mlx_answers_with_the_same_tokens(asked, tmp_path):
+def test_mlx_answers_with_the_same_tokens(request, tmp_path):
     python = python_with("SWITCHKD_MLX_PYTHON", "mlx_vlm")
-    folder, file = asked
+    folder, file = request.getfixturevalue("asked")  # it takes minutes
     export(folder, "mlx", tmp_path / "out")
     told = said(python, SUPPORT / "run_mlx.py", tmp_path / "out", file)["tokens"]
     assert sum(equal(told, file)) == len(told) == 64
@@ -218,9 +218,9 @@ def test_onnx_files_answer_with_the_same_tokens(asked, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @needs("gguf")
-def test_llama_cpp_sees_and_answers_the_same(asked, tmp_path):
+def test_llama_cpp_sees_and_answers_the_same(request, tmp_path):
     python = python_with("SWITCHKD_LLAMA_PYTHON", "llama_cpp")
-    folder, file = asked
+    folder, file = request.getfixturevalue("asked")  # it takes minutes
     export(folder, "gguf", tmp_path / "out", square_images=True)
     told = said(python, SUPPORT / "run_llama_cpp.py", tmp_path / "out", file)
     questions = json.loads(file.read_text())

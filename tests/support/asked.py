@@ -25,7 +25,7 @@ class Recorder(GreedyModel):
     def answer(self, items):
         images = self._project([item.images for item in items])
         texts = [self._text(item.prompt, len(item.images)) for item in items]
-        _, tokens = self.model.generate(texts, images, self._greedy(items[0].limit))
+        _, tokens = self.generate(texts, [item.images for item in items], items[0].limit)
         ends = self._answer_lengths(tokens)
         for item, text, new, end, seen in zip(items, texts, tokens.tolist(), ends, images, strict=True):
             (image,) = item.images

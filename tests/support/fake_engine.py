@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_json
+from switchkd_cli.report import show
 from switchkd_cli.runs import run_folder
 
 SCORES = {"mme": {"score": 50.0, "metric": "points", "items": 4, "seconds": 0.1}}
@@ -89,6 +90,7 @@ def install(monkeypatch=None):
     cards = types.ModuleType("card")
     cards.write = note("card", card)
     table = types.ModuleType("table")
+    table.chosen_format, table.unwritable = show.chosen_format, show.unwritable
     for name in ("print_distillation", "print_ablation", "print_comparison"):
         setattr(table, name, note(name, lambda *arguments, **more: None))
     trackers = types.ModuleType("trackers")
