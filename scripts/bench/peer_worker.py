@@ -150,7 +150,7 @@ def _of_trainer(trainer: Any, inputs: dict[str, Any], checkpointing: bool) -> St
 
 
 def _arguments(folder: Path, checkpointing: bool) -> dict[str, Any]:
-    """Return what all trainers are told; checkpointing is on by default in TRL."""
+    """Return the arguments of all trainers; checkpointing is on by default in TRL."""
     rows = len(_rows(folder)["input_ids"])
     off = {"report_to": "none", "save_strategy": "no", "bf16": False, "use_cpu": True, "weight_decay": 0.0}
     return off | {

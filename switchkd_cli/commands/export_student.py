@@ -6,7 +6,7 @@ from switchkd_cli import registry
 from switchkd_cli.commands.evaluate import finished_run
 from switchkd_cli.commands.options import ExportOptions
 from switchkd_cli.errors import UserError, did_you_mean, shown
-from switchkd_cli.recipe.named_files import is_hub_id, locate
+from switchkd_cli.recipe.named_files import SHIPPED, is_hub_id, locate
 from switchkd_cli.scheduler import launch
 from switchkd_cli.terminal import console
 
@@ -20,7 +20,7 @@ def export(options: ExportOptions) -> Path:
     )
     out = options.out
     if out is None:
-        ours = is_hub_id(options.run) or options.run.startswith("playground:")
+        ours = is_hub_id(options.run) or options.run.startswith(SHIPPED)
         problems += ["--out: needed, the model is in no folder of yours"] * ours
         out = Path(f"{model.rstrip('/')}-{to}" + f"-{bits}bit" * bool(bits))
     if problems:

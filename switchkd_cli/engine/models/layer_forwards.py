@@ -1,9 +1,10 @@
 """Layers of transformers' models, computed otherwise than their own forward does: again in the backward pass, or at fewer positions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +65,7 @@ def _at(rows: Tensor, shape: torch.Size, forward: Callable[[Tensor], Tensor], in
 @contextmanager
 def _forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Inside the block, the modules have these forwards in place of their class's or of an outer block's."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            stack.enter_context(patch.object(module, "forward", forward))
         yield
-    finally:
-        for module, outer in before.items():
-            del module.forward
-            if outer is not None:
-                module.forward = outer
