@@ -9,7 +9,7 @@ from transformers import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.conversation import OF_TEACHER, Conversations
 from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.hub import fetch
@@ -34,6 +34,7 @@ class Pair(NamedTuple):
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
     recipe: Recipe
+    teachers: Mapping[str, Blueprint] = {}
 
     def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
         """Build the models and return their paths; fresh weights are drawn from `seed`.
@@ -43,10 +44,14 @@ class Pair(NamedTuple):
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
         teacher, adapter = self.teacher.build() if self.teacher else None, None
+        teachers = {name: of.build() for name, of in self.teachers.items()}
         if self.recipe.switch.adapter and self.teacher is not None and not trained:
             unlike = any(fact.verdict == "impossible" for fact in self.teacher.facts(self.student))
             adapter = FeatureAdapter.between(self.student, self.teacher, seed, as_pictures=unlike)
-        return Paths(student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter)
+        known = self.recipe.known_paths
+        return Paths(
+            student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter, teachers=teachers, known=known
+        )
 
     def tokens(self) -> TokenMap | None:
         """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
@@ -59,9 +64,13 @@ class Pair(NamedTuple):
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         data = open_data(self.recipe.data[name], student.inputs, cache)
-        if self.teacher is None or not compatibility.read_by_teacher(name, self.recipe.stages):
-            return data
-        return shown_to(data, self.student, self.teacher, by_bytes=bool(self.vocabulary.own))
+        read = {model for stage in self.recipe.stages if name in stage.data_sets for model in stage.models}
+        known = self.recipe.known_paths.items()
+        for model, of in {"teacher": self.teacher, **self.teachers}.items():
+            if of is not None and model in read:
+                readers = tuple(path for path, modules in known if modules.language == model)
+                data = shown_to(data, self.student, of, by_bytes=bool(self.vocabulary.own), readers=readers)
+        return data
 
 
 def check_checkpoint(
@@ -122,7 +131,13 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
             raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes, recipe)
+    named = frozenset().union(*(stage.models for stage in recipe.stages)) if with_teacher else ()
+    teachers = {
+        name: check_model(of, f"teachers.{name}", needs_template=False)
+        for name, of in recipe.teachers.items()
+        if name in named
+    }
+    return Pair(student, teacher, vocabulary, notes, recipe, teachers)
 
 
 def _end(inputs: InputProcessor, template: str | None) -> int | None:
@@ -158,14 +173,21 @@ def read_rows(rows: Rows, spec: DataSet, inputs: InputProcessor) -> Conversation
     return Conversations(rows, inputs, positions=_limit("student", inputs), **fields)
 
 
-def shown_to(data: Conversations, student: Blueprint, teacher: Blueprint, *, by_bytes: bool = False) -> Conversations:
+def shown_to(
+    data: Conversations,
+    student: Blueprint,
+    teacher: Blueprint,
+    *,
+    by_bytes: bool = False,
+    readers: tuple[str, ...] = OF_TEACHER,
+) -> Conversations:
     """Return a student's examples for the teacher, too: the same tokens, or its own where it can't read the student's.
 
-    `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
+    `readers`: the paths that read them. `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
     """
     limit = _limit("teacher", teacher.inputs)
     if by_bytes or student.inputs.usual.text != teacher.inputs.usual.text:
-        return data.with_teacher(teacher.inputs, limit, by_bytes=by_bytes)
+        return data.with_teacher(teacher.inputs, limit, by_bytes=by_bytes, readers=readers)
     both = copy.copy(data)
     both.positions = {**data.positions, **limit}
     return both

@@ -170,7 +170,7 @@ class Run:
         """A digest of each file or folder outside the recipe that results depend on, by the field that names it."""
         config = self.config
         models, data = self._models(config.student, config.teacher), self._data(config.data)
-        return models | data | self.fingerprints.evaluation(config.evaluation)
+        return models | self._further(config.teachers) | data | self.fingerprints.evaluation(config.evaluation)
 
     @cached_property
     def key(self) -> str:
@@ -211,13 +211,20 @@ class Run:
         stages = config.stages[: index + 1]
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         data = sorted({name for stage in stages for name in stage.data_sets})
-        adapted = config.switch.adapter is not None and any("switch" in stage.paths for stage in stages)
+        read = {name: path for stage in stages for name, path in stage.readings.items()}
+        adapted = config.switch.adapter is not None and any(path.is_switch for path in read.values())
+        further = {
+            name: model for name, model in config.teachers.items() if any(name in p.models for p in read.values())
+        }
+        own = {name: _dump(path) for name, path in read.items() if name in config.paths}
         return digest(
             [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
             *[_dump(config.switch)] * adapted,
+            *[own] * bool(own),
+            *[({name: _dump(of) for name, of in further.items()}, self._further(further))] * bool(further),
         )
 
     @property
@@ -235,6 +242,10 @@ class Run:
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
         names = [*model_names("student", student), *model_names("teacher", teacher)]
+        return {field: self.fingerprints.named(name) for field, name in names}
+
+    def _further(self, teachers: Mapping[str, Model]) -> dict[str, str | None]:
+        names = (pair for name, model in teachers.items() for pair in model_names(f"teachers.{name}", model))
         return {field: self.fingerprints.named(name) for field, name in names}
 
     def _data(self, names: Iterable[str]) -> dict[str, str | None]:

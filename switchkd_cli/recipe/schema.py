@@ -4,10 +4,13 @@ What one field means for another is checked in validate.py. The text below a fie
 writes docs/recipe_fields.md from it.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
+
+from switchkd_cli import registry
 
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"  # no dots: names are steps of dotted paths and names of folders
 
@@ -19,7 +22,6 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Part = Literal["vision", "projector", "language", "adapter"]
-LogitsPath = Literal["student", "teacher", "switch"]
 Recomputed = Literal["vision", "student", "switch"]
 RECOMPUTED = get_args(Recomputed)
 
@@ -173,6 +175,62 @@ def _recomputed(value: Any) -> Any:
     return value
 
 
+class ModulePath(Strict):
+    """A path through one vision tower, one projector and one language model, each of a model that the recipe names.
+
+    Models are `student`, `teacher`, `before` (the student at the stage's start, frozen) and the names under `teachers`.
+    `{model: NAME}` names one for all three modules that are not named themselves.
+    """
+
+    vision: Name
+    """The model whose vision tower sees the images."""
+    projector: Name
+    """The model whose projector turns features into visual tokens."""
+    language: Name
+    """The model whose language model reads text and visual tokens."""
+    images: Literal["given", "blank"] = "given"
+    """`blank`: every image is grey."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_model(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "model" not in value:
+            return value
+        rest = {key: of for key, of in value.items() if key != "model"}
+        return dict.fromkeys(("vision", "projector", "language"), value["model"]) | rest
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models whose modules it goes through."""
+        return frozenset({self.vision, self.projector, self.language})
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether a teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
+        return self.vision in LEARNING and self.projector not in LEARNING
+
+    @property
+    def trains(self) -> set[str]:
+        """The parts that its gradient reaches."""
+        of_student = {part for part in ("vision", "projector", "language") if getattr(self, part) == "student"}
+        return of_student | {"adapter"} if self.is_switch else of_student
+
+
+LEARNING = ("student", "before")
+"""The models of the student's build; every other is a teacher."""
+OF_MODELS = {
+    "student": {"model": "student"},
+    "teacher": {"model": "teacher"},
+    "switch": {"model": "teacher", "vision": "student"},
+    "reverse": {"model": "student", "vision": "teacher"},
+    "before": {"model": "before"},
+    "blind": {"model": "teacher", "images": "blank"},
+    "blind_student": {"model": "student", "images": "blank"},
+}
+BUILT_IN: Mapping[str, ModulePath] = {name: ModulePath.model_validate(path) for name, path in OF_MODELS.items()}
+"""The paths that every recipe has."""
+
+
 class Term(Strict):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
@@ -180,9 +238,9 @@ class Term(Strict):
     """The term's name in metrics, rows and overrides (none: that of its loss). No two terms of a stage share one."""
     loss: str
     """A loss, a name in registry.yaml."""
-    of: LogitsPath = "student"
-    """The path that learns: `student` trains all parts of the student, `switch` its vision tower."""
-    to: Literal["labels", "teacher", "student", "switch"] = "labels"
+    of: Name = "student"
+    """The path that learns: `student` trains all parts of the student, `switch` its vision tower; others: docs/methods.md."""
+    to: Name = "labels"
     """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
     on: Literal["answer", "text", "image", "all"] = "answer"
     """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
@@ -201,8 +259,9 @@ class Term(Strict):
 
     @property
     def paths(self) -> frozenset[str]:
-        """The paths whose outputs this term reads."""
-        return frozenset({self.of, self.to} - {"labels"})
+        """The paths whose outputs this term reads: `of`, `to`, and those that its loss names itself."""
+        named = {side for side, _ in registry.signature("loss", self.loss).reads} - {"student", "teacher"}
+        return frozenset({self.of, self.to, *named} - {"labels"})
 
 
 class Validation(Strict):
@@ -297,11 +356,23 @@ class Stage(Strict):
     """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
     """The terms whose weighted sum is minimised."""
+    _known: Mapping[str, ModulePath] = PrivateAttr(default=BUILT_IN)
+    """Every path of its recipe, by name."""
 
     @property
     def paths(self) -> frozenset[str]:
-        """The paths that a step of this stage computes."""
+        """The paths that the terms of this stage name."""
         return frozenset().union(*(term.paths for term in self.objective))
+
+    @property
+    def readings(self) -> dict[str, ModulePath]:
+        """The paths that a step of this stage computes, by name."""
+        return {name: path for name, path in self._known.items() if name in self.paths}
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that a step of this stage needs."""
+        return frozenset().union(*(path.models for path in self.readings.values()))
 
     @property
     def data_sets(self) -> tuple[str, ...]:
@@ -316,7 +387,7 @@ class Stage(Strict):
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.paths & {"teacher", "switch"})
+        return not self.models.issubset(LEARNING)
 
 
 class DeepSpeed(Strict):
@@ -408,6 +479,11 @@ class Recipe(Strict):
     """The model that learns: made of parts, or a whole checkpoint."""
     teacher: Checkpoint | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
+    teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
+    """Further frozen models, by names that paths use; each name is also that of a path through this model alone."""
+    paths: Annotated[dict[Name, ModulePath], _left_out({})] = {}
+    """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
+    docs/methods.md."""
     switch: Annotated[Switch, _left_out(Switch())] = Switch()
     """What stands between the student's vision tower and the teacher's projector; docs/models.md."""
     data: dict[Name, DataSet]
@@ -426,6 +502,18 @@ class Recipe(Strict):
     """Rows that `switchkd distill` runs along with the chosen one."""
     rows: dict[Name, TableRow] = {}
     """The rows of the table, by name: each is a patch on the recipe. The first is the default."""
+
+    @model_validator(mode="after")
+    def _stages_know_the_paths(self) -> Self:
+        for stage in self.stages:
+            stage._known = self.known_paths
+        return self
+
+    @property
+    def known_paths(self) -> dict[str, ModulePath]:
+        """Every path that a term may name."""
+        alone = {name: ModulePath(vision=name, projector=name, language=name) for name in self.teachers}
+        return {**BUILT_IN, **alone, **self.paths}
 
     @property
     def arithmetic(self) -> str:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from switchkd_cli.engine.batch import Batch, PerImage
 from switchkd_cli.engine.lm_head import Heads, capped, positions
-from switchkd_cli.engine.paths import PATHS, output_name
+from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
 from switchkd_cli.errors import CRASH, UserError
 
@@ -45,7 +45,7 @@ class ChunkedObjective:
         of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
         self.on_logits = Objective(of_logits, self.tokens)
         self.on_others = Objective([term for term in self.terms if term not in of_logits], self.tokens)
-        self.paths = tuple(sorted((self.on_logits.outputs | set(also)) & set(PATHS)))
+        self.paths = tuple(sorted(name for name in self.on_logits.outputs | set(also) if "." not in name))
         hidden = {output_name(path, "hidden") for path in self.paths}
         self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
 
@@ -103,7 +103,7 @@ class ChunkedObjective:
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
         """Return the chunks of `keep`: of whole examples where models read unlike texts, or a loss is across positions."""
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
-        most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
+        most = max(int(batch.read_by(path, keep)[1].sum()) for path in self.paths)
         across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
         whole = batch.spans is not None or across
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example

@@ -16,6 +16,8 @@ from switchkd_cli.recipe.schema import Term
 
 IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 
+SIDES = ("student", "teacher")
+
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
 
@@ -31,6 +33,11 @@ class Normalizers(NamedTuple):
 
     counts: Mapping[str, Tensor]
     progress: float = 0.0
+
+
+def path_of(term: Term, side: str) -> str:
+    """Return the path that a side of a term's loss stands for: its `of`, its `to` (of labels: `of`), or the path of this name."""
+    return {"student": term.of, "teacher": term.of if term.to == "labels" else term.to}.get(side, side)
 
 
 class LossInputs(NamedTuple):
@@ -60,10 +67,8 @@ class Objective:
         self.terms, self.tokens = tuple(terms), tokens
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        self.outputs = frozenset(  # a loss's student is its term's `of`, its teacher the term's `to`
-            output_name(t.of if side == "student" else t.to, kind)
-            for t in terms
-            for side, kind in self.signatures[t.name].reads
+        self.outputs = frozenset(
+            output_name(path_of(t, side), kind) for t in terms for side, kind in self.signatures[t.name].reads
         )
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
 
@@ -74,7 +79,7 @@ class Objective:
             return IMAGES
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
-        return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
+        return term.on if term.of == "student" else f"{term.of}'s {term.on}"
 
     def keep(self, batch: Batch) -> Tensor:
         """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
@@ -94,14 +99,13 @@ class Objective:
         return Normalizers(dict(zip(each[0], together, strict=True)), progress)
 
     def _counts(self, batch: Batch) -> dict[str, Tensor]:
-        counts: dict[str, Tensor] = {on: batch.predicting(on).sum() for on in self.on}
+        counted = {self.counted(term): batch.reading(term.of).predicting(term.on) for term in self.terms}
+        counts = {name: chosen.sum() for name, chosen in counted.items()}
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
-        if self.tokens is not None:
-            counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
         if any(term.alignment == "bytes" for term in self.terms):
             assert batch.aligned is not None
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
-            counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))["student"].sum()
+            counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))[0].sum()
             counts |= {"tokens": batch.predicting("answer").sum(), "bytes": batch.aligned[:, 1].sum()}
             counts["aligned bytes"] = batch.aligned[:, 0].sum()
         return counts
@@ -113,16 +117,15 @@ class Objective:
         shares = {"bytes": of["aligned bytes"], "tokens": of[PAIRS]}
         return {f"aligned/{name}": (part / of[name].clamp(min=1)).item() for name, part in shares.items()}
 
-    def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
-        """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""
+    def _pairs(self, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which of the student's and of the teacher's positions of `keep` predict a token that is in both vocabularies."""
         assert self.tokens is not None
         (ours, mask), (theirs, of_teacher) = (batch.read_by(path, keep) for path in ("student", "teacher"))
         one, other = single_tokens(ours.predicted_spans[mask], theirs.predicted_spans[of_teacher])
         targets = ours.targets[mask][one], theirs.targets[of_teacher][other]
         own, pair = (of.to(keep.device)[ids] for of, ids in zip(self.tokens.places, targets, strict=True))
         same = (own == pair) & (own >= 0)
-        ours_same, theirs_same = (of.masked_scatter(of, same) for of in (one, other))
-        return {"student": ours_same, "teacher": theirs_same, "switch": theirs_same}
+        return one.masked_scatter(one, same), other.masked_scatter(other, same)
 
     def __call__(self, inputs: LossInputs, on_values: OnValues | None = None) -> dict[str, Tensor]:
         """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
@@ -139,12 +142,13 @@ class Objective:
         outputs, _, batch, keep, normalizers = inputs
         signature, loss = self.signatures[term.name], self._losses[term.name]
         tokens = self.tokens if self.counted(term) == PAIRS else None
-        pairs = self._pairs(batch, keep) if tokens is not None else {}
+        pairs = self._pairs(batch, keep) if tokens is not None else None
         given: dict[str, Any] = {"progress": normalizers.progress}
-        for side, path in (("teacher", term.of if term.to == "labels" else term.to), ("student", term.of)):
+        for side in ("teacher", *{of for of, _ in signature.reads if of not in SIDES}, "student"):
+            path = path_of(term, side)
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
-            select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
+            select = row_selector(pairs[read is not batch] if pairs else read.predicting(term.on)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
@@ -153,11 +157,11 @@ class Objective:
                 if kind in registry.OF_POSITIONS:
                     output = select(output)
                 if kind == "logits" and tokens is not None:
-                    output = output[:, tokens.shared[int(path != "student")].to(output.device)]
+                    output = output[:, tokens.shared[int(read is not batch)].to(output.device)]
                 given[f"{side}_{kind}"] = output
         given["targets"] = given["student_targets"]
         if tokens is not None:  # a token's number is its column's
-            given["targets"] = tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
+            given["targets"] = tokens.places[int(batch.reading(term.of) is not batch)].to(keep.device)[given["targets"]]
         if "first_pieces" in signature.positional and self.tokens is not None:
             given["first_pieces"] = self.tokens.first_pieces.to(keep.device)
         positional = (given[name] for name in signature.positional)

@@ -56,6 +56,8 @@ class Trainer:
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
         paths.requires_grad_(False)
+        if "before" in stage.models:
+            paths.remember_student()
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
         nn.ParameterList(p for part in self.parts.values() for p in part).requires_grad_(True)
@@ -207,6 +209,7 @@ class Trainer:
         """Leave the trained weights in `paths`."""
         self.replica.collect()
         self.replica.close()
+        self.paths.frozen.pop("before", None)
         if self.paths.states is not None:
             self.paths.states.close()
             self.paths.states = None
