@@ -131,12 +131,10 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
             raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
-    named = frozenset().union(*(stage.models for stage in recipe.stages)) if with_teacher else ()
-    teachers = {
-        name: check_model(of, f"teachers.{name}", needs_template=False)
-        for name, of in recipe.teachers.items()
-        if name in named
-    }
+    further = recipe.further_teachers if with_teacher else {}
+    teachers = {name: check_model(of, name, needs_template=False) for name, of in further.items()}
+    if teacher is not None:
+        compatibility.check_paths(recipe.stages, {"student": student, "teacher": teacher, **teachers})
     return Pair(student, teacher, vocabulary, notes, recipe, teachers)
 
 

@@ -213,9 +213,7 @@ class Run:
         data = sorted({name for stage in stages for name in stage.data_sets})
         read = {name: path for stage in stages for name, path in stage.readings.items()}
         adapted = config.switch.adapter is not None and any(path.is_switch for path in read.values())
-        further = {
-            name: model for name, model in config.teachers.items() if any(name in p.models for p in read.values())
-        }
+        further = {name: of for name, of in config.teachers.items() if any(name in stage.models for stage in stages)}
         own = {name: _dump(path) for name, path in read.items() if name in config.paths}
         return digest(
             [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],

@@ -205,6 +205,11 @@ class ModulePath(Strict):
         return frozenset({self.vision, self.projector, self.language})
 
     @property
+    def needs_images(self) -> bool:
+        """Whether it reads a text without an image as another path does."""
+        return len(self.models) > 1 or self.images != "given"
+
+    @property
     def is_switch(self) -> bool:
         """Whether a teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
         return self.vision in LEARNING and self.projector not in LEARNING
@@ -514,6 +519,12 @@ class Recipe(Strict):
         """Every path that a term may name."""
         alone = {name: ModulePath(vision=name, projector=name, language=name) for name in self.teachers}
         return {**BUILT_IN, **alone, **self.paths}
+
+    @property
+    def further_teachers(self) -> dict[str, Checkpoint]:
+        """Those of `teachers` that a stage needs."""
+        needed = frozenset().union(*(stage.models for stage in self.stages))
+        return {name: model for name, model in self.teachers.items() if name in needed}
 
     @property
     def arithmetic(self) -> str:
