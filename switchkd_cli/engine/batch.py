@@ -5,6 +5,7 @@ Attention masks and the label shift are made only here.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from switchkd_cli.report.grouping import grouped
 
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
@@ -92,6 +95,7 @@ class Batch:
     )  # the same rows as other tokens; see `Example`
     spans: Tensor | None = None  # [B, T] see `Example`
     aligned: Tensor | None = None  # [B, 2] see `Example`
+    mixture: str = ""  # what `mixed` images are drawn by, in addition to each example's id
 
     def reading(self, path: str) -> Batch:
         """Return the rows as the tokens that a path reads, [B, T]."""
@@ -108,9 +112,26 @@ class Batch:
         """The student's tokens, and what other paths read in their place."""
         return (self, *self.others.values())
 
-    def shown(self, images: str) -> Batch:
-        """Return the batch with images as a path sees them (`ModulePath.images`)."""
-        return self.with_blank_images() if images == "blank" else self
+    def shown(self, images: str, mixture: str = "") -> tuple[ImageInput, ...]:
+        """Return the images as a path sees them (`ModulePath.images`). `mixture` draws those that are mixed."""
+        if images == "mixed":
+            return self._mixed(mixture)
+        return (self.with_blank_images() if images == "blank" else self).images
+
+    def _mixed(self, mixture: str) -> tuple[ImageInput, ...]:
+        """Return each image blended with the next one of its layout (with the first one after the last).
+
+        Its share of the blend, in [0, 1), follows from `mixture`, the example's id and which of its images it is.
+        """
+        mixed, owners = list(self.images), self.image_rows.tolist()
+        for alike in grouped((layout(image), at) for at, image in enumerate(self.images)).values():
+            for at, after in zip(alike, [*alike[1:], alike[0]], strict=True):
+                draw = random.Random(f"{mixture}/{self.ids[owners[at]]}/{owners[:at].count(owners[at])}")
+                own, share = self.images[at], draw.random()
+                pixels = {name: of for name, of in own.items() if of.is_floating_point()}
+                blend = {name: of.lerp(self.images[after][name], 1 - share) for name, of in pixels.items()}
+                mixed[at] = {**own, **blend}
+        return tuple(mixed)
 
     @property
     def predicted_spans(self) -> Tensor:

@@ -21,6 +21,7 @@ from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
+from switchkd_cli.report.grouping import grouped
 
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
@@ -48,10 +49,8 @@ class Pair(NamedTuple):
         if self.recipe.switch.adapter and self.teacher is not None and not trained:
             unlike = any(fact.verdict == "impossible" for fact in self.teacher.facts(self.student))
             adapter = FeatureAdapter.between(self.student, self.teacher, seed, as_pictures=unlike)
-        known = self.recipe.known_paths
-        return Paths(
-            student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter, teachers=teachers, known=known
-        )
+        further: dict[str, Any] = {"adapter": adapter, "teachers": teachers, "known": self.recipe.module_paths}
+        return Paths(student, teacher, self.vocabulary.shared, self.tokens(), **further)
 
     def tokens(self) -> TokenMap | None:
         """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""
@@ -64,12 +63,17 @@ class Pair(NamedTuple):
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         data = open_data(self.recipe.data[name], student.inputs, cache)
-        read = {model for stage in self.recipe.stages if name in stage.data_sets for model in stage.models}
-        known = self.recipe.known_paths.items()
+        stages = [stage for stage in self.recipe.stages if name in stage.data_sets]
+        read = {model for stage in stages for model in stage.models}
+        known = self.recipe.module_paths.items()
         for model, of in {"teacher": self.teacher, **self.teachers}.items():
             if of is not None and model in read:
-                readers = tuple(path for path, modules in known if modules.language == model)
+                readers = tuple(path for path, modules in known if (modules.language, modules.prompt) == (model, None))
                 data = shown_to(data, self.student, of, by_bytes=bool(self.vocabulary.own), readers=readers)
+        prompts = grouped(((path.language, path.prompt), name) for name, path in known if path.prompt is not None)
+        for (model, prompt), names in prompts.items():
+            if any(reader in stage.readings for stage in stages for reader in names):
+                data = data.with_prompt(prompt, tuple(names), model)
         return data
 
 
@@ -127,6 +131,10 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
+        own = {name for stage in recipe.stages for name in stage.readings} - {"student", "teacher", "switch"}
+        if own:
+            problem = f"{', '.join(sorted(own))}: student and teacher read their own tokens"
+            raise UserError(problem, "terms of unlike tokenizers compare student, teacher and switch")
         chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
             raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")

@@ -252,7 +252,9 @@ class Paths(nn.Module):
         blank = not batch.images and of_student and any(p.requires_grad for p in parameters)
 
         def images_of(model: str) -> Sequence[ImageInput]:
-            given = shared.once(("images", model, path.images), lambda: batch.reading(model).shown(path.images).images)
+            given = shared.once(
+                ("images", model, path.images), lambda: batch.reading(model).shown(path.images, batch.mixture)
+            )
             return [self.model(model).blank_image()] if blank else given
 
         images = images_of(sees)

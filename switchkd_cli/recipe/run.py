@@ -212,9 +212,10 @@ class Run:
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         data = sorted({name for stage in stages for name in stage.data_sets})
         read = {name: path for stage in stages for name, path in stage.readings.items()}
+        named = {name for stage in stages for name in stage.paths}
         adapted = config.switch.adapter is not None and any(path.is_switch for path in read.values())
         further = {name: of for name, of in config.teachers.items() if any(name in stage.models for stage in stages)}
-        own = {name: _dump(path) for name, path in read.items() if name in config.paths}
+        own = {name: _dump(path) for name, path in config.paths.items() if name in {*read, *named}}
         return digest(
             [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],

@@ -188,8 +188,10 @@ class ModulePath(Strict):
     """The model whose projector turns features into visual tokens."""
     language: Name
     """The model whose language model reads text and visual tokens."""
-    images: Literal["given", "blank"] = "given"
-    """`blank`: every image is grey."""
+    images: Literal["given", "blank", "mixed"] = "given"
+    """`blank`: every image is grey. `mixed`: each is blended with another one of the batch; not for terms to labels."""
+    prompt: Annotated[Text | None, _left_out(None)] = None
+    """The text that it reads in place of each question, with {question} and perhaps {answer} in it (none: the question)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -234,6 +236,33 @@ OF_MODELS = {
 }
 BUILT_IN: Mapping[str, ModulePath] = {name: ModulePath.model_validate(path) for name, path in OF_MODELS.items()}
 """The paths that every recipe has."""
+
+
+class MeanPath(Strict):
+    """A path to compare with, whose distribution at each position is the mean of other paths'."""
+
+    mean: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """The paths, each through models."""
+    by: Literal["equal", "loss"] = "equal"
+    """`loss`: in each example a path counts by softmax(-its cross-entropy on the answers / temperature)."""
+    temperature: Positive = 1.0
+    """Of the weights by loss: the lower, the more the best path counts."""
+
+
+def _path_form(value: Any) -> str:
+    return TAG + ("mean" if isinstance(value, MeanPath) or isinstance(value, dict) and "mean" in value else "modules")
+
+
+NamedPath = Annotated[
+    Annotated[ModulePath, Tag(TAG + "modules")] | Annotated[MeanPath, Tag(TAG + "mean")], Discriminator(_path_form)
+]
+
+
+def through(name: str, known: Mapping[str, ModulePath | MeanPath]) -> dict[str, ModulePath]:
+    """Return the paths through models that a path is made of: itself, or those that it is the mean of; none if it is unknown."""
+    path = known.get(name)
+    names = path.mean if isinstance(path, MeanPath) else (name,)
+    return {name: of for name in names if isinstance(of := known.get(name), ModulePath)}
 
 
 class Term(Strict):
@@ -361,7 +390,7 @@ class Stage(Strict):
     """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
     """The terms whose weighted sum is minimised."""
-    _known: Mapping[str, ModulePath] = PrivateAttr(default=BUILT_IN)
+    _known: Mapping[str, ModulePath | MeanPath] = PrivateAttr(default=BUILT_IN)
     """Every path of its recipe, by name."""
 
     @property
@@ -371,8 +400,13 @@ class Stage(Strict):
 
     @property
     def readings(self) -> dict[str, ModulePath]:
-        """The paths that a step of this stage computes, by name."""
-        return {name: path for name, path in self._known.items() if name in self.paths}
+        """The paths through models that a step of this stage computes, by name."""
+        return {name: path for named in sorted(self.paths) for name, path in through(named, self._known).items()}
+
+    @property
+    def means(self) -> dict[str, MeanPath]:
+        """The means of paths that its terms compare with, by name."""
+        return {name: path for name in self.paths if isinstance(path := self._known.get(name), MeanPath)}
 
     @property
     def models(self) -> frozenset[str]:
@@ -486,7 +520,7 @@ class Recipe(Strict):
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
     """Further frozen models, by names that paths use; each name is also that of a path through this model alone."""
-    paths: Annotated[dict[Name, ModulePath], _left_out({})] = {}
+    paths: Annotated[dict[Name, NamedPath], _left_out({})] = {}
     """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
     docs/methods.md."""
     switch: Annotated[Switch, _left_out(Switch())] = Switch()
@@ -515,10 +549,15 @@ class Recipe(Strict):
         return self
 
     @property
-    def known_paths(self) -> dict[str, ModulePath]:
+    def known_paths(self) -> dict[str, ModulePath | MeanPath]:
         """Every path that a term may name."""
         alone = {name: ModulePath(vision=name, projector=name, language=name) for name in self.teachers}
         return {**BUILT_IN, **alone, **self.paths}
+
+    @property
+    def module_paths(self) -> dict[str, ModulePath]:
+        """Those of `known_paths` that go through models."""
+        return {name: path for name, path in self.known_paths.items() if isinstance(path, ModulePath)}
 
     @property
     def further_teachers(self) -> dict[str, Checkpoint]:

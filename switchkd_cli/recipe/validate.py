@@ -13,7 +13,18 @@ from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS, refusal
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import fitted, misfit
-from switchkd_cli.recipe.schema import BUILT_IN, HIGHER, LEARNING, LOWER, VALIDATION, ModulePath, Part, RowFormat
+from switchkd_cli.recipe.schema import (
+    BUILT_IN,
+    HIGHER,
+    LEARNING,
+    LOWER,
+    VALIDATION,
+    MeanPath,
+    ModulePath,
+    Part,
+    RowFormat,
+    through,
+)
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
 
 Location = tuple[Step, ...]
@@ -26,7 +37,7 @@ PARTS = frozenset(get_args(Part))
 # The parts that a term's gradient may reach, by what its loss reads of a path: later ones have no influence on it.
 REACH_OF_KIND = {"features": {"vision", "adapter"}, "tokens": {"vision", "adapter", "projector"}}
 
-Paths = Mapping[str, ModulePath]
+Paths = Mapping[str, ModulePath | MeanPath]
 """The paths that a recipe's terms may name."""
 
 
@@ -59,8 +70,11 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
 def known_paths(data: Mapping[str, Any]) -> Paths:
     """Return every path that a term may name; one that is broken stands for the student's."""
     alone = {name: ModulePath.model_validate({"model": name}) for name in mapping(data.get("teachers"))}
-    own = {name: fitted(ModulePath, spec)[0] for name, spec in mapping(data.get("paths")).items()}
-    return {**BUILT_IN, **alone, **{name: path or BUILT_IN["student"] for name, path in own.items()}}
+    own: dict[str, ModulePath | MeanPath] = {}
+    for name, spec in mapping(data.get("paths")).items():
+        found = fitted(MeanPath, spec)[0] if "mean" in mapping(spec) else fitted(ModulePath, spec)[0]
+        own[name] = found or BUILT_IN["student"]
+    return {**BUILT_IN, **alone, **own}
 
 
 def _paths(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -76,6 +90,14 @@ def _paths(data: Mapping[str, Any]) -> Iterator[Problem]:
         for part, model in mapping(paths[name]).items():
             if part in ("model", "vision", "projector", "language"):
                 yield from _unknown(("paths", name, part), "model", model, [*LEARNING, "teacher", *teachers])
+        simple = [of for of, path in known_paths(data).items() if isinstance(path, ModulePath)]
+        for i, of in enumerate(listed(at(paths, name, "mean"))):
+            yield from _unknown(("paths", name, "mean", i), "path through models", of, simple)
+        try:
+            str(at(paths, name, "prompt") or "").format(question="", answer="")
+        except (LookupError, ValueError, AttributeError):
+            problem = "has the places {question} and {answer} alone ({{ and }} are braces)"
+            yield ("paths", name, "prompt"), f"{problem}, got {at(paths, name, 'prompt')!r}"
 
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -158,7 +180,7 @@ def _validation(
 def _validation_figures(stage: Mapping[str, Any], known: Paths) -> list[str]:
     """Return the names of the figures of a stage's validation."""
     terms = [term for _, term in mappings(stage.get("objective"))]
-    taught = any(_needs_teacher(known.get(side)) for term in terms for side in _compared(term))
+    taught = any(_needs_teacher(side, known) for term in terms for side in _compared(term))
     names = ["loss", "exact_match", *["agreement"] * taught, *(f"loss/{item_name(term)}" for term in terms)]
     return [VALIDATION + name for name in names]
 
@@ -176,8 +198,8 @@ def _compared(term: Mapping[str, Any]) -> tuple[str, str]:
     return str(term.get("of", "student")), str(term.get("to", "labels"))
 
 
-def _needs_teacher(path: ModulePath | None) -> bool:
-    return path is not None and not path.models.issubset(LEARNING)
+def _needs_teacher(side: str, known: Paths) -> bool:
+    return any(not path.models.issubset(LEARNING) for path in through(side, known).values())
 
 
 def _objective(stage: Mapping[str, Any], path: Location, known: Paths, *, has_teacher: bool) -> Iterator[Problem]:
@@ -202,9 +224,15 @@ def _objective(stage: Mapping[str, Any], path: Location, known: Paths, *, has_te
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
 
 
+def _trains(of: str, known: Paths) -> set[str]:
+    """Return the parts that a path's gradient reaches; all of the student's where it is unknown."""
+    found = known.get(of, BUILT_IN["student"])
+    return found.trains if isinstance(found, ModulePath) else set()
+
+
 def _reach(term: Mapping[str, Any], known: Paths = BUILT_IN) -> set[str]:
     """Return the parts that a term's gradient reaches; all parts of its path where its loss is unknown."""
-    reach = known.get(_compared(term)[0], BUILT_IN["student"]).trains
+    reach = _trains(_compared(term)[0], known)
     if (signature := _signature("loss", term)) is None:
         return reach
     kinds = [kind for side, kind in signature.reads if side == "student"]
@@ -224,7 +252,7 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         kinds = " and ".join(dict.fromkeys(kind for _, kind in signature.reads))
         yield (*path, "to"), f"{loss} compares two models' {kinds}, got 'labels' (did you mean 'teacher'?)"
     by_bytes = term.get("alignment", "positions") == "bytes"
-    readers = {known[side].language for side in (of, to) if side in known}
+    readers = {one.language for side in (of, to) if isinstance(one := known.get(side), ModulePath)}
     across = len(readers) == 2 and "teacher" in readers and not readers.isdisjoint(LEARNING)
     if signature.of_spans and not by_bytes:
         yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
@@ -245,11 +273,19 @@ def _sides(
     named = {side for side, _ in signature.reads} - {"student", "teacher"} if signature else ()
     for key, side in (("of", of), ("to", to), *(("loss", name) for name in sorted(named))):
         yield from _unknown((*path, key), "path", side, [*known, *["labels"] * (key == "to")])
-        if _needs_teacher(known.get(side)) and not has_teacher:
+        if _needs_teacher(side, known) and not has_teacher:
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
+    read = [made for side in (of, to, *named) for made in through(side, known).values()]
+    if len({made.prompt for made in read}) > 1 and term.get("on", "answer") != "answer":
+        yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term['on']!r}"
+    if to == "labels" and any(made.images == "mixed" for made in read):
+        yield (*path, "of"), f"mixed images have no right answers: compare it with a path, got {of!r} and 'labels'"
+    means = [side for side in (to, *named) if isinstance(known.get(side), MeanPath)]
+    if means and signature and any(kind != "logits" for side, kind in signature.reads if side != "student"):
+        yield (*path, "loss"), f"a mean of paths has logits alone, got {term.get('loss')!r} of {means[0]}"
     if of not in known:
         return
-    reach = known[of].trains
+    reach = _trains(of, known)
     if known[of] == known.get(to):
         yield (*path, "to"), f"a term compares two different things, got {to!r} twice"
     elif not reach:
@@ -272,8 +308,9 @@ def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
         trained = trained or "adapter" in train
         if "adapter" in train and adapter is None:
             yield path, "the recipe has none (add `switch: {adapter: linear}`), got 'adapter'"
-        sides = (known.get(side) for _, term in mappings(stage.get("objective")) for side in _compared(term))
-        if adapter is not None and not trained and any(path.is_switch for path in sides if path is not None):
+        named = {side for _, term in mappings(stage.get("objective")) for side in _compared(term)}
+        sides = [path for side in named for path in through(side, known).values()]
+        if adapter is not None and not trained and any(path.is_switch for path in sides):
             never = "the switch's adapter was never trained: add adapter here or before"
             yield path, f"{never}, got {', '.join(map(str, train))}"
 

@@ -86,6 +86,7 @@ class Conversations(Dataset[Example]):
             raise UserError(f"{rows.name}: turns: independent: {inputs.chained_only}", hint="leave out `turns`")
         self.others: dict[tuple[str, ...], Conversations] = {}
         """The same rows as other tokens, by the names of the paths that read them."""
+        self.prompt: str | None = None  # what is read in place of each question
         self._token_bytes: list[bytes] | None = None  # where answers are aligned with those of another tokenizer
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
@@ -122,6 +123,19 @@ class Conversations(Dataset[Example]):
         both.others, both._cache = {**self.others, readers: teacher}, {}
         for of in (both, teacher) if by_bytes else ():
             of._token_bytes = token_bytes(of.inputs.tokenizer)
+        return both
+
+    def with_prompt(self, prompt: str, readers: tuple[str, ...], model: str) -> Self:
+        """Return the data set with the same rows for `readers`, whose questions are written by a prompt (`ModulePath.prompt`).
+
+        `model`: the name of the path whose tokens they read otherwise.
+        """
+        both, reader = (
+            copy.copy(self),
+            copy.copy(next((of for names, of in self.others.items() if model in names), self)),
+        )
+        reader.prompt, reader.others = prompt, {}
+        both.others, both._cache = {**self.others, readers: reader}, {}
         return both
 
     def __getitem__(self, index: int) -> Example:
@@ -233,7 +247,8 @@ class Conversations(Dataset[Example]):
         for names, reader in self.others.items():
             inputs, by_bytes = reader.image_inputs, reader._token_bytes is not None
             seen = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
-            other, theirs = reader._read(row, seen, cut=None if by_bytes else example.cut)
+            answers = example.labels[example.labels != IGNORE]
+            other, theirs = reader._read(row, seen, cut=None if by_bytes else example.cut, answers=len(answers))
             if by_bytes:
                 spans, other_spans = number_spans(ends, theirs)
                 sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
@@ -242,18 +257,23 @@ class Conversations(Dataset[Example]):
                 example = replace(example, spans=torch.tensor(spans), aligned=aligned)
                 shown = () if opened is None else tuple(image.inputs for image in seen)
                 other = replace(other, spans=torch.tensor(other_spans), images=shown)
+            elif reader.prompt is not None:
+                if not torch.equal(answers, other.labels[other.labels != IGNORE]):
+                    raise Fault(f"its answers are other tokens after the prompt {reader.prompt!r}")
             elif not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
             others[names] = other
         return replace(example, others=others)
 
     def _read(
-        self, row: Row, images: Sequence[PreparedImage], cut: int | None = None
+        self, row: Row, images: Sequence[PreparedImage], cut: int | None = None, answers: int | None = None
     ) -> tuple[Example, list[Place | None]]:
         """Return the row's example for this model alone, and where its answers' tokens end.
 
-        `cut`: how many tokens are cut off at its end (None: those beyond `max_length`).
+        `cut`: how many tokens are cut off at its end (None: those beyond `max_length`), with a prompt all that follow so
+        many tokens of `answers`.
         """
+        row = self._prompted(row)
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
@@ -286,10 +306,23 @@ class Conversations(Dataset[Example]):
             found += [None] * (len(tokens) - len(found))
         kept = len(tokens) if self.max_length is None else self.max_length
         kept = kept if cut is None else len(tokens) - cut
+        if self.prompt is not None:
+            learnt_at = [at for at, label in enumerate(labels) if label != IGNORE][:answers]
+            kept = learnt_at[-1] + 1 if cut and learnt_at else len(tokens)
         self._check_cut(tokens, labels, turn, kept)
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
         visual = ids == self.image_inputs.image_token
         return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
+
+    def _prompted(self, row: Row) -> Row:
+        """Return the row with its questions as the prompt writes them; an image that begins a question stays at its beginning."""
+        if self.prompt is None:
+            return row
+        begin, exchanges = self.prompt.partition("{question}")[0], row.exchanges
+        written = tuple((self.prompt.format(question=text, answer=answer), answer) for text, answer in exchanges)
+        before = [len(begin.format(answer=answer)) for _, answer in exchanges]
+        places = tuple((at, offset and offset + before[at]) for at, offset in row.places)
+        return replace(row, exchanges=written, places=places)
 
     @cached_property
     def _before_answer(self) -> int:

@@ -40,11 +40,11 @@ class ChunkedObjective:
     """
 
     def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
-        self.terms, self.tokens, self.dense = objective.terms, objective.tokens, dense
+        self.terms, self.dense, self.others = objective.terms, dense, (objective.tokens, objective.means)
         reads = {name: {kind for _, kind in signature.reads} for name, signature in objective.signatures.items()}
         of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
-        self.on_logits = Objective(of_logits, self.tokens)
-        self.on_others = Objective([term for term in self.terms if term not in of_logits], self.tokens)
+        self.on_logits = Objective(of_logits, *self.others)
+        self.on_others = Objective([term for term in self.terms if term not in of_logits], *self.others)
         self.paths = tuple(sorted(name for name in self.on_logits.outputs | set(also) if "." not in name))
         hidden = {output_name(path, "hidden") for path in self.paths}
         self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
@@ -86,7 +86,7 @@ class ChunkedObjective:
         """Yield the terms with a weight, one after another: name and weighted part, with its graph."""
         for term in self.terms:
             if term.weight:
-                yield term.name, ChunkedObjective(Objective([term], self.tokens), dense=self.dense)(inputs)[0]
+                yield term.name, ChunkedObjective(Objective([term], *self.others), dense=self.dense)(inputs)[0]
 
     @torch.no_grad()
     def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
@@ -96,7 +96,7 @@ class ChunkedObjective:
         def note(name: str, values: Tensor, rows: Tensor) -> None:
             ids[name] |= {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
 
-        named = Objective([term for term in self.terms if term.name in ids], self.tokens)
+        named = Objective([term for term in self.terms if term.name in ids], *self.others)
         ChunkedObjective(named, dense=self.dense)(inputs, on_values=note)
         return ids
 
@@ -105,7 +105,12 @@ class ChunkedObjective:
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
         most = max(int(batch.read_by(path, keep)[1].sum()) for path in self.paths)
         across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
-        whole = batch.spans is not None or across
+        across |= any(mean.by == "loss" for mean in self.on_logits.means.values())
+        answers = [of.predicting("answer")[side] for of, side in zip(batch.readings, sides, strict=True)]
+        unlike = not all(
+            torch.equal(of, answers[0]) for of in answers
+        )  # texts with other prompts, other positions, too
+        whole = batch.spans is not None or across or unlike
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
         lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
         if not whole:  # or of the position among those of `keep`

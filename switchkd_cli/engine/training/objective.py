@@ -1,7 +1,8 @@
 """The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -9,14 +10,16 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, PerImage, loss_per_image, row_selector
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.ops.positions import single_tokens, span_rows
 from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
-from switchkd_cli.recipe.schema import Term
+from switchkd_cli.recipe.schema import MeanPath, Term
 
 IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 
 SIDES = ("student", "teacher")
+NO_MEANS: Mapping[str, MeanPath] = MappingProxyType({})
 
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
@@ -63,13 +66,14 @@ class Objective:
     logits the columns that are in both (`tokens`).
     """
 
-    def __init__(self, terms: Sequence[Term], tokens: TokenMap | None = None) -> None:
-        self.terms, self.tokens = tuple(terms), tokens
+    def __init__(
+        self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, MeanPath] = NO_MEANS
+    ) -> None:
+        self.terms, self.tokens, self.means = tuple(terms), tokens, means
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        self.outputs = frozenset(
-            output_name(path_of(t, side), kind) for t in terms for side, kind in self.signatures[t.name].reads
-        )
+        read = {(path_of(t, side), kind) for t in terms for side, kind in self.signatures[t.name].reads}
+        self.outputs = frozenset(output_name(of, kind) for path, kind in read for of in self._made_of(path))
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
 
     def counted(self, term: Term) -> str:
@@ -153,8 +157,10 @@ class Objective:
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
-                output: Any = outputs[output_name(path, kind)]
-                if kind in registry.OF_POSITIONS:
+                output: Any = outputs.get(output_name(path, kind))
+                if path in self.means:
+                    output = self._mean(self.means[path], term.on, inputs)
+                elif kind in registry.OF_POSITIONS:
                     output = select(output)
                 if kind == "logits" and tokens is not None:
                     output = output[:, tokens.shared[int(read is not batch)].to(output.device)]
@@ -169,6 +175,25 @@ class Objective:
             return loss_per_image(loss, *positional, **term.parameters), batch.image_rows
         values = loss(*positional, **term.parameters)
         return values, span_rows(given["student_spans"]) if signature.of_spans else given["rows"]
+
+    def _made_of(self, path: str) -> tuple[str, ...]:
+        return self.means[path].mean if path in self.means else (path,)
+
+    @torch.no_grad()
+    def _mean(self, mean: MeanPath, on: str, inputs: LossInputs) -> Tensor:
+        """Return the logarithm of the mean of some paths' distributions at the positions of `on`, [N, V]."""
+        each, losses = [], []
+        for path in mean.mean:
+            read, mask = inputs.batch.read_by(path, inputs.keep)
+            logits, rows = cast(Tensor, inputs.outputs[path]), mask.nonzero()[:, 0]
+            chosen, answers = read.predicting(on)[mask], read.predicting("answer")[mask]
+            each.append(logits[chosen].float().log_softmax(-1))
+            loss = torch.zeros(2, len(mask), device=mask.device)
+            of_answers = cross_entropy(read.targets[mask][answers], logits[answers])
+            loss.index_add_(1, rows[answers], torch.stack([of_answers, torch.ones_like(of_answers)]))
+            losses.append(loss[0] / loss[1].clamp(min=1) * (mean.by == "loss"))
+        shares = (torch.stack(losses) / -mean.temperature).log_softmax(0)[:, rows[chosen]]
+        return (torch.stack(each) + shares[..., None]).logsumexp(0)
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms, which is minimised."""

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,9 +53,9 @@ class Trainer:
         states: Path | None = None,
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
-        self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
+        self.precision, self.processes, self.deepspeed, self.seed = precision, processes, deepspeed, seed
         self.micro_batch = micro_batch_size(stage, processes.count)
-        self.objective = Objective(stage.objective, paths.tokens)
+        self.objective = Objective(stage.objective, paths.tokens, stage.means)
         paths.requires_grad_(False)
         if "before" in stage.models:
             paths.remember_student()
@@ -97,7 +98,8 @@ class Trainer:
         changed, only the schedule moved on. `checked`: the first micro-batch's chunked objective is compared with the
         dense one; raises UserError (code CRASH) where they differ.
         """
-        group = [batch.to(self.replica.device) for batch in group]
+        mixture = f"{self.seed}/{self.stage.name}/{self.schedule.last_epoch}"
+        group = [replace(batch.to(self.replica.device), mixture=mixture) for batch in group]
         progress = self.schedule.last_epoch / self.steps
         normalizers = self.objective.normalizers(group, progress, self.processes.sum)
         weighted = [term for term in self.stage.objective if term.weight]
