@@ -113,7 +113,7 @@ class Batch:
         return (self, *self.others.values())
 
     def shown(self, images: str, mixture: str = "") -> tuple[ImageInput, ...]:
-        """Return the images as a path sees them (`ModulePath.images`). `mixture` draws those that are mixed."""
+        """Return the images as a path sees them (`PathSpec.images`). `mixture` draws those that are mixed."""
         if images == "mixed":
             return self._mixed(mixture)
         return (self.with_blank_images() if images == "blank" else self).images

@@ -9,7 +9,7 @@ from transformers import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
-from switchkd_cli.engine.data.conversation import OF_TEACHER, Conversations
+from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import end_token, template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.hub import fetch
@@ -20,7 +20,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
+from switchkd_cli.recipe.schema import LEARNING, Checkpoint, DataSet, Model, Recipe
 from switchkd_cli.report.grouping import grouped
 
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
         if self.recipe.switch.adapter and self.teacher is not None and not trained:
             unlike = any(fact.verdict == "impossible" for fact in self.teacher.facts(self.student))
             adapter = FeatureAdapter.between(self.student, self.teacher, seed, as_pictures=unlike)
-        further: dict[str, Any] = {"adapter": adapter, "teachers": teachers, "known": self.recipe.module_paths}
+        further: dict[str, Any] = {"adapter": adapter, "teachers": teachers, "known": self.recipe.known_paths}
         return Paths(student, teacher, self.vocabulary.shared, self.tokens(), **further)
 
     def tokens(self) -> TokenMap | None:
@@ -64,16 +64,17 @@ class Pair(NamedTuple):
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         data = open_data(self.recipe.data[name], student.inputs, cache)
         stages = [stage for stage in self.recipe.stages if name in stage.data_sets]
-        read = {model for stage in stages for model in stage.models}
-        known = self.recipe.module_paths.items()
-        for model, of in {"teacher": self.teacher, **self.teachers}.items():
-            if of is not None and model in read:
-                readers = tuple(path for path, modules in known if (modules.language, modules.prompt) == (model, None))
-                data = shown_to(data, self.student, of, by_bytes=bool(self.vocabulary.own), readers=readers)
-        prompts = grouped(((path.language, path.prompt), name) for name, path in known if path.prompt is not None)
-        for (model, prompt), names in prompts.items():
-            if any(reader in stage.readings for stage in stages for reader in names):
-                data = data.with_prompt(prompt, tuple(names), model)
+        read = {path for stage in stages for path in stage.readings}
+        models = {model for stage in stages for model in stage.models}
+        built = {**dict.fromkeys(LEARNING, self.student), **self.teachers}
+        if self.teacher is not None:
+            built["teacher"] = self.teacher
+        groups = grouped(((path.language, path.prompt), name) for name, path in self.recipe.known_paths.items())
+        for (model, prompt), readers in groups.items():
+            used = model in models if prompt is None else any(reader in read for reader in readers)
+            if used and (prompt or model not in LEARNING):
+                how = {"by_bytes": bool(self.vocabulary.own), "readers": tuple(readers), "prompt": prompt}
+                data = shown_to(data, self.student, built[model], model, **how)
         return data
 
 
@@ -180,20 +181,15 @@ def read_rows(rows: Rows, spec: DataSet, inputs: InputProcessor) -> Conversation
 
 
 def shown_to(
-    data: Conversations,
-    student: Blueprint,
-    teacher: Blueprint,
-    *,
-    by_bytes: bool = False,
-    readers: tuple[str, ...] = OF_TEACHER,
+    data: Conversations, student: Blueprint, teacher: Blueprint, who: str = "teacher", **how: Any
 ) -> Conversations:
     """Return a student's examples for the teacher, too: the same tokens, or its own where it can't read the student's.
 
-    `readers`: the paths that read them. `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
+    It can't as it has another tokenizer (`by_bytes`), reads a `prompt`, or an image has another number of visual tokens.
     """
-    limit = _limit("teacher", teacher.inputs)
-    if by_bytes or student.inputs.usual.text != teacher.inputs.usual.text:
-        return data.with_teacher(teacher.inputs, limit, by_bytes=by_bytes, readers=readers)
+    limit = _limit(who, teacher.inputs)
+    if how.get("by_bytes") or how.get("prompt") or student.inputs.usual.text != teacher.inputs.usual.text:
+        return data.with_teacher(teacher.inputs, limit, **how)
     both = copy.copy(data)
     both.positions = {**data.positions, **limit}
     return both

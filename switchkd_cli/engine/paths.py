@@ -17,7 +17,7 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
-from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, ModulePath
+from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
 
 SOURCE = {"features": "vision", "tokens": "projector", "attention": "language"}
@@ -47,7 +47,7 @@ class Shared:
 
 
 class Paths(nn.Module):
-    """Compute the logits of a batch along named paths (`ModulePath`) and, on request, what they are computed from.
+    """Compute the logits of a batch along named paths (`PathSpec`) and, on request, what they are computed from.
 
     | path    | formula              | gradient reaches            |
     |---------|----------------------|-----------------------------|
@@ -85,7 +85,7 @@ class Paths(nn.Module):
         *,
         adapter: nn.Module | None = None,
         teachers: Mapping[str, VisionLanguageModel] = {},
-        known: Mapping[str, ModulePath] = BUILT_IN,
+        known: Mapping[str, PathSpec] = BUILT_IN,
     ) -> None:
         """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage.
 
@@ -205,7 +205,7 @@ class Paths(nn.Module):
         return teacher.hidden_states(batch, tokens, keep)
 
     def _read(
-        self, name: str, path: ModulePath, kinds: Collection[str], batch: Batch, keep: Tensor, shared: Shared
+        self, name: str, path: PathSpec, kinds: Collection[str], batch: Batch, keep: Tensor, shared: Shared
     ) -> dict[str, PerImage]:
         """Return the outputs of one path by name; it stops after the last step that `kinds` need."""
         read, mask = batch.read_by(name, keep)
@@ -239,7 +239,7 @@ class Paths(nn.Module):
         values |= {kind: apply(self.adapters[kind], values[kind]) for kind in ours}
         return {output_name(name, kind): value for kind, value in values.items()}
 
-    def _features(self, path: ModulePath, batch: Batch, shared: Shared) -> Seen:
+    def _features(self, path: PathSpec, batch: Batch, shared: Shared) -> Seen:
         """Return V's features as P reads them, and their images.
 
         It is one blank image where there is none and a part of the student that sees or reads it is trained.

@@ -169,8 +169,8 @@ class Run:
     def inputs(self) -> dict[str, str | None]:
         """A digest of each file or folder outside the recipe that results depend on, by the field that names it."""
         config = self.config
-        models, data = self._models(config.student, config.teacher), self._data(config.data)
-        return models | self._further(config.teachers) | data | self.fingerprints.evaluation(config.evaluation)
+        models, data = self._models(config.student, config.teacher, config.teachers), self._data(config.data)
+        return models | data | self.fingerprints.evaluation(config.evaluation)
 
     @cached_property
     def key(self) -> str:
@@ -211,19 +211,19 @@ class Run:
         stages = config.stages[: index + 1]
         teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         data = sorted({name for stage in stages for name in stage.data_sets})
-        read = {name: path for stage in stages for name, path in stage.readings.items()}
-        named = {name for stage in stages for name in stage.paths}
-        adapted = config.switch.adapter is not None and any(path.is_switch for path in read.values())
+        adapted = config.switch.adapter is not None and any(
+            p.is_switch for stage in stages for p in stage.readings.values()
+        )
         further = {name: of for name, of in config.teachers.items() if any(name in stage.models for stage in stages)}
-        own = {name: _dump(path) for name, path in config.paths.items() if name in {*read, *named}}
+        named = {name for stage in stages for name in (*stage.paths, *stage.readings)}
+        own = {name: _dump(of) for name, of in {**config.paths, **further}.items() if name in {*named, *further}}
         return digest(
-            [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
+            [_dump(config.student), _dump(teacher), self._models(config.student, teacher, further)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
             *[_dump(config.switch)] * adapted,
             *[own] * bool(own),
-            *[({name: _dump(of) for name, of in further.items()}, self._further(further))] * bool(further),
         )
 
     @property
@@ -239,12 +239,11 @@ class Run:
         asked = _dump(config.evaluation), *self.fingerprints.evaluation(config.evaluation).values()
         return digest(_dump(config.teacher), self._models(None, config.teacher), *asked)
 
-    def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
-        names = [*model_names("student", student), *model_names("teacher", teacher)]
-        return {field: self.fingerprints.named(name) for field, name in names}
-
-    def _further(self, teachers: Mapping[str, Model]) -> dict[str, str | None]:
-        names = (pair for name, model in teachers.items() for pair in model_names(f"teachers.{name}", model))
+    def _models(
+        self, student: Model | None, teacher: Model | None, further: Mapping[str, Model] = {}
+    ) -> dict[str, str | None]:
+        models = {"student": student, "teacher": teacher, **{f"teachers.{name}": of for name, of in further.items()}}
+        names = (pair for field, model in models.items() for pair in model_names(field, model))
         return {field: self.fingerprints.named(name) for field, name in names}
 
     def _data(self, names: Iterable[str]) -> dict[str, str | None]:

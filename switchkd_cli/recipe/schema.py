@@ -175,41 +175,42 @@ def _recomputed(value: Any) -> Any:
     return value
 
 
-class ModulePath(Strict):
-    """A path through one vision tower, one projector and one language model, each of a model that the recipe names.
+class PathSpec(Strict):
+    """A path through one vision tower, one projector and one language model, each of a model that the recipe names; or the
+    mean of other paths.
 
     Models are `student`, `teacher`, `before` (the student at the stage's start, frozen) and the names under `teachers`.
     `{model: NAME}` names one for all three modules that are not named themselves.
     """
 
-    vision: Name
+    vision: Name = "student"
     """The model whose vision tower sees the images."""
-    projector: Name
+    projector: Name = "student"
     """The model whose projector turns features into visual tokens."""
-    language: Name
+    language: Name = "student"
     """The model whose language model reads text and visual tokens."""
     images: Literal["given", "blank", "mixed"] = "given"
     """`blank`: every image is grey. `mixed`: each is blended with another one of the batch; not for terms to labels."""
-    prompt: Annotated[Text | None, _left_out(None)] = None
+    prompt: Text | None = None
     """The text that it reads in place of each question, with {question} and perhaps {answer} in it (none: the question)."""
+    mean: tuple[Name, ...] = ()
+    """Instead of all these: the paths whose distributions' mean it is at each position. Terms can be `to` it."""
+    by: Literal["equal", "loss"] = "equal"
+    """`loss`: in each example a path of the mean counts by softmax(-its cross-entropy on the answers / temperature)."""
+    temperature: Positive = 1.0
+    """Of the weights by loss: the lower, the more the best path counts."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_one_model(cls, value: Any) -> Any:
         if not isinstance(value, dict) or "model" not in value:
             return value
-        rest = {key: of for key, of in value.items() if key != "model"}
-        return dict.fromkeys(("vision", "projector", "language"), value["model"]) | rest
+        return dict.fromkeys(MODULES, value["model"]) | {key: of for key, of in value.items() if key != "model"}
 
     @property
     def models(self) -> frozenset[str]:
         """The models whose modules it goes through."""
-        return frozenset({self.vision, self.projector, self.language})
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether it reads a text without an image as another path does."""
-        return len(self.models) > 1 or self.images != "given"
+        return frozenset(() if self.mean else (self.vision, self.projector, self.language))
 
     @property
     def is_switch(self) -> bool:
@@ -219,10 +220,11 @@ class ModulePath(Strict):
     @property
     def trains(self) -> set[str]:
         """The parts that its gradient reaches."""
-        of_student = {part for part in ("vision", "projector", "language") if getattr(self, part) == "student"}
+        of_student = {part for part in MODULES if getattr(self, part) == "student" and not self.mean}
         return of_student | {"adapter"} if self.is_switch else of_student
 
 
+MODULES = ("vision", "projector", "language")
 LEARNING = ("student", "before")
 """The models of the student's build; every other is a teacher."""
 OF_MODELS = {
@@ -234,35 +236,14 @@ OF_MODELS = {
     "blind": {"model": "teacher", "images": "blank"},
     "blind_student": {"model": "student", "images": "blank"},
 }
-BUILT_IN: Mapping[str, ModulePath] = {name: ModulePath.model_validate(path) for name, path in OF_MODELS.items()}
+BUILT_IN: Mapping[str, PathSpec] = {name: PathSpec.model_validate(path) for name, path in OF_MODELS.items()}
 """The paths that every recipe has."""
 
 
-class MeanPath(Strict):
-    """A path to compare with, whose distribution at each position is the mean of other paths'."""
-
-    mean: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """The paths, each through models."""
-    by: Literal["equal", "loss"] = "equal"
-    """`loss`: in each example a path counts by softmax(-its cross-entropy on the answers / temperature)."""
-    temperature: Positive = 1.0
-    """Of the weights by loss: the lower, the more the best path counts."""
-
-
-def _path_form(value: Any) -> str:
-    return TAG + ("mean" if isinstance(value, MeanPath) or isinstance(value, dict) and "mean" in value else "modules")
-
-
-NamedPath = Annotated[
-    Annotated[ModulePath, Tag(TAG + "modules")] | Annotated[MeanPath, Tag(TAG + "mean")], Discriminator(_path_form)
-]
-
-
-def through(name: str, known: Mapping[str, ModulePath | MeanPath]) -> dict[str, ModulePath]:
+def through(name: str, known: Mapping[str, PathSpec]) -> dict[str, PathSpec]:
     """Return the paths through models that a path is made of: itself, or those that it is the mean of; none if it is unknown."""
-    path = known.get(name)
-    names = path.mean if isinstance(path, MeanPath) else (name,)
-    return {name: of for name in names if isinstance(of := known.get(name), ModulePath)}
+    names = known[name].mean or (name,) if name in known else ()
+    return {name: known[name] for name in names if name in known}
 
 
 class Term(Strict):
@@ -390,7 +371,7 @@ class Stage(Strict):
     """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
     """The terms whose weighted sum is minimised."""
-    _known: Mapping[str, ModulePath | MeanPath] = PrivateAttr(default=BUILT_IN)
+    _known: Mapping[str, PathSpec] = PrivateAttr(default=BUILT_IN)
     """Every path of its recipe, by name."""
 
     @property
@@ -399,14 +380,14 @@ class Stage(Strict):
         return frozenset().union(*(term.paths for term in self.objective))
 
     @property
-    def readings(self) -> dict[str, ModulePath]:
+    def readings(self) -> dict[str, PathSpec]:
         """The paths through models that a step of this stage computes, by name."""
         return {name: path for named in sorted(self.paths) for name, path in through(named, self._known).items()}
 
     @property
-    def means(self) -> dict[str, MeanPath]:
+    def means(self) -> dict[str, PathSpec]:
         """The means of paths that its terms compare with, by name."""
-        return {name: path for name in self.paths if isinstance(path := self._known.get(name), MeanPath)}
+        return {name: self._known[name] for name in self.paths if self._known[name].mean}
 
     @property
     def models(self) -> frozenset[str]:
@@ -520,7 +501,7 @@ class Recipe(Strict):
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
     """Further frozen models, by names that paths use; each name is also that of a path through this model alone."""
-    paths: Annotated[dict[Name, NamedPath], _left_out({})] = {}
+    paths: Annotated[dict[Name, PathSpec], _left_out({})] = {}
     """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
     docs/methods.md."""
     switch: Annotated[Switch, _left_out(Switch())] = Switch()
@@ -549,15 +530,10 @@ class Recipe(Strict):
         return self
 
     @property
-    def known_paths(self) -> dict[str, ModulePath | MeanPath]:
+    def known_paths(self) -> dict[str, PathSpec]:
         """Every path that a term may name."""
-        alone = {name: ModulePath(vision=name, projector=name, language=name) for name in self.teachers}
+        alone = {name: PathSpec(vision=name, projector=name, language=name) for name in self.teachers}
         return {**BUILT_IN, **alone, **self.paths}
-
-    @property
-    def module_paths(self) -> dict[str, ModulePath]:
-        """Those of `known_paths` that go through models."""
-        return {name: path for name, path in self.known_paths.items() if isinstance(path, ModulePath)}
 
     @property
     def further_teachers(self) -> dict[str, Checkpoint]:

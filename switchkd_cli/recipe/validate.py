@@ -18,10 +18,10 @@ from switchkd_cli.recipe.schema import (
     HIGHER,
     LEARNING,
     LOWER,
+    MODULES,
     VALIDATION,
-    MeanPath,
-    ModulePath,
     Part,
+    PathSpec,
     RowFormat,
     through,
 )
@@ -37,67 +37,43 @@ PARTS = frozenset(get_args(Part))
 # The parts that a term's gradient may reach, by what its loss reads of a path: later ones have no influence on it.
 REACH_OF_KIND = {"features": {"vision", "adapter"}, "tokens": {"vision", "adapter", "projector"}}
 
-Paths = Mapping[str, ModulePath | MeanPath]
+Paths = Mapping[str, PathSpec]
 """The paths that a recipe's terms may name."""
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (
-        _models,
-        _paths,
-        _data_sets,
-        _stages,
-        _switch,
-        _deepspeed,
-        _checkpoints,
-        _trackers,
-        check_evaluation,
-        _rows,
-    ):
+    for checks in (_models, _data_sets, _stages, _switch, _deepspeed, _checkpoints, _trackers, check_evaluation, _rows):
         yield from checks(data)
 
 
 def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
-    further = [("teachers", name) for name in mapping(data.get("teachers"))]
-    for model in (("student",), ("teacher",), *further):
+    teachers = mapping(data.get("teachers"))
+    for model in (("student",), ("teacher",), *(("teachers", name) for name in teachers)):
         spec = mapping(at(data, *model))
         yield from _unknown((*model, "family"), "family", spec.get("family"), registry.FAMILIES)
         if isinstance(spec.get("language"), Mapping) and spec.get("tokenizer") is None:
             yield (*model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
+    if teachers and data.get("teacher") is None:
+        yield ("teachers",), "the recipe has no teacher: name the first one `teacher`"
+    known, models = known_paths(data), [*LEARNING, "teacher", *teachers]
+    names = [("teachers", name) for name in teachers] + [("paths", name) for name in mapping(data.get("paths"))]
+    yield from _repeated("paths", [((), name) for name in (*BUILT_IN, "labels")] + [(at, at[1]) for at in names])
+    for path in names:
+        spec = mapping(at(data, *path))
+        for key in ("model", *MODULES):
+            yield from _unknown((*path, key), "model", spec.get(key) if path[0] == "paths" else None, models)
+        for i, name in enumerate(listed(spec.get("mean"))):
+            yield from _unknown(
+                (*path, "mean", i), "path through models", name, [n for n in known if not known[n].mean]
+            )
 
 
 def known_paths(data: Mapping[str, Any]) -> Paths:
     """Return every path that a term may name; one that is broken stands for the student's."""
-    alone = {name: ModulePath.model_validate({"model": name}) for name in mapping(data.get("teachers"))}
-    own: dict[str, ModulePath | MeanPath] = {}
-    for name, spec in mapping(data.get("paths")).items():
-        found = fitted(MeanPath, spec)[0] if "mean" in mapping(spec) else fitted(ModulePath, spec)[0]
-        own[name] = found or BUILT_IN["student"]
-    return {**BUILT_IN, **alone, **own}
-
-
-def _paths(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield names of teachers and paths that are taken, and models that no path can go through."""
-    teachers, paths = mapping(data.get("teachers")), mapping(data.get("paths"))
-    if teachers and data.get("teacher") is None:
-        yield ("teachers",), "the recipe has no teacher: name the first one `teacher`"
-    for field, names, taken in (("teachers", teachers, ()), ("paths", paths, teachers)):
-        for name in names:
-            if name in {*BUILT_IN, "labels", *taken}:
-                yield (field, name), f"the recipe has {name} already, choose another name"
-    for name in paths:
-        for part, model in mapping(paths[name]).items():
-            if part in ("model", "vision", "projector", "language"):
-                yield from _unknown(("paths", name, part), "model", model, [*LEARNING, "teacher", *teachers])
-        simple = [of for of, path in known_paths(data).items() if isinstance(path, ModulePath)]
-        for i, of in enumerate(listed(at(paths, name, "mean"))):
-            yield from _unknown(("paths", name, "mean", i), "path through models", of, simple)
-        try:
-            str(at(paths, name, "prompt") or "").format(question="", answer="")
-        except (LookupError, ValueError, AttributeError):
-            problem = "has the places {question} and {answer} alone ({{ and }} are braces)"
-            yield ("paths", name, "prompt"), f"{problem}, got {at(paths, name, 'prompt')!r}"
+    alone = {name: {"model": name} for name in mapping(data.get("teachers"))}
+    own = {name: fitted(PathSpec, spec)[0] for name, spec in {**alone, **mapping(data.get("paths"))}.items()}
+    return {**{name: path or BUILT_IN["student"] for name, path in own.items()}, **BUILT_IN}
 
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -129,11 +105,12 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
         before = [earlier for number, earlier in stages if number < i]
-        known = known_paths(data)
-        yield from _validation(stage, path, before, mapping(data.get("data")), known)
+        yield from _validation(stage, path, before, mapping(data.get("data")))
+        figures = _validation_figures(stage, known_paths(data))
+        yield from _figure((*path, "validation", "monitor"), at(stage, "validation", "monitor"), figures)
         if isinstance(stage.get("schedule", "cosine"), str):
             yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
-        yield from _objective(stage, path, known, has_teacher=data.get("teacher") is not None)
+        yield from _objective(stage, path, data)
 
 
 def _mixture(stage: Mapping[str, Any], path: Location, data_sets: Mapping[str, Any]) -> Iterator[Problem]:
@@ -149,11 +126,7 @@ def _mixture(stage: Mapping[str, Any], path: Location, data_sets: Mapping[str, A
 
 
 def _validation(
-    stage: Mapping[str, Any],
-    path: Location,
-    before: Sequence[Mapping[str, Any]],
-    data_sets: Iterable[str],
-    known: Paths,
+    stage: Mapping[str, Any], path: Location, before: Sequence[Mapping[str, Any]], data_sets: Iterable[str]
 ) -> Iterator[Problem]:
     """Yield what is wrong with a stage's validation. The stages `before` must not train on its examples either."""
     spec, path = mapping(stage.get("validation")), (*path, "validation")
@@ -174,7 +147,6 @@ def _validation(
         if share is not None and stage.get("data") in used and theirs != share:
             problem = f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}"
             yield (*path, "share"), problem
-    yield from _figure((*path, "monitor"), spec.get("monitor"), _validation_figures(stage, known))
 
 
 def _validation_figures(stage: Mapping[str, Any], known: Paths) -> list[str]:
@@ -202,7 +174,7 @@ def _needs_teacher(side: str, known: Paths) -> bool:
     return any(not path.models.issubset(LEARNING) for path in through(side, known).values())
 
 
-def _objective(stage: Mapping[str, Any], path: Location, known: Paths, *, has_teacher: bool) -> Iterator[Problem]:
+def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> Iterator[Problem]:
     terms = [((*path, "objective", i), term) for i, term in mappings(stage.get("objective"))]
     yield from _repeated("terms", [((*place, "name"), item_name(term)) for place, term in terms])
     train = [part for part in listed(stage.get("train")) if isinstance(part, str)]
@@ -213,10 +185,10 @@ def _objective(stage: Mapping[str, Any], path: Location, known: Paths, *, has_te
             yield place, f"trains nothing of it: take it out of train instead, got {scale}"
         if train and part in PARTS and part not in train:
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
-    reached: set[str] = set()
+    reached, known = set[str](), known_paths(data)
     for place, term in terms:
         yield from _loss(term, place, known)
-        yield from _sides(term, place, train, known, has_teacher=has_teacher)
+        yield from _sides(term, place, train, data)
         reached |= _reach(term, known) if term.get("weight") != 0 else set()
     silent = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
     for part in train:
@@ -224,15 +196,9 @@ def _objective(stage: Mapping[str, Any], path: Location, known: Paths, *, has_te
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
 
 
-def _trains(of: str, known: Paths) -> set[str]:
-    """Return the parts that a path's gradient reaches; all of the student's where it is unknown."""
-    found = known.get(of, BUILT_IN["student"])
-    return found.trains if isinstance(found, ModulePath) else set()
-
-
 def _reach(term: Mapping[str, Any], known: Paths = BUILT_IN) -> set[str]:
     """Return the parts that a term's gradient reaches; all parts of its path where its loss is unknown."""
-    reach = _trains(_compared(term)[0], known)
+    reach = known.get(_compared(term)[0], BUILT_IN["student"]).trains
     if (signature := _signature("loss", term)) is None:
         return reach
     kinds = [kind for side, kind in signature.reads if side == "student"]
@@ -252,7 +218,7 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         kinds = " and ".join(dict.fromkeys(kind for _, kind in signature.reads))
         yield (*path, "to"), f"{loss} compares two models' {kinds}, got 'labels' (did you mean 'teacher'?)"
     by_bytes = term.get("alignment", "positions") == "bytes"
-    readers = {one.language for side in (of, to) if isinstance(one := known.get(side), ModulePath)}
+    readers = {known[side].language for side in (of, to) if side in known and not known[side].mean}
     across = len(readers) == 2 and "teacher" in readers and not readers.isdisjoint(LEARNING)
     if signature.of_spans and not by_bytes:
         yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
@@ -264,28 +230,30 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
 
-def _sides(
-    term: Mapping[str, Any], path: Location, train: list[str], known: Paths, *, has_teacher: bool
-) -> Iterator[Problem]:
+def _sides(term: Mapping[str, Any], path: Location, train: list[str], data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with the paths that a term names, and with what it trains."""
-    (of, to), trained = _compared(term), ", ".join(train)
-    signature = _signature("loss", term)
-    named = {side for side, _ in signature.reads} - {"student", "teacher"} if signature else ()
-    for key, side in (("of", of), ("to", to), *(("loss", name) for name in sorted(named))):
+    (of, to), trained, known, signature = _compared(term), ", ".join(train), known_paths(data), _signature("loss", term)
+    named = sorted({side for side, _ in signature.reads} - {"student", "teacher"}) if signature else []
+    for key, side in (("of", of), ("to", to), *(("loss", name) for name in named)):
         yield from _unknown((*path, key), "path", side, [*known, *["labels"] * (key == "to")])
-        if _needs_teacher(side, known) and not has_teacher:
+        if _needs_teacher(side, known) and data.get("teacher") is None:
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
+        if (
+            key != "of"
+            and side in known
+            and known[side].mean
+            and signature
+            and {kind for _, kind in signature.reads} != {"logits"}
+        ):
+            yield (*path, key), f"a mean of paths has logits alone, no more that {term['loss']} reads, got {side!r}"
     read = [made for side in (of, to, *named) for made in through(side, known).values()]
     if len({made.prompt for made in read}) > 1 and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term['on']!r}"
     if to == "labels" and any(made.images == "mixed" for made in read):
         yield (*path, "of"), f"mixed images have no right answers: compare it with a path, got {of!r} and 'labels'"
-    means = [side for side in (to, *named) if isinstance(known.get(side), MeanPath)]
-    if means and signature and any(kind != "logits" for side, kind in signature.reads if side != "student"):
-        yield (*path, "loss"), f"a mean of paths has logits alone, got {term.get('loss')!r} of {means[0]}"
     if of not in known:
         return
-    reach = _trains(of, known)
+    reach = known[of].trains
     if known[of] == known.get(to):
         yield (*path, "to"), f"a term compares two different things, got {to!r} twice"
     elif not reach:

@@ -11,7 +11,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import Trainer
-from switchkd_cli.recipe.schema import BUILT_IN, MeanPath, ModulePath, Term
+from switchkd_cli.recipe.schema import BUILT_IN, PathSpec, Term
 from tests.support import tiny
 from tests.training.test_training import stage
 
@@ -28,7 +28,7 @@ PATHS = {
     "told": {"model": "student", "prompt": "Think of {answer}. {question}"},
     "told_teacher": {"model": "teacher", "prompt": "Think of {answer}. {question}"},
 }
-KNOWN = {**BUILT_IN, **{name: ModulePath.model_validate(path) for name, path in PATHS.items()}}
+KNOWN = {**BUILT_IN, **{name: PathSpec.model_validate(path) for name, path in PATHS.items()}}
 
 
 def pair(teacher=None, **more):
@@ -41,7 +41,7 @@ def read(paths, folder, prompts=(), turns="chained", which=None):
     """A batch with the readings of these paths."""
     data = tiny.conversations(paths.student, folder, turns, which)
     for name in prompts:
-        data = data.with_prompt(KNOWN[name].prompt, (name,), KNOWN[name].language)
+        data = data.with_teacher(data.inputs, readers=(name,), prompt=KNOWN[name].prompt)
     return tiny.together(paths.student, [data[i] for i in range(len(data))])
 
 
@@ -185,7 +185,7 @@ ASKED = [
 def test_a_truncated_example_is_truncated_behind_the_same_answer_token(tmp_path):
     data = tiny.conversations(tiny.model(), tmp_path)
     data.max_length = len(data[2].input_ids) - 5
-    told = data.with_prompt(KNOWN["told"].prompt, ("told",), "student")
+    told = data.with_teacher(data.inputs, readers=("told",), prompt=KNOWN["told"].prompt)
     example = told[2]
     (other,) = example.others.values()
     assert example.cut and len(other.input_ids) > len(example.input_ids)
@@ -193,7 +193,8 @@ def test_a_truncated_example_is_truncated_behind_the_same_answer_token(tmp_path)
 
 
 def test_an_answer_that_a_prompt_changes_makes_a_row_unusable(tmp_path, monkeypatch):
-    data = tiny.conversations(tiny.model(), tmp_path).with_prompt("{question}", ("plain",), "student")
+    data = tiny.conversations(tiny.model(), tmp_path)
+    data = data.with_teacher(data.inputs, readers=("plain",), prompt="{question}")
     (reader,) = data.others.values()
     monkeypatch.setattr(
         reader, "_prompted", lambda row: replace(row, exchanges=tuple((q, "no") for q, _ in row.exchanges))
@@ -215,8 +216,8 @@ def computed(paths, terms, means, batch, way=None):
 
 def test_the_mean_of_identical_teachers_is_one_of_them(tmp_path):
     paths = pair(teachers={"expert": tiny.model(seed=2)})
-    paths.known = {**KNOWN, "expert": ModulePath.model_validate({"model": "expert"})}
-    means = {"team": MeanPath(mean=("teacher", "expert"))}
+    paths.known = {**KNOWN, "expert": PathSpec.model_validate({"model": "expert"})}
+    means = {"team": PathSpec(mean=("teacher", "expert"))}
     found = computed(
         paths, [{**KL, "to": "teacher"}, {**KL, "name": "both", "to": "team"}], means, read(paths, tmp_path)
     )
@@ -226,7 +227,7 @@ def test_the_mean_of_identical_teachers_is_one_of_them(tmp_path):
 def test_by_loss_each_example_weighs_its_teachers_by_their_own_cross_entropy(tmp_path):
     paths = pair()
     batch = read(paths, tmp_path, ["told_teacher"])
-    means = {"team": MeanPath(mean=("teacher", "blind", "told_teacher"), by="loss", temperature=0.05)}
+    means = {"team": PathSpec(mean=("teacher", "blind", "told_teacher"), by="loss", temperature=0.05)}
     found = computed(paths, [{**KL, "to": "team"}], means, batch)["kd"]
     logits = {name: of.double() for name, of in logits_of(paths, batch, *means["team"].mean, "student").items()}
     rows, targets = batch.predicting("answer").nonzero()[:, 0], batch.targets[batch.predicting("answer")]
@@ -245,7 +246,7 @@ def test_by_loss_each_example_weighs_its_teachers_by_their_own_cross_entropy(tmp
 def test_chunks_give_what_all_logits_give(tmp_path, monkeypatch, by):
     paths = pair()
     batch = read(paths, tmp_path, ["told", "told_teacher"])
-    means = {"team": MeanPath(mean=("teacher", "told_teacher"), by=by)}
+    means = {"team": PathSpec(mean=("teacher", "told_teacher"), by=by)}
     terms = [
         {**KL, "to": "team"},
         {**KL, "name": "own", "to": "told"},

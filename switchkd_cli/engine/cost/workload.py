@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, ModulePath
+from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Computation:
     train: frozenset[str]
     recomputed: frozenset[str] = frozenset()
     adapter: int = 0
-    known: Mapping[str, ModulePath] = field(default_factory=lambda: BUILT_IN)
+    known: Mapping[str, PathSpec] = field(default_factory=lambda: BUILT_IN)
     teachers: Mapping[str, ModelShape] = field(default_factory=dict)
 
     def shapes(self, student: ModelShape, teacher: ModelShape | None) -> dict[str, ModelShape]:
@@ -56,7 +56,7 @@ class Computation:
             dict.fromkeys(LEARNING, student) | ({} if teacher is None else {"teacher": teacher}) | dict(self.teachers)
         )
 
-    def readings(self, student: ModelShape, teacher: ModelShape | None) -> set[ModulePath]:
+    def readings(self, student: ModelShape, teacher: ModelShape | None) -> set[PathSpec]:
         """Return the paths through models that there are, each once."""
         models = self.shapes(student, teacher).keys()
         return {path for name, path in self.known.items() if name in self.paths and path.models <= models}
@@ -104,10 +104,10 @@ class ModelPair:
     teacher: ModelShape | None = None
     teacher_parameters: int = 0
     """Of all frozen models."""
-    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
-    """Further ones, by name."""
     adapter: tuple[int, int, int] = (0, 0, 0)
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
+    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
+    """Further ones, by name."""
 
     @property
     def adapter_parameters(self) -> int:

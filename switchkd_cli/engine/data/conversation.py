@@ -110,32 +110,20 @@ class Conversations(Dataset[Example]):
         *,
         by_bytes: bool = False,
         readers: tuple[str, ...] = OF_TEACHER,
+        prompt: str | None = None,
     ) -> "Conversations":
         """Return the data set with the same rows as a teacher's own tokens, which differ in the visual tokens alone.
 
-        `readers`: the paths that read them. `by_bytes`: it has another tokenizer, too, and its own chat template; an example then has the spans of the answers'
+        `readers`: the paths that read them. `prompt`: writes their questions (`PathSpec.prompt`). `by_bytes`: it has another tokenizer, too, and its own chat template; an example then has the spans of the answers'
         bytes that both end together, and `max_length` holds for each.
         """
         both, teacher = copy.copy(self), copy.copy(self)
         if by_bytes:
             teacher = Conversations(self.rows, inputs, max_length=self.max_length)
-        teacher.image_inputs, teacher.positions = inputs, positions or {}
+        teacher.image_inputs, teacher.positions, teacher.prompt, teacher.others = inputs, positions or {}, prompt, {}
         both.others, both._cache = {**self.others, readers: teacher}, {}
         for of in (both, teacher) if by_bytes else ():
             of._token_bytes = token_bytes(of.inputs.tokenizer)
-        return both
-
-    def with_prompt(self, prompt: str, readers: tuple[str, ...], model: str) -> Self:
-        """Return the data set with the same rows for `readers`, whose questions are written by a prompt (`ModulePath.prompt`).
-
-        `model`: the name of the path whose tokens they read otherwise.
-        """
-        both, reader = (
-            copy.copy(self),
-            copy.copy(next((of for names, of in self.others.items() if model in names), self)),
-        )
-        reader.prompt, reader.others = prompt, {}
-        both.others, both._cache = {**self.others, readers: reader}, {}
         return both
 
     def __getitem__(self, index: int) -> Example:
@@ -318,10 +306,11 @@ class Conversations(Dataset[Example]):
         """Return the row with its questions as the prompt writes them; an image that begins a question stays at its beginning."""
         if self.prompt is None:
             return row
-        begin, exchanges = self.prompt.partition("{question}")[0], row.exchanges
-        written = tuple((self.prompt.format(question=text, answer=answer), answer) for text, answer in exchanges)
-        before = [len(begin.format(answer=answer)) for _, answer in exchanges]
-        places = tuple((at, offset and offset + before[at]) for at, offset in row.places)
+        parts = [self.prompt.replace("{answer}", answer).split("{question}") for _, answer in row.exchanges]
+        written = tuple(
+            (question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True)
+        )
+        places = tuple((at, offset and offset + len(parts[at][0])) for at, offset in row.places)
         return replace(row, exchanges=written, places=places)
 
     @cached_property

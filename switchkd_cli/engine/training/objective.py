@@ -1,7 +1,6 @@
 """The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,12 +13,11 @@ from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.ops.positions import single_tokens, span_rows
 from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
-from switchkd_cli.recipe.schema import MeanPath, Term
+from switchkd_cli.recipe.schema import PathSpec, Term
 
 IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 
 SIDES = ("student", "teacher")
-NO_MEANS: Mapping[str, MeanPath] = MappingProxyType({})
 
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
@@ -67,7 +65,7 @@ class Objective:
     """
 
     def __init__(
-        self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, MeanPath] = NO_MEANS
+        self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, PathSpec] = {}
     ) -> None:
         self.terms, self.tokens, self.means = tuple(terms), tokens, means
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
@@ -180,7 +178,7 @@ class Objective:
         return self.means[path].mean if path in self.means else (path,)
 
     @torch.no_grad()
-    def _mean(self, mean: MeanPath, on: str, inputs: LossInputs) -> Tensor:
+    def _mean(self, mean: PathSpec, on: str, inputs: LossInputs) -> Tensor:
         """Return the logarithm of the mean of some paths' distributions at the positions of `on`, [N, V]."""
         each, losses = [], []
         for path in mean.mean:

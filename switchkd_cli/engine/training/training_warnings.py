@@ -39,8 +39,8 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
         parts = [part for part in stage.train if part != "language"]
         # without an image there is nothing to compare of what an image gives
         of_images = {t.name for t in stage.objective if registry.signature("loss", t.loss).of_images}
-        of_images |= {t.name for t in stage.objective if any(stage.readings[name].needs_images for name in t.paths)}
-        needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images]
+        across = {name for name, path in stage.readings.items() if len(path.models) > 1 or path.images != "given"}
+        needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images or across & t.paths]
         terms = [term.name for term in needing_image if term.weight]
         needing = [*(f"train: {part}" for part in parts), *(f"objective: {term}" for term in terms)]
         none = f"needs images, and no usable example of {', '.join(stage.trained_on)} has one"
