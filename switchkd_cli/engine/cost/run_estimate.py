@@ -167,7 +167,9 @@ def _estimate_work(
     """
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
-    computed = Computation(stage.paths, frozenset(stage.train), recomputed, prod(models.adapter))
+    computed = Computation(
+        stage.paths, frozenset(stage.train), recomputed, prod(models.adapter), stage.bits is not None
+    )
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
