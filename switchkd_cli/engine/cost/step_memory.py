@@ -169,7 +169,7 @@ def activations(
     return total
 
 
-def _rounding(weights: int, p: Precision, trained: bool) -> float:
+def _rounding(weights: float, p: Precision, trained: bool) -> float:
     """Bytes that the rounding of a layer's weights leaves."""
     return weights * (4 * (not p.cast) + trained * (4 + 4 / GROUP))
 

@@ -1,7 +1,7 @@
 """Linear layers with weights of few bits: rounded for good, or in each pass of a training that learns to live with it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ def rounded(model: VisionLanguageModel, bits: int | None) -> Iterator[None]:
         return
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
 
-    rounding = {}
+    rounding: dict[nn.Module, Callable[..., Any]] = {}
     for layer in linear_layers(model):
         dtype, granularity = _grid(layer, bits)
         config = IntxFakeQuantizeConfig(dtype, granularity, is_symmetric=True, scale_precision=SCALE)
