@@ -407,6 +407,8 @@ class Recipe(Strict):
     """`bf16` is torch's mixed precision over float32 weights, or bf16 weights under DeepSpeed's ZeRO."""
     deepspeed: DeepSpeed = DeepSpeed()
     """How DeepSpeed shards the training; docs/scale.md."""
+    launcher: Annotated[Literal["deepspeed", "fsdp"], _left_out("deepspeed")] = "deepspeed"
+    """`fsdp`: torch's FSDP2 shards the student, its gradients and AdamW's state over several processes, without DeepSpeed."""
     student: Model
     """The model that learns: made of parts, or a whole checkpoint."""
     teacher: Checkpoint | None = None

@@ -197,7 +197,7 @@ def _estimate_work(
     numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
-    estimate.sent = bytes_sent(work, EXCHANGES[machine.zero], gpus)
+    estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
         saved = SAVED * models.parameters.all
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)

@@ -4,6 +4,7 @@ ZeRO 0 is torch's own mixed precision: float32 weights and gradients, two float3
 matrices for the time of a micro-batch; several GPUs add DDP's buckets. ZeRO 1 to 3 is a bf16 model as DeepSpeed trains
 it: bf16 weights and gradients, and float32 weights and moments, sharded over the GPUs. ZeRO 1 shards AdamW's state, 2 the
 gradients too (which it adds up in float32), 3 the student's weights too. Every GPU holds the complete teacher.
+FSDP2 shards what ZeRO 3 does, of torch's own mixed precision.
 
 What a forward pass leaves for the backward pass follows from what transformers' modules save;
 tests/cost/test_cost_memory.py compares the formulas with autograd's hooks on small models.
@@ -76,7 +77,7 @@ def persistent_memory(
 
     These are weights, gradients and optimiser; what is offloaded is not on the GPU.
     """
-    gpus, zero = machine.gpus, machine.zero
+    gpus, zero = machine.gpus, machine.sharding
     master = MASTER if precision is BF16 else 0
     gradient = MASTER if precision is BF16 and zero > 1 else precision.weight
     buckets = precision.weight if gpus > 1 and not zero else 0
@@ -103,7 +104,7 @@ def step_memory(
     small, ZeRO's step, which holds a float32 number for each parameter of its share. Under ZeRO 3 all logits exist at
     once, and their gradients wait for the backward pass.
     """
-    at_once = machine.zero == 3
+    at_once = machine.sharding == 3
     chunk = batch.positions if at_once else min(batch.positions, positions(models.vocabulary))
     logits = bytes_per_logit * chunk * models.vocabulary
     graph = activations(models.student, models.teacher, batch, computed, precision)

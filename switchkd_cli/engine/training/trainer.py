@@ -51,10 +51,11 @@ class Trainer:
         *,
         processes: Processes = ALONE,
         deepspeed: DeepSpeed = NO_DEEPSPEED,
+        launcher: str = "deepspeed",
         states: Path | None = None,
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
-        self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
+        self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
         paths.requires_grad_(False)
@@ -84,6 +85,10 @@ class Trainer:
 
             config = deepspeed_config(stage, self.deepspeed, self.precision, self.processes)
             self.replica: TorchReplica | ZeroReplica = ZeroReplica(paths, groups, self.processes, stage, config)
+        elif self.launcher == "fsdp" and self.processes.count > 1:
+            from switchkd_cli.engine.training.fsdp import FsdpReplica
+
+            self.replica = FsdpReplica(paths, groups, self.processes, stage, self.precision)
         else:
             unused = "student" not in self.objective.outputs
             self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
