@@ -197,9 +197,9 @@ def _focus(term: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Ite
         if others or term.get("alignment") == "bytes":
             what = "bytes" if not others else " and ".join(dict.fromkeys(others))
             yield path, f"weights positions of logits, and {term['loss']} compares {what}, got {focus.get('by')!r}"
-    if (signature := _signature("focus", score)) is not None and not has_teacher:
-        if set(signature.sides) - {"student"}:
-            yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
+    signature = _signature("focus", score)
+    if signature is not None and not has_teacher and set(signature.sides) - {"student"}:
+        yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
     mass, share = focus.get("mass", 0.5), focus.get("share")
     if isinstance(mass, float) and isinstance(share, float) and mass < share < 1:
         yield (*path, "mass"), f"these positions would get less than without a focus: {share} or more, got {mass}"
