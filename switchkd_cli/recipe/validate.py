@@ -189,6 +189,7 @@ def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]
     for place, term in terms:
         yield from _loss(term, place, known)
         yield from _sides(term, place, train, data)
+        yield from _focus(term, (*place, "focus"), data)
         reached |= _reach(term, known) if term.get("weight") != 0 else set()
     silent = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
     for part in train:
@@ -230,22 +231,36 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
 
+def _focus(term: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the focus of a term: its score, and what its loss and its score read."""
+    focus, loss = mapping(term.get("focus")), _signature("loss", term)
+    score = {"focus": focus.get("by"), **focus}
+    yield from _registered("focus", score, path, field="by")
+    if loss is not None and focus:
+        others = [kind for _, kind in loss.reads if kind != "logits"]
+        if others or term.get("alignment") == "bytes":
+            what = "bytes" if not others else " and ".join(dict.fromkeys(others))
+            yield path, f"weights positions of logits, and {term['loss']} compares {what}, got {focus.get('by')!r}"
+    signature = _signature("focus", score)
+    known, sides = known_paths(data), signature.sides if signature else ()
+    if data.get("teacher") is None and any(_needs_teacher(side, known) for side in sides):
+        yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
+    mass, share = focus.get("mass", 0.5), focus.get("share")
+    if isinstance(mass, float) and isinstance(share, float) and mass < share < 1:
+        yield (*path, "mass"), f"these positions would get less than without a focus: {share} or more, got {mass}"
+
+
 def _sides(term: Mapping[str, Any], path: Location, train: list[str], data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with the paths that a term names, and with what it trains."""
     (of, to), trained, known, signature = _compared(term), ", ".join(train), known_paths(data), _signature("loss", term)
-    named = sorted({side for side, _ in signature.reads} - {"student", "teacher"}) if signature else []
+    named = sorted({*signature.sides} - {"student", "teacher"}) if signature else []
+    more = ", ".join(sorted({kind for _, kind in signature.reads} - {"logits"})) if signature else ""
     for key, side in (("of", of), ("to", to), *(("loss", name) for name in named)):
         yield from _unknown((*path, key), "path", side, [*known, *["labels"] * (key == "to")])
         if _needs_teacher(side, known) and data.get("teacher") is None:
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
-        if (
-            key != "of"
-            and side in known
-            and known[side].mean
-            and signature
-            and {kind for _, kind in signature.reads} != {"logits"}
-        ):
-            yield (*path, key), f"a mean of paths has logits alone, no more that {term['loss']} reads, got {side!r}"
+        if more and key != "of" and side in known and known[side].mean:
+            yield (*path, key), f"a mean of paths has logits alone, {term['loss']} reads {more}, got {side!r}"
     read = [made for side in (of, to, *named) for made in through(side, known).values()]
     if len({made.prompt for made in read}) > 1 and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term['on']!r}"
@@ -289,9 +304,13 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     for what, needed in (("optimizer", 1), ("parameters", 3)):  # the first stage that shards it
         if offload == what and zero in range(needed):
             yield ("deepspeed", "offload"), f"needs zero: {needed} or more, got {what!r}"
-    for i, stage in mappings(data.get("stages")) if zero else ():
+    fsdp = data.get("launcher") == "fsdp"
+    if fsdp and zero:
+        yield ("deepspeed", "zero"), f"FSDP shards the training itself: leave it out, got {zero}"
+    for i, stage in mappings(data.get("stages")) if zero or fsdp else ():
         if stage.get("optimizer") == "adamw_8bit":
-            yield ("stages", i, "optimizer"), f"can't be sharded: needs deepspeed.zero: 0, got 'adamw_8bit' and {zero}"
+            how = "launcher: fsdp" if fsdp else f"deepspeed.zero: {zero}"
+            yield ("stages", i, "optimizer"), f"can't be sharded, got 'adamw_8bit' with {how}"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -372,11 +391,11 @@ def _signature(kind: registry.Kind, spec: Mapping[str, Any]) -> registry.Signatu
 
 
 def _registered(
-    kind: registry.Kind, spec: Mapping[str, Any], path: Location, parameters: str = "parameters"
+    kind: registry.Kind, spec: Mapping[str, Any], path: Location, parameters: str = "parameters", field: str = ""
 ) -> Iterator[Problem]:
     """Yield an unknown loss, source or schedule, or what is wrong with its `parameters`, by its signature's keywords."""
     name, values = spec.get(kind), mapping(spec.get(parameters))
-    yield from _unknown((*path, kind), kind, name, registry.REGISTRIES[kind])
+    yield from _unknown((*path, field or kind), kind, name, registry.REGISTRIES[kind])
     signature = _signature(kind, spec)
     keywords = signature.keywords if signature else {}
     for key, value in values.items() if signature else ():

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
@@ -185,8 +186,10 @@ def _estimate_work(
     recomputed = frozenset(stage.activation_checkpointing)
     if "before" in stage.models:
         models = replace(models, teacher_parameters=models.teacher_parameters + models.parameters.all)
-    known = stage.readings, models.teachers
-    computed = Computation(frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), *known)
+    further: dict[str, Any] = {"rounded": stage.bits is not None, "known": stage.readings, "teachers": models.teachers}
+    computed = Computation(
+        frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), **further
+    )
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
@@ -214,7 +217,7 @@ def _estimate_work(
     numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
-    estimate.sent = bytes_sent(work, EXCHANGES[machine.zero], gpus)
+    estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
         saved = SAVED * models.parameters.all
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)

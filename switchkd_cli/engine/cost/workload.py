@@ -40,13 +40,15 @@ class Computation:
     """Which logits paths a stage computes and which of the student's parts it trains.
 
     `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
-    the matrices of the switch's adapter, without those of its biases. `known`: paths by name. `teachers`: further ones.
+    the matrices of the switch's adapter, without those of its biases. `rounded`: V_S and L_S compute with rounded weights.
+    `known`: paths by name. `teachers`: further ones.
     """
 
     paths: frozenset[str]
     train: frozenset[str]
     recomputed: frozenset[str] = frozenset()
     adapter: int = 0
+    rounded: bool = False
     known: Mapping[str, PathSpec] = field(default_factory=lambda: BUILT_IN)
     teachers: Mapping[str, ModelShape] = field(default_factory=dict)
 
