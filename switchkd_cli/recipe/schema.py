@@ -619,6 +619,12 @@ class Recipe(Strict):
         return {**BUILT_IN, **alone, **self.paths}
 
     @property
+    def models(self) -> dict[str, Model]:
+        """Every model, by the field that describes it."""
+        taught = {} if self.teacher is None else {"teacher": self.teacher}
+        return {"student": self.student, **taught, **{f"teachers.{name}": of for name, of in self.teachers.items()}}
+
+    @property
     def further_teachers(self) -> dict[str, Checkpoint]:
         """Those of `teachers` that a stage needs."""
         needed = frozenset().union(*(stage.models for stage in self.stages))
