@@ -171,11 +171,6 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
     return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
-def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
-    """Return whether a stage shows the data set to the teacher."""
-    return any(stage.needs_teacher for stage in stages if data in stage.data_sets)
-
-
 QUESTION = "What?"
 OWN_TEMPLATE = "a checkpoint's own belongs in its folder (Jinja), as chat_template.jinja"
 TEMPLATE_HINT = f"a student's data sets can bring a `template` each; {OWN_TEMPLATE}"

@@ -227,16 +227,15 @@ class PathSpec(Strict):
 MODULES = ("vision", "projector", "language")
 LEARNING = ("student", "before")
 """The models of the student's build; every other is a teacher."""
-OF_MODELS = {
-    "student": {"model": "student"},
-    "teacher": {"model": "teacher"},
-    "switch": {"model": "teacher", "vision": "student"},
-    "reverse": {"model": "student", "vision": "teacher"},
-    "before": {"model": "before"},
-    "blind": {"model": "teacher", "images": "blank"},
-    "blind_student": {"model": "student", "images": "blank"},
+BUILT_IN: Mapping[str, PathSpec] = {
+    "student": PathSpec(),
+    "teacher": PathSpec(vision="teacher", projector="teacher", language="teacher"),
+    "switch": PathSpec(projector="teacher", language="teacher"),
+    "reverse": PathSpec(vision="teacher"),
+    "before": PathSpec(vision="before", projector="before", language="before"),
+    "blind": PathSpec(vision="teacher", projector="teacher", language="teacher", images="blank"),
+    "blind_student": PathSpec(images="blank"),
 }
-BUILT_IN: Mapping[str, PathSpec] = {name: PathSpec.model_validate(path) for name, path in OF_MODELS.items()}
 """The paths that every recipe has."""
 
 

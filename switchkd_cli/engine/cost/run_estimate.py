@@ -10,14 +10,7 @@ from typing import Any
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_fit,
-    check_paths,
-    compare,
-    read_by_teacher,
-    shared_vocabulary,
-)
+from switchkd_cli.engine.compatibility import Vocabulary, check_fit, check_paths, compare, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -86,7 +79,7 @@ def estimate_run(
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
-                read = read_by_teacher(name, config.stages)
+                read = any(stage.needs_teacher for stage in config.stages if name in stage.data_sets)
                 own = teacher.blueprint if teacher is not None and read else None
                 found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
                 if found is not None:

@@ -54,9 +54,8 @@ class Computation:
 
     def shapes(self, student: ModelShape, teacher: ModelShape | None) -> dict[str, ModelShape]:
         """Return the shape of each model by its name."""
-        return (
-            dict.fromkeys(LEARNING, student) | ({} if teacher is None else {"teacher": teacher}) | dict(self.teachers)
-        )
+        taught = {} if teacher is None else {"teacher": teacher}
+        return {**dict.fromkeys(LEARNING, student), **taught, **self.teachers}
 
     def readings(self, student: ModelShape, teacher: ModelShape | None) -> set[PathSpec]:
         """Return the paths through models that there are, each once."""
