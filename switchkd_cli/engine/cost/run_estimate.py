@@ -135,6 +135,8 @@ def _assumptions(
     if uncut := [name for name in guessed if run.config.data[name].max_length is None]:
         taken = f"rows of {', '.join(uncut)} are taken to be cut at {ASSUMED_MAX_LENGTH:,} tokens"
         yield f"{taken}, but max_length is not set: the longest row decides the memory"
+    if asked := sorted({name for stage in run.config.stages for name, path in stage.readings.items() if path.prompt}):
+        yield f"{run.row}: the tokens that the prompts of {', '.join(asked)} add are not counted"
     losses = {term.loss for stage in run.config.stages for term in stage.objective}
     if of_images := [loss for loss in sorted(losses) if registry.signature("loss", loss).of_images]:
         left_out = f"memory and operations of what {', '.join(of_images)} compare, and of adapters, are not counted"
