@@ -18,7 +18,7 @@ from switchkd_cli.engine.cost.step_memory import (
 )
 from switchkd_cli.engine.cost.workload import Computation, count_parameters
 from switchkd_cli.engine.models.llava_parts import LLAVA
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.planning.estimate import Machine
@@ -42,7 +42,7 @@ COLUMNS = 8192  # large next to a knee, as a language model's vocabulary is
 
 
 def shapes(paths):
-    return shape(paths.student), shape(paths.teacher)
+    return ModelShape(paths.student), ModelShape(paths.teacher)
 
 
 def test_parameters_are_those_of_the_built_models():

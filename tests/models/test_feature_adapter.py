@@ -13,7 +13,7 @@ from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_para
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -206,7 +206,7 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     batch = tiny.taught(student, teacher, tmp_path, which=which)
     keep, wanted = batch.predicting_in_all("answer"), {"teacher", "switch"}
     only(paths, frozenset(train))
-    shapes = [shape(model) for model in (student, teacher)]
+    shapes = [ModelShape(model) for model in (student, teacher)]
     (ours, theirs), levels = (of.vision.width for of in shapes), 1
     computed = Computation(frozenset(wanted), frozenset(train), adapter=ours * theirs * levels)
     left = bytes_left(lambda: paths(batch, wanted, keep), paths, teacher)
