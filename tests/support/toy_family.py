@@ -33,7 +33,7 @@ from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.layer_forwards import recompute_layers
-from switchkd_cli.engine.models.shape import ModelShape
+from switchkd_cli.engine.models.shape import ModelShape, count_parameters
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -332,6 +332,7 @@ class ToyFamily:
         heads = {"heads": 2, "queries": width, "keys": width, "norms": 2, "last": 0, "vocabulary": config.vocab_size}
         inner = {"width": width, "inner": language.intermediate_size, "weights": weights[1], "layers": config.layers}
         made = object.__new__(ModelShape)  # the sizes without a model of transformers
+        made.total, made.trainable = count_parameters(self.skeleton(config))
         made.features, made.any_size, made.padded = 16, False, False
         made.vision, made.language = SimpleNamespace(**tower), SimpleNamespace(**heads | inner)
         made.projector = SimpleNamespace(**matrices, places=8, tokens=8, width=width, convolution=0)

@@ -1,4 +1,4 @@
-"""The sizes of a model of any family, from its config, for which transformers has several names each."""
+"""The sizes of a model of any family, and its parameters: from its config, for which transformers has several names each."""
 
 import copy
 from collections.abc import Sequence
@@ -92,7 +92,8 @@ class ModelShape:
     """A VisionLanguageModel, perhaps without weights, as V, P and L (head included), for one image, or tile, of the usual size.
 
     `features`: of it, that V gives. `any_size`: an image's size decides how many; `padded`: V computes as many in each case,
-    and drops padding at its end.
+    and drops padding at its end. Parameters by part: `total` (a tied head counts once), and `trainable`: those that the forward
+    pass uses.
 
     Of unlike layers it is the mean of their matrices. Attention is taken for that of the first layer of L, with all positions:
     else (windows, recurrent layers) a plan's figures are an estimate.
@@ -103,6 +104,16 @@ class ModelShape:
         self.vision, self.projector, self.language = VisionShape(model), ProjectorShape(model), LanguageShape(model)
         self.features: float = image_tokens_of(config) if self.padded else features_of(config)
         self.any_size = _of(config.vision_config, "image_size") is None
+        self.total, self.trainable = count_parameters(model)
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(self.total.values())
+
+    def trained(self, parts: frozenset[str]) -> int:
+        """How many a stage trains that trains these parts."""
+        return sum(count for part, count in self.trainable.items() if part in parts)
 
     def of_images(self, tokens: float) -> Self:
         """Return the same for images of `tokens` visual tokens, where an image's size decides."""
@@ -116,6 +127,15 @@ class ModelShape:
         p.places, p.tokens = p.places * ratio, tokens
         sized.features *= ratio
         return sized
+
+
+def count_parameters(model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Return `total` and `trainable` of a `ModelShape`, with the code that later picks what a stage trains."""
+    total = {}
+    for part, modules in model.parts.items():
+        unique = {id(p): p for module in modules for p in module.parameters()}
+        total[part] = sum(p.numel() for p in unique.values())
+    return total, {part: sum(p.numel() for p in model.used_parameters(part).values()) for part in total}
 
 
 def vision_width(config: PretrainedConfig) -> int:
