@@ -1,4 +1,4 @@
-"""Generate greedy answers to lmms-eval's questions in batches; each image is encoded once. Perhaps with weights of few bits."""
+"""Generate greedy answers to lmms-eval's questions in batches; each image is encoded once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel, digest
 from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.low_bits import quantise
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.weights import weight_files
 
@@ -23,8 +24,6 @@ GREY = (127, 127, 127)
 Images = list[Image.Image]
 CACHE_BYTES = 2**28
 """Prepared images and visual tokens up to this size are cached, for images that occur again."""
-GROUP = 32
-"""Weights of a row that share a scale, as in GGUF's Q4_0 and Q8_0."""
 
 
 class PromptedModel(LmmsModel):
@@ -120,22 +119,3 @@ def in_transformers(
         saved = quantise(model, bits, blueprint.config.dtype or torch.float32)
         reader.about |= {"bits": bits, "bytes": size - saved, "full_bytes": size}
     return reader
-
-
-def quantise(model: VisionLanguageModel, bits: int, stored: torch.dtype) -> int:
-    """Round the linear layers of V and L to `bits` bits, symmetrically in groups (torchao), and return the bytes that this saves.
-
-    P, L's head, embeddings and norms stay as they are. A row whose width is no multiple of `GROUP` has smaller groups. The
-    bytes are those of a file that packs the bits, with a scale of two bytes for each group, where `stored` is the dtype of
-    the checkpoint's file; none is written.
-    """
-    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
-
-    saved = 0
-    modules = [module for part in (*model.parts["vision"], model.language) for module in part.modules()]
-    for layer in dict.fromkeys(module for module in modules if isinstance(module, nn.Linear)):
-        group, count = math.gcd(GROUP, layer.in_features), layer.weight.numel()
-        how = {"granularity": PerGroup(group), "scale_dtype": torch.float16}
-        quantize_(layer, IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), **how))
-        saved += count * stored.itemsize - count * bits // 8 - count // group * torch.float16.itemsize
-    return saved

@@ -55,7 +55,7 @@ def evaluate(
     `asked` are the fields of a recipe's `evaluation`; world "hub" takes the first `items` of the published data sets, or
     all, and ignores `split` and `seed`. `allow_pickle` reads a checkpoint that has no safetensors. `blind` replaces each
     image by a mid-grey one. Data sets are kept under `sets` for other evaluations (default: `folder`/sets). `engine` is a name
-    of the registry; `bits`: see `generate.quantise`, for transformers alone. The output of lmms-eval goes to `folder`/log.txt.
+    of the registry; `bits`: see `low_bits.quantise`, for transformers alone. The output of lmms-eval goes to `folder`/log.txt.
     The playground uses no network.
 
     Raises UserError where the request is not possible, the folder is no intact checkpoint of a known family, or
