@@ -145,7 +145,8 @@ def planned_bytes(paths: Any, given: Any, row: step.Row) -> float:
     stage, precision = step.stage_of(row, len(given.ids)), precision_of(step.precision(), 0)
     count, length = given.input_ids.shape
     micro = MicroBatch(count, len(given.images), length, int(given.predicting("answer").sum()))
-    models = ModelPair(ModelShape(paths.student), paths.vocabulary, ModelShape(paths.teacher))
+    teacher = ModelShape(paths.teacher)
+    models = ModelPair(ModelShape(paths.student), paths.vocabulary, teacher, teacher.parameters)
     computed = Computation(stage.paths, frozenset(stage.train), frozenset(stage.activation_checkpointing))
     logit = bytes_per_logit(stage.objective, precision.compute, paths.vocabulary)
     machine = Machine(gpus=1, zero=0, memory=free_bytes() / 2**30, tflops=1)

@@ -215,5 +215,5 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         paths(batch, wanted, keep)["switch"].square().sum().backward()
     assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()
-    pair = ModelPair(shapes[0], 1, shapes[1], (ours, theirs, levels))
+    pair = ModelPair(shapes[0], 1, shapes[1], 0, (ours, theirs, levels))
     assert pair.trained(frozenset(train)) == sum(p.numel() for p in paths.parameters() if p.requires_grad)

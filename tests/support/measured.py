@@ -62,7 +62,8 @@ def micro_batch(batch: Batch) -> MicroBatch:
 def model_pair(paths: Paths) -> ModelPair:
     """Student and teacher as the plan describes them."""
     student, teacher = paths.student, paths.teacher
-    return ModelPair(ModelShape(student), paths.vocabulary, ModelShape(teacher))
+    read = ModelShape(teacher)
+    return ModelPair(ModelShape(student), paths.vocabulary, read, read.parameters)
 
 
 def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:

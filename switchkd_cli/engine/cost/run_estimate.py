@@ -57,13 +57,14 @@ def estimate_run(
         vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
         estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
         estimate.notes += check_fit(estimate.pair, config.remedies)
-        # a teacher stays in memory in every stage, as it is built before the first
-        pair = ModelPair(student.shape, vocabulary.shared, teacher.shape if teacher else None)
-        if teacher is not None and config.switch.adapter is not None:
-            widths = student.shape.vision.width, teacher.shape.vision.width
-            pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
-            told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
-            estimate.notes.append(told)
+        pair = ModelPair(student.shape, vocabulary.shared)
+        if teacher is not None:  # it stays in memory in every stage, as it is built before the first
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.shape.parameters)
+            if config.switch.adapter is not None:
+                widths = student.shape.vision.width, teacher.shape.vision.width
+                pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
+                told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
+                estimate.notes.append(told)
     samples: dict[str, DataSample] = {}
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:

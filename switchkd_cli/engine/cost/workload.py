@@ -56,6 +56,7 @@ class ModelPair:
     student: ModelShape
     vocabulary: int
     teacher: ModelShape | None = None
+    teacher_parameters: int = 0
     adapter: tuple[int, int, int] = (0, 0, 0)
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
 
