@@ -65,9 +65,9 @@ def estimate_run(
         here = {name: model.blueprint for name, model in known.items() if model.blueprint is not None}
         if here.keys() == known.keys():
             check_paths(config.stages, here)
-        pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
+        pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            frozen = sum(model.parameters.all for model in known.values()) - student.parameters.all
+            frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters
             further = {name: known[name].shape for name in config.further_teachers}
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=further)
             if config.switch.adapter is not None:
@@ -161,7 +161,7 @@ def estimate_stage(
         estimate.steps = count_steps(stage, round(sample.rows * (1 - held_out)))
     if models is not None:
         estimate.trained = models.trained(frozenset(stage.train))
-        estimate.saved_bytes = SAVED * models.parameters.all
+        estimate.saved_bytes = SAVED * models.student.parameters
         if sample is not None:
             if models.teacher is not None:
                 sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
@@ -180,7 +180,7 @@ def _estimate_work(
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
     if "before" in stage.models:
-        models = replace(models, teacher_parameters=models.teacher_parameters + models.parameters.all)
+        models = replace(models, teacher_parameters=models.teacher_parameters + models.student.parameters)
     further: dict[str, Any] = {"rounded": stage.bits is not None, "known": stage.readings, "teachers": models.teachers}
     computed = Computation(
         frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), **further
@@ -209,12 +209,12 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
-    numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
+    numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
-        saved = SAVED * models.parameters.all
+        saved = SAVED * models.student.parameters
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
     estimate.notes += _advice(stage, estimate, machine, state)
     if stage.teacher_states == "cached" and models.teacher is not None and steps:
