@@ -207,6 +207,13 @@ class PathSpec(Strict):
             return value
         return dict.fromkeys(MODULES, value["model"]) | {key: of for key, of in value.items() if key != "model"}
 
+    @model_validator(mode="after")
+    def _is_mean_or_goes_through_models(self) -> Self:
+        ours = self.vision, self.projector, self.language, self.images, self.prompt
+        if self.mean and ours != ("student", "student", "student", "given", None):
+            raise PydanticCustomError("path", "is either the mean of paths or goes through models")
+        return self
+
     @property
     def models(self) -> frozenset[str]:
         """The models whose modules it goes through."""

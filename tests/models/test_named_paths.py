@@ -12,7 +12,7 @@ from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
@@ -308,7 +308,7 @@ def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
     rows = [tiny.row(n, tiny.picture(tmp_path, f"{n}.png", 1), ("What is it?", "a dog")) for n in "ab"]
     batch = read(paths, tmp_path, which=rows)
     keep, computed = batch.predicting("answer"), Computation(frozenset(names), train, known=KNOWN)
-    shapes = [shape(model) for model in (paths.student, paths.teacher)]
+    shapes = [ModelShape(model) for model in (paths.student, paths.teacher)]
     left = bytes_left(lambda: paths(batch, set(names), keep), paths, paths.teacher)
     planned = activations(*shapes, micro_batch(batch), computed, FP32)
     assert planned.saved + planned.cast == pytest.approx(left, rel=0.05)
