@@ -144,7 +144,8 @@ def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> Non
             values = (f"{fact.name}: {fact.student}, and {fact.teacher}" for fact in facts)
             told = f"the {path.projector}'s projector can't read the {path.vision}'s features"
             problems += [f"paths.{name}: {told}: {value}" for value in values]
-        for (what, given), read in zip(_tokens(projects).items(), _tokens(reads).values(), strict=True):
+        both = zip(_tokens(projects).items(), _tokens(reads).values(), strict=True) if projects is not reads else ()
+        for (what, given), read in both:
             if given != read:
                 told = f"the {path.language}'s language model reads a {what} of {read}"
                 problems.append(f"paths.{name}: {told}, the {path.projector}'s projector gives {given}")
