@@ -33,10 +33,15 @@ FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 
-def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
-    """What reads the templates of a folder: statements leave no lines, and a name without a value is an error."""
+def environment_of(folder: Path, *filters: Callable[..., Any], **settings: Any) -> jinja2.Environment:
+    """What reads the templates of a folder, which use these filters by name.
+
+    Statements leave no lines, and a name without a value is an error.
+    """
     kept: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
+    environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
+    return environment
 
 
 def render(name: str, document: Any, *filters: Callable[..., Any], **more: Any) -> str:
@@ -44,8 +49,8 @@ def render(name: str, document: Any, *filters: Callable[..., Any], **more: Any) 
 
     In HTML text is escaped, unless it is `Markup`.
     """
-    environment = environment_of(TEMPLATES, autoescape=".html" in name, **(LATEX if ".tex" in name else {}))
-    environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
+    signs = LATEX if ".tex" in name else {}
+    environment = environment_of(TEMPLATES, *filters, autoescape=".html" in name, **signs)
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(name).render(document=document, style=style, **more)
 
