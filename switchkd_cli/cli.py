@@ -163,7 +163,3 @@ def main() -> None:
     except Exception:  # noqa: BLE001 (shown with its traceback, and ended with our exit code)
         traceback.print_exc()
         exit_process(CRASH)
-
-
-if __name__ == "__main__":  # for scripts written before `python -m switchkd_cli` worked
-    main()
