@@ -11,6 +11,7 @@ number: `stages.distill.objective.vsd.weight`. `apply` and `drop` never change t
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,11 @@ def _printed() -> dict[str, Any]:
     """Return the entries of all files in recipes/printed/, with their places."""
     entries: dict[str, Any] = {}
     for file in yaml_files("printed").values():
-        entries |= mapping(yaml_positions.read(file.read_text(encoding="utf-8"), str(file)))
+        entries |= mapping(_parsed(file.read_text(encoding="utf-8"), str(file)))
     return entries
+
+
+_parsed = cache(yaml_positions.read)
 
 
 def _text(path: Path) -> str:

@@ -63,21 +63,21 @@ class Follower:
                 yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
-Run = TypeVar("Run", bound=Follower)
+Followed = TypeVar("Followed", bound=Follower)
 
 
 @dataclass
-class Matrix(Generic[Run]):
+class Matrix(Generic[Followed]):
     """Runs that wait, in their order, and those that run, `jobs` at a time; their counts, and the estimated seconds left.
 
     `took` are the seconds of finished runs, by row, also of those that finished before.
     """
 
-    waiting: list[Run]
+    waiting: list[Followed]
     jobs: int
     took: dict[str, list[float]] = field(default_factory=dict)
     now: Callable[[], float] = time.monotonic
-    running: list[Run] = field(default_factory=list)
+    running: list[Followed] = field(default_factory=list)
     failed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Matrix(Generic[Run]):
         run.began = self.now()
         self.running.append(run)
 
-    def end(self, run: Run, *, failed: bool) -> None:
+    def end(self, run: Followed, *, failed: bool) -> None:
         """A run ended. The time of a failed one estimates nothing."""
         self.running.remove(run)
         if failed:

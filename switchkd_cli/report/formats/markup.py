@@ -130,5 +130,6 @@ def _scale(table: Table) -> tuple[int, float, float] | None:
         return None
     place = table.columns.index(table.plotted) - 1
     numbers = [cell for cell in table.by_column[place] if isinstance(cell, Number)]
-    low, high = (pick(0.0, *(end for of in numbers for end in (of.low, of.high)), 0.0) for pick in (min, max))
+    ends = [0.0, *(end for of in numbers for end in (of.ends.low, of.ends.high))]
+    low, high = min(ends), max(ends)
     return (place, low, high) if low < high else None

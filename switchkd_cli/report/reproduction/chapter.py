@@ -123,7 +123,9 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
 def _verdict(rows: Sequence[RowDifference]) -> str:
     """What the seeds say of the averages, in words."""
     gains = [(row.ours.title, row.average.over_seeds) for row in rows if row.average]
-    titles = grouped((int(gain.side or 0), f"{title} ({gain.mde})" if gain.mde else title) for title, gain in gains)
+    titles = grouped(
+        (int(gain.side or 0), f"{title} ({gain.ends.mde})" if gain.ends.mde else title) for title, gain in gains
+    )
     words = {"Clearly above on average": 1, "Clearly below": -1, "Not clear": 0}
     return " ".join(f"{said}: {'; '.join(titles.get(side, ())) or 'none'}." for said, side in words.items())
 
