@@ -33,7 +33,8 @@ def show_plans(
     root, gpus = options.out, config.world_size if config else None
     configs = [run.config for run in runs]
     machines = [
-        plan.planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs
+        plan.planned_machine(options.machine, c.precision, gpus=gpus, launcher=c.launcher, **c.deepspeed.model_dump())
+        for c in configs
     ]
     preflight.check_batches(runs, gpus or 1)
     rows = [run for file in files for run in load_rows(file, world=options.world)]
@@ -158,7 +159,9 @@ def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
     on: str = "pictures" if registry.signature("loss", term.loss).of_images else term.on
     on += ", by bytes" * (term.alignment == "bytes")
-    return f"{term.weight:g} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
+    on += f", focus on {term.focus.by}" if term.focus else ""
+    weight = f"{term.weight:g}" if isinstance(term.weight, float) else term.weight
+    return f"{weight} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"
 
 
 def _model(model: Model) -> str:
