@@ -207,11 +207,8 @@ def _start(job: Job, file: Path, options: RunOptions, threads: int) -> None:
     """Start a worker that reads its job from `file`."""
     file.write_bytes(pickle.dumps((job, options)))
     job.output = file.with_suffix(".txt")
-    variables = {
-        "OMP_NUM_THREADS": str(threads),
-        provenance.COMMAND: json.dumps(provenance.command()),
-        "PYTHONIOENCODING": "utf-8",  # the output is read back from a file
-    }
+    variables = {"OMP_NUM_THREADS": str(threads), provenance.COMMAND: json.dumps(provenance.command())}
+    variables["PYTHONIOENCODING"] = "utf-8"  # the output is read back from a file
     with job.output.open("w") as stream:
         ways: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
         job.process = subprocess.Popen([*WORKER, "worker", str(file)], env={**os.environ, **variables}, **ways)
