@@ -38,7 +38,7 @@ def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tupl
     Returns the changed data and, by path, why a value could not be set. Values were written at `place`, or where `values`
     was read from.
     """
-    data, misfits = copy.deepcopy(data), {}
+    data, misfits = copy.deepcopy(data) if values else data, {}
     for dotted, value in values.items():
         try:
             _set(data, dotted, value, getattr(values, "places", {}).get(dotted, place))
@@ -49,7 +49,7 @@ def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tupl
 
 def drop(data: Any, names: Sequence[Any]) -> tuple[Any, list[str]]:
     """Remove the named terms from every stage's objective. Returns the changed data, and a message for each unknown name."""
-    data = copy.deepcopy(data)
+    data = copy.deepcopy(data) if names else data
     objectives = [listed(stage.get("objective")) for _, stage in mappings(at(data, "stages"))]
     known = sorted({name for terms in objectives for name in map(item_name, terms) if name})
     for terms in objectives:
