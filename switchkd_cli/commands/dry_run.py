@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
@@ -66,12 +67,11 @@ def show_plan(run: Run, root: Path, same: Run) -> None:
     folder = run_folder.folder(root, run)
     done = [i for i in range(len(run.config.stages)) if run_folder.stage(root, run.stage_key(i)).done]
     about = {"folder": folder, "state": WORDS["state"][folder_state(folder, run)], "done": max(done, default=-1)}
-    template = environment_of(Path(__file__).parent, _model, _term).get_template("dry_run.txt.jinja")
-    print(template.render(run=run, same=same, config=run.config, **about))
+    print(_rendered("dry_run.txt.jinja", run=run, same=same, config=run.config, **about))
 
 
-def _line(name: str, text: str) -> None:
-    print(f"{name:<9}{text}")
+def _rendered(template: str, **values: Any) -> str:
+    return environment_of(Path(__file__).parent, _model, _term, _total).get_template(template).render(**values)
 
 
 def _show_run(estimate: plan.RunEstimate, before: plan.RunEstimate | None = None) -> None:
@@ -134,25 +134,18 @@ def show_pair(facts: Sequence[plan.PairFact]) -> None:
 
 def _show_all(estimates: Sequence[plan.RunEstimate]) -> None:
     """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
-    stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
-    downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
-    hours = [stage.hours for stage in stages.values()]
+    stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}.values()
+    hours, saved = [stage.hours for stage in stages], [stage.saved_bytes for stage in stages]
     scoring = list({key: each for estimate in estimates for key, each in estimate.scoring.items()}.values())
-    _line("time", f"{_sum(hours, _time)} for what is to be trained")
-    if scoring:
-        waiting = ", while the others wait" * any(estimate.machine.gpus > 1 for estimate in estimates)
-        _line("scores", f"{_sum(scoring, _time)} of one process{waiting}")
-    for machine in dict.fromkeys(estimate.machine for estimate in estimates):
-        dollars = _sum([of and of * machine.gpus * machine.price for of in (*hours, *scoring)], "${:,.2f}".format)
-        _line("machine", str(machine))
-        _line("cost", f"{dollars} for both on all GPUs, idle ones too, at ${machine.price:g} an hour")
-    _line("disk", f"{_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
-    for download in downloads.values():
-        size = "" if download.size is None else f", {_file_size(download.size)}"
-        note = f" ({download.note})" if download.note else ""
-        _line("fetch", f"{download.name}{size} -> {download.where}{note}")
-    for note in dict.fromkeys(note for estimate in estimates for note in estimate.notes):
-        _line("note", note)
+    costs = {
+        machine: [of and of * machine.gpus * machine.price for of in (*hours, *scoring)]
+        for machine in dict.fromkeys(estimate.machine for estimate in estimates)
+    }
+    about: dict[str, Any] = {"hours": hours, "saved": saved, "scoring": scoring, "costs": costs}
+    about["downloads"] = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}.values()
+    about["notes"] = dict.fromkeys(note for estimate in estimates for note in estimate.notes)
+    forms = {"time": _time, "size": _file_size, "dollars": "${:,.2f}".format}
+    print(_rendered("dry_run_total.txt.jinja", **about, **forms), end="")
 
 
 def _term(term: Term) -> str:
@@ -202,6 +195,6 @@ def _term_of_time(term: plan.TimeTerm | None) -> str:
     return adds if adds == takes else f"{adds} of {takes}"
 
 
-def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
+def _total(values: Sequence[float | None], form: Callable[[float], str]) -> str:
     known = form(sum(value for value in values if value is not None))
     return f"at least {known}, not all are known" if None in values else known
