@@ -31,7 +31,7 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        log_t, log_s = ((z / temperature).log_softmax(-1) for z in (teacher, student))
+        log_t, log_s = ((z if temperature == 1 else z / temperature).log_softmax(-1) for z in (teacher, student))
         difference = log_t - log_s
         p_t = log_t.exp_()
         if ctx.needs_input_grad[1]:
