@@ -134,6 +134,29 @@ def decoupled_kd(teacher, student, target, *, temperature=1.0, alpha=1.0, beta=1
     return alpha * of_target + beta * (rest_p * (rest_p / rest_q).log()).sum()
 
 
+def top_k_kl(teacher, student, *, temperature=1.0, k=8):
+    """One row of each, float64: the rest's probability is what the top k's lacks of 1."""
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    best = sorted(range(len(p)), key=lambda column: -float(teacher[column]))[:k]
+    p, q = (torch.cat([of[best], (1 - of[best].sum())[None]]) for of in (p, q))
+    return (p * (p / q).log()).sum()
+
+
+def plackett_luce(teacher, student, target, *, temperature=1.0):
+    """One row of each and its target, float64: choice by choice."""
+    weights = (teacher / temperature).softmax(0)
+    others = sorted((column for column in range(len(teacher)) if column != target), key=lambda c: -float(teacher[c]))
+    order = [target, *others]
+    return sum(-weights[c] * student[order[i:]].log_softmax(0)[0] for i, c in enumerate(order))
+
+
+def partial_ranking(teacher, student, *, k=8):
+    """One row of each, float64: choice by choice."""
+    likely = sorted(range(len(student)), key=lambda column: -float(student.detach()[column]))[:k]
+    order = sorted(likely, key=lambda column: -float(teacher[column]))
+    return sum(-student[order[i:]].log_softmax(0)[0] for i in range(k - 1)) / (k - 1)
+
+
 def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
     """One row of each, float64."""
     t = start * (1 - progress) + end * progress

@@ -1,7 +1,8 @@
 """Divergences of two models' probabilities over the vocabulary.
 
 Forward Kullback-Leibler (Hinton et al., 2015), reverse (MiniLLM, 2306.08543), generalised Jensen-Shannon (GKD, 2306.13649), and
-skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7).
+skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7),
+or the top k ids and the rest together (after TopKD, 2508.04539).
 From a target that moves from the student to the teacher during a stage (TAID, 2501.16937).
 """
 
@@ -110,6 +111,17 @@ def decoupled_kd(
     rest_t, rest_s = ((z / temperature).masked_fill(is_target, FLOOR).log_softmax(-1) for z in (teacher, student))
     loss = alpha * kl(two_t, two_s) + beta * kl(rest_t, rest_s)
     return torch.where(targets >= 0, loss, 0.0)
+
+
+def top_k_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, k: int = 8) -> Tensor:
+    """Return KL(p_T || p_S) over the teacher's top k ids and one for all others, for each row of logits [N, V], in nats, [N].
+
+    p = softmax(z / temperature): the rest's probability is matched as a whole, in whatever way it is spread.
+    """
+    models = log_probabilities(teacher_logits, student_logits, temperature)
+    ids = models[0].topk(min(k, models[0].shape[-1])).indices
+    rests = (log_p.scatter(-1, ids, FLOOR).logsumexp(-1, keepdim=True) for log_p in models)
+    return kl(*(torch.cat([log_p.gather(-1, ids), rest], -1) for log_p, rest in zip(models, rests, strict=True)))
 
 
 def _two_way(z: Tensor, is_target: Tensor) -> Tensor:
