@@ -143,17 +143,26 @@ def test_what_a_query_gives_to_text_matters_only_where_shares_are_not_renormalis
     assert (losses.attention_kl(half, teacher, renormalise=False)[:2] < -0.1).all()
 
 
+RELATIONS = {"self_correlation": "self_correlation", "hidden_correlation": "self_correlation"}
+RELATIONS |= {"cka": "cka", "token_graph": "token_graph"}
+
+
+def relation(name, teacher, student, rows):
+    beside = (rows, rows) if name == "cka" else (rows,)
+    return getattr(losses, name)(teacher, student, *beside)
+
+
 @pytest.mark.parametrize("rows", [ROWS, torch.tensor([0, 2, 2, 5, 5, 5])], ids=["3 each", "1, 2 and 3"])
-@pytest.mark.parametrize("name", ["self_correlation", "hidden_correlation"])
+@pytest.mark.parametrize("name", RELATIONS)
 def test_relations_equal_the_explicit_formula(name, rows):
     teacher, student = language_logits(6, 40, seed=1)
 
     def theirs(t, s):
-        parts = [reference.self_correlation(t[rows == row], s[rows == row]) for row in rows.unique()]
-        return torch.cat(parts)
+        formula = getattr(reference, RELATIONS[name])
+        return torch.cat([formula(t[rows == row], s[rows == row]) for row in rows.unique()])
 
     def ours(t, s):
-        return getattr(losses, name)(t, s, rows)
+        return relation(name, t, s, rows)
 
     value, gradient = value_and_gradient(ours, teacher, student)
     value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
@@ -168,11 +177,32 @@ def test_self_correlation_asks_for_the_teacher_s_relations_not_for_its_logits():
     assert losses.self_correlation(teacher, 3 * teacher @ turned, ROWS).abs().max() < 1e-12
 
 
-def test_relations_of_hidden_states_need_no_equal_widths():
+@pytest.mark.parametrize("name", ["hidden_correlation", "cka", "token_graph"])
+def test_relations_of_hidden_states_need_no_equal_widths(name):
     hidden = drawn(6, 5, seed=6)
-    wider = torch.cat([2 * hidden, torch.zeros(6, 3)], 1)
-    assert losses.hidden_correlation(wider, hidden, ROWS).abs().max() < 1e-12
-    assert losses.hidden_correlation(drawn(6, 8, seed=7), hidden, ROWS).min() > 0.01
+    wider = torch.cat([2 * hidden, torch.zeros(6, 3)], 1).requires_grad_()
+    assert relation(name, wider, hidden, ROWS).abs().max() < 1e-12
+    value = relation(name, wider, drawn(6, 8, seed=7).requires_grad_(), ROWS)
+    assert value.min() > 0.01
+    value.sum().backward()
+    assert wider.grad is None
+    assert relation(name, wider.bfloat16(), hidden.bfloat16(), ROWS).dtype == torch.float32
+    assert relation(name, wider[:0], hidden[:0], ROWS[:0]).shape == (0,)
+
+
+def test_one_position_has_no_relations():
+    """cka's is undefined: it costs 1, and has no gradient; a graph of one token has no edge."""
+    one, other = drawn(1, 5, seed=6), drawn(1, 5, seed=7).requires_grad_()
+    (gradient,) = torch.autograd.grad(relation("cka", one, other, ROWS[:1]).sum(), other)
+    assert relation("cka", one, other, ROWS[:1]) == 1 and not gradient.any()
+    assert relation("token_graph", one, other, ROWS[:1]) == 0
+
+
+def test_cka_averages_the_teacher_s_neighbours_where_it_has_more_positions():
+    theirs, ours = drawn(6, 5, seed=6), drawn(3, 8, seed=7)
+    rows, twice = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1, 1, 1, 1])
+    averaged = theirs.view(3, 2, 5).mean(1)
+    torch.testing.assert_close(losses.cka(theirs, ours, twice, rows), relation("cka", averaged, ours, rows))
 
 
 def test_self_correlation_leaves_padding_out():

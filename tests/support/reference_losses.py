@@ -182,6 +182,29 @@ def self_correlation(teacher, student):
     return (1 - (r * s).sum() / ((r**2).sum() * (s**2).sum()) ** 0.5).expand(len(teacher))
 
 
+def cka(teacher, student):
+    """All positions [L, D] of one example, float64: HSIC with the centring matrix; one alone costs 1."""
+    if len(teacher) == 1:
+        return 1 + 0 * student.sum(1)
+    centring = torch.eye(len(teacher), dtype=torch.float64) - 1 / len(teacher)
+    k, l = (z / z.norm(dim=1, keepdim=True) for z in (teacher, student))
+    k, l = (centring @ (z @ z.T) @ centring for z in (k, l))
+    hsic = [torch.trace(a @ b) for a, b in ((k, l), (k, k), (l, l))]
+    return (1 - hsic[0] / (hsic[1] * hsic[2]) ** 0.5).expand(len(student))
+
+
+def token_graph(teacher, student, *, temperature=0.1):
+    """All positions [L, D] of one example, float64: position by position, without itself; one alone costs 0."""
+    if len(teacher) == 1:
+        return 0 * student.sum(1)
+    divergences = []
+    for i in range(len(teacher)):
+        others = [j for j in range(len(teacher)) if j != i]
+        both = [torch.stack([torch.cosine_similarity(z[i], z[j], 0) for j in others]) for z in (teacher, student)]
+        divergences.append(kl(*((cosines / temperature).log_softmax(0) for cosines in both)))
+    return torch.stack(divergences)
+
+
 def mean_squares(teacher, student):
     """One image, float64: features [F, W] or tokens [M, D]."""
     entries = list(zip(teacher.reshape(-1), student.reshape(-1), strict=True))

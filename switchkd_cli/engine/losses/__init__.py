@@ -15,6 +15,7 @@ arguments say what the loss reads**, and only that is computed for a term:
 | ``targets``, ``rows``   | [N]: the next token of each position; the number of its example in the batch |         |
 | ``progress``            | the share of the stage's steps that were taken, 0 to 1                       |         |
 | ``teacher_targets``     | [M]: with ``alignment: bytes``, the teacher's next tokens                    |         |
+| ``teacher_rows``        | [M]: as ``rows``, where the teacher may have other counts of positions       |         |
 | ``{side}_spans``        | [N] or [M]: the span of bytes that the next token is in, -1 for none         | [C]     |
 | ``first_pieces``        | [V]: with which id the teacher begins the text of each of the student's      |         |
 

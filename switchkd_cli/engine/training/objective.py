@@ -145,7 +145,7 @@ class Objective:
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
-            given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
+            given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_rows": select(mask.nonzero()[:, 0])}
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
@@ -155,7 +155,7 @@ class Objective:
                 if kind == "logits" and tokens is not None:
                     output = output[:, tokens.shared[int(path != "student")].to(output.device)]
                 given[f"{side}_{kind}"] = output
-        given["targets"] = given["student_targets"]
+        given |= {"targets": given["student_targets"], "rows": given["student_rows"]}
         if tokens is not None:  # a token's number is its column's
             given["targets"] = tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
         if "first_pieces" in signature.positional and self.tokens is not None:
