@@ -33,16 +33,8 @@ TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
 OF_POSITIONS = ("logits", "hidden")
 OF_IMAGES = ("features", "tokens", "attention", "focus")
-EXTRAS = (
-    "targets",
-    "rows",
-    "progress",
-    "teacher_targets",
-    "teacher_rows",
-    "teacher_spans",
-    "student_spans",
-    "first_pieces",
-)
+EXTRAS = ("targets", "rows", "progress", "first_pieces", "student_spans", "student_image")
+EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")

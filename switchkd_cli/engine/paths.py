@@ -43,6 +43,7 @@ class Paths(nn.Module):
     |-----------|-----------------------------------------------|--------------------|
     | logits    | L's logits, at the positions of `keep`        | [N, vocabulary]    |
     | hidden    | L's hidden states there, before the head      | [N, width of L]    |
+    | mapped    | the same, in the teacher's width              | [N, width of L]    |
     | features  | V's features, before the projector            | [P, F, width of V] |
     | tokens    | P's visual tokens, before the language model  | [P, M, width of L] |
     | attention | L's first layer, from text to visual tokens   | [P, T, M, heads]   |
@@ -113,7 +114,7 @@ class Paths(nn.Module):
     def adapt(self, names: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draw new adapters for the outputs of these names and return their weights, to be trained.
 
-        Where the student's features, tokens or attention heads are not as wide as the teacher's, a linear layer maps them
+        Where the student's features, tokens, heads or `mapped` states are not as wide as the teacher's, a linear layer maps them
         to the teacher's width (FitNets, 1412.6550). It belongs to the training, not to the student.
         """
         self.adapters = nn.ModuleDict()
@@ -172,7 +173,7 @@ class Paths(nn.Module):
         model = self.student if path == "student" else self.teacher
         assert model is not None, "these paths have no teacher"
         states = self.states if path == "teacher" else None
-        of_text = {"hidden", "logits"} & set(kinds)
+        of_text = {"hidden", "mapped", "logits"} & set(kinds)
         from_images = set(kinds) if states is None else set(kinds) - of_text
         values: dict[str, PerImage] = {}
         if from_images:
@@ -196,7 +197,7 @@ class Paths(nn.Module):
                 hidden = model.hidden_states(batch, values["tokens"], keep)
             else:
                 hidden = states(batch, keep, self.teacher_hidden_states)
-            values["hidden"] = hidden
+            values |= {"hidden": hidden, "mapped": hidden}
             if "logits" in kinds:
                 values["logits"] = model.logits(hidden)[:, : self.columns[path]]
         real = slice(len(batch.images))  # without the blank image

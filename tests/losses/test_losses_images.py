@@ -144,7 +144,7 @@ def test_what_a_query_gives_to_text_matters_only_where_shares_are_not_renormalis
 
 
 RELATIONS = {"self_correlation": "self_correlation", "hidden_correlation": "self_correlation"}
-RELATIONS |= {"cka": "cka", "token_graph": "token_graph"}
+RELATIONS |= {name: name for name in ("cka", "token_graph", "contrastive", "pseudo_classes")}
 
 
 def relation(name, teacher, student, rows):
@@ -214,3 +214,55 @@ def test_self_correlation_leaves_padding_out():
     )
     none = losses.self_correlation(teacher[:0], student[:0], ROWS[:0])
     assert none.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "pseudo_classes"])
+def test_what_compares_states_has_the_form_of_a_loss(name):
+    teacher, student = (drawn(6, 4, seed=seed).requires_grad_() for seed in (1, 2))
+    relation(name, teacher, student, ROWS).sum().backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    assert relation(name, teacher.bfloat16(), student.bfloat16(), ROWS).dtype == torch.float32
+    assert relation(name, teacher[:0], student[:0], ROWS[:0]).shape == (0,)
+
+
+def test_pseudo_classes_are_0_for_equal_states_and_look_along_the_components_alone():
+    teacher = drawn(6, 4, seed=1)
+    flat = torch.cat([teacher[:, :2], torch.zeros(6, 2)], 1)  # two components
+    assert relation("pseudo_classes", teacher, teacher, ROWS).abs().max() < 1e-12
+    aside = flat + torch.cat([torch.zeros(6, 2), drawn(6, 2, seed=3)], 1)
+    assert relation("pseudo_classes", flat, aside, ROWS).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (4, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("name", ["matched_kl", "affinity"])
+def test_matching_equals_the_best_of_all_pairings(name, counts):
+    """Two examples, with more visual tokens of either model."""
+    more, less = counts
+    rows = [torch.tensor([0] * (count + 2) + [3] * (count + 2)) for count in counts]
+    image = [torch.tensor(([True] * count + [False] * 2) * 2) for count in counts]
+    if name == "matched_kl":
+        rows = [of[seen] for of, seen in zip(rows, image, strict=True)]
+    teacher, student = (drawn(len(of), 7, seed=seed) for seed, of in enumerate(rows))
+    beside = image if name == "affinity" else []
+
+    def theirs(t, s):
+        examples = [[of == row for of in rows] for row in (0, 3)]
+        each = ([of[here] for of, here in zip(beside, at, strict=False)] for at in examples)
+        formula = getattr(reference, name)
+        return torch.cat([formula(t[a], s[b], *more) for (a, b), more in zip(examples, each, strict=True)])
+
+    value, gradient = value_and_gradient(lambda t, s: getattr(losses, name)(t, s, *rows, *beside), teacher, student)
+    value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
+    torch.testing.assert_close(value, value_expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-12)
+    assert int((value > 0).sum()) == 2 * min(more, less)
+    teacher, student = teacher.bfloat16().requires_grad_(), student.bfloat16().requires_grad_()
+    half = getattr(losses, name)(teacher, student, *rows, *beside)
+    half.sum().backward()
+    assert half.dtype == torch.float32 and teacher.grad is None
+
+
+def test_matching_does_not_mind_the_order_of_visual_tokens():
+    logits = drawn(4, 9, seed=1)
+    rows = torch.zeros(4, dtype=torch.int64)
+    assert losses.matched_kl(logits[[2, 0, 3, 1]], logits, rows, rows).max() < 1e-12

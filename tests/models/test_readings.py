@@ -204,3 +204,28 @@ def test_an_interpolated_teacher_moves_with_the_steps(tmp_path):
     _, lines, _ = trained(tmp_path, objective=terms, steps=4, lr=1e-12)
     values = [line["loss/taid"] for line in lines]
     assert values[0] == pytest.approx(0, abs=1e-6) and values == sorted(values) and values[3] > values[1]
+
+
+def test_matched_positions_may_be_more_of_one_model(tmp_path):
+    """The teacher has nine visual tokens for an image, the student four: only what compares sets takes such terms."""
+    student, teacher = tiny.model(16, seed=1), tiny.model(24, seed=2, vision={"patch_size": 8})
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
+    terms = [Term(loss=loss, to="teacher", on="image") for loss in ("matched_kl", "cka")]
+    terms.append(Term(loss="affinity", to="teacher", on="all"))
+    batch, objective = tiny.taught(student, teacher, tmp_path), Objective(terms)
+    keep = objective.keep(batch)
+    parts = objective(
+        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
+    )
+    assert all(value > 0 for value in parts.values())
+    objective.total(parts).backward()
+    assert all(p.grad is not None for p in student.used_parameters("vision").values())
+
+
+def test_mapped_states_are_the_student_s_in_the_teacher_s_width(paths, batch):
+    objective = Objective([Term(loss="contrastive", to="teacher")])
+    (weight,) = paths.adapt(objective.outputs)
+    keep = objective.keep(batch)
+    given = paths(batch, {*objective.outputs, "student.hidden", "teacher.hidden"}, keep)
+    torch.testing.assert_close(given["student.mapped"], given["student.hidden"] @ weight.T)
+    assert torch.equal(given["teacher.mapped"], given["teacher.hidden"])

@@ -1,5 +1,7 @@
 """The losses as explicit formulas in float64: all pairs, one row at a time. Nothing of the package is used."""
 
+import itertools
+
 import torch
 
 
@@ -203,6 +205,57 @@ def token_graph(teacher, student, *, temperature=0.1):
         both = [torch.stack([torch.cosine_similarity(z[i], z[j], 0) for j in others]) for z in (teacher, student)]
         divergences.append(kl(*((cosines / temperature).log_softmax(0) for cosines in both)))
     return torch.stack(divergences)
+
+
+def contrastive(teacher, student, *, temperature=0.1, consistency=0.5):
+    """All positions [L, D] of one example, float64: both directions, state by state."""
+    cosines = torch.stack([torch.stack([torch.cosine_similarity(s, t, 0) for t in teacher]) for s in student])
+    p, q = (cosines / temperature).softmax(1), (cosines / temperature).softmax(0).T
+    return torch.stack([consistency * (q[i] * (q[i] / p[i]).log()).sum() - p[i, i].log() for i in range(len(teacher))])
+
+
+def pseudo_classes(teacher, student, *, components=4, temperature=1.0):
+    """All positions [L, D] of one example, float64: eigenvectors of the covariance, component by component."""
+    mean = teacher.mean(0)
+    covariance = (teacher - mean).T @ (teacher - mean) / len(teacher)
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = [i for i in range(len(values) - 1, -1, -1) if values[i] > 1e-9][:components]
+    if not kept:
+        return 0 * student.sum(1)
+    along = [torch.stack([(z - mean) @ vectors[:, i] / values[i] ** 0.5 for i in kept], 1) for z in (teacher, student)]
+    logs = [(torch.cat([a, -a], 1) / temperature).log_softmax(1) for a in along]
+    return (logs[0].exp() * (logs[0] - logs[1])).sum(1)
+
+
+def best_pairs(theirs, ours):
+    """The pairs whose costs add up to least, by trying all."""
+    few, many = (theirs, ours) if len(theirs) <= len(ours) else (ours, theirs)
+    distance = lambda a, b: float((few[a] - many[b]).abs().sum())
+    ways = itertools.permutations(range(len(many)), len(few))
+    best = min(ways, key=lambda way: sum(distance(a, b) for a, b in enumerate(way)))
+    return [(a, b) if few is theirs else (b, a) for a, b in enumerate(best)]
+
+
+def matched_kl(teacher, student, *, temperature=1.0):
+    """One example, float64: logits [M, V] and [L, V] of its visual tokens."""
+    costs = [0 * z.sum() for z in student]
+    for i, j in best_pairs(teacher, student.detach()):
+        costs[j] = forward_kl(teacher[i], student[j], temperature=temperature)
+    return torch.stack(costs)
+
+
+def affinity(teacher, student, teacher_image, student_image):
+    """One example, float64: hidden states [M, D] and [L, E], of which some are visual tokens."""
+    cosines = []
+    for states, image in ((teacher, teacher_image), (student, student_image)):
+        seen, text = states[image], states[~image]
+        cosines.append(torch.stack([torch.stack([torch.cosine_similarity(v, t, 0) for t in text]) for v in seen]))
+    costs = [0 * z.sum() for z in student]
+    places = student_image.nonzero()[:, 0].tolist()
+    for i, j in best_pairs(cosines[0], cosines[1].detach()):
+        apart = (cosines[0][i] - cosines[1][j]).abs()
+        costs[places[j]] = torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
+    return torch.stack(costs)
 
 
 def mean_squares(teacher, student):

@@ -87,11 +87,12 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The size of the last axis of `features`, `tokens` and `attention`."""
+        """The size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`."""
         text = self.model.config.get_text_config()
         return {
             "features": vision_width(self.model.config) * self._in_token,
             "tokens": text.hidden_size * self._in_token,
+            "mapped": text.hidden_size,
             "attention": text.num_attention_heads,
         }
 

@@ -146,6 +146,7 @@ class Objective:
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_rows": select(mask.nonzero()[:, 0])}
+            given[f"{side}_image"] = select(read.image[mask])
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
