@@ -48,6 +48,7 @@ class Paths(nn.Module):
     | tokens    | P's visual tokens, before the language model  | [P, M, width of L] |
     | attention | L's first layer, from text to visual tokens   | [P, T, M, heads]   |
     | focus     | the mean of `attention` over heads            | [P, T, M]          |
+    | attentions | the same of every layer                      | [P, T, M, layers]  |
 
     Only the requested outputs are computed: features alone need no language model. Logits are cut to `vocabulary`
     columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss. With `tokens`
@@ -192,6 +193,8 @@ class Paths(nn.Module):
         if from_images & {"attention", "focus"}:
             values["attention"] = model.attention(batch, values["tokens"])
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
+        if "attentions" in from_images:
+            values["attentions"] = model.attentions(batch, values["tokens"])
         if of_text:
             if states is None:
                 hidden = model.hidden_states(batch, values["tokens"], keep)

@@ -266,3 +266,30 @@ def test_matching_does_not_mind_the_order_of_visual_tokens():
     logits = drawn(4, 9, seed=1)
     rows = torch.zeros(4, dtype=torch.int64)
     assert losses.matched_kl(logits[[2, 0, 3, 1]], logits, rows, rows).max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layers", "shares", "chosen"),
+    [
+        ((12, 5), {}, {1: [3, 4, 5], 2: [5, 6, 7]}),  # five layers for two: the middle one is in both groups
+        ((10, 10), {"first": 0.0, "last": 1.0}, {i: [i] for i in range(10)}),
+        ((4, 3), {"first": 0.9, "last": 1.0}, {2: [3]}),
+    ],
+)
+def test_attention_of_layers_is_compared_with_the_mean_of_a_group_of_the_teacher_s(layers, shares, chosen):
+    def stacked(count, seed):
+        return torch.stack([attention(seed + i).mean(-1) for i in range(count)], -1)
+
+    teacher, student = stacked(layers[0], 10), stacked(layers[1], 40)
+
+    def theirs(t, s):
+        return torch.stack([reference.attention_cosine(*one, chosen=chosen) for one in zip(t, s, strict=True)])
+
+    value, gradient = value_and_gradient(lambda t, s: losses.attention_cosine(t, s, **shares), teacher, student)
+    expected, gradient_expected = value_and_gradient(theirs, teacher, student)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-12)
+    whole = losses.attention_cosine(teacher, teacher, **shares)
+    torch.testing.assert_close(whole, torch.zeros(3).double(), rtol=0, atol=1e-12)
+    assert losses.attention_cosine(teacher.bfloat16(), student.bfloat16()).dtype == torch.float32
+    assert losses.attention_cosine(teacher[:0], student[:0]).shape == (0,)

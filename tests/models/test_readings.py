@@ -56,7 +56,7 @@ def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
     language.set_attn_implementation("eager")
     with torch.no_grad():
         visual = reader.project(reader.encode(batch.images))
-        ours = reader.attention(batch, visual)
+        ours, of_layers = reader.attention(batch, visual), reader.attentions(batch, visual)
         embedded = reader.model.get_input_embeddings()(batch.input_ids)
         embedded[batch.image] = visual.flatten(0, 1)
         mask = batch.attention.long()
@@ -64,15 +64,17 @@ def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
             mask = torch.zeros(batch.attention.shape).masked_fill(~batch.attention, -1e9)
         whole = language(
             inputs_embeds=embedded, attention_mask=mask, position_ids=batch.position, output_attentions=True
-        ).attentions[0]  # [B, heads, T, T]
+        ).attentions  # of each layer, [B, heads, T, T]
     pictured = [row for row in range(len(batch.ids)) if batch.image[row].any()]
     assert ours.shape == (3, batch.input_ids.shape[1], 4, 2)
     for picture, row in enumerate(pictured):
         columns = batch.image[row].nonzero()[:, 0]
         for query in range(batch.input_ids.shape[1]):
             text = batch.turn[row, query] >= 0 and not batch.image[row, query]
-            expected = whole[row, :, query, columns].T if text else torch.zeros(4, 2)
-            torch.testing.assert_close(ours[picture, query], expected, rtol=1e-4, atol=1e-6)
+            expected = [layer[row, :, query, columns].T if text else torch.zeros(4, 2) for layer in whole]
+            torch.testing.assert_close(ours[picture, query], expected[0], rtol=1e-4, atol=1e-6)
+            means = torch.stack([heads.mean(-1) for heads in expected], -1)
+            torch.testing.assert_close(of_layers[picture, query], means, rtol=1e-4, atol=1e-6)
     assert ours.sum() > 0
 
 

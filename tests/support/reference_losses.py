@@ -281,6 +281,16 @@ def attention_kl(teacher, student, *, renormalise=True):
     return sum(divergences) / len(divergences) if divergences else 0.0 * student.sum()
 
 
+def attention_cosine(teacher, student, *, chosen):
+    """One image, float64: attention [T, M, L]; `chosen`: the teacher's layers that each of some student layers is led by."""
+    distances = []
+    for t, s in zip(teacher, student, strict=True):
+        if t.sum() > 0:
+            each = [1 - torch.cosine_similarity(t[:, group].mean(1), s[:, own], 0) for own, group in chosen.items()]
+            distances.append(sum(each) / len(each))
+    return sum(distances) / len(distances) if distances else 0.0 * student.sum()
+
+
 def attention_mse(teacher, student):
     """One image, float64: attention [T, M, H]; queries without any don't count."""
     sees_image = [t for t in range(len(teacher)) if teacher[t].sum() > 0]

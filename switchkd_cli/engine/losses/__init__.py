@@ -13,6 +13,7 @@ arguments say what the loss reads**, and only that is computed for a term:
 | ``{side}_tokens``       | [P, M, D] behind the projector                                               | [P]     |
 | ``{side}_attention``    | [P, T, M, H] of the first layer, from text to image tokens                   | [P]     |
 | ``{side}_focus``        | [P, T, M], its mean over heads                                               | [P]     |
+| ``{side}_attentions``   | [P, T, M, L], the same of each layer                                         | [P]     |
 | ``targets``, ``rows``   | [N]: the next token of each position; the number of its example in the batch |         |
 | ``progress``            | the share of the stage's steps that were taken, 0 to 1                       |         |
 | ``teacher_targets``     | [M]: with ``alignment: bytes``, the teacher's next tokens                    |         |
