@@ -11,7 +11,7 @@ from tests.support.registered_losses import losses
 ROWS = torch.tensor([0, 0, 0, 2, 3, 3])  # rows of data with 3, 1 and 2 positions; one has none
 TARGETS = torch.tensor([3, 0, 96, 3, 7, 50])
 BESIDE = {"decoupled_kd": (TARGETS,), "taid": (0.25,), "sinkhorn": (ROWS,), "plackett_luce": (TARGETS,)}
-BESIDE |= {"top_k_kl": (), "partial_ranking": ()}
+BESIDE |= {"swing_kl": (TARGETS,), "top_k_kl": (), "partial_ranking": ()}
 VARIANTS = [
     ("decoupled_kd", {}),
     ("decoupled_kd", {"temperature": 4.0, "alpha": 0.5, "beta": 8.0}),
@@ -19,6 +19,8 @@ VARIANTS = [
     ("taid", {"start": 0.2, "end": 0.8, "temperature": 2.0}),
     ("top_k_kl", {}),
     ("top_k_kl", {"temperature": 2.0, "k": 3}),
+    ("swing_kl", {}),
+    ("swing_kl", {"temperature": 2.0, "hottest": 3.0, "noise": 0.2}),
     ("plackett_luce", {}),
     ("plackett_luce", {"temperature": 3.0}),
     ("partial_ranking", {}),
@@ -57,8 +59,8 @@ def test_equals_the_explicit_formula(name, parameters):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(BESIDE.keys() - {"taid"})
-)  # whose target moves with the student, undifferentiated
+    "name", sorted(BESIDE.keys() - {"taid", "swing_kl"})
+)  # theirs moves with the student, undifferentiated
 def test_gradient_is_the_slope(name):
     teacher, student = language_logits(6, 97, seed=2)
     assert gradcheck(lambda z: ours(name)(teacher, z), student.requires_grad_(), fast_mode=True)
@@ -121,6 +123,16 @@ def test_decoupled_kd_of_a_position_without_a_target_is_0():
     teacher, student = language_logits(2, 20, seed=5)
     value = losses.decoupled_kd(teacher, student, torch.tensor([-100, 4]))
     assert value[0] == 0 and value[1] > 0
+
+
+def test_swing_is_forward_kl_where_the_student_guesses_the_target_too():
+    teacher, student = language_logits(4, 30, seed=5)
+    least = (teacher.log_softmax(-1) - student.log_softmax(-1)).argmin(-1)
+    plain = losses.forward_kl(teacher, student)
+    torch.testing.assert_close(losses.swing_kl(teacher, student, least), plain)
+    torch.testing.assert_close(losses.swing_kl(teacher, student, torch.full((4,), -100)), plain)
+    known = torch.zeros(4, 30).double().scatter(1, least[:, None], 60.0)  # by the teacher alone
+    assert (losses.swing_kl(known, student, least) < 0.5 * losses.forward_kl(known, student)).all()
 
 
 def test_plackett_luce_needs_the_order_alone():

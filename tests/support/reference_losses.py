@@ -159,6 +159,15 @@ def partial_ranking(teacher, student, *, k=8):
     return sum(-student[order[i:]].log_softmax(0)[0] for i in range(k - 1)) / (k - 1)
 
 
+def swing_kl(teacher, student, target, *, temperature=1.0, hottest=4.0, noise=0.5):
+    """One row of each and its target, float64: id by id."""
+    score = max(0.0, float(teacher.softmax(0)[target]) - float(student.detach().softmax(0)[target]))
+    heat = temperature * (1 + (hottest - 1) * score)
+    p, q = (teacher / heat).softmax(0), (student / heat).softmax(0)
+    p = [(1 - noise * score) * p[v] + noise * score / len(p) for v in range(len(p))]
+    return sum(p[v] * torch.log(p[v] / q[v]) for v in range(len(p)))
+
+
 def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
     """One row of each, float64."""
     t = start * (1 - progress) + end * progress
