@@ -58,6 +58,8 @@ def runs(file):
 def test_two_steps_of_each_stage(file, row, here, monkeypatch):
     monkeypatch.chdir(here)
     config = runs(file)[row].config
+    if any(stage.bits for stage in config.stages):
+        pytest.importorskip("torchao")
     pair = check_pair(config, with_teacher=any(stage.needs_teacher for stage in config.stages))
     paths = pair.build(config.seed)
     for stage in config.stages:
