@@ -19,7 +19,7 @@ def matched_kl(
     belongs to. A position that is matched with none costs 0; p = softmax(z / temperature).
     """
     teacher, student = (mask_padding(z, padding_columns(z)) for z in (teacher_logits.detach(), student_logits))
-    costs = torch.zeros_like(student[:, 0])
+    costs = 0 * student[:, 0]  # with a graph, also without an image
     for theirs, ours in _examples(teacher_rows, rows):
         first, second = _matched(teacher[theirs], student[ours])
         log_t, log_s = ((z / temperature).log_softmax(-1) for z in (teacher[theirs[first]], student[ours[second]]))
@@ -42,7 +42,7 @@ def affinity(
     positions cost 0, and so does an example whose text has another length for the teacher.
     """
     teacher, student = at_least_float32(teacher_hidden.detach()), at_least_float32(student_hidden)
-    costs = torch.zeros_like(student[:, 0])
+    costs = 0 * student[:, 0]  # with a graph, also without an image
     for theirs, ours in _examples(teacher_rows, rows):
         a = _cosines(teacher[theirs], teacher_image[theirs])
         b = _cosines(student[ours], student_image[ours])
