@@ -1,6 +1,7 @@
 """The losses as explicit formulas in float64: all pairs, one row at a time. Nothing of the package is used."""
 
 import itertools
+import math
 
 import torch
 
@@ -175,6 +176,35 @@ def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
     return forward_kl(between, student, temperature=temperature)
 
 
+def taid_steps(losses, *, start=0.4, end=1.0, alpha=5e-4, beta=0.99):
+    """The t of each step of a stage with these losses: Algorithm 1 of 2501.16937, its formulas one by one."""
+    t, momentum, found = start, 0.0, [start]
+    for n in range(1, len(losses)):
+        line = start + (end - start) * n / len(losses)
+        if n > 1:
+            change = (losses[n - 2] - losses[n - 1]) / (losses[n - 2] + 1e-15)
+            momentum = beta * momentum + (1 - beta) * change
+            t = t + alpha / (1 + math.exp(-momentum)) * (1 - t)
+        t = min(end, max(line, t))
+        found.append(t)
+    return found
+
+
+def focus_weights(scores, share, mass=0.5):
+    """Of the scores of one example, a list: each position's weight, by what is said of them."""
+    n = len(scores)
+    if share is None:
+        gates = [max(score, 0.0) for score in scores]
+        return [n * gate / sum(gates) if sum(gates) else 0.0 for gate in gates]
+    ordered = sorted(range(n), key=lambda i: -round(scores[i], 6))
+    k = math.ceil(share * n - 1e-9)
+    high = max(1.0, mass * n / k)
+    even = [high] * k + [(n - k * high) / (n - k)] * (n - k) if n > k else [1.0] * n
+    place = {position: place for place, position in enumerate(ordered)}
+    equal = [[j for j in range(n) if round(scores[j], 6) == round(scores[i], 6)] for i in range(n)]
+    return [sum(even[place[j]] for j in equals) / len(equals) for equals in equal]
+
+
 def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20):
     """All positions [L, V] of one example, float64: costs in a double loop, the kernel scaled itself."""
     p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
@@ -234,6 +264,16 @@ def pseudo_classes(teacher, student, *, components=4, temperature=1.0):
     along = [torch.stack([(z - mean) @ vectors[:, i] / values[i] ** 0.5 for i in kept], 1) for z in (teacher, student)]
     logs = [(torch.cat([a, -a], 1) / temperature).log_softmax(1) for a in along]
     return (logs[0].exp() * (logs[0] - logs[1])).sum(1)
+
+
+def codebook(teacher, student, prototypes, *, temperature=0.1):
+    """All states [N, D], float64: each one's distribution, and where the prototypes' means lie."""
+    values, members = [], [[] for _ in prototypes]
+    for t, s in zip(teacher, student, strict=True):
+        cosines = [torch.stack([torch.cosine_similarity(z, c, 0) for c in prototypes]) for z in (t, s)]
+        values.append(kl(*((of / temperature).log_softmax(0) for of in cosines)))
+        members[int(cosines[0].argmax())].append(t / t.norm())
+    return torch.stack(values), [torch.stack(of).mean(0) if of else None for of in members]
 
 
 def best_pairs(theirs, ours):
