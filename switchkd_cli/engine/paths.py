@@ -20,7 +20,7 @@ from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
 
-SOURCE = {"features": "vision", "tokens": "projector", "attention": "language"}
+SOURCE = {"features": "vision", "tokens": "projector", "attention": "language", "mapped": "language"}
 """The module that gives each kind of output of images; attention's mean over heads needs no adapter."""
 
 
@@ -58,10 +58,12 @@ class Paths(nn.Module):
     |-----------|-----------------------------------------------|--------------------|
     | logits    | L's logits, at the positions of `keep`        | [N, vocabulary]    |
     | hidden    | L's hidden states there, before the head      | [N, width of L]    |
+    | mapped    | the same, in the teacher's width              | [N, width of L]    |
     | features  | V's features, before the projector            | [P, F, width of V] |
     | tokens    | P's visual tokens, before the language model  | [P, M, width of L] |
     | attention | L's first layer, from text to visual tokens   | [P, T, M, heads]   |
     | focus     | the mean of `attention` over heads            | [P, T, M]          |
+    | attentions | the same of every layer                      | [P, T, M, layers]  |
 
     Only the requested outputs are computed: features alone need no language model. What several paths share is computed
     once. Logits are cut to `vocabulary` columns, the ids that both tokenizers share, so that padding columns of a wider head
@@ -151,7 +153,7 @@ class Paths(nn.Module):
     def adapt(self, names: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draw new adapters for the outputs of these names and return their weights, to be trained.
 
-        Where the student's features, tokens or attention heads are not as wide as the teacher's, a linear layer maps them
+        Where the student's features, tokens, heads or `mapped` states are not as wide as the teacher's, a linear layer maps them
         to the teacher's width (FitNets, 1412.6550). It belongs to the training, not to the student.
         """
         self.adapters = nn.ModuleDict()
@@ -209,7 +211,7 @@ class Paths(nn.Module):
         read, mask = batch.read_by(name, keep)
         projector, language = self.model(path.projector), self.model(path.language)
         states = self.states if path == self.known["teacher"] else None
-        of_text = {"hidden", "logits"} & set(kinds)
+        of_text = {"hidden", "mapped", "logits"} & set(kinds)
         from_images = set(kinds) if states is None else set(kinds) - of_text
         values: dict[str, PerImage] = {}
 
@@ -226,9 +228,11 @@ class Paths(nn.Module):
         if from_images & {"attention", "focus"}:
             values["attention"] = once(shared, ("attention", path), lambda: language.attention(read, values["tokens"]))
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
+        if "attentions" in from_images:
+            values["attentions"] = language.attentions(read, values["tokens"])
         if of_text:
             hidden: Tensor = once(shared, path, of_tokens)
-            values["hidden"] = hidden
+            values |= {"hidden": hidden, "mapped": hidden}
             if "logits" in kinds:
                 values["logits"] = language.logits(hidden)[:, : self.columns[name]]
         real = slice(len(read.images))  # without the blank image

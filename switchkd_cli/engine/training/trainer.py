@@ -60,7 +60,7 @@ class Trainer:
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.seed, self.micro_batch = seed, micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens, stage.means)
-        self.states = TermStates(stage)
+        self.states = TermStates(stage, processes.device)
         paths.requires_grad_(False)
         if "before" in stage.models:
             paths.remember_student()
@@ -234,7 +234,7 @@ class Trainer:
             group.update(saved)
         self.schedule.load_state_dict(state["schedule"])
         if "terms" in state:  # older checkpoints lack it
-            self.states.load_state_dict(state["terms"], self.replica.device)
+            self.states.load_state_dict(state["terms"])
 
     def close(self) -> None:
         """Leave the trained weights in `paths`."""
