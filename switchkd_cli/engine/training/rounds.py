@@ -1,0 +1,175 @@
+"""The rows that a stage visits: all in one order, or round by round as its mixer decides; what a mixer reads of rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from switchkd_cli import registry
+from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.data.conversation import Examples, Mixture, Variants
+from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.data_loader import grouped_order, lengths_and_images, mixed_order, visit_order
+from switchkd_cli.engine.training.objective import LossInputs, Normalizers, Objective
+from switchkd_cli.engine.training.trainer import Trainer
+from switchkd_cli.recipe.schema import Stage
+
+Read = Callable[[Examples | Variants, Sequence[int]], Mapping[str, Tensor]]
+"""From n rows to what mixers read of them, by name: sums over the answers' tokens, [n] or [n, W], and their number, `tokens`."""
+
+SKETCH = 512  # numbers that stand for a distribution over the vocabulary
+
+
+@dataclass
+class State:
+    """What the next rows follow from, in addition to the seed: tensors and plain values."""
+
+    visited: Tensor  # [rows of the data] bool
+    weights: list[float]  # of the data sets
+    sets: list[list[float]]  # of each set: its examples so far, and how many it should have had by its weights
+    drawn: int = 0  # candidates so far
+    first: int = 0  # the step that the round begins at
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of the round
+
+
+class Rounds:
+    """Which rows a stage visits: those that are `left` of a round, and with a mixer `draw` for the next one.
+
+    They are a function of the seed, of `state` and of what the mixer reads: no split into processes changes them, except
+    where rounding decides between two rows.
+    """
+
+    def __init__(self, stage: Stage, data: Examples, steps: int, seed: int) -> None:
+        self.stage, self.data, self.steps, self.seed = stage, data, steps, seed
+        self.examples: Examples | Variants = data
+        """What the rows are numbers of."""
+        shares = data.shares if isinstance(data, Mixture) else [1.0]
+        self.state = State(torch.zeros(len(data), dtype=torch.bool), shares, [[0, 0.0] for _ in shares])
+        if (mixer := stage.mixer) is None:
+            self.state.rows = torch.tensor(visit_order(stage, data, steps * stage.batch, seed))
+            return
+        self.mixer, self.rule = mixer, registry.resolve("mixer", mixer.by)
+        self.signature = registry.signature("mixer", mixer.by)
+        if mixer.variants > 1:
+            self.examples = Variants(data, mixer.variants, mixer.strength, seed)
+        ungrouped = stage.model_copy(update={"group_by": None})
+        self.plain = torch.tensor(visit_order(ungrouped, data, steps * stage.batch * mixer.candidates, seed))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values; nothing without a mixer."""
+        return {} if self.stage.mixer is None else {"rounds": dict(vars(self.state))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.stage.mixer is not None:
+            self.state = State(**state["rounds"])
+
+    def left(self, step: int) -> list[int]:
+        """Return the rows of the current round that are left after `step` steps of the stage."""
+        return self.state.rows[(step - self.state.first) * self.stage.batch :].tolist()
+
+    def draw(self, step: int, read: Read) -> dict[str, float]:
+        """Decide the rows of the round that begins after `step` steps, and return what there is to log about it."""
+        count = self.stage.batch * min(self.mixer.steps_of_round(self.steps), self.steps - step)
+        seed, state = self.seed + (step << 32), self.state
+        rows, figures = self._by_weights(count, read) if self.signature.of_sets else self._chosen(count, seed, read)
+        if self.stage.group_by:
+            sizes, image_mask = (np.tile(of, self.mixer.variants) for of in lengths_and_images(self.data))
+            rows = torch.tensor(grouped_order(sizes, image_mask, self.stage.batch, count, seed, rows.tolist()))
+        numbers = rows % len(self.data)
+        figures["again"] = state.visited[numbers].double().mean().item()
+        state.visited[numbers] = True
+        state.first, state.rows = step, rows
+        return figures | {"never": int((~state.visited).sum())}
+
+    def _ask(self, sums: Mapping[str, Tensor], **more: Any) -> Tensor:
+        """Return what the rule says for these sums of rows or of data sets."""
+        given = more | {name: of / sums["tokens"].view(-1, *[1] * (of.dim() - 1)) for name, of in sums.items()}
+        return self.rule(*(given[name] for name in self.signature.positional), **self.mixer.parameters)
+
+    def _by_weights(self, count: int, read: Read) -> tuple[Tensor, dict[str, float]]:
+        """Return rows of the data sets by new weights, which follow from held-out rows of each."""
+        data, state = self.data, self.state
+        assert isinstance(data, Mixture) and data.held_out is not None
+        sums, sizes = read(data.held_out, range(len(data.held_out))), [len(part) for part in data.held_out.parts]
+        of_sets = {name: torch.stack([part.sum(0) for part in of.split(sizes)]) for name, of in sums.items()}
+        state.weights = self._ask(of_sets, weights=torch.tensor(state.weights, dtype=torch.float64)).tolist()
+        rows = mixed_order([len(part) for part in data.parts], state.weights, count, self.seed, state.sets)
+        taken = np.bincount(np.searchsorted(data.cumulative_sizes, rows, side="right"), minlength=len(state.sets))
+        each = zip(state.sets, taken.tolist(), state.weights, strict=True)
+        state.sets = [[had + new, due + weight * count] for (had, due), new, weight in each]
+        weights = {f"weight/{name}": of for name, of in zip(self.stage.trained_on, state.weights, strict=True)}
+        return torch.tensor(rows), {"scored": sum(sizes), **weights}
+
+    def _chosen(self, count: int, seed: int, read: Read) -> tuple[Tensor, dict[str, float]]:
+        """Return the best of the next candidates, and of the round before where its rows may come back."""
+        mixer, state, size = self.mixer, self.state, len(self.data)
+        pool = self.plain[state.drawn : state.drawn + count * mixer.candidates]
+        state.drawn += len(pool)
+        if mixer.again:
+            pool = torch.cat([pool, (state.rows % size).unique()])
+            pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
+        rows = pool[:, None] + size * torch.arange(mixer.variants)
+        scores = self._ask(read(self.examples, rows.flatten().tolist()), count=count).view(rows.shape)
+        best, variant = scores.max(1)
+        chosen = best.sort(descending=True, stable=True).indices[:count].sort().values  # in the plain order
+        figures = {"scored": rows.numel(), "score": best[chosen].mean().item(), "score/all": scores.mean().item()}
+        return rows[chosen, variant[chosen]], figures
+
+
+def scored_rows(stage: Stage, steps: int) -> int:
+    """Return the most rows that a stage's mixer reads in `steps` steps, to plan with."""
+    if (mixer := stage.mixer) is None:
+        return 0
+    if registry.signature("mixer", mixer.by).of_sets:
+        return mixer.rows * len(stage.trained_on) * -(-steps // mixer.steps_of_round(steps))
+    return steps * stage.batch * mixer.variants * (mixer.candidates + mixer.again)
+
+
+class RowReader:
+    """Computes what mixers read of a batch's examples, for the weights as they are, without gradient."""
+
+    def __init__(self, trainer: Trainer, names: Sequence[str]) -> None:
+        self.replica, self.names = trainer.replica, {*names, "tokens"}
+        nothing, dense = Objective((), trainer.paths.tokens), trainer.replica.heads is None
+        self.loss = ChunkedObjective(nothing, dense=dense, also=("student", "teacher"))
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Return sums over the positions that predict an answer's tokens, [B] or [B, SKETCH], and their number."""
+        batch = batch.to(self.replica.device)
+        keep, sums = batch.predicting_in_all("answer"), dict[str, Tensor]()
+
+        def add(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
+            """Add up, by example, the values at the positions of a chunk: as matrix products, whose order is fixed."""
+            read, own = batch.read_by("student", mask)
+            member = own.nonzero()[:, 0] == torch.arange(len(own), device=own.device)[:, None]
+            student, teacher = (logits[path].float().log_softmax(-1) for path in ("student", "teacher"))
+            targets = read.targets[own][:, None]
+            values = {
+                "tokens": torch.ones_like(student[:, 0]),
+                "student_loss": -student.gather(1, targets)[:, 0],
+                "teacher_loss": -teacher.gather(1, targets)[:, 0],
+                "divergence": (teacher.exp() * (teacher - student)).sum(-1),
+                "confidence": (teacher.exp() + student.exp()).amax(-1) / 2,
+                "teacher_distribution": sketched(teacher.exp()),
+            }
+            for name in self.names & values.keys():
+                sums[name] = sums.get(name, 0) + member.double() @ values[name].double()
+
+        outputs = self.replica(batch, self.loss.outputs, keep)
+        self.loss(LossInputs(outputs, self.replica.heads, batch, keep, Normalizers({})), add)
+        return {name: of.cpu() for name, of in sums.items()}
+
+
+def sketched(distributions: Tensor) -> Tensor:
+    """Return [n, V] as [n, SKETCH], with about the same Euclidean distances: entries are added up with random signs.
+
+    Squared distances are right in the mean over the signs (a count sketch), and exact where V is no larger than SKETCH.
+    """
+    size = distributions.shape[1]
+    signs = 2 * torch.randint(2, (size,), generator=torch.Generator().manual_seed(0)) - 1
+    return pad(distributions * signs.to(distributions), (0, -size % SKETCH)).unflatten(1, (-1, SKETCH)).sum(1)
