@@ -23,7 +23,7 @@ from switchkd_cli.engine.training.checkpointing import CheckpointWriter, random_
 from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
 from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
-from switchkd_cli.engine.training.rounds import Rounds, RowReader
+from switchkd_cli.engine.training.rounds import Rounds, row_sums
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, look, remedy
 from switchkd_cli.engine.training.validation import Validator
@@ -172,16 +172,17 @@ class Loop:
         return data_loader.make_loader(self.stage, self.trainer.paths.student, data, mine, micro_batch, warn)
 
     def _read(self, data: Examples | Variants, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return what a mixer reads of these rows, in their order. Every process must call this, and computes a part."""
-        processes, paths = self.processes, self.trainer.replica.paths.eval()
-        reader = RowReader(self.trainer, list(self.rounds.signature.positional))
-        together = self.trainer.micro_batch * processes.count
-        whole = list(islice(cycle(rows), -(-len(rows) // together) * together))  # as many batches in every process
-        with closing(self._loader(data, whole)) as loader:
-            mine = [reader(batch) for _ in range(len(whole) // together) for batch in self._next(loader, 1)]
-        paths.train()
-        each = [figures for in_turn in zip(*processes.gather(mine), strict=True) for figures in in_turn]
-        return {name: torch.cat([figures[name] for figures in each])[: len(rows)] for name in each[0]}
+        """Return what the stage's mixer reads of these rows, in order. Every process must call this, and computes a part."""
+        replica, names = self.trainer.replica, self.rounds.signature.positional
+        together = self.trainer.micro_batch * self.processes.count
+        batches = -(-len(rows) // together)  # of each process; what is missing is filled up from the beginning
+        replica.paths.eval()
+        with closing(self._loader(data, list(islice(cycle(rows), batches * together)))) as loader:
+            found = (self._next(loader, 1)[0].to(replica.device) for _ in range(batches))
+            each = self.processes.gather([row_sums(self.trainer, names, batch) for batch in found])
+        replica.paths.train()
+        in_order = [sums for in_turn in zip(*each, strict=True) for sums in in_turn]
+        return {name: torch.cat([sums[name] for sums in in_order])[: len(rows)] for name in in_order[0]}
 
     def _look(self, group: Sequence[Batch]) -> None:
         """Log what images are worth to the teacher, in the first step that has any; warn if they are no help."""

@@ -1,6 +1,7 @@
 """The rows that a stage visits: all in one order, or round by round as its mixer decides; what a mixer reads of rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,14 +109,19 @@ class Rounds:
         """Return the best of the next candidates, and of the round before where its rows may come back."""
         mixer, state, size = self.mixer, self.state, len(self.data)
         pool = self.plain[state.drawn : state.drawn + count * mixer.candidates]
-        state.drawn += len(pool)
+        drawn = state.drawn + len(pool)
         if mixer.again:
             pool = torch.cat([pool, (state.rows % size).unique()])
             pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
         rows = pool[:, None] + size * torch.arange(mixer.variants)
         scores = self._ask(read(self.examples, rows.flatten().tolist()), count=count).view(rows.shape)
         best, variant = scores.max(1)
-        chosen = best.sort(descending=True, stable=True).indices[:count].sort().values  # in the plain order
+        copies = Counter[int]()
+        copy = torch.tensor([copies.update([row]) or copies[row] for row in pool.tolist()])
+        ranked = best.sort(descending=True, stable=True).indices
+        ranked = ranked[copy[ranked].sort(stable=True).indices]  # no row twice while there are others
+        chosen = ranked[:count].sort().values  # in the plain order
+        state.drawn = drawn  # only now: a stop signal may have ended the reading, and the state is saved as it is
         figures = {"scored": rows.numel(), "score": best[chosen].mean().item(), "score/all": scores.mean().item()}
         return rows[chosen, variant[chosen]], figures
 
@@ -129,40 +135,34 @@ def scored_rows(stage: Stage, steps: int) -> int:
     return steps * stage.batch * mixer.variants * (mixer.candidates + mixer.again)
 
 
-class RowReader:
-    """Computes what mixers read of a batch's examples, for the weights as they are, without gradient."""
+@torch.no_grad()
+def row_sums(trainer: Trainer, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
+    """Return what mixers read of a batch's examples, by name: see `Read`. The weights are as they are."""
+    replica, keep = trainer.replica, batch.predicting_in_all("answer")
+    wanted, sums = {*names, "tokens"}, dict[str, Tensor]()
 
-    def __init__(self, trainer: Trainer, names: Sequence[str]) -> None:
-        self.replica, self.names = trainer.replica, {*names, "tokens"}
-        nothing, dense = Objective((), trainer.paths.tokens), trainer.replica.heads is None
-        self.loss = ChunkedObjective(nothing, dense=dense, also=("student", "teacher"))
+    def add(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
+        """Add up, by example, the values at the positions of a chunk: as matrix products, whose order is fixed."""
+        read, own = batch.read_by("student", mask)
+        member = own.nonzero()[:, 0] == torch.arange(len(own), device=own.device)[:, None]
+        student, teacher = (logits[path].float().log_softmax(-1) for path in ("student", "teacher"))
+        targets = read.targets[own][:, None]
+        values = {
+            "tokens": torch.ones_like(student[:, 0]),
+            "student_loss": -student.gather(1, targets)[:, 0],
+            "teacher_loss": -teacher.gather(1, targets)[:, 0],
+            "divergence": (teacher.exp() * (teacher - student)).sum(-1),
+            "confidence": (teacher.exp() + student.exp()).amax(-1) / 2,
+            "teacher_distribution": sketched(teacher.exp()),
+        }
+        for name in wanted & values.keys():
+            sums[name] = sums.get(name, 0) + member.double() @ values[name].double()
 
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Return sums over the positions that predict an answer's tokens, [B] or [B, SKETCH], and their number."""
-        batch = batch.to(self.replica.device)
-        keep, sums = batch.predicting_in_all("answer"), dict[str, Tensor]()
-
-        def add(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
-            """Add up, by example, the values at the positions of a chunk: as matrix products, whose order is fixed."""
-            read, own = batch.read_by("student", mask)
-            member = own.nonzero()[:, 0] == torch.arange(len(own), device=own.device)[:, None]
-            student, teacher = (logits[path].float().log_softmax(-1) for path in ("student", "teacher"))
-            targets = read.targets[own][:, None]
-            values = {
-                "tokens": torch.ones_like(student[:, 0]),
-                "student_loss": -student.gather(1, targets)[:, 0],
-                "teacher_loss": -teacher.gather(1, targets)[:, 0],
-                "divergence": (teacher.exp() * (teacher - student)).sum(-1),
-                "confidence": (teacher.exp() + student.exp()).amax(-1) / 2,
-                "teacher_distribution": sketched(teacher.exp()),
-            }
-            for name in self.names & values.keys():
-                sums[name] = sums.get(name, 0) + member.double() @ values[name].double()
-
-        outputs = self.replica(batch, self.loss.outputs, keep)
-        self.loss(LossInputs(outputs, self.replica.heads, batch, keep, Normalizers({})), add)
-        return {name: of.cpu() for name, of in sums.items()}
+    nothing = Objective((), trainer.paths.tokens)
+    objective = ChunkedObjective(nothing, dense=replica.heads is None, also=("student", "teacher"))
+    outputs = replica(batch, objective.outputs, keep)
+    objective(LossInputs(outputs, replica.heads, batch, keep, Normalizers({})), add)
+    return {name: of.cpu() for name, of in sums.items()}
 
 
 def sketched(distributions: Tensor) -> Tensor:
