@@ -1,6 +1,5 @@
 """The rows that a stage visits: all in one order, or round by round as its mixer decides; what a mixer reads of rows."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,19 +107,19 @@ class Rounds:
     def _chosen(self, count: int, seed: int, read: Read) -> tuple[Tensor, dict[str, float]]:
         """Return the best of the next candidates, and of the round before where its rows may come back."""
         mixer, state, size = self.mixer, self.state, len(self.data)
-        pool = self.plain[state.drawn : state.drawn + count * mixer.candidates]
-        drawn = state.drawn + len(pool)
+        drawn = state.drawn + count * mixer.candidates
+        pool = self.plain[state.drawn : drawn]
         if mixer.again:
-            pool = torch.cat([pool, (state.rows % size).unique()])
+            pool = torch.cat([pool, state.rows % size])
             pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
+        pool = torch.tensor(list(dict.fromkeys(pool.tolist())))
         rows = pool[:, None] + size * torch.arange(mixer.variants)
-        scores = self._ask(read(self.examples, rows.flatten().tolist()), count=count).view(rows.shape)
+        sums = read(self.examples, rows.flatten().tolist())
+        scores = self._ask(sums, count=min(count, len(pool))).view(rows.shape)
         best, variant = scores.max(1)
-        copies = Counter[int]()
-        copy = torch.tensor([copies.update([row]) or copies[row] for row in pool.tolist()])
         ranked = best.sort(descending=True, stable=True).indices
-        ranked = ranked[copy[ranked].sort(stable=True).indices]  # no row twice while there are others
-        chosen = ranked[:count].sort().values  # in the plain order
+        # in the plain order; no row twice, except where all candidates are fewer than the round has rows
+        chosen = ranked[torch.arange(count) % len(ranked)].sort().values
         state.drawn = drawn  # only now: a stop signal may have ended the reading, and the state is saved as it is
         figures = {"scored": rows.numel(), "score": best[chosen].mean().item(), "score/all": scores.mean().item()}
         return rows[chosen, variant[chosen]], figures
