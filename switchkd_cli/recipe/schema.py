@@ -322,7 +322,7 @@ class Mixer(Strict):
     rounds: Count
     """Into how many rounds of equal length the stage's steps are divided."""
     rows: Count = 64
-    """Of weights: held-out rows of each data set, which the stage doesn't train on."""
+    """Of weights: held-out rows of each data set, which the stage doesn't train on; at most a tenth of the set."""
     candidates: Count = 1
     """Of rows: the number of candidates, the next ones in the plain order, for each new row of a round."""
     variants: Count = 1

@@ -202,7 +202,7 @@ def test_a_mixer_chooses_the_rows_of_one_process(name, two, tmp_path):
     lines, state, _ = together.trained(tmp_path, mixed=True, micro=2)
     found, theirs = two[f"mixed, {name}"]
     assert torch.equal(theirs["rounds"]["rows"], state["rounds"]["rows"])
-    assert [line["step"] for line in theirs["mixed"]] == [0, 1, 2]
+    assert [line["after"] for line in theirs["mixed"]] == [0, 1, 2]
     for figure in ("score", "score/all", "again", "never"):
         expected = [line[figure] for line in state["mixed"]]
         assert [line[figure] for line in theirs["mixed"]] == pytest.approx(expected, rel=1e-4, abs=1e-7), figure

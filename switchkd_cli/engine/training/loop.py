@@ -155,7 +155,7 @@ class Loop:
             if not (rows := self.rounds.left(self.step)):
                 began = time.monotonic()
                 figures = self.rounds.draw(self.step, self._read)
-                at = {"stage": self.stage.name, "step": self.step, "seconds": time.monotonic() - began}
+                at = {"stage": self.stage.name, "after": self.step, "seconds": time.monotonic() - began}
                 self.log({"event": "round", **at, **figures})
                 rows = self.rounds.left(self.step)
             with closing(self._loader(self.rounds.examples, rows)) as loader:

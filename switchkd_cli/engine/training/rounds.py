@@ -25,7 +25,7 @@ SKETCH = 512  # numbers that stand for a distribution over the vocabulary
 
 
 @dataclass
-class State:
+class RoundState:
     """What the next rows follow from, in addition to the seed: tensors and plain values."""
 
     visited: Tensor  # [rows of the data] bool
@@ -48,7 +48,7 @@ class Rounds:
         self.examples: Examples | Variants = data
         """What the rows are numbers of."""
         shares = data.shares if isinstance(data, Mixture) else [1.0]
-        self.state = State(torch.zeros(len(data), dtype=torch.bool), shares, [[0, 0.0] for _ in shares])
+        self.state = RoundState(torch.zeros(len(data), dtype=torch.bool), shares, [[0, 0.0] for _ in shares])
         if (mixer := stage.mixer) is None:
             self.state.rows = torch.tensor(visit_order(stage, data, steps * stage.batch, seed))
             return
@@ -65,7 +65,7 @@ class Rounds:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.stage.mixer is not None:
-            self.state = State(**state["rounds"])
+            self.state = RoundState(**state["rounds"])
 
     def left(self, step: int) -> list[int]:
         """Return the rows of the current round that are left after `step` steps of the stage."""

@@ -23,6 +23,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
 from switchkd_cli.report.grouping import grouped
 
+LARGEST = 0.1  # share of a data set that is held out for a mixer
 SEED = 0  # draws the examples, whatever the seed of the run
 
 Sums = Mapping[str, tuple[float, int]]
@@ -41,7 +42,7 @@ def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Co
         whole = Mixture(parts, weights)
         if stage.mixer is not None and registry.signature("mixer", stage.mixer.by).of_sets:
             rows, place = stage.mixer.rows, f"stages.{stage.name}.mixer.rows"
-            both = [_hold_out(part, rows / len(part), rows, f"{place}: {rows} of") for part in parts]
+            both = [_hold_out(part, min(rows / len(part), LARGEST), rows, f"{place}: {rows} of") for part in parts]
             whole, held_out = (Mixture(of, weights) for of in zip(*both, strict=True))
             whole.held_out = held_out
     if spec is None:
