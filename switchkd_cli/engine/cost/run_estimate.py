@@ -199,10 +199,8 @@ def _estimate_work(
     if read and models.teacher is not None:
         each = sum(n * flops.forward(models.student, models.teacher, of) for of, n in batches[micro].items())
         scoring = read / micro * each / batches[micro].total()
-        told = f"reads up to {read:,.4g} rows a step, {scoring / 1e12:,.3g} TFLOP"
-        estimate.notes.append(
-            f"{stage.name}: its mixer {told}, {scoring / estimate.flops:.0%} more than the steps alone"
-        )
+        more = f"{scoring / 1e12:,.3g} TFLOP, {scoring / estimate.flops:.0%} of what the step takes itself"
+        estimate.notes.append(f"{stage.name}: its mixer reads up to {read:,.4g} rows a step: {more}")
         estimate.flops += scoring
     numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = (stage.batch + read) * sample.mean("images")

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Self, cast
 
@@ -409,17 +409,14 @@ Examples = Conversations | Mixture
 
 
 class Variants(Dataset[Example]):
-    """Examples in `count` variants: number `row + variant * rows`; of variant 0 the images are as they are.
+    """Examples in variants: number `row + variant * rows`; of variant 0 the images are as they are.
 
     Contrast and brightness of the others change by random amounts from the seed, with a standard deviation of `strength`,
     in units of the pixels' own: what an image shows stays the same. Student and teacher see the same change.
     """
 
-    def __init__(self, data: Examples, count: int, strength: float, seed: int) -> None:
-        self.data, self.count, self.strength, self.seed, self.parts = data, count, strength, seed, data.parts
-
-    def __len__(self) -> int:
-        return len(self.data) * self.count
+    def __init__(self, data: Examples, strength: float, seed: int) -> None:
+        self.data, self.strength, self.seed, self.parts = data, strength, seed, data.parts
 
     def __getitem__(self, index: int) -> Example:
         example = self.data[index % len(self.data)]
@@ -428,13 +425,11 @@ class Variants(Dataset[Example]):
         draw = torch.Generator().manual_seed(self.seed + (index << 32))
         contrast, brightness = (self.strength * torch.randn(2, generator=draw)).tolist()
 
-        def changed(of: Example) -> Example:
-            pixels = partial(
-                tree_map, lambda one: one * (1 + contrast) + brightness if one.is_floating_point() else one
-            )
-            return replace(of, images=pixels(of.images), teacher=of.teacher and changed(of.teacher))
+        def changed(of: Tensor) -> Tensor:
+            return of * (1 + contrast) + brightness if of.is_floating_point() else of
 
-        return changed(example)
+        teacher = example.teacher and replace(example.teacher, images=tree_map(changed, example.teacher.images))
+        return replace(example, images=tree_map(changed, example.images), teacher=teacher)
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

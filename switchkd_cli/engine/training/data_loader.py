@@ -233,10 +233,9 @@ def mixed_order(
 
     Each set is visited in the `order` of a seed of its own. The sets take turns as evenly as their shares allow: the j-th
     example of a set with share s is due at (j + 1/2) / s, so no stretch of the training has more or less of a set than its
-    share, by about one example. `before`: of each set its number of examples so far, and what this should have been.
+    share, by about one example. `before`: of each set its examples so far, and how many more than its share.
     """
-    taken = [int(had) for had, _ in before] or [0] * len(rows)
-    ahead = [had - due for had, due in before] or [0.0] * len(rows)
+    taken, ahead = zip(*before or [(0, 0.0)] * len(rows), strict=True)
     wanted = [math.ceil(count * share - min(0, more)) + 1 for share, more in zip(shares, ahead, strict=True)]
     each = zip(wanted, shares, ahead, strict=True)
     due = np.concatenate([(np.arange(n) + 0.5 + more) / share for n, share, more in each])

@@ -40,8 +40,8 @@ MAX_NAMED = 5  # examples named in a message; a file lists all of them
 class Loop:
     """A stage's training: `state_dict` is all that its next step depends on.
 
-    Which examples come next follows from `step`, the seed and, with a mixer, the state of `rounds`; the weights that are not trained follow from the recipe and
-    the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
+    Which examples come next follows from `step`, the seed and, with a mixer, the state of `rounds`; the weights that are not
+    trained follow from the recipe and the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
     `held_out` are the examples of the stage's validation; `settings` are `Trainer`'s.
     """
 

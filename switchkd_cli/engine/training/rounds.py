@@ -30,7 +30,7 @@ class RoundState:
 
     visited: Tensor  # [rows of the data] bool
     weights: list[float]  # of the data sets
-    sets: list[list[float]]  # of each set: its examples so far, and how many it should have had by its weights
+    sets: list[list[float]]  # of each set: its examples so far, and how many more these are than by its weights
     drawn: int = 0  # candidates so far
     first: int = 0  # the step that the round begins at
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of the round
@@ -55,7 +55,7 @@ class Rounds:
         self.mixer, self.rule = mixer, registry.resolve("mixer", mixer.by)
         self.signature = registry.signature("mixer", mixer.by)
         if mixer.variants > 1:
-            self.examples = Variants(data, mixer.variants, mixer.strength, seed)
+            self.examples = Variants(data, mixer.strength, seed)
         ungrouped = stage.model_copy(update={"group_by": None})
         self.plain = torch.tensor(visit_order(ungrouped, data, steps * stage.batch * mixer.candidates, seed))
 
@@ -77,8 +77,8 @@ class Rounds:
         seed, state = self.seed + (step << 32), self.state
         rows, figures = self._by_weights(count, read) if self.signature.of_sets else self._chosen(count, seed, read)
         if self.stage.group_by:
-            sizes, image_mask = (np.tile(of, self.mixer.variants) for of in lengths_and_images(self.data))
-            rows = torch.tensor(grouped_order(sizes, image_mask, self.stage.batch, count, seed, rows.tolist()))
+            sizes, image_mask = (of[rows.numpy() % len(self.data)] for of in lengths_and_images(self.data))
+            rows = rows[grouped_order(sizes, image_mask, self.stage.batch, count, seed, range(count))]
         numbers = rows % len(self.data)
         figures["again"] = state.visited[numbers].double().mean().item()
         state.visited[numbers] = True
@@ -100,7 +100,7 @@ class Rounds:
         rows = mixed_order([len(part) for part in data.parts], state.weights, count, self.seed, state.sets)
         taken = np.bincount(np.searchsorted(data.cumulative_sizes, rows, side="right"), minlength=len(state.sets))
         each = zip(state.sets, taken.tolist(), state.weights, strict=True)
-        state.sets = [[had + new, due + weight * count] for (had, due), new, weight in each]
+        state.sets = [[had + new, ahead + new - weight * count] for (had, ahead), new, weight in each]
         weights = {f"weight/{name}": of for name, of in zip(self.stage.trained_on, state.weights, strict=True)}
         return torch.tensor(rows), {"scored": sum(sizes), **weights}
 
