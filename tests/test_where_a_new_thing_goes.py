@@ -94,7 +94,8 @@ def test_a_mixer(here, monkeypatch):
     (here / "added_mixer.py").write_text(MIXER)
     monkeypatch.setitem(registry.REGISTRIES["mixer"], "by_loss", "added_mixer:by_loss")
     mixer = {"by": "by_loss", "rounds": 2, "candidates": 2, "parameters": {"sign": -1.0}}
-    run, metrics = trained(tiny_run.write(here, distill={"steps": 2, "mixer": mixer}), here / "runs")
+    rows = tiny.rows(here) + [tiny.row(f"t{i}", None, ("Say hi.", "hi" + " a dog" * i)) for i in range(4)]
+    run, metrics = trained(tiny_run.write(here, rows=rows, distill={"steps": 2, "mixer": mixer}), here / "runs")
     rounds = [line for line in metrics if line.get("event") == "round"]
     assert [line["scored"] for line in rounds] == [8, 8]
     assert all(line["score"] > line["score/all"] for line in rounds)  # of the negative losses, the highest
