@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.recipe.schema import RECOMPUTED
 from tests.support import tiny
 from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways
@@ -34,7 +34,7 @@ def counted(paths, batch, wanted, train):
 
 
 def planned(paths, batch, computed):
-    shapes = shape(paths.student), shape(paths.teacher)
+    shapes = ModelShape(paths.student), ModelShape(paths.teacher)
     return flops.step(*shapes, micro_batch(batch), computed)
 
 
@@ -65,5 +65,5 @@ def test_what_a_mixer_reads_takes_the_operations_that_are_planned(kind, tmp_path
     paths, batch = both(kind, tmp_path)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         paths(batch, {"student", "teacher"}, batch.predicting("answer"))
-    found = flops.forward(shape(paths.student), shape(paths.teacher), micro_batch(batch))
+    found = flops.forward(ModelShape(paths.student), ModelShape(paths.teacher), micro_batch(batch))
     assert found == pytest.approx(counter.get_total_flops(), rel=ERROR)
