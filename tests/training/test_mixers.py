@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
 
 from switchkd_cli.engine.data.conversation import Variants
 from switchkd_cli.engine.paths import Paths
@@ -196,6 +197,21 @@ def test_rows_with_the_largest_lag_come_back(data):
     assert set(made.left(2)) == set(sorted(lag, key=lambda row: -lag[row])[:8])
     assert figures["again"] == pytest.approx(len(set(made.left(2)) & set(first)) / 8) and figures["again"] > 0
     assert figures["never"] == len(data) - len({*first, *made.left(2)})
+
+
+def test_a_reading_that_is_stopped_leaves_the_state_as_it_was(data):
+    """A stop signal may come meanwhile: what is saved then draws the same round again."""
+    made = Rounds(stage({"by": "divergence", "candidates": 2, "rounds": 3}), data, 6, 5)
+    made.draw(0, MadeUp())
+    before = tree_map(lambda of: of.clone() if torch.is_tensor(of) else of, made.state_dict())
+
+    def stopped(data, rows):
+        raise Left
+
+    with pytest.raises(Left):
+        made.draw(2, stopped)
+    after = made.state_dict()["rounds"]
+    assert all(torch.equal(torch.as_tensor(of), torch.as_tensor(after[k])) for k, of in before["rounds"].items())
 
 
 @pytest.fixture
