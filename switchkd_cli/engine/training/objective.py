@@ -175,7 +175,8 @@ class Objective:
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
-            given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
+            given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_image": select(read.image[mask])}
+            given["rows"] = given[f"{side}_rows"] = select(mask.nonzero()[:, 0])
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
