@@ -39,7 +39,7 @@ EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image")
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "focus", "family", "engine", "export", "source", "schedule"]
+Kind = Literal["loss", "focus", "mixer", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
@@ -79,6 +79,11 @@ class Signature:
     def of_images(self) -> bool:
         """Whether the loss gives one value per image; else it gives one per position that its term chooses, or per span."""
         return any(kind in OF_IMAGES for _, kind in self.reads)
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether a mixer's rule gives the weights of data sets; else it gives scores of rows."""
+        return "weights" in self.positional
 
     @property
     def of_spans(self) -> bool:

@@ -133,6 +133,9 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
         if own:
             problem = f"{', '.join(sorted(own))}: student and teacher read their own tokens"
             raise UserError(problem, "terms of unlike tokenizers compare student, teacher and switch")
+        if mixed := [stage for stage in recipe.stages if stage.mixer is not None]:
+            problem = f"stages.{mixed[0].name}.mixer compares tokens, student and teacher read their own"
+            raise UserError(problem, "take the mixer out of the stage")
         chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
             raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")

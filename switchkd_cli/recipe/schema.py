@@ -392,6 +392,31 @@ class Portion(Strict):
         return f"{self.use} x{self.weight:g}"
 
 
+class Mixer(Strict):
+    """Rounds of a stage, before each of which a rule decides by what the student still lacks which rows it visits."""
+
+    by: str
+    """The rule, a name in registry.yaml: `ddk` sets the weights of a mixture, the others choose rows; docs/methods.md."""
+    rounds: Count
+    """Into how many rounds of equal length the stage's steps are divided."""
+    rows: Count = 64
+    """Of weights: held-out rows of each data set, which the stage doesn't train on; at most a tenth of the set."""
+    candidates: Count = 1
+    """Of rows: the number of candidates, the next ones in the plain order, for each new row of a round."""
+    variants: Count = 1
+    """Of rows: each candidate is scored in this number of variants of its images, and the one with the highest score taken."""
+    strength: NotNegative = 0.1
+    """The standard deviation of contrast and brightness in a variant, in units of the pixels' own."""
+    again: bool = False
+    """Of rows: those of the round before are candidates, too."""
+    parameters: dict[str, Any] = {}
+    """The rule's own parameters."""
+
+    def steps_of_round(self, steps: int) -> int:
+        """Return the steps of a round, of all of a stage's; the last round may be shorter."""
+        return -(-steps // self.rounds)
+
+
 def _data_form(value: Any) -> str:
     return TAG + ("one" if isinstance(value, str) else "mixed")
 
@@ -406,6 +431,8 @@ class Stage(Strict):
         Discriminator(_data_form),
     ]
     """A data set, a name under `data`; or a mixture of several: `[{use: NAME, weight: 0.7}, ...]`, docs/data.md."""
+    mixer: Annotated[Mixer | None, _left_out(None)] = None
+    """Decide from round to round which rows to visit (none: all of them, in an order that the seed alone decides)."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
     """The student's parts that learn, and the switch's `adapter`; the others stay frozen."""
     lr: Positive
@@ -479,7 +506,8 @@ class Stage(Strict):
     @property
     def models(self) -> frozenset[str]:
         """The models that a step of this stage needs."""
-        return frozenset().union(*(path.models for path in self.readings.values()))
+        of_mixer = {"teacher"} if self.mixer is not None else set()
+        return frozenset(of_mixer.union(*(path.models for path in self.readings.values())))
 
     @property
     def data_sets(self) -> tuple[str, ...]:

@@ -102,6 +102,7 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         batch, micro = stage.get("batch"), stage.get("micro_batch")
         if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
+        yield from _mixer(stage, path, has_teacher=data.get("teacher") is not None)
         before = [earlier for number, earlier in stages if number < i]
         yield from _validation(stage, path, before, mapping(data.get("data")))
         figures = _validation_figures(stage, known_paths(data))
@@ -121,6 +122,26 @@ def _mixture(stage: Mapping[str, Any], path: Location, data_sets: Mapping[str, A
     if len(templates) > 1:  # the student is saved with one
         names = ", ".join(sorted(str(template or "the model's own") for template in templates))
         yield (*path, "data"), f"the data sets of a mixture have one template, got {names}"
+
+
+def _mixer(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
+    """Yield an unknown rule, and what of a stage's mixer doesn't fit it: weights are a mixture's, rows have candidates."""
+    spec, path = mapping(stage.get("mixer")), (*path, "mixer")
+    if not spec:
+        return
+    by = spec.get("by")
+    yield from _registered("mixer", {"mixer": by, **spec}, path, field="by")
+    if not has_teacher:
+        yield (*path, "by"), f"the recipe has no teacher to compare the student with, got {by!r}"
+    if (signature := _signature("mixer", {"mixer": by})) is None:
+        return
+    of_sets, of_rows = ("rows",), ("candidates", "variants", "again", "strength")
+    what, unused = ("sets weights", of_rows) if signature.of_sets else ("chooses rows", of_sets)
+    yield from (((*path, key), f"{by} {what}: leave it out, got {spec[key]}") for key in unused if key in spec)
+    if signature.of_sets and not isinstance(stage.get("data"), list):
+        yield (*path, "by"), f"{by} {what}: the stage needs a mixture, got data {stage.get('data')!r}"
+    if not (signature.of_sets or any(key in spec for key in of_rows)):
+        yield path, f"{by} has nothing to choose from: give it candidates, variants or again"
 
 
 def _validation(

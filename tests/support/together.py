@@ -67,12 +67,14 @@ def stage_of(
     objective: list[dict] | None = None,
     recomputed: bool = False,
     validated: bool = False,
+    mixed: bool = False,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
     settings |= {"activation_checkpointing": recomputed}
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
+    settings |= {"batch": 4, "mixer": {"by": "divergence", "rounds": 3, "candidates": 2}} if mixed else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
 
@@ -93,6 +95,7 @@ def trained(
     spoil: bool = False,
     recomputed: bool = False,
     validated: bool = False,
+    mixed: bool = False,
     adapted: bool = False,
     saved: str | None = None,
 ) -> tuple[list[dict], dict, Loop]:
@@ -103,9 +106,8 @@ def trained(
     paths = untrained(adapted=adapted, saved=saved)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    stage = stage_of(
-        train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated
-    )
+    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed}
+    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, **how)
     lines: list[dict] = []
     data = data_of(paths, here)
     others = data.part(range(VALIDATED)) if validated else None
@@ -137,6 +139,7 @@ def trained(
     state = loop.state_dict()
     state["pictures"] = processes.gather(images)
     state["error"] = error
+    state["mixed"] = [line for line in lines if line.get("event") == "round"]
     state["sight"] = [line for line in lines if line.get("event") == "teacher"]
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}

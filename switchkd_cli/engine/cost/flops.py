@@ -46,6 +46,12 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
     return round(operations)
 
 
+def forward(student: ModelShape, teacher: ModelShape, batch: MicroBatch) -> int:
+    """Return the operations of the forward passes of both models alone, as a mixer reads its candidates."""
+    both = (student, batch), (teacher, batch.teacher or batch)
+    return round(sum(_vision(m.vision, b) + _projector(m.projector, b) + _language(m.language, b) for m, b in both))
+
+
 def _vision(v: VisionShape, batch: MicroBatch, *, trained: bool = False, recomputed: bool = False) -> float:
     """V up to its feature layer: what lies behind it is not computed. Images need no gradient."""
     positions = batch.images * v.positions

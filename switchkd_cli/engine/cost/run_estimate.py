@@ -21,6 +21,7 @@ from switchkd_cli.engine.cost.workload import Computation, ModelPair, padded_sha
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.training.data_loader import count_steps
+from switchkd_cli.engine.training.rounds import scored_rows
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning.estimate import Machine, RunEstimate, StageEstimate
@@ -209,8 +210,15 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
+    read = scored_rows(stage, steps) / steps if steps else 0.0  # by a mixer, for each step
+    if read and models.teacher is not None:
+        each = sum(n * flops.forward(models.student, models.teacher, of) for of, n in batches[micro].items())
+        scoring = read / micro * each / batches[micro].total()
+        more = f"{scoring / 1e12:,.3g} TFLOP, {scoring / estimate.flops:.0%} of what the step takes itself"
+        estimate.notes.append(f"{stage.name}: its mixer reads up to {read:,.4g} rows a step: {more}")
+        estimate.flops += scoring
     numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
-    images = stage.batch * sample.mean("images")
+    images = (stage.batch + read) * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:

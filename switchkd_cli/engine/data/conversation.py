@@ -18,6 +18,7 @@ import torch
 from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import ConcatDataset, Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable
@@ -416,26 +417,49 @@ class Mixture(ConcatDataset[Example]):
         self.parts = parts
         self.shares = [weight / sum(weights) for weight in weights]
         self.chat_template, self.end = parts[0].chat_template, parts[0].end
+        self.held_out: Mixture | None = None
+        """Examples of the same sets that training leaves out, for a mixer to read."""
+        self._row_ends = list(accumulate(len(part.rows) for part in parts))
 
     def __getitem__(self, index: int) -> Example:
-        part, first = self._part(index)
-        example = part[index - first]
+        number = bisect_right(self.cumulative_sizes, index)
+        example = self.parts[number][index - [0, *self.cumulative_sizes][number]]
+        first = [0, *self._row_ends][number]
         return replace(example, instead_of=tuple(replace(row, row=first + row.row) for row in example.instead_of))
 
     def add_unusable(self, rows: Iterable[Unusable]) -> None:
         """Count rows that turned out unusable, each in its set. Raises UserError where a set has too many."""
         for row in rows:
-            part, first = self._part(row.row)
-            part.add_unusable([replace(row, row=row.row - first)])
-
-    def _part(self, index: int) -> tuple[Conversations, int]:
-        """Return the data set of an example, and the number of that set's first one."""
-        number = bisect_right(self.cumulative_sizes, index)
-        return self.parts[number], [0, *self.cumulative_sizes][number]
+            number = bisect_right(self._row_ends, row.row)
+            self.parts[number].add_unusable([replace(row, row=row.row - [0, *self._row_ends][number])])
 
 
 Examples = Conversations | Mixture
 """What a stage trains on."""
+
+
+class Variants(Dataset[Example]):
+    """Examples in variants: number `row + variant * rows`; of variant 0 the images are as they are.
+
+    Contrast and brightness of the others change by random amounts from the seed, with a standard deviation of `strength`,
+    in units of the pixels' own: what an image shows stays the same. Student and teacher see the same change.
+    """
+
+    def __init__(self, data: Examples, strength: float, seed: int) -> None:
+        self.data, self.strength, self.seed, self.parts = data, strength, seed, data.parts
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.data[index % len(self.data)]
+        if index < len(self.data):
+            return example
+        draw = torch.Generator().manual_seed(self.seed + (index << 32))
+        contrast, brightness = (self.strength * torch.randn(2, generator=draw)).tolist()
+
+        def changed(of: Tensor) -> Tensor:
+            return of * (1 + contrast) + brightness if of.is_floating_point() else of
+
+        others = {names: replace(of, images=tree_map(changed, of.images)) for names, of in example.others.items()}
+        return replace(example, images=tree_map(changed, example.images), others=others)
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:
