@@ -82,8 +82,8 @@ def show_plan(run: Run, root: Path, same: Run) -> None:
     else:
         _line("folder", f"{folder.path} ({STATES[folder_state(folder, run)]})")
         _line("seed", f"{run.seed}, {config.precision}")
-        _line("student", _model(config.student))
-        _line("teacher", _model(config.teacher) if config.teacher else "none")
+        for who, model in {"student": config.student, "teacher": None, **config.models}.items():
+            _line(who, _model(model) if model else "none")
         done = [i for i in range(len(config.stages)) if run_folder.stage(root, run.stage_key(i)).done]
         for i, stage in enumerate(config.stages):
             _line("stage", _stage(stage, reused=i <= max(done, default=-1)))

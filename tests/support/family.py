@@ -22,10 +22,11 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
-from switchkd_cli.engine.paths import PATHS, FeatureAdapter, Paths
+from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.recipe.schema import Stage
 from tests.support.measured import micro_batch
+from tests.support.tiny import SWITCH_KD
 
 SIZES = {"a": (40, 24), "b": (24, 40), "c": (33, 25)}  # width and height of the images
 ROWS = [
@@ -107,7 +108,7 @@ class FamilyTests(ABC):
         teacher = self.teacher()
         batch = self.batch(teacher, tmp_path)
         with torch.no_grad():
-            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, PATHS, batch.predicting("all"))
+            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, SWITCH_KD, batch.predicting("all"))
         assert torch.equal(logits["student"], logits["teacher"])
         assert torch.equal(logits["switch"], logits["teacher"])
 
@@ -229,10 +230,10 @@ class FamilyTests(ABC):
         assert int(batch.image.sum()) == 2 * family.shape(student.model.config).projector.tokens
         paths = self.paths(student, teacher)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            logits = paths(batch, set(PATHS), batch.predicting("answer"))
+            logits = paths(batch, set(SWITCH_KD), batch.predicting("answer"))
             sum(each.square().sum() for path, each in logits.items() if path != "teacher").backward()
         shapes = [family.shape(model.model.config) for model in (student, teacher)]
-        computed = Computation(frozenset(PATHS), frozenset(student.parts))
+        computed = Computation(frozenset(SWITCH_KD), frozenset(student.parts))
         planned = flops.step(*shapes, micro_batch(batch), computed)
         assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
