@@ -17,6 +17,7 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
+from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
 
@@ -31,6 +32,11 @@ def output_name(path: str, kind: str = "logits") -> str:
 
 Seen = tuple[PerImage, Sequence[ImageInput]]
 """A vision tower's features of images, and the images."""
+
+
+def _map_of(path: str) -> str:
+    """Return the name of the adapter in front of a path's own head."""
+    return f"head of {path}"
 
 
 class Shared:
@@ -160,13 +166,21 @@ class Paths(nn.Module):
         """
         self.adapters = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
+
+        def draw(name: str, ours: int, theirs: int) -> None:
+            self.adapters[name] = adapter = nn.Linear(ours, theirs, bias=False)
+            nn.init.xavier_uniform_(adapter.weight, generator=generator)
+
         for kind, ours in sorted(self.student.widths.items()):
             sources = {self._source(path, kind) for path in self.known if output_name(path, kind) in names}
             widths = {self.model(source).widths[kind] for source in sources.difference(LEARNING)} - {ours}
             if "student" in sources and widths:
-                adapter = nn.Linear(ours, widths.pop(), bias=False)
-                nn.init.xavier_uniform_(adapter.weight, generator=generator)
-                self.adapters[kind] = adapter
+                draw(kind, ours, widths.pop())
+        for name, path in self.known.items():
+            if path.head and {name, output_name(name, "hidden")} & set(names):
+                if self.tokens is not None:
+                    raise UserError(f"paths.{name}.head: needs one vocabulary, these models read their own tokens")
+                draw(_map_of(name), *(self.model(of).widths["mapped"] for of in (path.language, path.head)))
         return list(self.adapters.parameters())
 
     def _source(self, path: str, kind: str) -> str:
@@ -195,7 +209,7 @@ class Paths(nn.Module):
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
         """Return the LM head of each path, which turns `hidden` into logits; `dtype` is the one of mixed precision."""
         models = {"student": self.student, **self.frozen}
-        known = {name: models[path.language] for name, path in self.known.items() if path.language in models}
+        known = {name: models[path.speaks] for name, path in self.known.items() if path.speaks in models}
         weights, caps = ({path: getattr(model, of) for path, model in known.items()} for of in ("head", "cap"))
         return Heads(weights, self.columns, dtype, caps)
 
@@ -235,10 +249,12 @@ class Paths(nn.Module):
                 ("every layer", path), lambda: language.attentions(read, values["tokens"])
             )
         if of_text:
-            hidden: Tensor = shared.once(path, of_tokens)
+            hidden: Tensor = shared.once(path.model_copy(update={"head": None}), of_tokens)
+            if path.head:
+                hidden = self.adapters[_map_of(name)](hidden)
             values |= {"hidden": hidden, "mapped": hidden}
             if "logits" in kinds:
-                values["logits"] = language.logits(hidden)[:, : self.columns[name]]
+                values["logits"] = self.model(path.speaks).logits(hidden)[:, : self.columns[name]]
         real = slice(len(read.images))  # without the blank image
         values = {kind: values[kind] if kind in of_text else values[kind][real] for kind in kinds}
         ours = [kind for kind in self.adapters if kind in values and self._source(name, kind) == "student"]
