@@ -237,7 +237,7 @@ def computed(paths, terms, means, batch, way=None):
     way = way(objective) if way else objective
     outputs = paths(batch, way.outputs, keep)
     inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.normalizers([batch]))
-    way(inputs, on_values=lambda name, values, rows: found.setdefault(name, []).append(values.detach()))
+    way(inputs, on_values=lambda name, values, *_: found.setdefault(name, []).append(values.detach()))
     return {name: torch.cat(values) for name, values in found.items()}
 
 

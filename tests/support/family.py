@@ -104,13 +104,15 @@ class FamilyTests(ABC):
             for path, model in (("student", student), ("teacher", teacher)):
                 torch.testing.assert_close(logits[path], self.whole(model, batch)[keep], rtol=1e-5, atol=1e-5)
 
-    def test_a_teacher_as_its_own_student_gives_three_equal_logits(self, tmp_path):
+    def test_a_teacher_as_its_own_student_gives_equal_logits_on_every_path(self, tmp_path):
         teacher = self.teacher()
         batch = self.batch(teacher, tmp_path)
         with torch.no_grad():
-            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, SWITCH_KD, batch.predicting("all"))
-        assert torch.equal(logits["student"], logits["teacher"])
-        assert torch.equal(logits["switch"], logits["teacher"])
+            names = (*SWITCH_KD, "reverse", "blind", "blind_student")
+            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, names, batch.predicting("all"))
+        assert all(torch.equal(logits[path], logits["teacher"]) for path in ("student", "switch", "reverse"))
+        assert torch.equal(logits["blind"], logits["blind_student"])
+        assert not torch.equal(logits["blind"], logits["teacher"])
 
     def test_the_switch_gradient_reaches_the_student_s_vision_and_nothing_else(self, tmp_path):
         student, teacher = self.student(), self.teacher()
