@@ -90,9 +90,7 @@ class Batch:
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that examples of this batch replace
-    others: Mapping[tuple[str, ...], Batch] = field(
-        default_factory=dict
-    )  # the same rows as other tokens; see `Example`
+    others: Mapping[tuple[str, ...], Batch] = field(default_factory=dict)  # see `Example`
     spans: Tensor | None = None  # [B, T] see `Example`
     aligned: Tensor | None = None  # [B, 2] see `Example`
     mixture: str = ""  # what `mixed` images are drawn by, in addition to each example's id

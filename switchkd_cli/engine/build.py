@@ -63,18 +63,15 @@ class Pair(NamedTuple):
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         data = open_data(self.recipe.data[name], student.inputs, cache)
-        stages = [stage for stage in self.recipe.stages if name in stage.data_sets]
-        read = {path for stage in stages for path in stage.readings}
-        models = {model for stage in stages for model in stage.models}
-        built = {**dict.fromkeys(LEARNING, self.student), **self.teachers}
-        if self.teacher is not None:
-            built["teacher"] = self.teacher
-        groups = grouped(((path.language, path.prompt), name) for name, path in self.recipe.known_paths.items())
+        stages = (stage for stage in self.recipe.stages if name in stage.data_sets)
+        read = [path for stage in stages for path in stage.readings.values()]
+        models = {**dict.fromkeys(LEARNING, self.student), "teacher": self.teacher, **self.teachers}
+        groups = grouped(((path.language, path.prompt), of) for of, path in self.recipe.known_paths.items())
         for (model, prompt), readers in groups.items():
-            used = model in models if prompt is None else any(reader in read for reader in readers)
-            if used and (prompt or model not in LEARNING):
+            used = any(model in path.models and path.prompt == prompt for path in read)
+            if used and (blueprint := models[model]) and (prompt or model not in LEARNING):
                 how = {"by_bytes": bool(self.vocabulary.own), "readers": tuple(readers), "prompt": prompt}
-                data = shown_to(data, self.student, built[model], model, **how)
+                data = shown_to(data, self.student, blueprint, model, **how)
         return data
 
 

@@ -34,22 +34,20 @@ Seen = tuple[PerImage, Sequence[ImageInput]]
 """A vision tower's features of images, and the images."""
 
 
+Shared = dict[Hashable, Any]
+"""What paths of one forward pass have in common, by how it is computed."""
+
+
 def _map_of(path: str) -> str:
     """Return the name of the adapter in front of a path's own head."""
     return f"head of {path}"
 
 
-class Shared:
-    """What several paths of one forward pass share, each computed once."""
-
-    def __init__(self) -> None:
-        self._values: dict[Hashable, Any] = {}
-
-    def once(self, way: Hashable, compute: Callable[[], Any]) -> Any:
-        """Return what was computed in this way before, or else compute it."""
-        if way not in self._values:
-            self._values[way] = compute()
-        return self._values[way]
+def once(shared: Shared, way: Hashable, compute: Callable[[], Any]) -> Any:
+    """Return what was computed in this way before, or else compute it."""
+    if way not in shared:
+        shared[way] = compute()
+    return shared[way]
 
 
 class Paths(nn.Module):
@@ -199,7 +197,7 @@ class Paths(nn.Module):
         parts = (name.partition(".") for name in sorted(names))
         kinds = grouped((path, kind or "logits") for path, _, kind in parts)
         outputs: dict[str, PerImage] = {}
-        shared = Shared()
+        shared: Shared = {}
         for name, path in self.known.items():
             if name in kinds:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and "student" in path.models):
@@ -240,16 +238,16 @@ class Paths(nn.Module):
             values["features"], images = self._features(path, batch, shared)
         if from_images - {"features"}:
             shown = path.vision, path.projector, path.images
-            values["tokens"] = shared.once(shown, lambda: projector.project(values["features"], images))
+            values["tokens"] = once(shared, shown, lambda: projector.project(values["features"], images))
         if from_images & {"attention", "focus"}:
-            values["attention"] = shared.once(("attention", path), lambda: language.attention(read, values["tokens"]))
+            values["attention"] = once(shared, ("attention", path), lambda: language.attention(read, values["tokens"]))
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if "attentions" in from_images:
-            values["attentions"] = shared.once(
-                ("every layer", path), lambda: language.attentions(read, values["tokens"])
+            values["attentions"] = once(
+                shared, ("every layer", path), lambda: language.attentions(read, values["tokens"])
             )
         if of_text:
-            hidden: Tensor = shared.once(path.model_copy(update={"head": None}), of_tokens)
+            hidden: Tensor = once(shared, path.model_copy(update={"head": None}), of_tokens)
             if path.head:
                 hidden = self.adapters[_map_of(name)](hidden)
             values |= {"hidden": hidden, "mapped": hidden}
@@ -274,19 +272,19 @@ class Paths(nn.Module):
         blank = not batch.images and of_student and any(p.requires_grad for p in parameters)
 
         def images_of(model: str) -> Sequence[ImageInput]:
-            given = shared.once(
-                ("images", model, path.images), lambda: batch.reading(model).shown(path.images, batch.mixture)
+            given = once(
+                shared, ("images", model, path.images), lambda: batch.reading(model).shown(path.images, batch.mixture)
             )
             return [self.model(model).blank_image()] if blank else given
 
         images = images_of(sees)
-        features = shared.once((sees, path.images, blank), lambda: self.model(sees).encode(images))
+        features = once(shared, (sees, path.images, blank), lambda: self.model(sees).encode(images))
         if twin:
             features = apply(Tensor.detach, features)
         elif path.is_switch and (adapter := self.switch_adapter) is not None and len(features):
             seen, images = images, images_of(path.projector)  # the teacher may see images of its own
             adapted = "adapted", sees, path.projector, path.images
-            return shared.once(adapted, lambda: adapter(features, seen, images)), images
+            return once(shared, adapted, lambda: adapter(features, seen, images)), images
         return features, images
 
 

@@ -210,6 +210,13 @@ class PathSpec(Strict):
             return value
         return dict.fromkeys(MODULES, value["model"]) | {key: of for key, of in value.items() if key != "model"}
 
+    @model_validator(mode="after")
+    def _is_mean_or_goes_through_models(self) -> Self:
+        ours = self.vision, self.projector, self.language, self.images, self.prompt
+        if self.mean and ours != ("student", "student", "student", "given", None):
+            raise PydanticCustomError("path", "is either the mean of paths or goes through models")
+        return self
+
     @property
     def models(self) -> frozenset[str]:
         """The models whose modules it goes through."""
@@ -235,16 +242,15 @@ class PathSpec(Strict):
 MODULES = ("vision", "projector", "language")
 LEARNING = ("student", "before")
 """The models of the student's build; every other is a teacher."""
-OF_MODELS = {
-    "student": {"model": "student"},
-    "teacher": {"model": "teacher"},
-    "switch": {"model": "teacher", "vision": "student"},
-    "reverse": {"model": "student", "vision": "teacher"},
-    "before": {"model": "before"},
-    "blind": {"model": "teacher", "images": "blank"},
-    "blind_student": {"model": "student", "images": "blank"},
+BUILT_IN: Mapping[str, PathSpec] = {
+    "student": PathSpec(),
+    "teacher": PathSpec(vision="teacher", projector="teacher", language="teacher"),
+    "switch": PathSpec(projector="teacher", language="teacher"),
+    "reverse": PathSpec(vision="teacher"),
+    "before": PathSpec(vision="before", projector="before", language="before"),
+    "blind": PathSpec(vision="teacher", projector="teacher", language="teacher", images="blank"),
+    "blind_student": PathSpec(images="blank"),
 }
-BUILT_IN: Mapping[str, PathSpec] = {name: PathSpec.model_validate(path) for name, path in OF_MODELS.items()}
 """The paths that every recipe has."""
 
 

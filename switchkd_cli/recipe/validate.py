@@ -5,7 +5,7 @@ Every check reads plain data of which other parts may be broken, so that all pro
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import isdir
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -20,7 +20,6 @@ from switchkd_cli.recipe.schema import (
     LOWER,
     MODULES,
     VALIDATION,
-    Part,
     PathSpec,
     RowFormat,
     through,
@@ -33,7 +32,7 @@ Problem = tuple[Location, str]
 NO_INFINITY = ConfigDict(allow_inf_nan=False)
 AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed numbers
 
-PARTS = frozenset(get_args(Part))
+PARTS = {*MODULES, "adapter"}
 # The parts that a term's gradient may reach, by what its loss reads of a path: later ones have no influence on it.
 REACH_OF_KIND = {"features": {"vision", "adapter"}, "tokens": {"vision", "adapter", "projector"}}
 
@@ -57,6 +56,7 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
     if teachers and data.get("teacher") is None:
         yield ("teachers",), "the recipe has no teacher: name the first one `teacher`"
     known, models = known_paths(data), [*LEARNING, "teacher", *teachers]
+    through_models = [name for name, path in known.items() if not path.mean]
     names = [("teachers", name) for name in teachers] + [("paths", name) for name in mapping(data.get("paths"))]
     yield from _repeated("paths", [((), name) for name in (*BUILT_IN, "labels")] + [(at, at[1]) for at in names])
     for path in names:
@@ -64,9 +64,7 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
         for key in ("model", *MODULES, "head"):
             yield from _unknown((*path, key), "model", spec.get(key) if path[0] == "paths" else None, models)
         for i, name in enumerate(listed(spec.get("mean"))):
-            yield from _unknown(
-                (*path, "mean", i), "path through models", name, [n for n in known if not known[n].mean]
-            )
+            yield from _unknown((*path, "mean", i), "path through models", name, through_models)
 
 
 def known_paths(data: Mapping[str, Any]) -> Paths:

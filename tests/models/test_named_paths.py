@@ -5,14 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.step_memory import FP32, activations
+from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.data.rows import Fault
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import BUILT_IN, PathSpec, Term
 from tests.support import tiny
+from tests.support.measured import bytes_left, micro_batch, only
 from tests.support.registered_losses import losses
 from tests.training.test_training import stage
 
@@ -301,7 +308,9 @@ def test_before_is_the_student_of_the_stage_s_start_also_after_a_resume(tmp_path
     ]
     made = with_paths(objective=terms)
     batch = read(pair(), tmp_path)
-    whole = stepped(Trainer(made, pair(), 4, "fp32"), batch, 2)
+    whole = Trainer(made, pair(), 4, "fp32")
+    assert whole.step([batch], diagnosed=True)[0]["loss/kd"] == pytest.approx(0.0, abs=1e-7)
+    stepped(whole, batch, 1)
     begun, state = tiny.model(seed=1).state_dict(), copy.deepcopy(whole.state_dict())
     stepped(whole, batch, 2)
     resumed = Trainer(made, pair(), 4, "fp32")
@@ -316,8 +325,21 @@ def test_before_is_the_student_of_the_stage_s_start_also_after_a_resume(tmp_path
     assert "before" not in whole.paths.frozen
 
 
-def test_before_equals_the_student_at_the_first_step(tmp_path):
-    figures, _ = Trainer(with_paths(objective=[{**KL, "to": "before"}]), pair(), 2, "fp32").step(
-        [read(pair(), tmp_path)], diagnosed=False
-    )
-    assert figures["loss/kd"] == pytest.approx(0.0, abs=1e-7)
+@pytest.mark.parametrize(
+    "names", [("student", "teacher", "reverse"), ("modular",), ("eyes_and_mouth", "switch"), ("blind_student", "blind")]
+)
+def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
+    paths = pair().train()
+    train = frozenset(part for name in names for part in KNOWN[name].trains - {"adapter"})
+    only(paths, train)
+    rows = [tiny.row(n, tiny.picture(tmp_path, f"{n}.png", 1), ("What is it?", "a dog")) for n in "ab"]
+    batch = read(paths, tmp_path, which=rows)
+    keep, computed = batch.predicting("answer"), Computation(frozenset(names), train, known=KNOWN)
+    shapes = [ModelShape(model) for model in (paths.student, paths.teacher)]
+    left = bytes_left(lambda: paths(batch, set(names), keep), paths, paths.teacher)
+    planned = activations(*shapes, micro_batch(batch), computed, FP32)
+    assert planned.saved + planned.cast == pytest.approx(left, rel=0.05)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        logits = paths(batch, set(names), keep)
+        sum(logits[name].square().sum() for name in names if KNOWN[name].trains).backward()
+    assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()

@@ -6,7 +6,7 @@ from switchkd_cli.engine.compatibility import check_paths
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from tests.recipe.test_recipe_problems import problems
@@ -36,6 +36,7 @@ def recipe(folder, paths="", term="{name: vsd, loss: dbild, to: teacher}", *more
         ("all: {mean: [all]}", "to: all", "paths.all.mean.0: unknown path through models, got 'all'"),
         ("all: {mean: [teacher]}", "of: all, to: teacher", "vsd.of: the all is frozen, so this term trains nothing"),
         ("same: {model: student}", "to: same", "vsd.to: a term compares two different things, got 'same' twice"),
+        ("both: {mean: [teacher], model: before}", "to: both", "paths.both: is either the mean of paths or goes through"),
         ("told: {model: teacher, prompt: 'Say {answer}'}", "to: told, on: text", "vsd.on: paths with other prompts"),
     ],
 )  # fmt: skip
@@ -94,7 +95,7 @@ def blueprint(model):
 
 
 def test_a_plan_counts_what_paths_share_once():
-    student, teacher = (shape(tiny.model(width)) for width in (16, 24))
+    student, teacher = (ModelShape(tiny.model(width)) for width in (16, 24))
     batch = MicroBatch(2, 2, 30, 6)
 
     def count(*paths, **more):

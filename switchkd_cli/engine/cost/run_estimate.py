@@ -10,14 +10,7 @@ from typing import Any
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_fit,
-    check_paths,
-    compare,
-    read_by_teacher,
-    shared_vocabulary,
-)
+from switchkd_cli.engine.compatibility import Vocabulary, check_fit, check_paths, compare, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -72,9 +65,9 @@ def estimate_run(
         here = {name: model.blueprint for name, model in known.items() if model.blueprint is not None}
         if here.keys() == known.keys():
             check_paths(config.stages, here)
-        pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
+        pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            frozen = sum(model.parameters.all for model in known.values()) - student.parameters.all
+            frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters
             further = {name: known[name].shape for name in config.further_teachers}
             pair = replace(pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=further)
             if config.switch.adapter is not None:
@@ -86,7 +79,7 @@ def estimate_run(
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
-                read = read_by_teacher(name, config.stages)
+                read = any(stage.needs_teacher for stage in config.stages if name in stage.data_sets)
                 own = teacher.blueprint if teacher is not None and read else None
                 found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
                 if found is not None:
@@ -142,6 +135,8 @@ def _assumptions(
     if uncut := [name for name in guessed if run.config.data[name].max_length is None]:
         taken = f"rows of {', '.join(uncut)} are taken to be cut at {ASSUMED_MAX_LENGTH:,} tokens"
         yield f"{taken}, but max_length is not set: the longest row decides the memory"
+    if asked := sorted({name for stage in run.config.stages for name, path in stage.readings.items() if path.prompt}):
+        yield f"{run.row}: the tokens that the prompts of {', '.join(asked)} add are not counted"
     losses = {term.loss for stage in run.config.stages for term in stage.objective}
     if of_images := [loss for loss in sorted(losses) if registry.signature("loss", loss).of_images]:
         left_out = f"memory and operations of what {', '.join(of_images)} compare, and of adapters, are not counted"
@@ -166,7 +161,7 @@ def estimate_stage(
         estimate.steps = count_steps(stage, round(sample.rows * (1 - held_out)))
     if models is not None:
         estimate.trained = models.trained(frozenset(stage.train))
-        estimate.saved_bytes = SAVED * models.parameters.all
+        estimate.saved_bytes = SAVED * models.student.parameters
         if sample is not None:
             if models.teacher is not None:
                 sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
@@ -185,7 +180,7 @@ def _estimate_work(
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
     if "before" in stage.models:
-        models = replace(models, teacher_parameters=models.teacher_parameters + models.parameters.all)
+        models = replace(models, teacher_parameters=models.teacher_parameters + models.student.parameters)
     further: dict[str, Any] = {"rounded": stage.bits is not None, "known": stage.readings, "teachers": models.teachers}
     computed = Computation(
         frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), **further
@@ -214,12 +209,12 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
-    numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
+    numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
-        saved = SAVED * models.parameters.all
+        saved = SAVED * models.student.parameters
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
     estimate.notes += _advice(stage, estimate, machine, state)
     if stage.teacher_states == "cached" and models.teacher is not None and steps:

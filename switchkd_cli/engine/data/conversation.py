@@ -234,7 +234,9 @@ class Conversations(Dataset[Example]):
         others = {}
         for names, reader in self.others.items():
             inputs, by_bytes = reader.image_inputs, reader._token_bytes is not None
-            seen = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
+            seen = images
+            if inputs is not self.image_inputs:
+                seen = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
             answers = example.labels[example.labels != IGNORE]
             other, theirs = reader._read(row, seen, cut=None if by_bytes else example.cut, answers=len(answers))
             if by_bytes:

@@ -73,7 +73,8 @@ class Objective:
         read = {(self.sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads}
         self.scored = {t.name: t.score for t in terms if t.score is not None}
         read |= {each for score in self.scored.values() for each in score.reads}
-        self.outputs = frozenset(output_name(of, kind) for path, kind in read for of in self._made_of(path))
+        made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
+        self.outputs = frozenset(output_name(*each) for each in made)
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
 
     def sides(self, term: Term) -> dict[str, str]:
@@ -199,9 +200,6 @@ class Objective:
         given["targets"] = given[f"{term.of}_targets"]
         scores = registry.resolve("focus", focus.by)(*(given[name] for name in score.positional), **focus.parameters)
         return weights(scores, given["rows"], share=focus.share, mass=focus.mass, of_examples=focus.of == "examples")
-
-    def _made_of(self, path: str) -> tuple[str, ...]:
-        return self.means[path].mean if path in self.means else (path,)
 
     @torch.no_grad()
     def _mean(self, mean: PathSpec, on: str, inputs: LossInputs) -> Tensor:
