@@ -17,10 +17,11 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
+from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
 
-SOURCE = {"features": "vision", "tokens": "projector", "attention": "language", "mapped": "language"}
+SOURCE = {"features": "vision", "tokens": "projector", "mapped": "language", "attention": "language"}
 """The module that gives each kind of output of images; attention's mean over heads needs no adapter."""
 
 
@@ -35,6 +36,11 @@ Seen = tuple[PerImage, Sequence[ImageInput]]
 
 Shared = dict[Hashable, Any]
 """What paths of one forward pass have in common, by how it is computed."""
+
+
+def _map_of(path: str) -> str:
+    """Return the name of the adapter in front of a path's own head."""
+    return f"head of {path}"
 
 
 def once(shared: Shared, way: Hashable, compute: Callable[[], Any]) -> Any:
@@ -158,13 +164,21 @@ class Paths(nn.Module):
         """
         self.adapters = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
+
+        def draw(name: str, ours: int, theirs: int) -> None:
+            self.adapters[name] = adapter = nn.Linear(ours, theirs, bias=False)
+            nn.init.xavier_uniform_(adapter.weight, generator=generator)
+
         for kind, ours in sorted(self.student.widths.items()):
             sources = {self._source(path, kind) for path in self.known if output_name(path, kind) in names}
             widths = {self.model(source).widths[kind] for source in sources.difference(LEARNING)} - {ours}
             if "student" in sources and widths:
-                adapter = nn.Linear(ours, widths.pop(), bias=False)
-                nn.init.xavier_uniform_(adapter.weight, generator=generator)
-                self.adapters[kind] = adapter
+                draw(kind, ours, widths.pop())
+        for name, path in self.known.items():
+            if path.head and {name, output_name(name, "hidden")} & set(names):
+                if self.tokens is not None:
+                    raise UserError(f"paths.{name}.head: needs one vocabulary, these models read their own tokens")
+                draw(_map_of(name), *(self.model(of).widths["mapped"] for of in (path.language, path.head)))
         return list(self.adapters.parameters())
 
     def _source(self, path: str, kind: str) -> str:
@@ -193,7 +207,7 @@ class Paths(nn.Module):
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
         """Return the LM head of each path, which turns `hidden` into logits; `dtype` is the one of mixed precision."""
         models = {"student": self.student, **self.frozen}
-        known = {name: models[path.language] for name, path in self.known.items() if path.language in models}
+        known = {name: models[path.speaks] for name, path in self.known.items() if path.speaks in models}
         weights, caps = ({path: getattr(model, of) for path, model in known.items()} for of in ("head", "cap"))
         return Heads(weights, self.columns, dtype, caps)
 
@@ -229,12 +243,16 @@ class Paths(nn.Module):
             values["attention"] = once(shared, ("attention", path), lambda: language.attention(read, values["tokens"]))
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if "attentions" in from_images:
-            values["attentions"] = language.attentions(read, values["tokens"])
+            values["attentions"] = once(
+                shared, ("every layer", path), lambda: language.attentions(read, values["tokens"])
+            )
         if of_text:
-            hidden: Tensor = once(shared, path, of_tokens)
+            hidden: Tensor = once(shared, path.model_copy(update={"head": None}), of_tokens)
+            if path.head:
+                hidden = self.adapters[_map_of(name)](hidden)
             values |= {"hidden": hidden, "mapped": hidden}
             if "logits" in kinds:
-                values["logits"] = language.logits(hidden)[:, : self.columns[name]]
+                values["logits"] = self.model(path.speaks).logits(hidden)[:, : self.columns[name]]
         real = slice(len(read.images))  # without the blank image
         values = {kind: values[kind] if kind in of_text else values[kind][real] for kind in kinds}
         ours = [kind for kind in self.adapters if kind in values and self._source(name, kind) == "student"]

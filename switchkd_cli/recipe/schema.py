@@ -189,6 +189,9 @@ class PathSpec(Strict):
     """The model whose projector turns features into visual tokens."""
     language: Name = "student"
     """The model whose language model reads text and visual tokens."""
+    head: Name | None = None
+    """The model whose head makes logits of the hidden states, behind a trained map to its width (none: `language`'s own). The
+    map is dropped with the stage; both models have one vocabulary."""
     images: Literal["given", "blank", "mixed"] = "given"
     """`blank`: every image is grey. `mixed`: each is blended with another one of the batch; not for terms to labels."""
     prompt: Text | None = None
@@ -217,7 +220,12 @@ class PathSpec(Strict):
     @property
     def models(self) -> frozenset[str]:
         """The models whose modules it goes through."""
-        return frozenset(() if self.mean else (self.vision, self.projector, self.language))
+        return frozenset(() if self.mean else (self.vision, self.projector, self.language, self.speaks))
+
+    @property
+    def speaks(self) -> str:
+        """The model whose head gives its logits."""
+        return self.head or self.language
 
     @property
     def is_switch(self) -> bool:

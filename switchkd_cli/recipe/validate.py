@@ -61,7 +61,7 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _repeated("paths", [((), name) for name in (*BUILT_IN, "labels")] + [(at, at[1]) for at in names])
     for path in names:
         spec = mapping(at(data, *path))
-        for key in ("model", *MODULES):
+        for key in ("model", *MODULES, "head"):
             yield from _unknown((*path, key), "model", spec.get(key) if path[0] == "paths" else None, models)
         for i, name in enumerate(listed(spec.get("mean"))):
             yield from _unknown((*path, "mean", i), "path through models", name, through_models)

@@ -125,6 +125,23 @@ def test_decoupled_kd_of_a_position_without_a_target_is_0():
     assert value[0] == 0 and value[1] > 0
 
 
+def test_grounded_kl_is_reverse_kl_of_a_target_that_leans_on_what_is_seen():
+    teacher, student = language_logits(4, 30, seed=5)
+    blind = language_logits(4, 30, seed=6)[0]
+    parameters = {"temperature": 2.0, "visual": 3.0}
+    whole = value_and_gradient(losses.grounded_kl, teacher, student, blind_logits=blind, **parameters)
+
+    def parts(t, s):
+        return torch.stack([reference.grounded_kl(*one, **parameters) for one in zip(t, s, blind, strict=True)])
+
+    torch.testing.assert_close(whole, value_and_gradient(parts, teacher, student), rtol=1e-9, atol=1e-12)
+    as_it_is = losses.grounded_kl(teacher, student, blind, visual=1.0)
+    torch.testing.assert_close(as_it_is, losses.reverse_kl(teacher, student))
+    torch.testing.assert_close(losses.grounded_kl(teacher, student, teacher), as_it_is)  # it doesn't need to see
+    padded = [torch.cat([z, torch.full((4, 2), -torch.inf)], 1) for z in (teacher, student, blind)]
+    torch.testing.assert_close(losses.grounded_kl(*padded), losses.grounded_kl(teacher, student, blind))
+
+
 def test_swing_is_forward_kl_where_the_student_guesses_the_target_too():
     teacher, student = language_logits(4, 30, seed=5)
     least = (teacher.log_softmax(-1) - student.log_softmax(-1)).argmin(-1)

@@ -20,6 +20,7 @@ from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import BUILT_IN, PathSpec, Term
 from tests.support import tiny
 from tests.support.measured import bytes_left, micro_batch, only
+from tests.support.registered_losses import losses
 from tests.training.test_training import stage
 
 KL = {"name": "kd", "loss": "forward_kl"}
@@ -32,6 +33,7 @@ PATHS = {
     "mixed": {"model": "teacher", "images": "mixed"},
     "mixed_student": {"model": "student", "images": "mixed"},
     "plain": {"model": "student", "prompt": "{question}"},
+    "second": {"model": "student", "head": "teacher"},
     "told": {"model": "student", "prompt": "Think of {answer}. {question}"},
     "told_teacher": {"model": "teacher", "prompt": "Think of {answer}. {question}"},
 }
@@ -115,6 +117,31 @@ def test_a_gradient_reaches_the_student_s_modules_of_a_path_and_nothing_else(tmp
     trained = {id(p) for part in reached for p in paths.student.used_parameters(part).values()}
     everything = [*paths.parameters(), *(p for model in paths.frozen.values() for p in model.parameters())]
     assert {id(p) for p in everything if p.grad is not None} == trained
+
+
+def test_a_second_head_reads_the_same_states_behind_a_trained_map_that_is_dropped(tmp_path):
+    """Dual-head distillation: the first head learns from the labels alone, both teach what is in front of them."""
+    paths = pair(tiny.model(24, seed=2)).train()
+    terms = [Term(loss="cross_entropy"), Term.model_validate({**KL, "of": "second", "to": "teacher"})]
+    objective, batch = Objective(terms), read(paths, tmp_path)
+    (mapping,) = paths.adapt(objective.outputs, seed=3)
+    keep = batch.predicting_in_all("answer")
+    of_student = calls(paths, ("student", "second"), batch)["L of student"]
+    given = paths(batch, {"student.hidden", "second", "second.hidden"}, keep)
+    mapped = given["student.hidden"] @ mapping.T
+    torch.testing.assert_close(given["second"], paths.teacher.logits(mapped)[:, : paths.vocabulary])
+    assert of_student == 1 and torch.equal(given["second.hidden"], mapped)
+    chunked = ChunkedObjective(Objective(terms[1:]))
+    normalizers = objective.normalizers([batch])
+    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, normalizers))
+    loss.backward()
+    expected = losses.forward_kl(logits_of(paths, batch, "teacher")["teacher"], given["second"]).mean()
+    torch.testing.assert_close(loss, expected)
+    reached = {
+        id(p) for part in ("vision", "projector", "language") for p in paths.student.used_parameters(part).values()
+    }
+    assert {id(p) for p in paths.parameters() if p.grad is not None} == reached | {id(mapping)}
+    assert paths.adapt({"student"}) == [] and not paths.adapters
 
 
 @pytest.mark.parametrize("name", ["before", "teacher", "blind", "alias", "mixed", "told_teacher"])

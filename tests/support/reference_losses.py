@@ -111,6 +111,13 @@ def reverse_kl(teacher, student, *, temperature=1.0):
     return forward_kl(student, teacher, temperature=temperature)
 
 
+def grounded_kl(teacher, student, blind, *, temperature=1.0, visual=2.0):
+    """Its two parts, and the constant that makes it a divergence."""
+    t, s, b = ((z / temperature).log_softmax(0) for z in (teacher, student, blind))
+    prior, grounding = kl(s, b), (s.exp() * (b - t)).sum()
+    return prior + visual * grounding + (b + visual * (t - b)).logsumexp(0)
+
+
 def jensen_shannon(teacher, student, *, temperature=1.0, beta=0.5):
     p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
     m = beta * p + (1 - beta) * q

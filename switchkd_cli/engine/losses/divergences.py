@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
-from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
+from switchkd_cli.engine.losses.ops.vocabulary import (
+    FLOOR,
+    kl,
+    log_probabilities,
+    mask_padding,
+    mix,
+    padding_columns,
+    without_padding,
+)
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -53,6 +61,25 @@ def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: f
     """
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
     return kl(log_s, log_t)
+
+
+def grounded_kl(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    blind_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    visual: float = 2.0,
+) -> Tensor:
+    """Return KL(p_S || q) for each row of logits [N, V], in nats, [N]: q leans on what the teacher sees.
+
+    q = softmax((z_B + visual (z_T - z_B)) / temperature), z_B the teacher's logits where every image is grey. Reverse KL is,
+    up to a constant, KL(p_S || p_B), the language prior, plus the mean over p_S of log p_B - log p_T, the visual grounding; here
+    the second counts ``visual`` times: at 1 it is reverse_kl. One reading of VGS (2606.00564), which steers gradients.
+    """
+    padding = padding_columns(teacher_logits, blind_logits)
+    teacher, blind = (mask_padding(z.detach(), padding) for z in (teacher_logits, blind_logits))
+    return reverse_kl(blind + visual * (teacher - blind), student_logits, temperature=temperature)
 
 
 def jensen_shannon(
