@@ -62,6 +62,7 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
+    own: bool = False  # its answers are the student's own
     teacher: Example | None = None  # as the teacher reads it (no images: these); None: it reads the student's tokens
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
@@ -83,6 +84,7 @@ class Batch:
     image: Tensor  # [B, T] bool: visual tokens
     images: tuple[ImageInput, ...]
     image_rows: Tensor  # [P] int64: the example that each image belongs to
+    own: Tensor  # [B] bool: its answers are the student's own
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that examples of this batch replace
@@ -127,8 +129,12 @@ class Batch:
         """[B, T] bool: the positions t whose *next* token belongs to `on` (the label shift happens here only).
 
         A turn's first token follows the shared part, not the turn written before it: that step never counts. Visual
-        tokens are never predicted: `image` selects the positions that hold them.
+        tokens are never predicted: `image` selects the positions that hold them. In front of `on`, "given" or "own" (`own
+        answer`) selects examples by whose answers they have.
         """
+        whose, _, on = on.rpartition(" ")
+        if whose:
+            return self.predicting(on) & (self.own == (whose == "own"))[:, None]
         if on == "image":
             return self.image
         real = self.turn >= 0
@@ -168,12 +174,19 @@ class Batch:
 
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
-        owners = self.image_rows.tolist()
+        for i, example in enumerate(self.examples()):
+            length = len(example.turn)
+            example = replace(example, position=self.position[..., i, :length], teacher=None)
+            yield collate([example], pad_token=0), keep[i : i + 1, :length]
+
+    def examples(self) -> Iterator[Example]:
+        """Yield the examples without padding, positions and spans."""
+        owners, theirs = self.image_rows.tolist(), list(self.teacher.examples()) if self.teacher else []
         for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
             ids, labels, turn, image = (of[i, :length] for of in (self.input_ids, self.labels, self.turn, self.image))
             images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
-            example = Example(self.ids[i], ids, labels, turn, image, images, self.position[..., i, :length])
-            yield collate([example], pad_token=0), keep[i : i + 1, :length]
+            teacher = theirs[i] if theirs else None
+            yield Example(self.ids[i], ids, labels, turn, image, images, own=bool(self.own[i]), teacher=teacher)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
@@ -199,6 +212,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         image=_stack(image, length, False),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
+        own=torch.tensor([e.own for e in examples]),
         attention=_attention(turn),
         position=_stack(positions, length, 0) if positions else _position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),

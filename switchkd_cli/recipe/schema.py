@@ -186,6 +186,9 @@ class Term(Strict):
     """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
     on: Literal["answer", "text", "image", "all"] = "answer"
     """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
+    answers: Annotated[Literal["given", "own", "both"] | None, _left_out(None)] = None
+    """Count them in examples with the data's answers (`given`), with the student's `own`, or in `both` (none: `given` of a
+    term with labels, else `both`); docs/methods.md."""
     alignment: Annotated[Literal["positions", "bytes"], _left_out("positions")] = "positions"
     """What student and teacher are compared at: equal positions, or equal bytes of the answers' text, where each reads it
     as its own tokens; docs/methods.md."""
@@ -200,9 +203,26 @@ class Term(Strict):
         return {"name": value["loss"], **value} if isinstance(value, dict) and "loss" in value else value
 
     @property
+    def positions(self) -> str:
+        """The positions that count, as `Batch.predicting` names them."""
+        answers = self.answers or ("given" if self.to == "labels" else "both")
+        return self.on if answers == "both" else f"{answers} {self.on}"
+
+    @property
     def paths(self) -> frozenset[str]:
         """The paths whose outputs this term reads."""
         return frozenset({self.of, self.to} - {"labels"})
+
+
+class Answers(Strict):
+    """The student's own answers, sampled before a step, in place of the data's (on-policy distillation)."""
+
+    own: Annotated[float, Field(strict=True, ge=0, le=1)]
+    """The share of the examples that get own answers: which ones is decided by their order, not by chance."""
+    temperature: NotNegative = 1.0
+    """The temperature of the sampling (0: always the most likely token)."""
+    max_tokens: Count = 64
+    """The most tokens of an own answer, its end token included."""
 
 
 class Validation(Strict):
@@ -293,6 +313,8 @@ class Stage(Strict):
     """How the teacher's hidden states are computed: in the student's batches; example by example, without padding; or
     example by example and then kept on disk for later epochs and runs. The last two give identical numbers; the first
     differs by rounding."""
+    answers: Annotated[Answers | None, _left_out(None)] = None
+    """Give a share of the examples the student's own answers (none: all keep the data's)."""
     validation: Annotated[Validation | None, _left_out(None)] = None
     """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]

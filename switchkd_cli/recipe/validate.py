@@ -144,6 +144,7 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
         if train and part in OF_STUDENT | OF_SWITCH and part not in train:
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
     reached: set[str] = set()
+    yield from _answers(stage, path, terms)
     for place, term in terms:
         yield from _loss(term, place)
         yield from _sides(term, place, train, has_teacher=has_teacher)
@@ -152,6 +153,25 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
     for part in train:
         if terms and part in (OF_STUDENT | OF_SWITCH) - reached:
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
+
+
+def _answers(
+    stage: Mapping[str, Any], path: Location, terms: Sequence[tuple[Location, Mapping[str, Any]]]
+) -> Iterator[Problem]:
+    """Yield what doesn't fit a stage's own answers: other settings, and terms that have nothing to compare, or no right answer."""
+    own = mapping(stage.get("answers")).get("own", 0)
+    if own and stage.get("teacher_states") == "cached":
+        yield (*path, "teacher_states"), "own answers are new in every step (did you mean 'by_row'?), got 'cached'"
+    for place, term in terms:
+        to_labels, answers = term.get("to", "labels") == "labels", term.get("answers")
+        if answers in ("own", "both") and to_labels:
+            yield (*place, "answers"), f"only given answers have labels, got {answers!r}"
+        elif answers == "own" and not own:
+            yield (*place, "answers"), "the stage gives no own answers (`answers: {own: 0.5}`), got 'own'"
+        elif own == 1 and answers in ("given", None) and (to_labels or answers) and term.get("weight") != 0:
+            yield (*path, "answers", "own"), f"leaves {item_name(term)} no given answer, got {own}"
+        if own and term.get("alignment") == "bytes":
+            yield (*place, "alignment"), "own answers are compared at equal positions, got 'bytes'"
 
 
 def _reach(term: Mapping[str, Any]) -> set[str]:
@@ -182,6 +202,8 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
         yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
     if by_bytes and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
+    if signature.of_images and term.get("answers") is not None:
+        yield (*path, "answers"), f"{loss} compares whole images: leave it out, got {term['answers']!r}"
     if signature.of_images and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 

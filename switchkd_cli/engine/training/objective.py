@@ -65,7 +65,7 @@ class Objective:
             for t in terms
             for side, kind in self.signatures[t.name].reads
         )
-        self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
+        self.on = tuple(dict.fromkeys(t.positions for t in terms if not self.signatures[t.name].of_images))
 
     def counted(self, term: Term) -> str:
         """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
@@ -74,7 +74,7 @@ class Objective:
             return IMAGES
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
-        return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
+        return term.positions if self.tokens is None or term.of == "student" else f"teacher's {term.positions}"
 
     def keep(self, batch: Batch) -> Tensor:
         """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
@@ -144,7 +144,7 @@ class Objective:
         for side, path in (("teacher", term.of if term.to == "labels" else term.to), ("student", term.of)):
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
-            select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
+            select = row_selector(pairs[path] if pairs else read.predicting(term.positions)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.errors import UserError
@@ -61,6 +62,10 @@ class TorchReplica:
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         with self.autocast:
             return self.module(*arguments)
+
+    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
+        """Return the student with the weights as they are, to generate with: its own."""
+        return nullcontext(self.paths.student)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""

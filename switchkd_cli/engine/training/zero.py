@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.optimizer import Groups, make_optimizer
@@ -63,7 +64,7 @@ class ZeroReplica:
         self.processes, self.device = processes, processes.device
         if paths.teacher is not None:  # complete in each process, in the dtype of the student's products
             paths.teacher.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
-        self.paths = paths.twin()
+        self.whole, self.paths = paths, paths.twin()
         # what is computed with in a parameter's place
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
@@ -90,6 +91,21 @@ class ZeroReplica:
 
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         return self.engine(*arguments)
+
+    @contextmanager
+    def complete_student(self) -> Iterator[VisionLanguageModel]:
+        """Around a block that generates with the student. Every process must call this.
+
+        Where weights are sharded it is a complete float32 copy: no process then waits for another one's longer answers.
+        """
+        if self.complete:
+            yield self.paths.student
+            return
+        self.collect()
+        try:
+            yield self.whole.student.to(self.device)
+        finally:
+            self.whole.student.cpu()
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass.

@@ -1,0 +1,219 @@
+"""Own answers (on-policy): some examples of a step get the student's own answers in place of the data's.
+
+An example's number in the stage's order says whether it gets them, and each answer is drawn from numbers of its own, so no
+split into micro-batches or processes changes what is sampled, and a resumed run samples the same. The loss takes them as
+they are: sampling has no gradient.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from switchkd_cli.engine.batch import IGNORE, Batch, Example, ImageInput, collate
+from switchkd_cli.engine.data.conversation import Examples
+from switchkd_cli.engine.inputs import InputProcessor
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
+from switchkd_cli.engine.training.trainer import Trainer
+
+AT_ONCE = 64  # answers that are sampled together: without a gradient they take less memory than a micro-batch
+
+
+def gets_own(number: int, share: float) -> bool:
+    """Whether the example of this number, in the order of the stage, gets own answers: as evenly as the share allows."""
+    return math.floor((number + 1) * share) > math.floor(number * share)
+
+
+def answer_spans(labels: Tensor) -> list[tuple[int, int]]:
+    """Return the first token of each answer in labels [T], and the one behind its last."""
+    edges = torch.diff(pad((labels != IGNORE).int(), (1, 1))).nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def prompts(example: Example) -> Iterator[Tensor]:
+    """Yield the tokens in front of each answer, without the turns that it doesn't see."""
+    for begin, _ in answer_spans(example.labels):
+        turn = example.turn[:begin]
+        yield example.input_ids[:begin][(turn == 0) | (turn == example.turn[begin])]
+
+
+def with_answers(example: Example, answers: Sequence[Tensor], end: int, inputs: InputProcessor) -> Example:
+    """Return the example with other tokens as its first answers, as a model of these `inputs` reads it.
+
+    Behind one that was cut before its `end` token the given answer's stays, but is not learnt.
+    """
+    parts, at = [], 0
+    for (begin, stop), answer in zip(answer_spans(example.labels), answers, strict=False):
+        cut = answer[-1] != end and example.input_ids[stop - 1] == end
+        parts.append((example.input_ids[at:begin], example.labels[at:begin], example.turn[at:begin]))
+        parts.append((answer, answer, example.turn[begin].expand(len(answer))))
+        at = stop - 1 if cut else stop
+        parts.append((example.input_ids[at:stop], torch.full((stop - at,), IGNORE), example.turn[at:stop]))
+        at = stop
+    parts.append((example.input_ids[at:], example.labels[at:], example.turn[at:]))
+    ids, labels, turn = (torch.cat(of) for of in zip(*parts, strict=True))
+    return replace(example, input_ids=ids, labels=labels, turn=turn, image=ids == inputs.image_token, own=True)
+
+
+class Sampled(LogitsProcessor):
+    """Leaves one token in each row of logits: sampled by numbers [B, steps] in [0, 1), or at temperature 0 the likeliest.
+
+    The token is the first whose cumulative probability is above the row's number. Those of `never` are not taken.
+    """
+
+    def __init__(self, numbers: Tensor, prompt: int, temperature: float, never: Tensor) -> None:
+        self.numbers, self.prompt, self.temperature, self.never = numbers, prompt, temperature, never
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float().index_fill(1, self.never, -math.inf)
+        if not self.temperature:
+            return scores
+        reached = (scores / self.temperature).softmax(-1).cumsum(-1)
+        drawn = self.numbers[:, input_ids.shape[1] - self.prompt, None] * reached[:, -1:]
+        taken = torch.searchsorted(reached, drawn, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -math.inf).scatter(1, taken, 0.0)
+
+
+@dataclass
+class Asked:
+    """An example that gets own answers: the visual tokens of its images, and the answers so far, by their numbers."""
+
+    example: Example
+    tokens: Sequence[Tensor] = ()
+    answers: dict[int, Tensor] = field(default_factory=dict)
+
+
+class OwnAnswers:
+    """Gives a stage's examples their own answers.
+
+    The answers of a chained conversation come one after another, each behind the student's own earlier ones; independent
+    ones all at once. An example that would no longer fit, in `max_length` or a model's positions, keeps the given answers.
+    """
+
+    def __init__(self, trainer: Trainer, data: Examples, seed: int) -> None:
+        assert trainer.stage.answers is not None
+        self.trainer, self.seed, self.settings = trainer, seed, trainer.stage.answers
+        student, teacher = trainer.paths.student, trainer.paths.teacher
+        self.inputs = student.inputs
+        self.of_teacher = self.inputs if teacher is None else teacher.inputs
+        tokenizer = self.inputs.tokenizer
+        self.end = tokenizer.eos_token_id if data.end is None else tokenizer.convert_tokens_to_ids(data.end)
+        unreadable = range(trainer.paths.vocabulary, student.head.shape[0])  # the teacher has no such tokens
+        self.never = torch.tensor([self.inputs.image_token, self.of_teacher.image_token, *unreadable])
+        readings = [of for part in data.parts for of in (part, part.teacher) if of is not None]
+        self.seconds = 0.0  # that the last step's answers took
+        self.longest = min((of.max_length for of in readings if of.max_length is not None), default=math.inf)
+        self.positions = min((most for of in readings for most in of.positions.values()), default=math.inf)
+
+    def __call__(self, group: Sequence[Batch], step: int) -> tuple[list[Batch], dict[str, float]]:
+        """Return this process's micro-batches of a step (from 0) with own answers, and figures over all processes:
+
+        `own/share` of the examples that got them, `own/length`, the mean of their tokens, and `own/cut`, the share of answers
+        that `max_tokens` cut. Every process must call this.
+        """
+        began, trainer, made = time.monotonic(), self.trainer, list(group)
+        examples = [list(batch.examples()) for batch in group]
+        asked = {at: Asked(examples[at[0]][at[1]]) for at in self._chosen(group, step)}
+        device = trainer.replica.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision == "bf16")
+        with torch.no_grad(), trainer.replica.complete_student() as student, autocast:
+            student.eval()
+            for number in range(len(group)):
+                _look_at(student, [of for (batch, _), of in asked.items() if batch == number])
+            while due := [(of, *each) for of in asked.values() for each in self._due(of)]:
+                due.sort(key=lambda each: len(each[2]))  # little padding
+                for first in range(0, len(due), AT_ONCE):
+                    self._sample(student, due[first : first + AT_ONCE], step)
+            student.train()
+        for (number, row), of in asked.items():
+            answered = self._answered(of)
+            examples[number][row] = answered if self._fits(answered) else of.example
+        for number in {number for number, _ in asked}:
+            found = [self._positioned(example) for example in examples[number]]
+            made[number] = collate(found, pad_token=self.inputs.tokenizer.pad_token_id)
+        answers = [answer for of in asked.values() for answer in of.answers.values()]
+        cut = sum(int(answer[-1]) != self.end for answer in answers)
+        mine = sum(int(batch.own.sum()) for batch in made), len(answers), sum(map(len, answers)), cut
+        self.seconds = time.monotonic() - began
+        own, count, tokens, cut = map(sum, zip(*trainer.processes.gather(mine), strict=True))
+        of_each = {"own/length": tokens / count, "own/cut": cut / count} if count else {}
+        return made, {"own/share": own / trainer.stage.batch, **of_each}
+
+    def _chosen(self, group: Sequence[Batch], step: int) -> Iterator[tuple[int, int]]:
+        """Yield the number of the micro-batch and the row of each example that gets own answers."""
+        trainer = self.trainer
+        for number, batch in enumerate(group):
+            place = number * trainer.processes.count + trainer.processes.rank  # see `rows_of_process`
+            first = step * trainer.stage.batch + place * trainer.micro_batch
+            rows = range(len(batch.ids))
+            yield from ((number, row) for row in rows if gets_own(first + row, self.settings.own))
+
+    def _answered(self, of: Asked) -> Example:
+        """Return the example with the answers so far, and its teacher's reading of them."""
+        answers, teacher = [of.answers[number] for number in range(len(of.answers))], of.example.teacher
+        if teacher is not None:
+            teacher = with_answers(teacher, answers, self.end, self.of_teacher)
+        return replace(with_answers(of.example, answers, self.end, self.inputs), teacher=teacher)
+
+    def _due(self, of: Asked) -> Sequence[tuple[int, Tensor]]:
+        """Return the numbers of the answers that can be given now, and their prompts."""
+        left = list(enumerate(prompts(self._answered(of))))[len(of.answers) :]
+        return left if of.example.turn.any() else left[:1]
+
+    def _sample(self, student: VisionLanguageModel, due: Sequence[tuple[Asked, int, Tensor]], step: int) -> None:
+        """Give these answers, of the prompts in one batch."""
+        longest, most = max(len(prompt) for *_, prompt in due), self.settings.max_tokens
+        padding, device = self.inputs.tokenizer.pad_token_id, student.model.device
+        ids = torch.stack([pad(prompt, (longest - len(prompt), 0), value=padding) for *_, prompt in due])
+        mask = torch.stack([pad(torch.ones_like(prompt), (longest - len(prompt), 0)) for *_, prompt in due])
+        numbers = torch.stack([self._numbers(of.example.id, number, step) for of, number, _ in due])
+        token = Sampled(numbers.to(device), longest, self.settings.temperature, self.never.to(device))
+        shown = [image for of, _, prompt in due for image in self._shown(of, prompt)]
+        ends = {"eos_token_id": self.end, "pad_token_id": padding}
+        greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=most, **ends)
+        how = {"logits_processor": LogitsProcessorList([token])}
+        new = student.continued(ids.to(device), mask.to(device), shown, greedy, **how).cpu()
+        for (of, number, _), answer in zip(due, new, strict=True):
+            ended = (answer == self.end).nonzero().flatten().tolist()
+            of.answers[number] = answer[: ended[0] + 1 if ended else None]
+
+    def _shown(self, of: Asked, prompt: Tensor) -> Iterator[tuple[Tensor, ImageInput]]:
+        """Yield the images that a prompt shows: of a chained conversation the later ones may be missing."""
+        left = int((prompt == self.inputs.image_token).sum())
+        for tokens, image in zip(of.tokens, of.example.images, strict=True):
+            if (left := left - len(tokens)) >= 0:
+                yield tokens, image
+
+    def _numbers(self, id: str, answer: int, step: int) -> Tensor:
+        """Return the numbers in [0, 1) that draw an answer's tokens."""
+        name = repr((self.seed, self.trainer.stage.name, step, id, answer)).encode()
+        seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
+        return torch.rand(self.settings.max_tokens, generator=torch.Generator().manual_seed(seed))
+
+    def _fits(self, example: Example) -> bool:
+        readings = [of for of in (example, example.teacher) if of is not None]
+        lengths = [of.turn.bincount() for of in readings]
+        positions = max(int(of[0] + of[1:].max() if len(of) > 1 else of[0]) for of in lengths)
+        return max(len(of.turn) for of in readings) <= self.longest and positions <= self.positions
+
+    def _positioned(self, example: Example) -> Example:
+        def of(read: Example, inputs: InputProcessor) -> Example:
+            return replace(read, position=inputs.position(read.input_ids, read.turn, read.images or example.images))
+
+        teacher = None if example.teacher is None else of(example.teacher, self.of_teacher)
+        return replace(of(example, self.inputs), teacher=teacher)
+
+
+def _look_at(student: VisionLanguageModel, asked: Sequence[Asked]) -> None:
+    """Compute the visual tokens of some examples together."""
+    device = student.model.device
+    images = [{name: of.to(device) for name, of in image.items()} for of in asked for image in of.example.images]
+    tokens = iter(student.project(student.encode(images), images) if images else ())
+    for of in asked:
+        of.tokens = [next(tokens) for _ in of.example.images]
