@@ -67,11 +67,12 @@ def stage_of(
     objective: list[dict] | None = None,
     recomputed: bool = False,
     validated: bool = False,
+    answers: dict | None = None,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
-    settings |= {"activation_checkpointing": recomputed}
+    settings |= {"activation_checkpointing": recomputed, "answers": answers}
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
@@ -94,6 +95,7 @@ def trained(
     validated: bool = False,
     adapted: bool = False,
     saved: str | None = None,
+    answers: dict | None = None,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
@@ -103,7 +105,13 @@ def trained(
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
     stage = stage_of(
-        train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated
+        train=train,
+        micro=micro,
+        steps=steps,
+        objective=objective,
+        recomputed=recomputed,
+        validated=validated,
+        answers=answers,
     )
     lines: list[dict] = []
     data = data_of(paths, here)
