@@ -272,6 +272,7 @@ def _take_stage(
                 writer=writer,
                 processes=processes,
                 deepspeed=run.config.deepspeed,
+                launcher=run.config.launcher,
                 check=run.config.check,
                 held_out=held_out,
                 states=_states(run, folder.root, processes),

@@ -51,6 +51,8 @@ def check_named(runs: Iterable[Run]) -> None:
         for stage in run.config.stages:
             if stage.optimizer == "adamw_8bit":
                 needed["bitsandbytes"] = f"stages.{stage.name}.optimizer: adamw_8bit"
+            if stage.bits is not None:
+                needed["torchao"] = f"stages.{stage.name}.bits: {stage.bits}"
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         problems = [f"{name} is not installed, and the recipe needs it ({needed[name]})" for name in missing]
         raise UserError(problems, hint=f"pip install {' '.join(missing)}", code=MACHINE)

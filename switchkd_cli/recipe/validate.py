@@ -247,9 +247,13 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     for what, needed in (("optimizer", 1), ("parameters", 3)):  # the first stage that shards it
         if offload == what and zero in range(needed):
             yield ("deepspeed", "offload"), f"needs zero: {needed} or more, got {what!r}"
-    for i, stage in mappings(data.get("stages")) if zero else ():
+    fsdp = data.get("launcher") == "fsdp"
+    if fsdp and zero:
+        yield ("deepspeed", "zero"), f"FSDP shards the training itself: leave it out, got {zero}"
+    for i, stage in mappings(data.get("stages")) if zero or fsdp else ():
         if stage.get("optimizer") == "adamw_8bit":
-            yield ("stages", i, "optimizer"), f"can't be sharded: needs deepspeed.zero: 0, got 'adamw_8bit' and {zero}"
+            how = "launcher: fsdp" if fsdp else f"deepspeed.zero: {zero}"
+            yield ("stages", i, "optimizer"), f"can't be sharded, got 'adamw_8bit' with {how}"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:

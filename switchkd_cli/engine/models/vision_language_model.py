@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 
 from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
@@ -138,8 +139,9 @@ class VisionLanguageModel(nn.Module):
     def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
         """L without its head: return transformers' output for a batch."""
         embeddings = self.model.get_input_embeddings()
-        # under ZeRO 3 the backward pass must go through the same layers in every process: the others would wait
-        through = not batch.images and hasattr(embeddings.weight, "ds_id")
+        # sharded: the backward pass must go through the same layers in every process, else the others would wait
+        sharded = hasattr(embeddings.weight, "ds_id") or isinstance(self.language.layers[0], FSDPModule)
+        through = sharded and not batch.images
         with embeddings.register_forward_hook(lambda *of: _with_graph_of(tokens, of[-1])) if through else nullcontext():
             return self.core(
                 input_ids=batch.input_ids,

@@ -3,12 +3,14 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.models.low_bits import rounded
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
@@ -49,17 +51,20 @@ class Trainer:
         *,
         processes: Processes = ALONE,
         deepspeed: DeepSpeed = NO_DEEPSPEED,
+        launcher: str = "deepspeed",
         states: Path | None = None,
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
-        self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
+        self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
         paths.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
         nn.ParameterList(p for part in self.parts.values() for p in part).requires_grad_(True)
-        frozen = "vision" not in self.parts
+        self._until_closed = ExitStack()
+        self._until_closed.enter_context(rounded(paths.student, stage.bits))
+        frozen = "vision" not in self.parts and stage.bits is None
         paths.one_tower = frozen and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         by_row = stage.teacher_states != "batched" and stage.needs_teacher
         paths.states = TeacherStates(states if stage.teacher_states == "cached" else None) if by_row else None
@@ -80,6 +85,10 @@ class Trainer:
 
             config = deepspeed_config(stage, self.deepspeed, self.precision, self.processes)
             self.replica: TorchReplica | ZeroReplica = ZeroReplica(paths, groups, self.processes, stage, config)
+        elif self.launcher == "fsdp" and self.processes.count > 1:
+            from switchkd_cli.engine.training.fsdp import FsdpReplica
+
+            self.replica = FsdpReplica(paths, groups, self.processes, stage, self.precision)
         else:
             unused = "student" not in self.objective.outputs
             self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
@@ -207,6 +216,7 @@ class Trainer:
         """Leave the trained weights in `paths`."""
         self.replica.collect()
         self.replica.close()
+        self._until_closed.close()
         if self.paths.states is not None:
             self.paths.states.close()
             self.paths.states = None
