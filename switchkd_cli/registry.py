@@ -33,7 +33,7 @@ TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
 OF_POSITIONS = ("logits", "hidden")
 OF_IMAGES = ("features", "tokens", "attention", "focus")
-EXTRAS = ("targets", "rows", "progress", "teacher_targets", "teacher_spans", "student_spans", "first_pieces")
+EXTRAS = ("targets", "rows", "signs", "progress", "teacher_targets", "teacher_spans", "student_spans", "first_pieces")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
@@ -73,6 +73,11 @@ class Signature:
     def of_images(self) -> bool:
         """Whether the loss gives one value per image; else it gives one per position that its term chooses, or per span."""
         return any(kind in OF_IMAGES for _, kind in self.reads)
+
+    @property
+    def of_preferences(self) -> bool:
+        """Whether the loss gives one value per pair of a preferred and a rejected answer."""
+        return "signs" in self.positional
 
     @property
     def of_spans(self) -> bool:

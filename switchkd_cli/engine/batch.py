@@ -30,6 +30,9 @@ Without any image it is a tensor [0, ...], so that it has a dtype, a device and 
 POSITIONS = ("answer", "text", "image", "all")
 """Which positions a term compares: answer tokens, every text token, image tokens, or all of them."""
 
+REJECTED = 2
+"""The turn of an answer that was rejected, in a row with a preference."""
+
 
 @dataclass(frozen=True)
 class Unusable:
@@ -63,6 +66,7 @@ class Example:
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
     own: bool = False  # its answers are the student's own
+    paired: bool = False  # turn 1 has the preferred answer to a question, turn 2 the rejected one
     teacher: Example | None = None  # as the teacher reads it (no images: these); None: it reads the student's tokens
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
@@ -85,6 +89,7 @@ class Batch:
     images: tuple[ImageInput, ...]
     image_rows: Tensor  # [P] int64: the example that each image belongs to
     own: Tensor  # [B] bool: its answers are the student's own
+    paired: Tensor  # [B] bool: see `Example`
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that examples of this batch replace
@@ -137,10 +142,17 @@ class Batch:
             return self.predicting(on) & (self.own == (whose == "own"))[:, None]
         if on == "image":
             return self.image
-        real = self.turn >= 0
-        chosen = {"answer": self.labels != IGNORE, "text": real & ~self.image, "all": real}[on]
+        real, learnt, pair = self.turn >= 0, self.labels != IGNORE, self.paired[:, None]
+        rejected = pair & (self.turn == REJECTED)
+        of_pair = {"pair": learnt & pair, "chosen": learnt & pair & ~rejected, "rejected": learnt & rejected}
+        chosen = {"answer": learnt & ~rejected, "text": real & ~self.image, "all": real, **of_pair}[on]
         follows = (_shift_left(self.turn, -1) == self.turn) | (self.turn == 0)
         return _shift_left(chosen, False) & follows
+
+    @property
+    def signs(self) -> Tensor:
+        """[B, T] int64: at t, -1 where the token that position t predicts is a rejected answer's, else 1."""
+        return 1 - 2 * (self.paired[:, None] & (_shift_left(self.turn, -1) == REJECTED)).long()
 
     def predicting_in_all(self, on: str) -> Tensor:
         """Return `predicting` of the student's tokens, and of the teacher's where they are others, as `read_by` takes it."""
@@ -185,8 +197,9 @@ class Batch:
         for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
             ids, labels, turn, image = (of[i, :length] for of in (self.input_ids, self.labels, self.turn, self.image))
             images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
+            marks: dict[str, Any] = {"own": bool(self.own[i]), "paired": bool(self.paired[i])}
             teacher = theirs[i] if theirs else None
-            yield Example(self.ids[i], ids, labels, turn, image, images, own=bool(self.own[i]), teacher=teacher)
+            yield Example(self.ids[i], ids, labels, turn, image, images, teacher=teacher, **marks)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
@@ -213,6 +226,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
         own=torch.tensor([e.own for e in examples]),
+        paired=torch.tensor([e.paired for e in examples]),
         attention=_attention(turn),
         position=_stack(positions, length, 0) if positions else _position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),

@@ -118,7 +118,7 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
-        if stages := [stage.name for stage in recipe.stages if stage.answers and stage.answers.own]:
+        if stages := [stage.name for stage in recipe.stages if stage.own_answers]:
             what = "student and teacher read their own tokens: own answers can't be written for the teacher"
             raise UserError(f"stages.{stages[0]}.answers: {what}", f"stages.{stages[0]}.answers=null")
         chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]

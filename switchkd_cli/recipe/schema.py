@@ -142,6 +142,10 @@ class RowFormat(Strict):
     """The keys of a question, of each turn or of the row; several are joined by line breaks."""
     answer: Text | None = None
     """The key of its answer."""
+    chosen: Text | None = None
+    """The key of the answer that is preferred, where it comes apart from the turns: a text, a turn, or a list of one."""
+    rejected: Text | None = None
+    """The key of an answer to the last question that was rejected: a text, a turn, or a list of one."""
     history: Text | None = None
     """The key of a list of earlier questions and answers of the row."""
     id: Text = "id"
@@ -184,8 +188,9 @@ class Term(Strict):
     """The path that learns: `student` trains all parts of the student, `switch` its vision tower."""
     to: Literal["labels", "teacher", "student", "switch"] = "labels"
     """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
-    on: Literal["answer", "text", "image", "all"] = "answer"
-    """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
+    on: Literal["answer", "text", "image", "all", "chosen", "rejected", "pair"] = "answer"
+    """The positions that count: the answers' tokens (without rejected ones), all text, the image tokens, or all; of rows with
+    a preference the `chosen` answer, the `rejected` one, or the `pair`. Losses on images take none."""
     answers: Annotated[Literal["given", "own", "both"] | None, _left_out(None)] = None
     """Count them in examples with the data's answers (`given`), with the student's `own`, or in `both` (none: `given` of a
     term with labels, else `both`); docs/methods.md."""
@@ -338,6 +343,11 @@ class Stage(Strict):
     def trained_on(self) -> tuple[str, ...]:
         """The names of the data sets that this stage trains on."""
         return (self.data,) if isinstance(self.data, str) else tuple(portion.use for portion in self.data)
+
+    @property
+    def own_answers(self) -> bool:
+        """Whether some examples get the student's own answers."""
+        return self.answers is not None and self.answers.own > 0
 
     @property
     def needs_teacher(self) -> bool:

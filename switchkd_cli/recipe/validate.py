@@ -200,6 +200,8 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
         yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
     if by_bytes and (signature.of_images or {str(term.get("of", "student")), str(to)} not in ACROSS):
         yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
+    if signature.of_preferences and term.get("on") != "pair":
+        yield (*path, "on"), f"{loss} compares a preferred answer with a rejected one: 'pair', got {term.get('on')!r}"
     if by_bytes and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
     if signature.of_images and term.get("answers") is not None:

@@ -1,13 +1,16 @@
 """The plan's operations compared with those that torch counts in a real step, forward and backward."""
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.data_sample import STEPS, DataSample, _counted
 from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.models.shape import shape
-from switchkd_cli.recipe.schema import RECOMPUTED
+from switchkd_cli.engine.training.loop import Loop
+from switchkd_cli.recipe.schema import RECOMPUTED, Stage
 from tests.support import tiny
 from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways
 
@@ -57,3 +60,22 @@ def test_recomputed_layers_take_the_operations_that_are_planned(kind, what, tmp_
     measured = counted(paths, batch, wanted, train)
     assert planned(paths, batch, Computation(wanted, train, again)) == pytest.approx(measured, rel=ERROR)
     assert measured > planned(paths, batch, Computation(wanted, train))
+
+
+@pytest.mark.parametrize("turns", ["chained", "independent"])
+def test_sampling_own_answers_takes_the_operations_that_are_planned(turns, tmp_path):
+    paths, most = pair(16), 24
+    data = tiny.conversations(paths.student, tmp_path, turns)
+    settings = {"name": "s", "data": "rows", "train": ["language"], "lr": 1e-3, "batch": 4, "steps": 1}
+    settings |= {"objective": [{"loss": "reverse_kl", "to": "teacher"}], "answers": {"own": 1.0, "max_tokens": most}}
+    loop = Loop(Stage.model_validate(settings), paths, data, seed=0, precision="fp32", log=print)
+    loop.answers.end = 1  # a token that no answer has, so that all take `most` steps
+    loop.answers.never = torch.tensor([*loop.answers.never, 1])
+    batch = tiny.together(paths.student, [data[i] for i in range(4)])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        assert loop.answers([batch], 0)[1]["own/cut"] == 1
+    rows = tuple(_counted(data[i], len(data[i].images)) for i in range(4))
+    asked = DataSample(4, rows, turns == "independent", "").own_answers(4, 1.0, shape(paths.student).projector.tokens)
+    planned = sum(count * flops.generation(shape(paths.student), of, most) for of, count in asked.items()) / STEPS
+    print(turns, planned / counter.get_total_flops())
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.1)

@@ -11,7 +11,7 @@ from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.batch import POSITIONS
 from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, read_by_teacher, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
-from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
+from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, STEPS, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
@@ -194,6 +194,13 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
+    if stage.own_answers and (answers := stage.answers):
+        asked = sample.own_answers(stage.batch, answers.own, tokens[0])
+        most = answers.max_tokens
+        sampling = sum(n * flops.generation(models.student, of, most) for of, n in asked.items()) / STEPS
+        told = f"{sampling / (estimate.flops + sampling):.1%} of the operations, if all have {most} tokens"
+        estimate.notes.append(f"{stage.name}: sampling own answers takes {told}; a token reads all of L's weights")
+        estimate.flops += sampling
     numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
@@ -249,6 +256,7 @@ def _advice(stage: Stage, of: StageEstimate, machine: Machine, state: float) -> 
 def _compared_positions(stage: Stage) -> str:
     """Return the widest kind of position at which a term of the stage compares logits or hidden states."""
     terms = [t for t in stage.objective if not registry.signature("loss", t.loss).of_images]
-    kinds = {POSITIONS.index(term.on) for term in terms} or {0}
+    of_pairs = {"chosen": "answer", "rejected": "text", "pair": "text"}
+    kinds = {POSITIONS.index(of_pairs.get(term.on, term.on)) for term in terms} or {0}
     # image tokens and some of the text: no more than everything
     return "all" if len(kinds) > 1 and POSITIONS.index("image") in kinds else POSITIONS[max(kinds)]

@@ -64,7 +64,7 @@ class Loop:
         self.warnings = TrainingWarnings(stage)
         spec = stage.validation
         self.validation = Validator(spec, held_out, self.trainer) if spec and held_out is not None else None
-        self.answers = OwnAnswers(self.trainer, data, seed) if stage.answers and stage.answers.own else None
+        self.answers = OwnAnswers(self.trainer, data, seed) if stage.own_answers else None
         self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took

@@ -14,7 +14,7 @@ from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import Term
 
-IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
+IMAGES, SPANS, PAIRS, PREFERENCES = "images", "spans", "pairs", "preferences"
 
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
@@ -72,6 +72,8 @@ class Objective:
         signature = self.signatures[term.name]
         if signature.of_images:
             return IMAGES
+        if signature.of_preferences:
+            return PREFERENCES
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
         return term.positions if self.tokens is None or term.of == "student" else f"teacher's {term.positions}"
@@ -96,6 +98,7 @@ class Objective:
     def _counts(self, batch: Batch) -> dict[str, Tensor]:
         counts: dict[str, Tensor] = {on: batch.predicting(on).sum() for on in self.on}
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
+        counts[PREFERENCES] = batch.predicting("rejected").any(1).sum()
         if self.tokens is not None:
             counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
         if any(term.alignment == "bytes" for term in self.terms):
@@ -146,6 +149,8 @@ class Objective:
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.positions)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
+            if signature.of_preferences:
+                given["signs"] = select(read.signs[mask])
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
@@ -164,6 +169,8 @@ class Objective:
         if signature.of_images:
             return loss_per_image(loss, *positional, **term.parameters), batch.image_rows
         values = loss(*positional, **term.parameters)
+        if signature.of_preferences:
+            return values, given["rows"].unique()
         return values, span_rows(given["student_spans"]) if signature.of_spans else given["rows"]
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -5,8 +5,8 @@ With torch alone each process has the whole student, and DDP averages their grad
 
 import gc
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class TorchReplica:
             return self.module(*arguments)
 
     def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
-        """Return the student with the weights as they are, to generate with: its own."""
+        """Around a block that generates with the student as it is now. Every process must call this."""
         return nullcontext(self.paths.student)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
@@ -109,6 +109,19 @@ class TorchReplica:
         if self.module is not self.paths:
             self.module = self.paths
             gc.collect()
+
+
+@contextmanager
+def collected(replica: Any, paths: Paths) -> Iterator[VisionLanguageModel]:
+    """Around a block that generates with the student of a sharded training: it is complete, in float32.
+
+    So no process waits inside the block for another one's longer answers.
+    """
+    replica.collect()
+    try:
+        yield paths.student.to(replica.device)
+    finally:
+        paths.student.cpu()
 
 
 def make_optimizer(groups: list[dict[str, Any]], stage: Stage) -> Optimizer:

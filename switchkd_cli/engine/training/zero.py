@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -18,7 +18,7 @@ from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.optimizer import Groups, make_optimizer
+from switchkd_cli.engine.training.optimizer import Groups, collected, make_optimizer
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
@@ -92,20 +92,9 @@ class ZeroReplica:
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         return self.engine(*arguments)
 
-    @contextmanager
-    def complete_student(self) -> Iterator[VisionLanguageModel]:
-        """Around a block that generates with the student. Every process must call this.
-
-        Where weights are sharded it is a complete float32 copy: no process then waits for another one's longer answers.
-        """
-        if self.complete:
-            yield self.paths.student
-            return
-        self.collect()
-        try:
-            yield self.whole.student.to(self.device)
-        finally:
-            self.whole.student.cpu()
+    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
+        """As `TorchReplica.complete_student`."""
+        return nullcontext(self.paths.student) if self.complete else collected(self, self.whole)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass.
