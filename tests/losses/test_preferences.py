@@ -115,7 +115,7 @@ def test_each_answer_of_a_pair_is_behind_the_whole_question_and_sees_no_other(tm
     alone["messages"][-1]["content"] = alone.pop("rejected_response")
     single = Conversations(Rows([alone], form("ms_swift").row, images=tmp_path), student.inputs)
     single = tiny.together(student, [single[0]])
-    keep = single.predicting("answer") & (torch.arange(single.turn.shape[1]) >= single.turn.shape[1] - 4)
+    keep = single.predicting("answer") & (torch.arange(single.turn.shape[1]) >= single.turn.shape[1] - 6)
     paths = Paths(student, None, len(words))
     with torch.no_grad():
         both = paths(batch, {"student"}, batch.predicting("rejected"))["student"][: int(keep.sum())]

@@ -304,9 +304,7 @@ class Conversations(Dataset[Example]):
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
         if all(label == IGNORE for label in labels[:length]):
             raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
-        turn_lengths = Counter(turn[:length])
-        # independent turns all start at the same position
-        positions = turn_lengths.pop(0, 0) + max(turn_lengths.values(), default=0)
+        positions = positions_of(turn[:length])
         if positions > (most := min(self.positions.values(), default=positions)):
             limits = ", ".join(f"the {role} is made for {limit:,}" for role, limit in self.positions.items())
             raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
@@ -422,6 +420,12 @@ class Mixture(ConcatDataset[Example]):
 
 Examples = Conversations | Mixture
 """What a stage trains on."""
+
+
+def positions_of(turn: Iterable[int]) -> int:
+    """Return how many positions the tokens of these turns take: independent ones all start at the same."""
+    lengths = Counter(turn)
+    return lengths.pop(0, 0) + max(lengths.values(), default=0)
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

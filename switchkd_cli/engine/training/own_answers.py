@@ -8,8 +8,10 @@ they are: sampling has no gradient.
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from switchkd_cli.engine.batch import IGNORE, Batch, Example, ImageInput, collate
-from switchkd_cli.engine.data.conversation import Examples
+from switchkd_cli.engine.data.conversation import Examples, positions_of
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.training.trainer import Trainer
@@ -80,13 +82,12 @@ class Sampled(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter(1, taken, 0.0)
 
 
-@dataclass
-class Asked:
-    """An example that gets own answers: the visual tokens of its images, and the answers so far, by their numbers."""
+class Asked(NamedTuple):
+    """An example that gets own answers: its images with their visual tokens, and the answers so far, by their numbers."""
 
     example: Example
-    tokens: Sequence[Tensor] = ()
-    answers: dict[int, Tensor] = field(default_factory=dict)
+    images: Sequence[tuple[Tensor, ImageInput]]
+    answers: dict[int, Tensor]
 
 
 class OwnAnswers:
@@ -106,8 +107,8 @@ class OwnAnswers:
         self.end = tokenizer.eos_token_id if data.end is None else tokenizer.convert_tokens_to_ids(data.end)
         unreadable = range(trainer.paths.vocabulary, student.head.shape[0])  # the teacher has no such tokens
         self.never = torch.tensor([self.inputs.image_token, self.of_teacher.image_token, *unreadable])
-        readings = [of for part in data.parts for of in (part, part.teacher) if of is not None]
         self.seconds = 0.0  # that the last step's answers took
+        readings = [of for part in data.parts for of in (part, part.teacher) if of is not None]
         self.longest = min((of.max_length for of in readings if of.max_length is not None), default=math.inf)
         self.positions = min((most for of in readings for most in of.positions.values()), default=math.inf)
 
@@ -117,27 +118,23 @@ class OwnAnswers:
         `own/share` of the examples that got them, `own/length`, the mean of their tokens, and `own/cut`, the share of answers
         that `max_tokens` cut. Every process must call this.
         """
-        began, trainer, made = time.monotonic(), self.trainer, list(group)
-        examples = [list(batch.examples()) for batch in group]
-        asked = {at: Asked(examples[at[0]][at[1]]) for at in self._chosen(group, step)}
-        device = trainer.replica.device
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision == "bf16")
+        began, trainer = time.monotonic(), self.trainer
+        device, bf16 = trainer.replica.device, trainer.precision == "bf16"
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         with torch.no_grad(), trainer.replica.complete_student() as student, autocast:
             student.eval()
-            for number in range(len(group)):
-                _look_at(student, [of for (batch, _), of in asked.items() if batch == number])
-            while due := [(of, *each) for of in asked.values() for each in self._due(of)]:
+            asked = [
+                self._asked(student, batch, rows)
+                for batch, rows in zip(group, self._own_rows(group, step), strict=True)
+            ]
+            every = [of for each in asked for of in each.values()]
+            while due := [(of, *each) for of in every for each in self._due(of)]:
                 due.sort(key=lambda each: len(each[2]))  # little padding
                 for first in range(0, len(due), AT_ONCE):
                     self._sample(student, due[first : first + AT_ONCE], step)
             student.train()
-        for (number, row), of in asked.items():
-            answered = self._answered(of)
-            examples[number][row] = answered if self._fits(answered) else of.example
-        for number in {number for number, _ in asked}:
-            found = [self._positioned(example) for example in examples[number]]
-            made[number] = collate(found, pad_token=self.inputs.tokenizer.pad_token_id)
-        answers = [answer for of in asked.values() for answer in of.answers.values()]
+        made = [self._collated(batch, own) if own else batch for batch, own in zip(group, asked, strict=True)]
+        answers = [answer for of in every for answer in of.answers.values()]
         cut = sum(int(answer[-1]) != self.end for answer in answers)
         mine = sum(int(batch.own.sum()) for batch in made), len(answers), sum(map(len, answers)), cut
         self.seconds = time.monotonic() - began
@@ -145,21 +142,22 @@ class OwnAnswers:
         of_each = {"own/length": tokens / count, "own/cut": cut / count} if count else {}
         return made, {"own/share": own / trainer.stage.batch, **of_each}
 
-    def _chosen(self, group: Sequence[Batch], step: int) -> Iterator[tuple[int, int]]:
-        """Yield the number of the micro-batch and the row of each example that gets own answers."""
-        trainer = self.trainer
+    def _own_rows(self, group: Sequence[Batch], step: int) -> Iterator[list[int]]:
+        """Yield the rows of each micro-batch that get own answers."""
+        processes, size = self.trainer.processes, self.trainer.micro_batch
         for number, batch in enumerate(group):
-            place = number * trainer.processes.count + trainer.processes.rank  # see `rows_of_process`
-            first = step * trainer.stage.batch + place * trainer.micro_batch
-            rows = range(len(batch.ids))
-            yield from ((number, row) for row in rows if gets_own(first + row, self.settings.own))
+            place = number * processes.count + processes.rank  # see `rows_of_process`
+            first = step * self.trainer.stage.batch + place * size
+            yield [row for row in range(len(batch.ids)) if gets_own(first + row, self.settings.own)]
 
-    def _answered(self, of: Asked) -> Example:
-        """Return the example with the answers so far, and its teacher's reading of them."""
-        answers, teacher = [of.answers[number] for number in range(len(of.answers))], of.example.teacher
-        if teacher is not None:
-            teacher = with_answers(teacher, answers, self.end, self.of_teacher)
-        return replace(with_answers(of.example, answers, self.end, self.inputs), teacher=teacher)
+    def _asked(self, student: VisionLanguageModel, batch: Batch, rows: Sequence[int]) -> dict[int, Asked]:
+        """Return these rows of a micro-batch by number, after a look at their images."""
+        examples = list(batch.examples())
+        given = [image for row in rows for image in examples[row].images]
+        images = [{name: of.to(student.model.device) for name, of in image.items()} for image in given]
+        tokens = student.project(student.encode(images), images) if images else ()
+        seen = zip(tokens, given, strict=True)
+        return {row: Asked(examples[row], list(islice(seen, len(examples[row].images))), {}) for row in rows}
 
     def _due(self, of: Asked) -> Sequence[tuple[int, Tensor]]:
         """Return the numbers of the answers that can be given now, and their prompts."""
@@ -168,15 +166,14 @@ class OwnAnswers:
 
     def _sample(self, student: VisionLanguageModel, due: Sequence[tuple[Asked, int, Tensor]], step: int) -> None:
         """Give these answers, of the prompts in one batch."""
-        longest, most = max(len(prompt) for *_, prompt in due), self.settings.max_tokens
-        padding, device = self.inputs.tokenizer.pad_token_id, student.model.device
+        longest, padding, device = len(due[-1][2]), self.inputs.tokenizer.pad_token_id, student.model.device
         ids = torch.stack([pad(prompt, (longest - len(prompt), 0), value=padding) for *_, prompt in due])
         mask = torch.stack([pad(torch.ones_like(prompt), (longest - len(prompt), 0)) for *_, prompt in due])
         numbers = torch.stack([self._numbers(of.example.id, number, step) for of, number, _ in due])
         token = Sampled(numbers.to(device), longest, self.settings.temperature, self.never.to(device))
         shown = [image for of, _, prompt in due for image in self._shown(of, prompt)]
         ends = {"eos_token_id": self.end, "pad_token_id": padding}
-        greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=most, **ends)
+        greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=self.settings.max_tokens, **ends)
         how = {"logits_processor": LogitsProcessorList([token])}
         new = student.continued(ids.to(device), mask.to(device), shown, greedy, **how).cpu()
         for (of, number, _), answer in zip(due, new, strict=True):
@@ -184,11 +181,10 @@ class OwnAnswers:
             of.answers[number] = answer[: ended[0] + 1 if ended else None]
 
     def _shown(self, of: Asked, prompt: Tensor) -> Iterator[tuple[Tensor, ImageInput]]:
-        """Yield the images that a prompt shows: of a chained conversation the later ones may be missing."""
-        left = int((prompt == self.inputs.image_token).sum())
-        for tokens, image in zip(of.tokens, of.example.images, strict=True):
-            if (left := left - len(tokens)) >= 0:
-                yield tokens, image
+        """Yield the images in a prompt: of a chained conversation the later ones may be missing."""
+        reached = accumulate(len(tokens) for tokens, _ in of.images)
+        count = int((prompt == self.inputs.image_token).sum())
+        return (image for image, end in zip(of.images, reached, strict=True) if end <= count)
 
     def _numbers(self, id: str, answer: int, step: int) -> Tensor:
         """Return the numbers in [0, 1) that draw an answer's tokens."""
@@ -196,24 +192,30 @@ class OwnAnswers:
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1
         return torch.rand(self.settings.max_tokens, generator=torch.Generator().manual_seed(seed))
 
+    def _answered(self, of: Asked) -> Example:
+        """Return the example with the answers so far, and its teacher's reading of them."""
+        answers, teacher = [of.answers[number] for number in range(len(of.answers))], of.example.teacher
+        if teacher is not None:
+            teacher = with_answers(teacher, answers, self.end, self.of_teacher)
+        return replace(with_answers(of.example, answers, self.end, self.inputs), teacher=teacher)
+
+    def _collated(self, batch: Batch, own: Mapping[int, Asked]) -> Batch:
+        """Return the micro-batch with these rows' own answers, of those that fit."""
+        examples = list(batch.examples())
+        answered = {row: self._answered(of) for row, of in own.items()}
+        examples = [answered[row] if row in own and self._fits(answered[row]) else e for row, e in enumerate(examples)]
+        return collate([self._positioned(e) for e in examples], pad_token=self.inputs.tokenizer.pad_token_id)
+
     def _fits(self, example: Example) -> bool:
-        readings = [of for of in (example, example.teacher) if of is not None]
-        lengths = [of.turn.bincount() for of in readings]
-        positions = max(int(of[0] + of[1:].max() if len(of) > 1 else of[0]) for of in lengths)
-        return max(len(of.turn) for of in readings) <= self.longest and positions <= self.positions
+        turns = [of.turn for of in (example, example.teacher) if of is not None]
+        positions = max(positions_of(turn.tolist()) for turn in turns)
+        return max(map(len, turns)) <= self.longest and positions <= self.positions
 
     def _positioned(self, example: Example) -> Example:
-        def of(read: Example, inputs: InputProcessor) -> Example:
-            return replace(read, position=inputs.position(read.input_ids, read.turn, read.images or example.images))
-
-        teacher = None if example.teacher is None else of(example.teacher, self.of_teacher)
-        return replace(of(example, self.inputs), teacher=teacher)
-
-
-def _look_at(student: VisionLanguageModel, asked: Sequence[Asked]) -> None:
-    """Compute the visual tokens of some examples together."""
-    device = student.model.device
-    images = [{name: of.to(device) for name, of in image.items()} for of in asked for image in of.example.images]
-    tokens = iter(student.project(student.encode(images), images) if images else ())
-    for of in asked:
-        of.tokens = [next(tokens) for _ in of.example.images]
+        """Return the example with its family's position ids."""
+        place, teacher = self.inputs.position, example.teacher
+        if teacher is not None:
+            images = teacher.images or example.images
+            theirs = self.of_teacher.position(teacher.input_ids, teacher.turn, images)
+            teacher = replace(teacher, position=theirs)
+        return replace(example, teacher=teacher, position=place(example.input_ids, example.turn, example.images))
