@@ -30,15 +30,16 @@ TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
-# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
+# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of these others.
 OF_POSITIONS = ("logits", "hidden")
 OF_IMAGES = ("features", "tokens", "attention", "focus")
-EXTRAS = ("targets", "rows", "signs", "progress", "teacher_targets", "teacher_spans", "student_spans", "first_pieces")
+EXTRAS = ("targets", "teacher_targets", "rows", "signs", "progress", "state")
+OF_UNLIKE_TOKENS = ("teacher_spans", "student_spans", "first_pieces")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "family", "engine", "export", "source", "schedule"]
+Kind = Literal["loss", "focus", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
@@ -66,8 +67,13 @@ class Signature:
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
         """(side, kind) of each positional argument that comes from a model, such as ("student", "logits")."""
-        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS)
+        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS + OF_UNLIKE_TOKENS)
         return tuple((side, kind) for side, _, kind in pairs)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides of `reads`; of a score they are names of paths."""
+        return tuple(dict.fromkeys(side for side, _ in self.reads))
 
     @property
     def of_images(self) -> bool:
