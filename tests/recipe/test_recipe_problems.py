@@ -143,7 +143,7 @@ def problems(file, *arguments, **more):
         (
             "on: answer",
             "on: answers",
-            "18: stages.distill.objective.align.on: must be one of answer, text, image, all, got 'answers' (did you mean 'answer'?)",
+            "18: stages.distill.objective.align.on: must be one of answer, text, image, all, chosen, rejected, pair, got 'answers' (did you mean 'answer'?)",
         ),
         (
             "source: llava_json",

@@ -12,7 +12,7 @@ CE = {"name": "ce", "loss": "cross_entropy"}
 ALIGN = {"name": "align", "loss": "dbild", "to": "teacher"}
 VSD = {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"}
 FEATURES = {"name": "fm", "loss": "token_mse", "to": "teacher", "on": "image"}  # unlike widths: an adapter
-OURS_ALONE = {"seconds", "tokens_per_second", "data_wait", "memory_mib", "own/time"}  # the clock's and the machine's
+OURS_ALONE = {"seconds", "tokens_per_second", "data_wait", "memory_mib", "sampling"}  # the clock's and the machine's
 
 
 def stage(**changes):

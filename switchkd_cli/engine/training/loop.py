@@ -217,7 +217,7 @@ class Loop:
             "tokens_per_second": sum(tokens) / seconds,
             "padding": 1 - sum(tokens) / sum(places),
             "data_wait": max(waits) / seconds,
-            **({"own/time": max(samplings) / seconds} if self.answers else {}),
+            **({"sampling": max(samplings) / seconds} if self.answers else {}),
             "memory_mib": max(memory),
         }
 
