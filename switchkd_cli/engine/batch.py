@@ -30,6 +30,8 @@ Without any image it is a tensor [0, ...], so that it has a dtype, a device and 
 POSITIONS = ("answer", "text", "image", "all")
 """Which positions a term compares: answer tokens, every text token, image tokens, or all of them."""
 
+PREFERRED = ("pair", "chosen", "rejected")
+"""The same, of rows with a preference."""
 REJECTED = 2
 """The turn of an answer that was rejected, in a row with a preference."""
 

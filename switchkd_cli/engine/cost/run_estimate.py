@@ -8,7 +8,7 @@ from pathlib import Path
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.engine.batch import POSITIONS
+from switchkd_cli.engine.batch import POSITIONS, PREFERRED
 from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, read_by_teacher, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, STEPS, DataSample, sample_data
@@ -256,7 +256,7 @@ def _advice(stage: Stage, of: StageEstimate, machine: Machine, state: float) -> 
 def _compared_positions(stage: Stage) -> str:
     """Return the widest kind of position at which a term of the stage compares logits or hidden states."""
     terms = [t for t in stage.objective if not registry.signature("loss", t.loss).of_images]
-    of_pairs = {"chosen": "answer", "rejected": "text", "pair": "text"}
-    kinds = {POSITIONS.index(of_pairs.get(term.on, term.on)) for term in terms} or {0}
+    # two answers are no more than all text
+    kinds = {POSITIONS.index("text" if term.on in PREFERRED else term.on) for term in terms} or {0}
     # image tokens and some of the text: no more than everything
     return "all" if len(kinds) > 1 and POSITIONS.index("image") in kinds else POSITIONS[max(kinds)]
