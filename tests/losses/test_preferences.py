@@ -8,6 +8,7 @@ import torch
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Fault, Rows
+from switchkd_cli.engine.data.sources import playground
 from switchkd_cli.engine.data.turns import form
 from switchkd_cli.engine.losses.preferences import advantage, preference
 from switchkd_cli.engine.paths import Paths
@@ -146,3 +147,15 @@ def test_a_stage_learns_preferences_with_any_split_and_with_cached_references(tm
             for of in (lines, again)
         ]
         assert counts == [(8, 4), (12, 0)]
+
+
+def test_the_playground_makes_pairs_of_a_right_and_a_wrong_answer(tmp_path):
+    rows = playground(tmp_path, kind="preferences", pictures=40, turns=4, seed=2)
+    assert not rows.survey.faults and rows.survey.image_mask.all()
+    pairs = [row for row in map(rows.__getitem__, range(40)) if row.paired]
+    assert len(pairs) > 20
+    for row in pairs:
+        (question, right), (again, wrong) = row.exchanges
+        assert question == again and {right, wrong} in ({"yes", "no"}, {"A", "B"})
+    told = playground(tmp_path, kind="instructions", pictures=40, turns=4, seed=2)
+    assert all(pair.exchanges[0] in told[int(i)].exchanges for i, pair in enumerate(map(rows.__getitem__, range(40))))

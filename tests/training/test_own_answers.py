@@ -173,3 +173,17 @@ def test_no_own_answers_are_bit_equal_to_none(tmp_path):
     one.run()
     other.run()
     assert all(map(torch.equal, one.trainer.paths.parameters(), other.trainer.paths.parameters()))
+
+
+def test_a_teacher_with_other_visual_tokens_reads_the_same_answers(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision={"patch_size": 8})
+    paths = Paths(student, teacher, len(student.inputs.tokenizer))
+    data = tiny.conversations(student, tmp_path).with_teacher(teacher.inputs)
+    settings = {"name": "distill", "data": "rows", "train": ["language"], "lr": 1e-3, "batch": 4, "steps": 2}
+    stage = Stage.model_validate(settings | {"objective": [KL], "answers": ALL_OWN})
+    of = Loop(stage, paths, data, seed=3, precision="fp32", log=print)
+    for example in answered(of)[0]:
+        ours, theirs = (each.input_ids[~each.image].tolist() for each in (example, example.teacher))
+        assert ours == theirs and example.own and example.teacher.own
+        assert example.labels[~example.image].tolist() == example.teacher.labels[~example.teacher.image].tolist()
+    of.run()
