@@ -189,19 +189,17 @@ class Batch:
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
         for i, example in enumerate(self.examples()):
-            length = len(example.turn)
-            example = replace(example, position=self.position[..., i, :length], teacher=None)
-            yield collate([example], pad_token=0), keep[i : i + 1, :length]
+            yield collate([replace(example, teacher=None)], pad_token=0), keep[i : i + 1, : len(example.turn)]
 
     def examples(self) -> Iterator[Example]:
-        """Yield the examples without padding, positions and spans."""
+        """Yield the examples without padding and spans."""
         owners, theirs = self.image_rows.tolist(), list(self.teacher.examples()) if self.teacher else []
         for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
             ids, labels, turn, image = (of[i, :length] for of in (self.input_ids, self.labels, self.turn, self.image))
             images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
             marks: dict[str, Any] = {"own": bool(self.own[i]), "paired": bool(self.paired[i])}
-            teacher = theirs[i] if theirs else None
-            yield Example(self.ids[i], ids, labels, turn, image, images, teacher=teacher, **marks)
+            marks |= {"position": self.position[..., i, :length], "teacher": theirs[i] if theirs else None}
+            yield Example(self.ids[i], ids, labels, turn, image, images, **marks)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
@@ -215,7 +213,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     length = max(len(e.input_ids) for e in examples)
     turn = _stack([e.turn for e in examples], length, -1)
     image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
-    positions = [e.position for e in examples if e.position is not None]
+    given = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
     theirs = [replace(e.teacher, images=e.teacher.images or e.images) for e in examples if e.teacher is not None]
@@ -230,7 +228,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         own=torch.tensor([e.own for e in examples]),
         paired=torch.tensor([e.paired for e in examples]),
         attention=_attention(turn),
-        position=_stack(positions, length, 0) if positions else _position(turn),
+        position=_stack(given, length, 0) if given else positions(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
         # padding is masked: any id will do that is no image's
         teacher=collate(theirs, pad_token=int(theirs[0].input_ids[-1])) if theirs else None,
@@ -264,7 +262,7 @@ def _attention(turn: Tensor) -> Tensor:
     return (mask | itself)[:, None]
 
 
-def _position(turn: Tensor) -> Tensor:
+def positions(turn: Tensor) -> Tensor:
     """Return position ids [B, T]: each independent turn counts on from the end of the shared part."""
     index = torch.arange(turn.shape[1], device=turn.device).expand_as(turn)
     shared = (turn == 0).sum(1, keepdim=True)

@@ -36,6 +36,10 @@ Piece = tuple[str, str]
 """(prompt, answer): text without supervision, and the supervised text after it."""
 
 
+Tokens = tuple[list[int], list[int], list[int | None]]
+"""Of a piece: its prompt's and its answer's tokens, and the byte of the answer's text at which each of these ends."""
+
+
 class NoStandIn(Exception):
     """Raised where MAX_TRIES rows one after another are unusable: most likely the images were removed."""
 
@@ -304,7 +308,9 @@ class Conversations(Dataset[Example]):
             raise Fault(f"its image ends at token {last + 1}, max_length is {length}")
         if all(label == IGNORE for label in labels[:length]):
             raise Fault("no supervised token" + (f" in the first {length}" if length < len(tokens) else ""))
-        positions = positions_of(turn[:length])
+        turn_lengths = Counter(turn[:length])
+        # independent turns all start at the same position
+        positions = turn_lengths.pop(0, 0) + max(turn_lengths.values(), default=0)
         if positions > (most := min(self.positions.values(), default=positions)):
             limits = ", ".join(f"the {role} is made for {limit:,}" for role, limit in self.positions.items())
             raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
@@ -355,9 +361,7 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _tokenize(
-        self, pieces: list[Piece], images: Sequence[str], *, apart: bool
-    ) -> Iterator[tuple[list[int], list[int], list]]:
+    def _tokenize(self, pieces: list[Piece], images: Sequence[str], *, apart: bool) -> Iterator[Tokens]:
         """Yield each piece's (prompt, answer) tokens, and the byte of the answer's piece at which each of these ends.
 
         They are cut out of the tokens of the whole text: Llama's tokenizers put a space before a text of its own.
@@ -420,12 +424,6 @@ class Mixture(ConcatDataset[Example]):
 
 Examples = Conversations | Mixture
 """What a stage trains on."""
-
-
-def positions_of(turn: Iterable[int]) -> int:
-    """Return how many positions the tokens of these turns take: independent ones all start at the same."""
-    lengths = Counter(turn)
-    return lengths.pop(0, 0) + max(lengths.values(), default=0)
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

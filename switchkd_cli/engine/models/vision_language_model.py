@@ -23,6 +23,9 @@ EAGER = {"_attn_implementation": "eager"}
 ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
 
+Shown = Sequence[tuple[Tensor, ImageInput]]
+"""The visual tokens [M, width of L] of images, and their inputs."""
+
 
 class ProjectedImage(NamedTuple):
     """A prepared image and its visual tokens [M, width of L]."""
@@ -196,24 +199,16 @@ class VisionLanguageModel(nn.Module):
         shown = [(image.tokens, image.prepared.inputs) for each in images for image in each]
         return mask.sum(1).tolist(), self.continued(ids, mask, shown, generation)
 
-    def continued(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        images: Sequence[tuple[Tensor, ImageInput]],
-        generation: GenerationConfig,
-        **options: Any,
-    ) -> Tensor:
+    def continued(self, ids: Tensor, mask: Tensor, images: Shown, how: GenerationConfig, **options: Any) -> Tensor:
         """Continue B texts of tokens [B, T], padded on the left, and return the new ids [B, <= limit].
 
-        `images`: visual tokens [M, width of L] and inputs of each image, in the order of the texts. `options`: of
-        transformers' `generate`.
+        `images` are in the order of the texts, `options` of transformers' `generate`.
         """
         given = self._given(ids == self.inputs.image_token, tuple(tokens for tokens, _ in images))
         if images and GRID in images[0][1]:  # from which transformers counts L's positions
             given[GRID] = torch.cat([inputs[GRID] for _, inputs in images]).to(ids.device)
-        how = {"attention_mask": mask, "generation_config": generation, **options, **given}
-        return self.model.generate(input_ids=ids, **how)[:, ids.shape[1] :]
+        new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **options, **given)
+        return new[:, ids.shape[1] :]
 
     save = save
 

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.optimizer import Groups, TorchReplica, collected
+from switchkd_cli.engine.training.optimizer import Groups, TorchReplica
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.recipe.schema import Stage
 
@@ -44,10 +42,6 @@ class FsdpReplica(TorchReplica):
     def heads(self) -> Heads | None:
         """None: a head is complete only in the forward pass."""
         return None
-
-    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
-        """As `TorchReplica.complete_student`."""
-        return collected(self, self.whole)
 
     def outputs_to_probe(self, *_: Any) -> None:
         """None: a backward pass of another kind would leave its gradients with the step's."""

@@ -45,7 +45,7 @@ class TorchReplica:
         find_unused: bool | None,
     ) -> None:
         self.device = processes.device
-        self.paths = paths.to(self.device)
+        self.paths = self.whole = paths.to(self.device)
         self.module: Any = self.paths
         self.twins: Mapping[nn.Parameter, nn.Parameter] = {}  # what is computed with in a parameter's place: itself
         self.parameters = [p for group in groups for p in group["params"]]
@@ -72,7 +72,7 @@ class TorchReplica:
 
     def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
         """Around a block that generates with the student as it is now. Every process must call this."""
-        return nullcontext(self.paths.student)
+        return nullcontext(self.paths.student) if self.whole is self.paths else collected(self, self.whole)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""

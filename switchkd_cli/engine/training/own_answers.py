@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from switchkd_cli.engine.batch import IGNORE, Batch, Example, ImageInput, collate
-from switchkd_cli.engine.data.conversation import Examples, positions_of
+from switchkd_cli.engine.batch import IGNORE, Batch, Example, ImageInput, collate, positions
+from switchkd_cli.engine.data.conversation import Examples
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.training.trainer import Trainer
@@ -60,7 +60,10 @@ def with_answers(example: Example, answers: Sequence[Tensor], end: int, inputs: 
         at = stop
     parts.append((example.input_ids[at:], example.labels[at:], example.turn[at:]))
     ids, labels, turn = (torch.cat(of) for of in zip(*parts, strict=True))
-    return replace(example, input_ids=ids, labels=labels, turn=turn, image=ids == inputs.image_token, own=True)
+    position = inputs.position(ids, turn, example.images)
+    position = positions(turn[None])[0] if position is None else position
+    image = ids == inputs.image_token
+    return replace(example, input_ids=ids, labels=labels, turn=turn, image=image, position=position, own=True)
 
 
 class Sampled(LogitsProcessor):
@@ -94,7 +97,7 @@ class OwnAnswers:
     """Gives a stage's examples their own answers.
 
     The answers of a chained conversation come one after another, each behind the student's own earlier ones; independent
-    ones all at once. An example that would no longer fit, in `max_length` or a model's positions, keeps the given answers.
+    ones all at once. An example that would be longer than `max_length` or a model's positions keeps the given answers.
     """
 
     def __init__(self, trainer: Trainer, data: Examples, seed: int) -> None:
@@ -109,8 +112,8 @@ class OwnAnswers:
         self.never = torch.tensor([self.inputs.image_token, self.of_teacher.image_token, *unreadable])
         self.seconds = 0.0  # that the last step's answers took
         readings = [of for part in data.parts for of in (part, part.teacher) if of is not None]
-        self.longest = min((of.max_length for of in readings if of.max_length is not None), default=math.inf)
-        self.positions = min((most for of in readings for most in of.positions.values()), default=math.inf)
+        limits = [limit for of in readings for limit in (of.max_length, *of.positions.values()) if limit is not None]
+        self.longest = min(limits, default=math.inf)
 
     def __call__(self, group: Sequence[Batch], step: int) -> tuple[list[Batch], dict[str, float]]:
         """Return this process's micro-batches of a step (from 0) with own answers, and figures over all processes:
@@ -202,20 +205,7 @@ class OwnAnswers:
     def _collated(self, batch: Batch, own: Mapping[int, Asked]) -> Batch:
         """Return the micro-batch with these rows' own answers, of those that fit."""
         examples = list(batch.examples())
-        answered = {row: self._answered(of) for row, of in own.items()}
-        examples = [answered[row] if row in own and self._fits(answered[row]) else e for row, e in enumerate(examples)]
-        return collate([self._positioned(e) for e in examples], pad_token=self.inputs.tokenizer.pad_token_id)
-
-    def _fits(self, example: Example) -> bool:
-        turns = [of.turn for of in (example, example.teacher) if of is not None]
-        positions = max(positions_of(turn.tolist()) for turn in turns)
-        return max(map(len, turns)) <= self.longest and positions <= self.positions
-
-    def _positioned(self, example: Example) -> Example:
-        """Return the example with its family's position ids."""
-        place, teacher = self.inputs.position, example.teacher
-        if teacher is not None:
-            images = teacher.images or example.images
-            theirs = self.of_teacher.position(teacher.input_ids, teacher.turn, images)
-            teacher = replace(teacher, position=theirs)
-        return replace(example, teacher=teacher, position=place(example.input_ids, example.turn, example.images))
+        for row, example in ((row, self._answered(of)) for row, of in own.items()):
+            readings = [of.turn for of in (example, example.teacher) if of is not None]
+            examples[row] = example if max(map(len, readings)) <= self.longest else examples[row]
+        return collate(examples, pad_token=self.inputs.tokenizer.pad_token_id)
