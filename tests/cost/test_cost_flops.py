@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.data_sample import STEPS, DataSample, _counted
 from switchkd_cli.engine.cost.workload import Computation
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.recipe.schema import RECOMPUTED, Stage
 from tests.support import tiny
@@ -36,7 +36,7 @@ def counted(paths, batch, wanted, train):
 
 
 def planned(paths, batch, computed):
-    shapes = shape(paths.student), shape(paths.teacher)
+    shapes = ModelShape(paths.student), ModelShape(paths.teacher)
     return flops.step(*shapes, micro_batch(batch), computed)
 
 
@@ -75,7 +75,8 @@ def test_sampling_own_answers_takes_the_operations_that_are_planned(turns, tmp_p
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         assert loop.answers([batch], 0)[1]["own/cut"] == 1
     rows = tuple(_counted(data[i], len(data[i].images)) for i in range(4))
-    asked = DataSample(4, rows, turns == "independent", "").own_answers(4, 1.0, shape(paths.student).projector.tokens)
-    planned = sum(count * flops.generation(shape(paths.student), of, most) for of, count in asked.items()) / STEPS
-    print(turns, planned / counter.get_total_flops())
+    asked = DataSample(4, rows, turns == "independent", "").own_answers(
+        4, 1.0, ModelShape(paths.student).projector.tokens
+    )
+    planned = sum(count * flops.generation(ModelShape(paths.student), of, most) for of, count in asked.items()) / STEPS
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.1)

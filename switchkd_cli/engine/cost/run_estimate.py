@@ -57,9 +57,9 @@ def estimate_run(
         vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
         estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
         estimate.notes += check_fit(estimate.pair, config.remedies)
-        pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
+        pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all)
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.shape.parameters)
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
@@ -149,7 +149,7 @@ def estimate_stage(
         estimate.steps = count_steps(stage, round(sample.rows * (1 - held_out)))
     if models is not None:
         estimate.trained = models.trained(frozenset(stage.train))
-        estimate.saved_bytes = SAVED * models.parameters.all
+        estimate.saved_bytes = SAVED * models.student.parameters
         if sample is not None:
             if models.teacher is not None:
                 sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
@@ -201,12 +201,12 @@ def _estimate_work(
         told = f"{sampling / (estimate.flops + sampling):.1%} of the operations, if all have {most} tokens"
         estimate.notes.append(f"{stage.name}: sampling own answers takes {told}; a token reads all of L's weights")
         estimate.flops += sampling
-    numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
+    numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
-        saved = SAVED * models.parameters.all
+        saved = SAVED * models.student.parameters
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
     estimate.notes += _advice(stage, estimate, machine, state)
     if stage.teacher_states == "cached" and models.teacher is not None and steps:

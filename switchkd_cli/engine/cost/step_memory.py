@@ -116,7 +116,7 @@ def step_memory(
     }
     trained = models.trained(computed.train)
     update = MASTER * trained / machine.gpus if machine.zero and machine.offload == "none" else 0.0
-    sizes = models.parameters.all + models.adapter_parameters, trained, models.teacher_parameters
+    sizes = models.student.parameters + models.adapter_parameters, trained, models.teacher_parameters
     held = persistent_memory(*sizes, precision, machine)
     return held | moving | {"optimiser's step": max(0.0, update - sum(moving.values()))}
 
