@@ -24,7 +24,8 @@ VALUES = [2.0, 1.5, 1.7, 0.2, 0.2, 4.0, 1.0, 0.9, 0.85, 0.3, 0.5, 0.4] + [0.4 - 
 
 
 def states(*terms):
-    return TermStates(SimpleNamespace(objective=[Term.model_validate(term) for term in terms], lr=0.01))
+    stage = SimpleNamespace(objective=[Term.model_validate(term) for term in terms], lr=0.01)
+    return TermStates(stage, torch.device("cpu"))
 
 
 def stepped(some, values, *, name, first=0, steps=20):
@@ -110,7 +111,7 @@ def test_twenty_resumes_are_bit_equal(tmp_path):
         (tmp_path / str(number)).mkdir()
         write_state(parted.state_dict(), tmp_path / str(number))
         parted = states(*terms)
-        parted.load_state_dict(read_state(tmp_path / str(number)), torch.device("cpu"))
+        parted.load_state_dict(read_state(tmp_path / str(number)))
         assert parted.weights(0.1) == whole.weights(0.1)
         assert parted.of_losses == whole.of_losses
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from switchkd_cli.engine.losses.ops.state import ema, updated_by
+from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
 
 
@@ -31,7 +31,7 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        log_t, log_s = ((z / temperature).log_softmax(-1) for z in (teacher, student))
+        log_t, log_s = ((z if temperature == 1 else z / temperature).log_softmax(-1) for z in (teacher, student))
         difference = log_t - log_s
         p_t = log_t.exp_()
         if ctx.needs_input_grad[1]:
@@ -152,26 +152,14 @@ def _to_between(teacher_logits: Tensor, student_logits: Tensor, t: float, temper
     return kl((between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1))
 
 
-def _taid_step(
-    state: Mapping[str, float],
-    sums: Mapping[str, Tensor],
-    loss: float,
-    progress: float,
-    *,
-    start: float,
-    end: float,
-    alpha: float,
-    beta: float,
-    temperature: float,
-) -> dict[str, float]:
+def _taid_step(state: State, sums: Mapping[str, Tensor], loss: float, progress: float, **of: float) -> State:
     """Return t, the loss and its momentum after a step of `taid_adaptive`; the first one only notes its loss."""
-    t = max(state.get("t", start), _taid_line(progress, start, end))
+    t = max(state.get("t", of["start"]), _taid_line(progress, of["start"], of["end"]))
     if "loss" not in state:
-        return {"t": t, "loss": loss, "momentum": 0.0}
-    change = (state["loss"] - loss) / (state["loss"] + 1e-15)
-    momentum = ema(state["momentum"], change, beta)
+        return State(t=t, loss=loss, momentum=0.0)
+    momentum = ema(state["momentum"], (state["loss"] - loss) / (state["loss"] + 1e-15), of["beta"])
     sigmoid = (1 + math.tanh(momentum / 2)) / 2
-    return {"t": min(end, t + alpha * sigmoid * (1 - t)), "loss": loss, "momentum": momentum}
+    return State(t=min(of["end"], t + of["alpha"] * sigmoid * (1 - t)), loss=loss, momentum=momentum)
 
 
 @updated_by(_taid_step)
@@ -179,7 +167,7 @@ def taid_adaptive(
     teacher_logits: Tensor,
     student_logits: Tensor,
     progress: float,
-    state: Mapping[str, float],
+    state: State,
     *,
     temperature: float = 1.0,
     start: float = 0.4,

@@ -59,7 +59,7 @@ class Trainer:
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
-        self.states = TermStates(stage)
+        self.states = TermStates(stage, processes.device)
         paths.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
@@ -230,7 +230,7 @@ class Trainer:
             group.update(saved)
         self.schedule.load_state_dict(state["schedule"])
         if "terms" in state:  # older checkpoints lack it
-            self.states.load_state_dict(state["terms"], self.replica.device)
+            self.states.load_state_dict(state["terms"])
 
     def close(self) -> None:
         """Leave the trained weights in `paths`."""
