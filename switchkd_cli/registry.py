@@ -30,11 +30,11 @@ TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
-# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of these others.
-OF_POSITIONS = ("logits", "hidden")
-OF_IMAGES = ("features", "tokens", "attention", "focus")
-EXTRAS = ("targets", "teacher_targets", "rows", "signs", "progress", "state")
-OF_UNLIKE_TOKENS = ("teacher_spans", "student_spans", "first_pieces")
+# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
+OF_POSITIONS = ("logits", "hidden", "mapped")
+OF_IMAGES = ("features", "tokens", "attention", "focus", "attentions")
+EXTRAS: tuple[str, ...] = ("targets", "rows", "progress", "state", "first_pieces", "student_spans", "student_image")
+EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image", "signs")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
@@ -67,7 +67,7 @@ class Signature:
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
         """(side, kind) of each positional argument that comes from a model, such as ("student", "logits")."""
-        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS + OF_UNLIKE_TOKENS)
+        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS)
         return tuple((side, kind) for side, _, kind in pairs)
 
     @property

@@ -1,8 +1,10 @@
 """Divergences of two models' probabilities over the vocabulary.
 
 Forward Kullback-Leibler (Hinton et al., 2015), reverse (MiniLLM, 2306.08543), generalised Jensen-Shannon (GKD, 2306.13649), and
-skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7).
-From a target that moves from the student to the teacher during a stage (TAID, 2501.16937).
+skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7),
+or the top k ids and the rest together (after TopKD, 2508.04539).
+From a target that moves from the student to the teacher during a stage (TAID, 2501.16937), or is blurred where it may be private
+(after Swing, 2212.08349).
 """
 
 import math
@@ -115,6 +117,17 @@ def decoupled_kd(
     return torch.where(targets >= 0, loss, 0.0)
 
 
+def top_k_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, k: int = 8) -> Tensor:
+    """Return KL(p_T || p_S) over the teacher's top k ids and one for all others, for each row of logits [N, V], in nats, [N].
+
+    p = softmax(z / temperature): the rest's probability is matched as a whole, in whatever way it is spread.
+    """
+    models = log_probabilities(teacher_logits, student_logits, temperature)
+    ids = models[0].topk(min(k, models[0].shape[-1])).indices
+    rests = (log_p.scatter(-1, ids, FLOOR).logsumexp(-1, keepdim=True) for log_p in models)
+    return kl(*(torch.cat([log_p.gather(-1, ids), rest], -1) for log_p, rest in zip(models, rests, strict=True)))
+
+
 def _two_way(z: Tensor, is_target: Tensor) -> Tensor:
     """Return log (b, 1 - b), [N, 2]."""
     target = z.masked_fill(~is_target, 0.0).sum(-1)
@@ -183,3 +196,30 @@ def taid_adaptive(
     """
     t = max(state.get("t", start), _taid_line(progress, start, end))
     return _to_between(teacher_logits, student_logits, t, temperature)
+
+
+def swing_kl(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    hottest: float = 4.0,
+    noise: float = 0.5,
+) -> Tensor:
+    """Return KL(q_T || p_S) for each row of logits [N, V], in nats, [N], blurred where the target may be private.
+
+    With b the target's probability (``targets`` [N] int64), a position's score is b_T - b_S, at least 0: what the teacher
+    knows and the student can't guess (our reading; the source doesn't say it in what we have read). Both models' temperature
+    rises with the score, from ``temperature`` to ``hottest`` times it, and of q_T a share of ``noise`` times the score is
+    uniform: the mean of the source's random noise, so that no split of a step changes the loss. No gradient goes through
+    the score. A row without a target (a negative one) has score 0.
+    """
+    teacher, student = without_padding(teacher_logits, student_logits)
+    known, guessed = (z.softmax(-1).gather(-1, targets.clamp(min=0)[:, None]) for z in (teacher, student.detach()))
+    score = torch.where(targets[:, None] >= 0, known - guessed, 0.0).clamp(min=0)
+    heat = temperature * (1 + (hottest - 1) * score)
+    log_t, log_s = ((z / heat).log_softmax(-1) for z in (teacher, student))
+    real = teacher > FLOOR
+    blurred = (1 - noise * score) * log_t.exp() + noise * score * real / real.sum(-1, keepdim=True)
+    return (torch.xlogy(blurred, blurred) - blurred * log_s).sum(-1)

@@ -180,9 +180,9 @@ class Objective:
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.positions)[mask])
-            given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
-            if signature.of_preferences:
-                given["signs"] = select(read.signs[mask])
+            given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_image": select(read.image[mask])}
+            given |= {"rows": select(mask.nonzero()[:, 0]), "signs": select(read.signs[mask])}
+            given[f"{side}_rows"] = given["rows"]
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
