@@ -30,7 +30,7 @@ TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
-# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
+# the path that is its term's `of`, `teacher_tokens` from its `to`; any other side is the name of a path), or one of EXTRAS.
 OF_POSITIONS = ("logits", "hidden", "mapped")
 OF_IMAGES = ("features", "tokens", "attention", "focus", "attentions")
 EXTRAS: tuple[str, ...] = ("targets", "rows", "progress", "state", "first_pieces", "student_spans", "student_image")
@@ -67,7 +67,7 @@ class Signature:
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
         """(side, kind) of each positional argument that comes from a model, such as ("student", "logits")."""
-        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS)
+        pairs = (name.rpartition("_") for name in self.positional if name not in EXTRAS)
         return tuple((side, kind) for side, _, kind in pairs)
 
     @property

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from switchkd_cli.engine.batch import IGNORE
+from switchkd_cli.engine.data.conversation import OF_TEACHER
 from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.paths import Paths
@@ -183,7 +184,8 @@ def test_a_teacher_with_other_visual_tokens_reads_the_same_answers(tmp_path):
     stage = Stage.model_validate(settings | {"objective": [KL], "answers": ALL_OWN})
     of = Loop(stage, paths, data, seed=3, precision="fp32", log=print)
     for example in answered(of)[0]:
-        ours, theirs = (each.input_ids[~each.image].tolist() for each in (example, example.teacher))
-        assert ours == theirs and example.own and example.teacher.own
-        assert example.labels[~example.image].tolist() == example.teacher.labels[~example.teacher.image].tolist()
+        ours, theirs = (each.input_ids[~each.image].tolist() for each in (example, example.others[OF_TEACHER]))
+        assert ours == theirs and example.own and example.others[OF_TEACHER].own
+        labels = [each.labels[~each.image].tolist() for each in (example, example.others[OF_TEACHER])]
+        assert labels[0] == labels[1]
     of.run()

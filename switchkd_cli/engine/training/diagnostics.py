@@ -20,6 +20,10 @@ SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
 
 
+COMPARED = ("student", "switch", "teacher")
+"""The paths that are compared with the teacher, and itself."""
+
+
 class KneeSpec(NamedTuple):
     """Where a loss takes the knee of rows of logits: whose logits lead (`path`), at which positions (`on`), within what."""
 
@@ -67,7 +71,7 @@ class Diagnostics:
         read = {path: batch.read_by(path, keep) for path in logits if path != "student" or batch.spans is None}
         answers = {path: of.predicting("answer")[mask] for path, (of, mask) in read.items()}
         if "teacher" in logits and answers["teacher"].any():
-            selected = {path: row_selector(chosen)(logits[path]) for path, chosen in answers.items()}
+            selected = {path: row_selector(answers[path])(logits[path]) for path in COMPARED if path in answers}
             of_teacher, mask = read["teacher"]
             targets, own = of_teacher.targets[mask], of_teacher.predicting("own answer")[mask]
             targets, own = (row_selector(answers["teacher"])(of) for of in (targets, own))

@@ -103,15 +103,16 @@ class OwnAnswers:
     def __init__(self, trainer: Trainer, data: Examples, seed: int) -> None:
         assert trainer.stage.answers is not None
         self.trainer, self.seed, self.settings = trainer, seed, trainer.stage.answers
-        student, teacher = trainer.paths.student, trainer.paths.teacher
+        student, readers = trainer.paths.student, [reader for part in data.parts for reader in part.others.items()]
         self.inputs = student.inputs
-        self.of_teacher = self.inputs if teacher is None else teacher.inputs
+        self.readers = {names: reader.image_inputs for names, reader in readers}
         tokenizer = self.inputs.tokenizer
         self.end = tokenizer.eos_token_id if data.end is None else tokenizer.convert_tokens_to_ids(data.end)
         unreadable = range(trainer.paths.vocabulary, student.head.shape[0])  # the teacher has no such tokens
-        self.never = torch.tensor([self.inputs.image_token, self.of_teacher.image_token, *unreadable])
+        visual = [inputs.image_token for inputs in (self.inputs, *self.readers.values())]
+        self.never = torch.tensor([*visual, *unreadable])
         self.seconds = 0.0  # that the last step's answers took
-        readings = [of for part in data.parts for of in (part, part.teacher) if of is not None]
+        readings = [*data.parts, *(reader for _, reader in readers)]
         limits = [limit for of in readings for limit in (of.max_length, *of.positions.values()) if limit is not None]
         self.longest = min(limits, default=math.inf)
 
@@ -196,16 +197,15 @@ class OwnAnswers:
         return torch.rand(self.settings.max_tokens, generator=torch.Generator().manual_seed(seed))
 
     def _answered(self, of: Asked) -> Example:
-        """Return the example with the answers so far, and its teacher's reading of them."""
-        answers, teacher = [of.answers[number] for number in range(len(of.answers))], of.example.teacher
-        if teacher is not None:
-            teacher = with_answers(teacher, answers, self.end, self.of_teacher)
-        return replace(with_answers(of.example, answers, self.end, self.inputs), teacher=teacher)
+        """Return the example with the answers so far, in all its readings."""
+        answers, others = [of.answers[number] for number in range(len(of.answers))], of.example.others.items()
+        read = {names: with_answers(other, answers, self.end, self.readers[names]) for names, other in others}
+        return replace(with_answers(of.example, answers, self.end, self.inputs), others=read)
 
     def _collated(self, batch: Batch, own: Mapping[int, Asked]) -> Batch:
         """Return the micro-batch with these rows' own answers, of those that fit."""
         examples = list(batch.examples())
         for row, example in ((row, self._answered(of)) for row, of in own.items()):
-            readings = [of.turn for of in (example, example.teacher) if of is not None]
+            readings = [of.turn for of in (example, *example.others.values())]
             examples[row] = example if max(map(len, readings)) <= self.longest else examples[row]
         return collate(examples, pad_token=self.inputs.tokenizer.pad_token_id)
