@@ -34,7 +34,7 @@ TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 OF_POSITIONS = ("logits", "hidden", "mapped")
 OF_IMAGES = ("features", "tokens", "attention", "focus", "attentions")
 EXTRAS: tuple[str, ...] = ("targets", "rows", "progress", "state", "first_pieces", "student_spans", "student_image")
-EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image")
+EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image", "signs")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
@@ -84,6 +84,11 @@ class Signature:
     def of_sets(self) -> bool:
         """Whether a mixer's rule gives the weights of data sets; else it gives scores of rows."""
         return "weights" in self.positional
+
+    @property
+    def of_preferences(self) -> bool:
+        """Whether the loss gives one value per pair of a preferred and a rejected answer."""
+        return "signs" in self.positional
 
     @property
     def of_spans(self) -> bool:

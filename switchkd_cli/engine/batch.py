@@ -33,6 +33,11 @@ Without any image it is a tensor [0, ...], so that it has a dtype, a device and 
 POSITIONS = ("answer", "text", "image", "all")
 """Which positions a term compares: answer tokens, every text token, image tokens, or all of them."""
 
+PREFERRED = ("pair", "chosen", "rejected")
+"""The same, of rows with a preference."""
+REJECTED = 2
+"""The turn of an answer that was rejected, in a row with a preference."""
+
 
 @dataclass(frozen=True)
 class Unusable:
@@ -65,6 +70,8 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
+    own: bool = False  # its answers are the student's own
+    paired: bool = False  # turn 1 has the preferred answer to a question, turn 2 the rejected one
     others: Mapping[tuple[str, ...], Example] = field(default_factory=dict)
     """The row as other tokens (no images: these), by the names of the paths that read it so."""
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
@@ -87,6 +94,8 @@ class Batch:
     image: Tensor  # [B, T] bool: visual tokens
     images: tuple[ImageInput, ...]
     image_rows: Tensor  # [P] int64: the example that each image belongs to
+    own: Tensor  # [B] bool: its answers are the student's own
+    paired: Tensor  # [B] bool: see `Example`
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that examples of this batch replace
@@ -153,14 +162,25 @@ class Batch:
         """[B, T] bool: the positions t whose *next* token belongs to `on` (the label shift happens here only).
 
         A turn's first token follows the shared part, not the turn written before it: that step never counts. Visual
-        tokens are never predicted: `image` selects the positions that hold them.
+        tokens are never predicted: `image` selects the positions that hold them. In front of `on`, "given" or "own" (`own
+        answer`) selects examples by whose answers they have.
         """
+        whose, _, on = on.rpartition(" ")
+        if whose:
+            return self.predicting(on) & (self.own == (whose == "own"))[:, None]
         if on == "image":
             return self.image
-        real = self.turn >= 0
-        chosen = {"answer": self.labels != IGNORE, "text": real & ~self.image, "all": real}[on]
+        real, learnt, pair = self.turn >= 0, self.labels != IGNORE, self.paired[:, None]
+        rejected = pair & (self.turn == REJECTED)
+        of_pair = {"pair": learnt & pair, "chosen": learnt & pair & ~rejected, "rejected": learnt & rejected}
+        chosen = {"answer": learnt & ~rejected, "text": real & ~self.image, "all": real, **of_pair}[on]
         follows = (_shift_left(self.turn, -1) == self.turn) | (self.turn == 0)
         return _shift_left(chosen, False) & follows
+
+    @property
+    def signs(self) -> Tensor:
+        """[B, T] int64: at t, -1 where the token that position t predicts is a rejected answer's, else 1."""
+        return 1 - 2 * (self.paired[:, None] & (_shift_left(self.turn, -1) == REJECTED)).long()
 
     def predicting_in_all(self, on: str) -> Tensor:
         """Return `predicting` of all `readings`, one after another, as `read_by` takes it."""
@@ -195,12 +215,18 @@ class Batch:
 
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
-        owners = self.image_rows.tolist()
+        for i, example in enumerate(self.examples()):
+            yield collate([replace(example, others={})], pad_token=0), keep[i : i + 1, : len(example.turn)]
+
+    def examples(self) -> Iterator[Example]:
+        """Yield the examples without padding and spans."""
+        owners, others = self.image_rows.tolist(), {names: list(of.examples()) for names, of in self.others.items()}
         for i, length in enumerate((self.turn >= 0).sum(1).tolist()):
             ids, labels, turn, image = (of[i, :length] for of in (self.input_ids, self.labels, self.turn, self.image))
             images = tuple(image for image, owner in zip(self.images, owners, strict=True) if owner == i)
-            example = Example(self.ids[i], ids, labels, turn, image, images, self.position[..., i, :length])
-            yield collate([example], pad_token=0), keep[i : i + 1, :length]
+            marks: dict[str, Any] = {"own": bool(self.own[i]), "paired": bool(self.paired[i])}
+            marks |= {"position": self.position[..., i, :length], "others": {n: of[i] for n, of in others.items()}}
+            yield Example(self.ids[i], ids, labels, turn, image, images, **marks)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
@@ -214,7 +240,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     length = max(len(e.input_ids) for e in examples)
     turn = _stack([e.turn for e in examples], length, -1)
     image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
-    positions = [e.position for e in examples if e.position is not None]
+    given = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
     others = {
@@ -230,8 +256,10 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         image=_stack(image, length, False),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
+        own=torch.tensor([e.own for e in examples]),
+        paired=torch.tensor([e.paired for e in examples]),
         attention=_attention(turn),
-        position=_stack(positions, length, 0) if positions else _position(turn),
+        position=_stack(given, length, 0) if given else positions(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
         # padding is masked: any id will do that is no image's
         others={names: collate(of, pad_token=int(of[0].input_ids[-1])) for names, of in others.items()},
@@ -265,7 +293,7 @@ def _attention(turn: Tensor) -> Tensor:
     return (mask | itself)[:, None]
 
 
-def _position(turn: Tensor) -> Tensor:
+def positions(turn: Tensor) -> Tensor:
     """Return position ids [B, T]: each independent turn counts on from the end of the shared part."""
     index = torch.arange(turn.shape[1], device=turn.device).expand_as(turn)
     shared = (turn == 0).sum(1, keepdim=True)

@@ -129,6 +129,9 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
+        if stages := [stage.name for stage in recipe.stages if stage.own_answers]:
+            what = "student and teacher read their own tokens: own answers can't be written for the teacher"
+            raise UserError(f"stages.{stages[0]}.answers: {what}", f"stages.{stages[0]}.answers=null")
         own = {name for stage in recipe.stages for name in stage.readings} - {"student", "teacher", "switch"}
         if own:
             problem = f"{', '.join(sorted(own))}: student and teacher read their own tokens"

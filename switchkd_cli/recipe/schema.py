@@ -144,6 +144,10 @@ class RowFormat(Strict):
     """The keys of a question, of each turn or of the row; several are joined by line breaks."""
     answer: Text | None = None
     """The key of its answer."""
+    chosen: Text | None = None
+    """The key of the answer that is preferred, where it comes apart from the turns: a text, a turn, or a list of one."""
+    rejected: Text | None = None
+    """The key of an answer to the last question that was rejected: a text, a turn, or a list of one."""
     history: Text | None = None
     """The key of a list of earlier questions and answers of the row."""
     id: Text = "id"
@@ -337,8 +341,12 @@ class Term(Strict):
     """The path that learns: `student` trains all parts of the student, `switch` its vision tower; others: docs/methods.md."""
     to: Name = "labels"
     """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
-    on: Literal["answer", "text", "image", "all"] = "answer"
-    """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
+    on: Literal["answer", "text", "image", "all", "chosen", "rejected", "pair"] = "answer"
+    """The positions that count: the answers' tokens (without rejected ones), all text, the image tokens, or all; of rows with
+    a preference the `chosen` answer, the `rejected` one, or the `pair`. Losses on images take none."""
+    answers: Annotated[Literal["given", "own", "both"] | None, _left_out(None)] = None
+    """Count them in examples with the data's answers (`given`), with the student's `own`, or in `both` (none: `given` of a
+    term with labels, else `both`); docs/methods.md."""
     alignment: Annotated[Literal["positions", "bytes"], _left_out("positions")] = "positions"
     """What student and teacher are compared at: equal positions, or equal bytes of the answers' text, where each reads it
     as its own tokens; docs/methods.md."""
@@ -360,6 +368,12 @@ class Term(Strict):
         return {"name": value["loss"], **value} if isinstance(value, dict) and "loss" in value else value
 
     @property
+    def positions(self) -> str:
+        """The positions that count, as `Batch.predicting` names them."""
+        answers = self.answers or ("given" if self.to == "labels" else "both")
+        return self.on if answers == "both" else f"{answers} {self.on}"
+
+    @property
     def paths(self) -> frozenset[str]:
         """The paths whose outputs this term reads: `of`, `to`, and those that its loss or its score names itself."""
         named = {*registry.signature("loss", self.loss).sides} - {"student", "teacher"}
@@ -369,6 +383,17 @@ class Term(Strict):
     def score(self) -> registry.Signature | None:
         """The signature of the score that the term's positions are weighted by, if they are not all equal."""
         return registry.signature("focus", self.focus.by) if self.focus and self.focus.share != 1 else None
+
+
+class Answers(Strict):
+    """The student's own answers, sampled before a step, in place of the data's (on-policy distillation)."""
+
+    own: Annotated[float, Field(strict=True, ge=0, le=1)]
+    """The share of the examples that get own answers: which ones is decided by their order, not by chance."""
+    temperature: NotNegative = 1.0
+    """The temperature of the sampling (0: always the most likely token)."""
+    max_tokens: Count = 64
+    """The most tokens of an own answer, its end token included."""
 
 
 class Validation(Strict):
@@ -489,6 +514,8 @@ class Stage(Strict):
     """How the teacher's hidden states are computed: in the student's batches; example by example, without padding; or
     example by example and then kept on disk for later epochs and runs. The last two give identical numbers; the first
     differs by rounding."""
+    answers: Annotated[Answers | None, _left_out(None)] = None
+    """Give a share of the examples the student's own answers (none: all keep the data's)."""
     validation: Annotated[Validation | None, _left_out(None)] = None
     """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
@@ -527,6 +554,11 @@ class Stage(Strict):
     def trained_on(self) -> tuple[str, ...]:
         """The names of the data sets that this stage trains on."""
         return (self.data,) if isinstance(self.data, str) else tuple(portion.use for portion in self.data)
+
+    @property
+    def own_answers(self) -> bool:
+        """Whether some examples get the student's own answers."""
+        return self.answers is not None and self.answers.own > 0
 
     @property
     def needs_teacher(self) -> bool:

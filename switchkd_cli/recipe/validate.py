@@ -205,6 +205,7 @@ def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]
         if train and part in PARTS and part not in train:
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
     reached, known = set[str](), known_paths(data)
+    yield from _answers(stage, path, terms)
     for place, term in terms:
         yield from _loss(term, place, known)
         yield from _sides(term, place, train, data)
@@ -214,6 +215,25 @@ def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]
     for part in train:
         if terms and part in PARTS - reached:
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
+
+
+def _answers(
+    stage: Mapping[str, Any], path: Location, terms: Sequence[tuple[Location, Mapping[str, Any]]]
+) -> Iterator[Problem]:
+    """Yield what doesn't fit a stage's own answers: other settings, and terms that have nothing to compare, or no right answer."""
+    own = mapping(stage.get("answers")).get("own", 0)
+    if own and stage.get("teacher_states") == "cached":
+        yield (*path, "teacher_states"), "own answers are new in every step (did you mean 'by_row'?), got 'cached'"
+    for place, term in terms:
+        to_labels, answers = term.get("to", "labels") == "labels", term.get("answers")
+        if answers in ("own", "both") and to_labels:
+            yield (*place, "answers"), f"only given answers have labels, got {answers!r}"
+        elif answers == "own" and not own:
+            yield (*place, "answers"), "the stage gives no own answers (`answers: {own: 0.5}`), got 'own'"
+        elif own == 1 and answers in ("given", None) and (to_labels or answers) and term.get("weight") != 0:
+            yield (*path, "answers", "own"), f"leaves {item_name(term)} no given answer, got {own}"
+        if own and term.get("alignment") == "bytes":
+            yield (*place, "alignment"), "own answers are compared at equal positions, got 'bytes'"
 
 
 def _reach(term: Mapping[str, Any], known: Paths = BUILT_IN) -> set[str]:
@@ -244,8 +264,12 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
     if by_bytes and (signature.of_images or not across):
         yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
+    if signature.of_preferences and term.get("on") != "pair":
+        yield (*path, "on"), f"{loss} compares a preferred answer with a rejected one: 'pair', got {term.get('on')!r}"
     if by_bytes and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
+    if signature.of_images and term.get("answers") is not None:
+        yield (*path, "answers"), f"{loss} compares whole images: leave it out, got {term['answers']!r}"
     if signature.of_images and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
@@ -256,7 +280,7 @@ def _focus(term: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> 
     score = {"focus": focus.get("by"), **focus}
     yield from _registered("focus", score, path, field="by")
     if loss is not None and focus:
-        others = [kind for _, kind in loss.reads if kind != "logits"]
+        others = ["pairs"] if loss.of_preferences else [kind for _, kind in loss.reads if kind != "logits"]
         if others or term.get("alignment") == "bytes":
             what = "bytes" if not others else " and ".join(dict.fromkeys(others))
             yield path, f"weights positions of logits, and {term['loss']} compares {what}, got {focus.get('by')!r}"

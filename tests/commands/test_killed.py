@@ -60,7 +60,7 @@ def unharmed(tmp_path_factory):
     recipe = tiny_run.write(
         place,
         data={name: {"source": "llava_json", "parameters": each} for name, each in rows.items()},
-        distill={"steps": 12, "validation": validation},
+        distill={"steps": 12, "validation": validation, "answers": {"own": 0.5, "max_tokens": 3}},
         checkpoints={"every_steps": 3, "keep": 2, "best": "validation/loss"},
     )
     process = start(recipe, place / "runs", count=place / "count")

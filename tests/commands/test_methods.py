@@ -12,6 +12,7 @@ import torch
 from torch.nn import ModuleDict
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
+from switchkd_cli import registry
 from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.engine.training.validation import split
@@ -45,7 +46,12 @@ def here(tmp_path_factory):
     rows = {"source": "llava_json", "parameters": parameters, "pace": PACE}
     smaller = {name: str(folder / kind) for name, kind in kinds.items()}
     (folder / "recipes" / "worlds").mkdir(parents=True)
-    tiny_world = {**world, "models": smaller, "data": dict.fromkeys(world["data"], rows)}
+    wrong = [{**row, "rejected": "nothing of the kind"} for row in tiny.rows(folder)]
+    (folder / "preferences.json").write_text(json.dumps(wrong))
+    keys = {**registry.FORMATS["llava"], "rejected": "rejected"}
+    pairs = {"file": str(folder / "preferences.json"), "images": str(folder), "format": keys}
+    data = dict.fromkeys(world["data"], rows) | {"preferences": {**rows, "source": "files", "parameters": pairs}}
+    tiny_world = {**world, "models": smaller, "data": data}
     (folder / "recipes" / "worlds" / "tiny.yaml").write_text(json.dumps(tiny_world))
     return folder
 

@@ -6,9 +6,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.data_sample import STEPS, DataSample, _counted
 from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.models.shape import ModelShape
-from switchkd_cli.recipe.schema import RECOMPUTED
+from switchkd_cli.engine.training.loop import Loop
+from switchkd_cli.recipe.schema import RECOMPUTED, Stage
 from tests.support import tiny
 from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways
 
@@ -67,3 +69,23 @@ def test_what_a_mixer_reads_takes_the_operations_that_are_planned(kind, tmp_path
         paths(batch, {"student", "teacher"}, batch.predicting("answer"))
     found = flops.forward(ModelShape(paths.student), ModelShape(paths.teacher), micro_batch(batch))
     assert found == pytest.approx(counter.get_total_flops(), rel=ERROR)
+
+
+@pytest.mark.parametrize("turns", ["chained", "independent"])
+def test_sampling_own_answers_takes_the_operations_that_are_planned(turns, tmp_path):
+    paths, most = pair(16), 24
+    data = tiny.conversations(paths.student, tmp_path, turns)
+    settings = {"name": "s", "data": "rows", "train": ["language"], "lr": 1e-3, "batch": 4, "steps": 1}
+    settings |= {"objective": [{"loss": "reverse_kl", "to": "teacher"}], "answers": {"own": 1.0, "max_tokens": most}}
+    loop = Loop(Stage.model_validate(settings), paths, data, seed=0, precision="fp32", log=print)
+    loop.answers.end = 1  # a token that no answer has, so that all take `most` steps
+    loop.answers.never = torch.tensor([*loop.answers.never, 1])
+    batch = tiny.together(paths.student, [data[i] for i in range(4)])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        assert loop.answers([batch], 0)[1]["own/cut"] == 1
+    rows = tuple(_counted(data[i], len(data[i].images)) for i in range(4))
+    asked = DataSample(4, rows, turns == "independent", "").own_answers(
+        4, 1.0, ModelShape(paths.student).projector.tokens
+    )
+    planned = sum(count * flops.generation(ModelShape(paths.student), of, most) for of, count in asked.items()) / STEPS
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.1)

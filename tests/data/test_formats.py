@@ -45,7 +45,7 @@ EXPORTED = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if not FORMATS[name].get("rejected") or name == "ms_swift"])
 def test_the_same_row_in_every_format(name):
     assert form(name).row(EXPORTED[name]) == Row("", (("Two?", "three"),), ("a.png",))
     assert form(name).keys.rows
@@ -110,7 +110,7 @@ def test_an_image_may_be_a_data_uri():
         ("openai", openai("data:image/png,abc"), "a data URI in base64"),
         ("openai", openai("data:image/png;base64,?"), "a data URI in base64"),
         ("ms_swift", EXPORTED["ms_swift"] | {"objects": {"bbox": [[1, 2, 3, 4]]}}, "`objects` of a row: boxes"),
-        ("ms_swift", EXPORTED["ms_swift"] | {"rejected_response": "no"}, "`rejected_response` of a row: only answers"),
+        ("ms_swift", EXPORTED["ms_swift"] | {"rejected_response": ["a", "b"]}, "a turn's content is not text"),
         (
             "alpaca",
             EXPORTED["alpaca"] | {"instruction": "Two?"},

@@ -143,7 +143,7 @@ def problems(file, *arguments, **more):
         (
             "on: answer",
             "on: answers",
-            "18: stages.distill.objective.align.on: must be one of answer, text, image, all, got 'answers' (did you mean 'answer'?)",
+            "18: stages.distill.objective.align.on: must be one of answer, text, image, all, chosen, rejected, pair, got 'answers' (did you mean 'answer'?)",
         ),
         (
             "source: llava_json",
@@ -537,3 +537,34 @@ def test_an_adapter_needs_a_teacher(tmp_path):
 def test_a_recipe_without_an_adapter_has_the_keys_that_it_had(tmp_path):
     run = load(write(tmp_path))
     assert "switch" not in run.config.model_dump(mode="json") and "\nswitch:" not in run.text
+
+
+STEPS = "    steps: 10\n"
+OWN = "    answers: {own: 0.5}\n"
+VSD = "to: teacher, weight: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([(STEPS, STEPS + OWN + "    teacher_states: cached\n")], "teacher_states: own answers are new in every step"),
+        ([(STEPS, STEPS + OWN), ("loss: cross_entropy}\n      - {name: align", "loss: cross_entropy, answers: own}\n      - {name: align")],
+         "ce.answers: only given answers have labels, got 'own'"),
+        ([(VSD, "to: teacher, answers: own}")], "vsd.answers: the stage gives no own answers"),
+        ([(STEPS, STEPS + OWN.replace("0.5", "1.0"))], "answers.own: leaves ce no given answer, got 1.0"),
+        ([(STEPS, STEPS + OWN), (ALIGN, "loss: forward_kl, to: teacher, alignment: bytes")],
+         "align.alignment: own answers are compared at equal positions, got 'bytes'"),
+        ([("loss: dbild, of: switch, to: teacher", "loss: feature_mse, to: teacher, answers: own"), (STEPS, STEPS + OWN)],
+         "vsd.answers: feature_mse compares whole images: leave it out, got 'own'"),
+        ([(ALIGN, "loss: preference, to: teacher")], "align.on: preference compares a preferred answer with a rejected one"),
+        ([(ALIGN, "loss: preference, to: teacher, on: pair, focus: {by: teacher_right, share: 0.5}")],
+         "align.focus: weights positions of logits, and preference compares pairs"),
+        ([(STEPS, STEPS + OWN), (VSD, "to: teacher, answers: own}")], None),
+    ],
+)  # fmt: skip
+def test_answers_of_terms_fit_those_of_the_stage(tmp_path, changes, expected):
+    file = write(tmp_path, *changes)
+    if expected is None:
+        load(file)
+    else:
+        assert any(expected in problem for problem in problems(file)), problems(file)

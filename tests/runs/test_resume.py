@@ -12,7 +12,7 @@ CE = {"name": "ce", "loss": "cross_entropy"}
 ALIGN = {"name": "align", "loss": "dbild", "to": "teacher"}
 VSD = {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"}
 FEATURES = {"name": "fm", "loss": "token_mse", "to": "teacher", "on": "image"}  # unlike widths: an adapter
-OURS_ALONE = {"seconds", "tokens_per_second", "data_wait", "memory_mib"}  # the clock's and the machine's
+OURS_ALONE = {"seconds", "tokens_per_second", "data_wait", "memory_mib", "sampling"}  # the clock's and the machine's
 
 
 def stage(**changes):
@@ -37,7 +37,11 @@ class Left(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}, {"workers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"objective": [CE, FEATURES]}, {"dropout": 0.2}, {"workers": 2}, {"answers": {"own": 0.5, "max_tokens": 3}}],
+    ids=str,
+)
 def test_a_stage_resumes_where_its_state_was_taken(tmp_path, settings):
     dropout = settings.pop("dropout", 0.0)
     lines, again = [], []

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Row, Rows
+from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
-from switchkd_cli.engine.training.loop import train
+from switchkd_cli.engine.training.loop import Loop, train
+from switchkd_cli.engine.training.own_answers import answer_spans, with_answers
 from switchkd_cli.recipe.schema import Stage
 from tests.support.measured import micro_batch
 from tests.support.tiny import SWITCH_KD
@@ -40,6 +44,7 @@ OBJECTIVE = [
     {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
     {"name": "tokens", "loss": "token_mse", "of": "student", "to": "teacher", "weight": 0.1},
 ]
+OWN = {"loss": "reverse_kl", "to": "teacher", "answers": "own"}
 
 
 class FamilyTests(ABC):
@@ -60,11 +65,13 @@ class FamilyTests(ABC):
     def whole(self, model: VisionLanguageModel, batch: Batch) -> Tensor:
         """Logits [B, T, V] of the model's own forward pass, not taken apart."""
 
-    def data(self, model: VisionLanguageModel, folder: Path, rows: list[Row] | None = None) -> Conversations:
+    def data(
+        self, model: VisionLanguageModel, folder: Path, rows: list[Row] | None = None, turns: str = "chained"
+    ) -> Conversations:
         for number, (name, size) in enumerate(SIZES.items()):
             pixels = np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}.png")
-        return Conversations(Rows(rows or ROWS, lambda row: row, images=folder), model.inputs)
+        return Conversations(Rows(rows or ROWS, lambda row: row, images=folder, turns=turns), model.inputs)
 
     def batch(self, model: VisionLanguageModel, folder: Path, rows: list[Row] | None = None) -> Batch:
         data = self.data(model, folder, rows)
@@ -221,6 +228,48 @@ class FamilyTests(ABC):
                 assert int(model.logits(model.hidden_states(batch, tokens, keep))[0].argmax()) == token
                 if token == words.eos_token_id:
                     break
+
+    def test_own_answers_are_written_as_the_data_s_are(self, tmp_path):
+        """Other answers in an example's place are the example of a row with these answers, token by token."""
+        student = self.student()
+        asked = [
+            (ROWS[0].exchanges, (("What differs?", "it"), ("And?", "the hat"))),
+            *((r.exchanges,) * 2 for r in ROWS[1:]),
+        ]
+        rows = [[replace(row, exchanges=of[i]) for row, of in zip(ROWS, asked, strict=True)] for i in (0, 1)]
+        for turns in ("chained",) if student.inputs.chained_only else ("chained", "independent"):
+            given, other = (self.data(student, tmp_path, of, turns).with_teacher(student.inputs) for of in rows)
+            for number in range(len(ROWS)):
+                one, two = given[number], other[number]
+                answers = [two.input_ids[slice(*span)] for span in answer_spans(two.labels)]
+                end = student.inputs.tokenizer.convert_tokens_to_ids(given.end)
+                written = with_answers(one, answers, end, student.inputs)
+                for field in ("input_ids", "labels", "turn", "image"):
+                    assert torch.equal(getattr(written, field), getattr(two, field)), field
+                position = student.inputs.position(written.input_ids, written.turn, written.images)
+                assert position is None or torch.equal(position, two.position)
+
+    def test_greedy_own_answers_are_those_of_an_evaluation(self, tmp_path):
+        student = self.student()
+        data = self.data(student, tmp_path)
+        settings = {"name": "distill", "data": "rows", "train": ["language"], "lr": 1e-3, "batch": 3, "steps": 1}
+        settings |= {"answers": {"own": 1.0, "max_tokens": 4, "temperature": 0.0}, "objective": [OWN]}
+        stage = Stage.model_validate(settings)
+        loop = Loop(stage, self.paths(student, self.teacher()), data, seed=0, precision="fp32", log=print)
+        batch = collate([data[i] for i in range(3)], pad_token=student.inputs.tokenizer.pad_token_id)
+        ((own,), figures), reader = loop.answers([batch], 0), GreedyModel(student)
+        assert figures["own/share"] == 1
+        for row, example in zip(ROWS, own.examples(), strict=True):
+            images = images_of(row, data.rows)
+            with torch.inference_mode():
+                text = reader._text(row.exchanges[0][0], len(images))
+                expected = reader.generate([text], [images], 4)[1][0]
+            begin, stop = answer_spans(example.labels)[0]
+            # up to a token that no answer may have: a visual one, or one that the tokenizer doesn't know
+            ends = torch.cat([loop.answers.never, torch.tensor([loop.answers.end])])
+            count = next((i for i, token in enumerate(expected) if token in ends), len(expected))
+            assert torch.equal(example.input_ids[begin : begin + count], expected[:count])
+            assert stop - begin == 4 or example.input_ids[stop - 1] == loop.answers.end
 
     def test_the_plan_s_figures_are_those_that_are_measured(self, tmp_path):
         student, teacher = self.student(), self.teacher()

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from switchkd_cli.recipe import yaml_positions
 from tests.support import tiny
 
-OURS_ALONE = {"seconds", "tokens_per_second", "data_wait", "memory_mib"}  # the clock's and the machine's
+OURS_ALONE = {"seconds", "tokens_per_second", "data_wait", "memory_mib", "sampling"}  # the clock's and the machine's
 LANGUAGE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 LANGUAGE |= {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
 STUDENT = {"family": "llava", "vision": {"fresh": tiny.VISION}, "language": {"fresh": LANGUAGE}}

@@ -68,11 +68,12 @@ def stage_of(
     recomputed: bool = False,
     validated: bool = False,
     mixed: bool = False,
+    answers: dict | None = None,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
-    settings |= {"activation_checkpointing": recomputed}
+    settings |= {"activation_checkpointing": recomputed, "answers": answers}
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
     settings |= {"batch": 4, "mixer": {"by": "divergence", "rounds": 3, "candidates": 2}} if mixed else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
@@ -98,6 +99,7 @@ def trained(
     mixed: bool = False,
     adapted: bool = False,
     saved: str | None = None,
+    answers: dict | None = None,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
@@ -106,7 +108,7 @@ def trained(
     paths = untrained(adapted=adapted, saved=saved)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed}
+    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed, "answers": answers}
     stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, **how)
     lines: list[dict] = []
     data = data_of(paths, here)

@@ -243,21 +243,38 @@ class Toy(VisionLanguageModel):
             (text,) = self.inputs.with_images([text], [image.prepared.text for image in shown])
             ids = self.inputs.tokenizer(text, add_special_tokens=False)["input_ids"]
             lengths.append(len(ids))
-            answers.append(self._continued(ids, shown, generation))
-        longest = max(map(len, answers))
-        pad = generation.pad_token_id
-        return lengths, torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
+            given = [(image.tokens, image.prepared.inputs) for image in shown]
+            answers.append(self._continued(ids, given, generation))
+        return lengths, self._padded(answers, generation)
 
-    def _continued(self, ids: list[int], shown: Sequence[ProjectedImage], generation: GenerationConfig) -> list[int]:
+    def continued(self, ids, mask, images, generation, logits_processor=()):
+        images, answers = list(images), []
+        for row, real in zip(ids, mask, strict=True):
+            prompt, shown = row[real.bool()], []
+            while sum(len(tokens) for tokens, _ in shown) < (prompt == self.inputs.image_token).sum():
+                shown.append(images.pop(0))
+            answers.append(self._continued(prompt.tolist(), shown, generation, logits_processor))
+        return self._padded(answers, generation)
+
+    def _padded(self, answers: list[list[int]], generation: GenerationConfig) -> Tensor:
+        longest, pad = max(map(len, answers)), generation.pad_token_id
+        return torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
+
+    def _continued(
+        self, ids: list[int], shown: Sequence[tuple], generation: GenerationConfig, processors: Sequence = ()
+    ) -> list[int]:
         ends = generation.eos_token_id
         answer: list[int] = []
         while len(answer) < generation.max_new_tokens:
             given = torch.tensor(ids + answer)
             image = given == self.inputs.image_token
-            place, columns = self.inputs.position(given, given, [one.prepared.inputs for one in shown])
-            embedded = self._embed(given[None], image[None], columns[None], tuple(one.tokens for one in shown))
+            place, columns = self.inputs.position(given, given, [inputs for _, inputs in shown])
+            embedded = self._embed(given[None], image[None], columns[None], tuple(tokens for tokens, _ in shown))
             hidden = self.model.language.model(inputs_embeds=embedded, position_ids=place[None]).last_hidden_state
-            answer.append(int(self.logits(hidden[0, -1]).argmax()))
+            scores = self.logits(hidden[0, -1:])
+            for processor in processors:
+                scores = processor(given[None], scores)
+            answer.append(int(scores.argmax()))
             if answer[-1] in (ends if isinstance(ends, list) else [ends]):
                 break
         return answer

@@ -131,7 +131,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
                 assert total.requires_grad
                 total.backward()
             found.append([p.grad if p.grad is None else p.grad.clone() for p in trained])
-        if objective.counted(objective.terms[0]) == "answer":  # text has answers
+        if objective.counted(objective.terms[0]).endswith("answer"):  # text has answers
             continue
         for with_text, without in zip(*found, strict=True):
             torch.testing.assert_close(with_text, without, rtol=0, atol=1e-9)

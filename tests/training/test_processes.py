@@ -26,6 +26,7 @@ WARM_UP = {"adapted": True, "objective": [VSD], "train": ["adapter"], "micro": 1
 ADAPTED = {"adapted": True, "objective": [CE, ALIGN, VSD], "train": ["vision", "projector", "language", "adapter"]}
 ADAPTED |= {"micro": 2}
 FAMILY = {"objective": [CE, ALIGN, VSD], "until": 1}
+OWN = {"answers": {"own": 0.5, "max_tokens": 4}, "micro": 1}
 FAMILIES = {
     f"{name}, {how}": FAMILY | more | {"saved": name}
     for name in stock_models.TOKENIZERS
@@ -65,6 +66,7 @@ CASES = {
         "validated, zero 2": {"zero": 2, "micro": 2, "validated": True},
         "validated, zero 3": {"zero": 3, "micro": 1, "validated": True},
         **{f"mixed, {n}": {"mixed": True, "micro": 2, **how} for n, how in MIXED.items()},
+        **{f"own, {n}": OWN | {"zero": zero} for n, zero in {"torch": 0, "zero 2": 2, "zero 3": 3}.items()},
         "interrupted, zero 3": {"zero": 3, "micro": 4, "until": 2},
         "interrupted, zero 1": {"zero": 1, "micro": 4, "until": 2},
         "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
@@ -207,6 +209,14 @@ def test_a_mixer_chooses_the_rows_of_one_process(name, two, tmp_path):
         expected = [line[figure] for line in state["mixed"]]
         assert [line[figure] for line in theirs["mixed"]] == pytest.approx(expected, rel=1e-4, abs=1e-7), figure
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["own, torch", "own, zero 2", "own, zero 3"])
+def test_own_answers_are_those_of_one_process(name, two, tmp_path):
+    lines, _, _ = together.trained(tmp_path, **OWN)
+    for line, expected in zip(two[name][0], lines, strict=True):
+        for figure in [key for key in expected if key.startswith(("loss", "own/"))]:
+            assert line[figure] == pytest.approx(expected[figure], rel=2e-5, abs=1e-7), figure
 
 
 @pytest.mark.parametrize(("count", "name"), TRACED)

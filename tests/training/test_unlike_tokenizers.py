@@ -287,6 +287,12 @@ def test_positions_of_unlike_tokens_are_refused_with_what_to_add():
     assert [fact.name for fact in refused.value.facts if fact.verdict == "bytes"] == ["vocabulary"]
 
 
+def test_own_answers_are_refused_as_the_teacher_would_write_them_otherwise():
+    own, terms = "stages.distill.answers={own: 0.5}", "{loss: cross_entropy}, {loss: dbild, of: switch, to: teacher}"
+    with pytest.raises(UserError, match="own answers can't be written for the teacher"):
+        check_pair(recipe("switch-kd", own, f"stages.distill.objective=[{terms}]").config, with_teacher=True)
+
+
 @pytest.mark.parametrize(
     "figure", ["checkpoints.best=kl/student", "stages.distill.validation.monitor=validation/agreement"]
 )

@@ -19,6 +19,7 @@ from switchkd_cli.engine.data.rows import BadRows, Fault, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.processors import probes
 from switchkd_cli.engine.models.shape import ModelShape
+from switchkd_cli.engine.training.own_answers import AT_ONCE, gets_own, prompts
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.named_files import data_files
 from switchkd_cli.recipe.run import DATASET
@@ -33,7 +34,10 @@ ASSUMED_MAX_LENGTH = 2048  # tokens, where only published figures are known (Tin
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of one example, those of its `images`, and how many positions predict an answer, text, or anything."""
+    """Tokens of one example, those of its `images`, and how many positions predict an answer, text, or anything.
+
+    `prompts`: the tokens in front of each answer.
+    """
 
     length: int
     images: int
@@ -41,6 +45,7 @@ class RowLengths:
     answer: int
     text: int
     all: int
+    prompts: tuple[int, ...] = ()
     teacher: RowLengths | None = None
     """Of the teacher's own tokens; None: it reads the student's."""
 
@@ -120,6 +125,22 @@ class DataSample:
                 if grouped:
                     step.sort(key=lambda row: -row.length)
                 counts.update(self.padded(step[first : first + size], on, tokens) for first in range(0, batch, size))
+        return counts
+
+    def own_answers(self, batch: int, share: float, tokens: float) -> Counter[MicroBatch]:
+        """Count the prompts that are answered together before some steps of `batch` examples (`OwnAnswers`).
+
+        `tokens`: of an image, or tile. The images of a step are those of its first prompts.
+        """
+        counts: Counter[MicroBatch] = Counter()
+        rows = list(self.lengths) * -(-STEPS * batch // len(self.lengths))
+        for start in range(0, STEPS * batch, batch):
+            own = [rows[start + i] for i in range(batch) if gets_own(start + i, share)]
+            images = sum(row.image for row in own) / tokens
+            in_front = sorted(length for row in own for length in row.prompts)
+            for first in range(0, len(in_front), AT_ONCE):
+                of = in_front[first : first + AT_ONCE]
+                counts[MicroBatch(len(of), images if first == 0 else 0.0, of[-1], len(of))] += 1
         return counts
 
     def padded(self, rows: Sequence[RowLengths], on: str, tokens: Sequence[float]) -> MicroBatch:
@@ -208,14 +229,15 @@ def _counted(example: Example, images: int) -> RowLengths:
     batch = collate([example], pad_token=0)
     teacher = next((_counted(of, images) for names, of in example.others.items() if "teacher" in names), None)
     counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
-    return RowLengths(len(example.input_ids), images, **counts, teacher=teacher)
+    in_front = tuple(map(len, prompts(example)))
+    return RowLengths(len(example.input_ids), images, **counts, prompts=in_front, teacher=teacher)
 
 
 def _truncated(images: int, image_tokens: int, prompt: int, answer: int, max_length: int | None) -> RowLengths:
     image = images * image_tokens
     length = min(image + prompt + answer, max_length or ASSUMED_MAX_LENGTH)
     answer = max(0, min(answer, length - image - prompt))
-    return RowLengths(length, images, image, answer, max(0, length - image - 1), length - 1)
+    return RowLengths(length, images, image, answer, max(0, length - image - 1), length - 1, (length - answer,))
 
 
 def _published(spec: DataSet, model: KnownModel) -> DataSample | None:

@@ -52,6 +52,19 @@ def forward(student: ModelShape, teacher: ModelShape, batch: MicroBatch) -> int:
     return round(sum(_vision(m.vision, b) + _projector(m.projector, b) + _language(m.language, b) for m, b in both))
 
 
+def generation(student: ModelShape, batch: MicroBatch, steps: int) -> int:
+    """Return the operations of answers of `steps` tokens, which are sampled together with a cache, behind B prompts.
+
+    `batch`: the prompts, padded to one length. The first token comes out of the pass over the prompts.
+    """
+    operations = _vision(student.vision, batch) + _projector(student.projector, batch)
+    lm = student.language
+    for tokens, seen in ((batch.length, batch.length), *((1, batch.length + step) for step in range(1, steps))):
+        layers = lm.layers * tokens * (2 * lm.weights + 4 * seen * lm.queries)
+        operations += batch.examples * (layers + 2 * lm.width * lm.vocabulary)
+    return round(operations)
+
+
 def _vision(v: VisionShape, batch: MicroBatch, *, trained: bool = False, recomputed: bool = False) -> float:
     """V up to its feature layer: what lies behind it is not computed. Images need no gradient."""
     positions = batch.images * v.positions

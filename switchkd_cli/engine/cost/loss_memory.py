@@ -15,7 +15,7 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import IGNORE, Example, collate
+from switchkd_cli.engine.batch import IGNORE, PREFERRED, Example, collate
 from switchkd_cli.engine.data.conversation import OF_TEACHER
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.engine.training.objective import LossInputs, Objective
@@ -44,7 +44,10 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     tokens = torch.arange(length).clamp(min=IMAGE - 1)
     labels = torch.where(torch.arange(length) < IMAGE + QUESTION, IGNORE, tokens)
     spans = torch.where(labels == IGNORE, -1, torch.arange(length))
-    example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE, spans=spans)
+    of_terms = [Term.model_validate_json(term) for term in terms]
+    paired = any(term.on in PREFERRED for term in of_terms)  # its answer is a preferred and a rejected one
+    turn = paired * (1 + (torch.arange(length) >= length - ANSWER // 2).long())
+    example = Example("", tokens, labels, turn, torch.arange(length) < IMAGE, spans=spans, paired=paired)
     # both models read the same tokens, each a span
     both = replace(example, others={OF_TEACHER: example}, aligned=torch.ones(2, dtype=torch.long))
     batch = collate([both], pad_token=0)
@@ -52,7 +55,7 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     map_of_ids = cast(TokenMap, SimpleNamespace(places=[ids, ids], shared=[ids, ids], first_pieces=ids))
     draw = torch.Generator().manual_seed(0)
     try:
-        objective = Objective([Term.model_validate_json(term) for term in terms], map_of_ids)
+        objective = Objective(of_terms, map_of_ids)
         keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
         shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}

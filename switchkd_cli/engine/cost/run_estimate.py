@@ -9,10 +9,10 @@ from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
-from switchkd_cli.engine.batch import POSITIONS
+from switchkd_cli.engine.batch import POSITIONS, PREFERRED
 from switchkd_cli.engine.compatibility import Vocabulary, check_fit, check_paths, compare, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
-from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
+from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, STEPS, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
@@ -217,6 +217,13 @@ def _estimate_work(
         more = f"{scoring / 1e12:,.3g} TFLOP, {scoring / estimate.flops:.0%} of what the step takes itself"
         estimate.notes.append(f"{stage.name}: its mixer reads up to {read:,.4g} rows a step: {more}")
         estimate.flops += scoring
+    if stage.own_answers and (answers := stage.answers):
+        asked = sample.own_answers(stage.batch, answers.own, tokens[0])
+        most = answers.max_tokens
+        sampling = sum(n * flops.generation(models.student, of, most) for of, n in asked.items()) / STEPS
+        told = f"{sampling / (estimate.flops + sampling):.1%} of the operations, if all have {most} tokens"
+        estimate.notes.append(f"{stage.name}: sampling own answers takes {told}; a token reads all of L's weights")
+        estimate.flops += sampling
     numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
     images = (stage.batch + read) * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
@@ -272,6 +279,7 @@ def _advice(stage: Stage, of: StageEstimate, machine: Machine, state: float) -> 
 def _compared_positions(stage: Stage) -> str:
     """Return the widest kind of position at which a term of the stage compares logits or hidden states."""
     terms = [t for t in stage.objective if not registry.signature("loss", t.loss).of_images]
-    kinds = {POSITIONS.index(term.on) for term in terms} or {0}
+    # two answers are no more than all text
+    kinds = {POSITIONS.index("text" if term.on in PREFERRED else term.on) for term in terms} or {0}
     # image tokens and some of the text: no more than everything
     return "all" if len(kinds) > 1 and POSITIONS.index("image") in kinds else POSITIONS[max(kinds)]

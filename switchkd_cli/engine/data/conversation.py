@@ -39,6 +39,10 @@ Piece = tuple[str, str]
 """(prompt, answer): text without supervision, and the supervised text after it."""
 
 
+Tokens = tuple[list[int], list[int], list[int | None]]
+"""Of a piece: its prompt's and its answer's tokens, and the byte of the answer's text at which each of these ends."""
+
+
 class NoStandIn(Exception):
     """Raised where MAX_TRIES rows one after another are unusable: most likely the images were removed."""
 
@@ -275,17 +279,20 @@ class Conversations(Dataset[Example]):
                 raise Fault("the chat template leaves out the system's text")
         tokens, labels, turn = [], [], []
         found: list[Place | None] = []
-        for number, (prompt, answer, ends) in enumerate(self._tokenize(pieces, [image.text for image in images])):
+        apart = self._apart(row)
+        before = len(row.exchanges) - len(pieces)  # exchanges that are part of a prompt; -1 where a piece is none
+        parts = self._tokenize(pieces, [image.text for image in images], apart=apart)
+        for number, (prompt, answer, ends) in enumerate(parts):
             if number == 0 and prompt[: len(self._start_tokens)] != self._start_tokens:
                 prompt = self._start_tokens + prompt
             learnt = 0  # of an answer; tokens after its last special token (mostly a line break) are not learnt
-            exchange = number - self._independent
+            exchange = number + before
             if exchange not in row.unlearnt:
                 special = (i for i, token in enumerate(answer) if token in self._special_ids)
                 learnt = max(special, default=len(answer) - 1) + 1
             tokens += prompt + answer
             labels += [IGNORE] * len(prompt) + answer[:learnt] + [IGNORE] * (len(answer) - learnt)
-            turn += [number if self._independent else 0] * (len(prompt) + len(answer))
+            turn += [number if apart else 0] * (len(prompt) + len(answer))
             if self._token_bytes is not None and learnt:
                 written, text = pieces[number][1], row.exchanges[exchange][1].strip()
                 if (begin := written.find(text, self._before_answer)) < 0:
@@ -303,7 +310,8 @@ class Conversations(Dataset[Example]):
         self._check_cut(tokens, labels, turn, kept)
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
         visual = ids == self.image_inputs.image_token
-        return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
+        example = Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids), paired=row.paired)
+        return example, found[:kept]
 
     def _prompted(self, row: Row) -> Row:
         """Return the row with its questions as the prompt writes them; an image that begins a question stays at its beginning."""
@@ -339,18 +347,28 @@ class Conversations(Dataset[Example]):
             raise Fault(f"{positions:,} tokens, {limits} (max_length: {most} would cut it)")
 
     def _pieces(self, row: Row) -> list[Piece]:
-        """Return the row's text as pieces; with independent turns the first piece is the part that all turns share."""
-        if not self._independent:
+        """Return the row's text as pieces; with independent turns the first piece is the part that all turns share.
+
+        The answers of a pair are independent turns, too, each behind the history and the question.
+        """
+        if not self._apart(row):
             return self._chained(row)
-        if row.places:
+        if row.paired and self.inputs.chained_only:
+            raise Fault(f"two answers to one question: {self.inputs.chained_only}", refused=True)
+        if row.places and not row.paired:
             raise Fault("independent turns share only images in front of the first question")
-        pieces = [("", "")]
-        for exchange in row.exchanges:
-            ((prompt, answer),) = self._chained(replace(row, exchanges=(exchange,)))
+        history, pieces = row.exchanges[:-2] if row.paired else (), [("", "")]
+        for exchange in row.exchanges[len(history) :]:
+            *earlier, (prompt, answer) = self._chained(replace(row, exchanges=(*history, exchange)))
+            prompt = "".join(text for piece in earlier for text in piece) + prompt
             before, image, prompt = prompt.rpartition(self.inputs.image_text)
             pieces[0] = (before + image, "")  # up to the last image; without one nothing is shared
             pieces.append((prompt, answer))
         return pieces
+
+    def _apart(self, row: Row) -> bool:
+        """Whether the row's exchanges are turns that don't see one another."""
+        return self._independent or row.paired
 
     def _chained(self, row: Row) -> list[Piece]:
         """Return one piece an exchange, each written by the template after the exchanges before it."""
@@ -374,16 +392,16 @@ class Conversations(Dataset[Example]):
         except TemplateError as error:
             raise Fault(f"the chat template refuses it: {error}") from error
 
-    def _tokenize(self, pieces: list[Piece], images: Sequence[str]) -> Iterator[tuple[list[int], list[int], list]]:
+    def _tokenize(self, pieces: list[Piece], images: Sequence[str], *, apart: bool) -> Iterator[Tokens]:
         """Yield each piece's (prompt, answer) tokens, and the byte of the answer's piece at which each of these ends.
 
         They are cut out of the tokens of the whole text: Llama's tokenizers put a space before a text of its own.
         """
         shared = pieces[:1]
-        for visible in [shared, *([*shared, piece] for piece in pieces[1:])] if self._independent else [pieces]:
+        for visible in [shared, *([*shared, piece] for piece in pieces[1:])] if apart else [pieces]:
             tokens = self._split([text for piece in visible for text in piece], images)
             pairs = [(prompt, *answer) for (prompt, _), answer in zip(tokens[::2], tokens[1::2], strict=True)]
-            yield from pairs[-1:] if self._independent else pairs
+            yield from pairs[-1:] if apart else pairs
 
     def _split(self, texts: Sequence[str], images: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
         """Tokenize the joined texts and return the tokens of each; a token belongs to the text of its first character.

@@ -39,7 +39,8 @@ class Row:
     `images` are paths inside the data set's image folder, or encoded images. `places` says where each one stands: the
     number of an exchange, and of its question's characters before the image; without it all stand before the first
     question. `unlearnt` are the exchanges whose answers are read but not supervised. `notes` name the parts of the raw row
-    that are not used, or not learnt.
+    that are not used, or not learnt. `paired`: the last two exchanges are one question, with the answer that is preferred and
+    with the one that was rejected; those before them are their history.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Row:
     unlearnt: frozenset[int] = frozenset()
     notes: tuple[Note, ...] = ()
     places: tuple[tuple[int, int], ...] = ()
+    paired: bool = False
 
     @property
     def size(self) -> int:

@@ -26,7 +26,7 @@ from torch.utils.data import ConcatDataset
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.row_files import JsonFile, NotRows, ParquetFile, scan, shard_row
 from switchkd_cli.engine.data.rows import Row, Rows, Survey, survey_rows
-from switchkd_cli.engine.data.turns import Form, form
+from switchkd_cli.engine.data.turns import Form, form, llava_row
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file, atomic_folder, hold
@@ -40,6 +40,7 @@ ENDINGS = ", ".join(FORMATS)
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
 VERSION = 6  # of the cached survey; raise it when a check changes
 COMMIT = re.compile("[0-9a-f]{40}")
+WRONG = {"yes": "no", "no": "yes", "A": "B", "B": "A"}  # of the playground's answers
 
 
 def open_rows(
@@ -123,7 +124,7 @@ messages = partial(open_rows, format="messages")
 def playground(
     cache: Path,
     *,
-    kind: Literal["captions", "questions", "instructions"],
+    kind: Literal["captions", "questions", "instructions", "preferences"],
     pictures: PositiveInt,
     split: Literal["train", "validation", "test", "hard", "unseen"] = "train",
     turns: PositiveInt = 8,
@@ -131,11 +132,20 @@ def playground(
 ) -> Rows:
     """Return the rows of `pictures` scenes of the playground with `turns` turns each, drawn once by seed.
 
-    Each turn of a row sees only the image and itself, as in the benchmarks.
+    Each turn of a row sees only the image and itself, as in the benchmarks. A row of `preferences` is the first question of
+    such a row of instructions that has a choice, with the right answer and a wrong one.
     """
-    folder = cache / "playground" / f"{kind}-{split}-{pictures}x{turns}-{seed}"
-    file = write_rows(folder, kind=kind, split=split, pictures=pictures, turns=turns, seed=seed)
-    return llava_json(cache, file=str(file), images=str(file.parent), turns="independent")
+    written = "instructions" if kind == "preferences" else kind
+    folder = cache / "playground" / f"{written}-{split}-{pictures}x{turns}-{seed}"
+    file = write_rows(folder, kind=written, split=split, pictures=pictures, turns=turns, seed=seed)
+    rows = llava_json(cache, file=str(file), images=str(file.parent), turns="independent")
+    return replace(rows, parse=_preference) if kind == "preferences" else rows
+
+
+def _preference(value: object) -> Row:
+    row = llava_row(value)
+    pairs = [((asked, right), (asked, WRONG[right])) for asked, right in row.exchanges if right in WRONG]
+    return replace(row, exchanges=pairs[0], paired=True) if pairs else row
 
 
 def cached_survey(inputs: Sequence[object], read: Callable[[], Survey]) -> Survey:

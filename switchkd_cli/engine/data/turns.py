@@ -42,7 +42,7 @@ class Form:
         self.roles: Mapping[Any, str] = {**dict.fromkeys(keys.asks, ASKS), **dict.fromkeys(keys.answers, ANSWERS)}
         of_row = [keys.turns] if keys.turns else [*keys.question, keys.answer]
         history = [keys.history] if keys.answer else []
-        self.read = {keys.id, keys.system, *keys.images, *history, *of_row}
+        self.read = {keys.id, keys.system, *keys.images, *history, *of_row, keys.chosen, keys.rejected}
         self.refused = REFUSED_KEYS | keys.refused
 
     def row(self, value: object) -> Row:
@@ -77,7 +77,25 @@ class Form:
             raise Fault(f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}")
         questions, places = _without_images(texts, len(images), self.keys.placeholder)
         exchanges = tuple(zip(questions, answers, strict=True))
-        return Row(id, exchanges, tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)), places)
+        if rejected := self._rejected(value, images, notes):
+            if len(answers) - 1 in unlearnt:
+                raise Fault("the answer that is preferred is empty or not learnt")
+            unlearnt = set(range(len(answers) - 1))
+            notes |= {(NOT_LEARNT, "answers before a preference")} if unlearnt else set()
+            exchanges += ((questions[-1], rejected),)
+        fields = tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)), places
+        return Row(id, exchanges, *fields, paired=bool(rejected))
+
+    def _rejected(self, value: Mapping, images: list, notes: set[Note]) -> str | None:
+        """Return the text of the row's rejected answer, if it has one: of a text, a turn, or a list of one turn."""
+        turn = value.get(self.keys.rejected or "")
+        if absent(turn):
+            return None
+        turn = turn[0] if isinstance(turn, list) and len(turn) == 1 else turn
+        text = self._text(turn.get(self.text) if isinstance(turn, dict) else turn, images, notes)
+        if not text.strip() or IMAGE in text:
+            raise Fault(f"`{self.keys.rejected}` is one answer of text, got {short_repr(text)}")
+        return text
 
     def _turns(self, value: Mapping) -> Sequence[Mapping]:
         """Return the row's turns, made of its questions and answers where the format names these. Raises Fault."""
@@ -86,7 +104,10 @@ class Form:
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             raise Fault(f"no `{keys.turns}` list")
         if keys.answer is None:
-            return items
+            chosen: Any = value.get(keys.chosen or "")
+            if isinstance(chosen, str) and chosen:
+                chosen = {self.speaker: keys.answers[0], self.text: chosen}
+            return [*items, *(chosen if isinstance(chosen, list) else [chosen])] if chosen else items
         before: Any = value.get(keys.history)
         before = [] if absent(before) else before
         if not isinstance(before, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in before):

@@ -40,7 +40,9 @@ def questions(data: DataSet, limit: int | None) -> list[Item]:
         row = rows[number]
         if row.system is not None:
             problems.append(f"row {row.id}: has a system text, which is not asked")
-        if len(row.exchanges) > 1 and rows.turns == "chained":
+        if row.paired:
+            problems.append(f"row {row.id}: a preference; a question has one right answer here")
+        elif len(row.exchanges) > 1 and rows.turns == "chained":
             problems.append(f"row {row.id}: a conversation; with `turns: independent` each question stands by itself")
         docs += [(number, turn) for turn in range(len(row.exchanges))]
     if problems:

@@ -23,6 +23,9 @@ EAGER = {"_attn_implementation": "eager"}
 ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
 
+Shown = Sequence[tuple[Tensor, ImageInput]]
+"""The visual tokens [M, width of L] of images, and their inputs."""
+
 
 class ProjectedImage(NamedTuple):
     """A prepared image and its visual tokens [M, width of L]."""
@@ -201,15 +204,22 @@ class VisionLanguageModel(nn.Module):
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig
     ) -> tuple[list[int], Tensor]:
         """Answer B texts, each with its images. Returns the texts' lengths in tokens and the new ids [B, <= limit]."""
-        shown = [image for each in images for image in each]
         of_images = [[image.prepared.text for image in each] for each in images]
         encoded = self.inputs.tokenized(texts, of_images).to(self.model.device)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        given = self._given(ids == self.inputs.image_token, tuple(image.tokens for image in shown))
-        if shown and GRID in shown[0].prepared.inputs:  # from which transformers counts L's positions
-            given[GRID] = torch.cat([image.prepared.inputs[GRID] for image in shown]).to(ids.device)
-        answers = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=generation, **given)
-        return mask.sum(1).tolist(), answers[:, ids.shape[1] :]
+        shown = [(image.tokens, image.prepared.inputs) for each in images for image in each]
+        return mask.sum(1).tolist(), self.continued(ids, mask, shown, generation)
+
+    def continued(self, ids: Tensor, mask: Tensor, images: Shown, how: GenerationConfig, **options: Any) -> Tensor:
+        """Continue B texts of tokens [B, T], padded on the left, and return the new ids [B, <= limit].
+
+        `images` are in the order of the texts, `options` of transformers' `generate`.
+        """
+        given = self._given(ids == self.inputs.image_token, tuple(tokens for tokens, _ in images))
+        if images and GRID in images[0][1]:  # from which transformers counts L's positions
+            given[GRID] = torch.cat([inputs[GRID] for _, inputs in images]).to(ids.device)
+        new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **options, **given)
+        return new[:, ids.shape[1] :]
 
     save = save
 

@@ -38,7 +38,8 @@ class Diagnostics:
     On the supervised tokens, whatever positions the terms read, if there is a teacher; without the student's where it reads
     other tokens than the teacher, and without the knees of terms that compare bytes:
 
-    - `teacher_ce`, `student_ce`: cross-entropy of either, in nats
+    - `teacher_ce`, `student_ce`: cross-entropy of either on answers of the data, in nats
+    - `agreement/own`: share of the tokens of the student's own answers that are the teacher's most likely ones
     - `agreement/<path>`: share of positions where the path's most likely token is the teacher's
     - `kl/student`: KL(teacher || student) in nats
     - `switch_gap`: KL(teacher || switch) in nats; at step 0 it says how far V_S is from what L_T can read
@@ -72,7 +73,9 @@ class Diagnostics:
         if "teacher" in logits and answers["teacher"].any():
             selected = {path: row_selector(answers[path])(logits[path]) for path in COMPARED if path in answers}
             of_teacher, mask = read["teacher"]
-            found |= _against_teacher(selected, of_teacher.targets[mask][answers["teacher"]])
+            targets, own = of_teacher.targets[mask], of_teacher.predicting("own answer")[mask]
+            targets, own = (row_selector(answers["teacher"])(of) for of in (targets, own))
+            found |= _against_teacher(selected, targets, own)
         # what several terms share is sorted once
         for spec in dict.fromkeys(spec for _, spec in self.knees if spec.path in read):
             of, mask = read[spec.path]
@@ -83,7 +86,7 @@ class Diagnostics:
                 for name in (f"{term}/{spec.path}" for term, other in self.knees if other == spec):
                     found |= {f"k/{name}/{figure}": values for figure, values in {"mean": k.float(), **bounded}.items()}
                     found[f"mass/{name}"] = mass
-        for name, values in found.items():
+        for name, values in ((name, of) for name, of in found.items() if len(of)):
             self._values.setdefault(name, []).append(values)
 
     def figures(self) -> dict[str, float]:
@@ -106,7 +109,7 @@ def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
         for side in signature.leaders(term.parameters):
             bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
             path = term.of if side == "student" else term.to
-            specs.append((term.name, KneeSpec(path, term.on, TopKAtKnee(**bounds))))
+            specs.append((term.name, KneeSpec(path, term.positions, TopKAtKnee(**bounds))))
     return specs
 
 
@@ -171,10 +174,11 @@ def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]
     return {name: sum(n * value for value, n in of) / sum(n for _, n in of) for name, of in found.items()}
 
 
-def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-    """Return the figures of each supervised token, [N]."""
+def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """Return the figures of each supervised token, [N], some of all, some of those that are the student's `own`, or not."""
     teacher, others = logits["teacher"], {path: of for path, of in logits.items() if path != "teacher"}
-    figures = {f"{path}_ce": cross_entropy(targets, of) for path, of in logits.items() if path != "switch"}
+    figures = {f"{path}_ce": cross_entropy(targets, of)[~own] for path, of in logits.items() if path != "switch"}
+    figures["agreement/own"] = (teacher.argmax(-1) == targets)[own].float()
     figures |= {f"agreement/{path}": (of.argmax(-1) == teacher.argmax(-1)).float() for path, of in others.items()}
     gaps = {"student": "kl/student", "switch": "switch_gap"}
     return figures | {gaps[path]: forward_kl(teacher, of) for path, of in others.items()}

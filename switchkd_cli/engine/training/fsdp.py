@@ -36,7 +36,7 @@ class FsdpReplica(TorchReplica):
         twins = dict(zip(paths.parameters(), copy.parameters(), strict=True))
         own = [{**group, "params": [twins[p] for p in group["params"]]} for group in groups]
         super().__init__(copy, own, processes, stage, precision, find_unused=None)
-        self.twins, self.trained = twins, [p for group in groups for p in group["params"]]
+        self.whole, self.twins, self.trained = paths, twins, [p for group in groups for p in group["params"]]
 
     @property
     def heads(self) -> Heads | None:

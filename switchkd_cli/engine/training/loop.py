@@ -22,6 +22,7 @@ from switchkd_cli.engine.training import data_loader
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, random_state, set_random_state
 from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
 from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
+from switchkd_cli.engine.training.own_answers import OwnAnswers
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.rounds import Rounds, row_sums
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
@@ -68,6 +69,7 @@ class Loop:
         spec = stage.validation
         self.validation = Validator(spec, held_out, self.trainer) if spec and held_out is not None else None
         self.rounds = Rounds(stage, data, self.steps, seed)
+        self.answers = OwnAnswers(self.trainer, data, seed) if stage.own_answers else None
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
         self.skipped = 0  # the last of them in a row that changed no weight
@@ -113,6 +115,9 @@ class Loop:
                 try:
                     if not self.looked:
                         self._look(group)
+                    of_answers: dict[str, float] = {}
+                    if self.answers is not None:
+                        group, of_answers = self.answers(group, self.step)
                     figures, non_finite = self.trainer.step(group, diagnosed=diagnosed, checked=checked)
                     now = time.monotonic()
                     validation = self.validation
@@ -122,7 +127,7 @@ class Loop:
                     if cause := loader.died(error) or out_of_memory(self.trainer, group, self._where, error):
                         raise cause from error
                     raise
-                figures |= self._speed(group, waited, now - step_began)
+                figures |= of_answers | self._speed(group, waited, now - step_began)
                 self.seconds = time.monotonic() - began
                 at = {"stage": self.stage.name, "step": self.step + 1, "steps": self.steps}
                 self.log({**at, "seconds": self.seconds, **figures})
@@ -238,14 +243,16 @@ class Loop:
         return group
 
     def _speed(self, group: Sequence[Batch], waited: float, seconds: float) -> dict[str, float]:
-        """Return the step's speed and share of padding, over all processes, and the most memory of any of them."""
+        """Return the step's speed and shares of padding and waiting, over all processes, and the most memory of any."""
         mine = map(sum, zip(*(batch.sizes for batch in group), strict=True))
-        each = self.processes.gather((*mine, waited, peak_memory_mib()))
-        tokens, places, waits, memory = zip(*each, strict=True)
+        sampled = self.answers.seconds if self.answers else 0.0
+        each = self.processes.gather((*mine, waited, sampled, peak_memory_mib()))
+        tokens, places, waits, samplings, memory = zip(*each, strict=True)
         return {
             "tokens_per_second": sum(tokens) / seconds,
             "padding": 1 - sum(tokens) / sum(places),
             "data_wait": max(waits) / seconds,
+            **({"sampling": max(samplings) / seconds} if self.answers else {}),
             "memory_mib": max(memory),
         }
 

@@ -17,7 +17,7 @@ from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import PathSpec, Term
 
-IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
+IMAGES, SPANS, PAIRS, PREFERENCES = "images", "spans", "pairs", "preferences"
 
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
@@ -75,7 +75,7 @@ class Objective:
         read |= {each for score in self.scored.values() for each in score.reads}
         made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
         self.outputs = frozenset(output_name(*each) for each in made)
-        self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
+        self.on = tuple(dict.fromkeys(t.positions for t in terms if not self.signatures[t.name].of_images))
 
     def sides(self, term: Term) -> dict[str, str]:
         """Return the path that each side of a term's loss is: its `of` and `to`, and any other the path of this name."""
@@ -87,9 +87,11 @@ class Objective:
         signature = self.signatures[term.name]
         if signature.of_images:
             return IMAGES
+        if signature.of_preferences:
+            return PREFERENCES
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
-        return term.on if term.of == "student" else f"{term.of}'s {term.on}"
+        return term.positions if term.of == "student" else f"{term.of}'s {term.positions}"
 
     def keep(self, batch: Batch) -> Tensor:
         """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
@@ -109,9 +111,10 @@ class Objective:
         return Normalizers(dict(zip(each[0], together, strict=True)), progress)
 
     def _counts(self, batch: Batch) -> dict[str, Tensor]:
-        counted = {self.counted(term): batch.reading(term.of).predicting(term.on) for term in self.terms}
+        counted = {self.counted(term): batch.reading(term.of).predicting(term.positions) for term in self.terms}
         counts = {name: chosen.sum() for name, chosen in counted.items()}
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
+        counts[PREFERENCES] = batch.predicting("rejected").any(1).sum()
         if any(term.alignment == "bytes" for term in self.terms):
             assert batch.aligned is not None
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
@@ -162,6 +165,8 @@ class Objective:
         if signature.of_images:
             return loss_per_image(loss, *positional, **term.parameters), inputs.batch.image_rows
         values = loss(*positional, **term.parameters)
+        if signature.of_preferences:
+            return values, given["rows"].unique()
         return values, span_rows(given["student_spans"]) if signature.of_spans else given["rows"]
 
     def _given(
@@ -175,15 +180,16 @@ class Objective:
         for side, path in sides.items():
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
-            select = row_selector(pairs[read is not batch] if pairs else read.predicting(term.on)[mask])
+            select = row_selector(pairs[read is not batch] if pairs else read.predicting(term.positions)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_image": select(read.image[mask])}
-            given["rows"] = given[f"{side}_rows"] = select(mask.nonzero()[:, 0])
+            given |= {"rows": select(mask.nonzero()[:, 0]), "signs": select(read.signs[mask])}
+            given[f"{side}_rows"] = given["rows"]
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
                 output: Any = outputs.get(output_name(path, kind))
                 if path in self.means:
-                    output = self._mean(self.means[path], term.on, inputs)
+                    output = self._mean(self.means[path], term.positions, inputs)
                 elif kind in registry.OF_POSITIONS:
                     output = select(output)
                 if kind == "logits" and tokens is not None:

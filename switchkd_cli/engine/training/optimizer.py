@@ -5,8 +5,8 @@ With torch alone each process has the whole student, and DDP averages their grad
 
 import gc
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.processes import Processes
 from switchkd_cli.errors import UserError
@@ -44,7 +45,7 @@ class TorchReplica:
         find_unused: bool | None,
     ) -> None:
         self.device = processes.device
-        self.paths = paths.to(self.device)
+        self.paths = self.whole = paths.to(self.device)
         self.module: Any = self.paths
         self.twins: Mapping[nn.Parameter, nn.Parameter] = {}  # what is computed with in a parameter's place: itself
         self.parameters = [p for group in groups for p in group["params"]]
@@ -68,6 +69,10 @@ class TorchReplica:
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         with self.autocast:
             return self.module(*arguments)
+
+    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
+        """Around a block that generates with the student as it is now. Every process must call this."""
+        return nullcontext(self.paths.student) if self.whole is self.paths else collected(self, self.whole)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""
@@ -104,6 +109,19 @@ class TorchReplica:
         if self.module is not self.paths:
             self.module = self.paths
             gc.collect()
+
+
+@contextmanager
+def collected(replica: Any, paths: Paths) -> Iterator[VisionLanguageModel]:
+    """Around a block that generates with the student of a sharded training: it is complete, in float32.
+
+    So no process waits inside the block for another one's longer answers.
+    """
+    replica.collect()
+    try:
+        yield paths.student.to(replica.device)
+    finally:
+        paths.student.cpu()
 
 
 def make_optimizer(groups: list[dict[str, Any]], stage: Stage) -> Optimizer:

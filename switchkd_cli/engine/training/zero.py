@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.optimizer import Groups, make_optimizer
+from switchkd_cli.engine.training.optimizer import Groups, collected, make_optimizer
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
@@ -63,7 +64,7 @@ class ZeroReplica:
         self.processes, self.device = processes, processes.device
         for model in paths.frozen.values():  # complete in each process, in the dtype of the student's products
             model.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
-        self.paths = paths.twin()
+        self.whole, self.paths = paths, paths.twin()
         # what is computed with in a parameter's place
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
@@ -90,6 +91,10 @@ class ZeroReplica:
 
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         return self.engine(*arguments)
+
+    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
+        """As `TorchReplica.complete_student`."""
+        return nullcontext(self.paths.student) if self.complete else collected(self, self.whole)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass.
