@@ -23,6 +23,7 @@ from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.models.low_rank import merge
 from switchkd_cli.engine.paths import FILE as ADAPTER
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state
@@ -286,6 +287,7 @@ def _take_stage(
                     about = {"fields": changed, "allowed": broke}  # a share of rows may break
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
                     student = run_folder.set_aside(partial, CHANGED)
+            merge(paths.student)
     if processes.first:
         checkpoints.prune(folder, stage.name, keep=0, best=False)
     return student

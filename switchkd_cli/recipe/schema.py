@@ -234,6 +234,27 @@ class Portion(Strict):
         return f"{self.use} x{self.weight:g}"
 
 
+class Lora(Strict):
+    """Adapters of low rank on the linear layers of the student's language model, trained instead of its weights."""
+
+    rank: Count = 16
+    """The rank of each adapter."""
+    alpha: Positive | None = None
+    """The adapters' output is multiplied by `alpha` / `rank` (none: by 2)."""
+    dropout: Beta = 0.0
+    """The share of an adapter's inputs that are dropped."""
+    layers: tuple[Text, ...] = ()
+    """The kinds of layers that get adapters, such as `[q_proj, v_proj]` (none: all linear layers below the head)."""
+    dora: bool = False
+    """Train each weight's length apart from its direction: DoRA (not with ZeRO-3)."""
+    bits: Literal[8, 4] | None = None
+    """Meanwhile keep the linear layers' own weights in 4 bits, as QLoRA does, or in 8 (none: as they are)."""
+
+    @property
+    def scale(self) -> float:
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
 def _data_form(value: Any) -> str:
     return TAG + ("one" if isinstance(value, str) else "mixed")
 
@@ -250,6 +271,9 @@ class Stage(Strict):
     """A data set, a name under `data`; or a mixture of several: `[{use: NAME, weight: 0.7}, ...]`, docs/data.md."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
     """The student's parts that learn, and the switch's `adapter`; the others stay frozen."""
+    lora: Annotated[Lora | None, _left_out(None)] = None
+    """Of the `language` in `train`, only adapters of low rank learn; they are merged when the stage ends (none: all of it
+    learns). Needs peft, with `bits` also bitsandbytes."""
     lr: Positive
     """The highest learning rate, after the warm-up."""
     lr_scale: dict[Part, NotNegative] = {}

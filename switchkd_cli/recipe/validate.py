@@ -74,6 +74,11 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
         before = [earlier for number, earlier in stages if number < i]
         yield from _validation(stage, path, before, mapping(data.get("data")))
+        if isinstance(stage.get("lora"), Mapping) and "language" not in listed(stage.get("train")):
+            yield (
+                (*path, "lora"),
+                f"trains adapters of the language model: add language to train, got {stage.get('train')}",
+            )
         if isinstance(stage.get("schedule", "cosine"), str):
             yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
@@ -228,6 +233,8 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     for i, stage in mappings(data.get("stages")) if zero else ():
         if stage.get("optimizer") == "adamw_8bit":
             yield ("stages", i, "optimizer"), f"can't be sharded: needs deepspeed.zero: 0, got 'adamw_8bit' and {zero}"
+        if zero == 3 and mapping(stage.get("lora")).get("dora"):
+            yield ("stages", i, "lora", "dora"), "reads whole weights: needs deepspeed.zero: 2 or less, got True and 3"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:

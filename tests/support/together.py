@@ -67,12 +67,14 @@ def stage_of(
     objective: list[dict] | None = None,
     recomputed: bool = False,
     validated: bool = False,
+    lora: dict | None = None,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
     settings |= {"activation_checkpointing": recomputed}
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
+    settings |= {"lora": lora} if lora else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
 
@@ -94,6 +96,7 @@ def trained(
     validated: bool = False,
     adapted: bool = False,
     saved: str | None = None,
+    lora: dict | None = None,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
@@ -102,9 +105,8 @@ def trained(
     paths = untrained(adapted=adapted, saved=saved)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    stage = stage_of(
-        train=train, micro=micro, steps=steps, objective=objective, recomputed=recomputed, validated=validated
-    )
+    how = {"train": train, "micro": micro, "steps": steps, "objective": objective}
+    stage = stage_of(**how, recomputed=recomputed, validated=validated, lora=lora)
     lines: list[dict] = []
     data = data_of(paths, here)
     others = data.part(range(VALIDATED)) if validated else None

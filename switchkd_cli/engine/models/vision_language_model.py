@@ -13,6 +13,7 @@ from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
+from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
 from switchkd_cli.engine.models.shape import vision_width
@@ -70,10 +71,12 @@ class VisionLanguageModel(nn.Module):
         """Return the part's parameters that a forward pass uses, by name: training the part trains these.
 
         Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
-        never trained.
+        never trained. Of a language part with adapters, these alone are trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
+        if part == "language" and (adapters := {name: p for name, p in named.items() if MARK in name}):
+            return adapters
         count = self.seam.read_layers(self.model.config)
         if part != "vision" or count is None:
             return named

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
@@ -55,6 +56,8 @@ class Trainer:
         self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
+        if stage.lora is not None:
+            add_adapters(paths.student, stage.lora, seed)
         paths.requires_grad_(False)
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
@@ -204,7 +207,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
 
     def close(self) -> None:
-        """Leave the trained weights in `paths`."""
+        """Leave the trained weights in `paths`, adapters not merged yet."""
         self.replica.collect()
         self.replica.close()
         if self.paths.states is not None:

@@ -1,0 +1,91 @@
+"""Frozen linear layers whose weights are kept in 8 or 4 bits, by bitsandbytes, and multiplied in full precision."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from switchkd_cli.engine.hub import forbid_kernels
+
+BLOCK = 64  # weights that share a scale, as in QLoRA (2305.14314)
+
+
+class PackedLinear(nn.Linear):
+    """A frozen linear layer of 4 bits a weight (NF4, its scales in 8 bits: 2305.14314) or of 8 (blockwise: 2110.02861).
+
+    Its products, and the gradients of their inputs, are exactly those of the rounded weights. bitsandbytes' own layers are
+    not used: the one of 8 bits rounds inputs too, and the one of 4 packs its weights anew on some CPUs and then has no gradient.
+    """
+
+    def __init__(self, layer: nn.Linear, bits: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bits = layer.in_features, layer.out_features, bits
+        self.bias = layer.bias
+        # neither parameters nor buffers: DDP would send them in every step
+        if bits == 4:
+            how = {"blocksize": BLOCK, "compress_statistics": True, "quant_type": "nf4"}
+            self.packed, self.state = _functional().quantize_4bit(layer.weight.detach(), **how)
+        else:
+            self.packed, self.state = _functional().quantize_blockwise(layer.weight.detach(), blocksize=BLOCK)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The rounded weights [out, in] as a new tensor."""
+        functional = _functional()
+        unpack = functional.dequantize_4bit if self.bits == 4 else functional.dequantize_blockwise
+        return unpack(self.packed, self.state)
+
+    @property
+    def nbytes(self) -> int:
+        state = [self.state, *filter(None, [self.state.state2])]
+        return self.packed.nbytes + sum(each.absmax.nbytes for each in state)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _Product.apply(inputs, self)
+
+    def plain(self) -> nn.Linear:
+        """Return the same layer with its rounded weights in full precision."""
+        return linear_of(self.weight, self.bias)
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.packed = change(self.packed)
+        self.state.to(self.packed.device)  # not cast: the scales of packed weights are float32
+        return super()._apply(change, recurse)
+
+
+class _Product(torch.autograd.Function):
+    """A product with packed weights that keeps neither them unpacked nor its inputs for the backward pass."""
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, layer: PackedLinear) -> Tensor:
+        context.layer = layer
+        return linear(inputs, layer.weight.to(inputs.dtype), layer.bias)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient @ context.layer.weight.to(gradient.dtype), None
+
+
+def pack(model: nn.Module, bits: int) -> None:
+    """Replace the linear layers inside a model by packed ones."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child, bits))
+
+
+def linear_of(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """Return a linear layer of these weights [out, in]."""
+    layer = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=False, device=weight.device, dtype=weight.dtype)
+    layer.weight.data = weight
+    layer.bias = bias
+    return layer
+
+
+def _functional() -> Any:
+    forbid_kernels()
+    from bitsandbytes import functional
+
+    return functional
