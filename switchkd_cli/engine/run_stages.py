@@ -24,6 +24,7 @@ from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidel
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.models.low_rank import merge
+from switchkd_cli.engine.models.placement import shard
 from switchkd_cli.engine.paths import FILE as ADAPTER
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state
@@ -68,6 +69,8 @@ def train_stages(
         evaluation.check(run.config.evaluation)
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
+    if paths.teacher is not None and processes.count > 1 and run.config.teacher.weights == "sharded":
+        shard(paths.teacher)
     # every stage's examples are checked before the first step is taken
     names = dict.fromkeys(name for stage in stages for name in stage.data_sets)
     data = {name: pair.open_data(name, paths.student, folder.root) for name in names}

@@ -48,6 +48,8 @@ def check_named(runs: Iterable[Run]) -> None:
     for run in runs:
         check_metrics(run.config.evaluation)
         needed |= {name: f"trackers: {name}" for name in run.config.trackers}  # each is named like its package
+        if run.config.teacher is not None and run.config.teacher.bits is not None:
+            needed["bitsandbytes"] = "teacher.bits"
         for stage in run.config.stages:
             if stage.optimizer == "adamw_8bit":
                 needed["bitsandbytes"] = f"stages.{stage.name}.optimizer: adamw_8bit"

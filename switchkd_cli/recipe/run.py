@@ -131,6 +131,7 @@ def _images(spec: DataSet) -> str | None:
 # Fields that no result depends on, so they are no part of a key. Of `deepspeed` a key has `Recipe.arithmetic` instead.
 NOT_IN_KEYS = {"title", "rows", "controls", "world", "stand_ins", "checkpoints", "check", "trackers", "deepspeed"}
 NOT_IN_KEYS_OF_STAGES = {"activation_checkpointing"}
+NOT_IN_KEYS_OF_TEACHER = {"weights"}
 NAMED_PARTS = ("checkpoint", "vision", "language", "tokenizer", "image_processor")
 NAMES = ("recipe", "row", "title", "paper")
 
@@ -177,6 +178,7 @@ class Run:
         """A digest of all that the run's results depend on: a changed checkpoint changes it, a changed title doesn't."""
         config = self.config
         fields = config.model_dump(mode="json", exclude=NOT_IN_KEYS) | {"precision": config.arithmetic}
+        fields["teacher"] = _dump(config.teacher, NOT_IN_KEYS_OF_TEACHER)
         fields["stages"] = [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in config.stages]
         return digest(fields, self.inputs)
 
@@ -213,7 +215,7 @@ class Run:
         data = sorted({name for stage in stages for name in stage.data_sets})
         adapted = config.switch.adapter is not None and any("switch" in stage.paths for stage in stages)
         return digest(
-            [_dump(config.student), _dump(teacher), self._models(config.student, teacher)],
+            [_dump(config.student), _dump(teacher, NOT_IN_KEYS_OF_TEACHER), self._models(config.student, teacher)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
@@ -224,14 +226,16 @@ class Run:
     def teacher_digest(self) -> str:
         """A digest of the teacher alone, and of its arithmetic."""
         config = self.config
-        return digest(_dump(config.teacher), self._models(None, config.teacher), config.arithmetic)
+        teacher = _dump(config.teacher, NOT_IN_KEYS_OF_TEACHER)
+        return digest(teacher, self._models(None, config.teacher), config.arithmetic)
 
     @property
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config
         asked = _dump(config.evaluation), *self.fingerprints.evaluation(config.evaluation).values()
-        return digest(_dump(config.teacher), self._models(None, config.teacher), *asked)
+        teacher = _dump(config.teacher, {"bits", *NOT_IN_KEYS_OF_TEACHER})  # it is scored in full
+        return digest(teacher, self._models(None, config.teacher), *asked)
 
     def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
         names = [*model_names("student", student), *model_names("teacher", teacher)]

@@ -94,6 +94,16 @@ class Checkpoint(Strict):
     """Read a checkpoint without safetensors from pytorch_model.bin (tensors only)."""
 
 
+class Teacher(Checkpoint):
+    """The frozen model that a student learns from, and how its weights are kept in memory."""
+
+    bits: Annotated[Literal[8, 4] | None, _left_out(None)] = None
+    """Keep the linear layers of its language model in 8 or 4 bits (none: as they are); needs bitsandbytes."""
+    weights: Annotated[Literal["whole", "offloaded", "sharded"], _left_out("whole")] = "whole"
+    """Where the layers of its language model are while they don't run: on the device; in the machine's memory
+    (`offloaded`); or in equal parts in all processes (`sharded`). No result depends on it."""
+
+
 def _model_form(value: Any) -> str:
     whole = "checkpoint" in value if isinstance(value, dict) else isinstance(value, Checkpoint)
     return TAG + ("checkpoint" if whole else "parts")
@@ -430,7 +440,7 @@ class Recipe(Strict):
     """How DeepSpeed shards the training; docs/scale.md."""
     student: Model
     """The model that learns: made of parts, or a whole checkpoint."""
-    teacher: Checkpoint | None = None
+    teacher: Teacher | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     switch: Annotated[Switch, _left_out(Switch())] = Switch()
     """What stands between the student's vision tower and the teacher's projector; docs/models.md."""

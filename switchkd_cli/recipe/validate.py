@@ -32,7 +32,18 @@ ACROSS = ({"student", "teacher"}, {"student", "switch"})
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (_models, _data_sets, _stages, _switch, _deepspeed, _checkpoints, _trackers, check_evaluation, _rows):
+    for checks in (
+        _models,
+        _teacher,
+        _data_sets,
+        _stages,
+        _switch,
+        _deepspeed,
+        _checkpoints,
+        _trackers,
+        check_evaluation,
+        _rows,
+    ):
         yield from checks(data)
 
 
@@ -42,6 +53,18 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown((model, "family"), "family", spec.get("family"), registry.FAMILIES)
         if isinstance(spec.get("language"), Mapping) and spec.get("tokenizer") is None:
             yield (model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
+
+
+def _teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what doesn't fit how the teacher's weights are kept."""
+    teacher = mapping(data.get("teacher"))
+    bits, weights = teacher.get("bits"), teacher.get("weights", "whole")
+    if bits is not None and weights != "whole":
+        yield ("teacher", "weights"), f"a teacher of {bits} bits stays whole, got {weights!r}"
+    for i, stage in mappings(data.get("stages")) if weights == "sharded" else ():
+        if (states := stage.get("teacher_states", "batched")) != "batched":
+            problem = f"a sharded teacher computes the batches of all processes together, got {states!r}"
+            yield ("stages", i, "teacher_states"), problem
 
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ import torch
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.models.placement import shard
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.checkpointing import read_state, write_state
 from switchkd_cli.engine.training.loop import Loop
@@ -97,12 +98,15 @@ def trained(
     adapted: bool = False,
     saved: str | None = None,
     lora: dict | None = None,
+    sharded: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
     It resumes from the state in `after`. With `spoil`, a term is NaN in the last process.
     """
     paths = untrained(adapted=adapted, saved=saved)
+    if sharded and processes.count > 1:
+        shard(paths.teacher)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
     how = {"train": train, "micro": micro, "steps": steps, "objective": objective}
@@ -137,6 +141,8 @@ def trained(
     state = loop.state_dict()
     state["pictures"] = processes.gather(images)
     state["error"] = error
+    layers = [p for layer in paths.teacher.language.layers[1:] for p in layer.parameters()]
+    state["teacher"] = sum(getattr(p, "_local_tensor", p).nbytes for p in layers)
     state["sight"] = [line for line in lines if line.get("event") == "teacher"]
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}

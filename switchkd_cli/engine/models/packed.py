@@ -39,6 +39,7 @@ class PackedLinear(nn.Linear):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the packed weights and their scales."""
         state = [self.state, *filter(None, [self.state.state2])]
         return self.packed.nbytes + sum(each.absmax.nbytes for each in state)
 
@@ -64,7 +65,7 @@ class _Product(torch.autograd.Function):
         return linear(inputs, layer.weight.to(inputs.dtype), layer.bias)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ context.layer.weight.to(gradient.dtype), None
 
 

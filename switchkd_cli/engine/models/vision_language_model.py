@@ -40,6 +40,7 @@ class VisionLanguageModel(nn.Module):
 
     `model` is a plain transformers model, so that a saved model loads without this package. The layers of the parts in
     `recomputed_parts` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
+    `weights`: how those of L's layers are kept, see `recipe.schema.Teacher`.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: InputProcessor) -> None:
@@ -48,6 +49,7 @@ class VisionLanguageModel(nn.Module):
         self.inputs = inputs
         self.seam: Seam = inputs.seam
         self.recomputed_parts: frozenset[str] = frozenset()
+        self.weights = "whole"
 
     @property
     def core(self) -> Any:
@@ -130,7 +132,8 @@ class VisionLanguageModel(nn.Module):
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
         """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
         layers = self.language.layers
-        with only_at(keep, layers[-1]), recompute_layers(layers if "language" in self.recomputed_parts else ()):
+        recomputed = "language" in self.recomputed_parts or self.weights == "offloaded"
+        with only_at(keep, layers[-1]), recompute_layers(layers if recomputed else ()):
             hidden = self._read(batch, tokens).last_hidden_state[keep]
         return hidden if batch.images else _with_graph_of(tokens, hidden)
 
@@ -141,8 +144,8 @@ class VisionLanguageModel(nn.Module):
     def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
         """L without its head: return transformers' output for a batch."""
         embeddings = self.model.get_input_embeddings()
-        # under ZeRO 3 the backward pass must go through the same layers in every process: the others would wait
-        through = not batch.images and hasattr(embeddings.weight, "ds_id")
+        # where layers are sharded the backward pass must go through the same ones in every process: the others would wait
+        through = not batch.images and (self.weights == "sharded" or hasattr(embeddings.weight, "ds_id"))
         with embeddings.register_forward_hook(lambda *of: _with_graph_of(tokens, of[-1])) if through else nullcontext():
             return self.core(
                 input_ids=batch.input_ids,

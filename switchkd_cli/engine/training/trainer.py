@@ -168,8 +168,10 @@ class Trainer:
     def _gradient_norms(self, inputs: LossInputs) -> dict[str, float]:
         """Return the norm of each term's gradient in a micro-batch, and the share of it that reaches V_S past an adapter.
 
-        Nothing for a single term without an adapter.
+        Nothing for a single term without an adapter, nor through a sharded teacher, as processes may have unlike terms.
         """
+        if self.paths.teacher is not None and self.paths.teacher.weights == "sharded":
+            return {}
         if sum(term.weight > 0 for term in self.stage.objective) < 2 and not {"vision", "adapter"} <= self.parts.keys():
             return {}
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
